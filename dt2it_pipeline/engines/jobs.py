@@ -1,0 +1,46 @@
+"""Jobs that run in a process of their own: a plain function `run(job, report) -> summary`, and its command line.
+
+Heavy stages (training, sampling, scoring, local judges) live in such functions, so that memory is given back when the
+process ends. Dagster starts them through `orchestrate.child`; `python -m MODULE job.json` starts them without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Reporter = Callable[[Mapping[str, Any]], None]
+Run = Callable[[dict[str, Any], Reporter], dict[str, Any]]
+
+
+def load_run(target: str) -> Run:
+    """The function that `package.module:function` names."""
+    module, _, name = target.partition(":")
+    function: Run = getattr(importlib.import_module(module), name)
+    return function
+
+
+def read_job(path: str | Path) -> dict[str, Any]:
+    """A job description from its JSON file."""
+    job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return job
+
+
+def print_progress(progress: Mapping[str, Any]) -> None:
+    """A reporter that prints one line per report."""
+    shown = (f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in progress.items())
+    print(" ".join(shown), flush=True)
+
+
+def main(run: Run, arguments: list[str] | None = None) -> None:
+    """Command line of a job: `python -m MODULE job.json` runs it, prints progress and, last, the summary as JSON."""
+    given = sys.argv[1:] if arguments is None else arguments
+    paths = [a for a in given if not a.startswith("--local_rank")]  # the DeepSpeed launcher adds this one
+    if len(paths) != 1:
+        raise SystemExit("usage: python -m MODULE job.json")
+    summary = run(read_job(paths[0]), print_progress)
+    print(json.dumps(summary, ensure_ascii=False, sort_keys=True))

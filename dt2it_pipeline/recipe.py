@@ -1,0 +1,258 @@
+"""The typed form of a recipe YAML: every setting of the pipeline, once, with its unit, range and default.
+
+A recipe is strict: an unknown key or a value out of range fails before any work starts and names the key. What does not
+belong here: anything that a stage computes, and anything that differs between machines (paths come from the
+environment).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DEFAULT_RECIPE = "configs/recipes/demo.yaml"
+DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be read, or a setting in it is unknown, missing or out of range."""
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values are not coerced, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DemoSettings(Settings):
+    """The embedded world: how much of easy-VQA becomes which source."""
+
+    prompts: int = Field(600, ge=1, le=10_000, description="questions with a gold answer, for construction")
+    preferences: int = Field(3000, ge=1, le=30_000, description="noisy preference pairs, for curation")
+    t2i: int = Field(500, ge=1, le=10_000, description="text-to-image preferences")
+    benchmark_per_group: int = Field(300, ge=1, le=2_000, description="held-out pairs per benchmark group")
+    noise: float = Field(0.3, ge=0, le=0.5, description="share of preference labels that are wrong")
+    style_bias: float = Field(
+        0.9, ge=0.5, le=1, description="share of pairs whose labelled-chosen side is the verbose one"
+    )
+    corrupt_images: int = Field(
+        0, ge=0, description="image files of the preference slice to truncate, to test quarantine"
+    )
+
+
+class SamplingSettings(Settings):
+    """Candidate responses from one pool of models with one style (METHOD.md, part 1, steps 1 and 4)."""
+
+    model: str = Field(
+        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+    )
+    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true picture")
+    mismatched_samples: int = Field(
+        2, ge=0, le=64, description="answers per prompt to another prompt's picture (diversity)"
+    )
+    temperature: float = Field(1.0, ge=0, le=5)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens")
+    max_model_len: int = Field(512, ge=64, le=131_072, description="tokens of prompt and answer together")
+    shard_prompts: int = Field(512, ge=1, description="prompts per shard; a killed run loses at most one shard")
+
+
+class JudgingSettings(Settings):
+    """Listwise and pointwise judgements (METHOD.md, part 1, steps 2, 3 and 5)."""
+
+    judge: Literal["reference"] = "reference"
+    orders: int = Field(1, ge=1, le=8, description="presentation orders per list, none of them the identity")
+
+
+class PairingSettings(Settings):
+    """Pairs over a spread of strengths, both sides in one style (METHOD.md, part 1, step 6)."""
+
+    max_pairs_per_prompt: int = Field(3, ge=1, le=100)
+    min_strength: float = Field(0.5, ge=0, le=10, description="least difference of overall scores (0 to 10)")
+    style_probe_bound: float = Field(
+        0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
+    )
+
+
+class T2ISettings(Settings):
+    """Text-to-image preferences as two-image questions (METHOD.md, part 2)."""
+
+    max_pairs: int | None = Field(None, ge=1, description="use at most this many; all when absent")
+
+
+class TrainingSettings(Settings):
+    """Bradley-Terry training of backbone and linear head (METHOD.md, training recipe)."""
+
+    base_model: str = Field(
+        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+    )
+    processes: int = Field(2, ge=1, le=1024, description="ranks that the DeepSpeed launcher starts on this machine")
+    deepspeed_config: str = Field("zero2_cpu", description="file in configs/deepspeed, without .json")
+    pairs_per_step: int = Field(64, ge=1, le=65_536, description="pairs per optimiser step, over all ranks")
+    micro_batch_pairs: int = Field(32, ge=1, le=4096, description="pairs per forward pass of one rank")
+    epochs: float = Field(2.0, gt=0, le=100)
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after this many optimiser steps, whatever `epochs` says"
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=1)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    shared_prefix: bool = Field(
+        True, description="both responses behind one prompt in one sequence, instead of two sequences"
+    )
+    cache_vision: bool = Field(True, description="keep the frozen tower's output per picture in memory")
+    gradient_checkpointing: bool = False
+    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is set aside")
+    max_pixels: int = Field(268_324, ge=1024, description="pictures are scaled down to this many pixels")
+    system_prompt: str = Field(
+        "You are an impartial evaluator. Judge how well the assistant answers the question about the picture.",
+        description="system turn before every training and scoring prompt",
+    )
+    report_every: int = Field(10, ge=1, description="optimiser steps")
+    checkpoint_every: int = Field(50, ge=1, description="optimiser steps")
+
+
+class ScoringSettings(Settings):
+    """Scoring every unique response once (METHOD.md, part 3)."""
+
+    processes: int = Field(2, ge=1, le=1024, description="data-parallel scorers on this machine")
+    tokens_per_batch: int = Field(8192, ge=64, description="token budget of one forward pass")
+    shard_responses: int = Field(
+        4096, ge=1, description="responses per shard; a killed run loses at most one shard a process"
+    )
+    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the response is set aside")
+    max_pixels: int = Field(1_310_720, ge=1024, description="pictures are scaled down to this many pixels")
+
+
+class JudgeSettings(Settings):
+    """One annotator of contested pairs."""
+
+    name: str = Field(min_length=1)
+    model: str = Field(
+        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+    )
+    kind: Literal["likelihood"] = "likelihood"
+    prompt: str = Field("", description="words added to the question")
+    baseline: Literal["blank", "mismatched"] = Field(
+        "blank", description="the picture against which likelihood is measured"
+    )
+
+
+class AnnotationSettings(Settings):
+    """Two judges on every contested pair (METHOD.md, part 3, step 3)."""
+
+    judges: tuple[JudgeSettings, ...] = Field(strict=False, min_length=1)
+    batch_pairs: int = Field(64, ge=1, description="pairs per forward pass")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> AnnotationSettings:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError(f"judge names must differ, found {names}")
+        return self
+
+
+class CurationSettings(Settings):
+    """Vote, flip and verify (METHOD.md, part 3, steps 1 and 2)."""
+
+    flip_fraction: float = Field(0.5, ge=0, le=1, description="share of the negatively voted pairs to flip")
+    reuse_reward_model: bool = Field(
+        False, description="verify with the round's reward model instead of training a verifier"
+    )
+
+
+class EvaluationSettings(Settings):
+    """Benchmarks, grading and the report."""
+
+    control_arm: bool = Field(
+        True, description="also train on D0 + the uncurated preferences and show it in the report"
+    )
+    ceiling_arm: bool = Field(False, description="demo only: also train on D0 + true labels")
+    style_probe_folds: int = Field(5, ge=2, le=20)
+    examples: int = Field(6, ge=0, le=50, description="example pairs per kind in the report")
+
+
+class Recipe(Settings):
+    """One way of running the whole pipeline."""
+
+    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    rounds: int = Field(2, ge=1, le=20, description="rounds 0 to rounds - 1")
+    datasets: tuple[str, ...] = Field((), strict=False, description="manifests in configs/datasets, without .yaml")
+    demo: DemoSettings | None = None
+    sampling: SamplingSettings = SamplingSettings()
+    judging: JudgingSettings = JudgingSettings()
+    pairing: PairingSettings = PairingSettings()
+    t2i: T2ISettings = T2ISettings()
+    training: TrainingSettings = TrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    curation: CurationSettings = CurationSettings()
+    annotation: AnnotationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _demo_arms_need_demo(self) -> Recipe:
+        if self.evaluation.ceiling_arm and self.demo is None:
+            raise ValueError(
+                "evaluation.ceiling_arm needs the demo's true labels, and this recipe has no `demo` section"
+            )
+        return self
+
+
+def project_root() -> Path:
+    """Folder that holds configs/: `DT2IT_PROJECT` if set, else the checkout that this package was installed from."""
+    return Path(os.environ.get("DT2IT_PROJECT") or Path(__file__).resolve().parent.parent)
+
+
+def artifact_home() -> Path:
+    """Folder of all artifacts: `DT2IT_HOME` if set, else data/ in the project."""
+    return Path(os.environ.get("DT2IT_HOME") or project_root() / "data").absolute()
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Parse and check a recipe's YAML text; `where` names it in errors. Raises RecipeError naming every wrong key."""
+    try:
+        raw: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where} must be a mapping of settings, found {type(raw).__name__}")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
+            found = "" if fault["type"] in ("missing", "extra_forbidden") else f", found {fault['input']!r}"
+            message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
+            lines.append(f"  {key}: {message}{found}")
+        raise RecipeError(f"{where} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from None
+
+
+def load_recipe(path: str | Path | None = None) -> Recipe:
+    """Load a recipe from `path`, else from `DT2IT_RECIPE`, else the demo. Relative paths count from the project root.
+
+    Raises:
+        RecipeError: there is no such file, or it is not a valid recipe.
+    """
+    chosen = Path(path or os.environ.get("DT2IT_RECIPE") or DEFAULT_RECIPE)
+    full = chosen if chosen.is_absolute() else project_root() / chosen
+    try:
+        text = full.read_text(encoding="utf-8")
+    except OSError as error:
+        known = ", ".join(sorted(p.name for p in (project_root() / "configs/recipes").glob("*.yaml"))) or "none"
+        raise RecipeError(
+            f"cannot read recipe {full}: {error.strerror}; recipes in configs/recipes: {known}"
+        ) from error
+    return parse_recipe(text, where=str(chosen))
+
+
+def model_path(name: str) -> str:
+    """Folder or Hub id of a model that a recipe names; `demo` becomes the model that ships with the package."""
+    return str(Path(__file__).resolve().parent / "demo" / "base_model") if name == DEMO_BASE_MODEL else name

@@ -1,0 +1,202 @@
+"""Arrow schemas of every table, and the content ids by which rows are found.
+
+What belongs here: the shape of the tables and the ids. What does not: where tables lie (store.py) and how they are made
+(the stage packages).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_MEDIUM = pa.struct([pa.field("kind", pa.string()), pa.field("sha256", pa.string()), pa.field("path", pa.string())])
+_TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
+_VOTE = pa.struct([pa.field("voter", pa.string()), pa.field("margin", pa.float64())])
+
+
+def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(f[0], f[1], nullable=len(f) > 2 and bool(f[2])) for f in fields])
+
+
+NULLABLE = True
+
+SCHEMAS: dict[str, pa.Schema] = {
+    # A question with its pictures. `turns` hold one `<image>` or `<video>` marker per medium, in the order of `media`.
+    "prompts": _schema(
+        ("prompt_id", pa.string()),
+        ("source", pa.string()),
+        ("system", pa.string()),
+        ("turns", pa.list_(_TURN)),
+        ("media", pa.list_(_MEDIUM)),
+        ("reference", pa.string(), NULLABLE),
+        ("language", pa.string()),
+        ("meta", pa.string()),  # JSON object with whatever else the source says
+    ),
+    "responses": _schema(
+        ("response_id", pa.string()), ("prompt_id", pa.string()), ("text", pa.string()), ("generator", pa.string())
+    ),
+    "judgements": _schema(
+        ("prompt_id", pa.string()),
+        ("response_id", pa.string()),
+        ("judge", pa.string()),
+        ("mode", pa.string()),  # listwise, pointwise or pairwise
+        ("order", pa.list_(pa.int32())),  # presentation order of the list; empty when pointwise
+        ("score", pa.float64(), NULLABLE),
+        ("criteria", pa.string()),  # JSON object: criterion -> {weight, score}
+        ("status", pa.string()),
+        ("template_hash", pa.string()),
+    ),
+    "pairs": _schema(
+        ("pair_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("strength", pa.float64(), NULLABLE),
+        ("label", pa.string()),
+        ("round", pa.int32()),
+        ("source", pa.string()),
+        ("votes", pa.list_(_VOTE)),
+    ),
+    "scores": _schema(("response_id", pa.string()), ("voter", pa.string()), ("score", pa.float32())),
+    "votes": _schema(
+        ("pair_id", pa.string()), ("judge", pa.string()), ("order", pa.string()), ("verdict", pa.string(), NULLABLE)
+    ),
+    # Human T2I preferences as they are found: two pictures for one caption.
+    "t2i_preferences": _schema(
+        ("row_id", pa.string()),
+        ("caption", pa.string()),
+        ("preferred", _MEDIUM),
+        ("other", _MEDIUM),
+        ("strength", pa.float64(), NULLABLE),
+        ("language", pa.string()),
+        ("source", pa.string()),
+    ),
+    "benchmark_items": _schema(
+        ("item_id", pa.string()),
+        ("benchmark", pa.string()),
+        ("group", pa.string()),
+        ("pair_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+    ),
+    "benchmark_scores": _schema(
+        ("model", pa.string()),
+        ("benchmark", pa.string()),
+        ("group", pa.string()),
+        ("pairs", pa.int64()),
+        ("correct", pa.int64()),
+        ("ties", pa.int64()),
+        ("unscored", pa.int64()),
+        ("accuracy", pa.float64(), NULLABLE),
+    ),
+    # Rows that a stage could not use. Nothing is lost silently: rows in = rows out + rows here.
+    "set_aside": _schema(
+        ("row_id", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source", pa.string()),
+    ),
+}
+
+LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
+
+
+class RecordError(ValueError):
+    """A table does not have the columns or types of its kind."""
+
+
+def content_hash(*parts: object) -> str:
+    """Hash a sequence of JSON-able parts into 32 hex digits (128 bits of SHA-256); equal parts give equal hashes."""
+    payload = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def prompt_id(system: str, turns: Sequence[Mapping[str, str]], media_hashes: Sequence[str]) -> str:
+    """Id of a prompt: a hash of its system text, its turns (role and text) and its media content hashes, in order."""
+    return content_hash("prompt", system, [[turn["role"], turn["text"]] for turn in turns], list(media_hashes))
+
+
+def response_id(prompt: str, text: str) -> str:
+    """Id of a response: a hash of the prompt's id and the response text, to the letter."""
+    return content_hash("response", prompt, text)
+
+
+def pair_id(prompt: str, first: str, second: str) -> str:
+    """Id of a pair: a hash of the prompt's id and the two response ids in either order, so that a flip keeps it."""
+    return content_hash("pair", prompt, sorted((first, second)))
+
+
+def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[str, Any]:
+    """One row of a pairs table from two texts; `fields` gives source, label and whatever else is not the default."""
+    chosen_id, rejected_id = response_id(prompt, chosen), response_id(prompt, rejected)
+    row: dict[str, Any] = {
+        "pair_id": pair_id(prompt, chosen_id, rejected_id),
+        "prompt_id": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_id": chosen_id,
+        "rejected_id": rejected_id,
+        "strength": None,
+        "label": "original",
+        "round": -1,
+        "votes": [],
+    }
+    return row | fields
+
+
+def set_aside_row(row_id: str, stage: str, reason: str, detail: str = "", source: str = "") -> dict[str, str]:
+    """One row of a set-aside table: which row, where, why (a short fixed phrase) and what was found."""
+    return {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
+
+
+def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:
+    """Build a table of one kind from row dictionaries. Raises RecordError as `validate` does."""
+    schema = _schema_of(kind)
+    try:
+        made = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+        raise RecordError(f"table {kind!r}: {error}") from error
+    return validate(made, kind)
+
+
+def validate(given: pa.Table, kind: str) -> pa.Table:
+    """Return `given` in the schema of its kind: columns in order, types cast where nothing is lost.
+
+    Raises:
+        RecordError: a column is missing or unknown, a type cannot be cast, or a required value is null.
+    """
+    schema = _schema_of(kind)
+    missing = [name for name in schema.names if name not in given.column_names]
+    unknown = [name for name in given.column_names if name not in schema.names]
+    if missing or unknown:
+        raise RecordError(f"table {kind!r}: missing columns {missing}, unknown columns {unknown}")
+    columns = []
+    for field in schema:
+        column = given.column(field.name)
+        if not column.type.equals(field.type):
+            try:
+                column = column.cast(field.type)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise RecordError(f"table {kind!r}, column {field.name!r}: {error}") from error
+        if not field.nullable and column.null_count:
+            where = next(i for i, value in enumerate(column) if not value.is_valid)
+            raise RecordError(f"table {kind!r}, column {field.name!r}: {column.null_count} null, first in row {where}")
+        columns.append(column.combine_chunks() if column.num_chunks > 1 else column)
+    return pa.table(columns, schema=schema)
+
+
+def _schema_of(kind: str) -> pa.Schema:
+    try:
+        return SCHEMAS[kind]
+    except KeyError:
+        raise RecordError(f"unknown table kind {kind!r}; known: {', '.join(SCHEMAS)}") from None

@@ -1,0 +1,254 @@
+"""Where artifacts lie, and how they are written so that a reader never sees half of one.
+
+    DT2IT_HOME/
+      artifacts/<name>[/<partition>]/<key>/   one finished version of a stage's output: *.parquet, or a checkpoint
+      artifacts/<name>[/<partition>]/current  a small file that names the key in force
+      media/<aa>/<sha256>.<ext>               pictures and videos, once per content
+      work/<name>[/<partition>]/<key>/        what a running stage needs to resume; removed when it has finished
+      sources/                                source files that the demo writes
+
+A version is written to a temporary folder, renamed to its key, and only then named by `current`; each step is atomic on
+a POSIX file system. The key is a hash of the stage's inputs and settings, so that a stage started again with the same
+inputs finds its result finished, and one that was killed finds its work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dt2it_pipeline import records
+
+_KEPT_VERSIONS = 2  # the current one, and the one before for readers that are still open
+
+
+class StoreError(RuntimeError):
+    """An artifact cannot be read or written; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The tables that one stage hands on, by kind, for instance `pairs`, `prompts` and `set_aside`.
+
+    `facts` are JSON-able scalars and small structures about the making of the tables. `path` and `key` are set once the
+    bundle lies in the store; a checkpoint is a bundle with files at `path` and no tables.
+    """
+
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    key: str | None = None
+
+    def __getitem__(self, kind: str) -> pa.Table:
+        try:
+            return self.tables[kind]
+        except KeyError:
+            raise StoreError(f"{self.path or 'bundle'} has no table {kind!r}, only {sorted(self.tables)}") from None
+
+    def table_path(self, kind: str) -> Path:
+        """Parquet file of one table of a stored bundle."""
+        return self.folder / f"{kind}.parquet"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of a stored bundle; raises StoreError while it is not stored."""
+        if self.path is None:
+            raise StoreError("this bundle has not been stored yet")
+        return self.path
+
+    @property
+    def digest(self) -> str:
+        """Key under which the bundle is stored; it stands for its content in the keys of later stages."""
+        if self.key is None:
+            raise StoreError("this bundle has not been stored yet")
+        return self.key
+
+
+class Store:
+    """All artifacts below one home folder."""
+
+    def __init__(self, home: str | Path) -> None:
+        self.home = Path(home).absolute()
+
+    @property
+    def media(self) -> Path:
+        """Root of the media store; paths in tables are relative to it."""
+        return self.home / "media"
+
+    def work(self, name: str, key: str, partition: str | None = None) -> Path:
+        """Folder where a stage keeps what it needs to resume; made if absent."""
+        folder = _slot(self.home / "work", name, partition) / key
+        _make_folder(folder)
+        return folder
+
+    def finish_work(self, name: str, partition: str | None = None) -> None:
+        """Remove everything that a stage kept to resume, older keys included."""
+        shutil.rmtree(_slot(self.home / "work", name, partition), ignore_errors=True)
+
+    def current(self, name: str, partition: str | None = None) -> str | None:
+        """Key of the version in force, or None when the stage has not finished yet."""
+        try:
+            key = (_slot(self.home / "artifacts", name, partition) / "current").read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return key if (_slot(self.home / "artifacts", name, partition) / key).is_dir() else None
+
+    def has(self, name: str, key: str, partition: str | None = None) -> bool:
+        """Whether exactly this version is finished."""
+        return (_slot(self.home / "artifacts", name, partition) / key).is_dir()
+
+    def read(self, name: str, partition: str | None = None, key: str | None = None) -> Bundle:
+        """Load a finished version (the current one by default), every table validated.
+
+        Raises:
+            StoreError: there is none, or a file in it is damaged.
+        """
+        key = key or self.current(name, partition)
+        where = name + (f", partition {partition}" if partition is not None else "")
+        if key is None:
+            raise StoreError(f"{where} has not been materialised in {self.home}; materialise it first")
+        folder = _slot(self.home / "artifacts", name, partition) / key
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            tables = {kind: read_parquet(folder / f"{kind}.parquet", kind) for kind in manifest["tables"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(f"{where} is damaged in {folder}: {error}; remove that folder and run it again") from error
+        return Bundle(tables, manifest["facts"], folder, key)
+
+    @contextlib.contextmanager
+    def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:
+        """Give a temporary folder to fill; on success it becomes the version `key` and the current one."""
+        slot = _slot(self.home / "artifacts", name, partition)
+        with atomic_directory(slot / key) as folder:
+            yield folder
+            if not (folder / "manifest.json").exists():
+                write_json_atomic({"tables": [], "facts": {}}, folder / "manifest.json")
+        self.point(name, key, partition)
+
+    def write(self, name: str, bundle: Bundle, key: str, partition: str | None = None) -> Bundle:
+        """Store a bundle's tables as version `key` and make it the current one; returns it with its path and key."""
+        with self.writing(name, key, partition) as folder:
+            write_bundle_files(bundle, folder)
+        return self.read(name, partition, key)
+
+    def point(self, name: str, key: str, partition: str | None = None) -> None:
+        """Make version `key` the current one and drop versions that no reader can still want."""
+        slot = _slot(self.home / "artifacts", name, partition)
+        before = self.current(name, partition)
+        if before != key:
+            _replace_text(slot / "current", key)
+        versions = [p for p in slot.iterdir() if p.is_dir() and (p / "manifest.json").exists()]
+        versions.sort(key=lambda p: (p.name == key, p.name == before, p.stat().st_mtime), reverse=True)
+        for old in versions[_KEPT_VERSIONS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bundle_files(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle's tables and its manifest into a folder that is not in use yet."""
+    for kind, value in bundle.tables.items():
+        write_parquet(records.validate(value, kind), folder / f"{kind}.parquet")
+    write_json_atomic({"tables": sorted(bundle.tables), "facts": dict(bundle.facts)}, folder / "manifest.json")
+
+
+def read_parquet(path: str | Path, kind: str | None = None) -> pa.Table:
+    """Read one Parquet file, validated as a table of `kind` where that is given."""
+    table = pq.read_table(path, partitioning=None)
+    return records.validate(table.replace_schema_metadata(None), kind) if kind else table
+
+
+def write_parquet(value: pa.Table | pd.DataFrame, path: str | Path) -> None:
+    """Write a table as Parquet (zstd) through a temporary file; the same table gives the same bytes."""
+    table = pa.Table.from_pandas(value, preserve_index=False) if isinstance(value, pd.DataFrame) else value
+    path = Path(path)
+    with _temporary_beside(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+        _sync(temporary)
+        temporary.replace(path)
+
+
+def write_json_atomic(value: Any, path: str | Path) -> None:
+    """Write JSON (sorted keys, UTF-8) through a temporary file."""
+    _replace_text(Path(path), json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar))
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`; on success it is renamed to `path`, on failure it is removed.
+
+    A folder that is already there is replaced: it is moved aside first and removed afterwards.
+    """
+    path = Path(path)
+    _make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)  # mkdtemp's 0700 would hide shared artifacts from a team's other users
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".old.{path.name}.", dir=path.parent))
+            path.rename(aside / "old")
+            temporary.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    with _temporary_beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    _make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write below {folder}: {error.strerror}; set DT2IT_HOME to a writable folder"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _slot(root: Path, name: str, partition: str | None) -> Path:
+    return root / name if partition is None else root / name / partition
+
+
+def _json_scalar(value: Any) -> Any:
+    if hasattr(value, "item"):  # NumPy scalars
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
