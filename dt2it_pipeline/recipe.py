@@ -107,6 +107,9 @@ class TrainingSettings(Settings):
         True, description="both responses behind one prompt in one sequence, instead of two sequences"
     )
     cache_vision: bool = Field(True, description="keep the frozen tower's output per picture in memory")
+    vision_cache_gib: float = Field(
+        4.0, gt=0, description="GiB; where the tower's output needs more, it is computed at every step instead"
+    )
     gradient_checkpointing: bool = False
     max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is set aside")
     max_pixels: int = Field(268_324, ge=1024, description="pictures are scaled down to this many pixels")

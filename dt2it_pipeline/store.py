@@ -15,6 +15,7 @@ inputs finds its result finished, and one that was killed finds its work.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline import records
 
+_CONTENT_SUFFIXES = {".parquet", ".safetensors"}
 _KEPT_VERSIONS = 2  # the current one, and the one before for readers that are still open
 
 
@@ -41,14 +43,15 @@ class StoreError(RuntimeError):
 class Bundle:
     """The tables that one stage hands on, by kind, for instance `pairs`, `prompts` and `set_aside`.
 
-    `facts` are JSON-able scalars and small structures about the making of the tables. `path` and `key` are set once the
-    bundle lies in the store; a checkpoint is a bundle with files at `path` and no tables.
+    `facts` are JSON-able scalars and small structures about the making of the tables; they may differ between two runs
+    (durations, for instance) where the tables do not. `path` and `digest` are set once the bundle lies in the store; a
+    checkpoint is a bundle with files at `path`.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
-    key: str | None = None
+    stored_digest: str | None = None
 
     def __getitem__(self, kind: str) -> pa.Table:
         try:
@@ -69,10 +72,10 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """Key under which the bundle is stored; it stands for its content in the keys of later stages."""
-        if self.key is None:
+        """Hash of the stored tables and weights; it stands for them in the keys of later stages."""
+        if self.stored_digest is None:
             raise StoreError("this bundle has not been stored yet")
-        return self.key
+        return self.stored_digest
 
 
 class Store:
@@ -85,6 +88,11 @@ class Store:
     def media(self) -> Path:
         """Root of the media store; paths in tables are relative to it."""
         return self.home / "media"
+
+    @property
+    def sources(self) -> Path:
+        """Folder of the source files that the demo writes."""
+        return self.home / "sources"
 
     def work(self, name: str, key: str, partition: str | None = None) -> Path:
         """Folder where a stage keeps what it needs to resume; made if absent."""
@@ -124,7 +132,7 @@ class Store:
             tables = {kind: read_parquet(folder / f"{kind}.parquet", kind) for kind in manifest["tables"]}
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(f"{where} is damaged in {folder}: {error}; remove that folder and run it again") from error
-        return Bundle(tables, manifest["facts"], folder, key)
+        return Bundle(tables, manifest["facts"], folder, manifest["digest"])
 
     @contextlib.contextmanager
     def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:
@@ -132,14 +140,22 @@ class Store:
         slot = _slot(self.home / "artifacts", name, partition)
         with atomic_directory(slot / key) as folder:
             yield folder
-            if not (folder / "manifest.json").exists():
-                write_json_atomic({"tables": [], "facts": {}}, folder / "manifest.json")
         self.point(name, key, partition)
 
     def write(self, name: str, bundle: Bundle, key: str, partition: str | None = None) -> Bundle:
-        """Store a bundle's tables as version `key` and make it the current one; returns it with its path and key."""
+        """Store a bundle as version `key` and make it the current one; returns it as it is read back.
+
+        A bundle that has a `path` outside the store (a checkpoint that a child process wrote) brings that folder's
+        files along: they are moved.
+        """
         with self.writing(name, key, partition) as folder:
-            write_bundle_files(bundle, folder)
+            if bundle.path is not None:
+                for file in sorted(bundle.path.iterdir()):
+                    shutil.move(file, folder / file.name)
+            for kind, value in bundle.tables.items():
+                write_parquet(records.validate(value, kind), folder / f"{kind}.parquet")
+            manifest = {"tables": sorted(bundle.tables), "facts": dict(bundle.facts), "digest": content_digest(folder)}
+            write_json_atomic(manifest, folder / "manifest.json")
         return self.read(name, partition, key)
 
     def point(self, name: str, key: str, partition: str | None = None) -> None:
@@ -154,11 +170,14 @@ class Store:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def write_bundle_files(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle's tables and its manifest into a folder that is not in use yet."""
-    for kind, value in bundle.tables.items():
-        write_parquet(records.validate(value, kind), folder / f"{kind}.parquet")
-    write_json_atomic({"tables": sorted(bundle.tables), "facts": dict(bundle.facts)}, folder / "manifest.json")
+def content_digest(folder: Path) -> str:
+    """Hash of the tables and weights below a folder; logs, timings and configuration do not count."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in _CONTENT_SUFFIXES):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:32]
 
 
 def read_parquet(path: str | Path, kind: str | None = None) -> pa.Table:

@@ -4,7 +4,7 @@ The package registry's torchvision, torchaudio and torchcodec are built against 
 libraries cannot load, and `import transformers` goes down with them.
 
 - torchvision dies because the operators `torchvision::nms` and `torchvision::qnms` do not exist when it registers
-  their fake kernels. Declaring the two schemas first is enough: the Qwen processors use only its transforms, plain torch.
+  their fake kernels. Declaring the two schemas first is enough: the Qwen processors use only its transforms.
 - torchaudio and torchcodec die while they load their libraries. Nothing here needs audio or a video decoder of theirs,
   so they are hidden: transformers and vLLM then take the same path as where they are not installed.
 

@@ -1,0 +1,58 @@
+# make demo   the whole method on this machine: install, run rounds 0 and 1, print where the report lies
+# make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
+# make ui     the web UI on what has been run        make lint         format, lint and types
+#
+# ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts.
+
+PYTHON ?= python3
+ENGINES ?= cpu
+ROUNDS ?= 0 1
+VENV := .venv
+BIN := $(VENV)/bin
+
+export DT2IT_RECIPE ?= configs/recipes/demo.yaml
+export DT2IT_HOME ?= $(CURDIR)/data
+export DAGSTER_HOME := $(CURDIR)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_OFFLINE ?= 1
+
+JOB := dagster job execute -m dt2it_pipeline.definitions -j
+
+.PHONY: demo test test-heavy ui lint clean
+
+demo: $(VENV)/.installed-demo
+	@mkdir -p "$(DT2IT_HOME)"
+	$(JOB) construct
+	@for round in $(ROUNDS); do \
+		echo $(JOB) round --tags "{\"dagster/partition\": \"$$round\"}"; \
+		$(JOB) round --tags "{\"dagster/partition\": \"$$round\"}" || exit 1; \
+	done
+	@cat "$(DT2IT_HOME)/report.md"
+	@echo "Report: $(DT2IT_HOME)/report.html"
+
+test: $(VENV)/.installed-dev
+	pytest
+
+test-heavy: $(VENV)/.installed-dev
+	pytest -m heavy
+
+lint: $(VENV)/.installed-dev
+	ruff format --check .
+	ruff check .
+	mypy
+
+ui: $(VENV)/.installed-demo
+	@mkdir -p "$(DT2IT_HOME)"
+	dagster dev -m dt2it_pipeline.definitions
+
+clean:
+	rm -rf "$(DT2IT_HOME)" $(VENV)
+
+$(VENV)/.installed-demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINES),demo]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINES),demo,dev]"
+	touch $@

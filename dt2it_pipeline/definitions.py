@@ -1,0 +1,44 @@
+"""The code location: everything that Dagster shows and runs, for one recipe and one artifact home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+
+from dt2it_pipeline.orchestrate.assets.construction import build_construction_assets
+from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
+from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
+from dt2it_pipeline.orchestrate.assets.report import build_report_asset
+from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
+from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
+from dt2it_pipeline.orchestrate.jobs import build_jobs
+from dt2it_pipeline.orchestrate.partitions import rounds_partitions
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sensors import build_sensors
+from dt2it_pipeline.recipe import Recipe, artifact_home, load_recipe
+
+
+def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
+    """Everything for one recipe, with artifacts below `home`; tests call it with a recipe and a folder of their own."""
+    rounds = rounds_partitions(recipe)
+    jobs = build_jobs(rounds)
+    return dg.Definitions(
+        assets=[
+            *build_raw_assets(recipe),
+            *build_construction_assets(recipe),
+            *build_round_assets(recipe, rounds),
+            *build_evaluation_assets(recipe, rounds),
+            build_report_asset(recipe, rounds),
+        ],
+        jobs=list(jobs),
+        sensors=build_sensors(recipe, jobs.round),
+        resources={
+            "io_manager": BundleIOManager(home=str(home)),
+            "store": StoreResource(home=str(home)),
+            "children": ChildProcesses(),
+        },
+    )
+
+
+defs = build_defs(load_recipe(), artifact_home())

@@ -1,0 +1,197 @@
+"""Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dt2it_pipeline.construct.debias import balance_style
+from dt2it_pipeline.construct.judge import judge_responses, make_judge
+from dt2it_pipeline.construct.pairs import form_pairs
+from dt2it_pipeline.evaluate.style import style_probe
+from dt2it_pipeline.orchestrate.checks import reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
+from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.reformulate.t2i import reformulate
+from dt2it_pipeline.store import Bundle, read_parquet
+
+GROUP = "construction"
+_RECONCILE = "rows_reconcile"
+
+
+def build_construction_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
+    """Assets of parts 1 and 2."""
+    return [_candidate_responses(recipe), _judged_responses(recipe), _debiased_pairs(recipe), _t2i_pairs(recipe)]
+
+
+def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        pool="gpu",
+        kinds={"vllm"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="candidate_responses", blocking=True)],
+    )
+    def candidate_responses(
+        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, raw_prompts: Bundle
+    ) -> dg.MaterializeResult[Bundle]:
+        """Several answers per prompt from one pool of models with one style, sampled by vLLM."""
+        opened = store.open()
+
+        def sample(work: Path) -> Bundle:
+            output = work / "responses.parquet"
+            job = {
+                "model": model_path(recipe.sampling.model),
+                "prompts": str(raw_prompts.table_path("prompts")),
+                "media_root": str(opened.media),
+                "output": str(output),
+                "work": str(work / "shards"),
+                "settings": recipe.sampling.model_dump(mode="json"),
+                "seed": recipe.seed,
+            }
+            summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, work)
+            set_aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+            return Bundle({"responses": read_parquet(output, "responses"), "set_aside": set_aside}, summary)
+
+        bundle = run_stage(
+            context,
+            opened,
+            sample,
+            inputs={"raw_prompts": raw_prompts},
+            settings={"sampling": recipe.sampling, "seed": recipe.seed},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return candidate_responses
+
+
+def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        kinds={"python"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True)],
+    )
+    def judged_responses(
+        context: dg.AssetExecutionContext, store: StoreResource, raw_prompts: Bundle, candidate_responses: Bundle
+    ) -> dg.MaterializeResult[Bundle]:
+        """Every answer judged twice: in a shuffled list with the others, and by itself."""
+        opened = store.open()
+
+        def judge(work: Path) -> Bundle:
+            prompts, responses = raw_prompts["prompts"], candidate_responses["responses"]
+            judgements, set_aside = judge_responses(
+                prompts, responses, make_judge(recipe.judging, prompts), recipe.judging, recipe.seed
+            )
+            facts = {
+                "rows_in": responses.num_rows,
+                "rows_out": responses.num_rows - set_aside.num_rows,
+                "rows_set_aside": set_aside.num_rows,
+            }
+            return Bundle({"judgements": judgements, "set_aside": set_aside}, facts)
+
+        bundle = run_stage(
+            context,
+            opened,
+            judge,
+            inputs={"raw_prompts": raw_prompts, "candidate_responses": candidate_responses},
+            settings={"judging": recipe.judging, "seed": recipe.seed},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return judged_responses
+
+
+def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        kinds={"python"},
+        check_specs=[
+            dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
+            dg.AssetCheckSpec("style_probe", asset="debiased_pairs"),
+        ],
+    )
+    def debiased_pairs(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        raw_prompts: Bundle,
+        candidate_responses: Bundle,
+        judged_responses: Bundle,
+    ) -> dg.MaterializeResult[Bundle]:
+        """Pairs on whose order both judgements agree, over a spread of strengths, balanced in style."""
+        opened = store.open()
+
+        def pair(work: Path) -> Bundle:
+            formed, unused = form_pairs(
+                raw_prompts["prompts"],
+                candidate_responses["responses"],
+                judged_responses["judgements"],
+                recipe.pairing,
+                recipe.seed,
+            )
+            balanced, surplus = balance_style(formed, recipe.seed)
+            set_aside = pa.concat_tables([unused, surplus])
+            prompts = raw_prompts["prompts"]
+            used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=balanced["prompt_id"].combine_chunks()))
+            facts = {
+                "rows_in": formed.num_rows + unused.num_rows,
+                "rows_out": balanced.num_rows,
+                "rows_set_aside": set_aside.num_rows,
+                "formed": formed.num_rows,
+            }
+            return Bundle({"pairs": balanced, "prompts": used, "set_aside": set_aside}, facts)
+
+        bundle = run_stage(
+            context,
+            opened,
+            pair,
+            inputs={
+                "raw_prompts": raw_prompts,
+                "candidate_responses": candidate_responses,
+                "judged_responses": judged_responses,
+            },
+            settings={"pairing": recipe.pairing, "seed": recipe.seed},
+        )
+        probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
+        checks = (reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound))
+        return result(context, opened, bundle, checks=checks)
+
+    return debiased_pairs
+
+
+def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        kinds={"python"},
+        check_specs=[
+            dg.AssetCheckSpec(_RECONCILE, asset="t2i_pairs", blocking=True),
+            dg.AssetCheckSpec("positions_balanced", asset="t2i_pairs", blocking=True),
+        ],
+    )
+    def t2i_pairs(
+        context: dg.AssetExecutionContext, store: StoreResource, raw_t2i_preferences: Bundle
+    ) -> dg.MaterializeResult[Bundle]:
+        """Human T2I preferences as two-image questions; the preferred picture stands first in exactly half of them."""
+        opened = store.open()
+        bundle = run_stage(
+            context,
+            opened,
+            lambda work: reformulate(raw_t2i_preferences["t2i_preferences"], recipe.t2i, recipe.seed),
+            inputs={"raw_t2i_preferences": raw_t2i_preferences},
+            settings={"t2i": recipe.t2i, "seed": recipe.seed},
+        )
+        first, pairs = int(bundle.facts["preferred_first"]), bundle["pairs"].num_rows
+        balanced = dg.AssetCheckResult(
+            check_name="positions_balanced",
+            passed=first == pairs // 2,
+            metadata={"preferred_first": first, "pairs": pairs},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle), balanced))
+
+    return t2i_pairs

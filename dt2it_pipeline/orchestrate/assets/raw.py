@@ -1,0 +1,125 @@
+"""Group `raw`: the catalogue's sources as tables. A source that has not changed is not read again."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from dt2it_pipeline import records
+from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue
+from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage, stage_key
+from dt2it_pipeline.recipe import DemoSettings, Recipe
+from dt2it_pipeline.store import Bundle, Store, write_json_atomic
+
+GROUP = "raw"
+_DEMO = "demo_sources"
+
+
+def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
+    """Assets that read the recipe's sources: one per kind; with a demo also its files and its truth."""
+    manifests = load_catalogue(recipe.datasets)
+    deps = [] if recipe.demo is None else [_DEMO]
+    made = [
+        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps)
+        for name, what, kinds, tables in (
+            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
+            ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
+            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i",), ("t2i_preferences",)),
+            (
+                "raw_benchmarks",
+                "Held-out pairs that no training set may contain.",
+                ("benchmark", "t2i_benchmark"),
+                ("benchmark_items", "prompts"),
+            ),
+        )
+    ]
+    if recipe.demo is not None:
+        truth = tuple(m for m in manifests if m.kind == "truth")
+        what = "The demo's hidden truth about raw_preferences. Read by the report's grading and the ceiling arm alone."
+        made += [
+            _demo_sources(recipe.demo, recipe.seed),
+            _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps),
+        ]
+    return made
+
+
+def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
+    @dg.asset(name=_DEMO, group_name=GROUP, code_version=CODE_VERSION, kinds={"python"})
+    def demo_sources(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
+        """The embedded world: files as a user would have them, made from easy-VQA with a fixed seed."""
+        from dt2it_pipeline.demo.world import write_world
+
+        folder = store.open().sources / "demo"
+        key = stage_key(_DEMO, {}, {"demo": settings, "seed": seed})
+        marker = folder / "world.json"
+        if not marker.exists() or key not in marker.read_text(encoding="utf-8"):
+            write_world(folder, settings, seed=seed)
+            write_json_atomic({"key": key}, marker)
+        return dg.MaterializeResult(
+            metadata={"path": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(key)
+        )
+
+    return demo_sources
+
+
+def _raw_asset(
+    name: str, what: str, manifests: tuple[Manifest, ...], kinds: tuple[str, ...], deps: list[str]
+) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=name,
+        group_name=GROUP,
+        description=what,
+        deps=deps,
+        code_version=CODE_VERSION,
+        kinds={"parquet"},
+        check_specs=[
+            dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
+            dg.AssetCheckSpec("sources_readable", asset=name),
+        ],
+    )
+    def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[Bundle]:
+        opened = store.open()
+        bundles, faults = _read_all(context, opened, manifests)
+        if manifests and not bundles:
+            raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
+        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"))
+        unread = [records.set_aside_row(source, "ingest", "unreadable source", why) for source, why in faults.items()]
+        tables = dict(joined.tables)
+        tables["set_aside"] = records.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
+        bundle = run_stage(
+            context,
+            opened,
+            lambda work: Bundle(tables, joined.facts),
+            inputs=bundles,
+            settings={"faults": faults},
+        )
+        readable = dg.AssetCheckResult(
+            check_name="sources_readable", passed=not faults, metadata={k: str(v) for k, v in faults.items()}
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle), readable))
+
+    return raw
+
+
+def _read_all(
+    context: dg.AssetExecutionContext, store: Store, manifests: tuple[Manifest, ...]
+) -> tuple[dict[str, Bundle], dict[str, str]]:
+    """By name: bundles of the sources that can be read, and what is wrong with the others."""
+    bundles: dict[str, Bundle] = {}
+    faults: dict[str, str] = {}
+    for manifest in manifests:
+        slot = f"source.{manifest.name}"
+        try:
+            key = stage_key(slot, {"source": fingerprint(manifest, store.sources)}, {})
+            if store.has(slot, key) and store.current(slot) == key:
+                bundle = store.read(slot)
+            else:
+                bundle = store.write(slot, read_source(manifest, store.sources, store.media), key)
+        except SourceError as error:
+            context.log.error(str(error))
+            faults[manifest.name] = str(error)
+            continue
+        bundles[manifest.name] = bundle
+    return bundles, faults

@@ -1,0 +1,56 @@
+"""Asset checks that several assets share. Each returns the result of a check that its asset declares by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+
+from dt2it_pipeline.evaluate.style import StyleProbe
+from dt2it_pipeline.store import Bundle
+
+
+def reconcile(bundle: Bundle, name: str | None = None) -> dg.AssetCheckResult:
+    """Check `rows_reconcile`: rows in = rows out + rows set aside, by the stage's own counts and by its tables."""
+    facts = bundle.facts
+    counts = {key: int(facts[key]) for key in ("rows_in", "rows_out", "rows_set_aside")}
+    passed = counts["rows_in"] == counts["rows_out"] + counts["rows_set_aside"]
+    return dg.AssetCheckResult(
+        check_name="rows_reconcile",
+        passed=passed,
+        metadata=counts,
+        description=None
+        if passed
+        else f"{counts['rows_in']} rows came in; the rest of the counts does not add up to that",
+        **_asset(name),
+    )
+
+
+def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
+    """Check `style_probe`: style alone does not tell which side is chosen.
+
+    An error where the area under the ROC curve is above the bound by more than chance (its whole confidence interval),
+    a warning where only the point estimate is.
+    """
+    metadata: dict[str, Any] = {"pairs": probe.n, "bound": bound}
+    if probe.auc is None or probe.ci_low is None or probe.ci_high is None:
+        return dg.AssetCheckResult(
+            check_name="style_probe",
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata=metadata,
+            description=f"style could not be measured: {probe.reason}",
+        )
+    metadata |= {"auc": probe.auc, "auc_low": probe.ci_low, "auc_high": probe.ci_high}
+    above_by_chance = probe.ci_low <= bound
+    return dg.AssetCheckResult(
+        check_name="style_probe",
+        passed=probe.auc <= bound,
+        severity=dg.AssetCheckSeverity.WARN if above_by_chance else dg.AssetCheckSeverity.ERROR,
+        metadata=metadata,
+        description=f"area under the ROC curve {probe.auc:.3f} ({probe.ci_low:.3f} to {probe.ci_high:.3f})",
+    )
+
+
+def _asset(name: str | None) -> dict[str, Any]:
+    return {} if name is None else {"asset_key": name}

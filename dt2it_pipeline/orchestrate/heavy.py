@@ -1,0 +1,117 @@
+"""Training and scoring as the assets call them: the job description, the launcher, and the result as a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from dt2it_pipeline import records
+from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, deepspeed_environment
+from dt2it_pipeline.orchestrate.metadata import training_curve
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage import run_stage
+from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.store import Bundle, Store, read_parquet, write_parquet
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """What a heavy step needs: its context, the store, child processes and the recipe."""
+
+    context: dg.AssetExecutionContext
+    store: StoreResource
+    children: ChildProcesses
+    recipe: Recipe
+
+    def train(self, pairs: pa.Table, prompts: pa.Table, inputs: Mapping[str, Bundle | str]) -> Bundle:
+        """Train a reward model on a pairs table and its prompts; the checkpoint is the bundle's folder."""
+        settings = self.recipe.training
+
+        def compute(work: Path) -> Bundle:
+            write_parquet(pairs, work / "pairs.parquet")
+            write_parquet(prompts, work / "prompts.parquet")
+            job = {
+                "name": self.context.asset_key.to_user_string(),
+                "base_model": model_path(settings.base_model),
+                "pairs": str(work / "pairs.parquet"),
+                "prompts": str(work / "prompts.parquet"),
+                "media_root": str(self._opened.media),
+                "output": str(work / "checkpoint"),
+                "work": str(work / "training"),
+                "settings": settings.model_dump(mode="json"),
+                "seed": self.recipe.seed,
+            }
+            summary = self.children.run(
+                self.context,
+                "dt2it_pipeline.reward.train:run",
+                job,
+                work,
+                launcher=deepspeed_command(settings.processes),
+                env=deepspeed_environment(settings.processes),
+            )
+            set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
+            return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
+
+        training = {"training": settings, "seed": self.recipe.seed}
+        return run_stage(self.context, self._opened, compute, inputs=inputs, settings=training)
+
+    def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
+        """Score a responses table with a checkpoint; the bundle holds `scores` and `set_aside`."""
+        write_parquet(responses, work / "responses.parquet")
+        write_parquet(prompts, work / "prompts.parquet")
+        job = {
+            "checkpoint": str(checkpoint.folder),
+            "prompts": str(work / "prompts.parquet"),
+            "responses": str(work / "responses.parquet"),
+            "media_root": str(self._opened.media),
+            "output": str(work / "scores.parquet"),
+            "work": str(work / "shards"),
+            "voter": voter,
+            "settings": self.recipe.scoring.model_dump(mode="json"),
+        }
+        summary = self.children.run(self.context, "dt2it_pipeline.reward.score:run", job, work)
+        tables = {
+            "scores": read_parquet(work / "scores.parquet", "scores"),
+            "set_aside": read_parquet(work / "scores.set_aside.parquet", "set_aside"),
+        }
+        return Bundle(tables, summary)
+
+    @property
+    def _opened(self) -> Store:
+        return self.store.open()
+
+
+def responses_of(pairs: pa.Table) -> pa.Table:
+    """Every unique response that a pairs (or benchmark_items) table names, in the order of its id."""
+    texts: dict[str, tuple[str, str]] = {}
+    for side in ("chosen", "rejected"):
+        columns = (pairs[f"{side}_id"].to_pylist(), pairs["prompt_id"].to_pylist(), pairs[side].to_pylist())
+        for key, prompt, text in zip(*columns, strict=True):
+            texts[key] = (prompt, text)
+    rows = [
+        {"response_id": key, "prompt_id": prompt, "text": text, "generator": ""}
+        for key, (prompt, text) in sorted(texts.items())
+    ]
+    return records.table(rows, "responses")
+
+
+def training_log(checkpoint: Bundle) -> list[dict[str, Any]]:
+    """Entries of a checkpoint's training log: step, loss, accuracy, learning rate and pairs per second."""
+    lines = (checkpoint.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def training_metadata(checkpoint: Bundle) -> dict[str, Any]:
+    """Metadata of a trained model: its last figures and the loss curve."""
+    log = training_log(checkpoint)
+    if not log:
+        return {}
+    last = log[-1]
+    shown = {key: last[key] for key in ("loss", "accuracy", "learning_rate", "pairs_per_second") if key in last}
+    return shown | {"training_curve": training_curve(log)}

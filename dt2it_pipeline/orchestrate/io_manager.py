@@ -1,0 +1,72 @@
+"""Tables between assets: Parquet files in the store, partitions as folders."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from dt2it_pipeline.store import Bundle, Store
+
+_COMPANIONS = {"prompts", "set_aside"}  # tables that go with a main table
+
+
+class BundleIOManager(dg.ConfigurableIOManager):
+    """Writes bundles, Arrow tables and pandas frames to the store, and reads them back in the type that is asked for.
+
+    A table or frame needs its kind (a key of `records.SCHEMAS`) in the asset's metadata, under `table`. Read as
+    `pyarrow.Table` or `pandas.DataFrame`, an asset of several tables gives its main one; read as `Bundle`, all of them.
+    """
+
+    home: str
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Store an asset's value; a bundle that its stage has stored already is left as it is."""
+        store, name, partition = Store(self.home), context.asset_key.to_user_string(), _partition(context)
+        if isinstance(obj, Bundle) and obj.stored_digest is not None:
+            return
+        if isinstance(obj, pd.DataFrame):
+            obj = pa.Table.from_pandas(obj, preserve_index=False)
+        if isinstance(obj, pa.Table):
+            kind = (context.definition_metadata or {}).get("table")
+            if kind is None:
+                raise dg.DagsterInvariantViolationError(
+                    f"asset {name}: say which table it is: metadata={{'table': KIND}}"
+                )
+            obj = Bundle({str(kind): obj}, {"rows_out": obj.num_rows})
+        if not isinstance(obj, Bundle):
+            raise dg.DagsterInvariantViolationError(
+                f"asset {name} returned {type(obj).__name__}, not a table or a bundle"
+            )
+        store.write(name, obj, _content_key(obj), partition)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Load the current version of an upstream asset, as the input's annotation asks."""
+        bundle = Store(self.home).read(context.asset_key.to_user_string(), _partition(context))
+        wanted = context.dagster_type.typing_type
+        if wanted not in (pa.Table, pd.DataFrame):
+            return bundle
+        main = [kind for kind in bundle.tables if kind not in _COMPANIONS] or list(bundle.tables)
+        if len(main) != 1:
+            raise dg.DagsterInvariantViolationError(
+                f"{context.asset_key.to_user_string()} holds {sorted(bundle.tables)}; annotate the input as Bundle"
+            )
+        return bundle[main[0]].to_pandas() if wanted is pd.DataFrame else bundle[main[0]]
+
+
+def _partition(context: dg.OutputContext | dg.InputContext) -> str | None:
+    return context.asset_partition_key if context.has_asset_partitions else None
+
+
+def _content_key(bundle: Bundle) -> str:
+    digest = hashlib.sha256()
+    for kind in sorted(bundle.tables):
+        digest.update(kind.encode())
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, bundle.tables[kind].schema) as writer:
+            writer.write_table(bundle.tables[kind].combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,102 @@
+"""What assets are handed: the store, and a way to run a job in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from dt2it_pipeline.orchestrate.child import PARENT_PID
+from dt2it_pipeline.store import Store, write_json_atomic
+
+_GRACE_SECONDS = 10.0
+_CHILD = "dt2it_pipeline.orchestrate.child"
+
+
+class StoreResource(dg.ConfigurableResource):
+    """The artifact store below one home folder."""
+
+    home: str
+
+    def open(self) -> Store:
+        """The store itself."""
+        return Store(self.home)
+
+
+class ChildProcesses(dg.ConfigurableResource):
+    """Runs job functions (see engines.jobs) in child processes, with logs and results through Dagster Pipes."""
+
+    def run(
+        self,
+        context: dg.AssetExecutionContext,
+        target: str,
+        job: Mapping[str, Any],
+        folder: Path,
+        launcher: Sequence[str] = (sys.executable,),
+        env: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Run `target` ("package.module:function") on a job and return its summary.
+
+        Args:
+            context: of the step, for its log.
+            target: the job function.
+            job: JSON-able description; written to `folder`/job.json.
+            folder: where the job file goes.
+            launcher: command that takes `-m MODULE ARGUMENTS`, Python itself or the DeepSpeed launcher.
+            env: variables for the child, beside this process's own.
+
+        Raises:
+            dagster.Failure: the child ended with an error; its own log says which.
+        """
+        path = folder / "job.json"
+        write_json_atomic(dict(job), path)
+        with dg.open_pipes_session(
+            context=context,
+            context_injector=dg.PipesTempFileContextInjector(),
+            message_reader=dg.PipesTempFileMessageReader(),
+        ) as session:
+            environment = {
+                **os.environ,
+                **(env or {}),
+                **session.get_bootstrap_env_vars(),
+                PARENT_PID: str(os.getpid()),
+            }
+            command = [*launcher, "-m", _CHILD, target, str(path)]
+            with _process_group(command, environment) as process:
+                code = process.wait()
+        summaries = [m["summary"] for m in session.get_custom_messages() if isinstance(m, dict) and "summary" in m]
+        if code != 0 or not summaries:
+            raise dg.Failure(
+                f"{target} ended with code {code}; the error stands above in this step's log",
+                metadata={"command": " ".join(command), "job": dg.MetadataValue.path(str(path))},
+                allow_retries=code < 0,  # ended by a signal (out of memory, say): the work so far is kept, so try again
+            )
+        summary: dict[str, Any] = summaries[-1]
+        return summary
+
+
+@contextlib.contextmanager
+def _process_group(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command in a session of its own; whatever ends the block, the whole group ends with it."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        yield process
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_GRACE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)  # ranks may outlive the launcher
+    process.wait()
