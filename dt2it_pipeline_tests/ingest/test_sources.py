@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
+from dt2it_pipeline.ingest.media import MediaError, import_image
+from dt2it_pipeline.ingest.sources import SourceError, fingerprint, read_source
+
+
+def picture(path: Path, colour="red", kind="PNG", size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, format=kind)
+    return path
+
+
+def source(tmp_path: Path, rows, kind="preferences", **more) -> Manifest:
+    (tmp_path / "rows.jsonl").write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    fields = {"path": str(tmp_path / "rows.jsonl"), "media_root": str(tmp_path / "root"), "licence": "MIT"} | more
+    return Manifest(name="s", kind=kind, **fields)
+
+
+def row(**more):
+    return {"id": "r", "image": "a.png", "question": "what?", "chosen": "x", "rejected": "y"} | more
+
+
+@pytest.fixture
+def root(tmp_path):
+    picture(tmp_path / "root/a.png")
+    picture(tmp_path / "root/b.png", "blue")
+    return tmp_path / "root"
+
+
+def read(tmp_path, manifest):
+    return read_source(manifest, tmp_path, tmp_path / "media")
+
+
+def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
+    bundle = read(tmp_path, source(tmp_path, [row(), row(id="2", chosen="z")]))
+    assert bundle["pairs"].num_rows == 2
+    assert bundle["prompts"].num_rows == 1
+    prompt = bundle["prompts"].to_pylist()[0]
+    assert prompt["turns"] == [{"role": "user", "text": "<image>\nwhat?"}]
+    assert (tmp_path / "media" / prompt["media"][0]["path"]).read_bytes() == (root / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("{not json", "malformed JSON"),
+        ("[1]", "malformed JSON"),
+        (row(image="gone.png"), "missing image"),
+        (row(image="../secret.png"), "path outside the media root"),
+        (row(image="/etc/passwd"), "path outside the media root"),
+        (row(image="link.png"), "path outside the media root"),
+        (row(image="cut.png"), "unreadable image"),
+        (row(image="text.png"), "unreadable image"),
+        (row(image=7), "image paths are not text"),
+        (row(chosen="y"), "identical sides"),
+        (row(chosen=" "), "missing value"),
+        (row(chosen=None), "missing value"),
+        (row(rejected="\ud800"), "not UTF-8"),
+        (row(question="<image> and <image>?"), "image markers and images differ"),
+        (row(), "duplicate row"),
+    ],
+)
+def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
+    whole = picture(root / "whole.png", size=(64, 64)).read_bytes()
+    (root / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "text.png").write_text("hello")
+    picture(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    bundle = read(tmp_path, source(tmp_path, [row(), bad]))
+    assert bundle["set_aside"]["reason"].to_pylist() == [reason]
+    assert dict(bundle.facts) == {"rows_in": 2, "rows_out": 1, "rows_set_aside": 1}
+
+
+def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
+    manifest = source(tmp_path, [row()], columns={"chosen": "better"})
+    with pytest.raises(
+        SourceError, match=r"column\(s\) \['better'\] not in line 1 of rows.jsonl, which has \['chosen'"
+    ):
+        read(tmp_path, manifest)
+
+
+def test_columns_can_be_mapped(tmp_path, root):
+    renamed = {"id": "1", "pic": "a.png", "q": "what?", "good": "x", "bad": "y"}
+    columns = {"image": "pic", "question": "q", "chosen": "good", "rejected": "bad"}
+    assert read(tmp_path, source(tmp_path, [renamed], columns=columns))["pairs"]["chosen"].to_pylist() == ["x"]
+
+
+def test_t2i_rows_and_benchmarks(tmp_path, root):
+    rows = [
+        {"id": "1", "caption": "a red square", "preferred": "a.png", "other": "b.png"},
+        {"id": "2", "caption": "same", "preferred": "a.png", "other": "a.png"},
+    ]
+    bundle = read(tmp_path, source(tmp_path, rows, kind="t2i"))
+    assert bundle["t2i_preferences"].num_rows == 1
+    assert bundle["set_aside"]["reason"].to_pylist() == ["identical images"]
+    items = read(tmp_path, source(tmp_path, rows[:1], kind="t2i_benchmark", group="t2i"))
+    assert items["benchmark_items"]["group"].to_pylist() == ["t2i"]
+    assert len(items["prompts"].to_pylist()[0]["media"]) == 2
+
+
+def test_the_true_format_counts_not_the_name(tmp_path, root):
+    picture(root / "really_jpeg.png", kind="JPEG")
+    assert import_image("really_jpeg.png", root, tmp_path / "media")["path"].endswith(".jpg")
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, root, monkeypatch):
+    monkeypatch.setattr("dt2it_pipeline.ingest.media._MAX_PIXELS", 63)
+    with pytest.raises(MediaError, match=r"image too large: a\.png: 8 x 8 pixels"):
+        import_image("a.png", root, tmp_path / "media")
+
+
+def test_the_fingerprint_changes_with_data_media_and_manifest(tmp_path, root):
+    manifest = source(tmp_path, [row()])
+    first = fingerprint(manifest, tmp_path)
+    assert first == fingerprint(manifest, tmp_path)
+    changed = [fingerprint(manifest.model_copy(update={"language": "zh"}), tmp_path)]
+    picture(root / "c.png")
+    changed.append(fingerprint(manifest, tmp_path))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(chosen="q")) + "\n")
+    changed.append(fingerprint(manifest, tmp_path))
+    assert len({first, *changed}) == 4
+
+
+def test_a_missing_source_is_one_clear_error(tmp_path, root):
+    manifest = source(tmp_path, [row()])
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(SourceError, match=r"source .s.: cannot read .*No such file"):
+        fingerprint(manifest, tmp_path)
+
+
+def test_a_manifest_names_its_wrong_key(tmp_path):
+    (tmp_path / "m.yaml").write_text("name: m\nkind: preferences\npath: x\nmedia_root: y\nlicense: MIT\n")
+    with pytest.raises(ManifestError, match=r"m.yaml: .*licence: Field required.*license: Extra"):
+        load_manifest(tmp_path / "m.yaml")

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.recipe import RecipeError, load_recipe, parse_recipe, project_root
+
+MINIMAL = "name: x\nannotation: {judges: [{name: a}]}\n"
+
+
+@pytest.mark.parametrize("path", sorted((project_root() / "configs/recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_in_the_repository_is_valid(path):
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rouds: 3\n", "rouds: unknown key"),
+        ("training: {learning_rat: 1}\n", "training.learning_rat: unknown key"),
+        ("training: {epochs: -1}\n", r"training.epochs: .*greater than 0.*found -1"),
+        ("rounds: many\n", "rounds: .*integer.*found 'many'"),
+        ("demo: {noise: 0.9}\n", "demo.noise: .*less than or equal to 0.5"),
+        ("evaluation: {ceiling_arm: true}\n", "ceiling_arm needs the demo's true labels"),
+    ],
+)
+def test_a_wrong_setting_is_named(text, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(MINIMAL + text)
+
+
+def test_every_wrong_setting_is_named_at_once():
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(MINIMAL + "a: 1\nb: 2\nrounds: 0\n")
+    assert all(name in str(caught.value) for name in ("3 wrong setting(s)", "a: ", "b: ", "rounds: "))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [unclosed", ""])
+def test_something_else_than_a_recipe_is_refused(text):
+    with pytest.raises(RecipeError, match="recipe"):
+        parse_recipe(text)
+
+
+def test_a_missing_recipe_lists_those_that_exist(monkeypatch):
+    monkeypatch.setenv("DT2IT_RECIPE", "configs/recipes/nowhere.yaml")
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: No such file.*demo\.yaml"):
+        load_recipe()
+
+
+def test_the_environment_chooses_the_recipe(monkeypatch, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(MINIMAL)
+    monkeypatch.setenv("DT2IT_RECIPE", str(tmp_path / "mine.yaml"))
+    assert load_recipe().name == "x"

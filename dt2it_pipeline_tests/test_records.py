@@ -1,0 +1,63 @@
+import pyarrow as pa
+import pytest
+
+from dt2it_pipeline import records
+
+
+def pair(chosen="a", rejected="b"):
+    return records.make_pair("p", chosen, rejected, source="s")
+
+
+def test_a_flip_keeps_the_pair_id_and_swaps_the_response_ids():
+    first, second = pair("a", "b"), pair("b", "a")
+    assert first["pair_id"] == second["pair_id"]
+    assert first["chosen_id"] == second["rejected_id"]
+
+
+def test_prompt_id_follows_system_turns_and_media_in_order():
+    turns = [{"role": "user", "text": "x"}]
+    base = records.prompt_id("", turns, ["m1", "m2"])
+    assert base == records.prompt_id("", [{"text": "x", "role": "user"}], ["m1", "m2"])
+    others = [
+        records.prompt_id("s", turns, ["m1", "m2"]),
+        records.prompt_id("", [{"role": "user", "text": "y"}], ["m1", "m2"]),
+        records.prompt_id("", turns, ["m2", "m1"]),
+    ]
+    assert base not in others
+
+
+def test_ids_do_not_depend_on_where_parts_are_split():
+    assert records.response_id("ab", "c") != records.response_id("a", "bc")
+
+
+def test_validate_reorders_and_casts():
+    table = records.table([pair()], "pairs")
+    shuffled = table.select(list(reversed(table.column_names))).set_column(
+        0, "votes", pa.array([[]], pa.list_(records.SCHEMAS["pairs"].field("votes").type.value_type))
+    )
+    shuffled = shuffled.set_column(shuffled.column_names.index("round"), "round", pa.array([3], pa.int64()))
+    valid = records.validate(shuffled, "pairs")
+    assert valid.schema.equals(records.SCHEMAS["pairs"])
+    assert valid["round"].to_pylist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.drop_columns(["chosen"]), "missing columns \\['chosen'\\]"),
+        (lambda t: t.append_column("extra", pa.array([1])), "unknown columns \\['extra'\\]"),
+        (
+            lambda t: t.set_column(0, "pair_id", pa.array([None], pa.string())),
+            "column 'pair_id': 1 null, first in row 0",
+        ),
+        (lambda t: t.set_column(t.column_names.index("round"), "round", pa.array(["x"])), "column 'round'"),
+    ],
+)
+def test_validate_says_what_is_wrong(change, named):
+    with pytest.raises(records.RecordError, match=named):
+        records.validate(change(records.table([pair()], "pairs")), "pairs")
+
+
+def test_unknown_kind_lists_the_known_ones():
+    with pytest.raises(records.RecordError, match="known: prompts, responses"):
+        records.table([], "pear")

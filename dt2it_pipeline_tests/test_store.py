@@ -1,0 +1,102 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.store import Bundle, Store, StoreError, atomic_directory, read_parquet, write_parquet
+
+
+def pairs(count=3):
+    return records.table([records.make_pair("p", f"a{i}", "b", source="s") for i in range(count)], "pairs")
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    store = Store(tmp_path)
+    written = store.write("stage", Bundle({"pairs": pairs()}, {"rows_out": 3}), "key", "0")
+    read = store.read("stage", "0")
+    assert read["pairs"].equals(pairs())
+    assert read.facts == {"rows_out": 3}
+    assert read.digest == written.digest
+    assert store.current("stage", "0") == "key"
+
+
+def test_the_same_tables_give_the_same_bytes_and_digest_whatever_the_facts(tmp_path):
+    store = Store(tmp_path)
+    one = store.write("one", Bundle({"pairs": pairs()}, {"seconds": 1.0}), "k")
+    two = store.write("two", Bundle({"pairs": pairs()}, {"seconds": 2.0}), "k")
+    assert one.table_path("pairs").read_bytes() == two.table_path("pairs").read_bytes()
+    assert one.digest == two.digest
+    assert store.write("three", Bundle({"pairs": pairs(2)}), "k").digest != one.digest
+
+
+def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    write_parquet(frame, tmp_path / "frame.parquet")
+    assert read_parquet(tmp_path / "frame.parquet").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "good")
+    with pytest.raises(records.RecordError):
+        store.write("stage", Bundle({"pairs": pairs().drop_columns(["chosen"])}), "bad")
+    assert store.current("stage") == "good"
+    assert sorted(p.name for p in (tmp_path / "artifacts/stage").iterdir()) == ["current", "good"]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_killed_in_the_middle_leaves_the_old_version_in_force(tmp_path):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "old")
+    script = (
+        "import sys, time; from dt2it_pipeline.store import Store\n"
+        f"with Store({str(tmp_path)!r}).writing('stage', 'new') as folder:\n"
+        "    (folder / 'pairs.parquet').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert store.current("stage") == "old"
+    assert store.read("stage")["pairs"].equals(pairs())
+
+
+def test_only_the_last_versions_are_kept(tmp_path):
+    store = Store(tmp_path)
+    for number in range(4):
+        store.write("stage", Bundle({"pairs": pairs(number + 1)}), f"k{number}")
+        time.sleep(0.01)
+    assert not store.has("stage", "k0")
+    assert not store.has("stage", "k1")
+    assert store.read("stage")["pairs"].num_rows == 4
+
+
+def test_reading_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(StoreError, match="stage, partition 1 has not been materialised"):
+        Store(tmp_path).read("stage", "1")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    store = Store(tmp_path)
+    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    bundle.table_path("pairs").write_bytes(b"PAR1 not parquet")
+    with pytest.raises(StoreError, match="stage is damaged"):
+        store.read("stage")
+
+
+def test_an_unwritable_home_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="set DT2IT_HOME to a writable folder"):
+        Store(tmp_path / "file").write("stage", Bundle({"pairs": pairs()}), "k")
