@@ -12,7 +12,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline import records
-from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, deepspeed_environment
+from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
 from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import run_stage
@@ -52,14 +52,19 @@ class Heavy:
                 "dt2it_pipeline.reward.train:run",
                 job,
                 work,
-                launcher=deepspeed_command(settings.processes),
-                env=deepspeed_environment(settings.processes),
+                launch=lambda module: deepspeed_command(module, settings.processes),
+                env=rank_environment(settings.processes),
             )
             set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
             return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
 
-        training = {"training": settings, "seed": self.recipe.seed}
-        return run_stage(self.context, self._opened, compute, inputs=inputs, settings=training)
+        return run_stage(
+            self.context,
+            self._opened,
+            compute,
+            inputs=inputs,
+            settings={"training": settings, "seed": self.recipe.seed},
+        )
 
     def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
         """Score a responses table with a checkpoint; the bundle holds `scores` and `set_aside`."""

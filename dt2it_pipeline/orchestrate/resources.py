@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class ChildProcesses(dg.ConfigurableResource):
         target: str,
         job: Mapping[str, Any],
         folder: Path,
-        launcher: Sequence[str] = (sys.executable,),
+        launch: Callable[[list[str]], list[str]] | None = None,
         env: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run `target` ("package.module:function") on a job and return its summary.
@@ -49,7 +49,7 @@ class ChildProcesses(dg.ConfigurableResource):
             target: the job function.
             job: JSON-able description; written to `folder`/job.json.
             folder: where the job file goes.
-            launcher: command that takes `-m MODULE ARGUMENTS`, Python itself or the DeepSpeed launcher.
+            launch: turns a module and its arguments into a command; by default this Python runs the module.
             env: variables for the child, beside this process's own.
 
         Raises:
@@ -68,7 +68,8 @@ class ChildProcesses(dg.ConfigurableResource):
                 **session.get_bootstrap_env_vars(),
                 PARENT_PID: str(os.getpid()),
             }
-            command = [*launcher, "-m", _CHILD, target, str(path)]
+            module = [_CHILD, target, str(path)]
+            command = [sys.executable, "-m", *module] if launch is None else launch(module)
             with _process_group(command, environment) as process:
                 code = process.wait()
         summaries = [m["summary"] for m in session.get_custom_messages() if isinstance(m, dict) and "summary" in m]

@@ -75,11 +75,10 @@ def result(
     name: str | None = None,
     checks: tuple[dg.AssetCheckResult, ...] = (),
     metadata: Mapping[str, Any] | None = None,
-) -> dg.MaterializeResult[Bundle]:
+) -> dg.MaterializeResult:
     """A stored bundle as Dagster's result, with its content as data version and its facts and examples as metadata."""
     return dg.MaterializeResult(
         asset_key=name or context.asset_key,
-        value=bundle,
         metadata={**bundle_metadata(bundle, store.media), **(metadata or {})},
         data_version=dg.DataVersion(bundle.digest),
         check_results=list(checks),

@@ -1,7 +1,5 @@
 """Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg
@@ -38,7 +36,7 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
     )
     def candidate_responses(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, raw_prompts: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Several answers per prompt from one pool of models with one style, sampled by vLLM."""
         opened = store.open()
 
@@ -78,7 +76,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
     )
     def judged_responses(
         context: dg.AssetExecutionContext, store: StoreResource, raw_prompts: Bundle, candidate_responses: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Every answer judged twice: in a shuffled list with the others, and by itself."""
         opened = store.open()
 
@@ -122,7 +120,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         raw_prompts: Bundle,
         candidate_responses: Bundle,
         judged_responses: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Pairs on whose order both judgements agree, over a spread of strengths, balanced in style."""
         opened = store.open()
 
@@ -176,7 +174,7 @@ def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     )
     def t2i_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, raw_t2i_preferences: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Human T2I preferences as two-image questions; the preferred picture stands first in exactly half of them."""
         opened = store.open()
         bundle = run_stage(

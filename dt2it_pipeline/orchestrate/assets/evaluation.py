@@ -1,7 +1,5 @@
 """Group `evaluation`: benchmark accuracy of every round, beside control arms, and the report across rounds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg
@@ -69,7 +67,7 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         children: ChildProcesses,
         reward_model: Bundle,
         raw_benchmarks: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Accuracy of the round's reward model on every benchmark group; a tie counts as wrong."""
         opened, number = store.open(), int(context.partition_key)
         heavy = Heavy(context, store, children, recipe)
@@ -108,7 +106,7 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         t2i_pairs: Bundle,
         raw_benchmarks: Bundle,
         preferences: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
         joined = joined_pairs(parts, raw_benchmarks)
         bundle = Heavy(context, store, children, recipe).train(
@@ -135,7 +133,7 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
         children: ChildProcesses,
         model: Bundle,
         raw_benchmarks: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         bundle = benchmarked(Heavy(context, store, children, recipe), model, raw_benchmarks, arm)
         return result(
             context, store.open(), bundle, metadata={"accuracy_table": markdown_of(bundle["benchmark_scores"])}

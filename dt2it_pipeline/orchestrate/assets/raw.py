@@ -1,7 +1,5 @@
 """Group `raw`: the catalogue's sources as tables. A source that has not changed is not read again."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from dt2it_pipeline import records
@@ -79,7 +77,7 @@ def _raw_asset(
             dg.AssetCheckSpec("sources_readable", asset=name),
         ],
     )
-    def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult[Bundle]:
+    def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         opened = store.open()
         bundles, faults = _read_all(context, opened, manifests)
         if manifests and not bundles:

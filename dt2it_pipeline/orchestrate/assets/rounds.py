@@ -1,8 +1,6 @@
 """Group `rounds`: train on D0 and the feedback of the round before, score, vote, verify, annotate, merge (part 3)."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -82,7 +80,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         debiased_pairs: Bundle,
         t2i_pairs: Bundle,
         raw_benchmarks: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """D0 (debiased and two-image pairs) plus the curated pairs of the round before, decontaminated."""
         opened, number = store.open(), int(context.partition_key)
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs}
@@ -110,7 +108,7 @@ def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsD
     )
     def reward_model(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """The round's reward model: base model and linear head, Bradley-Terry loss, DeepSpeed ZeRO."""
         bundle = Heavy(context, store, children, recipe).train(
             training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs}
@@ -135,7 +133,7 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         children: ChildProcesses,
         reward_model: Bundle,
         raw_preferences: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Every unique response of the noisy preferences, scored once by the round's reward model."""
         opened, voter = store.open(), f"reward_model/{context.partition_key}"
         heavy = Heavy(context, store, children, recipe)
@@ -165,7 +163,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     )
     def voted_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, response_scores: Bundle, raw_preferences: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Step 1: the reward models of this and earlier rounds vote, and the most negative pairs are flipped."""
         opened, number = store.open(), int(context.partition_key)
         voters = {
@@ -216,7 +214,7 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         t2i_pairs: Bundle,
         raw_benchmarks: Bundle,
         reward_model: Bundle,
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Step 2's model: trained on D0 and the voted pairs, or the round's reward model if the recipe says so."""
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "voted_pairs": voted_pairs}
         if recipe.curation.reuse_reward_model:
@@ -238,6 +236,8 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
 
 
 def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    upstream = ("verifier_model", "voted_pairs", "reward_model")
+
     @dg.multi_asset(
         name="verify_pairs",
         partitions_def=rounds,
@@ -249,25 +249,27 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
                 description="Step 2: pairs whose chosen side the verifier prefers.",
                 code_version=CODE_VERSION,
                 kinds={"pytorch"},
+                deps=upstream,
             ),
             dg.AssetSpec(
                 "contested_pairs",
                 description="Step 2: pairs that the verifier does not confirm, ties included.",
                 code_version=CODE_VERSION,
                 kinds={"pytorch"},
+                deps=upstream,
             ),
         ],
-        ins={name: dg.AssetIn(name) for name in ("verifier_model", "voted_pairs", "reward_model")},
+        ins={name: dg.AssetIn(name) for name in upstream},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="verified_pairs", blocking=True)],
     )
-    def verify_pairs(
+    def verify_pairs(  # type: ignore[no-untyped-def]  # Dagster takes no annotation for several results
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
         verifier_model: Bundle,
         voted_pairs: Bundle,
         reward_model: Bundle,
-    ) -> Iterator[dg.MaterializeResult[Bundle]]:
+    ):
         opened, voter = store.open(), f"verifier_model/{context.partition_key}"
         heavy = Heavy(context, store, children, recipe)
         verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
@@ -295,8 +297,14 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             }
             return Bundle(tables, facts | {"scoring": dict(scored.facts)})
 
-        settings = {"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt}
-        verified = run_stage(context, opened, check, inputs=inputs, settings=settings, name="verified_pairs")
+        verified = run_stage(
+            context,
+            opened,
+            check,
+            inputs=inputs,
+            settings={"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt},
+            name="verified_pairs",
+        )
 
         def contest(work: Path) -> Bundle:
             checked = verify(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
@@ -323,7 +331,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     )
     def annotated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """Step 3: two judges decide every contested pair; pairs without two agreeing votes are dropped."""
         opened = store.open()
 
@@ -375,7 +383,7 @@ def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Assets
     @dg.asset(partitions_def=rounds, group_name=GROUP, code_version=CODE_VERSION, kinds={"pandas"})
     def curated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Bundle, annotated_pairs: Bundle
-    ) -> dg.MaterializeResult[Bundle]:
+    ) -> dg.MaterializeResult:
         """The round's result: verified and annotated pairs, which train the next round's reward model."""
         opened, number = store.open(), int(context.partition_key)
 
