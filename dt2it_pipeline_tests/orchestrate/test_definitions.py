@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.orchestrate.partitions import earlier_round
+from dt2it_pipeline.recipe import load_recipe
+from dt2it_pipeline.store import Store
+
+# asset -> what it is made from, group by group: the asset graph of the README
+GRAPH = {
+    "demo_sources": [],
+    "raw_prompts": ["demo_sources"],
+    "raw_preferences": ["demo_sources"],
+    "raw_t2i_preferences": ["demo_sources"],
+    "raw_benchmarks": ["demo_sources"],
+    "demo_truth": ["demo_sources"],
+    "candidate_responses": ["raw_prompts"],
+    "judged_responses": ["candidate_responses", "raw_prompts"],
+    "debiased_pairs": ["candidate_responses", "judged_responses", "raw_prompts"],
+    "t2i_pairs": ["raw_t2i_preferences"],
+    "feedback_pairs": [],
+    "training_pairs": ["debiased_pairs", "feedback_pairs", "raw_benchmarks", "t2i_pairs"],
+    "reward_model": ["training_pairs"],
+    "response_scores": ["raw_preferences", "reward_model"],
+    "voted_pairs": ["raw_preferences", "response_scores"],
+    "verifier_model": ["debiased_pairs", "raw_benchmarks", "reward_model", "t2i_pairs", "voted_pairs"],
+    "verified_pairs": ["reward_model", "verifier_model", "voted_pairs"],
+    "contested_pairs": ["reward_model", "verifier_model", "voted_pairs"],
+    "annotated_pairs": ["contested_pairs"],
+    "curated_pairs": ["annotated_pairs", "verified_pairs"],
+    "benchmark_scores": ["raw_benchmarks", "reward_model"],
+    "control_model": ["debiased_pairs", "raw_benchmarks", "raw_preferences", "t2i_pairs"],
+    "control_scores": ["control_model", "raw_benchmarks"],
+}
+
+
+@pytest.fixture(scope="module")
+def defs(tmp_path_factory):
+    return build_defs(load_recipe("configs/recipes/demo.yaml"), tmp_path_factory.mktemp("home"))
+
+
+def graph(defs):
+    return {
+        key.to_user_string(): sorted(
+            parent.to_user_string() for parent in defs.resolve_asset_graph().get(key).parent_keys
+        )
+        for key in defs.resolve_all_asset_keys()
+    }
+
+
+def test_the_graph_is_the_one_that_is_documented(defs):
+    found = graph(defs)
+    assert {name: found[name] for name in GRAPH} == GRAPH
+    assert set(found) - set(GRAPH) == {"round_report"}
+
+
+def test_only_the_report_reads_the_hidden_truth(defs):
+    assert [name for name, parents in graph(defs).items() if "demo_truth" in parents] == ["round_report"]
+
+
+def test_the_ceiling_arm_is_there_on_request(tmp_path):
+    found = graph(build_defs(load_recipe("configs/recipes/smoke.yaml"), tmp_path))
+    assert "demo_truth" in found["ceiling_model"]
+
+
+def test_jobs_hold_every_asset_once(defs):
+    construct, one_round = (
+        {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.executable_asset_keys}
+        for name in ("construct", "round")
+    )
+    assert construct.isdisjoint(one_round)
+    assert construct | one_round == set(graph(defs)) - {"feedback_pairs"}
+
+
+def test_definitions_load_without_the_engines():
+    script = (
+        "import sys, json, dt2it_pipeline.definitions\n"
+        "print(json.dumps(sorted({'torch', 'transformers', 'vllm', 'deepspeed', 'sklearn', 'matplotlib.pyplot'}"
+        " & set(sys.modules))))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert json.loads(out.splitlines()[-1]) == []
+
+
+def test_a_round_without_its_predecessor_says_which_command_to_run(tmp_path):
+    with pytest.raises(dg.Failure) as caught:
+        earlier_round(Store(tmp_path), "curated_pairs", 0, needed_by=1)
+    assert """-j round --tags '{"dagster/partition": "0"}'""" in str(caught.value.description)
+    assert not caught.value.allow_retries
+
+
+def test_a_wrong_recipe_stops_before_any_work(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("name: x\nroundz: 1\nannotation: {judges: [{name: a}]}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import dt2it_pipeline.definitions"],
+        env={"DT2IT_RECIPE": str(tmp_path / "wrong.yaml"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith("roundz: unknown key")
