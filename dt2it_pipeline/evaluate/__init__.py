@@ -1,0 +1,1 @@
+"""Benchmarks, the style probe, grading against the demo's truth, and the report."""

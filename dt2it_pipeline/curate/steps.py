@@ -1,0 +1,241 @@
+"""Part 3 of the published method (arXiv 2604.19544): vote and flip, verify, annotate, merge, as pure functions.
+
+Every function takes and returns pandas frames, changes none of its inputs, keeps the order of the rows and loses none:
+rows in = rows of the returned parts. Two things hold for every row that comes back:
+
+- `strength` and the margins in `votes` read in the row's present direction, chosen over rejected;
+- the parts that were set aside (`unscored`, `dropped`) also have `reason` (a short fixed phrase) and `detail`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+
+from dt2it_pipeline.curate import votes as vote_column
+from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
+
+NOT_TWO_VOTES = "votes do not sum to two"
+TIED = "votes are tied"
+_FOR_CHOSEN = {"chosen": 1.0, "tie": 0.5, "rejected": 0.0}
+
+
+@dataclass(frozen=True)
+class VoteResult:
+    """Step 1. `voted`: the scored pairs, some flipped; `unscored`: set aside; `negative`: how many disagreed."""
+
+    voted: pd.DataFrame
+    unscored: pd.DataFrame
+    negative: int
+    flipped: int
+    voters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Step 2. `verified`: the model agrees; `contested`: it does not, or it is a tie; `unscored`: set aside."""
+
+    verified: pd.DataFrame
+    contested: pd.DataFrame
+    unscored: pd.DataFrame
+    voters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AnnotationResult:
+    """Step 3. `annotated`: a majority of two votes decided; `dropped`: set aside; `swapped`: how many changed sides."""
+
+    annotated: pd.DataFrame
+    dropped: pd.DataFrame
+    swapped: int
+
+
+def vote_and_flip(pairs: pd.DataFrame, scores: pd.DataFrame, flip_fraction: float = 0.5) -> VoteResult:
+    """Step 1, multi-model voting and label flipping.
+
+    A voter's margin of a pair is r(chosen) - r(rejected); a pair's strength is the mean over all voters in `scores`. Of
+    the n pairs with a negative mean, the floor(n * flip_fraction) most negative have their sides swapped and carry the
+    label "flipped". Equal means at the edge are taken in the order of pair_id, so the result does not depend on the
+    order of the rows.
+
+    Args:
+        pairs: pair_id, chosen_id, rejected_id and anything else. Every column `chosen<x>` that has a partner
+            `rejected<x>` changes sides with it. `label` is "original" where the column is absent.
+        scores: response_id, voter, score.
+        flip_fraction: share of the negative pairs that is flipped, 0 to 1; the paper's is 0.5.
+
+    Returns:
+        `voted` and `unscored`. `votes` of a voted pair holds this step's margins and replaces earlier ones. A pair for
+        which any voter lacks a finite score of either side is unscored: see `margins.voter_margins`.
+
+    Raises:
+        CurationError: malformed tables, repeated pair ids or contradicting scores.
+        ValueError: flip_fraction is out of range.
+    """
+    if not 0 <= flip_fraction <= 1:
+        raise ValueError(f"flip_fraction must lie between 0 and 1, not {flip_fraction}")
+    margins = voter_margins(pairs, scores)
+    scored = margins.scored
+    voted = _with_strength(_rows(pairs, scored), margins.mean[scored])
+    voted["votes"] = vote_column.from_matrix(margins.voters, margins.margins[scored])
+    negative = int((margins.mean[scored] < 0).sum())
+    # The decimal that was written, not its binary neighbour: 0.29 of 100 is 29.
+    count = math.floor(Fraction(str(float(flip_fraction))) * negative)
+    flipped = _most_negative(margins.mean[scored], voted["pair_id"], count)
+    voted = _swap(voted, flipped)
+    voted["label"] = voted["label"].mask(flipped, "flipped")
+    return VoteResult(voted, _set_aside(pairs, margins), negative, count, margins.voters)
+
+
+def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
+    """Step 2, the consistency check: a model trained on the step-1 data keeps what it agrees with.
+
+    r(chosen) > r(rejected) keeps a pair; everything else that has a score is contested, ties included. With several
+    voters in `scores` their mean margin decides. Labels stay as they are; `strength` becomes the mean margin and the
+    verifier's margins are added to `votes`.
+
+    Raises:
+        CurationError: malformed tables, repeated pair ids or contradicting scores.
+    """
+    margins = voter_margins(pairs, scores)
+    scored = margins.scored
+    checked = _with_strength(_rows(pairs, scored), margins.mean[scored])
+    checked["votes"] = vote_column.append(
+        checked.get("votes"),
+        np.repeat(np.arange(len(checked)), len(margins.voters)),
+        pd.Series(np.tile(np.array(margins.voters, dtype=object), len(checked)), dtype="str"),
+        margins.margins[scored].ravel(),
+        len(checked),
+    )
+    agrees = margins.mean[scored] > 0
+    return VerifyResult(_rows(checked, agrees), _rows(checked, ~agrees), _set_aside(pairs, margins), margins.voters)
+
+
+def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
+    """Step 3, annotation: two judges decide each contested pair.
+
+    Each usable verdict is one vote; a tie gives half a vote to each side; null, and anything that is not a verdict,
+    gives none. A pair whose votes do not sum to exactly two is dropped, so is a tied pair. Otherwise the majority side
+    becomes chosen and the label is "annotated", whether or not the sides changed. `strength` becomes the difference of
+    votes (1 or 2) and the judges are added to `votes` (+1, 0 or -1).
+
+    Args:
+        contested: pairs as `verify` returns them; may be empty.
+        votes: pair_id, judge, order, verdict. "chosen" means the pair's present chosen side, whatever the order shown.
+            Each row counts: one judge asked in both orders and another asked in both give four votes, hence a drop.
+            Votes on other pairs are not looked at.
+
+    Raises:
+        CurationError: malformed tables or repeated pair ids.
+    """
+    check_pairs(contested, "contested")
+    check_columns(votes, ("pair_id", "judge", "verdict"), "votes")
+    count = len(contested)
+    rows = pd.Index(contested["pair_id"]).get_indexer(pd.Index(votes["pair_id"]))
+    for_chosen = votes["verdict"].astype(object).map(_FOR_CHOSEN).to_numpy(dtype=np.float64)
+    relevant = rows >= 0
+    usable = relevant & ~np.isnan(for_chosen)
+    chosen_votes = np.bincount(rows[usable], weights=for_chosen[usable], minlength=count)
+    total = np.bincount(rows[usable], minlength=count)
+    unusable = np.bincount(rows[relevant & ~usable], minlength=count)
+    difference = 2 * chosen_votes - total
+
+    decided = (total == 2) & (difference != 0)
+    swap = difference < 0
+    everything = _with_strength(contested.reset_index(drop=True), difference)
+    everything["votes"] = vote_column.append(
+        everything.get("votes"),
+        rows[usable],
+        votes["judge"][usable].astype("str"),
+        2 * for_chosen[usable] - 1,
+        count,
+    )
+    annotated = _swap(_rows(everything, decided), swap[decided])
+    annotated["label"] = pd.Series("annotated", index=annotated.index, dtype="str")
+
+    dropped = _rows(contested, ~decided)
+    dropped["reason"] = pd.Series(np.where(total[~decided] == 2, TIED, NOT_TWO_VOTES), dtype="str")
+    dropped["detail"] = pd.Series(
+        [
+            f"votes for chosen {a:g}, for rejected {b:g}, unusable {c}"
+            for a, b, c in zip(
+                chosen_votes[~decided], (total - chosen_votes)[~decided], unusable[~decided], strict=True
+            )
+        ],
+        dtype="str",
+    )
+    return AnnotationResult(annotated, dropped, int(swap[decided].sum()))
+
+
+def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | None = None) -> pd.DataFrame:
+    """The curated set of a round: what step 2 kept, then what step 3 annotated.
+
+    `round_number`, if given, is written to the column `round`.
+
+    Raises:
+        CurationError: a pair occurs in both or twice, or the two frames have different columns.
+    """
+    check_pairs(verified, "verified")
+    check_pairs(annotated, "annotated")
+    if set(verified.columns) != set(annotated.columns):
+        differing = sorted(set(verified.columns) ^ set(annotated.columns))
+        raise CurationError(f"verified and annotated differ in columns {differing}")
+    # An empty part would only blur the column types of the other.
+    parts = [part for part in (verified, annotated[verified.columns]) if len(part)] or [verified]
+    curated = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)
+    check_pairs(curated, "curated (verified + annotated)")
+    if round_number is not None:
+        curated["round"] = np.full(len(curated), round_number, dtype=np.int32)
+    return curated
+
+
+def _rows(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    return frame.loc[where].reset_index(drop=True)
+
+
+def _with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:
+    """A copy with `strength` set and `label` present."""
+    label = frame["label"].astype("str") if "label" in frame else pd.Series("original", index=frame.index, dtype="str")
+    return frame.assign(strength=strength, label=label)
+
+
+def _set_aside(pairs: pd.DataFrame, margins: Margins) -> pd.DataFrame:
+    unscored = _rows(pairs, ~margins.scored)
+    return unscored.assign(
+        reason=pd.Series(margins.reason[~margins.scored], dtype="str"),
+        detail=pd.Series(margins.detail[~margins.scored], dtype="str"),
+    )
+
+
+def _most_negative(mean: np.ndarray, pair_ids: pd.Series, count: int) -> np.ndarray:
+    """Bool [n]: the `count` smallest means; equal means in the order of pair_id."""
+    marked = np.zeros(len(mean), dtype=bool)
+    if count == 0:
+        return marked
+    edge = np.partition(mean, count - 1)[count - 1]
+    marked = mean < edge
+    tied = np.flatnonzero(mean == edge)
+    wanted = count - int(marked.sum())
+    if wanted < len(tied):
+        tied = tied[np.argsort(pair_ids.to_numpy(dtype=object)[tied], kind="stable")]
+    marked[tied[:wanted]] = True
+    return marked
+
+
+def _swap(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """A copy in which the marked rows change sides: every chosen<x> with its rejected<x>, strength and votes."""
+    swapped = frame.copy()
+    if not where.any():
+        return swapped
+    for column in frame.columns:
+        partner = "rejected" + str(column).removeprefix("chosen")
+        if str(column).startswith("chosen") and partner in frame.columns:
+            swapped[column] = frame[column].mask(where, frame[partner])
+            swapped[partner] = frame[partner].mask(where, frame[column])
+    swapped["strength"] = np.where(where, -frame["strength"].to_numpy(), frame["strength"].to_numpy())
+    swapped["votes"] = vote_column.negate(frame["votes"], where)
+    return swapped

@@ -1,0 +1,66 @@
+"""Numbers and texts as the report and the Markdown tables print them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_MAX_TEXT = 700  # characters of a question or response
+_JOINERS = "\u200c\u200d"  # emoji and some scripts are spelt with them
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table with aligned columns, the first to the left and the others to the right.
+
+    Cells are single lines; characters that Markdown or HTML would read as markup are escaped.
+    """
+    lines = [[_markdown_cell(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
+
+    def join(line: list[str]) -> str:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        return "| " + " | ".join(cells) + " |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([join(lines[0]), join(rule), *(join(line) for line in lines[1:])])
+
+
+def clean(text: str) -> str:
+    """Text without control characters, lone surrogates and direction overrides, which escaping lets through."""
+    kept = (
+        c if c in "\n\t" + _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text
+    )
+    return "".join(kept)
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a long text, with media markers in words."""
+    text = text.replace("<image>", "[picture]").replace("<video>", "[video]").strip()
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT].rstrip() + " …"
+
+
+def percent(share: float) -> str:
+    """A share as percent with one decimal, or a dash."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def number(value: int) -> str:
+    """A count with thousands separators."""
+    return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """Wall time: 8.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _markdown_cell(value: Any) -> str:
+    text = " ".join(clean(str(value)).split())
+    for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("*", "\\*")):
+        text = text.replace(character, instead)
+    return text

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.evaluate.benchmarks import COLUMNS
+from dt2it_pipeline.evaluate.grading import Grade
+from dt2it_pipeline.evaluate.report import (
+    headline_markdown,
+    markdown_table,
+    quality_markdown,
+    render_report,
+    thumbnail,
+    write_report,
+)
+from dt2it_pipeline.evaluate.report_data import Arm, Curve, Example, Quality, ReportData, Round, StageCounts
+from dt2it_pipeline.evaluate.style import StyleProbe
+
+EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 200), "red").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def scores(*rows: tuple[str, str, int]) -> pd.DataFrame:
+    return pd.DataFrame([(m, "b", g, 100, c, 2, 1, c / 100) for m, g, c in rows], columns=COLUMNS)
+
+
+def full(text: str = "plain") -> ReportData:
+    in_table = text.replace("\ud800", "")  # a table cannot hold a lone surrogate; other strings can
+    grade = Grade(pairs=100, graded=90, without_truth=10, correct=70, accuracy=70 / 90, flips=9, flips_right=8)
+    probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
+    log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
+    example = Example(
+        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text
+    )
+    return ReportData(
+        scores=scores(
+            (in_table, "overall", 80), (in_table, in_table, 80), ("control", "overall", 50), ("control", in_table, 40)
+        ),
+        title=text,
+        arms=[Arm(in_table, "round", text), Arm("control", "control", text)],
+        rounds=[
+            Round(
+                0,
+                [
+                    Quality(text, 100, 0.9, grade, probe, 12),
+                    Quality("few", 3, None, None, StyleProbe(None, None, None, 3)),
+                ],
+                [StageCounts(text, 10, {text: 7}, {text: 2})],
+                [Curve(text, log)],
+                {text: np.array([-1.0, 2.0, np.inf, np.nan]), "constant": np.zeros(3), "none": np.array([])},
+                [example],
+                {text: 75.0},
+            )
+        ],
+        quality=[Quality("pool", 100, 1.0, grade, probe)],
+        examples=[example],
+        group_notes={text: text},
+        facts={text: text, "recipe": text},
+    )
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(html)
+    return parser.tags
+
+
+def test_hostile_text_is_shown_and_never_run() -> None:
+    html = render_report(full(EVIL))
+    html.encode("utf-8")  # no lone surrogate is left
+    assert "\x00" not in html and "\u202e" not in html
+    assert "{{ 7*7 }}" in html
+    harmless = tags_of(render_report(full("plain")))
+    hostile = tags_of(html)
+    assert [tag for tag, _ in hostile] == [tag for tag, _ in harmless]
+    assert "script" not in {tag for tag, _ in hostile}
+    for _, attributes in hostile:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:image/", "data:", "#"))
+    assert "&lt;script&gt;alert" in html
+    for encoded in re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", html):
+        assert b"<script" not in base64.b64decode(encoded)
+
+
+def test_everything_in_the_data_is_in_the_page() -> None:
+    html = render_report(full("plain"))
+    for expected in (
+        "✗ 1 unaccounted",
+        "picture could not be read",
+        "✓ truly better",
+        "0.88–0.92",
+        "1 min 15 s",
+        "77.8",
+    ):
+        assert expected in html, expected
+    assert html.count("data:image/svg+xml") == 5
+    assert "control: 2 ties and 1 pairs without a score, counted as wrong." in html
+    assert "with curation, 40.0% without" in html
+
+
+def test_the_same_data_gives_the_same_page() -> None:
+    assert render_report(full()) == render_report(full())
+
+
+def test_a_report_of_nothing_but_scores_and_of_nothing() -> None:
+    html = render_report(ReportData(scores((("round 0"), "overall", 80))))
+    assert "80.0" in html and "No training log" in html
+    empty = render_report(ReportData(scores()))
+    assert "No benchmark has been scored yet." in empty
+    nan = scores(("m", "overall", 0)).assign(accuracy=np.nan, pairs=0)
+    assert "–" in render_report(ReportData(nan))
+
+
+def test_written_by_a_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(full(), tmp_path / "new folder" / "report.html")
+    first = path.read_text(encoding="utf-8")
+    assert first.startswith("<!DOCTYPE html>")
+
+    def fail(self: Path, target: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(full("other"), path)
+    assert path.read_text(encoding="utf-8") == first
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_thumbnails_are_small_and_decoded_afresh(tmp_path: Path) -> None:
+    file = tmp_path / "p.jpg"
+    file.write_bytes(picture())
+    uri = thumbnail(file)
+    assert uri is not None and uri == thumbnail(picture())
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as small:
+        assert (small.format, small.size) == ("PNG", (144, 96))
+    assert thumbnail(tmp_path / "absent.png") is None
+    assert thumbnail(b"") is None
+
+
+def test_markdown() -> None:
+    text = markdown_table(["a", "b"], [["x|y\nz", 1], ["<b>", 22]])
+    assert "\\|" in text and "&lt;b" in text and len(text.splitlines()) == 4
+    assert len({len(line) for line in text.splitlines()}) == 1
+    table = headline_markdown(full())
+    assert [re.sub(r"\s+", "", line) for line in table.splitlines()] == [
+        "|model|plain|allpooled|",
+        "|-------|----:|---------:|",
+        "|plain|80.0|80.0|",
+        "|control|40.0|50.0|",
+    ]
+    assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())
