@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from dt2it_pipeline.orchestrate.assets.construction import build_construction_assets
+from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
 from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
 from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
 from dt2it_pipeline.orchestrate.assets.report import build_report_asset
@@ -28,6 +29,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_raw_assets(recipe),
             *build_construction_assets(recipe),
             *build_round_assets(recipe, rounds),
+            *build_curation_assets(recipe, rounds),
             *build_evaluation_assets(recipe, rounds),
             build_report_asset(recipe, rounds),
         ],

@@ -158,6 +158,14 @@ class Store:
             write_json_atomic(manifest, folder / "manifest.json")
         return self.read(name, partition, key)
 
+    def publish(self, file: Path, name: str) -> Path:
+        """Copy a finished file to the home's top, where a person looks for it; returns the copy."""
+        copy = self.home / name
+        with _temporary_beside(copy) as temporary:
+            shutil.copyfile(file, temporary)
+            temporary.replace(copy)
+        return copy
+
     def point(self, name: str, key: str, partition: str | None = None) -> None:
         """Make version `key` the current one and drop versions that no reader can still want."""
         slot = _slot(self.home / "artifacts", name, partition)

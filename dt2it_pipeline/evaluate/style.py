@@ -11,10 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
 
 MIN_PAIRS = 20
 MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
@@ -117,6 +113,11 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
     Raises:
         ValueError: the text columns are missing, or folds < 2.
     """
+    # Imported here: scikit-learn takes 2 s, and Dagster loads this module in every process.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+    from sklearn.preprocessing import StandardScaler
+
     if folds < 2:
         raise ValueError(f"folds must be at least 2, not {folds}")
     missing = {"chosen", "rejected"} - set(pairs.columns)
@@ -165,6 +166,8 @@ def _balanced_coin(count: int, random: np.random.Generator) -> np.ndarray:
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
     """Area under the ROC curve and its standard error (DeLong 1988, by mid-ranks)."""
+    from scipy.stats import rankdata
+
     m, n = len(positive), len(negative)
     ranks = rankdata(np.concatenate([positive, negative]))
     above = (ranks[:m] - rankdata(positive)) / n  # share of negatives below each positive

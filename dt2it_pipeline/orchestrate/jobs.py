@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from dt2it_pipeline.orchestrate.assets import construction, evaluation, raw, rounds
-from dt2it_pipeline.orchestrate.partitions import FEEDBACK, ROUND_JOB
+from dt2it_pipeline.orchestrate.assets import construction, evaluation, raw
+from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, ROUND_JOB
 
 
 class Jobs(NamedTuple):
@@ -27,7 +27,7 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
     )
     one_round = dg.define_asset_job(
         ROUND_JOB,
-        dg.AssetSelection.groups(rounds.GROUP, evaluation.GROUP) - dg.AssetSelection.assets(FEEDBACK),
+        dg.AssetSelection.groups(GROUP, evaluation.GROUP) - dg.AssetSelection.assets(FEEDBACK),
         partitions_def=partitions,
         executor_def=dg.in_process_executor,
         description="Train, score, vote, verify, annotate, merge and benchmark one round.",

@@ -7,6 +7,7 @@ import dagster as dg
 from dt2it_pipeline.recipe import Recipe
 from dt2it_pipeline.store import Bundle, Store
 
+GROUP = "rounds"
 ROUND_JOB = "round"
 FEEDBACK = "feedback_pairs"
 

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.grading import Grade, grade_labels
-from dt2it_pipeline.evaluate.report import headline_markdown, quality_markdown, write_report
 from dt2it_pipeline.evaluate.report_data import Arm, Curve, Example, Quality, ReportData, Round, StageCounts
 from dt2it_pipeline.evaluate.style import style_probe
 from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, GROUP, arms
@@ -72,6 +71,9 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
         )
 
         def write(work: Path) -> Bundle:
+            # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
+            from dt2it_pipeline.evaluate.report import headline_markdown, quality_markdown, write_report
+
             data = sources.report_data()
             folder = work / "report"
             write_report(data, folder / "report.html")

@@ -1,0 +1,245 @@
+"""Group `rounds`, continued: vote and flip, verify, annotate, merge (part 3, steps 1 to 3)."""
+
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+
+from dt2it_pipeline.curate.steps import merge, resolve_annotations, verify, vote_and_flip
+from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
+from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
+from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.store import Bundle, read_parquet, write_parquet
+
+_RECONCILE = "rows_reconcile"
+
+
+def build_curation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Assets of steps 1 to 3."""
+    return [
+        _voted_pairs(recipe, rounds),
+        _verified_and_contested(recipe, rounds),
+        _annotated_pairs(recipe, rounds),
+        _curated_pairs(recipe, rounds),
+    ]
+
+
+def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        partitions_def=rounds,
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        kinds={"pandas"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
+    )
+    def voted_pairs(
+        context: dg.AssetExecutionContext, store: StoreResource, response_scores: Bundle, raw_preferences: Bundle
+    ) -> dg.MaterializeResult:
+        """Step 1: the reward models of this and earlier rounds vote, and the most negative pairs are flipped."""
+        opened, number = store.open(), int(context.partition_key)
+        voters = {
+            f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
+        }
+        voters[f"response_scores/{number}"] = response_scores
+
+        def vote(work: Path) -> Bundle:
+            scores = to_frame(pa.concat_tables([voter["scores"] for voter in voters.values()]))
+            voted = vote_and_flip(to_frame(raw_preferences["pairs"]), scores, recipe.curation.flip_fraction)
+            tables = {
+                "pairs": to_table(voted.voted, "pairs"),
+                "prompts": raw_preferences["prompts"],
+                "set_aside": set_aside_table(voted.unscored, "voted_pairs"),
+            }
+            facts = {
+                "rows_in": raw_preferences["pairs"].num_rows,
+                "rows_out": len(voted.voted),
+                "rows_set_aside": len(voted.unscored),
+                "voters": len(voted.voters),
+                "negative": voted.negative,
+                "flipped": voted.flipped,
+            }
+            return Bundle(tables, facts)
+
+        bundle = run_stage(
+            context,
+            opened,
+            vote,
+            inputs={**voters, "raw_preferences": raw_preferences},
+            settings={"curation": recipe.curation},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return voted_pairs
+
+
+def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    upstream = ("verifier_model", "voted_pairs", "reward_model")
+
+    @dg.multi_asset(
+        name="verify_pairs",
+        partitions_def=rounds,
+        group_name=GROUP,
+        pool="gpu",
+        specs=[
+            dg.AssetSpec(
+                "verified_pairs",
+                description="Step 2: pairs whose chosen side the verifier prefers.",
+                code_version=CODE_VERSION,
+                kinds={"pytorch"},
+                deps=upstream,
+            ),
+            dg.AssetSpec(
+                "contested_pairs",
+                description="Step 2: pairs that the verifier does not confirm, ties included.",
+                code_version=CODE_VERSION,
+                kinds={"pytorch"},
+                deps=upstream,
+            ),
+        ],
+        ins={name: dg.AssetIn(name) for name in upstream},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="verified_pairs", blocking=True)],
+    )
+    def verify_pairs(  # type: ignore[no-untyped-def]  # Dagster takes no annotation for several results
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        verifier_model: Bundle,
+        voted_pairs: Bundle,
+        reward_model: Bundle,
+    ):
+        opened, voter = store.open(), f"verifier_model/{context.partition_key}"
+        heavy = Heavy(context, store, children, recipe)
+        verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
+        inputs: dict[str, Bundle | str] = {"verifier": verifier, "voted_pairs": voted_pairs, "voter": voter}
+
+        def check(work: Path) -> Bundle:
+            scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
+            checked = verify(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
+            tables = {
+                "pairs": to_table(checked.verified, "pairs"),
+                "prompts": voted_pairs["prompts"],
+                "scores": scored["scores"],
+                "set_aside": pa.concat_tables(
+                    [
+                        set_aside_table(checked.unscored, "verified_pairs"),
+                        set_aside_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs"),
+                    ]
+                ),
+            }
+            facts = {
+                "rows_in": voted_pairs["pairs"].num_rows,
+                "rows_out": len(checked.verified),
+                "rows_set_aside": len(checked.contested) + len(checked.unscored),
+                "contested": len(checked.contested),
+            }
+            return Bundle(tables, facts | {"scoring": dict(scored.facts)})
+
+        verified = run_stage(
+            context,
+            opened,
+            check,
+            inputs=inputs,
+            settings={"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt},
+            name="verified_pairs",
+        )
+
+        def contest(work: Path) -> Bundle:
+            checked = verify(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
+            pairs = to_table(checked.contested, "pairs")
+            return Bundle({"pairs": pairs, "prompts": voted_pairs["prompts"]}, {"rows_out": pairs.num_rows})
+
+        contested = run_stage(
+            context, opened, contest, inputs={"verified_pairs": verified}, settings={}, name="contested_pairs"
+        )
+        yield result(context, opened, verified, name="verified_pairs", checks=(reconcile(verified),))
+        yield result(context, opened, contested, name="contested_pairs")
+
+    return verify_pairs
+
+
+def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        partitions_def=rounds,
+        group_name=GROUP,
+        code_version=CODE_VERSION,
+        pool="gpu",
+        kinds={"pytorch"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
+    )
+    def annotated_pairs(
+        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
+    ) -> dg.MaterializeResult:
+        """Step 3: two judges decide every contested pair; pairs without two agreeing votes are dropped."""
+        opened = store.open()
+
+        def annotate(work: Path) -> Bundle:
+            write_parquet(contested_pairs["pairs"], work / "pairs.parquet")
+            settings = recipe.annotation.model_dump(mode="json")
+            for judge in settings["judges"]:
+                judge["model"] = model_path(judge["model"])
+            job = {
+                "pairs": str(work / "pairs.parquet"),
+                "prompts": str(contested_pairs.table_path("prompts")),
+                "media_root": str(opened.media),
+                "output": str(work / "votes.parquet"),
+                "work": str(work / "judging"),
+                "settings": settings,
+                "seed": recipe.seed,
+            }
+            summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
+            votes = read_parquet(work / "votes.parquet", "votes")
+            resolved = resolve_annotations(to_frame(contested_pairs["pairs"]), to_frame(votes))
+            tables = {
+                "pairs": to_table(resolved.annotated, "pairs"),
+                "prompts": contested_pairs["prompts"],
+                "votes": votes,
+                "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
+            }
+            facts = {
+                "rows_in": contested_pairs["pairs"].num_rows,
+                "rows_out": len(resolved.annotated),
+                "rows_set_aside": len(resolved.dropped),
+                "swapped": resolved.swapped,
+                "judge_calls": votes.num_rows,
+            }
+            return Bundle(tables, {"judging": summary} | facts)
+
+        bundle = run_stage(
+            context,
+            opened,
+            annotate,
+            inputs={"contested_pairs": contested_pairs},
+            settings={"annotation": recipe.annotation, "seed": recipe.seed},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return annotated_pairs
+
+
+def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version=CODE_VERSION, kinds={"pandas"})
+    def curated_pairs(
+        context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Bundle, annotated_pairs: Bundle
+    ) -> dg.MaterializeResult:
+        """The round's result: verified and annotated pairs, which train the next round's reward model."""
+        opened, number = store.open(), int(context.partition_key)
+
+        def join(work: Path) -> Bundle:
+            merged = merge(to_frame(verified_pairs["pairs"]), to_frame(annotated_pairs["pairs"]), number)
+            tables = {"pairs": to_table(merged, "pairs"), "prompts": verified_pairs["prompts"]}
+            return Bundle(tables, {"rows_out": len(merged)})
+
+        bundle = run_stage(
+            context,
+            opened,
+            join,
+            inputs={"verified_pairs": verified_pairs, "annotated_pairs": annotated_pairs},
+            settings={"round": number},
+        )
+        return result(context, opened, bundle)
+
+    return curated_pairs
