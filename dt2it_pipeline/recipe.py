@@ -145,6 +145,8 @@ class JudgeSettings(Settings):
     baseline: Literal["blank", "mismatched"] = Field(
         "blank", description="the picture against which likelihood is measured"
     )
+    baselines: int = Field(4, ge=1, le=64, description="pictures of other prompts, where baseline is mismatched")
+    tie_margin: float = Field(0.0, ge=0, le=100, description="nats; a smaller difference of evidence is a tie")
 
 
 class AnnotationSettings(Settings):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,4 +44,5 @@ def main(run: Run, arguments: list[str] | None = None) -> None:
     if len(paths) != 1:
         raise SystemExit("usage: python -m MODULE job.json")
     summary = run(read_job(paths[0]), print_progress)
-    print(json.dumps(summary, ensure_ascii=False, sort_keys=True))
+    if int(os.environ.get("RANK", "0")) == 0:  # ranks share a terminal
+        print(json.dumps(summary, ensure_ascii=False, sort_keys=True))

@@ -143,7 +143,7 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             opened,
             check,
             inputs=inputs,
-            settings={"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt},
+            settings={"scoring": recipe.scoring},
             name="verified_pairs",
         )
 

@@ -48,7 +48,7 @@ def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> B
         heavy.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
-        settings={"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt},
+        settings={"scoring": recipe.scoring},
     )
 
 

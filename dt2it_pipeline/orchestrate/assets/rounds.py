@@ -137,7 +137,7 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 reward_model, responses_of(raw_preferences["pairs"]), raw_preferences["prompts"], voter, work
             ),
             inputs={"reward_model": reward_model, "raw_preferences": raw_preferences, "voter": voter},
-            settings={"scoring": recipe.scoring, "system_prompt": recipe.training.system_prompt},
+            settings={"scoring": recipe.scoring},
         )
         scores = [value for value in bundle["scores"]["score"].to_pylist() if value is not None]
         metadata = {"score_histogram": histogram(scores, "score", "responses")} if scores else {}

@@ -1,0 +1,111 @@
+"""Prompt rows as chat messages and open pictures, the form in which models take them.
+
+What belongs here: reading pictures that may be damaged, and turning `<image>` markers into message parts. What does
+not: a model, or anything about how its chat template words things; templates come with the model.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+MAX_FILE_PIXELS = 100_000_000  # a picture beyond this is refused before it is decoded
+_MARKER = re.compile(r"(<image>|<video>)")
+_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
+
+
+class ChatError(ValueError):
+    """A prompt cannot be put to a model; `reason` is a short fixed phrase, the message says what was found."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A question as a model takes it: `messages` in chat-template form, and the pictures in marker order."""
+
+    prompt_id: str
+    messages: tuple[Mapping[str, Any], ...]
+    images: tuple[Image.Image, ...]
+
+    def with_images(self, images: Sequence[Image.Image]) -> ChatPrompt:
+        """The same words over other pictures. Raises ChatError when their number differs."""
+        if len(images) != len(self.images):
+            raise ChatError("pictures do not match", f"the prompt has {len(self.images)}, {len(images)} given")
+        return ChatPrompt(self.prompt_id, self.messages, tuple(images))
+
+
+def chat_prompt(row: Mapping[str, Any], media_root: Path, system: str | None = None, suffix: str = "") -> ChatPrompt:
+    """Build the chat form of one row of a prompts table, its pictures read from below `media_root`.
+
+    Args:
+        row: a prompts row; turn texts hold one `<image>` marker per picture.
+        media_root: folder that the rows' media paths are relative to.
+        system: system text to use instead of the row's own.
+        suffix: words to add to the last user turn, after a space.
+
+    Raises:
+        ChatError: a picture cannot be read, a medium is a video, markers and media do not match in number, or the words
+            spell out a control token.
+    """
+    if any(medium["kind"] != "image" for medium in row["media"]):
+        raise ChatError("medium not supported", "only pictures are")
+    turns = [(turn["role"], turn["text"]) for turn in row["turns"]]
+    markers = sum(len(_MARKER.findall(text)) for _, text in turns)
+    if markers != len(row["media"]):
+        raise ChatError("picture markers do not match media", f"{markers} markers, {len(row['media'])} media")
+    for words in (row["system"] if system is None else system, *(words for _, words in turns)):
+        if found := _CONTROL.search(words):
+            raise ChatError("control token in the prompt", found.group())
+    if suffix:
+        last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
+        turns[last] = (turns[last][0], f"{turns[last][1]} {suffix}")
+    text = row["system"] if system is None else system
+    messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
+    messages += [{"role": role, "content": _parts(words)} for role, words in turns]
+    images = tuple(open_picture(media_root, medium["path"]) for medium in row["media"])
+    return ChatPrompt(row["prompt_id"], tuple(messages), images)
+
+
+def open_picture(media_root: Path, relative: str) -> Image.Image:
+    """Decode one picture below `media_root` as RGB; its content decides the format, not its name.
+
+    Raises:
+        ChatError: the path leaves the root, or the file is missing, damaged or larger than MAX_FILE_PIXELS.
+    """
+    root = media_root.resolve()
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise ChatError("picture outside the media root", relative)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is stricter
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MAX_FILE_PIXELS:
+                    raise ChatError("picture too large", f"{relative}: {opened.width} x {opened.height} pixels")
+                return opened.convert("RGB")
+    except ChatError:
+        raise
+    except FileNotFoundError:
+        raise ChatError("picture missing", relative) from None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise ChatError("picture unreadable", f"{relative}: {error}") from error
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    for piece in _MARKER.split(text):
+        if _MARKER.fullmatch(piece):
+            parts.append({"type": piece[1:-1]})
+        elif piece:
+            parts.append({"type": "text", "text": piece})
+    return parts

@@ -1,0 +1,60 @@
+"""Command line and environment that start a module in several ranks under the DeepSpeed launcher.
+
+On one machine the launcher's per-node half is called directly, ranks spelled out: the `deepspeed` command would spend
+another 3 s of imports to work out the same. With a hostfile the `deepspeed` command itself is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def deepspeed_command(
+    module_args: Sequence[str], processes: int, *, hostfile: str | Path | None = None, port: int | None = None
+) -> list[str]:
+    """Command that runs `python -m MODULE ARGS...` in `processes` ranks.
+
+    Args:
+        module_args: the module and its arguments.
+        processes: ranks on this machine, or on each machine of the hostfile.
+        hostfile: machines of a multi-node run, in DeepSpeed's format (`host slots=n` per line).
+        port: where ranks meet; a free one by default (with a hostfile: DeepSpeed's default).
+
+    Raises:
+        ValueError: no module, or fewer than one process.
+    """
+    if not module_args or processes < 1:
+        raise ValueError(f"need a module and at least one process, found {list(module_args)} and {processes}")
+    if hostfile is not None:
+        chosen = ["--master_port", str(port)] if port else []
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
+        command += ["--num_accelerators", str(processes), *chosen, "--no_local_rank", "--module"]
+        return command + list(module_args)
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
+    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={port or _free_port()}", "--log_level=warning"]
+    return [*command, "--no_local_rank", "--module", *module_args]
+
+
+def rank_environment(processes: int) -> dict[str, str]:
+    """Environment to add to the launcher's, so that ranks share the machine's cores instead of each taking all of them.
+
+    A setting of OMP_NUM_THREADS that is already there is respected.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = {"OMP_NUM_THREADS": str(max(1, cores // max(1, processes)))}
+    environment = {key: value for key, value in share.items() if key not in os.environ}
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return environment
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,167 @@
+"""Sampling with vLLM's offline engine, behind a protocol so that a test can hand in a fake.
+
+The same code runs on a GPU and on a CPU. On a CPU the engine runs inside this process (it starts in seconds instead of
+half a minute) and computes in float32 without compilation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dt2it_pipeline.engines.chat import ChatPrompt
+
+
+class EngineError(RuntimeError):
+    """The engine cannot start, or it cannot take one particular request."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """`n` answers to one prompt, drawn with `seed`; the answers depend on nothing else in the batch but rounding."""
+
+    prompt: ChatPrompt
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer: its text, its length in tokens, and whether it ended by itself rather than at the length limit."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn; `max_new_tokens` bounds their length, `json_schema` their form where it is given."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    json_schema: dict[str, Any] | None = None
+
+
+class SamplingEngine(Protocol):
+    """Whatever can answer prompts with pictures."""
+
+    def sample(self, requests: Sequence[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
+        """One list of answers per request, or the error that only this request met."""
+        ...
+
+
+class VllmEngine:
+    """vLLM's offline `LLM` for one model folder or Hub id.
+
+    Args:
+        model: folder or Hub id; its own chat template and processor are used, remote code is not trusted.
+        max_model_len: tokens of prompt and answer together.
+        max_images: most pictures in one prompt.
+        seed: engine seed; requests carry their own.
+
+    Raises:
+        EngineError: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+        ensure_torchvision()
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding starves whoever shares the cores
+        try:
+            import vllm
+            from transformers import AutoProcessor
+
+            if on_cpu:
+                _register_in_process(model)
+            self._processor = AutoProcessor.from_pretrained(model)
+            self._llm = vllm.LLM(
+                model=model,
+                dtype="float32" if on_cpu else "auto",
+                enforce_eager=on_cpu,
+                max_model_len=max_model_len,
+                **(_whole_prompts(max_model_len) if on_cpu else {}),
+                limit_mm_per_prompt={"image": max_images, "video": 0},
+                seed=seed,
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise EngineError(f"vLLM cannot load the model {model}: {error}") from error
+
+    def sample(self, requests: Sequence[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
+        """Answer a batch; see SamplingEngine. What earlier batches left in the prefix cache does not enter."""
+        self._llm.reset_prefix_cache()
+        return self._sample(list(requests), decoding)
+
+    def _sample(self, requests: list[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
+        if not requests:
+            return []
+        try:
+            outputs = self._llm.generate(
+                [self._vllm_prompt(request.prompt) for request in requests],
+                [self._parameters(request, decoding) for request in requests],
+                use_tqdm=False,
+            )
+        except ValueError as error:  # vLLM refuses the whole batch for one prompt that is too long: find it
+            if len(requests) == 1:
+                return [EngineError(str(error))]
+            middle = len(requests) // 2
+            return self._sample(requests[:middle], decoding) + self._sample(requests[middle:], decoding)
+        return [
+            [Sample(c.text, len(c.token_ids), c.finish_reason == "stop") for c in output.outputs] for output in outputs
+        ]
+
+    def _vllm_prompt(self, prompt: ChatPrompt) -> Any:
+        text = self._processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}} if prompt.images else text
+
+    @staticmethod
+    def _parameters(request: SampleRequest, decoding: Decoding) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        structured = StructuredOutputsParams(json=decoding.json_schema) if decoding.json_schema else None
+        return SamplingParams(
+            n=request.n,
+            seed=request.seed,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            max_tokens=decoding.max_new_tokens,
+            structured_outputs=structured,
+        )
+
+
+def _whole_prompts(max_model_len: int) -> dict[str, Any]:
+    """Settings under which no prompt is computed in parts.
+
+    After each part vLLM winds the request's own random generator back, which a CPU generator does not support: a batch
+    larger than the token budget, with seeds, would end the engine.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
+
+
+def _register_in_process(model: str) -> None:
+    """Inspect the model's class here rather than in vLLM's helper process.
+
+    The helper imports transformers before it loads any plugin, so a torchvision that does not fit the torch beside it
+    (see torchvision_shim) ends it. It exists to keep CUDA out of this process, which on a CPU nothing would bring in.
+    """
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    for architecture in AutoConfig.from_pretrained(model).architectures or []:
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:
+            ModelRegistry.register_model(architecture, known.load_model_cls())

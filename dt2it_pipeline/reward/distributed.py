@@ -1,0 +1,89 @@
+"""The process group of a training job: what the launcher said about it, and the few exchanges that training needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+class Alone:
+    """A group of one process, for scoring and for tests."""
+
+    rank = 0
+    size = 1
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The one value."""
+        return [value]
+
+
+class Group:
+    """All ranks that the DeepSpeed launcher started; a process started without it is a group of one."""
+
+    def __init__(self) -> None:
+        self._environment()
+        import deepspeed
+
+        # DeepSpeed would compile an operator for shared-memory collectives at first use (40 s, and a compiler). Gloo
+        # does the same job for the few processes of one machine; without a GPU that is what we take.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.cuda = torch.cuda.is_available()
+        local = int(os.environ["LOCAL_RANK"])
+        self.device = torch.device("cuda", local) if self.cuda else torch.device("cpu")
+        if self.cuda:
+            torch.cuda.set_device(self.device)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if self.cuda else "gloo", auto_mpi_discovery=False, verbose=False
+        )
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    @staticmethod
+    def _environment() -> None:
+        if "RANK" in os.environ:
+            return
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(free_port())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (a Python object), by rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in double precision."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(v) for v in tensor.tolist()]
+
+    def close(self) -> None:
+        """Leave the group. A group of one stays for the next job of this process: DeepSpeed cannot be started twice."""
+        if dist.is_initialized() and self.size > 1:
+            dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flush_denormals() -> None:
+    """Treat numbers below 1e-38 as zero on this thread: the CPU is many times slower on them."""
+    for kind in (np.float32, np.float64):
+        np.finfo(kind).smallest_subnormal  # noqa: B018  (NumPy probes its limits at first use)
+    torch.set_flush_denormal(True)

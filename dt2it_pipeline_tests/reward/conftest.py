@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline_tests.reward.tiny import make_pictures, make_tables, make_tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random tiny base model of a family, made once."""
+    made: dict[str, Path] = {}
+
+    def get(family: str = "qwen3_vl") -> Path:
+        if family not in made:
+            made[family] = make_tiny(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
+    """A media root with six pictures, and their rows."""
+    root = tmp_path_factory.mktemp("media")
+    return root, make_pictures(root, 6)
+
+
+@pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of small tables; do not write there."""
+    return make_tables(tmp_path_factory.mktemp("tables"), 24)
+
+
+@pytest.fixture
+def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[..., tuple[Any, Any, Any]]:
+    """Model, prompter and shelf of a family."""
+
+    def get(family: str = "qwen3_vl") -> tuple[Any, Any, Any]:
+        from dt2it_pipeline.reward.model import RewardModel
+        from dt2it_pipeline.reward.pictures import PictureShelf
+        from dt2it_pipeline.reward.prompting import Prompter, load_processor
+
+        folder = base(family)
+        processor = load_processor(folder)
+        shelf = PictureShelf(processor.image_processor, media[0], 65536)
+        return RewardModel.from_pretrained(folder), Prompter(folder, shelf, "You judge.", processor), shelf
+
+    return get

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dt2it_pipeline import store
+from dt2it_pipeline.reward.batch import Row, collate, with_pixels
+from dt2it_pipeline.reward.model import CheckpointError, RewardModel
+from dt2it_pipeline_tests.reward.tiny import make_prompt
+
+HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"}
+
+
+@pytest.mark.parametrize("family", list(HEADS))
+def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
+    setup: Callable[..., Any], media: tuple[Path, Any], tmp_path: Path, family: str
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.card["system_prompt"] = "You judge."
+    with store.atomic_directory(tmp_path / "checkpoint") as folder:
+        model.save_pretrained(folder)
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert config["num_labels"] == 1
+    assert config["problem_type"] == "regression"
+    assert config["architectures"][0].endswith("VLForSequenceClassification")
+    names = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert names[HEADS[family]].shape == (1, 32)
+    assert not any("lm_head" in name for name in names)
+    assert (tmp_path / "checkpoint" / "tokenizer.json").exists()
+
+    again = RewardModel.from_pretrained(tmp_path / "checkpoint")
+    assert again.card == model.card
+    prompts = prompter.prompts([make_prompt(media[1][:1], "what colour")])
+    batch = with_pixels(collate([Row(prompts[0], tuple(prompter.responses(["red", "blue"])))]), shelf)
+    assert torch.equal(model(batch), again(batch))
+
+
+def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:
+    heads = [RewardModel.from_pretrained(base(), seed=seed).score.weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def damaged(base: Path, folder: Path, **changes: Any) -> Path:
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_other_architectures_are_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x", model_type="llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x", architectures=["Qwen3VLForSequenceClassification"])
+    with pytest.raises(CheckpointError, match=r"no score\.weight"):
+        RewardModel.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "visual.blocks.0" not in k}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks .* weights"):
+        RewardModel.from_pretrained(folder)
+    weights |= {"score.weight": torch.zeros(2, 32)}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"shape \(2, 32\)"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        RewardModel.from_pretrained(tmp_path / "nowhere")

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline import records, store
+from dt2it_pipeline.recipe import ScoringSettings
+from dt2it_pipeline.reward import score
+from dt2it_pipeline.reward.model import RewardModel
+
+
+@pytest.fixture(scope="session")
+def checkpoint(base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = RewardModel.from_pretrained(base())
+    model.card["system_prompt"] = "You judge."
+    model.score.weight.data *= 30  # spread the scores
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def job(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> dict[str, Any]:
+    paths = {name: tables[name] for name in ("prompts", "responses", "media_root")}
+    settings = ScoringSettings(processes=1, shard_responses=10).model_dump()
+    return paths | {
+        "checkpoint": str(checkpoint), "output": str(tmp_path / "scores.parquet"), "work": str(tmp_path / "work"),
+        "settings": settings, "voter": "round-0",
+    }  # fmt: skip
+
+
+def silent(progress: Mapping[str, Any]) -> None:
+    pass
+
+
+def scores(job: Mapping[str, Any]) -> dict[str, float]:
+    table = store.read_parquet(job["output"], "scores")
+    return dict(zip(table.column("response_id").to_pylist(), table.column("score").to_pylist(), strict=True))
+
+
+def test_every_response_once_in_table_order(job: dict[str, Any]) -> None:
+    reports: list[Mapping[str, Any]] = []
+    summary = score.run(job, reports.append)
+    ids = store.read_parquet(job["responses"], "responses").column("response_id").to_pylist()
+    assert list(scores(job)) == ids
+    assert summary["scored"] == summary["responses"] == len(ids)
+    assert summary["set_aside"] == 0
+    assert reports[-1]["responses"] == reports[-1]["responses_total"] == len(ids)
+    assert store.read_parquet(job["output"], "scores").column("voter").unique().to_pylist() == ["round-0"]
+
+
+def test_numbers_do_not_depend_on_batches(job: dict[str, Any], tmp_path: Path) -> None:
+    score.run(job, silent)
+    lone = job | {"work": str(tmp_path / "other"), "output": str(tmp_path / "other.parquet")}
+    lone["settings"] = job["settings"] | {"tokens_per_batch": 64, "shard_responses": 3}
+    score.run(lone, silent)
+    first, second = scores(job), scores(lone)
+    assert first.keys() == second.keys()
+    assert max(abs(first[name] - second[name]) for name in first) < 1e-5
+    assert max(first.values()) - min(first.values()) > 1e-3
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+    score.run(job, silent)
+    whole = Path(job["output"]).read_bytes()
+    shards = sorted(Path(job["work"]).glob("shard-??????.parquet"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    (Path(job["work"]) / ".shard-000001.parquet.half").write_bytes(b"PAR1")
+    before = shards[0].stat().st_mtime_ns
+    summary = score.run(job, silent)
+    assert summary["shards_resumed"] == len(shards) - 1
+    assert shards[0].stat().st_mtime_ns == before
+    assert Path(job["output"]).read_bytes() == whole
+
+
+def test_several_processes_give_the_same_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+    score.run(job, silent)
+    both = job | {"work": str(tmp_path / "w2"), "output": str(tmp_path / "two.parquet")}
+    both["settings"] = job["settings"] | {"processes": 2}
+    score.run(both, silent)
+    assert Path(both["output"]).read_bytes() == Path(job["output"]).read_bytes()
+
+
+def test_what_cannot_be_scored_is_set_aside(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(tables["media_root"], tmp_path / "media")
+    prompts = store.read_parquet(tables["prompts"], "prompts").to_pylist()
+    shown = [p["media"][0]["path"] for p in prompts if p["media"]]
+    (tmp_path / "media" / shown[0]).unlink()
+    cut = next(path for path in shown if path != shown[0])
+    data = (tmp_path / "media" / cut).read_bytes()
+    (tmp_path / "media" / cut).write_bytes(data[:60])
+    rows = store.read_parquet(tables["responses"], "responses").to_pylist()
+    stray = {"response_id": "r-stray", "prompt_id": "p-unknown", "text": "x", "generator": "t"}
+    long = {"response_id": "r-long", "prompt_id": prompts[0]["prompt_id"], "text": "red " * 600, "generator": "t"}
+    store.write_parquet(records.table([*rows, stray, long, rows[0]], "responses"), tmp_path / "responses.parquet")
+    job |= {"media_root": str(tmp_path / "media"), "responses": str(tmp_path / "responses.parquet")}
+    summary = score.run(job, silent)
+    aside = store.read_parquet(tmp_path / "scores.set_aside.parquet", "set_aside").to_pylist()
+    reasons = {row["reason"] for row in aside}
+    assert reasons == {"picture missing", "picture unreadable", "prompt not in the table", "longer than max_tokens"}
+    assert summary["scored"] + summary["set_aside"] == summary["responses"] == len(rows) + 2
+    assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
+
+
+def test_a_failing_worker_is_reported(job: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job["settings"] = job["settings"] | {"processes": 2}
+    job["media_root"] = None  # Path(None) fails inside the workers
+    with pytest.raises(score.ScoringError, match="TypeError"):
+        score.run(job, silent)
+
+
+def test_an_empty_table_gives_an_empty_table(job: dict[str, Any], tmp_path: Path) -> None:
+    store.write_parquet(records.table([], "responses"), tmp_path / "none.parquet")
+    summary = score.run(job | {"responses": str(tmp_path / "none.parquet")}, silent)
+    assert summary["scored"] == 0
+    assert store.read_parquet(job["output"], "scores").num_rows == 0

@@ -1,0 +1,108 @@
+"""One sequence per prompt gives the scores and gradients of separate sequences, and the scores of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dt2it_pipeline.reward.batch import Row, collate, with_pixels
+from dt2it_pipeline_tests.reward.tiny import make_prompt
+
+RESPONSES = ["red", "it looks green to me", "a blue circle", "no", "yes it is the picture"]
+FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+
+
+def encoded(prompter: Any, media: list[dict[str, str]], responses: int) -> tuple[list[Any], list[np.ndarray]]:
+    rows = [
+        make_prompt(media[:1], "what colour is the shape"),
+        make_prompt(media[1:3], "is it a circle"),
+        make_prompt([], "is red a colour"),
+    ]
+    return prompter.prompts(rows), prompter.responses(RESPONSES[:responses])
+
+
+def gradients(model: Any, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    weights = torch.linspace(-1, 1.5, len(scores))
+    (scores * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("responses", [1, 2, 5])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_equals_separate(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str, responses: int, checkpointing: bool
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.freeze_vision()
+    model.train()
+    if checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    prompts, texts = encoded(prompter, media[1], responses)
+
+    shared = model(with_pixels(collate([Row(p, tuple(texts)) for p in prompts]), shelf))
+    shared_gradients = gradients(model, shared)
+    alone = [Row(p, (t,)) for p in prompts for t in texts]
+    separate = torch.cat([model(with_pixels(collate([row]), shelf)) for row in alone])
+    separate_gradients = gradients(model, separate)
+    together = model(with_pixels(collate(alone), shelf, once=False))
+
+    assert shared.shape == (len(prompts) * responses,)
+    assert torch.allclose(shared, separate, atol=1e-5, rtol=0)
+    assert torch.allclose(together, separate, atol=1e-5, rtol=0)
+    assert shared_gradients.keys() == separate_gradients.keys()
+    for name, value in separate_gradients.items():
+        assert torch.allclose(shared_gradients[name], value, atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_is_the_head_on_the_hidden_state_of_transformers(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.eval()
+    prompts, texts = encoded(prompter, media[1], 2)
+    scores = model(with_pixels(collate([Row(p, tuple(texts)) for p in prompts]), shelf)).view(-1, 2)
+    for prompt, found in zip(prompts, scores, strict=True):
+        ids = torch.from_numpy(np.concatenate([prompt.tokens, texts[1]])).long()[None]
+        given = {}
+        if prompt.pictures:
+            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.pictures])
+            given = {"pixel_values": pixels, "image_grid_thw": grids}
+        types = (ids == prompter.image_token).int()
+        hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
+        assert found[1].item() == pytest.approx(model.score(hidden[0, -1]).item(), abs=1e-5)
+
+
+def test_features_computed_ahead_give_the_same_scores(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
+    from dt2it_pipeline.reward.data import survey_pictures
+    from dt2it_pipeline.reward.distributed import Alone
+
+    model, prompter, shelf = setup()
+    prompts, texts = encoded(prompter, media[1], 2)
+    batch = collate([Row(p, tuple(texts)) for p in prompts])
+    used = sorted(set(batch.pictures))
+    table, faults = survey_pictures(
+        model, shelf, used, most_bytes=1e9, work=media[0], ranks=Alone(), device=torch.device("cpu")
+    )
+    assert table is not None
+    assert not faults
+    assert not (media[0] / "features.bin").exists()
+    ahead = model(batch, table.gather(shelf, batch.pictures))
+    assert torch.allclose(ahead, model(with_pixels(batch, shelf)), atol=1e-5, rtol=0)
+
+
+def test_padding_does_not_matter(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
+    model, prompter, shelf = setup()
+    prompts, texts = encoded(prompter, media[1], 5)
+    long = Row(prompts[1], tuple(texts))
+    short = Row(prompts[2], tuple(texts[:2]))
+    beside = model(with_pixels(collate([short, long]), shelf))[:2]
+    alone = model(with_pixels(collate([short]), shelf))
+    assert torch.allclose(beside, alone, atol=1e-5, rtol=0)
