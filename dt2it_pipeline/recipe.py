@@ -72,7 +72,7 @@ class PairingSettings(Settings):
     """Pairs over a spread of strengths, both sides in one style (METHOD.md, part 1, step 6)."""
 
     max_pairs_per_prompt: int = Field(3, ge=1, le=100)
-    min_strength: float = Field(0.5, ge=0, le=10, description="least difference of overall scores (0 to 10)")
+    min_strength: float = Field(1.0, ge=0, le=10, description="least difference of overall scores (0 to 10)")
     style_probe_bound: float = Field(
         0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,25 +42,25 @@ class RememberingTower(nn.Module):
         return int(self.tower.spatial_merge_size)
 
     def forward(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Any:
-        """Features of pictures: `pixel_values` [patches of all, values], `grid_thw` [pictures, 3], as the tower takes them."""
+        """Features of pictures from `pixel_values` [patches of all, values] and `grid_thw` [pictures, 3]."""
         pictures = pixel_values.split(grid_thw.prod(-1).tolist())
         keys = [_key(pixels, grid) for pixels, grid in zip(pictures, grid_thw, strict=True)]
         new = {key: index for index, key in enumerate(keys) if key not in self._known}
         here = {key: self._known[key] for key in keys if key in self._known}
         for key in here:
             self._known.move_to_end(key)
-        output: Any = None
         if new:
             chosen = list(new.values())
             grids = grid_thw[chosen]
             output = self.tower(torch.cat([pictures[i] for i in chosen]), grid_thw=grids, **options)
             sizes = (grids.prod(-1) // self.spatial_merge_size**2).tolist()
-            levels = [level.split(sizes) for level in (output.pooler_output, *_deepstack(output))]
+            deepstack = getattr(output, "deepstack_features", None) or ()  # Qwen3-VL has them, Qwen2.5-VL has not
+            levels = [level.split(sizes) for level in (output.pooler_output, *deepstack)]
             for place, key in enumerate(new):
                 here[key] = tuple(level[place] for level in levels)
                 self._remember(key, here[key])
         joined = [torch.cat([here[key][level] for key in keys]) for level in range(len(here[keys[0]]))]
-        return _output(output, self.tower, joined)
+        return SimpleNamespace(pooler_output=joined[0], deepstack_features=joined[1:])
 
     def _remember(self, key: bytes, features: tuple[torch.Tensor, ...]) -> None:
         self._known[key] = features

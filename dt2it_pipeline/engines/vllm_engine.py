@@ -70,6 +70,9 @@ class VllmEngine:
     def __init__(self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # small kernels: waiting threads would spin most of the time
         from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
         ensure_torchvision()

@@ -85,7 +85,12 @@ class Heavy:
             "scores": read_parquet(work / "scores.parquet", "scores"),
             "set_aside": read_parquet(work / "scores.set_aside.parquet", "set_aside"),
         }
-        return Bundle(tables, summary)
+        counts = {
+            "rows_in": responses.num_rows,
+            "rows_out": tables["scores"].num_rows,
+            "rows_set_aside": tables["set_aside"].num_rows,
+        }
+        return Bundle(tables, summary | counts)
 
     @property
     def _opened(self) -> Store:

@@ -1,0 +1,68 @@
+"""Prompt templates of judges that are models: found by mode and language, versioned by content."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from dt2it_pipeline import records
+from dt2it_pipeline.construct.judges.answers import question_text
+from dt2it_pipeline.construct.judges.protocol import JudgeError, JudgeRequest
+from dt2it_pipeline.recipe import project_root
+
+FALLBACK_LANGUAGE = "en"
+_FENCE = re.compile(r"(?m)^\s*={3,}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One template: its words, and their hash, which a judgement records."""
+
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the template's words."""
+        return records.content_hash("template", self.text)
+
+    def render(self, request: JudgeRequest) -> str:
+        """The judge's prompt for one request, without media markers."""
+        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(self.text).render(
+            question=_conversation(request),
+            reference=request.prompt["reference"] or "",
+            responses=[_fenced(text) for text in request.responses],
+            pictures=len(request.prompt["media"]),
+        )
+
+
+def load_template(mode: str, language: str, folder: Path | None = None) -> Template:
+    """The template `judge_<mode>.<language>.jinja`, in English where there is none in that language.
+
+    Raises:
+        JudgeError: there is none in English either.
+    """
+    folder = folder or project_root() / "configs" / "prompts"
+    for name in (f"judge_{mode}.{language}.jinja", f"judge_{mode}.{FALLBACK_LANGUAGE}.jinja"):
+        if (folder / name).is_file():
+            return Template((folder / name).read_text(encoding="utf-8"))
+    raise JudgeError(f"there is no judge template {name} in {folder}")
+
+
+def _conversation(request: JudgeRequest) -> str:
+    """The question; with the turns before it where there are any."""
+    turns = request.prompt["turns"]
+    if len(turns) == 1:
+        return _fenced(question_text(request.prompt))
+    lines = [f"[{turn['role']}] {turn['text']}" for turn in turns]
+    return _fenced("\n".join(lines).replace("<image>", "").replace("<video>", ""))
+
+
+def _fenced(text: str) -> str:
+    """Text that cannot be taken for one of the template's === lines, nor for a picture's marker."""
+    cleaned = text.replace("<image>", "< image >").replace("<video>", "< video >")
+    return _FENCE.sub("= = =", cleaned)

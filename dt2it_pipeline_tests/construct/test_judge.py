@@ -1,0 +1,115 @@
+"""Judging a table: orders of presentation, and judges that fail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.construct.judge import judge_responses, presentation_orders
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, JudgeError
+from dt2it_pipeline.construct.judges.reference import ReferenceJudge
+from dt2it_pipeline.recipe import JudgingSettings
+from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
+
+TEXTS = ("It is red.", "It is blue.", "The shape is red.")
+
+
+class FaultyJudge(ReferenceJudge):
+    """The reference judge, with its replies spoilt by `spoil(request, reply)`."""
+
+    def __init__(self, prompts, spoil):
+        super().__init__(prompts)
+        self.spoil = spoil
+
+    def judge(self, requests):
+        return [self.spoil(r, reply) for r, reply in zip(requests, super().judge(requests), strict=True)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS[:3]]
+    responses = [row for prompt in prompts for row in response_rows(prompt, *TEXTS)]
+    return records.table(prompts, "prompts"), records.table(responses, "responses")
+
+
+def _judge(world, spoil=None, orders=1, seed=0):
+    prompts, responses = world
+    rows = prompts.to_pylist()
+    judge = FaultyJudge(rows, spoil) if spoil else ReferenceJudge(rows)
+    judgements, aside = judge_responses(prompts, responses, judge, JudgingSettings(orders=orders), seed)
+    return judgements.to_pylist(), aside.to_pylist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("orders", [1, 3, 8])
+def test_orders_differ_and_are_never_the_identity(count, orders):
+    found = presentation_orders(count, orders, "seed")
+    identity = tuple(range(count))
+    assert len(set(found)) == len(found)
+    assert all(sorted(order) == list(identity) for order in found)
+    if count > 1:
+        assert identity not in found
+        assert len(found) == min(orders, {2: 1, 3: 5}.get(count, orders))
+    assert found == presentation_orders(count, orders, "seed")
+
+
+def test_every_response_is_judged_in_each_list_and_alone(world):
+    judgements, aside = _judge(world, orders=2)
+    assert aside == []
+    by_mode = {mode: [row for row in judgements if row["mode"] == mode] for mode in (LISTWISE, POINTWISE)}
+    assert (len(by_mode[LISTWISE]), len(by_mode[POINTWISE])) == (18, 9)
+    assert all(row["status"] == "ok" and 0 <= row["score"] <= 10 for row in judgements)
+    assert all(row["order"] == [] for row in by_mode[POINTWISE])
+    assert all(sorted(row["order"]) == [0, 1, 2] != row["order"] for row in by_mode[LISTWISE])
+    assert all(len(json.loads(row["criteria"])) == 6 for row in judgements)
+
+
+def test_scores_go_to_the_response_that_was_shown_and_not_to_its_place(world):
+    judgements, _ = _judge(world)
+    prompts, responses = world
+    text = {row["response_id"]: row["text"] for row in responses.to_pylist()}
+    gold = {row["prompt_id"]: row["reference"] for row in prompts.to_pylist()}
+    for row in judgements:
+        assert (row["score"] > 7) == (gold[row["prompt_id"]] in text[row["response_id"]])
+
+
+def test_a_faulty_listwise_reply_costs_the_prompt_and_a_pointwise_one_the_response(world):
+    prompts, responses = world
+    first, second = (row["prompt_id"] for row in prompts.to_pylist()[:2])
+
+    def spoil(request, reply):
+        if request.prompt["prompt_id"] == first and request.mode == LISTWISE:
+            return "no comment"
+        if request.prompt["prompt_id"] == second and request.mode == POINTWISE and request.responses == (TEXTS[1],):
+            return JudgeError("timed out")
+        return reply
+
+    judgements, aside = _judge(world, spoil)
+    ids = {(row["prompt_id"], row["text"]): row["response_id"] for row in responses.to_pylist()}
+    expected = {ids[first, text]: "unparsable" for text in TEXTS} | {ids[second, TEXTS[1]]: "no reply"}
+    assert {row["row_id"]: row["reason"] for row in aside} == expected
+    assert len(judgements) == 18  # faulty judgements are on record too
+    assert {row["status"] for row in judgements} == {"ok", "unparsable", "no reply"}
+
+
+def test_a_judge_that_raises_costs_only_the_requests_it_raises_on(world):
+    def spoil(request, reply):
+        if request.responses == (TEXTS[0],):
+            raise ConnectionError("reset by peer")
+        return reply
+
+    judgements, aside = _judge(world, spoil)
+    assert len(aside) == 3
+    assert all(row["reason"] == "no reply" and "reset by peer" in row["detail"] for row in aside)
+    assert sum(row["status"] == "ok" for row in judgements) == 15
+
+
+def test_a_response_without_its_prompt_is_set_aside(world):
+    prompts, responses = world
+    judgements, aside = judge_responses(
+        prompts.slice(1), responses, ReferenceJudge(prompts.to_pylist()), JudgingSettings(), 0
+    )
+    assert [row["reason"] for row in aside.to_pylist()] == ["unknown prompt"] * 3
+    assert judgements.num_rows == 12

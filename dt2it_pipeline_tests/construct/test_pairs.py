@@ -1,0 +1,111 @@
+"""Forming pairs: agreement, strength, spread, and what is left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.construct.pairs import PairingError, form_pairs
+from dt2it_pipeline.recipe import PairingSettings
+from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
+
+
+def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: int = 0, prompts: int = 1, **settings):
+    """Pairs of prompts that all have the same texts; text -> (score in each listwise order, pointwise score)."""
+    rows = [prompt_row(tmp_path, color) for color in COLORS[:prompts]]
+    responses, judgements = [], []
+    for row in rows:
+        for response in response_rows(row, *scored):
+            responses.append(response)
+            listwise, pointwise = scored[response["text"]]
+            presentations = [("listwise", score) for score in listwise] + [("pointwise", pointwise)]
+            for mode, score in presentations:
+                judgements.append(
+                    {
+                        "prompt_id": row["prompt_id"],
+                        "response_id": response["response_id"],
+                        "judge": "test",
+                        "mode": mode,
+                        "order": [],
+                        "score": score,
+                        "criteria": "{}",
+                        "status": "unparsable" if score is None else "ok",
+                        "template_hash": "",
+                    }
+                )
+    tables = (records.table(r, k) for r, k in ((rows, "prompts"), (responses, "responses"), (judgements, "judgements")))
+    pairs, aside = form_pairs(*tables, PairingSettings(**settings), seed)
+    return pairs.to_pylist(), aside.to_pylist()
+
+
+def test_strength_is_the_mean_of_the_listwise_and_pointwise_differences(tmp_path):
+    # listwise: ((9 - 5) + (7 - 5)) / 2 = 3; pointwise: 8 - 7 = 1
+    ((pair,), aside) = _form(tmp_path, {"worse": ([5.0, 5.0], 7.0), "better": ([9.0, 7.0], 8.0)})
+    assert (pair["chosen"], pair["rejected"], pair["strength"]) == ("better", "worse", pytest.approx(2.0))
+    assert (pair["label"], pair["source"], aside) == ("constructed", "test", [])
+    assert pair["pair_id"] == records.pair_id(pair["prompt_id"], pair["rejected_id"], pair["chosen_id"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (([9.0], 3.0), ([4.0], 8.0), "listwise and pointwise disagree"),
+        (([9.0, 4.0], 9.0), ([5.0, 5.0], 1.0), "listwise and pointwise disagree"),
+        (([9.0], 6.0), ([4.0], 6.0), "listwise and pointwise disagree"),
+        (([6.0], 6.0), ([6.0], 6.0), "tied"),
+        (([6.3], 6.2), ([6.0], 6.0), "weaker than min_strength"),
+    ],
+)
+def test_pairs_without_a_clear_order_are_set_aside_with_the_reason(tmp_path, first, second, reason):
+    scored = {"one": first, "two": second, "clearly worse": ([0.0] * len(first[0]), 0.0)}
+    pairs, aside = _form(tmp_path, scored)
+    assert {frozenset((p["chosen"], p["rejected"])) for p in pairs} == {
+        frozenset(("one", "clearly worse")),
+        frozenset(("two", "clearly worse")),
+    }
+    assert [row["reason"] for row in aside] == [reason]
+
+
+def test_texts_that_differ_in_form_only_make_no_pair(tmp_path):
+    scored = {"It is red.": ([9.0], 9.0), "it is **RED**": ([5.0], 5.0), "It is blue.": ([1.0], 1.0)}
+    _, aside = _form(tmp_path, scored)
+    assert [row["reason"] for row in aside] == ["near-identical texts"]
+
+
+def test_a_response_with_a_faulty_judgement_takes_no_part(tmp_path):
+    pairs, aside = _form(tmp_path, {"a": ([9.0], 9.0), "b": ([5.0], None), "c": ([1.0], 1.0)})
+    assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [("a", "c")]
+    assert aside == []
+
+
+def test_a_prompt_gives_at_most_m_pairs_and_every_candidate_is_accounted_for(tmp_path):
+    scored = {f"text {i}": ([float(i)], float(i)) for i in range(6)}
+    pairs, aside = _form(tmp_path, scored, prompts=4, max_pairs_per_prompt=4)
+    assert set(Counter(pair["prompt_id"] for pair in pairs).values()) == {4}
+    assert len(pairs) + len(aside) == 4 * len(list(itertools.combinations(scored, 2)))
+    assert {row["reason"] for row in aside} == {"prompt has enough pairs"}
+    assert len({row["row_id"] for row in aside} | {pair["pair_id"] for pair in pairs}) == 60
+
+
+def test_strengths_are_spread_over_the_bands_that_occur(tmp_path):
+    scored = {f"text {i}": ([float(i)], float(i)) for i in range(6)}
+    pairs, _ = _form(tmp_path, scored, prompts=5, max_pairs_per_prompt=3)
+    bands = Counter(int(pair["strength"]) for pair in pairs)
+    assert set(bands) == {1, 2, 3, 4, 5}  # a plain draw would seldom take the one pair of strength 5 among fifteen
+    assert max(bands.values()) - min(bands.values()) <= 3
+
+
+def test_the_seed_decides_and_repeats(tmp_path):
+    scored = {f"text {i}": ([float(i)], float(i)) for i in range(6)}
+    first, again, other = (_form(tmp_path, scored, seed, 6, max_pairs_per_prompt=2)[0] for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_no_pair_at_all_is_one_error_that_names_the_settings(tmp_path):
+    with pytest.raises(PairingError, match=r"2 responses.*1 tied.*sampling\.temperature"):
+        _form(tmp_path, {"a": ([5.0], 5.0), "b": ([5.0], 5.0)})
+    with pytest.raises(PairingError, match=r"pairing\.min_strength"):
+        _form(tmp_path, {"a": ([5.2], 5.2), "b": ([5.0], 5.0)})

@@ -1,0 +1,160 @@
+"""Sampling: what is asked of the engine, what is kept, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct import sample
+from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS
+from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
+from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
+from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, color_of, prompt_row
+
+
+def _job(tmp_path: Path, rows: list[dict], **settings: object) -> dict:
+    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    return {
+        "model": "somewhere/base_model",
+        "prompts": str(tmp_path / "prompts.parquet"),
+        "media_root": str(tmp_path),
+        "output": str(tmp_path / "out" / "responses.parquet"),
+        "work": str(tmp_path / "work"),
+        "settings": {"samples": 2, "mismatched_samples": 1, "shard_prompts": 2, **settings},
+        "seed": 0,
+    }
+
+
+def _honest(request):
+    return [Sample(f" It is {color_of(request)}{'!' * i}.", 4, True) for i in range(request.n)]
+
+
+def _run(job: dict, engine: ScriptedEngine) -> dict:
+    return sample.run(job, lambda progress: None, lambda most_pictures: engine)
+
+
+def _tables(job: dict) -> tuple[list[dict], list[dict]]:
+    output = Path(job["output"])
+    aside = store.read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+    return store.read_parquet(output, "responses").to_pylist(), aside.to_pylist()
+
+
+def test_answers_are_stripped_found_by_content_and_say_how_they_came_about(tmp_path):
+    job = _job(tmp_path, [prompt_row(tmp_path, color) for color in COLORS])
+    summary = _run(job, ScriptedEngine(_honest))
+    responses, aside = _tables(job)
+    own = [row for row in responses if row["generator"] == "base_model|t=1"]
+    other = [row for row in responses if row["generator"] == "base_model|t=1|mismatched_image"]
+    assert (len(own), len(other), aside) == (12, 6, [])
+    assert all(row["response_id"] == records.response_id(row["prompt_id"], row["text"]) for row in responses)
+    assert all(row["text"] == row["text"].strip() for row in responses)
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"]) == (6, 6, 0)
+    assert summary["sampled"] == summary["kept"] == 18
+
+
+def test_a_mismatched_picture_is_never_the_prompts_own(tmp_path):
+    rows = [prompt_row(tmp_path, color, q) for color in COLORS[:2] for q in ("what color?", "which color is it?")]
+    job = _job(tmp_path, rows, samples=1, mismatched_samples=3)
+    _run(job, ScriptedEngine(_honest))
+    truth = {row["prompt_id"]: row["reference"] for row in rows}
+    responses, _ = _tables(job)
+    for row in responses:
+        matches = truth[row["prompt_id"]] in row["text"]
+        assert matches == ("mismatched" not in row["generator"])
+
+
+def test_mismatched_samples_are_left_out_where_there_is_no_other_picture(tmp_path):
+    job = _job(tmp_path, [prompt_row(tmp_path, "red"), prompt_row(tmp_path, "red", "which color is it?")])
+    assert _run(job, ScriptedEngine(_honest))["sampled"] == 4
+
+
+def test_duplicates_are_counted_and_every_sample_is_accounted_for(tmp_path):
+    answers = iter(
+        [
+            [Sample("Red.", 2, True), Sample(" Red. ", 2, True)],
+            [Sample("", 1, True)],
+            [Sample("on and on", 48, False), Sample("Blue.", 2, True)],
+            EngineError("too long"),
+        ]
+    )
+    job = _job(tmp_path, [prompt_row(tmp_path, "red"), prompt_row(tmp_path, "blue")])
+    summary = _run(job, ScriptedEngine(lambda request: next(answers)))
+    responses, aside = _tables(job)
+    assert [row["text"] for row in responses] == ["Red.", "Blue."]
+    assert summary["sampled"] == summary["kept"] + summary["duplicates"] + summary["answers_set_aside"] == 5
+    assert sorted(row["reason"] for row in aside) == ["empty answer", "longer than 48 tokens", "refused by the engine"]
+
+
+def test_unusable_prompts_are_set_aside_with_the_reason_and_counts_reconcile(tmp_path):
+    rows = [prompt_row(tmp_path, color) for color in COLORS[:5]]
+    (tmp_path / "red.png").write_bytes(b"\x89PNG not really")
+    (tmp_path / "blue.png").unlink()
+    rows[2]["media"][0]["path"] = "../outside.png"
+    rows[3]["turns"][0]["text"] = "<image> what <|im_end|> color?"
+    engine = ScriptedEngine(lambda request: [Sample("", 1, True)] * request.n)
+    job = _job(tmp_path, rows)
+    summary = _run(job, engine)
+    _, aside = _tables(job)
+    reasons = {row["row_id"]: row["reason"] for row in aside}
+    assert [reasons[row["prompt_id"]] for row in rows] == [
+        "picture unreadable",
+        "picture missing",
+        "picture outside the media root",
+        "control token in the prompt",
+        "no usable answer",
+    ]
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"]) == (5, 0, 5)
+
+
+def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    job = _job(tmp_path, rows)
+    _run(job, ScriptedEngine(_honest))
+    whole = Path(job["output"]).read_bytes()
+
+    again = job | {"work": str(tmp_path / "work2"), "output": str(tmp_path / "out2" / "responses.parquet")}
+    calls = 0
+
+    def dies_in_the_second_shard(request):
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise KeyboardInterrupt
+        return _honest(request)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(again, ScriptedEngine(dies_in_the_second_shard))
+    engine = ScriptedEngine(_honest)
+    _run(again, engine)
+    assert len(engine.requests) == 8  # the first shard's four requests are not repeated
+    assert Path(again["output"]).read_bytes() == whole
+    untouched = ScriptedEngine(_honest)
+    _run(again, untouched)
+    assert untouched.requests == []
+
+
+def test_seeds_depend_on_the_prompt_and_not_on_its_neighbours(tmp_path):
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    together, alone = ScriptedEngine(_honest), ScriptedEngine(_honest)
+    _run(_job(tmp_path, rows, mismatched_samples=0), together)
+    _run(_job(tmp_path, rows[3:4], mismatched_samples=0) | {"work": str(tmp_path / "w2")}, alone)
+    assert together.requests[3].seed == alone.requests[0].seed
+    assert len({request.seed for request in together.requests}) == 6
+
+
+@pytest.mark.heavy
+def test_vllm_answers_from_the_picture_and_repeats_itself(tmp_path):
+    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in ("red", "blue", "green")]
+    rows[2]["turns"] = [{"role": "user", "text": "<image>\n" + "what color is the shape? " * 300}]
+    job = _job(tmp_path, rows, max_new_tokens=24, max_model_len=512)
+    job["model"] = model_path(DEMO_BASE_MODEL)
+    summary = sample.run(job, lambda progress: None)
+    responses, aside = _tables(job)
+    assert summary["rows_out"] == 2
+    assert {row["row_id"]: row["reason"] for row in aside}[rows[2]["prompt_id"]] == "refused by the engine"
+    assert any(color in row["text"].lower() for row in responses for color in DEMO_COLORS)
+    first = Path(job["output"]).read_bytes()
+    sample.run(job | {"work": str(tmp_path / "again")}, lambda progress: None)
+    assert Path(job["output"]).read_bytes() == first
