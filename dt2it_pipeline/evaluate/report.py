@@ -135,10 +135,10 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
     final = next((r.quality[-1] for r in reversed(data.rounds) if r.quality and r.quality[-1].grade is not None), None)
     if graded and final is not None and graded[0].grade is not None and final.grade is not None and final.grade.graded:
         kept = "" if final.kept_share is None else f", keeping {percent(final.kept_share)}% of the pairs"
-        sentences.append(
-            f"Curation raised the share of right labels from {percent(graded[0].grade.accuracy)}% to "
-            f"{percent(final.grade.accuracy)}%{kept}."
-        )
+        before, after = graded[0].grade.accuracy, final.grade.accuracy
+        verb = "raised" if after > before else "lowered" if after < before else "left"
+        change = f"at {percent(after)}%" if verb == "left" else f"from {percent(before)}% to {percent(after)}%"
+        sentences.append(f"Curation {verb} the share of right labels {change}{kept}.")
     return sentences
 
 

@@ -21,9 +21,7 @@ def contaminated_prompts(prompts: pa.Table, benchmark_prompts: pa.Table) -> dict
         if not media:
             questions.add(_normalised(turns))
     found: dict[str, str] = {}
-    for key, media, turns in zip(
-        *(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True
-    ):
+    for key, media, turns in zip(*(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True):
         if any(medium["sha256"] in pictures for medium in media):
             found[key] = "picture is in a benchmark"
         elif not media and _normalised(turns) in questions:
