@@ -12,6 +12,7 @@ from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
 from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
 from dt2it_pipeline.orchestrate.assets.report import build_report_asset
 from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
+from dt2it_pipeline.orchestrate.executor import one_process_executor
 from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
 from dt2it_pipeline.orchestrate.jobs import build_jobs
 from dt2it_pipeline.orchestrate.partitions import rounds_partitions
@@ -35,6 +36,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
         ],
         jobs=list(jobs),
         sensors=build_sensors(recipe, jobs.round),
+        executor=one_process_executor,
         resources={
             "io_manager": BundleIOManager(home=str(home)),
             "store": StoreResource(home=str(home)),

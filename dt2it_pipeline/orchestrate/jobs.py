@@ -18,18 +18,16 @@ class Jobs(NamedTuple):
 
 
 def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
-    """Jobs `construct` (sources and D0) and `round` (one partition). Their steps are light and share one process."""
+    """Jobs `construct` (sources and D0) and `round` (one partition)."""
     construct = dg.define_asset_job(
         "construct",
         dg.AssetSelection.groups(raw.GROUP, construction.GROUP),
-        executor_def=dg.in_process_executor,
         description="Read the sources, sample and judge answers, form debiased and two-image pairs.",
     )
     one_round = dg.define_asset_job(
         ROUND_JOB,
         dg.AssetSelection.groups(GROUP, evaluation.GROUP) - dg.AssetSelection.assets(FEEDBACK),
         partitions_def=partitions,
-        executor_def=dg.in_process_executor,
         description="Train, score, vote, verify, annotate, merge and benchmark one round.",
     )
     return Jobs(construct, one_round)

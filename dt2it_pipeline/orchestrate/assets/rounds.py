@@ -61,6 +61,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         group_name=GROUP,
         code_version=CODE_VERSION,
         kinds={"python"},
+        op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be told at once
         deps=[FEEDBACK],
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="training_pairs", blocking=True),

@@ -1,0 +1,214 @@
+"""The jobs as people run them, with every real engine, on the smoke recipe: tables, reports, kills."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.recipe import project_root
+from dt2it_pipeline.store import Store
+
+pytestmark = pytest.mark.heavy
+
+SMOKE = "configs/recipes/smoke.yaml"
+ROUND_0 = ("round", "--tags", '{"dagster/partition": "0"}')
+ROUND_1 = ("round", "--tags", '{"dagster/partition": "1"}')
+UNPARTITIONED = (
+    "raw_prompts",
+    "raw_preferences",
+    "raw_t2i_preferences",
+    "raw_benchmarks",
+    "candidate_responses",
+    "judged_responses",
+    "debiased_pairs",
+    "t2i_pairs",
+)
+PARTITIONED = (
+    "training_pairs",
+    "response_scores",
+    "voted_pairs",
+    "verified_pairs",
+    "contested_pairs",
+    "annotated_pairs",
+    "curated_pairs",
+    "benchmark_scores",
+)
+
+
+def environment(home: Path) -> dict[str, str]:
+    own = {"DT2IT_RECIPE": SMOKE, "DT2IT_HOME": str(home), "DAGSTER_HOME": str(project_root()), "HF_HUB_OFFLINE": "1"}
+    return os.environ | own
+
+
+def command(*job: str) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "dagster"),
+        "job",
+        "execute",
+        "-m",
+        "dt2it_pipeline.definitions",
+        "-j",
+        *job,
+    ]
+
+
+def run(home: Path, *job: str) -> str:
+    """Run a job to its end; its log."""
+    home.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command(*job), env=environment(home), cwd=project_root(), capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home in which `construct` and rounds 0 and 1 have run."""
+    home = tmp_path_factory.mktemp("whole") / "home"
+    for job in (("construct",), ROUND_0, ROUND_1):
+        run(home, *job)
+    return home
+
+
+def every_bundle(store: Store):
+    for name in UNPARTITIONED:
+        yield name, store.read(name)
+    for name in PARTITIONED:
+        for number in "01":
+            yield f"{name}/{number}", store.read(name, number)
+
+
+def test_no_row_is_lost_at_any_stage(home):
+    for name, bundle in every_bundle(Store(home)):
+        if "rows_in" in bundle.facts:
+            facts = bundle.facts
+            assert facts["rows_in"] == facts["rows_out"] + facts["rows_set_aside"], name
+            assert bundle["set_aside"].num_rows == facts["rows_set_aside"] or name in ("candidate_responses",), name
+
+
+def test_damaged_pictures_are_set_aside_and_the_rest_goes_on(home):
+    preferences = Store(home).read("raw_preferences")
+    reasons = set(preferences["set_aside"]["reason"].to_pylist())
+    assert reasons == {"unreadable image"}
+    assert preferences["pairs"].num_rows == 160 - preferences["set_aside"].num_rows
+
+
+def test_preferred_pictures_stand_first_in_exactly_half(home):
+    bundle = Store(home).read("t2i_pairs")
+    assert bundle.facts["preferred_first"] == bundle["pairs"].num_rows // 2 == 20
+
+
+def test_constructed_pairs_come_from_sampled_answers(home):
+    store = Store(home)
+    texts = set(store.read("candidate_responses")["responses"]["text"].to_pylist())
+    pairs = store.read("debiased_pairs")["pairs"]
+    assert pairs.num_rows > 0
+    assert set(pairs["chosen"].to_pylist()) | set(pairs["rejected"].to_pylist()) <= texts
+
+
+def test_round_1_trains_on_what_round_0_curated(home):
+    store = Store(home)
+    curated = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
+    first, second = (set(store.read("training_pairs", n)["pairs"]["pair_id"].to_pylist()) for n in "01")
+    assert curated
+    assert second == first | curated
+
+
+def test_round_1_hears_the_voters_of_both_rounds(home):
+    votes = Store(home).read("voted_pairs", "1")["pairs"]["votes"].to_pylist()
+    assert {vote["voter"] for row in votes for vote in row} == {"reward_model/0", "reward_model/1"}
+
+
+def test_flips_are_half_of_the_negative_pairs(home):
+    facts = Store(home).read("voted_pairs", "0").facts
+    assert facts["flipped"] == facts["negative"] // 2
+
+
+def test_every_pair_ends_curated_or_set_aside(home):
+    store = Store(home)
+    for number in "01":
+        voted, verified, contested, annotated, curated = (
+            store.read(name, number)
+            for name in ("voted_pairs", "verified_pairs", "contested_pairs", "annotated_pairs", "curated_pairs")
+        )
+        assert voted["pairs"].num_rows == verified["pairs"].num_rows + contested["pairs"].num_rows
+        dropped = annotated["set_aside"].num_rows
+        assert curated["pairs"].num_rows == voted["pairs"].num_rows - dropped
+
+
+def test_the_report_stands_alone(home):
+    page = (home / "report.html").read_text(encoding="utf-8")
+    assert "control" in page
+    assert "ceiling" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "round 1" in (home / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
+    import dagster as dg
+
+    for name, value in environment(home).items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.get() as instance:
+        key = dg.AssetKey("feedback_pairs")
+        assert set(instance.get_materialized_partitions(key)) == {"1"}
+        observed = instance.fetch_observations(key, limit=5).records
+        digest = Store(home).read("curated_pairs", "0").digest
+        assert observed[0].asset_observation is not None
+        assert observed[0].asset_observation.tags["dagster/data_version"] == digest
+
+
+def test_the_same_job_again_uses_what_is_finished(home):
+    before = {name: bundle.digest for name, bundle in every_bundle(Store(home))}
+    log = run(home, *ROUND_1)
+    assert log.count("which is used again") >= len(PARTITIONED)
+    assert {name: bundle.digest for name, bundle in every_bundle(Store(home))} == before
+
+
+def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_path):
+    for part in ("artifacts", "media", "sources"):
+        shutil.copytree(home / part, tmp_path / part)
+    for name in (*PARTITIONED, "reward_model", "verifier_model", "round_report"):
+        shutil.rmtree(tmp_path / "artifacts" / name)
+    done = subprocess.run(
+        command(*ROUND_1), env=environment(tmp_path), cwd=project_root(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    log = done.stdout + done.stderr
+    assert "round 1 needs curated_pairs of round 0" in log
+    assert """-j round --tags '{"dagster/partition": "0"}'""" in log
+
+
+def test_killed_anywhere_and_started_again_it_ends_in_the_same_tables(home, tmp_path):
+    """SIGKILL to the whole run at random moments, over and over, until a run gets through."""
+    rng = random.Random(time.time_ns())
+    kills = 0
+    for job in (("construct",), ROUND_0):
+        while True:
+            seconds = rng.uniform(8, 35) if kills < 8 else 1200
+            with (tmp_path / "log").open("w") as log:
+                process = subprocess.Popen(
+                    command(*job), env=environment(tmp_path), cwd=project_root(), stdout=log, stderr=log
+                )
+                try:
+                    code = process.wait(seconds)
+                    assert code == 0, (tmp_path / "log").read_text()[-5000:]
+                    break
+                except subprocess.TimeoutExpired:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.wait()
+                    kills += 1
+                    print(f"killed {job[0]} after {seconds:.1f} s")
+    assert kills
+    once, again = Store(home), Store(tmp_path)
+    for name in UNPARTITIONED:
+        assert again.read(name).digest == once.read(name).digest, name
+    for name in ("training_pairs", "reward_model", "response_scores", "voted_pairs", "verified_pairs", "curated_pairs"):
+        assert again.read(name, "0").digest == once.read(name, "0").digest, name
