@@ -143,7 +143,7 @@ class JudgeSettings(Settings):
     kind: Literal["likelihood"] = "likelihood"
     prompt: str = Field("", description="words added to the question")
     baseline: Literal["blank", "mismatched"] = Field(
-        "blank", description="the picture against which likelihood is measured"
+        "mismatched", description="the picture against which likelihood is measured: grey, or of other prompts"
     )
     baselines: int = Field(4, ge=1, le=64, description="pictures of other prompts, where baseline is mismatched")
     tie_margin: float = Field(0.0, ge=0, le=100, description="nats; a smaller difference of evidence is a tie")

@@ -153,7 +153,7 @@ def _pool(prompts: Mapping[str, Row], media_root: Path, judge: JudgeSettings, se
     pool: dict[int, list[_Lent]] = {}
     if judge.baseline == "blank":
         return pool
-    for key in sorted(prompts, key=lambda key: records.content_hash(seed, key)):
+    for key in sorted(prompts, key=lambda key: records.content_hash(seed, judge.name, key)):
         row = prompts[key]
         hashes = frozenset(medium["sha256"] for medium in row["media"])
         lent = pool.setdefault(len(row["media"]), [])

@@ -1,10 +1,11 @@
 """Judging by likelihood: how much more probable does seeing the picture make a response?
 
-    evidence(response) = log p(response | picture, question) - log p(response | baseline, question)
+    evidence(response) = log p(response | picture, question) - mean over baselines of log p(response | other, question)
 
-The pointwise mutual information of response and picture. What makes a response probable by itself (its length, its
-style, a common answer) stands in both terms and cancels; what the picture says does not. The baseline is a blank
-picture, or the mean over pictures of other prompts, which estimates p(response | question).
+The pointwise mutual information of response and picture, with the pictures of other prompts (or a blank one) as
+baselines. What makes a response probable by itself (its length, its style, a common answer) stands in both terms and
+cancels; what the picture says does not. The mean is that of the logarithms: every picture moves the probability of
+every word a little at random, and the logarithm of the mean probability would count that against longer responses.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
@@ -82,7 +84,7 @@ class LikelihoodModel:
             count = len(question.responses)
             seen = [next(values) for _ in range(count)]
             baselines = [[next(values) for _ in range(count)] for _ in question.baselines]
-            found.append([seen[i] - log_mean_exp([row[i] for row in baselines]) for i in range(count)])
+            found.append([seen[i] - fmean(row[i] for row in baselines) for i in range(count)])
         return found
 
     def log_likelihoods(self, sequences: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
@@ -133,9 +135,3 @@ class LikelihoodModel:
         finally:
             tokenizer.backend_tokenizer.encode_special_tokens = False
         return [*ids, tokenizer.eos_token_id]
-
-
-def log_mean_exp(values: Sequence[float]) -> float:
-    """Log of the mean of exp(values), without overflow."""
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values) / len(values)) if math.isfinite(top) else top

@@ -143,13 +143,16 @@ def parse_question(text: str) -> Question:
     raise ValueError(f"not a question in easy-VQA's format: {text!r}")
 
 
-def make_question(kind: Kind, color: str, shape: str, rng: random.Random) -> tuple[str, str]:
-    """A question of `kind` about a picture of a `color` `shape`, and its answer word; yes and no are equally likely."""
+def make_question(kind: Kind, color: str, shape: str, rng: random.Random, negations: float = 0.5) -> tuple[str, str]:
+    """A question of `kind` about a picture of a `color` `shape`, and its answer word; yes and no are equally likely.
+
+    `negations` is the share of yes/no questions that ask whether something is absent.
+    """
     if kind == "shape":
         return rng.choice(_SHAPE_QUESTIONS).format(color=color), shape
     if kind == "color":
         return rng.choice(_COLOR_QUESTIONS).format(shape=shape), color
-    negated, present = rng.random() < 0.5, rng.random() < 0.5
+    negated, present = rng.random() < negations, rng.random() < 0.5
     if rng.random() < 0.5:
         thing = shape if present else rng.choice([other for other in SHAPES if other != shape])
     else:

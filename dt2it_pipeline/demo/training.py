@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dt2it_pipeline.demo.model_files import IMAGE_TOKENS, MERGE, PATCH, conversa
 
 GRID = rendering.SIZE // PATCH
 IGNORED = -100
+DECIDING_WEIGHT = 5.0
 
 
 def patches(pictures: np.ndarray) -> Tensor:
@@ -69,7 +71,9 @@ class _Tower(nn.Module):
             del block.attn.forward
 
 
-def _schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
+def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear warm-up, then a cosine down to a fiftieth of the rate."""
+
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
@@ -88,7 +92,7 @@ def train_tower(visual: Any, steps: int, seed: int, batch: int = 32, learning_ra
     heads = nn.ModuleList([nn.Linear(128, len(language.COLORS) + len(language.SHAPES)) for _ in range(2)])
     parameters = [*visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = _schedule(optimizer, steps, warmup=50)
+    rates = schedule(optimizer, steps, warmup=50)
     started = time.monotonic()
     visual.train()
     for step in range(steps):
@@ -110,7 +114,7 @@ def train_tower(visual: Any, steps: int, seed: int, batch: int = 32, learning_ra
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
+        rates.step()
         if step % 100 == 99:
             elapsed = time.monotonic() - started
             print(f"tower {step + 1}/{steps} loss {loss.item():.3f} shapes {right:.3f} {elapsed:.0f} s", flush=True)
@@ -136,7 +140,7 @@ def encode(tokenizer: Any, conversations: list[Conversation]) -> list[tuple[list
     return encoded
 
 
-def _batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+def batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """Endless batches of ids [B, L], labels [B, L] and picture numbers, of conversations of about equal length."""
     while True:
         pool = [maker.draw() for _ in range(16 * size)]
@@ -155,6 +159,43 @@ def _batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tu
             yield ids, labels, [picture for number in chunk for picture in pool[number].pictures]
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Drawn pictures as the finished tower sees them: merged and deepstack features, both [N, 16, 128], and the truth."""
+
+    merged: Tensor
+    deepstack: Tensor
+    colors: list[str]
+    shapes: list[str]
+
+    @classmethod
+    def draw(cls, visual: Any, count: int, rng: random.Random) -> Pictures:
+        """Draw `count` pictures and look at them."""
+        drawn, colors, shapes = rendering.draw_many(count, rng)
+        return cls(*_features(visual, drawn), list(colors), list(shapes))
+
+
+def see(model: Any, pictures: Pictures, ids: Tensor, used: list[int]) -> Tensor:
+    """Hidden states [B, L, H] of conversations `ids` [B, L] about the pictures `used`, in order."""
+    text_model = model.model.language_model
+    is_image = ids == model.config.image_token_id
+    grid = torch.tensor([[1, GRID, GRID]]).expand(len(used), -1)
+    positions, _ = model.model.get_rope_index(
+        ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
+    )
+    embedded = text_model.embed_tokens(ids)
+    embedded = embedded.masked_scatter(is_image[..., None], pictures.merged[used].reshape(-1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden: Tensor = text_model(
+            inputs_embeds=embedded,
+            position_ids=positions,  # padding stands last, so causal attention needs no mask
+            visual_pos_masks=is_image,
+            deepstack_visual_embeds=[pictures.deepstack[used].flatten(0, 1)],
+            use_cache=False,
+        ).last_hidden_state
+    return hidden
+
+
 def train_language_model(
     model: Any,
     tokenizer: Any,
@@ -164,46 +205,34 @@ def train_language_model(
     learning_rate: float = 2e-3,
     pictures: int = 8000,
 ) -> None:
-    """Teach the language model to answer about `pictures` rendered pictures, seen through the finished tower."""
+    """Teach the language model conversations about `pictures` rendered pictures, seen through the finished tower.
+
+    Tokens that decide (yes or no, image 1 or 2) weigh more than the others, or they would be lost among them.
+    """
     rng = random.Random(seed + 1)
-    drawn, colors, shapes = rendering.draw_many(pictures, rng)
-    merged, deepstack = _features(model.model.visual, drawn)
-    maker = ConversationMaker(colors, shapes, rng)
+    seen = Pictures.draw(model.model.visual, pictures, rng)
+    maker = ConversationMaker(seen.colors, seen.shapes, rng)
+    deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " 1", " 2")])
     text_model, head = model.model.language_model, model.lm_head
     parameters = [*text_model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = _schedule(optimizer, steps, warmup=100)
+    rates = schedule(optimizer, steps, warmup=min(100, steps // 5))
     started, sums, counts = time.monotonic(), 0.0, 0
-    usual_attention = text_model.config._attn_implementation
-    text_model.set_attn_implementation("eager")  # on a CPU in bfloat16 its backward pass is twice as fast
     text_model.train()
-    for step, (ids, labels, used) in zip(range(steps), _batches(maker, tokenizer, batch), strict=False):
-        is_image = ids == model.config.image_token_id
-        grid = torch.tensor([[1, GRID, GRID]]).expand(len(used), -1)
-        positions, _ = model.model.get_rope_index(
-            ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
-        )
-        embedded = text_model.embed_tokens(ids)
-        embedded = embedded.masked_scatter(is_image[..., None], merged[used].reshape(-1))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = text_model(
-                inputs_embeds=embedded,
-                position_ids=positions,  # padding stands last, so causal attention needs no mask
-                visual_pos_masks=is_image,
-                deepstack_visual_embeds=[deepstack[used].flatten(0, 1)],
-                use_cache=False,
-            ).last_hidden_state
+    for step, (ids, labels, used) in zip(range(steps), batches(maker, tokenizer, batch), strict=False):
+        hidden = see(model, seen, ids, used)
         wanted = labels[:, 1:]
         known = wanted != IGNORED
-        loss = nn.functional.cross_entropy(head(hidden[:, :-1][known].float()), wanted[known])
+        losses = nn.functional.cross_entropy(head(hidden[:, :-1][known].float()), wanted[known], reduction="none")
+        weight = torch.where(torch.isin(wanted[known], deciding), DECIDING_WEIGHT, 1.0)
+        loss = (losses * weight).sum() / weight.sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
+        rates.step()
         sums, counts = sums + loss.item(), counts + 1
         if step % 100 == 99:
             elapsed = time.monotonic() - started
             print(f"language {step + 1}/{steps} loss {sums / counts:.4f} {elapsed:.0f} s", flush=True)
             sums, counts = 0.0, 0
-    text_model.set_attn_implementation(usual_attention)

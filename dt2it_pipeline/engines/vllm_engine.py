@@ -109,6 +109,8 @@ class VllmEngine:
         return self._sample(list(requests), decoding)
 
     def _sample(self, requests: list[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
+        from vllm.exceptions import VLLMClientError
+
         if not requests:
             return []
         try:
@@ -117,7 +119,7 @@ class VllmEngine:
                 [self._parameters(request, decoding) for request in requests],
                 use_tqdm=False,
             )
-        except ValueError as error:  # vLLM refuses the whole batch for one prompt that is too long: find it
+        except (ValueError, VLLMClientError) as error:  # the whole batch, for one prompt that is too long: find it
             if len(requests) == 1:
                 return [EngineError(str(error))]
             middle = len(requests) // 2

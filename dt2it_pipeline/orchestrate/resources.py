@@ -63,6 +63,7 @@ class ChildProcesses(dg.ConfigurableResource):
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session:
             environment = {
+                "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin on busy cores cost three times the work they do
                 **os.environ,
                 **(env or {}),
                 **session.get_bootstrap_env_vars(),

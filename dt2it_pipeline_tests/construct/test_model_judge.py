@@ -78,16 +78,16 @@ def test_faults_stay_with_their_request(tmp_path):
 
 
 @pytest.mark.heavy
-def test_a_random_model_under_vllm_keeps_to_the_schema(tmp_path):
+def test_a_model_that_knows_no_json_keeps_to_the_schema_under_vllm(tmp_path):
     from dt2it_pipeline.engines.vllm_engine import VllmEngine
     from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
 
-    row = prompt_row(tmp_path, "red")
-    engine = VllmEngine(model_path(DEMO_BASE_MODEL), max_model_len=8192)
-    judge = ModelJudge("m", engine, tmp_path, max_new_tokens=6000)
-    (reply,) = judge.judge([JudgeRequest(row, ("It is red.",), POINTWISE)])
-    if isinstance(reply, str):  # a model that knows nothing of JSON may fill a string to its limit
+    (tmp_path / "judge_pointwise.en.jinja").write_text("{{ question }} {{ responses[0] }}")  # its context is short
+    engine = VllmEngine(model_path(DEMO_BASE_MODEL), max_model_len=2048)
+    judge = ModelJudge("m", engine, tmp_path, max_new_tokens=1900, templates=tmp_path)
+    (reply,) = judge.judge([JudgeRequest(prompt_row(tmp_path, "red"), ("It is red.",), POINTWISE)])
+    if isinstance(reply, str):
         assert len(json.loads(reply)["responses"]) == 1
         assert len(parse_reply(reply, 1)) == 1
-    else:
+    else:  # it may fill a string of the schema to its limit
         assert "longer than" in str(reply)

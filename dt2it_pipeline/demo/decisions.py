@@ -1,0 +1,70 @@
+"""The base model's second lesson: yes or no, image 1 or image 2.
+
+In a whole answer the one token that decides is lost among those that any answer has, and a small model learns to write
+well long before it learns to compare. So between two rounds of conversations it gets this: batches of such questions
+alone, and a loss on the deciding token alone. First without negations, then with.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import nn
+
+from dt2it_pipeline.demo import language
+from dt2it_pipeline.demo.conversations import IMAGE, Conversation, ConversationMaker
+from dt2it_pipeline.demo.training import IGNORED, Pictures, batches, schedule, see
+
+PLAIN_SHARE = 0.4  # of the steps: no negations yet
+
+
+class _Decisions(ConversationMaker):
+    """Draws questions that one token answers."""
+
+    negations = 0.0
+
+    def draw(self) -> Conversation:
+        """A yes/no question about one picture, or a question about which of two pictures fits a caption."""
+        picture = self.rng.randrange(len(self.colors))
+        if self.rng.random() < 0.4:
+            pair = [picture, self.different_picture(picture)]
+            self.rng.shuffle(pair)
+            return self.two_images(pair)[0]
+        look = (self.colors[picture], self.shapes[picture])
+        question, answer = language.make_question("yes_no", *look, self.rng, self.negations)
+        reply = language.plain_answer(question, answer, self.rng)
+        return Conversation([("user", IMAGE + question), ("assistant", reply)], [picture])
+
+
+def train_decisions(model: Any, tokenizer: Any, steps: int, seed: int, batch: int = 96, rate: float = 1e-3) -> float:
+    """Teach the language model to decide; returns the share of right decisions in the last 50 steps."""
+    rng = random.Random(seed + 2)
+    pictures = Pictures.draw(model.model.visual, 4000, rng)
+    maker = _Decisions(pictures.colors, pictures.shapes, rng)
+    deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " 1", " 2")])
+    text_model, head = model.model.language_model, model.lm_head
+    parameters = [*text_model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=0.01)
+    rates = schedule(optimizer, steps, warmup=30)
+    right: list[float] = []
+    text_model.train()
+    for step, (ids, labels, used) in zip(range(steps), batches(maker, tokenizer, batch), strict=False):
+        maker.negations = 0.0 if step < PLAIN_SHARE * steps else 0.5
+        hidden = see(model, pictures, ids, used)
+        wanted = labels[:, 1:]
+        first = torch.isin(wanted, deciding) & (wanted != IGNORED)
+        first &= first.cumsum(1) == 1  # a verdict names the other image too
+        logits = head(hidden[:, :-1][first].float())[:, deciding]
+        truth = (wanted[first][:, None] == deciding).long().argmax(1)
+        loss = nn.functional.cross_entropy(logits, truth)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        rates.step()
+        right.append(float((logits.argmax(1) == truth).float().mean()))
+        if step % 50 == 49:
+            print(f"decisions {step + 1}/{steps} right {sum(right[-50:]) / 50:.3f}", flush=True)
+    return sum(right[-50:]) / max(1, len(right[-50:]))
