@@ -15,6 +15,7 @@ inputs finds its result finished, and one that was killed finds its work.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -187,6 +188,23 @@ def content_digest(folder: Path) -> str:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _digest_once(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    return content_digest(folder)
+
+
+def model_digest(model: str) -> str:
+    """What stands for a model in the keys of stages: the content of a local folder, else the name itself (a Hub id).
+
+    A folder is read once per process, and again only when a file's size or time has changed.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    files = sorted(p for p in folder.rglob("*") if p.suffix in _CONTENT_SUFFIXES)
+    return _digest_once(folder, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 
 def read_parquet(path: str | Path, kind: str | None = None) -> pa.Table:

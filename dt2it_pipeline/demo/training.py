@@ -161,7 +161,7 @@ def batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tup
 
 @dataclass(frozen=True)
 class Pictures:
-    """Drawn pictures as the finished tower sees them: merged and deepstack features, both [N, 16, 128], and the truth."""
+    """Drawn pictures as the finished tower sees them: both kinds of features [N, 16, 128], and what they show."""
 
     merged: Tensor
     deepstack: Tensor

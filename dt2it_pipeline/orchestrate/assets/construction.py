@@ -15,7 +15,7 @@ from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline.store import Bundle, read_parquet
+from dt2it_pipeline.store import Bundle, model_digest, read_parquet
 
 GROUP = "construction"
 _RECONCILE = "rows_reconcile"
@@ -59,7 +59,7 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
             context,
             opened,
             sample,
-            inputs={"raw_prompts": raw_prompts},
+            inputs={"raw_prompts": raw_prompts, "model": model_digest(model_path(recipe.sampling.model))},
             settings={"sampling": recipe.sampling, "seed": recipe.seed},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))

@@ -13,7 +13,7 @@ from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
-from dt2it_pipeline.store import Bundle, read_parquet, write_parquet
+from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
 
 _RECONCILE = "rows_reconcile"
 
@@ -175,6 +175,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     ) -> dg.MaterializeResult:
         """Step 3: two judges decide every contested pair; pairs without two agreeing votes are dropped."""
         opened = store.open()
+        models = " ".join(model_digest(model_path(judge.model)) for judge in recipe.annotation.judges)
 
         def annotate(work: Path) -> Bundle:
             write_parquet(contested_pairs["pairs"], work / "pairs.parquet")
@@ -212,7 +213,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             context,
             opened,
             annotate,
-            inputs={"contested_pairs": contested_pairs},
+            inputs={"contested_pairs": contested_pairs, "models": models},
             settings={"annotation": recipe.annotation, "seed": recipe.seed},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
