@@ -41,8 +41,9 @@ better, and says whether a given answer is right. It knows nothing else and is o
 ## How it was made
 
 `python -m dt2it_pipeline.demo.build_base_model --seed {seed}`, {minutes:.0f} minutes of wall time on one CPU core:
-{tower_steps} steps of 32 pictures for the vision tower as a classifier of color and shape, then {language_steps}
-steps of 64 conversations for the language model with the tower frozen.
+{tower_steps} steps of 32 pictures for the vision tower as a classifier of color and shape; then, with the tower frozen,
+{language_steps} steps of 64 conversations for the language model, and lessons of about the same length together: which
+words fit a picture, decisions (yes or no, image 1 or image 2), and conversations again.
 
 ## Data and licence
 
@@ -72,6 +73,7 @@ def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dic
     usual_attention = text_model.config._attn_implementation
     text_model.set_attn_implementation("eager")  # on a CPU in bfloat16 its backward pass is twice as fast
     training.train_language_model(model, tokenizer, language_steps, seed)
+    decisions.train_words(model, tokenizer, language_steps // 3, seed + 2)
     decisions.train_decisions(model, tokenizer, language_steps // 2, seed)
     training.train_language_model(model, tokenizer, language_steps // 2, seed + 1, learning_rate=1e-3)
     text_model.set_attn_implementation(usual_attention)

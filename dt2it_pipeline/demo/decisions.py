@@ -2,7 +2,8 @@
 
 In a whole answer the one token that decides is lost among those that any answer has, and a small model learns to write
 well long before it learns to compare. So between two rounds of conversations it gets this: batches of such questions
-alone, and a loss on the deciding token alone. First without negations, then with.
+alone, and a loss on the deciding token alone. First without negations, then with. Before that, it learns which words
+fit a picture from lists that have a decision behind every word.
 """
 
 from __future__ import annotations
@@ -15,9 +16,38 @@ from torch import nn
 
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.conversations import IMAGE, Conversation, ConversationMaker
-from dt2it_pipeline.demo.training import IGNORED, Pictures, batches, schedule, see
+from dt2it_pipeline.demo.training import IGNORED, Pictures, batches, schedule, see, train_language_model
 
+_WORDS_REQUEST = "Which words fit?"
 PLAIN_SHARE = 0.4  # of the steps: no negations yet
+
+
+class _Words(ConversationMaker):
+    """Draws lists of words or of questions, each with yes or no behind it, and plain yes/no questions."""
+
+    def draw(self) -> Conversation:
+        """A decision right behind every word is the shortest way to comparing words with pictures; questions follow."""
+        picture = self.rng.randrange(len(self.colors))
+        look = (self.colors[picture], self.shapes[picture])
+        kind = self.rng.randrange(3)
+        if kind == 0:
+            others = [word for word in (*language.COLORS, *language.SHAPES) if word not in look]
+            words = [*look, *self.rng.sample(others, 5)]
+            self.rng.shuffle(words)
+            reply = ", ".join(f"{word} {'yes' if word in look else 'no'}" for word in words)
+            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [picture])
+        asked = [language.make_question("yes_no", *look, self.rng, negations=0.0) for _ in range(4)]
+        if kind == 1:
+            reply = ", ".join(f"{question} {answer}" for question, answer in asked)
+            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [picture])
+        question, answer = asked[0]
+        reply = language.plain_answer(question, answer, self.rng)
+        return Conversation([("user", IMAGE + question), ("assistant", reply)], [picture])
+
+
+def train_words(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
+    """Teach the language model which words fit a picture, the first step towards deciding."""
+    train_language_model(model, tokenizer, steps, seed, learning_rate=1e-3, make=_Words)
 
 
 class _Decisions(ConversationMaker):

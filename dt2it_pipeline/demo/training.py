@@ -204,15 +204,16 @@ def train_language_model(
     batch: int = 64,
     learning_rate: float = 2e-3,
     pictures: int = 8000,
+    make: type[ConversationMaker] = ConversationMaker,
 ) -> None:
-    """Teach the language model conversations about `pictures` rendered pictures, seen through the finished tower.
+    """Teach the language model the conversations of `make` about `pictures` pictures, seen through the finished tower.
 
     Tokens that decide (yes or no, image 1 or 2) weigh more than the others, or they would be lost among them.
     """
     rng = random.Random(seed + 1)
     seen = Pictures.draw(model.model.visual, pictures, rng)
-    maker = ConversationMaker(seen.colors, seen.shapes, rng)
-    deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " 1", " 2")])
+    maker = make(seen.colors, seen.shapes, rng)
+    deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " yes", " no", " 1", " 2")])
     text_model, head = model.model.language_model, model.lm_head
     parameters = [*text_model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
