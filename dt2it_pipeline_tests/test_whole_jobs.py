@@ -14,7 +14,7 @@ import pytest
 from dt2it_pipeline.recipe import project_root
 from dt2it_pipeline.store import Store
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 
 SMOKE = "configs/recipes/smoke.yaml"
 ROUND_0 = ("round", "--tags", '{"dagster/partition": "0"}')
