@@ -48,11 +48,12 @@ ui: $(VENV)/.installed-demo
 clean:
 	rm -rf "$(DT2IT_HOME)" $(VENV)
 
+# Python compiles what it imports; --no-compile spares compiling the rest, which is a third of the installation.
 $(VENV)/.installed-demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINES),demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$(ENGINES),demo]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINES),demo,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$(ENGINES),demo,dev]"
 	touch $@

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -186,7 +187,12 @@ def _baselines(
 
 
 def _transformers(judge: JudgeSettings, batch: int) -> Weigher:
-    return LikelihoodModel(judge.model, batch)
+    return _loaded(judge.model, batch)
+
+
+@lru_cache(maxsize=1)  # judges that differ in their words alone share a model, and what its tower has seen
+def _loaded(model: str, batch: int) -> LikelihoodModel:
+    return LikelihoodModel(model, batch)
 
 
 def _joined(folders: Sequence[Path], kind: str) -> pa.Table:

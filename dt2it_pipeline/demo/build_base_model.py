@@ -73,9 +73,9 @@ def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dic
     usual_attention = text_model.config._attn_implementation
     text_model.set_attn_implementation("eager")  # on a CPU in bfloat16 its backward pass is twice as fast
     training.train_language_model(model, tokenizer, language_steps, seed)
-    decisions.train_words(model, tokenizer, language_steps // 3, seed + 2)
-    decisions.train_decisions(model, tokenizer, language_steps // 2, seed)
-    training.train_language_model(model, tokenizer, language_steps // 2, seed + 1, learning_rate=1e-3)
+    decisions.train_words(model, tokenizer, round(0.3 * language_steps), seed + 2)
+    decisions.train_decisions(model, tokenizer, round(0.4 * language_steps), seed)
+    training.train_language_model(model, tokenizer, round(0.15 * language_steps), seed + 1, learning_rate=1e-3)
     text_model.set_attn_implementation(usual_attention)
     minutes = (time.monotonic() - started) / 60
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demo's base model.")
     parser.add_argument("--output", type=Path, default=BASE_MODEL, help="folder to write (default: in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=1300, help="optimiser steps of the vision tower")
+    parser.add_argument("--tower-steps", type=int, default=2200, help="optimiser steps of the vision tower")
     parser.add_argument("--language-steps", type=int, default=2000, help="optimiser steps of the language model")
     arguments = parser.parse_args()
     accuracies = build(arguments.output, arguments.seed, arguments.tower_steps, arguments.language_steps)

@@ -19,7 +19,7 @@ from dt2it_pipeline.demo.conversations import IMAGE, Conversation, ConversationM
 from dt2it_pipeline.demo.training import IGNORED, Pictures, batches, schedule, see, train_language_model
 
 _WORDS_REQUEST = "Which words fit?"
-PLAIN_SHARE = 0.4  # of the steps: no negations yet
+PLAIN_SHARE = 0.6  # of the steps: no negations yet
 
 
 class _Words(ConversationMaker):
@@ -54,11 +54,12 @@ class _Decisions(ConversationMaker):
     """Draws questions that one token answers."""
 
     negations = 0.0
+    two_images_share = 0.4
 
     def draw(self) -> Conversation:
         """A yes/no question about one picture, or a question about which of two pictures fits a caption."""
         picture = self.rng.randrange(len(self.colors))
-        if self.rng.random() < 0.4:
+        if self.rng.random() < self.two_images_share:
             pair = [picture, self.different_picture(picture)]
             self.rng.shuffle(pair)
             return self.two_images(pair)[0]
@@ -81,7 +82,8 @@ def train_decisions(model: Any, tokenizer: Any, steps: int, seed: int, batch: in
     right: list[float] = []
     text_model.train()
     for step, (ids, labels, used) in zip(range(steps), batches(maker, tokenizer, batch), strict=False):
-        maker.negations = 0.0 if step < PLAIN_SHARE * steps else 0.5
+        if step >= PLAIN_SHARE * steps:  # then the harder ones: negations, and mostly two pictures
+            maker.negations, maker.two_images_share = 0.5, 0.7
         hidden = see(model, pictures, ids, used)
         wanted = labels[:, 1:]
         first = torch.isin(wanted, deciding) & (wanted != IGNORED)

@@ -26,17 +26,22 @@ _RGB = {
 }
 
 
+def _length(low: float, high: float, rng: random.Random) -> float:
+    # Small shapes are the ones that look alike, so half of the lengths come from the lowest third.
+    return rng.uniform(low, low + (high - low) / 3 if rng.random() < 0.5 else high)
+
+
 def draw(color: str, shape: str, rng: random.Random) -> np.ndarray:
-    """Draw a `color` `shape` of random size and place; returns uint8 [64, 64, 3]."""
+    """Draw a `color` `shape` of random size and place, small ones more often; returns uint8 [64, 64, 3]."""
     scale = _OVERSAMPLING
     image = Image.new("RGB", (SIZE * scale, SIZE * scale), tuple(rng.randint(230, 255) for _ in range(3)))
     pen = ImageDraw.Draw(image)
     if shape == "rectangle":
-        width, height = rng.uniform(8, 32), rng.uniform(8, 32)
+        width, height = _length(8, 32, rng), _length(8, 32, rng)
     elif shape == "circle":
-        width = height = 2 * rng.uniform(5, 16.5)
+        width = height = _length(9, 33, rng)
     else:
-        width = rng.uniform(9, 32)
+        width = _length(9, 32, rng)
         height = width * 3**0.5 / 2
     left, top = rng.uniform(0, SIZE - width) * scale, rng.uniform(0, SIZE - height) * scale
     right, bottom = left + width * scale, top + height * scale

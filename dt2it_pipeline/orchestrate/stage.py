@@ -1,4 +1,9 @@
-"""One stage of the graph: finds its result finished, or computes it, and tells Dagster what a person looks at."""
+"""One stage of the graph: finds its result finished, or computes it, and tells Dagster what a person looks at.
+
+A stage's result is found by its name, its inputs, its settings and the `code_version` of its asset. Whoever changes
+what a stage computes raises that asset's `code_version`; whoever changes how it is written leaves it as it is, and
+nothing is computed again.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,6 @@ from pydantic import BaseModel
 from dt2it_pipeline.orchestrate.metadata import bundle_metadata
 from dt2it_pipeline.records import content_hash
 from dt2it_pipeline.store import Bundle, Store
-
-CODE_VERSION = "1"  # raise it when a stage computes something else from the same inputs and settings
 
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
 
@@ -40,8 +43,9 @@ def run_stage(
         name: the stage's name where one step has several.
     """
     name = name or context.asset_key.to_user_string()
-    partition = context.partition_key if context.has_partition_key and _is_partitioned(context, name) else None
-    key = stage_key(name, inputs, settings)
+    partitioned = _spec(context, name).partitions_def is not None
+    partition = context.partition_key if context.has_partition_key and partitioned else None
+    key = stage_key(name, _spec(context, name).code_version or "", inputs, settings)
     if store.has(name, key, partition):
         context.log.info(f"{name}: inputs and settings are those of a finished version, which is used again")
         store.point(name, key, partition)
@@ -54,11 +58,13 @@ def run_stage(
     return stored
 
 
-def stage_key(name: str, inputs: Mapping[str, Bundle | str], settings: Mapping[str, Settings]) -> str:
+def stage_key(
+    name: str, code_version: str, inputs: Mapping[str, Bundle | str], settings: Mapping[str, Settings]
+) -> str:
     """Key of a stage's version: a hash of its name, code version, the content of its inputs and its settings."""
     return content_hash(
         name,
-        CODE_VERSION,
+        code_version,
         {key: value.digest if isinstance(value, Bundle) else value for key, value in inputs.items()},
         {
             key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -85,5 +91,5 @@ def result(
     )
 
 
-def _is_partitioned(context: dg.AssetExecutionContext, name: str) -> bool:
-    return context.assets_def.specs_by_key[dg.AssetKey(name)].partitions_def is not None
+def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:
+    return context.assets_def.specs_by_key[dg.AssetKey(name)]

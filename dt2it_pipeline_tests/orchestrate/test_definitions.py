@@ -58,6 +58,11 @@ def test_the_graph_is_the_one_that_is_documented(defs):
     assert set(found) - set(GRAPH) == {"round_report"}
 
 
+def test_every_asset_that_is_computed_says_which_version_of_its_code_made_it(defs):
+    without = [spec.key.to_user_string() for spec in defs.resolve_all_asset_specs() if not spec.code_version]
+    assert without == ["feedback_pairs"]
+
+
 def test_only_the_report_reads_the_hidden_truth(defs):
     assert [name for name, parents in graph(defs).items() if "demo_truth" in parents] == ["round_report"]
 

@@ -12,7 +12,7 @@ from dt2it_pipeline.construct.pairs import form_pairs
 from dt2it_pipeline.evaluate.style import style_probe
 from dt2it_pipeline.orchestrate.checks import reconcile, style_below_bound
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
+from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline.store import Bundle, model_digest, read_parquet
@@ -29,7 +29,7 @@ def build_construction_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
 def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         pool="gpu",
         kinds={"vllm"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="candidate_responses", blocking=True)],
@@ -70,7 +70,7 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
 def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"python"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True)],
     )
@@ -107,7 +107,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
@@ -165,7 +165,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="t2i_pairs", blocking=True),

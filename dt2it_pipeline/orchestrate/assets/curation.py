@@ -11,7 +11,7 @@ from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
+from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
 
@@ -32,7 +32,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"pandas"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
     )
@@ -88,14 +88,14 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             dg.AssetSpec(
                 "verified_pairs",
                 description="Step 2: pairs whose chosen side the verifier prefers.",
-                code_version=CODE_VERSION,
+                code_version="1",
                 kinds={"pytorch"},
                 deps=upstream,
             ),
             dg.AssetSpec(
                 "contested_pairs",
                 description="Step 2: pairs that the verifier does not confirm, ties included.",
-                code_version=CODE_VERSION,
+                code_version="1",
                 kinds={"pytorch"},
                 deps=upstream,
             ),
@@ -165,7 +165,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -222,7 +222,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
 
 def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version=CODE_VERSION, kinds={"pandas"})
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", kinds={"pandas"})
     def curated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Bundle, annotated_pairs: Bundle
     ) -> dg.MaterializeResult:

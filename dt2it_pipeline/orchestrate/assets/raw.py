@@ -7,12 +7,14 @@ from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage, stage_key
+from dt2it_pipeline.orchestrate.stage import result, run_stage, stage_key
 from dt2it_pipeline.recipe import DemoSettings, Recipe
 from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
+_WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
+_READER_VERSION = "1"  # and of reading a source
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -44,13 +46,13 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
 
 
 def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
-    @dg.asset(name=_DEMO, group_name=GROUP, code_version=CODE_VERSION, kinds={"python"})
+    @dg.asset(name=_DEMO, group_name=GROUP, code_version=_WORLD_VERSION, kinds={"python"})
     def demo_sources(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         """The embedded world: files as a user would have them, made from easy-VQA with a fixed seed."""
         from dt2it_pipeline.demo.world import write_world
 
         folder = store.open().sources / "demo"
-        key = stage_key(_DEMO, {}, {"demo": settings, "seed": seed})
+        key = stage_key(_DEMO, _WORLD_VERSION, {}, {"demo": settings, "seed": seed})
         marker = folder / "world.json"
         if not marker.exists() or key not in marker.read_text(encoding="utf-8"):
             write_world(folder, settings, seed=seed)
@@ -70,7 +72,7 @@ def _raw_asset(
         group_name=GROUP,
         description=what,
         deps=deps,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
@@ -110,7 +112,7 @@ def _read_all(
     for manifest in manifests:
         slot = f"source.{manifest.name}"
         try:
-            key = stage_key(slot, {"source": fingerprint(manifest, store.sources)}, {})
+            key = stage_key(slot, _READER_VERSION, {"source": fingerprint(manifest, store.sources)}, {})
             if store.has(slot, key) and store.current(slot) == key:
                 bundle = store.read(slot)
             else:

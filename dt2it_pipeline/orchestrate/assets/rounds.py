@@ -14,7 +14,7 @@ from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metad
 from dt2it_pipeline.orchestrate.metadata import histogram
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import CODE_VERSION, result, run_stage
+from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe
 from dt2it_pipeline.store import Bundle
 
@@ -59,7 +59,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         kinds={"python"},
         op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be told at once
         deps=[FEEDBACK],
@@ -97,9 +97,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
 
 
 def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        partitions_def=rounds, group_name=GROUP, code_version=CODE_VERSION, pool="gpu", kinds={"deepspeed", "pytorch"}
-    )
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", pool="gpu", kinds={"deepspeed", "pytorch"})
     def reward_model(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Bundle
     ) -> dg.MaterializeResult:
@@ -116,7 +114,7 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version=CODE_VERSION,
+        code_version="1",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="response_scores", blocking=True)],
@@ -148,9 +146,7 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
 
 def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        partitions_def=rounds, group_name=GROUP, code_version=CODE_VERSION, pool="gpu", kinds={"deepspeed", "pytorch"}
-    )
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", pool="gpu", kinds={"deepspeed", "pytorch"})
     def verifier_model(
         context: dg.AssetExecutionContext,
         store: StoreResource,
