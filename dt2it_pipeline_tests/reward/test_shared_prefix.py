@@ -77,7 +77,7 @@ def test_score_is_the_head_on_the_hidden_state_of_transformers(
             given = {"pixel_values": pixels, "image_grid_thw": grids}
         types = (ids == prompter.image_token).int()
         hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
-        assert found[1].item() == pytest.approx(model.score(hidden[0, -1]).item(), abs=1e-5)
+        assert found[1].item() == pytest.approx(model.head(hidden[0, -1]).item(), abs=1e-5)
 
 
 def test_features_computed_ahead_give_the_same_scores(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
