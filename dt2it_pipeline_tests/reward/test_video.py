@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers.video_utils import VideoMetadata, load_video
 
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline.reward.batch import Row, collate, with_pixels
 from dt2it_pipeline.reward.pictures import PictureError, PictureShelf
 from dt2it_pipeline.reward.prompting import EncodedPrompt, PromptError
 from dt2it_pipeline_tests.reward.tiny import make_frames, make_pictures, make_prompt, make_video_file, moving
+
+ensure_torchvision()
+from transformers.video_utils import VideoMetadata, load_video  # noqa: E402
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 
