@@ -81,9 +81,7 @@ def test_sliding_windows_take_the_concatenated_path_and_say_so(
             hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
             assert scores[f"{key}{number}"] == pytest.approx(model.head(hidden[0, -1]).item(), abs=1e-5)
     assert model.model.language_model.layers[1].self_attn.sliding_window == 6
-    shared = with_pixels(
-        collate([Row(prompter.prompts([row])[0], tuple(prompter.responses(RESPONSES)))]), prompter.shelf
-    )
+    shared = collate([Row(prompter.prompts([row])[0], tuple(prompter.responses(RESPONSES)))])
     with pytest.raises(ValueError, match="one response per row"):
         model(shared)
 

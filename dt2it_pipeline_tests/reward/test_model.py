@@ -14,6 +14,7 @@ from dt2it_pipeline import store
 from dt2it_pipeline.reward.batch import Row, collate, with_pixels
 from dt2it_pipeline.reward.checkpoint import CheckpointError
 from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_prompt
 
 HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"}
@@ -79,3 +80,25 @@ def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_p
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model folder"):
         RewardModel.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("length", [4, 3000])
+def test_a_damaged_weight_file_is_named(base: Callable[..., Path], tmp_path: Path, length: int) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file.*again"):
+        RewardModel.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no usable processor files"):
+        Scorer(folder, tmp_path, max_tokens=64, max_pixels=4096, tokens_per_batch=64)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        RewardModel.from_pretrained(folder)
