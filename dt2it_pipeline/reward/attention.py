@@ -6,6 +6,7 @@ segment and of the prompt.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,26 +15,28 @@ from torch import nn
 if TYPE_CHECKING:
     from dt2it_pipeline.reward.batch import Batch
 
-TAKE_MASKS = ("sdpa", "eager", "flex_attention")  # implementations of transformers that a shared prefix can go through
+FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
+TAKE_MASKS = ("sdpa", "eager", FLEX)  # implementations that a shared prefix can go through
+_NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 
 
 def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: int | None = None) -> Any:
     """Mask for the decoder layers in the form that `implementation` takes; None where plain causal attention does.
 
-    `sdpa` and `eager` take an additive mask [B, 1, L, L]. `flex_attention` takes a block mask, which skips blocks that
-    nobody sees and never holds L x L numbers; it is the better choice on CUDA for long prompts with many responses
-    (https://pytorch.org/blog/flexattention). Not measured: this was developed without a GPU, so `sdpa` is the default
-    everywhere, and of `flex_attention` only the numbers were checked, on a CPU.
+    `sdpa` and `eager` take an additive mask [B, 1, L, L]. `flex` (FlexAttention, arXiv 2412.05496) takes a block mask,
+    which skips blocks that nobody sees and never holds L x L numbers; on CUDA it should be the faster one for long
+    prompts with many responses. That was not measured: this was developed without a GPU. So `sdpa` is the default
+    everywhere, and of `flex` only the numbers were checked, on a CPU, where it runs without its fused kernel.
 
     Args:
         batch: for its segments.
-        implementation: a name of transformers.
+        implementation: `flex`, or a name of transformers.
         dtype: type of the additive mask.
         window: sliding-window layers see this many tokens back, by column; single responses only.
     """
-    if batch.plain and window is None:
+    if batch.plain and window is None and implementation not in _NOT_CAUSAL:
         return None
-    if implementation == "flex_attention" and window is None:
+    if implementation == FLEX and window is None:
         return block_mask(batch.segment)
     length = batch.segment.shape[1]
     columns = torch.arange(length, device=batch.segment.device)
@@ -41,6 +44,30 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
     if window is not None:
         seen &= columns > columns.unsqueeze(1) - window
     return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+
+
+def register_flex() -> None:
+    """Make `flex` known to transformers."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(FLEX, _flex)
+
+
+def _flex(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
+    attend = _flex_kernel(query.is_cuda)
+    grouped = query.shape[1] != key.shape[1]
+    out = attend(query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _flex_kernel(fused: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if fused else flex_attention
 
 
 def sees(segment: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
-from dt2it_pipeline.reward.attention import TAKE_MASKS, last_layer, layer_mask  # noqa: E402
+from dt2it_pipeline.reward.attention import FLEX, TAKE_MASKS, last_layer, layer_mask, register_flex  # noqa: E402
 from dt2it_pipeline.reward.checkpoint import (  # noqa: E402
     CheckpointError,
     load_head,
@@ -99,7 +99,7 @@ class RewardModel(nn.Module):
             path: folder or Hub id.
             seed: for a head that is drawn.
             dtype: type of the weights; the head computes in float32 in any case.
-            attention: an attention implementation of transformers; see `attention.layer_mask`.
+            attention: `sdpa`, `flex` or another implementation of transformers; see `attention.layer_mask`.
 
         Raises:
             CheckpointError: the folder holds no supported architecture, lacks weights or the head, or is damaged.
@@ -316,6 +316,8 @@ def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str
     backbone = getattr(module, f"{_FAMILIES[family]}Model")
     for file in weight_files(folder):
         weight_names(file)
+    if attention == FLEX:
+        register_flex()
     chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
     try:
         made, found = backbone.from_pretrained(

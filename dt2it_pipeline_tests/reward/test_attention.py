@@ -18,6 +18,7 @@ from dt2it_pipeline.reward.model import RewardModel
 from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_prompt
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 SEGMENTS = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 2, 2, 3, -1, -1]], dtype=torch.int16)
 RESPONSES = ["red", "it looks green to me", "a blue circle"]
 
@@ -84,6 +85,19 @@ def test_sliding_windows_take_the_concatenated_path_and_say_so(
     shared = collate([Row(prompter.prompts([row])[0], tuple(prompter.responses(RESPONSES)))])
     with pytest.raises(ValueError, match="one response per row"):
         model(shared)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex"])
+def test_other_attention_scores_the_same(base: Callable[..., Path], media: tuple[Path, Any], attention: str) -> None:
+    for count in (1, 3):
+        responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES[:count])]
+        found = []
+        for name in ("sdpa", attention):
+            model = RewardModel.from_pretrained(base("qwen2_5_vl"), attention=name).eval()
+            scorer = Scorer(model, media[0], max_tokens=512, max_pixels=65536, tokens_per_batch=2048)
+            found.append(scorer.score(questions(media), responses)[0])
+        assert len(found[0]) == 2 * count
+        assert max(abs(found[0][name] - found[1][name]) for name in found[0]) < 1e-5
 
 
 def test_attention_that_takes_no_mask_scores_the_same(
