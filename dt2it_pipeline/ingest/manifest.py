@@ -27,8 +27,8 @@ class ManifestError(ValueError):
 class Manifest(Settings):
     """One data source.
 
-    `columns` maps a field of ours (question, chosen, rejected, image, ...) to the source's column; a field that is not
-    named there is looked for under its own name.
+    `columns` maps a field of ours (question, chosen, rejected, image, video, ...) to the source's column; a field that
+    is not named there is looked for under its own name.
     """
 
     name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
@@ -45,7 +45,7 @@ class Manifest(Settings):
 
     @model_validator(mode="after")
     def _columns_are_fields(self) -> Manifest:
-        known = {"id", "image", "images", "group", "system", *self.required_fields()}
+        known = {"id", "image", "images", "video", "videos", "group", "system", *self.required_fields()}
         unknown = sorted(set(self.columns) - known)
         if unknown:
             raise ValueError(f"columns names unknown fields {unknown}; known: {sorted(known)}")

@@ -1,9 +1,13 @@
-"""Media import: every picture is checked by decoding it and stored once per content hash."""
+"""Media import: every picture is checked by decoding it, every video by its header and first frame, and stored once per
+content hash.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -41,6 +45,61 @@ def import_image(name: str, root: Path, store: Path) -> dict[str, str]:
     relative = Path(sha256[:2]) / f"{sha256}.{extension}"
     _put(content, store / relative)
     return {"kind": "image", "sha256": sha256, "path": relative.as_posix()}
+
+
+def import_video(name: str, root: Path, store: Path) -> dict[str, str]:
+    """Check one video below `root` and put it into the media store; returns its row (kind, sha256, path).
+
+    A video file is stored as it is. A folder of frames is stored as a folder of its frames, numbered in order, and the
+    video.json that says their rate. Damage behind the first frame of a file shows when it is scored.
+
+    Raises:
+        MediaError: the path leaves the root, or the video is missing or none that can be read.
+        VideoDecoderError: it is a video file, and OpenCV is not installed.
+    """
+    from dt2it_pipeline.ingest import video
+
+    source = _confined(name, root)
+    if not source.exists():
+        raise MediaError("missing video", name)
+    header = video.read_header(source)
+    if source.is_dir():
+        return _import_frames(name, root, store, header.fps)
+    next(iter(video.frames(source, (0,))))
+    with source.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    relative = Path(sha256[:2]) / f"{sha256}.{video.container(source)}"
+    if not (store / relative).exists():
+        _put(source.read_bytes(), store / relative)
+    return {"kind": "video", "sha256": sha256, "path": relative.as_posix()}
+
+
+def _import_frames(name: str, root: Path, store: Path, fps: float) -> dict[str, str]:
+    from dt2it_pipeline.ingest.video import frame_files
+
+    files = [_confined(f"{name}/{file.name}", root) for file in frame_files(_confined(name, root))]
+    names = [f"{number:06d}.{_check(file, f'{name}/{file.name}')}" for number, file in enumerate(files)]
+    digest = hashlib.sha256(f"frames at {fps!r} per second".encode())
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    sha256 = digest.hexdigest()
+    target = store / sha256[:2] / sha256
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            for file, stored in zip(files, names, strict=True):
+                shutil.copyfile(file, temporary / stored)
+            (temporary / "video.json").write_text(json.dumps({"fps": fps}), encoding="utf-8")
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process has just stored the same video
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return {"kind": "video", "sha256": sha256, "path": f"{sha256[:2]}/{sha256}"}
 
 
 def _confined(name: str, root: Path) -> Path:

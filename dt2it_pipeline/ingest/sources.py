@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,13 @@ import pyarrow as pa
 
 from dt2it_pipeline import records
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.media import MediaError, import_image
+from dt2it_pipeline.ingest.media import MediaError, import_image, import_video
+from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.store import Bundle
 
 _STAGE = "ingest"
+_MARKER = re.compile("<(image|video)>")
 
 
 class SourceError(ValueError):
@@ -72,7 +75,8 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
     `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in, rows_out, rows_set_aside.
 
     Raises:
-        SourceError: the file is missing, or the first usable row lacks a column of the manifest.
+        SourceError: the file is missing, the first usable row lacks a column of the manifest, or the source has video
+            files and OpenCV is not installed.
     """
     data, media_root = manifest.located(sources)
     collected = _Collected()
@@ -85,6 +89,8 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
                 raise _RowError("duplicate row", key)
             seen.add(key)
             collected.tables.setdefault(kind, []).append(made)
+        except VideoDecoderError as error:
+            raise SourceError(f"source {manifest.name!r}: {error}") from error
         except (MediaError, _RowError) as error:
             collected.set_aside.append(records.set_aside_row(row_id, _STAGE, error.reason, error.detail, manifest.name))
     tables = {kind: records.table(collected.tables.get(kind, []), kind) for kind in _kinds(manifest)}
@@ -194,8 +200,9 @@ def _record(
         prompt, pair = verdict_pair(preference, preferred_first=int(content, 16) % 2 == 0)
         prompts[prompt["prompt_id"]] = prompt
         return "benchmark_items", _benchmark_item(manifest, row_id, row, pair)
-    images = [import_image(name, media_root, store) for name in _image_names(manifest, row)]
-    prompt = _prompt(manifest, row, values["question"], images, values.get("reference"))
+    media = [import_image(name, media_root, store) for name in _media_names(manifest, row, "image")]
+    media += [import_video(name, media_root, store) for name in _media_names(manifest, row, "video")]
+    prompt = _prompt(manifest, row, values["question"], media, values.get("reference"))
     if manifest.kind == "prompts":
         return "prompts", prompt
     if values["chosen"] == values["rejected"]:
@@ -208,20 +215,23 @@ def _record(
 
 
 def _prompt(
-    manifest: Manifest, row: Mapping[str, Any], question: str, images: list[dict[str, str]], reference: str | None
+    manifest: Manifest, row: Mapping[str, Any], question: str, media: list[dict[str, str]], reference: str | None
 ) -> dict[str, Any]:
-    markers = question.count("<image>")
-    if markers not in (0, len(images)):
-        raise _RowError("image markers and images differ", f"{markers} markers, {len(images)} images")
-    text = question if markers else "<image>\n" * len(images) + question
+    markers = _MARKER.findall(question)
+    kinds = [medium["kind"] for medium in media]
+    if markers and sorted(markers) != sorted(kinds):
+        raise _RowError("image markers and images differ", f"markers {markers}, media {kinds}")
+    queues = {kind: iter([m for m in media if m["kind"] == kind]) for kind in kinds}
+    media = [next(queues[kind]) for kind in markers or kinds]
+    text = question if markers else "".join(f"<{kind}>\n" for kind in kinds) + question
     turns = [{"role": "user", "text": text}]
     system = row.get(manifest.column("system")) or ""
     return {
-        "prompt_id": records.prompt_id(system, turns, [image["sha256"] for image in images]),
+        "prompt_id": records.prompt_id(system, turns, [medium["sha256"] for medium in media]),
         "source": manifest.name,
         "system": system,
         "turns": turns,
-        "media": images,
+        "media": media,
         "reference": reference,
         "language": manifest.language,
         "meta": "{}",
@@ -235,13 +245,13 @@ def _benchmark_item(manifest: Manifest, row_id: str, row: Mapping[str, Any], pai
     return own | {name: pair[name] for name in kept}
 
 
-def _image_names(manifest: Manifest, row: Mapping[str, Any]) -> list[str]:
-    several = row.get(manifest.column("images"))
+def _media_names(manifest: Manifest, row: Mapping[str, Any], kind: str) -> list[str]:
+    several = row.get(manifest.column(f"{kind}s"))
     if several is None:
-        one = row.get(manifest.column("image"))
+        one = row.get(manifest.column(kind))
         several = [] if one is None else [one]
     if not isinstance(several, list) or not all(isinstance(name, str) for name in several):
-        raise _RowError("image paths are not text", repr(several)[:80])
+        raise _RowError(f"{kind} paths are not text", repr(several)[:80])
     return several
 
 

@@ -1,4 +1,4 @@
-"""Shared-prefix batches: a prompt with its pictures once, and behind it every response to it.
+"""Shared-prefix batches: a prompt with its pictures and videos once, and behind it every response to it.
 
     [prompt with pictures][response 1][response 2] ... [padding]
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class Batch:
 
     input_ids: torch.Tensor  # int64 [B, L]
     position_ids: torch.Tensor  # int64 [3, B, L]
-    mask: torch.Tensor | None  # float32 [B, 1, L, L], added to attention logits; None: plain causal attention
+    segment: torch.Tensor  # int16 [B, L]: -1 padding, 0 prompt, k response k of the row
+    plain: bool  # causal attention is all that the rows need: one response each, no padding before it
     ends: torch.Tensor  # int64 [N], flat places where scores are read, in the order of sequences and responses
     end_grid: torch.Tensor  # int64 [B, most responses of a row]: the same by row, the last repeated
     end_order: torch.Tensor  # int64 [N], flat places of the responses in end_grid
@@ -60,8 +61,20 @@ class Batch:
         return Batch(**values)
 
 
-def collate(sequences: Sequence[Row], pad_token: int = 0) -> Batch:
-    """Lay sequences out as rows, padded on the right to the longest."""
+def split(rows: Sequence[Row]) -> list[Row]:
+    """The concatenated layout: every response in a row of its own, behind the whole prompt."""
+    return [Row(row.prompt, (response,)) for row in rows for response in row.responses]
+
+
+def collate(sequences: Sequence[Row], pad_token: int = 0, padding: Literal["right", "left"] = "right") -> Batch:
+    """Lay sequences out as rows, padded to the longest.
+
+    Args:
+        sequences: the rows.
+        pad_token: id that fills the padding; no score depends on it.
+        padding: which end is filled. `left` lets all rows end in the last column, as batches for generation do; it
+            needs a mask where `right` may do without.
+    """
     rows = len(sequences)
     length = max(len(s) for s in sequences)
     ids = np.full((rows, length), pad_token, dtype=np.int64)
@@ -74,12 +87,13 @@ def collate(sequences: Sequence[Row], pad_token: int = 0) -> Batch:
     slots: list[np.ndarray] = []
     for row, sequence in enumerate(sequences):
         prompt = sequence.prompt
-        at = len(prompt.tokens)
-        ids[row, :at] = prompt.tokens
-        positions[:, row, :at] = prompt.positions
-        segment[row, :at] = 0
+        start = length - len(sequence) if padding == "left" else 0
+        at = start + len(prompt.tokens)
+        ids[row, start:at] = prompt.tokens
+        positions[:, row, start:at] = prompt.positions
+        segment[row, start:at] = 0
         if len(prompt.picture_slots):
-            slots.append(prompt.picture_slots.astype(np.int64) + row * length)
+            slots.append(prompt.picture_slots.astype(np.int64) + row * length + start)
         for number, tokens in enumerate(sequence.responses):
             stop = at + len(tokens)
             ids[row, at:stop] = tokens
@@ -92,21 +106,14 @@ def collate(sequences: Sequence[Row], pad_token: int = 0) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(positions),
-        mask=_mask(torch.from_numpy(segment)) if most > 1 else None,
+        segment=torch.from_numpy(segment),
+        plain=most == 1 and (padding == "right" or min(len(s) for s in sequences) == length),
         ends=torch.tensor(ends),
         end_grid=torch.from_numpy(end_grid),
         end_order=torch.tensor(end_order),
         picture_slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.zeros(0, dtype=torch.int64),
         pictures=tuple(p for s in sequences for p in s.prompt.pictures),
     )
-
-
-def _mask(segment: torch.Tensor) -> torch.Tensor:
-    """Additive mask of segments [B, L] (-1 padding, 0 prompt, k response k): causal, no response sees another."""
-    length = segment.shape[1]
-    seen = (segment.unsqueeze(2) == segment.unsqueeze(1)) | (segment == 0).unsqueeze(1)
-    seen &= torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
-    return torch.zeros(seen.shape, device=segment.device).masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
 
 def with_pixels(batch: Batch, shelf: PictureShelf, *, once: bool = True) -> Batch:

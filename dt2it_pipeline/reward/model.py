@@ -7,9 +7,9 @@ tower and projector are frozen in training, so their output may be computed once
 from __future__ import annotations
 
 import importlib
-import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,22 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
+from dt2it_pipeline.reward.attention import FLEX, TAKE_MASKS, last_layer, layer_mask, register_flex  # noqa: E402
+from dt2it_pipeline.reward.checkpoint import (  # noqa: E402
+    CheckpointError,
+    load_head,
+    outside_names,
+    read_json,
+    resolve_folder,
+    save_weights,
+    weight_files,
+    weight_names,
+    write_json,
+)
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from dt2it_pipeline.reward.batch import Batch
 
 CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per picture
@@ -30,11 +45,6 @@ _PROCESSOR_FILES = (
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
-_SHARD_BYTES = 5 * 10**9
-
-
-class CheckpointError(ValueError):
-    """A model folder is not one that this reward model can be made from."""
 
 
 class ScoreHead(nn.Linear):
@@ -49,14 +59,17 @@ class ScoreHead(nn.Linear):
 
 
 class RewardModel(nn.Module):
-    """Backbone and head. Weight names are those of the Hugging Face checkpoint: `model.*` and `score.weight`."""
+    """Backbone and head. Weight names are `model.*`, as in Hugging Face checkpoints, and `head.weight`, which is
+    `score.weight` there.
+    """
 
     def __init__(self, backbone: Any, card: Mapping[str, Any] | None = None, source: Path | None = None) -> None:
         super().__init__()
         self.model = backbone
-        self.score = ScoreHead(backbone.config.text_config.hidden_size)
+        self.head = ScoreHead(backbone.config.text_config.hidden_size)
         self.card = dict(card or {})
         self.source = source
+        self._sharing: bool | None = None
 
     @property
     def config(self) -> Any:
@@ -74,27 +87,36 @@ class RewardModel(nn.Module):
         return 1 + len(getattr(self.config.vision_config, "deepstack_visual_indexes", None) or ())
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> RewardModel:
+    def from_pretrained(
+        cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    ) -> RewardModel:
         """Load a reward-model checkpoint, or a base model whose head is then drawn from `seed`.
 
         A fresh head is normal with standard deviation 0.1 / sqrt(hidden size), so that first scores are small but the
         gradient reaches the backbone from the first step.
 
+        Args:
+            path: folder or Hub id.
+            seed: for a head that is drawn.
+            dtype: type of the weights; the head computes in float32 in any case.
+            attention: `sdpa`, `flex` or another implementation of transformers; see `attention.layer_mask`.
+
         Raises:
-            CheckpointError: the folder holds no supported architecture, or a reward model without its head.
+            CheckpointError: the folder holds no supported architecture, lacks weights or the head, or is damaged.
+            ValueError: the attention implementation is unknown or not installed.
         """
         folder = resolve_folder(path)
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         family, is_reward_model = _architecture(config, folder)
-        backbone = _load_backbone(folder, family, dtype)
-        card = _read_json(folder / CARD) if (folder / CARD).exists() else {}
+        backbone = _load_backbone(folder, family, dtype, attention)
+        card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         model = cls(backbone, card, folder)
         if is_reward_model:
-            model.score.weight.data = _load_head(folder, backbone.config.text_config.hidden_size)
+            model.head.weight.data = load_head(folder, backbone.config.text_config.hidden_size)
         else:
             generator = torch.Generator().manual_seed(seed)
             hidden = backbone.config.text_config.hidden_size
-            model.score.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
+            model.head.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
         return model
 
     def freeze_vision(self) -> None:
@@ -102,11 +124,36 @@ class RewardModel(nn.Module):
         self.model.visual.requires_grad_(False)
         self.model.visual.eval()
 
+    @property
+    def attention(self) -> str:
+        """Attention implementation of the language model, by its name in transformers."""
+        return str(self.model.language_model.config._attn_implementation)
+
+    def sharing_fault(self) -> str | None:
+        """Why this backbone cannot take several responses behind one prompt, or None where it can."""
+        if self.attention not in TAKE_MASKS:
+            return f"attention {self.attention!r} takes no mask that hides responses from each other"
+        if self._windows() != {None}:
+            return "sliding-window attention counts distance in columns, and responses behind others are further away"
+        return None
+
+    def shares_prefix(self) -> bool:
+        """Whether the shared-prefix layout can be used; where it cannot, the reason is logged, once per model."""
+        if self._sharing is None:
+            fault = self.sharing_fault()
+            self._sharing = fault is None
+            if fault:
+                logging.getLogger(__name__).warning("every response gets a sequence of its own: %s", fault)
+        return self._sharing
+
+    def _windows(self) -> set[int | None]:
+        return {_window(layer) for layer in self.model.language_model.layers}
+
     def encode_pictures(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Run tower and projector over patches.
+        """Run tower and projector over patches of pictures and videos.
 
         Args:
-            pixels: flattened patches of all pictures, [patches, channels * temporal patch * patch * patch].
+            pixels: flattened patches of all of them, [patches, channels * temporal patch * patch * patch].
             grids: patches per picture in time, height and width, [pictures, 3].
 
         Returns:
@@ -138,20 +185,71 @@ class RewardModel(nn.Module):
             first, *deepstack = features.to(hidden.dtype).split(hidden.shape[-1], dim=-1)
             hidden = _put_rows(hidden, batch.picture_slots, first, add=False)
         rotary = language.rotary_emb(hidden, batch.position_ids)
-        mask = None if batch.mask is None else batch.mask.to(hidden.dtype)
+        if not batch.plain and (fault := self.sharing_fault()):
+            raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
+        masks = {window: layer_mask(batch, self.attention, hidden.dtype, window) for window in self._windows()}
         last = len(language.layers) - 1
         lean_end = self.family == "qwen3_vl" and last >= len(deepstack)
         for index, layer in enumerate(language.layers):
             if index == last and lean_end:
-                hidden = _last_layer(layer, hidden, rotary, mask, batch)
+                hidden = last_layer(layer, hidden, rotary, batch)
                 break
+            mask = masks[_window(layer)]
             out = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
             hidden = out[0] if isinstance(out, tuple) else out
             if index < len(deepstack):
                 hidden = _put_rows(hidden, batch.picture_slots, deepstack[index], add=True)
         else:
             hidden = hidden.reshape(-1, hidden.shape[-1])[batch.ends]
-        return self.score(language.norm(hidden))
+        return self.head(language.norm(hidden))
+
+    def score(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        responses: Sequence[Sequence[str]],
+        *,
+        media_root: str | Path | None = None,
+        max_tokens: int | None = None,
+        max_pixels: int | None = None,
+        tokens_per_batch: int = 8192,
+    ) -> list[np.ndarray]:
+        """Score responses to prompts: the scorer of the pipeline, for a notebook.
+
+        Higher is better; a score has a meaning only beside others of the same prompt. Pictures are encoded once per
+        prompt, and all its responses go through the model in one sequence.
+
+        >>> from PIL import Image
+        >>> from dt2it_pipeline.recipe import model_path
+        >>> model = RewardModel.from_pretrained(model_path("demo"))  # or the folder of a round's reward model
+        >>> question = {
+        ...     "turns": [{"role": "user", "text": "<image>What colour is the shape?"}],
+        ...     "images": [Image.new("RGB", (64, 64), "red")],
+        ... }
+        >>> scores = model.score([question], [["The shape is red.", "blue"]])
+        >>> len(scores), scores[0].shape, scores[0].dtype
+        (1, (2,), dtype('float32'))
+
+        Args:
+            prompts: each a mapping with `turns` (a list of role and text, the last of the user; texts hold an `<image>`
+                or `<video>` marker for each medium), and, where there are any, `system`, `images` (paths or pictures of
+                PIL, in the order of their markers) and `videos` (paths of files or of folders of frames). Rows of a
+                prompts table, with `media`, are taken too.
+            responses: the texts of each prompt, at least one.
+            media_root: folder from which paths count and which they may not leave; needed for rows of a table. Without
+                it paths count from the working directory.
+            max_tokens: longest prompt with response; by default what the backbone's positions allow.
+            max_pixels: larger pictures and frames are scaled down to this; by default as in training.
+            tokens_per_batch: token budget of one forward pass, padding included.
+
+        Returns:
+            One float32 array per prompt, [its responses].
+
+        Raises:
+            ValueError: a prompt or response cannot be scored; the message says which, why and what to change.
+        """
+        from dt2it_pipeline.reward.inputs import score_lists
+
+        return score_lists(self, prompts, responses, media_root, max_tokens, max_pixels, tokens_per_batch)
 
     def save_pretrained(self, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the checkpoint files (Hugging Face layout that vLLM pooling serves) into an existing folder.
@@ -162,7 +260,7 @@ class RewardModel(nn.Module):
         """
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()}
-        _save_weights(_outside_names(weights, self.family), folder)
+        save_weights(outside_names(weights, self.family), folder)
         config = self.config.to_dict()
         for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset"):
             config.pop(noise, None)
@@ -171,8 +269,8 @@ class RewardModel(nn.Module):
             "num_labels": 1,
             "problem_type": "regression",
         }
-        _write_json(config, folder / "config.json")
-        _write_json(self.card, folder / CARD)
+        write_json(config, folder / "config.json")
+        write_json(self.card, folder / CARD)
         if self.source is not None:
             for name in _PROCESSOR_FILES:
                 if (self.source / name).exists():
@@ -181,16 +279,9 @@ class RewardModel(nn.Module):
             file.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def resolve_folder(path: str | Path) -> Path:
-    """Folder of a model: `path` itself when it exists, else a snapshot of the Hub repository of that name."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(path).startswith("."):
-        raise CheckpointError(f"there is no model folder {path}")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(str(path)))
+def _window(layer: Any) -> int | None:
+    """Tokens that a sliding-window layer sees back; None for full attention."""
+    return getattr(layer.self_attn, "sliding_window", None)
 
 
 def _put_rows(hidden: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, *, add: bool) -> torch.Tensor:
@@ -198,43 +289,6 @@ def _put_rows(hidden: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, *, 
     flat = hidden.reshape(-1, hidden.shape[-1])
     flat = flat.index_add(0, slots, rows) if add else flat.index_copy(0, slots, rows)
     return flat.view_as(hidden)
-
-
-def _last_layer(
-    layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, batch: Batch
-) -> torch.Tensor:
-    """The last decoder layer, computed only where a score is read: keys and values of all tokens, the rest of the ends.
-
-    Returns [responses, hidden], the same numbers as running the whole layer and picking the ends.
-    """
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import rotate_half
-
-    attention = layer.self_attn
-    rows, length, width = hidden.shape
-    slots = batch.end_grid  # [rows, most ends of a row], flat positions; rows with fewer ends repeat their last
-    normed = layer.input_layernorm(hidden)
-    picked = normed.reshape(-1, width)[slots]  # [rows, ends, hidden]
-    heads = (-1, attention.head_dim)
-    query = attention.q_norm(attention.q_proj(picked).view(*slots.shape, *heads)).transpose(1, 2)
-    key = attention.k_norm(attention.k_proj(normed).view(rows, length, *heads)).transpose(1, 2)
-    value = attention.v_proj(normed).view(rows, length, *heads).transpose(1, 2)
-    cos, sin = rotary
-    key = key * cos.unsqueeze(1) + rotate_half(key) * sin.unsqueeze(1)
-    cos, sin = (part.reshape(-1, part.shape[-1])[slots].unsqueeze(1) for part in (cos, sin))
-    query = query * cos + rotate_half(query) * sin
-    within = slots - torch.arange(rows, device=slots.device).unsqueeze(1) * length  # column of each end in its row
-    if mask is None:
-        columns = torch.arange(length, device=slots.device)
-        seen = (columns <= within.unsqueeze(-1)).unsqueeze(1)  # causal, single responses
-    else:
-        seen = mask.squeeze(1).gather(1, within.unsqueeze(-1).expand(-1, -1, length)).unsqueeze(1)
-    out = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
-    )
-    out = attention.o_proj(out.transpose(1, 2).reshape(*slots.shape, -1))
-    picked = hidden.reshape(-1, width)[slots] + out
-    picked = picked + layer.mlp(layer.post_attention_layernorm(picked))
-    return picked.reshape(-1, width)[batch.end_order]
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
@@ -245,95 +299,38 @@ def _architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
         name in (f"{known}ForConditionalGeneration", f"{known}ForSequenceClassification") for name in names
     ):
         raise CheckpointError(
-            f"{folder} is a {names or 'nameless architecture'} of type {family or 'unknown'!r}; "
-            f"supported: {', '.join(_FAMILIES)}"
+            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {family or 'unknown'!r}; "
+            f"a reward model is made of {' or '.join(_FAMILIES)}: choose such a model"
         )
     return family, any(name.endswith("ForSequenceClassification") for name in names)
 
 
-def _load_backbone(folder: Path, family: str, dtype: torch.dtype) -> Any:
+def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str) -> Any:
     import transformers
+    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()  # a missing lm_head is expected here, and would be reported as a fault
     if hasattr(transformers.logging, "disable_progress_bar"):
         transformers.logging.disable_progress_bar()
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     backbone = getattr(module, f"{_FAMILIES[family]}Model")
-    made, found = backbone.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
-    )
+    for file in weight_files(folder):
+        weight_names(file)
+    if attention == FLEX:
+        register_flex()
+    chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
+    try:
+        made, found = backbone.from_pretrained(
+            folder, dtype=dtype, attn_implementation=chosen, local_files_only=True, output_loading_info=True
+        )
+    except ImportError as error:
+        raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}; copy or export the checkpoint again") from error
     missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if missing:  # the library would go on with random weights in their place
-        raise CheckpointError(f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}; copy or export the "
+            "checkpoint again"
+        )
     return made
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
-def _load_head(folder: Path, hidden: int) -> torch.Tensor:
-    from safetensors import safe_open
-
-    for file in _weight_files(folder):
-        with safe_open(file, framework="pt") as weights:
-            names = set(weights.keys())
-            for name in ("score.weight", "language_model.score.weight"):
-                if name in names:
-                    head = weights.get_tensor(name).float()
-                    if head.shape != (1, hidden):
-                        raise CheckpointError(f"{folder}: {name} has shape {tuple(head.shape)}, expected (1, {hidden})")
-                    return head
-    raise CheckpointError(f"{folder} says it is a reward model, but has no score.weight")
-
-
-def _outside_names(weights: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
-    """Names in the file, which are those of the published checkpoints.
-
-    Qwen2.5-VL keeps the layout of its first release, and vLLM reads its head from inside the language model.
-    """
-    if family == "qwen3_vl":
-        return dict(weights)
-    renamed = {}
-    for name, value in weights.items():
-        name = name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
-        renamed["language_model.score.weight" if name == "score.weight" else name] = value
-    return renamed
-
-
-def _save_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name in sorted(weights):
-        bytes_here = weights[name].numel() * weights[name].element_size()
-        if shards[-1] and size + bytes_here > _SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = weights[name]
-        size += bytes_here
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    index: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(shard, name)
-    total = sum(value.numel() * value.element_size() for value in weights.values())
-    _write_json({"metadata": {"total_size": total}, "weight_map": index}, folder / "model.safetensors.index.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return value
-
-
-def _write_json(value: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2) + "\n", encoding="utf-8")

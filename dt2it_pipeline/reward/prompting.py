@@ -21,7 +21,8 @@ from dt2it_pipeline.reward.pictures import PictureError, PictureShelf
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
-_MARKER = re.compile("<image>")
+MARKER = re.compile("<(image|video)>")
+_ROLES = ("user", "assistant", "system")
 
 
 class PromptError(ValueError):
@@ -38,7 +39,7 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as tokens, each picture's placeholder repeated once per picture token."""
+    """A prompt as tokens, the placeholder of each picture (or step of a video) repeated once per picture token."""
 
     tokens: np.ndarray  # int32 [length]
     positions: np.ndarray  # int32 [3, length]: M-RoPE positions in time, height and width
@@ -57,7 +58,8 @@ class Prompter:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.backend = self.tokenizer.backend_tokenizer
-        self.image_token = int(processor.image_token_id)
+        self.image_token, self.video_token = int(processor.image_token_id), int(processor.video_token_id)
+        self._ticks = _positions_per_second(self.folder)
         special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or "(?!)")
         self._suffix: np.ndarray | None = None
@@ -71,6 +73,7 @@ class Prompter:
             try:
                 pictures = self._pictures(row)
                 text, inserted = self._render(row)
+                text = self._spell_videos(text, pictures)
                 if inserted is None:
                     texts.append(text)
                     where.append((number, pictures))
@@ -112,9 +115,14 @@ class Prompter:
         turns = row["turns"]
         if not turns or turns[-1]["role"] != "user":
             raise PromptError("prompt does not end with a user turn", f"{[turn['role'] for turn in turns or ()]}")
-        markers = sum(len(_MARKER.findall(turn["text"])) for turn in turns if turn["role"] == "user")
-        if markers != len(row["media"] or ()):
-            raise PromptError("picture markers do not match media", f"{markers} markers, {len(row['media'])} media")
+        if unknown := [turn["role"] for turn in turns if turn["role"] not in _ROLES]:
+            raise PromptError("unknown role", f"{unknown[0]!r}; known: {', '.join(_ROLES)}")
+        markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+        kinds = [medium["kind"] for medium in row["media"] or ()]
+        if len(markers) != len(kinds):
+            raise PromptError("picture markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
+        if markers != kinds:
+            raise PromptError("picture markers do not match media", f"markers for {markers}, media are {kinds}")
         system = "\n\n".join(part for part in (self.system_prompt, row["system"]) if part)
         everything = [system, *(turn["text"] for turn in turns)]
         hostile = any(self._special.search(text) or "\ue000" in text for text in everything)
@@ -132,10 +140,10 @@ class Prompter:
                 messages.append({"role": turn["role"], "content": put(turn["text"])})
                 continue
             content: list[dict[str, str]] = []
-            for number, piece in enumerate(_MARKER.split(turn["text"])):
-                if number:
-                    content.append({"type": "image"})
-                if piece:
+            for number, piece in enumerate(MARKER.split(turn["text"])):
+                if number % 2:
+                    content.append({"type": piece})
+                elif piece:
                     content.append({"type": "text", "text": put(piece)})
             messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": _STAND_IN.format(999_999)})
@@ -161,52 +169,105 @@ class Prompter:
                 self.backend.encode_special_tokens = False
         return np.asarray(ids, dtype=np.int32)
 
+    def _spell_videos(self, text: str, pictures: tuple[int, ...]) -> str:
+        """Write out what the processor puts in the place of each video: for Qwen3-VL, the time of every step."""
+        shown = (self.shelf.pictures[p] for p in pictures) if self.shelf else ()
+        clips = [(picture.clip, picture.grid[0]) for picture in shown if picture.clip is not None]
+        if not clips or self.shelf is None:
+            return text
+        merge = self.shelf.merge
+        before, *after = text.split(self.processor.video_token)
+        if len(after) != len(clips):
+            raise PromptError("chat template loses videos", f"{len(after)} placeholders, {len(clips)} videos")
+        for (clip, steps), rest in zip(clips, after, strict=True):
+            shape = [[steps if self._ticks is None else 1, merge, merge]]
+            # A grid of one token per step: `_finish` repeats each placeholder, as it does for pictures.
+            given = {"video_grid_thw": np.array(shape), "video_metadata": [clip.metadata]}
+            before += self.processor.replace_video_token(given, 0) + rest
+        return before
+
     def _finish(self, ids: np.ndarray, pictures: tuple[int, ...]) -> EncodedPrompt:
         """Repeat placeholders and lay out positions."""
-        places = np.flatnonzero(ids == self.image_token)
-        if len(places) != len(pictures):
-            raise PromptError("chat template loses pictures", f"{len(places)} placeholders, {len(pictures)} media")
+        places = np.flatnonzero((ids == self.image_token) | (ids == self.video_token))
+        grids: list[tuple[int, int, int]] = []
+        intervals: list[float] = []
+        expected: list[int] = []
+        for picture in (self.shelf.pictures[p] for p in pictures) if self.shelf else ():
+            clip, (steps, height, width) = picture.clip, picture.grid
+            repeat, interval = 1, 1.0
+            if clip is not None and self._ticks is None:
+                repeat, steps = steps, 1
+            elif clip is not None and self.shelf:
+                seconds = self.shelf.videos.temporal_patch_size / clip.metadata.sampled_fps
+                interval = float(np.float32(self._ticks) * np.float32(seconds))
+            grids += [(steps, height, width)] * repeat
+            intervals += [interval] * repeat
+            expected += [self.image_token if clip is None else self.video_token] * repeat
+        if ids[places].tolist() != expected:
+            raise PromptError("chat template loses pictures", f"{len(places)} placeholders, {len(expected)} expected")
         if not pictures:
             line = np.arange(len(ids), dtype=np.int32)
             return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
         assert self.shelf is not None
         counts = np.ones(len(ids), dtype=np.int64)
-        counts[places] = [self.shelf.pictures[p].tokens for p in pictures]
-        tokens = np.repeat(ids, counts)
-        grids = [self.shelf.pictures[p].grid for p in pictures]
-        positions, after = mrope_positions(len(ids), places, grids, self.shelf.merge)
-        slots = np.flatnonzero(tokens == self.image_token).astype(np.int32)
-        return EncodedPrompt(tokens, positions, after, slots, pictures)
+        counts[places] = [np.prod(grid) // self.shelf.merge**2 for grid in grids]
+        slots = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
+        positions, after = mrope_positions(len(ids), places, grids, self.shelf.merge, intervals)
+        return EncodedPrompt(np.repeat(ids, counts), positions, after, slots, pictures)
 
 
 def mrope_positions(
-    length: int, places: np.ndarray, grids: Sequence[tuple[int, int, int]], merge: int
+    length: int,
+    places: np.ndarray,
+    grids: Sequence[tuple[int, int, int]],
+    merge: int,
+    intervals: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt with still pictures (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """M-RoPE positions of a prompt with pictures and videos (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
     Text advances all three axes together; a picture spans its merged grid from where the text stopped, and text goes on
-    after the larger side of that grid.
+    after the larger side of that grid. The steps of a Qwen2.5-VL video (arXiv 2502.13923, section 2.1.2) lie `interval`
+    apart in time, rounded down; text goes on after the larger side here too, as `get_rope_index` of transformers 5.19
+    has it. A Qwen3-VL video is a row of pictures with their times written between them.
 
     Args:
         length: tokens before placeholders are repeated.
         places: indices of the placeholders, rising.
         grids: patches in time, height and width of each picture.
         merge: patches merged into one token, per side.
+        intervals: positions in time between the steps of each grid; 1 where it is not given.
 
     Returns:
         Positions int32 [3, tokens after repeating], and the position of the token that comes next.
     """
     parts: list[np.ndarray] = []
     at = start = 0
-    for place, (time, height, width) in zip(places, grids, strict=True):
+    steps = intervals or [1.0] * len(grids)
+    for place, (time, height, width), interval in zip(places, grids, steps, strict=True):
         parts.append(np.broadcast_to(np.arange(at, at + place - start), (3, place - start)))
         at += place - start
         shape = (time, height // merge, width // merge)
-        parts.append(np.indices(shape).reshape(3, -1) + at)
+        cells = np.indices(shape).reshape(3, -1)
+        if interval != 1:
+            cells[0] = cells[0].astype(np.float32) * np.float32(interval)
+        parts.append(cells + at)
         at += max(shape[1], shape[2])
         start = place + 1
     parts.append(np.broadcast_to(np.arange(at, at + length - start), (3, length - start)))
     return np.concatenate(parts, axis=1).astype(np.int32), int(at + length - start)
+
+
+def _positions_per_second(folder: Path) -> float | None:
+    """Time scale of Qwen2.5-VL's M-RoPE; None for Qwen3-VL, which writes times as text."""
+    from dt2it_pipeline.reward.checkpoint import read_json
+
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "qwen3_vl":
+        return None
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+    default = Qwen2_5_VLVisionConfig().tokens_per_second
+    return float(config.get("vision_config", {}).get("tokens_per_second", default))
 
 
 def load_processor(folder: str | Path) -> Any:
@@ -216,10 +277,16 @@ def load_processor(folder: str | Path) -> Any:
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-    from dt2it_pipeline.reward.model import CheckpointError, _read_json
+    from dt2it_pipeline.reward.checkpoint import CheckpointError, read_json
 
-    kind = _read_json(Path(folder) / "config.json").get("model_type")
-    made = (Qwen3VLProcessor if kind == "qwen3_vl" else Qwen2_5_VLProcessor).from_pretrained(folder)
+    kind = read_json(Path(folder) / "config.json").get("model_type")
+    try:
+        made = (Qwen3VLProcessor if kind == "qwen3_vl" else Qwen2_5_VLProcessor).from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} has no usable processor files (tokenizer, picture and video processor): {error}; copy them from "
+            "the base model"
+        ) from error
     if not getattr(made, "chat_template", None):
         raise CheckpointError(f"{folder} has no chat template")
     return made

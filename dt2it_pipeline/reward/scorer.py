@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dt2it_pipeline.reward.batch import Row, collate
+from dt2it_pipeline.reward.batch import Row, collate, split
+from dt2it_pipeline.reward.checkpoint import CheckpointError, resolve_folder
 from dt2it_pipeline.reward.data import encode_prompts, fault_of
-from dt2it_pipeline.reward.model import RewardModel, resolve_folder
+from dt2it_pipeline.reward.model import RewardModel
 from dt2it_pipeline.reward.pictures import (
     FeatureTable,
     PictureError,
@@ -26,11 +27,23 @@ _FEATURE_BYTES = 2 * 2**30  # tower output kept at once; beyond it every batch e
 
 
 class Scorer:
-    """A reward model with the system prompt it was trained with."""
+    """A reward model with the system prompt it was trained with.
+
+    Args:
+        checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
+        media_root: folder that no media path may leave.
+        max_tokens: a prompt and response that exceed it are set aside.
+        max_pixels: larger pictures and frames are scaled down to this many pixels.
+        tokens_per_batch: token budget of one forward pass, padding included.
+        device: where to load a checkpoint; the CPU by default.
+
+    Raises:
+        CheckpointError: the checkpoint is none of a supported reward model.
+    """
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path | RewardModel,
         media_root: str | Path,
         *,
         max_tokens: int,
@@ -38,9 +51,15 @@ class Scorer:
         tokens_per_batch: int,
         device: torch.device | None = None,
     ) -> None:
-        folder = resolve_folder(checkpoint)
-        self.device = device or torch.device("cpu")
-        self.model = RewardModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
+        if isinstance(checkpoint, RewardModel):
+            if checkpoint.source is None:
+                raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
+            folder, self.model = checkpoint.source, checkpoint
+            self.device = checkpoint.head.weight.device
+        else:
+            folder = resolve_folder(checkpoint)
+            self.device = device or torch.device("cpu")
+            self.model = RewardModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
         processor = load_processor(folder)
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_tokens, self.tokens_per_batch = max_tokens, tokens_per_batch
@@ -59,7 +78,9 @@ class Scorer:
         Returns:
             Scores by response_id, as float32 computed them; and reason and detail of every response without one.
         """
-        shelf = PictureShelf(self.processor.image_processor, self.media_root, self.max_pixels)
+        shelf = PictureShelf(
+            self.processor.image_processor, self.media_root, self.max_pixels, self.processor.video_processor
+        )
         self.prompter.shelf = shelf
         encoded = encode_prompts(self.prompter, prompts)
         tokens = self.prompter.responses([text for _, _, text in responses])
@@ -88,9 +109,15 @@ class Scorer:
         return scores, faults
 
     def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[tuple[Row, list[str]]]:
-        """All responses of a prompt in one sequence, or in several where they would exceed the token budget."""
+        """All responses of a prompt in one sequence, or in several where they would exceed the token budget.
+
+        Where the backbone cannot share a prefix, every response gets a sequence of its own.
+        """
         out: list[tuple[Row, list[str]]] = []
         members = sorted(members, key=lambda member: (len(member[1]), member[0]))
+        if not self.model.shares_prefix():
+            rows = split([Row(prompt, tuple(ids for _, ids in members))])
+            return [(row, [name]) for row, (name, _) in zip(rows, members, strict=True)]
         part: list[tuple[str, np.ndarray]] = []
         length = len(prompt.tokens)
         for member in members:

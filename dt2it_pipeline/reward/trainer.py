@@ -19,10 +19,11 @@ import torch
 from dt2it_pipeline import records, store
 from dt2it_pipeline.recipe import TrainingSettings
 from dt2it_pipeline.reward import data, resume
-from dt2it_pipeline.reward.batch import Batch, Row, collate, with_pixels
+from dt2it_pipeline.reward.batch import Batch, Row, collate, split, with_pixels
+from dt2it_pipeline.reward.checkpoint import resolve_folder
 from dt2it_pipeline.reward.distributed import Group
 from dt2it_pipeline.reward.loss import bradley_terry
-from dt2it_pipeline.reward.model import RewardModel, resolve_folder
+from dt2it_pipeline.reward.model import RewardModel
 from dt2it_pipeline.reward.pictures import PictureShelf
 from dt2it_pipeline.reward.prompting import Prompter, load_processor
 from dt2it_pipeline.reward.schedule import Schedule, cosine_with_warmup, micro_batches
@@ -51,6 +52,7 @@ class Trainer:
         folder = resolve_folder(job["base_model"])
         self.model = RewardModel.from_pretrained(folder, seed=self.seed, dtype=dtype).to(group.device)
         self.model.freeze_vision()
+        self.shared = settings.shared_prefix and self.model.shares_prefix()
         self.model.card |= {
             "name": job.get("name", ""),
             "system_prompt": settings.system_prompt,
@@ -58,7 +60,9 @@ class Trainer:
             "seed": self.seed,
         }
         processor = load_processor(folder)
-        self.shelf = PictureShelf(processor.image_processor, job["media_root"], settings.max_pixels)
+        self.shelf = PictureShelf(
+            processor.image_processor, job["media_root"], settings.max_pixels, processor.video_processor
+        )
         self.prompter = Prompter(folder, self.shelf, settings.system_prompt, processor)
         self.prepared = self._prepare()
         self.lengths = np.array([len(row) for row in self.prepared.rows])
@@ -192,8 +196,8 @@ class Trainer:
     def _forward(self, members: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Margins and losses of pairs, [pairs] each."""
         rows = [self.prepared.rows[i] for i in members]
-        if not self.settings.shared_prefix:
-            rows = [Row(row.prompt, (response,)) for row in rows for response in row.responses]
+        if not self.shared:
+            rows = split(rows)
         batch, features = self._load(rows)
         scores = self.engine(batch, features).view(-1, 2)
         return scores[:, 0] - scores[:, 1], bradley_terry(scores[:, 0], scores[:, 1])
@@ -204,7 +208,7 @@ class Trainer:
         if batch.pictures and self.features is not None:
             features = self.features.gather(self.shelf, batch.pictures).to(self.group.device)
         elif batch.pictures:
-            batch = with_pixels(batch, self.shelf, once=self.settings.shared_prefix)
+            batch = with_pixels(batch, self.shelf, once=self.shared)
         return batch.to(self.group.device), features
 
     def _stop(self, step: int, bad: list[str]) -> None:
@@ -235,13 +239,13 @@ class Trainer:
         """All weights on rank 0, in the type of training, the head from its float32 master. Every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        head = safe_get_full_fp32_param(self.model.score.weight)
+        head = safe_get_full_fp32_param(self.model.head.weight)
         if self.engine.zero_optimization_partition_weights():
             state = self.engine._zero3_consolidated_16bit_state_dict() or {}
         else:
             state = dict(self.model.state_dict())
         if head is not None:
-            state["score.weight"] = head.reshape(1, -1).float()
+            state["head.weight"] = head.reshape(1, -1).float()
         return state
 
     def write_tables(self, folder: Path) -> None:

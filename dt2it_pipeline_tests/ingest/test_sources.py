@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,29 @@ def test_a_manifest_names_its_wrong_key(tmp_path):
     (tmp_path / "m.yaml").write_text("name: m\nkind: preferences\npath: x\nmedia_root: y\nlicense: MIT\n")
     with pytest.raises(ManifestError, match=r"m.yaml: .*licence: Field required.*license: Extra"):
         load_manifest(tmp_path / "m.yaml")
+
+
+def test_videos_become_media_in_the_order_of_their_markers(tmp_path, root):
+    for number, colour in enumerate(("red", "green", "blue")):
+        picture(root / f"clip/{number}.png", colour)
+    rows = [
+        row(question="<video>then<image>?", video="clip"),
+        row(id="2", videos=["clip", "clip"], image=None),
+        row(id="3", question="<video> alone?", image=None),
+        row(id="4", video="gone"),
+    ]
+    bundle = read(tmp_path, source(tmp_path, rows))
+    prompts = bundle["prompts"].to_pylist()
+    assert [[medium["kind"] for medium in prompt["media"]] for prompt in prompts] == [["video", "image"], ["video"] * 2]
+    assert prompts[1]["turns"][0]["text"] == "<video>\n<video>\nwhat?"
+    stored = tmp_path / "media" / prompts[0]["media"][0]["path"]
+    assert sorted(file.name for file in stored.iterdir()) == ["000000.png", "000001.png", "000002.png", "video.json"]
+    reasons = [aside["reason"] for aside in bundle["set_aside"].to_pylist()]
+    assert reasons == ["image markers and images differ", "missing video"]
+
+
+def test_a_source_of_video_files_needs_the_decoder(tmp_path, root, monkeypatch):
+    (root / "clip.avi").write_bytes(b"RIFF....AVI LIST....")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SourceError, match=r"source 's'.*dt2it-pipeline\[video\]"):
+        read(tmp_path, source(tmp_path, [row(video="clip.avi")]))

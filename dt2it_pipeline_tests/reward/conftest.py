@@ -53,7 +53,7 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
 
         folder = base(family)
         processor = load_processor(folder)
-        shelf = PictureShelf(processor.image_processor, media[0], 65536)
+        shelf = PictureShelf(processor.image_processor, media[0], 65536, processor.video_processor)
         return RewardModel.from_pretrained(folder), Prompter(folder, shelf, "You judge.", processor), shelf
 
     return get

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline import store
 from dt2it_pipeline.reward.batch import Row, collate, with_pixels
-from dt2it_pipeline.reward.model import CheckpointError, RewardModel
+from dt2it_pipeline.reward.checkpoint import CheckpointError
+from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_prompt
 
 HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"}
@@ -43,7 +45,7 @@ def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
 
 
 def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:
-    heads = [RewardModel.from_pretrained(base(), seed=seed).score.weight for seed in (1, 1, 2)]
+    heads = [RewardModel.from_pretrained(base(), seed=seed).head.weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -63,7 +65,7 @@ def test_other_architectures_are_refused(base: Callable[..., Path], tmp_path: Pa
 
 def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
     folder = damaged(base(), tmp_path / "x", architectures=["Qwen3VLForSequenceClassification"])
-    with pytest.raises(CheckpointError, match=r"no score\.weight"):
+    with pytest.raises(CheckpointError, match=r"language_model\.score\.weight or score\.weight"):
         RewardModel.from_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "visual.blocks.0" not in k}, folder / "model.safetensors")
@@ -78,3 +80,25 @@ def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_p
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model folder"):
         RewardModel.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("length", [4, 3000])
+def test_a_damaged_weight_file_is_named(base: Callable[..., Path], tmp_path: Path, length: int) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file.*again"):
+        RewardModel.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no usable processor files"):
+        Scorer(folder, tmp_path, max_tokens=64, max_pixels=4096, tokens_per_batch=64)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        RewardModel.from_pretrained(folder)

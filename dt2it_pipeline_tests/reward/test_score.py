@@ -18,7 +18,7 @@ def checkpoint(base: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("checkpoint")
     model = RewardModel.from_pretrained(base())
     model.card["system_prompt"] = "You judge."
-    model.score.weight.data *= 30  # spread the scores
+    model.head.weight.data *= 30  # spread the scores
     model.save_pretrained(folder)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ TEMPLATE = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
     "{%- if m.content is string %}{{- m.content }}{%- else %}{%- for c in m.content %}"
     "{%- if c.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif c.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
     "{%- else %}{{- c.text }}{%- endif %}"
     "{%- endfor %}{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
@@ -117,9 +119,41 @@ def make_pictures(root: Path, count: int, seed: int = 0) -> list[dict[str, str]]
     return media
 
 
+def make_frames(folder: Path, count: int, fps: float | None, shape: tuple[int, int] = (32, 48)) -> dict[str, str]:
+    """Write a video as a folder of frames, in which a bright square wanders; returns its row of `media`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(moving(count, shape)):
+        Image.fromarray(frame).save(folder / f"frame{number}.png")
+    if fps is not None:
+        (folder / "video.json").write_text(json.dumps({"fps": fps}))
+    return {"kind": "video", "sha256": f"{folder.name} {count} {fps} {shape}", "path": folder.name}
+
+
+def make_video_file(path: Path, count: int, fps: float, shape: tuple[int, int] = (32, 48)) -> dict[str, str]:
+    """Write the same as an AVI file; returns its row of `media`."""
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (shape[1], shape[0]))
+    assert writer.isOpened()
+    for frame in moving(count, shape):
+        writer.write(frame[:, :, ::-1])
+    writer.release()
+    return {"kind": "video", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "path": path.name}
+
+
+def moving(count: int, shape: tuple[int, int]) -> list[np.ndarray]:
+    frames = []
+    for number in range(count):
+        frame = np.full((*shape, 3), 20 + 3 * number, dtype=np.uint8)
+        left = (4 * number) % (shape[1] - 8)
+        frame[8:16, left : left + 8] = (250, 40 + 10 * number % 200, 30)
+        frames.append(frame)
+    return frames
+
+
 def make_prompt(media: list[dict[str, str]], text: str, system: str = "") -> dict[str, object]:
-    """A row of a prompts table with its pictures first."""
-    turns = [{"role": "user", "text": "<image>" * len(media) + text}]
+    """A row of a prompts table with its pictures and videos first."""
+    turns = [{"role": "user", "text": "".join(f"<{m['kind']}>" for m in media) + text}]
     return {
         "prompt_id": records.prompt_id(system, turns, [m["sha256"] for m in media]), "source": "test", "system": system,
         "turns": turns, "media": media, "reference": None, "language": "en", "meta": "{}",

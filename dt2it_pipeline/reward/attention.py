@@ -1,0 +1,123 @@
+"""Attention over shared-prefix sequences: who sees whom, in the form that each attention implementation takes.
+
+Segments say what a column holds: -1 padding, 0 prompt, k >= 1 response k. A token sees the tokens before it of its own
+segment and of the prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.reward.batch import Batch
+
+FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
+TAKE_MASKS = ("sdpa", "eager", FLEX)  # implementations that a shared prefix can go through
+_NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
+
+
+def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: int | None = None) -> Any:
+    """Mask for the decoder layers in the form that `implementation` takes; None where plain causal attention does.
+
+    `sdpa` and `eager` take an additive mask [B, 1, L, L]. `flex` (FlexAttention, arXiv 2412.05496) takes a block mask,
+    which skips blocks that nobody sees and never holds L x L numbers; on CUDA it should be the faster one for long
+    prompts with many responses. That was not measured: this was developed without a GPU. So `sdpa` is the default
+    everywhere, and of `flex` only the numbers were checked, on a CPU, where it runs without its fused kernel.
+
+    Args:
+        batch: for its segments.
+        implementation: `flex`, or a name of transformers.
+        dtype: type of the additive mask.
+        window: sliding-window layers see this many tokens back, by column; single responses only.
+    """
+    if batch.plain and window is None and implementation not in _NOT_CAUSAL:
+        return None
+    if implementation == FLEX and window is None:
+        return block_mask(batch.segment)
+    length = batch.segment.shape[1]
+    columns = torch.arange(length, device=batch.segment.device)
+    seen = sees(batch.segment, columns.expand_as(batch.segment))
+    if window is not None:
+        seen &= columns > columns.unsqueeze(1) - window
+    return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+
+
+def register_flex() -> None:
+    """Make `flex` known to transformers."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(FLEX, _flex)
+
+
+def _flex(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
+    attend = _flex_kernel(query.is_cuda)
+    grouped = query.shape[1] != key.shape[1]
+    out = attend(query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _flex_kernel(fused: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if fused else flex_attention
+
+
+def sees(segment: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Which columns the tokens at columns `rows` [B, R] of their sequences see: bool [B, R, L]."""
+    own = segment.gather(1, rows).unsqueeze(2)
+    columns = torch.arange(segment.shape[1], device=segment.device)
+    return ((own == segment.unsqueeze(1)) | (segment == 0).unsqueeze(1)) & (columns <= rows.unsqueeze(2))
+
+
+def block_mask(segment: torch.Tensor) -> Any:
+    """The same as a block mask of FlexAttention, for segments [B, L]."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        there = segment[row, key]
+        return (query >= key) & ((segment[row, query] == there) | (there == 0))
+
+    rows, length = segment.shape
+    return create_block_mask(seen, rows, None, length, length, device=str(segment.device))
+
+
+def last_layer(
+    layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch
+) -> torch.Tensor:
+    """The last decoder layer of Qwen3-VL, computed only where a score is read: keys and values of all tokens, the rest
+    of the ends.
+
+    Returns [responses, hidden], the same numbers as running the whole layer and picking the ends.
+    """
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import rotate_half
+
+    attention = layer.self_attn
+    rows, length, width = hidden.shape
+    slots = batch.end_grid  # [rows, most ends of a row], flat positions; rows with fewer ends repeat their last
+    normed = layer.input_layernorm(hidden)
+    picked = normed.reshape(-1, width)[slots]  # [rows, ends, hidden]
+    heads = (-1, attention.head_dim)
+    query = attention.q_norm(attention.q_proj(picked).view(*slots.shape, *heads)).transpose(1, 2)
+    key = attention.k_norm(attention.k_proj(normed).view(rows, length, *heads)).transpose(1, 2)
+    value = attention.v_proj(normed).view(rows, length, *heads).transpose(1, 2)
+    cos, sin = rotary
+    key = key * cos.unsqueeze(1) + rotate_half(key) * sin.unsqueeze(1)
+    cos, sin = (part.reshape(-1, part.shape[-1])[slots].unsqueeze(1) for part in (cos, sin))
+    query = query * cos + rotate_half(query) * sin
+    within = slots - torch.arange(rows, device=slots.device).unsqueeze(1) * length  # column of each end in its row
+    seen = sees(batch.segment, within).unsqueeze(1)
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    out = attention.o_proj(out.transpose(1, 2).reshape(*slots.shape, -1))
+    picked = hidden.reshape(-1, width)[slots] + out
+    picked = picked + layer.mlp(layer.post_attention_layernorm(picked))
+    return picked.reshape(-1, width)[batch.end_order]

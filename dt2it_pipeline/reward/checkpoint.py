@@ -1,0 +1,123 @@
+"""Files of a checkpoint: where they lie, their names for weights, and what is wrong with damaged ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HEAD_NAMES = {"score.weight", "language_model.score.weight"}
+_SHARD_BYTES = 5 * 10**9
+
+
+class CheckpointError(ValueError):
+    """A model folder is not one that this reward model can be made from."""
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """Folder of a model: `path` itself when it exists, else a snapshot of the Hub repository of that name."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(path).startswith("."):
+        raise CheckpointError(f"there is no model folder {path}")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Weight files of a model folder, by name."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def weight_names(file: Path) -> set[str]:
+    """Names of the weights in a file, whose header must be sound."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return set(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} is not a whole safetensors file ({error}); copy or export the checkpoint again"
+        ) from error
+
+
+def load_head(folder: Path, hidden: int) -> torch.Tensor:
+    """The head of a reward model, float32 [1, hidden]. Raises CheckpointError where it is missing or misshapen."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        for name in _HEAD_NAMES & weight_names(file):
+            with safe_open(file, framework="pt") as weights:
+                head = weights.get_tensor(name).float()
+            if head.shape != (1, hidden):
+                raise CheckpointError(
+                    f"{file}: {name} has shape {tuple(head.shape)}, expected (1, {hidden}); the head must be one "
+                    "linear map to one score, without bias"
+                )
+            return torch.as_tensor(head)
+    raise CheckpointError(
+        f"{folder / 'config.json'} says that this is a reward model, but no *.safetensors file beside it has the head, "
+        f"{' or '.join(sorted(_HEAD_NAMES))}; export it again with its head, or start from the base model"
+    )
+
+
+def outside_names(weights: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
+    """Names in the file, which are those of the published checkpoints.
+
+    Qwen2.5-VL keeps the layout of its first release, and vLLM reads its head from inside the language model.
+    """
+    renamed = {}
+    for name, value in weights.items():
+        if family == "qwen2_5_vl":
+            name = name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
+        if name == "head.weight":
+            name = "score.weight" if family == "qwen3_vl" else "language_model.score.weight"
+        renamed[name] = value
+    return renamed
+
+
+def save_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write weights as safetensors, in several files with an index where one would be too large."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name in sorted(weights):
+        bytes_here = weights[name].numel() * weights[name].element_size()
+        if shards[-1] and size + bytes_here > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = weights[name]
+        size += bytes_here
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(shard, name)
+    total = sum(value.numel() * value.element_size() for value in weights.values())
+    write_json({"metadata": {"total_size": total}, "weight_map": index}, folder / "model.safetensors.index.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file. Raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON object for people to read, keys in order."""
+    path.write_text(json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2) + "\n", encoding="utf-8")
