@@ -124,6 +124,9 @@ class TrainingSettings(Settings):
 class ScoringSettings(Settings):
     """Scoring every unique response once (METHOD.md, part 3)."""
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="who computes: our own model in shared-prefix batches, or vLLM's pooling engine"
+    )
     processes: int = Field(2, ge=1, le=1024, description="data-parallel scorers on this machine")
     tokens_per_batch: int = Field(8192, ge=64, description="token budget of one forward pass")
     shard_responses: int = Field(
