@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")  # a child inherits what is declared here
         _register_in_process(given[0])
     # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
     from vllm.entrypoints.cli.serve import cmd_init
@@ -71,5 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.cmd(parsed)
 
 
-if __name__ == "__main__":
+if __name__ == "__mp_main__":  # vLLM's engine process is spawned, and reads this module before anything else
+    ensure_torchvision()
+elif __name__ == "__main__":
     main()
