@@ -152,6 +152,9 @@ def ours(checkpoint: Path, base: str, media: Path) -> Way:
 
 def child(given: argparse.Namespace) -> None:
     """Measure one way and print its figures as JSON."""
+    from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+    ensure_torchvision()
     import torch
 
     from dt2it_pipeline.reward.distributed import flush_denormals
