@@ -7,7 +7,8 @@
 - "plain batches": 16 conversations at once without LM head, each with its own copy of prompt and picture.
 - "ours": `reward.scorer.Scorer`, pictures and prompts once.
 
-Every way runs in a process of its own, over the same rows, text and pictures in, scores out; memory is that process's peak.
+Every way runs in a process of its own over the same rows, from text and picture files to scores; memory is the peak of
+that process.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
     return run
 
 
-def plain_batches(checkpoint: Path, base: str, media: Path) -> Way:
+def plain_batches(checkpoint: Path, media: Path) -> Way:
     """Batches of 16 whole conversations, sorted by length, without LM head."""
     import torch
 
@@ -129,17 +130,12 @@ def plain_batches(checkpoint: Path, base: str, media: Path) -> Way:
     return run
 
 
-def ours(checkpoint: Path, base: str, media: Path) -> Way:
-    """The scorer of the pipeline, with the recipe's defaults."""
+def ours(checkpoint: Path, media: Path, tokens_per_batch: int) -> Way:
+    """The scorer of the pipeline."""
     from dt2it_pipeline.reward.scorer import Scorer
 
-    settings = ScoringSettings()
     scorer = Scorer(
-        checkpoint,
-        media,
-        max_tokens=settings.max_tokens,
-        max_pixels=10**9,
-        tokens_per_batch=settings.tokens_per_batch,
+        checkpoint, media, max_tokens=ScoringSettings().max_tokens, max_pixels=10**9, tokens_per_batch=tokens_per_batch
     )
 
     def run(rows: Rows) -> dict[str, float]:
@@ -162,8 +158,14 @@ def child(given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     flush_denormals()
     folder = Path(given.folder)
-    make = {"one at a time": one_at_a_time, "plain batches": plain_batches, "ours": ours}[given.way]
-    run = make(folder / "checkpoint", model_path(given.model), folder)
+    checkpoint = folder / "checkpoint"
+    if given.way == "one at a time":
+        run = one_at_a_time(checkpoint, model_path(given.model), folder)
+    elif given.way == "plain batches":
+        run = plain_batches(checkpoint, folder)
+    else:
+        run = ours(checkpoint, folder, given.tokens_per_batch)
+    clock = time.process_time if given.clock == "cpu" else time.perf_counter
     result: dict[str, Any] = {}
     for responses in given.responses:
         rows = make_rows(folder, given.prompts, responses)
@@ -171,9 +173,9 @@ def child(given: argparse.Namespace) -> None:
         run((warm, [response for response in rows[1] if response[1] in warm]))
         seconds = []
         for _ in range(given.repeats):
-            started = time.perf_counter()
+            started = clock()
             scores = run(rows)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         result[str(responses)] = {"speed": len(rows[1]) / statistics.median(seconds), "scores": scores}
     result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(result))
@@ -187,6 +189,15 @@ def main() -> None:
     parser.add_argument("--responses", type=int, nargs="+", default=[2, 4, 8], help="responses per prompt")
     parser.add_argument("--repeats", type=int, default=5, help="the median counts")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of the process, where others share the core"
+    )
+    parser.add_argument(
+        "--tokens-per-batch",
+        type=int,
+        default=1024,
+        help="of ours; small batches stay in a CPU's cache, a GPU wants large",
+    )
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()

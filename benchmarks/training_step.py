@@ -104,8 +104,12 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
         return time.perf_counter() - started, float(loss.detach())
 
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {given.pairs} pairs of {given.tokens} tokens a step, {given.threads} thread(s)\n")
-    print("| prompt share | vision | concatenated, pairs/s | shared, pairs/s | gain | token ratio | reached | loss differs by |")
+    print(
+        f"{parameters:,} parameters, {given.pairs} pairs of {given.tokens} tokens a step, {given.threads} thread(s)\n"
+    )
+    print(
+        "| prompt share | vision | separate, pairs/s | shared, pairs/s | gain | token ratio | reached | loss differs |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for cached in (True, False):
         for share in SHARES:

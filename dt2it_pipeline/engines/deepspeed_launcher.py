@@ -17,7 +17,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
 # DeepSpeed hands the variables in the file that this variable names to the ranks of every machine.
 REMOTE_ENVIRONMENT = "DS_ENV_FILE"
 # Of our own environment, what a rank on another machine needs as well.
@@ -25,8 +24,10 @@ _PASSED_ON = ("DT2IT_", "HF_", "OMP_", "TOKENIZERS_", "TORCH_", "WANDB_")
 
 
 def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
-    """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, and all of `extra`; readable by us alone."""
-    passed = {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID"} | dict(extra)
+    """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, all of `extra`; for our eyes only."""
+    passed = {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID"} | dict(
+        extra
+    )
     text = "".join(f"{key}={value}\n" for key, value in sorted(passed.items()) if "\n" not in value)
     path = Path(path)
     path.touch(mode=0o600)

@@ -71,9 +71,7 @@ class ChildProcesses(dg.ConfigurableResource):
                 PARENT_PID: str(os.getpid()),
             }
             if REMOTE_ENVIRONMENT in environment:
-                write_remote_environment(
-                    environment[REMOTE_ENVIRONMENT], environment, session.get_bootstrap_env_vars()
-                )
+                write_remote_environment(environment[REMOTE_ENVIRONMENT], environment, session.get_bootstrap_env_vars())
             module = [_CHILD, target, str(path)]
             command = [sys.executable, "-m", *module] if launch is None else launch(module)
             with _process_group(command, environment) as process:

@@ -51,8 +51,12 @@ def write_card(
         "answer is. Only differences between answers to the same prompt mean something.\n",
         _table(
             ("", ""),
-            [("architecture", architecture), ("base model", name), ("licence of the base model", licence)]
-            + _provenance(card),
+            [
+                ("architecture", architecture),
+                ("base model", name),
+                ("licence of the base model", licence),
+                *_provenance(card),
+            ],
         ),
         _use(card),
     ]
@@ -115,8 +119,9 @@ def _use(card: Mapping[str, Any]) -> str:
         "from dt2it_pipeline.reward.model import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'
         "```\n\n"
-        "Many answers: `python -m dt2it_pipeline.reward.score job.json`. As a server with vLLM, "
-        "`vllm serve CHECKPOINT --runner pooling` (or `python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT`), then\n\n"
+        "Many answers: `python -m dt2it_pipeline.reward.score job.json`. With vLLM as a server, "
+        "`vllm serve CHECKPOINT --runner pooling` (or `python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT`), "
+        "then\n\n"
         "```\n"
         "curl localhost:8000/classify -H 'Content-Type: application/json' -d '"
         + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")
@@ -127,9 +132,7 @@ def _use(card: Mapping[str, Any]) -> str:
 def _data(path: Path) -> str:
     table = store.read_parquet(path, "pairs")
     counts = Counter(zip(table.column("source").to_pylist(), table.column("label").to_pylist(), strict=True))
-    rows = [
-        (source, label, str(count), licence_of_source(source)) for (source, label), count in sorted(counts.items())
-    ]
+    rows = [(source, label, str(count), licence_of_source(source)) for (source, label), count in sorted(counts.items())]
     rows.append(("all", "", str(table.num_rows), ""))
     return "## Training data\n\n" + _table(("source", "label", "pairs", "licence"), rows)
 

@@ -2,8 +2,8 @@
 
     python -m dt2it_pipeline.reward.import_llamafactory SOURCE DESTINATION [--system-prompt TEXT] [--max-pixels N]
 
-SOURCE holds a backbone in the Hugging Face layout and the head in `value_head.safetensors` or `value_head.bin`:
-`v_head.summary.weight` [1, hidden] and `v_head.summary.bias` [1]. Our head has no bias, and needs none: a constant added
+SOURCE holds a backbone in Hugging Face layout and the head in `value_head.safetensors` or `value_head.bin`:
+`v_head.summary.weight` [1, hidden] and `v_head.summary.bias` [1]. Our head has no bias and needs none: a constant added
 to every score changes no preference. It is noted in the card.
 """
 

@@ -3,8 +3,8 @@
     python -m dt2it_pipeline.reward.score job.json
 
 job: {checkpoint, prompts, responses, media_root, output, work, settings (ScoringSettings), voter}. `output` is a scores
-table; responses that cannot be scored go to a set-aside table beside it, `<output stem>.set_aside.parquet`. The recipe's
-`scoring.engine` says who computes: our own model (scorer.py) or vLLM's pooling engine (vllm_scorer.py).
+table; responses that cannot be scored go to a set-aside table beside it, `<output stem>.set_aside.parquet`. The
+recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's pooling engine (vllm_scorer.py).
 """
 
 from __future__ import annotations

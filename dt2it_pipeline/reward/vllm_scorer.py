@@ -107,7 +107,7 @@ class VllmScorer:
         shelf: PictureShelf,
         faults: dict[str, tuple[str, str]],
     ) -> Iterator[tuple[list[str], list[PoolingRequest]]]:
-        """Requests with decoded pictures, some hundred at a time; a picture that is damaged puts its responses aside."""
+        """Requests with decoded pictures, some hundred at a time; a damaged picture puts its responses aside."""
         from PIL import Image
 
         for start in range(0, len(fine), _CONVERSATIONS_AT_ONCE):

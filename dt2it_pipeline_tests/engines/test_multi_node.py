@@ -43,7 +43,7 @@ def test_the_environment_of_other_machines(tmp_path: Path) -> None:
 
 
 def test_features_in_memory_and_several_machines_exclude_each_other() -> None:
-    with pytest.raises(RecipeError, match="training: .*cache_vision must be false where hostfile is given"):
+    with pytest.raises(RecipeError, match=r"training: .*cache_vision must be false where hostfile is given"):
         parse_recipe("name: x\nannotation: {judges: [{name: a}]}\ntraining: {hostfile: hosts}\n")
 
 

@@ -28,7 +28,8 @@ def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
     assert made[-3:] == ["--enforce-eager", "--port", "1"]
     given = serve_arguments(str(tmp_path), ["--mm-processor-kwargs={}", "--dtype", "bfloat16"], on_cpu=True)
     assert given == [
-        "serve", str(tmp_path), "--runner", "pooling", "--enforce-eager", "--mm-processor-kwargs={}", "--dtype", "bfloat16"
+        "serve", str(tmp_path), "--runner", "pooling", "--enforce-eager", "--mm-processor-kwargs={}", "--dtype",
+        "bfloat16",
     ]  # fmt: skip
 
 
@@ -83,7 +84,9 @@ def test_a_server_answers_with_our_score(tmp_path: Path) -> None:
     assert answer["data"][0]["probs"][0] == pytest.approx(ours["r"], abs=1e-4)
 
 
-def ask(url: str, body: dict[str, object], server: subprocess.Popen[bytes], log: Path) -> dict[str, list[dict[str, list[float]]]]:
+def ask(
+    url: str, body: dict[str, object], server: subprocess.Popen[bytes], log: Path
+) -> dict[str, list[dict[str, list[float]]]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     deadline = time.monotonic() + 300
     while True:

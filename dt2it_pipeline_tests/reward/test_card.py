@@ -18,7 +18,9 @@ def checkpoint(tmp_path: Path) -> Path:
     card = {"name": "round 1", "system_prompt": "You're a judge.", "max_pixels": 1024, "seed": 3}
     (folder / "reward_model.json").write_text(json.dumps(card))
     (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3VLForSequenceClassification"]}))
-    rows = [{"step": s, "loss": 1 / s, "accuracy": 0.5, "pairs_per_second": 9.0, "eval_loss": 0.4} for s in range(1, 41)]
+    rows = [
+        {"step": s, "loss": 1 / s, "accuracy": 0.5, "pairs_per_second": 9.0, "eval_loss": 0.4} for s in range(1, 41)
+    ]
     (folder / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
