@@ -192,12 +192,7 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of the process, where others share the core"
     )
-    parser.add_argument(
-        "--tokens-per-batch",
-        type=int,
-        default=1024,
-        help="of ours; small batches stay in a CPU's cache, a GPU wants large",
-    )
+    parser.add_argument("--tokens-per-batch", type=int, default=ScoringSettings().tokens_per_batch, help="of ours")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
