@@ -91,6 +91,12 @@ class TrainingSettings(Settings):
         DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
     )
     processes: int = Field(2, ge=1, le=1024, description="ranks that the DeepSpeed launcher starts on this machine")
+    hostfile: str | None = Field(
+        None,
+        min_length=1,
+        description="machines of a multi-node run, `host slots=n` per line (relative: from the project root); "
+        "`processes` then counts ranks per machine, and this machine stands first",
+    )
     deepspeed_config: str = Field("zero2_cpu", description="file in configs/deepspeed, without .json")
     pairs_per_step: int = Field(64, ge=1, le=65_536, description="pairs per optimiser step, over all ranks")
     micro_batch_pairs: int = Field(32, ge=1, le=4096, description="pairs per forward pass of one rank")
@@ -120,10 +126,22 @@ class TrainingSettings(Settings):
     report_every: int = Field(10, ge=1, description="optimiser steps")
     checkpoint_every: int = Field(50, ge=1, description="optimiser steps")
 
+    @model_validator(mode="after")
+    def _features_stay_on_one_machine(self) -> TrainingSettings:
+        if self.hostfile is not None and self.cache_vision:
+            raise ValueError(
+                "cache_vision must be false where hostfile is given: ranks share the tower's output through the memory "
+                "of one machine"
+            )
+        return self
+
 
 class ScoringSettings(Settings):
     """Scoring every unique response once (METHOD.md, part 3)."""
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="who computes: our own model in shared-prefix batches, or vLLM's pooling engine"
+    )
     processes: int = Field(2, ge=1, le=1024, description="data-parallel scorers on this machine")
     tokens_per_batch: int = Field(8192, ge=64, description="token budget of one forward pass")
     shard_responses: int = Field(

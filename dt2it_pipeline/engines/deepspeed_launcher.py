@@ -1,7 +1,10 @@
 """Command line and environment that start a module in several ranks under the DeepSpeed launcher.
 
 On one machine the launcher's per-node half is called directly, ranks spelled out: the `deepspeed` command would spend
-another 3 s of imports to work out the same. With a hostfile the `deepspeed` command itself is used.
+another 3 s of imports to work out the same. With a hostfile the `deepspeed` command itself is used: it starts the
+per-node half on every machine through pdsh and ssh without a password. This machine stands first in the file, since
+rank 0 talks to the step that started it; project, Python and DT2IT_HOME lie under the same paths on all machines, the
+artifact home on a file system that they share.
 """
 
 from __future__ import annotations
@@ -11,8 +14,24 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+# DeepSpeed hands the variables in the file that this variable names to the ranks of every machine.
+REMOTE_ENVIRONMENT = "DS_ENV_FILE"
+# Of our own environment, what a rank on another machine needs as well.
+_PASSED_ON = ("DT2IT_", "HF_", "OMP_", "TOKENIZERS_", "TORCH_", "WANDB_")
+
+
+def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
+    """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, all of `extra`; for our eyes only."""
+    passed = {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID"} | dict(
+        extra
+    )
+    text = "".join(f"{key}={value}\n" for key, value in sorted(passed.items()) if "\n" not in value)
+    path = Path(path)
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
 
 
 def deepspeed_command(

@@ -167,6 +167,8 @@ def _register_in_process(model: str) -> None:
     from vllm import ModelRegistry
 
     for architecture in AutoConfig.from_pretrained(model).architectures or []:
+        # vLLM makes a classifier from the generating class of the same name.
+        architecture = architecture.replace("ForSequenceClassification", "ForConditionalGeneration")
         known = ModelRegistry.models.get(architecture)
         if known is not None:
             ModelRegistry.register_model(architecture, known.load_model_cls())

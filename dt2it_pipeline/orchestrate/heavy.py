@@ -12,11 +12,11 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline import records
-from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, rank_environment
 from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import run_stage
-from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.recipe import Recipe, TrainingSettings, model_path, project_root
 from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
 
 
@@ -52,8 +52,9 @@ class Heavy:
                 "dt2it_pipeline.reward.train:run",
                 job,
                 work,
-                launch=lambda module: deepspeed_command(module, settings.processes),
-                env=rank_environment(settings.processes),
+                launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_of(settings)),
+                env=rank_environment(settings.processes)
+                | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
             )
             set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
             return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
@@ -95,6 +96,16 @@ class Heavy:
     @property
     def _opened(self) -> Store:
         return self.store.open()
+
+
+def hostfile_of(settings: TrainingSettings) -> Path | None:
+    """The recipe's hostfile as an absolute path. Raises dagster.Failure where there is no such file."""
+    if settings.hostfile is None:
+        return None
+    path = project_root() / settings.hostfile
+    if not path.is_file():
+        raise dg.Failure(f"training.hostfile: there is no file {path}", allow_retries=False)
+    return path
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 import dagster as dg
 
+from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
 from dt2it_pipeline.orchestrate.child import PARENT_PID
 from dt2it_pipeline.store import Store, write_json_atomic
 
@@ -76,6 +77,8 @@ class ChildProcesses(dg.ConfigurableResource):
                 **session.get_bootstrap_env_vars(),
                 PARENT_PID: str(os.getpid()),
             }
+            if REMOTE_ENVIRONMENT in environment:
+                write_remote_environment(environment[REMOTE_ENVIRONMENT], environment, session.get_bootstrap_env_vars())
             module = [_CHILD, target, str(path)]
             command = [sys.executable, "-m", *module] if launch is None else launch(module)
             with _process_group(command, environment) as process:

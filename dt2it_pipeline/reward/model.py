@@ -262,7 +262,7 @@ class RewardModel(nn.Module):
         weights = {name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()}
         save_weights(outside_names(weights, self.family), folder)
         config = self.config.to_dict()
-        for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset"):
+        for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
             config.pop(noise, None)
         config |= {
             "architectures": [f"{_FAMILIES[self.family]}ForSequenceClassification"],

@@ -3,7 +3,8 @@
     python -m dt2it_pipeline.reward.score job.json
 
 job: {checkpoint, prompts, responses, media_root, output, work, settings (ScoringSettings), voter}. `output` is a scores
-table; responses that cannot be scored go to a set-aside table beside it, `<output stem>.set_aside.parquet`.
+table; responses that cannot be scored go to a set-aside table beside it, `<output stem>.set_aside.parquet`. The
+recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's pooling engine (vllm_scorer.py).
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     Raises:
         ScoringError: a worker process died.
         CheckpointError: the checkpoint is not a reward model of a supported family.
+        EngineError: vLLM, where it is asked for, cannot load the checkpoint.
     """
     settings = ScoringSettings.model_validate(dict(job["settings"]))
-    lean_imports.skip_unused()
+    if settings.engine == "transformers":
+        lean_imports.skip_unused()
     started = time.perf_counter()
     responses = store.read_parquet(job["responses"], "responses")
     prompts = store.read_parquet(job["prompts"], "prompts")
@@ -115,10 +118,11 @@ def _score_shards(
         return
     import multiprocessing
 
-    # Forked workers inherit imports and tables, which saves each its start-up; CUDA does not survive a fork.
-    context: Any = multiprocessing.get_context("spawn" if cuda else "fork")
+    # Forked workers inherit imports and tables, which saves each its start-up; CUDA and vLLM do not survive a fork.
+    fresh = cuda or settings.engine == "vllm"
+    context: Any = multiprocessing.get_context("spawn" if fresh else "fork")
     torch.set_num_threads(1)  # a process whose thread pool has started must not be forked
-    scorer = None if cuda else _load(job, settings, "cpu")
+    scorer = None if fresh else _load(job, settings, "cpu")
     queue: Any = context.SimpleQueue()
     processes = []
     for index in range(workers):
@@ -166,6 +170,8 @@ def _worker(job: Any, settings: ScoringSettings, mine: Any, prompts: Any, device
 
 def _load(job: Mapping[str, Any], settings: ScoringSettings, device: str) -> Any:
     """The scorer of a job on a device."""
+    if settings.engine == "vllm":
+        return _load_vllm(job, settings, device)
     import torch
 
     from dt2it_pipeline.reward.scorer import Scorer
@@ -177,6 +183,28 @@ def _load(job: Mapping[str, Any], settings: ScoringSettings, device: str) -> Any
         max_pixels=settings.max_pixels,
         tokens_per_batch=settings.tokens_per_batch,
         device=torch.device(device),
+    )
+
+
+def _load_vllm(job: Mapping[str, Any], settings: ScoringSettings, device: str) -> Any:
+    """The vLLM scorer of a job; on a GPU it sees only the device that it is to use."""
+    import pyarrow.compute as pc
+
+    _, _, index = device.partition(":")
+    if index:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[int(index)] if len(visible) > int(index) and visible[0] else index
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a worker of ours may not have children
+    from dt2it_pipeline.reward.vllm_scorer import VllmScorer
+
+    media = store.read_parquet(job["prompts"], "prompts").column("media")
+    return VllmScorer(
+        job["checkpoint"],
+        job["media_root"],
+        max_tokens=settings.max_tokens,
+        max_pixels=settings.max_pixels,
+        tokens_per_batch=settings.tokens_per_batch,
+        max_images=pc.max(pc.list_value_length(media)).as_py() or 0,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from dt2it_pipeline import store
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.recipe import TrainingSettings, project_root
+from dt2it_pipeline.reward import card
 
 GIB = 2**30
 
@@ -74,6 +75,9 @@ def run(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> 
         with store.atomic_directory(output) as folder:
             trainer.model.save_pretrained(folder, state)
             trainer.write_tables(folder)
+            card.write_card(
+                folder, base_model=job["base_model"], pairs=job["pairs"], settings=settings, summary=summary
+            )
         summary["weights_sha256"] = weights_digest(output)
     peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     summary["peak_memory_gib"] = round(sum(peaks) / GIB, 3)

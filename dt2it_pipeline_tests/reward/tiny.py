@@ -33,7 +33,10 @@ WORDS = (
 
 
 def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: int = 3, seed: int = 0) -> Path:
-    """Write a random base model (ForConditionalGeneration) with processor files."""
+    """Write a random base model (ForConditionalGeneration) with processor files.
+
+    With hidden = 128, heads are 32 wide, the least that vLLM's attention takes on a CPU.
+    """
     ensure_torchvision()
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -63,8 +66,12 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
     text = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
     }  # fmt: skip
+    head = hidden // 4
+    if family == "qwen3_vl":
+        head = text["head_dim"] = max(16, head)
+    sections = [head // 4, head // 8, head // 8]
     torch.manual_seed(seed)
     if family == "qwen3_vl":
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
@@ -73,7 +80,7 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
         videos = Qwen3VLVideoProcessor(size=size, patch_size=8, temporal_patch_size=2, merge_size=2)
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True}
         vision = {
             "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": 8,
             "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": hidden,
@@ -88,8 +95,7 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
         videos = Qwen2VLVideoProcessor(size=size, patch_size=8, temporal_patch_size=2, merge_size=2)
-        del text["head_dim"]
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
         vision = {
             "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": 8,
             "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": hidden, "window_size": 32,

@@ -1,0 +1,105 @@
+"""Scores from vLLM's pooling engine, behind a protocol so that a test can hand in a fake.
+
+The engine gets token ids, never text: what is scored is then exactly what the reward model was trained on, whatever
+vLLM would make of a chat template or of special tokens spelled out in a response. A picture stands in the ids as one
+placeholder, which vLLM repeats as often as its own picture processor says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dt2it_pipeline.engines.vllm_engine import EngineError, _register_in_process
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class PoolingRequest:
+    """One conversation to be scored: token ids with one placeholder per picture, and the pictures in that order."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[Image.Image, ...] = ()
+
+
+class PoolingEngine(Protocol):
+    """Whatever gives conversations their scores."""
+
+    def score(self, requests: Sequence[PoolingRequest]) -> list[float | EngineError]:
+        """One score per request, or the error that only this request met."""
+        ...
+
+
+class VllmPoolingEngine:
+    """vLLM's offline `LLM` with `runner="pooling"` for one reward-model checkpoint.
+
+    Args:
+        model: checkpoint folder as `RewardModel.save_pretrained` writes it; remote code is not trusted.
+        max_model_len: tokens of prompt and response together.
+        size: pixels per picture, `shortest_edge` and `longest_edge`, as the picture processor takes them.
+        max_images: most pictures in one prompt.
+        tokens_per_batch: tokens that the engine computes in one step.
+
+    Raises:
+        EngineError: the checkpoint cannot be loaded.
+    """
+
+    def __init__(
+        self, model: str, max_model_len: int, size: Mapping[str, int], max_images: int, tokens_per_batch: int
+    ) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+        ensure_torchvision()
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding starves whoever shares the cores
+        try:
+            import vllm
+
+            if on_cpu:
+                _register_in_process(model)
+            self._llm = vllm.LLM(
+                model=model,
+                runner="pooling",
+                dtype="float32" if on_cpu else "auto",
+                enforce_eager=on_cpu,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max(max_model_len, tokens_per_batch),
+                limit_mm_per_prompt={"image": max_images, "video": 0},
+                mm_processor_kwargs={"size": dict(size)},
+                disable_log_stats=True,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise EngineError(f"vLLM cannot load the reward model {model}: {error}") from error
+
+    def score(self, requests: Sequence[PoolingRequest]) -> list[float | EngineError]:
+        """Score a batch; see PoolingEngine."""
+        from vllm.exceptions import VLLMClientError
+
+        if not requests:
+            return []
+        try:
+            outputs = self._llm.encode([_prompt(r) for r in requests], pooling_task="classify", use_tqdm=False)
+        except (ValueError, VLLMClientError) as error:  # the whole batch, for one request: find it
+            if len(requests) == 1:
+                return [EngineError(str(error))]
+            middle = len(requests) // 2
+            return self.score(requests[:middle]) + self.score(requests[middle:])
+        return [float(output.outputs.data.reshape(-1)[0]) for output in outputs]
+
+
+def _prompt(request: PoolingRequest) -> Any:
+    prompt: dict[str, Any] = {"prompt_token_ids": list(request.token_ids)}
+    if request.images:
+        prompt["multi_modal_data"] = {"image": list(request.images)}
+    return prompt

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dt2it_pipeline import records, store
+from dt2it_pipeline.recipe import TrainingSettings
+from dt2it_pipeline.reward.card import licence_of_model, licence_of_source, write_card
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    card = {"name": "round 1", "system_prompt": "You're a judge.", "max_pixels": 1024, "seed": 3}
+    (folder / "reward_model.json").write_text(json.dumps(card))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3VLForSequenceClassification"]}))
+    rows = [
+        {"step": s, "loss": 1 / s, "accuracy": 0.5, "pairs_per_second": 9.0, "eval_loss": 0.4} for s in range(1, 41)
+    ]
+    (folder / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Path) -> None:
+    base = tmp_path / "some_base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# x\n")
+    pairs = [records.make_pair("p", f"a{i}", f"b{i}", source="demo_preferences", label="flipped") for i in range(3)]
+    pairs += [records.make_pair("p", "c", "d", source="some|where")]
+    store.write_parquet(records.table(pairs, "pairs"), tmp_path / "pairs.parquet")
+    summary = {"pairs": 4, "pairs_set_aside": 1, "loss": 0.123456, "training_seconds": 12.5}
+    settings = TrainingSettings(learning_rate=3e-5)
+    write_card(checkpoint, base_model=base, pairs=tmp_path / "pairs.parquet", settings=settings, summary=summary)
+    text = (checkpoint / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert front["base_model"] == "some_base"
+    assert str(tmp_path) not in text
+    assert "| demo_preferences | flipped | 3 | MIT |" in text
+    assert "| some\\|where | original | 1 | not known |" in text
+    assert "| learning_rate | 3e-05 |" in text
+    assert "| loss | 0.1235 |" in text
+    assert "12.5" not in text
+    assert "| 40 | 0.025 | 0.5 | 0.4 |" in text
+    assert text.count("| 0.5 | 0.4 |") == 12  # of forty lines
+    assert "--runner pooling" in text
+    assert "You'\\''re a judge." in text
+
+
+def test_what_is_not_known_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    write_card(checkpoint, base_model="someone/some-model")
+    text = (checkpoint / "README.md").read_text()
+    assert "| licence of the base model | not known |" in text
+    assert "license" not in text.split("---")[1]
+    assert "Training data" not in text
+    assert licence_of_source("no_such_source") == "not known"
+    (tmp_path / "README.md").write_text("---\n- a: [\n")
+    assert licence_of_model(tmp_path) == "not known"

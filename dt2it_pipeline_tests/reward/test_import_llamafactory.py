@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dt2it_pipeline.reward.batch import Row, collate, with_pixels
+from dt2it_pipeline.reward.import_llamafactory import import_llamafactory, main
+from dt2it_pipeline.reward.model import CheckpointError, RewardModel
+from dt2it_pipeline_tests.reward.tiny import make_prompt
+
+
+def head(hidden: int = 32, bias: float = 0.75) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(1, hidden, generator=generator)
+    return {"v_head.summary.weight": weight, "v_head.summary.bias": torch.tensor([bias])}
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_scores_are_the_hidden_state_times_the_head(
+    base: Callable[[str], Path],
+    setup: Callable[..., Any],
+    media: tuple[Path, Any],
+    tmp_path: Path,
+    family: str,
+    pickled: bool,
+) -> None:
+    source = shutil.copytree(base(family), tmp_path / "source")
+    if pickled:
+        torch.save(head(), source / "value_head.bin")
+    else:
+        save_file(head(), source / "value_head.safetensors")
+    offset = import_llamafactory(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536)
+    assert offset == 0.75
+
+    backbone, prompter, shelf = setup(family)
+    model = RewardModel.from_pretrained(tmp_path / "made").eval()
+    assert model.card["dropped_bias"] == 0.75
+    assert "0.75" in (tmp_path / "made" / "README.md").read_text()
+    for shown in (0, 1, 2):
+        (prompt,) = prompter.prompts([make_prompt(media[1][:shown], "what colour")])
+        (response,) = prompter.responses(["it looks red to me"])
+        ids = torch.from_numpy(np.concatenate([prompt.tokens, response])).long()[None]
+        given = {}
+        if shown:
+            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.pictures])
+            given = {"pixel_values": pixels, "image_grid_thw": grids}
+        types = (ids == prompter.image_token).int()
+        hidden = backbone.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
+        original = (hidden[0, -1] * head()["v_head.summary.weight"][0]).sum() + 0.75
+        ours = model(with_pixels(collate([Row(prompt, (response,))]), shelf))
+        assert ours.item() + offset == pytest.approx(original.item(), abs=1e-5)
+
+
+def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    source = shutil.copytree(base(), tmp_path / "source")
+    weights = {name: value.bfloat16() for name, value in load_file(source / "model.safetensors").items()}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(head(), source / "value_head.safetensors")
+    main([str(source), str(tmp_path / "made")])
+    made = load_file(tmp_path / "made" / "model.safetensors")
+    assert made["score.weight"].dtype == torch.float32
+    assert {value.dtype for name, value in made.items() if name != "score.weight"} == {torch.bfloat16}
+    name = "model.language_model.norm.weight"
+    assert torch.equal(made[name], weights[name])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (None, "has no value head: neither value_head.safetensors nor value_head.bin"),
+        ({"other": torch.zeros(1)}, r"has no v_head\.summary\.weight, only \['other'\]"),
+        (head(hidden=64), r"shape \(1, 64\), the backbone needs \(1, 32\)"),
+        (head() | {"v_head.summary.bias": torch.zeros(2)}, r"v_head\.summary\.bias has shape \(2,\)"),
+        ({"v_head.summary.weight": torch.full((1, 32), float("nan"))}, "not finite"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(
+    base: Callable[..., Path], tmp_path: Path, tensors: dict[str, torch.Tensor] | None, message: str
+) -> None:
+    source = shutil.copytree(base(), tmp_path / "source")
+    if tensors is not None:
+        save_file(tensors, source / "value_head.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        import_llamafactory(source, tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_other_folders_are_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no folder"):
+        import_llamafactory(tmp_path / "nowhere", tmp_path / "made")
+    source = shutil.copytree(base(), tmp_path / "source")
+    (source / "value_head.bin").write_bytes(b"not a pickle")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        import_llamafactory(source, tmp_path / "made")
+    (source / "value_head.bin").unlink()
+    save_file(head(), source / "value_head.safetensors")
+    (tmp_path / "made").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        import_llamafactory(source, tmp_path / "made")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["Llama"]}))
+    with pytest.raises(SystemExit, match=r"Llama.*supported: qwen3_vl, qwen2_5_vl"):
+        main([str(source), str(tmp_path / "other")])
