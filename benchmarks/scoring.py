@@ -69,7 +69,7 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
     from dt2it_pipeline.reward.prompting import load_processor
 
     processor = load_processor(base)
-    head = RewardModel.from_pretrained(checkpoint).score
+    head = RewardModel.from_pretrained(checkpoint).head
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
 
     def run(rows: Rows) -> dict[str, float]:

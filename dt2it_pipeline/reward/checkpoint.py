@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+FAMILIES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL"}  # model type -> name of its classes
 _HEAD_NAMES = {"score.weight", "language_model.score.weight"}
 _SHARD_BYTES = 5 * 10**9
 
@@ -27,6 +28,24 @@ def resolve_folder(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(str(path)))
+
+
+def architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
+    """Family of the model that `config` (of `folder`) describes, and whether it is a reward model.
+
+    Raises CheckpointError where it is neither a base model nor a reward model of a supported family.
+    """
+    family = str(config.get("model_type", ""))
+    names = list(config.get("architectures") or [])
+    known = FAMILIES.get(family)
+    if known is None or not any(
+        name in (f"{known}ForConditionalGeneration", f"{known}ForSequenceClassification") for name in names
+    ):
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {family or 'unknown'!r}; "
+            f"a reward model is made of {' or '.join(FAMILIES)}: choose such a model"
+        )
+    return family, any(name.endswith("ForSequenceClassification") for name in names)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def import_llamafactory(
         raise CheckpointError(f"{destination} exists already; name a new folder")
     head = _read_head(source)
     model = RewardModel.from_pretrained(source, dtype=_stored_type(source))
-    expected = tuple(model.score.weight.shape)
+    expected = tuple(model.head.weight.shape)
     weight = head.get(WEIGHT)
     if weight is None:
         raise CheckpointError(f"{source}: the value head has no {WEIGHT}, only {sorted(head) or 'nothing'}")
@@ -64,7 +64,7 @@ def import_llamafactory(
     if bias is not None and bias.numel() != 1:
         raise CheckpointError(f"{source}: {BIAS} has shape {tuple(bias.shape)}, expected one number")
     offset = 0.0 if bias is None else float(bias.float().reshape(()))
-    model.score.weight.data = weight.float()
+    model.head.weight.data = weight.float()
     model.card = {
         "name": source.name,
         "imported_from": "LLaMA-Factory",
@@ -81,9 +81,9 @@ def _stored_type(source: Path) -> torch.dtype:
     """Type in which the backbone lies on disk, so that nothing is rounded or blown up."""
     import torch
 
-    from dt2it_pipeline.reward.model import CheckpointError, _read_json
+    from dt2it_pipeline.reward.checkpoint import CheckpointError, read_json
 
-    config = _read_json(source / "config.json")
+    config = read_json(source / "config.json")
     text = config.get("text_config") or {}
     name = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32")
     found = getattr(torch, name, None)

@@ -22,7 +22,9 @@ from torch import nn  # noqa: E402
 
 from dt2it_pipeline.reward.attention import FLEX, TAKE_MASKS, last_layer, layer_mask, register_flex  # noqa: E402
 from dt2it_pipeline.reward.checkpoint import (  # noqa: E402
+    FAMILIES,
     CheckpointError,
+    architecture,
     load_head,
     outside_names,
     read_json,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from dt2it_pipeline.reward.batch import Batch
 
 CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per picture
-_FAMILIES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL"}
 _PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
@@ -107,7 +108,7 @@ class RewardModel(nn.Module):
         """
         folder = resolve_folder(path)
         config = read_json(folder / "config.json")
-        family, is_reward_model = _architecture(config, folder)
+        family, is_reward_model = architecture(config, folder)
         backbone = _load_backbone(folder, family, dtype, attention)
         card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         model = cls(backbone, card, folder)
@@ -265,7 +266,7 @@ class RewardModel(nn.Module):
         for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
             config.pop(noise, None)
         config |= {
-            "architectures": [f"{_FAMILIES[self.family]}ForSequenceClassification"],
+            "architectures": [f"{FAMILIES[self.family]}ForSequenceClassification"],
             "num_labels": 1,
             "problem_type": "regression",
         }
@@ -291,20 +292,6 @@ def _put_rows(hidden: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, *, 
     return flat.view_as(hidden)
 
 
-def _architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
-    family = str(config.get("model_type", ""))
-    names = list(config.get("architectures") or [])
-    known = _FAMILIES.get(family)
-    if known is None or not any(
-        name in (f"{known}ForConditionalGeneration", f"{known}ForSequenceClassification") for name in names
-    ):
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {family or 'unknown'!r}; "
-            f"a reward model is made of {' or '.join(_FAMILIES)}: choose such a model"
-        )
-    return family, any(name.endswith("ForSequenceClassification") for name in names)
-
-
 def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str) -> Any:
     import transformers
     from safetensors import SafetensorError
@@ -313,7 +300,7 @@ def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str
     if hasattr(transformers.logging, "disable_progress_bar"):
         transformers.logging.disable_progress_bar()
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    backbone = getattr(module, f"{_FAMILIES[family]}Model")
+    backbone = getattr(module, f"{FAMILIES[family]}Model")
     for file in weight_files(folder):
         weight_names(file)
     if attention == FLEX:

@@ -157,7 +157,7 @@ class PictureShelf:
 
     def _open_video(self, medium: Mapping[str, Any]) -> Picture:
         if self.videos is None:
-            raise PictureError("medium not supported", "'video'; this model has no video processor")
+            raise PictureError("medium not supported", "'video'; this scorer takes pictures only")
         path = self._path(medium, "video")
         try:
             header = video.read_header(path)

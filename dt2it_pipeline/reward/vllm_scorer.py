@@ -16,8 +16,9 @@ import numpy as np
 
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
+from dt2it_pipeline.reward.checkpoint import CheckpointError, architecture, load_head, read_json, resolve_folder
 from dt2it_pipeline.reward.data import encode_prompts, fault_of
-from dt2it_pipeline.reward.model import CARD, CheckpointError, _architecture, _load_head, _read_json, resolve_folder
+from dt2it_pipeline.reward.model import CARD
 from dt2it_pipeline.reward.pictures import PictureError, PictureShelf
 from dt2it_pipeline.reward.prompting import EncodedPrompt, Prompter, load_processor
 
@@ -53,12 +54,12 @@ class VllmScorer:
         engine: PoolingEngine | None = None,
     ) -> None:
         folder = resolve_folder(checkpoint)
-        config = _read_json(folder / "config.json")
-        _, is_reward_model = _architecture(config, folder)
+        config = read_json(folder / "config.json")
+        _, is_reward_model = architecture(config, folder)
         if not is_reward_model:
             raise CheckpointError(f"{folder} is a base model without a head; vLLM can only serve a reward model")
-        _load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
-        self.card = _read_json(folder / CARD) if (folder / CARD).exists() else {}
+        load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
+        self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
         self.media_root, self.max_pixels, self.max_tokens = media_root, max_pixels, max_tokens
         self.prompter = Prompter(folder, None, str(self.card.get("system_prompt", "")), self.processor)

@@ -51,7 +51,7 @@ def test_a_server_answers_with_our_score(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     model = RewardModel.from_pretrained(make_tiny(tmp_path / "base", hidden=128))
     model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
-    model.score.weight.data *= 30
+    model.head.weight.data *= 30
     folder = tmp_path / "checkpoint"
     with store.atomic_directory(folder) as out:
         model.save_pretrained(out)

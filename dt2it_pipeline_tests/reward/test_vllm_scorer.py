@@ -45,7 +45,7 @@ def saved(folder: Path, family: str, hidden: int = 32) -> Path:
     (folder / "base").mkdir(parents=True)
     model = RewardModel.from_pretrained(make_tiny(folder / "base", family, hidden=hidden))
     model.card |= {"system_prompt": "You judge.", "max_pixels": SMALL_PICTURES}
-    model.score.weight.data *= 30  # spread the scores
+    model.head.weight.data *= 30  # spread the scores
     with store.atomic_directory(folder / "checkpoint") as out:
         model.save_pretrained(out)
     return folder / "checkpoint"
@@ -104,7 +104,7 @@ def test_a_base_model_or_a_lost_head_is_refused(checkpoint: Path, base: Callable
     weights = load_file(tmp_path / "headless" / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, tmp_path / "headless" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no score\.weight"):
+    with pytest.raises(CheckpointError, match=r"score\.weight"):
         scorer(tmp_path / "headless", tmp_path, FakeEngine())
 
 
