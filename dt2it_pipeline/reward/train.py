@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline import store
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.recipe import TrainingSettings, project_root
 
@@ -69,11 +68,8 @@ def run(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> 
     trainer = Trainer(job, settings, group, report if group.rank == 0 else _silent)
     summary = trainer.fit()
     output = Path(job["output"])
-    state = trainer.full_weights()
+    trainer.save(output)
     if group.rank == 0:
-        with store.atomic_directory(output) as folder:
-            trainer.model.save_pretrained(folder, state)
-            trainer.write_tables(folder)
         summary["weights_sha256"] = weights_digest(output)
     peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     summary["peak_memory_gib"] = round(sum(peaks) / GIB, 3)
