@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.data import Ranks
 from dt2it_pipeline.reward.train import TrainingError
 
 _MARKER = "complete.json"
+_TORCH_WRITER = ("inline_container", "iostream error", "PytorchStreamWriter")
 
 
 @contextlib.contextmanager
@@ -38,11 +39,13 @@ def writing(what: str, path: Path, step: int | None = None) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch reports a failed write as a bare RuntimeError; any other one is not about writing.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        # torch's writer reports a failed write as a bare RuntimeError; any other one is not about writing.
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_WRITER):
             raise
         after = "" if step is None else f"; training then goes on from step {step}"
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError):
+            reason = f"write failed ({reason})"
         raise TrainingError(
             f"cannot write {what} {path}: {reason}; free space there or choose another folder, and start again{after}"
         ) from error

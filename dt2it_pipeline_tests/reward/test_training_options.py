@@ -149,11 +149,12 @@ def test_a_full_disk_leaves_the_last_good_state(
         if progress["step"] == step:
             limit(30_000)
 
-    with pytest.raises(TrainingError, match=rf"cannot write {what} .*File too large.*from step {resumed}$") as caught:
+    failed = rf"cannot write {what} .*(File too large|write failed).*from step {resumed}$"
+    with pytest.raises(TrainingError, match=failed) as caught:
         run(job, report)
     limit(resource.RLIM_INFINITY)
     assert str(tmp_path) in str(caught.value)
-    assert [p.name for p in (tmp_path / "work" / "checkpoints").iterdir()] == [f"step-{resumed:08d}"]
+    assert [p.name for p in (tmp_path / "work" / "checkpoints").glob("step-*")] == [f"step-{resumed:08d}"]
     assert not Path(job["output"]).exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole", "work", "work-whole"]
 
@@ -163,7 +164,7 @@ def test_a_full_disk_leaves_the_last_good_state(
 
 def test_a_full_disk_at_the_best_weights(job: dict[str, Any], tmp_path: Path, limit: Any) -> None:
     this = changed(job, "out", tmp_path, validation_pairs=4, evaluate_every=2, keep="best")
-    with pytest.raises(TrainingError, match="cannot write the best weights .*File too large"):
+    with pytest.raises(TrainingError, match=r"cannot write the best weights .*File too large"):
         run(this, lambda progress: limit(30_000))
     limit(resource.RLIM_INFINITY)
     assert list((tmp_path / "work-out" / "best").iterdir()) == []
