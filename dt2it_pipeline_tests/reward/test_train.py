@@ -106,11 +106,21 @@ def test_nan_of_one_pair_is_named_over_two_ranks(job: dict[str, Any], tmp_path: 
     job, guilty = poisoned(job, tmp_path)
     done = train(changed(job, "out", tmp_path, micro_batch_pairs=2, deepspeed_config=config), tmp_path, 2)
     assert done.returncode != 0
-    message = next(line for line in done.stderr.splitlines() if "TrainingError" in line)
+    message = next(line for line in done.stderr.splitlines() if "TrainingError: " in line)
     ids = store.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
     assert [name for name in ids if name in message] == [guilty]
     assert "embed_tokens.weight" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.heavy
+def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: dict[str, Any], tmp_path: Path) -> None:
+    done = train(job, tmp_path, 2, limit="ulimit -f 150")  # kB: room for everything but the state to resume from
+    assert done.returncode != 0
+    assert "TrainingError: cannot write the state to resume from" in done.stderr
+    assert "training then goes on from step 0" in done.stderr
+    assert not list(Path(job["work"]).glob("checkpoints/step-*"))
+    assert not Path(job["output"]).exists()
 
 
 EVERYTHING = {
