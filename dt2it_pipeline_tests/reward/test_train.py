@@ -124,7 +124,7 @@ def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: dict[s
 
 
 EVERYTHING = {
-    "validation_fraction": 0.2, "evaluate_every": 3, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
+    "validation_fraction": 0.2, "evaluate_every": 1, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
     "loss": {"kind": "margin", "center_coefficient": 0.01},
 }  # fmt: skip
 LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,16 +170,38 @@ def test_a_full_disk_at_the_best_weights(job: dict[str, Any], tmp_path: Path, li
     assert list((tmp_path / "work-out" / "best").iterdir()) == []
 
 
-def test_a_state_of_other_labels_is_not_resumed(job: dict[str, Any], tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
+class Stopped(Exception):
+    """Raised out of a report, where a run is to end."""
 
-    def stop(progress: Mapping[str, Any]) -> None:
-        if progress["step"] == 4:
+
+def stop_at(step: int) -> Callable[[Mapping[str, Any]], None]:
+    def report(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == step:
             raise Stopped
 
+    return report
+
+
+def test_the_best_weights_outlive_a_stop(job: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
+        "validation_pairs": 6, "evaluate_every": 1, "keep": "best", "learning_rate": 0.1, "tensorboard": True,
+        "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}, "micro_batch_tokens": 100,
+    }  # fmt: skip
+    whole, job = (changed(job, name, tmp_path, **settings) for name in ("whole", "stopped"))
+    kept = run(whole, [].append)["kept_step"]
     with pytest.raises(Stopped):
-        run(job, stop)
+        run(job, stop_at(6))
+    summary = run(job, [].append)
+    assert summary["resumed_from_step"] == 4 > kept == summary["kept_step"]
+    assert weights_digest(Path(job["output"])) == weights_digest(Path(whole["output"]))
+    for name in ("training_log", "validation_log"):
+        assert log_of(job["output"], name) == log_of(whole["output"], name)
+    assert len(list((tmp_path / "stopped" / "tensorboard").iterdir())) == 1
+
+
+def test_a_state_of_other_labels_is_not_resumed(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(job, stop_at(4))
     assert json.loads(next((tmp_path / "work").glob("checkpoints/*/complete.json")).read_text())["step"] == 2
     pairs = store.read_parquet(job["pairs"], "pairs").to_pylist()
     swapped = [
