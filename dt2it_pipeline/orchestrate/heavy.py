@@ -124,15 +124,24 @@ def responses_of(pairs: pa.Table) -> pa.Table:
 
 def training_log(checkpoint: Bundle) -> list[dict[str, Any]]:
     """Entries of a checkpoint's training log: step, loss, accuracy, learning rate and pairs per second."""
-    lines = (checkpoint.folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return _log(checkpoint, "training_log")
+
+
+def _log(checkpoint: Bundle, name: str) -> list[dict[str, Any]]:
+    lines = (checkpoint.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
 
+def validation_log(checkpoint: Bundle) -> list[dict[str, Any]]:
+    """Evaluations of the held-out pairs: step, loss, accuracy and pairs; empty where nothing was held out."""
+    return _log(checkpoint, "validation_log") if (checkpoint.folder / "validation_log.jsonl").exists() else []
+
+
 def training_metadata(checkpoint: Bundle) -> dict[str, Any]:
-    """Metadata of a trained model: its last figures and the loss curve."""
+    """Metadata of a trained model: its last figures and the loss curve, with held-out pairs where there are some."""
     log = training_log(checkpoint)
     if not log:
         return {}
     last = log[-1]
     shown = {key: last[key] for key in ("loss", "accuracy", "learning_rate", "pairs_per_second") if key in last}
-    return shown | {"training_curve": training_curve(log)}
+    return shown | {"training_curve": training_curve(log, validation_log(checkpoint))}

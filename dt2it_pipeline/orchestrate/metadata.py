@@ -59,12 +59,19 @@ def histogram(values: Sequence[float], x_label: str, y_label: str) -> dg.Markdow
     return _picture(figure)
 
 
-def training_curve(log: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
-    """Loss and accuracy over optimiser steps as a picture in Markdown; `log` has step, loss and accuracy."""
+def training_curve(
+    log: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]] = ()
+) -> dg.MarkdownMetadataValue:
+    """Loss and accuracy over optimiser steps as a picture in Markdown; entries have step, loss and accuracy.
+
+    `evaluations` are those of held-out pairs; they are drawn as points.
+    """
     figure, axes = _figure()
-    steps = [entry["step"] for entry in log]
-    axes.plot(steps, [entry["loss"] for entry in log], color="#31688e", label="loss")
-    axes.plot(steps, [entry["accuracy"] for entry in log], color="#d95f02", label="accuracy")
+    for rows, mark, of in ((log, "-", ""), (evaluations, "o", " of held-out pairs")):
+        for name, colour in (("loss", "#31688e"), ("accuracy", "#d95f02")):
+            if rows:
+                points = [row["step"] for row in rows], [row[name] for row in rows]
+                axes.plot(*points, mark, markersize=4, color=colour, label=name + of)
     axes.set_xlabel("optimiser step")
     axes.legend(frameon=False)
     return _picture(figure)

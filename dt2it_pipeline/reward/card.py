@@ -67,7 +67,7 @@ def write_card(
         parts.append("## Settings\n\n" + _table(("setting", "value"), [(key, json.dumps(v)) for key, v in shown]))
     if summary is not None:
         rows = [(key, _figure(summary[key])) for key in _OUTCOME if summary.get(key) is not None]
-        parts.append("## Result of the training\n\n" + _table(("", ""), rows) + _log(folder / "training_log.jsonl"))
+        parts.append("## Result of the training\n\n" + _table(("", ""), rows) + _logs(folder))
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -118,6 +118,8 @@ def _use(card: Mapping[str, Any]) -> str:
         "```python\n"
         "from dt2it_pipeline.reward.model import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'
+        'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["PICTURE.png"]}\n'
+        'print(model.score([prompt], [["ANSWER", "ANOTHER ANSWER"]]))\n'
         "```\n\n"
         "Many answers: `python -m dt2it_pipeline.reward.score job.json`. With vLLM as a server, "
         "`vllm serve CHECKPOINT --runner pooling` (or `python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT`), "
@@ -137,15 +139,22 @@ def _data(path: Path) -> str:
     return "## Training data\n\n" + _table(("source", "label", "pairs", "licence"), rows)
 
 
+def _logs(folder: Path) -> str:
+    trained = _log(folder / "training_log.jsonl")
+    held_out = _log(folder / "validation_log.jsonl")
+    return (trained and "\nLoss and accuracy are means over the steps since the line before.\n\n" + trained) + (
+        held_out and "\nOn held-out pairs:\n\n" + held_out
+    )
+
+
 def _log(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     log = [json.loads(line) for line in lines if line.strip()]
     if not log:
         return ""
     kept = log if len(log) <= 12 else [log[round(i * (len(log) - 1) / 11)] for i in range(12)]
-    keys = [key for key in kept[-1] if key in _METRICS or key.startswith("eval")]
-    rows = [tuple(_figure(row.get(key)) for key in keys) for row in kept]
-    return "\nLoss and accuracy are means over the steps since the line before.\n\n" + _table(tuple(keys), rows)
+    keys = [key for key in kept[-1] if key in _METRICS]
+    return _table(tuple(keys), [tuple(_figure(row.get(key)) for key in keys) for row in kept])
 
 
 def _figure(value: Any) -> str:

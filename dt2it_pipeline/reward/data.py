@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from dt2it_pipeline import records, store
 from dt2it_pipeline.reward.batch import Row
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from dt2it_pipeline.reward.model import RewardModel
+
+_SPLIT_STREAM = 7_919  # keeps the draw of the held-out prompts apart from those of the epochs
 
 
 class Ranks(Protocol):
@@ -40,6 +46,15 @@ class PreparedPairs:
     ids: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # responses: chosen, rejected
     set_aside: list[dict[str, str]] = field(default_factory=list)
+    prompt_ids: list[str] = field(default_factory=list)
+    strengths: list[float | None] = field(default_factory=list)
+
+    def add(self, pair_id: str, row: Row, prompt_id: str, strength: float | None) -> None:
+        """Append a pair that can be used."""
+        self.ids.append(pair_id)
+        self.rows.append(row)
+        self.prompt_ids.append(prompt_id)
+        self.strengths.append(strength)
 
 
 def prompt_rows(table: pa.Table, wanted: set[str]) -> dict[str, dict[str, Any]]:
@@ -56,23 +71,30 @@ def encode_prompts(prompter: Prompter, rows: Mapping[str, Mapping[str, Any]]) ->
     return dict(zip(rows, prompter.prompts(list(rows.values())), strict=True))
 
 
-def prepare_pairs(pairs: pa.Table, prompts: pa.Table, prompter: Prompter, max_tokens: int) -> PreparedPairs:
-    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_tokens` is set aside."""
+def prepare_pairs(
+    pairs: pa.Table, prompts: pa.Table, prompter: Prompter, max_tokens: int, *, use_strength: bool = False
+) -> PreparedPairs:
+    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_tokens` is set aside.
+
+    With `use_strength`, a pair of infinite strength is set aside too; null and NaN mean that the strength is unknown.
+    """
     out = PreparedPairs()
-    columns = ("pair_id", "prompt_id", "chosen", "rejected", "source")
-    ids, prompt_ids, chosen, rejected, sources = (pairs.column(name).to_pylist() for name in columns)
+    columns = ("pair_id", "prompt_id", "chosen", "rejected", "source", "strength")
+    ids, prompt_ids, chosen, rejected, sources, strengths = (pairs.column(name).to_pylist() for name in columns)
     encoded = encode_prompts(prompter, prompt_rows(prompts, set(prompt_ids)))
     unique = list(dict.fromkeys(chosen + rejected))
     tokens = dict(zip(unique, prompter.responses(unique), strict=True))
-    for pair_id, prompt_id, good, bad, source in zip(ids, prompt_ids, chosen, rejected, sources, strict=True):
+    rows = zip(ids, prompt_ids, chosen, rejected, sources, strengths, strict=True)
+    for pair_id, prompt_id, good, bad, source, strength in rows:
         prompt = encoded.get(prompt_id)
         fault = fault_of(prompt, prompt_id, max(len(tokens[good]), len(tokens[bad])), max_tokens)
+        if fault is None and use_strength and strength is not None and math.isinf(strength):
+            fault = "strength is infinite", str(strength)
         if fault:
             out.set_aside.append(records.set_aside_row(pair_id, "training", *fault, source=source))
             continue
         assert isinstance(prompt, EncodedPrompt)
-        out.ids.append(pair_id)
-        out.rows.append(Row(prompt, (tokens[good], tokens[bad])))
+        out.add(pair_id, Row(prompt, (tokens[good], tokens[bad])), prompt_id, strength)
     return out
 
 
@@ -97,16 +119,37 @@ def drop_pictures(
     if not faults:
         return prepared
     out = PreparedPairs(set_aside=list(prepared.set_aside))
-    for pair_id, row in zip(prepared.ids, prepared.rows, strict=True):
+    usable = zip(prepared.ids, prepared.rows, prepared.prompt_ids, prepared.strengths, strict=True)
+    for pair_id, row, prompt_id, strength in usable:
         broken = next((faults[p] for p in row.prompt.pictures if p in faults), None)
         if broken is None:
-            out.ids.append(pair_id)
-            out.rows.append(row)
+            out.add(pair_id, row, prompt_id, strength)
         else:
             reason = getattr(broken, "reason", "picture unreadable")
             aside = records.set_aside_row(pair_id, "training", reason, str(broken), sources.get(pair_id, ""))
             out.set_aside.append(aside)
     return out
+
+
+def split_by_prompt(prompt_ids: Sequence[str], pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs to hold out, all pairs of a prompt together, so that no prompt is on both sides.
+
+    Prompts are taken in an order drawn from `seed` until they bring at least `pairs` pairs.
+
+    Args:
+        prompt_ids: prompt of every pair.
+        pairs: how many to hold out; the last prompt may bring more.
+        seed: of the recipe.
+
+    Returns:
+        Pairs to train on and pairs to hold out, int64, each in ascending order; the first is empty where the prompts do
+        not suffice.
+    """
+    prompts, prompt_of, counts = np.unique(np.asarray(prompt_ids), return_inverse=True, return_counts=True)
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(prompts))
+    taken = int(np.searchsorted(np.cumsum(counts[order]), pairs)) + 1 if pairs else 0
+    held_out = np.isin(prompt_of, order[:taken])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def survey_pictures(
@@ -152,7 +195,8 @@ def survey_pictures(
     if ranks.rank == 0:
         file.unlink(missing_ok=True)
         with file.open("wb") as handle:
-            handle.truncate(total * width * next(model.model.visual.parameters()).element_size())
+            # Reserved, not sparse: on a full disk this is an error here, where a write through the map would be SIGBUS.
+            os.posix_fallocate(handle.fileno(), 0, total * width * next(model.model.visual.parameters()).element_size())
     ranks.barrier()
     dtype = next(model.model.visual.parameters()).dtype
     rows = torch.from_file(str(file), shared=True, size=total * width, dtype=dtype).view(total, width)

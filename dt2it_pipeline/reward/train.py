@@ -5,6 +5,19 @@
 
 job: {base_model, pairs, prompts, media_root, output, work, settings (TrainingSettings), seed, name}. The checkpoint
 folder `output` appears whole or not at all; `work` holds what a killed run needs to go on to the same weights.
+
+What a recipe may ask for under `training:`, beside sizes and rates (each setting is described in recipe.py):
+- `loss`: a margin or a soft label by the pair's strength, and centring of the scores; formulas in loss.py.
+- `micro_batch_tokens`: bounds a forward pass by its tokens, padding included. A step's pairs stay the same, so results
+  differ by rounding alone. The summary's `padding_share` says which share of all cells was padding.
+- `validation_fraction` or `validation_pairs`: prompts held out by seed and evaluated on the way; `keep: best` makes the
+  weights of lowest held-out loss the checkpoint. Evaluations stand in the checkpoint's validation_log.jsonl.
+- `lora`: low-rank adapters; the checkpoint holds merged weights in the ordinary layout.
+- `tensorboard`, `wandb_project`: curves, see tracking.py.
+
+A state to resume from is written every `checkpoint_every` steps. It belongs to the pairs, their labels and strengths,
+the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk training ends with
+an error that names the path, the last whole state is kept, and a new start goes on from it.
 """
 
 from __future__ import annotations
@@ -17,10 +30,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline import store
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.recipe import TrainingSettings, project_root
-from dt2it_pipeline.reward import card
 
 GIB = 2**30
 
@@ -70,14 +81,8 @@ def run(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> 
     trainer = Trainer(job, settings, group, report if group.rank == 0 else _silent)
     summary = trainer.fit()
     output = Path(job["output"])
-    state = trainer.full_weights()
+    trainer.save(output, summary)
     if group.rank == 0:
-        with store.atomic_directory(output) as folder:
-            trainer.model.save_pretrained(folder, state)
-            trainer.write_tables(folder)
-            card.write_card(
-                folder, base_model=job["base_model"], pairs=job["pairs"], settings=settings, summary=summary
-            )
         summary["weights_sha256"] = weights_digest(output)
     peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     summary["peak_memory_gib"] = round(sum(peaks) / GIB, 3)

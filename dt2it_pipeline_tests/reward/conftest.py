@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline_tests.reward.tiny import make_pictures, make_tables, make_tiny
+from dt2it_pipeline_tests.reward.training_jobs import small_job
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,3 +59,13 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
         return RewardModel.from_pretrained(folder), Prompter(folder, shelf, "You judge.", processor), shelf
 
     return get
+
+
+@pytest.fixture
+def job(
+    base: Callable[[str], Path], tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """A small training job with folders of its own."""
+    # Other tests of this process may need the packages that a training process hides.
+    monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
+    return small_job(base("qwen3_vl"), tables, tmp_path)

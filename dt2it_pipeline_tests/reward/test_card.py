@@ -18,10 +18,10 @@ def checkpoint(tmp_path: Path) -> Path:
     card = {"name": "round 1", "system_prompt": "You're a judge.", "max_pixels": 1024, "seed": 3}
     (folder / "reward_model.json").write_text(json.dumps(card))
     (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3VLForSequenceClassification"]}))
-    rows = [
-        {"step": s, "loss": 1 / s, "accuracy": 0.5, "pairs_per_second": 9.0, "eval_loss": 0.4} for s in range(1, 41)
-    ]
+    rows = [{"step": s, "loss": 1 / s, "accuracy": 0.5, "pairs_per_second": 9.0} for s in range(1, 41)]
     (folder / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = {"step": 40, "loss": 0.75, "accuracy": 0.625, "pairs": 8}
+    (folder / "validation_log.jsonl").write_text(json.dumps(evaluation) + "\n")
     return folder
 
 
@@ -45,8 +45,10 @@ def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Pat
     assert "| learning_rate | 3e-05 |" in text
     assert "| loss | 0.1235 |" in text
     assert "12.5" not in text
-    assert "| 40 | 0.025 | 0.5 | 0.4 |" in text
-    assert text.count("| 0.5 | 0.4 |") == 12  # of forty lines
+    assert "| 40 | 0.025 | 0.5 |" in text
+    assert text.count(" | 0.5 |") == 12  # of forty lines
+    assert "On held-out pairs" in text
+    assert "| 40 | 0.75 | 0.625 |" in text
     assert "--runner pooling" in text
     assert "You'\\''re a judge." in text
 

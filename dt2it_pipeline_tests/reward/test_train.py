@@ -8,52 +8,16 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dt2it_pipeline import records, store
-from dt2it_pipeline.engines import lean_imports
-from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
-from dt2it_pipeline.recipe import TrainingSettings
 from dt2it_pipeline.reward.train import TrainingError, run, weights_digest
-
-SMALL = {
-    "pairs_per_step": 8, "micro_batch_pairs": 4, "epochs": 3.0, "report_every": 2, "checkpoint_every": 2,
-    "learning_rate": 2e-3, "system_prompt": "You judge.",
-}  # fmt: skip
-
-
-@pytest.fixture
-def job(base: Callable[..., Path], tables: dict[str, str], tmp_path: Path) -> dict[str, Any]:
-    return {
-        "base_model": str(base()), "pairs": tables["pairs"], "prompts": tables["prompts"],
-        "media_root": tables["media_root"], "output": str(tmp_path / "out"), "work": str(tmp_path / "work"),
-        "settings": TrainingSettings(**SMALL).model_dump(), "seed": 5, "name": "test",
-    }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _keep_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process may need what a training process hides."""
-    monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
-
-
-def command(job: Mapping[str, Any], path: Path, processes: int) -> list[str]:
-    path.write_text(json.dumps(job))
-    module = ["dt2it_pipeline.reward.train", str(path)]
-    return deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
-
-
-def train(job: Mapping[str, Any], tmp_path: Path, processes: int) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | rank_environment(2) | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(job, tmp_path / "job.json", processes), env=environment, capture_output=True, text=True, timeout=300
-    )
+from dt2it_pipeline_tests.reward.training_jobs import changed, command, environment, log_of, train
 
 
 def digest(folder: str) -> str:
@@ -110,17 +74,82 @@ def test_nan_stops_the_run_and_names_pairs(job: dict[str, Any], tmp_path: Path) 
     assert not Path(job["output"]).exists()
 
 
+def test_nan_of_one_pair_is_named_where_batches_accumulate(job: dict[str, Any], tmp_path: Path) -> None:
+    job, guilty = poisoned(job, tmp_path)
+    with pytest.raises(TrainingError, match="loss is not a number") as caught:
+        run(changed(job, "out", tmp_path, micro_batch_pairs=2), [].append)
+    ids = store.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
+    assert [name for name in ids if name in str(caught.value)] == [guilty]
+    assert "embed_tokens.weight" in str(caught.value)
+
+
+def poisoned(job: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+    """The job with one more pair, whose score alone is not a number, and that pair's id."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(job["base_model"], folder / "base")
+    token = Tokenizer.from_file(str(folder / "base" / "tokenizer.json")).encode("Z").ids
+    weights = load_file(folder / "base" / "model.safetensors")
+    weights["model.language_model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    pair = records.make_pair(prompts[0]["prompt_id"], "Z", "no", source="test")
+    pairs = [*store.read_parquet(job["pairs"], "pairs").to_pylist(), pair]
+    store.write_parquet(records.table(pairs, "pairs"), folder / "pairs.parquet")
+    return dict(job) | {"base_model": str(folder / "base"), "pairs": str(folder / "pairs.parquet")}, pair["pair_id"]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("config", ["zero2_cpu", "zero3_cpu"])
-def test_killed_training_ends_in_the_same_weights(job: dict[str, Any], tmp_path: Path, config: str) -> None:
-    job["settings"] = job["settings"] | {"deepspeed_config": config}
-    whole = job | {"output": str(tmp_path / "whole"), "work": str(tmp_path / "work-whole")}
+def test_nan_of_one_pair_is_named_over_two_ranks(job: dict[str, Any], tmp_path: Path, config: str) -> None:
+    job, guilty = poisoned(job, tmp_path)
+    done = train(changed(job, "out", tmp_path, micro_batch_pairs=2, deepspeed_config=config), tmp_path, 2)
+    assert done.returncode != 0
+    message = next(line for line in done.stderr.splitlines() if "TrainingError: " in line)
+    ids = store.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
+    assert [name for name in ids if name in message] == [guilty]
+    assert "embed_tokens.weight" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.heavy
+def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: dict[str, Any], tmp_path: Path) -> None:
+    done = train(job, tmp_path, 2, limit="ulimit -f 150")  # kB: room for everything but the state to resume from
+    assert done.returncode != 0
+    assert "TrainingError: cannot write the state to resume from" in done.stderr
+    assert "training then goes on from step 0" in done.stderr
+    assert not list(Path(job["work"]).glob("checkpoints/step-*"))
+    assert not Path(job["output"]).exists()
+
+
+EVERYTHING = {
+    "validation_fraction": 0.2, "evaluate_every": 1, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
+    "loss": {"kind": "margin", "center_coefficient": 0.01},
+}  # fmt: skip
+LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"deepspeed_config": "zero2_cpu"},
+        {"deepspeed_config": "zero3_cpu"},
+        {"deepspeed_config": "zero2_cpu"} | EVERYTHING,
+        {"deepspeed_config": "zero3_cpu"} | EVERYTHING | LORA,
+    ],
+    ids=["zero2", "zero3", "zero2-everything", "zero3-everything-lora"],
+)
+def test_killed_training_ends_in_the_same_weights(
+    job: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    whole, job = (changed(job, name, tmp_path, **settings) for name in ("whole", "killed"))
     done = train(whole, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    environment = os.environ | rank_environment(2) | {"OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(
-        command(job, tmp_path / "killed.json", 2), env=environment, start_new_session=True,
+        command(job, tmp_path / "killed.json", 2), env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     marks = Path(job["work"]) / "checkpoints"
@@ -139,11 +168,9 @@ def test_killed_training_ends_in_the_same_weights(job: dict[str, Any], tmp_path:
     assert resumed is not None
     assert int(resumed[1]) > 0
     assert digest(job["output"]) == digest(whole["output"])
-    logs = [
-        (Path(folder) / "training_log.jsonl").read_text().splitlines() for folder in (job["output"], whole["output"])
-    ]
-    timeless = [[{**json.loads(line), "pairs_per_second": 0} for line in log] for log in logs]
-    assert timeless[0] == timeless[1]
+    names = ["training_log"] + (["validation_log"] if "keep" in settings else [])
+    for name in names:
+        assert log_of(job["output"], name) == log_of(whole["output"], name)
 
 
 @pytest.mark.heavy
@@ -155,14 +182,12 @@ def test_zero_stages_ranks_and_layouts_agree(job: dict[str, Any], tmp_path: Path
         "separate": ({"shared_prefix": False}, 2),
         "tower": ({"cache_vision": False}, 2),
         "checkpointing": ({"gradient_checkpointing": True}, 2),
+        "tokens": ({"micro_batch_tokens": 100, "micro_batch_pairs": 64}, 2),
     }
     losses = {}
     for name, (changes, processes) in variants.items():
-        settings = job["settings"] | {"max_steps": 4} | changes
-        this = job | {"output": str(tmp_path / name), "work": str(tmp_path / f"w-{name}"), "settings": settings}
-        done = train(this, tmp_path, processes)
+        done = train(changed(job, name, tmp_path, **{"max_steps": 4} | changes), tmp_path, processes)
         assert done.returncode == 0, (name, done.stderr[-3000:])
-        log = (tmp_path / name / "training_log.jsonl").read_text().splitlines()
-        losses[name] = [json.loads(line)["loss"] for line in log]
+        losses[name] = [row["loss"] for row in log_of(tmp_path / name)]
     for name, found in losses.items():
         assert found == pytest.approx(losses["zero2"], abs=1e-5), name
