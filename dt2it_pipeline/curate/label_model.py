@@ -17,8 +17,9 @@ square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
    with pi_g the share of right labels in source g. Nothing else is assumed about the shape of f, so a voter that is
    sure and wrong now and then is no reason to believe that labels are wrong: where voters contradict surely marked
    pairs rarely, pi_g comes out near 1. EM: q_i = sigmoid(logit pi_g + a.y_i); pi_g = mean of q; a = logistic regression
-   of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3 / V, 1) on a (a voter is right in 95% at its
-   usual margin), keep small data finite, and a from growing where much noise leaves the likelihood flat.
+   of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3 / voters per pair, 1) on a (together they are
+   right in 95% at a usual margin), keep small data finite, and a from growing where much noise leaves the likelihood
+   flat.
 
 The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all voters together, so two voters that say
 the same share one voter's weight. The model needs voters that never saw the given labels: a voter trained on them
@@ -34,6 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit
 
+_FIT_PAIRS = 50_000  # a few numbers are fitted; more pairs take longer and change little
 _STEPS = 500
 _TOLERANCE = 1e-5
 _RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's share of right labels
@@ -59,24 +61,37 @@ class LabelModel:
     pooled: tuple[str, ...]
 
 
-def fit_labels(margins: np.ndarray, style: np.ndarray, sources: np.ndarray, smallest_source: int) -> LabelModel:
+def fit_labels(
+    margins: np.ndarray, style: np.ndarray, sources: np.ndarray, draw: np.ndarray, smallest_source: int
+) -> LabelModel:
     """Fit the model of this module.
+
+    Where there are more than 50,000 judged pairs, a and b are fitted to that many of them, and only pi to all.
 
     Args:
         margins: float64 [n, V], in the direction of the given label; NaN where a voter has no say on a pair, which
             then counts as no evidence from this voter.
         style: float64 [n], the difference of log lengths.
         sources: n names.
+        draw: n numbers, random and different; the pairs with the lowest are those that a and b are fitted to.
         smallest_source: pairs; sources with fewer judged pairs are pooled, and their pool joins the largest source
             where it is smaller itself.
     """
     present = np.isfinite(margins)
     judged = present.any(axis=1)
-    y, shifts = _without_style(np.where(present, margins, 0.0), present, _scaled(style))
     groups, names, pooled = _groups(sources, judged, smallest_source)
-    weights, shares = _fit(y[judged], groups[judged], len(names))
+    sample = judged.copy()
+    if judged.sum() > _FIT_PAIRS:
+        sample &= draw <= np.partition(draw[judged], _FIT_PAIRS - 1)[_FIT_PAIRS - 1]
+    y, shifts = _without_style(np.where(present, margins, 0.0), present, _scaled(style), sample)
+    weights, shares = _fit(
+        y[sample], groups[sample], np.full(len(names), 0.75), present[judged].sum() / max(judged.sum(), 1)
+    )
+    evidence = y[judged] @ weights
+    if not np.array_equal(sample, judged):
+        shares = _fit_shares(evidence, groups[judged], shares)
     log_odds = np.full(len(margins), np.nan)
-    log_odds[judged] = logit(shares)[groups[judged]] + y[judged] @ weights
+    log_odds[judged] = logit(shares)[groups[judged]] + evidence
     by_source = {name: float(shares[group]) for group, found in enumerate(names) for name in found}
     return LabelModel(log_odds, weights, shifts, dict(sorted(by_source.items())), pooled)
 
@@ -86,19 +101,21 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return values / size if size > 0 else np.zeros_like(values)
 
 
-def _without_style(margins: np.ndarray, present: np.ndarray, style: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised margins less what goes with style, and the shifts b."""
+def _without_style(
+    margins: np.ndarray, present: np.ndarray, style: np.ndarray, sample: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised margins less what goes with style, and the shifts b, which are fitted to the pairs in `sample`."""
     y, shifts = np.zeros_like(margins), np.zeros(margins.shape[1])
     for voter in range(margins.shape[1]):
         here = present[:, voter]
         x, s = _scaled(margins[here, voter]), style[here]
-        shifts[voter] = _style_shift(x, s)
+        shifts[voter] = _style_shift(x[sample[here]], s[sample[here]])
         y[here, voter] = x - shifts[voter] * s
     return y, shifts
 
 
 def _style_shift(x: np.ndarray, s: np.ndarray) -> float:
-    """B of the symmetric mixture x ~ N(z mu + b s, sigma^2), by EM."""
+    """Shift b of the symmetric mixture x ~ N(z mu + b s, sigma^2), by EM."""
     if not x.any() or not s.any():
         return 0.0
     mu, shift, variance, share = float(np.abs(x).mean()), 0.0, 1.0, 0.75
@@ -136,21 +153,38 @@ def _groups(
     return place[codes], members, tuple(str(name) for name in names[small])
 
 
-def _fit(y: np.ndarray, groups: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    y: np.ndarray, groups: np.ndarray, shares: np.ndarray, voters_per_pair: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights a [V] and shares of right labels [groups], by EM."""
-    voters = y.shape[1]
-    prior = np.full(voters, _PRIOR_WEIGHT / max(voters, 1))
-    weights, shares = prior.copy(), np.full(count, 0.75)
-    sizes = np.bincount(groups, minlength=count) + _RIGHT + _WRONG
+    prior = np.full(y.shape[1], _PRIOR_WEIGHT / max(voters_per_pair, 1.0))
+    weights = prior.copy()
     for _ in range(_STEPS):
         before = np.concatenate([weights, shares])
-        q = expit(logit(shares)[groups] + y @ weights)
-        shares = (np.bincount(groups, q, minlength=count) + _RIGHT) / sizes
-        shares = np.clip(shares, 1e-6, 1 - 1e-6)
-        p = expit(y @ weights)
-        gradient = y.T @ (q - p) - _PRIOR_PRECISION * (weights - prior)
-        curvature = (y * (p * (1 - p))[:, None]).T @ y + _PRIOR_PRECISION * np.eye(voters)
+        evidence = y @ weights
+        right, shares = _expect(evidence, groups, shares)
+        p = expit(evidence)
+        gradient = y.T @ (right - p) - _PRIOR_PRECISION * (weights - prior)
+        curvature = (y * (p * (1 - p))[:, None]).T @ y + _PRIOR_PRECISION * np.eye(len(weights))
         weights = np.maximum(weights + np.linalg.solve(curvature, gradient), 0.0)
-        if np.abs(np.concatenate([weights, shares]) - before).max() < _TOLERANCE:
+        if np.abs(np.concatenate([weights, shares]) - before).max(initial=0.0) < _TOLERANCE:
             break
     return weights, shares
+
+
+def _fit_shares(evidence: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Shares of right labels where the voters' evidence a.y is given."""
+    for _ in range(_STEPS):
+        before = shares
+        _, shares = _expect(evidence, groups, shares)
+        if np.abs(shares - before).max(initial=0.0) < 10 * _TOLERANCE:
+            break
+    return shares
+
+
+def _expect(evidence: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probability that each label is right, and each group's new share of right labels."""
+    right = expit(logit(shares)[groups] + evidence)
+    sizes = np.bincount(groups, minlength=len(shares)) + _RIGHT + _WRONG
+    new = (np.bincount(groups, right, minlength=len(shares)) + _RIGHT) / sizes
+    return right, np.clip(new, 1e-6, 1 - 1e-6)

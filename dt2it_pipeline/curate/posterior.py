@@ -64,7 +64,8 @@ def posterior_vote(
     for place, voter in enumerate(found.voters):
         margins[pairs["pair_id"].isin(set((trained_on or {}).get(voter, ()))).to_numpy(), place] = np.nan
     sources = pairs["source"].to_numpy(dtype=object) if "source" in pairs else np.full(len(pairs), "")
-    model = fit_labels(margins, _length_difference(pairs), sources, smallest_source)
+    draw = pd.util.hash_array(pairs["pair_id"].to_numpy(dtype=object))
+    model = fit_labels(margins, _length_difference(pairs), sources, draw, smallest_source)
 
     judged = ~np.isnan(model.log_odds)
     voted = with_strength(select_rows(pairs, judged), model.log_odds[judged])
