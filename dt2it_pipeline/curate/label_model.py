@@ -23,8 +23,10 @@ square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
 
 The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all voters together, so two voters that say
 the same share one voter's weight. The model needs voters that never saw the given labels: a voter trained on them
-agrees with them for that reason. (The label side is the noise-rate model of Dawid and Skene 1979; the voter side is a
-calibrated Bradley-Terry margin.)
+agrees with them for that reason. A voter with a say on less than a tenth of the pairs gets no weight: such a rest is
+what earlier votes and judges could not settle, and on this selection the signs of margins are no sample.
+
+The label side is the noise-rate model of Dawid and Skene (1979); the voter side is a calibrated Bradley-Terry margin.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 _FIT_PAIRS = 50_000  # a few numbers are fitted; more pairs take longer and change little
+_LEAST_COVERAGE = 0.1
 _STEPS = 500
 _TOLERANCE = 1e-5
 _RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's share of right labels
@@ -79,14 +82,16 @@ def fit_labels(
     """
     present = np.isfinite(margins)
     judged = present.any(axis=1)
+    weighed = present & (present.sum(axis=0) >= _LEAST_COVERAGE * judged.sum())
     groups, names, pooled = _groups(sources, judged, smallest_source)
     sample = judged.copy()
     if judged.sum() > _FIT_PAIRS:
         sample &= draw <= np.partition(draw[judged], _FIT_PAIRS - 1)[_FIT_PAIRS - 1]
-    y, shifts = _without_style(np.where(present, margins, 0.0), present, _scaled(style), sample)
+    y, shifts = _without_style(np.where(weighed, margins, 0.0), weighed, _scaled(style), sample)
     weights, shares = _fit(
-        y[sample], groups[sample], np.full(len(names), 0.75), present[judged].sum() / max(judged.sum(), 1)
+        y[sample], groups[sample], np.full(len(names), 0.75), weighed[judged].sum() / max(judged.sum(), 1)
     )
+    weights = np.where(y.any(axis=0), weights, 0.0)
     evidence = y[judged] @ weights
     if not np.array_equal(sample, judged):
         shares = _fit_shares(evidence, groups[judged], shares)

@@ -122,6 +122,16 @@ def test_a_voter_has_no_say_on_the_pairs_it_was_trained_on() -> None:
     assert len(only.voted) + len(only.unscored) == len(world.pairs)
 
 
+def test_a_voter_that_may_judge_only_a_small_rest_changes_nothing() -> None:
+    world = World(2000, 0.3)
+    first, second = world.voter("reward_model/0"), world.voter("reward_model/1")
+    alone = posterior_vote(world.pairs, first).voted
+    trained = {"reward_model/1": world.pairs["pair_id"][:1900].tolist()}
+    both = posterior_vote(world.pairs, pd.concat([first, second]), trained)
+    assert both.model.weights[1] == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(both.voted["strength"], alone["strength"], rtol=1e-6)
+
+
 def test_a_score_that_is_missing_or_not_finite_silences_that_voter_on_that_pair_alone() -> None:
     world = World(400, 0.3)
     a, b = world.voter("a"), world.voter("b")
