@@ -252,11 +252,20 @@ class AnnotationSettings(Settings):
 
 
 class CurationSettings(Settings):
-    """Vote, flip and verify (METHOD.md, part 3, steps 1 and 2)."""
+    """How labels are cleaned (METHOD.md, part 3, steps 1 and 2, or another policy in their place)."""
 
-    flip_fraction: float = Field(0.5, ge=0, le=1, description="share of the negatively voted pairs to flip")
+    policy: Literal["paper", "posterior"] = Field(
+        "paper", description="the published vote, flip and verify; or by the probability that a label is right"
+    )
+    flip_fraction: float = Field(0.5, ge=0, le=1, description="paper: share of the negatively voted pairs to flip")
     reuse_reward_model: bool = Field(
-        False, description="verify with the round's reward model instead of training a verifier"
+        False, description="paper: verify with the round's reward model instead of training a verifier"
+    )
+    keep_probability: float = Field(
+        0.8, ge=0.5, lt=1, description="posterior: a label that is right with less than this goes to the judges"
+    )
+    smallest_source: int = Field(
+        100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
     )
 
 

@@ -1,5 +1,6 @@
 """The jobs as people run them, with every real engine, on the smoke recipe: tables, reports, kills."""
 
+import math
 import os
 import random
 import shutil
@@ -41,8 +42,8 @@ PARTITIONED = (
 )
 
 
-def environment(home: Path) -> dict[str, str]:
-    own = {"DT2IT_RECIPE": SMOKE, "DT2IT_HOME": str(home), "DAGSTER_HOME": str(project_root()), "HF_HUB_OFFLINE": "1"}
+def environment(home: Path, recipe: str = SMOKE) -> dict[str, str]:
+    own = {"DT2IT_RECIPE": recipe, "DT2IT_HOME": str(home), "DAGSTER_HOME": str(project_root()), "HF_HUB_OFFLINE": "1"}
     return os.environ | own
 
 
@@ -58,11 +59,11 @@ def command(*job: str) -> list[str]:
     ]
 
 
-def run(home: Path, *job: str) -> str:
+def run(home: Path, *job: str, recipe: str = SMOKE) -> str:
     """Run a job to its end; its log."""
     home.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        command(*job), env=environment(home), cwd=project_root(), capture_output=True, text=True, timeout=1200
+        command(*job), env=environment(home, recipe), cwd=project_root(), capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
@@ -163,6 +164,41 @@ def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
         digest = Store(home).read("curated_pairs", "0").digest
         assert observed[0].asset_observation is not None
         assert observed[0].asset_observation.tags["dagster/data_version"] == digest
+
+
+def test_the_policy_posterior_from_the_same_reward_model_on(home, tmp_path):
+    for part in ("artifacts", "media", "sources"):
+        shutil.copytree(home / part, tmp_path / part)
+    text = (project_root() / SMOKE).read_text(encoding="utf-8")
+    assert text.count("policy: paper") == 1
+    recipe = tmp_path / "posterior.yaml"
+    recipe.write_text(text.replace("policy: paper", "policy: posterior"), encoding="utf-8")
+    for job in (ROUND_0, ROUND_1):
+        run(tmp_path, *job, recipe=str(recipe))
+    store = Store(tmp_path)
+    assert store.read("reward_model", "0").digest == Store(home).read("reward_model", "0").digest
+    for number in "01":
+        assert "not_trained" in store.read("verifier_model", number).facts
+        voted, verified, contested, annotated, curated = (
+            store.read(name, number)
+            for name in ("voted_pairs", "verified_pairs", "contested_pairs", "annotated_pairs", "curated_pairs")
+        )
+        assert voted.facts["policy"] == "posterior"
+        assert min(voted["pairs"]["strength"].to_pylist()) >= 0
+        bound = math.log(0.8 / 0.2)
+        assert min(verified["pairs"]["strength"].to_pylist(), default=bound) >= bound
+        assert max(contested["pairs"]["strength"].to_pylist(), default=0) < bound
+        assert annotated.facts["judge_calls"] == 2 * contested["pairs"].num_rows
+        assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["set_aside"].num_rows
+    kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
+    for row in store.read("voted_pairs", "1")["pairs"].select(["pair_id", "votes"]).to_pylist():
+        expected = ["reward_model/0"] if row["pair_id"] in kept else ["reward_model/0", "reward_model/1"]
+        assert [vote["voter"] for vote in row["votes"]] == expected
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Policy “posterior”" in page
+    assert "verifier model" not in page
+    assert "after relabelling" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Policy “paper”" in (home / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_job_again_uses_what_is_finished(home):

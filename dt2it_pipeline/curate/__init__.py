@@ -1,10 +1,13 @@
 """Part 3: vote and flip, verify, annotate, merge.
 
-The steps are pure functions on pandas frames (`steps`), with the same on Arrow tables for the pipeline (`tables`).
+The published steps are pure functions on pandas frames (`steps`), with the same on Arrow tables for the pipeline
+(`tables`). `policies` chooses between them and the relabelling by probability (`posterior`, `label_model`).
 `annotate` asks the judges and runs in a process of its own.
 """
 
 from dt2it_pipeline.curate.margins import CurationError, voter_margins
+from dt2it_pipeline.curate.policies import Policy, make_policy
+from dt2it_pipeline.curate.posterior import PosteriorResult, confirm, posterior_vote, split_confident
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
@@ -18,10 +21,16 @@ from dt2it_pipeline.curate.steps import (
 __all__ = [
     "AnnotationResult",
     "CurationError",
+    "Policy",
+    "PosteriorResult",
     "VerifyResult",
     "VoteResult",
+    "confirm",
+    "make_policy",
     "merge",
+    "posterior_vote",
     "resolve_annotations",
+    "split_confident",
     "verify",
     "vote_and_flip",
     "voter_margins",

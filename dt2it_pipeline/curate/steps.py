@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.curate import votes as vote_column
+from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
 from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 
 NOT_TWO_VOTES = "votes do not sum to two"
@@ -80,13 +81,13 @@ def vote_and_flip(pairs: pd.DataFrame, scores: pd.DataFrame, flip_fraction: floa
         raise ValueError(f"flip_fraction must lie between 0 and 1, not {flip_fraction}")
     margins = voter_margins(pairs, scores)
     scored = margins.scored
-    voted = _with_strength(_rows(pairs, scored), margins.mean[scored])
+    voted = with_strength(select_rows(pairs, scored), margins.mean[scored])
     voted["votes"] = vote_column.from_matrix(margins.voters, margins.margins[scored])
     negative = int((margins.mean[scored] < 0).sum())
     # The decimal that was written, not its binary neighbour: 0.29 of 100 is 29.
     count = math.floor(Fraction(str(float(flip_fraction))) * negative)
     flipped = _most_negative(margins.mean[scored], voted["pair_id"], count)
-    voted = _swap(voted, flipped)
+    voted = swap_sides(voted, flipped)
     voted["label"] = voted["label"].mask(flipped, "flipped")
     return VoteResult(voted, _set_aside(pairs, margins), negative, count, margins.voters)
 
@@ -103,7 +104,7 @@ def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
     """
     margins = voter_margins(pairs, scores)
     scored = margins.scored
-    checked = _with_strength(_rows(pairs, scored), margins.mean[scored])
+    checked = with_strength(select_rows(pairs, scored), margins.mean[scored])
     checked["votes"] = vote_column.append(
         checked.get("votes"),
         np.repeat(np.arange(len(checked)), len(margins.voters)),
@@ -112,7 +113,9 @@ def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         len(checked),
     )
     agrees = margins.mean[scored] > 0
-    return VerifyResult(_rows(checked, agrees), _rows(checked, ~agrees), _set_aside(pairs, margins), margins.voters)
+    return VerifyResult(
+        select_rows(checked, agrees), select_rows(checked, ~agrees), _set_aside(pairs, margins), margins.voters
+    )
 
 
 def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
@@ -146,7 +149,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> Annotat
 
     decided = (total == 2) & (difference != 0)
     swap = difference < 0
-    everything = _with_strength(contested.reset_index(drop=True), difference)
+    everything = with_strength(contested.reset_index(drop=True), difference)
     everything["votes"] = vote_column.append(
         everything.get("votes"),
         rows[usable],
@@ -154,10 +157,10 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> Annotat
         2 * for_chosen[usable] - 1,
         count,
     )
-    annotated = _swap(_rows(everything, decided), swap[decided])
+    annotated = swap_sides(select_rows(everything, decided), swap[decided])
     annotated["label"] = pd.Series("annotated", index=annotated.index, dtype="str")
 
-    dropped = _rows(contested, ~decided)
+    dropped = select_rows(contested, ~decided)
     dropped["reason"] = pd.Series(np.where(total[~decided] == 2, TIED, NOT_TWO_VOTES), dtype="str")
     dropped["detail"] = pd.Series(
         [
@@ -193,18 +196,8 @@ def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | N
     return curated
 
 
-def _rows(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
-    return frame.loc[where].reset_index(drop=True)
-
-
-def _with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:
-    """A copy with `strength` set and `label` present."""
-    label = frame["label"].astype("str") if "label" in frame else pd.Series("original", index=frame.index, dtype="str")
-    return frame.assign(strength=strength, label=label)
-
-
 def _set_aside(pairs: pd.DataFrame, margins: Margins) -> pd.DataFrame:
-    unscored = _rows(pairs, ~margins.scored)
+    unscored = select_rows(pairs, ~margins.scored)
     return unscored.assign(
         reason=pd.Series(margins.reason[~margins.scored], dtype="str"),
         detail=pd.Series(margins.detail[~margins.scored], dtype="str"),
@@ -224,18 +217,3 @@ def _most_negative(mean: np.ndarray, pair_ids: pd.Series, count: int) -> np.ndar
         tied = tied[np.argsort(pair_ids.to_numpy(dtype=object)[tied], kind="stable")]
     marked[tied[:wanted]] = True
     return marked
-
-
-def _swap(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
-    """A copy in which the marked rows change sides: every chosen<x> with its rejected<x>, strength and votes."""
-    swapped = frame.copy()
-    if not where.any():
-        return swapped
-    for column in frame.columns:
-        partner = "rejected" + str(column).removeprefix("chosen")
-        if str(column).startswith("chosen") and partner in frame.columns:
-            swapped[column] = frame[column].mask(where, frame[partner])
-            swapped[partner] = frame[partner].mask(where, frame[column])
-    swapped["strength"] = np.where(where, -frame["strength"].to_numpy(), frame["strength"].to_numpy())
-    swapped["votes"] = vote_column.negate(frame["votes"], where)
-    return swapped

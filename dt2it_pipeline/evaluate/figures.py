@@ -193,7 +193,7 @@ def strength_figure(rounds: Sequence[Round]) -> str | None:
             _histograms(axes, parts, names, bins)
             axes.set_title(f"Round {number}")
             axes.axvline(0, color=_INK, linewidth=0.8)
-            axes.set(xlabel="strength: score of chosen − score of rejected", ylabel="pairs")
+            axes.set(xlabel="strength (see above)", ylabel="pairs")
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         seen: dict[str, Any] = {}

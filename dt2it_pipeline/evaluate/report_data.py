@@ -113,6 +113,8 @@ class ReportData:
         curves: trainings outside the rounds (control, ceiling).
         examples: examples from before the rounds (debiased, T2I).
         group_notes: what a benchmark group tests, one sentence per group name; the columns follow this order.
+        policy_note: how labels were curated, in a sentence or two.
+        strength_note: what a pair's strength says under that policy.
         facts: name -> value: recipe, seed, rounds, versions.
     """
 
@@ -125,6 +127,8 @@ class ReportData:
     curves: Sequence[Curve] = ()
     examples: Sequence[Example] = ()
     group_notes: Mapping[str, str] = field(default_factory=dict)
+    policy_note: str = ""
+    strength_note: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def all_arms(self) -> list[Arm]:

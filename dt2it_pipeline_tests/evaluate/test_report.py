@@ -68,6 +68,8 @@ def full(text: str = "plain") -> ReportData:
         quality=[Quality("pool", 100, 1.0, grade, probe)],
         examples=[example],
         group_notes={text: text},
+        policy_note=f"Policy {text}",
+        strength_note=f"Strength {text}",
         facts={text: text, "recipe": text},
     )
 
@@ -114,6 +116,8 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "0.88–0.92",
         "1 min 15 s",
         "77.8",
+        "<p>Policy plain</p>",
+        "How sure the voters are.</b> Strength plain<",
     ):
         assert expected in html, expected
     assert html.count("data:image/svg+xml") == 5

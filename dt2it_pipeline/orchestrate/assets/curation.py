@@ -5,13 +5,15 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.curate.steps import merge, resolve_annotations, verify, vote_and_flip
+from dt2it_pipeline import records
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
+from dt2it_pipeline.orchestrate.stage import Settings, result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
 
@@ -39,16 +41,26 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     def voted_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, response_scores: Bundle, raw_preferences: Bundle
     ) -> dg.MaterializeResult:
-        """Step 1: the reward models of this and earlier rounds vote, and the most negative pairs are flipped."""
+        """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
         opened, number = store.open(), int(context.partition_key)
+        policy = make_policy(recipe.curation)
         voters = {
             f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
         }
         voters[f"response_scores/{number}"] = response_scores
+        training = {
+            f"training_pairs/{k}": earlier_round(opened, "training_pairs", k, needed_by=number)
+            for k in range(number + 1)
+            if policy.heeds_training
+        }
 
         def vote(work: Path) -> Bundle:
             scores = to_frame(pa.concat_tables([voter["scores"] for voter in voters.values()]))
-            voted = vote_and_flip(to_frame(raw_preferences["pairs"]), scores, recipe.curation.flip_fraction)
+            trained_on = {
+                f"reward_model/{name.rpartition('/')[2]}": frozenset(bundle["pairs"]["pair_id"].to_pylist())
+                for name, bundle in training.items()
+            }
+            voted, policy_facts = policy.vote(to_frame(raw_preferences["pairs"]), scores, trained_on)
             tables = {
                 "pairs": to_table(voted.voted, "pairs"),
                 "prompts": raw_preferences["prompts"],
@@ -61,14 +73,15 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
                 "voters": len(voted.voters),
                 "negative": voted.negative,
                 "flipped": voted.flipped,
+                "policy": policy.name,
             }
-            return Bundle(tables, facts)
+            return Bundle(tables, facts | policy_facts)
 
         bundle = run_stage(
             context,
             opened,
             vote,
-            inputs={**voters, "raw_preferences": raw_preferences},
+            inputs={**voters, **training, "raw_preferences": raw_preferences},
             settings={"curation": recipe.curation},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
@@ -87,14 +100,14 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         specs=[
             dg.AssetSpec(
                 "verified_pairs",
-                description="Step 2: pairs whose chosen side the verifier prefers.",
+                description="Step 2: pairs whose labels a verifier confirms, or that are sure enough.",
                 code_version="1",
                 kinds={"pytorch"},
                 deps=upstream,
             ),
             dg.AssetSpec(
                 "contested_pairs",
-                description="Step 2: pairs that the verifier does not confirm, ties included.",
+                description="Step 2: pairs that go to the judges: not confirmed by the verifier, or not sure enough.",
                 code_version="1",
                 kinds={"pytorch"},
                 deps=upstream,
@@ -112,13 +125,19 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         reward_model: Bundle,
     ):
         opened, voter = store.open(), f"verifier_model/{context.partition_key}"
-        heavy = Heavy(context, store, children, recipe)
+        heavy, policy = Heavy(context, store, children, recipe), make_policy(recipe.curation)
         verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
-        inputs: dict[str, Bundle | str] = {"verifier": verifier, "voted_pairs": voted_pairs, "voter": voter}
+        inputs: dict[str, Bundle | str] = {"voted_pairs": voted_pairs}
+        settings: dict[str, Settings] = {"curation": recipe.curation}
+        if policy.has_verifier:
+            inputs |= {"verifier": verifier, "voter": voter}
+            settings = {"scoring": recipe.scoring}
 
         def check(work: Path) -> Bundle:
-            scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
-            checked = verify(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
+            scored = Bundle({"scores": records.table([], "scores")}, {})
+            if policy.has_verifier:
+                scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
+            checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
             tables = {
                 "pairs": to_table(checked.verified, "pairs"),
                 "prompts": voted_pairs["prompts"],
@@ -143,17 +162,22 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             opened,
             check,
             inputs=inputs,
-            settings={"scoring": recipe.scoring},
+            settings=settings,
             name="verified_pairs",
         )
 
         def contest(work: Path) -> Bundle:
-            checked = verify(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
+            checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
             pairs = to_table(checked.contested, "pairs")
             return Bundle({"pairs": pairs, "prompts": voted_pairs["prompts"]}, {"rows_out": pairs.num_rows})
 
         contested = run_stage(
-            context, opened, contest, inputs={"verified_pairs": verified}, settings={}, name="contested_pairs"
+            context,
+            opened,
+            contest,
+            inputs={"verified_pairs": verified, "voted_pairs": voted_pairs},
+            settings={},
+            name="contested_pairs",
         )
         yield result(context, opened, verified, name="verified_pairs", checks=(reconcile(verified),))
         yield result(context, opened, contested, name="contested_pairs")
@@ -173,8 +197,8 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     def annotated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
     ) -> dg.MaterializeResult:
-        """Step 3: two judges decide every contested pair; pairs without two agreeing votes are dropped."""
-        opened = store.open()
+        """Step 3: two judges decide or confirm contested pairs; pairs without two agreeing votes are dropped."""
+        opened, policy = store.open(), make_policy(recipe.curation)
         models = " ".join(model_digest(model_path(judge.model)) for judge in recipe.annotation.judges)
 
         def annotate(work: Path) -> Bundle:
@@ -193,7 +217,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             }
             summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
             votes = read_parquet(work / "votes.parquet", "votes")
-            resolved = resolve_annotations(to_frame(contested_pairs["pairs"]), to_frame(votes))
+            resolved = policy.resolve(to_frame(contested_pairs["pairs"]), to_frame(votes))
             tables = {
                 "pairs": to_table(resolved.annotated, "pairs"),
                 "prompts": contested_pairs["prompts"],
@@ -214,7 +238,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             opened,
             annotate,
             inputs={"contested_pairs": contested_pairs, "models": models},
-            settings={"annotation": recipe.annotation, "seed": recipe.seed},
+            settings={"annotation": recipe.annotation, "seed": recipe.seed, "policy": policy.name},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
 

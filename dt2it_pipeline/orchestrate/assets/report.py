@@ -42,6 +42,21 @@ _NOTES = {
     CONTROL: "D0 and the noisy preferences as they are, uncurated",
     CEILING: "D0 and the same preferences with their true labels",
 }
+_POLICY_NOTES = {
+    "paper": "Policy “paper”, the published one: the reward models of all rounds vote, the most negative part of the "
+    "pairs that they dislike is flipped, a verifier trained on the result confirms a pair or contests it, and two "
+    "judges decide the contested ones.",
+    "posterior": "Policy “posterior”: the probability that a label is right is estimated from the votes of reward "
+    "models that were not trained on the pair; labels that are more probably wrong are flipped, pairs that are sure "
+    "enough are kept, and the others are kept only where two judges agree with the voters.",
+}
+_STRENGTH_NOTES = {
+    "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
+    "Left of zero the voters disagree with the label; the most negative of these (half of them in the published "
+    "method) are flipped and then count as positive.",
+    "posterior": "Strength is the logarithm of the odds that the label, as it now stands, is right: 0 is a coin flip, "
+    "2.2 is nine to one. A pair below the bound that the recipe sets goes to the judges.",
+}
 _GROUP_NOTES = {
     "style_random": "which side is verbose is a coin flip",
     "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it",
@@ -138,6 +153,8 @@ class _Sources:
                 *self._examples("Two-image pairs", self.before["t2i_pairs"]),
             ],
             group_notes=_GROUP_NOTES if demo else {},
+            strength_note=_STRENGTH_NOTES[self.recipe.curation.policy],
+            policy_note=_POLICY_NOTES[self.recipe.curation.policy],
             facts=self._facts(),
         )
 
@@ -149,9 +166,10 @@ class _Sources:
     def _round(self, number: int) -> Round:
         found = self.rounds[number]
         pool = self.before["raw_preferences"]["pairs"].num_rows
+        paper = self.recipe.curation.policy == "paper"
         sets = {
-            "after vote and flip": "voted_pairs",
-            "verified": "verified_pairs",
+            "after vote and flip" if paper else "after relabelling": "voted_pairs",
+            "verified" if paper else "sure enough": "verified_pairs",
             "contested": "contested_pairs",
             "annotated": "annotated_pairs",
             "curated": "curated_pairs",
@@ -178,7 +196,11 @@ class _Sources:
                 _verification_counts(found),
                 _counts("annotated_pairs", found["annotated_pairs"]),
             ],
-            curves=[_curve(name.replace("_", " "), found[name]) for name in ("reward_model", "verifier_model")],
+            curves=[
+                _curve(name.replace("_", " "), found[name])
+                for name in ("reward_model", "verifier_model")
+                if "not_trained" not in found[name].facts
+            ],
             strengths={
                 str(label): part["strength"].dropna().to_numpy() for label, part in voted.groupby("label", sort=True)
             },
@@ -236,6 +258,7 @@ class _Sources:
         packages = ("dt2it-pipeline", "dagster", "torch", "transformers", "deepspeed")
         return {
             "recipe": self.recipe.name,
+            "curation policy": self.recipe.curation.policy,
             "seed": str(self.recipe.seed),
             "rounds so far": f"{len(self.rounds)} of {self.recipe.rounds}",
             "python": platform.python_version(),

@@ -6,6 +6,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import contaminated_prompts, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
@@ -157,8 +158,18 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         raw_benchmarks: Bundle,
         reward_model: Bundle,
     ) -> dg.MaterializeResult:
-        """Step 2's model: trained on D0 and the voted pairs, or the round's reward model if the recipe says so."""
+        """Step 2's model: trained on D0 and the voted pairs, or the round's reward model, or none: the recipe says."""
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "voted_pairs": voted_pairs}
+        policy = make_policy(recipe.curation)
+        if not policy.has_verifier:
+            bundle = run_stage(
+                context,
+                store.open(),
+                lambda work: Bundle({}, {"not_trained": f"the policy `{policy.name}` has no verifier"}),
+                inputs={},
+                settings={"policy": policy.name},
+            )
+            return result(context, store.open(), bundle)
         if recipe.curation.reuse_reward_model:
             bundle = run_stage(
                 context,

@@ -1,0 +1,121 @@
+"""Curation policies: how votes become labels, which pairs are put to judges, and what the judges decide.
+
+The recipe's `curation.policy` chooses:
+
+- `paper`: the published steps, to the letter (`steps`): the mean margin of all voters, half of the negative pairs
+  flipped, a verifier that is trained on the result confirms or contests, and judges decide contested pairs.
+- `posterior`: the probability that a label is right, from voters that never saw it (`posterior`); no verifier, and
+  judges confirm unsure pairs.
+
+What belongs here: the choice and its parameters. What does not: the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import pandas as pd
+
+from dt2it_pipeline.curate.posterior import confirm, posterior_vote, split_confident
+from dt2it_pipeline.curate.steps import (
+    AnnotationResult,
+    VerifyResult,
+    VoteResult,
+    resolve_annotations,
+    verify,
+    vote_and_flip,
+)
+from dt2it_pipeline.recipe import CurationSettings
+
+
+class Policy(Protocol):
+    """A policy.
+
+    `has_verifier`: `check` needs the scores of a model that is trained on the voted pairs. `heeds_training`: `vote`
+    asks which pairs the voters were trained on.
+    """
+
+    name: ClassVar[str]
+    has_verifier: ClassVar[bool]
+    heeds_training: ClassVar[bool]
+
+    def vote(
+        self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
+    ) -> tuple[VoteResult, dict[str, Any]]:
+        """Relabel pairs by the voters' scores; `trained_on` is voter -> pair ids. Returns the result and its facts."""
+        ...
+
+    def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
+        """Split voted pairs into kept and contested; `scores` are the verifier's, and not looked at without one."""
+        ...
+
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
+        """What becomes of contested pairs after the judges' votes."""
+        ...
+
+
+@dataclass(frozen=True)
+class PaperPolicy:
+    """The published policy."""
+
+    name: ClassVar[str] = "paper"
+    has_verifier: ClassVar[bool] = True
+    heeds_training: ClassVar[bool] = False
+
+    flip_fraction: float
+
+    def vote(
+        self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
+    ) -> tuple[VoteResult, dict[str, Any]]:
+        """`steps.vote_and_flip`: every voter has a say on every pair, whatever it was trained on."""
+        return vote_and_flip(pairs, scores, self.flip_fraction), {}
+
+    def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
+        """`steps.verify`."""
+        return verify(voted, scores)
+
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
+        """`steps.resolve_annotations`: the judges decide."""
+        return resolve_annotations(contested, votes)
+
+
+@dataclass(frozen=True)
+class PosteriorPolicy:
+    """Labels by their probability of being right."""
+
+    name: ClassVar[str] = "posterior"
+    has_verifier: ClassVar[bool] = False
+    heeds_training: ClassVar[bool] = True
+
+    keep_probability: float
+    smallest_source: int
+
+    def vote(
+        self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
+    ) -> tuple[VoteResult, dict[str, Any]]:
+        """`posterior.posterior_vote`, with the fitted model among the facts."""
+        found = posterior_vote(pairs, scores, trained_on, self.smallest_source)
+        model = found.model
+        return found, {
+            "estimated_right_share": {name: round(share, 4) for name, share in model.right_share.items()},
+            "pooled_sources": list(model.pooled),
+            "voter_weights": dict(zip(found.voters, model.weights.round(4).tolist(), strict=True)),
+            "style_shifts": dict(zip(found.voters, model.style_shifts.round(4).tolist(), strict=True)),
+        }
+
+    def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
+        """`posterior.split_confident`."""
+        return split_confident(voted, self.keep_probability)
+
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
+        """`posterior.confirm`: the judges confirm."""
+        return confirm(contested, votes)
+
+
+def make_policy(settings: CurationSettings) -> Policy:
+    """The policy that a recipe asks for."""
+    if settings.policy == "paper":
+        return PaperPolicy(settings.flip_fraction)
+    return PosteriorPolicy(settings.keep_probability, settings.smallest_source)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from dt2it_pipeline import records
+from dt2it_pipeline.curate import CurationError, confirm, merge, posterior_vote, split_confident
+from dt2it_pipeline.curate.posterior import NO_VOTER, OPPOSED
+from dt2it_pipeline.curate.tables import to_frame, to_table
+
+
+class World:
+    """Pairs with hidden truth: the truly better side, wrong labels, a style that labels prefer, calibrated voters."""
+
+    def __init__(self, count: int, noise: float, seed: int = 0, sources: tuple[str, ...] = ("s",)) -> None:
+        self.random = np.random.default_rng(seed)
+        self.right = self.random.random(count) >= noise
+        self.verbose_chosen = self.random.random(count) < 0.9
+        chosen, rejected = (np.where(self.verbose_chosen ^ flip, "w" * 40, "w" * 10) for flip in (False, True))
+        names = [f"{i:05d}" for i in range(count)]
+        self.pairs = pd.DataFrame(
+            {
+                "pair_id": [f"p{name}" for name in names],
+                "chosen": chosen,
+                "rejected": rejected,
+                "chosen_id": [f"c{name}" for name in names],
+                "rejected_id": [f"r{name}" for name in names],
+                "source": [sources[i % len(sources)] for i in range(count)],
+                "label": "original",
+            }
+        )
+
+    def voter(self, name: str, scale: float = 1.0, style: float = 0.0, quality: float = 3.0) -> pd.DataFrame:
+        """Scores whose margins for the truly better side are calibrated: P(right | |m|) = sigmoid(quality * |m|)."""
+        count = len(self.pairs)
+        size = np.abs(self.random.normal(1.0, 0.6, count))
+        agrees = self.random.random(count) < expit(quality * size)
+        margin = np.where(agrees == self.right, size, -size) + np.where(self.verbose_chosen, style, -style)
+        ids = np.concatenate([self.pairs["chosen_id"], self.pairs["rejected_id"]])
+        return pd.DataFrame(
+            {"response_id": ids, "voter": name, "score": scale * np.concatenate([margin, np.zeros(count)])}
+        )
+
+    def accuracy(self, part: pd.DataFrame) -> float:
+        number = part["pair_id"].str[1:].astype(int).to_numpy()
+        return float((part["chosen_id"].str.startswith("c").to_numpy() == self.right[number]).mean())
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 0.4])
+@pytest.mark.parametrize("style", [0.0, 0.5])
+def test_estimates_the_noise_and_probabilities_that_hold(noise: float, style: float) -> None:
+    world = World(4000, noise)
+    result = posterior_vote(world.pairs, world.voter("a", scale=7.0, style=style))
+    assert result.model.right_share["s"] == pytest.approx(1 - noise, abs=0.05)
+    expected = float(expit(result.voted["strength"]).mean())
+    assert world.accuracy(result.voted) == pytest.approx(expected, abs=0.04)
+    sure = split_confident(result.voted, 0.85).verified
+    assert world.accuracy(sure) > world.accuracy(result.voted) + 0.01
+    assert len(sure) > 0.7 * len(world.pairs)
+
+
+def test_no_harm_where_no_label_is_wrong() -> None:
+    world = World(3000, 0.0)
+    result = posterior_vote(world.pairs, world.voter("a"))
+    assert result.flipped < 0.01 * len(world.pairs)
+    assert result.model.right_share["s"] > 0.98
+
+
+def test_a_voter_that_likes_the_labels_style_does_not_hide_wrong_labels() -> None:
+    world = World(3000, 0.3)
+    result = posterior_vote(world.pairs, world.voter("a", style=0.8))
+    assert result.model.style_shifts[0] > 0.3
+    assert world.accuracy(result.voted) > 0.9
+
+
+def test_scale_does_not_matter_and_a_useless_voter_says_nothing() -> None:
+    world = World(3000, 0.3)
+    good, useless = world.voter("good"), world.voter("useless", quality=0.0)
+    constant = good.assign(voter="constant", score=5.0)
+    alone = posterior_vote(world.pairs, good)
+    loud = posterior_vote(world.pairs, good.assign(score=good["score"] * 1000))
+    np.testing.assert_allclose(loud.voted["strength"], alone.voted["strength"], rtol=1e-6)
+    together = posterior_vote(world.pairs, pd.concat([good, useless.assign(score=useless["score"] * 50), constant]))
+    weights = dict(zip(together.voters, together.model.weights, strict=True))
+    assert weights["good"] > 5 * weights["useless"]
+    assert world.accuracy(together.voted) > world.accuracy(alone.voted) - 0.01
+    assert {vote["voter"] for vote in together.voted["votes"].iloc[0]} == {"good", "useless", "constant"}
+
+
+def test_two_independent_voters_are_better_than_one_and_a_copy_is_not() -> None:
+    world = World(3000, 0.3)
+    one = world.voter("a")
+    alone = posterior_vote(world.pairs, one)
+    copied = posterior_vote(world.pairs, pd.concat([one, one.assign(voter="copy")]))
+    both = posterior_vote(world.pairs, pd.concat([one, world.voter("b")]))
+    assert world.accuracy(both.voted) > world.accuracy(alone.voted) + 0.01
+    assert copied.voted["strength"].mean() == pytest.approx(alone.voted["strength"].mean(), rel=0.1)
+
+
+def test_a_voter_alone_that_says_nothing_leaves_every_label() -> None:
+    world = World(500, 0.3)
+    constant = world.voter("a").assign(score=1.0)
+    result = posterior_vote(world.pairs, constant)
+    assert result.flipped == 0
+    assert np.isfinite(result.voted["strength"]).all()
+
+
+def test_a_voter_has_no_say_on_the_pairs_it_was_trained_on() -> None:
+    world = World(1000, 0.3)
+    scores = pd.concat([world.voter("reward_model/0"), world.voter("reward_model/1")])
+    trained = world.pairs["pair_id"][:600].tolist()
+    voted = posterior_vote(world.pairs, scores, {"reward_model/1": trained, "unknown": ["x"]}).voted
+    voters = voted["votes"].map(lambda votes: " ".join(vote["voter"] for vote in votes)).astype(str)
+    was_trained_on = voted["pair_id"].isin(trained)
+    assert set(voters[was_trained_on]) == {"reward_model/0"}
+    assert set(voters[~was_trained_on]) == {"reward_model/0 reward_model/1"}
+    only = posterior_vote(world.pairs, scores[scores["voter"] == "reward_model/1"], {"reward_model/1": trained})
+    assert only.unscored["pair_id"].tolist() == trained
+    assert set(only.unscored["reason"]) == {NO_VOTER}
+    assert len(only.voted) + len(only.unscored) == len(world.pairs)
+
+
+def test_a_voter_that_may_judge_only_a_small_rest_changes_nothing() -> None:
+    world = World(2000, 0.3)
+    first, second = world.voter("reward_model/0"), world.voter("reward_model/1")
+    alone = posterior_vote(world.pairs, first).voted
+    trained = {"reward_model/1": world.pairs["pair_id"][:1900].tolist()}
+    both = posterior_vote(world.pairs, pd.concat([first, second]), trained)
+    assert both.model.weights[1] == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(both.voted["strength"], alone["strength"], rtol=1e-6)
+
+
+def test_a_score_that_is_missing_or_not_finite_silences_that_voter_on_that_pair_alone() -> None:
+    world = World(400, 0.3)
+    a, b = world.voter("a"), world.voter("b")
+    a.loc[a["response_id"] == "c00000", "score"] = np.nan
+    b = b[b["response_id"] != "r00001"]
+    a.loc[a["response_id"].isin(["c00002", "r00003"]), "score"] = np.inf
+    b.loc[b["response_id"] == "c00002", "score"] = -np.inf
+    result = posterior_vote(world.pairs, pd.concat([a, b]))
+    votes = result.voted.set_index("pair_id")["votes"].map(lambda votes: [vote["voter"] for vote in votes])
+    assert (votes["p00000"], votes["p00001"], votes["p00003"]) == (["b"], ["a"], ["b"])
+    assert result.unscored["pair_id"].tolist() == ["p00002"]
+    assert result.unscored["reason"].tolist() == ["score not finite"]
+    assert np.isfinite(result.voted["strength"]).all()
+
+
+def test_sources_have_their_own_noise_and_tiny_ones_are_pooled() -> None:
+    clean, noisy, tiny = World(1500, 0.05, 1, ("clean",)), World(1500, 0.4, 2, ("noisy",)), World(3, 0.4, 3, ("tiny",))
+    parts, scores = [], []
+    for name, world in (("x", clean), ("y", noisy), ("z", tiny)):
+        ids = ["pair_id", "chosen_id", "rejected_id"]
+        parts.append(world.pairs.assign(**{column: name + world.pairs[column] for column in ids}))
+        voter = world.voter("a")
+        scores.append(voter.assign(response_id=name + voter["response_id"]))
+    share = posterior_vote(pd.concat(parts, ignore_index=True), pd.concat(scores)).model
+    assert share.right_share["clean"] == pytest.approx(0.95, abs=0.04)
+    assert share.right_share["noisy"] == pytest.approx(0.6, abs=0.06)
+    assert share.pooled == ("tiny",)
+    assert share.right_share["tiny"] in (share.right_share["clean"], share.right_share["noisy"])
+    small = posterior_vote(pd.concat(parts, ignore_index=True), pd.concat(scores), smallest_source=3)
+    assert small.model.pooled == ()
+
+
+def test_three_pairs_alone_and_no_pairs_at_all() -> None:
+    world = World(3, 0.0)
+    result = posterior_vote(world.pairs, world.voter("a"))
+    assert np.isfinite(result.voted["strength"]).all()
+    empty = posterior_vote(world.pairs.iloc[:0], world.voter("a"))
+    assert len(empty.voted) == len(empty.unscored) == empty.flipped == 0
+    unscored = posterior_vote(world.pairs, world.voter("a").iloc[:0])
+    assert set(unscored.unscored["reason"]) == {"score missing"}
+    assert len(unscored.voted) == 0
+    assert len(split_confident(unscored.voted, 0.9).verified) == 0
+
+
+def test_rows_in_any_order_give_the_same_and_inputs_stay() -> None:
+    world = World(300, 0.3)
+    scores, before = world.voter("a"), world.pairs.copy(deep=True)
+    first = posterior_vote(world.pairs, scores).voted.set_index("pair_id")
+    pd.testing.assert_frame_equal(world.pairs, before)
+    mixed = posterior_vote(world.pairs.sample(frac=1, random_state=1), scores.sample(frac=1, random_state=2)).voted
+    mixed = mixed.set_index("pair_id").loc[first.index]
+    assert mixed["chosen_id"].tolist() == first["chosen_id"].tolist()
+    np.testing.assert_allclose(mixed["strength"], first["strength"], rtol=1e-4)
+
+
+def test_malformed_tables_give_clear_errors() -> None:
+    world = World(5, 0.0)
+    scores = world.voter("a")
+    with pytest.raises(CurationError, match="1 rows repeat a pair_id"):
+        posterior_vote(pd.concat([world.pairs, world.pairs.iloc[:1]]), scores)
+    with pytest.raises(CurationError, match="two different scores"):
+        posterior_vote(world.pairs, pd.concat([scores, scores.iloc[:1].assign(score=99.0)]))
+    with pytest.raises(ValueError, match=r"at least 0\.5 and below 1"):
+        split_confident(posterior_vote(world.pairs, scores).voted, 1.0)
+
+
+def judged(pairs: pd.DataFrame, verdicts: list[tuple[str | None, str | None]]) -> pd.DataFrame:
+    rows = [
+        {"pair_id": pair, "judge": judge, "order": "forward", "verdict": verdict}
+        for pair, both in zip(pairs["pair_id"], verdicts, strict=True)
+        for judge, verdict in zip("ab", both, strict=True)
+    ]
+    return to_frame(records.table(rows, "votes"))
+
+
+def test_judges_confirm_contested_pairs_and_never_turn_them() -> None:
+    world = World(400, 0.3)
+    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.85).contested.iloc[:4]
+    verdicts = [("chosen", "chosen"), ("rejected", "rejected"), ("chosen", "rejected"), (None, "chosen")]
+    result = confirm(contested, judged(contested, verdicts))
+    ids = contested["pair_id"].tolist()
+    assert result.annotated["pair_id"].tolist() == ids[:1]
+    assert result.annotated["label"].tolist() == ["annotated"]
+    assert result.annotated["chosen_id"].tolist() == contested["chosen_id"].tolist()[:1]
+    reasons = dict(zip(result.dropped["pair_id"], result.dropped["reason"], strict=True))
+    assert reasons == {ids[1]: OPPOSED, ids[2]: "votes are tied", ids[3]: "votes do not sum to two"}
+    assert result.dropped.set_index("pair_id").loc[ids[1], "detail"] == "by 2 of 2 votes"
+
+
+def test_nothing_contested_and_everything_contested() -> None:
+    rows = [records.make_pair(f"q{i}", "a longer answer", "no", source="s") for i in range(20)]
+    pairs = to_frame(records.table(rows, "pairs"))
+    ids = np.concatenate([pairs["chosen_id"], pairs["rejected_id"]])
+    scores = pd.DataFrame({"response_id": ids, "voter": "a", "score": np.repeat([1.0, 0.0], len(pairs))})
+    voted = posterior_vote(pairs, scores).voted
+    assert to_table(voted, "pairs").num_rows == 20
+    none = split_confident(voted, 0.5)
+    assert len(none.contested) == 0
+    empty = confirm(none.contested, to_frame(records.table([], "votes")))
+    assert len(to_table(merge(none.verified, empty.annotated, 0), "pairs")) == 20
+    every = split_confident(voted, 1 - 1e-12)
+    assert len(every.verified) == 0
+    agreed = confirm(every.contested, judged(every.contested, [("chosen", "tie")] * 20))
+    assert len(to_table(merge(every.verified, agreed.annotated, 0), "pairs")) == 20
+    opposed = confirm(every.contested, judged(every.contested, [("rejected", "rejected")] * 20))
+    assert (len(opposed.annotated), len(opposed.dropped)) == (0, 20)
