@@ -80,7 +80,7 @@ def make_data(folder: Path, pairs: int) -> dict[str, Any]:
         {
             "conversations": [
                 {"from": "system", "value": SYSTEM},
-                {"from": "human", "value": prompts[key]["turns"][0]["text"].replace("<image>\n", "<image>")},
+                {"from": "human", "value": prompts[key]["turns"][0]["text"]},
             ],
             "chosen": {"from": "gpt", "value": chosen},
             "rejected": {"from": "gpt", "value": rejected},
