@@ -7,15 +7,14 @@
 - "plain batches": 16 conversations at once without LM head, each with its own copy of prompt and picture.
 - "ours": `reward.scorer.Scorer`, pictures and prompts once.
 
-Every way runs in a process of its own over the same rows, from text and picture files to scores; memory is the peak of
-that process.
+Every way goes from text and picture files to scores, over the same rows. The ways take turns in one process (A B C A B
+C ...), and the ratio is taken within a round, so that a noisy machine meets all alike. Memory is the peak of a process
+that runs one way alone, Python and libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.environment import run_as_worker, spread
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import DEMO_BASE_MODEL, ScoringSettings, model_path
 
@@ -36,6 +36,7 @@ WORDS = ("the", "shape", "in", "this", "picture", "is", "a", "red", "blue", "cir
 
 Rows = tuple[dict[str, dict[str, Any]], list[tuple[str, str, str]]]
 Way = Callable[[Rows], dict[str, float]]
+Scores = dict[str, dict[str, float]]
 
 
 def make_rows(folder: Path, prompts: int, responses: int) -> Rows:
@@ -146,8 +147,18 @@ def ours(checkpoint: Path, media: Path, tokens_per_batch: int) -> Way:
     return run
 
 
-def child(given: argparse.Namespace) -> None:
-    """Measure one way and print its figures as JSON."""
+def build(way: str, given: argparse.Namespace, folder: Path) -> Way:
+    """Load what a way needs."""
+    checkpoint = folder / "checkpoint"
+    if way == "one at a time":
+        return one_at_a_time(checkpoint, model_path(given.model), folder)
+    if way == "plain batches":
+        return plain_batches(checkpoint, folder)
+    return ours(checkpoint, folder, given.tokens_per_batch)
+
+
+def prepare(threads: int) -> None:
+    """Set up torch as the pipeline's worker processes do."""
     from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
@@ -155,78 +166,81 @@ def child(given: argparse.Namespace) -> None:
 
     from dt2it_pipeline.reward.distributed import flush_denormals
 
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(threads)
     flush_denormals()
+
+
+def peak_memory(given: argparse.Namespace) -> None:
+    """Run one way over the longest rows and print the peak memory of this process, in bytes."""
+    prepare(given.threads)
     folder = Path(given.folder)
-    checkpoint = folder / "checkpoint"
-    if given.way == "one at a time":
-        run = one_at_a_time(checkpoint, model_path(given.model), folder)
-    elif given.way == "plain batches":
-        run = plain_batches(checkpoint, folder)
-    else:
-        run = ours(checkpoint, folder, given.tokens_per_batch)
-    clock = time.process_time if given.clock == "cpu" else time.perf_counter
-    result: dict[str, Any] = {}
-    for responses in given.responses:
-        rows = make_rows(folder, given.prompts, responses)
-        warm = {key: rows[0][key] for key in list(rows[0])[:8]}
-        run((warm, [response for response in rows[1] if response[1] in warm]))
-        seconds = []
-        for _ in range(given.repeats):
-            started = clock()
-            scores = run(rows)
-            seconds.append(clock() - started)
-        result[str(responses)] = {"speed": len(rows[1]) / statistics.median(seconds), "scores": scores}
-    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(result))
+    build(given.way, given, folder)(make_rows(folder, given.prompts, max(given.responses)))
+    status = Path("/proc/self/status").read_text(encoding="ascii")  # getrusage counts the parent's memory too
+    print(next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024)
+
+
+def take_turns(ways: dict[str, Way], rows: Rows, rounds: int) -> tuple[dict[str, list[tuple[float, float]]], Scores]:
+    """Seconds of the wall clock and of CPU time by way and round, after one round that does not count; and scores."""
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    scores = {}
+    for number in range(rounds + 1):
+        for way, run in ways.items():
+            before = time.perf_counter(), time.process_time()
+            scores[way] = run(rows)
+            after = time.perf_counter(), time.process_time()
+            if number:
+                seconds[way].append((after[0] - before[0], after[1] - before[1]))
+    return seconds, scores
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEMO_BASE_MODEL, help="base model folder; `demo` ships with the package")
-    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--responses", type=int, nargs="+", default=[2, 4, 8], help="responses per prompt")
-    parser.add_argument("--repeats", type=int, default=5, help="the median counts")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every way; medians count")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: time of the process, where others share the core"
-    )
     parser.add_argument("--tokens-per-batch", type=int, default=ScoringSettings().tokens_per_batch, help="of ours")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    run_as_worker("benchmarks.scoring")
     if given.way:
-        child(given)
+        peak_memory(given)
         return
+    prepare(given.threads)
     from dt2it_pipeline.reward.model import RewardModel
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "checkpoint").mkdir()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "checkpoint").mkdir()
         model = RewardModel.from_pretrained(model_path(given.model))
         model.card["system_prompt"] = SYSTEM
-        model.save_pretrained(Path(folder) / "checkpoint")
-        found = {}
+        model.save_pretrained(folder / "checkpoint")
+        ways = {way: build(way, given, folder) for way in WAYS}
+        print(
+            "| responses per prompt | way | responses/s | times one at a time, wall clock | the same, CPU time "
+            "| scores differ by |\n|---|---|---|---|---|---|"
+        )
+        for responses in given.responses:
+            rows = make_rows(folder, given.prompts, responses)
+            show(responses, len(rows[1]), *take_turns(ways, rows, given.rounds))
+        print("\n| way | peak memory, MiB |\n|---|---|")
         for way in WAYS:
-            command = [sys.executable, "-m", "benchmarks.scoring", *sys.argv[1:], "--way", way, "--folder", folder]
+            command = [sys.executable, "-m", "benchmarks.scoring", *sys.argv[1:], "--way", way, "--folder", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[way] = json.loads(done.stdout.splitlines()[-1])
-    show(found, given.responses)
+            print(f"| {way} | {int(done.stdout.splitlines()[-1]) / 2**20:.0f} |", flush=True)
 
 
-def show(found: dict[str, Any], counts: list[int]) -> None:
-    """Print the table."""
-    print("| responses per prompt | way | responses/s | times one at a time | scores differ by | peak memory, MiB |")
-    print("|---|---|---|---|---|---|")
-    for responses in map(str, counts):
-        first = found[WAYS[0]][responses]
-        for way in WAYS:
-            here = found[way][responses]
-            differ = max(abs(here["scores"][name] - value) for name, value in first["scores"].items())
-            print(
-                f"| {responses} | {way} | {here['speed']:.1f} | {here['speed'] / first['speed']:.1f} | {differ:.1e} "
-                f"| {found[way]['memory'] / 2**20:.0f} |"
-            )
+def show(responses: int, scored: int, seconds: dict[str, list[tuple[float, float]]], scores: Scores) -> None:
+    """Print the rows of one number of responses per prompt."""
+    base, expected = seconds[WAYS[0]], scores[WAYS[0]]
+    for way in WAYS:
+        speed = scored / statistics.median(wall for wall, _ in seconds[way])
+        ratios = [spread([b[c] / m[c] for b, m in zip(base, seconds[way], strict=True)]) for c in (0, 1)]
+        differ = max(abs(scores[way][name] - value) for name, value in expected.items())
+        print(f"| {responses} | {way} | {speed:.1f} | {ratios[0]} | {ratios[1]} | {differ:.1e} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,55 @@ def block_mask(segment: torch.Tensor) -> Any:
     return create_block_mask(seen, rows, None, length, length, device=str(segment.device))
 
 
+class _CommonStart:
+    """Keys and values of the columns with which all rows begin; a layer takes it for a cache of transformers."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[torch.Tensor, ...] = ()
+
+    def update(self, *given: Any) -> tuple[torch.Tensor, ...]:
+        """Keep the first call's keys and values; put them before those of the second."""
+        both = given[:2]  # [rows, heads, columns, size] each; the number of the layer follows
+        if not self.kept:
+            self.kept = both
+            return both
+        return tuple(
+            torch.cat([kept.expand(len(own), -1, -1, -1), own], dim=2)
+            for kept, own in zip(self.kept, both, strict=True)
+        )
+
+
+def layer_after_common_start(
+    layer: Any, start: torch.Tensor, rest: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A decoder layer over rows that begin alike: their first columns once, then the rest of every row.
+
+    Nothing in those columns depends on what follows, so the numbers are those of running whole rows.
+
+    Args:
+        layer: of transformers.
+        start: hidden states of the common columns, [1, common, hidden].
+        rest: of all other columns, [rows, L - common, hidden].
+        rotary: for whole rows.
+        mask: additive, [rows, 1, L, L].
+
+    Returns:
+        `start` and `rest` behind the layer.
+    """
+    common = start.shape[1]
+    cache = _CommonStart()
+    first = tuple(part[..., :1, :common, :] for part in rotary)
+    after = tuple(part[..., common:, :] for part in rotary)
+    out = []
+    for hidden, seen, turned in (
+        (start, mask[:1, :, :common, :common], first),
+        (rest, mask[:, :, common:], after),
+    ):
+        done = layer(hidden, attention_mask=seen, position_embeddings=turned, position_ids=None, past_key_values=cache)
+        out.append(done[0] if isinstance(done, tuple) else done)
+    return out[0], out[1]
+
+
 def last_layer(
     layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch
 ) -> torch.Tensor:

@@ -43,6 +43,7 @@ class Batch:
     end_order: torch.Tensor  # int64 [N], flat places of the responses in end_grid
     picture_slots: torch.Tensor  # int64 [picture tokens], flat places
     pictures: tuple[int, ...]  # on the shelf, in the order of their tokens
+    common: int = 0  # columns of text with which all rows begin alike, before any picture
     pixels: torch.Tensor | None = None  # patches for the tower, where features are not computed ahead
     grids: torch.Tensor | None = None  # int64 [pictures in pixels, 3]
     feature_rows: torch.Tensor | None = None  # int64 [picture tokens]: row of the tower's output for each picture token
@@ -113,7 +114,18 @@ def collate(sequences: Sequence[Row], pad_token: int = 0, padding: Literal["righ
         end_order=torch.tensor(end_order),
         picture_slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.zeros(0, dtype=torch.int64),
         pictures=tuple(p for s in sequences for p in s.prompt.pictures),
+        common=_common_start([s.prompt for s in sequences]) if padding == "right" else 0,
     )
+
+
+def _common_start(prompts: Sequence[EncodedPrompt]) -> int:
+    """How many tokens all prompts begin with alike, before the first picture of any."""
+    count = min(int(p.picture_slots[0]) if len(p.picture_slots) else len(p.tokens) for p in prompts)
+    first = prompts[0].tokens[:count]
+    differs = np.zeros(count, dtype=bool)
+    for prompt in prompts[1:]:
+        differs |= prompt.tokens[:count] != first
+    return int(differs.argmax()) if differs.any() else count
 
 
 def with_pixels(batch: Batch, shelf: PictureShelf, *, once: bool = True) -> Batch:

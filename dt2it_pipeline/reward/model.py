@@ -20,7 +20,14 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
-from dt2it_pipeline.reward.attention import FLEX, TAKE_MASKS, last_layer, layer_mask, register_flex  # noqa: E402
+from dt2it_pipeline.reward.attention import (  # noqa: E402
+    FLEX,
+    TAKE_MASKS,
+    last_layer,
+    layer_after_common_start,
+    layer_mask,
+    register_flex,
+)
 from dt2it_pipeline.reward.checkpoint import (  # noqa: E402
     FAMILIES,
     CheckpointError,
@@ -46,6 +53,7 @@ _PROCESSOR_FILES = (
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
+_LEAST_SAVED = 0.05  # of a batch's cells, where computing a common start once is worth a second call of every layer
 
 
 class ScoreHead(nn.Linear):
@@ -189,20 +197,41 @@ class RewardModel(nn.Module):
         if not batch.plain and (fault := self.sharing_fault()):
             raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
         masks = {window: layer_mask(batch, self.attention, hidden.dtype, window) for window in self._windows()}
-        last = len(language.layers) - 1
-        lean_end = self.family == "qwen3_vl" and last >= len(deepstack)
-        for index, layer in enumerate(language.layers):
-            if index == last and lean_end:
-                hidden = last_layer(layer, hidden, rotary, batch)
-                break
+        layers = list(language.layers)
+        lean_end = self.family == "qwen3_vl" and len(layers) > len(deepstack)
+        last = layers.pop() if lean_end else None
+        rows, length = batch.input_ids.shape
+        common = batch.common if self._starts_once(batch) else 0
+        start, hidden = hidden[:1, :common], hidden[:, common:]
+        slots = batch.picture_slots - (batch.picture_slots // length + 1) * common
+        for index, layer in enumerate(layers):
             mask = masks[_window(layer)]
-            out = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
-            hidden = out[0] if isinstance(out, tuple) else out
+            if common:
+                start, hidden = layer_after_common_start(layer, start, hidden, rotary, mask)
+            else:
+                out = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
+                hidden = out[0] if isinstance(out, tuple) else out
             if index < len(deepstack):
-                hidden = _put_rows(hidden, batch.picture_slots, deepstack[index], add=True)
+                hidden = _put_rows(hidden, slots, deepstack[index], add=True)
+        if common:
+            hidden = torch.cat([start.expand(rows, -1, -1), hidden], dim=1)
+        if last is not None:
+            hidden = last_layer(last, hidden, rotary, batch)
         else:
             hidden = hidden.reshape(-1, hidden.shape[-1])[batch.ends]
         return self.head(language.norm(hidden))
+
+    def _starts_once(self, batch: Batch) -> bool:
+        """Whether the text with which all rows begin, such as the system prompt, is to be computed once.
+
+        It is where that saves work and every layer may be called twice. Under ZeRO-3 it may not, since ranks gather a
+        layer's weights at each call and must agree on their number; nor may it where activations are recomputed.
+        """
+        rows, length = batch.input_ids.shape
+        if batch.plain or self.attention == FLEX or (rows - 1) * batch.common < rows * length * _LEAST_SAVED:
+            return False
+        layer = self.model.language_model.layers[0]
+        return not (self.training and layer.gradient_checkpointing) and not hasattr(next(layer.parameters()), "ds_id")
 
     def score(
         self,

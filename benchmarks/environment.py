@@ -1,0 +1,28 @@
+"""What all benchmarks share: the environment in which the pipeline starts its worker processes, and summaries."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+
+# As orchestrate/resources.py sets them: glibc keeps the memory of large tensors, and waiting threads sleep.
+WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def run_as_worker(module: str) -> None:
+    """Start this process anew in the environment of a worker, which glibc and OpenMP read once, at the start."""
+    if any(os.environ.get(name) != value for name, value in WORKER_ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **WORKER_ENVIRONMENT})
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Median, least and greatest, for a table."""
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
