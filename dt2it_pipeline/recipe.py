@@ -240,7 +240,9 @@ class JudgeSettings(Settings):
 class AnnotationSettings(Settings):
     """Two judges on every contested pair (METHOD.md, part 3, step 3)."""
 
-    judges: tuple[JudgeSettings, ...] = Field(strict=False, min_length=1)
+    judges: tuple[JudgeSettings, ...] = Field(
+        strict=False, min_length=2, max_length=2, description="two, each with one vote on every contested pair"
+    )
     batch_pairs: int = Field(64, ge=1, description="pairs per forward pass")
 
     @model_validator(mode="after")

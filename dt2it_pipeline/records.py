@@ -156,7 +156,9 @@ def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[st
 
 def set_aside_row(row_id: str, stage: str, reason: str, detail: str = "", source: str = "") -> dict[str, str]:
     """One row of a set-aside table: which row, where, why (a short fixed phrase) and what was found."""
-    return {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
+    values = {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
+    # What was found may be no valid text; it is spelled out then, since a table of faults must always be written.
+    return {key: value.encode("utf-8", "backslashreplace").decode() for key, value in values.items()}
 
 
 def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,12 @@ class Store:
 
 def content_digest(folder: Path) -> str:
     """Hash of the tables and weights below a folder; logs, timings and configuration do not count."""
+    return _digest_of(folder, sorted(p for p in folder.rglob("*") if p.suffix in _CONTENT_SUFFIXES))
+
+
+def _digest_of(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in _CONTENT_SUFFIXES):
+    for file in files:
         digest.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
@@ -192,7 +196,7 @@ def content_digest(folder: Path) -> str:
 
 @functools.cache
 def _digest_once(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    return content_digest(folder)
+    return _digest_of(folder, [Path(name) for name, _, _ in stamp])
 
 
 def model_digest(model: str) -> str:
@@ -203,7 +207,8 @@ def model_digest(model: str) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    files = sorted(p for p in folder.rglob("*") if p.suffix in _CONTENT_SUFFIXES)
+    # Tokenizer, chat template and configuration make a model too; its card does not.
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md")
     return _digest_once(folder, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 

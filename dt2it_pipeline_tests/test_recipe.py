@@ -4,7 +4,7 @@ import pytest
 
 from dt2it_pipeline.recipe import RecipeError, load_recipe, parse_recipe, project_root
 
-MINIMAL = "name: x\nannotation: {judges: [{name: a}]}\n"
+MINIMAL = "name: x\nannotation: {judges: [{name: a}, {name: b}]}\n"
 
 
 @pytest.mark.parametrize("path", sorted((project_root() / "configs/recipes").glob("*.yaml")), ids=lambda p: p.name)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import records
-from dt2it_pipeline.store import Bundle, Store, StoreError, atomic_directory, read_parquet, write_parquet
+from dt2it_pipeline.store import Bundle, Store, StoreError, atomic_directory, model_digest, read_parquet, write_parquet
 
 
 def pairs(count=3):
@@ -100,3 +100,13 @@ def test_an_unwritable_home_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="set DT2IT_HOME to a writable folder"):
         Store(tmp_path / "file").write("stage", Bundle({"pairs": pairs()}), "k")
+
+
+def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "README.md"):
+        (tmp_path / name).write_text("x")
+    before = model_digest(str(tmp_path))
+    (tmp_path / "README.md").write_text("another card")
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / "tokenizer.json").write_text("another tokenizer")
+    assert model_digest(str(tmp_path)) != before

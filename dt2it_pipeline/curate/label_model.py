@@ -39,6 +39,7 @@ from scipy.special import expit, logit
 
 _FIT_PAIRS = 50_000  # a few numbers are fitted; more pairs take longer and change little
 _LEAST_COVERAGE = 0.1
+_FARTHEST = 10.0  # medians; one broken score must not set the scale of all
 _STEPS = 500
 _TOLERANCE = 1e-5
 _RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's share of right labels
@@ -93,15 +94,23 @@ def fit_labels(
     )
     weights = np.where(y.any(axis=0), weights, 0.0)
     evidence = y[judged] @ weights
-    if not np.array_equal(sample, judged):
-        shares = _fit_shares(evidence, groups[judged], shares)
     log_odds = np.full(len(margins), np.nan)
-    log_odds[judged] = logit(shares)[groups[judged]] + evidence
+    if weights.any():
+        if not np.array_equal(sample, judged):
+            shares = _fit_shares(evidence, groups[judged], shares)
+        log_odds[judged] = logit(shares)[groups[judged]] + evidence
+    else:  # voters that say nothing: no label is known to be right, and the share would only repeat its prior
+        shares = np.full(len(names), 0.5)
+        log_odds[judged] = 0.0
     by_source = {name: float(shares[group]) for group, found in enumerate(names) for name in found}
     return LabelModel(log_odds, weights, shifts, dict(sorted(by_source.items())), pooled)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values over their root mean square; single ones beyond ten times the median size count as that much."""
+    middle = np.median(np.abs(values)) if len(values) else 0.0
+    if middle > 0:
+        values = np.clip(values, -_FARTHEST * middle, _FARTHEST * middle)
     size = np.sqrt(np.mean(values**2)) if len(values) else 0.0
     return values / size if size > 0 else np.zeros_like(values)
 

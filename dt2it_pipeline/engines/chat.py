@@ -15,6 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.ingest.media import PICTURE_FORMATS
+
 MAX_FILE_PIXELS = 100_000_000  # a picture beyond this is refused before it is decoded
 _MARKER = re.compile(r"(<image>|<video>)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
@@ -89,7 +91,7 @@ def open_picture(media_root: Path, relative: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is stricter
-            with Image.open(path) as opened:
+            with Image.open(path, formats=PICTURE_FORMATS) as opened:
                 if opened.width * opened.height > MAX_FILE_PIXELS:
                     raise ChatError("picture too large", f"{relative}: {opened.width} x {opened.height} pixels")
                 return opened.convert("RGB")

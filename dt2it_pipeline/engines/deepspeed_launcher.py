@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,18 @@ from pathlib import Path
 REMOTE_ENVIRONMENT = "DS_ENV_FILE"
 # Of our own environment, what a rank on another machine needs as well.
 _PASSED_ON = ("DT2IT_", "HF_", "OMP_", "TOKENIZERS_", "TORCH_", "WANDB_")
+# DeepSpeed writes what it passes on into its log and command line, so secrets stay where they are: a rank that needs
+# one must find it in the environment of its own machine.
+_SECRET = re.compile("TOKEN$|KEY|SECRET|PASSWORD")
 
 
 def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
     """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, all of `extra`; for our eyes only."""
-    passed = {k: v for k, v in environment.items() if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID"} | dict(
-        extra
-    )
+    passed = {
+        k: v
+        for k, v in environment.items()
+        if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID" and not _SECRET.search(k)
+    } | dict(extra)
     text = "".join(f"{key}={value}\n" for key, value in sorted(passed.items()) if "\n" not in value)
     path = Path(path)
     path.touch(mode=0o600)

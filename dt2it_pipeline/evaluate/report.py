@@ -21,6 +21,7 @@ from dt2it_pipeline.evaluate import figures
 from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.formatting import clean, duration, excerpt, markdown_table, number, percent
 from dt2it_pipeline.evaluate.report_data import Cell, Example, Headline, ReportData, headline
+from dt2it_pipeline.ingest.media import PICTURE_FORMATS
 
 THUMBNAIL = 144  # pixels of the longer side
 _MAX_PIXELS = 50_000_000  # a larger picture is not decoded for a thumbnail
@@ -224,7 +225,9 @@ def thumbnail(image: Path | str | bytes) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            with Image.open(
+                io.BytesIO(image) if isinstance(image, bytes) else image, formats=PICTURE_FORMATS
+            ) as opened:
                 if opened.width * opened.height > _MAX_PIXELS:
                     return None
                 small = opened.convert("RGB")

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+PICTURE_FORMATS = tuple(_EXTENSIONS)  # no other decoder is tried: some of Pillow's start programs
 _MAX_PIXELS = 100_000_000  # a decompression bomb fills memory long before it shows anything
 
 
@@ -116,7 +117,7 @@ def _check(file: Path, name: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            with Image.open(file) as image:
+            with Image.open(file, formats=PICTURE_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
                 extension = _EXTENSIONS.get(image.format or "")

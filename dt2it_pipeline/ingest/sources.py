@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,8 +62,9 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
         with data.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
         for file in sorted(media.rglob("*")):
-            stat = file.stat()
-            digest.update(f"{file.relative_to(media)}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+            stat = file.lstat()  # a link that leads nowhere may lie beside the data
+            digest.update(os.fsencode(file.relative_to(media)))
+            digest.update(f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
     except OSError as error:
         raise SourceError(f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}") from error
     return digest.hexdigest()[:32]
@@ -93,6 +95,11 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
             raise SourceError(f"source {manifest.name!r}: {error}") from error
         except (MediaError, _RowError) as error:
             collected.set_aside.append(records.set_aside_row(row_id, _STAGE, error.reason, error.detail, manifest.name))
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a decoder's own, a path with a NUL, ...
+            detail = f"{type(error).__name__}: {error}"
+            collected.set_aside.append(
+                records.set_aside_row(row_id, _STAGE, "row cannot be read", detail, manifest.name)
+            )
     tables = {kind: records.table(collected.tables.get(kind, []), kind) for kind in _kinds(manifest)}
     if manifest.kind not in ("prompts", "t2i"):
         used = {row["prompt_id"] for row in collected.tables.get(_kinds(manifest)[0], [])}
@@ -113,7 +120,27 @@ def concatenate(bundles: list[Bundle], kinds: tuple[str, ...]) -> Bundle:
     if "prompts" in tables:
         tables["prompts"] = unique_prompts([tables["prompts"]])
     totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in ("rows_in", "rows_out", "rows_set_aside")}
+    if "pairs" in tables and "set_aside" in tables:
+        _set_repeated_aside(tables, totals)
     return Bundle(tables, totals)
+
+
+def _set_repeated_aside(tables: dict[str, pa.Table], totals: dict[str, int]) -> None:
+    """Keep every pair once, from the first source that has it; in place."""
+    seen: dict[str, str] = {}  # pair -> the side that its first row prefers
+    keep, aside = [], []
+    columns = (tables["pairs"][name].to_pylist() for name in ("pair_id", "chosen_id", "source"))
+    for pair, chosen, source in zip(*columns, strict=True):
+        keep.append(pair not in seen)
+        if not keep[-1]:
+            detail = "with the same label" if seen[pair] == chosen else "with the opposite label"
+            aside.append(records.set_aside_row(pair, _STAGE, "pair is in an earlier source", detail, source))
+        seen.setdefault(pair, chosen)
+    if aside:
+        tables["pairs"] = tables["pairs"].filter(pa.array(keep, pa.bool_())).combine_chunks()
+        totals["rows_out"] -= len(aside)
+        totals["rows_set_aside"] += len(aside)
+        tables["set_aside"] = pa.concat_tables([tables["set_aside"], records.table(aside, "set_aside")])
 
 
 def unique_prompts(tables: list[pa.Table]) -> pa.Table:
@@ -154,7 +181,7 @@ def _rows(manifest: Manifest, data: Path, collected: _Collected) -> Iterator[tup
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"expected an object, found {type(row).__name__}")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 collected.set_aside.append(
                     records.set_aside_row(f"line {number}", _STAGE, "malformed JSON", str(error), manifest.name)
                 )
@@ -225,7 +252,7 @@ def _prompt(
     media = [next(queues[kind]) for kind in markers or kinds]
     text = question if markers else "".join(f"<{kind}>\n" for kind in kinds) + question
     turns = [{"role": "user", "text": text}]
-    system = row.get(manifest.column("system")) or ""
+    system = _text(row, manifest.column("system")) if row.get(manifest.column("system")) else ""
     return {
         "prompt_id": records.prompt_id(system, turns, [medium["sha256"] for medium in media]),
         "source": manifest.name,

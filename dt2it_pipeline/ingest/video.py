@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dt2it_pipeline.ingest.media import MediaError
+from dt2it_pipeline.ingest.media import PICTURE_FORMATS, MediaError
 
 DEFAULT_FPS = 2.0  # at which the Qwen-VL processors sample videos (their `fps`)
 FRAME_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -87,9 +87,11 @@ def frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
 def frame_files(folder: Path) -> list[Path]:
     """Frames of a folder in order. Raises MediaError where there is none."""
     found = [file for file in folder.iterdir() if file.suffix.lower() in FRAME_EXTENSIONS and file.name[0] != "."]
+    if any(file.resolve().parent != folder.resolve() for file in found):
+        raise MediaError("path outside the media root", f"folder {folder.name} holds links to files outside it")
     if not found:
         raise MediaError("unreadable video", f"folder {folder.name} holds no frame ({', '.join(FRAME_EXTENSIONS)})")
-    return sorted(found, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", file.name)])
+    return sorted(found, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", file.name)])
 
 
 def folder_fps(folder: Path) -> float:
@@ -99,7 +101,7 @@ def folder_fps(folder: Path) -> float:
         return DEFAULT_FPS
     try:
         return float(json.loads(file.read_text(encoding="utf-8"))["fps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise MediaError("unreadable video", f'{folder.name}/video.json is not {{"fps": number}}: {error}') from error
 
 
@@ -134,7 +136,7 @@ def _open_frame(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands in `_checked`
-            return Image.open(file)
+            return Image.open(file, formats=PICTURE_FORMATS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError("unreadable video", f"frame {file.name}: {error}") from error
 

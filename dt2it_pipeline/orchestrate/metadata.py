@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dt2it_pipeline.ingest.media import PICTURE_FORMATS
 from dt2it_pipeline.store import Bundle
 
 _EXAMPLES = 3
@@ -103,7 +104,7 @@ def _thumbnail(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, format="PNG")

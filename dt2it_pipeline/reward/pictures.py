@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dt2it_pipeline.ingest import video
-from dt2it_pipeline.ingest.media import MediaError
+from dt2it_pipeline.ingest.media import PICTURE_FORMATS, MediaError
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +139,7 @@ class PictureShelf:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                    with Image.open(path) as opened:
+                    with Image.open(path, formats=PICTURE_FORMATS) as opened:
                         width, height = opened.size
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise PictureError("picture unreadable", f"{medium['path']}: {error}") from error
@@ -215,7 +215,7 @@ class PictureShelf:
                 if picture.image is not None:
                     pixels = np.array(picture.image.convert("RGB"))
                 else:
-                    with Image.open(picture.path) as image:
+                    with Image.open(picture.path, formats=PICTURE_FORMATS) as image:
                         pixels = np.array(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise PictureError("picture unreadable", f"{picture.path.name}: {error}") from error

@@ -121,7 +121,7 @@ class Scorer:
         part: list[tuple[str, np.ndarray]] = []
         length = len(prompt.tokens)
         for member in members:
-            if part and length + len(member[1]) > max(self.tokens_per_batch, self.max_tokens):
+            if part and length + len(member[1]) > self.tokens_per_batch:
                 out.append((Row(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
                 part, length = [], len(prompt.tokens)
             part.append(member)

@@ -43,4 +43,4 @@ def test_posterior_passes_its_settings_on_and_reports_what_it_estimated():
 )
 def test_a_wrong_setting_is_named(setting, message):
     with pytest.raises(RecipeError, match=message):
-        parse_recipe(f"name: x\nannotation: {{judges: [{{name: a}}]}}\ncuration: {{{setting}}}\n")
+        parse_recipe(f"name: x\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\ncuration: {{{setting}}}\n")

@@ -104,7 +104,16 @@ def test_a_voter_alone_that_says_nothing_leaves_every_label() -> None:
     constant = world.voter("a").assign(score=1.0)
     result = posterior_vote(world.pairs, constant)
     assert result.flipped == 0
-    assert np.isfinite(result.voted["strength"]).all()
+    assert (result.voted["strength"] == 0).all()
+    assert split_confident(result.voted, 0.8).verified.empty
+
+
+def test_one_broken_score_does_not_silence_a_voter() -> None:
+    world = World(1500, 0.3)
+    sound = world.voter("a")
+    broken = sound.assign(score=sound["score"].where(sound.index != 7, 1e4))
+    expected, result = posterior_vote(world.pairs, sound), posterior_vote(world.pairs, broken)
+    assert abs(result.flipped - expected.flipped) <= 0.05 * expected.flipped
 
 
 def test_a_voter_has_no_say_on_the_pairs_it_was_trained_on() -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.ingest.media import MediaError, import_image
-from dt2it_pipeline.ingest.sources import SourceError, fingerprint, read_source
+from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
 
 
 def picture(path: Path, colour="red", kind="PNG", size=(8, 8)):
@@ -62,6 +62,11 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(chosen=" "), "missing value"),
         (row(chosen=None), "missing value"),
         (row(rejected="\ud800"), "not UTF-8"),
+        (row(system={"a": 1}), "missing value"),
+        (row(image="\0.png"), "row cannot be read"),
+        (row(id="\ud800", image="gone.png"), "missing image"),
+        (row(image="script.png"), "unreadable image"),
+        ("[" * 100_000, "malformed JSON"),
         (row(question="<image> and <image>?"), "image markers and images differ"),
         (row(), "duplicate row"),
     ],
@@ -70,11 +75,27 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     whole = picture(root / "whole.png", size=(64, 64)).read_bytes()
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "text.png").write_text("hello")
+    (root / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     picture(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     bundle = read(tmp_path, source(tmp_path, [row(), bad]))
     assert bundle["set_aside"]["reason"].to_pylist() == [reason]
     assert dict(bundle.facts) == {"rows_in": 2, "rows_out": 1, "rows_set_aside": 1}
+
+
+def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
+    first = read(tmp_path, source(tmp_path, [row()]))
+    second = read(tmp_path, source(tmp_path, [row(chosen="y", rejected="x"), row(chosen="z")]))
+    joined = concatenate([first, second], ("pairs", "prompts", "set_aside"))
+    assert [pair["chosen"] for pair in joined["pairs"].to_pylist()] == ["x", "z"]
+    assert joined["set_aside"]["reason"].to_pylist() == ["pair is in an earlier source"]
+    assert joined["set_aside"]["detail"].to_pylist() == ["with the opposite label"]
+    assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1}
+
+
+def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
+    (root / "nowhere.png").symlink_to(tmp_path / "gone")
+    assert fingerprint(source(tmp_path, [row()]), tmp_path)
 
 
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
