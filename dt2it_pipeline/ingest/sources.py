@@ -275,7 +275,10 @@ def _benchmark_item(manifest: Manifest, row_id: str, row: Mapping[str, Any], pai
 def _media_names(manifest: Manifest, row: Mapping[str, Any], kind: str) -> list[str]:
     several = row.get(manifest.column(f"{kind}s"))
     if several is None:
-        one = row.get(manifest.column(kind))
+        column = manifest.column(kind)
+        if kind in manifest.columns and column not in row:  # else a misspelt column would lose every picture silently
+            raise _RowError("missing value", f"column {column!r} is not in the row")
+        one = row.get(column)
         several = [] if one is None else [one]
     if not isinstance(several, list) or not all(isinstance(name, str) for name in several):
         raise _RowError(f"{kind} paths are not text", repr(several)[:80])
