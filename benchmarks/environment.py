@@ -7,13 +7,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-# As orchestrate/resources.py sets them: glibc keeps the memory of large tensors, and waiting threads sleep.
-WORKER_ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "HF_HUB_OFFLINE": "1",
-}
+from dt2it_pipeline.engines import jobs
+
+WORKER_ENVIRONMENT = jobs.WORKER_ENVIRONMENT | {"HF_HUB_OFFLINE": "1"}
 
 
 def run_as_worker(module: str) -> None:

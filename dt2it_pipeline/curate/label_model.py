@@ -4,7 +4,8 @@ Data of pair i from source g: margins m_iv = r(chosen) - r(rejected) of voters v
 and s_i, the difference log(1 + length of chosen) - log(1 + length of rejected) in characters, scaled to root mean
 square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
 
-1. Scale: x_iv = m_iv / rms(m_v). Scores of different voters have different scales. A constant voter counts as 0.
+1. Scale: x_iv = m_iv / rms(m_v). Scores of different voters have different scales. A margin beyond ten times the
+   voter's median size counts as that much, so that one broken score does not set the scale. A constant voter is 0.
 2. Style: a voter that likes long answers shifts every margin by its taste, whatever is true. The shift is fitted by EM
    in the symmetric two-component mixture x_iv ~ N(z_i mu_v + b_v s_i, sigma_v^2), P(z_i = +1) = p_v, and taken away:
    y_iv = x_iv - b_v s_i.
@@ -25,6 +26,8 @@ The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all vo
 the same share one voter's weight. The model needs voters that never saw the given labels: a voter trained on them
 agrees with them for that reason. A voter with a say on less than a tenth of the pairs gets no weight: such a rest is
 what earlier votes and judges could not settle, and on this selection the signs of margins are no sample.
+
+Where no voter has any weight, nothing is known: all log-odds are 0 and every share of right labels is 0.5.
 
 The label side is the noise-rate model of Dawid and Skene (1979); the voter side is a calibrated Bradley-Terry margin.
 """

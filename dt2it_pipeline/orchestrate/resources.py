@@ -14,18 +14,12 @@ from typing import Any
 import dagster as dg
 
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
+from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
 from dt2it_pipeline.orchestrate.child import PARENT_PID
 from dt2it_pipeline.store import Store, write_json_atomic
 
 _GRACE_SECONDS = 10.0
 _CHILD = "dt2it_pipeline.orchestrate.child"
-_CHILD_DEFAULTS = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin on busy cores cost three times the work they do
-    # glibc would give the memory of every larger tensor back to the kernel and fetch it again, page by page, which
-    # costs a tenth of a training step on a CPU.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-}
 
 
 class StoreResource(dg.ConfigurableResource):
@@ -71,7 +65,7 @@ class ChildProcesses(dg.ConfigurableResource):
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session:
             environment = {
-                **_CHILD_DEFAULTS,
+                **WORKER_ENVIRONMENT,
                 **os.environ,
                 **(env or {}),
                 **session.get_bootstrap_env_vars(),
