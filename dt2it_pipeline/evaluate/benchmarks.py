@@ -1,4 +1,4 @@
-"""Benchmark accuracy from a table of items and a table of scores (METHOD.md, "Benchmarks and metrics").
+"""Benchmark accuracy from a table of items and a table of scores (DT2IT-MRM, arXiv:2604.19544).
 
 A model answers an item when it scores the chosen side above the rejected one. A tie is wrong. So is an item that could
 not be scored: a model must not gain by failing on what is hard for it. Both are counted beside the accuracy.

@@ -24,7 +24,9 @@ from dt2it_pipeline.evaluate.report_data import Arm, Curve, Headline, Quality, R
 _INK = "#22303c"
 _GREY = "#8a949c"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A6A00", "#000000")
-_ROUND_COLOURS = ("#9CCBE8", "#4C9FD3", "#0072B2", "#004C7A", "#00263D")
+_ROUND_COLOURS = ("#6FB1DC", "#3C91C9", "#0072B2", "#004C7A", "#00263D")
+_ROUND_MARKERS = ("o", "^", "v", "P", "X")
+_ARM_COLOURS = {"control": "#D55E00", "ceiling": "#000000"}
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -152,9 +154,10 @@ def training_figure(curves: Sequence[Curve]) -> str | None:
         figure = Figure(figsize=(_WIDTH, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         styles = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
+        apart = [colour for colour in _COLOURS if colour not in _ARM_COLOURS.values()]
         for place, curve in enumerate(usable):
-            colour = _COLOURS[place % len(_COLOURS)]
-            style = styles[(place // 3 + place) % len(styles)]
+            colour = _ARM_COLOURS.get(curve.kind, apart[place % len(apart)])
+            style = styles[place % len(styles)]
             for axes, column, scale in ((left, "loss", 1.0), (right, "accuracy", 100.0)):
                 if column not in curve.log:
                     continue
@@ -170,8 +173,8 @@ def training_figure(curves: Sequence[Curve]) -> str | None:
         return _uri(figure)
 
 
-def strength_figure(rounds: Sequence[Round]) -> str | None:
-    """Histograms of preference strength, one panel per round, one outline per part; None without strengths."""
+def strength_figure(rounds: Sequence[Round], unit: str = "") -> str | None:
+    """Histograms of preference strength in `unit`: one panel per round, one outline per part; None without any."""
     panels = [(item.number, _finite(item.strengths)) for item in rounds]
     panels = [(number, parts) for number, parts in panels if parts]
     if not panels:
@@ -193,7 +196,7 @@ def strength_figure(rounds: Sequence[Round]) -> str | None:
             _histograms(axes, parts, names, bins)
             axes.set_title(f"Round {number}")
             axes.axvline(0, color=_INK, linewidth=0.8)
-            axes.set(xlabel="strength (see above)", ylabel="pairs")
+            axes.set(xlabel=f"strength, {unit}" if unit else "strength", ylabel="pairs")
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         seen: dict[str, Any] = {}
@@ -226,15 +229,15 @@ def _quality_groups(rounds: Sequence[Round], before: Sequence[Quality]) -> list[
 
 
 def _arm_looks(arms: Sequence[Arm]) -> list[tuple[str, str]]:
-    """(colour, marker) per arm: rounds from light to dark blue, control an orange square, ceiling a hollow diamond."""
+    """(colour, marker) per arm: rounds light to dark blue, each its own mark; control a square, ceiling a diamond."""
     count = sum(arm.kind == "round" for arm in arms)
     looks, place = [], 0
     for arm in arms:
         if arm.kind == "round":
-            looks.append((_round_colour(place, count), "o"))
+            looks.append((_round_colour(place, count), _ROUND_MARKERS[place % len(_ROUND_MARKERS)]))
             place += 1
         else:
-            looks.append(("#D55E00", "s") if arm.kind == "control" else ("#000000", "D"))
+            looks.append((_ARM_COLOURS[arm.kind], "s" if arm.kind == "control" else "D"))
     return looks
 
 

@@ -16,7 +16,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
     Cells are single lines; characters that Markdown or HTML would read as markup are escaped.
     """
-    lines = [[_markdown_cell(cell) for cell in row] for row in (heads, *rows)]
+    lines = [[markdown_text(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
 
     def join(line: list[str]) -> str:
@@ -51,6 +51,35 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def points(share: float) -> str:
+    """A difference of two shares in percentage points with its sign, +5.2 or −6.0; 0.0 has none."""
+    shown = f"{100 * abs(share):.1f}"
+    return shown if float(shown) == 0 else ("+" if share > 0 else "−") + shown
+
+
+def p_value(p: float) -> str:
+    """A p-value to three decimals, or that it is below the smallest of them."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def strength_unit(label: str, policy: str | None = None, curated: bool = True) -> str:
+    """Unit of a pair's strength, which depends on who gave it.
+
+    Args:
+        label: of the pair.
+        policy: curation policy of the recipe, None where it is not known.
+        curated: whether voters have judged the pair; the strength of others is their source's own.
+    """
+    if label == "constructed":
+        return "judge's points (0 to 10)"
+    if label == "annotated":
+        return "judge votes ahead (of 2)"
+    if label == "reformulated" or not curated:
+        return "in the source's own unit"
+    units = {"posterior": "log-odds of a right label (nats)", "paper": "score difference (reward units)"}
+    return units.get(policy or "", "log-odds (policy posterior) or score difference (policy paper)")
+
+
 def duration(seconds: float) -> str:
     """Wall time: 8.2 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 60:
@@ -59,7 +88,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _markdown_cell(value: Any) -> str:
+def markdown_text(value: Any) -> str:
+    """A value as one line of Markdown, with what Markdown or HTML would read as markup escaped."""
     text = " ".join(clean(str(value)).split())
     for character, instead in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("*", "\\*")):
         text = text.replace(character, instead)

