@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from dt2it_pipeline.evaluate.benchmarks import MACRO, OVERALL, wilson_interval
-from dt2it_pipeline.evaluate.formatting import clean
+from dt2it_pipeline.evaluate.formatting import clean, percent
 from dt2it_pipeline.evaluate.report_data import Arm, Curve, Headline, Quality, Round
 
 _INK = "#22303c"
@@ -94,7 +94,7 @@ def quality_figure(rounds: Sequence[Round], before: Sequence[Quality]) -> str | 
     for group, quality, colour in _quality_groups(rounds, before):
         for item in quality:
             if item.grade is not None and item.grade.graded:
-                kept = "" if item.kept_share is None else f", {100 * item.kept_share:.0f}% of the pool"
+                kept = "" if item.kept_share is None else f", {percent(item.kept_share)}% of the pool"
                 note = f"{100 * item.grade.accuracy:.1f}%  ({item.pairs:,} pairs{kept})"
                 bars.append((f"{group}{item.name}", 100 * item.grade.accuracy, note, colour))
     if not bars:

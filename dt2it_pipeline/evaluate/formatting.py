@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,7 +38,8 @@ def clean(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """The beginning of a long text, with media markers in words."""
-    text = text.replace("<image>", "[picture]").replace("<video>", "[video]").strip()
+    text = re.sub(r"<image>\s*", "[picture] ", text)
+    text = re.sub(r"<video>\s*", "[video] ", text).strip()
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT].rstrip() + " …"
 
 

@@ -86,6 +86,7 @@ def render_report(data: ReportData) -> str:
         change_label=report_words.change_label,
         several_benchmarks=len({benchmark for benchmark, _ in table.columns}) > 1,
         arm_kinds={arm.kind for arm, _ in table.rows},
+        round_names={arm.model for arm, _ in table.rows if arm.kind == "round"},
         intervals=_intervals(table),
         notes=report_words.notes(table),
         accuracy_figure=figures.accuracy_figure(table),

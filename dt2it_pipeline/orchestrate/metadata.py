@@ -16,10 +16,12 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dt2it_pipeline.evaluate.formatting import excerpt, strength_unit
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
 from dt2it_pipeline.store import Bundle
 
-_EXAMPLES = 3
+_EXAMPLES = 3  # of every label
+_LABEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # as many as there are labels
 _THUMBNAIL = 96  # pixels
 _TEXT = 160  # characters of a text that are shown
 
@@ -29,7 +31,9 @@ def bundle_metadata(bundle: Bundle, media_root: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = {"path": dg.MetadataValue.path(str(bundle.folder))}
     for name, value in bundle.facts.items():
         if isinstance(value, bool | int | float | str):
-            metadata[name] = value
+            metadata[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+        elif value and isinstance(value, Mapping) and not any(isinstance(cell, Mapping) for cell in value.values()):
+            metadata[name] = _markdown(("of", name), [(_shorten(str(key)), cell) for key, cell in value.items()])
     for kind, table in bundle.tables.items():
         metadata[f"{kind}_rows"] = table.num_rows
     set_aside = bundle.tables.get("set_aside")
@@ -44,19 +48,48 @@ def bundle_metadata(bundle: Bundle, media_root: Path) -> dict[str, Any]:
         metadata["pairs_by_label"] = _markdown(
             ("label", "source", "pairs"), [(*key, count) for key, count in sorted(labels.items())]
         )
-        metadata["examples"] = _examples(pairs, bundle.tables.get("prompts"), media_root)
-        strengths = [value for value in pairs["strength"].to_pylist() if value is not None]
-        if strengths:
-            metadata["strength_histogram"] = histogram(strengths, "strength", "pairs")
+        policy = bundle.facts.get("policy")
+        units = _strength_units(pairs, policy if isinstance(policy, str) else None)
+        metadata["examples"] = _examples(pairs, units, bundle.tables.get("prompts"), media_root)
+        if drawn := strength_histograms(pairs, units):
+            metadata["strength_histogram"] = drawn
     return metadata
 
 
 def histogram(values: Sequence[float], x_label: str, y_label: str) -> dg.MarkdownMetadataValue:
     """A histogram as a picture in Markdown."""
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     axes.hist(values, bins=40, color="#31688e")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    return _picture(figure)
+
+
+def strength_histograms(pairs: pa.Table, units: Sequence[str]) -> dg.MarkdownMetadataValue | None:
+    """Histograms of a pairs table's strength as one picture: a panel per unit, since units do not compare; or None.
+
+    `units` holds the unit of every row's strength.
+    """
+    parts: dict[str, dict[str, list[float]]] = {}
+    for unit, label, strength in zip(units, pairs["label"].to_pylist(), pairs["strength"].to_pylist(), strict=True):
+        if strength is not None:
+            parts.setdefault(unit, {}).setdefault(label, []).append(strength)
+    if not parts:
+        return None
+    figure, panels = _figure(len(parts))
+    for axes, (unit, by_label) in zip(panels, parts.items(), strict=True):
+        everything = [value for values in by_label.values() for value in values]
+        axes.hist(
+            list(by_label.values()),
+            bins=30,
+            range=(min(everything), max(everything)),
+            stacked=True,
+            color=_LABEL_COLOURS[: len(by_label)],
+            label=list(by_label),
+        )
+        axes.set_xlabel(f"strength, {unit}")
+        axes.set_ylabel("pairs")
+        axes.legend(frameon=False, fontsize=8)
     return _picture(figure)
 
 
@@ -67,13 +100,14 @@ def training_curve(
 
     `evaluations` are those of held-out pairs; they are drawn as points.
     """
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     for rows, mark, of in ((log, "-", ""), (evaluations, "o", " of held-out pairs")):
         for name, colour in (("loss", "#31688e"), ("accuracy", "#d95f02")):
             if rows:
                 points = [row["step"] for row in rows], [row[name] for row in rows]
                 axes.plot(*points, mark, markersize=4, color=colour, label=name + of)
     axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss; accuracy (share)")
     axes.legend(frameon=False)
     return _picture(figure)
 
@@ -84,20 +118,36 @@ def markdown_of(table: pa.Table) -> dg.MarkdownMetadataValue:
     return _markdown(table.column_names, rows)
 
 
-def _examples(pairs: pa.Table, prompts: pa.Table | None, media_root: Path) -> dg.MarkdownMetadataValue:
-    shown = pairs.slice(0, _EXAMPLES).to_pylist()
+def _strength_units(pairs: pa.Table, policy: str | None) -> list[str]:
+    """Unit of every row's strength; voters have judged a row that has votes."""
+    voted = [bool(votes) for votes in pairs["votes"].to_pylist()]
+    return [strength_unit(label, policy, by) for label, by in zip(pairs["label"].to_pylist(), voted, strict=True)]
+
+
+def _examples(
+    pairs: pa.Table, units: Sequence[str], prompts: pa.Table | None, media_root: Path
+) -> dg.MarkdownMetadataValue:
+    """The first pairs of every label."""
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(pairs["label"].to_pylist()):
+        found = places.setdefault(label, [])
+        if len(found) < _EXAMPLES:
+            found.append(place)
+    taken = [place for found in places.values() for place in found]
+    shown = pairs.take(taken).to_pylist()
     wanted = {row["prompt_id"] for row in shown}
     by_id = {}
     if prompts is not None:
         mask = [key in wanted for key in prompts["prompt_id"].to_pylist()]
         by_id = {row["prompt_id"]: row for row in prompts.filter(pa.array(mask)).to_pylist()}
     rows = []
-    for row in shown:
+    for row, place in zip(shown, taken, strict=True):
         prompt = by_id.get(row["prompt_id"])
         pictures = "".join(_thumbnail(media_root / medium["path"]) for medium in prompt["media"]) if prompt else ""
-        question = _shorten(prompt["turns"][-1]["text"]) if prompt else ""
-        rows.append((pictures, question, _shorten(row["chosen"]), _shorten(row["rejected"]), row["label"]))
-    return _markdown(("picture", "question", "chosen", "rejected", "label"), rows)
+        question = _shorten(excerpt(prompt["turns"][-1]["text"])) if prompt else ""
+        strength = "" if row["strength"] is None else f"{row['strength']:.2f} {_shorten(units[place])}"
+        rows.append((pictures, question, _shorten(row["chosen"]), _shorten(row["rejected"]), row["label"], strength))
+    return _markdown(("picture", "question", "chosen", "rejected", "label", "strength"), rows)
 
 
 def _thumbnail(path: Path) -> str:
@@ -128,12 +178,14 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.Markdo
     return dg.MetadataValue.md("\n".join(lines))
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its panels, one above the other, so that it fits the UI's dialog."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(5.5, 2.6 * panels), layout="constrained")
+    axes = list(figure.subplots(panels, 1, squeeze=False).flat)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
