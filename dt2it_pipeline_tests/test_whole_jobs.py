@@ -149,6 +149,11 @@ def test_the_report_stands_alone(home):
     assert "control" in page
     assert "ceiling" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "From round 0 to round 1" in page
+    assert "unaccounted" not in page
+    assert page.count("✓ ") > 10
+    assert "Against the ceiling: round 1" in page
+    assert "source.demo_preferences" in page  # among the wall times
     assert "round 1" in (home / "report.md").read_text(encoding="utf-8")
 
 

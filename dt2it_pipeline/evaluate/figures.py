@@ -196,7 +196,7 @@ def strength_figure(rounds: Sequence[Round], unit: str = "") -> str | None:
             _histograms(axes, parts, names, bins)
             axes.set_title(f"Round {number}")
             axes.axvline(0, color=_INK, linewidth=0.8)
-            axes.set(xlabel=f"strength, {unit}" if unit else "strength", ylabel="pairs")
+            axes.set(xlabel=_short(f"strength, {unit}" if unit else "strength", 60), ylabel="pairs")
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         seen: dict[str, Any] = {}

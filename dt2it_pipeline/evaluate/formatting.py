@@ -79,7 +79,7 @@ def strength_unit(label: str, policy: str | None = None, curated: bool = True) -
     if label == "reformulated" or not curated:
         return "in the source's own unit"
     units = {"posterior": "log-odds of a right label (nats)", "paper": "score difference (reward units)"}
-    return units.get(policy or "", "log-odds (policy posterior) or score difference (policy paper)")
+    return units.get(policy or "", "log-odds or score difference, by policy")
 
 
 def duration(seconds: float) -> str:

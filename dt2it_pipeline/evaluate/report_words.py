@@ -107,8 +107,8 @@ def curation_note(
     turned = int((earlier.reindex(both).to_numpy(dtype=object) != later.reindex(both).to_numpy(dtype=object)).sum())
     if joined or left or turned:
         return (
-            f"Against round {number_now - 1}: {number(joined)} pairs joined the curated set, {number(left)} left it, "
-            f"{number(turned)} labels of the others were turned."
+            f"Against round {number_now - 1}: {_times(joined, 'pair')} joined the curated set, {number(left)} left it, "
+            f"and of the others {_times(turned, 'label')} changed sides."
         )
     text = f"Round {number_now} curates exactly as round {number_now - 1} did"
     text += f": the same {number(len(later))} pairs with the same labels"

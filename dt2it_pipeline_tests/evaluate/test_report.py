@@ -12,16 +12,27 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.evaluate.benchmarks import COLUMNS
+from dt2it_pipeline.evaluate.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report import (
     headline_markdown,
     markdown_table,
     quality_markdown,
     render_report,
+    report_markdown,
     thumbnail,
     write_report,
 )
-from dt2it_pipeline.evaluate.report_data import Arm, Curve, Example, Quality, ReportData, Round, StageCounts
+from dt2it_pipeline.evaluate.report_data import (
+    Arm,
+    Curve,
+    Example,
+    Funnel,
+    Quality,
+    ReportData,
+    Round,
+    StageCounts,
+)
 from dt2it_pipeline.evaluate.style import StyleProbe
 
 EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
@@ -43,7 +54,7 @@ def full(text: str = "plain") -> ReportData:
     probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
     log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
     example = Example(
-        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text
+        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text
     )
     return ReportData(
         scores=scores(
@@ -58,11 +69,13 @@ def full(text: str = "plain") -> ReportData:
                     Quality(text, 100, 0.9, grade, probe, 12),
                     Quality("few", 3, None, None, StyleProbe(None, None, None, 3)),
                 ],
-                [StageCounts(text, 10, {text: 7}, {text: 2})],
+                [StageCounts(text, 10, {text: 7}, {text: 2}, text)],
                 [Curve(text, log)],
                 {text: np.array([-1.0, 2.0, np.inf, np.nan]), "constant": np.zeros(3), "none": np.array([])},
                 [example],
-                {text: 75.0},
+                {text: 75.0, "quick": 0.01},
+                Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80),
+                text,
             )
         ],
         quality=[Quality("pool", 100, 1.0, grade, probe)],
@@ -70,6 +83,9 @@ def full(text: str = "plain") -> ReportData:
         group_notes={text: text},
         policy_note=f"Policy {text}",
         strength_note=f"Strength {text}",
+        strength_unit=text,
+        comparisons=[Comparison(text, text, [Change(text, text, 10, 3, 1, 0.2, -0.1, 0.5, 0.6, False)])],
+        seconds={text: {text: 25.0}},
         facts={text: text, "recipe": text},
     )
 
@@ -117,12 +133,57 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "1 min 15 s",
         "77.8",
         "<p>Policy plain</p>",
-        "How sure the voters are.</b> Strength plain<",
+        "How sure the voters are.</b> Strength plain plain<",
+        "strength 1.50 plain",
+        "rose, within chance",
+        "−10.0 to +50.0",
+        '61 <span class="soft">(75.0% right)</span>',
+        "✗ 1 unaccounted",
+        "under 0.1 s each: quick",
+        "8 of 9",
     ):
         assert expected in html, expected
     assert html.count("data:image/svg+xml") == 5
-    assert "control: 2 ties and 1 pairs without a score, counted as wrong." in html
-    assert "with curation, 40.0% without" in html
+    assert html.count("✗ 1 unaccounted") == 2  # of a stage, and of the funnel
+    assert "control: 2 ties and 1 pair without a score, all wrong." in html
+    assert ">1 min 40 s<" in html  # 75 s of the round and 25 s before it, together
+
+
+def test_a_balanced_funnel_says_so() -> None:
+    funnel = Funnel(1000, 20, 60, 40, 30, {"votes are tied": 10}, {"original": 900, "flipped": 90})
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
+    assert "✓ 1,000 = 990 + 10" in html
+    assert "% right)" not in html
+
+
+def test_changes_beyond_chance_and_zero_changes() -> None:
+    changes = [
+        Change("b", "up", 100, 20, 0, 0.2, 0.1, 0.3, 1e-6, True),
+        Change("b", "down", 100, 0, 20, -0.2, -0.3, -0.1, 1e-6, True),
+        Change("b", "still", 100, 2, 2, 0.0, -0.1, 0.1, 1.0, False),
+    ]
+    both = scores(("round 0", "overall", 80), ("round 1", "overall", 80))
+    made = [Comparison("round 0", "round 1", changes), Comparison("control", "round 1", changes)]
+    html = render_report(ReportData(both, arms=[Arm("round 0"), Arm("round 1")], comparisons=made))
+    for expected in (
+        "▲ rose, beyond",
+        "▼ fell, beyond",
+        "▲ higher, beyond",
+        "▼ lower, beyond",
+        "no change",
+        "&lt;0.001",
+    ):
+        assert expected in html, expected
+    assert "<0.001" not in html
+
+
+def test_long_texts_are_cut_and_markers_are_words() -> None:
+    example = Example("k", "<image>\nWhat?", "<script>" + "x" * 5000 + "END", "y" * 5000 + "END")
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), examples=[example]))
+    assert "[picture] What?" in html
+    assert "END" not in html
+    assert "&lt;script&gt;xxx" in html and "<script" not in html
+    assert max(len(run) for run in re.findall(r"x+|y+", html)) <= 700
 
 
 def test_the_same_data_gives_the_same_page() -> None:
@@ -175,4 +236,7 @@ def test_markdown() -> None:
         "|plain|80.0|80.0|",
         "|control|40.0|50.0|",
     ]
+    parts = report_markdown(full(EVIL))
+    assert list(parts) == ["summary", "accuracy", "changes", "data_quality"]
+    assert "<script" not in "".join(parts.values())
     assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())

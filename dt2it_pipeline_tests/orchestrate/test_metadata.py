@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline import records
 from dt2it_pipeline.orchestrate.heavy import training_metadata, validation_log
-from dt2it_pipeline.orchestrate.metadata import training_curve
+from dt2it_pipeline.orchestrate.metadata import bundle_metadata, training_curve
 from dt2it_pipeline.store import Bundle
 
 LOG = [{"step": step, "loss": 1 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in (1, 2, 3)]
@@ -47,3 +48,59 @@ def test_the_curve_shows_held_out_pairs_where_there_are_some(tmp_path: Path, mon
 def test_the_curve_is_a_picture() -> None:
     text = training_curve(LOG, LOG[1:]).md_str or ""
     assert base64.b64decode(text.split("base64,")[1].rstrip(")"))[:4] == b"\x89PNG"
+
+
+def pairs_bundle(tmp_path: Path, **facts: Any) -> Bundle:
+    """Pairs of four labels, ten originals first, and the strengths of each in their own unit."""
+    vote = [{"voter": "v", "margin": 1.0}]
+    kinds = [("original", 2.0, vote)] * 10 + [
+        ("flipped", 3.0, vote),
+        ("constructed", 6.5, []),
+        ("annotated", 2.0, vote),
+    ]
+    rows = [
+        records.make_pair(
+            "p", f"<script>{label} {i}", "no | yes", source="s", label=label, strength=strength, votes=votes
+        )
+        for i, (label, strength, votes) in enumerate(kinds)
+    ]
+    prompt = {
+        "prompt_id": "p",
+        "source": "s",
+        "system": "",
+        "turns": [{"role": "user", "text": "<image>\nWhat?"}],
+        "media": [{"kind": "image", "sha256": "0", "path": "absent.png"}],
+        "reference": None,
+        "language": "en",
+        "meta": "{}",
+    }
+    return Bundle(
+        {"pairs": records.table(rows, "pairs"), "prompts": records.table([prompt], "prompts")}, facts, tmp_path
+    )
+
+
+def test_every_label_has_examples_and_every_strength_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text: labels.append(text))
+    found = bundle_metadata(pairs_bundle(tmp_path, policy="posterior"), tmp_path)
+    assert labels == [
+        "strength, log-odds of a right label (nats)",
+        "strength, judge's points (0 to 10)",
+        "strength, judge votes ahead (of 2)",
+    ]
+    rows = found["examples"].md_str.splitlines()[2:]
+    assert [row.split(" | ")[-2] for row in rows] == ["original"] * 3 + ["flipped", "constructed", "annotated"]
+    assert rows[-2].endswith("6.50 judge's points \\(0 to 10\\) |")
+    assert "\\[picture\\] What?" in rows[0]
+    assert "<script" not in found["examples"].md_str
+    assert "(no picture)" in rows[0]
+
+
+def test_facts_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: Path) -> None:
+    found = bundle_metadata(
+        pairs_bundle(tmp_path, accuracy=0.9479166666, steps=12345678, weights={"m/0": 3.4}), tmp_path
+    )
+    assert (found["accuracy"], found["steps"]) == (0.9479, 12345678)
+    assert "| m/0 | 3.4 |" in found["weights"].md_str
