@@ -20,6 +20,7 @@ from PIL import Image
 
 from dt2it_pipeline.evaluate import figures, report_words
 from dt2it_pipeline.evaluate.benchmarks import MACRO, wilson_interval
+from dt2it_pipeline.evaluate.comparison import Comparison
 from dt2it_pipeline.evaluate.formatting import (
     clean,
     duration,
@@ -112,15 +113,15 @@ def render_report(data: ReportData) -> str:
 
 
 def report_markdown(data: ReportData) -> dict[str, str]:
-    """Parts of the report as Markdown, by name: summary, accuracy, changes, data quality; empty ones left out."""
-    summary = " ".join(report_words.summary_sentences(data, headline(data)))
-    parts = {
-        "summary": markdown_text(summary),
+    """Parts of the report as Markdown, by name: summary, accuracy, a table per comparison, data quality."""
+    table = headline(data)
+    several = len({benchmark for benchmark, _ in table.columns}) > 1
+    return {
+        "summary": markdown_text(" ".join(report_words.summary_sentences(data, table))),
         "accuracy": headline_markdown(data),
-        "changes": changes_markdown(data),
-        "data_quality": quality_markdown(data),
+        **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
+        "data quality": quality_markdown(data),
     }
-    return {name: text for name, text in parts.items() if text}
 
 
 def headline_markdown(data: ReportData) -> str:
@@ -134,22 +135,19 @@ def headline_markdown(data: ReportData) -> str:
     return markdown_table(heads, rows)
 
 
-def changes_markdown(data: ReportData) -> str:
-    """The paired comparisons as Markdown, one row per benchmark group; empty without comparisons."""
-    several = len(set(data.scores["benchmark"])) > 1 if len(data.scores) else False
+def changes_markdown(made: Comparison, several: bool = False) -> str:
+    """A paired comparison as Markdown, one row per group, with the name of its benchmark if there are `several`."""
     rows = [
         [
-            f"{made.before} to {made.after}: {report_words.change_label(change, several)}",
+            report_words.change_label(change, several),
             points(change.difference),
             f"{points(change.low)} to {points(change.high)}",
             p_value(change.p),
             "no" if change.beyond_chance else "yes",
         ]
-        for made in data.comparisons
         for change in made.changes
     ]
-    heads = ["change in accuracy", "points", "95% interval", "p", "within chance"]
-    return markdown_table(heads, rows) if rows else ""
+    return markdown_table([f"{made.before} to {made.after}", "points", "95% interval", "p", "within chance"], rows)
 
 
 def quality_markdown(data: ReportData) -> str:

@@ -237,6 +237,6 @@ def test_markdown() -> None:
         "|control|40.0|50.0|",
     ]
     parts = report_markdown(full(EVIL))
-    assert list(parts) == ["summary", "accuracy", "changes", "data_quality"]
+    assert list(parts) == ["summary", "accuracy", f"{EVIL} to {EVIL}", "data quality"]
     assert "<script" not in "".join(parts.values())
     assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())

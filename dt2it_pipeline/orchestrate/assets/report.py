@@ -45,7 +45,7 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             write_report(data, folder / "report.html")
             parts = report_markdown(data)
             (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-            write_json_atomic(parts, folder / "parts.json")
+            write_json_atomic(list(parts.items()), folder / "parts.json")
             table = pa.concat_tables([bundle["benchmark_scores"] for bundle in sources.score_bundles()])
             return Bundle({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
@@ -60,7 +60,7 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
         written = json.loads((bundle.folder / "parts.json").read_text(encoding="utf-8"))
         metadata: dict[str, dg.MetadataValue] = {
             "report": dg.MetadataValue.path(str(opened.home / "report.html")),
-            **{name: dg.MetadataValue.md(text) for name, text in written.items()},
+            **{name.replace(" ", "_"): dg.MetadataValue.md(text) for name, text in written},
         }
         return result(context, opened, bundle, metadata=metadata)
 
