@@ -60,8 +60,8 @@ def points(share: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value to three decimals, or that it is below the smallest of them."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    """A p-value to three decimals, or that it is at most the smallest of them."""
+    return "≤0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def strength_unit(label: str, policy: str | None = None, curated: bool = True) -> str:
