@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dt2it_pipeline.strict_yaml import load_yaml
+
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"
 DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
 
@@ -45,7 +47,7 @@ class DemoSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """Candidate responses from one pool of models with one style (METHOD.md, part 1, steps 1 and 4)."""
+    """Candidate responses from one pool of models with one style (arXiv 2604.19544, debiased construction)."""
 
     model: str = Field(
         DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
@@ -62,14 +64,14 @@ class SamplingSettings(Settings):
 
 
 class JudgingSettings(Settings):
-    """Listwise and pointwise judgements (METHOD.md, part 1, steps 2, 3 and 5)."""
+    """Listwise and pointwise judgements (arXiv 2604.19544, debiased preference construction)."""
 
     judge: Literal["reference"] = "reference"
     orders: int = Field(1, ge=1, le=8, description="presentation orders per list, none of them the identity")
 
 
 class PairingSettings(Settings):
-    """Pairs over a spread of strengths, both sides in one style (METHOD.md, part 1, step 6)."""
+    """Pairs over a spread of strengths, both sides in one style (arXiv 2604.19544, debiased construction)."""
 
     max_pairs_per_prompt: int = Field(3, ge=1, le=100)
     min_strength: float = Field(1.0, ge=0, le=10, description="least difference of overall scores (0 to 10)")
@@ -79,7 +81,7 @@ class PairingSettings(Settings):
 
 
 class T2ISettings(Settings):
-    """Text-to-image preferences as two-image questions (METHOD.md, part 2)."""
+    """Text-to-image preferences as two-image questions (arXiv 2604.19544, reformulation of T2I preferences)."""
 
     max_pairs: int | None = Field(None, ge=1, description="use at most this many; all when absent")
 
@@ -119,7 +121,7 @@ class LoraSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """Bradley-Terry training of backbone and linear head (METHOD.md, training recipe).
+    """Bradley-Terry training of backbone and linear head (arXiv 2604.19544, implementation details).
 
     With `validation_fraction` or `validation_pairs`, prompts are held out by seed (all pairs of a prompt are on one
     side), evaluated every `evaluate_every` optimiser steps and at the end.
@@ -207,7 +209,7 @@ class TrainingSettings(Settings):
 
 
 class ScoringSettings(Settings):
-    """Scoring every unique response once (METHOD.md, part 3)."""
+    """Scoring every unique response once, for the votes of iterative training (arXiv 2604.19544)."""
 
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="who computes: our own model in shared-prefix batches, or vLLM's pooling engine"
@@ -238,7 +240,7 @@ class JudgeSettings(Settings):
 
 
 class AnnotationSettings(Settings):
-    """Two judges on every contested pair (METHOD.md, part 3, step 3)."""
+    """Two judges on every contested pair (arXiv 2604.19544, iterative training: annotation)."""
 
     judges: tuple[JudgeSettings, ...] = Field(
         strict=False, min_length=2, max_length=2, description="two, each with one vote on every contested pair"
@@ -254,7 +256,7 @@ class AnnotationSettings(Settings):
 
 
 class CurationSettings(Settings):
-    """How labels are cleaned (METHOD.md, part 3, steps 1 and 2, or another policy in their place)."""
+    """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
 
     policy: Literal["paper", "posterior"] = Field(
         "paper", description="the published vote, flip and verify; or by the probability that a label is right"
@@ -322,7 +324,7 @@ def artifact_home() -> Path:
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     """Parse and check a recipe's YAML text; `where` names it in errors. Raises RecipeError naming every wrong key."""
     try:
-        raw: Any = yaml.safe_load(text)
+        raw: Any = load_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):

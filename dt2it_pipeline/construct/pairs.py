@@ -61,7 +61,7 @@ def form_pairs(
         taken). Candidate pairs are all pairs of usable responses of one prompt: candidates = pairs + set aside.
 
     Raises:
-        PairingError: not one pair can be formed.
+        PairingError: there are prompts, but not one pair can be formed.
     """
     usable = _usable(responses, judgements)
     strengths: Counter[int] = Counter()  # pairs per strength band so far
@@ -79,7 +79,7 @@ def form_pairs(
         pairs += taken
         kept = {pair["pair_id"] for pair in taken}
         aside += [_aside(pair, SURPLUS) for pair in candidates if pair["pair_id"] not in kept]
-    if not pairs:
+    if not pairs and prompts.num_rows:
         raise PairingError(_nothing_formed(len(usable), responses.num_rows, aside, settings))
     return records.table(pairs, "pairs"), records.table(aside, "set_aside")
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from dt2it_pipeline.recipe import Settings, project_root
+from dt2it_pipeline.strict_yaml import load_yaml
 
 REQUIRED_COLUMNS = {
     "prompts": ("question", "reference"),
@@ -71,7 +72,7 @@ class Manifest(Settings):
 def load_manifest(path: Path) -> Manifest:
     """Load and check one manifest. Raises ManifestError naming the file and the wrong key."""
     try:
-        return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Manifest.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ManifestError(f"cannot read manifest {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
@@ -90,3 +91,17 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
             raise ManifestError(f"two manifests of the recipe are named {manifest.name!r}")
         seen.add(manifest.name)
     return manifests
+
+
+def require_first_training_set(manifests: list[Manifest], recipe: str) -> None:
+    """Raise ManifestError where no source can give D0, the training set of round 0.
+
+    Every other kind may be missing: without `preferences` there is nothing to curate, without a benchmark no accuracy
+    is measured, and the stages that would have read them hand on empty tables.
+    """
+    if not {"prompts", "t2i"} & {manifest.kind for manifest in manifests}:
+        found = ", ".join(f"{manifest.name} ({manifest.kind})" for manifest in manifests) or "none at all"
+        raise ManifestError(
+            f"recipe {recipe!r} names no source of kind `prompts` or `t2i`, from which round 0's training set is made: "
+            f"describe one in configs/datasets and add it to the recipe's `datasets`; it names {found}"
+        )

@@ -149,7 +149,7 @@ def unique_prompts(tables: list[pa.Table]) -> pa.Table:
     first: dict[str, int] = {}
     for index, key in enumerate(joined["prompt_id"].to_pylist()):
         first.setdefault(key, index)
-    return joined.take(list(first.values())).combine_chunks()
+    return joined.take(pa.array(first.values(), pa.int64())).combine_chunks()  # typed: there may be no prompt
 
 
 def _kinds(manifest: Manifest) -> tuple[str, ...]:

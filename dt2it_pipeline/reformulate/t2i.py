@@ -1,4 +1,5 @@
-"""Text-to-image preferences as two-image questions with two short textual answers (METHOD.md, part 2).
+"""Text-to-image preferences as two-image questions with two short textual answers (arXiv 2604.19544, reformulation of
+text-to-image preferences).
 
 A reward model for text answers learns from human judgements of pictures this way: the prompt shows both pictures and
 asks which is the better one for the caption; chosen and rejected are the two verdict sentences.
@@ -22,10 +23,6 @@ _QUESTION = (
     "Which image is better, judged first by how well it matches the caption and then by its quality?"
 )
 _VERDICTS = ("Image 1 is better than image 2.", "Image 2 is better than image 1.")
-
-
-class NoPreferencesError(ValueError):
-    """There is not one T2I preference to reformulate."""
 
 
 def verdict_pair(preference: Mapping[str, Any], preferred_first: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,14 +63,7 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int) -> Bund
     is drawn with `seed`; the rows keep the order of their ids.
 
     Returns a bundle of `pairs`, `prompts` and `set_aside`; facts: rows_in, rows_out, rows_set_aside, preferred_first.
-
-    Raises:
-        NoPreferencesError: the table is empty.
     """
-    if preferences.num_rows == 0:
-        raise NoPreferencesError(
-            "no T2I preference to reformulate; name a source of kind t2i in the recipe's `datasets`"
-        )
     found = sorted(preferences.to_pylist(), key=lambda row: row["row_id"])
     opinions = Counter(_question_key(row) for row in found)
     rows = [row for row in found if opinions[_question_key(row)] == 1]

@@ -109,3 +109,9 @@ def test_no_pair_at_all_is_one_error_that_names_the_settings(tmp_path):
         _form(tmp_path, {"a": ([5.0], 5.0), "b": ([5.0], 5.0)})
     with pytest.raises(PairingError, match=r"pairing\.min_strength"):
         _form(tmp_path, {"a": ([5.2], 5.2), "b": ([5.0], 5.0)})
+
+
+def test_without_prompts_there_are_no_pairs_and_no_error():
+    empty = [records.table([], kind) for kind in ("prompts", "responses", "judgements")]
+    pairs, aside = form_pairs(*empty, PairingSettings(), seed=0)
+    assert pairs.num_rows == aside.num_rows == 0

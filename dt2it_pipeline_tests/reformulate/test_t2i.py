@@ -2,7 +2,7 @@ import pytest
 
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import T2ISettings
-from dt2it_pipeline.reformulate.t2i import NoPreferencesError, reformulate
+from dt2it_pipeline.reformulate.t2i import reformulate
 
 
 def medium(sha):
@@ -64,6 +64,7 @@ def test_a_marker_in_a_caption_does_not_stand_for_a_picture():
     assert "{braces}" in text
 
 
-def test_no_preference_at_all_is_one_clear_error():
-    with pytest.raises(NoPreferencesError, match="name a source of kind t2i"):
-        reformulate(table([]), T2ISettings(), seed=0)
+def test_no_preference_at_all_gives_no_pair():
+    bundle = reformulate(table([]), T2ISettings(), seed=0)
+    assert bundle["pairs"].num_rows == bundle["prompts"].num_rows == 0
+    assert bundle.facts == {"rows_in": 0, "rows_out": 0, "rows_set_aside": 0, "preferred_first": 0}

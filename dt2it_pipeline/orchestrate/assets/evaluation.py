@@ -59,7 +59,10 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         code_version="1",
         pool="gpu",
         kinds={"pytorch"},
-        check_specs=[dg.AssetCheckSpec("no_regression", asset="benchmark_scores")],
+        check_specs=[
+            dg.AssetCheckSpec("no_regression", asset="benchmark_scores"),
+            dg.AssetCheckSpec("benchmarks_given", asset="benchmark_scores"),
+        ],
     )
     def benchmark_scores(
         context: dg.AssetExecutionContext,
@@ -76,14 +79,26 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         if number > 0 and opened.current("benchmark_scores", str(number - 1)) is not None:
             before = _pooled(opened.read("benchmark_scores", str(number - 1)))
         now = _pooled(bundle)
+        items = raw_benchmarks["benchmark_items"].num_rows
+        accuracy = {"accuracy": now} if items else {}
+        given = dg.AssetCheckResult(
+            check_name="benchmarks_given",
+            passed=items > 0,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={"pairs": items},
+            description=None
+            if items
+            else "no accuracy is measured: the recipe's `datasets` name no source of kind "
+            "`benchmark` or `t2i_benchmark` with a usable row",
+        )
         regression = dg.AssetCheckResult(
             check_name="no_regression",
-            passed=before is None or now >= before,
+            passed=before is None or not items or now >= before,
             severity=dg.AssetCheckSeverity.WARN,
-            metadata={"accuracy": now} | ({} if before is None else {"round_before": before}),
+            metadata=accuracy | ({} if before is None else {"round_before": before}),
         )
-        table = {"accuracy_table": markdown_of(bundle["benchmark_scores"]), "accuracy": now}
-        return result(context, opened, bundle, checks=(regression,), metadata=table)
+        table = {"accuracy_table": markdown_of(bundle["benchmark_scores"])} | accuracy
+        return result(context, opened, bundle, checks=(regression, given), metadata=table)
 
     return benchmark_scores
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import dagster as dg
 
 from dt2it_pipeline import records
-from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue
+from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -23,6 +23,7 @@ _READER_VERSION = "1"  # and of reading a source
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     """Assets that read the recipe's sources: one per kind; with a demo also its files and its truth."""
     manifests = load_catalogue(recipe.datasets)
+    require_first_training_set(manifests, recipe.name)
     deps = [] if recipe.demo is None else [_DEMO]
     made = [
         _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps)

@@ -1,0 +1,28 @@
+"""YAML as recipes and manifests are read: a key that stands twice in one mapping is an error.
+
+PyYAML would take the last one without a word, so that an edit further up in the file does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As PyYAML does, with a look at the keys."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
+                lines = [at.start_mark.line + 1 for at in (first[key.tag, key.value], key)]
+                where = f"line {lines[0]}" if lines[0] == lines[1] else f"lines {lines[0]} and {lines[1]}"
+                raise yaml.YAMLError(f"key {key.value!r} stands twice, in {where}; keep one of them")
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError where it is malformed or a mapping has a key twice."""
+    return yaml.load(text, Loader=_Loader)

@@ -1,0 +1,29 @@
+import pytest
+
+from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.recipe import RecipeError, parse_recipe
+from dt2it_pipeline.strict_yaml import load_yaml
+
+
+def test_what_is_sound_is_read_as_ever():
+    text = "base: &base {a: 1, b: [1, {c: 2}]}\nmore: {<<: *base, a: 3}\n? [1, 2]\n: x\n"
+    with pytest.raises(Exception, match="unhashable"):
+        load_yaml(text)
+    assert load_yaml(text.partition("?")[0]) == {
+        "base": {"a": 1, "b": [1, {"c": 2}]},
+        "more": {"a": 3, "b": [1, {"c": 2}]},
+    }
+
+
+def test_a_key_that_stands_twice_in_a_recipe_is_named_with_its_lines():
+    text = "name: x\ntraining:\n  epochs: 1\n  pairs_per_step: 8\n  epochs: 2\n"
+    with pytest.raises(RecipeError, match="'epochs' stands twice, in lines 3 and 5"):
+        parse_recipe(text)
+    with pytest.raises(RecipeError, match="'name' stands twice, in lines 1 and 2"):
+        parse_recipe("name: x\nname: y\n")
+
+
+def test_a_key_that_stands_twice_in_a_manifest_is_named_with_its_line(tmp_path):
+    (tmp_path / "m.yaml").write_text("name: m\ncolumns: {image: a, image: b}\n")
+    with pytest.raises(ManifestError, match=r"m\.yaml.*'image' stands twice, in line 2"):
+        load_manifest(tmp_path / "m.yaml")
