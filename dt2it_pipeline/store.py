@@ -6,6 +6,7 @@
       media/<aa>/<sha256>.<ext>               pictures and videos, once per content
       work/<name>[/<partition>]/<key>/        what a running stage needs to resume; removed when it has finished
       sources/                                source files that the demo writes
+      locks/<name>[.<partition>]              held by the process that makes a stage's output; see locks.py
 
 A version is written to a temporary folder, renamed to its key, and only then named by `current`; each step is atomic on
 a POSIX file system. The key is a hash of the stage's inputs and settings, so that a stage started again with the same
@@ -18,10 +19,12 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline import records
+from dt2it_pipeline import locks, records
 
 _CONTENT_SUFFIXES = {".parquet", ".safetensors"}
 _SYNC_ONE_BY_ONE = 100  # files
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_logger = logging.getLogger(__name__)
 _KEPT_VERSIONS = 2  # the current one, and the one before for readers that are still open
 
 
@@ -106,17 +111,65 @@ class Store:
         """Remove everything that a stage kept to resume, older keys included."""
         shutil.rmtree(_slot(self.home / "work", name, partition), ignore_errors=True)
 
+    @contextlib.contextmanager
+    def locked(
+        self, name: str, partition: str | None = None, on_wait: Callable[[str], None] = _logger.warning
+    ) -> Iterator[None]:
+        """Keep other processes from making the same output meanwhile; waits for one that does and says so to `on_wait`.
+
+        What a writer that was killed left behind is removed: while the lock is held, nobody writes there.
+        """
+        path = self.home / "locks" / (name if partition is None else f"{name}.{partition}")
+        _make_folder(path.parent)
+        with locks.exclusive(path, lambda words: on_wait(f"{_told(name, partition)} {words}")) as taken:
+            slot = _slot(self.home / "artifacts", name, partition)
+            for left in slot.glob(".*") if taken else ():
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+            yield
+
     def current(self, name: str, partition: str | None = None) -> str | None:
-        """Key of the version in force, or None when the stage has not finished yet."""
+        """Key of the version in force, or None when the stage has not finished yet.
+
+        Raises:
+            StoreError: the file that names it is damaged.
+        """
+        file = _slot(self.home / "artifacts", name, partition) / "current"
         try:
-            key = (_slot(self.home / "artifacts", name, partition) / "current").read_text(encoding="utf-8").strip()
+            key = file.read_text(encoding="utf-8").strip()
+            if not _KEY.fullmatch(key):
+                raise ValueError(f"expected the name of a version, found {key[:80]!r}")
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{_told(name, partition)} is damaged: {file}: {error}; run its stage again, which mends it"
+            ) from error
         return key if (_slot(self.home / "artifacts", name, partition) / key).is_dir() else None
 
     def has(self, name: str, key: str, partition: str | None = None) -> bool:
         """Whether exactly this version is finished."""
         return (_slot(self.home / "artifacts", name, partition) / key).is_dir()
+
+    def find(
+        self,
+        name: str,
+        key: str,
+        partition: str | None = None,
+        on_damage: Callable[[str], None] = _logger.warning,
+    ) -> Bundle | None:
+        """The version `key`, made the current one; None where it is not finished, or damaged and to be made again."""
+        if not self.has(name, key, partition):
+            return None
+        try:
+            found = self.read(name, partition, key)
+        except StoreError as error:
+            on_damage(f"{error}; it is made again now")
+            return None
+        self.point(name, key, partition)
+        return found
 
     def read(self, name: str, partition: str | None = None, key: str | None = None) -> Bundle:
         """Load a finished version (the current one by default), every table validated.
@@ -125,24 +178,32 @@ class Store:
             StoreError: there is none, or a file in it is damaged.
         """
         key = key or self.current(name, partition)
-        where = name + (f", partition {partition}" if partition is not None else "")
+        where = _told(name, partition)
         if key is None:
             raise StoreError(f"{where} has not been materialised in {self.home}; materialise it first")
         folder = _slot(self.home / "artifacts", name, partition) / key
+        file = folder / "manifest.json"
         try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            tables = {kind: read_parquet(folder / f"{kind}.parquet", kind) for kind in manifest["tables"]}
-        except (OSError, ValueError, KeyError) as error:
-            raise StoreError(f"{where} is damaged in {folder}: {error}; remove that folder and run it again") from error
-        return Bundle(tables, manifest["facts"], folder, manifest["digest"])
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            kinds, facts, digest = list(manifest["tables"]), dict(manifest["facts"]), str(manifest["digest"])
+            tables = {}
+            for kind in kinds:
+                file = folder / f"{kind}.parquet"
+                tables[kind] = read_parquet(file, kind)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise StoreError(
+                f"{where} is damaged: {file} cannot be read ({problem}); run its stage again, which makes it anew"
+            ) from error
+        return Bundle(tables, facts, folder, digest)
 
     @contextlib.contextmanager
     def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:
         """Give a temporary folder to fill; on success it becomes the version `key` and the current one."""
-        slot = _slot(self.home / "artifacts", name, partition)
-        with atomic_directory(slot / key) as folder:
-            yield folder
-        self.point(name, key, partition)
+        with self.locked(name, partition):
+            with atomic_directory(_slot(self.home / "artifacts", name, partition) / key) as folder:
+                yield folder
+            self.point(name, key, partition)
 
     def write(self, name: str, bundle: Bundle, key: str, partition: str | None = None) -> Bundle:
         """Store a bundle as version `key` and make it the current one; returns it as it is read back.
@@ -171,7 +232,10 @@ class Store:
     def point(self, name: str, key: str, partition: str | None = None) -> None:
         """Make version `key` the current one and drop versions that no reader can still want."""
         slot = _slot(self.home / "artifacts", name, partition)
-        before = self.current(name, partition)
+        try:
+            before = self.current(name, partition)
+        except StoreError:
+            before = None  # damaged, and written afresh below
         if before != key:
             _replace_text(slot / "current", key)
         versions = [p for p in slot.iterdir() if p.is_dir() and (p / "manifest.json").exists()]
@@ -294,6 +358,10 @@ def _make_folder(folder: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def _told(name: str, partition: str | None) -> str:
+    return name if partition is None else f"{name}, partition {partition}"
 
 
 def _slot(root: Path, name: str, partition: str | None) -> Path:

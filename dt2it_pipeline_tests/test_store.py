@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pandas as pd
@@ -110,3 +111,93 @@ def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
     assert model_digest(str(tmp_path)) == before
     (tmp_path / "tokenizer.json").write_text("another tokenizer")
     assert model_digest(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"../elsewhere", b"two words"])
+def test_a_damaged_pointer_is_named_and_mended_by_the_stage(tmp_path, garbage):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "k")
+    (tmp_path / "artifacts/stage/current").write_bytes(garbage)
+    with pytest.raises(StoreError, match=r"stage is damaged: .*artifacts/stage/current: .*run its stage again"):
+        store.read("stage")
+    found = store.find("stage", "k")
+    assert found is not None
+    assert found["pairs"].equals(pairs())
+    assert store.current("stage") == "k"
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"[]", b"null", b'{"tables": 3}', b'{"tables": ["no"]}'])
+def test_a_damaged_manifest_is_named_and_the_version_made_again(tmp_path, garbage):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "k", "1")
+    (tmp_path / "artifacts/stage/1/k/manifest.json").write_bytes(garbage)
+    with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json cannot be read"):
+        store.read("stage", "1")
+    told = []
+    assert store.find("stage", "k", "1", told.append) is None
+    assert len(told) == 1
+    store.write("stage", Bundle({"pairs": pairs(2)}), "k", "1")
+    assert store.read("stage", "1")["pairs"].num_rows == 2
+
+
+def test_a_damaged_table_is_made_again(tmp_path):
+    store = Store(tmp_path)
+    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    bundle.table_path("pairs").write_bytes(b"")
+    assert store.find("stage", "k") is None
+
+
+WRITER = """
+import sys, time
+from dt2it_pipeline.store import Store
+with Store({home!r}).writing("stage", "new") as folder:
+    (folder / "half").write_text("half"); print("writing", flush=True); time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that is writing a version of `stage`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER.format(home=str(tmp_path))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, writer):
+    slot = tmp_path / "artifacts/stage"
+    assert len(list(slot.glob(".new.*"))) == 1
+    writer.kill()
+    writer.wait()
+    Store(tmp_path).write("stage", Bundle({"pairs": pairs()}), "k")
+    assert sorted(p.name for p in slot.iterdir()) == ["current", "k"]
+
+
+def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, writer):
+    told, order = [], []
+
+    def second():
+        with Store(tmp_path).locked("stage", on_wait=lambda words: (told.append(words), order.append("waits"))):
+            order.append("writes")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    while not order:
+        time.sleep(0.01)
+    assert list((tmp_path / "artifacts/stage").glob(".new.*"))  # what is being written is not taken for a leftover
+    order.append("killed")
+    writer.kill()
+    thread.join()
+    assert order == ["waits", "killed", "writes"]
+    assert told[0].startswith(f"stage waits for process {writer.pid} on ")
+
+
+def test_partitions_are_locked_each_by_itself(tmp_path):
+    store = Store(tmp_path)
+    with store.locked("stage", "0"), store.locked("stage", "1"), store.locked("stage", "0"):
+        store.write("stage", Bundle({"pairs": pairs()}), "k", "0")
+    assert store.current("stage", "0") == "k"

@@ -34,6 +34,8 @@ def run_stage(
 ) -> Bundle:
     """The stage's bundle, from the store where the same inputs and settings gave it before, else computed and stored.
 
+    Where another process is making it, this one waits and then finds it finished. A damaged version is made again.
+
     Args:
         context: of the asset; its key and partition name the stage's place in the store.
         store: where results and work lie.
@@ -46,16 +48,17 @@ def run_stage(
     partitioned = _spec(context, name).partitions_def is not None
     partition = context.partition_key if context.has_partition_key and partitioned else None
     key = stage_key(name, _spec(context, name).code_version or "", inputs, settings)
-    if store.has(name, key, partition):
-        context.log.info(f"{name}: inputs and settings are those of a finished version, which is used again")
-        store.point(name, key, partition)
-        return store.read(name, partition, key)
-    started = time.monotonic()
-    bundle = compute(store.work(name, key, partition))
-    facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
-    stored = store.write(name, replace(bundle, facts=facts), key, partition)
-    store.finish_work(name, partition)
-    return stored
+    with store.locked(name, partition, context.log.warning):
+        found = store.find(name, key, partition, context.log.warning)
+        if found is not None:
+            context.log.info(f"{name}: inputs and settings are those of a finished version, which is used again")
+            return found
+        started = time.monotonic()
+        bundle = compute(store.work(name, key, partition))
+        facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
+        stored = store.write(name, replace(bundle, facts=facts), key, partition)
+        store.finish_work(name, partition)
+        return stored
 
 
 def stage_key(

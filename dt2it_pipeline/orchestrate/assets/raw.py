@@ -58,9 +58,10 @@ def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
         folder = store.open().sources / "demo"
         key = stage_key(_DEMO, _WORLD_VERSION, {}, {"demo": settings, "seed": seed})
         marker = folder / "world.json"
-        if not marker.exists() or key not in marker.read_text(encoding="utf-8"):
-            write_world(folder, settings, seed=seed)
-            write_json_atomic({"key": key}, marker)
+        with store.open().locked(_DEMO, on_wait=context.log.warning):
+            if not marker.exists() or key not in marker.read_text(encoding="utf-8"):
+                write_world(folder, settings, seed=seed)
+                write_json_atomic({"key": key}, marker)
         return dg.MaterializeResult(
             metadata={"path": dg.MetadataValue.path(str(folder))}, data_version=dg.DataVersion(key)
         )
@@ -117,16 +118,17 @@ def _read_all(
         slot = f"source.{manifest.name}"
         try:
             key = stage_key(slot, _READER_VERSION, {"source": fingerprint(manifest, store.sources)}, {})
-            if store.has(slot, key) and store.current(slot) == key:
-                bundle = store.read(slot)
-            else:
-                started = time.monotonic()
-                read = read_source(manifest, store.sources, store.media)
-                facts = dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}
-                bundle = store.write(slot, replace(read, facts=facts), key)
+            with store.locked(slot, on_wait=context.log.warning):
+                bundle = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
         except SourceError as error:
             context.log.error(str(error))
             faults[manifest.name] = str(error)
             continue
         bundles[manifest.name] = bundle
     return bundles, faults
+
+
+def _read(manifest: Manifest, store: Store, slot: str, key: str) -> Bundle:
+    started = time.monotonic()
+    read = read_source(manifest, store.sources, store.media)
+    return store.write(slot, replace(read, facts=dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}), key)
