@@ -19,10 +19,12 @@ from dt2it_pipeline.orchestrate.partitions import rounds_partitions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sensors import build_sensors
 from dt2it_pipeline.recipe import Recipe, artifact_home, load_recipe
+from dt2it_pipeline.recipe_files import require_files
 
 
 def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
     """Everything for one recipe, with artifacts below `home`; tests call it with a recipe and a folder of their own."""
+    require_files(recipe)
     rounds = rounds_partitions(recipe)
     jobs = build_jobs(rounds)
     return dg.Definitions(

@@ -16,7 +16,8 @@ from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepsp
 from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import run_stage
-from dt2it_pipeline.recipe import Recipe, TrainingSettings, model_path, project_root
+from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.recipe_files import hostfile_path, read_deepspeed_config
 from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
 
 
@@ -52,7 +53,7 @@ class Heavy:
                 "dt2it_pipeline.reward.train:run",
                 job,
                 work,
-                launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_of(settings)),
+                launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_path(settings)),
                 env=rank_environment(settings.processes)
                 | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
             )
@@ -64,7 +65,11 @@ class Heavy:
             self._opened,
             compute,
             inputs={**inputs, "base_model": model_digest(model_path(settings.base_model))},
-            settings={"training": settings, "seed": self.recipe.seed},
+            settings={
+                "training": settings,
+                "deepspeed_config": read_deepspeed_config(settings.deepspeed_config),
+                "seed": self.recipe.seed,
+            },
         )
 
     def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
@@ -96,16 +101,6 @@ class Heavy:
     @property
     def _opened(self) -> Store:
         return self.store.open()
-
-
-def hostfile_of(settings: TrainingSettings) -> Path | None:
-    """The recipe's hostfile as an absolute path. Raises dagster.Failure where there is no such file."""
-    if settings.hostfile is None:
-        return None
-    path = project_root() / settings.hostfile
-    if not path.is_file():
-        raise dg.Failure(f"training.hostfile: there is no file {path}", allow_retries=False)
-    return path
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:

@@ -51,9 +51,12 @@ def writing(what: str, path: Path, step: int | None = None) -> Iterator[None]:
         ) from error
 
 
-def fingerprint(pair_ids: Sequence[str], settings: Mapping[str, Any], seed: int, ranks: int) -> str:
-    """What a checkpoint must have been made from to be continued: same pairs, settings, seed and number of ranks."""
-    return records.content_hash(list(pair_ids), dict(settings), seed, ranks)
+def fingerprint(pair_ids: Sequence[str], settings: Mapping[str, Any], seed: int, ranks: int, base_model: str) -> str:
+    """What a checkpoint must have been made from to be continued: same pairs, settings, seed, ranks and base model.
+
+    `base_model` is the digest of the model's content.
+    """
+    return records.content_hash(list(pair_ids), dict(settings), seed, ranks, base_model)
 
 
 def save(engine: Any, work: Path, digest: str, state: Mapping[str, Any], ranks: Ranks) -> None:

@@ -16,14 +16,13 @@ What a recipe may ask for under `training:`, beside sizes and rates (each settin
 - `tensorboard`, `wandb_project`: curves, see tracking.py.
 
 A state to resume from is written every `checkpoint_every` steps. It belongs to the pairs, their labels and strengths,
-the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk training ends with
-an error that names the path, the last whole state is kept, and a new start goes on from it.
+the base model, the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk
+training ends with an error that names the path, the last whole state is kept, and a new start goes on from it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 from collections.abc import Callable, Mapping
@@ -31,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.engines import lean_imports
-from dt2it_pipeline.recipe import TrainingSettings, project_root
+from dt2it_pipeline.recipe import TrainingSettings
+from dt2it_pipeline.recipe_files import read_deepspeed_config
 
 GIB = 2**30
 
@@ -42,11 +42,7 @@ class TrainingError(RuntimeError):
 
 def deepspeed_config(settings: TrainingSettings, decay: float) -> dict[str, Any]:
     """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings."""
-    path = project_root() / "configs" / "deepspeed" / f"{settings.deepspeed_config}.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"training.deepspeed_config: cannot read {path}: {error}") from error
+    config = read_deepspeed_config(settings.deepspeed_config)
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     optimizer["params"] = {"lr": settings.learning_rate, "weight_decay": decay} | optimizer.get("params", {})
     return config | {

@@ -160,8 +160,10 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
+        source = str(self.model.source)
+        base = self.group.gather(store.model_digest(source) if self.group.rank == 0 else None)[0]  # read by one rank
         digest = resume.fingerprint(
-            [*self.prepared.ids, self.content], settings.model_dump(), self.seed, self.group.size
+            [*self.prepared.ids, self.content], settings.model_dump(), self.seed, self.group.size, base
         )
         state = resume.load(self.engine, self.work, digest)
         first = 0

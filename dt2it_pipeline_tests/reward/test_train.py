@@ -191,3 +191,20 @@ def test_zero_stages_ranks_and_layouts_agree(job: dict[str, Any], tmp_path: Path
         losses[name] = [row["loss"] for row in log_of(tmp_path / name)]
     for name, found in losses.items():
         assert found == pytest.approx(losses["zero2"], abs=1e-5), name
+
+
+def test_another_base_model_does_not_go_on_from_the_state_of_the_one_before(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(job["base_model"], tmp_path / "base")
+    job = changed(job, "out", tmp_path, max_steps=2, checkpoint_every=1) | {"base_model": str(tmp_path / "base")}
+    assert run(job, [].append)["resumed_from_step"] == 0
+    shutil.rmtree(job["output"])
+    assert run(job, [].append)["resumed_from_step"] == 1
+    shutil.rmtree(job["output"])
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.language_model.norm.weight"] *= 1.5
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    assert run(job, [].append)["resumed_from_step"] == 0
