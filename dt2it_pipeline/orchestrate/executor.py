@@ -3,11 +3,16 @@
 The steps are light (heavy work is in child processes), so one process pays Dagster's start-up once. A run that is
 killed with SIGKILL cannot give its place in the pool `gpu` back, and without a daemon nobody does it for it: the next
 headless run would wait for ever. So every run first looks for such runs.
+
+How a run is known to be dead: each holds the lock of a file of its own, which the kernel frees when its process ends. A
+process number or a host name would not do, since a container that is started again has other ones. A free lock counts
+only where it means something: on the same running kernel, or after this very machine was started anew. Runs of other
+machines that share the instance are left alone, since a network file system may keep locks to each machine; whoever
+knows that such a machine is gone marks its run as failed in the UI (Runs > Terminate).
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +22,11 @@ import dagster as dg
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 
+from dt2it_pipeline.locks import hold_until_exit, is_free
+
 HOST_TAG = "dt2it/host"
-PID_TAG = "dt2it/pid"
+BOOT_TAG = "dt2it/boot"  # of the kernel, the same in all containers of a machine
+LOCK_TAG = "dt2it/lock"
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -30,7 +38,7 @@ class OneProcessExecutor(InProcessExecutor):
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
         for dead in end_dead_runs(instance):
             plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")
-        instance.add_run_tags(run_id, {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid())})
+        mark_alive(instance, run_id)
         yield from super().execute(plan_context, execution_plan)
 
 
@@ -40,20 +48,36 @@ def one_process_executor(init_context: dg.InitExecutorContext) -> OneProcessExec
     return OneProcessExecutor(retries=RetryMode.ENABLED)
 
 
+def mark_alive(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Note on a run where it runs, and hold its lock until this process ends."""
+    folder = Path(instance.storage_directory()) / "running"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        run = instance.get_run_by_id(old.name)
+        if run is None or run.is_finished:
+            old.unlink(missing_ok=True)
+    lock = folder / run_id
+    hold_until_exit(lock)
+    instance.add_run_tags(run_id, {HOST_TAG: socket.gethostname(), BOOT_TAG: boot_id(), LOCK_TAG: str(lock.absolute())})
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs of this machine whose process is gone as failed and free their places in pools; returns their ids."""
+    """Mark runs whose process is surely gone as failed and free their places in pools; returns their ids."""
     dead = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE, tags={HOST_TAG: socket.gethostname()})):
-        if not _is_dagster(run.tags.get(PID_TAG, "")):
+    for run in instance.get_runs(dg.RunsFilter(statuses=_ACTIVE)):
+        lock = run.tags.get(LOCK_TAG)
+        here = run.tags.get(BOOT_TAG) == boot_id() or run.tags.get(HOST_TAG) == socket.gethostname()
+        if lock and here and is_free(Path(lock)):
             instance.report_run_failed(run, "The process of this run is gone; it was killed.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            Path(lock).unlink(missing_ok=True)
             dead.append(run.run_id)
     return dead
 
 
-def _is_dagster(pid: str) -> bool:
-    """Whether a process of that number runs Dagster; another program may have been given the number since."""
+def boot_id() -> str:
+    """What the running kernel calls itself, drawn anew whenever the machine starts; its name where it is not Linux."""
     try:
-        return b"dagster" in Path(f"/proc/{int(pid)}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()

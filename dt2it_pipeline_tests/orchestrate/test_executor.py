@@ -1,11 +1,13 @@
-import socket
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from dt2it_pipeline.orchestrate.executor import HOST_TAG, PID_TAG, end_dead_runs
+from dt2it_pipeline.orchestrate import executor
+from dt2it_pipeline.orchestrate.executor import BOOT_TAG, HOST_TAG, LOCK_TAG, boot_id, end_dead_runs, mark_alive
 
 POOL = "gpu"
 
@@ -22,10 +24,25 @@ def instance(tmp_path):
         yield instance
 
 
-def started_run(instance, pid, host=None):
-    """A run that holds the pool's only place and says that it runs in process `pid`."""
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A process that holds the lock of a run, as the process of that run does; and the lock."""
+    lock = tmp_path / "lock"
+    script = (
+        "import sys, time; from pathlib import Path; from dt2it_pipeline.locks import hold_until_exit\n"
+        f"hold_until_exit(Path({str(lock)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process, lock
+    process.kill()
+    process.wait()
+
+
+def started_run(instance, **tags):
+    """A run that holds the pool's only place."""
     job = dg.Definitions(assets=[pooled]).resolve_implicit_global_asset_job_def()
-    tags = {HOST_TAG: host or socket.gethostname(), PID_TAG: str(pid)}
     run = instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)
     instance.event_log_storage.claim_concurrency_slot(POOL, run.run_id, "pooled")
     return run
@@ -35,28 +52,37 @@ def occupied(instance):
     return instance.event_log_storage.get_concurrency_info(POOL).active_slot_count
 
 
-def test_the_place_of_a_killed_run_is_freed_and_the_run_marked_failed(instance):
-    process = subprocess.Popen([sys.executable, "-c", ""])
+def test_the_place_of_a_killed_run_is_freed_whatever_its_container_was_called(instance, elsewhere):
+    process, lock = elsewhere
+    run = started_run(instance, **{HOST_TAG: "the-container-before", BOOT_TAG: boot_id(), LOCK_TAG: str(lock)})
+    assert end_dead_runs(instance) == []
+    assert occupied(instance) == 1
+    process.send_signal(signal.SIGKILL)
     process.wait()
-    run = started_run(instance, process.pid)
     assert end_dead_runs(instance) == [run.run_id]
     assert occupied(instance) == 0
     assert instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_number_that_another_program_has_now_is_a_dead_run(instance):
-    run = started_run(instance, 1)
+def test_a_run_from_before_this_machine_was_started_anew_is_dead(instance, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor.socket, "gethostname", lambda: "ours")
+    (tmp_path / "lock").touch()
+    run = started_run(instance, **{HOST_TAG: "ours", BOOT_TAG: "before", LOCK_TAG: str(tmp_path / "lock")})
     assert end_dead_runs(instance) == [run.run_id]
 
 
-def test_runs_that_live_and_runs_of_other_machines_are_left_alone(instance):
-    script = "import sys, time; time.sleep(60)"
-    alive = subprocess.Popen([sys.executable, "-c", script, "dagster"])
-    try:
-        started_run(instance, alive.pid)
-        started_run(instance, 999_999_999, host="elsewhere")
-        assert end_dead_runs(instance) == []
-        assert occupied(instance) == 1
-    finally:
-        alive.kill()
-        alive.wait()
+def test_runs_of_other_machines_and_those_whose_lock_is_not_to_be_seen_are_left_alone(instance, tmp_path):
+    (tmp_path / "lock").touch()
+    started_run(instance, **{HOST_TAG: "elsewhere", BOOT_TAG: "another", LOCK_TAG: str(tmp_path / "lock")})
+    started_run(instance, **{HOST_TAG: "elsewhere", BOOT_TAG: boot_id(), LOCK_TAG: str(tmp_path / "unseen")})
+    started_run(instance)
+    assert end_dead_runs(instance) == []
+    assert occupied(instance) >= 1
+
+
+def test_a_run_of_this_process_is_alive(instance):
+    run = started_run(instance)
+    mark_alive(instance, run.run_id)
+    tags = instance.get_run_by_id(run.run_id).tags
+    assert Path(tags[LOCK_TAG]).is_file()
+    assert end_dead_runs(instance) == []
