@@ -20,9 +20,12 @@ JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
 .PHONY: demo test test-heavy ui lint clean
 
+# Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
+demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
 demo: $(VENV)/.installed-demo
 	@mkdir -p "$(DT2IT_HOME)"
-	$(JOB) construct
+	@echo "$(JOB) construct"
+	@$(JOB) construct
 	@for round in $(ROUNDS); do \
 		echo $(JOB) round --tags "{\"dagster/partition\": \"$$round\"}"; \
 		$(JOB) round --tags "{\"dagster/partition\": \"$$round\"}" || exit 1; \

@@ -14,19 +14,23 @@ knows that such a machine is gone marks its run as failed in the UI (Runs > Term
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.api import ExecuteRunWithPlanIterable
+from dagster._core.execution.context_creation_job import PlanExecutionContextManager
 from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.in_process import InProcessExecutor
+from dagster._core.executor.in_process import InProcessExecutor, inprocess_execution_iterator
 
 from dt2it_pipeline.locks import hold_until_exit, is_free
+from dt2it_pipeline.orchestrate.console import console_logger, print_lines
 
 HOST_TAG = "dt2it/host"
 BOOT_TAG = "dt2it/boot"  # of the kernel, the same in all containers of a machine
 LOCK_TAG = "dt2it/lock"
+PARTITION, PARTITION_RANGE = "dagster/partition", "dagster/asset_partition_range_start"
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
@@ -36,16 +40,53 @@ class OneProcessExecutor(InProcessExecutor):
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         """Run the plan; yields its events."""
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
+        console = console_logger()
+        print_lines(plan_context.log, console)
+        require_partition(plan_context.job.get_definition(), plan_context.dagster_run.tags)
         for dead in end_dead_runs(instance):
             plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")
         mark_alive(instance, run_id)
-        yield from super().execute(plan_context, execution_plan)
+
+        def steps(job_context: Any, execution_plan: Any) -> Iterator[Any]:
+            print_lines(job_context.log, console)  # steps have a log of their own
+            yield from inprocess_execution_iterator(job_context, execution_plan)
+
+        # As the parent does, which has no place to hand in another iterator.
+        yield from ExecuteRunWithPlanIterable(
+            execution_plan=plan_context.execution_plan,
+            iterator=steps,
+            execution_context_manager=PlanExecutionContextManager(
+                job=plan_context.job,
+                retry_mode=plan_context.retry_mode,
+                execution_plan=plan_context.execution_plan,
+                run_config=plan_context.run_config,
+                dagster_run=plan_context.dagster_run,
+                instance=plan_context.instance,
+                raise_on_error=plan_context.raise_on_error,
+                output_capture=plan_context.output_capture,
+                step_dependency_config=self.step_dependency_config,
+            ),
+        )
 
 
 @dg.executor(name="one_process", requirements=[])
 def one_process_executor(init_context: dg.InitExecutorContext) -> OneProcessExecutor:
     """All steps of a run in one process."""
     return OneProcessExecutor(retries=RetryMode.ENABLED)
+
+
+def require_partition(job: dg.JobDefinition, tags: Mapping[str, str]) -> None:
+    """Raise dagster.Failure where a run of a partitioned job names no partition, or one that does not exist."""
+    if job.partitions_def is None or PARTITION_RANGE in tags:
+        return
+    known, given = job.partitions_def.get_partition_keys(), tags.get(PARTITION)
+    if given not in known:
+        fault = "the run names no round" if given is None else f"there is no round {given!r}"
+        raise dg.Failure(
+            f"{fault}; the recipe's rounds are {', '.join(known)}. Run one with: dagster job execute -m "
+            f'dt2it_pipeline.definitions -j {job.name} --tags \'{{"{PARTITION}": "{known[0]}"}}\'',
+            allow_retries=False,
+        )
 
 
 def mark_alive(instance: dg.DagsterInstance, run_id: str) -> None:

@@ -9,7 +9,7 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.store import Bundle, Store, StoreError
 
 _COMPANIONS = {"prompts", "set_aside"}  # tables that go with a main table
 
@@ -45,7 +45,14 @@ class BundleIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Load the current version of an upstream asset, as the input's annotation asks."""
-        bundle = Store(self.home).read(context.asset_key.to_user_string(), _partition(context))
+        store, name, partition = Store(self.home), context.asset_key.to_user_string(), _partition(context)
+        if store.current(name, partition) is None:
+            job = "-j construct" if partition is None else f'-j round --tags \'{{"dagster/partition": "{partition}"}}\''
+            raise StoreError(
+                f"{name} has not been made in {self.home}. Run it first: "
+                f"dagster job execute -m dt2it_pipeline.definitions {job}"
+            )
+        bundle = store.read(name, partition)
         wanted = context.dagster_type.typing_type
         if wanted not in (pa.Table, pd.DataFrame):
             return bundle

@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._utils.warnings import PreviewWarning
 
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
-from dt2it_pipeline.orchestrate.child import PARENT_PID
+from dt2it_pipeline.orchestrate.child import PARENT_PID, error_file
 from dt2it_pipeline.store import Store, write_json_atomic
 
 _GRACE_SECONDS = 10.0
@@ -59,11 +61,17 @@ class ChildProcesses(dg.ConfigurableResource):
         """
         path = folder / "job.json"
         write_json_atomic(dict(job), path)
-        with dg.open_pipes_session(
-            context=context,
-            context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
-        ) as session:
+        error_file(path).unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PreviewWarning)  # Dagster's, about its own message reader
+                session = stack.enter_context(
+                    dg.open_pipes_session(
+                        context=context,
+                        context_injector=dg.PipesTempFileContextInjector(),
+                        message_reader=dg.PipesTempFileMessageReader(),
+                    )
+                )
             environment = {
                 **WORKER_ENVIRONMENT,
                 **os.environ,
@@ -80,12 +88,24 @@ class ChildProcesses(dg.ConfigurableResource):
         summaries = [m["summary"] for m in session.get_custom_messages() if isinstance(m, dict) and "summary" in m]
         if code != 0 or not summaries:
             raise dg.Failure(
-                f"{target} ended with code {code}; the error stands above in this step's log",
+                f"{target} {_why(code, path)}",
                 metadata={"command": " ".join(command), "job": dg.MetadataValue.path(str(path))},
                 allow_retries=code < 0,  # ended by a signal (out of memory, say): the work so far is kept, so try again
             )
         summary: dict[str, Any] = summaries[-1]
         return summary
+
+
+def _why(code: int, job: Path) -> str:
+    """How a child ended, and the error that it or one of its ranks named."""
+    try:
+        words = error_file(job).read_text(encoding="utf-8").strip()
+    except OSError:
+        words = ""
+    ended = f"ended with code {code}"
+    if code < 0:
+        ended += f" (signal {signal.Signals(-code).name}; where it was not you, memory may have run out)"
+    return f"{ended}: {words}" if words else f"{ended}; its output in this step's log may say why"
 
 
 @contextlib.contextmanager

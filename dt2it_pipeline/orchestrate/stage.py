@@ -58,6 +58,7 @@ def run_stage(
         facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
         stored = store.write(name, replace(bundle, facts=facts), key, partition)
         store.finish_work(name, partition)
+        context.log.info(_told(name, stored.facts))
         return stored
 
 
@@ -86,12 +87,22 @@ def result(
     metadata: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult:
     """A stored bundle as Dagster's result, with its content as data version and its facts and examples as metadata."""
+    for check in checks:
+        if not check.passed:
+            context.log.warning(f"check {check.check_name} did not pass: {check.description or dict(check.metadata)}")
     return dg.MaterializeResult(
         asset_key=name or context.asset_key,
         metadata={**bundle_metadata(bundle, store.media), **(metadata or {})},
         data_version=dg.DataVersion(bundle.digest),
         check_results=list(checks),
     )
+
+
+def _told(name: str, facts: Mapping[str, Any]) -> str:
+    """A finished stage in one line: its rows and seconds."""
+    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", "set aside"), ("pairs", "pairs"))
+    shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
+    return f"{name}: " + ", ".join([*shown, f"{facts['seconds']:.1f} s"])
 
 
 def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:

@@ -19,7 +19,12 @@ class CheckpointError(ValueError):
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """Folder of a model: `path` itself when it exists, else a snapshot of the Hub repository of that name."""
+    """Folder of a model: `path` itself when it exists, else a snapshot of the Hub repository of that name.
+
+    Raises CheckpointError where it is neither.
+    """
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(f"expected the path or Hub id of a model, found {type(path).__name__}")
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -27,7 +32,13 @@ def resolve_folder(path: str | Path) -> Path:
         raise CheckpointError(f"there is no model folder {path}")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(path)))
+    try:
+        return Path(snapshot_download(str(path)))
+    except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{str(path)!r} is neither a folder (seen from {Path.cwd()}) nor a model of the Hub that can be had: {reason}"
+        ) from error
 
 
 def architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:

@@ -32,6 +32,13 @@ def score_lists(
         raise ValueError(
             "prompts and responses are lists; for a single prompt write score([prompt], [[response, ...]])"
         )
+    for name, given in (("prompts", prompts), ("responses", responses)):
+        if not isinstance(given, Sequence):
+            raise ValueError(f"{name} must be a list with one entry per prompt, found {type(given).__name__}")
+    limits = {"max_tokens": max_tokens, "max_pixels": max_pixels, "tokens_per_batch": tokens_per_batch}
+    for name, number in limits.items():
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ValueError(f"{name} must be a whole number above 0, found {number!r}")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} lists of responses; give one list per prompt")
     rows = {str(number): _row(prompt, number, media_root) for number, prompt in enumerate(prompts)}
@@ -71,6 +78,8 @@ def score_lists(
 def _texts(members: Sequence[str], number: int) -> Sequence[str]:
     if isinstance(members, str):
         raise ValueError(f"responses to prompt {number} are a single text; put it into a list")
+    if not isinstance(members, Sequence):
+        raise ValueError(f"responses to prompt {number} must be a list of texts, found {type(members).__name__}")
     if not len(members):
         raise ValueError(f"prompt {number} has no responses; give at least one, or leave the prompt out")
     for place, text in enumerate(members):
@@ -84,6 +93,8 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
     if not isinstance(prompt, Mapping) or "turns" not in prompt:
         raise ValueError(f"prompt {number} is not a mapping with `turns`, a list of {{'role': ..., 'text': ...}}")
     turns = prompt["turns"]
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise ValueError(f"prompt {number}: `turns` must be a list of {{'role': ..., 'text': ...}}, found {turns!r}")
     for place, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("text"), str) or "role" not in turn:
             raise ValueError(f"prompt {number}, turn {place}: expected {{'role': ..., 'text': ...}}, found {turn!r}")
@@ -97,6 +108,13 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
     if unknown:
         raise ValueError(f"prompt {number} has unknown keys {unknown}; known: {', '.join(_KEYS)}")
     markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+    for key, kind_of, what in (
+        ("images", (list, tuple), "a list"),
+        ("videos", (list, tuple), "a list"),
+        ("system", str, "a text"),
+    ):
+        if prompt.get(key) is not None and not isinstance(prompt[key], kind_of):
+            raise ValueError(f"prompt {number}: `{key}` must be {what}, found {type(prompt[key]).__name__}")
     given = {kind: list(prompt.get(f"{kind}s") or ()) for kind in ("image", "video")}
     for kind, items in given.items():
         if markers.count(kind) != len(items):

@@ -55,13 +55,14 @@ def test_a_child_returns_its_summary_from_a_process_of_its_own(tmp_path):
 
 def test_a_child_that_fails_is_one_clear_failure_and_is_not_retried(tmp_path):
     result, _ = start("crash", {"attempts": str(tmp_path / "attempts")}, tmp_path, retries=1)
-    assert "child_jobs:crash ended with code 1" in failure(result).user_failure_data.description
+    told = failure(result).user_failure_data.description
+    assert told.endswith("child_jobs:crash ended with code 1: ValueError: the job's own words")
     assert (tmp_path / "attempts").read_text() == "."
 
 
 def test_a_child_that_is_killed_is_retried(tmp_path):
     result, _ = start("killed", {"attempts": str(tmp_path / "attempts")}, tmp_path, retries=1)
-    assert "ended with code -9" in failure(result).user_failure_data.description
+    assert "ended with code -9 (signal SIGKILL;" in failure(result).user_failure_data.description
     assert (tmp_path / "attempts").read_text() == ".."
 
 

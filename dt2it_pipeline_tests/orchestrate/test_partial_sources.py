@@ -1,6 +1,7 @@
 """Recipes that name only some kinds of sources."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
-from dt2it_pipeline.recipe import parse_recipe
+from dt2it_pipeline.recipe import parse_recipe, project_root
 from dt2it_pipeline.store import Store
 
 RECIPE = "name: own\nrounds: 1\ndatasets: [{names}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n"
@@ -23,6 +24,7 @@ def project(tmp_path, monkeypatch):
     """A project whose configs/datasets describe one source of each kind in ROWS, named like its kind."""
     datasets = tmp_path / "configs/datasets"
     datasets.mkdir(parents=True)
+    shutil.copytree(project_root() / "configs/deepspeed", tmp_path / "configs/deepspeed")
     for colour in ("red", "blue"):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
     for kind, row in ROWS.items():

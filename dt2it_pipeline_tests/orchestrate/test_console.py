@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from dt2it_pipeline.orchestrate.executor import require_partition
+
+RUN = """
+import sys
+import dagster as dg
+from dt2it_pipeline.orchestrate.console import PROGRESS
+from dt2it_pipeline.orchestrate.executor import one_process_executor
+
+@dg.asset
+def good(context):
+    context.log.info("good: 5 in, 5 out")
+    for step in range(100):
+        context.log.info(f"{PROGRESS}step {step}")
+
+@dg.asset(deps=[good])
+def bad():
+    try:
+        raise KeyError("deep")
+    except KeyError as error:
+        raise ValueError("what is really wrong") from error
+
+@dg.asset(deps=[bad])
+def after():
+    pass
+
+@dg.asset(deps=[good])
+def worse():
+    raise dg.Failure("in our own words")
+
+def job():
+    defs = dg.Definitions(
+        assets=[good, bad, after, worse], executor=one_process_executor, jobs=[dg.define_asset_job("everything")]
+    )
+    return defs.resolve_job_def("everything")
+
+with dg.DagsterInstance.local_temp(sys.argv[1], overrides={"python_logs": {"python_log_level": "INFO"}}) as instance:
+    with dg.execute_job(dg.reconstructable(job), instance) as result:
+        types = {event.event_type_value for event in result.all_events}
+        assert {"STEP_START", "STEP_FAILURE", "ASSET_MATERIALIZATION"} <= types  # kept, if not printed
+"""
+
+
+def test_a_run_prints_a_line_per_stage_and_last_why_it_failed(tmp_path):
+    (tmp_path / "script.py").write_text(RUN)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.splitlines()
+    assert [line[10:] for line in lines[:-2]] == [
+        "good                  good: 5 in, 5 out",
+        "good                  … step 0",
+        "bad                   ERROR ValueError: what is really wrong",
+        "worse                 ERROR in our own words",
+        "run                   ERROR FAILED",
+    ]
+    assert lines[-2:] == ["  bad: ValueError: what is really wrong", "  worse: in our own words"]
+
+
+def partitioned():
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["0", "1"]))
+    def one() -> None: ...
+
+    return dg.Definitions(assets=[one], jobs=[dg.define_asset_job("round")]).resolve_job_def("round")
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"), [({}, "names no round"), ({"dagster/partition": "7"}, "there is no round '7'")]
+)
+def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words):
+    with pytest.raises(dg.Failure) as caught:
+        require_partition(partitioned(), tags)
+    told = str(caught.value.description)
+    assert words in told
+    assert "rounds are 0, 1." in told
+    assert told.endswith("""-j round --tags '{"dagster/partition": "0"}'""")
+    require_partition(partitioned(), {"dagster/partition": "1"})
