@@ -37,7 +37,7 @@ def resolve_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # the Hub's own errors are of these kinds
         reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"{str(path)!r} is neither a folder (seen from {Path.cwd()}) nor a model of the Hub that can be had: {reason}"
+            f"{str(path)!r} is neither a folder (seen from {Path.cwd()}) nor a model that the Hub gives: {reason}"
         ) from error
 
 

@@ -36,9 +36,9 @@ def score_lists(
         if not isinstance(given, Sequence):
             raise ValueError(f"{name} must be a list with one entry per prompt, found {type(given).__name__}")
     limits = {"max_tokens": max_tokens, "max_pixels": max_pixels, "tokens_per_batch": tokens_per_batch}
-    for name, number in limits.items():
-        if number is not None and (not isinstance(number, int) or number < 1):
-            raise ValueError(f"{name} must be a whole number above 0, found {number!r}")
+    for name, limit in limits.items():
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"{name} must be a whole number above 0, found {limit!r}")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} lists of responses; give one list per prompt")
     rows = {str(number): _row(prompt, number, media_root) for number, prompt in enumerate(prompts)}
@@ -108,13 +108,10 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
     if unknown:
         raise ValueError(f"prompt {number} has unknown keys {unknown}; known: {', '.join(_KEYS)}")
     markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
-    for key, kind_of, what in (
-        ("images", (list, tuple), "a list"),
-        ("videos", (list, tuple), "a list"),
-        ("system", str, "a text"),
-    ):
-        if prompt.get(key) is not None and not isinstance(prompt[key], kind_of):
-            raise ValueError(f"prompt {number}: `{key}` must be {what}, found {type(prompt[key]).__name__}")
+    for key, kind_of, what in (("images", list, "a list"), ("videos", list, "a list"), ("system", str, "a text")):
+        value = prompt.get(key)
+        if value is not None and not isinstance(value, (kind_of, tuple) if kind_of is list else kind_of):
+            raise ValueError(f"prompt {number}: `{key}` must be {what}, found {type(value).__name__}")
     given = {kind: list(prompt.get(f"{kind}s") or ()) for kind in ("image", "video")}
     for kind, items in given.items():
         if markers.count(kind) != len(items):

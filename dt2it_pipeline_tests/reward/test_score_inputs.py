@@ -44,7 +44,7 @@ def test_a_limit_that_is_no_number_is_named() -> None:
 @pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing", "not a name"])
 def test_a_path_that_is_no_model_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=f"'{path}' is neither a folder here"):
+    with pytest.raises(CheckpointError, match=f"'{path}' is neither a folder"):
         RewardModel.from_pretrained(path)
 
 
