@@ -131,4 +131,6 @@ def _read_all(
 def _read(manifest: Manifest, store: Store, slot: str, key: str) -> Bundle:
     started = time.monotonic()
     read = read_source(manifest, store.sources, store.media)
-    return store.write(slot, replace(read, facts=dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}), key)
+    return store.write(
+        slot, replace(read, facts=dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}), key
+    )
