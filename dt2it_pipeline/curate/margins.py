@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+
+from dt2it_pipeline.curate.keys import IdIndex, Ids, chunks, present, repeats
 
 MISSING = "score missing"
 NOT_FINITE = "score not finite"
@@ -42,6 +45,11 @@ class Margins:
         """Bool [n]: every voter has a finite score for both sides."""
         return np.isfinite(self.mean)
 
+    def rows(self, start: int, stop: int) -> Margins:
+        """The margins of the pairs from `start` up to `stop`."""
+        part = slice(start, stop)
+        return Margins(self.voters, self.margins[part], self.mean[part], self.reason[part], self.detail[part])
+
 
 def check_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
     """Raise CurationError when `frame` lacks one of `columns`."""
@@ -53,11 +61,16 @@ def check_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> Non
 def check_pairs(pairs: pd.DataFrame, name: str = "pairs") -> None:
     """Raise CurationError when a pairs frame lacks its id columns, or a pair id is null or occurs twice."""
     check_columns(pairs, ("pair_id", "chosen_id", "rejected_id"), name)
-    if pairs["pair_id"].isna().any():
-        raise CurationError(f"{name}: {int(pairs['pair_id'].isna().sum())} rows have no pair_id")
-    repeated = pairs["pair_id"].duplicated()
+    refuse_unusable_ids(pairs["pair_id"], name)
+
+
+def refuse_unusable_ids(pair_ids: pd.Series, name: str) -> None:
+    """Raise CurationError when a pair id is null or occurs twice."""
+    if pair_ids.isna().any():
+        raise CurationError(f"{name}: {int(pair_ids.isna().sum())} rows have no pair_id")
+    repeated = repeats(pair_ids)
     if repeated.any():
-        examples = pairs.loc[repeated, "pair_id"].unique()[:5].tolist()
+        examples = pair_ids[repeated].unique()[:5].tolist()
         raise CurationError(
             f"{name}: {int(repeated.sum())} rows repeat a pair_id, for example {examples}; drop duplicates at ingestion"
         )
@@ -78,50 +91,97 @@ def voter_margins(pairs: pd.DataFrame, scores: pd.DataFrame) -> Margins:
     """
     check_pairs(pairs)
     check_columns(scores, ("response_id", "voter", "score"), "scores")
-    for column in ("response_id", "voter"):
-        if scores[column].isna().any():
-            raise CurationError(f"scores: {int(scores[column].isna().sum())} rows have no {column}")
+    sides = SideScores(pairs["chosen_id"], pairs["rejected_id"])
+    sides.add(scores)
+    return sides.margins()
 
-    response_codes, responses = pd.factorize(scores["response_id"])
-    voter_codes, voter_index = pd.factorize(scores["voter"], sort=True)
-    voters = tuple(str(voter) for voter in voter_index)
-    values = scores["score"].to_numpy(dtype=np.float64, na_value=np.nan)
-    # One row more than there are responses: an id that was never scored looks up row -1, which stays empty.
-    matrix = np.full((len(responses) + 1, len(voters)), np.nan)
-    present = np.zeros(matrix.shape, dtype=bool)
-    matrix[response_codes, voter_codes] = values
-    present[response_codes, voter_codes] = True
-    stored = matrix[response_codes, voter_codes]
-    conflict = (stored != values) & ~(np.isnan(stored) & np.isnan(values))
-    if conflict.any():
-        row = int(np.flatnonzero(conflict)[0])
-        raise CurationError(
-            f"scores: voter {scores['voter'].iloc[row]!r} gives response {scores['response_id'].iloc[row]!r} "
-            f"two different scores ({int(conflict.sum())} such rows)"
+
+class SideScores:
+    """Scores of both sides of n pairs, gathered from frames of scores, which may come in parts.
+
+    Memory is 9 bytes for every response and voter; the ids themselves are not kept.
+    """
+
+    def __init__(self, chosen: Ids, rejected: Ids) -> None:
+        ids = pa.chunked_array([*chunks(chosen), *chunks(rejected)], pa.string())
+        self._index = IdIndex(ids)
+        count = len(ids) // 2
+        codes = np.where(present(ids), self._index.codes, len(self._index))
+        self._chosen, self._rejected = codes[:count], codes[count:]
+        self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, scores: pd.DataFrame) -> None:
+        """Take in rows of response_id, voter, score; responses of no pair are not looked at.
+
+        Raises:
+            CurationError: ids are null, or one voter gives one response two scores.
+        """
+        for column in ("response_id", "voter"):
+            if scores[column].isna().any():
+                raise CurationError(f"scores: {int(scores[column].isna().sum())} rows have no {column}")
+        positions = self._index.positions(scores["response_id"])
+        values = scores["score"].to_numpy(dtype=np.float64, na_value=np.nan)
+        codes, voters = pd.factorize(scores["voter"])
+        for code, voter in enumerate(voters):
+            rows = np.flatnonzero((codes == code) & (positions >= 0))
+            # One place more than there are responses: a null id looks there, and it stays empty.
+            size = len(self._index) + 1
+            held, seen = self._scores.setdefault(str(voter), (np.full(size, np.nan), np.zeros(size, dtype=bool)))
+            self._take(scores, str(voter), rows, positions[rows], values[rows], held, seen)
+
+    def _take(
+        self,
+        scores: pd.DataFrame,
+        voter: str,
+        rows: np.ndarray,
+        places: np.ndarray,
+        values: np.ndarray,
+        held: np.ndarray,
+        seen: np.ndarray,
+    ) -> None:
+        new = ~seen[places]
+        held[places[new]] = values[new]
+        seen[places] = True
+        stored = held[places]
+        conflict = (stored != values) & ~(np.isnan(stored) & np.isnan(values))
+        if conflict.any():
+            response = scores["response_id"].iloc[rows[int(np.flatnonzero(conflict)[0])]]
+            raise CurationError(
+                f"scores: voter {voter!r} gives response {response!r} two different scores "
+                f"({int(conflict.sum())} such rows)"
+            )
+
+    def margins(self) -> Margins:
+        """Margins of the pairs, in their order."""
+        voters = tuple(sorted(self._scores))
+        margins = np.empty((len(self._chosen), len(voters)))
+        finite: dict[str, np.ndarray] = {}
+        for column, voter in enumerate(voters):
+            held, _ = self._scores[voter]
+            finite[voter] = np.where(np.isfinite(held), held, np.nan)
+            margins[:, column] = finite[voter][self._chosen] - finite[voter][self._rejected]
+        mean = margins.mean(axis=1) if voters else np.full(len(margins), np.nan)
+        rows = np.flatnonzero(~np.isfinite(mean))
+        sides = tuple(
+            (
+                np.stack([self._scores[voter][1][codes[rows]] for voter in voters], axis=1),
+                np.stack([finite[voter][codes[rows]] for voter in voters], axis=1),
+            )
+            for codes in (self._chosen, self._rejected)
+            if voters
         )
-
-    index = pd.Index(responses)
-    chosen = index.get_indexer(pd.Index(pairs["chosen_id"]))
-    rejected = index.get_indexer(pd.Index(pairs["rejected_id"]))
-    matrix[~np.isfinite(matrix)] = np.nan
-    margins = matrix[chosen] - matrix[rejected]
-    mean = margins.mean(axis=1) if voters else np.full(len(pairs), np.nan)
-    reason, detail = _why_unscored(
-        mean, (present[chosen], present[rejected]), (matrix[chosen], matrix[rejected]), voters
-    )
-    return Margins(voters, margins, mean, reason, detail)
+        return Margins(voters, margins, mean, *_why_unscored(len(mean), rows, sides, voters))
 
 
 def _why_unscored(
-    mean: np.ndarray,
-    present: tuple[np.ndarray, np.ndarray],
-    values: tuple[np.ndarray, np.ndarray],
-    voters: tuple[str, ...],
+    count: int, rows: np.ndarray, sides: tuple[tuple[np.ndarray, np.ndarray], ...], voters: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reason and detail of the pairs without a mean; a missing score is named before one that is not finite."""
-    reason = np.full(len(mean), None, dtype=object)
-    detail = np.full(len(mean), None, dtype=object)
-    rows = np.flatnonzero(~np.isfinite(mean))
+    """Reason and detail of the pairs `rows`, without a mean; a missing score is named before one that is not finite.
+
+    `sides` holds for chosen and for rejected: bool [rows, V], whether there is a score, and float64 [rows, V], it.
+    """
+    reason = np.full(count, None, dtype=object)
+    detail = np.full(count, None, dtype=object)
     if not len(rows):
         return reason, detail
     if not voters:
@@ -129,12 +189,12 @@ def _why_unscored(
         return reason, detail
     any_missing = np.zeros(len(rows), dtype=bool)
     text = np.full(len(rows), "", dtype=object)
-    for side, seen, value in zip(("chosen", "rejected"), present, values, strict=True):
-        any_missing |= ~seen[rows].all(axis=1)
+    for side, (seen, value) in zip(("chosen", "rejected"), sides, strict=True):
+        any_missing |= ~seen.all(axis=1)
         for column, voter in enumerate(voters):
-            absent = ~seen[rows, column]
+            absent = ~seen[:, column]
             text[absent] = text[absent] + f"; {voter}: {side} missing"
-            broken = seen[rows, column] & np.isnan(value[rows, column])
+            broken = seen[:, column] & np.isnan(value[:, column])
             text[broken] = text[broken] + f"; {voter}: {side} not finite"
     reason[rows] = np.where(any_missing, MISSING, NOT_FINITE)
     detail[rows] = pd.Series(text, dtype="str").str.removeprefix("; ").to_numpy(dtype=object)

@@ -77,19 +77,49 @@ def vote_and_flip(pairs: pd.DataFrame, scores: pd.DataFrame, flip_fraction: floa
         CurationError: malformed tables, repeated pair ids or contradicting scores.
         ValueError: flip_fraction is out of range.
     """
+    margins = voter_margins(pairs, scores)
+    flips = choose_flips(margins, pairs["pair_id"], flip_fraction)
+    voted = voted_frame(pairs, margins, flips)
+    return VoteResult(voted, unscored_frame(pairs, margins), flips.negative, flips.count, margins.voters)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Which of n pairs change sides (bool [n]), how many those are, and of how many that voters disagree with."""
+
+    where: np.ndarray
+    count: int
+    negative: int
+
+    def rows(self, start: int, stop: int) -> Flips:
+        """The flips among the pairs from `start` up to `stop`; the counts remain those of all pairs."""
+        return Flips(self.where[start:stop], self.count, self.negative)
+
+
+def choose_flips(margins: Margins, pair_ids: pd.Series, flip_fraction: float) -> Flips:
+    """The flips of `vote_and_flip`, from the margins alone.
+
+    Raises:
+        ValueError: flip_fraction is out of range.
+    """
     if not 0 <= flip_fraction <= 1:
         raise ValueError(f"flip_fraction must lie between 0 and 1, not {flip_fraction}")
-    margins = voter_margins(pairs, scores)
+    mean = np.where(margins.scored, margins.mean, np.inf)
+    negative = int((mean < 0).sum())
+    # The decimal that was written, not its binary neighbour: 0.29 of 100 is 29.
+    count = math.floor(Fraction(str(float(flip_fraction))) * negative)
+    return Flips(_most_negative(mean, pair_ids, count), count, negative)
+
+
+def voted_frame(pairs: pd.DataFrame, margins: Margins, flips: Flips) -> pd.DataFrame:
+    """The scored ones of `pairs` after step 1; all three arguments speak of the same rows."""
     scored = margins.scored
     voted = with_strength(select_rows(pairs, scored), margins.mean[scored])
     voted["votes"] = vote_column.from_matrix(margins.voters, margins.margins[scored])
-    negative = int((margins.mean[scored] < 0).sum())
-    # The decimal that was written, not its binary neighbour: 0.29 of 100 is 29.
-    count = math.floor(Fraction(str(float(flip_fraction))) * negative)
-    flipped = _most_negative(margins.mean[scored], voted["pair_id"], count)
+    flipped = flips.where[scored]
     voted = swap_sides(voted, flipped)
     voted["label"] = voted["label"].mask(flipped, "flipped")
-    return VoteResult(voted, _set_aside(pairs, margins), negative, count, margins.voters)
+    return voted
 
 
 def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
@@ -103,6 +133,12 @@ def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         CurationError: malformed tables, repeated pair ids or contradicting scores.
     """
     margins = voter_margins(pairs, scores)
+    verified, contested = checked_frames(pairs, margins)
+    return VerifyResult(verified, contested, unscored_frame(pairs, margins), margins.voters)
+
+
+def checked_frames(pairs: pd.DataFrame, margins: Margins) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The verified and the contested ones of `pairs` after step 2; both arguments speak of the same rows."""
     scored = margins.scored
     checked = with_strength(select_rows(pairs, scored), margins.mean[scored])
     checked["votes"] = vote_column.append(
@@ -113,9 +149,7 @@ def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         len(checked),
     )
     agrees = margins.mean[scored] > 0
-    return VerifyResult(
-        select_rows(checked, agrees), select_rows(checked, ~agrees), _set_aside(pairs, margins), margins.voters
-    )
+    return select_rows(checked, agrees), select_rows(checked, ~agrees)
 
 
 def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
@@ -196,7 +230,8 @@ def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | N
     return curated
 
 
-def _set_aside(pairs: pd.DataFrame, margins: Margins) -> pd.DataFrame:
+def unscored_frame(pairs: pd.DataFrame, margins: Margins) -> pd.DataFrame:
+    """Those of `pairs` without a margin, with reason and detail; both arguments speak of the same rows."""
     unscored = select_rows(pairs, ~margins.scored)
     return unscored.assign(
         reason=pd.Series(margins.reason[~margins.scored], dtype="str"),
@@ -214,6 +249,6 @@ def _most_negative(mean: np.ndarray, pair_ids: pd.Series, count: int) -> np.ndar
     tied = np.flatnonzero(mean == edge)
     wanted = count - int(marked.sum())
     if wanted < len(tied):
-        tied = tied[np.argsort(pair_ids.to_numpy(dtype=object)[tied], kind="stable")]
+        tied = tied[np.argsort(pair_ids.iloc[tied].to_numpy(dtype=object), kind="stable")]
     marked[tied[:wanted]] = True
     return marked

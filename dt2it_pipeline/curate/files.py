@@ -1,0 +1,244 @@
+"""The published steps from files to files, for tables that do not fit in memory.
+
+The decisions are those of `steps`, made on ids and numbers alone; the texts then pass through in batches. So memory
+grows with the number of pairs, by about 250 bytes each at three voters, and not with what is written in them.
+
+Every function writes a folder of tables, which appears whole or not at all, and returns its counts. Rows keep their
+order; rows in = rows of the written tables. What does not belong here: any decision about a pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dt2it_pipeline.curate.keys import IdIndex
+from dt2it_pipeline.curate.margins import CurationError, Margins, SideScores, refuse_unusable_ids
+from dt2it_pipeline.curate.steps import (
+    checked_frames,
+    choose_flips,
+    resolve_annotations,
+    unscored_frame,
+    voted_frame,
+)
+from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.records import SCHEMAS
+from dt2it_pipeline.store import atomic_directory
+
+BATCH_PAIRS = 1 << 15
+_SCORE_ROWS = 1 << 20
+_AHEAD = 4  # batches that wait for being written
+
+_Written = Mapping[str, pa.Table]
+_Change = Callable[[int, pd.DataFrame], _Written]
+
+
+def vote_and_flip_files(
+    pairs: Path, scores: Sequence[Path], output: Path, flip_fraction: float = 0.5
+) -> dict[str, int]:
+    """`steps.vote_and_flip`: writes `output`/pairs.parquet (voted) and set_aside.parquet (unscored).
+
+    Args:
+        pairs: a table of kind `pairs`.
+        scores: tables of kind `scores`, of one or several voters each.
+        output: the folder to write; it is replaced where it exists.
+        flip_fraction: share of the negative pairs that is flipped, 0 to 1.
+
+    Returns:
+        rows_in, rows_out, rows_set_aside, negative, flipped.
+
+    Raises:
+        CurationError: repeated pair ids, null ids or contradicting scores.
+        ValueError: flip_fraction is out of range.
+    """
+    margins, ids = _margins(pairs, scores)
+    flips = choose_flips(margins, ids, flip_fraction)
+
+    def vote(start: int, frame: pd.DataFrame) -> _Written:
+        own = margins.rows(start, start + len(frame))
+        return {
+            "pairs": to_table(voted_frame(frame, own, flips.rows(start, start + len(frame))), "pairs"),
+            "set_aside": set_aside_table(unscored_frame(frame, own), "voted_pairs"),
+        }
+
+    counts = _rewrite([pairs], output, {"pairs": "pairs", "set_aside": "set_aside"}, vote)
+    return {
+        "rows_in": len(ids),
+        "rows_out": counts["pairs"],
+        "rows_set_aside": counts["set_aside"],
+        "negative": flips.negative,
+        "flipped": flips.count,
+    }
+
+
+def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str, int]:
+    """`steps.verify`: writes `output`/verified.parquet, contested.parquet and set_aside.parquet (unscored).
+
+    Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_set_aside.
+    """
+    margins, ids = _margins(pairs, scores)
+
+    def check(start: int, frame: pd.DataFrame) -> _Written:
+        own = margins.rows(start, start + len(frame))
+        verified, contested = checked_frames(frame, own)
+        return {
+            "verified": to_table(verified, "pairs"),
+            "contested": to_table(contested, "pairs"),
+            "set_aside": set_aside_table(unscored_frame(frame, own), "verified_pairs"),
+        }
+
+    kinds = {"verified": "pairs", "contested": "pairs", "set_aside": "set_aside"}
+    counts = _rewrite([pairs], output, kinds, check)
+    return {"rows_in": len(ids), **{name: counts[name] for name in ("verified", "contested")}} | {
+        "rows_set_aside": counts["set_aside"]
+    }
+
+
+def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dict[str, int]:
+    """`steps.resolve_annotations`: writes `output`/annotated.parquet and set_aside.parquet (dropped).
+
+    Args:
+        contested: a table of kind `pairs`.
+        votes: a table of kind `votes`.
+        output: the folder to write; it is replaced where it exists.
+
+    Returns:
+        rows_in, annotated, rows_set_aside.
+
+    Raises:
+        CurationError: repeated or null pair ids.
+    """
+    ids = _column(contested, "pair_id")
+    refuse_unusable_ids(ids, "contested")
+    cast = to_frame(pq.read_table(votes, columns=["pair_id", "judge", "verdict"], partitioning=None))
+    places = IdIndex(pa.array(ids)).positions(cast["pair_id"])  # ids are unique, so a code is a row
+    order = np.argsort(places, kind="stable")
+    cast, places = cast.iloc[order], places[order]
+
+    def resolve(start: int, frame: pd.DataFrame) -> _Written:
+        first, last = np.searchsorted(places, [start, start + len(frame)])
+        resolved = resolve_annotations(frame, cast.iloc[first:last])
+        return {
+            "annotated": to_table(resolved.annotated, "pairs"),
+            "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
+        }
+
+    counts = _rewrite([contested], output, {"annotated": "pairs", "set_aside": "set_aside"}, resolve)
+    return {"rows_in": len(ids), "annotated": counts["annotated"], "rows_set_aside": counts["set_aside"]}
+
+
+def merge_files(verified: Path, annotated: Path, output: Path, round_number: int | None = None) -> dict[str, int]:
+    """`steps.merge`: writes `output`/pairs.parquet, what step 2 kept and then what step 3 annotated.
+
+    Raises:
+        CurationError: a pair occurs in both or twice.
+    """
+    ids = pd.concat([_column(verified, "pair_id"), _column(annotated, "pair_id")], ignore_index=True)
+    refuse_unusable_ids(ids, "curated (verified + annotated)")
+
+    def join(start: int, frame: pd.DataFrame) -> _Written:
+        if round_number is not None:
+            frame = frame.assign(round=np.full(len(frame), round_number, dtype=np.int32))
+        return {"pairs": to_table(frame, "pairs")}
+
+    return {"rows_out": _rewrite([verified, annotated], output, {"pairs": "pairs"}, join)["pairs"]}
+
+
+def _margins(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:
+    """Margins of all pairs of a file, and their ids."""
+    ids = _column(pairs, "pair_id")
+    refuse_unusable_ids(ids, "pairs")
+    sides = SideScores(_column(pairs, "chosen_id"), _column(pairs, "rejected_id"))
+    for file in scores:
+        with pq.ParquetFile(file) as reader:
+            for batch in reader.iter_batches(_SCORE_ROWS, columns=["response_id", "voter", "score"]):
+                sides.add(to_frame(pa.Table.from_batches([batch])))
+    return sides.margins(), ids
+
+
+def _column(file: Path, name: str) -> pd.Series:
+    with pq.ParquetFile(file) as reader:
+        if name not in reader.schema_arrow.names:
+            raise CurationError(f"{file}: there is no column {name!r}, only {reader.schema_arrow.names}")
+        return to_frame(reader.read([name]))[name]
+
+
+def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], change: _Change) -> dict[str, int]:
+    """Pass pairs through `change` (first row's number, frame -> tables by name); returns the rows written by name.
+
+    Several batches are under way at once, and written in their order.
+    """
+    counts = dict.fromkeys(kinds, 0)
+    workers = min(os.cpu_count() or 1, 8)
+    with atomic_directory(output) as folder, contextlib.ExitStack() as stack:
+        # Compression is most of the work and each file's is a single thread's, so every file has one of its own.
+        writers = {name: _Writer(folder / f"{name}.parquet", kind) for name, kind in kinds.items()}
+        for writer in writers.values():
+            stack.enter_context(writer)
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        for written in _in_order(pool, workers + 1, _batches(sources), change):
+            for name, table in written.items():
+                counts[name] += table.num_rows
+                writers[name].write(table)
+    return counts
+
+
+class _Writer:
+    """Writes one Parquet file in a thread of its own, some batches behind."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd")
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self._waiting.append(self._thread.submit(self._writer.write_table, table))
+        while len(self._waiting) > _AHEAD:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+            self._writer.close()
+
+
+def _batches(sources: Sequence[Path]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    start = 0
+    for source in sources:
+        with pq.ParquetFile(source) as reader:
+            for batch in reader.iter_batches(BATCH_PAIRS):
+                yield start, batch
+                start += batch.num_rows
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, ahead: int, batches: Iterator[tuple[int, pa.RecordBatch]], change: _Change
+) -> Iterator[_Written]:
+    waiting: deque[Future[Any]] = deque()
+    for start, batch in batches:
+        waiting.append(pool.submit(_changed, change, start, batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _changed(change: _Change, start: int, batch: pa.RecordBatch) -> _Written:
+    return change(start, to_frame(pa.Table.from_batches([batch])))

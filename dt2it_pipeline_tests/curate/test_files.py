@@ -1,0 +1,120 @@
+"""Files to files gives what the frames give, whatever the batch size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.curate import CurationError, files, merge, resolve_annotations, verify, vote_and_flip
+from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.store import write_parquet
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> tuple[Path, list[Path], Path]:
+    """Files of 101 pairs, of scores by two voters (some lacking), and of a verifier's scores."""
+    random = np.random.default_rng(0)
+    pairs = records.table(
+        (records.make_pair(f"q{i}", f"chosen {i}", f"rejected {i}", source=f"s{i % 3}") for i in range(101)), "pairs"
+    )
+    write_parquet(pairs, tmp_path / "pairs.parquet")
+    ids = np.array([*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist(), "0" * 32, "of no pair"])
+    made = []
+    for voter in ("a", "b", "verifier"):
+        here = ids[random.random(len(ids)) > 0.02]
+        scores = random.integers(-9, 10, len(here)) / 4  # coarse: ties, and equal means at the edge
+        table = to_table(pd.DataFrame({"response_id": here, "voter": voter, "score": scores}), "scores")
+        made.append(tmp_path / f"{voter}.parquet")
+        write_parquet(table, made[-1])
+    return tmp_path / "pairs.parquet", made[:2], made[2]
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_every_step_agrees_with_the_frames(
+    tables: tuple[Path, list[Path], Path], tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BATCH_PAIRS", batch)
+    monkeypatch.setattr(files, "_SCORE_ROWS", 10 * batch)
+    pairs, voters, verifier = tables
+    frame = to_frame(pq.read_table(pairs))
+    scores = to_frame(pa.concat_tables([pq.read_table(voter) for voter in voters]))
+
+    expected = vote_and_flip(frame, scores, 0.3)
+    counts = files.vote_and_flip_files(pairs, voters, tmp_path / "voted", 0.3)
+    same(tmp_path / "voted/pairs.parquet", to_table(expected.voted, "pairs"))
+    same(tmp_path / "voted/set_aside.parquet", set_aside_table(expected.unscored, "voted_pairs"))
+    assert counts == {
+        "rows_in": 101,
+        "rows_out": len(expected.voted),
+        "rows_set_aside": len(expected.unscored),
+        "negative": expected.negative,
+        "flipped": expected.flipped,
+    }
+    assert 0 < expected.flipped < expected.negative and len(expected.unscored)
+
+    checked = verify(to_frame(pq.read_table(tmp_path / "voted/pairs.parquet")), to_frame(pq.read_table(verifier)))
+    counts = files.verify_files(tmp_path / "voted/pairs.parquet", [verifier], tmp_path / "checked")
+    same(tmp_path / "checked/verified.parquet", to_table(checked.verified, "pairs"))
+    same(tmp_path / "checked/contested.parquet", to_table(checked.contested, "pairs"))
+    same(tmp_path / "checked/set_aside.parquet", set_aside_table(checked.unscored, "verified_pairs"))
+    assert counts["rows_in"] == counts["verified"] + counts["contested"] + counts["rows_set_aside"]
+
+    random = np.random.default_rng(1)
+    verdicts = ("chosen", "rejected", "tie", None)
+    votes = records.table(
+        (
+            {"pair_id": pair, "judge": judge, "order": "forward", "verdict": verdicts[random.integers(4)]}
+            for judge in "xy"
+            for pair in [*checked.contested["pair_id"], "another"]
+        ),
+        "votes",
+    )
+    write_parquet(votes, tmp_path / "votes.parquet")
+    resolved = resolve_annotations(checked.contested, to_frame(votes))
+    counts = files.resolve_annotations_files(
+        tmp_path / "checked/contested.parquet", tmp_path / "votes.parquet", tmp_path / "resolved"
+    )
+    same(tmp_path / "resolved/annotated.parquet", to_table(resolved.annotated, "pairs"))
+    same(tmp_path / "resolved/set_aside.parquet", set_aside_table(resolved.dropped, "annotated_pairs"))
+    assert counts["annotated"] and counts["rows_set_aside"]
+
+    files.merge_files(
+        tmp_path / "checked/verified.parquet", tmp_path / "resolved/annotated.parquet", tmp_path / "curated", 2
+    )
+    same(tmp_path / "curated/pairs.parquet", to_table(merge(checked.verified, resolved.annotated, 2), "pairs"))
+
+
+def same(file: Path, expected: pa.Table) -> None:
+    assert pq.read_table(file).to_pylist() == expected.to_pylist()
+
+
+def test_malformed_files_give_the_errors_of_the_frames(tables: tuple[Path, list[Path], Path], tmp_path: Path) -> None:
+    pairs, voters, _ = tables
+    twice = tmp_path / "twice.parquet"
+    write_parquet(pa.concat_tables([pq.read_table(pairs)] * 2), twice)
+    with pytest.raises(CurationError, match="101 rows repeat a pair_id"):
+        files.vote_and_flip_files(twice, voters, tmp_path / "out")
+    with pytest.raises(CurationError, match="repeat a pair_id"):
+        files.merge_files(pairs, pairs, tmp_path / "out")
+    other = tmp_path / "other.parquet"
+    table = pq.read_table(voters[0]).slice(0, 3)
+    write_parquet(table.set_column(2, table.schema.field("score"), pa.array([99.0] * 3, pa.float32())), other)
+    with pytest.raises(CurationError, match=r"voter 'a' gives response .* two different scores"):
+        files.vote_and_flip_files(pairs, [*voters, other], tmp_path / "out")
+    write_parquet(pq.read_table(pairs).drop_columns("rejected_id"), other)
+    with pytest.raises(CurationError, match="no column 'rejected_id'"):
+        files.verify_files(other, voters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_file_gives_empty_files(tables: tuple[Path, list[Path], Path], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.parquet"
+    write_parquet(records.table([], "pairs"), empty)
+    assert files.vote_and_flip_files(empty, tables[1], tmp_path / "voted")["rows_out"] == 0
+    assert pq.read_table(tmp_path / "voted/pairs.parquet").schema.equals(records.SCHEMAS["pairs"])
