@@ -230,13 +230,21 @@ class JudgeSettings(Settings):
     model: str = Field(
         DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
     )
-    kind: Literal["likelihood"] = "likelihood"
+    kind: Literal["likelihood", "answer"] = Field(
+        "likelihood",
+        description="votes for the response that seeing the picture makes more probable, or that agrees with the "
+        "model's own answer (short factual questions)",
+    )
     prompt: str = Field("", description="words added to the question")
     baseline: Literal["blank", "mismatched"] = Field(
-        "mismatched", description="the picture against which likelihood is measured: grey, or of other prompts"
+        "mismatched", description="the picture against which the judge compares: grey, or of other prompts"
     )
     baselines: int = Field(4, ge=1, le=64, description="pictures of other prompts, where baseline is mismatched")
-    tie_margin: float = Field(0.0, ge=0, le=100, description="nats; a smaller difference of evidence is a tie")
+    tie_margin: float = Field(
+        0.0, ge=0, le=100, description="likelihood: nats; a smaller difference of evidence is a tie"
+    )
+    max_new_tokens: int = Field(48, ge=1, le=8192, description="answer: tokens; a longer one is no vote")
+    max_model_len: int = Field(512, ge=64, le=131_072, description="answer: tokens of prompt and answer together")
 
 
 class AnnotationSettings(Settings):
@@ -245,7 +253,12 @@ class AnnotationSettings(Settings):
     judges: tuple[JudgeSettings, ...] = Field(
         strict=False, min_length=2, max_length=2, description="two, each with one vote on every contested pair"
     )
-    batch_pairs: int = Field(64, ge=1, description="pairs per forward pass")
+    batch_pairs: int = Field(64, ge=1, description="pairs per forward pass, and per shard that a killed run keeps")
+    budget_calls: int | None = Field(
+        None,
+        ge=0,
+        description="most judge calls per round, two a pair; the least sure pairs come first. None: no limit",
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> AnnotationSettings:

@@ -7,7 +7,7 @@ The published steps are pure functions on pandas frames (`steps`), with the same
 
 from dt2it_pipeline.curate.margins import CurationError, voter_margins
 from dt2it_pipeline.curate.policies import Policy, make_policy
-from dt2it_pipeline.curate.posterior import PosteriorResult, confirm, posterior_vote, split_confident
+from dt2it_pipeline.curate.posterior import PosteriorResult, posterior_vote, split_confident, weigh_judges
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
@@ -25,7 +25,6 @@ __all__ = [
     "PosteriorResult",
     "VerifyResult",
     "VoteResult",
-    "confirm",
     "make_policy",
     "merge",
     "posterior_vote",
@@ -34,4 +33,5 @@ __all__ = [
     "verify",
     "vote_and_flip",
     "voter_margins",
+    "weigh_judges",
 ]

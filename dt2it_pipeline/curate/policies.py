@@ -5,7 +5,7 @@ The recipe's `curation.policy` chooses:
 - `paper`: the published steps, to the letter (`steps`): the mean margin of all voters, half of the negative pairs
   flipped, a verifier that is trained on the result confirms or contests, and judges decide contested pairs.
 - `posterior`: the probability that a label is right, from voters that never saw it (`posterior`); no verifier, and
-  judges confirm unsure pairs.
+  judges' verdicts on unsure pairs weigh what they are fitted to be worth.
 
 What belongs here: the choice and its parameters. What does not: the arithmetic.
 """
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 
-from dt2it_pipeline.curate.posterior import confirm, posterior_vote, split_confident
+from dt2it_pipeline.curate.posterior import posterior_vote, split_confident, weigh_judges
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
@@ -51,8 +51,8 @@ class Policy(Protocol):
         """Split voted pairs into kept and contested; `scores` are the verifier's, and not looked at without one."""
         ...
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
-        """What becomes of contested pairs after the judges' votes."""
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
+        """What becomes of contested pairs after the judges' votes; returns the result and its facts."""
         ...
 
 
@@ -76,9 +76,9 @@ class PaperPolicy:
         """`steps.verify`."""
         return verify(voted, scores)
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
         """`steps.resolve_annotations`: the judges decide."""
-        return resolve_annotations(contested, votes)
+        return resolve_annotations(contested, votes), {}
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,10 @@ class PosteriorPolicy:
         """`posterior.split_confident`."""
         return split_confident(voted, self.keep_probability)
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
-        """`posterior.confirm`: the judges confirm."""
-        return confirm(contested, votes)
+    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
+        """`posterior.weigh_judges`, with the fitted accuracy of the judges' verdicts among the facts."""
+        found = weigh_judges(contested, votes, self.keep_probability)
+        return found, {"estimated_verdict_accuracy": round(found.accuracy, 4)}
 
 
 def make_policy(settings: CurationSettings) -> Policy:

@@ -2,8 +2,9 @@
 
 Where the published policy flips a fixed half of the pairs that voters dislike, this one asks how probable each label is
 (`label_model`), flips what is more probably wrong, and keeps a pair when its present label is right with the
-probability that the recipe asks for. The rest goes to judges, who confirm a pair or leave it out: where voters are
-unsure and judges contradict them, nobody knows better than a coin.
+probability that the recipe asks for. The rest goes to judges, whose verdict is one more piece of evidence. How much it
+weighs is fitted: judges that agree with the voters as often as right ones would can turn a label, and judges that
+agree with them no more than a coin does change nothing. A pair that is not sure enough then either is left out.
 
 Only voters that never saw a pair's label judge it. A reward model has learned the labels of its training pairs, the
 wrong ones and their style bias with them, and would vote for them again; which models were trained on which pairs is
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from dt2it_pipeline.curate import votes as vote_column
 from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
@@ -25,7 +27,10 @@ from dt2it_pipeline.curate.margins import voter_margins
 from dt2it_pipeline.curate.steps import AnnotationResult, VerifyResult, VoteResult, resolve_annotations
 
 NO_VOTER = "no voter may judge it"
-OPPOSED = "judges contradict the voters"
+UNSURE = "not sure enough after the judges' votes"
+# Beta prior on the judges' share of right verdicts: its mean is 0.8, and it weighs as much as 20 verdicts.
+_RIGHT_VERDICTS, _WRONG_VERDICTS = 16.0, 4.0
+_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -98,25 +103,62 @@ def split_confident(voted: pd.DataFrame, keep_probability: float) -> VerifyResul
     return VerifyResult(select_rows(voted, sure), select_rows(voted, ~sure), none, ())
 
 
-def confirm(contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
-    """Keep the contested pairs that two judges decide as the voters did.
+@dataclass(frozen=True)
+class WeighedResult(AnnotationResult):
+    """As `steps.AnnotationResult`; `accuracy` is the fitted share of right verdicts where two judges decide a pair."""
 
-    As `steps.resolve_annotations`, but a pair whose sides the judges would swap is dropped too.
+    accuracy: float
+
+
+def weigh_judges(contested: pd.DataFrame, votes: pd.DataFrame, keep_probability: float) -> WeighedResult:
+    """Decide contested pairs by the voters' log-odds and the judges' verdict together.
+
+    Two judges' votes make one verdict, as in `steps.resolve_annotations`; pairs without one are dropped as there. The
+    share a of right verdicts is fitted to how verdicts agree with the log-odds s_i (by EM, with a Beta(16, 4) prior),
+    and a verdict adds log(a / (1 - a)) to its side. The side with the greater log-odds becomes chosen; the pair is
+    kept if they reach those of `keep_probability`, else dropped with the reason "not sure enough".
+
+    Args:
+        contested: pairs as `split_confident` returns them: `strength` is s_i in nats.
+        votes: pair_id, judge, order, verdict.
+        keep_probability: as for `split_confident`.
+
+    Returns:
+        `annotated` with `strength` = log-odds (nats) that the label is right after the judges' votes.
 
     Raises:
         CurationError: malformed tables or repeated pair ids.
     """
     decided = resolve_annotations(contested, votes)
-    before = contested.set_index("pair_id")["chosen_id"].reindex(decided.annotated["pair_id"]).to_numpy(dtype=object)
-    swapped = decided.annotated["chosen_id"].to_numpy(dtype=object) != before
-    opposed = select_rows(contested, contested["pair_id"].isin(decided.annotated["pair_id"][swapped]).to_numpy())
-    strength = decided.annotated.loc[swapped].set_index("pair_id")["strength"].reindex(opposed["pair_id"])
-    opposed = opposed.assign(
-        reason=pd.Series(OPPOSED, index=opposed.index, dtype="str"),
-        detail=pd.Series([f"by {votes:g} of 2 votes" for votes in strength], index=opposed.index, dtype="str"),
+    before = contested.set_index("pair_id").reindex(decided.annotated["pair_id"])
+    log_odds = before["strength"].to_numpy(dtype=np.float64)
+    turned = decided.annotated["chosen_id"].to_numpy(dtype=object) != before["chosen_id"].to_numpy(dtype=object)
+    accuracy = _verdict_accuracy(np.where(turned, -log_odds, log_odds))
+    # In the direction of the verdict, which is that of the rows of `annotated`.
+    after = np.where(turned, -log_odds, log_odds) + logit(accuracy)
+    sure = after >= logit(keep_probability)
+    annotated = decided.annotated.assign(strength=after)
+    unsure = select_rows(contested, contested["pair_id"].isin(annotated["pair_id"][~sure]).to_numpy())
+    detail = pd.Series(expit(after[~sure]), index=annotated["pair_id"][~sure]).reindex(unsure["pair_id"])
+    unsure = unsure.assign(
+        reason=pd.Series(UNSURE, index=unsure.index, dtype="str"),
+        detail=pd.Series([f"the judges' side is right with {p:.2f}" for p in detail], index=unsure.index, dtype="str"),
     )
-    dropped = pd.concat([part for part in (decided.dropped, opposed) if len(part)] or [decided.dropped])
-    return AnnotationResult(select_rows(decided.annotated, ~swapped), dropped.reset_index(drop=True), 0)
+    dropped = pd.concat([part for part in (decided.dropped, unsure) if len(part)] or [decided.dropped])
+    return WeighedResult(
+        select_rows(annotated, sure), dropped.reset_index(drop=True), int((turned & sure).sum()), accuracy
+    )
+
+
+def _verdict_accuracy(log_odds: np.ndarray) -> float:
+    """Share of right verdicts, from the voters' log-odds that each is right; the prior's mean without verdicts."""
+    accuracy = _RIGHT_VERDICTS / (_RIGHT_VERDICTS + _WRONG_VERDICTS)
+    for _ in range(_STEPS):
+        right = expit(log_odds + logit(accuracy)).sum() + _RIGHT_VERDICTS
+        before, accuracy = accuracy, float(right / (len(log_odds) + _RIGHT_VERDICTS + _WRONG_VERDICTS))
+        if abs(accuracy - before) < 1e-6:
+            break
+    return accuracy
 
 
 def _length_difference(pairs: pd.DataFrame) -> np.ndarray:

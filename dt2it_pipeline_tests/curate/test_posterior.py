@@ -6,8 +6,8 @@ import pytest
 from scipy.special import expit
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate import CurationError, confirm, merge, posterior_vote, split_confident
-from dt2it_pipeline.curate.posterior import NO_VOTER, OPPOSED
+from dt2it_pipeline.curate import CurationError, merge, posterior_vote, split_confident, weigh_judges
+from dt2it_pipeline.curate.posterior import NO_VOTER, UNSURE
 from dt2it_pipeline.curate.tables import to_frame, to_table
 
 
@@ -43,9 +43,13 @@ class World:
             {"response_id": ids, "voter": name, "score": scale * np.concatenate([margin, np.zeros(count)])}
         )
 
-    def accuracy(self, part: pd.DataFrame) -> float:
+    def is_right(self, part: pd.DataFrame) -> np.ndarray:
+        """Bool [rows]: the truly better side is the chosen one."""
         number = part["pair_id"].str[1:].astype(int).to_numpy()
-        return float((part["chosen_id"].str.startswith("c").to_numpy() == self.right[number]).mean())
+        return part["chosen_id"].str.startswith("c").to_numpy() == self.right[number]
+
+    def accuracy(self, part: pd.DataFrame) -> float:
+        return float(self.is_right(part).mean())
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.4])
@@ -216,18 +220,46 @@ def judged(pairs: pd.DataFrame, verdicts: list[tuple[str | None, str | None]]) -
     return to_frame(records.table(rows, "votes"))
 
 
-def test_judges_confirm_contested_pairs_and_never_turn_them() -> None:
+def test_a_pair_without_one_verdict_of_two_judges_is_dropped_with_the_reason() -> None:
     world = World(400, 0.3)
     contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.85).contested.iloc[:4]
-    verdicts = [("chosen", "chosen"), ("rejected", "rejected"), ("chosen", "rejected"), (None, "chosen")]
-    result = confirm(contested, judged(contested, verdicts))
+    verdicts = [("chosen", "chosen"), ("chosen", "tie"), ("chosen", "rejected"), (None, "chosen")]
+    result = weigh_judges(contested, judged(contested, verdicts), 0.7)
     ids = contested["pair_id"].tolist()
-    assert result.annotated["pair_id"].tolist() == ids[:1]
-    assert result.annotated["label"].tolist() == ["annotated"]
-    assert result.annotated["chosen_id"].tolist() == contested["chosen_id"].tolist()[:1]
+    assert result.annotated["pair_id"].tolist() == ids[:2]
+    assert result.annotated["label"].tolist() == ["annotated"] * 2
+    assert result.annotated["chosen_id"].tolist() == contested["chosen_id"].tolist()[:2]
     reasons = dict(zip(result.dropped["pair_id"], result.dropped["reason"], strict=True))
-    assert reasons == {ids[1]: OPPOSED, ids[2]: "votes are tied", ids[3]: "votes do not sum to two"}
-    assert result.dropped.set_index("pair_id").loc[ids[1], "detail"] == "by 2 of 2 votes"
+    assert reasons == {ids[2]: "votes are tied", ids[3]: "votes do not sum to two"}
+
+
+@pytest.mark.parametrize("skill", [0.98, 0.75, 0.5, 0.1])
+def test_a_verdict_weighs_what_the_judges_are_worth(skill: float) -> None:
+    world = World(4000, 0.3, seed=1)
+    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.9).contested
+    right = world.is_right(contested)
+    honest = np.random.default_rng(0).random(len(contested)) < skill
+    sides = ["chosen" if each else "rejected" for each in right == honest]
+    result = weigh_judges(contested, judged(contested, [(side, side) for side in sides]), 0.9)
+    assert len(contested) > 500
+    assert result.accuracy == pytest.approx(skill, abs=0.06)
+    assert len(result.annotated) + len(result.dropped) == len(contested)
+    if skill == 0.98:  # most are kept, and labels are turned
+        assert world.accuracy(result.annotated) > 0.97
+        assert len(result.annotated) > 0.75 * len(contested)
+        assert result.swapped > 50
+    elif skill == 0.75:  # their word is enough for pairs that were nearly sure, and turns none
+        assert world.accuracy(result.annotated) > 0.88
+        assert result.swapped == 0
+    else:  # a coin's verdicts, or a liar's, add nothing
+        assert len(result.annotated) == 0
+        assert set(result.dropped["reason"]) == {UNSURE}
+    # What is kept was sure enough: the formula, pair by pair.
+    before = contested.set_index("pair_id").loc[result.annotated["pair_id"]]
+    signs = np.where(before["chosen_id"].to_numpy() == result.annotated["chosen_id"].to_numpy(), 1, -1)
+    odds = signs * before["strength"].to_numpy() + np.log(result.accuracy / (1 - result.accuracy))
+    np.testing.assert_allclose(result.annotated["strength"], odds)
+    assert (result.annotated["strength"] >= np.log(9) - 1e-9).all()
 
 
 def test_nothing_contested_and_everything_contested() -> None:
@@ -239,11 +271,11 @@ def test_nothing_contested_and_everything_contested() -> None:
     assert to_table(voted, "pairs").num_rows == 20
     none = split_confident(voted, 0.5)
     assert len(none.contested) == 0
-    empty = confirm(none.contested, to_frame(records.table([], "votes")))
+    empty = weigh_judges(none.contested, to_frame(records.table([], "votes")), 0.5)
     assert len(to_table(merge(none.verified, empty.annotated, 0), "pairs")) == 20
     every = split_confident(voted, 1 - 1e-12)
     assert len(every.verified) == 0
-    agreed = confirm(every.contested, judged(every.contested, [("chosen", "tie")] * 20))
+    agreed = weigh_judges(every.contested, judged(every.contested, [("chosen", "tie")] * 20), 0.5)
     assert len(to_table(merge(every.verified, agreed.annotated, 0), "pairs")) == 20
-    opposed = confirm(every.contested, judged(every.contested, [("rejected", "rejected")] * 20))
-    assert (len(opposed.annotated), len(opposed.dropped)) == (0, 20)
+    nothing = weigh_judges(every.contested, judged(every.contested, [("chosen", "rejected")] * 20), 0.5)
+    assert (len(nothing.annotated), len(nothing.dropped), nothing.accuracy) == (0, 20, 0.8)

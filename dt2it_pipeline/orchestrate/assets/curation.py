@@ -6,6 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline import records
+from dt2it_pipeline.curate.budget import within_budget
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
@@ -189,7 +190,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -197,12 +198,14 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     def annotated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
     ) -> dg.MaterializeResult:
-        """Step 3: two judges decide or confirm contested pairs; pairs without two agreeing votes are dropped."""
+        """Step 3: two judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped."""
         opened, policy = store.open(), make_policy(recipe.curation)
         models = " ".join(model_digest(model_path(judge.model)) for judge in recipe.annotation.judges)
 
         def annotate(work: Path) -> Bundle:
-            write_parquet(contested_pairs["pairs"], work / "pairs.parquet")
+            judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
+            asked, beyond = within_budget(to_frame(contested_pairs["pairs"]), calls, judges)
+            write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
                 judge["model"] = model_path(judge["model"])
@@ -217,28 +220,30 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             }
             summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
             votes = read_parquet(work / "votes.parquet", "votes")
-            resolved = policy.resolve(to_frame(contested_pairs["pairs"]), to_frame(votes))
+            resolved, policy_facts = policy.resolve(asked, to_frame(votes))
+            aside = [set_aside_table(part, "annotated_pairs") for part in (resolved.dropped, beyond)]
             tables = {
                 "pairs": to_table(resolved.annotated, "pairs"),
                 "prompts": contested_pairs["prompts"],
                 "votes": votes,
-                "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
+                "set_aside": pa.concat_tables(aside),
             }
             facts = {
                 "rows_in": contested_pairs["pairs"].num_rows,
                 "rows_out": len(resolved.annotated),
-                "rows_set_aside": len(resolved.dropped),
+                "rows_set_aside": len(resolved.dropped) + len(beyond),
                 "swapped": resolved.swapped,
                 "judge_calls": votes.num_rows,
+                "beyond_budget": len(beyond),
             }
-            return Bundle(tables, {"judging": summary} | facts)
+            return Bundle(tables, {"judging": summary} | facts | policy_facts)
 
         bundle = run_stage(
             context,
             opened,
             annotate,
             inputs={"contested_pairs": contested_pairs, "models": models},
-            settings={"annotation": recipe.annotation, "seed": recipe.seed, "policy": policy.name},
+            settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
 

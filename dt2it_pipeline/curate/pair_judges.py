@@ -1,0 +1,212 @@
+"""Judges of contested pairs: what `annotate` asks of one, and the two that are built in.
+
+- `likelihood`: which response does seeing the picture make more probable (`likelihood.py`)?
+- `answer`: the model answers the question itself; which response says the same (`agreement.py`)?
+
+Both see each response by itself, so no order of presentation enters. Both compare with what the model says about other
+pictures: a judge that would say the same whatever it is shown says nothing about this picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from dt2it_pipeline import records
+from dt2it_pipeline.construct.judges.answers import question_text
+from dt2it_pipeline.curate.agreement import is_yes_or_no, side_that_agrees
+from dt2it_pipeline.curate.likelihood import Question
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest, SamplingEngine
+from dt2it_pipeline.recipe import JudgeSettings
+
+CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
+_GREY = (128, 128, 128)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a judge has no verdict on a pair: a short fixed phrase, and what was found."""
+
+    reason: str
+    detail: str
+
+
+class PairJudge(Protocol):
+    """Says which side of a pair is the better one."""
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
+        """One verdict (chosen, rejected or tie) or fault for each row of a pairs table."""
+        ...
+
+
+class Weigher(Protocol):
+    """What a likelihood judge asks of its model."""
+
+    def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
+        """Evidence in nats of each response of each question."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts rows by id, where their media lie, and the seed of what a judge draws from them."""
+
+    rows: Mapping[str, Row]
+    media_root: Path
+    seed: int
+
+    def chat(self, pair: Row, settings: JudgeSettings) -> tuple[Row, ChatPrompt]:
+        """A pair's prompt as the judge words it. Raises ChatError where there is none or it cannot be shown."""
+        row = self.rows.get(pair["prompt_id"])
+        if row is None:
+            raise ChatError("unknown prompt", pair["prompt_id"])
+        return row, chat_prompt(row, self.media_root, suffix=settings.prompt)
+
+
+class LikelihoodJudge:
+    """Votes for the response with more evidence; a difference of `tie_margin` nats or less is a tie."""
+
+    def __init__(self, settings: JudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
+        self._settings, self._weigher, self._prompts = settings, weigher, prompts
+        self._pictures = _OtherPictures(settings, prompts)
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
+        """See PairJudge."""
+        found: list[str | Fault] = []
+        questions: list[Question] = []
+        asked: list[int] = []
+        for place, pair in enumerate(pairs):
+            found.append(Fault("not judged", ""))
+            try:
+                row, prompt = self._prompts.chat(pair, self._settings)
+                baselines = self._pictures.for_prompt(row, prompt)
+            except ChatError as error:
+                found[place] = Fault(error.reason, error.detail)
+                continue
+            questions.append(Question(prompt, baselines, (pair["chosen"], pair["rejected"])))
+            asked.append(place)
+        for place, evidence in zip(asked, self._weigher.evidence(questions), strict=True):
+            difference = evidence[0] - evidence[1]
+            if not math.isfinite(difference):
+                found[place] = Fault("likelihood is not a number", str(evidence))
+            elif abs(difference) <= self._settings.tie_margin:
+                found[place] = TIE
+            else:
+                found[place] = CHOSEN if difference > 0 else REJECTED
+        return found
+
+
+class AnswerJudge:
+    """Answers the question, and votes for the response that agrees with its answer; see `agreement`.
+
+    It judges short factual questions as well as its model answers them. A question that needs prose, or that both
+    responses answer alike, is a tie.
+    """
+
+    def __init__(self, settings: JudgeSettings, engine: SamplingEngine, prompts: Prompts) -> None:
+        self._settings, self._engine, self._prompts = settings, engine, prompts
+        self._pictures = _OtherPictures(settings, prompts)
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
+        """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
+        prompts: list[tuple[Row, ChatPrompt] | Fault] = []
+        for pair in pairs:
+            try:
+                prompts.append(self._prompts.chat(pair, self._settings))
+            except ChatError as error:
+                prompts.append(Fault(error.reason, error.detail))
+        own = iter(self._answers([each[1] for each in prompts if not isinstance(each, Fault)]))
+        answers = [each if isinstance(each, Fault) else next(own) for each in prompts]
+        found: list[str | Fault] = [answer if isinstance(answer, Fault) else TIE for answer in answers]
+        others: list[ChatPrompt] = []
+        compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own
+        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if isinstance(prompt, Fault) or isinstance(answer, Fault):
+                continue
+            pictures: tuple[tuple[Image.Image, ...], ...] = ()
+            if not is_yes_or_no(answer):
+                try:
+                    pictures = self._pictures.for_prompt(*prompt)
+                except ChatError as error:
+                    found[place] = Fault(error.reason, error.detail)
+                    continue
+            others += [prompt[1].with_images(images) for images in pictures]
+            compared.append((place, len(pictures)))
+        elsewhere = iter(self._answers(others))
+        for place, count in compared:
+            prompt, answer, pair = prompts[place], answers[place], pairs[place]
+            assert not isinstance(prompt, Fault) and not isinstance(answer, Fault)
+            said = [text for text in islice(elsewhere, count) if not isinstance(text, Fault)]
+            found[place] = side_that_agrees(question_text(prompt[0]), answer, said, pair["chosen"], pair["rejected"])
+        return found
+
+    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[str | Fault]:
+        """The model's answer to each prompt; equal prompts are asked once."""
+        keys = [_key(prompt) for prompt in prompts]
+        asked = dict(zip(keys, prompts, strict=True))
+        requests = [SampleRequest(prompt, 1, 0) for prompt in asked.values()]
+        replies = self._engine.sample(requests, Decoding(0.0, 1.0, self._settings.max_new_tokens))
+        answers = {key: self._answer(reply) for key, reply in zip(asked, replies, strict=True)}
+        return [answers[key] for key in keys]
+
+    def _answer(self, reply: list[Sample] | EngineError) -> str | Fault:
+        if isinstance(reply, EngineError):
+            return Fault("the judge could not answer", str(reply))
+        if not reply[0].finished:
+            return Fault("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
+        return reply[0].text
+
+
+class _OtherPictures:
+    """Pictures of other prompts, by their number in a prompt: readable ones, all different, drawn by seed.
+
+    The same few serve every prompt, so that a model encodes them once; one more than asked for, because a prompt is
+    never compared with its own picture.
+    """
+
+    def __init__(self, settings: JudgeSettings, prompts: Prompts) -> None:
+        self._settings = settings
+        self._pool: dict[int, list[tuple[frozenset[str], tuple[Image.Image, ...]]]] = {}
+        if settings.baseline == "blank":
+            return
+        for key in sorted(prompts.rows, key=lambda key: records.content_hash(prompts.seed, settings.name, key)):
+            row = prompts.rows[key]
+            hashes = frozenset(medium["sha256"] for medium in row["media"])
+            lent = self._pool.setdefault(len(row["media"]), [])
+            if not hashes or len(lent) > settings.baselines or any(hashes & other for other, _ in lent):
+                continue
+            try:
+                lent.append((hashes, chat_prompt(row, prompts.media_root).images))
+            except ChatError:
+                continue  # it is reported under its own pairs
+
+    def for_prompt(self, row: Row, prompt: ChatPrompt) -> tuple[tuple[Image.Image, ...], ...]:
+        """The pictures to compare with: a grey set, or sets of other prompts.
+
+        Raises:
+            ChatError: the prompt has no picture, so there is nothing to compare; or no other picture can be found.
+        """
+        if not prompt.images:
+            raise ChatError("prompt without a picture", f"a judge of kind {self._settings.kind} compares pictures")
+        if self._settings.baseline == "blank":
+            return (tuple(Image.new("RGB", image.size, _GREY) for image in prompt.images),)
+        own = {medium["sha256"] for medium in row["media"]}
+        found = [images for hashes, images in self._pool.get(len(prompt.images), ()) if not hashes & own]
+        if not found:
+            raise ChatError("no other picture to measure against", f"{len(prompt.images)} pictures in the prompt")
+        return tuple(found[: self._settings.baselines])
+
+
+def _key(prompt: ChatPrompt) -> str:
+    pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
+    return records.content_hash(list(prompt.messages), pictures)
