@@ -40,7 +40,8 @@ def job():
     return defs.resolve_job_def("everything")
 
 if __name__ == "__main__":  # not when the job is loaded again to run it
-    with dg.DagsterInstance.local_temp(sys.argv[1], overrides={"python_logs": {"python_log_level": "INFO"}}) as instance:
+    logs = {"python_logs": {"python_log_level": "INFO"}}
+    with dg.DagsterInstance.local_temp(sys.argv[1], overrides=logs) as instance:
         with dg.execute_job(dg.reconstructable(job), instance) as result:
             types = {event.event_type_value for event in result.all_events}
             assert {"STEP_START", "STEP_FAILURE", "ASSET_MATERIALIZATION"} <= types  # kept, if not printed
