@@ -1,7 +1,8 @@
 """Low-rank adapters in the language model, and the way back: merged weights under the names of the ordinary checkpoint.
 
-Every adapted layer computes `W x + (alpha / rank) B A x` with W frozen (LoRA, arXiv 2106.09685, equation 3). A starts
-random, B at zero, so that training starts from the base model's own scores.
+Every adapted layer computes `W x + (alpha / rank) B A x` with W frozen (LoRA, arXiv 2106.09685, section
+"Low-Rank-Parametrized Update Matrices"). A starts random, B at zero, so that training starts from the base model's own
+scores.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def bradley_terry(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     """Bradley-Terry negative log-likelihood of each pair, `-log sigmoid(r_chosen - r_rejected)`.
 
     The probability that the chosen response beats the rejected one is sigmoid(r_chosen - r_rejected): Bradley and Terry
-    1952 (https://doi.org/10.2307/2334029); for reward models see https://arxiv.org/abs/2203.02155, equation 1.
+    1952 (https://doi.org/10.2307/2334029); for reward models see Ouyang et al., https://arxiv.org/abs/2203.02155,
+    section "Models", paragraph "Reward modeling".
 
     Args:
         chosen: scores of the chosen responses, shape [pairs], any float type.
@@ -37,8 +38,9 @@ def margin_loss(
 ) -> torch.Tensor:
     """Bradley-Terry with a strength margin, `-log sigmoid(r_chosen - r_rejected - m)`, m = scale * max(strength, 0).
 
-    Pairs of great strength must be told apart by more: Llama 2, https://arxiv.org/abs/2307.09288, equation 2, with m
-    linear in the strength instead of a step function of four ratings. m = 0 where the strength is NaN.
+    Pairs of great strength must be told apart by more: Llama 2, https://arxiv.org/abs/2307.09288, section "Reward
+    Modeling", paragraph "Training Objectives", with m linear in the strength instead of a step function of four
+    ratings. m = 0 where the strength is NaN.
 
     Args:
         chosen: scores of the chosen responses, shape [pairs], any float type.
@@ -83,8 +85,8 @@ def soft_label_loss(
 def centring(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     """Auxiliary loss `(r_chosen + r_rejected)^2` of each pair, shape [pairs], which draws the mean score to zero.
 
-    Bradley-Terry leaves a constant free in the scores of every prompt; this fixes it. Eisenstein et al.,
-    https://arxiv.org/abs/2312.09244, equation 2; the `center_rewards_coefficient` of TRL's RewardTrainer.
+    Bradley-Terry leaves a constant free in the scores of every prompt; this fixes it. Eisenstein et al., "Helping or
+    Herding?", https://arxiv.org/abs/2312.09244; the `center_rewards_coefficient` of TRL's RewardTrainer.
     """
     return (chosen + rejected) ** 2
 

@@ -67,6 +67,16 @@ class ScoreHead(nn.Linear):
         return nn.functional.linear(input.float(), self.weight.float()).squeeze(-1)
 
 
+class _Patches(nn.Conv3d):
+    """The tower's first layer as the matrix product that it is: its kernel covers exactly one patch, and the general
+    convolution is several times slower at it. Weight and its shape stay those of the convolution.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Patches [patches, channels, time, height, width] to [patches, hidden]."""
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+
+
 class RewardModel(nn.Module):
     """Backbone and head. Weight names are `model.*`, as in Hugging Face checkpoints, and `head.weight`, which is
     `score.weight` there.
@@ -349,4 +359,5 @@ def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str
             f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}; copy or export the "
             "checkpoint again"
         )
+    made.visual.patch_embed.proj.__class__ = _Patches
     return made

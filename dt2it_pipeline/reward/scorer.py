@@ -24,6 +24,8 @@ from dt2it_pipeline.reward.pictures import (
 from dt2it_pipeline.reward.prompting import EncodedPrompt, Prompter, load_processor
 
 _FEATURE_BYTES = 2 * 2**30  # tower output kept at once; beyond it every batch encodes its own pictures
+# A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
+_ENOUGH_TOKENS, _PADDING = 2048, 0.03
 
 
 class Scorer:
@@ -130,13 +132,20 @@ class Scorer:
         return out
 
     def _batches(self, rows: list[tuple[Row, list[str]]]) -> Iterator[list[tuple[Row, list[str]]]]:
-        """Rows of similar length, as many as the token budget holds, padding included."""
+        """Rows of similar length, as many as the token budget holds, padding included.
+
+        Lengths differ by the sum of the responses, so a batch that is large enough ends where padding would grow.
+        """
         batch: list[tuple[Row, list[str]]] = []
+        tokens = 0
         for row in sorted(rows, key=lambda r: (len(r[0]), r[1][0])):
-            if batch and len(row[0]) * (len(batch) + 1) > self.tokens_per_batch:
+            cells = len(row[0]) * (len(batch) + 1)  # the row is the longest so far
+            padded = cells - (tokens + len(row[0])) > _PADDING * cells
+            if batch and (cells > self.tokens_per_batch or (padded and tokens >= _ENOUGH_TOKENS)):
                 yield batch
-                batch = []
+                batch, tokens = [], 0
             batch.append(row)
+            tokens += len(row[0])
         if batch:
             yield batch
 
