@@ -31,7 +31,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Score all responses of a table with one checkpoint.
 
     Raises:
-        ScoringError: a worker process died.
+        ScoringError: a worker process died, or vLLM was asked for and a prompt shows a video.
         CheckpointError: the checkpoint is not a reward model of a supported family.
         EngineError: vLLM, where it is asked for, cannot load the checkpoint.
     """
@@ -41,6 +41,8 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     started = time.perf_counter()
     responses = store.read_parquet(job["responses"], "responses")
     prompts = store.read_parquet(job["prompts"], "prompts")
+    if settings.engine == "vllm":
+        _refuse_videos(responses, prompts, job["prompts"])
     shards = plan_shards(responses, prompts, settings.shard_responses)
     work = Path(job["work"])
     work.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,22 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "responses_per_second": round(scored_now / seconds, 2),
     }
+
+
+def _refuse_videos(responses: Any, prompts: Any, path: str) -> None:
+    """Say before any work that the vLLM scorer takes no videos, rather than set every response to one aside."""
+    wanted = set(responses.column("prompt_id").to_pylist())
+    media = zip(prompts.column("prompt_id").to_pylist(), prompts.column("media").to_pylist(), strict=True)
+    shown = [
+        prompt_id
+        for prompt_id, row in media
+        if prompt_id in wanted and any(medium["kind"] == "video" for medium in row or ())
+    ]
+    if shown:
+        raise ScoringError(
+            f"scoring.engine: vllm takes texts and pictures, no video; {len(shown)} prompts of {path} show one, such "
+            f"as {shown[0]}: choose transformers, or leave them out"
+        )
 
 
 Response = tuple[str, str, str]  # response_id, prompt_id, text

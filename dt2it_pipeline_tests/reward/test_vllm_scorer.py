@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline import store
+from dt2it_pipeline import records, store
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
 from dt2it_pipeline.recipe import ScoringSettings
@@ -21,7 +21,7 @@ from dt2it_pipeline.reward import score
 from dt2it_pipeline.reward.data import prompt_rows
 from dt2it_pipeline.reward.model import CheckpointError, RewardModel
 from dt2it_pipeline.reward.vllm_scorer import VllmScorer
-from dt2it_pipeline_tests.reward.tiny import make_tiny
+from dt2it_pipeline_tests.reward.tiny import make_prompt, make_tiny
 
 SMALL_PICTURES = 1024  # pixels; less than most test pictures have, so that both sides must scale them down
 
@@ -108,15 +108,57 @@ def test_a_base_model_or_a_lost_head_is_refused(checkpoint: Path, base: Callable
         scorer(tmp_path / "headless", tmp_path, FakeEngine())
 
 
+def conversations(tables: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The tables, and beside their prompts some with earlier turns, a system prompt of their own, and both."""
+    prompts, responses = (store.read_parquet(tables[kind], kind).to_pylist() for kind in ("prompts", "responses"))
+    shown = next(row["media"] for row in prompts if len(row["media"]) == 2)
+    for media, system, earlier in [([], "", True), (shown[:1], "Look closely.", False), (shown, "Be brief.", True)]:
+        row = make_prompt(media, "what colour", system)
+        if earlier:
+            row["turns"] = [*row["turns"], {"role": "assistant", "text": "red"}, {"role": "user", "text": "and shape"}]
+            row["prompt_id"] = records.prompt_id(system, row["turns"], [medium["sha256"] for medium in media])
+        prompts.append(row)
+        for text in ("the shape is red", "no"):
+            name = records.response_id(row["prompt_id"], text)
+            made = {"response_id": name, "prompt_id": row["prompt_id"], "text": text, "generator": "test"}
+            responses.append(made)
+    store.write_parquet(records.table(prompts, "prompts"), folder / "prompts.parquet")
+    store.write_parquet(records.table(responses, "responses"), folder / "responses.parquet")
+    paths = {kind: str(folder / f"{kind}.parquet") for kind in ("prompts", "responses")}
+    return paths | {"media_root": tables["media_root"]}
+
+
+def test_videos_are_refused_before_any_work(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
+    prompts, responses = (store.read_parquet(tables[kind], kind).to_pylist() for kind in ("prompts", "responses"))
+    row = make_prompt([{"kind": "video", "sha256": "v", "path": "v.avi"}], "what moves")
+    unasked = make_prompt([{"kind": "video", "sha256": "w", "path": "w.avi"}], "nobody answers this")
+    name = records.response_id(row["prompt_id"], "it")
+    responses.append({"response_id": name, "prompt_id": row["prompt_id"], "text": "it", "generator": "test"})
+    store.write_parquet(records.table([*prompts, row, unasked], "prompts"), tmp_path / "prompts.parquet")
+    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
+    job = {
+        "checkpoint": str(checkpoint), "prompts": str(tmp_path / "prompts.parquet"),
+        "responses": str(tmp_path / "responses.parquet"), "media_root": tables["media_root"], "voter": "round-0",
+        "output": str(tmp_path / "out.parquet"), "work": str(tmp_path / "work"),
+        "settings": ScoringSettings(engine="vllm").model_dump(),
+    }  # fmt: skip
+    with pytest.raises(score.ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
+        score.run(job, lambda progress: None)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-def test_vllm_gives_our_scores(family: str, tables: dict[str, str], tmp_path: Path) -> None:
-    """Real vLLM on a checkpoint as it is on disk; no image, one and two, scaled down; with shards resumed."""
-    paths = {name: tables[name] for name in ("prompts", "responses", "media_root")}
+@pytest.mark.parametrize(("family", "processes"), [("qwen3_vl", 1), ("qwen2_5_vl", 1), ("qwen3_vl", 2)])
+def test_vllm_gives_our_scores(family: str, processes: int, tables: dict[str, str], tmp_path: Path) -> None:
+    """Real vLLM on a checkpoint as it is on disk, in one process and in two; with shards resumed.
+
+    No picture, one and two, scaled down; earlier turns; the model's system prompt and the prompt's own.
+    """
+    paths = conversations(tables, tmp_path)
     folder = saved(tmp_path, family, hidden=128)
     found: dict[str, dict[str, float]] = {}
     for engine in ("transformers", "vllm"):
-        settings = ScoringSettings(engine=engine, processes=1, shard_responses=20, max_pixels=SMALL_PICTURES)
+        settings = ScoringSettings(engine=engine, processes=processes, shard_responses=20, max_pixels=SMALL_PICTURES)
         job = paths | {
             "checkpoint": str(folder), "output": str(tmp_path / f"{engine}.parquet"), "voter": "round-0",
             "work": str(tmp_path / engine), "settings": settings.model_dump(),
@@ -135,7 +177,7 @@ def test_vllm_gives_our_scores(family: str, tables: dict[str, str], tmp_path: Pa
     assert found["vllm"].keys() == found["transformers"].keys()
     differences = [abs(found["vllm"][name] - value) for name, value in found["transformers"].items()]
     print(f"{family}: largest difference {max(differences):.2e} over {len(differences)} responses")
-    assert max(differences) < 1e-4
+    assert max(differences) < 1e-5
     values = found["transformers"].values()
     assert max(values) - min(values) > 1
     again = score.run(job, lambda progress: None)  # every shard is there: nothing is loaded
