@@ -40,8 +40,8 @@ _LEARNING_RATE = 5e-4
 _UNCOUNTED = 2  # steps at the start of a turn: one was under way when it was stopped, one more for a late signal
 
 
-def train_with_llamafactory(arguments: dict[str, Any]) -> None:
-    """Run LLaMA-Factory in this process, which must be of its environment."""
+def make_importable() -> None:
+    """Let LLaMA-Factory import in this process beside a torch without CUDA, whose sister packages are CUDA builds."""
     from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
@@ -51,6 +51,11 @@ def train_with_llamafactory(arguments: dict[str, Any]) -> None:
 
         sys.modules["torchaudio"] = types.ModuleType("torchaudio")
         sys.modules["torchaudio"].__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+
+
+def train_with_llamafactory(arguments: dict[str, Any]) -> None:
+    """Run LLaMA-Factory in this process, which must be of its environment."""
+    make_importable()
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 

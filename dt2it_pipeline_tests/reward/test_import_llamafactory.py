@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from dt2it_pipeline import store
+from dt2it_pipeline.recipe import model_path
 from dt2it_pipeline.reward.batch import Row, collate, with_pixels
-from dt2it_pipeline.reward.import_llamafactory import import_llamafactory, main
+from dt2it_pipeline.reward.data import prompt_rows
+from dt2it_pipeline.reward.import_llamafactory import BIAS, WEIGHT, import_llamafactory, main
 from dt2it_pipeline.reward.model import CheckpointError, RewardModel
+from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_prompt
 
 
@@ -61,8 +67,6 @@ def test_scores_are_the_hidden_state_times_the_head(
 
 
 def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     source = shutil.copytree(base(), tmp_path / "source")
     weights = {name: value.bfloat16() for name, value in load_file(source / "model.safetensors").items()}
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
@@ -114,3 +118,73 @@ def test_other_folders_are_refused(base: Callable[..., Path], tmp_path: Path) ->
     (source / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["Llama"]}))
     with pytest.raises(SystemExit, match=r"Llama.*made of qwen3_vl or qwen2_5_vl"):
         main([str(source), str(tmp_path / "other")])
+
+
+# Names and shapes in a value_head.safetensors that LLaMA-Factory 0.9.5 wrote for a model of hidden size 128.
+WRITTEN = {"v_head.summary.bias": (1,), "v_head.summary.weight": (1, 128)}
+# Runs in LLaMA-Factory's environment: trains, then writes its own scores of the same pairs, which it would round.
+THEIR_RUN = """
+import json, sys
+from pathlib import Path
+from benchmarks.llamafactory import make_importable, train_with_llamafactory
+
+make_importable()
+from llamafactory.train.rm.trainer import PairwiseTrainer
+
+def save(trainer, results):
+    chosen, rejected = ([float(score) for score in side] for side in results.predictions)
+    Path(sys.argv[2]).write_text(json.dumps([chosen, rejected]))
+
+PairwiseTrainer.save_predictions = save
+train_with_llamafactory(json.loads(Path(sys.argv[1]).read_text()))
+"""
+
+
+def test_the_heads_made_up_here_look_like_what_llamafactory_writes() -> None:
+    """So that the fast tests stand for real checkpoints where LLaMA-Factory is not installed."""
+    assert {name: tuple(value.shape) for name, value in head(hidden=128).items()} == WRITTEN
+    assert set(WRITTEN) == {WEIGHT, BIAS}
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_that_llamafactory_wrote_keeps_its_scores(tmp_path: Path) -> None:
+    """LLaMA-Factory itself writes the checkpoint, in an environment of its own; see benchmarks/llamafactory.py."""
+    python = os.environ.get("LLAMAFACTORY_PYTHON")
+    if not python:
+        pytest.skip("LLAMAFACTORY_PYTHON names no python of an environment with LLaMA-Factory")
+    from benchmarks.llamafactory import ROOT, make_data, make_model, their_arguments
+    from benchmarks.scoring import SYSTEM
+
+    make_model(Path(model_path("demo")), tmp_path / "model")
+    data = make_data(tmp_path, 24)
+    arguments = their_arguments(tmp_path, batch=8, steps=3) | {
+        "do_predict": True, "eval_dataset": "pairs", "per_device_eval_batch_size": 4, "save_strategy": "steps",
+    }  # fmt: skip
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    (tmp_path / "run.py").write_text(THEIR_RUN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DISABLE_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [python, str(tmp_path / "run.py"), str(tmp_path / "arguments.json"), str(tmp_path / "scores.json")],
+        env=environment | {"HF_HOME": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = load_file(tmp_path / "theirs" / "value_head.safetensors")
+    assert {name: tuple(value.shape) for name, value in written.items()} == WRITTEN
+
+    offset = import_llamafactory(tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6)
+    scorer = Scorer(tmp_path / "made", data["media"], max_tokens=512, max_pixels=10**6, tokens_per_batch=4096)
+    pairs = store.read_parquet(data["pairs"], "pairs").to_pylist()
+    prompts = prompt_rows(store.read_parquet(data["prompts"], "prompts"), {row["prompt_id"] for row in pairs})
+    asked = [(row[f"{side}_id"], row["prompt_id"], row[side]) for row in pairs for side in ("chosen", "rejected")]
+    ours, faults = scorer.score(prompts, asked)
+    assert not faults
+    theirs = json.loads((tmp_path / "scores.json").read_text())
+    differences = [
+        abs(ours[row[f"{side}_id"]] + offset - score)
+        for side, scores in zip(("chosen", "rejected"), theirs, strict=True)
+        for row, score in zip(pairs, scores, strict=True)
+    ]
+    print(f"largest difference {max(differences):.2e} over {len(differences)} responses")
+    assert max(differences) < 1e-4
+    assert max(ours.values()) - min(ours.values()) > 1e-2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -144,33 +145,55 @@ LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
 def test_killed_training_ends_in_the_same_weights(
     job: dict[str, Any], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    whole, job = (changed(job, name, tmp_path, **settings) for name in ("whole", "killed"))
+    longer = {"epochs": 8.0, "checkpoint_every": 3} | settings  # 24 steps, or some less where pairs are held out
+    whole, job = (changed(job, name, tmp_path, **longer) for name in ("whole", "killed"))
     done = train(whole, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    launcher = subprocess.Popen(
-        command(job, tmp_path / "killed.json", 2), env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    # Killed three times, each time a random while after the state of a random step was whole: within a step, an
+    # evaluation, the next state, or the start where that step had been passed before. Then started once more.
+    generator = random.Random(json.dumps(settings, sort_keys=True))
     marks = Path(job["work"]) / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not list(marks.glob("*/complete.json")) and launcher.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait()
-    assert list(marks.glob("*/complete.json"))
-    assert not Path(job["output"]).exists()
+    for wanted in sorted(generator.sample(range(10), 3)):
+        before = killed_behind(job, tmp_path, wanted, pause=generator.uniform(0, 0.2))
     (marks / "step-00000999").mkdir()  # half written: no marker
 
     done = train(job, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed = re.search(r'"resumed_from_step": (\d+)', done.stdout)
     assert resumed is not None
-    assert int(resumed[1]) > 0
+    assert int(resumed[1]) == before
     assert digest(job["output"]) == digest(whole["output"])
     names = ["training_log"] + (["validation_log"] if "keep" in settings else [])
     for name in names:
         assert log_of(job["output"], name) == log_of(whole["output"], name)
+
+
+def killed_behind(job: Mapping[str, Any], folder: Path, step: int, pause: float) -> int:
+    """Start the training, kill it `pause` seconds after a state of more than `step` steps is whole; that state's steps.
+
+    The pause may let it write another state, or catch it while it does.
+    """
+    marks = Path(job["work"]) / "checkpoints"
+    launcher = subprocess.Popen(
+        command(job, folder / "killed.json", 2), env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while whole_state(marks) <= step and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(pause)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    assert not Path(job["output"]).exists(), "the training ended before it was killed"
+    assert whole_state(marks) > step
+    return whole_state(marks)
+
+
+def whole_state(marks: Path) -> int:
+    """Steps of the newest state with its marker, 0 when there is none."""
+    found = (int(mark.parent.name.removeprefix("step-")) for mark in marks.glob("*/complete.json"))
+    return max(found, default=0)
 
 
 @pytest.mark.heavy
