@@ -6,6 +6,8 @@ said not to be known.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -82,11 +84,19 @@ def licence_of_model(base_model: str | Path) -> str:
 
 
 def licence_of_source(source: str) -> str:
-    """Licence that the manifest of a data source names, or `not known`."""
-    try:
-        return load_manifest(project_root() / "configs" / "datasets" / f"{source}.yaml").licence
-    except ManifestError:
-        return UNKNOWN
+    """Licence that the manifest named `source` gives, wherever it is filed below configs/datasets, or `not known`.
+
+    Manifests of one name with different licences leave it not known.
+    """
+    found = set()
+    for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
+        try:
+            manifest = load_manifest(path)
+        except ManifestError:  # of another source, or the ingestion of this one would have failed
+            continue
+        if manifest.name == source:
+            found.add(manifest.licence)
+    return found.pop() if len(found) == 1 else UNKNOWN
 
 
 def _front_matter(name: str, licence: str) -> str:
@@ -109,7 +119,8 @@ def _use(card: Mapping[str, Any]) -> str:
     system = str(card.get("system_prompt") or "")
     told = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+    question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
     return (
         "## Use\n\n"
@@ -127,8 +138,18 @@ def _use(card: Mapping[str, Any]) -> str:
         "```\n"
         "curl localhost:8000/classify -H 'Content-Type: application/json' -d '"
         + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")
-        + "'\n```\n\nThe score is the one entry of `probs`; it is a plain number and no probability.\n"
+        + "'\n```\n\nThe picture here is a red square; `base64 -w0 PICTURE.png` makes the text of another. The score "
+        "is the one entry of `probs`; it is a plain number and no probability.\n"
     )
+
+
+def _red_square() -> str:
+    """A small picture as a data URL, for a request that can be tried as it stands."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _data(path: Path) -> str:

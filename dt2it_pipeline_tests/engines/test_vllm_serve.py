@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -14,10 +13,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dt2it_pipeline import store
 from dt2it_pipeline.engines.vllm_serve import main, serve_arguments
-from dt2it_pipeline_tests.reward.tiny import make_pictures, make_prompt, make_tiny
+from dt2it_pipeline.reward.card import write_card
+from dt2it_pipeline.reward.distributed import free_port
+from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline_tests.reward.test_card import request_of
+from dt2it_pipeline_tests.reward.tiny import make_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
@@ -41,47 +47,72 @@ def test_something_else_than_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_a_server_answers_with_our_score(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("plain", [False, True], ids=["ours", "vllm-serve"])
+def test_a_server_answers_the_request_of_the_card_with_our_score(tmp_path: Path, family: str, plain: bool) -> None:
+    """Our command, and vLLM's own, `vllm serve DIR --runner pooling`, on the checkpoint as it is on disk."""
     import torch
 
-    from dt2it_pipeline.reward.distributed import free_port
-    from dt2it_pipeline.reward.model import RewardModel
-    from dt2it_pipeline.reward.scorer import Scorer
-
     (tmp_path / "base").mkdir()
-    model = RewardModel.from_pretrained(make_tiny(tmp_path / "base", hidden=128))
+    model = RewardModel.from_pretrained(make_tiny(tmp_path / "base", family, hidden=128))
     model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
     model.head.weight.data *= 30
     folder = tmp_path / "checkpoint"
     with store.atomic_directory(folder) as out:
         model.save_pretrained(out)
-    media = make_pictures(tmp_path / "media", 2)[1:]
+        write_card(out, base_model="tiny")
     torch.set_num_threads(1)
-    scorer = Scorer(folder, tmp_path / "media", max_tokens=512, max_pixels=1024, tokens_per_batch=4096)
-    ours, _ = scorer.score({"p": make_prompt(media, "what colour is the shape")}, [("r", "p", "it looks red")])
+    body = request_of((folder / "README.md").read_text())
+    turns = [{"role": "user", "text": "<image>QUESTION"}]
+    # vLLM's own command knows nothing of the pixels that the model was trained with: it takes the processor's.
+    pixels = 65536 if plain else 1024
+    asked = {"turns": turns, "images": [Image.new("RGB", (64, 64), "red")]}
+    ours = RewardModel.from_pretrained(folder).score([asked], [["ANSWER"]], max_pixels=pixels)[0][0]
 
     port = free_port()
-    command = [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve", str(folder), "--max-model-len", "512"]
+    command = ["vllm", "serve"] if plain else [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve"]
+    command += [str(folder), "--max-model-len", "512", "--served-model-name", "CHECKPOINT"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if plain:
+        command += ["--runner", "pooling", "--dtype", "float32"]  # else vLLM would compute in half precision
+        environment = repaired(environment, tmp_path / "site") | {
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"
+        }  # fmt: skip
+        command += ["--enforce-eager"]  # no compilation, which takes minutes on a CPU
     log = (tmp_path / "server.log").open("wb")
-    server = subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
-    )
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        picture = base64.b64encode((tmp_path / "media" / media[0]["path"]).read_bytes()).decode()
-        content = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
-            {"type": "text", "text": "what colour is the shape"},
-        ]
-        turns = [{"role": "system", "content": "You judge."}, {"role": "user", "content": content}]
-        turns.append({"role": "assistant", "content": "it looks red"})
-        body = {"model": str(folder), "messages": turns, "add_generation_prompt": False}
         answer = ask(f"http://127.0.0.1:{port}/classify", body, server, tmp_path / "server.log")
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
-    assert answer["data"][0]["probs"][0] == pytest.approx(ours["r"], abs=1e-4)
+    score = answer["data"][0]["probs"][0]
+    print(f"{family}: ours {ours:.6f}, served {score:.6f}")
+    assert score == pytest.approx(ours, abs=1e-5)
+
+
+def repaired(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """An environment in which `vllm` starts here: what is wrong is the installation, none of it the checkpoint.
+
+    The CPU build of vLLM is the package `vllm-cpu`, and its own command asks for the version of a package `vllm`.
+    torchvision is a CUDA build beside a torch without CUDA. Where neither holds, nothing is changed.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    folder.mkdir()
+    hook = "from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision\nensure_torchvision()\n"
+    (folder / "sitecustomize.py").write_text(hook)
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        found = version("vllm-cpu").partition("+")[0]
+        metadata = folder / f"vllm-{found}+cpu.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {found}+cpu\n")
+    path = [str(folder), str(ROOT), *filter(None, [environment.get("PYTHONPATH", "")])]
+    return environment | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def ask(

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from dt2it_pipeline import records, store
 from dt2it_pipeline.recipe import TrainingSettings
+from dt2it_pipeline.reward import card
 from dt2it_pipeline.reward.card import licence_of_model, licence_of_source, write_card
 
 
@@ -62,3 +68,33 @@ def test_what_is_not_known_is_said(checkpoint: Path, tmp_path: Path) -> None:
     assert licence_of_source("no_such_source") == "not known"
     (tmp_path / "README.md").write_text("---\n- a: [\n")
     assert licence_of_model(tmp_path) == "not known"
+
+
+def test_a_licence_is_found_by_the_name_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = tmp_path / "configs" / "datasets"
+    datasets.mkdir(parents=True)
+    monkeypatch.setattr(card, "project_root", lambda: tmp_path)
+    text = "name: {}\nkind: prompts\npath: x.jsonl\nmedia_root: .\nlicence: {}\n"
+    (datasets / "filed_elsewhere.yaml").write_text(text.format("vqa", "CC-BY-4.0"))
+    (datasets / "other.yaml").write_text(text.format("filed_elsewhere", "MIT"))
+    (datasets / "broken.yaml").write_text("name: [")
+    assert licence_of_source("vqa") == "CC-BY-4.0"
+    assert licence_of_source("filed_elsewhere") == "MIT"
+    (datasets / "second.yaml").write_text(text.format("vqa", "GPL-3.0"))
+    assert licence_of_source("vqa") == "not known"
+
+
+def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
+    """As far as no server is needed; engines/test_vllm_serve.py sends it to one."""
+    write_card(checkpoint, base_model="someone/some-model")
+    body = request_of((checkpoint / "README.md").read_text())
+    assert body["messages"][0] == {"role": "system", "content": "You're a judge."}
+    url = body["messages"][1]["content"][0]["image_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as picture:
+        assert picture.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
+
+
+def request_of(card_text: str) -> dict[str, Any]:
+    """The body of the request in a model card."""
+    (line,) = (line for line in card_text.splitlines() if line.startswith("curl "))
+    return json.loads(shlex.split(line)[-1])  # type: ignore[no-any-return]
