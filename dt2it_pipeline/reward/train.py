@@ -50,6 +50,8 @@ def deepspeed_config(settings: TrainingSettings, decay: float) -> dict[str, Any]
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
         "bf16": {"enabled": settings.precision == "bfloat16"},
+        # Sums over the passes of a step: in bfloat16, a pass that adds less than 1/256 of the sum would be lost.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31 - 1,
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from dt2it_pipeline import store
 from dt2it_pipeline.reward.batch import Row, collate, with_pixels
@@ -42,6 +43,14 @@ def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
     prompts = prompter.prompts([make_prompt(media[1][:1], "what colour")])
     batch = with_pixels(collate([Row(prompts[0], tuple(prompter.responses(["red", "blue"])))]), shelf)
     assert torch.equal(model(batch), again(batch))
+
+
+@pytest.mark.parametrize("family", list(HEADS))
+def test_patches_by_a_matrix_product_are_those_of_the_convolution(setup: Callable[..., Any], family: str) -> None:
+    model, *_ = setup(family)
+    first = model.model.visual.patch_embed.proj
+    patches = torch.randn(5, first.in_channels, *first.kernel_size)
+    assert torch.allclose(first(patches).flatten(1), nn.Conv3d.forward(first, patches).flatten(1), atol=1e-6)
 
 
 def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:

@@ -16,7 +16,9 @@ from dt2it_pipeline import records, store
 from dt2it_pipeline.recipe import ScoringSettings
 from dt2it_pipeline.reward import model as model_module
 from dt2it_pipeline.reward import score
+from dt2it_pipeline.reward.batch import Row
 from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline.reward.prompting import EncodedPrompt
 from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_frames, make_pictures, make_prompt
 
@@ -64,6 +66,18 @@ def test_scores_do_not_depend_on_company(base: Callable[..., Path], world: Any, 
     for response in responses:
         (alone,) = scorer(model, root).score(prompts, [response])[0].values()
         assert abs(alone - together[response[0]]) < 1e-5
+
+
+def test_a_batch_that_is_large_enough_ends_where_padding_would_grow(base: Callable[..., Path], tmp_path: Path) -> None:
+    made = scorer(loaded(base()), tmp_path, tokens_per_batch=8192)
+    line = np.zeros(100, np.int32)
+    prompt = EncodedPrompt(line, np.zeros((3, 100), np.int32), 100, np.zeros(0, np.int32), ())
+    lengths = [1] * 30 + [10] * 30 + [40] * 4
+    rows = [(Row(prompt, (np.zeros(length, np.int32),)), [f"{n:03d}"]) for n, length in enumerate(lengths)]
+    batches = list(made._batches(rows[::-1]))
+    assert sorted(name for part in batches for _, (name,) in part) == [f"{n:03d}" for n in range(64)]
+    assert [[len(row) for row, _ in part] for part in batches] == [[101] * 30, [110] * 30, [140] * 4]
+    assert len(list(scorer(loaded(base()), tmp_path, tokens_per_batch=220)._batches(rows))) == 15 + 15 + 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

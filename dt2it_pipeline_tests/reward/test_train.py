@@ -28,8 +28,10 @@ def digest(folder: str) -> str:
 def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(job["media_root"], tmp_path / "media")
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
-    cut = tmp_path / "media" / next(p["media"][0]["path"] for p in prompts if p["media"])
+    shown = list(dict.fromkeys(p["media"][0]["path"] for p in prompts if p["media"]))
+    cut = tmp_path / "media" / shown[0]
     cut.write_bytes(cut.read_bytes()[:70])
+    (tmp_path / "media" / shown[1]).unlink()
     pairs = store.read_parquet(job["pairs"], "pairs").to_pylist()
     long = records.make_pair(prompts[0]["prompt_id"], "red " * 600, "no", source="test")
     stray = records.make_pair("p-unknown", "yes", "no", source="test")
@@ -42,7 +44,7 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
     out = Path(job["output"])
     aside = store.read_parquet(out / "set_aside.parquet", "set_aside").to_pylist()
     assert {row["reason"] for row in aside} == {
-        "picture unreadable", "prompt not in the table", "longer than max_tokens"
+        "picture unreadable", "picture missing", "prompt not in the table", "longer than max_tokens"
     }  # fmt: skip
     assert summary["pairs"] + summary["pairs_set_aside"] == len(pairs) + 2
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
@@ -58,6 +60,23 @@ def test_nothing_to_train_on_is_one_clear_error(job: dict[str, Any], tmp_path: P
     with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 set aside \(longer than max_tokens\)"):
         run(job, [].append)
     assert not Path(job["output"]).exists()
+
+
+def test_an_empty_table_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
+    store.write_parquet(records.table([], "pairs"), tmp_path / "none.parquet")
+    with pytest.raises(TrainingError, match=r"no pair to train on: 0 in .*none\.parquet, 0 set aside"):
+        run(job | {"pairs": str(tmp_path / "none.parquet")}, [].append)
+    assert not Path(job["output"]).exists()
+
+
+def test_bfloat16_follows_float32(job: dict[str, Any], tmp_path: Path) -> None:
+    """As on a GPU, but on this CPU: half-precision weights, score in float32, several passes a step."""
+    norms = {}
+    for precision in ("float32", "bfloat16"):
+        run(changed(job, precision, tmp_path, precision=precision, micro_batch_pairs=1, max_steps=2), [].append)
+        (row,) = log_of(tmp_path / precision)
+        norms[precision] = row["grad_norm"], row["loss"]
+    assert norms["bfloat16"] == pytest.approx(norms["float32"], rel=0.01)
 
 
 def test_nan_stops_the_run_and_names_pairs(job: dict[str, Any], tmp_path: Path) -> None:

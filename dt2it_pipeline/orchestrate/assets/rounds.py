@@ -98,7 +98,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
 
 
 def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", pool="gpu", kinds={"deepspeed", "pytorch"})
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", pool="gpu", kinds={"deepspeed", "pytorch"})
     def reward_model(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Bundle
     ) -> dg.MaterializeResult:
