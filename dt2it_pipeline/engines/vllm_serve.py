@@ -6,8 +6,8 @@ Beside the plain command it makes vLLM start where torchvision does not fit torc
 picture size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
 on the command line win.
 
-Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it, and
-a hook that runs at the start of every Python process of an installation is not for a package to bring.
+Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it,
+and a hook that runs at the start of every Python process of an installation is not for a package to bring.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _provenance(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _use(card: Mapping[str, Any]) -> str:
     system = str(card.get("system_prompt") or "")
     told = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
-    messages = [{"role": "system", "content": system}] if system else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
