@@ -151,6 +151,7 @@ LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)  # five starts of two ranks, each half a minute on a busy machine
 @pytest.mark.parametrize(
     "settings",
     [
