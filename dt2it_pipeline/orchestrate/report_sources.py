@@ -62,7 +62,7 @@ _POLICY_NOTES = {
     "judges decide the contested ones.",
     "posterior": "Policy “posterior”: the probability that a label is right is estimated from the votes of reward "
     "models that were not trained on the pair; labels that are more probably wrong are flipped, pairs that are sure "
-    "enough are kept; of the others, those that two judges' verdict makes sure enough, with the sides that it gives them.",
+    "enough are kept; of the others, those that two judges' verdict makes sure enough.",
 }
 _STRENGTH_NOTES = {
     "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
