@@ -7,8 +7,8 @@ only the hashing itself goes row by row; the tests compare both ways.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
+from json.encoder import encode_basestring  # what json.dumps uses for a string without ensure_ascii
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +58,7 @@ def prompt_ids(texts: pa.Array, media: Sequence[pa.Array]) -> pa.Array:
 
 def response_ids(prompts: pa.Array, texts: pa.Array) -> pa.Array:
     """`records.response_id` of every row."""
-    return _hashed(['["response","', prompts, '",', _quoted(texts), "]"])
+    return _hashed(['["response","', prompts, '",', _quoted_once(texts), "]"])
 
 
 def pair_ids(prompts: pa.Array, first: pa.Array, second: pa.Array) -> pa.Array:
@@ -69,13 +69,14 @@ def pair_ids(prompts: pa.Array, first: pa.Array, second: pa.Array) -> pa.Array:
 
 
 def _quoted(texts: pa.Array) -> pa.Array:
-    """Texts as JSON strings; few distinct ones are quoted once each."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    words = texts.dictionary_encode() if len(texts) else None
-    if words is not None and len(words.dictionary) < len(texts) // 2:
-        quoted = pa.array([encode(text) for text in words.dictionary.to_pylist()], pa.string())
-        return quoted.take(words.indices)
-    return pa.array([encode(text) for text in texts.to_pylist()], pa.string())
+    """Texts as JSON strings."""
+    return pa.array([encode_basestring(text) for text in texts.to_pylist()], pa.string())
+
+
+def _quoted_once(texts: pa.Array) -> pa.Array:
+    """The same where few texts are distinct: each of those is quoted once."""
+    words = texts.dictionary_encode()
+    return _quoted(words.dictionary).take(words.indices)
 
 
 def _hashed(parts: Sequence[pa.Array | str]) -> pa.Array:

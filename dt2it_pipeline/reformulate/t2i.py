@@ -90,7 +90,7 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasin
     used = np.sort(order[: settings.max_pairs])
     rows.loc[order[len(used) :], "reason"] = BEYOND
     known, flat, offsets = _flatten(rows, phrasings)
-    chosen_phrasing = np.array([columns.draw(name) for name in rows["row_id"].array[used]], dtype=np.int64)
+    chosen_phrasing = np.array([columns.draw(name) for name in rows["row_id"].iloc[used].tolist()], dtype=np.int64)
     first_of, count_of = (offsets[known[used]], np.diff(offsets)[known[used]])
     phrasing = first_of + chosen_phrasing % count_of
     first = _balanced(rows["source"].array[used], phrasing, rng)
