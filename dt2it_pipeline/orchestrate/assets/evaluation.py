@@ -1,11 +1,14 @@
 """Group `evaluation`: benchmark accuracy of every round, beside control arms, and the report across rounds."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 
 from dt2it_pipeline.curate.tables import to_frame, to_table
-from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, score_benchmark
+from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, ItemScores, score_items
+from dt2it_pipeline.evaluate.entries import load_entries
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.metadata import markdown_of
@@ -39,24 +42,30 @@ def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> B
     def score(work: Path) -> Bundle:
         items = benchmarks["benchmark_items"]
         scored = heavy.score(model, responses_of(items), benchmarks["prompts"], name, work)
-        table = score_benchmark(to_frame(items), to_frame(scored["scores"]), model=name)
-        return Bundle({"benchmark_scores": to_table(table, "benchmark_scores"), **scored.tables}, scored.facts)
+        found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
+        return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
 
     recipe = heavy.recipe
+    entries = {name: entry.hash for name, entry in load_entries().items()}
     return run_stage(
         heavy.context,
         heavy.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
-        settings={"scoring": recipe.scoring},
+        settings={"scoring": recipe.scoring, "entries": entries},
     )
+
+
+def benchmark_tables(found: ItemScores) -> dict[str, pa.Table]:
+    """The results as tables, by kind."""
+    return {field.name: to_table(getattr(found, field.name), field.name) for field in fields(found)}
 
 
 def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec("no_regression", asset="benchmark_scores")],
@@ -121,7 +130,7 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
     @dg.asset(
         name=f"{arm}_scores",
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"pytorch"},
         description=f"Benchmark accuracy of the {arm} arm.",
