@@ -1,8 +1,8 @@
 """The order in which a judge that compares is shown two responses, and back from its verdicts to scores.
 
 Published benchmarks do not shuffle: in VL-RewardBench the better response stands first in 99.6% of rows, so a judge
-that always says "the first" would look almost perfect. Here the order is a pure function of the seed and the content of the
-pair, whichever side is the better one and wherever the row stands; a repeated row is shown the same way.
+that always says "the first" would look almost perfect. Here the order is a pure function of the seed and the content of
+the pair, whichever side is the better one and wherever the row stands; a repeated row is shown the same way.
 """
 
 from __future__ import annotations
