@@ -42,18 +42,20 @@ class Landed:
 
     @property
     def content(self) -> str:
-        """Hash of what it holds: the manifest, and names, sizes, starts and ends of its data and media files.
+        """Hash of what it holds: the manifest, size, start and end of its data, names and sizes of its other files.
 
         Times do not count, so that the same files dropped again are nothing new.
         """
         digest = hashlib.sha256()
+        data = None if self.manifest is None or self.manifest.path is None else Path(self.manifest.path)
         for file in (self.file, *_files(self.manifest)):
-            digest.update(os.fsencode(file.relative_to(self.file.parent)) + b"\0")
-            with file.open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                digest.update(f"{size}:".encode() + stream.read(_HASHED_BYTES))
-                if size > _HASHED_BYTES:
-                    stream.seek(max(_HASHED_BYTES, size - _HASHED_BYTES))
+            digest.update(os.fsencode(os.path.relpath(file, self.file.parent.resolve())) + b"\0")
+            size = file.stat().st_size
+            digest.update(f"{size}:".encode())
+            if file in (self.file, data):
+                with file.open("rb") as stream:
+                    digest.update(stream.read(_HASHED_BYTES))
+                    stream.seek(max(0, size - _HASHED_BYTES))
                     digest.update(stream.read(_HASHED_BYTES))
         return digest.hexdigest()[:32]
 

@@ -23,6 +23,7 @@ from dt2it_pipeline.store import Bundle, model_digest
 
 GROUP = "evaluation"
 ON_DEMAND = "on_demand"
+CHECKPOINT_SCORES = "checkpoint_scores"
 CONTROL, CEILING = "control", "ceiling"
 
 
@@ -110,7 +111,7 @@ class CheckpointConfig(dg.Config):
 
 
 def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
-    @dg.asset(group_name=ON_DEMAND, code_version="1", pool="gpu", kinds={"pytorch"})
+    @dg.asset(name=CHECKPOINT_SCORES, group_name=ON_DEMAND, code_version="1", pool="gpu", kinds={"pytorch"})
     def checkpoint_scores(
         context: dg.AssetExecutionContext,
         config: CheckpointConfig,
