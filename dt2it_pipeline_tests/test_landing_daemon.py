@@ -45,7 +45,7 @@ def test_what_is_dropped_is_ingested_and_rounds_follow(tmp_path: Path, monkeypat
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text + '\nlanding: {every_seconds: 5, fresh_round_cron: "* * * * *"}\n', encoding="utf-8")
     given = {
-        "DT2IT_RECIPE": str(recipe), "DT2IT_HOME": str(home), "DAGSTER_HOME": str(project_root()), "HF_HUB_OFFLINE": "1",
+        "DT2IT_RECIPE": str(recipe), "DT2IT_HOME": str(home), "HF_HUB_OFFLINE": "1", "DAGSTER_HOME": str(project_root())
     }  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(name, value)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +29,22 @@ ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path, hidden: int = 32) -> dict[str, Any]:
     """A tiny reward model in our form and in LLaMA-Factory's, and eight rows as VL-RewardBench has them."""
     import torch
     from safetensors.torch import save_file
 
     from dt2it_pipeline.reward.model import RewardModel
 
-    root = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     (root / "base").mkdir()
-    base = make_tiny(root / "base")
+    base = make_tiny(root / "base", hidden=hidden)
     model = RewardModel.from_pretrained(base)
     model.head.weight.data *= 30
+    model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
     with store.atomic_directory(root / "ours") as folder:
         model.save_pretrained(folder)
     shutil.copytree(base, root / "theirs")
@@ -66,7 +76,8 @@ def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
 ) -> None:
     root = world["root"]
     for model in ("ours", "theirs"):
-        benchmark.main(arguments(root, str(root / model), tmp_path / model))
+        given = arguments(root, str(root / model), tmp_path / model)
+        benchmark.main([*given, *(["--system-prompt", "You judge."] if model == "theirs" else [])])
     said = capsys.readouterr().out
     assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
     assert "| DT2IT-MRM | 83.5 |" in said
@@ -161,3 +172,37 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
     faulty = [{**world["rows"][0], "human_ranking": [1, 1]}]
     with pytest.raises(EvaluationError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
         load_rows(get_entry("vl_rewardbench"), faulty, root / "pictures", tmp_path)
+
+
+@pytest.mark.heavy
+def test_a_served_checkpoint_gives_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
+    from dt2it_pipeline.reward.distributed import free_port
+
+    world = make_world(tmp_path, hidden=128)  # the least that vLLM's attention takes on a CPU
+    port = free_port()
+    command = [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve", str(tmp_path / "ours")]
+    command += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", str(port)]
+    log = (tmp_path / "server.log").open("wb")
+    server = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "server.log").read_text(errors="replace")[-3000:]
+                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text(errors="replace")[-3000:]
+                time.sleep(0.5)
+        benchmark.main(arguments(world["root"], f"http://127.0.0.1:{port}", tmp_path / "served"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log.close()
+    benchmark.main(arguments(world["root"], str(tmp_path / "ours"), tmp_path / "loaded"))
+    served, loaded = (store.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
+    for side in ("chosen_score", "rejected_score"):
+        assert served[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)
+    assert loaded["chosen_score"].nunique() > 1
