@@ -34,7 +34,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_curation_assets(recipe, rounds),
             *build_evaluation_assets(recipe, rounds),
             build_report_asset(recipe, rounds),
-            build_export_asset(rounds),
+            build_export_asset(recipe, rounds),
         ],
         jobs=list(jobs),
         sensors=build_sensors(recipe, jobs, home),

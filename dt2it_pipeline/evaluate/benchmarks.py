@@ -21,8 +21,6 @@ from dt2it_pipeline import records
 from dt2it_pipeline.evaluate.entries import Entry, EvaluationError, find_entry, get_entry
 from dt2it_pipeline.evaluate.measure import REPEATS, RESERVED, Figure, Measured, combine, measure
 
-__all__ = ["ALL", "MACRO", "OVERALL", "EvaluationError", "score_benchmark", "score_items", "wilson_interval"]
-
 OVERALL = "overall"  # group: all items of a benchmark, pooled
 MACRO = "macro mean"  # group: mean of the benchmark's group accuracies
 ALL = "all benchmarks"  # benchmark: OVERALL pools all items, MACRO is the mean of the benchmarks' overall accuracies

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.export.card import Source
-from dt2it_pipeline.ingest.landing import landed_manifests
+from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.recipe import project_root
 from dt2it_pipeline.store import Bundle
 
 
-def sources_of(pairs: pa.Table, home: Path) -> dict[str, Source]:
+def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:
     """Licence and citation of every source of the pairs whose manifest is known: of the project, or landed."""
     known: dict[str, Manifest] = {}
     for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
@@ -24,7 +24,7 @@ def sources_of(pairs: pa.Table, home: Path) -> dict[str, Source]:
         except ManifestError:
             continue  # a recipe that named it would say so
         known[manifest.name] = manifest
-    known |= {manifest.name: manifest for manifest in landed_manifests(home).manifests}
+    known |= {manifest.name: manifest for manifest in landed_manifests(home, landing, settle_seconds=0).manifests}
     names = sorted(pc.unique(pairs["source"]).to_pylist())
     return {name: Source(known[name].licence, known[name].citation) for name in names if name in known}
 

@@ -12,6 +12,7 @@ from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
+from dt2it_pipeline.recipe import Recipe
 from dt2it_pipeline.records import table
 from dt2it_pipeline.store import Bundle
 
@@ -24,7 +25,7 @@ class ExportConfig(dg.Config):
     formats: list[str] = Field(default=sorted(FORMATS), description=f"any of {', '.join(FORMATS)}")
 
 
-def build_export_asset(rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """Folders huggingface/, llamafactory/ and trl/ of one round."""
 
     @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="1", kinds={"huggingface"})
@@ -36,7 +37,7 @@ def build_export_asset(rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         unknown = sorted(set(config.formats) - set(FORMATS))
         if unknown or not config.formats:
             raise dg.Failure(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}", allow_retries=False)
-        sources = sources_of(curated_pairs["pairs"], opened.home)
+        sources = sources_of(curated_pairs["pairs"], opened.home, recipe.landing.folder)
 
         def write(work: Path) -> Bundle:
             folder = work / "export"
