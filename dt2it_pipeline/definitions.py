@@ -9,6 +9,7 @@ import dagster as dg
 from dt2it_pipeline.orchestrate.assets.construction import build_construction_assets
 from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
 from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
+from dt2it_pipeline.orchestrate.assets.export import build_export_asset
 from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
 from dt2it_pipeline.orchestrate.assets.report import build_report_asset
 from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
@@ -17,7 +18,7 @@ from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
 from dt2it_pipeline.orchestrate.jobs import build_jobs
 from dt2it_pipeline.orchestrate.partitions import rounds_partitions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.sensors import build_sensors
+from dt2it_pipeline.orchestrate.sensors import build_schedules, build_sensors
 from dt2it_pipeline.recipe import Recipe, artifact_home, load_recipe
 from dt2it_pipeline.recipe_files import require_files
 
@@ -35,9 +36,11 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_curation_assets(recipe, rounds),
             *build_evaluation_assets(recipe, rounds),
             build_report_asset(recipe, rounds),
+            build_export_asset(recipe, rounds),
         ],
         jobs=list(jobs),
-        sensors=build_sensors(recipe, jobs.round),
+        sensors=build_sensors(recipe, jobs, home),
+        schedules=build_schedules(recipe, jobs, home),
         executor=one_process_executor,
         resources={
             "io_manager": BundleIOManager(home=str(home)),

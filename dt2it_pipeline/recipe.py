@@ -295,6 +295,26 @@ class EvaluationSettings(Settings):
     ceiling_arm: bool = Field(False, description="demo only: also train on D0 + true labels")
     style_probe_folds: int = Field(5, ge=2, le=20)
     examples: int = Field(6, ge=0, le=50, description="example pairs per kind in the report")
+    patience: int | None = Field(
+        2,
+        ge=1,
+        description="the round sensor stops after this many rounds in a row whose gain of benchmark accuracy is within "
+        "its 95% interval of zero; null: only at the last round",
+    )
+
+
+class LandingSettings(Settings):
+    """The folder where manifests are dropped with their data, and who looks there."""
+
+    folder: str = Field(
+        "landing",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        description="name of a folder in the artifact home",
+    )
+    every_seconds: int = Field(30, ge=1, le=86_400, description="seconds between two looks of the landing sensor")
+    fresh_round_cron: str = Field(
+        "0 * * * *", min_length=9, description="when the schedule asks for a fresh round if something has landed"
+    )
 
 
 class Recipe(Settings):
@@ -314,6 +334,7 @@ class Recipe(Settings):
     curation: CurationSettings = CurationSettings()
     annotation: AnnotationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
+    landing: LandingSettings = LandingSettings()
 
     @model_validator(mode="after")
     def _demo_arms_need_demo(self) -> Recipe:

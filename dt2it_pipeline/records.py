@@ -98,6 +98,28 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("unscored", pa.int64()),
         ("accuracy", pa.float64(), NULLABLE),
     ),
+    # Every figure of a benchmark's entry with its bootstrap interval; `count` is of what it is a share: pairs, or ids.
+    "benchmark_figures": _schema(
+        ("model", pa.string()),
+        ("benchmark", pa.string()),
+        ("figure", pa.string()),
+        ("value", pa.float64(), NULLABLE),
+        ("low", pa.float64(), NULLABLE),
+        ("high", pa.float64(), NULLABLE),
+        ("count", pa.int64()),
+    ),
+    # What a model made of every single pair of a benchmark.
+    "benchmark_results": _schema(
+        ("model", pa.string()),
+        ("benchmark", pa.string()),
+        ("item_id", pa.string()),
+        ("pair_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("group", pa.string()),
+        ("chosen_score", pa.float64(), NULLABLE),
+        ("rejected_score", pa.float64(), NULLABLE),
+        ("outcome", pa.string()),  # correct, wrong, tie or unscored
+    ),
     # Rows that a stage could not use. Nothing is lost silently: rows in = rows out + rows here.
     "set_aside": _schema(
         ("row_id", pa.string()),

@@ -74,10 +74,23 @@ class Heavy:
 
     def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
         """Score a responses table with a checkpoint; the bundle holds `scores` and `set_aside`."""
+        target = "dt2it_pipeline.reward.score:run"
+        return self.score_with(target, {"checkpoint": str(checkpoint.folder)}, responses, prompts, voter, work)
+
+    def score_with(
+        self,
+        target: str,
+        model: Mapping[str, str | None],
+        responses: pa.Table,
+        prompts: pa.Table,
+        voter: str,
+        work: Path,
+    ) -> Bundle:
+        """Score a responses table with the job function `target`, to which `model` says which model it is."""
         write_parquet(responses, work / "responses.parquet")
         write_parquet(prompts, work / "prompts.parquet")
         job = {
-            "checkpoint": str(checkpoint.folder),
+            **model,
             "prompts": str(work / "prompts.parquet"),
             "responses": str(work / "responses.parquet"),
             "media_root": str(self._opened.media),
@@ -86,7 +99,7 @@ class Heavy:
             "voter": voter,
             "settings": self.recipe.scoring.model_dump(mode="json"),
         }
-        summary = self.children.run(self.context, "dt2it_pipeline.reward.score:run", job, work)
+        summary = self.children.run(self.context, target, job, work)
         tables = {
             "scores": read_parquet(work / "scores.parquet", "scores"),
             "set_aside": read_parquet(work / "scores.set_aside.parquet", "set_aside"),

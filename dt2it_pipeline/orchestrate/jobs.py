@@ -1,4 +1,4 @@
-"""The two jobs that people run: `construct` makes D0, `round` runs one round on it."""
+"""The jobs that people run: `construct` makes D0, `round` runs one round on it; `benchmark` and `export` on demand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from dt2it_pipeline.orchestrate.assets import construction, evaluation, raw
+from dt2it_pipeline.orchestrate.assets import construction, evaluation, export, raw
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, ROUND_JOB
 
 
@@ -15,10 +15,12 @@ class Jobs(NamedTuple):
 
     construct: dg.UnresolvedAssetJobDefinition
     round: dg.UnresolvedAssetJobDefinition
+    benchmark: dg.UnresolvedAssetJobDefinition
+    export: dg.UnresolvedAssetJobDefinition
 
 
 def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
-    """Jobs `construct` (sources and D0) and `round` (one partition)."""
+    """Jobs `construct` (sources and D0), `round` and `export` (one partition each), `benchmark` (any checkpoint)."""
     construct = dg.define_asset_job(
         "construct",
         dg.AssetSelection.groups(raw.GROUP, construction.GROUP),
@@ -30,4 +32,15 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
         partitions_def=partitions,
         description="Train, score, vote, verify, annotate, merge and benchmark one round.",
     )
-    return Jobs(construct, one_round)
+    benchmark = dg.define_asset_job(
+        "benchmark",
+        dg.AssetSelection.assets(evaluation.CHECKPOINT_SCORES),
+        description="Benchmark any checkpoint or pooling server that the run's configuration names.",
+    )
+    exported = dg.define_asset_job(
+        "export",
+        dg.AssetSelection.assets(export.EXPORTED),
+        partitions_def=partitions,
+        description="Write one round's curated pairs for Hugging Face, LLaMA-Factory and TRL.",
+    )
+    return Jobs(construct, one_round, benchmark, exported)

@@ -1,26 +1,163 @@
-"""The sensor that asks for the next round when a round has succeeded."""
+"""What starts runs by itself: the next round, what has landed, and a fresh round on it.
+
+All are off until somebody switches them on in the UI or by `dagster sensor start`. They read small tables and files'
+sizes, and compute nothing that takes time.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
 import dagster as dg
 
+from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.evaluate.gains import Gain, gain, stalled
+from dt2it_pipeline.ingest.landing import Landed, look
+from dt2it_pipeline.orchestrate.jobs import Jobs
 from dt2it_pipeline.recipe import Recipe
+from dt2it_pipeline.records import content_hash
+from dt2it_pipeline.store import Store, StoreError
+
+LANDED = "dt2it/landed"  # tag of runs: hash of what lay in the landing folder when they were asked for
+_ENDED_BADLY = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+_IN_FLIGHT = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 
-def build_sensors(recipe: Recipe, round_job: dg.UnresolvedAssetJobDefinition) -> list[dg.SensorDefinition]:
-    """The round sensor; off until somebody switches it on in the UI."""
+def build_sensors(recipe: Recipe, jobs: Jobs, home: Path) -> list[dg.SensorDefinition]:
+    """The round sensor and the landing sensor."""
+    return [_round_sensor(recipe, jobs, home), _landing_sensor(recipe, jobs, home)]
 
+
+def build_schedules(recipe: Recipe, jobs: Jobs, home: Path) -> list[dg.ScheduleDefinition]:
+    """The schedule that asks for a fresh round where something has landed."""
+    return [_fresh_round_schedule(recipe, jobs, home)]
+
+
+def _round_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefinition:
     @dg.run_status_sensor(
         name="round_sensor",
         run_status=dg.DagsterRunStatus.SUCCESS,
-        monitored_jobs=[round_job],
-        request_job=round_job,
+        monitored_jobs=[jobs.round],
+        request_job=jobs.round,
     )
     def round_sensor(context: dg.RunStatusSensorContext) -> dg.RunRequest | dg.SkipReason:
-        """Ask for round k+1 when round k has succeeded, up to the recipe's bound."""
+        """Ask for round k+1 when round k has succeeded, up to the recipe's bound, and while rounds still gain."""
         number = int(context.partition_key or 0) + 1
         if number >= recipe.rounds:
             return dg.SkipReason(f"the recipe ends after round {recipe.rounds - 1}")
-        return dg.RunRequest(run_key=f"round-{number}-{context.dagster_run.run_id}", partition_key=str(number))
+        patience = recipe.evaluation.patience
+        gains = [] if patience is None else round_gains(Store(home), number - 1, patience)
+        if stalled(gains, patience):
+            shown = ", ".join(f"{100 * g.value:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f})" for g in gains)
+            return dg.SkipReason(
+                f"the last {patience} rounds gained nothing beyond chance: {shown} points of benchmark accuracy; "
+                "evaluation.patience says when to stop"
+            )
+        run = context.dagster_run
+        tags = {LANDED: run.tags[LANDED]} if LANDED in run.tags else {}
+        return dg.RunRequest(run_key=f"round-{number}-{run.run_id}", partition_key=str(number), tags=tags)
 
-    return [round_sensor]
+    return round_sensor
+
+
+def round_gains(store: Store, last: int, most: int) -> list[Gain]:
+    """Gains of the last `most` rounds up to round `last`, earliest first; rounds whose results are not there end it."""
+    results = []
+    for number in range(last, max(-1, last - most - 1), -1):
+        try:
+            results.append(to_frame(store.read("benchmark_scores", str(number))["benchmark_results"]))
+        except StoreError:  # not there, or of an earlier version of this code
+            break
+    return [gain(before, after) for after, before in itertools.pairwise(results)][::-1]
+
+
+def _landing_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefinition:
+    @dg.sensor(name="landing_sensor", job=jobs.construct, minimum_interval_seconds=recipe.landing.every_seconds)
+    def landing_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        """Ask for ingestion and construction when a manifest has landed whole or has changed."""
+        before = json.loads(context.cursor) if context.cursor else {}
+        now, faults = landing_state(look(home / recipe.landing.folder), before)
+        for name, fault in faults.items():
+            context.log.error(f"landing/{name} is not read: {fault}")
+        cursor = json.dumps(now, sort_keys=True)
+        taken = {name: state["content"] for name, state in now.items() if state.get("content")}
+        fresh = {name for name, content in taken.items() if before.get(name, {}).get("content") != content}
+        if fresh:
+            key = content_hash("landing", taken)
+            request = dg.RunRequest(run_key=f"landing-{key}", tags={LANDED: key})
+            context.log.info(f"landed: {', '.join(sorted(fresh))}")
+            return dg.SensorResult(run_requests=[request], cursor=cursor)
+        waiting = sorted(name for name, state in now.items() if state["waits"])
+        said = [f"not read: {name}: {fault}" for name, fault in faults.items()]
+        said += [f"still changing: {', '.join(waiting)}"] if waiting else []
+        return dg.SensorResult(skip_reason="; ".join(said) or "nothing new has landed", cursor=cursor)
+
+    return landing_sensor
+
+
+def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """State of the landing folder after this look, by file name, and the faults that were not told before.
+
+    A state is `stamp`; `waits` while the stamp is not that of the look before; `content` once a manifest has been taken
+    (kept while a newer version of it is on its way); `told`, the stamp whose fault has been reported.
+    """
+    now: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+    for landed in found:
+        name = landed.file.name
+        old = before.get(name, {})
+        settled = old.get("stamp") == landed.stamp
+        state = {"stamp": landed.stamp, "waits": not settled, "content": old.get("content"), "told": old.get("told")}
+        if settled and landed.manifest is None:
+            if state["told"] != landed.stamp:
+                faults[name] = landed.fault
+                state["told"] = landed.stamp
+        elif settled and (old.get("waits") or state["content"] is None):
+            try:
+                state["content"] = landed.content
+            except OSError:  # moved away between the look and the reading
+                state["waits"] = True
+        now[name] = state
+    return now, faults
+
+
+def _fresh_round_schedule(recipe: Recipe, jobs: Jobs, home: Path) -> dg.ScheduleDefinition:
+    @dg.schedule(name="fresh_round_schedule", job=jobs.round, cron_schedule=recipe.landing.fresh_round_cron)
+    def fresh_round_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Ask for round 0 anew where something has landed and been constructed since the last one; others follow it."""
+        landed = latest_landing(context.instance, jobs.construct.name)
+        if landed is None:
+            return dg.SkipReason("nothing has landed yet")
+        runs = context.instance.get_runs(
+            filters=dg.RunsFilter(job_name=jobs.round.name, tags={LANDED: landed}), limit=1
+        )
+        if runs:
+            return dg.SkipReason(f"what landed last is in run {runs[0].run_id} already")
+        busy = context.instance.get_runs(
+            filters=dg.RunsFilter(job_name=jobs.round.name, statuses=list(_IN_FLIGHT)), limit=1
+        )
+        if busy:
+            return dg.SkipReason(f"round run {busy[0].run_id} has not ended yet")
+        return dg.RunRequest(run_key=f"fresh-round-{landed}", partition_key="0", tags={LANDED: landed})
+
+    return fresh_round_schedule
+
+
+def latest_landing(instance: dg.DagsterInstance, construct: str) -> str | None:
+    """Tag of the last successful construction that the landing sensor has asked for; None where there is none.
+
+    A construction that is still on its way counts too, in that nothing is asked for before it has ended.
+    """
+    for run in instance.get_runs(filters=dg.RunsFilter(job_name=construct), limit=50):
+        if LANDED in run.tags and run.status not in _ENDED_BADLY:
+            return run.tags[LANDED] if run.status == dg.DagsterRunStatus.SUCCESS else None
+    return None

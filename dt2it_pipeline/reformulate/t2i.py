@@ -1,39 +1,48 @@
-"""Text-to-image preferences as two-image questions with two short textual answers (arXiv 2604.19544, reformulation of
-text-to-image preferences).
+"""Text-to-image preferences as two-image questions with two short textual answers (DT2IT-MRM, arXiv 2604.19544).
 
 A reward model for text answers learns from human judgements of pictures this way: the prompt shows both pictures and
-asks which is the better one for the caption; chosen and rejected are the two verdict sentences.
+asks which is the better one for the caption; chosen and rejected are the two verdict sentences. `verdict_pair` makes
+one such row; `reformulate` makes the same rows for a whole table, column by column.
 """
 
 from __future__ import annotations
 
-import random
-from collections import Counter
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import T2ISettings
+from dt2it_pipeline.reformulate import columns
+from dt2it_pipeline.reformulate.phrasings import CAPTION, Phrasing, Phrasings, language_of, load_phrasings
 from dt2it_pipeline.store import Bundle
 
-_QUESTION = (
-    'Here are two images generated for the caption "{caption}".\nImage 1: <image>\nImage 2: <image>\n'
-    "Which image is better, judged first by how well it matches the caption and then by its quality?"
-)
-_VERDICTS = ("Image 1 is better than image 2.", "Image 2 is better than image 1.")
+TIE, IDENTICAL = "tie", "identical images"
+CONTRADICTORY, DUPLICATE = "contradictory preference", "duplicate preference"
+BEYOND = "beyond t2i.max_pairs"
+_STAGE = "t2i_pairs"
 
 
-def verdict_pair(preference: Mapping[str, Any], preferred_first: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def verdict_pair(
+    preference: Mapping[str, Any], preferred_first: bool, phrasings: Phrasings | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prompt row and pair row of one row of `t2i_preferences`, the preferred picture first or second.
 
-    A caption that holds an `<image>` marker of its own loses it: markers stand for pictures.
+    A caption that holds an `<image>` marker of its own loses it: markers stand for pictures. The phrasing is one of the
+    row's language and follows from the row's id, so that it is the same wherever the row stands.
     """
+    phrasings = load_phrasings() if phrasings is None else phrasings
     sides = [preference["preferred"], preference["other"]]
     media = sides if preferred_first else sides[::-1]
+    own = phrasings[language_of(preference["language"], phrasings)]
+    phrasing = own[columns.draw(preference["row_id"]) % len(own)]
     caption = preference["caption"].replace("<image>", " ").replace("<video>", " ")
-    turns = [{"role": "user", "text": _QUESTION.format(caption=caption)}]
+    turns = [{"role": "user", "text": phrasing.question.replace(CAPTION, caption)}]
     prompt = {
         "prompt_id": records.prompt_id("", turns, [medium["sha256"] for medium in media]),
         "source": preference["source"],
@@ -42,9 +51,10 @@ def verdict_pair(preference: Mapping[str, Any], preferred_first: bool) -> tuple[
         "media": media,
         "reference": None,
         "language": preference["language"],
-        "meta": "{}",
+        "meta": _meta(phrasing),
     }
-    chosen, rejected = _VERDICTS if preferred_first else _VERDICTS[::-1]
+    verdicts = (phrasing.first, phrasing.second)
+    chosen, rejected = verdicts if preferred_first else verdicts[::-1]
     pair = records.make_pair(
         prompt["prompt_id"],
         chosen,
@@ -56,49 +66,148 @@ def verdict_pair(preference: Mapping[str, Any], preferred_first: bool) -> tuple[
     return prompt, pair
 
 
-def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int) -> Bundle:
+def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasings: Phrasings | None = None) -> Bundle:
     """Turn T2I preferences into two-image pairs; the preferred picture stands first in exactly half of them.
 
-    An odd count differs by one. Which rows are used (`max_pairs`), and which of them get the preferred picture first,
-    is drawn with `seed`; the rows keep the order of their ids.
+    An odd count differs by one, and so does, at most, each phrasing of each source. Which rows are used (`max_pairs`),
+    and which of them get the preferred picture first, is drawn with `seed`; the rows keep the order of their ids. Ties
+    (a strength of 0), identical pictures, repeated preferences and pictures preferred both ways are set aside.
 
-    Returns a bundle of `pairs`, `prompts` and `set_aside`; facts: rows_in, rows_out, rows_set_aside, preferred_first.
+    Returns a bundle of `pairs`, `prompts` and `set_aside`; facts: rows_in, rows_out, rows_set_aside, preferred_first,
+    ties.
     """
-    found = sorted(preferences.to_pylist(), key=lambda row: row["row_id"])
-    opinions = Counter(_question_key(row) for row in found)
-    rows = [row for row in found if opinions[_question_key(row)] == 1]
-    # The same two pictures preferred both ways would become one question with two answers.
-    set_aside = [_set_aside(row, "contradictory preference") for row in found if opinions[_question_key(row)] > 1]
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    used, beyond = order[: settings.max_pairs], order[len(order[: settings.max_pairs]) :]
-    set_aside += [_set_aside(rows[i], "beyond t2i.max_pairs") for i in sorted(beyond)]
-    first = set(used[: len(used) // 2])
-    prompts: dict[str, dict[str, Any]] = {}
-    pairs: dict[str, dict[str, Any]] = {}
-    for index in sorted(used):
-        prompt, pair = verdict_pair(rows[index], preferred_first=index in first)
-        prompts[prompt["prompt_id"]] = prompt
-        pairs[pair["pair_id"]] = pair
-    made = records.table(pairs.values(), "pairs")
+    phrasings = load_phrasings() if phrasings is None else phrasings
+    table = preferences.sort_by([("row_id", "ascending"), ("source", "ascending")]).combine_chunks()
+    rows = pd.DataFrame({name: table[name].to_pandas() for name in ("row_id", "caption", "language", "source")})
+    rows["strength"] = table["strength"].to_numpy(zero_copy_only=False)
+    for side in ("preferred", "other"):
+        rows[side] = pc.struct_field(table[side], "sha256").to_pandas()
+    rows["caption"] = rows["caption"].str.replace("<image>", " ", regex=False).str.replace("<video>", " ", regex=False)
+    rows["reason"] = _unusable(rows)
+    rng = np.random.default_rng(seed)
+    usable = np.flatnonzero(rows["reason"].to_numpy() == "")
+    order = rng.permutation(usable)
+    used = np.sort(order[: settings.max_pairs])
+    rows.loc[order[len(used) :], "reason"] = BEYOND
+    known, flat, offsets = _flatten(rows, phrasings)
+    chosen_phrasing = np.array([columns.draw(name) for name in rows["row_id"].iloc[used].tolist()], dtype=np.int64)
+    first_of, count_of = (offsets[known[used]], np.diff(offsets)[known[used]])
+    phrasing = first_of + chosen_phrasing % count_of
+    first = _balanced(rows["source"].array[used], phrasing, rng)
+    prompts, pairs = _tables(table.take(pa.array(used)), rows["caption"].array[used], flat, phrasing, first)
+    set_aside = _set_aside(rows[rows["reason"] != ""])
     return Bundle(
+        {"pairs": pairs, "prompts": prompts, "set_aside": set_aside},
         {
-            "pairs": made,
-            "prompts": records.table(prompts.values(), "prompts"),
-            "set_aside": records.table(set_aside, "set_aside"),
-        },
-        {
-            "rows_in": len(found),
-            "rows_out": made.num_rows,
-            "rows_set_aside": len(set_aside),
-            "preferred_first": sum(pair["chosen"] == _VERDICTS[0] for pair in pairs.values()),
+            "rows_in": table.num_rows,
+            "rows_out": pairs.num_rows,
+            "rows_set_aside": set_aside.num_rows,
+            "preferred_first": int(first.sum()),
+            "ties": int((rows["reason"] == TIE).sum()),
         },
     )
 
 
-def _question_key(row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
-    return row["caption"], frozenset((row["preferred"]["sha256"], row["other"]["sha256"]))
+def _unusable(rows: pd.DataFrame) -> np.ndarray:
+    """Why a row cannot be used, as text [rows]; empty where it can. The first of several reasons counts."""
+    reason = np.full(len(rows), "", dtype=object)
+    reason[rows["preferred"].to_numpy() == rows["other"].to_numpy()] = IDENTICAL
+    reason[(rows["strength"].to_numpy() == 0) & (reason == "")] = TIE
+    open_rows = np.flatnonzero(reason == "")
+    own = rows.iloc[open_rows]
+    forward = (own["preferred"] < own["other"]).to_numpy()
+    low, high = own["preferred"].where(forward, own["other"]), own["other"].where(forward, own["preferred"])
+    question = pd.DataFrame({"caption": own["caption"], "low": low, "high": high}).groupby(
+        ["caption", "low", "high"], sort=False
+    ).ngroup()  # fmt: skip
+    codes = question.to_numpy()
+    size = codes.max(initial=-1) + 1
+    ways = np.zeros((size, 2), dtype=bool)
+    ways[codes, forward.astype(int)] = True
+    both = np.logical_and(ways[:, 0], ways[:, 1])[codes]
+    reason[open_rows[both]] = CONTRADICTORY
+    reason[open_rows[question.duplicated().to_numpy() & ~both]] = DUPLICATE
+    return reason
 
 
-def _set_aside(row: Mapping[str, Any], reason: str) -> dict[str, str]:
-    return records.set_aside_row(row["row_id"], "t2i_pairs", reason, row["caption"][:80], row["source"])
+def _flatten(rows: pd.DataFrame, phrasings: Phrasings) -> tuple[np.ndarray, list[Phrasing], np.ndarray]:
+    """Language of each row as a number, all phrasings in one list, and where each language's begin in it."""
+    names = sorted(phrasings)
+    flat = [phrasing for name in names for phrasing in phrasings[name]]
+    offsets = np.cumsum([0, *(len(phrasings[name]) for name in names)])
+    codes, spelled = pd.factorize(rows["language"])
+    known = np.array([names.index(language_of(str(code), phrasings)) for code in spelled], dtype=np.int64)
+    return known[codes], flat, offsets
+
+
+def _balanced(sources: Any, phrasing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whether the preferred picture stands first [rows]: every other row of a random order within each stratum."""
+    stratum, _ = pd.factorize(pd.MultiIndex.from_arrays([np.asarray(sources, dtype=object), phrasing]), sort=True)
+    order = np.lexsort((rng.random(len(phrasing)), stratum))
+    first = np.zeros(len(phrasing), dtype=bool)
+    first[order[1::2]] = True
+    return first
+
+
+def _tables(
+    table: pa.Table, captions: Any, flat: list[Phrasing], phrasing: np.ndarray, first: np.ndarray
+) -> tuple[pa.Table, pa.Table]:
+    """Prompts and pairs of the used rows, in their order."""
+    if not len(first):
+        return records.table([], "prompts"), records.table([], "pairs")
+    texts = columns.fill([p.question for p in flat], phrasing, CAPTION, pa.array(captions, pa.string()))
+    preferred, other = (table[side].combine_chunks() for side in ("preferred", "other"))
+    both = pa.concat_arrays([preferred, other])
+    count = len(first)
+    places = np.arange(count)
+    shown = np.stack([np.where(first, places, places + count), np.where(first, places + count, places)], axis=1)
+    media = pa.ListArray.from_arrays(
+        pa.array(np.arange(0, 2 * count + 1, 2, dtype=np.int32)), both.take(pa.array(shown.reshape(-1)))
+    )
+    hashes = [pc.struct_field(both.take(pa.array(shown[:, place])), "sha256") for place in (0, 1)]
+    prompt_ids = columns.prompt_ids(texts, hashes)
+    first_words, second_words = (pa.array([getattr(p, side) for p in flat]) for side in ("first", "second"))
+    picked = pa.array(phrasing)
+    one, two = first_words.take(picked), second_words.take(picked)
+    mask = pa.array(first)
+    chosen, rejected = pc.if_else(mask, one, two), pc.if_else(mask, two, one)
+    chosen_ids, rejected_ids = (columns.response_ids(prompt_ids, words) for words in (chosen, rejected))
+    prompts = {
+        "prompt_id": prompt_ids,
+        "source": table["source"],
+        "system": columns.constant("", count),
+        "turns": columns.user_turns(texts),
+        "media": media,
+        "reference": pa.nulls(count, pa.string()),
+        "language": table["language"],
+        "meta": pa.array([_meta(p) for p in flat]).take(picked),
+    }
+    pairs = {
+        "pair_id": columns.pair_ids(prompt_ids, chosen_ids, rejected_ids),
+        "prompt_id": prompt_ids,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_id": chosen_ids,
+        "rejected_id": rejected_ids,
+        "strength": table["strength"],
+        "label": columns.constant("reformulated", count),
+        "round": pa.array(np.full(count, -1, dtype=np.int32)),
+        "source": table["source"],
+        "votes": columns.empty_lists(count, records.SCHEMAS["pairs"].field("votes").type),
+    }
+    return records.validate(pa.table(prompts), "prompts"), records.validate(pa.table(pairs), "pairs")
+
+
+def _set_aside(rows: pd.DataFrame) -> pa.Table:
+    made = {
+        "row_id": pa.array(rows["row_id"], pa.string()),
+        "stage": columns.constant(_STAGE, len(rows)),
+        "reason": pa.array(rows["reason"], pa.string()),
+        "detail": pa.array(rows["caption"].str.slice(0, 80), pa.string()),
+        "source": pa.array(rows["source"], pa.string()),
+    }
+    return records.validate(pa.table(made), "set_aside")
+
+
+def _meta(phrasing: Phrasing) -> str:
+    return json.dumps({"phrasing": phrasing.hash})

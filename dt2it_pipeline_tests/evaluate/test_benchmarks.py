@@ -8,7 +8,8 @@ import pytest
 
 from dt2it_pipeline import records
 from dt2it_pipeline.curate.tables import to_table
-from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, EvaluationError, score_benchmark, wilson_interval
+from dt2it_pipeline.evaluate import benchmarks
+from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, EvaluationError, wilson_interval
 
 
 def items(*rows: tuple[str, str]) -> pd.DataFrame:
@@ -39,6 +40,10 @@ def scores(margins: list[float | None], voter: str = "m") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def score_items(*given, **named):
+    return benchmarks.score_items(*given, **named).benchmark_scores
+
+
 def row(table: pd.DataFrame, benchmark: str, group: str) -> dict:
     found = table[(table["benchmark"] == benchmark) & (table["group"] == group)]
     assert len(found) == 1
@@ -47,7 +52,7 @@ def row(table: pd.DataFrame, benchmark: str, group: str) -> dict:
 
 def test_groups_pooled_and_macro_mean() -> None:
     given = items(("b", "x"), ("b", "x"), ("b", "x"), ("b", "y"), ("b", "y"))
-    table = score_benchmark(given, scores([1.0, 0.0, None, np.nan, 2.0]))
+    table = score_items(given, scores([1.0, 0.0, None, np.nan, 2.0]))
     x = {"model": "m", "benchmark": "b", "group": "x", "pairs": 3, "correct": 1, "ties": 1, "unscored": 1}
     assert row(table, "b", "x") == x | {"accuracy": 1 / 3}
     assert row(table, "b", "y")["accuracy"] == 0.5
@@ -59,7 +64,7 @@ def test_groups_pooled_and_macro_mean() -> None:
 
 
 def test_several_benchmarks_have_both_overalls() -> None:
-    table = score_benchmark(items(("a", "x"), ("a", "x"), ("a", "x"), ("b", "y")), scores([1.0, 1.0, -1.0, -1.0]))
+    table = score_items(items(("a", "x"), ("a", "x"), ("a", "x"), ("b", "y")), scores([1.0, 1.0, -1.0, -1.0]))
     assert row(table, ALL, OVERALL)["accuracy"] == 2 / 4
     assert row(table, ALL, MACRO)["accuracy"] == pytest.approx((2 / 3 + 0) / 2)
     assert (table["group"] == MACRO).sum() == 1  # one group: its mean would repeat it
@@ -68,23 +73,23 @@ def test_several_benchmarks_have_both_overalls() -> None:
 def test_voters_and_names() -> None:
     given = items(("b", "x"))
     both = pd.concat([scores([1.0], "two"), scores([-1.0], "one")])
-    table = score_benchmark(given, both)
+    table = score_items(given, both)
     assert table[table["group"] == "x"][["model", "correct"]].to_numpy().tolist() == [["one", 0], ["two", 1]]
-    assert set(score_benchmark(given, scores([1.0]), model="round 0")["model"]) == {"round 0"}
-    failed = score_benchmark(given, scores([1.0]).iloc[:0], model="round 0")
+    assert set(score_items(given, scores([1.0]), model="round 0")["model"]) == {"round 0"}
+    failed = score_items(given, scores([1.0]).iloc[:0], model="round 0")
     assert row(failed, "b", "x")["unscored"] == 1
     with pytest.raises(EvaluationError, match="2 voters"):
-        score_benchmark(given, both, model="round 0")
+        score_items(given, both, model="round 0")
 
 
 def test_empty_items_and_errors() -> None:
-    assert len(score_benchmark(items(("b", "x")).iloc[:0], scores([1.0]))) == 0
+    assert len(score_items(items(("b", "x")).iloc[:0], scores([1.0]))) == 0
     with pytest.raises(EvaluationError, match="reserved"):
-        score_benchmark(items(("b", OVERALL)), scores([1.0]))
+        score_items(items(("b", OVERALL)), scores([1.0]))
     with pytest.raises(EvaluationError, match="two different scores"):
-        score_benchmark(items(("b", "x")), pd.concat([scores([1.0]), scores([2.0])]))
+        score_items(items(("b", "x")), pd.concat([scores([1.0]), scores([2.0])]))
     with pytest.raises(EvaluationError, match="missing columns"):
-        score_benchmark(items(("b", "x")).drop(columns="group"), scores([1.0]))
+        score_items(items(("b", "x")).drop(columns="group"), scores([1.0]))
 
 
 def test_wilson_interval() -> None:

@@ -14,6 +14,7 @@ from dt2it_pipeline.orchestrate.checks import reconcile, style_below_bound
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline.store import Bundle, model_digest, read_parquet
 
@@ -165,7 +166,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         kinds={"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="t2i_pairs", blocking=True),
@@ -181,7 +182,7 @@ def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             context,
             opened,
             lambda work: reformulate(raw_t2i_preferences["t2i_preferences"], recipe.t2i, recipe.seed),
-            inputs={"raw_t2i_preferences": raw_t2i_preferences},
+            inputs={"raw_t2i_preferences": raw_t2i_preferences, "phrasings": version(load_phrasings())},
             settings={"t2i": recipe.t2i, "seed": recipe.seed},
         )
         first, pairs = int(bundle.facts["preferred_first"]), bundle["pairs"].num_rows

@@ -1,20 +1,29 @@
 """Group `evaluation`: benchmark accuracy of every round, beside control arms, and the report across rounds."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+from pydantic import Field
 
 from dt2it_pipeline.curate.tables import to_frame, to_table
-from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, score_benchmark
+from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, ItemScores, score_items
+from dt2it_pipeline.evaluate.checkpoint import is_url
+from dt2it_pipeline.evaluate.entries import load_entries
+from dt2it_pipeline.evaluate.published import comparison, comparison_markdown
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.metadata import markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.store import Bundle, model_digest
 
 GROUP = "evaluation"
+ON_DEMAND = "on_demand"
+CHECKPOINT_SCORES = "checkpoint_scores"
 CONTROL, CEILING = "control", "ceiling"
 
 
@@ -27,7 +36,7 @@ def arms(recipe: Recipe) -> dict[str, str]:
 
 def build_evaluation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Benchmark scores of the rounds, and a model with its scores for every arm that the recipe asks for."""
-    made = [_benchmark_scores(recipe, rounds)]
+    made = [_benchmark_scores(recipe, rounds), _checkpoint_scores(recipe)]
     for arm, preferences in arms(recipe).items():
         made += [_arm_model(recipe, arm, preferences), _arm_scores(recipe, arm)]
     return made
@@ -39,8 +48,8 @@ def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> B
     def score(work: Path) -> Bundle:
         items = benchmarks["benchmark_items"]
         scored = heavy.score(model, responses_of(items), benchmarks["prompts"], name, work)
-        table = score_benchmark(to_frame(items), to_frame(scored["scores"]), model=name)
-        return Bundle({"benchmark_scores": to_table(table, "benchmark_scores"), **scored.tables}, scored.facts)
+        found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
+        return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
 
     recipe = heavy.recipe
     return run_stage(
@@ -48,15 +57,20 @@ def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> B
         heavy.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
-        settings={"scoring": recipe.scoring},
+        settings={"scoring": recipe.scoring, "entries": entry_hashes()},
     )
+
+
+def benchmark_tables(found: ItemScores) -> dict[str, pa.Table]:
+    """The results as tables, by kind."""
+    return {field.name: to_table(getattr(found, field.name), field.name) for field in fields(found)}
 
 
 def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[
@@ -97,10 +111,64 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
             severity=dg.AssetCheckSeverity.WARN,
             metadata=accuracy | ({} if before is None else {"round_before": before}),
         )
-        table = {"accuracy_table": markdown_of(bundle["benchmark_scores"])} | accuracy
+        table = {**_tables_shown(bundle), **accuracy}
         return result(context, opened, bundle, checks=(regression, given), metadata=table)
 
     return benchmark_scores
+
+
+class CheckpointConfig(dg.Config):
+    """Which reward model is benchmarked."""
+
+    model: str = Field(description="checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server")
+    name: str = Field("", description="its name in the tables; by default the model itself")
+    system_prompt: str | None = Field(None, description="that it was trained with, where its files do not say it")
+
+
+def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
+    @dg.asset(name=CHECKPOINT_SCORES, group_name=ON_DEMAND, code_version="1", pool="gpu", kinds={"pytorch"})
+    def checkpoint_scores(
+        context: dg.AssetExecutionContext,
+        config: CheckpointConfig,
+        store: StoreResource,
+        children: ChildProcesses,
+        raw_benchmarks: Bundle,
+    ) -> dg.MaterializeResult:
+        """Accuracy of any reward model on the recipe's benchmarks, beside published systems where there are some."""
+        heavy, opened = Heavy(context, store, children, recipe), store.open()
+        name, items = config.name or config.model, raw_benchmarks["benchmark_items"]
+        model = {"model": config.model, "system_prompt": config.system_prompt}
+
+        def score(work: Path) -> Bundle:
+            target = "dt2it_pipeline.evaluate.checkpoint:run"
+            scored = heavy.score_with(target, model, responses_of(items), raw_benchmarks["prompts"], name, work)
+            found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
+            return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
+
+        # What stands behind a URL may change from run to run, so that its scores are never taken from the store.
+        identity = f"{config.model} in run {context.run_id}" if is_url(config.model) else model_digest(config.model)
+        bundle = run_stage(
+            context,
+            opened,
+            score,
+            inputs={"model": identity, "raw_benchmarks": raw_benchmarks, "name": name},
+            settings={"scoring": recipe.scoring, "system_prompt": config.system_prompt, "entries": entry_hashes()},
+        )
+        return result(context, opened, bundle, metadata=_tables_shown(bundle))
+
+    return checkpoint_scores
+
+
+def _tables_shown(bundle: Bundle) -> dict[str, Any]:
+    """Accuracy per group, and published systems beside it where a benchmark is one of theirs."""
+    table = comparison(to_frame(bundle["benchmark_figures"]))
+    compared = {} if table.empty else {"published_systems": dg.MetadataValue.md(comparison_markdown(table))}
+    return {"accuracy_table": markdown_of(bundle["benchmark_scores"]), **compared}
+
+
+def entry_hashes() -> dict[str, str]:
+    """What the entries of configs/benchmarks say, for the keys of stages."""
+    return {name: entry.hash for name, entry in load_entries().items()}
 
 
 def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinition:
@@ -136,7 +204,7 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
     @dg.asset(
         name=f"{arm}_scores",
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"pytorch"},
         description=f"Benchmark accuracy of the {arm} arm.",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import dagster as dg
 
 from dt2it_pipeline import records
+from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
 from dt2it_pipeline.orchestrate.checks import reconcile
@@ -18,6 +19,12 @@ GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
 _READER_VERSION = "1"  # and of reading a source
+_KINDS = {  # asset -> kinds of its sources
+    "raw_prompts": ("prompts",),
+    "raw_preferences": ("preferences",),
+    "raw_t2i_preferences": ("t2i",),
+    "raw_benchmarks": ("benchmark", "t2i_benchmark"),
+}
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -25,18 +32,14 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     manifests = load_catalogue(recipe.datasets)
     require_first_training_set(manifests, recipe.name)
     deps = [] if recipe.demo is None else [_DEMO]
+    landing = (recipe.landing.folder, tuple(manifest.name for manifest in manifests))
     made = [
-        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps)
-        for name, what, kinds, tables in (
-            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
-            ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
-            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i",), ("t2i_preferences",)),
-            (
-                "raw_benchmarks",
-                "Held-out pairs that no training set may contain.",
-                ("benchmark", "t2i_benchmark"),
-                ("benchmark_items", "prompts"),
-            ),
+        _raw_asset(name, what, tuple(m for m in manifests if m.kind in _KINDS[name]), tables, deps, landing)
+        for name, what, tables in (
+            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",)),
+            ("raw_preferences", "Noisy preference pairs, as published.", ("pairs", "prompts")),
+            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i_preferences",)),
+            ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
         )
     ]
     if recipe.demo is not None:
@@ -70,7 +73,12 @@ def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
 
 
 def _raw_asset(
-    name: str, what: str, manifests: tuple[Manifest, ...], kinds: tuple[str, ...], deps: list[str]
+    name: str,
+    what: str,
+    manifests: tuple[Manifest, ...],
+    kinds: tuple[str, ...],
+    deps: list[str],
+    landing: tuple[str, tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
     @dg.asset(
         name=name,
@@ -86,7 +94,9 @@ def _raw_asset(
     )
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         opened = store.open()
-        bundles, faults = _read_all(context, opened, manifests)
+        landed, unreadable = _landed(context, opened, name, *landing) if landing else ((), {})
+        bundles, faults = _read_all(context, opened, (*manifests, *landed))
+        faults |= unreadable
         if manifests and not bundles:
             raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
         joined = concatenate(list(bundles.values()), (*kinds, "set_aside"))
@@ -106,6 +116,17 @@ def _raw_asset(
         return result(context, opened, bundle, checks=(reconcile(bundle), readable))
 
     return raw
+
+
+def _landed(
+    context: dg.AssetExecutionContext, store: Store, asset: str, folder: str, taken: tuple[str, ...]
+) -> tuple[tuple[Manifest, ...], dict[str, str]]:
+    """Manifests for this asset that have landed; and, for the preferences alone, why others cannot be read."""
+    found = landed_manifests(store.home, folder, taken)
+    for name, fault in found.faults.items():
+        context.log.error(f"{folder}/{name} is not read: {fault}")
+    own = tuple(manifest for manifest in found.manifests if manifest.kind in _KINDS[asset])
+    return own, found.faults if asset == "raw_preferences" else {}
 
 
 def _read_all(

@@ -1,0 +1,87 @@
+"""The dataset card (README.md) of an export: what is in it, where it comes from, under which licences."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+UNKNOWN = "not known"
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the manifest of a data source says of itself."""
+
+    licence: str = UNKNOWN
+    citation: str = ""
+
+
+def dataset_card(
+    title: str,
+    files: str,
+    pairs: Iterable[Mapping[str, Any]],
+    languages: Iterable[str],
+    sources: Mapping[str, Source],
+    lineage: Mapping[str, str],
+    columns: Mapping[str, str],
+    notes: str,
+) -> str:
+    """Write the card.
+
+    Args:
+        title: heading.
+        files: pattern of the data files, from the folder.
+        pairs: source, label and round of every pair that was written.
+        languages: language codes of the prompts.
+        sources: licence and citation by source; one that is missing is said not to be known.
+        lineage: what the pairs were made from and by, by name.
+        columns: name -> what it holds.
+        notes: how to read the data.
+    """
+    counts = Counter((row["source"], row["label"], row["round"]) for row in pairs)
+    total = counts.total()
+    named = {source: sources.get(source, Source()) for source in sorted({source for source, _, _ in counts})}
+    licences = sorted({source.licence for source in named.values()})
+    front: dict[str, Any] = {
+        "pretty_name": title,
+        "language": sorted({code for code in languages if code}),
+        "license": "other",
+        "license_name": "licences-of-the-sources",
+        "size_categories": [next((name for most, name in _SIZES if total < most), "n>10M")],
+        "tags": ["preference-data", "reward-model", "multimodal"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
+    }
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---\n",
+        f"# {title}\n",
+        f"{total:,} preference pairs, each two answers to one prompt of which `chosen` is the better one. {notes}\n",
+        "## Licences\n\nEvery pair is under the licence of its source, pictures included: "
+        + ("; ".join(licences) or "there are none")
+        + ".\n\n"
+        + _table(("source", "licence", "citation"), [(s, v.licence, v.citation) for s, v in named.items()]),
+        "## Counts\n\nA label says how a pair came to its order: `original` as published, `flipped` by reward models, "
+        "`annotated` by judges, `constructed` and `reformulated` by the pipeline. Round -1 is before any round.\n\n"
+        + _table(
+            ("source", "label", "round", "pairs"),
+            [(*key, f"{count:,}") for key, count in sorted(counts.items())] + [("all", "", "", f"{total:,}")],
+        ),
+        "## Columns\n\n" + _table(("column", "what it holds"), list(columns.items())),
+        "## Lineage\n\n" + _table(("", ""), list(lineage.items())),
+    ]
+    return "\n".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace("|", "\\|").replace("\n", " ")

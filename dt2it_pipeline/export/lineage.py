@@ -1,0 +1,49 @@
+"""What an export's card tells of its pairs: the sources' licences, and what the pairs were made by."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dt2it_pipeline.export.card import Source
+from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
+from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
+from dt2it_pipeline.recipe import project_root
+from dt2it_pipeline.store import Bundle
+
+
+def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:
+    """Licence and citation of every source of the pairs whose manifest is known: of the project, or landed."""
+    known: dict[str, Manifest] = {}
+    for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
+        try:
+            manifest = load_manifest(path)
+        except ManifestError:
+            continue  # a recipe that named it would say so
+        known[manifest.name] = manifest
+    known |= {manifest.name: manifest for manifest in landed_manifests(home, landing, settle_seconds=0).manifests}
+    names = sorted(pc.unique(pairs["source"]).to_pylist())
+    return {name: Source(known[name].licence, known[name].citation) for name in names if name in known}
+
+
+def lineage_of(bundle: Bundle, asset: str, partition: str | None) -> dict[str, str]:
+    """What the pairs are and were made by: asset, round, content hash, voters."""
+    voters = pc.unique(pc.list_flatten(bundle["pairs"]["votes"]).combine_chunks().field("voter")).to_pylist()
+    return {
+        "made by": f"dt2it_pipeline {_version()} (DT2IT-MRM, arXiv 2604.19544)",
+        "asset": asset,
+        **({} if partition is None else {"round": partition}),
+        "version in the store": bundle.folder.name,
+        "content hash": bundle.digest,
+        "reward models that voted": ", ".join(sorted(voters)) or "none",
+    }
+
+
+def _version() -> str:
+    try:
+        return version("dt2it-pipeline")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,86 @@
+"""Writes pairs in one format: a folder that appears whole or not at all, the same bytes from the same pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dt2it_pipeline import records
+from dt2it_pipeline.export.card import Source, dataset_card
+from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
+from dt2it_pipeline.export.rows import Row, RowFault, rows_of
+from dt2it_pipeline.store import atomic_directory
+
+FORMATS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
+
+
+class ExportError(ValueError):
+    """Pairs cannot be exported; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where an export lies, how many pairs are in it, and which are not (table kind `set_aside`)."""
+
+    folder: Path
+    pairs: int
+    set_aside: pa.Table
+
+
+def export_pairs(
+    pairs: pa.Table,
+    prompts: pa.Table,
+    media: Path,
+    folder: Path,
+    format_name: str,
+    *,
+    title: str = "Curated multimodal preference pairs",
+    sources: Mapping[str, Source] | None = None,
+    lineage: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write a pairs table with its prompts and media.
+
+    Args:
+        pairs: table of kind `pairs`.
+        prompts: table of kind `prompts` with their prompts.
+        media: root of the media store.
+        folder: folder to make; one that is there is replaced.
+        format_name: huggingface, llamafactory or trl.
+        title: heading of the dataset card.
+        sources: what is known of the data sources, for the card.
+        lineage: what the pairs were made from and by, for the card.
+
+    Raises:
+        ExportError: there is no such format, or the folder holds something that is not an export.
+    """
+    if format_name not in FORMATS:
+        raise ExportError(f"there is no format {format_name!r}; known: {', '.join(FORMATS)}")
+    if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
+        raise ExportError(f"{folder} is not empty and no export; name a new folder")
+    written: list[dict[str, Any]] = []
+    languages: set[str] = set()
+    aside = []
+    with atomic_directory(folder) as made:
+        writer: Format = FORMATS[format_name](made)
+        for row in rows_of(pairs, prompts, media):
+            try:
+                if not isinstance(row, Row):
+                    raise row[1]
+                writer.add(row)
+            except RowFault as fault:
+                pair = row.pair if isinstance(row, Row) else row[0]
+                aside.append(
+                    records.set_aside_row(pair["pair_id"], "export", fault.reason, fault.detail, pair["source"])
+                )
+                continue
+            written.append({name: row.pair[name] for name in ("source", "label", "round")})
+            languages.add(row.prompt["language"])
+        writer.close()
+        told = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
+        card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
+        (made / "README.md").write_text(card, encoding="utf-8")
+    return Exported(folder, len(written), records.table(aside, "set_aside"))

@@ -1,0 +1,165 @@
+"""The landing folder: manifests that are dropped with their data beside them, and are read from the next run on.
+
+    DT2IT_HOME/landing/NAME.yaml     a manifest as in configs/datasets; its paths count from this folder and stay in it
+    DT2IT_HOME/landing/...           its data and media
+
+Files may still be on their way when somebody looks. So nothing is taken whose stamp (sizes and times of the manifest,
+its data and its media) changes between two looks. A manifest that is broken never keeps the others from being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
+
+FOLDER = "landing"
+_SETTLE_SECONDS = 1.0
+_HASHED_BYTES = 2**20  # of a file's start and end that count as its content
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Landed:
+    """One manifest as it lies in the landing folder.
+
+    Attributes:
+        file: its file.
+        stamp: hash of the names, sizes and times of the manifest, its data and its media.
+        manifest: with absolute paths; None where there is a fault.
+        fault: what is wrong with it, else "".
+    """
+
+    file: Path
+    stamp: str
+    manifest: Manifest | None = None
+    fault: str = ""
+
+    @property
+    def content(self) -> str:
+        """Hash of what it holds: the manifest, size, start and end of its data, names and sizes of its other files.
+
+        Times do not count, so that the same files dropped again are nothing new.
+        """
+        digest = hashlib.sha256()
+        data = None if self.manifest is None or self.manifest.path is None else Path(self.manifest.path)
+        for file in (self.file, *_files(self.manifest)):
+            digest.update(os.fsencode(os.path.relpath(file, self.file.parent.resolve())) + b"\0")
+            size = file.stat().st_size
+            digest.update(f"{size}:".encode())
+            if file in (self.file, data):
+                with file.open("rb") as stream:
+                    digest.update(stream.read(_HASHED_BYTES))
+                    stream.seek(max(0, size - _HASHED_BYTES))
+                    digest.update(stream.read(_HASHED_BYTES))
+        return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Landing:
+    """What a run reads from the landing folder: manifests that can be read, and by file name why others cannot."""
+
+    manifests: tuple[Manifest, ...] = ()
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def look(folder: Path) -> list[Landed]:
+    """Every manifest in the folder as it lies there now, by name; none where there is no folder."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in _SUFFIXES and not file.name.startswith("."))
+    found = [_look_at(file) for file in files]
+    seen: dict[str, str] = {}
+    for place, landed in enumerate(found):
+        if landed.manifest is None:
+            continue
+        name = landed.manifest.name
+        if name in seen:
+            found[place] = Landed(landed.file, landed.stamp, None, f"{seen[name]} has the name {name!r} already")
+        seen.setdefault(name, landed.file.name)
+    return found
+
+
+def landed_manifests(
+    home: Path, folder: str = FOLDER, taken: tuple[str, ...] = (), settle_seconds: float = _SETTLE_SECONDS
+) -> Landing:
+    """Manifests that have landed whole, looked up when a run starts.
+
+    Args:
+        home: the artifact home.
+        folder: the landing folder, from there.
+        taken: names that other manifests have; a landed one of the same name is a fault.
+        settle_seconds: between the two looks; a manifest that changes meanwhile is left for the next run.
+    """
+    before = {landed.file.name: landed.stamp for landed in look(home / folder)}
+    if not before:
+        return Landing()
+    time.sleep(settle_seconds)
+    manifests, faults = [], {}
+    for landed in look(home / folder):
+        if before.get(landed.file.name) != landed.stamp:
+            continue
+        if landed.manifest is not None and landed.manifest.name in taken:
+            faults[landed.file.name] = f"the recipe has a source named {landed.manifest.name!r} already; rename one"
+        elif landed.manifest is None:
+            faults[landed.file.name] = landed.fault
+        else:
+            manifests.append(landed.manifest)
+    return Landing(tuple(manifests), faults)
+
+
+def _look_at(file: Path) -> Landed:
+    """One manifest; whatever is wrong with it is its fault, not its neighbours'."""
+    try:
+        manifest = _placed(load_manifest(file), file.parent)
+    except ManifestError as error:
+        return Landed(file, _stamp(file, None), None, str(error))
+    stamp = _stamp(file, manifest)
+    missing = [name for name in (manifest.path, manifest.media_root) if name and not Path(name).exists()]
+    if missing:
+        return Landed(file, stamp, None, f"{file.name}: there is no {Path(missing[0]).name} beside it")
+    return Landed(file, stamp, manifest)
+
+
+def _placed(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest with absolute paths below `folder`. Raises ManifestError where one leaves it."""
+    if manifest.kind == "truth":
+        raise ManifestError(f"{manifest.name}: a source of kind truth belongs to the demo and is not landed")
+    root = folder.resolve()
+    update = {}
+    for key in ("path", "media_root"):
+        given = getattr(manifest, key)
+        if given is None:
+            continue
+        path = (root / given).resolve()
+        if not path.is_relative_to(root):
+            raise ManifestError(f"{manifest.name}: {key} {given!r} leaves the landing folder; lay the data beside it")
+        update[key] = str(path)
+    return manifest.model_copy(update=update)
+
+
+def _files(manifest: Manifest | None) -> Iterator[Path]:
+    """Data and media files of a manifest, in order; each once."""
+    seen: set[Path] = set()
+    for name in () if manifest is None else (manifest.path, manifest.media_root):
+        if name is None:
+            continue
+        place = Path(name)
+        for file in [place] if place.is_file() else sorted(place.rglob("*")):
+            if file.is_file() and file not in seen:
+                seen.add(file)
+                yield file
+
+
+def _stamp(file: Path, manifest: Manifest | None) -> str:
+    digest = hashlib.sha256()
+    for one in (file, *_files(manifest)):
+        try:
+            stat = one.stat()
+        except OSError:
+            continue  # it has just been moved away; the next look sees that
+        digest.update(os.fsencode(one) + f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,74 @@
+"""The asset `exported_pairs`: one round's curated pairs for others to train on, in every format that is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from dt2it_pipeline.export import FORMATS, export_pairs
+from dt2it_pipeline.export.lineage import lineage_of, sources_of
+from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
+from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.orchestrate.stage import result, run_stage
+from dt2it_pipeline.recipe import Recipe
+from dt2it_pipeline.records import table
+from dt2it_pipeline.store import Bundle
+
+EXPORTED = "exported_pairs"
+
+
+class ExportConfig(dg.Config):
+    """What is written."""
+
+    formats: list[str] = Field(default=sorted(FORMATS), description=f"any of {', '.join(FORMATS)}")
+
+
+def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Folders huggingface/, llamafactory/ and trl/ of one round."""
+
+    @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="1", kinds={"huggingface"})
+    def exported_pairs(
+        context: dg.AssetExecutionContext, config: ExportConfig, store: StoreResource, curated_pairs: Bundle
+    ) -> dg.MaterializeResult:
+        """A round's curated pairs as datasets, pictures included; what a format cannot hold is set aside."""
+        opened = store.open()
+        unknown = sorted(set(config.formats) - set(FORMATS))
+        if unknown or not config.formats:
+            raise dg.Failure(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}", allow_retries=False)
+        sources = sources_of(curated_pairs["pairs"], opened.home, recipe.landing.folder)
+
+        def write(work: Path) -> Bundle:
+            folder = work / "export"
+            folder.mkdir(exist_ok=True)
+            facts: dict[str, Any] = {}
+            aside = [table([], "set_aside")]
+            for name in sorted(set(config.formats)):
+                done = export_pairs(
+                    curated_pairs["pairs"],
+                    curated_pairs["prompts"],
+                    opened.media,
+                    folder / name,
+                    name,
+                    sources=sources,
+                    lineage=lineage_of(curated_pairs, "curated_pairs", context.partition_key),
+                )
+                facts[f"{name}_pairs"] = done.pairs
+                aside.append(done.set_aside)
+            return Bundle({"set_aside": pa.concat_tables(aside)}, facts, folder)
+
+        bundle = run_stage(
+            context,
+            opened,
+            write,
+            inputs={"curated_pairs": curated_pairs},
+            settings={
+                "formats": {"names": sorted(set(config.formats))},
+                "sources": {name: [source.licence, source.citation] for name, source in sources.items()},
+            },
+        )
+        folders = {name: dg.MetadataValue.path(str(bundle.folder / name)) for name in sorted(set(config.formats))}
+        return result(context, opened, bundle, metadata=folders)
+
+    return exported_pairs

@@ -1,0 +1,146 @@
+"""Scores over HTTP against a small server that answers as vLLM's pooling server does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.engines import score_endpoint
+from dt2it_pipeline.engines.score_endpoint import EndpointScorer
+from dt2it_pipeline.engines.vllm_engine import EngineError
+
+
+class Server(ThreadingHTTPServer):
+    """Scores a conversation by the length of its answer; `faults` are sent first, by answer."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.faults: dict[str, list[int]] = {}
+        self.root = "a/hub-id"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+    def answer(self, code: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        if code == 302:
+            self.send_header("Location", self.server.url + "/elsewhere")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.answer(200, {"data": [{"id": "served", "root": self.server.root}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        self.server.requests.append(body)
+        self.server.keys.add(self.headers.get("Authorization"))
+        if faults := self.server.faults.get(text):
+            self.answer(faults.pop(0), {"error": "so it is"})
+        elif self.path == "/pooling":
+            self.answer(200, {"data": [{"data": [[float(len(text))]]}]})
+        else:
+            self.answer(200, {"data": [{"probs": [] if text == "odd" else [float(len(text))]}]})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(score_endpoint, "_FIRST_WAIT", 0.01)
+    monkeypatch.delenv(score_endpoint.KEY_VARIABLE, raising=False)
+    made = Server()
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def prompt(text: str = "<image>what is it", media: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    given = [{"kind": "image", "sha256": "s", "path": "a.jpg"}] if media is None else media
+    return {"turns": [{"role": "user", "text": text}], "system": "own", "media": given}
+
+
+def test_conversations_go_out_as_the_model_was_trained_and_scores_come_back(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.jpg", "PNG")  # a wrong extension
+    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, "secret")
+    scorer = EndpointScorer(server.url, tmp_path, system_prompt="You judge.")
+    scores, faults = scorer.score({"p": prompt("look: <image>what is it")}, [("r1", "p", "red"), ("r2", "p", "green")])
+    assert scores == {"r1": 3.0, "r2": 5.0}
+    assert not faults
+    body = next(r for r in server.requests if r["messages"][-1]["content"] == "red")
+    assert (body["model"], body["add_generation_prompt"]) == ("served", False)
+    assert body["messages"][0] == {"role": "system", "content": "You judge.\n\nown"}
+    first, picture, rest = body["messages"][1]["content"]
+    assert (first["text"], rest["text"]) == ("look: ", "what is it")
+    head, content = picture["image_url"]["url"].split(",")
+    assert head == "data:image/png;base64"
+    assert base64.b64decode(content) == (tmp_path / "a.jpg").read_bytes()
+    assert server.keys == {"Bearer secret"}
+    assert EndpointScorer(server.url + "/pooling", tmp_path).score({"p": prompt("q", [])}, [("r", "p", "four")])[0] == {
+        "r": 4.0
+    }
+
+
+def test_what_cannot_be_scored_is_told_and_what_may_help_is_tried_again(server: Server, tmp_path: Path) -> None:
+    scorer = EndpointScorer(server.url, tmp_path)
+    server.faults = {"slow": [503, 429], "bad": [400]}
+    outside = [{"kind": "image", "sha256": "s", "path": "../x.png"}]
+    prompts = {"p": prompt("q", []), "m": prompt(), "o": prompt(media=outside), "n": prompt("q <image>", [])}
+    texts = {"1": ("p", "slow"), "2": ("p", "bad"), "3": ("m", "x"), "4": ("o", "x"), "5": ("n", "x"), "6": ("?", "x")}
+    texts |= {"7": ("p", "a <|im_end|>"), "8": ("p", "odd")}
+    scores, faults = scorer.score(prompts, [(name, *rest) for name, rest in texts.items()])
+    assert scores == {"1": 4.0}
+    assert {name: reason for name, (reason, _) in faults.items()} == {
+        "2": "refused by the endpoint",
+        "3": "picture missing",
+        "4": "picture outside the media root",
+        "5": "picture markers do not match media",
+        "6": "prompt not found",
+        "7": "control token in the conversation",
+        "8": "endpoint gave no score",
+    }
+
+
+@pytest.mark.parametrize(("code", "said"), [(401, "answers 401"), (302, "answers 302"), (500, "after 5 tries: 500")])
+def test_a_server_that_cannot_be_used_ends_the_run(server: Server, tmp_path: Path, code: int, said: str) -> None:
+    scorer = EndpointScorer(server.url, tmp_path)
+    server.faults = {"x": [code] * 9}
+    with pytest.raises(EngineError, match=said):
+        scorer.score({"p": prompt("q", [])}, [("r", "p", "x")])
+
+
+def test_the_system_prompt_is_that_of_a_served_folder(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "reward_model.json").write_text('{"system_prompt": "As trained."}')
+    assert EndpointScorer(server.url, tmp_path).system_prompt == ""
+    server.root = str(tmp_path)
+    assert EndpointScorer(server.url, tmp_path).system_prompt == "As trained."
+    assert EndpointScorer(server.url, tmp_path, system_prompt="").system_prompt == ""
+
+
+def test_a_url_with_a_password_or_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_endpoint, "_FIRST_WAIT", 0.001)
+    with pytest.raises(EngineError, match="without user and password"):
+        EndpointScorer("http://me:secret@localhost:1", tmp_path)
+    with pytest.raises(EngineError, match="gives no answer"):
+        EndpointScorer("http://127.0.0.1:9", tmp_path)

@@ -1,0 +1,208 @@
+"""The command on published rows: a checkpoint of ours, one of LLaMA-Factory, and a server give the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dt2it_pipeline import store
+from dt2it_pipeline.engines import score_endpoint
+from dt2it_pipeline.evaluate import benchmark
+from dt2it_pipeline.evaluate.benchmark_rows import load_rows, read_rows
+from dt2it_pipeline.evaluate.entries import EvaluationError, get_entry
+from dt2it_pipeline_tests.reward.tiny import make_pictures, make_tiny
+
+ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path, hidden: int = 32) -> dict[str, Any]:
+    """A tiny reward model in our form and in LLaMA-Factory's, and eight rows as VL-RewardBench has them."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dt2it_pipeline.reward.model import RewardModel
+
+    torch.manual_seed(0)
+    (root / "base").mkdir()
+    base = make_tiny(root / "base", hidden=hidden)
+    model = RewardModel.from_pretrained(base)
+    model.head.weight.data *= 30
+    model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
+    with store.atomic_directory(root / "ours") as folder:
+        model.save_pretrained(folder)
+    shutil.copytree(base, root / "theirs")
+    head = {"v_head.summary.weight": model.head.weight.data.clone(), "v_head.summary.bias": torch.tensor([7.0])}
+    save_file(head, root / "theirs" / "value_head.safetensors")
+    media = make_pictures(root / "pictures", 3)
+    rows = [
+        {
+            "id": ("RLAIF-V-1", "mathverse_2", "mmmu_3", "wildvision-4")[i % 4],
+            "query": f"what colour is the shape {'in the picture' * (i % 2)}",
+            "image": media[i % 3]["path"],
+            "response": [ANSWERS[i % 6], ANSWERS[(i + 1) % 6]],
+            "human_ranking": [0, 1] if i % 3 else [1, 0],
+        }
+        for i in range(8)
+    ]
+    (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"root": root, "rows": rows}
+
+
+def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl") -> list[str]:
+    given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "pictures"),
+             "output": str(output), "max-tokens": "512", "max-pixels": "1024"}  # fmt: skip
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = world["root"]
+    for model in ("ours", "theirs"):
+        given = arguments(root, str(root / model), tmp_path / model)
+        benchmark.main([*given, *(["--system-prompt", "You judge."] if model == "theirs" else [])])
+    said = capsys.readouterr().out
+    assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
+    assert "| DT2IT-MRM | 83.5 |" in said
+    figures = [store.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in ("ours", "theirs")]
+    assert figures[0].drop_columns("model").equals(figures[1].drop_columns("model"))
+    pairs = store.read_parquet(tmp_path / "ours" / "results.parquet").to_pandas()
+    right = (pairs["chosen_score"] > pairs["rejected_score"]).mean()
+    values = dict(zip(figures[0]["figure"].to_pylist(), figures[0]["value"].to_pylist(), strict=True))
+    assert values["overall"] == pytest.approx(right)
+    assert 0 < right < 1
+    assert {"reasoning", "hallucination", "general", "macro"} <= set(values)
+
+
+def test_chosen_is_the_side_that_the_row_ranks_first(world: dict[str, Any], tmp_path: Path) -> None:
+    entry = get_entry("vl_rewardbench")
+    loaded = load_rows(entry, world["rows"], world["root"] / "pictures", tmp_path)
+    texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
+    for row, chosen, rejected in zip(world["rows"], loaded.chosen, loaded.rejected, strict=True):
+        assert texts[chosen] == row["response"][row["human_ranking"].index(0)]
+        assert texts[rejected] == row["response"][row["human_ranking"].index(1)]
+    assert all(p["turns"][0]["text"].count("<image>") == 1 == len(p["media"]) for p in loaded.prompts.to_pylist())
+
+
+def test_the_three_schemas_and_pictures_inside_a_parquet_file(world: dict[str, Any], tmp_path: Path) -> None:
+    pictures = world["root"] / "pictures"
+    name = world["rows"][0]["image"]
+    second = {"ID": "a", "Text": "<image> q <image>", "Image": name, "Output1": "x", "Output2": "y", "Category": "vqa"}
+    second["Better"] = "Output2"
+    loaded = load_rows(get_entry("multimodal_rewardbench"), [second], pictures, tmp_path)
+    texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
+    assert (texts[loaded.chosen[0]], texts[loaded.rejected[0]]) == ("y", "x")
+    assert loaded.prompts["turns"].to_pylist()[0][0]["text"] == "<image>\nq"
+    (tmp_path / "mcq").mkdir()
+    shutil.copy(pictures / name, tmp_path / "mcq" / "a.png")
+    third = {"id": "a", "image": "mcq/a.png", "prompt": "q", "chosen": "x", "rejected": "y"}
+    loaded = load_rows(get_entry("mm_rlhf"), [third], tmp_path, tmp_path / "store")
+    assert loaded.prompts.num_rows == 1
+    inside = {**world["rows"][0], "image": {"bytes": (pictures / name).read_bytes(), "path": name}}
+    pq.write_table(pa.Table.from_pylist([inside]), tmp_path / "rows.parquet")
+    again = load_rows(get_entry("vl_rewardbench"), read_rows(tmp_path / "rows.parquet"), tmp_path, tmp_path / "store")
+    outside = load_rows(get_entry("vl_rewardbench"), world["rows"][:1], pictures, tmp_path / "store")
+    assert again.prompts.equals(outside.prompts)
+
+
+def test_a_missing_picture_is_told_and_counts_as_wrong(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = world["root"]
+    rows = [{**row, "image": "gone.png"} if i == 2 else row for i, row in enumerate(world["rows"])]
+    (root / "gone.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    benchmark.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    said = capsys.readouterr().out
+    assert "not scored: mmmu_3: missing image (gone.png" in said
+    assert "1 unscored" in said
+
+
+def test_a_server_is_asked_in_the_same_way(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wire itself is tested in engines/; here a server that scores by the length of the answer."""
+
+    class Stub:
+        model, system_prompt = "served", ""
+
+        def __init__(self, url: str, media_root: str, system_prompt: str | None = None) -> None: ...
+
+        def score(self, prompts: Any, responses: Any) -> Any:
+            return {name: float(len(text)) for name, _, text in responses}, {}
+
+    monkeypatch.setattr(score_endpoint, "EndpointScorer", Stub)
+    benchmark.main(arguments(world["root"], "http://localhost:1", tmp_path))
+    pairs = store.read_parquet(tmp_path / "results.parquet").to_pylist()
+    for row, pair in zip(world["rows"], pairs, strict=True):
+        best = row["human_ranking"].index(0)
+        assert (pair["chosen_score"], pair["rejected_score"]) == (
+            len(row["response"][best]), len(row["response"][1 - best])
+        )  # fmt: skip
+    assert not list(tmp_path.glob("*/work"))
+
+
+def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    root = world["root"]
+    with pytest.raises(SystemExit, match="error: there is no model folder /nowhere"):
+        benchmark.main(arguments(root, "/nowhere", tmp_path))
+    with pytest.raises(SystemExit, match=r"error: cannot read benchmark rows .*none\.jsonl"):
+        benchmark.main(arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
+    with pytest.raises(SystemExit, match="--rows and --media once for every --benchmark"):
+        benchmark.main([*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf"])
+    (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
+    with pytest.raises(EvaluationError, match="line 2"):
+        read_rows(root / "broken.jsonl")
+    faulty = [{**world["rows"][0], "human_ranking": [1, 1]}]
+    with pytest.raises(EvaluationError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
+        load_rows(get_entry("vl_rewardbench"), faulty, root / "pictures", tmp_path)
+
+
+@pytest.mark.heavy
+def test_a_served_checkpoint_gives_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
+    from dt2it_pipeline.reward.distributed import free_port
+
+    world = make_world(tmp_path, hidden=128)  # the least that vLLM's attention takes on a CPU
+    port = free_port()
+    command = [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve", str(tmp_path / "ours")]
+    command += ["--max-model-len", "512", "--host", "127.0.0.1", "--port", str(port)]
+    log = (tmp_path / "server.log").open("wb")
+    server = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "server.log").read_text(errors="replace")[-3000:]
+                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text(errors="replace")[-3000:]
+                time.sleep(0.5)
+        benchmark.main(arguments(world["root"], f"http://127.0.0.1:{port}", tmp_path / "served"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        log.close()
+    benchmark.main(arguments(world["root"], str(tmp_path / "ours"), tmp_path / "loaded"))
+    served, loaded = (store.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
+    for side in ("chosen_score", "rejected_score"):
+        assert served[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)
+    assert loaded["chosen_score"].nunique() > 1

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline.evaluate.entries import EvaluationError
+from dt2it_pipeline.evaluate.published import comparison, comparison_markdown, load_published
+
+
+def figures(*rows: tuple[str, str, str, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["model", "benchmark", "figure", "value"])
+
+
+def test_our_models_stand_below_the_published_systems() -> None:
+    three = [
+        ("round 0", b, "overall", 0.5) for b in ("VL-RewardBench", "multimodal_rewardbench", "mm_rlhf_rewardbench")
+    ]
+    both = [("round 0", "all benchmarks", "pooled", 0.55), ("round 0", "all benchmarks", "mean", 0.56)]
+    part = [("other", "vl_rewardbench", "overall", 0.7), ("other", "vl_rewardbench", "general", 0.9)]
+    mixed = [("third", "vl_rewardbench", "overall", 0.7), ("third", "own", "overall", 0.1)]
+    mixed += [("third", "all benchmarks", "pooled", 0.2)]
+    table = comparison(figures(*three, *both, *part, *mixed)).set_index("system")
+    assert table.index[:5].tolist() == ["GPT-5.2", "Skywork-VL Reward", "R1-Reward", "BaseReward", "DT2IT-MRM"]
+    assert table.loc["DT2IT-MRM", "vl_rewardbench"] == 83.5
+    assert table.loc["round 0", ["vl_rewardbench", "pooled", "mean"]].tolist() == pytest.approx([50, 55, 56])
+    assert pd.isna(table.loc["other", "mm_rlhf_rewardbench"])
+    assert pd.isna(table.loc["third", "pooled"])  # pooled with another set, it is no figure of these three
+    text = comparison_markdown(table.reset_index())
+    assert "| VL-RewardBench |" in text
+    assert "| round 0 | 50.0 | 50.0 | 50.0 | 55.0 | 56.0 | measured here |" in text
+
+
+def test_nothing_to_compare_gives_an_empty_table() -> None:
+    assert comparison(figures(("m", "demo", "overall", 0.5))).empty
+
+
+def test_a_figure_of_an_unknown_benchmark_is_named(tmp_path) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text("source: s\nbenchmarks: {a: overall}\nsystems: [{system: x, a: 1.0, b: 2.0}]\n")
+    with pytest.raises(EvaluationError, match=r"x: unknown figures \['b'\]"):
+        load_published(path)

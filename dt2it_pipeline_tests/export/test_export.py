@@ -1,0 +1,261 @@
+"""Every format is read back with `datasets`, row by row, pictures included."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dt2it_pipeline import records
+from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
+from dt2it_pipeline.export.__main__ import main
+from dt2it_pipeline.export.card import Source
+from dt2it_pipeline.store import Bundle, Store
+
+COLORS = ("red", "green", "blue", "yellow")
+
+
+def picture(media: Path, color: str, kind: str = "PNG") -> dict[str, str]:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 7), color).save(buffer, kind)
+    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
+    path = media / sha256[:2] / f"{sha256}.{kind.lower()}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
+    return {"kind": "image", "sha256": sha256, "path": f"{sha256[:2]}/{path.name}"}
+
+
+def prompt_row(
+    turns: list[tuple[str, str]], media: list[dict[str, str]], system: str = "", language: str = "en"
+) -> dict:
+    said = [{"role": role, "text": text} for role, text in turns]
+    return {
+        "prompt_id": records.prompt_id(system, said, [m["sha256"] for m in media]), "source": "s", "system": system,
+        "turns": said, "media": media, "reference": None, "language": language, "meta": "{}",
+    }  # fmt: skip
+
+
+def world(media: Path) -> tuple[pa.Table, pa.Table]:
+    """Pairs of every shape: one picture, two, none; several turns; a system prompt; Chinese; votes and strengths."""
+    prompts = [
+        prompt_row([("user", "<image>\nwhat colour?")], [picture(media, "red")]),
+        prompt_row(
+            [("user", "first <image> then <image>?")], [picture(media, "green", "JPEG"), picture(media, "blue")]
+        ),
+        prompt_row([("user", 'just words "quoted" \u2028 | 图')], [], language="zh"),
+        prompt_row(
+            [("user", "<image>hi"), ("assistant", "hello"), ("user", "and now?")],
+            [picture(media, "yellow")],
+            "Be kind.",
+        ),
+    ]
+    pairs = [
+        records.make_pair(
+            p["prompt_id"], f"better {i}\n", f"worse {i}", source="ab"[i % 2], label=("flipped", "annotated")[i // 2],
+            round=0, strength=i / 3 if i else None, votes=[{"voter": "reward_model/0", "margin": i - 1.5}],
+        )
+        for i, p in enumerate(prompts)
+    ]  # fmt: skip
+    return records.table(pairs, "pairs"), records.table(prompts, "prompts")
+
+
+def loaded(folder: Path, cache: Path) -> Any:
+    return datasets.load_dataset(str(folder), cache_dir=str(cache), split="train")
+
+
+def same_picture(image: Any, file: Path) -> bool:
+    with Image.open(file) as opened:
+        return bool(image.convert("RGB").tobytes() == opened.convert("RGB").tobytes())
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    return tmp_path / "media"
+
+
+def test_huggingface_round_trip(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    done = export_pairs(pairs, prompts, media, tmp_path / "out", "huggingface")
+    rows = loaded(tmp_path / "out", tmp_path / "cache")
+    assert done.pairs == len(rows) == 4
+    by_prompt = {p["prompt_id"]: p for p in prompts.to_pylist()}
+    for row, pair in zip(rows, pairs.to_pylist(), strict=True):
+        prompt = by_prompt[pair["prompt_id"]]
+        for name in ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "round", "source", "votes"):
+            assert row[name] == pair[name], name
+        for name in ("system", "turns", "language"):
+            assert row[name] == prompt[name], name
+        files = [media / m["path"] for m in prompt["media"]]
+        assert [same_picture(image, file) for image, file in zip(row["images"], files, strict=True)] == [True] * len(
+            files
+        )
+    raw = rows.cast_column("images", datasets.List(datasets.Image(decode=False)))[1]["images"]
+    assert [hashlib.sha256(image["bytes"]).hexdigest() for image in raw] == [
+        m["sha256"] for m in by_prompt[pairs["prompt_id"][1].as_py()]["media"]
+    ]
+
+
+def test_trl_round_trip(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    export_pairs(pairs, prompts, media, tmp_path / "out", "trl")
+    rows = loaded(tmp_path / "out", tmp_path / "cache")
+    by_prompt = {p["prompt_id"]: p for p in prompts.to_pylist()}
+    for row, pair in zip(rows, pairs.to_pylist(), strict=True):
+        prompt = by_prompt[pair["prompt_id"]]
+        text = []
+        for message in row["prompt"]:
+            words = "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+            text.append({"role": message["role"], "text": words})
+        system = [{"role": "system", "text": prompt["system"]}] if prompt["system"] else []
+        assert text == [*system, *prompt["turns"]]
+        for side in ("chosen", "rejected"):
+            assert row[side] == [{"role": "assistant", "content": [{"type": "text", "text": pair[side]}]}]
+        assert row["margin"] == pair["strength"]
+        placeholders = sum(part["type"] == "image" for message in row["prompt"] for part in message["content"])
+        files = [media / m["path"] for m in prompt["media"]]
+        assert placeholders == len(row["images"]) == len(files)
+        assert all(same_picture(image, file) for image, file in zip(row["images"], files, strict=True))
+
+
+def test_llamafactory_round_trip(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    out = tmp_path / "out"
+    export_pairs(pairs, prompts, media, out, "llamafactory")
+    info = json.loads((out / "dataset_info.json").read_text())["dt2it_pairs"]
+    assert (info["formatting"], info["ranking"], info["file_name"]) == ("sharegpt", True, "pairs.json")
+    rows = loaded(out, tmp_path / "cache")
+    assert {*info["columns"].values()} <= set(rows.column_names)
+    by_prompt = {p["prompt_id"]: p for p in prompts.to_pylist()}
+    names = {"user": "human", "assistant": "gpt"}
+    for row, pair in zip(rows, pairs.to_pylist(), strict=True):
+        prompt = by_prompt[pair["prompt_id"]]
+        assert row["conversations"] == [{"from": names[t["role"]], "value": t["text"]} for t in prompt["turns"]]
+        assert (row["chosen"], row["rejected"]) == (
+            {"from": "gpt", "value": pair["chosen"]}, {"from": "gpt", "value": pair["rejected"]}
+        )  # fmt: skip
+        assert row["system"] == prompt["system"]
+        assert sum(t["value"].count("<image>") for t in row["conversations"]) == len(row["images"])
+        for name, medium in zip(row["images"], prompt["media"], strict=True):
+            assert (out / name).read_bytes() == (media / medium["path"]).read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_the_same_pairs_give_the_same_bytes_and_a_failure_leaves_nothing(
+    media: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, prompts = world(media)
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    for out in ("one", "two", "two"):  # the second time over an earlier export
+        export_pairs(pairs, prompts, media, tmp_path / out, name)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+    def fail(*arguments: Any, **named: Any) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dt2it_pipeline.export.write.dataset_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export_pairs(pairs, prompts, media, tmp_path / "three", name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["media", "one", "two"]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
+    pairs, prompts = world(media)
+    (media / "v.mp4").write_bytes(b"film")
+    (media / "frames").mkdir()
+    video = {"kind": "video", "sha256": "v", "path": "v.mp4"}
+    odd = [
+        prompt_row([("user", "<video>q")], [video]),
+        prompt_row([("user", "<video>q")], [video | {"sha256": "f", "path": "frames"}]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "g", "path": "gone.png"}]),
+        prompt_row([("user", "q")], [picture(media, "red")]),
+    ]
+    more = [records.make_pair(p["prompt_id"], "x", "y", source="a") for p in odd]
+    more.append(records.make_pair("nowhere", "x", "y", source="a"))
+    more.append(records.make_pair(prompts["prompt_id"][0].as_py(), "an <image>", "y", source="a"))
+    done = export_pairs(
+        pa.concat_tables([pairs, records.table(more, "pairs")]),
+        pa.concat_tables([prompts, records.table(odd, "prompts")]), media, tmp_path / "out", name,
+    )  # fmt: skip
+    reasons = {row["row_id"]: row["reason"] for row in done.set_aside.to_pylist()}
+    expected = [
+        None,
+        "video is a folder of frames",
+        "missing image",
+        "markers do not match media",
+        "prompt not found",
+        None,
+    ]
+    if name == "trl":
+        expected[0] = "video not supported"
+    if name == "llamafactory":
+        expected[5] = "media marker in an answer"
+    assert [reasons.get(pair["pair_id"]) for pair in more] == expected
+    rows = loaded(tmp_path / "out", tmp_path / "cache")
+    assert len(rows) == done.pairs == 10 - len(reasons)
+    if name != "trl":
+        (path,) = next(row["videos"] for row in rows if row["videos"])
+        assert (tmp_path / "out" / path).read_bytes() == b"film"
+
+
+def test_the_card_tells_licences_counts_and_lineage(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    export_pairs(
+        pairs, prompts, media, tmp_path / "out", "huggingface",
+        sources={"a": Source("CC-BY-4.0", "A | B, 2024")}, lineage={"asset": "curated_pairs", "content hash": "abc"},
+    )  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| a | CC-BY-4.0 | A \\| B, 2024 |" in card
+    assert "| b | not known |" in card
+    assert "| a | flipped | 0 | 1 |" in card
+    assert "| all |  |  | 4 |" in card
+    assert "| content hash | abc |" in card
+    assert "- en\n- zh\n" in card
+
+
+def test_no_pair_gives_an_empty_dataset_and_many_give_several_files(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, prompts = world(media)
+    export_pairs(pairs.slice(0, 0), prompts, media, tmp_path / "none", "huggingface")
+    empty = pq.read_table(tmp_path / "none" / "data")  # `datasets` refuses a split without rows
+    assert (empty.num_rows, empty.column_names) == (0, list(formats.HuggingFace.columns))
+    monkeypatch.setattr(formats, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(formats, "_FILE_BYTES", 1)
+    export_pairs(pairs, prompts, media, tmp_path / "many", "trl")
+    assert len(list((tmp_path / "many" / "data").iterdir())) == 4
+    assert loaded(tmp_path / "many", tmp_path / "cache")["pair_id"] == pairs["pair_id"].to_pylist()
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("dear")
+    with pytest.raises(ExportError, match="not empty and no export"):
+        export_pairs(pairs, prompts, media, tmp_path / "thesis", "trl")
+    with pytest.raises(ExportError, match="no format 'csv'; known: huggingface, llamafactory, trl"):
+        export_pairs(pairs, prompts, media, tmp_path / "x", "csv")
+
+
+def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "home")
+    pairs, prompts = world(store.media)
+    store.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", "0")
+    given = ["--home", str(store.home), "--format", "trl", "--output", str(tmp_path / "out")]
+    main([*given, "--round", "0"])
+    assert "4 pairs" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| reward models that voted | reward_model/0 |" in card
+    with pytest.raises(SystemExit, match="curated_pairs, partition 1 has not been materialised"):
+        main([*given, "--round", "1"])

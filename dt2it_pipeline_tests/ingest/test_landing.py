@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.ingest.landing import landed_manifests, look
+from dt2it_pipeline.ingest.sources import read_source
+
+MANIFEST = "name: {name}\nkind: preferences\npath: {name}.jsonl\nmedia_root: pictures\nlicence: MIT\n"
+
+
+def drop(folder: Path, name: str, rows: int = 3, manifest: str = MANIFEST) -> Path:
+    """A manifest with its data beside it."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), "red").save(folder / "pictures" / "a.png")
+    lines = [
+        json.dumps({"image": "a.png", "question": f"q{i}", "chosen": "yes", "rejected": "no"}) for i in range(rows)
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    (folder / f"{name}.yaml").write_text(manifest.format(name=name))
+    return folder / f"{name}.yaml"
+
+
+def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> None:
+    assert landed_manifests(tmp_path).manifests == ()
+    drop(tmp_path / "landing", "mine")
+    found = landed_manifests(tmp_path, settle_seconds=0)
+    assert [manifest.name for manifest in found.manifests] == ["mine"]
+    bundle = read_source(found.manifests[0], tmp_path / "sources", tmp_path / "media")
+    assert bundle["pairs"].num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "not valid YAML"),
+        (MANIFEST.replace("licence: MIT\n", ""), "licence"),
+        (MANIFEST.replace("{name}.jsonl", "../secret.jsonl"), "leaves the landing folder"),
+        (MANIFEST.replace("{name}.jsonl", "/etc/passwd"), "leaves the landing folder"),
+        (MANIFEST.replace("media_root: pictures", "media_root: .."), "leaves the landing folder"),
+        (MANIFEST.replace("{name}.jsonl", "absent.jsonl"), "there is no absent.jsonl beside it"),
+        (MANIFEST.replace("preferences", "truth"), "belongs to the demo"),
+        (MANIFEST.replace("name: {name}", "name: used"), "has a source named 'used' already"),
+    ],
+)
+def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path, text: str, said: str) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "good")
+    drop(landing, "broken", manifest=text)
+    found = landed_manifests(tmp_path, taken=("used",), settle_seconds=0)
+    assert [manifest.name for manifest in found.manifests] == ["good"]
+    assert list(found.faults) == ["broken.yaml"]
+    assert said in found.faults["broken.yaml"]
+
+
+def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.jsonl").write_text("{}")
+    drop(tmp_path / "landing", "sly")
+    (tmp_path / "landing" / "sly.jsonl").unlink()
+    (tmp_path / "landing" / "sly.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    assert "leaves the landing folder" in landed_manifests(tmp_path, settle_seconds=0).faults["sly.yaml"]
+
+
+def test_two_manifests_of_one_name_are_a_fault_of_the_second(tmp_path: Path) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "a")
+    shutil.copy(landing / "a.yaml", landing / "b.yaml")
+    found = landed_manifests(tmp_path, settle_seconds=0)
+    assert len(found.manifests) == 1
+    assert "a.yaml has the name 'a' already" in found.faults["b.yaml"]
+
+
+def test_a_file_that_is_still_being_copied_is_left_for_the_next_run(tmp_path: Path) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "slow")
+    drop(landing, "whole")
+    stop = threading.Event()
+
+    def write() -> None:
+        with (landing / "slow.jsonl").open("a") as stream:
+            while not stop.is_set():
+                stream.write("{}\n")
+                stream.flush()
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        found = landed_manifests(tmp_path, settle_seconds=0.3)
+    finally:
+        stop.set()
+        thread.join()
+    assert [manifest.name for manifest in found.manifests] == ["whole"]
+    assert not found.faults
+
+
+def test_stamp_follows_times_and_content_does_not(tmp_path: Path) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "mine")
+    (before,) = look(landing)
+    content = before.content  # read when it is asked for
+    os.utime(landing / "mine.jsonl", (1, 1))
+    (touched,) = look(landing)
+    assert touched.stamp != before.stamp
+    assert touched.content == content
+    (landing / "pictures" / "b.png").write_bytes(b"more")
+    assert look(landing)[0].content != content
+    (landing / "pictures" / "b.png").unlink()
+    drop(landing, "mine", rows=4)
+    assert look(landing)[0].content != content
+    (landing / ".mine.yaml").write_text("half of a")  # how an atomic copy starts
+    assert len(look(landing)) == 1
