@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, EvaluationError, score_benchmark
+from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, EvaluationError, score_items
 from dt2it_pipeline.evaluate.comparison import compare, holm, paired_interval, paired_test
 
 
@@ -75,7 +75,7 @@ def test_changes_are_the_differences_of_the_accuracies() -> None:
     made = compare(table, scores(first), scores(second), ("one", "two"))
     found = {(change.benchmark, change.group): change for change in made.changes}
     accuracy = [
-        score_benchmark(table, scores(right), "m").set_index(["benchmark", "group"])["accuracy"]
+        score_items(table, scores(right), "m", repeats=0).benchmark_scores.set_index(["benchmark", "group"])["accuracy"]
         for right in (first, second)
     ]
     for key, change in found.items():

@@ -24,7 +24,8 @@ def project(tmp_path, monkeypatch):
     """A project whose configs/datasets describe one source of each kind in ROWS, named like its kind."""
     datasets = tmp_path / "configs/datasets"
     datasets.mkdir(parents=True)
-    shutil.copytree(project_root() / "configs/deepspeed", tmp_path / "configs/deepspeed")
+    for folder in ("deepspeed", "prompts"):
+        shutil.copytree(project_root() / "configs" / folder, tmp_path / "configs" / folder)
     for colour in ("red", "blue"):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
     for kind, row in ROWS.items():
