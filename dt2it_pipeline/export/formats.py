@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -261,14 +260,11 @@ def _image(file: Path) -> dict[str, Any]:
 
 
 def _placed(file: Path, folder: Path, name: str) -> str:
-    """Put a media file below the export, once; as a hard link where the file system has them, which costs no space."""
+    """Copy a media file below the export, once. A hard link would let whoever edits the copy change the media store."""
     target = folder / name / file.name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copyfile(file, target)
+        shutil.copyfile(file, target)
     return f"{name}/{file.name}"
 
 

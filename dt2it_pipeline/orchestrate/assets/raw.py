@@ -13,18 +13,13 @@ from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage, stage_key
 from dt2it_pipeline.recipe import DemoSettings, Recipe
+from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
 _READER_VERSION = "1"  # and of reading a source
-_KINDS = {  # asset -> kinds of its sources
-    "raw_prompts": ("prompts",),
-    "raw_preferences": ("preferences",),
-    "raw_t2i_preferences": ("t2i",),
-    "raw_benchmarks": ("benchmark", "t2i_benchmark"),
-}
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -34,12 +29,17 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     deps = [] if recipe.demo is None else [_DEMO]
     landing = (recipe.landing.folder, tuple(manifest.name for manifest in manifests))
     made = [
-        _raw_asset(name, what, tuple(m for m in manifests if m.kind in _KINDS[name]), tables, deps, landing)
-        for name, what, tables in (
-            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",)),
-            ("raw_preferences", "Noisy preference pairs, as published.", ("pairs", "prompts")),
-            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i_preferences",)),
-            ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
+        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps, (*landing, kinds))
+        for name, what, kinds, tables in (
+            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
+            ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
+            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i",), ("t2i_preferences",)),
+            (
+                "raw_benchmarks",
+                "Held-out pairs that no training set may contain.",
+                ("benchmark", "t2i_benchmark"),
+                ("benchmark_items", "prompts"),
+            ),
         )
     ]
     if recipe.demo is not None:
@@ -78,7 +78,7 @@ def _raw_asset(
     manifests: tuple[Manifest, ...],
     kinds: tuple[str, ...],
     deps: list[str],
-    landing: tuple[str, tuple[str, ...]] | None = None,
+    landing: tuple[str, tuple[str, ...], tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
     @dg.asset(
         name=name,
@@ -94,7 +94,7 @@ def _raw_asset(
     )
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         opened = store.open()
-        landed, unreadable = _landed(context, opened, name, *landing) if landing else ((), {})
+        landed, unreadable = _landed(context, opened, *landing) if landing else ((), {})
         bundles, faults = _read_all(context, opened, (*manifests, *landed))
         faults |= unreadable
         if manifests and not bundles:
@@ -119,14 +119,14 @@ def _raw_asset(
 
 
 def _landed(
-    context: dg.AssetExecutionContext, store: Store, asset: str, folder: str, taken: tuple[str, ...]
+    context: dg.AssetExecutionContext, store: Store, folder: str, taken: tuple[str, ...], kinds: tuple[str, ...]
 ) -> tuple[tuple[Manifest, ...], dict[str, str]]:
     """Manifests for this asset that have landed; and, for the preferences alone, why others cannot be read."""
     found = landed_manifests(store.home, folder, taken)
     for name, fault in found.faults.items():
         context.log.error(f"{folder}/{name} is not read: {fault}")
-    own = tuple(manifest for manifest in found.manifests if manifest.kind in _KINDS[asset])
-    return own, found.faults if asset == "raw_preferences" else {}
+    own = tuple(manifest for manifest in found.manifests if manifest.kind in kinds)
+    return own, found.faults if "preferences" in kinds else {}
 
 
 def _read_all(
@@ -138,7 +138,9 @@ def _read_all(
     for manifest in manifests:
         slot = f"source.{manifest.name}"
         try:
-            key = stage_key(slot, _READER_VERSION, {"source": fingerprint(manifest, store.sources)}, {})
+            # Two-image questions of a benchmark are worded while it is read.
+            words = {"phrasings": version(load_phrasings())} if manifest.kind == "t2i_benchmark" else {}
+            key = stage_key(slot, _READER_VERSION, {"source": fingerprint(manifest, store.sources), **words}, {})
             with store.locked(slot, on_wait=context.log.warning):
                 bundle = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
         except SourceError as error:
