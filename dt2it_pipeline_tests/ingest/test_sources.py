@@ -85,11 +85,11 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
-    second = read(tmp_path, source(tmp_path, [row(chosen="y", rejected="x"), row(chosen="z")]))
+    second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))
     joined = concatenate([first, second], ("pairs", "prompts", "set_aside"))
     assert [pair["chosen"] for pair in joined["pairs"].to_pylist()] == ["x", "z"]
-    assert joined["set_aside"]["reason"].to_pylist() == ["pair is in an earlier source"]
-    assert joined["set_aside"]["detail"].to_pylist() == ["with the opposite label"]
+    assert joined["set_aside"]["reason"].to_pylist() == ["duplicate pair"]
+    assert joined["set_aside"]["detail"].to_pylist() == ["of a row of s"]
     assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1}
 
 
@@ -107,7 +107,7 @@ def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
     manifest = source(tmp_path, [row()], columns={"chosen": "better"})
     with pytest.raises(
-        SourceError, match=r"column\(s\) \['better'\] not in line 1 of rows.jsonl, which has \['chosen'"
+        SourceError, match=r"source 's': column 'better' is not in line 1 \(id 'r'\), which has \['chosen'.*under `columns`"
     ):
         read(tmp_path, manifest)
 

@@ -8,13 +8,13 @@ from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint,
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage, stage_key
-from dt2it_pipeline.recipe import DemoSettings, Recipe
+from dt2it_pipeline.recipe import CleaningSettings, DemoSettings, Recipe
 from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
-_READER_VERSION = "1"  # and of reading a source
+_READER_VERSION = "2"  # and of reading a source
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -22,7 +22,7 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     manifests = load_catalogue(recipe.datasets)
     deps = [] if recipe.demo is None else [_DEMO]
     made = [
-        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps)
+        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps, recipe.cleaning)
         for name, what, kinds, tables in (
             ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
             ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
@@ -40,7 +40,7 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
         what = "The demo's hidden truth about raw_preferences. Read by the report's grading and the ceiling arm alone."
         made += [
             _demo_sources(recipe.demo, recipe.seed),
-            _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps),
+            _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps, CleaningSettings(near_duplicate=None)),
         ]
     return made
 
@@ -65,14 +65,19 @@ def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
 
 
 def _raw_asset(
-    name: str, what: str, manifests: tuple[Manifest, ...], kinds: tuple[str, ...], deps: list[str]
+    name: str,
+    what: str,
+    manifests: tuple[Manifest, ...],
+    kinds: tuple[str, ...],
+    deps: list[str],
+    cleaning: CleaningSettings,
 ) -> dg.AssetsDefinition:
     @dg.asset(
         name=name,
         group_name=GROUP,
         description=what,
         deps=deps,
-        code_version="1",
+        code_version="2",
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
@@ -84,7 +89,7 @@ def _raw_asset(
         bundles, faults = _read_all(context, opened, manifests)
         if manifests and not bundles:
             raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
-        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"))
+        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
         unread = [records.set_aside_row(source, "ingest", "unreadable source", why) for source, why in faults.items()]
         tables = dict(joined.tables)
         tables["set_aside"] = records.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
@@ -93,7 +98,7 @@ def _raw_asset(
             opened,
             lambda work: Bundle(tables, joined.facts),
             inputs=bundles,
-            settings={"faults": faults},
+            settings={"faults": faults, "cleaning": cleaning},
         )
         readable = dg.AssetCheckResult(
             check_name="sources_readable", passed=not faults, metadata={k: str(v) for k, v in faults.items()}
