@@ -107,7 +107,8 @@ def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
     manifest = source(tmp_path, [row()], columns={"chosen": "better"})
     with pytest.raises(
-        SourceError, match=r"source 's': column 'better' is not in line 1 \(id 'r'\), which has \['chosen'.*under `columns`"
+        SourceError,
+        match=r"source 's': column 'better' is not in line 1 \(id 'r'\), which has \['chosen'.*under `columns`",
     ):
         read(tmp_path, manifest)
 
