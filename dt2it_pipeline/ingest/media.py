@@ -202,6 +202,8 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
                 return "png", _png(upright), perceptual_hash(upright)
     except MediaError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise MediaError("image too large", f"{name}: {error}") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         raise MediaError("unreadable image", f"{name}: {error}") from error
 

@@ -237,16 +237,10 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
-    import datasets
-
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            saved = saved[manifest.split or next(iter(saved))]
-        rows = saved.to_iterable_dataset()
+        yield from _undecoded(_saved(path, manifest.split))
     else:
-        rows = _loaded(str(path), manifest, None)
-    yield from _undecoded(rows)
+        yield from _undecoded(_loaded(str(path), manifest, None))
 
 
 def _hub(manifest: Manifest) -> Iterator[Read]:
@@ -257,6 +251,18 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
             f"history of its files on the Hub{copy}"
         )
     yield from _undecoded(_loaded(str(manifest.hub), manifest, manifest.revision))
+
+
+def _saved(path: Path, split: str | None) -> Any:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+        if isinstance(found, datasets.DatasetDict):
+            found = found[split or "train"]
+        return found.to_iterable_dataset()
+    except Exception as error:  # as below
+        raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
 
 
 def _loaded(where: str, manifest: Manifest, revision: str | None) -> Any:

@@ -32,50 +32,89 @@ def rated(response: str, *ratings: str) -> dict[str, Any]:
 
 
 CRITIC = (
-    "<image>\nGiven an image and a question, judge the answers. Your task is provided as follows:\nQuestion: [What is it?]\n"
+    "<image>\nGiven an image and a question, judge the answers. Your task is provided as follows:\n"
+    "Question: [What is it?]\n"
     "The first response: [A cat,\nand a mat.]\nThe second response: [A dog.]\nASSISTANT:\n"
 )
+JUDGE = "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Response 2]:\ngood"
 ROWS: dict[str, dict[str, Any]] = {
     "flat": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
     "rlaif_v": {
-        "ds_name": "RLAIF-V", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad",
-        "origin_dataset": "COCO", "origin_split": "{}", "idx": "7", "image_path": "b.png",
+        "ds_name": "RLAIF-V",
+        "image": "a.png",
+        "question": "What is it?",
+        "chosen": "good",
+        "rejected": "bad",
+        "origin_dataset": "COCO",
+        "origin_split": "{}",
+        "idx": "7",
+        "image_path": "b.png",
     },
     "rlhf_v": {
-        "ds_name": "RLHF-V", "image_path": "a.png", "image": None, "origin_dataset": "COCO", "idx": 3,
+        "ds_name": "RLHF-V",
+        "image_path": "a.png",
+        "image": None,
+        "origin_dataset": "COCO",
+        "idx": 3,
         "text": json.dumps({"question": "What is it?", "chosen": "good", "rejected": "bad"}),
     },
     "spa_vl": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
     "povid": {
-        "id": "1", "image": "a.png",
+        "id": "1",
+        "image": "a.png",
         "conversations": [said(HUMAN, "What is it?"), said(GPT, "good")],
         "rejected_conversations": [said(HUMAN, "What is it?"), said(GPT, "bad")],
     },
     "mmpr": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad", "answer_gt": "B"},
-    "mm_rlhf": {"id": "1", "image": "a.png", "prompt": "What is it?", "chosen": "good", "rejected": "bad", "is_tie": False},
+    "mm_rlhf": {
+        "id": "1",
+        "image": "a.png",
+        "prompt": "What is it?",
+        "chosen": "good",
+        "rejected": "bad",
+        "is_tie": False,
+    },
     "r1_reward": {
-        "question": "What is it?", "image": "a.png", "answer": ["<answer>2</answer>"],
-        "message": json.dumps([told("user", "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Response 2]:\ngood")]),
+        "question": "What is it?",
+        "image": "a.png",
+        "answer": ["<answer>2</answer>"],
+        "message": json.dumps([told("user", JUDGE)]),
     },
     "llava_human_preference": {
-        "id": "1", "image": "a.png", "conversations": [said(HUMAN, "What is it?")], "preference": 2,
-        "output_1": {"from": "llava", "value": "bad"}, "output_2": {"from": "llava", "value": "good"}, "hallucination": False,
+        "id": "1",
+        "image": "a.png",
+        "conversations": [said(HUMAN, "What is it?")],
+        "preference": 2,
+        "output_1": {"from": "llava", "value": "bad"},
+        "output_2": {"from": "llava", "value": "good"},
+        "hallucination": False,
     },
     "llamafactory": {
-        "conversations": [said(HUMAN, "What is it?")], "images": ["a.png"],
-        "chosen": said(GPT, "good"), "rejected": said(GPT, "bad"),
+        "conversations": [said(HUMAN, "What is it?")],
+        "images": ["a.png"],
+        "chosen": said(GPT, "good"),
+        "rejected": said(GPT, "bad"),
     },
     "wildvision": {
-        "question_id": "q", "model_a": "x", "model_b": "y", "image": "a.png", "winner": "model_b", "language": "English",
+        "question_id": "q",
+        "model_a": "x",
+        "model_b": "y",
+        "image": "a.png",
+        "winner": "model_b",
+        "language": "English",
         "conversation_a": [told("user", "What is it?"), told("assistant", "bad")],
         "conversation_b": [told("user", "What is it?"), told("assistant", "good")],
     },
     "llava_critic": {
-        "id": "1", "source": "s", "image": "a.png",
-        "conversations": [said(HUMAN, CRITIC.replace("A cat,\nand a mat.", "bad").replace("A dog.", "good")),
-                          said(GPT, "The second response is better, because it is good.")],
+        "id": "1",
+        "source": "s",
+        "image": "a.png",
+        "conversations": [
+            said(HUMAN, CRITIC.replace("A cat,\nand a mat.", "bad").replace("A dog.", "good")),
+            said(GPT, "The second response is better, because it is good."),
+        ],
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -106,7 +145,7 @@ def test_every_adapter_is_tested_on_its_schema() -> None:
 
 
 def test_an_unknown_adapter_is_told_with_those_there_are() -> None:
-    with pytest.raises(UnknownAdapterError, match="no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
+    with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
         adapter("rlaif")
 
 
@@ -172,14 +211,18 @@ FAULTS = [
     ("r1_reward", {"message": "[]"}, "answers cannot be told"),
     ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
     ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice pictures.")]}, "verdict cannot be told"),
-    ("llava_critic", {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]}, "answers cannot be told"),
+    (
+        "llava_critic",
+        {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]},
+        "answers cannot be told",
+    ),
     ("povid", {"conversations": [said("robot", "?")]}, "not a conversation"),
     ("povid", {"rejected_conversations": [said(HUMAN, "Who?"), said(GPT, "bad")]}, "conversations do not begin alike"),
     ("llamafactory", {"conversations": [said(HUMAN, "q"), said(GPT, "a")]}, "not a conversation"),
     ("spa_vl", {"image": 7}, "image paths are not text"),
     ("spa_vl", {"chosen": None}, "missing value"),
     ("flat", {"strength": "high"}, "not a number"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), FAULTS)
@@ -232,10 +275,18 @@ PICTURES = [
     ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
     ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b", "model1": "x", "model2": "y", "confidence": 0.9}, 0.9),
     ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b"}, None),
-    ("pick_a_pic", {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 1.0, "label_1": 0.0, "has_label": True}, None),
-    ("pick_a_pic", {"caption": "c", "jpg_0": "b", "jpg_1": "a", "label_0": 0.0, "label_1": 1.0, "has_label": True}, None),
+    (
+        "pick_a_pic",
+        {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 1.0, "label_1": 0.0, "has_label": True},
+        None,
+    ),
+    (
+        "pick_a_pic",
+        {"caption": "c", "jpg_0": "b", "jpg_1": "a", "label_0": 0.0, "label_1": 1.0, "has_label": True},
+        None,
+    ),
     ("image_reward", {"id": "1", "prompt": "c", "generations": ["b", "a"], "ranking": [4, 1]}, 3.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "row", "strength"), PICTURES)
@@ -251,12 +302,16 @@ def test_a_row_of_each_picture_schema(tmp_path: Path, name: str, row: dict[str, 
         ("hpdv2", {"prompt": "c", "file_path": ["a", "b"], "human_preference": [1, 1]}, "tie"),
         ("hpdv2", {"prompt": "c", "file_path": ["a"], "human_preference": [1]}, "not two marked pictures"),
         ("pick_a_pic", {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.5, "label_1": 0.5}, "tie"),
-        ("pick_a_pic", {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.7, "label_1": 0.3}, "verdict cannot be told"),
+        (
+            "pick_a_pic",
+            {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.7, "label_1": 0.3},
+            "verdict cannot be told",
+        ),
         ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and pictures differ"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
     ],
-)  # fmt: skip
+)
 def test_pictures_without_a_preference_are_set_aside(
     tmp_path: Path, name: str, row: dict[str, Any], reason: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""The adapters on published rows: the counts that must come out. Pictures are made up under the names that rows give."""
+"""The adapters on published rows: the counts that must come out. Pictures are made up under the names in the rows."""
 
 from __future__ import annotations
 
