@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from dt2it_pipeline.ingest.pixels import ORIENTATION, eight_bits, perceptual_hash
+from dt2it_pipeline.ingest.pixels import eight_bits, orientation, perceptual_hash
 
 if TYPE_CHECKING:
     from dt2it_pipeline.ingest.media_root import MediaRoot
@@ -196,7 +196,7 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
                 extension = _EXTENSIONS[str(image.format)]
                 image.load()
                 deep = image.mode.startswith("I") or image.mode == "F"
-                if not deep and image.getexif().get(ORIENTATION, 1) in (1, None):
+                if not deep and orientation(image) == 1:
                     return extension, None, perceptual_hash(image)
                 upright = ImageOps.exif_transpose(eight_bits(image) if deep else image)
                 return "png", _png(upright), perceptual_hash(upright)

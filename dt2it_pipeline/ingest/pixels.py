@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, 5 to 8 lie on their side
+_ORIENTATION = 0x0112  # the EXIF tag
 HASH_BITS = 64
 _GRID = 32  # pixels a side from which the perceptual hash is computed
 _KEPT = 8  # lowest frequencies a direction
@@ -18,7 +18,8 @@ _FLAT = 4.0  # grey levels; a picture that varies less has no structure to recog
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """An opened picture as upright RGB, whatever its mode; the picture itself is left as it is."""
-    image = ImageOps.exif_transpose(image)
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = eight_bits(image)
     if image.has_transparency_data:
@@ -42,7 +43,19 @@ def eight_bits(image: Image.Image) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened picture as `to_rgb` gives it, from its header."""
     width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened picture, from its header; 1 is upright.
+
+    A PNG may hold its EXIF behind its pixels; such a picture counts as upright until it has been decoded, as the import
+    does with every picture.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
