@@ -28,6 +28,7 @@ class MediaRoot:
         self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
         self._file = -1
         self._lock = threading.Lock()
+        self._folders: dict[str, Path] = {}  # folder of a name -> where it truly lies
         if root is not None and root.is_file():
             if root.suffix == ".zip":
                 self._zip = zipfile.ZipFile(root)
@@ -65,7 +66,14 @@ class MediaRoot:
             raise MediaError("missing image", f"{name}: the manifest names no media_root")
         if self._zip is not None or self._tar is not None:
             raise MediaError("missing video", f"{name}: archives hold pictures only; unpack {self.root.name}")
-        return confined(self._name(name), self.root)
+        folder, _, last = self._name(name).rpartition("/")
+        if last in ("", ".", "..") or (not folder and self._name(name).startswith("/")):
+            return confined(self._name(name), self.root)
+        parent = self._folders.get(folder)
+        if parent is None:
+            parent = self._folders[folder] = confined(folder, self.root) if folder else self.root.resolve()
+        file = parent / last
+        return confined(self._name(name), self.root) if file.is_symlink() else file
 
     def read(self, name: str) -> bytes:
         """The content of a picture. Raises MediaError where it is missing, too large or outside the root."""

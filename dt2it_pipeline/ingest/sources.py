@@ -318,7 +318,7 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
         "media": media,
         "reference": item.reference,
         "language": language_of(_MARKER.sub("", turns[-1]["text"]), manifest.language),
-        "meta": json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str),
+        "meta": json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str) if item.meta else "{}",
     }
 
 

@@ -54,6 +54,9 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(image="gone.png"), "missing image"),
         (row(image="../secret.png"), "path outside the media root"),
         (row(image="/etc/passwd"), "path outside the media root"),
+        (row(image="/a.png"), "path outside the media root"),
+        (row(image=".."), "unreadable image"),
+        (row(image="linked/a.png"), "path outside the media root"),
         (row(image="link.png"), "path outside the media root"),
         (row(image="cut.png"), "unreadable image"),
         (row(image="text.png"), "unreadable image"),
@@ -78,6 +81,7 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     (root / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     picture(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "linked").symlink_to(picture(tmp_path / "elsewhere/a.png").parent)
     bundle = read(tmp_path, source(tmp_path, [row(), bad]))
     assert bundle["set_aside"]["reason"].to_pylist() == [reason]
     assert dict(bundle.facts) == {"rows_in": 2, "rows_out": 1, "rows_set_aside": 1}
