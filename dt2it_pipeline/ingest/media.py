@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,8 +129,11 @@ def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Store
     perceptual = perceptual_hash(Image.fromarray(next(iter(video.frames(source, (0,))))))
     if source.is_dir():
         return Stored(_import_frames(name, source, store, header.fps), perceptual)
-    with source.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with source.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise MediaError("unreadable video", f"{name}: {error.strerror}") from error
     relative = Path(sha256[:2]) / f"{sha256}.{video.container(source)}"
     _put(source, store / relative)
     return Stored({"kind": "video", "sha256": sha256, "path": relative.as_posix()}, perceptual)
@@ -143,7 +145,7 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
     digest = hashlib.sha256(f"frames at {fps!r} per second".encode())
     frames: list[tuple[Path, str]] = []  # file and extension of the stored frame
     for file in frame_files(folder):
-        content = file.read_bytes()
+        content = _frame(file)
         extension, upright, _ = _examine(content, f"{name}/{file.name}")
         digest.update(hashlib.sha256(content).digest())
         frames.append((file, extension if upright is None else f"{extension} upright"))
@@ -157,7 +159,7 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
                 extension, _, mended = how.partition(" ")
                 stored = temporary / f"{number:06d}.{extension}"
                 if mended:
-                    stored.write_bytes(_examine(file.read_bytes(), file.name)[1] or b"")
+                    stored.write_bytes(_examine(_frame(file), file.name)[1] or b"")
                 else:
                     shutil.copyfile(file, stored)
             (temporary / "video.json").write_text(json.dumps({"fps": fps}), encoding="utf-8")
@@ -170,6 +172,13 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return {"kind": "video", "sha256": sha256, "path": f"{sha256[:2]}/{sha256}"}
+
+
+def _frame(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise MediaError("unreadable video", f"{file.name}: {error.strerror}") from error
 
 
 def confined(name: str, root: Path) -> Path:
@@ -188,18 +197,18 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
     perceptual hash.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit follows; damaged metadata is no fault of the pixels
-            with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
-                extension = _EXTENSIONS[str(image.format)]
-                image.load()
-                deep = image.mode.startswith("I") or image.mode == "F"
-                if not deep and orientation(image) == 1:
-                    return extension, None, perceptual_hash(image)
-                upright = ImageOps.exif_transpose(eight_bits(image) if deep else image)
-                return "png", _png(upright), perceptual_hash(upright)
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
+            extension = _EXTENSIONS[str(image.format)]
+            image.load()
+            deep = image.mode.startswith("I") or image.mode == "F"
+            if not deep and orientation(image) == 1:
+                return extension, None, perceptual_hash(image)
+            upright = ImageOps.exif_transpose(image)
+            if deep:
+                upright = eight_bits(upright)
+            return "png", _png(upright), perceptual_hash(upright)
     except MediaError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours

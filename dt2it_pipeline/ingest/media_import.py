@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from PIL import Image
 
 from dt2it_pipeline.ingest.media import MediaError, Stored, inline_content, store_image, store_video
 from dt2it_pipeline.ingest.media_index import MediaIndex
@@ -49,7 +52,9 @@ class MediaImporter:
             if known is not None:
                 made[one] = known
         todo = [one for one in unique if one not in made]
-        made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
+        with warnings.catch_warnings():  # here, since filters belong to the process and not to a thread
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the import has a limit of its own
+            made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
         self.index.add((stamps[one], new) for one in todo if isinstance(new := made[one], Stored))
         return [found.row if isinstance(found := made[one], Stored) else found for one in media]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import tarfile
 import threading
 import zipfile
@@ -52,13 +54,13 @@ class MediaRoot:
         try:
             if self._zip is not None or self._tar is not None:
                 assert self.root is not None
-                stat = self.root.stat()
-                return f"{self.root}\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+                found = self.root.stat()
+                return _digest(self.root, name, found)
             file = self.locate(name)
-            stat = file.stat()
+            found = file.stat()
         except (OSError, ValueError):  # told when the file is read
             return None
-        return f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}"
+        return _digest(file, "", found)
 
     def locate(self, name: str) -> Path:
         """The file or folder that a name means. Raises MediaError where it leaves the root or there is none."""
@@ -66,14 +68,10 @@ class MediaRoot:
             raise MediaError("missing image", f"{name}: the manifest names no media_root")
         if self._zip is not None or self._tar is not None:
             raise MediaError("missing video", f"{name}: archives hold pictures only; unpack {self.root.name}")
-        folder, _, last = self._name(name).rpartition("/")
-        if last in ("", ".", "..") or (not folder and self._name(name).startswith("/")):
-            return confined(self._name(name), self.root)
-        parent = self._folders.get(folder)
-        if parent is None:
-            parent = self._folders[folder] = confined(folder, self.root) if folder else self.root.resolve()
-        file = parent / last
-        return confined(self._name(name), self.root) if file.is_symlink() else file
+        try:
+            return self._located(self._name(name))
+        except OSError as error:  # a name that is too long, for instance
+            raise MediaError("missing image", f"{name[:200]}: {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
         """The content of a picture. Raises MediaError where it is missing, too large or outside the root."""
@@ -87,10 +85,25 @@ class MediaRoot:
             return os.pread(self._file, size, offset)
         file = self.locate(name)
         try:
-            _check_size(file.stat().st_size, name)
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+                raise MediaError("missing image", f"{name}: not a file")
+            _check_size(found.st_size, name)
             return file.read_bytes()
         except OSError as error:
             raise MediaError("missing image", f"{name}: {error.strerror}") from error
+
+    def _located(self, name: str) -> Path:
+        """As `confined`, folders being resolved once each."""
+        assert self.root is not None
+        folder, slash, last = name.rpartition("/")
+        if last in ("", ".", "..") or (slash and not folder):
+            return confined(name, self.root)
+        parent = self._folders.get(folder)
+        if parent is None:
+            parent = self._folders[folder] = confined(folder, self.root)
+        file = parent / last
+        return confined(name, self.root) if file.is_symlink() else file
 
     def _read_zip(self, name: str) -> bytes:
         assert self._zip is not None
@@ -106,6 +119,11 @@ class MediaRoot:
 
     def _name(self, name: str) -> str:
         return name.removeprefix(self.prefix) if self.prefix else name
+
+
+def _digest(file: Path, name: str, found: os.stat_result) -> str:
+    text = f"{file}\0{name}\0{found.st_size}\0{found.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # names need not be UTF-8
 
 
 def _check_size(size: int, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -126,6 +127,15 @@ def test_a_source_without_a_media_root_may_only_hold_its_pictures(tmp_path: Path
     importer.close()
     assert isinstance(inside, dict)
     assert isinstance(path, MediaError) and "no media_root" in path.detail
+
+
+def test_a_file_name_need_not_be_utf_8(tmp_path: Path, root: Path) -> None:
+    (root / "0.png").rename(root / os.fsdecode(b"\xff.png"))
+    made = source(tmp_path, rows(2), "flat")
+    lines = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(lines.replace(b"0.png", b"\xff.png"))
+    for _ in range(2):
+        assert read_source(made, tmp_path, tmp_path / "media").facts["rows_out"] == 2
 
 
 def test_one_picture_in_many_rows_is_decoded_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ def test_sixteen_bits_do_not_turn_white(tmp_path: Path) -> None:
     stored = store_image(encoded(Image.fromarray(values)), tmp_path, tmp_path)
     with Image.open(tmp_path / stored.row["path"]) as image:
         assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # and they may lie on their side as well
+    turned = store_image(encoded(Image.fromarray(values), exif=exif), tmp_path, tmp_path)
+    with Image.open(tmp_path / turned.row["path"]) as image:
+        assert np.asarray(image)[:, 0].tolist() == [0, 1, 128, 255]
     dark = np.array([[0, 100, 200, 250]], dtype=np.uint16)  # all but black, and stays so
     assert np.asarray(to_rgb(Image.fromarray(dark))).max() == 1
 

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(image="link.png"), "path outside the media root"),
         (row(image="cut.png"), "unreadable image"),
         (row(image="text.png"), "unreadable image"),
+        (row(image="a" * 300 + ".png"), "missing image"),
+        (row(image="pipe.png"), "missing image"),
         (row(image=7), "image paths are not text"),
         (row(chosen="y"), "identical sides"),
         (row(chosen=" "), "missing value"),
@@ -81,6 +84,7 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     (root / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     picture(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(root / "pipe.png")
     (root / "linked").symlink_to(picture(tmp_path / "elsewhere/a.png").parent)
     bundle = read(tmp_path, source(tmp_path, [row(), bad]))
     assert bundle["set_aside"]["reason"].to_pylist() == [reason]

@@ -90,7 +90,9 @@ def _raw_asset(
         if manifests and not bundles:
             raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
         joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
-        unread = [records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()]
+        unread = [
+            records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
+        ]
         tables = dict(joined.tables)
         tables["set_aside"] = records.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
         bundle = run_stage(
