@@ -46,6 +46,7 @@ def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: py
         manifest(tmp_path, "second", [row("B", "a"), row("c", "d"), row("g", "h", "1.png")]),
         manifest(tmp_path, "absent", None),
         manifest(tmp_path, "elsewhere", None, path=None, hub="someone/something"),
+        manifest(tmp_path, "captions", None, kind="t2i"),
     ]
     demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     recipe = demo.model_copy(update={"datasets": tuple(names), "demo": None})
