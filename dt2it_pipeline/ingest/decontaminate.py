@@ -38,7 +38,7 @@ class BenchmarkContent:
 
     pictures: Mapping[str, str] = field(default_factory=dict)  # content hash
     questions: Mapping[str, str] = field(default_factory=dict)  # of prompts without media, normalised
-    answers: Mapping[tuple[str, str], str] = field(default_factory=dict)  # question and response, normalised
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by question, then response, normalised
 
 
 def benchmark_content(items: pa.Table, prompts: pa.Table) -> BenchmarkContent:
@@ -55,11 +55,11 @@ def benchmark_content(items: pa.Table, prompts: pa.Table) -> BenchmarkContent:
             pictures.setdefault(medium["sha256"], name)
         if not row["media"]:
             questions.setdefault(asked[row["prompt_id"]], name)
-    answers: dict[tuple[str, str], str] = {}
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
     for row in items.select(["prompt_id", "benchmark", "chosen", "rejected"]).to_pylist():
         for side in ("chosen", "rejected"):
-            answers.setdefault((asked.get(row["prompt_id"], ""), plain_words(row[side])), row["benchmark"])
-    return BenchmarkContent(pictures, questions, answers)
+            answers[asked.get(row["prompt_id"], "")].setdefault(plain_words(row[side]), row["benchmark"])
+    return BenchmarkContent(pictures, questions, dict(answers))
 
 
 def contaminated_pairs(
@@ -87,8 +87,9 @@ def contaminated_pairs(
     found: dict[str, Contamination] = {}
     for row in pairs.select(["pair_id", "prompt_id", "chosen", "rejected"]).to_pylist():
         fault = by_prompt.get(row["prompt_id"])
-        if fault is None and settings.response_characters is not None:
-            fault = _answered(asked.get(row["prompt_id"], ""), row, content, settings.response_characters)
+        known = content.answers.get(asked.get(row["prompt_id"], ""))
+        if fault is None and known and settings.response_characters is not None:
+            fault = _answered(known, row, settings.response_characters)
         if fault is not None:
             found[row["pair_id"]] = fault
     return found
@@ -172,11 +173,12 @@ def _by_prompt(
     return found, asked
 
 
-def _answered(question: str, row: Mapping[str, str], content: BenchmarkContent, least: int) -> Contamination | None:
+def _answered(known: Mapping[str, str], row: Mapping[str, str], least: int) -> Contamination | None:
+    """Whether a response is among those that the benchmarks know to its question."""
     for side in ("chosen", "rejected"):
         answer = plain_words(row[side])
-        if len(answer) >= least and (question, answer) in content.answers:
-            return Contamination(SAME_ANSWER, content.answers[question, answer], f"{side}: {answer[:80]}")
+        if len(answer) >= least and answer in known:
+            return Contamination(SAME_ANSWER, known[answer], f"{side}: {answer[:80]}")
     return None
 
 
