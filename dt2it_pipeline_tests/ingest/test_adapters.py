@@ -182,6 +182,11 @@ def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
     assert parted.rejected == "else\n\nUser: q2\n\nAssistant: bad"
 
 
+def test_a_battle_is_won_by_side_or_by_name(tmp_path: Path) -> None:
+    made = items(tmp_path, [ROWS["wildvision"] | {"winner": winner} for winner in ("Y", "model_a")], "wildvision")
+    assert [item.chosen for item in made if isinstance(item, Conversation)] == ["good", "bad"]
+
+
 TIES = [
     ("flat", {"tie": True}),
     ("mm_rlhf", {"is_tie": True}),
@@ -206,6 +211,7 @@ FAULTS = [
     ("rlhf_v", {"text": '{"question": "q", "chosen": "a"}'}, "missing value"),
     ("llava_human_preference", {"preference": 0}, "verdict cannot be told"),
     ("wildvision", {"winner": "nobody"}, "verdict cannot be told"),
+    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict cannot be told"),
     ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict cannot be told"),
     ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
     ("r1_reward", {"message": "[]"}, "answers cannot be told"),

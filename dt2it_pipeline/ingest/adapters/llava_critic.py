@@ -11,9 +11,10 @@ from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, S
 
 _FIRST = r"(?:the\s+)?(?:first\s+(?:response|answer)|(?:response|answer)\s+(?:1|A))"
 _SECOND = r"(?:the\s+)?(?:second\s+(?:response|answer)|(?:response|answer)\s+(?:2|B))"
+_EDGE = r"[^\w\n]{0,20}"  # marks around a heading, such as ** or ###
 _TASK = re.compile(
-    rf"^\W*(?:user\s+)?question\W*?:[ \t]*\n?(?P<question>.*?)^\W*{_FIRST}\W*?:[ \t]*\n?(?P<first>.*?)"
-    rf"^\W*{_SECOND}\W*?:[ \t]*\n?(?P<second>.*?)(?:^\W*ASSISTANT\s*:\s*)?\Z",
+    rf"^{_EDGE}(?:user\s+)?question{_EDGE}?:(?P<question>.*?)^{_EDGE}{_FIRST}{_EDGE}?:(?P<first>.*?)"
+    rf"^{_EDGE}{_SECOND}{_EDGE}?:(?P<second>.*?)(?:^{_EDGE}ASSISTANT\s*:\s*)?\Z",
     re.S | re.M | re.I,
 )
 _BETTER = (

@@ -29,9 +29,10 @@ def items(row: Row) -> Iterator[Item]:
     if winner in _TIES:
         yield SetAside(row.row_id, TIE, winner)
         return
-    if winner not in ("model_a", "model_b", row.get("model_a"), row.get("model_b")):
+    names = [{side, str(row.get(side)).casefold()} for side in ("model_a", "model_b")]
+    if (winner in names[0]) == (winner in names[1]):
         raise RowError("verdict cannot be told", f"column 'winner' is {winner!r}")
     first, second = (chat(row.need(name), name)[1] for name in ("conversation_a", "conversation_b"))
-    better, worse = (first, second) if winner in ("model_a", row.get("model_a")) else (second, first)
+    better, worse = (first, second) if winner in names[0] else (second, first)
     prompt, chosen, rejected = two_sides(better, worse)
     yield Conversation(row.row_id, prompt, row.media("image"), chosen, rejected, meta=kept(row, "question_id"))
