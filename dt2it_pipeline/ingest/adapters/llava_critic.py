@@ -12,11 +12,10 @@ from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, S
 _FIRST = r"(?:the\s+)?(?:first\s+(?:response|answer)|(?:response|answer)\s+(?:1|A))"
 _SECOND = r"(?:the\s+)?(?:second\s+(?:response|answer)|(?:response|answer)\s+(?:2|B))"
 _EDGE = r"[^\w\n]{0,20}"  # marks around a heading, such as ** or ###
-_TASK = re.compile(
-    rf"^{_EDGE}(?:user\s+)?question{_EDGE}?:(?P<question>.*?)^{_EDGE}{_FIRST}{_EDGE}?:(?P<first>.*?)"
-    rf"^{_EDGE}{_SECOND}{_EDGE}?:(?P<second>.*?)(?:^{_EDGE}ASSISTANT\s*:\s*)?\Z",
-    re.S | re.M | re.I,
+_HEADINGS = tuple(
+    re.compile(rf"^{_EDGE}{heading}{_EDGE}?:", re.M | re.I) for heading in (r"(?:user\s+)?question", _FIRST, _SECOND)
 )
+_END = re.compile(rf"^{_EDGE}ASSISTANT\s*:\s*\Z", re.M | re.I)
 _BETTER = (
     r"(?:is|are|was|would\s+be)\s+(?:\w+ly\s+|much\s+|far\s+|the\s+|a\s+(?:bit|little)\s+)*"
     r"(?:better|best|superior|preferred|preferable|stronger)\b"
@@ -37,11 +36,9 @@ def items(row: Row) -> Iterator[Item]:
     if [turn["role"] for turn in turns] != ["user", "assistant"]:
         raise RowError("not a conversation", f"expected a task and a verdict, found {len(turns)} turns")
     task, words = turns[0]["text"], turns[1]["text"]
-    found = _TASK.search(task.replace("<image>", ""))
-    if not found:
-        raise RowError("answers cannot be told", "the task has no headings of a question and two responses")
     question, first, second = (
-        checked_text(_unwrapped(found[name]), f"{name} of the task") for name in ("question", "first", "second")
+        checked_text(_unwrapped(part), f"{name} of the task")
+        for name, part in zip(("question", "first", "second"), _parts(task.replace("<image>", "")), strict=True)
     )
     side = verdict(words)
     if side is None:
@@ -64,6 +61,23 @@ def verdict(words: str) -> int | None:
     if not said and _TIED.search(words):
         return 0
     return said.pop() if len(said) == 1 and not (_TIED.search(words) and said) else None
+
+
+def _parts(task: str) -> tuple[str, str, str]:
+    """Question and both responses, from under their headings. Raises RowError where one is missing."""
+    spans, at = [], 0
+    for heading in _HEADINGS:
+        found = heading.search(task, at)
+        if not found:
+            raise RowError("answers cannot be told", "the task has no headings of a question and two responses")
+        spans.append(found.span())
+        at = found.end()
+    end = _END.search(task, at)
+    return (
+        task[spans[0][1] : spans[1][0]],
+        task[spans[1][1] : spans[2][0]],
+        task[spans[2][1] : end.start() if end else len(task)],
+    )
 
 
 def _unwrapped(text: str) -> str:
