@@ -130,6 +130,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))  # of content hashes
 LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
 
 
@@ -139,7 +140,7 @@ class RecordError(ValueError):
 
 def content_hash(*parts: object) -> str:
     """Hash a sequence of JSON-able parts into 32 hex digits (128 bits of SHA-256); equal parts give equal hashes."""
-    payload = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    payload = _ENCODER.encode(parts)
     return hashlib.sha256(payload.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

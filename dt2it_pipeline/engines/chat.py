@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
+from dt2it_pipeline.ingest.pixels import to_rgb
 
 MAX_FILE_PIXELS = 100_000_000  # a picture beyond this is refused before it is decoded
 _MARKER = re.compile(r"(<image>|<video>)")
@@ -94,7 +95,7 @@ def open_picture(media_root: Path, relative: str) -> Image.Image:
             with Image.open(path, formats=PICTURE_FORMATS) as opened:
                 if opened.width * opened.height > MAX_FILE_PIXELS:
                     raise ChatError("picture too large", f"{relative}: {opened.width} x {opened.height} pixels")
-                return opened.convert("RGB")
+                return to_rgb(opened)
     except ChatError:
         raise
     except FileNotFoundError:

@@ -1,46 +1,186 @@
-"""Decontamination: no pair that is trained on shows a benchmark's picture or asks its text-only question."""
+"""Decontamination: nothing that is trained on shows a benchmark's picture, asks its question or gives its answers."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
 import pyarrow as pa
 
 from dt2it_pipeline import records
+from dt2it_pipeline.recipe import DecontaminationSettings
+
+SAME_PICTURE = "picture is in a benchmark"
+ALIKE_PICTURE = "picture looks like one of a benchmark"
+SAME_QUESTION = "question is in a benchmark"
+SAME_ANSWER = "question and response are in a benchmark"
+_MARKER = re.compile("<(?:image|video)>")
+_WORD = re.compile(r"\w+")
+_ROWS = 128  # training pictures that are compared at a time: what lies between fits a processor's cache
 
 
-def contaminated_prompts(prompts: pa.Table, benchmark_prompts: pa.Table) -> dict[str, str]:
-    """Prompt ids of `prompts` that the benchmarks hold too, each with the reason.
+class Contamination(NamedTuple):
+    """Why a pair may not be trained on: the reason, the benchmark, and what was found."""
 
-    A prompt with media is contaminated when one of its media has the content hash of a benchmark's medium; a text-only
-    prompt when its normalised question is a benchmark's. Both are `prompts` tables.
+    reason: str
+    benchmark: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class BenchmarkContent:
+    """What the benchmarks hold, each thing with the name of the benchmark (the first, where several hold it)."""
+
+    pictures: Mapping[str, str] = field(default_factory=dict)  # content hash
+    questions: Mapping[str, str] = field(default_factory=dict)  # of prompts without media, normalised
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by question, then response, normalised
+
+
+def benchmark_content(items: pa.Table, prompts: pa.Table) -> BenchmarkContent:
+    """Collect what must not be trained on from `benchmark_items` and their `prompts`."""
+    named: dict[str, str] = {}
+    for prompt, name in zip(items["prompt_id"].to_pylist(), items["benchmark"].to_pylist(), strict=True):
+        named.setdefault(prompt, name)
+    pictures: dict[str, str] = {}
+    questions: dict[str, str] = {}
+    asked: dict[str, str] = {}
+    for row in prompts.select(["prompt_id", "media", "turns"]).to_pylist():
+        name, asked[row["prompt_id"]] = named.get(row["prompt_id"], "benchmark"), _question(row["turns"])
+        for medium in row["media"]:
+            pictures.setdefault(medium["sha256"], name)
+        if not row["media"]:
+            questions.setdefault(asked[row["prompt_id"]], name)
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in items.select(["prompt_id", "benchmark", "chosen", "rejected"]).to_pylist():
+        for side in ("chosen", "rejected"):
+            answers[asked.get(row["prompt_id"], "")].setdefault(plain_words(row[side]), row["benchmark"])
+    return BenchmarkContent(pictures, questions, dict(answers))
+
+
+def contaminated_pairs(
+    pairs: pa.Table,
+    prompts: pa.Table,
+    content: BenchmarkContent,
+    settings: DecontaminationSettings,
+    hashes: Mapping[str, int],
+) -> dict[str, Contamination]:
+    """Pair ids that a benchmark holds too, in part or whole, each with the first reason found.
+
+    A pair is contaminated when one of its media has the content hash of a benchmark's medium, or a perceptual hash
+    within `perceptual_distance` bits of one; when its prompt has no media and its question is a benchmark's; or when
+    its question and one of its responses, if that is long enough to be telling, are a benchmark's. Words are compared
+    without case, punctuation and white space.
+
+    Args:
+        pairs: table kind `pairs`.
+        prompts: their prompts.
+        content: of the benchmarks.
+        settings: of the recipe.
+        hashes: content hash -> perceptual hash, of the media of training and benchmarks.
     """
-    pictures: set[str] = set()
-    questions: set[str] = set()
-    for row in benchmark_prompts.select(["media", "turns"]).to_pylist():
-        media, turns = row["media"], row["turns"]
-        pictures.update(medium["sha256"] for medium in media)
-        if not media:
-            questions.add(_normalised(turns))
-    found: dict[str, str] = {}
-    for key, media, turns in zip(*(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True):
-        if any(medium["sha256"] in pictures for medium in media):
-            found[key] = "picture is in a benchmark"
-        elif not media and _normalised(turns) in questions:
-            found[key] = "question is in a benchmark"
+    by_prompt, asked = _by_prompt(prompts, content, settings, hashes)
+    found: dict[str, Contamination] = {}
+    for row in pairs.select(["pair_id", "prompt_id", "chosen", "rejected"]).to_pylist():
+        fault = by_prompt.get(row["prompt_id"])
+        known = content.answers.get(asked.get(row["prompt_id"], ""))
+        if fault is None and known and settings.response_characters is not None:
+            fault = _answered(known, row, settings.response_characters)
+        if fault is not None:
+            found[row["pair_id"]] = fault
     return found
 
 
-def decontaminate(pairs: pa.Table, prompts: pa.Table, benchmark_prompts: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Split a pairs table into the pairs that may be trained on and a `set_aside` table of the others."""
-    found = contaminated_prompts(prompts, benchmark_prompts)
-    clean = pa.array([key not in found for key in pairs["prompt_id"].to_pylist()], pa.bool_())
-    stage = "decontamination"
-    removed = [
-        records.set_aside_row(row["pair_id"], stage, found[row["prompt_id"]], row["prompt_id"], row["source"])
-        for row in pairs.select(["pair_id", "prompt_id", "source"]).to_pylist()
-        if row["prompt_id"] in found
+def decontaminate(
+    pairs: pa.Table,
+    prompts: pa.Table,
+    content: BenchmarkContent,
+    settings: DecontaminationSettings,
+    hashes: Mapping[str, int],
+) -> tuple[pa.Table, pa.Table, list[dict[str, Any]]]:
+    """Split a pairs table into the pairs that may be trained on and a `set_aside` table of the others.
+
+    The third value is the report of what was removed: reason, benchmark, source and pairs, most pairs first.
+    """
+    found = contaminated_pairs(pairs, prompts, content, settings, hashes)
+    clean = pa.array([key not in found for key in pairs["pair_id"].to_pylist()], pa.bool_())
+    removed, counts = [], Counter[tuple[str, str, str]]()
+    for row in pairs.select(["pair_id", "source"]).to_pylist():
+        fault = found.get(row["pair_id"])
+        if fault is not None:
+            detail = f"{fault.benchmark}: {fault.detail}"
+            removed.append(
+                records.set_aside_row(row["pair_id"], "decontamination", fault.reason, detail, row["source"])
+            )
+            counts[fault.reason, fault.benchmark, row["source"]] += 1
+    report = [
+        {"reason": reason, "benchmark": benchmark, "source": source, "pairs": count}
+        for (reason, benchmark, source), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     ]
-    return pairs.filter(clean).combine_chunks(), records.table(removed, "set_aside")
+    return pairs.filter(clean).combine_chunks(), records.table(removed, "set_aside"), report
 
 
-def _normalised(turns: list[dict[str, str]]) -> str:
-    return " ".join(" ".join(turn["text"].casefold().split()) for turn in turns)
+def plain_words(text: str) -> str:
+    """The words of a text, without case, width, punctuation and media markers; its characters where it has no word."""
+    text = unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold()
+    return " ".join(_WORD.findall(text)) or " ".join(text.split())
+
+
+def nearest(hashes: Sequence[int], others: Sequence[int], distance: int) -> dict[int, tuple[int, int]]:
+    """Which hashes lie within `distance` bits of another: position -> position of the nearest, and its distance."""
+    if not hashes or not others:
+        return {}
+    theirs = np.array(others, dtype=np.uint64)
+    found: dict[int, tuple[int, int]] = {}
+    for start in range(0, len(hashes), _ROWS):
+        ours = np.array(hashes[start : start + _ROWS], dtype=np.uint64)
+        bits = np.bitwise_count(ours[:, None] ^ theirs[None, :])
+        best = bits.argmin(axis=1)
+        least = bits[np.arange(len(ours)), best]
+        for row in np.flatnonzero(least <= distance):
+            found[start + int(row)] = int(best[row]), int(least[row])
+    return found
+
+
+def _by_prompt(
+    prompts: pa.Table, content: BenchmarkContent, settings: DecontaminationSettings, hashes: Mapping[str, int]
+) -> tuple[dict[str, Contamination], dict[str, str]]:
+    """What is wrong with prompts whatever is answered, and every prompt's question."""
+    showing: dict[str, list[str]] = defaultdict(list)  # content hash of a medium -> prompts
+    asked: dict[str, str] = {}
+    found: dict[str, Contamination] = {}
+    for key, media, turns in zip(*(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True):
+        asked[key] = _question(turns)
+        for medium in media:
+            showing[medium["sha256"]].append(key)
+            if medium["sha256"] in content.pictures:
+                fault = Contamination(SAME_PICTURE, content.pictures[medium["sha256"]], medium["sha256"])
+                found.setdefault(key, fault)
+        if not media and asked[key] in content.questions:
+            found[key] = Contamination(SAME_QUESTION, content.questions[asked[key]], asked[key][:80])
+    if settings.perceptual_distance is not None:
+        ours = sorted(sha for sha in showing if sha in hashes and sha not in content.pictures)
+        theirs = sorted(sha for sha in content.pictures if sha in hashes)
+        near = nearest([hashes[s] for s in ours], [hashes[s] for s in theirs], settings.perceptual_distance)
+        for position, (other, bits) in near.items():
+            detail = f"{ours[position]} is {bits} of 64 bits from {theirs[other]}"
+            for key in showing[ours[position]]:
+                found.setdefault(key, Contamination(ALIKE_PICTURE, content.pictures[theirs[other]], detail))
+    return found, asked
+
+
+def _answered(known: Mapping[str, str], row: Mapping[str, str], least: int) -> Contamination | None:
+    """Whether a response is among those that the benchmarks know to its question."""
+    for side in ("chosen", "rejected"):
+        answer = plain_words(row[side])
+        if len(answer) >= least and answer in known:
+            return Contamination(SAME_ANSWER, known[answer], f"{side}: {answer[:80]}")
+    return None
+
+
+def _question(turns: Sequence[Mapping[str, str]]) -> str:
+    return " ".join(plain_words(turn["text"]) for turn in turns)

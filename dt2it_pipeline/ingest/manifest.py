@@ -8,17 +8,12 @@ from typing import Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
 from dt2it_pipeline.recipe import Settings, project_root
 from dt2it_pipeline.strict_yaml import load_yaml
 
-REQUIRED_COLUMNS = {
-    "prompts": ("question", "reference"),
-    "preferences": ("question", "chosen", "rejected"),
-    "t2i": ("caption", "preferred", "other"),
-    "benchmark": ("question", "chosen", "rejected"),
-    "t2i_benchmark": ("caption", "preferred", "other"),
-}
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
+FORMATS = ("jsonl", "json", "csv", "parquet", "parts", "dataset")
 
 
 class ManifestError(ValueError):
@@ -28,45 +23,78 @@ class ManifestError(ValueError):
 class Manifest(Settings):
     """One data source.
 
-    `columns` maps a field of ours (question, chosen, rejected, image, video, ...) to the source's column; a field that
-    is not named there is looked for under its own name.
+    It lies at `path`, on the Hub at `hub`, or both: then `path` is a local copy, which is read where it exists, and the
+    network is not touched. `columns` maps a column that the adapter reads (for `flat`, a field of ours) to the name
+    that it has in the source; a column that is not named there is looked for under its own name.
     """
 
     name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
     kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
-    path: str = Field(description="a JSON Lines file; `{sources}` stands for the artifact home's sources folder")
-    media_root: str = Field(description="folder that no media path may leave")
+    path: str | None = Field(
+        None, description="a file, a folder of files or an archive; `{sources}`: the artifact home's sources folder"
+    )
+    hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset id on the Hugging Face Hub")
+    revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="commit of the Hub's dataset; a branch or tag may change its content",
+    )
+    config: str | None = Field(None, description="configuration of the dataset, where it has several")
+    split: str | None = Field(None, description="split of the dataset; `train` when absent")
+    format: Literal["jsonl", "json", "csv", "parquet", "parts", "dataset"] | None = Field(
+        None,
+        description="by the files' names when absent. parts: MMPR's meta.json; dataset: a folder for `datasets`",
+    )
+    adapter: str = Field("flat", description="which schema the rows have; see ingest/adapters")
+    media_root: str | None = Field(
+        None, description="folder, .zip or .tar that no media path may leave; none where rows hold their pictures"
+    )
+    media_prefix: str = Field(
+        "", description="taken off the front of media paths, for sources that write their own root"
+    )
     columns: dict[str, str] = Field(default_factory=dict)
     benchmark: str | None = Field(None, description="benchmark that the rows belong to; else the manifest's name")
-    group: str | None = Field(None, description="benchmark group of every row; else the column `group`")
+    group: str | None = Field(None, description="benchmark group of every row; else the adapter's")
     language: str = "en"
     licence: str = Field(min_length=1)
     citation: str = ""
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
 
     @model_validator(mode="after")
-    def _columns_are_fields(self) -> Manifest:
-        known = {"id", "image", "images", "video", "videos", "group", "system", *self.required_fields()}
-        unknown = sorted(set(self.columns) - known)
+    def _is_whole(self) -> Manifest:
+        if self.path is None and self.hub is None:
+            raise ValueError("say where the source lies: `path`, `hub` or both")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("`revision` belongs to `hub`, which is not given")
+        try:
+            known = adapter(self.adapter)
+        except UnknownAdapterError as error:
+            raise ValueError(str(error)) from None
+        if self.kind not in known.kinds:
+            raise ValueError(
+                f"adapter {self.adapter!r} reads sources of kind {', '.join(known.kinds)}, not {self.kind}"
+            )
+        unknown = sorted(set(self.columns) - {"id", *known.columns})
         if unknown:
-            raise ValueError(f"columns names unknown fields {unknown}; known: {sorted(known)}")
+            raise ValueError(f"columns names unknown fields {unknown}; known: {sorted({'id', *known.columns})}")
         return self
 
-    def required_fields(self) -> tuple[str, ...]:
-        """Fields that every row of this kind must have."""
-        return REQUIRED_COLUMNS["preferences" if self.kind == "truth" else self.kind]
-
     def column(self, field: str) -> str:
-        """The source's name of one of our fields."""
+        """The source's name of one of the adapter's columns."""
         return self.columns.get(field, field)
 
-    def located(self, sources: Path) -> tuple[Path, Path]:
-        """Data file and media root as absolute paths; relative ones count from the project root."""
+    def located(self, sources: Path) -> tuple[Path | None, Path | None]:
+        """Data and media root as absolute paths; relative ones count from the project root.
+
+        The data's is None where the source is to be read from the Hub: no path is given, or nothing lies there.
+        """
         data, media = (
-            Path(text.replace(SOURCES, str(sources))) if SOURCES in text else project_root() / text
+            None
+            if text is None
+            else (Path(text.replace(SOURCES, str(sources))) if SOURCES in text else project_root() / text)
             for text in (self.path, self.media_root)
         )
-        return data, media
+        return (None if data is not None and self.hub and not data.exists() else data), media
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -75,6 +103,8 @@ def load_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ManifestError(f"cannot read manifest {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"manifest {path.name} is not UTF-8: {error}") from error
     except yaml.YAMLError as error:
         raise ManifestError(f"manifest {path.name} is not valid YAML: {error}") from error
     except ValidationError as error:

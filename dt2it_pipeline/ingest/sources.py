@@ -1,118 +1,237 @@
 """Sources into records: reads what a manifest describes and makes prompts, pairs, T2I preferences or benchmark items.
 
-A row that cannot be used is set aside with the reason; rows in = rows out + rows set aside, for every source.
+A row's way is read, adapt, import its media, record. What cannot go on is set aside with the reason, whichever step it
+is at; rows in = rows out + rows set aside, for every source.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline import records
+from dt2it_pipeline.ingest.adapters import adapter
+from dt2it_pipeline.ingest.clean import clean_pairs, language_of
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.media import MediaError, import_image, import_video
+from dt2it_pipeline.ingest.media import MediaError
+from dt2it_pipeline.ingest.media_import import Imported, MediaImporter
+from dt2it_pipeline.ingest.media_root import MediaRoot
+from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside
 from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.store import Bundle
 
-_STAGE = "ingest"
+__all__ = ["SourceError", "concatenate", "fingerprint", "items_of", "read_source", "unique_prompts"]
+
+STAGE = "ingest"
+_BATCH = 256  # items whose media are imported together
+_FLUSH = 8192  # rows that are held as Python objects at a time
+_PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
 _MARKER = re.compile("<(image|video)>")
 
 
-class SourceError(ValueError):
-    """A whole source cannot be read: its file is missing, or its columns are not those of the manifest."""
-
-
 @dataclass
+class _Rows:
+    """Rows of one table while it grows; only the last few are Python objects."""
+
+    kind: str
+    parts: list[pa.Table] = field(default_factory=list)
+    recent: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.recent.append(row)
+        if len(self.recent) >= _FLUSH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self.parts).combine_chunks()
+
+    def _flush(self) -> None:
+        if self.recent or not self.parts:
+            self.parts.append(records.table(self.recent, self.kind))
+            self.recent = []
+
+
 class _Collected:
-    """Rows of one source while it is read, by table kind."""
+    """What a source has given so far."""
 
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    set_aside: list[dict[str, str]] = field(default_factory=list)
-    prompts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rows_in: int = 0
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.main = _Rows(_TABLES[manifest.kind])
+        self.prompts = _Rows("prompts")
+        self.aside = _Rows("set_aside")
+        self.seen: set[bytes] = set()
+        self.prompt_ids: set[bytes] = set()
+        self.counts: Counter[str] = Counter()
+
+    def record(self, item: Conversation | PicturePair, media: Sequence[Imported]) -> None:
+        """Take an item in, or set it aside."""
+        try:
+            fault = next((one for one in media if isinstance(one, Exception)), None)
+            if fault is not None:
+                raise fault
+            made, prompt = _record(self.manifest, item, [one for one in media if isinstance(one, dict)])
+            # A pair with the opposite label is another row here: cleaning sees both and sets both aside.
+            key = made.get("pair_id") or made.get("prompt_id") or made["row_id"]
+            same = (key, made.get("chosen_id") if self.manifest.kind == "preferences" else None)
+            if _seen(self.seen, same):
+                raise RowError("duplicate row", key)
+        except VideoDecoderError as error:
+            raise SourceError(f"source {self.manifest.name!r}: {error}") from error
+        except (MediaError, RowError) as error:
+            self.set_aside(SetAside(item.row_id, error.reason, error.detail))
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+            self.set_aside(SetAside(item.row_id, "row cannot be read", f"{type(error).__name__}: {error}"))
+        else:
+            self.main.add(made)
+            self.counts["rows_out"] += 1
+            if prompt is not None and not _seen(self.prompt_ids, (prompt["prompt_id"], None)):
+                self.prompts.add(prompt)
+
+    def set_aside(self, item: SetAside) -> None:
+        """Keep the reason for which something is no record."""
+        self.aside.add(records.set_aside_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name))
+        self.counts["rows_set_aside"] += 1
+        self.counts["ties"] += item.reason == TIE
 
 
-class _RowError(ValueError):
-    """One row cannot be used."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
+_TABLES = {
+    "prompts": "prompts",
+    "preferences": "pairs",
+    "truth": "pairs",
+    "t2i": "t2i_preferences",
+    "benchmark": "benchmark_items",
+    "t2i_benchmark": "benchmark_items",
+}
 
 
 def fingerprint(manifest: Manifest, sources: Path) -> str:
-    """Hash of the manifest, its data file and the names, sizes and times of its media; equal means nothing changed.
+    """Hash of the manifest, its data and the names, sizes and times of its media; equal means nothing changed.
+
+    A file of data counts by its content, the files of a folder by names, sizes and times; a dataset of the Hub by its
+    pinned revision, which stands in the manifest.
 
     Raises:
-        SourceError: the data file cannot be read.
+        SourceError: the data cannot be read.
     """
     data, media = manifest.located(sources)
     digest = hashlib.sha256(manifest.model_dump_json().encode())
     try:
-        with data.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-        for file in sorted(media.rglob("*")):
-            stat = file.lstat()  # a link that leads nowhere may lie beside the data
-            digest.update(os.fsencode(file.relative_to(media)))
-            digest.update(f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+        if data is not None:
+            digest.update(b"local copy")
+            if data.is_file() or not data.exists():
+                with data.open("rb") as handle:
+                    digest.update(hashlib.file_digest(handle, "sha256").digest())
+            else:
+                files = sorted(data.rglob("*")) if manifest.format == "dataset" else data_files(data, manifest.format)
+                _stat(digest, files, data)
+        if media is not None and media != data:
+            _stat(digest, sorted(media.rglob("*")) if media.is_dir() else [media] * media.exists(), media)
     except OSError as error:
         raise SourceError(f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}") from error
+    except SourceError as error:
+        raise SourceError(f"source {manifest.name!r}: {error}") from None
     return digest.hexdigest()[:32]
+
+
+def items_of(manifest: Manifest, sources: Path) -> Iterator[Item]:
+    """The neutral items of a source before their media are imported, what is set aside so far among them.
+
+    Raises:
+        SourceError: it cannot be read, or lacks a column that its adapter needs in every row.
+    """
+    known = adapter(manifest.adapter)
+    malformed: list[SetAside] = []
+
+    def rows() -> Iterator[Row]:
+        for read in read_rows(manifest, sources):
+            if isinstance(read, SetAside):
+                malformed.append(read)
+            else:
+                yield read
+
+    hopeless = 0  # items so far, while every one of them lacked a column
+    fault: SetAside | None = None
+    for item in known.items(rows()):
+        yield from malformed
+        malformed.clear()
+        if hopeless >= 0:
+            missing = isinstance(item, SetAside) and item.missing_column
+            hopeless = hopeless + 1 if missing else -1
+            fault = item if missing and isinstance(item, SetAside) else fault
+            if hopeless >= _PATIENCE:
+                break
+        yield item
+    if hopeless > 0 and fault is not None:
+        raise SourceError(
+            f"source {manifest.name!r}: {fault.detail}; adapter {manifest.adapter!r} reads {', '.join(known.columns)}: "
+            "map them under `columns` in the manifest, or name another adapter"
+        )
+    yield from malformed
 
 
 def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
     """Read one source whole.
 
     Returns a bundle with `set_aside` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
-    `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in, rows_out, rows_set_aside.
+    `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in (items that its rows gave), rows_out,
+    rows_set_aside, ties (of these).
+
+    Memory is that of the tables and of one batch of items with their pictures. A call that was killed is made again;
+    pictures that it had imported are not decoded again.
 
     Raises:
-        SourceError: the file is missing, the first usable row lacks a column of the manifest, or the source has video
-            files and OpenCV is not installed.
+        SourceError: the source is missing, all of its rows lack a column that the adapter needs, or it has video files
+            and OpenCV is not installed.
     """
-    data, media_root = manifest.located(sources)
-    collected = _Collected()
-    seen: set[str] = set()
-    for row_id, row in _rows(manifest, data, collected):
-        try:
-            kind, made = _record(manifest, row_id, row, media_root, media_store, collected.prompts)
-            key = made.get("pair_id") or made.get("prompt_id") or made["row_id"]
-            if key in seen:
-                raise _RowError("duplicate row", key)
-            seen.add(key)
-            collected.tables.setdefault(kind, []).append(made)
-        except VideoDecoderError as error:
-            raise SourceError(f"source {manifest.name!r}: {error}") from error
-        except (MediaError, _RowError) as error:
-            collected.set_aside.append(records.set_aside_row(row_id, _STAGE, error.reason, error.detail, manifest.name))
-        except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # a decoder's own, a path with a NUL, ...
-            detail = f"{type(error).__name__}: {error}"
-            collected.set_aside.append(
-                records.set_aside_row(row_id, _STAGE, "row cannot be read", detail, manifest.name)
-            )
-    tables = {kind: records.table(collected.tables.get(kind, []), kind) for kind in _kinds(manifest)}
+    collected = _Collected(manifest)
+    try:
+        root = MediaRoot(manifest.located(sources)[1], manifest.media_prefix)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise SourceError(f"source {manifest.name!r}: media_root cannot be read: {error}") from error
+    importer = MediaImporter(root, media_store)
+    try:
+        items = items_of(manifest, sources)
+        while batch := list(itertools.islice(items, _BATCH)):
+            collected.counts["rows_in"] += len(batch)
+            media = iter(importer.rows([one for item in batch if not isinstance(item, SetAside) for one in item.media]))
+            for item in batch:
+                if isinstance(item, SetAside):
+                    collected.set_aside(item)
+                else:
+                    collected.record(item, list(itertools.islice(media, len(item.media))))
+    finally:
+        importer.close()
+        root.close()
+    tables = {_TABLES[manifest.kind]: collected.main.table(), "set_aside": collected.aside.table()}
     if manifest.kind not in ("prompts", "t2i"):
-        used = {row["prompt_id"] for row in collected.tables.get(_kinds(manifest)[0], [])}
-        prompts = (prompt for key, prompt in collected.prompts.items() if key in used)
-        tables["prompts"] = records.table(prompts, "prompts")
-    tables["set_aside"] = records.table(collected.set_aside, "set_aside")
-    rows_out = sum(len(rows) for rows in collected.tables.values())
-    facts = {"rows_in": collected.rows_in, "rows_out": rows_out, "rows_set_aside": len(collected.set_aside)}
-    return Bundle(tables, facts)
+        tables["prompts"] = collected.prompts.table()
+    names = ("rows_in", "rows_out", "rows_set_aside")
+    facts = {name: collected.counts[name] for name in names}
+    return Bundle(tables, facts | ({"ties": collected.counts["ties"]} if collected.counts["ties"] else {}))
 
 
-def concatenate(bundles: list[Bundle], kinds: tuple[str, ...]) -> Bundle:
-    """Join the bundles of several sources into one; prompts that several sources share appear once."""
+def concatenate(bundles: list[Bundle], kinds: tuple[str, ...], near_duplicate: float | None = None) -> Bundle:
+    """Join the bundles of several sources into one; prompts that several sources share appear once.
+
+    Pairs are cleaned on the way: repeated and contradictory ones are set aside, and near-duplicates as far as
+    `near_duplicate` says (clean.py).
+    """
     tables: dict[str, pa.Table] = {}
     for kind in kinds:
         parts = [bundle[kind] for bundle in bundles]
@@ -121,26 +240,15 @@ def concatenate(bundles: list[Bundle], kinds: tuple[str, ...]) -> Bundle:
         tables["prompts"] = unique_prompts([tables["prompts"]])
     totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in ("rows_in", "rows_out", "rows_set_aside")}
     if "pairs" in tables and "set_aside" in tables:
-        _set_repeated_aside(tables, totals)
+        tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE)
+        if aside.num_rows:
+            tables["set_aside"] = pa.concat_tables([tables["set_aside"], aside])
+            used = tables["pairs"]["prompt_id"].combine_chunks()
+            kept = pc.is_in(tables["prompts"]["prompt_id"], value_set=used)
+            tables["prompts"] = tables["prompts"].filter(kept).combine_chunks()
+        totals["rows_out"] -= aside.num_rows
+        totals["rows_set_aside"] += aside.num_rows
     return Bundle(tables, totals)
-
-
-def _set_repeated_aside(tables: dict[str, pa.Table], totals: dict[str, int]) -> None:
-    """Keep every pair once, from the first source that has it; in place."""
-    seen: dict[str, str] = {}  # pair -> the side that its first row prefers
-    keep, aside = [], []
-    columns = (tables["pairs"][name].to_pylist() for name in ("pair_id", "chosen_id", "source"))
-    for pair, chosen, source in zip(*columns, strict=True):
-        keep.append(pair not in seen)
-        if not keep[-1]:
-            detail = "with the same label" if seen[pair] == chosen else "with the opposite label"
-            aside.append(records.set_aside_row(pair, _STAGE, "pair is in an earlier source", detail, source))
-        seen.setdefault(pair, chosen)
-    if aside:
-        tables["pairs"] = tables["pairs"].filter(pa.array(keep, pa.bool_())).combine_chunks()
-        totals["rows_out"] -= len(aside)
-        totals["rows_set_aside"] += len(aside)
-        tables["set_aside"] = pa.concat_tables([tables["set_aside"], records.table(aside, "set_aside")])
 
 
 def unique_prompts(tables: list[pa.Table]) -> pa.Table:
@@ -152,145 +260,93 @@ def unique_prompts(tables: list[pa.Table]) -> pa.Table:
     return joined.take(pa.array(first.values(), pa.int64())).combine_chunks()  # typed: there may be no prompt
 
 
-def _kinds(manifest: Manifest) -> tuple[str, ...]:
-    return {
-        "prompts": ("prompts",),
-        "preferences": ("pairs",),
-        "truth": ("pairs",),
-        "t2i": ("t2i_preferences",),
-        "benchmark": ("benchmark_items",),
-        "t2i_benchmark": ("benchmark_items",),
-    }[manifest.kind]
-
-
-def _rows(manifest: Manifest, data: Path, collected: _Collected) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a JSON Lines file with their ids; malformed lines are set aside, missing columns end the source."""
-    try:
-        lines = data.open(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise SourceError(f"source {manifest.name!r}: cannot read {data}: {error.strerror}") from error
-    checked = False
-    with lines:
-        for number, line in enumerate(lines, start=1):
-            if manifest.limit is not None and collected.rows_in >= manifest.limit:
-                return
-            if not line.strip():
-                continue
-            collected.rows_in += 1
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"expected an object, found {type(row).__name__}")
-            except (ValueError, RecursionError) as error:
-                collected.set_aside.append(
-                    records.set_aside_row(f"line {number}", _STAGE, "malformed JSON", str(error), manifest.name)
-                )
-                continue
-            if not checked:
-                missing = [manifest.column(f) for f in manifest.required_fields() if manifest.column(f) not in row]
-                if missing:
-                    raise SourceError(
-                        f"source {manifest.name!r}: column(s) {missing} not in line {number} of {data.name}, "
-                        f"which has {sorted(row)}; map them under `columns` in the manifest"
-                    )
-                checked = True
-            yield str(row.get(manifest.column("id"), f"line {number}")), row
-
-
 def _record(
-    manifest: Manifest,
-    row_id: str,
-    row: Mapping[str, Any],
-    media_root: Path,
-    store: Path,
-    prompts: dict[str, dict[str, Any]],
-) -> tuple[str, dict[str, Any]]:
-    """Table kind and record of one row; prompts that it needs are added to `prompts`."""
-    values = {name: _text(row, manifest.column(name)) for name in manifest.required_fields()}
-    if manifest.kind in ("t2i", "t2i_benchmark"):
-        preferred, other = (import_image(values[side], media_root, store) for side in ("preferred", "other"))
-        if preferred["sha256"] == other["sha256"]:
-            raise _RowError("identical images")
-        content = records.content_hash("t2i", values["caption"], preferred["sha256"], other["sha256"])
-        preference = {
-            "row_id": content,
-            "caption": values["caption"],
-            "preferred": preferred,
-            "other": other,
-            "strength": None,
-            "language": manifest.language,
-            "source": manifest.name,
-        }
-        if manifest.kind == "t2i":
-            return "t2i_preferences", preference
-        # The position follows the row's content, so that a benchmark is the same whatever the order of its rows.
-        prompt, pair = verdict_pair(preference, preferred_first=int(content, 16) % 2 == 0)
-        prompts[prompt["prompt_id"]] = prompt
-        return "benchmark_items", _benchmark_item(manifest, row_id, row, pair)
-    media = [import_image(name, media_root, store) for name in _media_names(manifest, row, "image")]
-    media += [import_video(name, media_root, store) for name in _media_names(manifest, row, "video")]
-    prompt = _prompt(manifest, row, values["question"], media, values.get("reference"))
+    manifest: Manifest, item: Conversation | PicturePair, media: list[dict[str, str]]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The record of an item, and the prompt that it needs beside it."""
+    if isinstance(item, PicturePair):
+        return _preference(manifest, item, *media)
+    prompt = _prompt(manifest, item, media)
     if manifest.kind == "prompts":
-        return "prompts", prompt
-    if values["chosen"] == values["rejected"]:
-        raise _RowError("identical sides", values["chosen"][:80])
-    pair = records.make_pair(prompt["prompt_id"], values["chosen"], values["rejected"], source=manifest.name)
-    prompts[prompt["prompt_id"]] = prompt
-    if manifest.kind == "benchmark":
-        return "benchmark_items", _benchmark_item(manifest, row_id, row, pair)
-    return "pairs", pair
+        return prompt, None
+    chosen, rejected = item.chosen or "", item.rejected or ""
+    if chosen.split() == rejected.split():
+        raise RowError("identical sides", chosen[:80])
+    pair = records.make_pair(
+        prompt["prompt_id"], chosen, rejected, source=manifest.name, strength=_strength(item.strength)
+    )
+    return (_benchmark_item(manifest, item, pair) if manifest.kind == "benchmark" else pair), prompt
 
 
-def _prompt(
-    manifest: Manifest, row: Mapping[str, Any], question: str, media: list[dict[str, str]], reference: str | None
-) -> dict[str, Any]:
-    markers = _MARKER.findall(question)
+def _preference(
+    manifest: Manifest, item: PicturePair, preferred: dict[str, str], other: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    if preferred["sha256"] == other["sha256"]:
+        raise RowError("identical images")
+    content = records.content_hash("t2i", item.caption, preferred["sha256"], other["sha256"])
+    preference = {
+        "row_id": content,
+        "caption": item.caption,
+        "preferred": preferred,
+        "other": other,
+        "strength": _strength(item.strength),
+        "language": language_of(item.caption, manifest.language),
+        "source": manifest.name,
+    }
+    if manifest.kind == "t2i":
+        return preference, None
+    # The position follows the row's content, so that a benchmark is the same whatever the order of its rows.
+    prompt, pair = verdict_pair(preference, preferred_first=int(content, 16) % 2 == 0)
+    return _benchmark_item(manifest, item, pair), prompt
+
+
+def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]]) -> dict[str, Any]:
+    markers = [kind for turn in item.turns for kind in _MARKER.findall(turn["text"])]
     kinds = [medium["kind"] for medium in media]
     if markers and sorted(markers) != sorted(kinds):
-        raise _RowError("image markers and images differ", f"markers {markers}, media {kinds}")
+        raise RowError("image markers and images differ", f"markers {markers}, media {kinds}"[:200])
     queues = {kind: iter([m for m in media if m["kind"] == kind]) for kind in kinds}
     media = [next(queues[kind]) for kind in markers or kinds]
-    text = question if markers else "".join(f"<{kind}>\n" for kind in kinds) + question
-    turns = [{"role": "user", "text": text}]
-    system = _text(row, manifest.column("system")) if row.get(manifest.column("system")) else ""
+    turns = [dict(turn) for turn in item.turns]
+    if not markers:
+        turns[0]["text"] = "".join(f"<{kind}>\n" for kind in kinds) + turns[0]["text"]
     return {
-        "prompt_id": records.prompt_id(system, turns, [medium["sha256"] for medium in media]),
+        "prompt_id": records.prompt_id(item.system, turns, [medium["sha256"] for medium in media]),
         "source": manifest.name,
-        "system": system,
+        "system": item.system,
         "turns": turns,
         "media": media,
-        "reference": reference,
-        "language": manifest.language,
-        "meta": "{}",
+        "reference": item.reference,
+        "language": language_of(_MARKER.sub("", turns[-1]["text"]), manifest.language),
+        "meta": json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str) if item.meta else "{}",
     }
 
 
-def _benchmark_item(manifest: Manifest, row_id: str, row: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
-    group = manifest.group or _text(row, manifest.column("group"))
+def _benchmark_item(manifest: Manifest, item: Conversation | PicturePair, pair: Mapping[str, Any]) -> dict[str, Any]:
+    group = manifest.group or item.group
+    if group is None:
+        raise RowError("missing value", "the row has no group, and the manifest gives none")
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")
-    own = {"item_id": row_id, "benchmark": manifest.benchmark or manifest.name, "group": group}
+    own = {"item_id": item.row_id, "benchmark": manifest.benchmark or manifest.name, "group": group}
     return own | {name: pair[name] for name in kept}
 
 
-def _media_names(manifest: Manifest, row: Mapping[str, Any], kind: str) -> list[str]:
-    several = row.get(manifest.column(f"{kind}s"))
-    if several is None:
-        column = manifest.column(kind)
-        if kind in manifest.columns and column not in row:  # else a misspelt column would lose every picture silently
-            raise _RowError("missing value", f"column {column!r} is not in the row")
-        one = row.get(column)
-        several = [] if one is None else [one]
-    if not isinstance(several, list) or not all(isinstance(name, str) for name in several):
-        raise _RowError(f"{kind} paths are not text", repr(several)[:80])
-    return several
+def _strength(value: float | None) -> float | None:
+    """A strength that can be one: finite, else the row has none."""
+    return value if value is not None and abs(value) < float("inf") else None
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise _RowError("missing value", f"column {column!r}: {value!r}"[:120])
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _RowError("not UTF-8", f"column {column!r}") from None
-    return value
+def _seen(known: set[bytes], key: tuple[str, str | None]) -> bool:
+    """Whether a key was there before; ids are kept as bytes, which take a third of the memory."""
+    short = bytes.fromhex(key[0]) + (bytes.fromhex(key[1])[:8] if key[1] else b"")
+    if short in known:
+        return True
+    known.add(short)
+    return False
+
+
+def _stat(digest: Any, files: Sequence[Path], root: Path) -> None:
+    for file in files:
+        stat = file.lstat()  # a link that leads nowhere may lie beside the data
+        name = file.relative_to(root) if file != root else Path(file.name)
+        digest.update(os.fsencode(name) + f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS, MediaError
+from dt2it_pipeline.ingest.pixels import to_rgb, upright_size
 
 DEFAULT_FPS = 2.0  # at which the Qwen-VL processors sample videos (their `fps`)
 FRAME_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -49,7 +50,7 @@ def read_header(path: Path) -> VideoHeader:
     """
     if path.is_dir():
         files = frame_files(path)
-        width, height = _open_frame(files[0]).size
+        width, height = upright_size(_open_frame(files[0]))
         return _checked(VideoHeader(len(files), folder_fps(path), height, width), path)
     container(path)
     cv2, capture = _capture(path)
@@ -148,7 +149,7 @@ def _folder_frames(folder: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             if image.width * image.height > MOST_FRAME_PIXELS:
                 raise MediaError("video too large", f"{files[number].name}: {image.width} x {image.height} pixels")
             try:
-                yield np.array(image.convert("RGB"))
+                yield np.array(to_rgb(image))
             except (OSError, SyntaxError, ValueError) as error:
                 raise MediaError("unreadable video", f"frame {files[number].name}: {error}") from error
 

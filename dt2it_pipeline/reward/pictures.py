@@ -19,6 +19,7 @@ import numpy as np
 
 from dt2it_pipeline.ingest import video
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS, MediaError
+from dt2it_pipeline.ingest.pixels import to_rgb, upright_size
 
 if TYPE_CHECKING:
     import torch
@@ -133,14 +134,14 @@ class PictureShelf:
             raise PictureError("medium not supported", f"{medium['kind']!r}; only images and videos are")
         image = medium.get("image")
         if image is not None:
-            path, (width, height) = Path("image in memory"), image.size
+            path, (width, height) = Path("image in memory"), upright_size(image)
         else:
             path = self._path(medium, "picture")
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                     with Image.open(path, formats=PICTURE_FORMATS) as opened:
-                        width, height = opened.size
+                        width, height = upright_size(opened)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise PictureError("picture unreadable", f"{medium['path']}: {error}") from error
         if width * height > MOST_PIXELS:
@@ -213,10 +214,10 @@ class PictureShelf:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if picture.image is not None:
-                    pixels = np.array(picture.image.convert("RGB"))
+                    pixels = np.array(to_rgb(picture.image))
                 else:
                     with Image.open(picture.path, formats=PICTURE_FORMATS) as image:
-                        pixels = np.array(image.convert("RGB"))
+                        pixels = np.array(to_rgb(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise PictureError("picture unreadable", f"{picture.path.name}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)

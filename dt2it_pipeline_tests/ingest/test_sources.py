@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -54,9 +55,14 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(image="gone.png"), "missing image"),
         (row(image="../secret.png"), "path outside the media root"),
         (row(image="/etc/passwd"), "path outside the media root"),
+        (row(image="/a.png"), "path outside the media root"),
+        (row(image=".."), "path outside the media root"),
+        (row(image="linked/a.png"), "path outside the media root"),
         (row(image="link.png"), "path outside the media root"),
         (row(image="cut.png"), "unreadable image"),
         (row(image="text.png"), "unreadable image"),
+        (row(image="a" * 300 + ".png"), "missing image"),
+        (row(image="pipe.png"), "missing image"),
         (row(image=7), "image paths are not text"),
         (row(chosen="y"), "identical sides"),
         (row(chosen=" "), "missing value"),
@@ -78,6 +84,8 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     (root / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     picture(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(root / "pipe.png")
+    (root / "linked").symlink_to(picture(tmp_path / "elsewhere/a.png").parent)
     bundle = read(tmp_path, source(tmp_path, [row(), bad]))
     assert bundle["set_aside"]["reason"].to_pylist() == [reason]
     assert dict(bundle.facts) == {"rows_in": 2, "rows_out": 1, "rows_set_aside": 1}
@@ -85,11 +93,11 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
-    second = read(tmp_path, source(tmp_path, [row(chosen="y", rejected="x"), row(chosen="z")]))
+    second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))
     joined = concatenate([first, second], ("pairs", "prompts", "set_aside"))
     assert [pair["chosen"] for pair in joined["pairs"].to_pylist()] == ["x", "z"]
-    assert joined["set_aside"]["reason"].to_pylist() == ["pair is in an earlier source"]
-    assert joined["set_aside"]["detail"].to_pylist() == ["with the opposite label"]
+    assert joined["set_aside"]["reason"].to_pylist() == ["duplicate pair"]
+    assert joined["set_aside"]["detail"].to_pylist() == ["of a row of s"]
     assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1}
 
 
@@ -107,7 +115,8 @@ def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
     manifest = source(tmp_path, [row()], columns={"chosen": "better"})
     with pytest.raises(
-        SourceError, match=r"column\(s\) \['better'\] not in line 1 of rows.jsonl, which has \['chosen'"
+        SourceError,
+        match=r"source 's': column 'better' is not in line 1 \(id 'r'\), which has \['chosen'.*under `columns`",
     ):
         read(tmp_path, manifest)
 

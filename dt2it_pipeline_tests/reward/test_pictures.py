@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.engines.chat import open_picture
+from dt2it_pipeline.ingest.media import store_image
 from dt2it_pipeline.reward.pictures import PictureError, PictureShelf
+from dt2it_pipeline_tests.ingest.world import PIXELS, encoded, sideways, transparent
 
 
 def medium(path: str, kind: str = "image") -> dict[str, str]:
@@ -66,3 +69,26 @@ def test_grid_is_that_of_the_processor_and_respects_max_pixels(shelf: PictureShe
 
 def test_grey_with_alpha_becomes_rgb(shelf: PictureShelf) -> None:
     assert shelf.decode(shelf.add(medium("grey.png"))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "sideways", "sixteen"])
+def test_our_model_and_vllm_see_the_same_pixels(tmp_path: Path, kind: str, setup: Callable[..., Any]) -> None:
+    if kind == "sideways":
+        content = sideways()
+    elif kind == "sixteen":
+        content = encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257))
+    else:
+        content = encoded(transparent(kind).resize((64, 48)))
+    stored = store_image(content, tmp_path, tmp_path / "media").row
+    (tmp_path / "media/as_it_came").write_bytes(content)  # a user's own file, which no import has seen
+    _, prompter, _ = setup()
+    shelf = PictureShelf(prompter.processor.image_processor, tmp_path / "media", 4096)
+    seen = [
+        shelf.decode(shelf.add(stored | {"path": path, "sha256": path})).permute(1, 2, 0).numpy()
+        for path in (stored["path"], "as_it_came")
+    ]
+    chat = np.asarray(open_picture(tmp_path / "media", stored["path"]))
+    assert all(np.array_equal(pixels, chat) for pixels in seen)
+    assert shelf.pictures[0].grid == shelf.pictures[1].grid
+    _, grids = shelf.patches([shelf.decode(1)])
+    assert tuple(grids[0].tolist()) == shelf.pictures[1].grid

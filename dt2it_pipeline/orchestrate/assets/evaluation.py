@@ -175,7 +175,7 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
     @dg.asset(
         name=f"{arm}_model",
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         pool="gpu",
         kinds={"deepspeed", "pytorch"},
         description=f"Arm for comparison: trained on D0 and {preferences} as they are.",
@@ -191,9 +191,15 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         preferences: Bundle,
     ) -> dg.MaterializeResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
-        joined = joined_pairs(parts, raw_benchmarks)
+        joined = joined_pairs(parts, raw_benchmarks, recipe.decontamination, store.open().media)
         bundle = Heavy(context, store, children, recipe).train(
-            joined["pairs"], joined["prompts"], {**parts, "raw_benchmarks": raw_benchmarks}
+            joined["pairs"],
+            joined["prompts"],
+            {
+                **parts,
+                "raw_benchmarks": raw_benchmarks,
+                "decontamination": recipe.decontamination.model_dump_json(),
+            },
         )
         return result(context, store.open(), bundle, metadata=training_metadata(bundle))
 

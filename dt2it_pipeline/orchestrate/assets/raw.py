@@ -12,14 +12,14 @@ from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint,
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage, stage_key
-from dt2it_pipeline.recipe import DemoSettings, Recipe
+from dt2it_pipeline.recipe import CleaningSettings, DemoSettings, Recipe
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
-_READER_VERSION = "1"  # and of reading a source
+_READER_VERSION = "2"  # and of reading a source
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -29,7 +29,15 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
     deps = [] if recipe.demo is None else [_DEMO]
     landing = (recipe.landing.folder, tuple(manifest.name for manifest in manifests))
     made = [
-        _raw_asset(name, what, tuple(m for m in manifests if m.kind in kinds), tables, deps, (*landing, kinds))
+        _raw_asset(
+            name,
+            what,
+            tuple(m for m in manifests if m.kind in kinds),
+            tables,
+            deps,
+            recipe.cleaning,
+            (*landing, kinds),
+        )
         for name, what, kinds, tables in (
             ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
             ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
@@ -47,7 +55,7 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
         what = "The demo's hidden truth about raw_preferences. Read by the report's grading and the ceiling arm alone."
         made += [
             _demo_sources(recipe.demo, recipe.seed),
-            _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps),
+            _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps, CleaningSettings(near_duplicate=None)),
         ]
     return made
 
@@ -78,6 +86,7 @@ def _raw_asset(
     manifests: tuple[Manifest, ...],
     kinds: tuple[str, ...],
     deps: list[str],
+    cleaning: CleaningSettings,
     landing: tuple[str, tuple[str, ...], tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
     @dg.asset(
@@ -85,7 +94,7 @@ def _raw_asset(
         group_name=GROUP,
         description=what,
         deps=deps,
-        code_version="1",
+        code_version="2",
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
@@ -99,8 +108,10 @@ def _raw_asset(
         faults |= unreadable
         if manifests and not bundles:
             raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
-        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"))
-        unread = [records.set_aside_row(source, "ingest", "unreadable source", why) for source, why in faults.items()]
+        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
+        unread = [
+            records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
+        ]
         tables = dict(joined.tables)
         tables["set_aside"] = records.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
         bundle = run_stage(
@@ -108,7 +119,7 @@ def _raw_asset(
             opened,
             lambda work: Bundle(tables, joined.facts),
             inputs=bundles,
-            settings={"faults": faults},
+            settings={"faults": faults, "cleaning": cleaning},
         )
         readable = dg.AssetCheckResult(
             check_name="sources_readable", passed=not faults, metadata={k: str(v) for k, v in faults.items()}

@@ -1,6 +1,7 @@
 """Group `rounds`: train on D0 and the feedback of the round before, and score (part 3). Its steps: curation.py."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
@@ -8,18 +9,22 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame
-from dt2it_pipeline.ingest.decontaminate import contaminated_prompts, decontaminate
+from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
+from dt2it_pipeline.ingest.media_index import MediaIndex
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
-from dt2it_pipeline.orchestrate.metadata import histogram
+from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import Recipe
+from dt2it_pipeline.recipe import DecontaminationSettings, Recipe
 from dt2it_pipeline.store import Bundle
 
 _RECONCILE = "rows_reconcile"
+_REMOVED = pa.schema(
+    [("reason", pa.string()), ("benchmark", pa.string()), ("source", pa.string()), ("pairs", pa.int64())]
+)
 
 
 def build_round_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -39,28 +44,58 @@ def build_round_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[
     ]
 
 
-def joined_pairs(parts: Mapping[str, Bundle], benchmarks: Bundle) -> Bundle:
+def joined_pairs(
+    parts: Mapping[str, Bundle], benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
+) -> Bundle:
     """Pairs of several bundles as one training set, decontaminated against the benchmarks.
 
-    A pair that several parts hold is taken from the first of them; the others are counted as set aside.
+    The fact `decontamination` tells what was removed: reason, benchmark, source and pairs. A pair that several parts
+    hold is taken from the first of them; the others are counted as set aside.
     """
     pairs = pa.concat_tables([part["pairs"] for part in parts.values()])
     prompts = unique_prompts([part["prompts"] for part in parts.values()])
     seen: set[str] = set()
     first = pa.array([not (key in seen or seen.add(key)) for key in pairs["pair_id"].to_pylist()], pa.bool_())  # type: ignore[func-returns-value]
     repeated = to_frame(pairs.filter(pc.invert(first))).assign(reason="pair is in an earlier part", detail="")
-    clean, contaminated = decontaminate(pairs.filter(first), prompts, benchmarks["prompts"])
+    content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
+    hashes = picture_hashes(prompts, benchmarks, settings, media_root)
+    clean, contaminated, report = decontaminate(pairs.filter(first), prompts, content, settings, hashes)
     used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=clean["prompt_id"].combine_chunks()))
     set_aside = pa.concat_tables([set_aside_table(repeated, "training_pairs"), contaminated])
     facts = {"rows_in": pairs.num_rows, "rows_out": clean.num_rows, "rows_set_aside": set_aside.num_rows}
+    facts["decontamination"] = report
     return Bundle({"pairs": clean, "prompts": used.combine_chunks(), "set_aside": set_aside}, facts)
+
+
+def picture_hashes(
+    prompts: pa.Table, benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
+) -> dict[str, int]:
+    """Perceptual hashes of the media of prompts and benchmarks, by content hash; none where the recipe wants none."""
+    if settings.perceptual_distance is None:
+        return {}
+    tables = (prompts, benchmarks["prompts"])
+    media = (medium for table in tables for row in table["media"].to_pylist() for medium in row)
+    return MediaIndex(media_root).perceptual_hashes(media)
+
+
+def no_contamination(
+    bundle: Bundle, benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
+) -> dg.AssetCheckResult:
+    """Check `no_contamination`: no pair that is trained on holds what a benchmark holds."""
+    content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
+    hashes = picture_hashes(bundle["prompts"], benchmarks, settings, media_root)
+    left = contaminated_pairs(bundle["pairs"], bundle["prompts"], content, settings, hashes)
+    examples = [f"{key}: {fault.reason} ({fault.benchmark})" for key, fault in sorted(left.items())[:5]]
+    return dg.AssetCheckResult(
+        check_name="no_contamination", passed=not left, metadata={"pairs": len(left), "examples": examples}
+    )
 
 
 def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         kinds={"python"},
         op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be told at once
         deps=[FEEDBACK],
@@ -84,15 +119,19 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         bundle = run_stage(
             context,
             opened,
-            lambda work: joined_pairs(parts, raw_benchmarks),
+            lambda work: joined_pairs(parts, raw_benchmarks, recipe.decontamination, opened.media),
             inputs={**parts, "raw_benchmarks": raw_benchmarks},
-            settings={},
+            settings={"decontamination": recipe.decontamination},
         )
-        remaining = contaminated_prompts(bundle["prompts"], raw_benchmarks["prompts"])
-        clean = dg.AssetCheckResult(
-            check_name="no_contamination", passed=not remaining, metadata={"prompts": len(remaining)}
+        clean = no_contamination(bundle, raw_benchmarks, recipe.decontamination, opened.media)
+        removed = pa.Table.from_pylist(bundle.facts["decontamination"], schema=_REMOVED)
+        return result(
+            context,
+            opened,
+            bundle,
+            checks=(reconcile(bundle), clean),
+            metadata={"removed_by_decontamination": markdown_of(removed)},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle), clean))
 
     return training_pairs
 
@@ -147,7 +186,7 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
 
 def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", pool="gpu", kinds={"deepspeed", "pytorch"})
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", pool="gpu", kinds={"deepspeed", "pytorch"})
     def verifier_model(
         context: dg.AssetExecutionContext,
         store: StoreResource,
@@ -179,9 +218,15 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
                 settings={"reused": "reward_model"},
             )
             return result(context, store.open(), bundle)
-        joined = joined_pairs(parts, raw_benchmarks)
+        joined = joined_pairs(parts, raw_benchmarks, recipe.decontamination, store.open().media)
         bundle = Heavy(context, store, children, recipe).train(
-            joined["pairs"], joined["prompts"], {**parts, "raw_benchmarks": raw_benchmarks}
+            joined["pairs"],
+            joined["prompts"],
+            {
+                **parts,
+                "raw_benchmarks": raw_benchmarks,
+                "decontamination": recipe.decontamination.model_dump_json(),
+            },
         )
         return result(context, store.open(), bundle, metadata=training_metadata(bundle))
 

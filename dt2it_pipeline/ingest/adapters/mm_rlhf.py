@@ -1,0 +1,33 @@
+"""yifanzhang114/MM-RLHF: pairs over a picture or over a folder of video frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dt2it_pipeline.ingest.adapters.registry import per_row
+from dt2it_pipeline.ingest.adapters.shared import chat
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside
+
+
+@per_row(
+    "mm_rlhf", ("preferences",), ("id", "image", "video", "prompt", "chosen", "rejected", "is_tie", "mixed_up_image")
+)
+def items(row: Row) -> Iterator[Item]:
+    """One pair; rows marked as ties, and rows whose picture is marked as mixed up with another's, are set aside."""
+    yield pair(row)
+
+
+def pair(row: Row, group: str | None = None) -> Item:
+    """The item of a row of MM-RLHF or of its benchmark. Raises RowError where image and video are not exactly one."""
+    system, turns = chat(row.need("prompt"), "prompt")
+    media = (*row.media("image"), *row.media("video", "video"))
+    if not media:
+        row.need("image", "video")
+    if row.has("image") == row.has("video"):
+        raise RowError("not one of image and video", f"image {row.get('image')!r}, video {row.get('video')!r}"[:160])
+    if row.get("is_tie"):
+        return SetAside(row.row_id, TIE, "is_tie")
+    if row.get("mixed_up_image"):
+        return SetAside(row.row_id, "mixed-up image", "mixed_up_image is set")
+    chosen, rejected = row.text("chosen"), row.text("rejected")
+    return Conversation(row.row_id, turns, media, chosen, rejected, system=system, group=group)

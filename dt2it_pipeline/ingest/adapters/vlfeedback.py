@@ -1,0 +1,74 @@
+"""MMInstruction/VLFeedback: several answers to a prompt, each rated from 1 to 5 in three aspects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from dt2it_pipeline.ingest.adapters.registry import per_row
+from dt2it_pipeline.ingest.adapters.shared import user
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside, checked_text
+
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+
+
+@per_row("vlfeedback", ("preferences",), ("id", "prompt", "completions", "models", "image", "img_path"))
+def items(row: Row) -> Iterator[Item]:
+    """Every pair of answers whose mean ratings differ; the strength is the difference, in points of the rating.
+
+    An answer that lacks a number in one of the aspects is set aside; equal means are ties.
+    """
+    media = row.media("image") or row.media("img_path")
+    if not media:
+        row.need("image", "img_path")
+    question = user(row.text("prompt"))
+    rated: list[tuple[int, str, float]] = []
+    for number, completion in enumerate(_completions(row.need("completions"))):
+        name = f"{row.row_id}:{number}"
+        try:
+            where = f"completions[{number}]"
+            rated.append((number, checked_text(completion.get("response"), f"{where}.response"), _rating(completion)))
+        except RowError as error:
+            yield SetAside(name, error.reason, error.detail)
+    if len(rated) < 2:
+        yield SetAside(row.row_id, "fewer than two rated answers", f"{len(rated)} with ratings")
+    for (i, first, a), (j, second, b) in combinations(rated, 2):
+        name = f"{row.row_id}:{i}-{j}"
+        if a == b:
+            yield SetAside(name, TIE, f"both are rated {a:.2f}")
+        else:
+            chosen, rejected = (first, second) if a > b else (second, first)
+            # Means of thirds, so that equal sums are equal means; rounded where binary fractions would show.
+            yield Conversation(name, question, media, chosen, rejected, strength=round(abs(a - b), 6))
+
+
+def _completions(value: Any) -> list[dict[str, Any]]:
+    """Completions as a list of objects; `datasets` gives a sequence of objects as an object of lists."""
+    if isinstance(value, Mapping):
+        lengths = {name: len(values) for name, values in value.items()}
+        if len(set(lengths.values())) > 1:
+            raise RowError("not a list of completions", f"lists of different lengths: {lengths}")
+        value = [dict(zip(value, entry, strict=True)) for entry in zip(*value.values(), strict=True)]
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise RowError("not a list of completions", repr(value)[:120])
+    return value
+
+
+def _rating(completion: Mapping[str, Any]) -> float:
+    annotations = completion.get("annotations")
+    if not isinstance(annotations, Mapping):
+        raise RowError("rating is not a number", f"annotations: {annotations!r}"[:120])
+    values = []
+    for aspect in ASPECTS:
+        entry = annotations.get(aspect)
+        found = entry.get("Rating") if isinstance(entry, Mapping) else entry
+        try:
+            value = float(found)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise RowError("rating is not a number", f"{aspect}: {found!r}; there are {sorted(annotations)}"[:160])
+        values.append(value)
+    return math.fsum(values) / len(values)

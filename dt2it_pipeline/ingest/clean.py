@@ -1,0 +1,172 @@
+"""Cleaning of preference pairs, as pure functions on tables: repeated, nearly repeated and contradictory pairs.
+
+Two pairs can be the same only where their questions are: equal media, and equal words but for case, width (NFKC) and
+white space. What two sides of one pair have in common does not count: corrections of a few words are the point of some
+sources.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from dt2it_pipeline import records
+
+CONTRADICTORY = "contradictory pair"
+REPEATED = "duplicate pair"
+NEARLY_REPEATED = "near-duplicate pair"
+IDENTICAL = "identical sides"
+_SHINGLE = 5  # characters; the measure is the same for languages that write no spaces
+_HAN_SHARE = 0.3  # of a text's letters, from which on it is Chinese
+_MARKER = re.compile("<(?:image|video)>")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+_OTHER_EAST_ASIAN = re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")  # kana and Hangul
+
+
+class Fault(NamedTuple):
+    """Why a pair is set aside, and what was found."""
+
+    reason: str
+    detail: str
+
+
+def language_of(text: str, default: str) -> str:
+    """`zh` where at least 30% of a text's letters are Han and none is kana or Hangul, else `default`.
+
+    A guess from the script alone: it tells Chinese from languages of other scripts, and nothing else.
+    """
+    if text.isascii() or _OTHER_EAST_ASIAN.search(text):
+        return default
+    letters = sum(map(str.isalpha, text))
+    return "zh" if letters and len(_HAN.findall(text)) >= _HAN_SHARE * letters else default
+
+
+def normalised(text: str) -> str:
+    """Text in one width and case, with single spaces, without media markers."""
+    return " ".join(unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold().split())
+
+
+def similarity(first: str, second: str) -> float:
+    """Jaccard similarity of two normalised texts' sets of 5-character shingles, 0 to 1."""
+    return 1.0 if first == second else _jaccard(_shingles(first), _shingles(second))
+
+
+def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None) -> dict[int, Fault]:
+    """Rows of a pairs table that should be set aside, by their number in the table.
+
+    - `identical sides`: both sides are the same text once normalised;
+    - `contradictory pair`: the same two sides are preferred both ways; all of these rows, since none can be believed;
+    - `duplicate pair`: the same sides, preferred the same way, stand in an earlier row;
+    - `near-duplicate pair`: both sides have at least `near_duplicate` shingles in common (Jaccard) with the sides of an
+      earlier row of the same question; not looked for where it is None.
+
+    Args:
+        pairs: table kind `pairs`; a pair_id may occur several times.
+        prompts: table kind `prompts`, with every prompt of the pairs.
+        near_duplicate: 0 to 1.
+    """
+    questions = _questions(prompts)
+    sides = [[normalised(text) for text in pairs[name].to_pylist()] for name in ("chosen", "rejected")]
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for row, key in enumerate(pairs["prompt_id"].to_pylist()):
+        groups[questions[key]].append(row)
+    sources = pairs["source"].to_pylist()
+    found: dict[int, Fault] = {}
+    for rows in groups.values():
+        texts = {row: (sides[0][row], sides[1][row]) for row in rows}
+        left = _exact(rows, texts, sources, found)
+        if near_duplicate is not None and len(left) > 1:
+            _near(left, texts, sources, near_duplicate, found)
+    return found
+
+
+def clean_pairs(
+    pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, stage: str
+) -> tuple[pa.Table, pa.Table]:
+    """Split a pairs table into the rows to keep and a `set_aside` table of the others (see `faulty_pairs`)."""
+    found = faulty_pairs(pairs, prompts, near_duplicate)
+    keep = pa.array([row not in found for row in range(pairs.num_rows)], pa.bool_())
+    ids, sources = pairs["pair_id"].to_pylist(), pairs["source"].to_pylist()
+    aside = [records.set_aside_row(ids[row], stage, *found[row], sources[row]) for row in sorted(found)]
+    return pairs.filter(keep).combine_chunks(), records.table(aside, "set_aside")
+
+
+def _questions(prompts: pa.Table) -> dict[str, Any]:
+    columns = (prompts[name].to_pylist() for name in ("prompt_id", "system", "turns", "media"))
+    return {
+        key: (
+            normalised(system),
+            tuple(normalised(turn["text"]) for turn in turns),
+            tuple(medium["sha256"] for medium in media),
+        )
+        for key, system, turns, media in zip(*columns, strict=True)
+    }
+
+
+def _exact(
+    rows: Sequence[int], texts: Mapping[int, tuple[str, str]], sources: Sequence[str], found: dict[int, Fault]
+) -> list[int]:
+    """Judge rows of one question by equal sides; returns those that are left."""
+    same: dict[frozenset[str], list[int]] = defaultdict(list)
+    for row in rows:
+        if texts[row][0] == texts[row][1]:
+            found[row] = Fault(IDENTICAL, texts[row][0][:80])
+        else:
+            same[frozenset(texts[row])].append(row)
+    left = []
+    for first, *others in same.values():
+        if any(texts[other] != texts[first] for other in others):
+            where = ", ".join(sorted({sources[row] for row in (first, *others)}))
+            for row in (first, *others):
+                found[row] = Fault(CONTRADICTORY, f"preferred both ways in {len(others) + 1} rows of {where}")
+            continue
+        left.append(first)
+        for other in others:
+            found[other] = Fault(REPEATED, f"of a row of {sources[first]}")
+    return left
+
+
+def _near(
+    rows: Sequence[int],
+    texts: Mapping[int, tuple[str, str]],
+    sources: Sequence[str],
+    least: float,
+    found: dict[int, Fault],
+) -> None:
+    shingles: dict[str, frozenset[str]] = {}
+
+    def alike(first: str, second: str) -> float:
+        if first == second:
+            return 1.0
+        if min(len(first), len(second)) < least * 0.5 * max(len(first), len(second)):
+            return 0.0  # repeated shingles count once, so that lengths bound the similarity loosely
+        for text in (first, second):
+            if text not in shingles:
+                shingles[text] = _shingles(text)
+        return _jaccard(shingles[first], shingles[second])
+
+    kept: list[int] = []
+    for row in sorted(rows):
+        for other in kept:
+            chosen = alike(texts[row][0], texts[other][0])
+            rejected = alike(texts[row][1], texts[other][1]) if chosen >= least else 0.0
+            if min(chosen, rejected) >= least:
+                detail = f"chosen {chosen:.3f}, rejected {rejected:.3f} like a row of {sources[other]}"
+                found[row] = Fault(NEARLY_REPEATED, detail)
+                break
+        else:
+            kept.append(row)
+
+
+def _shingles(text: str) -> frozenset[str]:
+    return frozenset(text[at : at + _SHINGLE] for at in range(max(1, len(text) - _SHINGLE + 1)))
+
+
+def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    common = len(first & second)
+    return common / (len(first) + len(second) - common)

@@ -1,0 +1,82 @@
+"""From a picture's file to RGB: the one way in which every reader of the pipeline sees a picture.
+
+Upright by its EXIF orientation, 16-bit values scaled to 8 bits, transparency on white, first frame of an animation.
+Nothing else belongs here; where pictures lie, and whether they may be read, is media.py's task.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_ORIENTATION = 0x0112  # the EXIF tag
+HASH_BITS = 64
+_GRID = 32  # pixels a side from which the perceptual hash is computed
+_KEPT = 8  # lowest frequencies a direction
+_FLAT = 4.0  # grey levels; a picture that varies less has no structure to recognise
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as upright RGB, whatever its mode; the picture itself is left as it is."""
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits in grey levels as one of 8 bits: 0 to 65535 become 0 to 255.
+
+    One of 32 bits does not say what its white is; values up to 255 are taken as they are, others as 16 bits.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        values = values / 257
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture as `to_rgb` gives it, from its header."""
+    width, height = image.size
+    return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened picture, from its header; 1 is upright.
+
+    A PNG may hold its EXIF behind its pixels; such a picture counts as upright until it has been decoded, as the import
+    does with every picture.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    value = image.getexif().get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """64-bit hash of what a picture looks like: close hashes (in bits that differ) mean alike pictures.
+
+    The signs of the lowest 8 x 8 frequencies of the grey picture's cosine transform against their median, the mean
+    left out (pHash). Scaling and recompression change few bits. None for a picture without structure, whose hash would
+    be noise.
+    """
+    grey = np.asarray(to_rgb(image).convert("L").resize((_GRID, _GRID), Image.Resampling.BOX), dtype=np.float64)
+    if grey.std() < _FLAT:
+        return None
+    low = (_COSINES @ grey @ _COSINES.T).ravel()
+    bits = low > np.median(low[1:])
+    bits[0] = False  # the mean is brightness, no structure
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _cosines() -> np.ndarray:
+    positions = np.arange(_GRID) + 0.5
+    return np.cos(np.pi / _GRID * np.arange(_KEPT)[:, None] * positions[None, :])
+
+
+_COSINES = _cosines()

@@ -1,0 +1,294 @@
+"""Reads the rows of a source, one after the other: JSON Lines, JSON, CSV, Parquet, archives of these, `datasets`.
+
+Nothing is held in memory but the row (or batch) at hand. JSON and CSV are read here, so that a malformed line is set
+aside with its number instead of ending the source. A local copy never touches the network.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
+from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
+from dt2it_pipeline.ingest.media import MediaError, confined
+from dt2it_pipeline.ingest.rows import Row, SetAside
+
+_CHUNK = 1 << 20  # characters
+_BATCH = 64  # rows of a Parquet file at a time; each may hold a picture
+_EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
+
+
+class SourceError(ValueError):
+    """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
+
+
+def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
+    """The rows of a source in order, at most `limit` of them, malformed ones among them as SetAside.
+
+    Raises:
+        SourceError: the source is missing, is not of its format, or must come from the Hub and has no pinned revision.
+    """
+    data, media_root = manifest.located(sources)
+    try:
+        found = _hub(manifest) if data is None else _path(data, manifest, media_root or data.parent)
+        for number, read in enumerate(found):
+            if manifest.limit is not None and number >= manifest.limit:
+                return
+            if isinstance(read, SetAside):
+                yield read
+                continue
+            where, values = read
+            row_id = values.get(manifest.column("id"))
+            if row_id is None:
+                yield Row(where, values, manifest.columns, manifest.kind, where)
+            else:
+                yield Row(str(row_id), values, manifest.columns, manifest.kind, f"{where} (id {row_id!r})")
+    except SourceError as error:
+        raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        place = getattr(error, "filename", None) or data or manifest.hub
+        raise SourceError(f"source {manifest.name!r}: cannot read {place}: {_reason(error)}") from error
+
+
+def data_files(path: Path, format: str | None = None) -> list[Path]:
+    """The data files of a local source: the file itself, or those of a folder in the order of their names.
+
+    Raises:
+        SourceError: there is none, or the folder holds several formats and `format` does not say which is meant.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _format_of(file.name)]
+    files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
+    kinds = sorted({kind for file in files if (kind := _format_of(file.name))})
+    if format is None and len(kinds) > 1:
+        raise SourceError(
+            f"{path} holds files of several formats {kinds}; say `format` in the manifest, or name a file"
+        )
+    files = [file for file in files if format in (None, _format_of(file.name))]
+    if not files:
+        raise SourceError(f"{path} holds no data file ({', '.join(_EXTENSIONS)})")
+    return files
+
+
+def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Read]:
+    if manifest.format == "parts":
+        yield from _parts(path, media_root)
+    elif manifest.format == "dataset":
+        yield from _local_dataset(path, manifest)
+    else:
+        files = data_files(path, manifest.format)
+        for file in files:
+            yield from _file(file, manifest.format, f"{file.name} " if len(files) > 1 else "")
+
+
+def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
+    if file.name.endswith(".zip"):
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in sorted(archive.namelist()) if _format_of(name)]
+            yield from _members(file, names, archive.open, format)
+    elif file.name.endswith(_ARCHIVES):
+        with tarfile.open(file) as archive:
+            members = {member.name: member for member in archive.getmembers() if member.isreg()}
+            names = [name for name in sorted(members) if _format_of(name)]
+            yield from _members(file, names, lambda name: _some(archive.extractfile(members[name])), format)
+    else:
+        with file.open("rb") as stream:
+            yield from _stream(stream, format or _format_of(file.name), file.name, prefix)
+
+
+def _members(file: Path, names: list[str], opened: Callable[[str], IO[bytes]], format: str | None) -> Iterator[Read]:
+    if not names:
+        raise SourceError(f"{file} holds no data file ({', '.join(_EXTENSIONS)})")
+    for name in names:
+        with opened(name) as stream:
+            yield from _stream(stream, format or _format_of(name), name, f"{name} " if len(names) > 1 else "")
+
+
+def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
+    if format == "parquet":
+        yield from _parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name, prefix)
+    elif format == "json":
+        yield from _json_array(stream, name, prefix)
+    elif format == "csv":
+        yield from _csv(stream, prefix)
+    elif format == "jsonl":
+        yield from _json_lines(stream, prefix)
+    else:
+        raise SourceError(f"cannot tell the format of {name}; say `format` in the manifest ({', '.join(FORMATS)})")
+
+
+def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
+    for number, raw in enumerate(stream, start=1):
+        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if not line.strip():
+            continue
+        where = f"{prefix}line {number}"
+        try:
+            value = json.loads(line.decode("utf-8", "surrogateescape"))
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object, found {type(value).__name__}")
+        except (ValueError, RecursionError) as error:
+            yield SetAside(where, "malformed JSON", str(error))
+            continue
+        yield where, value
+
+
+def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
+    """Elements of one long JSON array, decoded one by one as the file is read."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
+    decoder = json.JSONDecoder()
+    buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
+    if not buffer.startswith("["):
+        raise SourceError(f"{name} is not a JSON array; for one object per line say `format: jsonl`")
+    at = 1
+    while True:
+        at = _skip(buffer, at, " \t\r\n,")
+        if at < len(buffer) and buffer[at] == "]":
+            return
+        try:
+            value, end = decoder.raw_decode(buffer, at)
+            whole = end < len(buffer) or ended  # a number at the end of what was read may go on
+        except (ValueError, RecursionError) as error:
+            value, end, whole = None, at, False
+            if ended:
+                raise SourceError(f"{name} is malformed behind element {number}: {error}") from error
+        if not whole:
+            more = text.read(max(_CHUNK, len(buffer) - at))  # doubling: an element is never decoded often
+            buffer, at, ended = buffer[at:] + more, 0, not more
+            continue
+        number, at = number + 1, end
+        where = f"{prefix}row {number}"
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            yield SetAside(where, "malformed JSON", f"expected an object, found {type(value).__name__}")
+        if at > _CHUNK:
+            buffer, at = buffer[at:], 0
+
+
+def _skip(text: str, at: int, characters: str) -> int:
+    while at < len(text) and text[at] in characters:
+        at += 1
+    return at
+
+
+def _csv(stream: IO[bytes], prefix: str) -> Iterator[Read]:
+    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield SetAside(f"{prefix}line {reader.line_num}", "malformed CSV", str(error))
+            continue
+        where = f"{prefix}line {reader.line_num}"
+        if None in values or any(value is None for value in values.values()):
+            yield SetAside(where, "malformed CSV", f"not the {len(reader.fieldnames or ())} values of the heading")
+        else:
+            yield where, {key: value if value != "" else None for key, value in values.items()}
+
+
+def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH):
+            for values in batch.to_pylist():
+                number += 1
+                yield f"{prefix}row {number}", values
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
+
+
+def _parts(path: Path, root: Path) -> Iterator[Read]:
+    """Rows of all parts that an MMPR meta.json names; their `annotation` and `root` count from the media root."""
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise SourceError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(parts, dict):
+        raise SourceError(f"{path} must be an object of parts, found {type(parts).__name__}")
+    for name, part in parts.items():
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), str) for key in ("annotation", "root")):
+            raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
+        try:
+            file = confined(part["annotation"], root)
+        except MediaError as error:
+            raise SourceError(f"part {name!r} of {path.name}: {error}") from error
+        with file.open("rb") as stream:
+            for read in _json_lines(stream, f"{name} "):
+                yield read if isinstance(read, SetAside) else (read[0], {**read[1], PART_ROOT: part["root"]})
+
+
+def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
+    """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        yield from _undecoded(_saved(path, manifest.split))
+    else:
+        yield from _undecoded(_loaded(str(path), manifest, None))
+
+
+def _hub(manifest: Manifest) -> Iterator[Read]:
+    if manifest.revision is None:
+        copy = f", or put a local copy in {manifest.path}" if manifest.path else ""
+        raise SourceError(
+            f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean, from the "
+            f"history of its files on the Hub{copy}"
+        )
+    yield from _undecoded(_loaded(str(manifest.hub), manifest, manifest.revision))
+
+
+def _saved(path: Path, split: str | None) -> Any:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(path))
+        if isinstance(found, datasets.DatasetDict):
+            found = found[split or "train"]
+        return found.to_iterable_dataset()
+    except Exception as error:  # as below
+        raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
+
+
+def _loaded(where: str, manifest: Manifest, revision: str | None) -> Any:
+    import datasets
+
+    split = manifest.split or "train"
+    try:
+        return datasets.load_dataset(where, name=manifest.config, split=split, revision=revision, streaming=True)
+    except Exception as error:  # the library raises many kinds, for a missing split as for a missing network
+        raise SourceError(f"`datasets` cannot load {where}, split {split!r}: {error}") from error
+
+
+def _undecoded(rows: Any) -> Iterator[Read]:
+    """Rows with pictures as {bytes, path}: decoding them is the media import's task."""
+    for number, values in enumerate(rows.decode(False), start=1):
+        yield f"row {number}", values
+
+
+def _format_of(name: str) -> str | None:
+    return next((kind for extension, kind in _EXTENSIONS.items() if name.lower().endswith(extension)), None)
+
+
+def _some(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None  # only regular members are asked for
+    return stream
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

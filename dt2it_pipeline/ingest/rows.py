@@ -1,0 +1,162 @@
+"""What lies between a source's file and our tables: a row as it was read, and the neutral items that are made of it.
+
+A row's way: reading.py gives a `Row`, an adapter makes items of it, media.py imports their media, sources.py records
+them. Whatever cannot go on becomes a `SetAside`, at whichever step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MediumKind = Literal["image", "video"]
+Turn = dict[str, str]  # role (user or assistant) and text
+TIE = "tie"  # reason under which rows without a preference are set aside
+
+
+class RowError(ValueError):
+    """A row cannot be used; `reason` is a short fixed phrase, `detail` says what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class ColumnError(RowError):
+    """A column that the adapter needs is not in the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A picture or video as the source gives it: a path below the media root, or the file's content."""
+
+    kind: MediumKind
+    value: str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred."""
+
+    row_id: str
+    turns: tuple[Turn, ...]
+    media: tuple[Medium, ...] = ()
+    chosen: str | None = None
+    rejected: str | None = None
+    reference: str | None = None
+    system: str = ""
+    strength: float | None = None
+    group: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PicturePair:
+    """Two pictures for one caption, one of which is preferred."""
+
+    row_id: str
+    caption: str
+    preferred: Medium
+    other: Medium
+    strength: float | None = None
+    group: str | None = None
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """Both pictures, the preferred one first."""
+        return self.preferred, self.other
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Something in the source that becomes no record: a tie, a malformed line, a row that cannot be used."""
+
+    row_id: str
+    reason: str
+    detail: str = ""
+    missing_column: bool = False
+
+
+Item = Conversation | PicturePair | SetAside
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a source as it was read.
+
+    Adapters name columns as the source's authors did; `columns` of the manifest says where a copy calls them otherwise.
+    """
+
+    row_id: str
+    values: Mapping[str, Any]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "preferences"
+    where: str = ""  # where it stands, as errors say it; the id alone may not find it
+
+    def has(self, name: str) -> bool:
+        """Whether there is a value that is not null."""
+        return self.get(name) is not None
+
+    def get(self, name: str) -> Any:
+        """The value of a column, None where there is none."""
+        return self.values.get(self.columns.get(name, name))
+
+    def need(self, *names: str) -> Any:
+        """The value of the first of these columns that the row has. Raises ColumnError where it has none of them."""
+        for name in names:
+            column = self.columns.get(name, name)
+            if column in self.values:
+                return self.values[column]
+        wanted = " or ".join(repr(self.columns.get(name, name)) for name in names)
+        raise ColumnError(
+            "missing column", f"column {wanted} is not in {self.where or self.row_id}, which has {sorted(self.values)}"
+        )
+
+    def text(self, *names: str) -> str:
+        """The same as text. Raises RowError where the value is not text, is blank, or is no valid Unicode."""
+        return checked_text(self.need(*names), f"column {self.columns.get(names[0], names[0])!r}")
+
+    def number(self, name: str) -> float | None:
+        """A column as a number, None where it is absent or null. Raises RowError where it is something else."""
+        value = self.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise RowError("not a number", f"column {self.columns.get(name, name)!r}: {value!r}"[:120])
+        return float(value)
+
+    def media(self, name: str, kind: MediumKind = "image") -> tuple[Medium, ...]:
+        """The media of a column: none, one or a list of paths, base64 texts, bytes or {bytes, path}."""
+        column = self.columns.get(name, name)
+        if name in self.columns and column not in self.values:  # a misspelt column would lose every picture silently
+            raise RowError("missing value", f"column {column!r} is not in the row")
+        value = self.get(name)
+        if value is None:
+            return ()
+        return tuple(medium(one, kind, column) for one in (value if isinstance(value, list | tuple) else [value]))
+
+    def picture(self, name: str) -> Medium:
+        """The one picture of a column that must be there."""
+        return medium(self.need(name), "image", self.columns.get(name, name))
+
+
+def medium(value: Any, kind: MediumKind, column: str) -> Medium:
+    """A medium from what a column may hold: text, bytes, or {bytes, path} as `datasets` gives undecoded pictures."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, str | bytes) or not value:
+        raise RowError(f"{kind} paths are not text", f"column {column!r}: {value!r}"[:120])
+    return Medium(kind, value)
+
+
+def checked_text(value: Any, where: str) -> str:
+    """Text that is not blank and can be written as UTF-8. Raises RowError otherwise, naming `where`."""
+    if not isinstance(value, str) or not value.strip():
+        raise RowError("missing value", f"{where}: {value!r}"[:120])
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("not UTF-8", where) from None
+    return value

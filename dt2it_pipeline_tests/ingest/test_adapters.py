@@ -1,0 +1,367 @@
+"""Every adapter on rows of its published schema, and on what is wrong with such rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
+from dt2it_pipeline.ingest.adapters.llava_critic import verdict
+from dt2it_pipeline.ingest.reading import SourceError
+from dt2it_pipeline.ingest.rows import Conversation, Medium, PicturePair, SetAside
+from dt2it_pipeline_tests.ingest.world import items
+
+HUMAN, GPT = "human", "gpt"
+
+
+def said(role: str, text: str) -> dict[str, str]:
+    return {"from": role, "value": text}
+
+
+def told(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def rated(response: str, *ratings: str) -> dict[str, Any]:
+    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+    notes = {aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=True)}
+    return {"annotations": notes, "model": "m", "response": response}
+
+
+CRITIC = (
+    "<image>\nGiven an image and a question, judge the answers. Your task is provided as follows:\n"
+    "Question: [What is it?]\n"
+    "The first response: [A cat,\nand a mat.]\nThe second response: [A dog.]\nASSISTANT:\n"
+)
+JUDGE = "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Response 2]:\ngood"
+ROWS: dict[str, dict[str, Any]] = {
+    "flat": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
+    "rlaif_v": {
+        "ds_name": "RLAIF-V",
+        "image": "a.png",
+        "question": "What is it?",
+        "chosen": "good",
+        "rejected": "bad",
+        "origin_dataset": "COCO",
+        "origin_split": "{}",
+        "idx": "7",
+        "image_path": "b.png",
+    },
+    "rlhf_v": {
+        "ds_name": "RLHF-V",
+        "image_path": "a.png",
+        "image": None,
+        "origin_dataset": "COCO",
+        "idx": 3,
+        "text": json.dumps({"question": "What is it?", "chosen": "good", "rejected": "bad"}),
+    },
+    "spa_vl": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
+    "povid": {
+        "id": "1",
+        "image": "a.png",
+        "conversations": [said(HUMAN, "What is it?"), said(GPT, "good")],
+        "rejected_conversations": [said(HUMAN, "What is it?"), said(GPT, "bad")],
+    },
+    "mmpr": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad", "answer_gt": "B"},
+    "mm_rlhf": {
+        "id": "1",
+        "image": "a.png",
+        "prompt": "What is it?",
+        "chosen": "good",
+        "rejected": "bad",
+        "is_tie": False,
+    },
+    "r1_reward": {
+        "question": "What is it?",
+        "image": "a.png",
+        "answer": ["<answer>2</answer>"],
+        "message": json.dumps([told("user", JUDGE)]),
+    },
+    "llava_human_preference": {
+        "id": "1",
+        "image": "a.png",
+        "conversations": [said(HUMAN, "What is it?")],
+        "preference": 2,
+        "output_1": {"from": "llava", "value": "bad"},
+        "output_2": {"from": "llava", "value": "good"},
+        "hallucination": False,
+    },
+    "llamafactory": {
+        "conversations": [said(HUMAN, "What is it?")],
+        "images": ["a.png"],
+        "chosen": said(GPT, "good"),
+        "rejected": said(GPT, "bad"),
+    },
+    "wildvision": {
+        "question_id": "q",
+        "model_a": "x",
+        "model_b": "y",
+        "image": "a.png",
+        "winner": "model_b",
+        "language": "English",
+        "conversation_a": [told("user", "What is it?"), told("assistant", "bad")],
+        "conversation_b": [told("user", "What is it?"), told("assistant", "good")],
+    },
+    "llava_critic": {
+        "id": "1",
+        "source": "s",
+        "image": "a.png",
+        "conversations": [
+            said(HUMAN, CRITIC.replace("A cat,\nand a mat.", "bad").replace("A dog.", "good")),
+            said(GPT, "The second response is better, because it is good."),
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_row_of_each_preference_schema(tmp_path: Path, name: str) -> None:
+    (made,) = items(tmp_path, [ROWS[name]], name)
+    assert isinstance(made, Conversation), made
+    assert (made.turns, made.chosen, made.rejected) == (({"role": "user", "text": "What is it?"},), "good", "bad")
+    assert made.media == (Medium("image", "a.png"),)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_renamed_column_is_named_with_its_row_and_what_was_found(tmp_path: Path, name: str) -> None:
+    gone = next(c for c in ("question", "prompt", "text", "conversations", "conversation_a") if c in ROWS[name])
+    renamed = {("renamed" if key == gone else key): value for key, value in ROWS[name].items()}
+    with pytest.raises(SourceError, match=rf"source 's': column '{gone}'( or .*)? is not in line 1.*'renamed'"):
+        items(tmp_path, [renamed], name)
+    (made,) = items(tmp_path, [renamed], name, columns={gone: "renamed"})
+    assert isinstance(made, Conversation)
+    broken, whole = items(tmp_path, [renamed, ROWS[name]], name)  # one bad row does not end the source
+    assert isinstance(broken, SetAside) and broken.reason == "missing column" and gone in broken.detail
+    assert isinstance(whole, Conversation)
+
+
+def test_every_adapter_is_tested_on_its_schema() -> None:
+    pictures = {"hpdv2", "hpdv3", "pick_a_pic", "image_reward", "image_reward_db"}
+    benchmarks = {"vl_rewardbench", "multimodal_rewardbench", "mm_rlhf_rewardbench"}
+    assert set(ADAPTERS) == {*ROWS, *pictures, *benchmarks, "vlfeedback"}
+
+
+def test_an_unknown_adapter_is_told_with_those_there_are() -> None:
+    with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
+        adapter("rlaif")
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+@pytest.mark.parametrize("column", ["img_path", "image"])
+def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, column: str) -> None:
+    completions: Any = [
+        rated("a", "5", "5", "4"),
+        rated("b", "3", "5", "4"),
+        rated("c", "4", "5", "5"),
+        rated("d", "N/A", "5", "5"),
+    ]
+    if as_lists:  # as `datasets` gives a sequence of objects
+        completions = {key: [entry[key] for entry in completions] for key in completions[0]}
+    made = items(
+        tmp_path, [{"id": "1", "prompt": "q", "models": [], "completions": completions, column: "a.png"}], "vlfeedback"
+    )
+    pairs = [(m.chosen, m.rejected, m.strength) for m in made if isinstance(m, Conversation)]
+    assert pairs == [("a", "b", 0.666667), ("c", "b", 0.666667)]
+    aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
+    assert aside == [("1:3", "rating is not a number"), ("1:0-2", "tie")]
+
+
+def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
+    first = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "good")]
+    second = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "bad")]
+    other = [told("user", "q1"), told("assistant", "else"), told("user", "q2"), told("assistant", "bad")]
+    row = ROWS["wildvision"] | {"conversation_b": first, "conversation_a": second}
+    same, parted = items(tmp_path, [row, row | {"conversation_a": other}], "wildvision")
+    assert isinstance(same, Conversation) and isinstance(parted, Conversation)
+    assert [turn["text"] for turn in same.turns] == ["q1", "same", "q2"]
+    assert (same.chosen, same.rejected) == ("good", "bad")
+    assert [turn["text"] for turn in parted.turns] == ["q1"]
+    assert parted.rejected == "else\n\nUser: q2\n\nAssistant: bad"
+
+
+def test_a_battle_is_won_by_side_or_by_name(tmp_path: Path) -> None:
+    made = items(tmp_path, [ROWS["wildvision"] | {"winner": winner} for winner in ("Y", "model_a")], "wildvision")
+    assert [item.chosen for item in made if isinstance(item, Conversation)] == ["good", "bad"]
+
+
+TIES = [
+    ("flat", {"tie": True}),
+    ("mm_rlhf", {"is_tie": True}),
+    ("wildvision", {"winner": "tie"}),
+    ("wildvision", {"winner": "tie (bothbad)"}),
+    ("wildvision", {"winner": "bothbad"}),
+    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Both are equally good.")]}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), TIES)
+def test_ties_are_set_aside_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+    (made,) = items(tmp_path, [ROWS[name] | change], name)
+    assert isinstance(made, SetAside) and made.reason == "tie"
+
+
+FAULTS = [
+    ("mm_rlhf", {"mixed_up_image": True}, "mixed-up image"),
+    ("mm_rlhf", {"video": "clip"}, "not one of image and video"),
+    ("rlhf_v", {"text": "{"}, "malformed JSON"),
+    ("rlhf_v", {"text": "[]"}, "malformed JSON"),
+    ("rlhf_v", {"text": '{"question": "q", "chosen": "a"}'}, "missing value"),
+    ("llava_human_preference", {"preference": 0}, "verdict cannot be told"),
+    ("wildvision", {"winner": "nobody"}, "verdict cannot be told"),
+    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict cannot be told"),
+    ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict cannot be told"),
+    ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
+    ("r1_reward", {"message": "[]"}, "answers cannot be told"),
+    ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
+    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice pictures.")]}, "verdict cannot be told"),
+    (
+        "llava_critic",
+        {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]},
+        "answers cannot be told",
+    ),
+    ("povid", {"conversations": [said("robot", "?")]}, "not a conversation"),
+    ("povid", {"rejected_conversations": [said(HUMAN, "Who?"), said(GPT, "bad")]}, "conversations do not begin alike"),
+    ("llamafactory", {"conversations": [said(HUMAN, "q"), said(GPT, "a")]}, "not a conversation"),
+    ("spa_vl", {"image": 7}, "image paths are not text"),
+    ("spa_vl", {"chosen": None}, "missing value"),
+    ("flat", {"strength": "high"}, "not a number"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "reason"), FAULTS)
+def test_a_bad_row_is_set_aside_with_its_reason(tmp_path: Path, name: str, change: dict[str, Any], reason: str) -> None:
+    bad, good = items(tmp_path, [ROWS[name] | change, ROWS[name]], name)
+    assert isinstance(bad, SetAside) and bad.reason == reason and isinstance(good, Conversation)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("The first response is better. It names the cat.", 1),
+        ("Response 2 is clearly superior.", 2),
+        ("The second response is worse, for it guesses.", 1),
+        ("All told, the better response is: Response B", 2),
+        ("Answer 1 is slightly better than answer 2.", 1),
+        ("Both responses are equally accurate, so it is a tie.", 0),
+        ("Neither response is better.", 0),
+        ("The first response is better. No, the second response is better.", None),
+        ("The first response is longer.", None),
+        ("", None),
+    ],
+)
+def test_verdicts_in_words(words: str, said: int | None) -> None:
+    assert verdict(words) == said
+
+
+def test_mmpr_takes_one_several_or_no_pictures_below_the_root_of_the_part(tmp_path: Path) -> None:
+    part = {"root": "images/M3CoT", "annotation": "annotations/m3cot.jsonl", "repeat_time": 2, "length": 3}
+    rows = [
+        {"image": image, "question": "q", "chosen": "a", "rejected": f"b{n}"}
+        for n, image in enumerate(["a.png", ["a.png", "b.png"], None])
+    ]
+    del rows[2]["image"]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/m3cot.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "meta.json").write_text(json.dumps({"m3cot": part}))
+    more: dict[str, Any] = {"path": str(tmp_path / "meta.json"), "media_root": str(tmp_path), "format": "parts"}
+    made = items(tmp_path, [], "mmpr", **more)
+    found = [[medium.value for medium in item.media] for item in made if isinstance(item, Conversation)]
+    assert found == [["images/M3CoT/a.png"], ["images/M3CoT/a.png", "images/M3CoT/b.png"], []]
+    (tmp_path / "meta.json").write_text(json.dumps({"m3cot": part | {"annotation": "../elsewhere.jsonl"}}))
+    with pytest.raises(SourceError, match=r"part 'm3cot' of meta.json: path outside the media root"):
+        items(tmp_path, [], "mmpr", **more)
+
+
+PICTURES = [
+    ("flat", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
+    ("hpdv2", {"prompt": "c", "file_path": ["b", "a"], "human_preference": [0, 1]}, None),
+    ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
+    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b", "model1": "x", "model2": "y", "confidence": 0.9}, 0.9),
+    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b"}, None),
+    (
+        "pick_a_pic",
+        {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 1.0, "label_1": 0.0, "has_label": True},
+        None,
+    ),
+    (
+        "pick_a_pic",
+        {"caption": "c", "jpg_0": "b", "jpg_1": "a", "label_0": 0.0, "label_1": 1.0, "has_label": True},
+        None,
+    ),
+    ("image_reward", {"id": "1", "prompt": "c", "generations": ["b", "a"], "ranking": [4, 1]}, 3.0),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "strength"), PICTURES)
+def test_a_row_of_each_picture_schema(tmp_path: Path, name: str, row: dict[str, Any], strength: float | None) -> None:
+    (made,) = items(tmp_path, [row], name, kind="t2i")
+    assert isinstance(made, PicturePair), made
+    assert (made.caption, made.preferred.value, made.other.value, made.strength) == ("c", "a", "b", strength)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("hpdv2", {"prompt": "c", "file_path": ["a", "b"], "human_preference": [1, 1]}, "tie"),
+        ("hpdv2", {"prompt": "c", "file_path": ["a"], "human_preference": [1]}, "not two marked pictures"),
+        ("pick_a_pic", {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.5, "label_1": 0.5}, "tie"),
+        (
+            "pick_a_pic",
+            {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.7, "label_1": 0.3},
+            "verdict cannot be told",
+        ),
+        ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
+        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and pictures differ"),
+        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
+    ],
+)
+def test_pictures_without_a_preference_are_set_aside(
+    tmp_path: Path, name: str, row: dict[str, Any], reason: str
+) -> None:
+    (made,) = items(tmp_path, [row], name, kind="t2i")
+    assert isinstance(made, SetAside) and made.reason == reason
+
+
+def test_rows_of_one_picture_each_are_ranked_within_their_prompt(tmp_path: Path) -> None:
+    rows = [
+        {"image_path": path, "prompt_id": prompt, "prompt": f"caption {prompt}", "rank": rank}
+        for path, prompt, rank in (("a", "p", 2), ("x", "q", 1), ("b", "p", 1), ("c", "p", 2), ("y", "q", 1))
+    ]
+    made = items(tmp_path, [*rows, {"prompt_id": "p"}], "image_reward_db", kind="t2i")
+    pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, PicturePair)]
+    assert pairs == [("caption p", "b", "a"), ("caption p", "b", "c")]
+    aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
+    assert aside == [("line 6", "missing column"), ("p:0-2", "tie"), ("q:0-1", "tie")]
+
+
+@pytest.mark.parametrize(
+    ("change", "group"),
+    [
+        ({"Category": "open_generation/correctness_task"}, "general_correctness"),
+        ({"Category": "open_generation/preference_task"}, "general_preference"),
+        ({"Category": "knowledge"}, "knowledge"),
+        ({"Category": "reasoning", "ID": "mathvista-1"}, "math"),
+        ({"Category": "reasoning", "ID": "EMMA-Coding-1"}, "coding"),
+        ({"Category": "safety", "ID": "PAIRS-1"}, "safety"),
+        ({"Meta.Category": "vqa"}, "vqa"),
+        ({"Meta": {"Category": "vqa"}}, "vqa"),
+    ],
+)
+def test_groups_of_multimodal_rewardbench(tmp_path: Path, change: dict[str, Any], group: str) -> None:
+    row = {"ID": "1", "Text": "q", "Image": "a.png", "Output1": "bad", "Output2": "good", "Better": "Output2"}
+    (made,) = items(tmp_path, [row | change], "multimodal_rewardbench", kind="benchmark")
+    assert isinstance(made, Conversation)
+    assert (made.group, made.chosen, made.rejected) == (group, "good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"Category": "else"}, "unknown category"), ({"Category": "vqa", "Better": "both"}, "verdict cannot be told")],
+)
+def test_what_multimodal_rewardbench_does_not_have(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    row = {"ID": "1", "Text": "q", "Image": "a.png", "Output1": "bad", "Output2": "good", "Better": "Output2"}
+    (made,) = items(tmp_path, [row | change], "multimodal_rewardbench", kind="benchmark")
+    assert isinstance(made, SetAside) and made.reason == reason

@@ -1,0 +1,61 @@
+"""Manifests: every one that ships loads; a wrong one fails with a sentence that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.ingest.sources import SourceError, fingerprint, read_source
+from dt2it_pipeline.recipe import project_root
+
+SHIPPED = sorted((project_root() / "configs/datasets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_manifest_loads_under_its_own_name(file: Path) -> None:
+    manifest = load_manifest(file)
+    assert manifest.name == file.stem
+    assert manifest.licence
+
+
+@pytest.mark.parametrize("name", ["rlaif_v", "pick_a_pic_v2", "vl_rewardbench"])
+def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(name: str, tmp_path: Path) -> None:
+    manifest = load_manifest(project_root() / f"configs/datasets/{name}.yaml")
+    assert manifest.revision is None
+    fingerprint(manifest, tmp_path)
+    with pytest.raises(
+        SourceError, match=rf"source '{name}': `revision` is not set: fill in the commit .* of {manifest.hub}"
+    ):
+        read_source(manifest, tmp_path, tmp_path / "media")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("path: x\nadapter: rlaif", "there is no adapter 'rlaif'; there are flat,"),
+        ("path: x\nadapter: hpdv3", "adapter 'hpdv3' reads sources of kind t2i, t2i_benchmark, not preferences"),
+        (
+            "path: x\nadapter: rlaif_v\ncolumns: {imgae: a}",
+            r"columns names unknown fields \['imgae'\]; known: .*'image'",
+        ),
+        ("hub: a/b\nrevision: main", "revision: String should match pattern"),
+        ("hub: a/b/c", "hub: String should match pattern"),
+        ("revision: " + "a" * 40 + "\npath: x", "`revision` belongs to `hub`"),
+        ("language: en", "say where the source lies: `path`, `hub` or both"),
+        ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),
+        ("path: x\nlicense: MIT", "license: Extra inputs are not permitted"),
+        ("path: x\nlimit: 0", "limit: Input should be greater"),
+    ],
+)
+def test_a_wrong_manifest_names_its_fault(tmp_path: Path, lines: str, fault: str) -> None:
+    (tmp_path / "m.yaml").write_text(f"name: m\nkind: preferences\nlicence: MIT\n{lines}\n")
+    with pytest.raises(ManifestError, match=rf"m.yaml: .*{fault}"):
+        load_manifest(tmp_path / "m.yaml")
+
+
+def test_a_manifest_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ManifestError, match=r"manifest m\.yaml is not UTF-8"):
+        load_manifest(tmp_path / "m.yaml")

@@ -1,0 +1,181 @@
+"""The same rows from every format; malformed ones with their number; nothing from the network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dt2it_pipeline.ingest import reading
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.reading import SourceError, read_rows
+from dt2it_pipeline.ingest.rows import Row, SetAside
+from dt2it_pipeline.ingest.sources import fingerprint, read_source
+from dt2it_pipeline_tests.ingest.world import picture
+
+ROWS = [{"question": f"q{n}, “ü”", "chosen": "a\nb", "rejected": "c" * n} for n in range(1, 6)]
+
+
+def manifest(path: Path, **more: Any) -> Manifest:
+    return Manifest(name="s", kind="preferences", path=str(path), licence="MIT", **more)
+
+
+def values(made: Manifest, where: Path) -> list[Any]:
+    return [dict(row.values) for row in read_rows(made, where) if isinstance(row, Row)]
+
+
+def lines(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_csv(rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_parquet(rows: list[dict[str, str]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+def packed(name: str, members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    if name.endswith("zip"):
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for key, content in members.items():
+                archive.writestr(key, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz" if name.endswith("gz") else "w") as tar:
+            for key, content in members.items():
+                entry = tarfile.TarInfo(key)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+FILES = {
+    "rows.jsonl": lines(ROWS),
+    "bom.jsonl": b"\xef\xbb\xbf" + lines(ROWS),
+    "rows.json": json.dumps(ROWS, indent=1).encode(),
+    "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
+    "rows.csv": as_csv(ROWS),
+    "bom.csv": b"\xef\xbb\xbf" + as_csv(ROWS),
+    "rows.parquet": as_parquet(ROWS),
+    "rows.zip": packed(
+        "zip", {"b.jsonl": lines(ROWS[3:]), "a.json": json.dumps(ROWS[:3]).encode(), "readme.txt": b"-"}
+    ),
+    "rows.tar": packed("tar", {"x/rows.parquet": as_parquet(ROWS)}),
+    "rows.tar.gz": packed("gz", {"rows.csv": as_csv(ROWS)}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("chunk", [7, 1 << 20])  # elements of a JSON array are cut anywhere
+def test_every_format_gives_the_same_rows(
+    tmp_path: Path, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    (tmp_path / name).write_bytes(FILES[name])
+    assert values(manifest(tmp_path / name), tmp_path) == ROWS
+    assert len(values(manifest(tmp_path / name, limit=2), tmp_path)) == 2
+
+
+def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[2:]))
+    (tmp_path / "data/1.jsonl").write_bytes(lines(ROWS[:2]))
+    assert values(manifest(tmp_path / "data"), tmp_path) == ROWS
+    first = fingerprint(manifest(tmp_path / "data"), tmp_path)
+    (tmp_path / "data/3.json").write_text("[]")
+    with pytest.raises(SourceError, match=r"files of several formats \['json', 'jsonl'\]; say `format`"):
+        values(manifest(tmp_path / "data"), tmp_path)
+    assert values(manifest(tmp_path / "data", format="jsonl"), tmp_path) == ROWS
+    (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[3:]))
+    assert fingerprint(manifest(tmp_path / "data", format="jsonl"), tmp_path) != first
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_local_dataset_is_read_without_network_and_without_decoding(tmp_path: Path, saved: bool) -> None:
+    import datasets
+
+    whole = picture(tmp_path / "a.png").read_bytes()
+    features = datasets.Features({name: datasets.Value("string") for name in ROWS[0]} | {"image": datasets.Image()})
+    rows = [
+        row | {"image": {"bytes": content, "path": None}}
+        for row, content in zip(ROWS, [whole, b"damaged"], strict=False)
+    ]
+    made = datasets.Dataset.from_list(rows, features=features)
+    (tmp_path / "copy").mkdir()
+    if saved:
+        datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "copy"))
+    else:
+        made.to_parquet(str(tmp_path / "copy/train-00000.parquet"))
+    source = manifest(tmp_path / "copy", format="dataset", hub="someone/something", adapter="rlaif_v")
+    bundle = read_source(source, tmp_path, tmp_path / "media")
+    assert bundle["pairs"].num_rows == 1
+    assert bundle["set_aside"]["reason"].to_pylist() == ["unreadable image"]
+    assert fingerprint(source, tmp_path)
+    with pytest.raises(SourceError, match=r"source 's': `datasets` cannot load .*copy, split 'gone'"):
+        values(source.model_copy(update={"split": "gone"}), tmp_path)
+
+
+def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(lines(ROWS[:1]) + b"\n{\n" + lines(ROWS[1:2]) + b"[]\n\xff\n")
+    found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, SetAside)]
+    assert [(row.row_id, row.reason) for row in found] == [(f"line {n}", "malformed JSON") for n in (3, 5, 6)]
+    (tmp_path / "rows.csv").write_text('question,chosen\na,b\nonly\nc,"d\ne"\nf,g,h\n')
+    found = list(read_rows(manifest(tmp_path / "rows.csv"), tmp_path))
+    assert [(type(row), row.row_id) for row in found] == [
+        (Row, "line 2"),
+        (SetAside, "line 3"),
+        (Row, "line 5"),
+        (SetAside, "line 6"),
+    ]
+    (tmp_path / "rows.json").write_text("[1, {}, [2]]")
+    assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [SetAside, Row, SetAside]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("rows.json", b'{"a": 1}', "rows.json is not a JSON array"),
+        ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
+        ("rows.parquet", b"PAR1 nothing", "no whole Parquet file"),
+        ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
+        ("rows.tar", b"nothing", "cannot read .*rows.tar"),
+        ("rows.zip", packed("zip", {"readme.txt": b"-"}), "holds no data file"),
+        ("rows.dat", b"", "cannot tell the format of rows.dat; say `format`"),
+    ],
+)
+def test_a_file_that_is_not_of_its_format_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes, fault: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=f"source 's': .*{fault}"):
+        values(manifest(tmp_path / name), tmp_path)
+    assert fingerprint(manifest(tmp_path / name), tmp_path)
+
+
+def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "q"}\n' * 1000)
+    read = []
+    monkeypatch.setattr(reading.json, "loads", lambda text, loads=json.loads: read.append(1) or loads(text))
+    with pytest.raises(
+        SourceError, match=r"column 'question' is not in line 1\d\d, which has \['prompt'\]; adapter 'flat' reads"
+    ):
+        read_source(manifest(tmp_path / "rows.jsonl"), tmp_path, tmp_path / "media")
+    assert len(read) < 200

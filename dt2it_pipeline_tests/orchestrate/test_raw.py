@@ -1,0 +1,78 @@
+"""The raw assets as Dagster runs them: several sources with their faults, cleaning across them, and what is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.orchestrate.assets import raw
+from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.recipe import Recipe, load_recipe
+from dt2it_pipeline.store import Store
+from dt2it_pipeline_tests.ingest.world import numbered_picture
+
+
+def manifest(project: Path, name: str, rows: list[dict[str, Any]] | None, **more: Any) -> str:
+    if rows is not None:
+        (project / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"name": name, "kind": "preferences", "path": f"{name}.jsonl", "media_root": "root", "licence": "MIT"}
+    folder = project / "configs/datasets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields | more))
+    return name
+
+
+def row(chosen: str, rejected: str, image: str = "0.png") -> dict[str, Any]:
+    return {"image": image, "question": "q", "chosen": chosen, "rejected": rejected}
+
+
+def materialised(recipe: Recipe, home: Path) -> dg.ExecuteInProcessResult:
+    assets = [asset for asset in raw.build_raw_assets(recipe) if asset.key.to_user_string() == "raw_preferences"]
+    return dg.materialize(assets, resources={"store": StoreResource(home=str(home))})
+
+
+def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    for number in range(2):
+        numbered_picture(tmp_path / f"root/{number}.png", number)
+    names = [
+        manifest(tmp_path, "first", [row("a", "b"), row("c", "d"), row("e", "f", "gone.png")]),
+        manifest(tmp_path, "second", [row("B", "a"), row("c", "d"), row("g", "h", "1.png")]),
+        manifest(tmp_path, "absent", None),
+        manifest(tmp_path, "elsewhere", None, path=None, hub="someone/something"),
+        manifest(tmp_path, "captions", None, kind="t2i"),
+    ]
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    recipe = demo.model_copy(update={"datasets": tuple(names), "demo": None})
+    result = materialised(recipe, tmp_path / "home")
+    bundle = Store(tmp_path / "home").read("raw_preferences")
+    assert sorted(bundle["pairs"]["chosen"].to_pylist()) == ["c", "g"]
+    assert bundle["prompts"].num_rows == 2
+    aside = [(r["reason"], r["source"]) for r in bundle["set_aside"].to_pylist()]
+    assert aside == [
+        ("missing image", "first"),
+        ("contradictory pair", "first"),
+        ("contradictory pair", "second"),
+        ("duplicate pair", "second"),
+        ("unreadable source", "absent"),
+        ("unreadable source", "elsewhere"),
+    ]
+    assert {key: bundle.facts[key] for key in ("rows_in", "rows_out", "rows_set_aside")} == {
+        "rows_in": 6, "rows_out": 2, "rows_set_aside": 4
+    }  # fmt: skip
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert checks["rows_reconcile"].passed
+    assert not checks["sources_readable"].passed
+    assert "`revision` is not set" in str(checks["sources_readable"].metadata["elsewhere"].value)
+
+
+def test_contamination_blocks_what_follows(tmp_path: Path) -> None:
+    defs = build_defs(load_recipe("configs/recipes/demo.yaml"), tmp_path)
+    specs = {spec.name: spec for spec in defs.resolve_assets_def("training_pairs").check_specs}
+    assert specs["no_contamination"].blocking
