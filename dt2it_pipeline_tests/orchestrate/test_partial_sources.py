@@ -9,7 +9,7 @@ from PIL import Image
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
-from dt2it_pipeline.recipe import parse_recipe, project_root
+from dt2it_pipeline.recipe import DecontaminationSettings, parse_recipe, project_root
 from dt2it_pipeline.store import Store
 
 RECIPE = "name: own\nrounds: 1\ndatasets: [{names}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n"
@@ -60,4 +60,6 @@ def test_what_is_not_given_is_an_empty_table_and_the_rest_is_made(project):
     ):
         assert store.read(name)[kind].num_rows == 0, name
     parts = {name: store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
-    assert joined_pairs(parts, store.read("raw_benchmarks"))["pairs"].num_rows == 1
+    assert (
+        joined_pairs(parts, store.read("raw_benchmarks"), DecontaminationSettings(), store.media)["pairs"].num_rows == 1
+    )
