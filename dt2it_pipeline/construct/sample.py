@@ -26,6 +26,7 @@ from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, Sa
 from dt2it_pipeline.recipe import SamplingSettings
 
 STAGE = "sample"
+CORRUPTED = ("|mismatched_image", "|noised_image")  # how `generator` ends where the answer is to another picture
 _DONOR_TRIES = 50  # random draws before giving up on finding another picture
 _COUNTS = ("rows_in", "rows_out", "rows_set_aside", "sampled", "kept", "duplicates", "answers_set_aside", "tokens")
 

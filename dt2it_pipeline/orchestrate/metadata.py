@@ -84,6 +84,16 @@ def markdown_of(table: pa.Table) -> dg.MarkdownMetadataValue:
     return _markdown(table.column_names, rows)
 
 
+def judge_table(judges: Mapping[str, Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """What asking each judge came to, a row per figure and a column per judge."""
+    figures = list(dict.fromkeys(key for judge in judges.values() for key in judge))
+    rows = [
+        [figure, *("" if judge.get(figure) is None else judge[figure] for judge in judges.values())]
+        for figure in figures
+    ]
+    return _markdown(["", *judges], rows)
+
+
 def _examples(pairs: pa.Table, prompts: pa.Table | None, media_root: Path) -> dg.MarkdownMetadataValue:
     shown = pairs.slice(0, _EXAMPLES).to_pylist()
     wanted = {row["prompt_id"] for row in shown}

@@ -21,15 +21,15 @@ def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: i
         for response in response_rows(row, *scored):
             responses.append(response)
             listwise, pointwise = scored[response["text"]]
-            presentations = [("listwise", score) for score in listwise] + [("pointwise", pointwise)]
-            for mode, score in presentations:
+            presentations = [("listwise", [i], score) for i, score in enumerate(listwise)]
+            for mode, order, score in [*presentations, ("pointwise", [], pointwise)]:
                 judgements.append(
                     {
                         "prompt_id": row["prompt_id"],
                         "response_id": response["response_id"],
                         "judge": "test",
                         "mode": mode,
-                        "order": [],
+                        "order": order,
                         "score": score,
                         "criteria": "{}",
                         "status": "unparsable" if score is None else "ok",
@@ -52,9 +52,9 @@ def test_strength_is_the_mean_of_the_listwise_and_pointwise_differences(tmp_path
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        (([9.0], 3.0), ([4.0], 8.0), "listwise and pointwise disagree"),
-        (([9.0, 4.0], 9.0), ([5.0, 5.0], 1.0), "listwise and pointwise disagree"),
-        (([9.0], 6.0), ([4.0], 6.0), "listwise and pointwise disagree"),
+        (([9.0], 3.0), ([4.0], 8.0), "judgements disagree on the order"),
+        (([9.0, 4.0], 9.0), ([5.0, 5.0], 1.0), "judgements disagree on the order"),
+        (([9.0], 6.0), ([4.0], 6.0), "judgements disagree on the order"),
         (([6.0], 6.0), ([6.0], 6.0), "tied"),
         (([6.3], 6.2), ([6.0], 6.0), "weaker than min_strength"),
     ],

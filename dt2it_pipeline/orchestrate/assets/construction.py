@@ -1,16 +1,18 @@
 """Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.construct.debias import balance_style
-from dt2it_pipeline.construct.judge import judge_responses, make_judge
+from dt2it_pipeline.construct.judge import run as judge_run
 from dt2it_pipeline.construct.pairs import form_pairs
 from dt2it_pipeline.evaluate.style import style_probe
-from dt2it_pipeline.orchestrate.checks import reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.metadata import judge_table
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
@@ -68,40 +70,67 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
 
 
 def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
+    heavy = recipe.judging.heavy
+
     @dg.asset(
         group_name=GROUP,
-        code_version="1",
-        kinds={"python"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True)],
+        code_version="2",
+        pool="gpu" if heavy else None,
+        kinds={"vllm"} if heavy else {"python"},
+        check_specs=[
+            dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True),
+            dg.AssetCheckSpec("judges_answer", asset="judged_responses"),
+        ],
     )
     def judged_responses(
-        context: dg.AssetExecutionContext, store: StoreResource, raw_prompts: Bundle, candidate_responses: Bundle
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        raw_prompts: Bundle,
+        candidate_responses: Bundle,
     ) -> dg.MaterializeResult:
-        """Every answer judged twice: in a shuffled list with the others, and by itself."""
+        """Every answer judged in a shuffled list with the others and by itself, by each of the recipe's judges."""
         opened = store.open()
 
         def judge(work: Path) -> Bundle:
-            prompts, responses = raw_prompts["prompts"], candidate_responses["responses"]
-            judgements, set_aside = judge_responses(
-                prompts, responses, make_judge(recipe.judging, prompts), recipe.judging, recipe.seed
-            )
-            facts = {
-                "rows_in": responses.num_rows,
-                "rows_out": responses.num_rows - set_aside.num_rows,
-                "rows_set_aside": set_aside.num_rows,
+            job = {
+                "prompts": str(raw_prompts.table_path("prompts")),
+                "responses": str(candidate_responses.table_path("responses")),
+                "media_root": str(opened.media),
+                "output": str(work / "judged"),
+                "cache": str(opened.cache / "judge_replies.sqlite"),
+                "settings": recipe.judging.model_dump(mode="json"),
+                "seed": recipe.seed,
             }
-            return Bundle({"judgements": judgements, "set_aside": set_aside}, facts)
+            if heavy:
+                facts = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
+            else:  # no model to load, so no process to give its memory back
+                facts = judge_run(job, lambda progress: context.log.info(f"{dict(progress)}"))
+            names = ("judgements", "responses", "set_aside")
+            return Bundle({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, facts)
 
         bundle = run_stage(
             context,
             opened,
             judge,
-            inputs={"raw_prompts": raw_prompts, "candidate_responses": candidate_responses},
+            inputs={
+                "raw_prompts": raw_prompts,
+                "candidate_responses": candidate_responses,
+                "models": _model_digests(recipe),
+            },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        judges: dict[str, dict[str, Any]] = bundle.facts["judges"]
+        checks = (reconcile(bundle), judges_answer(judges))
+        return result(context, opened, bundle, checks=checks, metadata={"judges": judge_table(judges)})
 
     return judged_responses
+
+
+def _model_digests(recipe: Recipe) -> str:
+    """What stands for the weights of the judges that run here; the settings name the others."""
+    local = [judge.model for judge in recipe.judging.judges if judge.kind in ("vllm", "likelihood")]
+    return " ".join(model_digest(model_path(model)) for model in local)
 
 
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
@@ -127,7 +156,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         def pair(work: Path) -> Bundle:
             formed, unused = form_pairs(
                 raw_prompts["prompts"],
-                candidate_responses["responses"],
+                judged_responses["responses"],
                 judged_responses["judgements"],
                 recipe.pairing,
                 recipe.seed,
