@@ -7,12 +7,12 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.construct.debias import balance_style
+from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.judge import run as judge_run
-from dt2it_pipeline.construct.pairs import form_pairs
-from dt2it_pipeline.evaluate.style import style_probe
+from dt2it_pipeline.construct.pairs import form_pairs_with_spares
+from dt2it_pipeline.evaluate.style import leak_table, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
-from dt2it_pipeline.orchestrate.metadata import judge_table
+from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
@@ -136,7 +136,7 @@ def _model_digests(recipe: Recipe) -> str:
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         kinds={"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
@@ -154,24 +154,35 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         opened = store.open()
 
         def pair(work: Path) -> Bundle:
-            formed, unused = form_pairs(
-                raw_prompts["prompts"],
-                judged_responses["responses"],
-                judged_responses["judgements"],
-                recipe.pairing,
+            prompts, pairing = raw_prompts["prompts"], recipe.pairing
+            formed, spares, unused = form_pairs_with_spares(
+                prompts, judged_responses["responses"], judged_responses["judgements"], pairing, recipe.seed
+            )
+            chosen = debias(
+                formed,
+                spares,
+                pairing.style_probe_bound,
+                pairing.max_pairs_per_prompt,
+                recipe.evaluation.style_probe_folds,
                 recipe.seed,
             )
-            balanced, surplus = balance_style(formed, recipe.seed)
-            set_aside = pa.concat_tables([unused, surplus])
-            prompts = raw_prompts["prompts"]
-            used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=balanced["prompt_id"].combine_chunks()))
+            swapped = pa.array(sorted(chosen.swapped_in), pa.string())
+            set_aside = pa.concat_tables(
+                [unused.filter(pc.invert(pc.is_in(unused["row_id"], value_set=swapped))), chosen.set_aside]
+            )
+            used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=chosen.pairs["prompt_id"].combine_chunks()))
             facts = {
                 "rows_in": formed.num_rows + unused.num_rows,
-                "rows_out": balanced.num_rows,
+                "rows_out": chosen.pairs.num_rows,
                 "rows_set_aside": set_aside.num_rows,
                 "formed": formed.num_rows,
+                "swapped_in": len(chosen.swapped_in),
+                "kept_of_formed": round(chosen.pairs.num_rows / max(1, formed.num_rows), 4),
+                "style_auc_before": chosen.before.auc,
+                "style_auc_after": chosen.after.auc,
+                "style_curve": list(chosen.curve),
             }
-            return Bundle({"pairs": balanced, "prompts": used, "set_aside": set_aside}, facts)
+            return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside}, facts)
 
         bundle = run_stage(
             context,
@@ -182,11 +193,19 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "candidate_responses": candidate_responses,
                 "judged_responses": judged_responses,
             },
-            settings={"pairing": recipe.pairing, "seed": recipe.seed},
+            settings={
+                "pairing": recipe.pairing,
+                "folds": recipe.evaluation.style_probe_folds,
+                "seed": recipe.seed,
+            },
         )
         probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
         checks = (reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound))
-        return result(context, opened, bundle, checks=checks)
+        metadata = {
+            "pairs_kept_against_style": markdown_of(pa.Table.from_pylist(bundle.facts["style_curve"])),
+            "style_leaks": markdown_of(leak_table(probe)),
+        }
+        return result(context, opened, bundle, checks=checks, metadata=metadata)
 
     return debiased_pairs
 
