@@ -30,7 +30,7 @@ from dt2it_pipeline.engines import jobs
 
 STAGE = "judge"
 REFERENCE = "reference"  # generator of a reference answer that was added as a response
-SPARE = "kept in reserve: the other answers differ enough"
+SPARE = "kept in reserve and not needed"
 _BATCH = 512  # requests handed to a judge at once
 _ALL_ORDERS = 4  # lists up to this long have few enough orders (24) to draw from without repetition
 

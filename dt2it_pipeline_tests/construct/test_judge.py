@@ -114,3 +114,45 @@ def test_a_response_without_its_prompt_is_set_aside(world):
     judged = judge_responses(prompts.slice(1), responses, [judge], JudgingSettings(), 0)
     assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["unknown prompt"] * 3
     assert (judged.judgements.num_rows, judged.responses.num_rows) == (12, 6)
+
+
+def _with_reserve(tmp_path, own, corrupted):
+    """What is judged of answers to the true picture (red) and to another one, where reserves are kept."""
+    prompt = prompt_row(tmp_path, "red")
+    others = [prompt_row(tmp_path, color) for color in COLORS[1:]]  # they teach the judge the rivals of red
+    rows = response_rows(prompt, *own)
+    rows += [row | {"generator": "m|mismatched_image"} for row in response_rows(prompt, *corrupted)]
+    judged = judge_responses(
+        records.table([prompt, *others], "prompts"),
+        records.table(rows, "responses"),
+        [ReferenceJudge([prompt, *others])],
+        JudgingSettings(diversity="uniform"),
+        0,
+    )
+    texts = {row["response_id"]: row["text"] for row in judged.responses.to_pylist()}
+    assert {row["response_id"] for row in judged.judgements.to_pylist()} == set(texts)
+    # every response once: judged, or set aside with the reason
+    added = sum(row["generator"] == "reference" for row in judged.responses.to_pylist())
+    assert judged.responses.num_rows + judged.set_aside.num_rows == len(rows) + added
+    return judged, sorted(texts.values())
+
+
+def test_corrupted_answers_are_added_where_all_are_good(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is red.", "The shape is red."], ["It is blue."])
+    assert texts == ["It is blue.", "It is red.", "The shape is red."]
+    assert judged.enhanced == {"corrupted": 1, "reference": 0, "nothing": 0}
+    assert all(len(row["order"]) == 3 for row in judged.judgements.to_pylist() if row["mode"] == LISTWISE)
+
+
+def test_the_reference_is_added_where_all_are_bad(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is blue.", "The shape is teal."], ["It is green."])
+    assert texts == ["It is blue.", "The shape is teal.", "red"]
+    assert judged.enhanced == {"corrupted": 0, "reference": 1, "nothing": 0}
+    assert {row["generator"] for row in judged.responses.to_pylist()} == {"test", "reference"}
+    assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["kept in reserve and not needed"]
+
+
+def test_nothing_is_added_where_answers_differ(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is red.", "It is blue."], ["It is green."])
+    assert texts == ["It is blue.", "It is red."]
+    assert sum(judged.enhanced.values()) == 0
