@@ -18,13 +18,13 @@ from typing import Any
 import pyarrow as pa
 
 from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.draw import CORRUPTED
 from dt2it_pipeline.construct.judges.ask import Tally, ask
 from dt2it_pipeline.construct.judges.cache import ReplyCache
 from dt2it_pipeline.construct.judges.make import MakeEngine, make_judge
 from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
 from dt2it_pipeline.construct.judges.quality import AGAINST, OVERALL, judge_quality
 from dt2it_pipeline.construct.judges.rubric import OK, Verdict
-from dt2it_pipeline.construct.sample import CORRUPTED
 from dt2it_pipeline.construct.settings import EndpointSettings, JudgingSettings
 from dt2it_pipeline.engines import jobs
 

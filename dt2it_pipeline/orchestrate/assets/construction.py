@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.judge import run as judge_run
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
+from dt2it_pipeline.construct.sample import join
 from dt2it_pipeline.evaluate.style import leak_table, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
@@ -42,26 +43,34 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
         """Several answers per prompt from one pool of models with one style, sampled by vLLM."""
         opened = store.open()
 
+        pool = [model_path(name) for name in recipe.sampling.pool]
+
         def sample(work: Path) -> Bundle:
-            output = work / "responses.parquet"
-            job = {
-                "model": model_path(recipe.sampling.model),
-                "prompts": str(raw_prompts.table_path("prompts")),
-                "media_root": str(opened.media),
-                "output": str(output),
-                "work": str(work / "shards"),
-                "settings": recipe.sampling.model_dump(mode="json"),
-                "seed": recipe.seed,
-            }
-            summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, work)
-            set_aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
-            return Bundle({"responses": read_parquet(output, "responses"), "set_aside": set_aside}, summary)
+            parts = []
+            for place, model in enumerate(pool):  # a process each, so that its memory is free for the next
+                folder = work if len(pool) == 1 else work / f"model-{place}"
+                output = folder / "responses.parquet"
+                job = {
+                    "model": model,
+                    "place": place,
+                    "prompts": str(raw_prompts.table_path("prompts")),
+                    "media_root": str(opened.media),
+                    "output": str(output),
+                    "work": str(folder / "shards"),
+                    "settings": recipe.sampling.model_dump(mode="json"),
+                    "seed": recipe.seed,
+                }
+                summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
+                aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+                parts.append((read_parquet(output, "responses"), aside, summary))
+            responses, set_aside, summary = join(parts)
+            return Bundle({"responses": responses, "set_aside": set_aside}, summary)
 
         bundle = run_stage(
             context,
             opened,
             sample,
-            inputs={"raw_prompts": raw_prompts, "model": model_digest(model_path(recipe.sampling.model))},
+            inputs={"raw_prompts": raw_prompts, "model": " ".join(model_digest(model) for model in pool)},
             settings={"sampling": recipe.sampling, "seed": recipe.seed},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
