@@ -109,7 +109,6 @@ def serving(server: FaultServer, hang_seconds: float = 2.0) -> Iterator[FaultSer
 
         def misbehave(self, fault: str, words: str, responses: list[str]) -> None:
             good = server.answer(words, responses)
-            first = json.loads(good)
             if fault == "429":
                 self.send(429, json.dumps({"error": "slow down"}), {"Retry-After": "0.3"})
             elif fault == "500":
@@ -133,7 +132,7 @@ def serving(server: FaultServer, hang_seconds: float = 2.0) -> Iterator[FaultSer
             elif fault == "truncated JSON":
                 self.reply(good[: len(good) // 2], "length")
             elif fault == "wrong number":
-                self.reply(json.dumps({"reference": "", "responses": [*first["responses"], verdict(9)]}))
+                self.reply(json.dumps({"responses": [verdict(n + 1) for n in range(len(responses) + 1)]}))
             elif fault == "score 11":
                 self.reply(json.dumps({"responses": [verdict(n + 1, 11) for n in range(len(responses))]}))
             elif fault == "weights":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dt2it_pipeline.construct.judges.cache import ReplyCache, reply_key
@@ -65,28 +65,48 @@ def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally
         JudgeStopped: the judge cannot answer any more. What it has answered is kept.
     """
     verdicts: list[list[Verdict]] = [[]] * len(requests)
+
+    def usable(place: int, reply: Reply | JudgeError) -> bool:
+        request = requests[place]
+        if isinstance(reply, JudgeError):
+            verdicts[place] = [Verdict(FAILED, detail=str(reply))] * len(request.responses)
+        else:
+            verdicts[place] = read_reply(reply, request.mode, len(request.responses))
+        return all(verdict.status == OK for verdict in verdicts[place])
+
+    replies(judge, requests, cache, tally, usable)
+    return verdicts
+
+
+def replies(
+    judge: Judge,
+    requests: Sequence[JudgeRequest],
+    cache: ReplyCache,
+    tally: Tally,
+    usable: Callable[[int, Reply | JudgeError], bool],
+) -> None:
+    """Hand every request's reply or error to `usable`, and ask again where it says that a reply is of no use.
+
+    See `ask`; a place is handed over once per attempt.
+    """
     pending = list(range(len(requests)))
     tally.calls += len(requests)
     for attempt in range(judge.attempts):
         again: list[int] = []
         tally.asked_again += len(pending) if attempt else 0
-        asked = [JudgeRequest(r.prompt, r.responses, r.mode, attempt) for r in (requests[i] for i in pending)]
+        asked = [replace(requests[place], attempt=attempt) for place in pending]
         for index, reply in _replies(judge, asked, cache, tally):
-            place, request = pending[index], requests[pending[index]]
+            place = pending[index]
+            good = usable(place, reply)
             if isinstance(reply, JudgeError):
                 tally.no_reply += 1
-                verdicts[place] = [Verdict(FAILED, detail=str(reply))] * len(request.responses)
-                continue
-            found = read_reply(reply, request.mode, len(request.responses))
-            verdicts[place] = found
-            if all(verdict.status == OK for verdict in found):
+            elif good:
                 tally.judged += 1
             elif attempt + 1 < judge.attempts:
                 again.append(place)
             else:
                 tally.unusable += 1
         pending = sorted(again)
-    return verdicts
 
 
 def _replies(

@@ -6,7 +6,7 @@ so that even a small model returns what can be read; whether it makes sense is `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class ModelJudge:
         attempts: how often it is asked where its reply cannot be used.
         max_pixels: pictures are scaled down to this; not at all when None.
         prompt: words added to the judge's instructions.
+        values: further words for the templates.
+        schemas: JSON schemas of replies by mode, for modes that do not judge.
+        with_pictures: whether the model is shown the pictures.
     """
 
     modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
@@ -59,6 +62,9 @@ class ModelJudge:
         attempts: int = 1,
         max_pixels: int | None = None,
         prompt: str = "",
+        values: Mapping[str, str] | None = None,
+        schemas: Mapping[str, dict[str, Any]] | None = None,
+        with_pictures: bool = True,
     ) -> None:
         self.name = name
         self.attempts = attempts
@@ -70,6 +76,9 @@ class ModelJudge:
         self._temperature = temperature
         self._max_pixels = max_pixels
         self._added = prompt
+        self._values = dict(values or {})
+        self._schemas = dict(schemas or {})
+        self._with_pictures = with_pictures
         self._templates: dict[tuple[str, str], Template] = {}
 
     def template_hash(self, mode: str, language: str) -> str:
@@ -80,7 +89,7 @@ class ModelJudge:
         """See Judge."""
         if self._model is None:
             return None
-        return [self._model, self._temperature, self._max_new_tokens, self._max_pixels, self._added]
+        return [self._model, self._temperature, self._max_new_tokens, self._max_pixels, self._added, self._values]
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
         """See Judge. A prompt that cannot be put to the model is an error of its own."""
@@ -94,7 +103,7 @@ class ModelJudge:
                 yield place, JudgeError(str(error))
                 continue
             temperature = max(self._temperature, _WARM) if request.attempt else self._temperature
-            schema = reply_schema(request.mode, len(request.responses))
+            schema = self._schemas.get(request.mode) or reply_schema(request.mode, len(request.responses))
             places.append(place)
             asked.append(SampleRequest(prompt, 1, request.attempt, temperature, schema))
         try:
@@ -109,7 +118,8 @@ class ModelJudge:
 
     def _prompt(self, request: JudgeRequest, opened: dict[str, tuple[Image.Image, ...]]) -> ChatPrompt:
         row = dict(request.prompt)
-        words = self._template(request.mode, row["language"]).render(request)
+        words = self._template(request.mode, row["language"]).render(request, self._values)
+        row["media"] = row["media"] if self._with_pictures else []
         markers = "".join(f"<{medium['kind']}>" for medium in row["media"])
         row |= {"system": "", "turns": [{"role": "user", "text": f"{markers}{words}"}]}
         known = opened.get(row["prompt_id"])

@@ -82,7 +82,7 @@ def read_reply(reply: Reply, mode: str, count: int) -> list[Verdict]:
 
 def parse_pairwise(text: str) -> list[Verdict]:
     """Read a reply on two responses: two verdicts. Never raises."""
-    payload, fault = _only_object(text, "better")
+    payload, fault = only_object(text, "better")
     better = payload.get("better") if payload else None
     if isinstance(better, bool) or better not in (0, 1, 2):
         return [Verdict(UNPARSABLE, detail=fault or f"better is {better!r}: {text}")] * 2
@@ -96,7 +96,7 @@ def parse_reply(text: str, count: int) -> list[Verdict]:
     Text around the JSON object (a code fence, a preamble) is ignored. Never raises: what cannot be read is a verdict
     whose status says so.
     """
-    payload, fault = _only_object(text, "responses")
+    payload, fault = only_object(text, "responses")
     if payload is None or not isinstance(payload.get("responses"), list):
         return [Verdict(UNPARSABLE, detail=fault or text)] * count
     entries: dict[int, Any] = {}
@@ -193,7 +193,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # JSON has NaN, Infinity
 
 
-def _only_object(text: str, key: str) -> tuple[dict[str, Any] | None, str]:
+def only_object(text: str, key: str) -> tuple[dict[str, Any] | None, str]:
     """The object with `key` in the text, or None and why.
 
     There must be one: a judge that quotes a verdict which a response asks for has two, and which is its own is anyone's

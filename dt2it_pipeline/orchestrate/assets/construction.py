@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.judge import run as judge_run
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
+from dt2it_pipeline.construct.restyle import run as restyle_run
 from dt2it_pipeline.construct.sample import join
+from dt2it_pipeline.construct.settings import PairingSettings
 from dt2it_pipeline.evaluate.style import leak_table, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
@@ -18,7 +20,7 @@ from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline.store import Bundle, model_digest, read_parquet
+from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
 
 GROUP = "construction"
 _RECONCILE = "rows_reconcile"
@@ -143,10 +145,14 @@ def _model_digests(recipe: Recipe) -> str:
 
 
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
+    restyle = recipe.pairing.restyle
+    heavy = restyle is not None and restyle.rewriter.kind == "vllm"
+
     @dg.asset(
         group_name=GROUP,
         code_version="2",
-        kinds={"python"},
+        pool="gpu" if heavy else None,
+        kinds={"vllm"} if heavy else {"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
             dg.AssetCheckSpec("style_probe", asset="debiased_pairs"),
@@ -155,6 +161,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     def debiased_pairs(
         context: dg.AssetExecutionContext,
         store: StoreResource,
+        children: ChildProcesses,
         raw_prompts: Bundle,
         candidate_responses: Bundle,
         judged_responses: Bundle,
@@ -167,6 +174,11 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             formed, spares, unused = form_pairs_with_spares(
                 prompts, judged_responses["responses"], judged_responses["judgements"], pairing, recipe.seed
             )
+            candidates = formed.num_rows + unused.num_rows
+            rewriting: dict[str, Any] = {}
+            if pairing.restyle is not None:
+                formed, drifted, rewriting = _rewritten(context, opened, children, work, formed, prompts, pairing)
+                unused, spares = pa.concat_tables([unused, drifted]), spares.slice(0, 0)  # spares are as sampled
             chosen = debias(
                 formed,
                 spares,
@@ -181,7 +193,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             )
             used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=chosen.pairs["prompt_id"].combine_chunks()))
             facts = {
-                "rows_in": formed.num_rows + unused.num_rows,
+                "rows_in": candidates,
                 "rows_out": chosen.pairs.num_rows,
                 "rows_set_aside": set_aside.num_rows,
                 "formed": formed.num_rows,
@@ -190,6 +202,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "style_auc_before": chosen.before.auc,
                 "style_auc_after": chosen.after.auc,
                 "style_curve": list(chosen.curve),
+                "restyle": rewriting,
             }
             return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside}, facts)
 
@@ -217,6 +230,38 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         return result(context, opened, bundle, checks=checks, metadata=metadata)
 
     return debiased_pairs
+
+
+def _rewritten(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    children: ChildProcesses,
+    work: Path,
+    pairs: pa.Table,
+    prompts: pa.Table,
+    settings: PairingSettings,
+) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Pairs with both sides in one style, those whose content changed on the way, and what rewriting came to."""
+    assert settings.restyle is not None
+    write_parquet(pairs, work / "formed.parquet")
+    write_parquet(prompts, work / "prompts.parquet")
+    rewriter = settings.restyle.rewriter
+    job = {
+        "pairs": str(work / "formed.parquet"),
+        "prompts": str(work / "prompts.parquet"),
+        "output": str(work / "restyled.parquet"),
+        "cache": str(store.cache / "judge_replies.sqlite"),
+        "settings": settings.restyle.model_dump(mode="json"),
+    }
+    if rewriter.kind == "vllm":
+        facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
+    else:
+        facts = restyle_run(job, lambda progress: context.log.info(f"{dict(progress)}"))
+    return (
+        read_parquet(work / "restyled.parquet", "pairs"),
+        read_parquet(work / "restyled.set_aside.parquet", "set_aside"),
+        facts,
+    )
 
 
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
