@@ -217,7 +217,7 @@ def _lexical_drift(original: str, text: str, prompt: Row, rivals: Mapping[str, f
 
 
 def _numbers(text: str) -> Counter[str]:
-    """Numbers of a text, spelled-out ones as digits; those of list items are left out, and "one", a pronoun as a rule."""
+    """Numbers of a text, spelled-out ones as digits; not those of list items, nor "one", a pronoun as a rule."""
     plain = _LISTED.sub("", re.sub(r"(?i)\bone\b", " ", text))
     return Counter(_NUMBER.findall(" ".join(answers.words(plain)) if plain.isascii() else plain))
 
