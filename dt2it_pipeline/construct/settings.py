@@ -22,7 +22,9 @@ class EndpointSettings(Settings):
     """
 
     base_url: str = Field(pattern=r"^https?://[^/\s]+", description="up to /v1, for instance https://host.example/v1")
-    model: str = Field(min_length=1, description="name by which the endpoint knows the model")
+    model: str = Field(
+        min_length=1, description="name by which the endpoint knows the model; replies are kept under it"
+    )
     key_variable: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",

@@ -1,5 +1,6 @@
 """Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.judge import run as judge_run
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import run as restyle_run
-from dt2it_pipeline.construct.sample import join
+from dt2it_pipeline.construct.sample import join, with_models
 from dt2it_pipeline.construct.settings import PairingSettings
-from dt2it_pipeline.evaluate.style import leak_table, style_probe
+from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -116,7 +117,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
             if heavy:
                 facts = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
             else:  # no model to load, so no process to give its memory back
-                facts = judge_run(job, lambda progress: context.log.info(f"{dict(progress)}"))
+                facts = judge_run(job, _logger(context))
             names = ("judgements", "responses", "set_aside")
             return Bundle({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, facts)
 
@@ -136,6 +137,11 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
         return result(context, opened, bundle, checks=checks, metadata={"judges": judge_table(judges)})
 
     return judged_responses
+
+
+def _logger(context: dg.AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
+    """A reporter that writes to the step's log, for jobs that run in the step itself."""
+    return lambda progress: context.log.info(", ".join(f"{key} {value}" for key, value in progress.items()))
 
 
 def _model_digests(recipe: Recipe) -> str:
@@ -227,6 +233,9 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             "pairs_kept_against_style": markdown_of(pa.Table.from_pylist(bundle.facts["style_curve"])),
             "style_leaks": markdown_of(leak_table(probe)),
         }
+        by_model = source_probe(with_models(bundle["pairs"], judged_responses["responses"]))
+        if by_model.leaks:  # several models: does one of them always win?
+            metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
         return result(context, opened, bundle, checks=checks, metadata=metadata)
 
     return debiased_pairs
@@ -256,7 +265,7 @@ def _rewritten(
     if rewriter.kind == "vllm":
         facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
     else:
-        facts = restyle_run(job, lambda progress: context.log.info(f"{dict(progress)}"))
+        facts = restyle_run(job, _logger(context))
     return (
         read_parquet(work / "restyled.parquet", "pairs"),
         read_parquet(work / "restyled.set_aside.parquet", "set_aside"),
