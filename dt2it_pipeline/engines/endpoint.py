@@ -144,7 +144,8 @@ class EndpointEngine:
             except _Again as fault:
                 self.counts[fault.kind] += 1
                 if attempt == settings.retries:
-                    return self._failed(f"no answer in {attempt + 1} attempts, the last with {fault}", True)
+                    last = self._clean(str(fault))
+                    return self._failed(f"no answer in {attempt + 1} attempts, the last with {last}", True)
                 self.counts["retries"] += 1
                 await self._wait(attempt, fault)
                 continue
