@@ -87,7 +87,7 @@ class FaultServer:
 
 
 @contextmanager
-def serving(server: FaultServer, hang_seconds: float = 2.0) -> Iterator[FaultServer]:
+def serving(server: FaultServer, hang_seconds: float = 30.0) -> Iterator[FaultServer]:
     """Serve until the block ends; no request hangs longer than `hang_seconds`."""
     released = threading.Event()
 

@@ -63,7 +63,7 @@ def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: ob
         "model": "some-model",
         "key_variable": "DT2IT_TEST_KEY",
         "concurrency": 6,
-        "timeout_seconds": 0.5,
+        "timeout_seconds": 4,
         "retries": RETRIES,
         "longest_wait_seconds": 0.4,
         "attempts": ATTEMPTS,
