@@ -229,8 +229,9 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         )
         probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
         checks = (reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound))
+        curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
         metadata = {
-            "pairs_kept_against_style": markdown_of(pa.Table.from_pylist(bundle.facts["style_curve"])),
+            "pairs_kept_against_style": markdown_of(curve),
             "style_leaks": markdown_of(leak_table(probe)),
         }
         by_model = source_probe(with_models(bundle["pairs"], judged_responses["responses"]))
