@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, SamplingSettings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
 from dt2it_pipeline.strict_yaml import load_yaml
 
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"
-DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
 
 
 class RecipeError(ValueError):
     """The recipe cannot be read, or a setting in it is unknown, missing or out of range."""
-
-
-class Settings(BaseModel):
-    """Base of every section: unknown keys are errors, values are not coerced, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class DemoSettings(Settings):
@@ -43,40 +38,6 @@ class DemoSettings(Settings):
     )
     corrupt_images: int = Field(
         0, ge=0, description="image files of the preference slice to truncate, to test quarantine"
-    )
-
-
-class SamplingSettings(Settings):
-    """Candidate responses from one pool of models with one style (arXiv 2604.19544, debiased construction)."""
-
-    model: str = Field(
-        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
-    )
-    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true picture")
-    mismatched_samples: int = Field(
-        2, ge=0, le=64, description="answers per prompt to another prompt's picture (diversity)"
-    )
-    temperature: float = Field(1.0, ge=0, le=5)
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens")
-    max_model_len: int = Field(512, ge=64, le=131_072, description="tokens of prompt and answer together")
-    shard_prompts: int = Field(512, ge=1, description="prompts per shard; a killed run loses at most one shard")
-
-
-class JudgingSettings(Settings):
-    """Listwise and pointwise judgements (arXiv 2604.19544, debiased preference construction)."""
-
-    judge: Literal["reference"] = "reference"
-    orders: int = Field(1, ge=1, le=8, description="presentation orders per list, none of them the identity")
-
-
-class PairingSettings(Settings):
-    """Pairs over a spread of strengths, both sides in one style (arXiv 2604.19544, debiased construction)."""
-
-    max_pairs_per_prompt: int = Field(3, ge=1, le=100)
-    min_strength: float = Field(1.0, ge=0, le=10, description="least difference of overall scores (0 to 10)")
-    style_probe_bound: float = Field(
-        0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
     )
 
 

@@ -5,6 +5,7 @@
       artifacts/<name>[/<partition>]/current  a small file that names the key in force
       media/<aa>/<sha256>.<ext>               pictures and videos, once per content
       work/<name>[/<partition>]/<key>/        what a running stage needs to resume; removed when it has finished
+      cache/                                  what may be removed and is then asked for or computed again
       sources/                                source files that the demo writes
       locks/<name>[.<partition>]              held by the process that makes a stage's output; see locks.py
 
@@ -95,6 +96,11 @@ class Store:
     def media(self) -> Path:
         """Root of the media store; paths in tables are relative to it."""
         return self.home / "media"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what outlives a stage but may be removed: replies of judges, for instance."""
+        return self.home / "cache"
 
     @property
     def sources(self) -> Path:

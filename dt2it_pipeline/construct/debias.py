@@ -1,28 +1,131 @@
 """Style balance: choose pairs so that style no longer tells chosen from rejected (DT2IT-MRM, "Debiased").
 
-The simplest selection that is right by construction: pairs are put into strata by how the styles of their two sides
-differ, whichever of them is chosen, and of each stratum equally many are kept with the one side chosen and with the
-other. `evaluate.style.style_probe` then measures what is left.
+The simplest selection that is right by construction (`balance_style`): pairs are put into strata by how the styles of
+their two sides differ, whichever of them is chosen, and of each stratum equally many are kept with the one side chosen
+and with the other. It keeps fewer pairs than needed: the probe (`evaluate.style.style_probe`) need not fall to 0.5 but
+to a bound. So `debias` takes pairs back, those first whose style tells least, as long as the probe stays below the
+bound, and swaps in other pairs of the same prompts for what had to go.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline import records
-from dt2it_pipeline.evaluate.style import style_features
+from dt2it_pipeline.evaluate.style import (
+    StyleProbe,
+    leak_scores,
+    probe_differences,
+    style_difference,
+    style_features,
+    style_probe,
+)
 
 STAGE = "debias"
 SURPLUS = "no counterpart of the opposite style"
+_STEPS = 8  # parts in which pairs are taken back; each costs one probe
+_REFINEMENTS = 4  # halvings of the step in which the bound is passed
 _FIRST_WORD = re.compile(r"[\u4e00-\u9fff]|\w+")
 _LENGTH_STEP = 4  # characters: differences up to 2 count as equal length
 _FINE = 12  # characters beyond which steps double in width
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """What `debias` chose.
+
+    Attributes:
+        pairs: the kept pairs in their order, then those that were swapped in.
+        set_aside: one row per pair that was left out.
+        swapped_in: pair_ids of the spare pairs that were taken.
+        curve: pairs kept against the probe, from the strictest selection to none at all: kept, auc, ci_low, ci_high
+            (null where there are too few pairs to measure). Values clearly below 0.5 mean what 0.5 means: where strata
+            are balanced exactly, what is learnt from some folds points the other way in the last.
+        before, after: the probe of all pairs and of the kept ones.
+    """
+
+    pairs: pa.Table
+    set_aside: pa.Table
+    swapped_in: frozenset[str]
+    curve: tuple[dict[str, float | int | None], ...]
+    before: StyleProbe
+    after: StyleProbe
+
+
+def debias(
+    pairs: pa.Table, spares: pa.Table, bound: float, max_pairs_per_prompt: int, folds: int = 5, seed: int = 0
+) -> Debiased:
+    """Keep as many pairs as possible while style tells the chosen side no better than the bound allows.
+
+    Starts with `balance_style` and takes pairs back in steps, those first whose style tells least (the probe's own
+    log-odds). The largest selection counts whose area under the ROC curve lies below the bound with its whole 95%
+    interval: a selection that is made by the probe would otherwise profit from the probe's chance. Where no step is
+    that clear, the strictest selection stays, whatever its probe. Then spare pairs of prompts that lost some are
+    swapped in: those without a difference in style, and those that are the counterpart of a pair that was left out,
+    together with it.
+
+    Args:
+        pairs: pairs table.
+        spares: good pairs of the same prompts beyond `max_pairs_per_prompt`, which may be swapped in.
+        bound: of the probe's area under the ROC curve, 0.5 to 1.
+        max_pairs_per_prompt: most pairs of a prompt.
+        folds: of the probe.
+        seed: of the choice; the probe's folds use another one than the asset check, so that they do not share chance.
+    """
+    strict = _balanced(pairs, seed)
+    frame, spare_frame = (table.select(["prompt_id", "chosen", "rejected"]).to_pandas() for table in (pairs, spares))
+    difference = style_difference(frame)
+    order = np.abs(leak_scores(difference, seed))
+    left = np.flatnonzero(~strict)
+    left = left[np.lexsort((left, order[left]))]
+    probes: dict[int, StyleProbe] = {}  # by the number of pairs taken back
+
+    def fits(taken: int) -> bool:
+        some = _with(strict, left[:taken])
+        probes[taken] = probe_differences(difference[some], frame[some], folds, seed + 1)
+        high = probes[taken].ci_high
+        return high is not None and high <= bound
+
+    steps = sorted({round(len(left) * step / _STEPS) for step in range(_STEPS + 1)})
+    enough = max((taken for taken in steps if fits(taken)), default=0)
+    before = probes[len(left)]
+    too_many = min((taken for taken in steps if taken > enough), default=enough)
+    for _ in range(_REFINEMENTS):
+        if too_many - enough < 2:
+            break
+        middle = (enough + too_many) // 2
+        enough, too_many = (middle, too_many) if fits(middle) else (enough, middle)
+    best = _with(strict, left[:enough])
+    curve = [
+        {"kept": int(strict.sum()) + taken, "auc": probe.auc, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
+        for taken, probe in sorted(probes.items())
+    ]
+    swapped, rescued = _swaps(pairs, best, spares, max_pairs_per_prompt, seed)
+    kept = _with(best, np.array(rescued, dtype=np.int64))
+    after = probes[enough]
+    if swapped:
+        texts = pd.concat([frame[kept], spare_frame.iloc[swapped]], ignore_index=True)
+        after = style_probe(texts, folds, seed + 1)
+        if after.auc is None or after.auc > bound:  # the counterparts are not as alike as their strata say
+            kept, swapped, after = best, [], probes[enough]
+    chosen = pa.concat_tables([pairs.filter(pa.array(kept)), spares.take(pa.array(swapped, pa.int64()))])
+    ids = spares.column("pair_id").to_pylist()
+    return Debiased(
+        chosen.combine_chunks(),
+        _left_out(pairs, kept),
+        frozenset(ids[index] for index in swapped),
+        tuple(curve),
+        before,
+        after,
+    )
 
 
 def balance_style(pairs: pa.Table, seed: int) -> tuple[pa.Table, pa.Table]:
@@ -39,34 +142,92 @@ def balance_style(pairs: pa.Table, seed: int) -> tuple[pa.Table, pa.Table]:
     Returns:
         The kept pairs, in their order, and set_aside (one row per pair that was left out).
     """
-    signatures = _signatures(pairs)
-    strata: dict[tuple[Any, ...], dict[int, list[int]]] = {}
+    kept = _balanced(pairs, seed)
+    return pairs.filter(pa.array(kept)), _left_out(pairs, kept)
+
+
+def _balanced(pairs: pa.Table, seed: int) -> np.ndarray:
+    """Bool [pairs], which of them `balance_style` keeps."""
+    strata: dict[tuple[int, ...], dict[int, list[int]]] = {}
     kept = np.zeros(pairs.num_rows, dtype=bool)
-    for index, signature in enumerate(signatures):
-        mirrored = tuple(-value for value in signature)
-        side = (signature > mirrored) - (signature < mirrored)
+    for index, (stratum, side) in enumerate(_strata(_signatures(pairs))):
         if side == 0:
             kept[index] = True
         else:
-            strata.setdefault(max(signature, mirrored), {1: [], -1: []})[side].append(index)
+            strata.setdefault(stratum, {1: [], -1: []})[side].append(index)
     ids = pairs.column("pair_id").to_pylist()
     for sides in strata.values():
         count = min(len(members) for members in sides.values())
         for members in sides.values():
             kept[sorted(members, key=lambda i: records.content_hash(seed, ids[i]))[:count]] = True
-    sources, prompt_ids = pairs.column("source").to_pylist(), pairs.column("prompt_id").to_pylist()
-    aside = [
-        records.set_aside_row(ids[i], STAGE, SURPLUS, f"prompt {prompt_ids[i]}", sources[i])
-        for i in np.flatnonzero(~kept)
-    ]
-    return pairs.filter(pa.array(kept)), records.table(aside, "set_aside")
+    return kept
+
+
+def _swaps(pairs: pa.Table, kept: np.ndarray, spares: pa.Table, most: int, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the spares to take, and of the left-out pairs that thereby have a counterpart and return."""
+    if spares.num_rows == 0 or kept.all():
+        return [], []
+    prompts = pairs.column("prompt_id").to_pylist()
+    room = Counter({prompt: most for prompt in prompts})
+    room.subtract(prompts[index] for index in np.flatnonzero(kept))
+    # Opening words are numbered over both tables, so that their strata are the same.
+    strata = _strata(_signatures(pa.concat_tables([pairs, spares])))
+    waiting: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for index in np.flatnonzero(~kept).tolist():
+        waiting.setdefault(strata[index], []).append(index)
+    spare_ids, spare_prompts = spares.column("pair_id").to_pylist(), spares.column("prompt_id").to_pylist()
+    swapped: list[int] = []
+    rescued: list[int] = []
+    for index in sorted(range(spares.num_rows), key=lambda i: records.content_hash(seed, "spare", spare_ids[i])):
+        prompt = spare_prompts[index]
+        if room[prompt] < 1:
+            continue
+        stratum, side = strata[pairs.num_rows + index]
+        if side == 0:
+            swapped.append(index)
+            room[prompt] -= 1
+            continue
+        room[prompt] -= 1  # held for the spare while its counterpart is looked for
+        counterparts = waiting.get((stratum, -side), [])
+        found = next((other for other in counterparts if room[prompts[other]] > 0), None)
+        if found is None:
+            room[prompt] += 1
+            continue
+        counterparts.remove(found)
+        room[prompts[found]] -= 1
+        swapped.append(index)
+        rescued.append(found)
+    return sorted(swapped), rescued
+
+
+def _with(kept: np.ndarray, places: np.ndarray) -> np.ndarray:
+    more = kept.copy()
+    more[places] = True
+    return more
+
+
+def _left_out(pairs: pa.Table, kept: np.ndarray) -> pa.Table:
+    some = pairs.filter(pa.array(~kept)).select(["pair_id", "prompt_id", "source"]).to_pylist()
+    return records.table(
+        (records.set_aside_row(r["pair_id"], STAGE, SURPLUS, f"prompt {r['prompt_id']}", r["source"]) for r in some),
+        "set_aside",
+    )
+
+
+def _strata(signatures: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
+    """Per pair its stratum, and which side of it: 1 or -1, 0 where the sides do not differ in style."""
+    found = []
+    for signature in signatures:
+        mirrored = tuple(-value for value in signature)
+        found.append((max(signature, mirrored), (signature > mirrored) - (signature < mirrored)))
+    return found
 
 
 def _signatures(pairs: pa.Table) -> list[tuple[int, ...]]:
     """Per pair, the difference of styles, chosen minus rejected, in whole numbers; swapped, it is negated."""
     chosen, rejected = pairs.column("chosen").to_pylist(), pairs.column("rejected").to_pylist()
     both = style_features(pd.Series(chosen + rejected))
-    values = both.drop(columns=["characters", "words", "word length"]).to_numpy()
+    values = both.drop(columns=["characters", "words", "tokens", "word length"]).to_numpy()
     signs = np.sign(np.round(values[: len(chosen)] - values[len(chosen) :], 6)).astype(int)
     openings = {word: rank for rank, word in enumerate(sorted({_opening(text) for text in chosen + rejected}))}
     return [

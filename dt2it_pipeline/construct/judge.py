@@ -1,31 +1,41 @@
-"""Listwise and pointwise judgements of candidate responses (DT2IT-MRM, part 1, steps 2, 3 and 5)."""
+"""Listwise, pointwise and pairwise judgements of candidate responses (DT2IT-MRM, part 1, steps 2 to 5).
+
+Run as `python -m dt2it_pipeline.construct.judge job.json`.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, Judge, JudgeError, JudgeRequest
-from dt2it_pipeline.construct.judges.reference import ReferenceJudge
-from dt2it_pipeline.construct.judges.rubric import OK, Verdict, parse_reply
-from dt2it_pipeline.recipe import JudgingSettings
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.draw import CORRUPTED
+from dt2it_pipeline.construct.judges.ask import Tally, ask
+from dt2it_pipeline.construct.judges.cache import ReplyCache
+from dt2it_pipeline.construct.judges.make import MakeEngine, make_judge
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
+from dt2it_pipeline.construct.judges.quality import AGAINST, OVERALL, judge_quality
+from dt2it_pipeline.construct.judges.rubric import OK, Verdict
+from dt2it_pipeline.construct.settings import EndpointSettings, JudgingSettings
+from dt2it_pipeline.engines import jobs
 
 STAGE = "judge"
-FAILED = "no reply"
-_BATCH = 1024  # requests handed to the judge at once
+REFERENCE = "reference"  # generator of a reference answer that was added as a response
+SPARE = "kept in reserve and not needed"
+_BATCH = 512  # requests handed to a judge at once
 _ALL_ORDERS = 4  # lists up to this long have few enough orders (24) to draw from without repetition
 
 Row = dict[str, Any]
-logger = logging.getLogger(__name__)
+Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -37,30 +47,105 @@ class _Call:
     order: tuple[int, ...]
 
 
-def make_judge(settings: JudgingSettings, prompts: pa.Table) -> Judge:
-    """The judge that the recipe names; `prompts` are all prompts that it will be asked about."""
-    return ReferenceJudge(prompts.to_pylist())
+@dataclass
+class Judged:
+    """What judging came to.
+
+    Attributes:
+        judgements: one row per response and presentation, faulty ones included with their status and no score.
+        responses: the responses that were judged, with the reference answers that were added to them.
+        set_aside: one row per response that cannot be used (response_id, reason, detail with the judge's raw text).
+            Every response, added ones included, either has an `ok` listwise and pointwise judgement for each
+            presentation or is set aside.
+        tallies: what asking came to, by judge.
+        enhanced: prompts whose answers were all alike, by what was added: `corrupted`, `reference` or `nothing`.
+    """
+
+    judgements: pa.Table
+    responses: pa.Table
+    set_aside: pa.Table
+    tallies: dict[str, Tally]
+    enhanced: dict[str, int] = field(default_factory=dict)
+
+
+def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = None) -> dict[str, Any]:
+    """Judge a responses table; writes judgements, responses and set_aside as Parquet into the output folder.
+
+    Replies are kept in the job's cache file: a killed run goes on where it was, and the same calls cost nothing again.
+
+    Args:
+        job: prompts, responses (Parquet), media_root, output (folder), cache (file), settings (JudgingSettings), seed.
+        report: called after each batch with judge, calls, and how many found their reply on disk.
+        make_engine: see `make_judge`.
+
+    Returns:
+        rows_in = rows_out + rows_set_aside (responses, added references included), `judges`: per judge the counts of
+        `Tally` with costs and the figures of `judge_quality`, and `enhanced`.
+
+    Raises:
+        JudgeError: a judge cannot be built.
+        JudgeStopped: a judge cannot answer any more; run again when it can.
+    """
+    settings = JudgingSettings.model_validate(job["settings"])
+    prompts = store.read_parquet(job["prompts"], "prompts")
+    responses = store.read_parquet(job["responses"], "responses")
+    rows = prompts.to_pylist()
+    judges = [make_judge(chosen, rows, Path(job["media_root"]), make_engine) for chosen in settings.judges]
+    cache = ReplyCache(Path(job["cache"]))
+    try:
+        judged = judge_responses(prompts, responses, judges, settings, job["seed"], cache, report)
+    finally:
+        cache.close()
+    output = Path(job["output"])
+    for name in ("judgements", "responses", "set_aside"):
+        store.write_parquet(getattr(judged, name), output / f"{name}.parquet")
+    quality = judge_quality(judged.judgements)
+    facts: dict[str, Any] = {}
+    for chosen, judge in zip(settings.judges, judges, strict=True):
+        prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
+        facts[judge.name] = judged.tallies[judge.name].facts(*prices) | quality.get(judge.name, {})
+        faults = getattr(getattr(judge, "engine", None), "counts", None)
+        if faults is not None:
+            facts[judge.name]["line"] = dict(sorted(faults.items()))
+    added = sum(row["generator"] == REFERENCE for row in judged.responses.to_pylist())
+    rows_in = responses.num_rows + added
+    return {
+        "rows_in": rows_in,
+        "rows_out": rows_in - judged.set_aside.num_rows,
+        "rows_set_aside": judged.set_aside.num_rows,
+        "added_references": added,
+        "enhanced": judged.enhanced,
+        "judges": facts,
+        "cost": round(sum(item["cost"] for item in facts.values()), 6),
+    }
 
 
 def judge_responses(
-    prompts: pa.Table, responses: pa.Table, judge: Judge, settings: JudgingSettings, seed: int
-) -> tuple[pa.Table, pa.Table]:
-    """Judge every response listwise, in `settings.orders` shuffled orders, and pointwise.
+    prompts: pa.Table,
+    responses: pa.Table,
+    judges: Sequence[Judge],
+    settings: JudgingSettings,
+    seed: int,
+    cache: ReplyCache | None = None,
+    report: Report = lambda progress: None,
+) -> Judged:
+    """Have every judge judge every response in the recipe's modes, lists in `settings.orders` shuffled orders.
 
     A judge that fails or answers nonsense costs what it was asked about and no more: a faulty listwise reply sets all
-    responses of its prompt aside (scores in a list are relative to each other), a faulty pointwise reply its response.
+    responses of its prompt aside (scores in a list are relative to each other), a faulty pointwise reply its response,
+    a faulty pairwise reply its pair.
 
     Args:
         prompts: prompts table.
         responses: responses table.
-        judge: who judges.
-        settings: orders per list.
+        judges: who judges.
+        settings: modes, orders, and when corrupted answers and references are judged, too.
         seed: of the orders; each prompt's orders depend only on it and on the prompt.
+        cache: where replies are kept; in memory when None.
+        report: called after each batch.
 
-    Returns:
-        Judgements (one row per response and presentation, faulty ones included with their status and no score) and
-        set_aside (one row per response that cannot be used: response_id, reason, detail). Every response either has an
-        `ok` judgement for each presentation or is set aside.
+    Raises:
+        JudgeStopped: a judge cannot answer any more.
     """
     by_id = {row["prompt_id"]: row for row in prompts.to_pylist()}
     grouped: dict[str, list[Row]] = {}
@@ -70,19 +155,120 @@ def judge_responses(
             grouped.setdefault(row["prompt_id"], []).append(row)
         else:
             aside[row["response_id"]] = _aside(row["response_id"], "unknown prompt", row["prompt_id"], "")
-    calls = [
-        call for key, group in grouped.items() for call in _calls(by_id[key], group, settings.orders, f"{seed}:{key}")
-    ]
-    judgements: list[Row] = []
-    for start in range(0, len(calls), _BATCH):
-        batch = calls[start : start + _BATCH]
-        for call, reply in zip(batch, _ask(judge, [call.request for call in batch]), strict=True):
-            verdicts = _verdicts(reply, len(call.response_ids))
-            judgements += _rows(call, verdicts, judge)
-            for response_id, reason, detail in _faults(call, verdicts):
-                source = call.request.prompt["source"]
-                aside.setdefault(response_id, _aside(response_id, reason, f"{call.request.mode}: {detail}", source))
-    return records.table(judgements, "judgements"), records.table(aside.values(), "set_aside")
+    bench = _Bench(by_id, judges, settings, seed, cache or ReplyCache(None), report)
+    if settings.diversity == "always":
+        judgements, faults = bench.judge(grouped)
+        enhanced: dict[str, int] = {}
+    else:
+        judgements, faults, grouped, enhanced = bench.judge_with_reserve(grouped)
+    for response_id, fault in faults.items():
+        aside.setdefault(response_id, fault)
+    used = [row for group in grouped.values() for row in group]
+    return Judged(
+        records.table(judgements, "judgements"),
+        records.table(used, "responses"),
+        records.table(aside.values(), "set_aside"),
+        bench.tallies,
+        enhanced,
+    )
+
+
+@dataclass
+class _Bench:
+    """The judges of one run, and what they share."""
+
+    prompts: Mapping[str, Row]
+    judges: Sequence[Judge]
+    settings: JudgingSettings
+    seed: int
+    cache: ReplyCache
+    report: Report
+
+    def __post_init__(self) -> None:
+        self.tallies = {judge.name: Tally() for judge in self.judges}
+
+    def judge(self, grouped: Mapping[str, Sequence[Row]]) -> tuple[list[Row], dict[str, dict[str, str]]]:
+        """Judgements of the responses of several prompts, and why some responses cannot be used."""
+        judgements: list[Row] = []
+        faults: dict[str, dict[str, str]] = {}
+        for judge in self.judges:
+            tally = self.tallies[judge.name]
+            calls = [call for key, group in grouped.items() for call in self._calls(judge, key, group)]
+            for start in range(0, len(calls), _BATCH):
+                batch = calls[start : start + _BATCH]
+                found = ask(judge, [call.request for call in batch], self.cache, tally)
+                for call, verdicts in zip(batch, found, strict=True):
+                    judgements += _rows(call, verdicts, judge)
+                    for response_id, reason, detail in _faults(call, verdicts):
+                        source = call.request.prompt["source"]
+                        detail = f"{judge.name}, {call.request.mode}: {detail}"
+                        faults.setdefault(response_id, _aside(response_id, reason, detail, source))
+                self.report({"judge": judge.name, "calls": tally.calls, "found on disk": tally.looked_up})
+        return judgements, faults
+
+    def judge_with_reserve(
+        self, grouped: Mapping[str, Sequence[Row]]
+    ) -> tuple[list[Row], dict[str, dict[str, str]], dict[str, list[Row]], dict[str, int]]:
+        """Judge the answers to the true picture; where they are all alike, add something that differs and judge again.
+
+        Where all are good, answers to a corrupted picture are added; where all are bad, the reference answer is.
+        """
+        own = {key: [row for row in group if not _corrupted(row)] for key, group in grouped.items()}
+        own = {key: answers or list(grouped[key]) for key, answers in own.items()}
+        judgements, faults = self.judge(own)
+        scores: dict[str, dict[str, list[float]]] = {}
+        for row in judgements:
+            if row["status"] == OK and row["mode"] != PAIRWISE:
+                scores.setdefault(row["prompt_id"], {}).setdefault(row["response_id"], []).append(row["score"])
+        fuller: dict[str, list[Row]] = {}
+        enhanced = {"corrupted": 0, REFERENCE: 0, "nothing": 0}
+        for key, answers in own.items():
+            means = [fmean(values) for values in scores.get(key, {}).values()]
+            faulty = any(row["response_id"] in faults for row in answers)
+            if faulty or not means or max(means) - min(means) > self.settings.uniform_spread:
+                continue
+            if fmean(means) >= self.settings.uniform_high:
+                kind = "corrupted"
+                added = [row for row in grouped[key] if _corrupted(row) and row not in answers]
+            else:
+                kind = REFERENCE
+                added = self._reference(key, grouped[key])
+            enhanced[kind if added else "nothing"] += 1
+            if added:
+                fuller[key] = [*answers, *added]
+        again, more_faults = self.judge(fuller)
+        judgements = [row for row in judgements if row["prompt_id"] not in fuller] + again
+        faults |= more_faults
+        final = {key: fuller.get(key, answers) for key, answers in own.items()}
+        for key, group in grouped.items():
+            judged = {row["response_id"] for row in final[key]}
+            for row in group:
+                if row["response_id"] not in judged:
+                    faults[row["response_id"]] = _aside(row["response_id"], SPARE, "", self.prompts[key]["source"])
+        return judgements, faults, final, enhanced
+
+    def _reference(self, key: str, group: Sequence[Row]) -> list[Row]:
+        text = (self.prompts[key]["reference"] or "").strip()
+        if not text or any(row["text"].strip() == text for row in group):
+            return []
+        response_id = records.response_id(key, text)
+        return [{"response_id": response_id, "prompt_id": key, "text": text, "generator": REFERENCE}]
+
+    def _calls(self, judge: Judge, key: str, group: Sequence[Row]) -> Iterable[_Call]:
+        prompt, wanted = self.prompts[key], [mode for mode in self.settings.modes if mode in judge.modes]
+        orders, seed = self.settings.orders, f"{self.seed}:{key}"
+        if LISTWISE in wanted:
+            for order in presentation_orders(len(group), orders, seed):
+                yield _call(prompt, [group[i] for i in order], LISTWISE, order)
+        if POINTWISE in wanted:
+            for row in group:
+                yield _call(prompt, [row], POINTWISE, ())
+        if PAIRWISE in wanted:
+            for first, second in itertools.combinations(group, 2):
+                both = [(0, 1), (1, 0)]
+                random.Random(f"{seed}:{first['response_id']}:{second['response_id']}").shuffle(both)
+                for order in both[: min(orders, 2)]:
+                    yield _call(prompt, [(first, second)[i] for i in order], PAIRWISE, order)
 
 
 def presentation_orders(count: int, orders: int, seed: object) -> list[tuple[int, ...]]:
@@ -106,36 +292,13 @@ def presentation_orders(count: int, orders: int, seed: object) -> list[tuple[int
     return found
 
 
-def _calls(prompt: Row, group: Sequence[Row], orders: int, seed: str) -> list[_Call]:
-    calls = [
-        _Call(
-            JudgeRequest(prompt, tuple(group[i]["text"] for i in order), LISTWISE),
-            tuple(group[i]["response_id"] for i in order),
-            order,
-        )
-        for order in presentation_orders(len(group), orders, seed)
-    ]
-    return calls + [_Call(JudgeRequest(prompt, (row["text"],), POINTWISE), (row["response_id"],), ()) for row in group]
+def _corrupted(row: Row) -> bool:
+    return any(row["generator"].endswith(mark) for mark in CORRUPTED)
 
 
-def _ask(judge: Judge, requests: Sequence[JudgeRequest]) -> Sequence[str | JudgeError]:
-    """The judge's replies; a batch that brings the judge down is asked again one request at a time."""
-    try:
-        replies = judge.judge(requests)
-        if len(replies) != len(requests):
-            raise JudgeError(f"{len(replies)} replies to {len(requests)} requests")
-        return replies
-    except Exception as error:
-        if len(requests) == 1:
-            logger.warning("judge %s failed on prompt %s: %s", judge.name, requests[0].prompt["prompt_id"], error)
-            return [JudgeError(f"{type(error).__name__}: {error}")]
-        return [_ask(judge, [request])[0] for request in requests]
-
-
-def _verdicts(reply: str | JudgeError, count: int) -> list[Verdict]:
-    if isinstance(reply, str):
-        return parse_reply(reply, count)
-    return [Verdict(FAILED, detail=str(reply))] * count
+def _call(prompt: Row, shown: Sequence[Row], mode: str, order: tuple[int, ...]) -> _Call:
+    request = JudgeRequest(prompt, tuple(row["text"] for row in shown), mode)
+    return _Call(request, tuple(row["response_id"] for row in shown), order)
 
 
 def _rows(call: _Call, verdicts: Sequence[Verdict], judge: Judge) -> list[Row]:
@@ -147,25 +310,43 @@ def _rows(call: _Call, verdicts: Sequence[Verdict], judge: Judge) -> list[Row]:
         "order": list(call.order),
         "template_hash": judge.template_hash(mode, prompt["language"]),
     }
-    return [
-        shared
-        | {
-            "response_id": response_id,
-            "score": verdict.score,
-            "criteria": json.dumps(verdict.criteria, sort_keys=True),
-            "status": verdict.status,
-        }
-        for response_id, verdict in zip(call.response_ids, verdicts, strict=True)
-    ]
+    rows: list[Row] = []
+    for place, verdict in enumerate(verdicts):
+        criteria: dict[str, Any] = dict(verdict.criteria)
+        if verdict.stated is not None and verdict.score is not None:
+            difference = round(verdict.stated - verdict.score, 6)
+            criteria[OVERALL] = {"stated": verdict.stated, "difference": difference}
+        if mode == PAIRWISE:
+            criteria[AGAINST] = call.response_ids[1 - place]
+            if verdict.status != OK:
+                criteria["raw"] = _writable(verdict.detail)
+        rows.append(
+            shared
+            | {
+                "response_id": call.response_ids[place],
+                "score": verdict.score,
+                "criteria": json.dumps(criteria, sort_keys=True, ensure_ascii=False),
+                "status": verdict.status,
+            }
+        )
+    return rows
 
 
 def _faults(call: _Call, verdicts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
     """(response_id, reason, detail) of every response that this call's faults make unusable."""
     faulty = next((verdict for verdict in verdicts if verdict.status != OK), None)
-    if faulty is None:
+    if faulty is None or call.request.mode == PAIRWISE:
         return []
     return [(response_id, faulty.status, faulty.detail) for response_id in call.response_ids]
 
 
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _aside(row_id: str, reason: str, detail: str, source: str) -> dict[str, str]:
     return records.set_aside_row(row_id, STAGE, reason, detail, source)
+
+
+if __name__ == "__main__":
+    jobs.main(run)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import bisect
+import difflib
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
 from dt2it_pipeline import records
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
+from dt2it_pipeline.construct.judges.quality import AGAINST
 from dt2it_pipeline.construct.judges.rubric import OK
-from dt2it_pipeline.recipe import PairingSettings
+from dt2it_pipeline.construct.settings import PairingSettings
 
 STAGE = "pairs"
-TIED, DISAGREE, WEAK = "tied", "listwise and pointwise disagree", "weaker than min_strength"
-IDENTICAL, SURPLUS = "near-identical texts", "prompt has enough pairs"
+TIED, DISAGREE, WEAK = "tied", "judgements disagree on the order", "weaker than min_strength"
+IDENTICAL, SURPLUS, FULL = "near-identical texts", "prompt has enough pairs", "strength bin has enough pairs"
+_LONG = 20  # words from which two texts that share nearly all of them count as one
 _NOT_WORD = re.compile(r"[\W_]+")
 
 Row = dict[str, Any]
+_Presentation = tuple[str, str, tuple[int, ...]]  # judge, mode, order
 
 
 class PairingError(ValueError):
@@ -31,28 +37,30 @@ class PairingError(ValueError):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A response with its scores: one per listwise order, and the pointwise one."""
+    """A response with its scores by presentation, and what pairwise judges said of it and another."""
 
     row: Row
-    listwise: tuple[float, ...]
-    pointwise: float
+    scores: Mapping[_Presentation, float]
     words: str  # the text without case, punctuation and markup
+    against: Mapping[str, list[float | None]] = field(default_factory=dict)  # other response -> verdicts on this one
 
 
 def form_pairs(
     prompts: pa.Table, responses: pa.Table, judgements: pa.Table, settings: PairingSettings, seed: int
 ) -> tuple[pa.Table, pa.Table]:
-    """Form pairs where every listwise order and the pointwise score prefer the same side.
+    """Form pairs where every judge, in every order and mode, prefers the same side.
 
-    strength = mean of the listwise difference (itself the mean over orders) and the pointwise difference of the overall
-    scores, 0 to 10. At most `max_pairs_per_prompt` pairs of a prompt are taken, each time from the strength band (1
-    wide) of which there are fewest so far, so that weak and strong preferences both appear.
+    strength = mean of the listwise difference (itself the mean over orders and judges) and the pointwise difference of
+    the overall scores, 0 to 10; of the one there is where only one mode was asked. At most `max_pairs_per_prompt` pairs
+    of a prompt are taken, each time from the strength bin that is furthest below its share so far, so that weak and
+    strong preferences both appear. Without `strength_bins`, bins are 1 wide and their shares equal; with them, a bin
+    that ends up with more than its share is cut to it, as long as another bin can never reach its own.
 
     Args:
         prompts: prompts table.
         responses: responses table.
-        judgements: judgements table; a response with a judgement that is not `ok`, or without one of either mode, takes
-            no part (`judge_responses` has set it aside).
+        judgements: judgements table; a response with a listwise or pointwise judgement that is not `ok`, or without one
+            that other responses of its prompt have, takes no part (`judge_responses` has set it aside).
         settings: bounds.
         seed: breaks ties between equally wanted pairs.
 
@@ -63,9 +71,21 @@ def form_pairs(
     Raises:
         PairingError: there are prompts, but not one pair can be formed.
     """
+    pairs, _, aside = form_pairs_with_spares(prompts, responses, judgements, settings, seed)
+    return pairs, aside
+
+
+def form_pairs_with_spares(
+    prompts: pa.Table, responses: pa.Table, judgements: pa.Table, settings: PairingSettings, seed: int
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """As `form_pairs`, with the good pairs of full prompts in the middle: whoever selects further may swap them in.
+
+    They are in set_aside, too (reason: the prompt has enough pairs).
+    """
     usable = _usable(responses, judgements)
-    strengths: Counter[int] = Counter()  # pairs per strength band so far
+    bins = _Bins(settings)
     pairs: list[Row] = []
+    spares: list[Row] = []
     aside: list[dict[str, str]] = []
     for prompt in prompts.to_pylist():
         candidates: list[Row] = []
@@ -75,38 +95,101 @@ def form_pairs(
                 aside.append(_aside(pair, reason))
             else:
                 candidates.append(pair)
-        taken = _spread(candidates, settings.max_pairs_per_prompt, strengths, seed)
+        taken = _spread(candidates, settings.max_pairs_per_prompt, bins, seed)
         pairs += taken
         kept = {pair["pair_id"] for pair in taken}
-        aside += [_aside(pair, SURPLUS) for pair in candidates if pair["pair_id"] not in kept]
+        left = [pair for pair in candidates if pair["pair_id"] not in kept]
+        spares += left
+        aside += [_aside(pair, SURPLUS) for pair in left]
     if not pairs and prompts.num_rows:
         raise PairingError(_nothing_formed(len(usable), responses.num_rows, aside, settings))
-    return records.table(pairs, "pairs"), records.table(aside, "set_aside")
+    kept_pairs, cut = bins.cut(pairs, seed)
+    aside += [_aside(pair, FULL) for pair in cut]
+    return records.table(kept_pairs, "pairs"), records.table(spares, "pairs"), records.table(aside, "set_aside")
+
+
+class _Bins:
+    """The histogram of strengths so far, and which bin is short of pairs."""
+
+    def __init__(self, settings: PairingSettings) -> None:
+        self._edges = [item.from_strength for item in settings.strength_bins]
+        self._shares = [item.share for item in settings.strength_bins]
+        self._counts: Counter[int] = Counter()
+
+    def of(self, strength: float) -> int:
+        """Number of the bin that a strength lies in; -1 below the first."""
+        return bisect.bisect_right(self._edges, strength) - 1 if self._edges else int(strength)
+
+    def filling(self, strength: float) -> float:
+        """How full the bin of a strength is, measured by its share; the least is wanted most."""
+        number = self.of(strength)
+        if number < 0:
+            return float("inf")
+        return self._counts[number] / (self._shares[number] if self._edges else 1.0)
+
+    def take(self, strength: float) -> None:
+        """Count one pair."""
+        self._counts[self.of(strength)] += 1
+
+    def cut(self, pairs: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+        """The pairs that make up the wanted histogram, and those beyond it; all of them where none is wanted.
+
+        The largest histogram of the wanted shape that the pairs can fill: the bin that is shortest for its share sets
+        the size. A bin without a single pair is left out of the shape: nothing could be kept otherwise.
+        """
+        if not self._edges:
+            return list(pairs), []
+        members: dict[int, list[Row]] = {}
+        for pair in sorted(pairs, key=lambda pair: records.content_hash(seed, "bin", pair["pair_id"])):
+            members.setdefault(self.of(pair["strength"]), []).append(pair)
+        present = {number: share for number, share in enumerate(self._shares) if members.get(number)}
+        size = min((len(members[number]) / share for number, share in present.items()), default=0.0)
+        wanted = {
+            pair["pair_id"]
+            for number, share in present.items()
+            for pair in members[number][: max(1, round(size * share))]
+        }
+        return (
+            [pair for pair in pairs if pair["pair_id"] in wanted],
+            [pair for pair in pairs if pair["pair_id"] not in wanted],
+        )
 
 
 def _usable(responses: pa.Table, judgements: pa.Table) -> dict[str, list[_Scored]]:
-    scores: dict[str, dict[str, list[float]]] = {}
+    scores: dict[str, dict[_Presentation, float]] = {}
+    against: dict[str, dict[str, list[float | None]]] = {}
+    asked: dict[str, set[_Presentation]] = {}  # by prompt
     faulty: set[str] = set()
-    for row in judgements.select(["response_id", "mode", "score", "status"]).to_pylist():
-        if row["status"] != OK or row["score"] is None:
-            faulty.add(row["response_id"])
+    columns = ["prompt_id", "response_id", "judge", "mode", "order", "score", "status", "criteria"]
+    for row in judgements.select(columns).to_pylist():
+        key, good = row["response_id"], row["status"] == OK and row["score"] is not None
+        if row["mode"] == PAIRWISE:
+            other = json.loads(row["criteria"])[AGAINST]
+            against.setdefault(key, {}).setdefault(other, []).append(row["score"] if good else None)
+            continue
+        presentation = (row["judge"], row["mode"], tuple(row["order"] or ()))
+        asked.setdefault(row["prompt_id"], set()).add(presentation)
+        if good:
+            scores.setdefault(key, {})[presentation] = row["score"]
         else:
-            scores.setdefault(row["response_id"], {}).setdefault(row["mode"], []).append(row["score"])
+            faulty.add(key)
     usable: dict[str, list[_Scored]] = {}
     for row in responses.to_pylist():
         found = scores.get(row["response_id"], {})
-        if row["response_id"] not in faulty and LISTWISE in found and POINTWISE in found:
+        if found and row["response_id"] not in faulty and found.keys() == asked[row["prompt_id"]]:
             words = _NOT_WORD.sub(" ", row["text"].lower()).strip()
-            scored = _Scored(row, tuple(found[LISTWISE]), fmean(found[POINTWISE]), words)
+            scored = _Scored(row, found, words, against.get(row["response_id"], {}))
             usable.setdefault(row["prompt_id"], []).append(scored)
     return usable
 
 
 def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: PairingSettings) -> tuple[Row, str]:
     """The pair of two responses, better side chosen, and the reason not to use it (empty if there is none)."""
-    listwise = [a - b for a, b in zip(first.listwise, second.listwise, strict=True)]
-    differences = [*listwise, first.pointwise - second.pointwise]
-    strength = (fmean(listwise) + differences[-1]) / 2
+    by_mode: dict[str, list[float]] = {}
+    for presentation, score in first.scores.items():
+        by_mode.setdefault(presentation[1], []).append(score - second.scores[presentation])
+    differences = [difference for of_mode in by_mode.values() for difference in of_mode]
+    strength = fmean(fmean(by_mode[mode]) for mode in (LISTWISE, POINTWISE) if mode in by_mode)
     better, worse = (first, second) if strength >= 0 else (second, first)
     pair = records.make_pair(
         prompt["prompt_id"],
@@ -116,25 +199,43 @@ def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: 
         label="constructed",
         source=prompt["source"],
     )
-    if first.words == second.words:
+    if _near_identical(first.words, second.words, settings.near_identical):
         return pair, IDENTICAL
     if all(abs(difference) < 1e-9 for difference in differences):
         return pair, TIED
+    preferred = first.against.get(second.row["response_id"], [])
+    # A pairwise verdict of 1 is a difference for the first; a tie or a faulty reply is agreement with nothing.
+    differences += [0.0 if verdict is None else verdict - 0.5 for verdict in preferred]
     if not (all(d > 1e-9 for d in differences) or all(d < -1e-9 for d in differences)):
         return pair, DISAGREE
     return pair, WEAK if abs(strength) < settings.min_strength else ""
 
 
-def _spread(candidates: Sequence[Row], count: int, strengths: Counter[int], seed: int) -> list[Row]:
-    """Take up to `count` pairs, each from the rarest strength band so far; among equals, by a seeded hash."""
+def _near_identical(first: str, second: str, bound: float) -> bool:
+    """Whether two texts are one but for a few words.
+
+    Short answers may differ in the one word that matters, so that only long ones are compared by their share of common
+    words (in order): 2 * common / all.
+    """
+    if first == second:
+        return True
+    left, right = first.split(), second.split()
+    if min(len(left), len(right)) < _LONG or bound >= 1:
+        return False
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    return matcher.real_quick_ratio() > bound and matcher.quick_ratio() > bound and matcher.ratio() > bound
+
+
+def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> list[Row]:
+    """Take up to `count` pairs, each from the bin that is shortest so far; among equals, by a seeded hash."""
     left = sorted(candidates, key=lambda pair: records.content_hash(seed, pair["pair_id"]))
     taken: list[Row] = []
     used: Counter[str] = Counter()  # a response in many pairs teaches little each time
     while left and len(taken) < count:
-        best = min(left, key=lambda p: (used[p["chosen_id"]] + used[p["rejected_id"]], strengths[int(p["strength"])]))
+        best = min(left, key=lambda p: (used[p["chosen_id"]] + used[p["rejected_id"]], bins.filling(p["strength"])))
         left.remove(best)
         taken.append(best)
-        strengths[int(best["strength"])] += 1
+        bins.take(best["strength"])
         used.update((best["chosen_id"], best["rejected_id"]))
     return taken
 

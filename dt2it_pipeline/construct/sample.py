@@ -1,8 +1,11 @@
 """Candidate responses: several answers per prompt from one model, so that all of them share one style.
 
-DT2IT-MRM, part 1, step 1. Some answers are drawn over the picture of another prompt (step 4, diversity): they are
-written in the same style and are more often wrong, so that a prompt that the model always answers well yields pairs
-too. The generator column tells the two apart.
+DT2IT-MRM, part 1, step 1. Some answers are drawn over the picture of another prompt, or over the prompt's own under
+noise (step 4, diversity): they are written in the same style and are more often wrong, so that a prompt that the model
+always answers well yields pairs too. The generator column tells them apart.
+
+With a pool of several models the job is run once per model (`place` says which it is, so that each draws its part), and
+`join` makes one table of them.
 
 Run as `python -m dt2it_pipeline.construct.sample job.json`.
 """
@@ -10,36 +13,30 @@ Run as `python -m dt2it_pipeline.construct.sample job.json`.
 from __future__ import annotations
 
 import json
-import random
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.draw import Drawer, Drawn, donors_of
+from dt2it_pipeline.construct.settings import SamplingSettings
 from dt2it_pipeline.engines import jobs
-from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
-from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest, SamplingEngine, VllmEngine
-from dt2it_pipeline.recipe import SamplingSettings
+from dt2it_pipeline.engines.chat import ChatError
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
 
 STAGE = "sample"
-_DONOR_TRIES = 50  # random draws before giving up on finding another picture
 _COUNTS = ("rows_in", "rows_out", "rows_set_aside", "sampled", "kept", "duplicates", "answers_set_aside", "tokens")
 
 Row = dict[str, Any]
 EngineFactory = Callable[[int], SamplingEngine]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A request to the engine and where its answers belong."""
-
-    row: Row
-    generator: str
-    request: SampleRequest
 
 
 @dataclass
@@ -62,66 +59,195 @@ def run(
     Finished shards in the job's work folder are not sampled again; the same job gives the same bytes.
 
     Args:
-        job: model, prompts (Parquet), media_root, output (Parquet), work (folder), settings (SamplingSettings), seed.
+        job: model, prompts (Parquet), media_root, output (Parquet), work (folder), settings (SamplingSettings), seed;
+            optionally place: the model's place in the pool (0).
         report: called after each shard with prompts, responses and samples_per_second.
         make_engine: builds the engine from the most pictures in one prompt; vLLM when None.
 
     Returns:
         Counts of prompts (rows_in = rows_out + rows_set_aside), of answers (sampled = kept + duplicates +
-        answers_set_aside) and of tokens, and throughput: startup_seconds, seconds, samples_per_second.
+        answers_set_aside) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
+        tokens_per_second.
+
+    Raises:
+        EngineError: the model cannot be loaded, or a copy of it ended early.
     """
     settings = SamplingSettings.model_validate(job["settings"])
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
     media_root, work, output = Path(job["media_root"]), Path(job["work"]), Path(job["output"])
     shards = list(_shards(prompts, settings.shard_prompts))
     todo = [number for number in range(len(shards)) if not _folder(work, number).is_dir()]
-    engine, startup = None, 0.0
-    if todo:
-        started = time.monotonic()
-        engine = (make_engine or _vllm(str(job["model"]), settings, job["seed"]))(max(1, _most_pictures(prompts)))
-        startup = time.monotonic() - started
-    donors = _donors(prompts)
-    seconds, sampled_now = 0.0, 0
+    copies = min(settings.data_parallel, len(todo))
+    if copies > 1 and make_engine is None:
+        timing = _in_copies(job, copies, report)
+    else:
+        timing = _work(job, settings, prompts, shards, todo, media_root, work, report, make_engine)
+    counts = _finish(work, len(shards), output)
+    seconds, sampled = timing["seconds"], timing["sampled"]
+    return counts | {
+        "startup_seconds": round(timing["startup_seconds"], 2),
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(sampled / seconds, 2) if seconds else 0.0,
+        "tokens_per_second": round(timing["tokens"] / seconds, 2) if seconds else 0.0,
+    }
+
+
+def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """One responses table, one set_aside table and one summary of what the models of a pool have drawn.
+
+    An answer that several models gave is kept once, from the first. A prompt counts as set aside where no model could
+    answer it; where another could, what set it aside with the one is dropped.
+    """
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1], dict(parts[0][2])
+    totals: dict[str, Any] = {
+        key: sum(part[2][key] for part in parts) for key in (*_COUNTS, "seconds", "startup_seconds")
+    }
+    seen: set[str] = set()
+    responses: list[Row] = []
+    for table, _, _ in parts:
+        for row in table.to_pylist():
+            if row["response_id"] in seen:
+                totals["duplicates"] += 1
+                continue
+            seen.add(row["response_id"])
+            responses.append(row)
+    answered = {row["prompt_id"] for row in responses}
+    aside: dict[str, Row] = {}
+    for _, table, _ in parts:
+        for row in table.to_pylist():
+            if row["row_id"] not in answered:
+                aside.setdefault(row["row_id"], row)
+    totals["kept"], totals["rows_in"], totals["rows_out"] = len(responses), parts[0][2]["rows_in"], len(answered)
+    totals["rows_set_aside"] = totals["rows_in"] - totals["rows_out"]
+    for unit, count in (("samples", "sampled"), ("tokens", "tokens")):
+        totals[f"{unit}_per_second"] = round(totals[count] / totals["seconds"], 2) if totals["seconds"] else 0.0
+    return records.table(responses, "responses"), records.table(aside.values(), "set_aside"), totals
+
+
+def with_models(pairs: pa.Table, responses: pa.Table) -> pd.DataFrame:
+    """Pairs with the columns chosen_model and rejected_model, null where no response of that id is there.
+
+    The model is the first part of `generator`; how an answer was drawn (temperature, picture) does not count.
+    """
+    models = dict(zip(responses["response_id"].to_pylist(), responses["generator"].to_pylist(), strict=True))
+    frame = pairs.select(["prompt_id", "chosen", "rejected", "chosen_id", "rejected_id"]).to_pandas()
+    for side in ("chosen", "rejected"):
+        frame[f"{side}_model"] = [(models.get(key) or "").split("|")[0] or None for key in frame[f"{side}_id"]]
+    return frame
+
+
+def _work(
+    job: Mapping[str, Any],
+    settings: SamplingSettings,
+    prompts: Sequence[Row],
+    shards: Sequence[Sequence[Row]],
+    todo: Sequence[int],
+    media_root: Path,
+    work: Path,
+    report: Callable[[Mapping[str, Any]], None],
+    make_engine: EngineFactory | None,
+) -> dict[str, float]:
+    """Sample the shards in `todo` with one engine; returns what that took."""
+    timing = {"startup_seconds": 0.0, "seconds": 0.0, "sampled": 0.0, "tokens": 0.0}
+    if not todo:
+        return timing
+    started = time.monotonic()
+    engine = (make_engine or _vllm(str(job["model"]), settings, job["seed"]))(max(1, _most_pictures(prompts)))
+    timing["startup_seconds"] = time.monotonic() - started
+    drawer = Drawer(
+        settings, job["seed"], _name(job["model"]), int(job.get("place", 0)), media_root, donors_of(prompts)
+    )
     for number in todo:
-        assert engine is not None
         started = time.monotonic()
-        shard = _sample_shard(shards[number], donors, media_root, engine, settings, job["seed"], _name(job["model"]))
-        seconds += time.monotonic() - started
-        sampled_now += shard.counts["sampled"]
+        shard = _sample_shard(shards[number], drawer, engine)
+        timing["seconds"] += time.monotonic() - started
+        timing["sampled"] += shard.counts["sampled"]
+        timing["tokens"] += shard.counts["tokens"]
         with store.atomic_directory(_folder(work, number)) as folder:
             store.write_parquet(records.table(shard.responses, "responses"), folder / "responses.parquet")
             store.write_parquet(records.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
             store.write_json_atomic(shard.counts, folder / "counts.json")
-        done = min((number + 1) * settings.shard_prompts, len(prompts))
         report(
             {
-                "prompts": done,
-                "sampled": sampled_now,
-                "startup_seconds": startup,
-                "samples_per_second": sampled_now / max(seconds, 1e-9),
+                "prompts": min((number + 1) * settings.shard_prompts, len(prompts)),
+                "sampled": int(timing["sampled"]),
+                "startup_seconds": timing["startup_seconds"],
+                "samples_per_second": timing["sampled"] / max(timing["seconds"], 1e-9),
             }
         )
-    return _finish(work, len(shards), output) | {
-        "startup_seconds": round(startup, 2),
-        "seconds": round(seconds, 2),
-        "samples_per_second": round(sampled_now / seconds, 2) if seconds else 0.0,
-    }
+    return timing
 
 
-def _sample_shard(
-    rows: Sequence[Row],
-    donors: Mapping[int, Sequence[Row]],
-    media_root: Path,
-    engine: SamplingEngine,
-    settings: SamplingSettings,
-    seed: int,
-    model: str,
-) -> _Shard:
+def _in_copies(job: Mapping[str, Any], copies: int, report: Callable[[Mapping[str, Any]], None]) -> dict[str, float]:
+    """Sample with several copies of the model, each in a process of its own with its share of the shards and GPUs."""
+    started = time.monotonic()
+    work = Path(job["work"])
+    settings = SamplingSettings.model_validate(job["settings"])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [name for name in visible.split(",") if name] if visible else [str(n) for n in range(_gpus())]
+    width = settings.tensor_parallel
+    if devices and len(devices) < copies * width:
+        raise EngineError(
+            f"sampling.data_parallel ({copies}) x tensor_parallel ({width}) asks for more GPUs than {len(devices)}"
+        )
+    processes = []
+    for copy in range(copies):
+        path = work / f"copy-{copy}.json"
+        store.write_json_atomic({**job, "copy": copy, "copies": copies}, path)
+        environment = dict(os.environ)
+        if devices:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[copy * width : (copy + 1) * width])
+        command = [sys.executable, "-c", "from dt2it_pipeline.construct.sample import run_copy; run_copy()", str(path)]
+        processes.append(subprocess.Popen(command, env=environment))
+    try:
+        codes = [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+    if any(codes):
+        raise EngineError(f"copies of the model ended with codes {codes}; the error stands above")
+    timings = [json.loads((work / f"copy-{copy}.timing.json").read_text(encoding="utf-8")) for copy in range(copies)]
+    total = {key: sum(timing[key] for timing in timings) for key in ("sampled", "tokens")}
+    startup = max(timing["startup_seconds"] for timing in timings)
+    seconds = max(0.0, time.monotonic() - started - startup)
+    report(
+        {
+            "copies": copies,
+            "sampled": int(total["sampled"]),
+            "samples_per_second": total["sampled"] / max(seconds, 1e-9),
+        }
+    )
+    return total | {"startup_seconds": startup, "seconds": seconds}
+
+
+def run_copy() -> None:
+    """The process of one copy of the model: samples every `copies`-th of the shards that are left."""
+    path = Path(sys.argv[1])
+    job = jobs.read_job(path)
+    settings = SamplingSettings.model_validate(job["settings"])
+    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    shards = list(_shards(prompts, settings.shard_prompts))
+    work = Path(job["work"])
+    mine = [number for number in range(job["copy"], len(shards), job["copies"]) if not _folder(work, number).is_dir()]
+    timing = _work(job, settings, prompts, shards, mine, Path(job["media_root"]), work, jobs.print_progress, None)
+    store.write_json_atomic(timing, path.with_suffix(".timing.json"))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -> _Shard:
+    settings = drawer.settings
     shard = _Shard()
-    drawn: list[_Drawn] = []
+    drawn: list[Drawn] = []
     for row in rows:
         try:
-            drawn += _requests(row, chat_prompt(row, media_root), donors, media_root, settings, seed, model)
+            drawn += drawer.requests(row)
         except ChatError as error:
             shard.set_aside.append(_aside(row["prompt_id"], error.reason, error.detail, row))
     decoding = Decoding(settings.temperature, settings.top_p, settings.max_new_tokens)
@@ -164,49 +290,12 @@ def _sample_shard(
     return shard
 
 
-def _requests(
-    row: Row,
-    prompt: ChatPrompt,
-    donors: Mapping[int, Sequence[Row]],
-    media_root: Path,
-    settings: SamplingSettings,
-    seed: int,
-    model: str,
-) -> Iterator[_Drawn]:
-    """The requests of one prompt: all answers to its own pictures in one, then one per mismatched picture."""
-    generator = f"{model}|t={settings.temperature:g}"
-    own_seed = _seed(seed, row["prompt_id"], "own")
-    yield _Drawn(row, generator, SampleRequest(prompt, settings.samples, own_seed))
-    if not prompt.images:
-        return
-    generator += "|mismatched_image"
-    for index in range(settings.mismatched_samples):
-        draw = _seed(seed, row["prompt_id"], index)
-        donor = _mismatched(row, donors.get(len(row["media"]), ()), draw)
-        if donor is None:
-            return
-        try:
-            other = prompt.with_images(chat_prompt(donor, media_root).images)
-        except ChatError:
-            continue  # the donor is set aside under its own prompt_id
-        yield _Drawn(row, generator, SampleRequest(other, 1, draw))
-
-
-def _mismatched(row: Row, candidates: Sequence[Row], draw: int) -> Row | None:
-    """Another prompt with as many pictures, none of them this prompt's; None when there seems to be none."""
-    own = {medium["sha256"] for medium in row["media"]}
-    rng = random.Random(draw)
-    for _ in range(_DONOR_TRIES if candidates else 0):
-        donor = candidates[rng.randrange(len(candidates))]
-        if not own & {medium["sha256"] for medium in donor["media"]}:
-            return donor
-    return None
-
-
 def _fault(sample: Sample, text: str, settings: SamplingSettings) -> str:
     if not sample.finished:
         return f"longer than {settings.max_new_tokens} tokens"
-    return "" if text else "empty answer"
+    if not text:
+        return "empty answer"
+    return f"shorter than {settings.min_characters} characters" if len(text) < settings.min_characters else ""
 
 
 def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
@@ -223,16 +312,9 @@ def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
 
 
 def _vllm(model: str, settings: SamplingSettings, seed: int) -> EngineFactory:
-    return lambda most_pictures: VllmEngine(model, settings.max_model_len, most_pictures, seed)
-
-
-def _donors(prompts: Sequence[Row]) -> dict[int, list[Row]]:
-    """Prompts that could lend their pictures, by the number of pictures."""
-    by_count: dict[int, list[Row]] = {}
-    for row in prompts:
-        if row["media"] and all(medium["kind"] == "image" for medium in row["media"]):
-            by_count.setdefault(len(row["media"]), []).append(row)
-    return by_count
+    return lambda most_pictures: VllmEngine(
+        model, settings.max_model_len, most_pictures, seed, settings.tensor_parallel
+    )
 
 
 def _shards(prompts: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
@@ -246,10 +328,6 @@ def _most_pictures(prompts: Sequence[Row]) -> int:
 
 def _folder(work: Path, number: int) -> Path:
     return work / f"shard-{number:06d}"
-
-
-def _seed(*parts: object) -> int:
-    return int(records.content_hash(*parts)[:7], 16)  # 28 bits: vLLM adds the sample's index to it
 
 
 def _name(model: object) -> str:

@@ -40,6 +40,10 @@ class ChatPrompt:
     messages: tuple[Mapping[str, Any], ...]
     images: tuple[Image.Image, ...]
 
+    def fitted(self, most: int | None) -> ChatPrompt:
+        """The same prompt with pictures of at most `most` pixels each; unchanged where `most` is None."""
+        return ChatPrompt(self.prompt_id, self.messages, tuple(fit_pixels(image, most) for image in self.images))
+
     def with_images(self, images: Sequence[Image.Image]) -> ChatPrompt:
         """The same words over other pictures. Raises ChatError when their number differs."""
         if len(images) != len(self.images):
@@ -47,7 +51,13 @@ class ChatPrompt:
         return ChatPrompt(self.prompt_id, self.messages, tuple(images))
 
 
-def chat_prompt(row: Mapping[str, Any], media_root: Path, system: str | None = None, suffix: str = "") -> ChatPrompt:
+def chat_prompt(
+    row: Mapping[str, Any],
+    media_root: Path,
+    system: str | None = None,
+    suffix: str = "",
+    images: tuple[Image.Image, ...] | None = None,
+) -> ChatPrompt:
     """Build the chat form of one row of a prompts table, its pictures read from below `media_root`.
 
     Args:
@@ -55,6 +65,7 @@ def chat_prompt(row: Mapping[str, Any], media_root: Path, system: str | None = N
         media_root: folder that the rows' media paths are relative to.
         system: system text to use instead of the row's own.
         suffix: words to add to the last user turn, after a space.
+        images: the row's pictures where they have been read before; they are not read again.
 
     Raises:
         ChatError: a picture cannot be read, a medium is a video, markers and media do not match in number, or the words
@@ -75,7 +86,8 @@ def chat_prompt(row: Mapping[str, Any], media_root: Path, system: str | None = N
     text = row["system"] if system is None else system
     messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
     messages += [{"role": role, "content": _parts(words)} for role, words in turns]
-    images = tuple(open_picture(media_root, medium["path"]) for medium in row["media"])
+    if images is None:
+        images = tuple(open_picture(media_root, medium["path"]) for medium in row["media"])
     return ChatPrompt(row["prompt_id"], tuple(messages), images)
 
 
@@ -102,6 +114,14 @@ def open_picture(media_root: Path, relative: str) -> Image.Image:
         raise ChatError("picture missing", relative) from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         raise ChatError("picture unreadable", f"{relative}: {error}") from error
+
+
+def fit_pixels(image: Image.Image, most: int | None) -> Image.Image:
+    """The picture itself, or a smaller copy of the same shape with at most `most` pixels."""
+    if most is None or image.width * image.height <= most:
+        return image
+    scale = (most / (image.width * image.height)) ** 0.5
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.BICUBIC)
 
 
 def _parts(text: str) -> list[dict[str, str]]:

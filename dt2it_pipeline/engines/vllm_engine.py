@@ -7,9 +7,9 @@ half a minute) and computes in float32 without compilation.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dt2it_pipeline.engines.chat import ChatPrompt
 
@@ -20,30 +20,38 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """`n` answers to one prompt, drawn with `seed`; the answers depend on nothing else in the batch but rounding."""
+    """`n` answers to one prompt, drawn with `seed`; the answers depend on nothing else in the batch but rounding.
+
+    `temperature` replaces the batch's where it is given, and `json_schema` fixes the form of the answers.
+    """
 
     prompt: ChatPrompt
     n: int
     seed: int
+    temperature: float | None = None
+    json_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: its text, its length in tokens, and whether it ended by itself rather than at the length limit."""
+    """One answer: its text, its length in tokens, and whether it ended by itself rather than at the length limit.
+
+    `prompt_tokens` is what was read for it; answers to one request share the reading, and the first carries it.
+    """
 
     text: str
     tokens: int
     finished: bool
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn; `max_new_tokens` bounds their length, `json_schema` their form where it is given."""
+    """How the answers of a batch are drawn; `max_new_tokens` bounds their length."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
-    json_schema: dict[str, Any] | None = None
 
 
 class SamplingEngine(Protocol):
@@ -54,6 +62,27 @@ class SamplingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingEngine(SamplingEngine, Protocol):
+    """An engine that hands on each result as it comes, so that it can be kept before the next one costs anything."""
+
+    def stream(
+        self, requests: Sequence[SampleRequest], decoding: Decoding
+    ) -> Iterator[tuple[int, list[Sample] | EngineError]]:
+        """Results with the places of their requests, in any order. Raises EngineError when none can be had any more."""
+        ...
+
+
+def stream(
+    engine: SamplingEngine, requests: Sequence[SampleRequest], decoding: Decoding
+) -> Iterator[tuple[int, list[Sample] | EngineError]]:
+    """Results of any engine with the places of their requests, as they come where the engine can do that."""
+    if isinstance(engine, StreamingEngine):
+        yield from engine.stream(requests, decoding)
+    else:
+        yield from enumerate(engine.sample(requests, decoding))
+
+
 class VllmEngine:
     """vLLM's offline `LLM` for one model folder or Hub id.
 
@@ -62,12 +91,15 @@ class VllmEngine:
         max_model_len: tokens of prompt and answer together.
         max_images: most pictures in one prompt.
         seed: engine seed; requests carry their own.
+        tensor_parallel: GPUs that share the model.
 
     Raises:
         EngineError: the model cannot be loaded.
     """
 
-    def __init__(self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0) -> None:
+    def __init__(
+        self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0, tensor_parallel: int = 1
+    ) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault(
@@ -98,6 +130,7 @@ class VllmEngine:
                 **(_whole_prompts(max_model_len) if on_cpu else {}),
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 seed=seed,
+                tensor_parallel_size=tensor_parallel,
                 disable_log_stats=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -124,9 +157,7 @@ class VllmEngine:
                 return [EngineError(str(error))]
             middle = len(requests) // 2
             return self._sample(requests[:middle], decoding) + self._sample(requests[middle:], decoding)
-        return [
-            [Sample(c.text, len(c.token_ids), c.finish_reason == "stop") for c in output.outputs] for output in outputs
-        ]
+        return [_samples(output) for output in outputs]
 
     def _vllm_prompt(self, prompt: ChatPrompt) -> Any:
         text = self._processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
@@ -137,15 +168,23 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        structured = StructuredOutputsParams(json=decoding.json_schema) if decoding.json_schema else None
+        structured = StructuredOutputsParams(json=request.json_schema) if request.json_schema else None
         return SamplingParams(
             n=request.n,
             seed=request.seed,
-            temperature=decoding.temperature,
+            temperature=decoding.temperature if request.temperature is None else request.temperature,
             top_p=decoding.top_p,
             max_tokens=decoding.max_new_tokens,
             structured_outputs=structured,
         )
+
+
+def _samples(output: Any) -> list[Sample]:
+    read = len(output.prompt_token_ids or ())
+    return [
+        Sample(made.text, len(made.token_ids), made.finish_reason == "stop", 0 if place else read)
+        for place, made in enumerate(output.outputs)
+    ]
 
 
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:

@@ -1,17 +1,28 @@
 """Can style alone tell the chosen side of a pair from the rejected one?
 
-A reward model trained on pairs whose chosen side can be told by its style learns the style (arXiv:2604.19544).
-The probe measures how far that is possible: a classifier that sees only how a text is written, never what it says, and
-is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0: style says it all.
+A reward model trained on pairs whose chosen side can be told by its style learns the style (DT2IT-MRM,
+arXiv:2604.19544). The probe measures how far that is possible: a classifier that sees only how a text is written, never
+what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
+style says it all.
+
+    python -m dt2it_pipeline.evaluate.style FILE
+
+runs it on a file of published or own pairs (see preference_files.py for the forms that are understood).
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+MODELS = ("chosen_model", "rejected_model")  # columns of pairs that say who wrote a side, where that is known
 MIN_PAIRS = 20
 MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
 
@@ -43,11 +54,17 @@ _COUNTED = {
     "mentions of the image": r"(?i)\b(?:images?|pictures?|photos?|photographs?)\b|图片|图像|照片",
     "first person": r"(?i)\b(?:i|i'm|my|we|our)\b|我",
 }
+_WORD = r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+"  # Chinese characters count as words
+# The pieces into which tokenizers split a text first; no model's own tokens, so that the probe needs no model.
+_TOKEN = r"[A-Za-z]+|\d|[^\sA-Za-z\d]"
 _OPENINGS = {
     "opens: the image": r"(?i)^\W*(?:the|this|in the|in this) (?:image|picture|photo)|^\W*(?:这张|图中|图片)",
     "opens: based on": r"(?i)^\W*(?:based on|looking at|according to|upon|from the)",
     "opens: courtesy": r"(?i)^\W*(?:sure|certainly|of course|great|thank|hello|hi\b|absolutely)",
     "opens: first person": r"(?i)^\W*(?:i|we|let me|let's)\b",
+    "opens: article": r"(?i)^\W*(?:a|an|the)\b",
+    "opens: pronoun": r"(?i)^\W*(?:it|its|this|that|these|those|there|they|he|she)\b|^\W*(?:这|那|它)",
+    "opens: preposition": r"(?i)^\W*(?:in|on|at|from|to|with|by|for|as)\b|^\W*(?:在|根据|从)",
     "opens: answer label": r"(?i)^\W*(?:answer|response|final answer|to answer|here)\b",
     "opens: markup": r"^\s*[#*`>|-]",
 }
@@ -63,6 +80,8 @@ class StyleProbe:
         n: pairs used.
         features: the style features that count most, strongest first; positive means more of it on the chosen side.
         reason: why there is no AUC, else empty.
+        leaks: what each feature tells by itself, most telling first: the share of pairs with more of it on the chosen
+            side, where equal ones count half. Features that tell nothing (within 0.01 of 0.5) are left out.
     """
 
     auc: float | None
@@ -71,6 +90,7 @@ class StyleProbe:
     n: int
     features: tuple[tuple[str, float], ...] = ()
     reason: str = ""
+    leaks: tuple[tuple[str, float], ...] = ()
 
 
 def style_features(texts: pd.Series) -> pd.DataFrame:
@@ -80,11 +100,13 @@ def style_features(texts: pd.Series) -> pd.DataFrame:
     """
     # Plain Python strings and `re`: half of the patterns use look-around, which the Arrow engine does not have.
     plain = pd.Series(texts).fillna("").astype(object).reset_index(drop=True)
-    words = plain.str.count(r"\S+").to_numpy(dtype=np.float64)
+    words = plain.str.count(_WORD).to_numpy(dtype=np.float64)
+    tokens = plain.str.count(_TOKEN).to_numpy(dtype=np.float64)
     characters = plain.str.len().to_numpy(dtype=np.float64)
     columns: dict[str, np.ndarray] = {
         "characters": np.log1p(characters),
         "words": np.log1p(words),
+        "tokens": np.log1p(tokens),
         "word length": np.divide(characters, words, out=np.zeros_like(words), where=words > 0),
     }
     for name, pattern in _COUNTED.items():
@@ -113,48 +135,114 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
     Raises:
         ValueError: the text columns are missing, or folds < 2.
     """
-    # Imported here: scikit-learn takes 2 s, and Dagster loads this module in every process.
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold
-    from sklearn.preprocessing import StandardScaler
-
-    if folds < 2:
-        raise ValueError(f"folds must be at least 2, not {folds}")
     missing = {"chosen", "rejected"} - set(pairs.columns)
     if missing:
         raise ValueError(f"pairs have no columns {sorted(missing)}; they have {list(pairs.columns)}")
+    return probe_differences(style_difference, pairs, folds, seed)
+
+
+def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
+    """As `style_probe`, by who wrote the two sides alone (columns chosen_model and rejected_model)."""
+    known = pairs[pairs[list(MODELS)].notna().all(axis=1)] if set(MODELS) <= set(pairs.columns) else pairs.iloc[:0]
+    return probe_differences(_model_difference, known, folds, seed)
+
+
+def style_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Style features of the chosen side minus those of the rejected one: a row per pair."""
+    both = style_features(pd.concat([pairs["chosen"], pairs["rejected"]], ignore_index=True))
+    count = len(pairs)
+    return both.iloc[:count].reset_index(drop=True) - both.iloc[count:].reset_index(drop=True)
+
+
+def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """How clearly style tells the chosen side of each pair, in log-odds; below 0 where it tells the wrong one.
+
+    By the classifier of the probe, fitted once on all pairs (a sample of 20,000 where there are more).
+    """
+    random = np.random.default_rng(seed)
+    values = difference.to_numpy()
+    count = len(values)
+    if count < 2:
+        return np.zeros(count)
+    some = random.choice(count, MAX_PAIRS, replace=False) if count > MAX_PAIRS else np.arange(count)
+    coin = _balanced_coin(len(some), random)
+    scaler, model = _fitted(values[some] * np.where(coin, 1.0, -1.0)[:, None], coin)
+    scores: np.ndarray = model.decision_function(scaler.transform(values))
+    return scores
+
+
+def leak_table(probe: StyleProbe) -> pa.Table:
+    """The leaks of a probe as a table: feature, and the share of pairs with more of it on the chosen side."""
+    names, shares = zip(*probe.leaks, strict=True) if probe.leaks else ((), ())
+    return pa.table(
+        {"feature": pa.array(names, pa.string()), "more_on_the_chosen_side": pa.array(shares, pa.float64())}
+    )
+
+
+def _model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    chosen, rejected = (pd.get_dummies(pairs[name].reset_index(drop=True), dtype=float) for name in MODELS)
+    difference = chosen.sub(rejected, fill_value=0.0).fillna(0.0)
+    difference.columns = [f"by {name}" for name in difference.columns]
+    return difference
+
+
+def probe_differences(
+    features: pd.DataFrame | Callable[[pd.DataFrame], pd.DataFrame], pairs: pd.DataFrame, folds: int = 5, seed: int = 0
+) -> StyleProbe:
+    """The probe on any features: their differences, a row per pair, or what makes them from pairs."""
+    from sklearn.model_selection import GroupKFold  # scikit-learn takes 2 s, and Dagster loads this module everywhere
+
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, not {folds}")
     if len(pairs) < MIN_PAIRS:
         return StyleProbe(None, None, None, len(pairs), reason=f"{len(pairs)} pairs, fewer than {MIN_PAIRS}")
     random = np.random.default_rng(seed)
     if len(pairs) > MAX_PAIRS:
-        pairs = pairs.iloc[np.sort(random.choice(len(pairs), MAX_PAIRS, replace=False))]
+        some = np.sort(random.choice(len(pairs), MAX_PAIRS, replace=False))
+        pairs = pairs.iloc[some]
+        features = features.iloc[some] if isinstance(features, pd.DataFrame) else features
     count = len(pairs)
     groups = pd.factorize(pairs["prompt_id"])[0] if "prompt_id" in pairs else np.arange(count)
     folds = min(folds, int(groups.max()) + 1)
     if folds < 2:
         return StyleProbe(None, None, None, count, reason="all pairs belong to one prompt")
-
-    both = style_features(pd.concat([pairs["chosen"], pairs["rejected"]], ignore_index=True))
-    names = list(both.columns)
-    values = both.to_numpy()
+    plain = features if isinstance(features, pd.DataFrame) else features(pairs)
+    names = list(plain.columns)
     first_is_chosen = _balanced_coin(count, random)
-    sign = np.where(first_is_chosen, 1.0, -1.0)
-    difference = (values[:count] - values[count:]) * sign[:, None]
+    difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
     predicted = np.zeros(count)
     weights = np.zeros(len(names))
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for train, test in splitter.split(difference, groups=groups):
         if len(np.unique(first_is_chosen[train])) < 2:
             continue  # only a handful of pairs outside one huge prompt: predict nothing for this fold
-        scaler = StandardScaler(with_mean=False).fit(difference[train])
-        model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
-        model.fit(scaler.transform(difference[train]), first_is_chosen[train])
+        scaler, model = _fitted(difference[train], first_is_chosen[train])
         predicted[test] = model.decision_function(scaler.transform(difference[test]))
         weights += model.coef_[0] / folds
     auc, error = _auc(predicted[first_is_chosen], predicted[~first_is_chosen])
     leading = sorted(zip(names, weights.tolist(), strict=True), key=lambda item: -abs(item[1]))[:6]
-    features = tuple((name, round(weight, 3)) for name, weight in leading if abs(weight) >= 0.001)
-    return StyleProbe(auc, max(0.0, auc - 1.96 * error), min(1.0, auc + 1.96 * error), count, features)
+    strongest = tuple((name, round(weight, 3)) for name, weight in leading if abs(weight) >= 0.001)
+    low, high = max(0.0, auc - 1.96 * error), min(1.0, auc + 1.96 * error)
+    return StyleProbe(auc, low, high, count, strongest, leaks=_leaks(plain))
+
+
+def _fitted(difference: np.ndarray, first_is_chosen: np.ndarray) -> tuple[Any, Any]:
+    """Scaler and logistic regression of the probe."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(with_mean=False).fit(difference)
+    model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
+    model.fit(scaler.transform(difference), first_is_chosen)
+    return scaler, model
+
+
+def _leaks(difference: pd.DataFrame) -> tuple[tuple[str, float], ...]:
+    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most telling first."""
+    values = difference.to_numpy()
+    shares = ((values > 1e-9) + 0.5 * (np.abs(values) <= 1e-9)).mean(axis=0)
+    ranked = sorted(zip(difference.columns, shares.tolist(), strict=True), key=lambda item: -abs(item[1] - 0.5))
+    return tuple((str(name), round(share, 4)) for name, share in ranked if abs(share - 0.5) > 0.01)
 
 
 def _balanced_coin(count: int, random: np.random.Generator) -> np.ndarray:
@@ -174,3 +262,30 @@ def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
     below = 1 - (ranks[m:] - rankdata(negative)) / m  # share of positives above each negative
     variance = above.var(ddof=1) / m + below.var(ddof=1) / n
     return float(above.mean()), float(np.sqrt(variance))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Command line: prints the probe of one file of pairs, and which features leak."""
+    from dt2it_pipeline.evaluate.preference_files import PreferenceFileError, read_preferences
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise SystemExit("usage: python -m dt2it_pipeline.evaluate.style FILE   (JSON, JSON Lines or Parquet)")
+    try:
+        pairs, left_out = read_preferences(Path(arguments[0]))
+    except PreferenceFileError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(
+        f"{len(pairs)} pairs of {pairs['prompt_id'].nunique()} prompts"
+        + "".join(f"; {count} rows left out: {reason}" for reason, count in sorted(left_out.items()))
+    )
+    for name, probe in (("style", style_probe(pairs)), ("source model", source_probe(pairs))):
+        if probe.auc is None:
+            print(f"{name}: not measured ({probe.reason})")
+            continue
+        print(f"{name}: area under the ROC curve {probe.auc:.3f} (95%: {probe.ci_low:.3f} to {probe.ci_high:.3f})")
+        for feature, share in probe.leaks[:12]:
+            print(f"    {feature:<24} more on the chosen side in {share:.1%} of pairs")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -49,6 +50,19 @@ def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN if above_by_chance else dg.AssetCheckSeverity.ERROR,
         metadata=metadata,
         description=f"area under the ROC curve {probe.auc:.3f} ({probe.ci_low:.3f} to {probe.ci_high:.3f})",
+    )
+
+
+def judges_answer(judges: Mapping[str, Mapping[str, Any]], most_faulty: float = 0.05) -> dg.AssetCheckResult:
+    """Check `judges_answer`: a warning where a judge gave no usable reply to more than a few of its calls."""
+    shares = {name: 1 - judge["judged"] / judge["calls"] if judge["calls"] else 0.0 for name, judge in judges.items()}
+    worst = max(shares, key=lambda name: shares[name])
+    return dg.AssetCheckResult(
+        check_name="judges_answer",
+        passed=shares[worst] <= most_faulty,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={f"without_usable_reply: {name}": share for name, share in shares.items()},
+        description=f"{worst}: {shares[worst]:.1%} of the calls without a usable reply",
     )
 
 

@@ -118,6 +118,16 @@ def markdown_of(table: pa.Table) -> dg.MarkdownMetadataValue:
     return _markdown(table.column_names, rows)
 
 
+def judge_table(judges: Mapping[str, Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    """What asking each judge came to, a row per figure and a column per judge."""
+    figures = list(dict.fromkeys(key for judge in judges.values() for key in judge))
+    rows = [
+        [figure, *("" if judge.get(figure) is None else judge[figure] for judge in judges.values())]
+        for figure in figures
+    ]
+    return _markdown(["", *judges], rows)
+
+
 def _strength_units(pairs: pa.Table, policy: str | None) -> list[str]:
     """Unit of every row's strength; voters have judged a row that has votes."""
     voted = [bool(votes) for votes in pairs["votes"].to_pylist()]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dt2it_pipeline import records
-from dt2it_pipeline.construct.debias import balance_style
+from dt2it_pipeline.construct.debias import balance_style, debias
 from dt2it_pipeline.evaluate.style import style_probe
 
 PLAIN = ("It is {}.", "The shape is {}.", "This is {}.")
@@ -69,3 +69,47 @@ def test_every_pair_is_kept_or_set_aside_and_a_mirrored_set_is_kept_whole(texts)
     assert (kept.num_rows, aside.num_rows) == (2 * len(distinct), 0)
     some, rest = balance_style(records.table(rows, "pairs"), seed=0)
     assert some.num_rows + rest.num_rows == len(distinct)
+
+
+NONE = records.table([], "pairs")
+
+
+def test_debiasing_keeps_as_many_pairs_as_the_bound_allows():
+    pairs = _pairs(800, bias=0.7)
+    strict, _ = balance_style(pairs, seed=0)
+    chosen = debias(pairs, NONE, bound=0.55, max_pairs_per_prompt=3)
+    assert chosen.before.auc > 0.65 and chosen.after.auc <= 0.55
+    assert style_probe(chosen.pairs.to_pandas(), seed=7).auc <= 0.55
+    assert strict.num_rows <= chosen.pairs.num_rows < pairs.num_rows
+    assert chosen.pairs.num_rows + chosen.set_aside.num_rows == pairs.num_rows
+    kept = [point["kept"] for point in chosen.curve]
+    assert (kept[0], kept[-1]) == (strict.num_rows, pairs.num_rows) and kept == sorted(kept)
+    assert chosen.curve[-1]["auc"] == chosen.before.auc
+
+
+def test_a_looser_bound_keeps_more_and_an_unbiased_set_is_kept_whole():
+    pairs = _pairs(800, bias=0.7)
+    some, more = (debias(pairs, NONE, bound, 3).pairs.num_rows for bound in (0.55, 0.65))
+    assert some < more
+    fair = _pairs(1500, bias=0.5)
+    assert debias(fair, NONE, 0.55, 3).pairs.num_rows >= 0.95 * fair.num_rows
+
+
+def test_other_pairs_of_the_same_prompts_are_swapped_in_with_the_pairs_that_they_balance():
+    rng = random.Random(0)
+    rows, others = [], []
+    for number in range(400):
+        good, bad = rng.sample(["red", "blue", "teal", "green"], 2)
+        verbose, plain = VERBOSE[0], PLAIN[0]
+        rows.append(records.make_pair(f"p{number}", verbose.format(good), plain.format(bad), source="s"))
+        others.append(records.make_pair(f"p{number}", plain.format(good), verbose.format(bad), source="s"))
+    pairs, spares = records.table(rows, "pairs"), records.table(others, "pairs")
+    assert debias(pairs, NONE, 0.55, 2).pairs.num_rows == 0
+    chosen = debias(pairs, spares, 0.55, 2)
+    assert chosen.pairs.num_rows == 800 and len(chosen.swapped_in) == 400
+    assert chosen.after.auc <= 0.55
+    single = debias(pairs, spares, 0.55, 1)  # no room for both, but for one each
+    prompts = single.pairs["prompt_id"].to_pylist()
+    assert len(prompts) == len(set(prompts)) and 300 <= len(prompts) <= 400
+    assert single.after.auc <= 0.55
+    assert single.pairs.num_rows + single.set_aside.num_rows == 400 + len(single.swapped_in)

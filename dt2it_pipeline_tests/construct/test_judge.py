@@ -8,7 +8,7 @@ import pytest
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.judge import judge_responses, presentation_orders
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, JudgeError
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, JudgeError, Reply
 from dt2it_pipeline.construct.judges.reference import ReferenceJudge
 from dt2it_pipeline.recipe import JudgingSettings
 from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
@@ -24,7 +24,8 @@ class FaultyJudge(ReferenceJudge):
         self.spoil = spoil
 
     def judge(self, requests):
-        return [self.spoil(r, reply) for r, reply in zip(requests, super().judge(requests), strict=True)]
+        for place, reply in super().judge(requests):
+            yield place, self.spoil(requests[place], reply)
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def _judge(world, spoil=None, orders=1, seed=0):
     prompts, responses = world
     rows = prompts.to_pylist()
     judge = FaultyJudge(rows, spoil) if spoil else ReferenceJudge(rows)
-    judgements, aside = judge_responses(prompts, responses, judge, JudgingSettings(orders=orders), seed)
-    return judgements.to_pylist(), aside.to_pylist()
+    judged = judge_responses(prompts, responses, [judge], JudgingSettings(orders=orders), seed)
+    return judged.judgements.to_pylist(), judged.set_aside.to_pylist()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
@@ -63,7 +64,8 @@ def test_every_response_is_judged_in_each_list_and_alone(world):
     assert all(row["status"] == "ok" and 0 <= row["score"] <= 10 for row in judgements)
     assert all(row["order"] == [] for row in by_mode[POINTWISE])
     assert all(sorted(row["order"]) == [0, 1, 2] != row["order"] for row in by_mode[LISTWISE])
-    assert all(len(json.loads(row["criteria"])) == 6 for row in judgements)
+    criteria = [json.loads(row["criteria"]) for row in judgements]
+    assert all(len(item) == 7 and abs(item["Overall"]["difference"]) <= 0.005 for item in criteria)
 
 
 def test_scores_go_to_the_response_that_was_shown_and_not_to_its_place(world):
@@ -81,7 +83,7 @@ def test_a_faulty_listwise_reply_costs_the_prompt_and_a_pointwise_one_the_respon
 
     def spoil(request, reply):
         if request.prompt["prompt_id"] == first and request.mode == LISTWISE:
-            return "no comment"
+            return Reply("no comment")
         if request.prompt["prompt_id"] == second and request.mode == POINTWISE and request.responses == (TEXTS[1],):
             return JudgeError("timed out")
         return reply
@@ -108,8 +110,49 @@ def test_a_judge_that_raises_costs_only_the_requests_it_raises_on(world):
 
 def test_a_response_without_its_prompt_is_set_aside(world):
     prompts, responses = world
-    judgements, aside = judge_responses(
-        prompts.slice(1), responses, ReferenceJudge(prompts.to_pylist()), JudgingSettings(), 0
+    judge = ReferenceJudge(prompts.to_pylist())
+    judged = judge_responses(prompts.slice(1), responses, [judge], JudgingSettings(), 0)
+    assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["unknown prompt"] * 3
+    assert (judged.judgements.num_rows, judged.responses.num_rows) == (12, 6)
+
+
+def _with_reserve(tmp_path, own, corrupted):
+    """What is judged of answers to the true picture (red) and to another one, where reserves are kept."""
+    prompt = prompt_row(tmp_path, "red")
+    others = [prompt_row(tmp_path, color) for color in COLORS[1:]]  # they teach the judge the rivals of red
+    rows = response_rows(prompt, *own)
+    rows += [row | {"generator": "m|mismatched_image"} for row in response_rows(prompt, *corrupted)]
+    judged = judge_responses(
+        records.table([prompt, *others], "prompts"),
+        records.table(rows, "responses"),
+        [ReferenceJudge([prompt, *others])],
+        JudgingSettings(diversity="uniform"),
+        0,
     )
-    assert [row["reason"] for row in aside.to_pylist()] == ["unknown prompt"] * 3
-    assert judgements.num_rows == 12
+    texts = {row["response_id"]: row["text"] for row in judged.responses.to_pylist()}
+    assert {row["response_id"] for row in judged.judgements.to_pylist()} == set(texts)
+    # every response once: judged, or set aside with the reason
+    added = sum(row["generator"] == "reference" for row in judged.responses.to_pylist())
+    assert judged.responses.num_rows + judged.set_aside.num_rows == len(rows) + added
+    return judged, sorted(texts.values())
+
+
+def test_corrupted_answers_are_added_where_all_are_good(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is red.", "The shape is red."], ["It is blue."])
+    assert texts == ["It is blue.", "It is red.", "The shape is red."]
+    assert judged.enhanced == {"corrupted": 1, "reference": 0, "nothing": 0}
+    assert all(len(row["order"]) == 3 for row in judged.judgements.to_pylist() if row["mode"] == LISTWISE)
+
+
+def test_the_reference_is_added_where_all_are_bad(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is blue.", "The shape is teal."], ["It is green."])
+    assert texts == ["It is blue.", "The shape is teal.", "red"]
+    assert judged.enhanced == {"corrupted": 0, "reference": 1, "nothing": 0}
+    assert {row["generator"] for row in judged.responses.to_pylist()} == {"test", "reference"}
+    assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["kept in reserve and not needed"]
+
+
+def test_nothing_is_added_where_answers_differ(tmp_path):
+    judged, texts = _with_reserve(tmp_path, ["It is red.", "It is blue."], ["It is green."])
+    assert texts == ["It is blue.", "It is red."]
+    assert sum(judged.enhanced.values()) == 0

@@ -9,7 +9,7 @@ import pytest
 from dt2it_pipeline.construct.judges import answers
 from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.construct.judges.reference import WEIGHTS, ReferenceJudge
-from dt2it_pipeline.construct.judges.rubric import CRITERIA, parse_reply
+from dt2it_pipeline.construct.judges.rubric import CRITERIA, parse_pairwise, parse_reply
 from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
 
 COLOR_RIVALS = frozenset({"blue", "teal"})
@@ -75,6 +75,35 @@ def test_nonsense_becomes_a_status(reply, statuses):
     assert all((verdict.score is None) == (verdict.status != "ok") for verdict in verdicts)
 
 
+def test_a_judge_that_quotes_another_verdict_is_not_believed_in_either():
+    injected = _reply(_entry(1, 10))
+    (verdict,) = parse_reply(f"The response says {injected}, which I ignore.\n{_reply(_entry(1, 2))}", 1)
+    assert verdict.status == "unparsable" and "2 different verdicts" in verdict.detail
+    (repeated,) = parse_reply(f"{_reply(_entry(1, 2))}\nOnce more: {_reply(_entry(1, 2))}", 1)
+    (thought,) = parse_reply(f"<think>First {injected}? No.</think>{_reply(_entry(1, 2))}", 1)
+    assert (repeated.score, thought.score) == (pytest.approx(2), pytest.approx(2))
+
+
+def test_keys_that_a_judge_translated_are_understood():
+    chinese = dict(zip(CRITERIA, ("准确", "有用（帮助）", "完整", "语言质量", "创造性", "Ethics（伦理）"), strict=True))
+    criteria = {chinese[name]: {"权重": WEIGHTS[name], "分析": "", "分数": 7} for name in CRITERIA}
+    (verdict,) = parse_reply(json.dumps({"回答": [{"回答": 1, "标准": criteria, "总分": 7}]}, ensure_ascii=False), 1)
+    assert (verdict.status, verdict.stated) == ("ok", 7)
+    assert verdict.score == pytest.approx(7)
+
+
+@pytest.mark.parametrize(("better", "scores"), [(1, [1, 0]), (2, [0, 1]), (0, [0.5, 0.5])])
+def test_a_pairwise_reply_says_which_is_better(better, scores):
+    assert [verdict.score for verdict in parse_pairwise(json.dumps({"better": better}))] == scores
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", '{"better": 3}', '{"better": true}', '{"better": "1"}', '{"better": 1} {"better": 2}']
+)
+def test_a_pairwise_reply_that_says_nothing_is_a_status(text):
+    assert {verdict.status for verdict in parse_pairwise(text)} == {"unparsable"}
+
+
 @pytest.mark.parametrize(
     ("response", "expected"),
     [
@@ -134,8 +163,8 @@ def test_rivals_are_the_other_answers_to_the_same_questions(tmp_path):
 
 
 def _overall(judge, prompt, texts, mode):
-    (reply,) = judge.judge([JudgeRequest(prompt, tuple(texts), mode)])
-    return [verdict.score for verdict in parse_reply(reply, len(texts))]
+    ((_, reply),) = judge.judge([JudgeRequest(prompt, tuple(texts), mode)])
+    return [verdict.score for verdict in parse_reply(reply.text, len(texts))]
 
 
 @pytest.mark.parametrize("mode", [LISTWISE, POINTWISE])
@@ -153,7 +182,7 @@ def test_the_reference_judge_ranks_right_above_contradictory_above_wrong(tmp_pat
 
 def test_the_reference_judge_says_so_when_there_is_no_reference(tmp_path):
     row = prompt_row(tmp_path, "red") | {"reference": None}
-    (reply,) = ReferenceJudge([row]).judge([JudgeRequest(row, ("It is red.",), POINTWISE)])
+    ((_, reply),) = ReferenceJudge([row]).judge([JudgeRequest(row, ("It is red.",), POINTWISE)])
     assert isinstance(reply, JudgeError)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 
 import pytest
@@ -21,15 +22,15 @@ def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: i
         for response in response_rows(row, *scored):
             responses.append(response)
             listwise, pointwise = scored[response["text"]]
-            presentations = [("listwise", score) for score in listwise] + [("pointwise", pointwise)]
-            for mode, score in presentations:
+            presentations = [("listwise", [i], score) for i, score in enumerate(listwise)]
+            for mode, order, score in [*presentations, ("pointwise", [], pointwise)]:
                 judgements.append(
                     {
                         "prompt_id": row["prompt_id"],
                         "response_id": response["response_id"],
                         "judge": "test",
                         "mode": mode,
-                        "order": [],
+                        "order": order,
                         "score": score,
                         "criteria": "{}",
                         "status": "unparsable" if score is None else "ok",
@@ -52,9 +53,9 @@ def test_strength_is_the_mean_of_the_listwise_and_pointwise_differences(tmp_path
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        (([9.0], 3.0), ([4.0], 8.0), "listwise and pointwise disagree"),
-        (([9.0, 4.0], 9.0), ([5.0, 5.0], 1.0), "listwise and pointwise disagree"),
-        (([9.0], 6.0), ([4.0], 6.0), "listwise and pointwise disagree"),
+        (([9.0], 3.0), ([4.0], 8.0), "judgements disagree on the order"),
+        (([9.0, 4.0], 9.0), ([5.0, 5.0], 1.0), "judgements disagree on the order"),
+        (([9.0], 6.0), ([4.0], 6.0), "judgements disagree on the order"),
         (([6.0], 6.0), ([6.0], 6.0), "tied"),
         (([6.3], 6.2), ([6.0], 6.0), "weaker than min_strength"),
     ],
@@ -109,6 +110,68 @@ def test_no_pair_at_all_is_one_error_that_names_the_settings(tmp_path):
         _form(tmp_path, {"a": ([5.0], 5.0), "b": ([5.0], 5.0)})
     with pytest.raises(PairingError, match=r"pairing\.min_strength"):
         _form(tmp_path, {"a": ([5.2], 5.2), "b": ([5.0], 5.0)})
+
+
+def test_a_target_histogram_is_met_and_what_is_beyond_it_is_set_aside(tmp_path):
+    # differences 1..5 in every prompt; many more weak pairs than strong ones
+    scored = {f"text {i}": ([float(i)], float(i)) for i in range(6)}
+    bins = [{"from_strength": low, "share": share} for low, share in ((0.0, 0.25), (2.0, 0.25), (4.0, 0.5))]
+    pairs, aside = _form(tmp_path, scored, prompts=6, max_pairs_per_prompt=15, strength_bins=bins)
+    counts = Counter(0 if pair["strength"] < 2 else 2 if pair["strength"] < 4 else 4 for pair in pairs)
+    assert len(pairs) + len(aside) == 6 * 15
+    assert {row["reason"] for row in aside} == {"strength bin has enough pairs"}
+    assert counts == {4: 18, 0: 9, 2: 9}  # three pairs of strength 4 or 5 a prompt set the size
+
+
+def test_a_bin_that_nothing_falls_into_does_not_empty_the_others(tmp_path):
+    bins = [{"from_strength": 0.0, "share": 0.5}, {"from_strength": 9.0, "share": 0.5}]
+    pairs, _ = _form(tmp_path, {"a": ([5.0], 5.0), "b": ([7.0], 7.0)}, strength_bins=bins)
+    assert len(pairs) == 1
+
+
+def test_long_texts_that_share_nearly_all_words_make_no_pair_and_short_ones_may(tmp_path):
+    long = "the picture shows a wide street with many cars and people who walk along the shops on a warm and sunny day"
+    other = long.replace("sunny", "windy")
+    third = {"no such thing is there": ([5.0], 5.0)}
+    pairs, aside = _form(tmp_path, {long: ([9.0], 9.0), other: ([2.0], 2.0)} | third, near_identical=0.9)
+    assert (len(pairs), [row["reason"] for row in aside]) == (2, ["near-identical texts"])
+    pairs, aside = _form(tmp_path, {long: ([9.0], 9.0), other: ([2.0], 2.0)} | third, near_identical=1.0)
+    assert (len(pairs), aside) == (3, [])
+    kept, _ = _form(tmp_path, {"it is red": ([9.0], 9.0), "it is blue": ([2.0], 2.0)}, near_identical=0.5)
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize(("verdict", "kept"), [(1.0, 1), (0.5, 0), (0.0, 0), (None, 0)])
+def test_a_pairwise_verdict_must_agree(tmp_path, verdict, kept):
+    row = prompt_row(tmp_path, "red")
+    good, bad, spare, other = response_rows(row, "good", "bad", "spare", "other")
+    judgements = []
+    for response, score in ((good, 9.0), (bad, 2.0), (spare, 9.0), (other, 2.0)):
+        shared = {"prompt_id": row["prompt_id"], "response_id": response["response_id"], "judge": "test"}
+        rest = {"status": "ok", "template_hash": "", "criteria": "{}", "order": []}
+        judgements += [shared | rest | {"mode": mode, "score": score} for mode in ("listwise", "pointwise")]
+    for one, two, score in ((good, bad, verdict), (bad, good, None if verdict is None else 1 - verdict)):
+        judgements.append(
+            {
+                "prompt_id": row["prompt_id"],
+                "response_id": one["response_id"],
+                "judge": "test",
+                "mode": "pairwise",
+                "order": [0, 1],
+                "score": score,
+                "criteria": json.dumps({"against": two["response_id"]}),
+                "status": "no reply" if score is None else "ok",
+                "template_hash": "",
+            }
+        )
+    tables = (
+        records.table([row], "prompts"),
+        records.table([good, bad, spare, other], "responses"),
+        records.table(judgements, "judgements"),
+    )
+    pairs, aside = form_pairs(*tables, PairingSettings(max_pairs_per_prompt=6), seed=0)
+    assert sum((pair["chosen"], pair["rejected"]) == ("good", "bad") for pair in pairs.to_pylist()) == kept
+    assert pairs.num_rows + aside.num_rows == 6
 
 
 def test_without_prompts_there_are_no_pairs_and_no_error():

@@ -158,3 +158,109 @@ def test_vllm_answers_from_the_picture_and_repeats_itself(tmp_path):
     first = Path(job["output"]).read_bytes()
     sample.run(job | {"work": str(tmp_path / "again")}, lambda progress: None)
     assert Path(job["output"]).read_bytes() == first
+
+
+def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path):
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    pool = {
+        "models": ["here/first", "there/second"],
+        "instructions": ["", "Answer briefly."],
+        "temperatures": [0.5, 1.0],
+    }
+    job = _job(tmp_path, rows, samples=8, mismatched_samples=0, **pool)
+    parts, engines = [], []
+    for place, model in enumerate(pool["models"]):
+        output = tmp_path / f"{place}" / "responses.parquet"
+        mine = job | {"model": model, "place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
+        engines.append(ScriptedEngine(_named(model)))
+        summary = _run(mine, engines[-1])
+        parts.append(
+            (store.read_parquet(output), store.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+        )
+    responses, aside, summary = sample.join(parts)
+    ways = {row["generator"] for row in responses.to_pylist()}
+    assert ways == {f"{m}|t={t}|i={i}" for m in ("first", "second") for t in ("0.5", "1") for i in (0, 1)}
+    drawn = [(sum(r.n for r in e.requests), {r.temperature for r in e.requests}) for e in engines]
+    assert drawn == [(24, {0.5, 1.0}), (24, {0.5, 1.0})]
+    words = {
+        r.prompt.messages[-1]["content"][-1]["text"].endswith("Answer briefly.") for e in engines for r in e.requests
+    }
+    assert words == {True, False}
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"], aside.num_rows) == (6, 6, 0, 0)
+    assert summary["sampled"] == summary["kept"] + summary["duplicates"] == 48
+
+
+def _named(model):
+    """Answers that say who gave them and at which seed, so that only true repetitions are equal."""
+    return lambda request: [Sample(f"{model} {request.seed} {i}", 4, True) for i in range(request.n)]
+
+
+def test_an_answer_that_two_models_give_is_kept_once_and_a_prompt_that_one_cannot_answer_is_not_lost(tmp_path):
+    rows = [prompt_row(tmp_path, "red"), prompt_row(tmp_path, "blue")]
+    job = _job(tmp_path, rows, samples=2, mismatched_samples=0, models=["a/one", "a/two"])
+
+    def never_blue(request):
+        return EngineError("too long") if color_of(request) == "blue" else [Sample("Red.", 2, True)] * request.n
+
+    parts = []
+    for place, answer in enumerate((never_blue, lambda request: [Sample("Red.", 2, True)] * request.n)):
+        output = tmp_path / f"{place}" / "responses.parquet"
+        mine = job | {"place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
+        summary = _run(mine, ScriptedEngine(answer))
+        parts.append(
+            (store.read_parquet(output), store.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+        )
+    responses, aside, summary = sample.join(parts)
+    assert [row["text"] for row in responses.to_pylist()] == ["Red.", "Red."]
+    assert len(set(responses["prompt_id"].to_pylist())) == 2 and aside.num_rows == 0
+    assert (summary["rows_in"], summary["rows_out"], summary["kept"], summary["duplicates"]) == (2, 2, 2, 1)
+
+
+def test_noised_pictures_are_the_prompts_own_under_noise(tmp_path):
+    rows = [prompt_row(tmp_path, "red")]
+    engine = ScriptedEngine(_named("m"))
+    _run(_job(tmp_path, rows, samples=1, mismatched_samples=0, noised_samples=2, noise=0.5), engine)
+    own, *noised = (request.prompt.images[0] for request in engine.requests)
+    assert len(noised) == 2 and noised[0].tobytes() != noised[1].tobytes() != own.tobytes()
+    red, green = (sum(channel.getdata()) / 4096 for channel in noised[0].split()[:2])
+    assert red > green + 100  # 0.5 * 255 more, before clipping
+    responses, _ = _tables(_job(tmp_path, rows))
+    assert [row["generator"].split("|")[-1] for row in responses] == ["t=1", "noised_image", "noised_image"]
+
+
+def test_pictures_are_scaled_down_and_short_answers_set_aside(tmp_path):
+    engine = ScriptedEngine(lambda request: [Sample("Red.", 2, True), Sample("It is red.", 4, True)])
+    job = _job(tmp_path, [prompt_row(tmp_path, "red")], mismatched_samples=0, max_pixels=1024, min_characters=5)
+    _run(job, engine)
+    assert engine.requests[0].prompt.images[0].size == (32, 32)
+    responses, aside = _tables(job)
+    assert [row["text"] for row in responses] == ["It is red."]
+    assert [row["reason"] for row in aside] == ["shorter than 5 characters"]
+
+
+def test_pairs_say_which_model_wrote_their_sides():
+    pair = records.make_pair("p", "good", "bad", source="s")
+    other = records.make_pair("p", "good", "rewritten", source="s")
+    made = [
+        {"response_id": records.response_id("p", text), "prompt_id": "p", "text": text, "generator": generator}
+        for text, generator in (("good", "first|t=1"), ("bad", "second|t=1|mismatched_image"))
+    ]
+    frame = sample.with_models(records.table([pair, other], "pairs"), records.table(made, "responses"))
+    assert frame["chosen_model"].tolist() == ["first", "first"]
+    assert frame["rejected_model"].isna().tolist() == [False, True]
+    assert frame["rejected_model"][0] == "second"
+
+
+@pytest.mark.heavy
+def test_copies_of_the_model_share_the_shards_and_give_the_tables_of_one(tmp_path):
+    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]
+    job = _job(tmp_path, rows, max_new_tokens=24, shard_prompts=1, samples=1, mismatched_samples=0)
+    job["model"] = model_path(DEMO_BASE_MODEL)
+    one = sample.run(job, lambda progress: None)
+    alone = Path(job["output"]).read_bytes()
+    job["settings"] = job["settings"] | {"data_parallel": 2}
+    two = sample.run(job | {"work": str(tmp_path / "copies")}, lambda progress: None)
+    assert Path(job["output"]).read_bytes() == alone
+    assert {key: one[key] for key in ("sampled", "kept", "rows_out")} == {
+        key: two[key] for key in ("sampled", "kept", "rows_out")
+    }

@@ -59,7 +59,7 @@ def scores_with(pairs: pd.DataFrame, margins: list[float], voter: str = "v") -> 
 
 
 def brute_vote_and_flip(pairs: pd.DataFrame, scores: pd.DataFrame) -> tuple[list[dict], list[str]]:
-    """METHOD.md, part 3, step 1, row by row."""
+    """The published vote and flip (arXiv 2604.19544, part 3, step 1), row by row."""
     table = {(row.response_id, row.voter): float(row.score) for row in scores.itertuples()}
     voters = sorted({row.voter for row in scores.itertuples()})
     kept, unscored = [], []

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.evaluate.style import StyleProbe, _auc, style_features, style_probe
+from dt2it_pipeline.evaluate.style import StyleProbe, _auc, source_probe, style_features, style_probe
 
 WORDS = ["red", "blue", "green", "circle", "triangle", "rectangle", "it", "is", "a", "the", "shape", "picture", "shows"]
 
@@ -84,3 +84,29 @@ def test_auc_and_its_error_against_all_comparisons() -> None:
     assert auc == pytest.approx(wins.mean())
     expected = wins.mean(axis=1).var(ddof=1) / 30 + wins.mean(axis=0).var(ddof=1) / 20
     assert error == pytest.approx(np.sqrt(expected))
+
+
+def test_leaks_are_ranked_and_say_which_side_has_more() -> None:
+    probe = style_probe(pairs(400, 0.9))
+    shares = [abs(share - 0.5) for _, share in probe.leaks]
+    assert shares == sorted(shares, reverse=True) and dict(probe.leaks)["bold"] == pytest.approx(0.9, abs=0.05)
+    assert (
+        not style_probe(pairs(2000, None)).leaks
+        or max(abs(s - 0.5) for _, s in style_probe(pairs(2000, None)).leaks) < 0.05
+    )
+
+
+def test_chinese_text_is_counted_by_characters() -> None:
+    features = np.expm1(style_features(pd.Series(["图片中有 two cats。", "it's 12"]))[["words", "tokens"]]).round()
+    assert features.to_numpy().tolist() == [[4 + 2, 4 + 2 + 1], [2, 3 + 2]]
+
+
+def test_who_wrote_the_sides_is_probed_apart() -> None:
+    random = np.random.default_rng(0)
+    frame = pairs(300, None)
+    frame["chosen_model"] = random.choice(["strong", "weak"], 300, p=[0.9, 0.1])
+    frame["rejected_model"] = random.choice(["strong", "weak"], 300, p=[0.1, 0.9])
+    probe = source_probe(frame)
+    assert probe.auc is not None and probe.auc > 0.85
+    assert dict(probe.leaks)["by strong"] > 0.8 > 0.2 > dict(probe.leaks)["by weak"]
+    assert source_probe(pairs(300, None)).reason == "0 pairs, fewer than 20"

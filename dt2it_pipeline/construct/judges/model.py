@@ -1,23 +1,36 @@
 """A judge that is a vision-language model: it sees the pictures, the reference answer and the responses.
 
-The engine is asked for greedy output that keeps to the rubric's JSON schema, so that even a small model returns what
-can be read; whether it makes sense is `rubric.parse_reply`'s to find out.
+The model stands behind a sampling engine: vLLM on this machine, or an endpoint. It is asked to keep to a JSON schema,
+so that even a small model returns what can be read; whether it makes sense is `rubric.read_reply`'s to find out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dt2it_pipeline.construct.judges.protocol import JudgeError, JudgeRequest
+from PIL import Image
+
+from dt2it_pipeline.construct.judges.protocol import (
+    LISTWISE,
+    PAIRWISE,
+    POINTWISE,
+    JudgeError,
+    JudgeRequest,
+    JudgeStopped,
+    Reply,
+)
 from dt2it_pipeline.construct.judges.rubric import reply_schema
 from dt2it_pipeline.construct.judges.templates import Template, load_template
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
-from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine, stream
+
+_WARM = 0.5  # least temperature of a second attempt: the same words again would be of no use
 
 
 class ModelJudge:
-    """Scores responses with a model behind a sampling engine.
+    """Judges responses with a model behind a sampling engine.
 
     Args:
         name: how judgements call this judge.
@@ -25,7 +38,17 @@ class ModelJudge:
         media_root: folder that the prompts' media paths are relative to.
         max_new_tokens: length limit of a reply, in tokens.
         templates: folder of the templates; the project's when None.
+        model: what stands for the model in the keys under which replies are kept; they are not kept when None.
+        temperature: of the first attempt.
+        attempts: how often it is asked where its reply cannot be used.
+        max_pixels: pictures are scaled down to this; not at all when None.
+        prompt: words added to the judge's instructions.
+        values: further words for the templates.
+        schemas: JSON schemas of replies by mode, for modes that do not judge.
+        with_pictures: whether the model is shown the pictures.
     """
+
+    modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
 
     def __init__(
         self,
@@ -34,45 +57,77 @@ class ModelJudge:
         media_root: Path,
         max_new_tokens: int = 4096,
         templates: Path | None = None,
+        model: str | None = None,
+        temperature: float = 0.0,
+        attempts: int = 1,
+        max_pixels: int | None = None,
+        prompt: str = "",
+        values: Mapping[str, str] | None = None,
+        schemas: Mapping[str, dict[str, Any]] | None = None,
+        with_pictures: bool = True,
     ) -> None:
         self.name = name
-        self._engine = engine
+        self.attempts = attempts
+        self.engine = engine
         self._media_root = media_root
         self._max_new_tokens = max_new_tokens
         self._folder = templates
+        self._model = model
+        self._temperature = temperature
+        self._max_pixels = max_pixels
+        self._added = prompt
+        self._values = dict(values or {})
+        self._schemas = dict(schemas or {})
+        self._with_pictures = with_pictures
         self._templates: dict[tuple[str, str], Template] = {}
 
     def template_hash(self, mode: str, language: str) -> str:
         """Hash of the template's words for a mode and a language."""
         return self._template(mode, language).hash
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[str | JudgeError]:
-        """See Judge. A prompt that cannot be put to the model, or a reply that is cut off, is an error of its own."""
-        replies: list[str | JudgeError] = [JudgeError("not asked")] * len(requests)
-        by_count: dict[int, list[tuple[int, ChatPrompt]]] = {}  # the schema depends on the number of responses
-        for index, request in enumerate(requests):
-            try:
-                by_count.setdefault(len(request.responses), []).append((index, self._prompt(request)))
-            except ChatError as error:
-                replies[index] = JudgeError(str(error))
-        for count, group in by_count.items():
-            decoding = Decoding(0.0, 1.0, self._max_new_tokens, reply_schema(count))
-            answers = self._engine.sample([SampleRequest(prompt, 1, 0) for _, prompt in group], decoding)
-            for (index, _), answer in zip(group, answers, strict=True):
-                if isinstance(answer, EngineError):
-                    replies[index] = JudgeError(str(answer))
-                elif not answer[0].finished:
-                    replies[index] = JudgeError(f"the reply is longer than {self._max_new_tokens} tokens")
-                else:
-                    replies[index] = answer[0].text
-        return replies
+    def fingerprint(self) -> Any:
+        """See Judge."""
+        if self._model is None:
+            return None
+        return [self._model, self._temperature, self._max_new_tokens, self._max_pixels, self._added, self._values]
 
-    def _prompt(self, request: JudgeRequest) -> ChatPrompt:
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
+        """See Judge. A prompt that cannot be put to the model is an error of its own."""
+        places: list[int] = []
+        asked: list[SampleRequest] = []
+        opened: dict[str, tuple[Image.Image, ...]] = {}  # the calls about one prompt share its pictures
+        for place, request in enumerate(requests):
+            try:
+                prompt = self._prompt(request, opened)
+            except ChatError as error:
+                yield place, JudgeError(str(error))
+                continue
+            temperature = max(self._temperature, _WARM) if request.attempt else self._temperature
+            schema = self._schemas.get(request.mode) or reply_schema(request.mode, len(request.responses))
+            places.append(place)
+            asked.append(SampleRequest(prompt, 1, request.attempt, temperature, schema))
+        try:
+            for index, result in stream(self.engine, asked, Decoding(0.0, 1.0, self._max_new_tokens)):
+                if isinstance(result, EngineError):
+                    yield places[index], JudgeError(str(result))
+                else:
+                    sample = result[0]
+                    yield places[index], Reply(sample.text, sample.finished, sample.prompt_tokens, sample.tokens)
+        except EngineError as error:
+            raise JudgeStopped(f"judge {self.name}: {error}") from error
+
+    def _prompt(self, request: JudgeRequest, opened: dict[str, tuple[Image.Image, ...]]) -> ChatPrompt:
         row = dict(request.prompt)
-        words = self._template(request.mode, row["language"]).render(request)
+        words = self._template(request.mode, row["language"]).render(request, self._values)
+        row["media"] = row["media"] if self._with_pictures else []
         markers = "".join(f"<{medium['kind']}>" for medium in row["media"])
         row |= {"system": "", "turns": [{"role": "user", "text": f"{markers}{words}"}]}
-        return chat_prompt(row, self._media_root)
+        known = opened.get(row["prompt_id"])
+        prompt = chat_prompt(row, self._media_root, suffix=self._added, images=known)
+        if known is None:
+            prompt = prompt.fitted(self._max_pixels)
+            opened[row["prompt_id"]] = prompt.images
+        return prompt
 
     def _template(self, mode: str, language: str) -> Template:
         key = (mode, language)

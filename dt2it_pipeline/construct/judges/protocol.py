@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-LISTWISE, POINTWISE = "listwise", "pointwise"
+LISTWISE, POINTWISE, PAIRWISE = "listwise", "pointwise", "pairwise"
 
 
 class JudgeError(RuntimeError):
     """A judge cannot be built, or cannot answer one request."""
 
 
+class JudgeStopped(RuntimeError):
+    """A judge cannot answer any request any more (its endpoint refuses the key, say): the run must stop."""
+
+
 @dataclass(frozen=True)
 class JudgeRequest:
     """One call: a prompts row and the response texts in the order in which the judge is to see them.
 
-    `mode` is listwise (all responses of a prompt at once) or pointwise (one).
+    `mode` is listwise (all responses of a prompt at once), pointwise (one) or pairwise (two). `attempt` counts from 0;
+    where a reply could not be used, the next attempt draws another one.
     """
 
     prompt: Mapping[str, Any]
     responses: tuple[str, ...]
     mode: str
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judge's text as it came, whether it ended by itself, and what it cost in tokens."""
+
+    text: str
+    finished: bool = True
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Judge(Protocol):
-    """Scores responses by the rubric."""
+    """Scores responses by the rubric, or tells which of two is better.
+
+    `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used.
+    """
 
     name: str
+    modes: frozenset[str]
+    attempts: int
 
     def template_hash(self, mode: str, language: str) -> str:
         """Content hash of the words or rules by which this judge judges, so that a judgement says how it came about."""
         ...
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[str | JudgeError]:
-        """One reply per request: the judge's JSON text as it came, or the error that only this request met."""
+    def fingerprint(self) -> Any:
+        """What else decides its replies (model, sampling), as JSON-able parts; None where they need not be kept."""
+        ...
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
+        """The reply to each request, or the error that only this request met, with its place, as they come.
+
+        Raises:
+            JudgeStopped: none can be had any more; what was handed on before stands.
+        """
         ...

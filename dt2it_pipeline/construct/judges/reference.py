@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.judges import answers
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, JudgeError, JudgeRequest
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.construct.judges.rubric import CRITERIA, MAX_SCORE, overall
 
 _RULES = 1  # raise when the rules below change: it enters the template hash
@@ -28,34 +28,42 @@ _ETHICS = re.compile(r"(?i)\b(?:kill yourself|idiots?|stupid|hate you)\b")
 class ReferenceJudge:
     """Scores responses against the reference answers of one prompts table, from which it also learns their rivals."""
 
-    name = "reference"
+    modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
+    attempts = 1  # it would say the same again
 
-    def __init__(self, prompts: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, prompts: Iterable[Mapping[str, Any]], name: str = "reference") -> None:
+        self.name = name
         self._rivals = answers.rivals_by_reference(prompts)
 
     def template_hash(self, mode: str, language: str) -> str:
         """Hash of the rules' version and weights; they are the same for every language."""
         return records.content_hash("reference judge", _RULES, mode, WEIGHTS)
 
-    def judge(self, requests: Sequence[JudgeRequest]) -> list[str | JudgeError]:
-        """See Judge. A prompt without a reference answer is an error of its own request."""
-        return [self._judge(request) for request in requests]
+    def fingerprint(self) -> None:
+        """See Judge. Replies are not kept: asking again costs less than looking them up."""
 
-    def _judge(self, request: JudgeRequest) -> str | JudgeError:
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
+        """See Judge. A prompt without a reference answer is an error of its own request."""
+        return enumerate(self._judge(request) for request in requests)
+
+    def _judge(self, request: JudgeRequest) -> Reply | JudgeError:
         reference = request.prompt["reference"]
         if not reference or not answers.words(reference):
             return JudgeError("the prompt has no reference answer")
         question = answers.question_text(request.prompt)
         covered = [_coverage(text, f"{question} {reference}") for text in request.responses]
         # A list is judged in itself: the fullest response sets the measure. Alone, all of the question is the measure.
-        fullest = (max(covered) or 1.0) if request.mode == LISTWISE else 1.0
-        entries = []
+        fullest = (max(covered) or 1.0) if request.mode != POINTWISE else 1.0
+        entries: list[dict[str, Any]] = []
         for number, text in enumerate(request.responses, start=1):
             scores = self._scores(text, reference, question, covered[number - 1] / fullest)
             criteria = {name: {"weight": WEIGHTS[name], "analysis": "", "score": scores[name]} for name in CRITERIA}
             plain = {name: {"weight": WEIGHTS[name], "score": float(scores[name])} for name in CRITERIA}
             entries.append({"response": number, "criteria": criteria, "overall": round(overall(plain), 2)})
-        return json.dumps({"reference": reference, "responses": entries}, ensure_ascii=False)
+        if request.mode == PAIRWISE:
+            first, second = (entry["overall"] for entry in entries)
+            return Reply(json.dumps({"better": 0 if first == second else 1 if first > second else 2}))
+        return Reply(json.dumps({"reference": reference, "responses": entries}, ensure_ascii=False))
 
     def _scores(self, text: str, reference: str, question: str, completeness: float) -> dict[str, int]:
         gold = answers.words(reference)

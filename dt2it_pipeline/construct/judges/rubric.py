@@ -7,31 +7,87 @@ The form of a reply:
                     "criteria": {"Accuracy": {"weight": 0.4, "score": 9, "analysis": "..."}, ...all six...},
                     "overall": 8.45}, ...]}
 
-The overall score that counts is computed here from the scores and weights: judges are poor at arithmetic.
+The overall score that counts is computed here from the scores and weights: judges are poor at arithmetic. What they
+wrote themselves is kept beside it. A reply on two responses (pairwise) only says which is better:
+
+    {"reference": "the judge's own answer", "analysis": "...", "better": 1}    2 for the second, 0 for a tie
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from dt2it_pipeline.construct.judges.protocol import PAIRWISE, Reply
 
 CRITERIA = ("Accuracy", "Helpfulness", "Completeness", "Language Quality", "Creativity", "Ethics")
 MAX_SCORE = 10
 WEIGHT_TOLERANCE = 0.02  # judges round their weights; beyond this they did not understand the task
 
-OK, UNPARSABLE, MISSING = "ok", "unparsable", "missing response"
+OK, UNPARSABLE, MISSING, CUT_OFF = "ok", "unparsable", "missing response", "reply cut off"
 BAD_CRITERIA, BAD_SCORE, BAD_WEIGHTS = "missing criterion", "score out of range", "weights do not sum to 1"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One response's judgement: status `ok` with a score of 0 to 10, or the reason why there is none."""
+    """One response's judgement: status `ok` with a score of 0 to 10, or the reason why there is none.
+
+    A pairwise score is 1 for the better response, 0 for the other, 0.5 each for a tie. `stated` is the overall score
+    that the judge itself wrote, None where it wrote none.
+    """
 
     status: str
     score: float | None = None
     criteria: dict[str, dict[str, float]] = field(default_factory=dict)  # criterion -> weight and score
     detail: str = ""
+    stated: float | None = None
+
+
+# A judge that is asked in Chinese now and then translates the keys, too.
+_CHINESE = {
+    "准确": "Accuracy",
+    "准确性": "Accuracy",
+    "有用": "Helpfulness",
+    "有用性": "Helpfulness",
+    "完整": "Completeness",
+    "完整性": "Completeness",
+    "语言质量": "Language Quality",
+    "创造性": "Creativity",
+    "伦理": "Ethics",
+    "权重": "weight",
+    "分数": "score",
+    "得分": "score",
+    "评分": "score",
+    "回答列表": "responses",
+    "回答": "response",
+    "编号": "response",
+    "标准": "criteria",
+    "总分": "overall",
+    "更好": "better",
+}
+_BRACKETED = re.compile(r"\s*[(（][^)）]*[)）]\s*$")
+_THOUGHTS = re.compile(r"(?s)^.*</think>")  # what a reasoning model wrote before its answer
+
+
+def read_reply(reply: Reply, mode: str, count: int) -> list[Verdict]:
+    """Read a judge's reply in any mode; one verdict per response in the order of presentation. Never raises."""
+    verdicts = parse_pairwise(reply.text) if mode == PAIRWISE else parse_reply(reply.text, count)
+    if reply.finished or all(verdict.status == OK for verdict in verdicts):
+        return verdicts
+    return [Verdict(CUT_OFF, detail=reply.text)] * count
+
+
+def parse_pairwise(text: str) -> list[Verdict]:
+    """Read a reply on two responses: two verdicts. Never raises."""
+    payload, fault = only_object(text, "better")
+    better = payload.get("better") if payload else None
+    if isinstance(better, bool) or better not in (0, 1, 2):
+        return [Verdict(UNPARSABLE, detail=fault or f"better is {better!r}: {text}")] * 2
+    first = {0: 0.5, 1: 1.0, 2: 0.0}[int(better)]
+    return [Verdict(OK, first), Verdict(OK, 1.0 - first)]
 
 
 def parse_reply(text: str, count: int) -> list[Verdict]:
@@ -40,17 +96,18 @@ def parse_reply(text: str, count: int) -> list[Verdict]:
     Text around the JSON object (a code fence, a preamble) is ignored. Never raises: what cannot be read is a verdict
     whose status says so.
     """
-    payload = _first_object(text)
+    payload, fault = only_object(text, "responses")
     if payload is None or not isinstance(payload.get("responses"), list):
-        return [Verdict(UNPARSABLE, detail=text[:500])] * count
+        return [Verdict(UNPARSABLE, detail=fault or text)] * count
     entries: dict[int, Any] = {}
     for entry in payload["responses"]:
         number = entry.get("response") if isinstance(entry, dict) else None
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= count or number in entries:
             # A number that is unknown or comes twice: which text the judge meant is anyone's guess, for all of them.
-            return [Verdict(UNPARSABLE, detail=f"response number {number!r}: {text[:400]}")] * count
+            return [Verdict(UNPARSABLE, detail=f"response number {number!r}: {text}")] * count
         entries[number] = entry
-    return [_verdict(entries[n]) if n in entries else Verdict(MISSING, detail=text[:500]) for n in range(1, count + 1)]
+    found = [_verdict(entries[n]) if n in entries else Verdict(MISSING) for n in range(1, count + 1)]
+    return [v if v.status == OK else replace(v, detail=f"{v.detail}: {text}" if v.detail else text) for v in found]
 
 
 def overall(criteria: dict[str, dict[str, float]]) -> float:
@@ -59,8 +116,19 @@ def overall(criteria: dict[str, dict[str, float]]) -> float:
     return sum(item["weight"] * item["score"] for item in criteria.values()) / total
 
 
-def reply_schema(count: int) -> dict[str, Any]:
+def reply_schema(mode: str, count: int) -> dict[str, Any]:
     """JSON schema of a reply on `count` responses, for engines that can constrain their output to one."""
+    if mode == PAIRWISE:
+        return {
+            "type": "object",
+            "properties": {
+                "reference": {"type": "string", "maxLength": 800},
+                "analysis": {"type": "string", "maxLength": 800},
+                "better": {"type": "integer", "enum": [0, 1, 2]},
+            },
+            "required": ["reference", "analysis", "better"],
+            "additionalProperties": False,
+        }
     criterion = {
         "type": "object",
         "properties": {
@@ -100,7 +168,7 @@ def reply_schema(count: int) -> dict[str, Any]:
 def _verdict(entry: dict[str, Any]) -> Verdict:
     given = entry.get("criteria")
     if not isinstance(given, dict):
-        return Verdict(BAD_CRITERIA, detail=json.dumps(entry, ensure_ascii=False)[:500])
+        return Verdict(BAD_CRITERIA, detail="no criteria")
     criteria: dict[str, dict[str, float]] = {}
     for name in CRITERIA:
         item = given.get(name)
@@ -115,21 +183,53 @@ def _verdict(entry: dict[str, Any]) -> Verdict:
     total = sum(item["weight"] for item in criteria.values())
     if abs(total - 1) > WEIGHT_TOLERANCE:
         return Verdict(BAD_WEIGHTS, detail=f"sum {total:g}")
-    return Verdict(OK, overall(criteria), criteria)
+    stated = entry.get("overall")
+    return Verdict(
+        OK, overall(criteria), criteria, stated=float(stated) if stated is not None and _is_number(stated) else None
+    )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # JSON has NaN, Infinity
 
 
-def _first_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in the text that can be read, None if there is none."""
+def only_object(text: str, key: str) -> tuple[dict[str, Any] | None, str]:
+    """The object with `key` in the text, or None and why.
+
+    There must be one: a judge that quotes a verdict which a response asks for has two, and which is its own is anyone's
+    guess. The same object twice counts once.
+    """
+    found: list[dict[str, Any]] = []
+    for value in _objects(_THOUGHTS.sub("", text)):
+        if key in value and value not in found:
+            found.append(value)
+    if len(found) > 1:
+        return None, f"{len(found)} different verdicts: {text}"
+    return (found[0], "") if found else (None, "")
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The outermost JSON objects in a text, keys in English."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start != -1:
+        end = start + 1
         try:
-            value, _ = decoder.raw_decode(text, start)
-            return value if isinstance(value, dict) else None
+            value, end = decoder.raw_decode(text, start)
+            yield _english(value)
         except (ValueError, RecursionError):
-            start = text.find("{", start + 1)
-    return None
+            pass
+        start = text.find("{", end)
+
+
+def _english(value: Any) -> Any:
+    """The same value with the keys that a reply must have in English, whatever stands in brackets behind them."""
+    if isinstance(value, list):
+        return [_english(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {_BRACKETED.sub("", key): item for key, item in value.items()}
+    english = {_CHINESE.get(key, key): _english(item) for key, item in plain.items()}
+    if isinstance(english.get("response"), list):  # one word in Chinese, whether it is one or several
+        english["responses"] = english.pop("response")
+    return english

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.judges.answers import question_text
-from dt2it_pipeline.construct.judges.protocol import JudgeError, JudgeRequest
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.recipe import project_root
 
 FALLBACK_LANGUAGE = "en"
@@ -29,25 +30,29 @@ class Template:
         """Content hash of the template's words."""
         return records.content_hash("template", self.text)
 
-    def render(self, request: JudgeRequest) -> str:
-        """The judge's prompt for one request, without media markers."""
+    def render(self, request: JudgeRequest, values: Mapping[str, str] | None = None) -> str:
+        """The judge's prompt for one request, without media markers; `values` are further words for the template."""
         environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         return environment.from_string(self.text).render(
             question=_conversation(request),
             reference=request.prompt["reference"] or "",
             responses=[_fenced(text) for text in request.responses],
             pictures=len(request.prompt["media"]),
+            **(values or {}),
         )
 
 
 def load_template(mode: str, language: str, folder: Path | None = None) -> Template:
     """The template `judge_<mode>.<language>.jinja`, in English where there is none in that language.
 
+    A mode that does not judge has its name alone: `<mode>.<language>.jinja`.
+
     Raises:
         JudgeError: there is none in English either.
     """
     folder = folder or project_root() / "configs" / "prompts"
-    for name in (f"judge_{mode}.{language}.jinja", f"judge_{mode}.{FALLBACK_LANGUAGE}.jinja"):
+    stem = f"judge_{mode}" if mode in (LISTWISE, POINTWISE, PAIRWISE) else mode
+    for name in (f"{stem}.{language}.jinja", f"{stem}.{FALLBACK_LANGUAGE}.jinja"):
         if (folder / name).is_file():
             return Template((folder / name).read_text(encoding="utf-8"))
     raise JudgeError(f"there is no judge template {name} in {folder}")

@@ -1,22 +1,28 @@
 """Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.construct.debias import balance_style
-from dt2it_pipeline.construct.judge import judge_responses, make_judge
-from dt2it_pipeline.construct.pairs import form_pairs
-from dt2it_pipeline.evaluate.style import style_probe
-from dt2it_pipeline.orchestrate.checks import reconcile, style_below_bound
+from dt2it_pipeline.construct.debias import debias
+from dt2it_pipeline.construct.judge import run as judge_run
+from dt2it_pipeline.construct.pairs import form_pairs_with_spares
+from dt2it_pipeline.construct.restyle import run as restyle_run
+from dt2it_pipeline.construct.sample import join, with_models
+from dt2it_pipeline.construct.settings import PairingSettings
+from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
+from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline.store import Bundle, model_digest, read_parquet
+from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
 
 GROUP = "construction"
 _RECONCILE = "rows_reconcile"
@@ -41,26 +47,34 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
         """Several answers per prompt from one pool of models with one style, sampled by vLLM."""
         opened = store.open()
 
+        pool = [model_path(name) for name in recipe.sampling.pool]
+
         def sample(work: Path) -> Bundle:
-            output = work / "responses.parquet"
-            job = {
-                "model": model_path(recipe.sampling.model),
-                "prompts": str(raw_prompts.table_path("prompts")),
-                "media_root": str(opened.media),
-                "output": str(output),
-                "work": str(work / "shards"),
-                "settings": recipe.sampling.model_dump(mode="json"),
-                "seed": recipe.seed,
-            }
-            summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, work)
-            set_aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
-            return Bundle({"responses": read_parquet(output, "responses"), "set_aside": set_aside}, summary)
+            parts = []
+            for place, model in enumerate(pool):  # a process each, so that its memory is free for the next
+                folder = work if len(pool) == 1 else work / f"model-{place}"
+                output = folder / "responses.parquet"
+                job = {
+                    "model": model,
+                    "place": place,
+                    "prompts": str(raw_prompts.table_path("prompts")),
+                    "media_root": str(opened.media),
+                    "output": str(output),
+                    "work": str(folder / "shards"),
+                    "settings": recipe.sampling.model_dump(mode="json"),
+                    "seed": recipe.seed,
+                }
+                summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
+                aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+                parts.append((read_parquet(output, "responses"), aside, summary))
+            responses, set_aside, summary = join(parts)
+            return Bundle({"responses": responses, "set_aside": set_aside}, summary)
 
         bundle = run_stage(
             context,
             opened,
             sample,
-            inputs={"raw_prompts": raw_prompts, "model": model_digest(model_path(recipe.sampling.model))},
+            inputs={"raw_prompts": raw_prompts, "model": " ".join(model_digest(model) for model in pool)},
             settings={"sampling": recipe.sampling, "seed": recipe.seed},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
@@ -69,47 +83,83 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
 
 
 def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
+    heavy = recipe.judging.heavy
+
     @dg.asset(
         group_name=GROUP,
-        code_version="1",
-        kinds={"python"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True)],
+        code_version="2",
+        pool="gpu" if heavy else None,
+        kinds={"vllm"} if heavy else {"python"},
+        check_specs=[
+            dg.AssetCheckSpec(_RECONCILE, asset="judged_responses", blocking=True),
+            dg.AssetCheckSpec("judges_answer", asset="judged_responses"),
+        ],
     )
     def judged_responses(
-        context: dg.AssetExecutionContext, store: StoreResource, raw_prompts: Bundle, candidate_responses: Bundle
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        raw_prompts: Bundle,
+        candidate_responses: Bundle,
     ) -> dg.MaterializeResult:
-        """Every answer judged twice: in a shuffled list with the others, and by itself."""
+        """Every answer judged in a shuffled list with the others and by itself, by each of the recipe's judges."""
         opened = store.open()
 
         def judge(work: Path) -> Bundle:
-            prompts, responses = raw_prompts["prompts"], candidate_responses["responses"]
-            judgements, set_aside = judge_responses(
-                prompts, responses, make_judge(recipe.judging, prompts), recipe.judging, recipe.seed
-            )
-            facts = {
-                "rows_in": responses.num_rows,
-                "rows_out": responses.num_rows - set_aside.num_rows,
-                "rows_set_aside": set_aside.num_rows,
+            job = {
+                "prompts": str(raw_prompts.table_path("prompts")),
+                "responses": str(candidate_responses.table_path("responses")),
+                "media_root": str(opened.media),
+                "output": str(work / "judged"),
+                "cache": str(opened.cache / "judge_replies.sqlite"),
+                "settings": recipe.judging.model_dump(mode="json"),
+                "seed": recipe.seed,
             }
-            return Bundle({"judgements": judgements, "set_aside": set_aside}, facts)
+            if heavy:
+                facts = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
+            else:  # no model to load, so no process to give its memory back
+                facts = judge_run(job, _logger(context))
+            names = ("judgements", "responses", "set_aside")
+            return Bundle({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, facts)
 
         bundle = run_stage(
             context,
             opened,
             judge,
-            inputs={"raw_prompts": raw_prompts, "candidate_responses": candidate_responses},
+            inputs={
+                "raw_prompts": raw_prompts,
+                "candidate_responses": candidate_responses,
+                "models": _model_digests(recipe),
+            },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        judges: dict[str, dict[str, Any]] = bundle.facts["judges"]
+        checks = (reconcile(bundle), judges_answer(judges))
+        return result(context, opened, bundle, checks=checks, metadata={"judges": judge_table(judges)})
 
     return judged_responses
 
 
+def _logger(context: dg.AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
+    """A reporter that writes to the step's log, for jobs that run in the step itself."""
+    return lambda progress: context.log.info(", ".join(f"{key} {value}" for key, value in progress.items()))
+
+
+def _model_digests(recipe: Recipe) -> str:
+    """What stands for the weights of the judges that run here; the settings name the others."""
+    local = [judge.model for judge in recipe.judging.judges if judge.kind in ("vllm", "likelihood")]
+    return " ".join(model_digest(model_path(model)) for model in local)
+
+
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
+    restyle = recipe.pairing.restyle
+    heavy = restyle is not None and restyle.rewriter.kind == "vllm"
+
     @dg.asset(
         group_name=GROUP,
-        code_version="1",
-        kinds={"python"},
+        code_version="2",
+        pool="gpu" if heavy else None,
+        kinds={"vllm"} if heavy else {"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
             dg.AssetCheckSpec("style_probe", asset="debiased_pairs"),
@@ -118,6 +168,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     def debiased_pairs(
         context: dg.AssetExecutionContext,
         store: StoreResource,
+        children: ChildProcesses,
         raw_prompts: Bundle,
         candidate_responses: Bundle,
         judged_responses: Bundle,
@@ -126,24 +177,41 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         opened = store.open()
 
         def pair(work: Path) -> Bundle:
-            formed, unused = form_pairs(
-                raw_prompts["prompts"],
-                candidate_responses["responses"],
-                judged_responses["judgements"],
-                recipe.pairing,
+            prompts, pairing = raw_prompts["prompts"], recipe.pairing
+            formed, spares, unused = form_pairs_with_spares(
+                prompts, judged_responses["responses"], judged_responses["judgements"], pairing, recipe.seed
+            )
+            candidates = formed.num_rows + unused.num_rows
+            rewriting: dict[str, Any] = {}
+            if pairing.restyle is not None:
+                formed, drifted, rewriting = _rewritten(context, opened, children, work, formed, prompts, pairing)
+                unused, spares = pa.concat_tables([unused, drifted]), spares.slice(0, 0)  # spares are as sampled
+            chosen = debias(
+                formed,
+                spares,
+                pairing.style_probe_bound,
+                pairing.max_pairs_per_prompt,
+                recipe.evaluation.style_probe_folds,
                 recipe.seed,
             )
-            balanced, surplus = balance_style(formed, recipe.seed)
-            set_aside = pa.concat_tables([unused, surplus])
-            prompts = raw_prompts["prompts"]
-            used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=balanced["prompt_id"].combine_chunks()))
+            swapped = pa.array(sorted(chosen.swapped_in), pa.string())
+            set_aside = pa.concat_tables(
+                [unused.filter(pc.invert(pc.is_in(unused["row_id"], value_set=swapped))), chosen.set_aside]
+            )
+            used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=chosen.pairs["prompt_id"].combine_chunks()))
             facts = {
-                "rows_in": formed.num_rows + unused.num_rows,
-                "rows_out": balanced.num_rows,
+                "rows_in": candidates,
+                "rows_out": chosen.pairs.num_rows,
                 "rows_set_aside": set_aside.num_rows,
                 "formed": formed.num_rows,
+                "swapped_in": len(chosen.swapped_in),
+                "kept_of_formed": round(chosen.pairs.num_rows / max(1, formed.num_rows), 4),
+                "style_auc_before": chosen.before.auc,
+                "style_auc_after": chosen.after.auc,
+                "style_curve": list(chosen.curve),
+                "restyle": rewriting,
             }
-            return Bundle({"pairs": balanced, "prompts": used, "set_aside": set_aside}, facts)
+            return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside}, facts)
 
         bundle = run_stage(
             context,
@@ -154,13 +222,57 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "candidate_responses": candidate_responses,
                 "judged_responses": judged_responses,
             },
-            settings={"pairing": recipe.pairing, "seed": recipe.seed},
+            settings={
+                "pairing": recipe.pairing,
+                "folds": recipe.evaluation.style_probe_folds,
+                "seed": recipe.seed,
+            },
         )
         probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
         checks = (reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound))
-        return result(context, opened, bundle, checks=checks)
+        curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
+        metadata = {
+            "pairs_kept_against_style": markdown_of(curve),
+            "style_leaks": markdown_of(leak_table(probe)),
+        }
+        by_model = source_probe(with_models(bundle["pairs"], judged_responses["responses"]))
+        if by_model.leaks:  # several models: does one of them always win?
+            metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
+        return result(context, opened, bundle, checks=checks, metadata=metadata)
 
     return debiased_pairs
+
+
+def _rewritten(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    children: ChildProcesses,
+    work: Path,
+    pairs: pa.Table,
+    prompts: pa.Table,
+    settings: PairingSettings,
+) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Pairs with both sides in one style, those whose content changed on the way, and what rewriting came to."""
+    assert settings.restyle is not None
+    write_parquet(pairs, work / "formed.parquet")
+    write_parquet(prompts, work / "prompts.parquet")
+    rewriter = settings.restyle.rewriter
+    job = {
+        "pairs": str(work / "formed.parquet"),
+        "prompts": str(work / "prompts.parquet"),
+        "output": str(work / "restyled.parquet"),
+        "cache": str(store.cache / "judge_replies.sqlite"),
+        "settings": settings.restyle.model_dump(mode="json"),
+    }
+    if rewriter.kind == "vllm":
+        facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
+    else:
+        facts = restyle_run(job, _logger(context))
+    return (
+        read_parquet(work / "restyled.parquet", "pairs"),
+        read_parquet(work / "restyled.set_aside.parquet", "set_aside"),
+        facts,
+    )
 
 
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:

@@ -1,0 +1,52 @@
+"""What becomes of each fault of a judge's endpoint: a table, from the local server that the tests use.
+
+    python -m benchmarks.judge_faults
+
+Not a matter of speed: it shows how many requests each fault costs, and whether the item ends judged or set aside.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from dt2it_pipeline import store
+from dt2it_pipeline.construct import judge
+from dt2it_pipeline_tests.construct import test_faults
+from dt2it_pipeline_tests.construct.fault_server import KEY, FaultServer, serving
+
+
+def main() -> None:
+    """Judge one response per fault, twice, and print what happened."""
+    os.environ["DT2IT_TEST_KEY"] = KEY
+    server = FaultServer({item: (fault, times) for item, (fault, times, _, _) in test_faults.FAULTS.items()})
+    with tempfile.TemporaryDirectory() as name, serving(server):
+        folder = Path(name)
+        texts = test_faults.fault_texts()
+        job = test_faults.judging_job(folder, server.url, [[text] for text in texts.values()], modes=["pointwise"])
+        facts = judge.run(job, lambda progress: None)
+        first = dict(server.seen)
+        again = judge.run(job, lambda progress: None)
+        status = {
+            r["response_id"]: r["status"] for r in store.read_parquet(folder / "judged/judgements.parquet").to_pylist()
+        }
+        found = {r["text"]: status[r["response_id"]] for r in store.read_parquet(job["responses"]).to_pylist()}
+    print("| the endpoint | times | requests | in the end | requests of a second run |")
+    print("|---|---|---|---|---|")
+    for item, (fault, times, _, _) in test_faults.FAULTS.items():
+        often = "always" if times > 9 else times or ""
+        end = found[texts[item]]
+        result = "judged" if end == "ok" else f"set aside: {end}"
+        print(f"| {fault or 'answers'} | {often} | {first[item]} | {result} | {server.seen[item] - first[item]} |")
+    for title, figures in (("first run", facts), ("second run", again)):
+        one = figures["judges"]["remote"]
+        print(
+            f"{title}: {figures['rows_in']} responses = {figures['rows_out']} judged + {figures['rows_set_aside']} set "
+            f"aside; {one['looked_up']} replies from disk, {one['asked']} asked for; cost {one['cost']:.4f}"
+        )
+    print("on the line:", ", ".join(f"{kind} {count}" for kind, count in facts["judges"]["remote"]["line"].items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Both sides of every pair in one style: rewritten by one model, facts unchanged.
+
+Where pairs come from several models, selection (debias.py) may have to leave out too many of them. A rewriter puts
+every response into the same style instead. A rewriter may also mend or spoil what it rewrites, and then the label is
+wrong: a pair is set aside where a number changed, where the answer changed (by comparison with the reference), or where
+the rewriter, asked again, finds that the two texts do not say the same.
+
+Run as `python -m dt2it_pipeline.construct.restyle job.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.judges import answers
+from dt2it_pipeline.construct.judges.ask import Tally, replies
+from dt2it_pipeline.construct.judges.cache import ReplyCache
+from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, model_key
+from dt2it_pipeline.construct.judges.model import ModelJudge
+from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
+from dt2it_pipeline.construct.judges.rubric import only_object
+from dt2it_pipeline.construct.settings import EndpointSettings, RestyleSettings
+from dt2it_pipeline.engines import jobs
+
+STAGE = "restyle"
+RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
+FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE = (
+    "could not be rewritten",
+    "rewriting changed the content",
+    "rewriting changed a number",
+    "rewriting changed the answer",
+    "sides became identical",
+)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_LISTED = re.compile(r"(?m)^\s*\d{1,2}[.)]\s")  # numbers of list items are layout
+
+Row = dict[str, Any]
+
+
+def run(
+    job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: MakeEngine | None = None
+) -> dict[str, Any]:
+    """Rewrite both sides of every pair; writes a pairs table and, beside it, `<stem>.set_aside.parquet`.
+
+    Replies are kept in the job's cache file: a killed run goes on where it was.
+
+    Args:
+        job: pairs, prompts (Parquet), output (Parquet), cache (file), settings (RestyleSettings).
+        report: called when texts are rewritten and when they are compared.
+        make_engine: see `judges.make`.
+
+    Returns:
+        rows_in = rows_out + rows_set_aside (pairs), and the counts and costs of `Tally` for rewriting and comparing.
+
+    Raises:
+        JudgeError: the rewriter cannot be had.
+        JudgeStopped: it cannot answer any more.
+    """
+    settings = RestyleSettings.model_validate(job["settings"])
+    chosen = settings.rewriter
+    pairs = store.read_parquet(job["pairs"], "pairs")
+    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    rewriter = ModelJudge(
+        chosen.name,
+        engine_of(chosen, 0, make_engine),
+        Path(),
+        chosen.max_new_tokens,
+        model=model_key(chosen),
+        temperature=chosen.temperature,
+        attempts=chosen.attempts,
+        values={"style": settings.style},
+        schemas={
+            RESTYLE: _schema({"text": {"type": "string"}}),
+            SAME: _schema({"difference": {"type": "string", "maxLength": 400}, "same": {"type": "boolean"}}),
+        },
+        with_pictures=False,
+    )
+    cache = ReplyCache(Path(job["cache"]))
+    try:
+        kept, aside, tallies = restyle(pairs, prompts, rewriter, cache, report)
+    finally:
+        cache.close()
+    output = Path(job["output"])
+    store.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
+    store.write_parquet(kept, output)
+    prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
+    return {
+        "rows_in": pairs.num_rows,
+        "rows_out": kept.num_rows,
+        "rows_set_aside": aside.num_rows,
+    } | {mode: tally.facts(*prices) for mode, tally in tallies.items()}
+
+
+def restyle(
+    pairs: pa.Table,
+    prompts: Sequence[Row],
+    rewriter: Judge,
+    cache: ReplyCache,
+    report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+) -> tuple[pa.Table, pa.Table, dict[str, Tally]]:
+    """The pairs with both sides rewritten (new texts, hence new ids; strength and label stay), and those set aside.
+
+    Args:
+        pairs: pairs table.
+        prompts: their prompts rows.
+        rewriter: answers the modes `restyle` and `same_content`.
+        cache: where replies are kept.
+        report: called with what is done.
+    """
+    by_id = {row["prompt_id"]: row for row in prompts}
+    rivals = answers.rivals_by_reference(prompts)
+    rows = pairs.to_pylist()
+    sides: dict[str, tuple[Row, str]] = {}  # response id -> its prompt and text; a response in two pairs is asked once
+    for pair in rows:
+        for side in ("chosen", "rejected"):
+            if pair["prompt_id"] in by_id:
+                sides[pair[f"{side}_id"]] = (by_id[pair["prompt_id"]], pair[side])
+    tallies = {RESTYLE: Tally(), SAME: Tally()}
+    requests = {key: JudgeRequest(prompt, (text,), RESTYLE) for key, (prompt, text) in sides.items()}
+    texts, faults = _answers(rewriter, requests, cache, tallies[RESTYLE], _text)
+    report({"rewritten": len(texts), "failed": len(faults)})
+    drifted: dict[str, tuple[str, str]] = {key: (FAILED, detail) for key, detail in faults.items()}
+    for key, text in texts.items():
+        prompt, original = sides[key]
+        if reason := _lexical_drift(original, text, prompt, rivals):
+            drifted[key] = (reason, f"{original} -> {text}")
+    comparisons = {
+        key: JudgeRequest(sides[key][0], (sides[key][1], text), SAME)
+        for key, text in texts.items()
+        if key not in drifted and text != sides[key][1]
+    }
+    same, faults = _answers(rewriter, comparisons, cache, tallies[SAME], _is_same)
+    report({"compared": len(same), "failed": len(faults)})
+    drifted |= {key: (FAILED, detail) for key, detail in faults.items()}
+    drifted |= {key: (DRIFTED, f"{sides[key][1]} -> {texts[key]}") for key, is_same in same.items() if not is_same}
+    kept: list[Row] = []
+    aside: list[dict[str, str]] = []
+    seen: set[str] = set()
+    for pair in rows:
+        reason, detail = _fault(pair, by_id, drifted)
+        if not reason:
+            better, worse = texts[pair["chosen_id"]], texts[pair["rejected_id"]]
+            fields = {key: pair[key] for key in ("strength", "label", "round", "source", "votes")}
+            made = records.make_pair(pair["prompt_id"], better, worse, **fields)
+            if better == worse or made["pair_id"] in seen:
+                reason, detail = ALIKE, better
+            else:
+                seen.add(made["pair_id"])
+                kept.append(made)
+                continue
+        aside.append(records.set_aside_row(pair["pair_id"], STAGE, reason, detail, pair["source"]))
+    return records.table(kept, "pairs"), records.table(aside, "set_aside"), tallies
+
+
+def _fault(pair: Row, prompts: Mapping[str, Row], drifted: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    if pair["prompt_id"] not in prompts:
+        return "unknown prompt", pair["prompt_id"]
+    return next((drifted[pair[f"{s}_id"]] for s in ("chosen", "rejected") if pair[f"{s}_id"] in drifted), ("", ""))
+
+
+def _answers(
+    rewriter: Judge,
+    requests: Mapping[str, JudgeRequest],
+    cache: ReplyCache,
+    tally: Tally,
+    read: Callable[[str], Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the rewriter answered, read by `read` (None: of no use, ask again), and why there is no answer."""
+    keys = list(requests)
+    found: dict[str, Any] = {}
+    faults: dict[str, str] = {}
+
+    def usable(place: int, reply: Reply | JudgeError) -> bool:
+        if isinstance(reply, JudgeError):
+            faults[keys[place]] = str(reply)
+            return False
+        value = read(reply.text) if reply.finished else None
+        if value is None:
+            faults[keys[place]] = reply.text
+            return False
+        faults.pop(keys[place], None)
+        found[keys[place]] = value
+        return True
+
+    replies(rewriter, list(requests.values()), cache, tally, usable)
+    return found, faults
+
+
+def _text(reply: str) -> str | None:
+    value = (only_object(reply, "text")[0] or {}).get("text")
+    return value.strip() if isinstance(value, str) and value.strip() else None
+
+
+def _is_same(reply: str) -> bool | None:
+    value = (only_object(reply, "same")[0] or {}).get("same")
+    return value if isinstance(value, bool) else None
+
+
+def _lexical_drift(original: str, text: str, prompt: Row, rivals: Mapping[str, frozenset[str]]) -> str:
+    """Why a rewritten text cannot say the same, from its words alone; empty where they do not tell."""
+    if _numbers(original) != _numbers(text):
+        return NUMBERS
+    gold = answers.words(prompt["reference"] or "")
+    if gold and len(gold) <= answers.MAX_PHRASE_WORDS:
+        question, others = answers.question_text(prompt), rivals.get(" ".join(gold), frozenset())
+        before, after = (answers.assess(each, prompt["reference"], question, others) for each in (original, text))
+        if before != after:
+            return ANSWER
+    return ""
+
+
+def _numbers(text: str) -> Counter[str]:
+    """Numbers of a text, spelled-out ones as digits; not those of list items, nor "one", a pronoun as a rule."""
+    plain = _LISTED.sub("", re.sub(r"(?i)\bone\b", " ", text))
+    return Counter(_NUMBER.findall(" ".join(answers.words(plain)) if plain.isascii() else plain))
+
+
+def _schema(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+if __name__ == "__main__":
+    jobs.main(run)

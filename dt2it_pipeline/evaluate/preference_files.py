@@ -1,0 +1,128 @@
+"""Preference pairs from a file as it is published: texts, a key of the prompt, and who wrote them where that is said.
+
+For measurements on text alone; pictures are not read. `ingest` is what brings sources into the pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dt2it_pipeline import records
+
+_QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
+_PICTURE = ("image", "images", "image_path", "Image", "video")
+
+
+class PreferenceFileError(ValueError):
+    """The file cannot be read, or no row in it has a known form."""
+
+
+def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
+    """Read JSON (a list), JSON Lines or Parquet.
+
+    Forms of a row: chosen and rejected (texts, or {value}); response [2] with human_ranking [2] (the lower rank is the
+    better); Output1 and Output2 with Better; conversations and rejected_conversations (the last turns). `models` or
+    chosen_model and rejected_model say who wrote the sides.
+
+    Returns:
+        prompt_id, chosen, rejected, chosen_model, rejected_model (null where unknown), and how many rows were left out,
+        by reason.
+
+    Raises:
+        PreferenceFileError: there is no such file, it is damaged, or no row can be used.
+    """
+    left_out: Counter[str] = Counter()
+    pairs: list[dict[str, Any]] = []
+    columns: set[str] = set()
+    for row in _rows(path):
+        if not isinstance(row, Mapping):
+            left_out["not an object"] += 1
+            continue
+        columns |= set(row)
+        sides = _sides(row)
+        if sides is None:
+            left_out["no chosen and rejected text"] += 1
+        elif sides[0] == sides[1]:
+            left_out["identical sides"] += 1
+        else:
+            names = _models(row)
+            pairs.append(
+                {
+                    "prompt_id": _prompt(row),
+                    "chosen": sides[0],
+                    "rejected": sides[1],
+                    "chosen_model": names[0],
+                    "rejected_model": names[1],
+                }
+            )
+    if not pairs:
+        raise PreferenceFileError(
+            f"{path}: no row holds a pair of a known form; columns found: {', '.join(sorted(columns)) or 'none'}"
+        )
+    return pd.DataFrame(pairs), left_out
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+            yield from frame.to_dict(orient="records")
+            return
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            yield from json.loads(text)
+            return
+    except (OSError, ValueError) as error:
+        raise PreferenceFileError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise PreferenceFileError(f"{path}, line {number}: {error}") from error
+
+
+def _sides(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Chosen and rejected text, None where the row has no form that is known or the ranks are equal."""
+    if "human_ranking" in row and "response" in row:
+        both, ranks = list(row["response"]), list(row["human_ranking"])
+        if len(both) != 2 or len(ranks) != 2 or ranks[0] == ranks[1]:
+            return None
+        pair = both if ranks[0] < ranks[1] else both[::-1]
+    elif "Better" in row and row["Better"] in ("Output1", "Output2"):
+        pair = [row.get("Output1"), row.get("Output2")][:: 1 if row["Better"] == "Output1" else -1]
+    elif "rejected_conversations" in row and row.get("conversations"):
+        pair = [row["conversations"][-1], row["rejected_conversations"][-1]]
+    else:
+        pair = [row.get("chosen"), row.get("rejected")]
+    texts = [side.get("value") if isinstance(side, Mapping) else side for side in pair]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return None
+    return str(texts[0]), str(texts[1])
+
+
+def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    names = row.get("models")
+    ranks = row.get("human_ranking")
+    if names is not None and ranks is not None and len(names) == 2 and len(ranks) == 2:
+        first, second = names if ranks[0] < ranks[1] else names[::-1]
+        return str(first), str(second)
+    chosen, rejected = row.get("chosen_model"), row.get("rejected_model")
+    return (str(chosen), str(rejected)) if chosen and rejected else (None, None)
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    """Key of the prompt: its words and its picture, so that pairs of one prompt stay together."""
+    if "prompt_id" in row:
+        return str(row["prompt_id"])
+    question = next((row[name] for name in _QUESTION if row.get(name) is not None), None)
+    if question is None and row.get("conversations"):
+        question = list(row["conversations"])[:-1]
+    picture = next((row[name] for name in _PICTURE if isinstance(row.get(name), str)), None)
+    return records.content_hash(str(question), picture)

@@ -1,0 +1,107 @@
+"""Rewriting both sides of a pair into one style: what is kept, and what is found to have changed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct import restyle
+from dt2it_pipeline.construct.settings import RestyleSettings
+from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
+
+REWRITTEN = {
+    "## Answer\n**red**": "It is red.",
+    "blue, I think": "It is blue, I think.",
+    "there are 3 red shapes": "There are three red shapes.",
+    "there are 2 red shapes": "There are 4 red shapes.",  # a number changed
+    "maybe teal": "It is red.",  # the answer changed
+    "a tall blue one": "It is blue.",  # something is missing: only a comparison shows it
+    "BLUE": "It is blue.",
+    "*blue*": "It is blue.",
+    "hopeless red": None,
+}
+
+
+def _answer(words: str, responses: list[str]) -> str:
+    if '"same"' in words:
+        return json.dumps({"difference": "", "same": "tall" not in responses[0]})
+    text = REWRITTEN[responses[0]]
+    return "I cannot." if text is None else json.dumps({"text": text})
+
+
+def _chat(words: str, _: list[str]) -> str:
+    """Texts of this template stand below === ANSWER and === TEXT n."""
+    blocks = [block.split("\n", 1)[1].strip() for block in words.split("=== ") if block.startswith(("ANSWER", "TEXT"))]
+    return _answer(words, blocks)
+
+
+@pytest.fixture
+def job(tmp_path):
+    rows = [prompt_row(tmp_path, color) for color in COLORS]  # the others teach what competes with red
+    prompt = rows[0]["prompt_id"]
+    sides = [
+        ("## Answer\n**red**", "blue, I think"),
+        ("there are 3 red shapes", "blue, I think"),
+        ("there are 2 red shapes", "blue, I think"),
+        ("## Answer\n**red**", "maybe teal"),
+        ("## Answer\n**red**", "a tall blue one"),
+        ("BLUE", "*blue*"),
+        ("hopeless red", "BLUE"),
+    ]
+    pairs = [records.make_pair(prompt, *both, source="s", strength=2.5, label="constructed") for both in sides]
+    store.write_parquet(records.table(pairs, "pairs"), tmp_path / "pairs.parquet")
+    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+
+    def made(url: str) -> dict:
+        rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": url, "model": "m", "attempts": 2}
+        settings = RestyleSettings.model_validate({"rewriter": rewriter, "style": "one plain sentence"})
+        return {
+            "pairs": str(tmp_path / "pairs.parquet"),
+            "prompts": str(tmp_path / "prompts.parquet"),
+            "output": str(tmp_path / "restyled.parquet"),
+            "cache": str(tmp_path / "replies.sqlite"),
+            "settings": settings.model_dump(mode="json"),
+        }
+
+    return made
+
+
+def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_path, job):
+    server = FaultServer({}, _chat)
+    with serving(server):
+        facts = restyle.run(job(server.url), lambda progress: None)
+        asked = len(server.bodies)
+        again = restyle.run(job(server.url), lambda progress: None)
+        assert len(server.bodies) == asked  # a second run is answered from disk
+    kept = store.read_parquet(tmp_path / "restyled.parquet", "pairs").to_pylist()
+    assert [(row["chosen"], row["rejected"]) for row in kept] == [
+        ("It is red.", "It is blue, I think."),
+        ("There are three red shapes.", "It is blue, I think."),
+    ]
+    for row in kept:
+        assert (row["strength"], row["label"]) == (2.5, "constructed")
+        assert row["chosen_id"] == records.response_id(row["prompt_id"], row["chosen"])
+    aside = store.read_parquet(tmp_path / "restyled.set_aside.parquet", "set_aside").to_pylist()
+    assert [row["reason"] for row in aside] == [
+        "rewriting changed a number",
+        "rewriting changed the answer",
+        "rewriting changed the content",
+        "sides became identical",
+        "could not be rewritten",
+    ]
+    assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (7, 2, 5)
+    assert facts["restyle"]["calls"] == len(REWRITTEN) == facts["restyle"]["judged"] + 1
+    assert (again["restyle"]["cache_hit_rate"], again["same_content"]["cache_hit_rate"]) == (1.0, 1.0)
+    words = [body["messages"][0]["content"] for body in server.bodies]
+    assert all(isinstance(text, str) for text in words)  # no picture is sent: it would tempt the rewriter to answer
+    assert any("one plain sentence" in text for text in words)
+
+
+def test_templates_exist_in_both_languages():
+    from dt2it_pipeline.construct.judges.templates import load_template
+
+    hashes = {load_template(mode, language).hash for mode in ("restyle", "same_content") for language in ("en", "zh")}
+    assert len(hashes) == 4

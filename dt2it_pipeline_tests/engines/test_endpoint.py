@@ -1,0 +1,124 @@
+"""The line to a chat endpoint: what is sent, when it is held back, and what its errors say.
+
+How a whole job fares on a line that misbehaves is in construct/test_faults.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import io
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.construct.settings import EndpointSettings
+from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
+from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, _retry_after, data_url
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, StreamingEngine, stream
+from dt2it_pipeline_tests.construct.fault_server import KEY, FaultServer, serving
+
+
+def _request(text: str, **options) -> SampleRequest:
+    content = [{"type": "text", "text": f"=== RESPONSE 1\n{text}\n=== END"}]
+    return SampleRequest(ChatPrompt(text, ({"role": "user", "content": content},), ()), 1, 7, **options)
+
+
+def _settings(server: FaultServer, **changes) -> EndpointSettings:
+    return EndpointSettings(base_url=server.url, model="m", longest_wait_seconds=0.05, timeout_seconds=5, **changes)
+
+
+def test_answers_come_with_the_place_of_their_request_and_their_tokens():
+    with serving(FaultServer({})) as server:
+        engine = EndpointEngine(_settings(server, concurrency=3))
+        assert isinstance(engine, StreamingEngine)
+        found = dict(stream(engine, [_request(f"item-{n} worth-{n}") for n in range(9)], Decoding()))
+        (sample,) = engine.sample([_request("item-a worth-4")], Decoding(top_p=0.5, max_new_tokens=9))[0]
+    scores = [json.loads(found[n][0].text)["responses"][0]["criteria"]["Accuracy"]["score"] for n in range(9)]
+    assert scores == list(range(9))
+    assert (sample.tokens, sample.prompt_tokens, sample.finished) == (20, 100, True)
+    assert {"seed": 7, "top_p": 0.5, "max_tokens": 9, "temperature": 1.0}.items() <= server.bodies[-1].items()
+    assert "response_format" not in server.bodies[-1]
+
+
+@pytest.mark.parametrize(
+    ("structured", "expected"), [("json_schema", "json_schema"), ("json_object", "json_object"), ("none", None)]
+)
+def test_the_form_of_an_answer_is_asked_for_as_the_endpoint_understands_it(structured, expected):
+    options = {"structured": structured, "seeded": False, "length_parameter": "max_completion_tokens"}
+    with serving(FaultServer({})) as server:
+        EndpointEngine(_settings(server, **options)).sample(
+            [_request("item-a", json_schema={"type": "object"})], Decoding()
+        )
+    (body,) = server.bodies
+    assert body.get("response_format", {}).get("type") == expected
+    assert "seed" not in body and body["max_completion_tokens"] == 64
+
+
+def test_a_consumer_that_stops_stops_the_line():
+    with serving(FaultServer({})) as server:
+        results = EndpointEngine(_settings(server, concurrency=1)).stream(
+            [_request(f"item-{n}") for n in range(200)], Decoding()
+        )
+        next(results)
+        results.close()
+        seen = len(server.bodies)
+        time.sleep(0.3)
+        assert seen < 200 and len(server.bodies) <= seen + 1
+
+
+def test_nobody_at_the_address_is_an_error_that_names_it(monkeypatch):
+    monkeypatch.setenv("DT2IT_TEST_KEY", KEY)
+    settings = EndpointSettings(
+        base_url="http://127.0.0.1:9/v1",
+        model="m",
+        key_variable="DT2IT_TEST_KEY",
+        retries=1,
+        give_up_after=2,
+        longest_wait_seconds=0.01,
+    )
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:9.*given up: 2 requests") as raised:
+        EndpointEngine(settings).sample([_request(f"item-{n}") for n in range(5)], Decoding())
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, None), ("", None), ("3", 3), ("0.5", 0.5), ("-1", 0), ("soon", None), ("inf", None)]
+)
+def test_retry_after_in_seconds(value, seconds):
+    assert _retry_after(value) == seconds
+
+
+def test_retry_after_as_a_date():
+    assert _retry_after(email.utils.formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
+    assert _retry_after(email.utils.formatdate(time.time() - 30, usegmt=True)) == 0
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": 3}', b"[" * 10**5]
+)
+def test_a_body_that_is_no_answer_is_tried_again(body):
+    with pytest.raises(Exception, match="broken answer"):
+        _read(body)
+
+
+def test_a_refusal_without_words_is_an_empty_answer():
+    body = {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}
+    assert _read(json.dumps(body).encode())[0].text == ""
+
+
+@pytest.mark.parametrize(("side", "kind"), [(64, "png"), (600, "jpeg")])
+def test_pictures_travel_as_data(side, kind):
+    head, data = data_url(Image.new("RGB", (side, side), "red")).split(",")
+    assert head == f"data:image/{kind};base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        assert (picture.size, picture.convert("RGB").getpixel((5, 5))[0] > 250) == ((side, side), True)
+
+
+def test_pictures_are_scaled_down_and_never_up():
+    image = Image.new("RGB", (400, 100))
+    assert fit_pixels(image, 10_000).size == (200, 50)
+    assert fit_pixels(image, 40_000) is image and fit_pixels(image, None) is image
+    assert fit_pixels(Image.new("RGB", (5000, 1)), 100).size == (707, 1)

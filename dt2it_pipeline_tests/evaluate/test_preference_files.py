@@ -1,0 +1,99 @@
+"""Published forms of preference rows, and the probe's command line on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline.evaluate import style
+from dt2it_pipeline.evaluate.preference_files import PreferenceFileError, read_preferences
+
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
+
+
+def _read(tmp_path, rows, name="pairs.json"):
+    path = tmp_path / name
+    path.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "models"),
+    [
+        ({"question": "q", "chosen": "good", "rejected": "bad"}, (None, None)),
+        ({"prompt": "q", "chosen": {"value": "good"}, "rejected": {"value": "bad"}}, (None, None)),
+        ({"query": "q", "response": ["bad", "good"], "human_ranking": [1, 0], "models": ["m", "n"]}, ("n", "m")),
+        ({"Text": "q", "Output1": "bad", "Output2": "good", "Better": "Output2"}, (None, None)),
+        (
+            {
+                "conversations": [{"value": "q"}, {"value": "good"}],
+                "rejected_conversations": [{"value": "q"}, {"value": "bad"}],
+            },
+            (None, None),
+        ),
+        (
+            {"question": "q", "chosen": "good", "rejected": "bad", "chosen_model": "m", "rejected_model": "n"},
+            ("m", "n"),
+        ),
+    ],
+)
+def test_forms_of_rows(tmp_path, row, models):
+    pairs, left_out = _read(tmp_path, [row])
+    assert (pairs.loc[0, "chosen"], pairs.loc[0, "rejected"], not left_out) == ("good", "bad", True)
+    found = tuple(None if pd.isna(value) else value for value in pairs.loc[0, ["chosen_model", "rejected_model"]])
+    assert found == models
+
+
+def test_rows_that_hold_no_pair_are_counted(tmp_path):
+    rows = [
+        {"question": "q", "chosen": "good", "rejected": "bad"},
+        {"question": "q", "chosen": "same", "rejected": "same"},
+        {"question": "q", "chosen": "", "rejected": "bad"},
+        {"query": "q", "response": ["a", "b"], "human_ranking": [0, 0]},
+        "not an object",
+    ]
+    pairs, left_out = _read(tmp_path, rows, "pairs.jsonl")
+    assert len(pairs) == 1
+    assert left_out == {"identical sides": 1, "no chosen and rejected text": 2, "not an object": 1}
+
+
+def test_the_prompt_is_its_words_and_its_picture(tmp_path):
+    rows = [{"question": q, "image": i, "chosen": "a", "rejected": "b"} for q, i in ("xy", "xy", "xz", "wy")]
+    pairs, _ = _read(tmp_path, rows)
+    assert pairs["prompt_id"].nunique() == 3
+
+
+def test_a_parquet_pairs_table_is_read(tmp_path):
+    frame = pd.DataFrame({"prompt_id": ["p", "q"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    assert read_preferences(tmp_path / "pairs.parquet")[0]["prompt_id"].tolist() == ["p", "q"]
+
+
+def test_files_that_are_of_no_use_are_one_clear_error(tmp_path, capsys):
+    with pytest.raises(PreferenceFileError, match=r"gone\.json"):
+        read_preferences(tmp_path / "gone.json")
+    with pytest.raises(PreferenceFileError, match="columns found: answer"):
+        _read(tmp_path, [{"answer": "a"}])
+    (tmp_path / "half.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n{"chosen')
+    with pytest.raises(PreferenceFileError, match="line 2"):
+        read_preferences(tmp_path / "half.jsonl")
+    with pytest.raises(SystemExit, match=r"gone\.json"):
+        style.main([str(tmp_path / "gone.json")])
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "least"),
+    [("vl_rewardbench/data.json", 1250, 0.7), ("mm_rlhf_rewardbench/mm_reward_bench.jsonl", 170, 0.7)],
+)
+def test_published_benchmarks_leak_style(name, count, least, capsys):
+    if not (REAL / name).is_file():
+        pytest.skip(f"{name} of the published data does not lie beside the project")
+    pairs, _ = read_preferences(REAL / name)
+    probe = style.style_probe(pairs)
+    assert (probe.n, probe.auc >= least) == (count, True)
+    style.main([str(REAL / name)])
+    shown = capsys.readouterr().out
+    assert f"{count} pairs" in shown and f"{probe.auc:.3f}" in shown and probe.leaks[0][0] in shown
