@@ -73,6 +73,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         except RecipeError as error:
             yield str(error)
     models = {"sampling.model": recipe.sampling.model, "training.base_model": recipe.training.base_model}
+    models |= {f"sampling.models.{n}": name for n, name in enumerate(recipe.sampling.models)}
     models |= {f"annotation.judges.{n}.model": judge.model for n, judge in enumerate(recipe.annotation.judges)}
     for key, name in models.items():
         fault = _model_fault(name)

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.evaluate.benchmarks import CORRECT
-
-_NORMAL_95 = 1.959964
+from dt2it_pipeline.evaluate.comparison import paired_interval
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,9 @@ class Gain:
 
 
 def gain(before: pd.DataFrame, after: pd.DataFrame) -> Gain:
-    """Paired difference of accuracies, its interval by the variance between prompts.
+    """Paired difference of accuracies, its interval by the variance between prompts (`comparison.paired_interval`).
 
-    Pairs of one prompt share a picture and stand or fall together, so a prompt is the unit. Half a pair is added to
-    each cell of the two-by-two table (Agresti and Min 2005), without which two models that never differ would have an
-    interval of no width.
+    Pairs of one prompt share a picture and stand or fall together, so a prompt is the unit.
 
     Args:
         before: results of the earlier model (table kind `benchmark_results`); pairs count once per benchmark.
@@ -50,11 +47,8 @@ def gain(before: pd.DataFrame, after: pd.DataFrame) -> Gain:
     right = [(joined[f"outcome_{side}"] == CORRECT).to_numpy().astype(float) for side in ("before", "after")]
     codes, _ = pd.factorize(joined["prompt_id"])
     sums, pairs = np.bincount(codes, weights=right[1] - right[0]), np.bincount(codes).astype(float)
-    total = len(joined) + 2
-    centre = sums.sum() / total
-    squares = ((sums - centre * pairs) ** 2).sum() + 0.5 * (1 - centre) ** 2 + 0.5 * (1 + centre) ** 2 + centre**2
-    half = _NORMAL_95 * math.sqrt(squares) / total
-    return Gain(float(sums.sum() / len(joined)), max(-1.0, centre - half), min(1.0, centre + half), len(joined))
+    low, high = paired_interval(sums, pairs)
+    return Gain(float(sums.sum() / len(joined)), low, high, len(joined))
 
 
 def stalled(gains: Sequence[Gain], patience: int | None) -> bool:
