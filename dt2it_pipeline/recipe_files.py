@@ -74,7 +74,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield str(error)
     models = {"sampling.model": recipe.sampling.model, "training.base_model": recipe.training.base_model}
     models |= {f"sampling.models.{n}": name for n, name in enumerate(recipe.sampling.models)}
-    models |= {f"annotation.judges.{n}.model": judge.model for n, judge in enumerate(recipe.annotation.judges)}
+    models |= {
+        f"annotation.judges.{n}.model": judge.model
+        for n, judge in enumerate(recipe.annotation.judges)
+        if judge.kind != "endpoint"
+    }
     for key, name in models.items():
         fault = _model_fault(name)
         if fault:

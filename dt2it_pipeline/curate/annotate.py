@@ -1,8 +1,7 @@
 """Step 3 of curation: judges vote on every contested pair (DT2IT-MRM, part 3; `steps.resolve_annotations` counts).
 
-Each judge gives one verdict per pair. The judges here (`pair_judges.py`) see each response alone, so the order of
-presentation is nominal; it is recorded as forward for the first judge, reversed for the next, in turn, which is the
-order that a judge in that place would be shown both in.
+Each judge gives one verdict per pair. The first judge is shown pairs in the order `forward`, the next in `reversed`, in
+turn. To judges that see each response alone (`pair_judges.py`) the order means nothing; it is recorded all the same.
 
 Run as `python -m dt2it_pipeline.curate.annotate job.json`.
 """
@@ -18,11 +17,15 @@ from typing import Any
 import pyarrow as pa
 
 from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.judges.cache import ReplyCache
+from dt2it_pipeline.construct.judges.make import make_judge
+from dt2it_pipeline.construct.judges.votes import NoVerdict, PairwiseVotes
+from dt2it_pipeline.construct.settings import EndpointJudgeSettings
 from dt2it_pipeline.curate.likelihood import LikelihoodModel
-from dt2it_pipeline.curate.pair_judges import AnswerJudge, Fault, LikelihoodJudge, PairJudge, Prompts, Weigher
+from dt2it_pipeline.curate.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
+from dt2it_pipeline.curate.settings import AnnotationSettings, AnnotatorChoice, JudgeSettings
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
-from dt2it_pipeline.recipe import AnnotationSettings, JudgeSettings
 
 STAGE = "annotate"
 ORDERS = ("forward", "reversed")
@@ -46,17 +49,20 @@ def run(
     folder are not judged again; the same job gives the same bytes.
 
     Args:
-        job: pairs, prompts (Parquet), media_root, output (Parquet), work (folder), settings (AnnotationSettings), seed.
+        job: pairs, prompts (Parquet), media_root, output (Parquet), work (folder), settings (AnnotationSettings), seed,
+            and `cache`, a file that keeps the replies of judges asked in words (in memory where absent).
         report: called after each shard with judge, pairs and pairs_per_second.
         make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
         make_engine: builds an answering judge's engine from its settings and the most pictures in one prompt; vLLM
             when None.
 
     Returns:
-        pairs, votes, unusable (verdicts that are null), seconds, pairs_per_second, and per judge a count of verdicts.
+        pairs, votes, unusable (verdicts that are null), seconds, pairs_per_second, per judge a count of verdicts, and
+        in `asked` what asking in words came to, per judge: calls, tokens and cost of this run, not of earlier ones.
 
     Raises:
-        LikelihoodError, EngineError: a judge's model cannot be loaded.
+        LikelihoodError, EngineError, JudgeError: a judge's model cannot be loaded, or its key is not set.
+        JudgeStopped: an endpoint gives no answers any more; what it has answered is kept.
     """
     settings = AnnotationSettings.model_validate(job["settings"])
     pairs = store.read_parquet(job["pairs"], "pairs").to_pylist()
@@ -64,27 +70,27 @@ def run(
     prompts = Prompts(rows, Path(job["media_root"]), job["seed"])
     work, output = Path(job["work"]), Path(job["output"])
     starts = range(0, len(pairs), settings.batch_pairs)
+    replies = ReplyCache(Path(job["cache"]) if job.get("cache") else None)
+    asked: dict[str, dict[str, Any]] = {}
     judged, seconds = 0, 0.0
     for place, judge in enumerate(settings.judges):
         todo = [start for start in starts if not _folder(work, judge, start).is_dir()]
         if not todo:
             continue
-        built: PairJudge
-        if judge.kind == "likelihood":
-            weigher = (make_weigher or _transformers)(judge, 2 * settings.batch_pairs)
-            built = LikelihoodJudge(judge, weigher, prompts)
-        else:
-            most = max((len(row["media"]) for row in rows.values()), default=1)
-            built = AnswerJudge(judge, (make_engine or _vllm)(judge, most), prompts)
+        order = ORDERS[place % 2]
+        built = _built(judge, prompts, order, replies, 2 * settings.batch_pairs, make_weigher, make_engine)
         for start in todo:
             started = time.monotonic()
             shard = pairs[start : start + settings.batch_pairs]
-            votes, aside = _votes(shard, built.verdicts(shard), judge.name, ORDERS[place % 2])
+            votes, aside = _votes(shard, built.verdicts(shard), judge.name, order)
             with store.atomic_directory(_folder(work, judge, start)) as folder:
                 store.write_parquet(records.table(votes, "votes"), folder / "votes.parquet")
                 store.write_parquet(records.table(aside, "set_aside"), folder / "set_aside.parquet")
             judged, seconds = judged + len(shard), seconds + time.monotonic() - started
             report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
+        if isinstance(built, PairwiseVotes):
+            prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
+            asked[judge.name] = built.tally.facts(*prices)
     folders = [_folder(work, judge, start) for judge in settings.judges for start in starts]
     votes_table = _joined(folders, "votes")
     store.write_parquet(_joined(folders, "set_aside"), output.with_name(f"{output.stem}.set_aside.parquet"))
@@ -96,22 +102,41 @@ def run(
         "votes": votes_table.num_rows,
         "unusable": votes_table.column("verdict").null_count,
         "verdicts": dict(sorted(verdicts.items())),
+        "asked": asked,
         "seconds": round(seconds, 2),
         "pairs_per_second": round(judged / seconds, 2) if seconds else 0.0,
     }
 
 
+def _built(
+    judge: AnnotatorChoice,
+    prompts: Prompts,
+    order: str,
+    replies: ReplyCache,
+    batch: int,
+    make_weigher: MakeWeigher | None,
+    make_engine: MakeEngine | None,
+) -> PairJudge:
+    """The judge that settings describe, its model loaded."""
+    if not isinstance(judge, JudgeSettings):
+        return PairwiseVotes(make_judge(judge, prompts.rows.values(), prompts.media_root), prompts.rows, order, replies)
+    if judge.kind == "likelihood":
+        return LikelihoodJudge(judge, (make_weigher or _transformers)(judge, batch), prompts)
+    most = max((len(row["media"]) for row in prompts.rows.values()), default=1)
+    return AnswerJudge(judge, (make_engine or _vllm)(judge, most), prompts)
+
+
 def _votes(
-    shard: Sequence[Row], verdicts: Sequence[str | Fault], judge: str, order: str
+    shard: Sequence[Row], verdicts: Sequence[str | NoVerdict], judge: str, order: str
 ) -> tuple[list[Row], list[dict[str, str]]]:
     """One judge's votes on one shard, a row per pair, and why some of them are null."""
     votes: list[Row] = []
     aside: list[dict[str, str]] = []
     for pair, verdict in zip(shard, verdicts, strict=True):
         key = pair["pair_id"]
-        if isinstance(verdict, Fault):
+        if isinstance(verdict, NoVerdict):
             aside.append(records.set_aside_row(f"{key}/{judge}", STAGE, verdict.reason, verdict.detail, pair["source"]))
-        usable = None if isinstance(verdict, Fault) else verdict
+        usable = None if isinstance(verdict, NoVerdict) else verdict
         votes.append({"pair_id": key, "judge": judge, "order": order, "verdict": usable})
     return votes, aside
 
@@ -139,7 +164,7 @@ def _joined(folders: Sequence[Path], kind: str) -> pa.Table:
     return pa.concat_tables([records.table([], kind), *tables]).combine_chunks()
 
 
-def _folder(work: Path, judge: JudgeSettings, start: int) -> Path:
+def _folder(work: Path, judge: AnnotatorChoice, start: int) -> Path:
     return work / records.content_hash(judge.model_dump(mode="json"))[:12] / f"{start:09d}"
 
 

@@ -1,7 +1,9 @@
-"""Judges of contested pairs: what `annotate` asks of one, and the two that are built in.
+"""Judges of contested pairs: what `annotate` asks of one, and the two that look at likelihoods and answers.
 
 - `likelihood`: which response does seeing the picture make more probable (`likelihood.py`)?
 - `answer`: the model answers the question itself; which response says the same (`agreement.py`)?
+
+A judge that is asked in words, at an endpoint or by vLLM, is `construct.judges.votes.PairwiseVotes`.
 
 Both see each response by itself, so no order of presentation enters. Both compare with what the model says about other
 pictures: a judge that would say the same whatever it is shown says nothing about this picture.
@@ -21,31 +23,23 @@ from PIL import Image
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.judges.answers import question_text
+from dt2it_pipeline.construct.judges.votes import CHOSEN, REJECTED, TIE, NoVerdict
 from dt2it_pipeline.curate.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.curate.likelihood import Question
+from dt2it_pipeline.curate.settings import JudgeSettings
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest, SamplingEngine
-from dt2it_pipeline.recipe import JudgeSettings
 
-CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
 _GREY = (128, 128, 128)
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a judge has no verdict on a pair: a short fixed phrase, and what was found."""
-
-    reason: str
-    detail: str
-
-
 class PairJudge(Protocol):
     """Says which side of a pair is the better one."""
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
-        """One verdict (chosen, rejected or tie) or fault for each row of a pairs table."""
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+        """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none."""
         ...
 
 
@@ -80,25 +74,25 @@ class LikelihoodJudge:
         self._settings, self._weigher, self._prompts = settings, weigher, prompts
         self._pictures = _OtherPictures(settings, prompts)
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """See PairJudge."""
-        found: list[str | Fault] = []
+        found: list[str | NoVerdict] = []
         questions: list[Question] = []
         asked: list[int] = []
         for place, pair in enumerate(pairs):
-            found.append(Fault("not judged", ""))
+            found.append(NoVerdict("not judged", ""))
             try:
                 row, prompt = self._prompts.chat(pair, self._settings)
                 baselines = self._pictures.for_prompt(row, prompt)
             except ChatError as error:
-                found[place] = Fault(error.reason, error.detail)
+                found[place] = NoVerdict(error.reason, error.detail)
                 continue
             questions.append(Question(prompt, baselines, (pair["chosen"], pair["rejected"])))
             asked.append(place)
         for place, evidence in zip(asked, self._weigher.evidence(questions), strict=True):
             difference = evidence[0] - evidence[1]
             if not math.isfinite(difference):
-                found[place] = Fault("likelihood is not a number", str(evidence))
+                found[place] = NoVerdict("likelihood is not a number", str(evidence))
             elif abs(difference) <= self._settings.tie_margin:
                 found[place] = TIE
             else:
@@ -117,40 +111,40 @@ class AnswerJudge:
         self._settings, self._engine, self._prompts = settings, engine, prompts
         self._pictures = _OtherPictures(settings, prompts)
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | Fault]:
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
-        prompts: list[tuple[Row, ChatPrompt] | Fault] = []
+        prompts: list[tuple[Row, ChatPrompt] | NoVerdict] = []
         for pair in pairs:
             try:
                 prompts.append(self._prompts.chat(pair, self._settings))
             except ChatError as error:
-                prompts.append(Fault(error.reason, error.detail))
-        own = iter(self._answers([each[1] for each in prompts if not isinstance(each, Fault)]))
-        answers = [each if isinstance(each, Fault) else next(own) for each in prompts]
-        found: list[str | Fault] = [answer if isinstance(answer, Fault) else TIE for answer in answers]
+                prompts.append(NoVerdict(error.reason, error.detail))
+        own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
+        answers = [each if isinstance(each, NoVerdict) else next(own) for each in prompts]
+        found: list[str | NoVerdict] = [answer if isinstance(answer, NoVerdict) else TIE for answer in answers]
         others: list[ChatPrompt] = []
         compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own
         for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            if isinstance(prompt, Fault) or isinstance(answer, Fault):
+            if isinstance(prompt, NoVerdict) or isinstance(answer, NoVerdict):
                 continue
             pictures: tuple[tuple[Image.Image, ...], ...] = ()
             if not is_yes_or_no(answer):
                 try:
                     pictures = self._pictures.for_prompt(*prompt)
                 except ChatError as error:
-                    found[place] = Fault(error.reason, error.detail)
+                    found[place] = NoVerdict(error.reason, error.detail)
                     continue
             others += [prompt[1].with_images(images) for images in pictures]
             compared.append((place, len(pictures)))
         elsewhere = iter(self._answers(others))
         for place, count in compared:
             prompt, answer, pair = prompts[place], answers[place], pairs[place]
-            assert not isinstance(prompt, Fault) and not isinstance(answer, Fault)
-            said = [text for text in islice(elsewhere, count) if not isinstance(text, Fault)]
+            assert not isinstance(prompt, NoVerdict) and not isinstance(answer, NoVerdict)
+            said = [text for text in islice(elsewhere, count) if not isinstance(text, NoVerdict)]
             found[place] = side_that_agrees(question_text(prompt[0]), answer, said, pair["chosen"], pair["rejected"])
         return found
 
-    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[str | Fault]:
+    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[str | NoVerdict]:
         """The model's answer to each prompt; equal prompts are asked once."""
         keys = [_key(prompt) for prompt in prompts]
         asked = dict(zip(keys, prompts, strict=True))
@@ -159,11 +153,11 @@ class AnswerJudge:
         answers = {key: self._answer(reply) for key, reply in zip(asked, replies, strict=True)}
         return [answers[key] for key in keys]
 
-    def _answer(self, reply: list[Sample] | EngineError) -> str | Fault:
+    def _answer(self, reply: list[Sample] | EngineError) -> str | NoVerdict:
         if isinstance(reply, EngineError):
-            return Fault("the judge could not answer", str(reply))
+            return NoVerdict("the judge could not answer", str(reply))
         if not reply[0].finished:
-            return Fault("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
+            return NoVerdict("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
         return reply[0].text
 
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import pandas as pd
 
 from dt2it_pipeline.curate.posterior import posterior_vote, split_confident, weigh_judges
+from dt2it_pipeline.curate.settings import CurationSettings
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
@@ -27,7 +28,6 @@ from dt2it_pipeline.curate.steps import (
     verify,
     vote_and_flip,
 )
-from dt2it_pipeline.recipe import CurationSettings
 
 
 class Policy(Protocol):

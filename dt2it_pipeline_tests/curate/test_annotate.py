@@ -11,6 +11,7 @@ from dt2it_pipeline import records, store
 from dt2it_pipeline.curate import annotate
 from dt2it_pipeline.curate.likelihood import LikelihoodError, LikelihoodModel, Question
 from dt2it_pipeline.engines.chat import chat_prompt
+from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
 from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
 from dt2it_pipeline_tests.reward.tiny import make_tiny
 
@@ -139,6 +140,27 @@ def test_no_contested_pair_is_an_empty_table(tmp_path):
 def test_a_missing_model_is_one_clear_error(tmp_path):
     with pytest.raises(LikelihoodError, match="nowhere"):
         LikelihoodModel(str(tmp_path / "nowhere"), 4)
+
+
+def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    pairs = [_pair(p, f"item-{n} worth-9", f"item-{n} worth-2 {p['reference']}") for n, p in enumerate(prompts)]
+    with serving(FaultServer({"item-3": ("prose", 99)})) as server:
+        remote = {"kind": "endpoint", "name": "remote", "base_url": server.url, "model": "m", "attempts": 2}
+        settings = {"judges": [JUDGES[0], remote | {"input_price": 1e6}], "batch_pairs": 4}
+        job = _job(tmp_path, prompts, pairs, settings=settings, cache=str(tmp_path / "replies.sqlite"))
+        summary, votes, aside = _run(job, Colorist())
+        asked = len(server.bodies)
+        again = job | {"work": str(tmp_path / "work2"), "output": str(tmp_path / "again" / "votes.parquet")}
+        second, votes_again, _ = _run(again, Colorist())
+        assert len(server.bodies) == asked  # every reply was kept
+    assert [v["verdict"] for v in votes if v["judge"] == "first"] == ["rejected"] * 6
+    assert [v["verdict"] for v in votes if v["judge"] == "remote"] == ["chosen"] * 3 + [None] + ["chosen"] * 2
+    assert {v["order"] for v in votes if v["judge"] == "remote"} == {"reversed"}
+    assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
+    assert votes_again == votes
+    assert (summary["asked"]["remote"]["calls"], summary["asked"]["remote"]["unusable"]) == (6, 1)
+    assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] == 0
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])

@@ -200,7 +200,8 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     ) -> dg.MaterializeResult:
         """Step 3: two judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped."""
         opened, policy = store.open(), make_policy(recipe.curation)
-        models = " ".join(model_digest(model_path(judge.model)) for judge in recipe.annotation.judges)
+        own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
+        models = " ".join(model_digest(model_path(judge.model)) for judge in own)
 
         def annotate(work: Path) -> Bundle:
             judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
@@ -208,13 +209,15 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
-                judge["model"] = model_path(judge["model"])
+                if judge["kind"] != "endpoint":
+                    judge["model"] = model_path(judge["model"])
             job = {
                 "pairs": str(work / "pairs.parquet"),
                 "prompts": str(contested_pairs.table_path("prompts")),
                 "media_root": str(opened.media),
                 "output": str(work / "votes.parquet"),
                 "work": str(work / "judging"),
+                "cache": str(opened.cache / "judge_replies.sqlite"),
                 "settings": settings,
                 "seed": recipe.seed,
             }

@@ -1,0 +1,92 @@
+"""Sections of a recipe about curation: policies, and the judges of contested pairs (arXiv 2604.19544, part 3)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from dt2it_pipeline.construct.settings import EndpointJudgeSettings, VllmJudgeSettings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
+
+
+class JudgeSettings(Settings):
+    """One annotator of contested pairs."""
+
+    name: str = Field(min_length=1)
+    model: str = Field(
+        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+    )
+    kind: Literal["likelihood", "answer"] = Field(
+        "likelihood",
+        description="votes for the response that seeing the picture makes more probable, or that agrees with the "
+        "model's own answer (short factual questions)",
+    )
+    prompt: str = Field("", description="words added to the question")
+    baseline: Literal["blank", "mismatched"] = Field(
+        "mismatched", description="the picture against which the judge compares: grey, or of other prompts"
+    )
+    baselines: int = Field(4, ge=1, le=64, description="pictures of other prompts, where baseline is mismatched")
+    tie_margin: float = Field(
+        0.0, ge=0, le=100, description="likelihood: nats; a smaller difference of evidence is a tie"
+    )
+    max_new_tokens: int = Field(48, ge=1, le=8192, description="answer: tokens; a longer one is no vote")
+    max_model_len: int = Field(512, ge=64, le=131_072, description="answer: tokens of prompt and answer together")
+
+
+def _asked_how(judge: Any) -> str:
+    kind = judge.get("kind") if isinstance(judge, dict) else judge.kind
+    return kind if kind in ("endpoint", "vllm") else "own"
+
+
+AnnotatorChoice: TypeAlias = JudgeSettings | EndpointJudgeSettings | VllmJudgeSettings
+
+
+class AnnotationSettings(Settings):
+    """Two judges on every contested pair (arXiv 2604.19544, iterative training: annotation)."""
+
+    judges: tuple[
+        Annotated[
+            Annotated[JudgeSettings, Tag("own")]
+            | Annotated[EndpointJudgeSettings, Tag("endpoint")]
+            | Annotated[VllmJudgeSettings, Tag("vllm")],
+            Discriminator(_asked_how),
+        ],
+        ...,
+    ] = Field(
+        strict=False,
+        min_length=2,
+        max_length=2,
+        description="two, each with one vote on every contested pair; kind: likelihood, answer, endpoint or vllm",
+    )
+    batch_pairs: int = Field(64, ge=1, description="pairs per forward pass, and per shard that a killed run keeps")
+    budget_calls: int | None = Field(
+        None,
+        ge=0,
+        description="most judge calls per round, two a pair; the least sure pairs come first. None: no limit",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> AnnotationSettings:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError(f"judge names must differ, found {names}")
+        return self
+
+
+class CurationSettings(Settings):
+    """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
+
+    policy: Literal["paper", "posterior"] = Field(
+        "paper", description="the published vote, flip and verify; or by the probability that a label is right"
+    )
+    flip_fraction: float = Field(0.5, ge=0, le=1, description="paper: share of the negatively voted pairs to flip")
+    reuse_reward_model: bool = Field(
+        False, description="paper: verify with the round's reward model instead of training a verifier"
+    )
+    keep_probability: float = Field(
+        0.8, ge=0.5, lt=1, description="posterior: a label that is right with less than this goes to the judges"
+    )
+    smallest_source: int = Field(
+        100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
+    )
