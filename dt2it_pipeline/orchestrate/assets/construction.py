@@ -16,6 +16,7 @@ from dt2it_pipeline.construct.sample import join, with_models
 from dt2it_pipeline.construct.settings import PairingSettings
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.child import PROGRESS
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
@@ -142,7 +143,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
 
 def _logger(context: dg.AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
     """A reporter that writes to the step's log, for jobs that run in the step itself."""
-    return lambda progress: context.log.info(", ".join(f"{key} {value}" for key, value in progress.items()))
+    return lambda progress: context.log.info(PROGRESS + ", ".join(f"{key} {value}" for key, value in progress.items()))
 
 
 def _model_digests(recipe: Recipe) -> str:
