@@ -46,6 +46,11 @@ class T2ISettings(Settings):
     """Text-to-image preferences as two-image questions (arXiv 2604.19544, reformulation of T2I preferences)."""
 
     max_pairs: int | None = Field(None, ge=1, description="use at most this many; all when absent")
+    phrasings: int | None = Field(
+        None,
+        ge=1,
+        description="ask in the first so many phrasings of each language (configs/prompts/t2i.*.yaml); all when absent",
+    )
 
 
 class CleaningSettings(Settings):

@@ -59,6 +59,9 @@ class Manifest(Settings):
     licence: str = Field(min_length=1)
     citation: str = ""
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
+    phrasings: int | None = Field(
+        None, ge=1, description="t2i_benchmark: ask in the first so many phrasings of each language; all when absent"
+    )
 
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:

@@ -32,6 +32,7 @@ from dt2it_pipeline.ingest.media_root import MediaRoot
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside
 from dt2it_pipeline.ingest.video import VideoDecoderError
+from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.store import Bundle
 
@@ -296,7 +297,8 @@ def _preference(
     if manifest.kind == "t2i":
         return preference, None
     # The position follows the row's content, so that a benchmark is the same whatever the order of its rows.
-    prompt, pair = verdict_pair(preference, preferred_first=int(content, 16) % 2 == 0)
+    phrasings = load_phrasings(count=manifest.phrasings)
+    prompt, pair = verdict_pair(preference, preferred_first=int(content, 16) % 2 == 0, phrasings=phrasings)
     return _benchmark_item(manifest, item, pair), prompt
 
 

@@ -38,15 +38,20 @@ class Phrasing:
 Phrasings = Mapping[str, tuple[Phrasing, ...]]  # by language
 
 
-def load_phrasings(folder: Path | None = None) -> Phrasings:
-    """All phrasings by language; English must be among them, since other languages fall back to it.
+def load_phrasings(folder: Path | None = None, count: int | None = None) -> Phrasings:
+    """Phrasings by language; English must be among them, since other languages fall back to it.
+
+    Args:
+        folder: of the files t2i.LANGUAGE.yaml; the project's when None.
+        count: only the first so many of every language; all when None.
 
     Raises:
         PhrasingError: a file is malformed, or there is none in English.
     """
     folder = folder or project_root() / "configs" / "prompts"
     files = tuple(sorted(folder.glob("t2i.*.yaml")))
-    return _load(files, tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files), str(folder))
+    found = _load(files, tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files), str(folder))
+    return {language: own[:count] for language, own in found.items()}
 
 
 @functools.lru_cache(maxsize=8)

@@ -76,7 +76,7 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasin
     Returns a bundle of `pairs`, `prompts` and `set_aside`; facts: rows_in, rows_out, rows_set_aside, preferred_first,
     ties.
     """
-    phrasings = load_phrasings() if phrasings is None else phrasings
+    phrasings = load_phrasings(count=settings.phrasings) if phrasings is None else phrasings
     table = preferences.sort_by([("row_id", "ascending"), ("source", "ascending")]).combine_chunks()
     rows = pd.DataFrame({name: table[name].to_pandas() for name in ("row_id", "caption", "language", "source")})
     rows["strength"] = table["strength"].to_numpy(zero_copy_only=False)

@@ -166,3 +166,13 @@ def test_phrasings_are_versioned_by_their_words_and_a_faulty_one_is_named(tmp_pa
     (tmp_path / "t2i.zh.yaml").unlink()
     with pytest.raises(PhrasingError, match=r"no t2i\.en\.yaml"):
         load_phrasings(tmp_path)
+
+
+def test_only_the_first_phrasings_are_used_where_the_recipe_asks_for_so_many():
+    rows = [preference(i) for i in range(40)]
+    questions = {}
+    for count in (1, None):
+        made = reformulate(table(rows), T2ISettings(phrasings=count), seed=0)
+        questions[count] = {row["turns"][0]["text"].split('"')[0] for row in made["prompts"].to_pylist()}
+    assert questions[1] == {"Here are two images generated for the caption "}
+    assert len(questions[None]) > 1
