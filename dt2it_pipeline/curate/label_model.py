@@ -27,6 +27,10 @@ the same share one voter's weight. The model needs voters that never saw the giv
 agrees with them for that reason. A voter with a say on less than a tenth of the pairs gets no weight: such a rest is
 what earlier votes and judges could not settle, and on this selection the signs of margins are no sample.
 
+A voter whose y_v agree with the labels no more often than a coin would (three standard errors above one half) gets no
+weight either: labels half of which are wrong cannot be told from a voter that knows nothing, and every flip would be a
+guess. So labels must be right more often than wrong.
+
 Where no voter has any weight, nothing is known: all log-odds are 0 and every share of right labels is 0.5.
 
 The label side is the noise-rate model of Dawid and Skene (1979); the voter side is a calibrated Bradley-Terry margin.
@@ -43,6 +47,7 @@ from scipy.special import expit, logit
 _FIT_PAIRS = 50_000  # a few numbers are fitted; more pairs take longer and change little
 _LEAST_COVERAGE = 0.1
 _FARTHEST = 10.0  # medians; one broken score must not set the scale of all
+_STANDARD_ERRORS = 3.0
 _STEPS = 500
 _TOLERANCE = 1e-5
 _RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's share of right labels
@@ -55,7 +60,8 @@ class LabelModel:
 
     Attributes:
         log_odds: float64 [n], nats; log P(label right) - log P(label wrong). NaN where no voter judged the pair.
-        weights: float64 [V], a_v: nats per standardised margin; 0 says that the voter tells nothing.
+        weights: float64 [V], a_v: nats per standardised margin; 0: the voter tells nothing, or nothing that can be
+            told from guesses.
         style_shifts: float64 [V], b_v: standardised margin that goes with one unit of length difference.
         right_share: source -> pi_g; the pooled sources share one value.
         pooled: the sources that were too small for a value of their own.
@@ -92,6 +98,7 @@ def fit_labels(
     if judged.sum() > _FIT_PAIRS:
         sample &= draw <= np.partition(draw[judged], _FIT_PAIRS - 1)[_FIT_PAIRS - 1]
     y, shifts = _without_style(np.where(weighed, margins, 0.0), weighed, _scaled(style), sample)
+    y[:, ~_agree_with_labels(y)] = 0.0
     weights, shares = _fit(
         y[sample], groups[sample], np.full(len(names), 0.75), weighed[judged].sum() / max(judged.sum(), 1)
     )
@@ -107,6 +114,12 @@ def fit_labels(
         log_odds[judged] = 0.0
     by_source = {name: float(shares[group]) for group, found in enumerate(names) for name in found}
     return LabelModel(log_odds, weights, shifts, dict(sorted(by_source.items())), pooled)
+
+
+def _agree_with_labels(y: np.ndarray) -> np.ndarray:
+    """Bool [V]: the voter's margins, in the labels' direction, are positive clearly more often than negative."""
+    positive, negative = (y > 0).sum(axis=0), (y < 0).sum(axis=0)
+    return positive - negative > _STANDARD_ERRORS * np.sqrt(positive + negative)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

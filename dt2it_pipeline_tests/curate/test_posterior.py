@@ -160,6 +160,23 @@ def test_a_score_that_is_missing_or_not_finite_silences_that_voter_on_that_pair_
     assert np.isfinite(result.voted["strength"]).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_voter_that_knows_nothing_or_the_opposite_rewrites_no_label(seed: int) -> None:
+    world = World(3000, 0.3, seed)
+    ids = np.concatenate([world.pairs["chosen_id"], world.pairs["rejected_id"]])
+    noise = pd.DataFrame({"response_id": ids, "voter": "n", "score": world.random.normal(size=len(ids))})
+    inverted = world.voter("i").assign(score=lambda frame: -frame["score"])
+    for scores in (noise, inverted, pd.concat([noise, inverted])):
+        result = posterior_vote(world.pairs, scores)
+        assert result.flipped == 0
+        assert not result.model.weights.any()
+        assert len(split_confident(result.voted, 0.6).verified) == 0
+    beside = posterior_vote(world.pairs, pd.concat([noise, world.voter("a")]))
+    assert beside.voters == ("a", "n")
+    assert beside.model.weights[0] > 1
+    assert world.accuracy(beside.voted) > 0.88
+
+
 def test_sources_have_their_own_noise_and_tiny_ones_are_pooled() -> None:
     clean, noisy, tiny = World(1500, 0.05, 1, ("clean",)), World(1500, 0.4, 2, ("noisy",)), World(3, 0.4, 3, ("tiny",))
     parts, scores = [], []

@@ -35,7 +35,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="1",
+        code_version="2",
         kinds={"pandas"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
     )
@@ -85,6 +85,12 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             inputs={**voters, **training, "raw_preferences": raw_preferences},
             settings={"curation": recipe.curation},
         )
+        weights = bundle.facts.get("voter_weights") or {"-": 1.0}
+        if not any(weights.values()):
+            context.log.warning(
+                "no voter agrees with the labels more often than a coin would, so nothing is relabelled and every pair "
+                "is contested; look at the benchmark of the rounds before: " + ", ".join(weights)
+            )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
 
     return voted_pairs
