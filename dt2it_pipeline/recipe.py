@@ -257,7 +257,9 @@ class Recipe(Settings):
     name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
     seed: int = Field(0, ge=0, le=2**31 - 1)
     rounds: int = Field(2, ge=1, le=20, description="rounds 0 to rounds - 1")
-    datasets: tuple[str, ...] = Field((), strict=False, description="manifests in configs/datasets, without .yaml")
+    datasets: tuple[str, ...] = Field(
+        (), strict=False, description="manifests: names in configs/datasets, or paths that end in .yaml"
+    )
     demo: DemoSettings | None = None
     sampling: SamplingSettings = SamplingSettings()
     judging: JudgingSettings = JudgingSettings()

@@ -74,12 +74,11 @@ def strength_unit(label: str, policy: str | None = None, curated: bool = True) -
     """
     if label == "constructed":
         return "judge's points (0 to 10)"
-    if label == "annotated":
-        return "judge votes ahead (of 2)"
-    if label == "reformulated" or not curated:
+    if label == "reformulated" or not (curated or label == "annotated"):
         return "in the source's own unit"
-    units = {"posterior": "log-odds of a right label (nats)", "paper": "score difference (reward units)"}
-    return units.get(policy or "", "log-odds or score difference, by policy")
+    paper = "judge votes ahead (of 2)" if label == "annotated" else "score difference (reward units)"
+    units = {"posterior": "log-odds of a right label (nats)", "paper": paper}
+    return units.get(policy or "", f"log-odds or {paper}, by policy")
 
 
 def duration(seconds: float) -> str:

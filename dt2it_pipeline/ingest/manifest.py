@@ -116,8 +116,21 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
-    """Load the manifests that a recipe names from configs/datasets; their own names must differ."""
-    manifests = [load_manifest(project_root() / "configs/datasets" / f"{name}.yaml") for name in names]
+    """Load the manifests that a recipe names: names in configs/datasets, or paths that end in .yaml.
+
+    Paths count from the project root.
+
+    Raises:
+        ManifestError: a manifest is missing or wrong, or two have one name.
+    """
+    folder = project_root() / "configs/datasets"
+    manifests = []
+    for name in names:
+        path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+            raise ManifestError(f"datasets: there is no manifest {path}; configs/datasets has: {known}")
+        manifests.append(load_manifest(path))
     seen: set[str] = set()
     for manifest in manifests:
         if manifest.name in seen:

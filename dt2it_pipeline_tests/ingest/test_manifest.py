@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue, load_manifest
 from dt2it_pipeline.ingest.sources import SourceError, fingerprint, read_source
 from dt2it_pipeline.recipe import project_root
 
@@ -59,3 +59,11 @@ def test_a_manifest_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_bytes(b"name: \xff")
     with pytest.raises(ManifestError, match=r"manifest m\.yaml is not UTF-8"):
         load_manifest(tmp_path / "m.yaml")
+
+
+def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those_there_are(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\nkind: preferences\npath: p.jsonl\nmedia_root: .\nlicence: MIT\n")
+    assert [manifest.name for manifest in load_catalogue((str(mine), "povid"))] == ["mine", "povid"]
+    with pytest.raises(ManifestError, match=r"there is no manifest .*nowhere\.yaml; configs/datasets has: .*povid"):
+        load_catalogue(("nowhere",))

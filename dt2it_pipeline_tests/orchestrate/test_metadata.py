@@ -88,7 +88,6 @@ def test_every_label_has_examples_and_every_strength_its_unit(tmp_path: Path, mo
     assert labels == [
         "strength, log-odds of a right label (nats)",
         "strength, judge's points (0 to 10)",
-        "strength, judge votes ahead (of 2)",
     ]
     rows = found["examples"].md_str.splitlines()[2:]
     assert [row.split(" | ")[-2] for row in rows] == ["original"] * 3 + ["flipped", "constructed", "annotated"]
