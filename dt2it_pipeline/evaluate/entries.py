@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import Settings, project_root
+from dt2it_pipeline.strict_yaml import load_yaml
 
 _PUBLISHED = "published.yaml"  # not an entry, but the figures of published systems
 
@@ -175,7 +176,7 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> dict[s
     owners: dict[str, str] = {}
     for file in files:
         try:
-            entry = Entry.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+            entry = Entry.model_validate(load_yaml(file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise EvaluationError(f"cannot read benchmark entry {file}: {error}") from error
         except ValidationError as error:
