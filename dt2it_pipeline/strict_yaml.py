@@ -1,4 +1,4 @@
-"""YAML as recipes and manifests are read: a key that stands twice in one mapping is an error.
+"""YAML as recipes, manifests and benchmark entries are read: a key that stands twice in one mapping is an error.
 
 PyYAML would take the last one without a word, so that an edit further up in the file does nothing.
 """
@@ -24,5 +24,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError where it is malformed or a mapping has a key twice."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of a YAML document. Raises yaml.YAMLError where it is malformed or a mapping has a key twice.
+
+    PyYAML lets other errors out: of a date like 2024-13-45, of a text under the tag !!int, of brackets nested too deep.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}; put quotes around it if it is text") from error

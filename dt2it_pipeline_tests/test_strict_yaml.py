@@ -1,5 +1,7 @@
 import pytest
+import yaml
 
+from dt2it_pipeline.evaluate.entries import EvaluationError, load_entries
 from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
 from dt2it_pipeline.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.strict_yaml import load_yaml
@@ -27,3 +29,26 @@ def test_a_key_that_stands_twice_in_a_manifest_is_named_with_its_line(tmp_path):
     (tmp_path / "m.yaml").write_text("name: m\ncolumns: {image: a, image: b}\n")
     with pytest.raises(ManifestError, match=r"m\.yaml.*'image' stands twice, in line 2"):
         load_manifest(tmp_path / "m.yaml")
+
+
+ODD = ["2024-13-45", "!!int foo", "!!float foo", "!!timestamp foo", "!!bool foo", "2020-01-01T99:00:00Z", "[" * 20000]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: value[:10])
+def test_a_value_that_pyyaml_stumbles_over_is_malformed_yaml(tmp_path, value):
+    with pytest.raises(yaml.YAMLError):
+        load_yaml(f"seed: {value}\n")
+    with pytest.raises(RecipeError, match="YAML"):
+        parse_recipe(f"name: x\nseed: {value}\n")
+    (tmp_path / "m.yaml").write_text(f"name: m\ncitation: {value}\n")
+    with pytest.raises(ManifestError, match=r"m\.yaml"):
+        load_manifest(tmp_path / "m.yaml")
+    (tmp_path / "m.yaml").write_text(f"name: m\ntitle: {value}\n")
+    with pytest.raises(EvaluationError, match=r"m\.yaml"):
+        load_entries(tmp_path)
+
+
+def test_a_key_that_stands_twice_in_a_benchmark_entry_is_named(tmp_path):
+    (tmp_path / "m.yaml").write_text("name: m\nmacro: true\nmacro: false\n")
+    with pytest.raises(EvaluationError, match=r"m\.yaml.*'macro' stands twice, in lines 2 and 3"):
+        load_entries(tmp_path)

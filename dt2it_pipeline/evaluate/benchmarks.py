@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline import records
-from dt2it_pipeline.evaluate.entries import Entry, EvaluationError, find_entry, get_entry
-from dt2it_pipeline.evaluate.measure import REPEATS, RESERVED, Figure, Measured, combine, measure
+from dt2it_pipeline.evaluate.entries import RESERVED, SAME, Entry, EvaluationError, find_entry, get_entry, plain
+from dt2it_pipeline.evaluate.measure import REPEATS, Figure, Measured, combine, measure
 
 OVERALL = "overall"  # group: all items of a benchmark, pooled
 MACRO = "macro mean"  # group: mean of the benchmark's group accuracies
@@ -56,8 +56,7 @@ class BenchmarkResult(Mapping[str, float]):
     def __getitem__(self, name: str) -> float:
         if name in self.figures:
             return self.figures[name].value
-        plain = name.casefold().replace("+", "_plus").replace(" ", "_").replace("-", "_")
-        return self.figures[{"acc": OVERALL, "accuracy": OVERALL, "macro_mean": "macro"}.get(plain, plain)].value
+        return self.figures[SAME.get(plain(name), plain(name))].value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.figures)

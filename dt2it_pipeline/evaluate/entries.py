@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import Settings, project_root
+from dt2it_pipeline.strict_yaml import load_yaml
 
+RESERVED = ("overall", "macro", "acc_plus")  # figures of every benchmark, so no name of a group
+SAME = {"acc": "overall", "accuracy": "overall", "macro_mean": "macro"}  # other names of these
 _PUBLISHED = "published.yaml"  # not an entry, but the figures of published systems
 
 
@@ -101,7 +105,23 @@ class Entry(Settings):
         named |= {self.all_right_by} if self.all_right_by else set()
         if unknown := sorted(named - set(self.fields)):
             raise ValueError(f"unknown fields {unknown}; known: {sorted(self.fields)}")
+        if len({(part.group, part.of) for part in self.parts}) > len({part.group for part in self.parts}):
+            raise ValueError("a part belongs to one group, and one here stands under two; give them names of their own")
+        names = sorted(groups) + self.figure_names
+        reserved = sorted(name for name in names if plain(name) in {*RESERVED, *SAME})
+        if reserved:
+            raise ValueError(f"{reserved} are names of figures that every benchmark has; rename them")
+        counts = Counter(map(plain, names))
+        if repeated := sorted(name for name in names if counts[plain(name)] > 1):
+            raise ValueError(f"one figure would overwrite another of the same name: {repeated}; rename one")
         return self
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures that the entry adds to the groups' accuracies and those of RESERVED; each once."""
+        plus = [f"acc_plus/{name}" for name in dict.fromkeys(rule.group for rule in self.groups) if self.all_right_by]
+        left_out = [f"{figure}_{name}" for name in self.without for figure in ("overall", "macro")]
+        return [*dict.fromkeys(part.group for part in self.parts), *self.unions, *left_out, *plus]
 
     @property
     def hash(self) -> str:
@@ -133,6 +153,11 @@ class Entry(Settings):
         """Part of the row's group that it belongs to: the first one that fits, as a list of at most one name."""
         fields = self.read(row)
         return [part.group for part in self.parts if part.of == group and part.fits(fields)][:1]
+
+
+def plain(name: str) -> str:
+    """A figure's name without regard to case and punctuation: `Acc+` -> acc_plus."""
+    return name.casefold().replace("+", "_plus").replace(" ", "_").replace("-", "_")
 
 
 def canonical(name: str) -> str:
@@ -175,7 +200,7 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> dict[s
     owners: dict[str, str] = {}
     for file in files:
         try:
-            entry = Entry.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+            entry = Entry.model_validate(load_yaml(file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise EvaluationError(f"cannot read benchmark entry {file}: {error}") from error
         except ValidationError as error:

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.entries import Entry
+from dt2it_pipeline.evaluate.entries import RESERVED, Entry, EvaluationError
 
 REPEATS = 2000
 LEVEL = 0.95
 _BLOCK = 4_000_000  # weights in memory at once
-RESERVED = ("overall", "macro", "acc_plus")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,12 @@ def measure(
         cluster: [pairs] what each belongs to: the value of `all_right_by` where the entry has one.
         repeats: resamples; 0 leaves the intervals out (NaN).
         seed: of the resampling; every benchmark draws from a stream of its own.
+
+    Raises:
+        EvaluationError: a group has the name of another figure.
     """
+    if taken := sorted(set(group) & {*RESERVED, *entry.figure_names}):
+        raise EvaluationError(f"{entry.name}: groups {taken} have the names of other figures; rename them")
     codes, _ = pd.factorize(np.asarray(cluster, dtype=object))
     clusters = int(codes.max(initial=-1)) + 1
     groups = sorted(set(group))

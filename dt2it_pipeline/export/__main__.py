@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except (ExportError, StoreError) as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {given.output}: {error}") from None
     print(f"{done.folder}: {done.pairs} pairs")
     for row in done.set_aside.to_pylist():
         print(f"not exported: {row['row_id']}: {row['reason']} ({row['detail']})")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from dt2it_pipeline.ingest.media import MediaError, confined
+
 MARKER = re.compile(r"<(image|video)>")
 _BATCH = 1000  # pairs turned into Python objects at once
 
@@ -60,10 +62,16 @@ def _row(pair: Mapping[str, Any], prompt: Mapping[str, Any], media: Path) -> Row
         raise RowFault("markers do not match media", f"markers {markers}, media {kinds}")
     files: dict[str, list[Path]] = {"image": [], "video": []}
     for medium in prompt["media"]:
-        file = media / medium["path"]
-        if file.is_dir():
+        try:
+            file = confined(medium["path"], media)
+            folder, there = file.is_dir(), file.is_file()
+        except MediaError as error:
+            raise RowFault(error.reason, error.detail) from error
+        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL in it
+            raise RowFault(f"missing {medium['kind']}", f"{medium['path']!r}: {error}") from error
+        if folder:
             raise RowFault("video is a folder of frames", medium["path"])
-        if not file.is_file():
+        if not there:
             raise RowFault(f"missing {medium['kind']}", medium["path"])
         files[medium["kind"]].append(file)
     return Row(pair, prompt, tuple(files["image"]), tuple(files["video"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
 from dt2it_pipeline.export.rows import Row, RowFault, rows_of
 from dt2it_pipeline.store import atomic_directory
 
+MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
 FORMATS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
 
 
@@ -48,23 +51,22 @@ def export_pairs(
         pairs: table of kind `pairs`.
         prompts: table of kind `prompts` with their prompts.
         media: root of the media store.
-        folder: folder to make; one that is there is replaced.
+        folder: folder to make; an earlier export is replaced, with everything in it.
         format_name: huggingface, llamafactory or trl.
         title: heading of the dataset card.
         sources: what is known of the data sources, for the card.
         lineage: what the pairs were made from and by, for the card.
 
     Raises:
-        ExportError: there is no such format, or the folder holds something that is not an export.
+        ExportError: there is no such format, or what lies at `folder` may not be replaced.
     """
     if format_name not in FORMATS:
         raise ExportError(f"there is no format {format_name!r}; known: {', '.join(FORMATS)}")
-    if folder.exists() and not (folder / "README.md").is_file() and any(folder.iterdir()):
-        raise ExportError(f"{folder} is not empty and no export; name a new folder")
+    target = _replaceable(folder)
     written: list[dict[str, Any]] = []
     languages: set[str] = set()
     aside = []
-    with atomic_directory(folder) as made:
+    with atomic_directory(target) as made:
         writer: Format = FORMATS[format_name](made)
         for row in rows_of(pairs, prompts, media):
             try:
@@ -83,4 +85,30 @@ def export_pairs(
         told = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
         card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
         (made / "README.md").write_text(card, encoding="utf-8")
+        marker = {"format": format_name, "entries": sorted(entry.name for entry in made.iterdir())}
+        (made / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
     return Exported(folder, len(written), records.table(aside, "set_aside"))
+
+
+def _replaceable(folder: Path) -> Path:
+    """The real path of a folder that is not there, is empty, or is an export to which nobody has added anything.
+
+    Raises:
+        ExportError: it is anything else; whatever is replaced is lost, so that nothing else may be.
+    """
+    try:
+        target = folder.resolve()
+        here = {entry.name for entry in target.iterdir()} if target.exists() else set()
+        marker = target / MARKER
+        made = {MARKER, *json.loads(marker.read_text(encoding="utf-8"))["entries"]} if marker.is_file() else set()
+    except NotADirectoryError:
+        raise ExportError(f"{folder} is a file; name a folder") from None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # RuntimeError: links that go in a circle
+        raise ExportError(f"cannot look into {folder}: {error}; name a new folder") from error
+    if Path.cwd().is_relative_to(target) or os.path.ismount(target):
+        raise ExportError(f"{folder} cannot be replaced while it is in use; name a folder in it")
+    if here and not made:
+        raise ExportError(f"{folder} is not empty and no export (it has no {MARKER}); name a new folder, or remove it")
+    if more := sorted(here - made):
+        raise ExportError(f"{folder} holds more than an export wrote there ({', '.join(more)}); name a new folder")
+    return target

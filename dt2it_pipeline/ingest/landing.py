@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ FOLDER = "landing"
 _SETTLE_SECONDS = 1.0
 _HASHED_BYTES = 2**20  # of a file's start and end that count as its content
 _SUFFIXES = (".yaml", ".yml")
+_DATA_SUFFIXES = frozenset((
+    ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz"
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class Landed:
 
     @property
     def content(self) -> str:
-        """Hash of what it holds: the manifest, size, start and end of its data, names and sizes of its other files.
+        """Hash of what it holds: the manifest, start and end of its data files, names and sizes of all files.
 
-        Times do not count, so that the same files dropped again are nothing new.
+        Pictures are too many to be opened at every change. Times do not count, so that the same files dropped again are
+        nothing new.
         """
         digest = hashlib.sha256()
         data = None if self.manifest is None or self.manifest.path is None else Path(self.manifest.path)
@@ -52,7 +57,7 @@ class Landed:
             digest.update(os.fsencode(os.path.relpath(file, self.file.parent.resolve())) + b"\0")
             size = file.stat().st_size
             digest.update(f"{size}:".encode())
-            if file in (self.file, data):
+            if file in (self.file, data) or file.suffix.lower() in _DATA_SUFFIXES:
                 with file.open("rb") as stream:
                     digest.update(stream.read(_HASHED_BYTES))
                     stream.seek(max(0, size - _HASHED_BYTES))
@@ -114,14 +119,20 @@ def landed_manifests(
 def _look_at(file: Path) -> Landed:
     """One manifest; whatever is wrong with it is its fault, not its neighbours'."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+            raise ManifestError(f"{file.name} is no regular file")
         manifest = _placed(load_manifest(file), file.parent)
+        stamp = _stamp(file, manifest)
+        missing = [name for name in (manifest.path, manifest.media_root) if name and not Path(name).exists()]
+        if missing:
+            return Landed(file, stamp, None, f"{file.name}: there is no {Path(missing[0]).name} beside it")
+        _require_confined(manifest, file.parent.resolve())
+        return Landed(file, stamp, manifest)
     except ManifestError as error:
-        return Landed(file, _stamp(file, None), None, str(error))
-    stamp = _stamp(file, manifest)
-    missing = [name for name in (manifest.path, manifest.media_root) if name and not Path(name).exists()]
-    if missing:
-        return Landed(file, stamp, None, f"{file.name}: there is no {Path(missing[0]).name} beside it")
-    return Landed(file, stamp, manifest)
+        fault = str(error)
+    except (OSError, ValueError, RuntimeError) as error:  # too long a path, a NUL in it, links that go in a circle
+        fault = f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return Landed(file, _stamp(file, None), None, fault)
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:
@@ -141,6 +152,19 @@ def _placed(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update=update)
 
 
+def _require_confined(manifest: Manifest, root: Path) -> None:
+    """Raise ManifestError where a data file is no regular file or, through a link, leaves `root`.
+
+    Media need no look here: the reader of media keeps to the media root, which lies in it.
+    """
+    data = Path(manifest.path or "")
+    for file in [data] if not data.is_dir() else sorted(data.rglob("*")):
+        if not file.resolve().is_relative_to(root):
+            raise ManifestError(f"{manifest.name}: {file.name} leads out of the landing folder; lay the data there")
+        if not file.is_dir() and not file.is_file():
+            raise ManifestError(f"{manifest.name}: {file.name} is no regular file")
+
+
 def _files(manifest: Manifest | None) -> Iterator[Path]:
     """Data and media files of a manifest, in order; each once."""
     seen: set[Path] = set()
@@ -158,8 +182,8 @@ def _stamp(file: Path, manifest: Manifest | None) -> str:
     digest = hashlib.sha256()
     for one in (file, *_files(manifest)):
         try:
-            stat = one.stat()
+            found = one.stat()
         except OSError:
             continue  # it has just been moved away; the next look sees that
-        digest.update(os.fsencode(one) + f":{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(one) + f":{found.st_size}:{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

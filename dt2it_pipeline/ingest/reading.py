@@ -67,6 +67,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     Raises:
         SourceError: there is none, or the folder holds several formats and `format` does not say which is meant.
     """
+    _require_regular(path)
     if not path.is_dir():
         return [path]
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and _format_of(file.name)]
@@ -215,6 +216,12 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
 
+def _require_regular(path: Path) -> None:
+    """Raise SourceError for a pipe or a device, which would be read for ever; what is missing is told on opening."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SourceError(f"{path} is no regular file")
+
+
 def _parts(path: Path, root: Path) -> Iterator[Read]:
     """Rows of all parts that an MMPR meta.json names; their `annotation` and `root` count from the media root."""
     try:
@@ -230,6 +237,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
             file = confined(part["annotation"], root)
         except MediaError as error:
             raise SourceError(f"part {name!r} of {path.name}: {error}") from error
+        _require_regular(file)
         with file.open("rb") as stream:
             for read in _json_lines(stream, f"{name} "):
                 yield read if isinstance(read, SetAside) else (read[0], {**read[1], PART_ROOT: part["root"]})

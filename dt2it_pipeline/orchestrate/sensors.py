@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from dt2it_pipeline.recipe import Recipe
 from dt2it_pipeline.records import content_hash
 from dt2it_pipeline.store import Store, StoreError
 
-LANDED = "dt2it/landed"  # tag of runs: hash of what lay in the landing folder when they were asked for
+LANDED = "dt2it/landed"  # tag of runs: number of the request, and hash of what lay in the landing folder then
+_ASKED = "asked"  # in the landing sensor's cursor, beside the files' names: number of the last request
 _ENDED_BADLY = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
@@ -88,12 +90,15 @@ def _landing_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefiniti
         now, faults = landing_state(look(home / recipe.landing.folder), before)
         for name, fault in faults.items():
             context.log.error(f"landing/{name} is not read: {fault}")
-        cursor = json.dumps(now, sort_keys=True)
         taken = {name: state["content"] for name, state in now.items() if state.get("content")}
         fresh = {name for name, content in taken.items() if before.get(name, {}).get("content") != content}
+        # Dagster never starts a run key twice, so that one of the content alone would drop content that returns. Where
+        # the cursor is lost, counting goes on from the clock: no number comes again.
+        asked = (before.get(_ASKED) or int(time.time())) + bool(fresh)
+        cursor = json.dumps(now | {_ASKED: asked}, sort_keys=True)
         if fresh:
-            key = content_hash("landing", taken)
-            request = dg.RunRequest(run_key=f"landing-{key}", tags={LANDED: key})
+            tag = f"{asked}-{content_hash('landing', taken)}"
+            request = dg.RunRequest(run_key=f"landing-{tag}", tags={LANDED: tag})
             context.log.info(f"landed: {', '.join(sorted(fresh))}")
             return dg.SensorResult(run_requests=[request], cursor=cursor)
         waiting = sorted(name for name, state in now.items() if state["waits"])
@@ -108,7 +113,8 @@ def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str
     """State of the landing folder after this look, by file name, and the faults that were not told before.
 
     A state is `stamp`; `waits` while the stamp is not that of the look before; `content` once a manifest has been taken
-    (kept while a newer version of it is on its way); `told`, the stamp whose fault has been reported.
+    (kept while a newer version of it is on its way, but not through a fault: a run that looks then leaves it out, so
+    that it is new once it is mended); `told`, the stamp whose fault has been reported.
     """
     now: dict[str, Any] = {}
     faults: dict[str, str] = {}
@@ -118,6 +124,7 @@ def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str
         settled = old.get("stamp") == landed.stamp
         state = {"stamp": landed.stamp, "waits": not settled, "content": old.get("content"), "told": old.get("told")}
         if settled and landed.manifest is None:
+            state["content"] = None
             if state["told"] != landed.stamp:
                 faults[name] = landed.fault
                 state["told"] = landed.stamp

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.evaluate.benchmarks import BenchmarkResult, EvaluationError, combined, score_benchmark
-from dt2it_pipeline.evaluate.entries import find_entry, get_entry, load_entries
+from dt2it_pipeline.evaluate.entries import Entry, find_entry, get_entry, load_entries
+from dt2it_pipeline.evaluate.measure import measure
 from dt2it_pipeline.evaluate.presentation import present
 from dt2it_pipeline_tests.real_data import real_rows
 
@@ -232,6 +233,37 @@ def test_an_entry_with_an_unknown_group_or_a_shared_alias_is_refused(tmp_path: A
     (tmp_path / "two.yaml").write_text(good.replace("name: one", "name: two") + "unions: {c: [b]}\n")
     with pytest.raises(EvaluationError, match=r"two\.yaml.*unknown groups \['b'\]"):
         load_entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"groups": [{"group": "overall"}]}, "overall"),
+        ({"groups": [{"group": "Acc+"}]}, r"Acc\+"),
+        ({"groups": [{"group": "Accuracy"}]}, "Accuracy"),
+        ({"parts": [{"group": "macro", "of": "g"}]}, "macro"),
+        ({"unions": {"overall": ["g", "h"]}}, "overall"),
+        ({"unions": {"g": ["g", "h"]}}, "'g', 'g'"),
+        ({"parts": [{"group": "h", "of": "g"}]}, "'h', 'h'"),
+        ({"parts": [{"group": "p", "of": "g"}], "unions": {"P": ["g", "h"]}}, "'P', 'p'"),
+        ({"parts": [{"group": "p", "of": "g"}, {"group": "p", "of": "h"}]}, "a part belongs to one group"),
+        ({"without": {"h": ["h"]}, "unions": {"overall_h": ["g"]}}, "overall_h"),
+        ({"without": {"h": ["h"]}, "unions": {"macro_h": ["g"]}}, "macro_h"),
+        ({"all_right_by": "id", "unions": {"acc_plus/g": ["g", "h"]}}, "acc_plus/g"),
+    ],
+)
+def test_an_entry_in_which_one_figure_would_overwrite_another_is_refused(given: dict[str, Any], named: str) -> None:
+    sound = {"name": "x", "fields": {"id": ["id"]}, "groups": [{"group": "g"}, {"group": "h"}, {"group": "g"}]}
+    Entry.model_validate(sound)
+    with pytest.raises(ValueError, match=named):
+        Entry.model_validate(sound | given)
+
+
+def test_a_group_of_the_items_never_overwrites_a_figure_of_the_entry() -> None:
+    entry = Entry.model_validate({"name": "x", "groups": [{"group": "g"}], "unions": {"u": ["g"]}})
+    assert {"g", "u", "overall"} == set(measure(entry, np.ones(2, bool), ["g", "g"], ["", ""], [0, 1]).figures)
+    with pytest.raises(EvaluationError, match=r"groups \['u'\] have the names of other figures"):
+        measure(entry, np.ones(2, bool), ["g", "u"], ["", ""], [0, 1])
 
 
 def test_a_result_is_a_mapping_and_a_table() -> None:

@@ -174,12 +174,20 @@ def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp
     pairs, prompts = world(media)
     (media / "v.mp4").write_bytes(b"film")
     (media / "frames").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (media / "sly.png").symlink_to(tmp_path / "secret.png")
+    (media / "loop").symlink_to("loop")
     video = {"kind": "video", "sha256": "v", "path": "v.mp4"}
     odd = [
         prompt_row([("user", "<video>q")], [video]),
         prompt_row([("user", "<video>q")], [video | {"sha256": "f", "path": "frames"}]),
         prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "g", "path": "gone.png"}]),
         prompt_row([("user", "q")], [picture(media, "red")]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "h", "path": "../secret.png"}]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "i", "path": "sly.png"}]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "j", "path": "x" * 5000}]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "k", "path": "a\0b"}]),
+        prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "l", "path": "loop"}]),
     ]
     more = [records.make_pair(p["prompt_id"], "x", "y", source="a") for p in odd]
     more.append(records.make_pair("nowhere", "x", "y", source="a"))
@@ -194,16 +202,18 @@ def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp
         "video is a folder of frames",
         "missing image",
         "markers do not match media",
+        *["path outside the media root"] * 2,
+        *["missing image"] * 3,
         "prompt not found",
         None,
     ]
     if name == "trl":
         expected[0] = "video not supported"
     if name == "llamafactory":
-        expected[5] = "media marker in an answer"
+        expected[-1] = "media marker in an answer"
     assert [reasons.get(pair["pair_id"]) for pair in more] == expected
     rows = loaded(tmp_path / "out", tmp_path / "cache")
-    assert len(rows) == done.pairs == 10 - len(reasons)
+    assert len(rows) == done.pairs == 15 - len(reasons)
     if name != "trl":
         (path,) = next(row["videos"] for row in rows if row["videos"])
         assert (tmp_path / "out" / path).read_bytes() == b"film"
@@ -248,12 +258,62 @@ def test_a_folder_that_is_no_export_is_not_replaced(media: Path, tmp_path: Path)
         export_pairs(pairs, prompts, media, tmp_path / "x", "csv")
 
 
+@pytest.mark.parametrize(
+    "entry", ["README.md", "README.md/", ".dt2it_export.json/", "model.safetensors", "chapter1.tex"]
+)
+def test_whatever_somebody_keeps_in_a_folder_stays_there(media: Path, tmp_path: Path, entry: str) -> None:
+    pairs, prompts = world(media)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    if entry.endswith("/"):
+        (kept / entry).mkdir()
+    else:
+        (kept / entry).write_text("mine")
+    with pytest.raises(ExportError, match="not empty and no export"):
+        export_pairs(pairs, prompts, media, kept, "trl")
+    assert [path.name for path in kept.iterdir()] == [entry.rstrip("/")]
+
+
+def test_only_an_empty_folder_or_an_untouched_export_is_replaced(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, prompts = world(media)
+    out = tmp_path / "out"
+    out.mkdir()
+    export_pairs(pairs, prompts, media, out, "trl")
+    export_pairs(pairs, prompts, media, out, "llamafactory")
+    assert sorted(p.name for p in out.iterdir()) == [
+        ".dt2it_export.json", "README.md", "dataset_info.json", "images", "pairs.json"
+    ]  # fmt: skip
+    (out / ".git").mkdir()  # the export has become a repository
+    with pytest.raises(ExportError, match=r"more than an export wrote there \(\.git\)"):
+        export_pairs(pairs, prompts, media, out, "trl")
+    (out / ".git").rmdir()
+    (out / ".dt2it_export.json").write_text("[]")
+    with pytest.raises(ExportError, match="cannot look into"):
+        export_pairs(pairs, prompts, media, out, "trl")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="is a file; name a folder"):
+        export_pairs(pairs, prompts, media, tmp_path / "file", "trl")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ExportError, match="cannot look into"):
+        export_pairs(pairs, prompts, media, tmp_path / "loop", "trl")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ExportError, match="cannot be replaced while it is in use"):
+        export_pairs(pairs, prompts, media, Path(), "trl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "loop", "media", "out"]
+
+
 def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "home")
     pairs, prompts = world(store.media)
     store.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", "0")
     given = ["--home", str(store.home), "--format", "trl", "--output", str(tmp_path / "out")]
     main([*given, "--round", "0"])
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match="is a file; name a folder"):
+        main([*given[:-1], str(tmp_path / "file"), "--round", "0"])
     assert "4 pairs" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| reward models that voted | reward_model/0 |" in card

@@ -48,16 +48,61 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
         (MANIFEST.replace("{name}.jsonl", "absent.jsonl"), "there is no absent.jsonl beside it"),
         (MANIFEST.replace("preferences", "truth"), "belongs to the demo"),
         (MANIFEST.replace("name: {name}", "name: used"), "has a source named 'used' already"),
+        (MANIFEST + "citation: 2024-13-45\n", "month must be in"),
+        (MANIFEST.replace("{name}.jsonl", "!!int foo"), "invalid literal"),
+        ("[" * 20000, "nested too deep"),
+        (MANIFEST.replace("{name}.jsonl", '"a\\0b"'), "null byte"),
+        (MANIFEST.replace("{name}.jsonl", "x" * 5000), "File name too long"),
+        (MANIFEST.replace("{name}.jsonl", '"\\ud800"'), "broken.yaml"),
+        (MANIFEST.replace("{name}.jsonl", "loop"), "loop"),
+        (MANIFEST.replace("pictures", "loop"), "loop"),
+        (MANIFEST.replace("{name}.jsonl", "pipe"), "pipe is no regular file"),
     ],
 )
 def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path, text: str, said: str) -> None:
     landing = tmp_path / "landing"
     drop(landing, "good")
     drop(landing, "broken", manifest=text)
+    (landing / "loop").symlink_to("loop")
+    os.mkfifo(landing / "pipe")
     found = landed_manifests(tmp_path, taken=("used",), settle_seconds=0)
     assert [manifest.name for manifest in found.manifests] == ["good"]
     assert list(found.faults) == ["broken.yaml"]
     assert said in found.faults["broken.yaml"]
+    assert len(found.faults["broken.yaml"].encode()) < 500
+
+
+def test_manifests_that_are_no_regular_files_are_told_and_not_opened(tmp_path: Path) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "good")
+    os.mkfifo(landing / "pipe.yaml")
+    (landing / "folder.yaml").mkdir()
+    (landing / "loop.yaml").symlink_to("loop.yaml")
+    (landing / "gone.yaml").symlink_to("nowhere")
+    found = landed_manifests(tmp_path, settle_seconds=0)
+    assert [manifest.name for manifest in found.manifests] == ["good"]
+    assert {name: fault.split(": ")[-1] for name, fault in found.faults.items()} == {
+        "folder.yaml": "folder.yaml is no regular file",
+        "gone.yaml": "No such file or directory",
+        "loop.yaml": "Too many levels of symbolic links",
+        "pipe.yaml": "pipe.yaml is no regular file",
+    }
+
+
+def test_a_link_or_a_pipe_in_a_landed_folder_is_told(tmp_path: Path) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "sly", manifest=MANIFEST.replace("{name}.jsonl", "data"))
+    (landing / "data").mkdir()
+    (landing / "sly.jsonl").rename(landing / "data" / "a.jsonl")
+    (landing / "data" / "b.jsonl").symlink_to(landing / "data" / "a.jsonl")  # stays in the landing folder
+    assert len(landed_manifests(tmp_path, settle_seconds=0).manifests) == 1
+    (tmp_path / "secret.jsonl").write_text("{}")
+    for place in (tmp_path / "secret.jsonl", tmp_path):
+        (landing / "data" / "c.jsonl").symlink_to(place)
+        assert "leads out of the landing folder" in landed_manifests(tmp_path, settle_seconds=0).faults["sly.yaml"]
+        (landing / "data" / "c.jsonl").unlink()
+    os.mkfifo(landing / "data" / "d.jsonl")
+    assert "d.jsonl is no regular file" in landed_manifests(tmp_path, settle_seconds=0).faults["sly.yaml"]
 
 
 def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
@@ -117,3 +162,15 @@ def test_stamp_follows_times_and_content_does_not(tmp_path: Path) -> None:
     assert look(landing)[0].content != content
     (landing / ".mine.yaml").write_text("half of a")  # how an atomic copy starts
     assert len(look(landing)) == 1
+
+
+@pytest.mark.parametrize("place", ["data/a.jsonl", "pictures/annotation.json"])
+def test_content_follows_an_edit_that_keeps_the_size(tmp_path: Path, place: str) -> None:
+    landing = tmp_path / "landing"
+    drop(landing, "mine", manifest=MANIFEST.replace("{name}.jsonl", "data"))
+    (landing / "data").mkdir()
+    (landing / "data" / "a.jsonl").write_text("{}")
+    (landing / place).write_text('{"id": 1}')
+    (before,) = (landed.content for landed in look(landing))
+    (landing / place).write_text('{"id": 2}')
+    assert look(landing)[0].content != before

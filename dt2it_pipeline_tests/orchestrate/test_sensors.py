@@ -64,9 +64,45 @@ def test_a_manifest_is_taken_at_the_second_look_and_once(
     assert looker.tick()[0] == []
     (again,), _ = looker.tick()
     assert again.run_key != request.run_key
-    looker.cursor = None  # a lost cursor asks for what has been asked for: Dagster drops a run key that it knows
+
+
+def test_content_that_returns_is_asked_for_anew(
+    recipe: Recipe, tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looker = Looker(recipe, tmp_path, instance)
+    landing = tmp_path / "landing"
+    keys: list[str] = []
+
+    def asked() -> str:
+        assert looker.tick()[0] == []
+        before = looker.cursor
+        (request,), _ = looker.tick()
+        assert request.run_key == f"landing-{request.tags[LANDED]}"
+        after, looker.cursor = looker.cursor, before  # the daemon died before it had written the cursor down
+        assert looker.tick()[0][0].run_key == request.run_key
+        assert looker.cursor == after
+        assert looker.tick()[0] == []
+        assert request.run_key not in keys
+        keys.append(request.run_key)
+        return str(request.run_key).rsplit("-", 1)[1]
+
+    drop(landing, "mine")
+    first = asked()
+    drop(landing, "mine", rows=4)
+    assert asked() != first
+    drop(landing, "mine")
+    assert asked() == first
+    (landing / "mine.yaml").unlink()
     assert looker.tick()[0] == []
-    assert looker.tick()[0][0].run_key == again.run_key
+    drop(landing, "mine")
+    assert asked() == first
+    drop(landing, "mine", manifest="name: [")
+    assert [looker.tick()[0] for _ in range(2)] == [[], []]
+    drop(landing, "mine")
+    assert asked() == first
+    monkeypatch.setattr("time.time", lambda: 4e9)
+    looker.cursor = None  # lost, or reset in the UI
+    assert asked() == first
 
 
 def test_a_file_that_grows_is_not_taken(recipe: Recipe, tmp_path: Path, instance: dg.DagsterInstance) -> None:
