@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import io
 import json
 import tarfile
@@ -238,9 +239,14 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _undecoded(_saved(path, manifest.split))
-    else:
-        yield from _undecoded(_loaded(str(path), manifest, None))
+        yield from _undecoded(_saved(path, manifest.split), path)
+        return
+    builder = _builder(path, manifest, None)
+    files = _json_files(builder, manifest.split)
+    for file, format in files:
+        yield from _file(file, format, f"{file.name} " if len(files) > 1 else "")
+    if not files:
+        yield from _undecoded(_streamed(builder, path, manifest.split), path)
 
 
 def _hub(manifest: Manifest) -> Iterator[Read]:
@@ -250,7 +256,8 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
             f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean, from the "
             f"history of its files on the Hub{copy}"
         )
-    yield from _undecoded(_loaded(str(manifest.hub), manifest, manifest.revision))
+    builder = _builder(manifest.hub, manifest, manifest.revision)
+    yield from _undecoded(_streamed(builder, manifest.hub, manifest.split), manifest.hub)
 
 
 def _saved(path: Path, split: str | None) -> Any:
@@ -265,20 +272,87 @@ def _saved(path: Path, split: str | None) -> Any:
         raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
 
 
-def _loaded(where: str, manifest: Manifest, revision: str | None) -> Any:
+def _builder(where: Any, manifest: Manifest, revision: str | None) -> Any:
     import datasets
 
-    split = manifest.split or "train"
     try:
-        return datasets.load_dataset(where, name=manifest.config, split=split, revision=revision, streaming=True)
-    except Exception as error:  # the library raises many kinds, for a missing split as for a missing network
-        raise SourceError(f"`datasets` cannot load {where}, split {split!r}: {error}") from error
+        return datasets.load_dataset_builder(str(where), name=manifest.config, revision=revision)
+    except Exception as error:  # the library raises many kinds, for a missing file as for a missing network
+        raise SourceError(
+            f"`datasets` cannot load {where}, split {manifest.split or 'train'!r}: {_cause(error)}"
+        ) from error
 
 
-def _undecoded(rows: Any) -> Iterator[Read]:
+def _json_files(builder: Any, split: str | None) -> list[tuple[Path, str]]:
+    """The files of a split and their formats, if all are JSON that we read too; else none.
+
+    `datasets` ends at a malformed line, and makes JSON texts of a column's values from the first one of another type.
+    """
+    if builder.info.features is not None or getattr(builder.config, "field", "") is not None:
+        return []  # columns or a part of the file that the dataset's card asks for; other builders have no `field`
+    paths = [Path(name) for name in (builder.config.data_files or {}).get(split or "train", ())]
+    formats = [_json_format(path) if path.is_file() else None for path in paths]
+    return [] if None in formats else [(path, format) for path, format in zip(paths, formats, strict=True) if format]
+
+
+def _json_format(path: Path) -> str | None:
+    """`jsonl` or `json`; files named .json on the Hub may be either."""
+    format = _format_of(path.name)
+    if format != "json":
+        return format if format == "jsonl" else None
+    with path.open("rb") as stream:
+        first = stream.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    return "json" if first.startswith(b"[") else "jsonl" if first.rstrip().endswith(b"}") else None
+
+
+def _streamed(builder: Any, where: Any, split: str | None) -> Any:
+    if hasattr(builder.config, "on_mixed_types"):
+        builder.config.on_mixed_types = None  # an error, instead of JSON texts where the column held texts before
+    try:
+        return builder.as_streaming_dataset(split=split or "train")
+    except Exception as error:
+        raise SourceError(f"`datasets` cannot load {where}, split {split or 'train'!r}: {_cause(error)}") from error
+
+
+def _undecoded(rows: Any, where: Any) -> Iterator[Read]:
     """Rows with pictures as {bytes, path}: decoding them is the media import's task."""
-    for number, values in enumerate(rows.decode(False), start=1):
+    import datasets
+
+    number = 0
+    try:
+        if not rows.features:
+            next(iter(rows), None)  # says why
+            raise ValueError("it cannot tell the columns")
+        found = iter(rows.cast(datasets.Features(_media_undecoded(dict(rows.features)))))
+    except Exception as error:
+        raise SourceError(f"`datasets` cannot read {where}: {_cause(error)}") from error
+    while True:
+        try:
+            values = next(found)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise SourceError(f"`datasets` cannot read {where} behind row {number}: {_cause(error)}") from error
+        number += 1
         yield f"row {number}", values
+
+
+def _media_undecoded(feature: Any) -> Any:
+    """A feature with media as they lie. `IterableDataset.decode(False)` would leave Json features as JSON texts too."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _media_undecoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return dataclasses.replace(feature, feature=_media_undecoded(feature.feature))
+    if isinstance(feature, datasets.Json) or not hasattr(feature, "decode"):
+        return feature
+    return dataclasses.replace(feature, decode=False)
+
+
+def _cause(error: Exception) -> str:
+    """What an error says, and the one that it was raised for: `datasets` wraps the telling one."""
+    return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
 
 
 def _format_of(name: str) -> str | None:
