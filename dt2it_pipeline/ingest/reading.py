@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
 from dt2it_pipeline.ingest.media import MediaError, confined
 from dt2it_pipeline.ingest.rows import Row, SetAside
 
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
 _BATCH = 64  # rows of a Parquet file at a time; each may hold a picture
 _EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
@@ -147,7 +149,11 @@ def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
 
 
 def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
-    """Elements of one long JSON array, decoded one by one as the file is read."""
+    """Elements of one long JSON array, decoded one by one as the file is read.
+
+    Raises:
+        SourceError: it is no array, ends within an element or goes on behind its end: nobody knows how many are lost.
+    """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
@@ -157,26 +163,47 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     while True:
         at = _skip(buffer, at, " \t\r\n,")
         if at < len(buffer) and buffer[at] == "]":
+            rest = buffer[at + 1 :].lstrip()
+            while not rest and (more := text.read(_CHUNK)):
+                rest = more.lstrip()
+            if rest:
+                raise SourceError(f"{name} goes on behind the end of its array of {number} elements: {rest[:40]!r}")
             return
+        fault = ""
         try:
             value, end = decoder.raw_decode(buffer, at)
             whole = end < len(buffer) or ended  # a number at the end of what was read may go on
         except (ValueError, RecursionError) as error:
-            value, end, whole = None, at, False
-            if ended:
+            value, end, fault = None, _element_end(buffer, at), getattr(error, "msg", str(error))
+            whole = end > at
+            if ended and not whole:
                 raise SourceError(f"{name} is malformed behind element {number}: {error}") from error
         if not whole:
             more = text.read(max(_CHUNK, len(buffer) - at))  # doubling: an element is never decoded often
             buffer, at, ended = buffer[at:] + more, 0, not more
             continue
-        number, at = number + 1, end
+        number, size, at = number + 1, end - at, end
         where = f"{prefix}row {number}"
         if isinstance(value, dict):
             yield where, value
         else:
-            yield SetAside(where, "malformed JSON", f"expected an object, found {type(value).__name__}")
+            fault = fault and f"{fault}, in the {size} characters up to the next element"
+            yield SetAside(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
         if at > _CHUNK:
             buffer, at = buffer[at:], 0
+
+
+def _element_end(text: str, at: int) -> int:
+    """Where the malformed element at `at` ends: before the comma or `]` behind it; -1 if the text ends before."""
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text, at):
+        mark = token[0]
+        if mark == '"':  # a text that is not closed
+            return -1
+        if depth == 0 and mark in ",]":
+            return token.start()
+        depth += (mark in "[{") - (mark in "]}" and depth > 0)
+    return -1
 
 
 def _skip(text: str, at: int, characters: str) -> int:

@@ -200,9 +200,25 @@ def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None
     assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [SetAside, Row, SetAside]
 
 
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    deep = "[" * 100_000 + "]" * 100_000
+    text = r'[{"a": 1}, {"b": [5, {"]": "\"," bad}]}, {"a": 2},' + deep + ', {"a": 3}}, {"a": 4} ]'
+    (tmp_path / "rows.json").write_text(text)
+    found = list(read_rows(manifest(tmp_path / "rows.json"), tmp_path))
+    assert [dict(row.values)["a"] if isinstance(row, Row) else row.reason for row in found] == [
+        1, "malformed JSON", 2, "malformed JSON", 3, "malformed JSON", 4,
+    ]  # fmt: skip
+    assert isinstance(found[1], SetAside) and found[1].row_id == "row 2"
+    assert found[1].detail == "Expecting ',' delimiter, in the 28 characters up to the next element"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
+        ("rows.json", b'[{"a": 1}] \n[{"a": 2}, {"a": 3}]', "goes on behind the end of its array of 1 elements: "),
+        ("rows.json", b'[{"a": 1}, {"a": "}, {"a": 3}]', "rows.json is malformed behind element 1"),
         ("rows.json", b'{"a": 1}', "rows.json is not a JSON array"),
         ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
         ("rows.parquet", b"PAR1 nothing", "no whole Parquet file"),
