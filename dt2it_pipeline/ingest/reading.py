@@ -11,9 +11,11 @@ import csv
 import dataclasses
 import io
 import json
+import lzma
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +29,8 @@ _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
 _BATCH = 64  # rows of a Parquet file at a time; each may hold a picture
 _EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
+# last for members of a .zip that are encrypted or compressed in a way that is not known here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
@@ -59,7 +63,7 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
                 yield Row(str(row_id), values, manifest.columns, manifest.kind, f"{where} (id {row_id!r})")
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, *_DAMAGED) as error:
         place = getattr(error, "filename", None) or data or manifest.hub
         raise SourceError(f"source {manifest.name!r}: cannot read {place}: {_reason(error)}") from error
 
@@ -236,18 +240,34 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
     number = 0
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH):
-            for values in batch.to_pylist():
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
+                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
+            for values in rows:
                 number += 1
-                yield f"{prefix}row {number}", values
-    except pa.ArrowInvalid as error:
+                where = f"{prefix}row {number}"
+                yield (where, values) if isinstance(values, dict) else SetAside(where, "malformed value", values)
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
+
+
+def _one_row(batch: Any) -> dict[str, Any] | str:
+    """The values of a batch of one row, or which of them Python cannot hold."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return f"column {name!r}: {error}"
+    return values
 
 
 def _parts(path: Path, root: Path) -> Iterator[Read]:
     """Rows of all parts that an MMPR meta.json names; their `annotation` and `root` count from the media root."""
     try:
         parts = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(parts, dict):
         raise SourceError(f"{path} must be an object of parts, found {type(parts).__name__}")
@@ -256,7 +276,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
             raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
         try:
             file = confined(part["annotation"], root)
-        except MediaError as error:
+        except (MediaError, ValueError) as error:  # ValueError: a NUL
             raise SourceError(f"part {name!r} of {path.name}: {error}") from error
         with file.open("rb") as stream:
             for read in _json_lines(stream, f"{name} "):

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -198,6 +199,52 @@ def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None
     ]
     (tmp_path / "rows.json").write_text("[1, {}, [2]]")
     assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [SetAside, Row, SetAside]
+
+
+@pytest.mark.parametrize(
+    ("odd", "fault"),
+    [
+        (pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string()), "column 'odd': 'utf-8' codec"),
+        (pa.array([1, 2**60, 2], pa.timestamp("us")), "column 'odd': "),
+    ],
+)
+def test_a_value_of_a_parquet_file_that_python_cannot_hold_costs_its_row(
+    tmp_path: Path, odd: pa.Array, fault: str
+) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS[:3]).append_column("odd", odd), tmp_path / "rows.parquet")
+    bundle = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
+    assert bundle["pairs"]["rejected"].to_pylist() == ["c", "ccc"]
+    aside = bundle["set_aside"].to_pylist()
+    assert [(row["row_id"], row["reason"]) for row in aside] == [("row 2", "malformed value")]
+    assert aside[0]["detail"].startswith(fault)
+
+
+@pytest.mark.parametrize("name", ["rows.tar.gz", "rows.zip"])
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str, damage: str) -> None:
+    text = random.Random(0).randbytes(100_000).hex().encode()  # lines of which none is JSON
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", text)
+    (tmp_path / "rows.tar.gz").write_bytes(packed("gz", {"rows.jsonl": text}))
+    content = (tmp_path / name).read_bytes()
+    middle = len(content) // 2
+    damaged = content[:middle] if damage == "cut" else content[:middle] + b"\xff" * 200 + content[middle + 200 :]
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(SourceError, match=f"source 's': cannot read .*{name}: "):
+        values(manifest(tmp_path / name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "fault"),
+    [
+        ('{"p": {"annotation": "a\\u0000b", "root": "x"}}', "part 'p' of meta.json: embedded null"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_damaged_parts_are_one_clear_error(tmp_path: Path, parts: str, fault: str) -> None:
+    (tmp_path / "meta.json").write_text(parts)
+    with pytest.raises(SourceError, match=f"source 's': .*{fault}"):
+        values(manifest(tmp_path / "meta.json", format="parts", media_root=str(tmp_path)), tmp_path)
 
 
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
