@@ -16,9 +16,10 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
@@ -33,6 +34,7 @@ _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.Ta
 # last for members of a .zip that are encrypted or compressed in a way that is not known here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
+_Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
 
 
@@ -103,24 +105,28 @@ def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Read]:
 def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
     if file.name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
-            names = [name for name in sorted(archive.namelist()) if _format_of(name)]
-            yield from _members(file, names, archive.open, format)
+            entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+            named = [(entry.filename, entry) for entry in entries if _format_of(entry.filename)]
+            yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
             members = {member.name: member for member in archive.getmembers() if member.isreg()}
-            names = [name for name in sorted(members) if _format_of(name)]
-            yield from _members(file, names, lambda name: _some(archive.extractfile(members[name])), format)
+            held = [(name, members[name]) for name in sorted(members) if _format_of(name)]
+            yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
     else:
         with file.open("rb") as stream:
             yield from _stream(stream, format or _format_of(file.name), file.name, prefix)
 
 
-def _members(file: Path, names: list[str], opened: Callable[[str], IO[bytes]], format: str | None) -> Iterator[Read]:
-    if not names:
+def _members(
+    file: Path, members: list[tuple[str, _Member]], opened: Callable[[_Member], IO[bytes]], format: str | None
+) -> Iterator[Read]:
+    """Rows of an archive's members, which are asked for by entry: a .zip may hold two of one name."""
+    if not members:
         raise SourceError(f"{file} holds no data file ({', '.join(_EXTENSIONS)})")
-    for name in names:
-        with opened(name) as stream:
-            yield from _stream(stream, format or _format_of(name), name, f"{name} " if len(names) > 1 else "")
+    for name, member in members:
+        with opened(member) as stream:
+            yield from _stream(stream, format or _format_of(name), name, f"{name} " if len(members) > 1 else "")
 
 
 def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
@@ -129,7 +135,7 @@ def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> It
     elif format == "json":
         yield from _json_array(stream, name, prefix)
     elif format == "csv":
-        yield from _csv(stream, prefix)
+        yield from _csv(stream, name, prefix)
     elif format == "jsonl":
         yield from _json_lines(stream, prefix)
     else:
@@ -216,8 +222,15 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def _csv(stream: IO[bytes], prefix: str) -> Iterator[Read]:
+def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    try:
+        heading = reader.fieldnames or ()
+    except csv.Error as error:
+        raise SourceError(f"the heading of {name} cannot be read: {error}") from error
+    repeated = sorted(column for column, times in Counter(heading).items() if times > 1)
+    if repeated:
+        raise SourceError(f"the heading of {name} names columns more than once: {repeated}")
     while True:
         try:
             values = next(reader)
@@ -228,7 +241,7 @@ def _csv(stream: IO[bytes], prefix: str) -> Iterator[Read]:
             continue
         where = f"{prefix}line {reader.line_num}"
         if None in values or any(value is None for value in values.values()):
-            yield SetAside(where, "malformed CSV", f"not the {len(reader.fieldnames or ())} values of the heading")
+            yield SetAside(where, "malformed CSV", f"not the {len(heading)} values of the heading")
         else:
             yield where, {key: value if value != "" else None for key, value in values.items()}
 

@@ -94,6 +94,14 @@ def test_every_format_gives_the_same_rows(
     assert len(values(manifest(tmp_path / name, limit=2), tmp_path)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_of_one_name_in_a_zip_are_all_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        for rows in (ROWS[:2], ROWS[2:]):
+            archive.writestr("rows.jsonl", lines(rows))
+    assert values(manifest(tmp_path / "rows.zip"), tmp_path) == ROWS
+
+
 def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[2:]))
@@ -268,6 +276,8 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
         ("rows.json", b'[{"a": 1}, {"a": "}, {"a": 3}]', "rows.json is malformed behind element 1"),
         ("rows.json", b'{"a": 1}', "rows.json is not a JSON array"),
         ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
+        ("rows.csv", b"id,chosen,rejected,chosen\n1,a,b,c\n", r"heading of rows.csv names .* than once: \['chosen'\]"),
+        ("rows.csv", b"x" * 200_000 + b",a\n1,2\n", "heading of rows.csv cannot be read: field larger"),
         ("rows.parquet", b"PAR1 nothing", "no whole Parquet file"),
         ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
         ("rows.tar", b"nothing", "cannot read .*rows.tar"),
