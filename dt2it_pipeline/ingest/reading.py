@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import dataclasses
 import io
 import json
 import lzma
@@ -17,14 +16,17 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
 from dt2it_pipeline.ingest.media import MediaError, confined
-from dt2it_pipeline.ingest.rows import Row, SetAside
+from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
+
+__all__ = ["SourceError", "data_files", "read_rows"]
 
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
@@ -35,11 +37,6 @@ _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.Ta
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 _Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
-Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
-
-
-class SourceError(ValueError):
-    """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
 
 
 def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
@@ -299,14 +296,14 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _undecoded(_saved(path, manifest.split), path)
+        yield from hub.undecoded(hub.saved(path, manifest.split), path)
         return
-    builder = _builder(path, manifest, None)
+    builder = hub.dataset_builder(path, manifest, None)
     files = _json_files(builder, manifest.split)
     for file, format in files:
         yield from _file(file, format, f"{file.name} " if len(files) > 1 else "")
     if not files:
-        yield from _undecoded(_streamed(builder, path, manifest.split), path)
+        yield from hub.undecoded(hub.streamed(builder, path, manifest.split), path)
 
 
 def _hub(manifest: Manifest) -> Iterator[Read]:
@@ -316,31 +313,8 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
             f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean, from the "
             f"history of its files on the Hub{copy}"
         )
-    builder = _builder(manifest.hub, manifest, manifest.revision)
-    yield from _undecoded(_streamed(builder, manifest.hub, manifest.split), manifest.hub)
-
-
-def _saved(path: Path, split: str | None) -> Any:
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            found = found[split or "train"]
-        return found.to_iterable_dataset()
-    except Exception as error:  # as below
-        raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
-
-
-def _builder(where: Any, manifest: Manifest, revision: str | None) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset_builder(str(where), name=manifest.config, revision=revision)
-    except Exception as error:  # the library raises many kinds, for a missing file as for a missing network
-        raise SourceError(
-            f"`datasets` cannot load {where}, split {manifest.split or 'train'!r}: {_cause(error)}"
-        ) from error
+    builder = hub.dataset_builder(manifest.hub, manifest, manifest.revision)
+    yield from hub.undecoded(hub.streamed(builder, manifest.hub, manifest.split), manifest.hub)
 
 
 def _json_files(builder: Any, split: str | None) -> list[tuple[Path, str]]:
@@ -363,56 +337,6 @@ def _json_format(path: Path) -> str | None:
     with path.open("rb") as stream:
         first = stream.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
     return "json" if first.startswith(b"[") else "jsonl" if first.rstrip().endswith(b"}") else None
-
-
-def _streamed(builder: Any, where: Any, split: str | None) -> Any:
-    if hasattr(builder.config, "on_mixed_types"):
-        builder.config.on_mixed_types = None  # an error, instead of JSON texts where the column held texts before
-    try:
-        return builder.as_streaming_dataset(split=split or "train")
-    except Exception as error:
-        raise SourceError(f"`datasets` cannot load {where}, split {split or 'train'!r}: {_cause(error)}") from error
-
-
-def _undecoded(rows: Any, where: Any) -> Iterator[Read]:
-    """Rows with pictures as {bytes, path}: decoding them is the media import's task."""
-    import datasets
-
-    number = 0
-    try:
-        if not rows.features:
-            next(iter(rows), None)  # says why
-            raise ValueError("it cannot tell the columns")
-        found = iter(rows.cast(datasets.Features(_media_undecoded(dict(rows.features)))))
-    except Exception as error:
-        raise SourceError(f"`datasets` cannot read {where}: {_cause(error)}") from error
-    while True:
-        try:
-            values = next(found)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise SourceError(f"`datasets` cannot read {where} behind row {number}: {_cause(error)}") from error
-        number += 1
-        yield f"row {number}", values
-
-
-def _media_undecoded(feature: Any) -> Any:
-    """A feature with media as they lie. `IterableDataset.decode(False)` would leave Json features as JSON texts too."""
-    import datasets
-
-    if isinstance(feature, dict):
-        return {name: _media_undecoded(inner) for name, inner in feature.items()}
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return dataclasses.replace(feature, feature=_media_undecoded(feature.feature))
-    if isinstance(feature, datasets.Json) or not hasattr(feature, "decode"):
-        return feature
-    return dataclasses.replace(feature, decode=False)
-
-
-def _cause(error: Exception) -> str:
-    """What an error says, and the one that it was raised for: `datasets` wraps the telling one."""
-    return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
 
 
 def _format_of(name: str) -> str | None:
