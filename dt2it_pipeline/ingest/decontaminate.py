@@ -20,7 +20,13 @@ ALIKE_PICTURE = "picture looks like one of a benchmark"
 SAME_QUESTION = "question is in a benchmark"
 SAME_ANSWER = "question and response are in a benchmark"
 _MARKER = re.compile("<(?:image|video)>")
-_WORD = re.compile(r"\w+")
+_LETTER = r"[^\W\d_]"
+_WORD = re.compile(  # words, and the symbols that make another question of the same words; not Markdown's nor hyphens
+    r"\w+|[+<>=^%°$€£¥±×÷√∞≤≥≠≈∈∉∪∩⊂⊆∧∨¬→←↔]|(?<=\w)#"
+    r"|(?<=[\w)\]])[*/&](?=[\w(\[])|(?<=[\w)\]] )[*/&](?= [\w(\[])"
+    r"|-(?=\.?\d|[(\[])|(?<=[)\]])-|(?<=[\w)\]] )-(?= [\d(\[])"
+    rf"|(?<=\b{_LETTER})-(?={_LETTER}\b)|(?<=\b{_LETTER} )-(?= {_LETTER}\b)"
+)
 _ROWS = 128  # training pictures that are compared at a time: what lies between fits a processor's cache
 
 
@@ -73,8 +79,8 @@ def contaminated_pairs(
 
     A pair is contaminated when one of its media has the content hash of a benchmark's medium, or a perceptual hash
     within `perceptual_distance` bits of one; when its prompt has no media and its question is a benchmark's; or when
-    its question and one of its responses, if that is long enough to be telling, are a benchmark's. Words are compared
-    without case, punctuation and white space.
+    its question and one of its responses, if that is long enough to be telling, are a benchmark's. A question is all
+    turns of a conversation, or its last one by the user. Words are compared without case, punctuation and white space.
 
     Args:
         pairs: table kind `pairs`.
@@ -87,9 +93,10 @@ def contaminated_pairs(
     found: dict[str, Contamination] = {}
     for row in pairs.select(["pair_id", "prompt_id", "chosen", "rejected"]).to_pylist():
         fault = by_prompt.get(row["prompt_id"])
-        known = content.answers.get(asked.get(row["prompt_id"], ""))
-        if fault is None and known and settings.response_characters is not None:
-            fault = _answered(known, row, settings.response_characters)
+        for question in asked.get(row["prompt_id"], ()):
+            known = content.answers.get(question)
+            if fault is None and known and settings.response_characters is not None:
+                fault = _answered(known, row, settings.response_characters)
         if fault is not None:
             found[row["pair_id"]] = fault
     return found
@@ -125,8 +132,11 @@ def decontaminate(
 
 
 def plain_words(text: str) -> str:
-    """The words of a text, without case, width, punctuation and media markers; its characters where it has no word."""
-    text = unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold()
+    """The words of a text and the operators between them, without case, width, punctuation and media markers.
+
+    Its characters where it has none.
+    """
+    text = unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold().replace("\N{MINUS SIGN}", "-")
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
 
@@ -148,20 +158,22 @@ def nearest(hashes: Sequence[int], others: Sequence[int], distance: int) -> dict
 
 def _by_prompt(
     prompts: pa.Table, content: BenchmarkContent, settings: DecontaminationSettings, hashes: Mapping[str, int]
-) -> tuple[dict[str, Contamination], dict[str, str]]:
-    """What is wrong with prompts whatever is answered, and every prompt's question."""
+) -> tuple[dict[str, Contamination], dict[str, tuple[str, ...]]]:
+    """What is wrong with prompts whatever is answered, and what every prompt asks."""
     showing: dict[str, list[str]] = defaultdict(list)  # content hash of a medium -> prompts
-    asked: dict[str, str] = {}
+    asked: dict[str, tuple[str, ...]] = {}
     found: dict[str, Contamination] = {}
     for key, media, turns in zip(*(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True):
-        asked[key] = _question(turns)
+        last = [turn for turn in turns if turn["role"] == "user"][-1:]
+        asked[key] = (_question(turns), _question(last))
         for medium in media:
             showing[medium["sha256"]].append(key)
             if medium["sha256"] in content.pictures:
                 fault = Contamination(SAME_PICTURE, content.pictures[medium["sha256"]], medium["sha256"])
                 found.setdefault(key, fault)
-        if not media and asked[key] in content.questions:
-            found[key] = Contamination(SAME_QUESTION, content.questions[asked[key]], asked[key][:80])
+        same = next((question for question in asked[key] if question in content.questions), None)
+        if not media and same is not None:
+            found[key] = Contamination(SAME_QUESTION, content.questions[same], same[:80])
     if settings.perceptual_distance is not None:
         ours = sorted(sha for sha in showing if sha in hashes and sha not in content.pictures)
         theirs = sorted(sha for sha in content.pictures if sha in hashes)

@@ -183,8 +183,11 @@ def _frame(file: Path) -> bytes:
 
 def confined(name: str, root: Path) -> Path:
     """The file that `name` means, refused where it leaves `root` by `..`, by an absolute path or through a link."""
-    root = root.resolve()
-    file = (root / name).resolve()
+    try:
+        root = root.resolve()
+        file = (root / name).resolve()
+    except RuntimeError as error:  # so pathlib tells links that lead to themselves
+        raise MediaError("missing image", f"{name}: {error}") from error
     if not file.is_relative_to(root):
         raise MediaError("path outside the media root", name)
     return file
@@ -200,7 +203,8 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
         with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
-            extension = _EXTENSIONS[str(image.format)]
+            # A JPEG with further pictures behind it, as telephones write them, opens as MPO.
+            extension = _EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
             image.load()
             deep = image.mode.startswith("I") or image.mode == "F"
             if not deep and orientation(image) == 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import stat
 import tarfile
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
 from dt2it_pipeline.ingest.media import MOST_BYTES, MediaError, confined
@@ -36,7 +38,13 @@ class MediaRoot:
                 self._zip = zipfile.ZipFile(root)
             elif root.suffix == ".tar":
                 with tarfile.open(root, "r:") as archive:
-                    self._tar = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isreg()}
+                    self._tar = {}
+                    for member in archive:
+                        name = member.name.removeprefix("./")
+                        if member.isreg():
+                            self._tar[name] = member.offset_data, member.size
+                        elif member.islnk() and (same := self._tar.get(member.linkname.removeprefix("./"))):
+                            self._tar[name] = same  # the same file once more, under another name
                 self._file = os.open(root, os.O_RDONLY)
             else:
                 raise tarfile.TarError(f"{root.name} is neither .zip nor .tar; unpack it and name the folder")
@@ -114,7 +122,7 @@ class MediaRoot:
                 return self._zip.read(entry)
         except KeyError:
             raise MediaError("missing image", f"{name}: not in the archive") from None
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
             raise MediaError("unreadable image", f"{name}: {error}") from error
 
     def _name(self, name: str) -> str:

@@ -10,27 +10,33 @@ import codecs
 import csv
 import io
 import json
+import lzma
+import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
 from dt2it_pipeline.ingest.media import MediaError, confined
-from dt2it_pipeline.ingest.rows import Row, SetAside
+from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
 
+__all__ = ["SourceError", "data_files", "read_rows"]
+
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
 _BATCH = 64  # rows of a Parquet file at a time; each may hold a picture
 _EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
+# last for members of a .zip that are encrypted or compressed in a way that is not known here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
-Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
-
-
-class SourceError(ValueError):
-    """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
+_Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 
 def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
@@ -56,7 +62,7 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
                 yield Row(str(row_id), values, manifest.columns, manifest.kind, f"{where} (id {row_id!r})")
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, *_DAMAGED) as error:
         place = getattr(error, "filename", None) or data or manifest.hub
         raise SourceError(f"source {manifest.name!r}: cannot read {place}: {_reason(error)}") from error
 
@@ -97,24 +103,28 @@ def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Read]:
 def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
     if file.name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
-            names = [name for name in sorted(archive.namelist()) if _format_of(name)]
-            yield from _members(file, names, archive.open, format)
+            entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+            named = [(entry.filename, entry) for entry in entries if _format_of(entry.filename)]
+            yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
             members = {member.name: member for member in archive.getmembers() if member.isreg()}
-            names = [name for name in sorted(members) if _format_of(name)]
-            yield from _members(file, names, lambda name: _some(archive.extractfile(members[name])), format)
+            held = [(name, members[name]) for name in sorted(members) if _format_of(name)]
+            yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
     else:
         with file.open("rb") as stream:
             yield from _stream(stream, format or _format_of(file.name), file.name, prefix)
 
 
-def _members(file: Path, names: list[str], opened: Callable[[str], IO[bytes]], format: str | None) -> Iterator[Read]:
-    if not names:
+def _members(
+    file: Path, members: list[tuple[str, _Member]], opened: Callable[[_Member], IO[bytes]], format: str | None
+) -> Iterator[Read]:
+    """Rows of an archive's members, which are asked for by entry: a .zip may hold two of one name."""
+    if not members:
         raise SourceError(f"{file} holds no data file ({', '.join(_EXTENSIONS)})")
-    for name in names:
-        with opened(name) as stream:
-            yield from _stream(stream, format or _format_of(name), name, f"{name} " if len(names) > 1 else "")
+    for name, member in members:
+        with opened(member) as stream:
+            yield from _stream(stream, format or _format_of(name), name, f"{name} " if len(members) > 1 else "")
 
 
 def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
@@ -123,7 +133,7 @@ def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> It
     elif format == "json":
         yield from _json_array(stream, name, prefix)
     elif format == "csv":
-        yield from _csv(stream, prefix)
+        yield from _csv(stream, name, prefix)
     elif format == "jsonl":
         yield from _json_lines(stream, prefix)
     else:
@@ -147,7 +157,11 @@ def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
 
 
 def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
-    """Elements of one long JSON array, decoded one by one as the file is read."""
+    """Elements of one long JSON array, decoded one by one as the file is read.
+
+    Raises:
+        SourceError: it is no array, ends within an element or goes on behind its end: nobody knows how many are lost.
+    """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
@@ -157,26 +171,47 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     while True:
         at = _skip(buffer, at, " \t\r\n,")
         if at < len(buffer) and buffer[at] == "]":
+            rest = buffer[at + 1 :].lstrip()
+            while not rest and (more := text.read(_CHUNK)):
+                rest = more.lstrip()
+            if rest:
+                raise SourceError(f"{name} goes on behind the end of its array of {number} elements: {rest[:40]!r}")
             return
+        fault = ""
         try:
             value, end = decoder.raw_decode(buffer, at)
             whole = end < len(buffer) or ended  # a number at the end of what was read may go on
         except (ValueError, RecursionError) as error:
-            value, end, whole = None, at, False
-            if ended:
+            value, end, fault = None, _element_end(buffer, at), getattr(error, "msg", str(error))
+            whole = end > at
+            if ended and not whole:
                 raise SourceError(f"{name} is malformed behind element {number}: {error}") from error
         if not whole:
             more = text.read(max(_CHUNK, len(buffer) - at))  # doubling: an element is never decoded often
             buffer, at, ended = buffer[at:] + more, 0, not more
             continue
-        number, at = number + 1, end
+        number, size, at = number + 1, end - at, end
         where = f"{prefix}row {number}"
         if isinstance(value, dict):
             yield where, value
         else:
-            yield SetAside(where, "malformed JSON", f"expected an object, found {type(value).__name__}")
+            fault = fault and f"{fault}, in the {size} characters up to the next element"
+            yield SetAside(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
         if at > _CHUNK:
             buffer, at = buffer[at:], 0
+
+
+def _element_end(text: str, at: int) -> int:
+    """Where the malformed element at `at` ends: before the comma or `]` behind it; -1 if the text ends before."""
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text, at):
+        mark = token[0]
+        if mark == '"':  # a text that is not closed
+            return -1
+        if depth == 0 and mark in ",]":
+            return token.start()
+        depth += (mark in "[{") - (mark in "]}" and depth > 0)
+    return -1
 
 
 def _skip(text: str, at: int, characters: str) -> int:
@@ -185,8 +220,15 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def _csv(stream: IO[bytes], prefix: str) -> Iterator[Read]:
+def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    try:
+        heading = reader.fieldnames or ()
+    except csv.Error as error:
+        raise SourceError(f"the heading of {name} cannot be read: {error}") from error
+    repeated = sorted(column for column, times in Counter(heading).items() if times > 1)
+    if repeated:
+        raise SourceError(f"the heading of {name} names columns more than once: {repeated}")
     while True:
         try:
             values = next(reader)
@@ -197,7 +239,7 @@ def _csv(stream: IO[bytes], prefix: str) -> Iterator[Read]:
             continue
         where = f"{prefix}line {reader.line_num}"
         if None in values or any(value is None for value in values.values()):
-            yield SetAside(where, "malformed CSV", f"not the {len(reader.fieldnames or ())} values of the heading")
+            yield SetAside(where, "malformed CSV", f"not the {len(heading)} values of the heading")
         else:
             yield where, {key: value if value != "" else None for key, value in values.items()}
 
@@ -209,10 +251,15 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
     number = 0
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH):
-            for values in batch.to_pylist():
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
+                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
+            for values in rows:
                 number += 1
-                yield f"{prefix}row {number}", values
-    except pa.ArrowInvalid as error:
+                where = f"{prefix}row {number}"
+                yield (where, values) if isinstance(values, dict) else SetAside(where, "malformed value", values)
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
 
@@ -222,11 +269,22 @@ def _require_regular(path: Path) -> None:
         raise SourceError(f"{path} is no regular file")
 
 
+def _one_row(batch: Any) -> dict[str, Any] | str:
+    """The values of a batch of one row, or which of them Python cannot hold."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return f"column {name!r}: {error}"
+    return values
+
+
 def _parts(path: Path, root: Path) -> Iterator[Read]:
     """Rows of all parts that an MMPR meta.json names; their `annotation` and `root` count from the media root."""
     try:
         parts = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(parts, dict):
         raise SourceError(f"{path} must be an object of parts, found {type(parts).__name__}")
@@ -235,7 +293,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
             raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
         try:
             file = confined(part["annotation"], root)
-        except MediaError as error:
+        except (MediaError, ValueError) as error:  # ValueError: a NUL
             raise SourceError(f"part {name!r} of {path.name}: {error}") from error
         _require_regular(file)
         with file.open("rb") as stream:
@@ -246,9 +304,14 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _undecoded(_saved(path, manifest.split))
-    else:
-        yield from _undecoded(_loaded(str(path), manifest, None))
+        yield from hub.undecoded(hub.saved(path, manifest.split), path)
+        return
+    builder = hub.dataset_builder(path, manifest, None)
+    files = _json_files(builder, manifest.split)
+    for file, format in files:
+        yield from _file(file, format, f"{file.name} " if len(files) > 1 else "")
+    if not files:
+        yield from hub.undecoded(hub.streamed(builder, path, manifest.split), path)
 
 
 def _hub(manifest: Manifest) -> Iterator[Read]:
@@ -258,35 +321,30 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
             f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean, from the "
             f"history of its files on the Hub{copy}"
         )
-    yield from _undecoded(_loaded(str(manifest.hub), manifest, manifest.revision))
+    builder = hub.dataset_builder(manifest.hub, manifest, manifest.revision)
+    yield from hub.undecoded(hub.streamed(builder, manifest.hub, manifest.split), manifest.hub)
 
 
-def _saved(path: Path, split: str | None) -> Any:
-    import datasets
+def _json_files(builder: Any, split: str | None) -> list[tuple[Path, str]]:
+    """The files of a split and their formats, if all are JSON that we read too; else none.
 
-    try:
-        found = datasets.load_from_disk(str(path))
-        if isinstance(found, datasets.DatasetDict):
-            found = found[split or "train"]
-        return found.to_iterable_dataset()
-    except Exception as error:  # as below
-        raise SourceError(f"`datasets` cannot load {path}, split {split or 'train'!r}: {error!r}") from error
-
-
-def _loaded(where: str, manifest: Manifest, revision: str | None) -> Any:
-    import datasets
-
-    split = manifest.split or "train"
-    try:
-        return datasets.load_dataset(where, name=manifest.config, split=split, revision=revision, streaming=True)
-    except Exception as error:  # the library raises many kinds, for a missing split as for a missing network
-        raise SourceError(f"`datasets` cannot load {where}, split {split!r}: {error}") from error
+    `datasets` ends at a malformed line, and makes JSON texts of a column's values from the first one of another type.
+    """
+    if builder.info.features is not None or getattr(builder.config, "field", "") is not None:
+        return []  # columns or a part of the file that the dataset's card asks for; other builders have no `field`
+    paths = [Path(name) for name in (builder.config.data_files or {}).get(split or "train", ())]
+    formats = [_json_format(path) if path.is_file() else None for path in paths]
+    return [] if None in formats else [(path, format) for path, format in zip(paths, formats, strict=True) if format]
 
 
-def _undecoded(rows: Any) -> Iterator[Read]:
-    """Rows with pictures as {bytes, path}: decoding them is the media import's task."""
-    for number, values in enumerate(rows.decode(False), start=1):
-        yield f"row {number}", values
+def _json_format(path: Path) -> str | None:
+    """`jsonl` or `json`; files named .json on the Hub may be either."""
+    format = _format_of(path.name)
+    if format != "json":
+        return format if format == "jsonl" else None
+    with path.open("rb") as stream:
+        first = stream.readline(_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    return "json" if first.startswith(b"[") else "jsonl" if first.rstrip().endswith(b"}") else None
 
 
 def _format_of(name: str) -> str | None:

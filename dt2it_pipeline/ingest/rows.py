@@ -24,6 +24,10 @@ class RowError(ValueError):
         self.detail = detail
 
 
+class SourceError(ValueError):
+    """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
+
+
 class ColumnError(RowError):
     """A column that the adapter needs is not in the row."""
 
@@ -80,6 +84,7 @@ class SetAside:
 
 
 Item = Conversation | PicturePair | SetAside
+Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,39 @@ def test_words_without_words_are_their_characters() -> None:
     assert plain_words("?!") == "?!"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 3+5?", "What is 3-5?", False),
+        ("What is 3 * 5?", "What is 3 / 5?", False),
+        ("What is (3+5)*2?", "What is (3+5)-2?", False),
+        ("Is x > 5?", "Is x < 5?", False),
+        ("Simplify x - y", "Simplify x + y", False),
+        ("What does C++ offer?", "What does C# offer?", False),
+        ("It is -5 here", "It is 5 here", False),
+        ("What is 3 + 5 ?", "what is 3+5", True),
+        ("What is 3 \N{MINUS SIGN} 5", "What is 3-5?", True),
+        ("# A **bold**, well-known boat - red", "a bold well known boat red", True),
+        ("- one\n- two", "one, two", True),
+    ],
+)
+def test_operators_are_words_and_punctuation_is_none(one: str, other: str, same: bool) -> None:
+    assert (plain_words(one) == plain_words(other)) == same
+
+
+@pytest.mark.parametrize("answer", ["a", ANSWER])
+def test_a_question_of_a_benchmark_that_ends_a_conversation(answer: str) -> None:
+    talk = [("user", "hello"), ("assistant", "hi"), ("user", "What is  the capital of France")]
+    ours = [prompt("p", "") | {"turns": [{"role": role, "text": text} for role, text in talk]}]
+    theirs = [prompt("b", "what is the capital of France?", *["m1"] * (answer == ANSWER))]
+    content = benchmark_content(items_of(theirs, answer), records.table(theirs, "prompts"))
+    faults = contaminated_pairs(
+        pairs_of(ours, answer), records.table(ours, "prompts"), content, DecontaminationSettings(), {}
+    )
+    reason = "question and response are in a benchmark" if answer == ANSWER else "question is in a benchmark"
+    assert [fault.reason for fault in faults.values()] == [reason]
+
+
 def test_nearest_is_what_counting_bits_one_by_one_gives() -> None:
     rng = np.random.default_rng(0)
     theirs = [int(value) for value in rng.integers(0, 2**63, 50)]

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dt2it_pipeline.ingest import video
-from dt2it_pipeline.ingest.media import MediaError, import_video
+from dt2it_pipeline.ingest.media import MediaError, import_image, import_video
+from dt2it_pipeline.ingest.media_root import MediaRoot
+from dt2it_pipeline_tests.ingest.world import PIXELS, encoded, picture
 from dt2it_pipeline_tests.reward.tiny import make_frames, make_video_file, moving
 
 
@@ -66,3 +71,53 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path, name:
         import_video(name, root, media)
     assert caught.value.reason == reason
     assert not media.exists() or not list(media.rglob("*"))
+
+
+def test_a_photograph_with_further_pictures_behind_it_is_a_jpeg(tmp_path: Path) -> None:
+    photo = Image.fromarray(PIXELS)
+    row = import_image(encoded(photo, "MPO", save_all=True, append_images=[photo]), tmp_path, tmp_path / "store")
+    assert row["path"].endswith(".jpg")
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "ends early"])
+def test_a_damaged_picture_in_a_zip_costs_no_other(tmp_path: Path, damage: str) -> None:
+    pixels = encoded(Image.fromarray(PIXELS), "BMP")
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.bmp", pixels)
+        archive.writestr("b.bmp", pixels)
+        size = archive.getinfo("a.bmp").compress_size
+    raw = bytearray((tmp_path / "m.zip").read_bytes())
+    start = 30 + len("a.bmp")
+    raw[start : start + 20] = b"\xff" * 20 if damage == "overwritten" else raw[start : start + 20]
+    if damage == "ends early":  # both headers say that the stream is half as long
+        for place in (18, raw.index(b"PK\x01\x02") + 20):
+            raw[place : place + 4] = (size // 2).to_bytes(4, "little")
+    (tmp_path / "m.zip").write_bytes(raw)
+    root = MediaRoot(tmp_path / "m.zip")
+    with pytest.raises(MediaError, match=r"unreadable image: a\.bmp"):
+        import_image("a.bmp", root, tmp_path / "store")
+    assert import_image("b.bmp", root, tmp_path / "store")["path"].endswith(".bmp")
+    root.close()
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/a.png"])
+def test_a_link_that_leads_to_itself_is_a_missing_picture(tmp_path: Path, name: str) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/loop").symlink_to("loop")
+    root = MediaRoot(tmp_path / "root")
+    assert root.stamp(name) is None
+    with pytest.raises(MediaError, match="missing image: loop"):
+        import_image(name, root, tmp_path / "store")
+
+
+def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "m.tar", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.add(tmp_path / name, f"./{name}")
+        assert archive.getmembers()[1].islnk()
+    root = MediaRoot(tmp_path / "m.tar")
+    first, second = (import_image(name, root, tmp_path / "store") for name in ("a.png", "b.png"))
+    assert first == second
+    root.close()

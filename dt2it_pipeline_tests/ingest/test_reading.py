@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -92,6 +94,14 @@ def test_every_format_gives_the_same_rows(
     assert len(values(manifest(tmp_path / name, limit=2), tmp_path)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_of_one_name_in_a_zip_are_all_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
+        for rows in (ROWS[:2], ROWS[2:]):
+            archive.writestr("rows.jsonl", lines(rows))
+    assert values(manifest(tmp_path / "rows.zip"), tmp_path) == ROWS
+
+
 def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[2:]))
@@ -131,6 +141,58 @@ def test_a_local_dataset_is_read_without_network_and_without_decoding(tmp_path: 
         values(source.model_copy(update={"split": "gone"}), tmp_path)
 
 
+ODD = [b'{"question": "q9", "chosen": "x", "rejected": {"b": 1}}\n', b'{"question": bad\n']
+
+
+@pytest.mark.parametrize("place", ["same file", "next file"])
+def test_an_odd_row_or_line_of_a_dataset_changes_no_other_row(tmp_path: Path, place: str) -> None:
+    """`datasets` makes JSON texts of a column's values as soon as one has another type."""
+    (tmp_path / "copy").mkdir()
+    first, last = lines(ROWS[:2]), b"".join(ODD) + lines(ROWS[2:])
+    files = [first + last] if place == "same file" else [first, last]
+    for number, content in enumerate(files):
+        (tmp_path / f"copy/train-{number}.jsonl").write_bytes(content)
+    bundle = read_source(manifest(tmp_path / "copy", format="dataset"), tmp_path, tmp_path / "media")
+    assert bundle["pairs"].select(["chosen", "rejected"]).to_pylist() == [
+        {"chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS
+    ]
+    assert sorted(bundle["set_aside"]["reason"].to_pylist()) == ["malformed JSON", "missing value"]
+
+
+def test_a_dataset_in_json_of_any_kind_is_read_whole(tmp_path: Path) -> None:
+    for number, content in enumerate((json.dumps(ROWS).encode(), lines(ROWS))):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/train.json").write_bytes(content)
+        assert values(manifest(tmp_path / f"{number}", format="dataset"), tmp_path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(lines(ROWS[:2]) + ODD[0], "changed from string to object"), (ODD[1], "JSON parse error")],
+)
+def test_what_datasets_itself_cannot_read_is_one_clear_error(tmp_path: Path, content: bytes, fault: str) -> None:
+    """In compressed files, which only `datasets` reads."""
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/train.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(SourceError, match=f"source 's': `datasets` .*copy.*{fault}"):
+        values(manifest(tmp_path / "copy", format="dataset"), tmp_path)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_json_columns_of_a_dataset_are_decoded(tmp_path: Path, saved: bool) -> None:
+    import datasets
+
+    rows = [ROWS[0], ROWS[1] | {"rejected": {"b": 1}}]
+    features = datasets.Features({name: datasets.Value("string") for name in ROWS[0]} | {"rejected": datasets.Json()})
+    made = datasets.Dataset.from_list(rows, features=features)
+    if saved:
+        made.save_to_disk(str(tmp_path / "copy"))
+    else:
+        (tmp_path / "copy").mkdir()
+        made.to_parquet(str(tmp_path / "copy/train.parquet"))
+    assert values(manifest(tmp_path / "copy", format="dataset"), tmp_path) == rows
+
+
 def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(ROWS[:1]) + b"\n{\n" + lines(ROWS[1:2]) + b"[]\n\xff\n")
     found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, SetAside)]
@@ -148,10 +210,74 @@ def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("odd", "fault"),
+    [
+        (pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string()), "column 'odd': 'utf-8' codec"),
+        (pa.array([1, 2**60, 2], pa.timestamp("us")), "column 'odd': "),
+    ],
+)
+def test_a_value_of_a_parquet_file_that_python_cannot_hold_costs_its_row(
+    tmp_path: Path, odd: pa.Array, fault: str
+) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS[:3]).append_column("odd", odd), tmp_path / "rows.parquet")
+    bundle = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
+    assert bundle["pairs"]["rejected"].to_pylist() == ["c", "ccc"]
+    aside = bundle["set_aside"].to_pylist()
+    assert [(row["row_id"], row["reason"]) for row in aside] == [("row 2", "malformed value")]
+    assert aside[0]["detail"].startswith(fault)
+
+
+@pytest.mark.parametrize("name", ["rows.tar.gz", "rows.zip"])
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str, damage: str) -> None:
+    text = random.Random(0).randbytes(100_000).hex().encode()  # lines of which none is JSON
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rows.jsonl", text)
+    (tmp_path / "rows.tar.gz").write_bytes(packed("gz", {"rows.jsonl": text}))
+    content = (tmp_path / name).read_bytes()
+    middle = len(content) // 2
+    damaged = content[:middle] if damage == "cut" else content[:middle] + b"\xff" * 200 + content[middle + 200 :]
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(SourceError, match=f"source 's': cannot read .*{name}: "):
+        values(manifest(tmp_path / name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "fault"),
+    [
+        ('{"p": {"annotation": "a\\u0000b", "root": "x"}}', "part 'p' of meta.json: embedded null"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_damaged_parts_are_one_clear_error(tmp_path: Path, parts: str, fault: str) -> None:
+    (tmp_path / "meta.json").write_text(parts)
+    with pytest.raises(SourceError, match=f"source 's': .*{fault}"):
+        values(manifest(tmp_path / "meta.json", format="parts", media_root=str(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    deep = "[" * 100_000 + "]" * 100_000
+    text = r'[{"a": 1}, {"b": [5, {"]": "\"," bad}]}, {"a": 2},' + deep + ', {"a": 3}}, {"a": 4} ]'
+    (tmp_path / "rows.json").write_text(text)
+    found = list(read_rows(manifest(tmp_path / "rows.json"), tmp_path))
+    assert [dict(row.values)["a"] if isinstance(row, Row) else row.reason for row in found] == [
+        1, "malformed JSON", 2, "malformed JSON", 3, "malformed JSON", 4,
+    ]  # fmt: skip
+    assert isinstance(found[1], SetAside) and found[1].row_id == "row 2"
+    assert found[1].detail == "Expecting ',' delimiter, in the 28 characters up to the next element"
+
+
+@pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
+        ("rows.json", b'[{"a": 1}] \n[{"a": 2}, {"a": 3}]', "goes on behind the end of its array of 1 elements: "),
+        ("rows.json", b'[{"a": 1}, {"a": "}, {"a": 3}]', "rows.json is malformed behind element 1"),
         ("rows.json", b'{"a": 1}', "rows.json is not a JSON array"),
         ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
+        ("rows.csv", b"id,chosen,rejected,chosen\n1,a,b,c\n", r"heading of rows.csv names .* than once: \['chosen'\]"),
+        ("rows.csv", b"x" * 200_000 + b",a\n1,2\n", "heading of rows.csv cannot be read: field larger"),
         ("rows.parquet", b"PAR1 nothing", "no whole Parquet file"),
         ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
         ("rows.tar", b"nothing", "cannot read .*rows.tar"),

@@ -19,7 +19,7 @@ from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
-_READER_VERSION = "2"  # and of reading a source
+_READER_VERSION = "3"  # and of reading a source
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
