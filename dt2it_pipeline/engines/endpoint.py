@@ -120,8 +120,11 @@ class EndpointEngine:
                 for place in places:
                     if stop.is_set() or self._fatal is not None:
                         return
-                    body = await asyncio.to_thread(self._body, requests[place], decoding)
-                    result = await self._answer(client, body, stop)
+                    try:
+                        body = await asyncio.to_thread(self._body, requests[place], decoding)
+                        result = await self._answer(client, body, stop)
+                    except Exception as error:  # whatever one request or its answer raises, the others go on
+                        result = self._failed(self._clean(f"{type(error).__name__}: {error}"), True)
                     if result is not None:
                         results.put((place, result))
 
@@ -270,7 +273,11 @@ def _read(content: bytes) -> list[Sample]:
         body = json.loads(content)
         usage = body.get("usage") or {}
         choices = body["choices"]
+        if not choices:
+            raise ValueError("no choices")
         written, read = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
+        if not (0 <= written < 2**31 and 0 <= read < 2**31):
+            raise ValueError("no number of tokens")
         return [
             Sample(
                 str(choice["message"].get("content") or ""),
@@ -279,13 +286,9 @@ def _read(content: bytes) -> list[Sample]:
                 0 if place else read,
             )
             for place, choice in enumerate(choices)
-        ] or _broken("no choices")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return _broken(f"{type(error).__name__}: {content[:_LOOKED_AT]!r}")
-
-
-def _broken(detail: str) -> list[Sample]:
-    raise _Again("broken answer", detail)
+        ]
+    except Exception as error:  # what stands in an answer is the endpoint's, and may be anything
+        raise _Again("broken answer", f"{type(error).__name__}: {content[:_LOOKED_AT]!r}") from None
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -295,6 +298,6 @@ def _retry_after(value: str | None) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(value)
         return max(0.0, seconds) if seconds < float("inf") else None
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None

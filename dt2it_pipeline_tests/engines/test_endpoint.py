@@ -35,6 +35,11 @@ def _settings(server: FaultServer, **changes) -> EndpointSettings:
     return EndpointSettings(base_url=server.url, model="m", longest_wait_seconds=0.05, timeout_seconds=5, **changes)
 
 
+def _used(tokens: str) -> bytes:
+    """An answer that says to have cost this many tokens."""
+    return b'{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": %s}}' % tokens.encode()
+
+
 def test_answers_come_with_the_place_of_their_request_and_their_tokens():
     with serving(FaultServer({})) as server:
         engine = EndpointEngine(_settings(server, concurrency=3))
@@ -102,7 +107,21 @@ def test_retry_after_as_a_date():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": 3}', b"[" * 10**5]
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{}]}',
+        b'{"choices": 3}',
+        b"[" * 10**5,
+        _used("1e999"),
+        _used("NaN"),
+        _used("-5"),
+        _used("1" + "0" * 400),
+        _used("9" * 5000),
+    ],
 )
 def test_a_body_that_is_no_answer_is_tried_again(body):
     with pytest.raises(Exception, match="broken answer"):
@@ -188,3 +207,12 @@ def test_settings_refuse_a_url_with_a_place_for_a_secret_and_do_not_show_it(url)
     with pytest.raises(RecipeError, match="query and fragment") as told:
         parse_recipe(json.dumps({"judging": {"judges": [judge]}}))
     assert "sekret" not in str(told.value)
+
+
+def test_one_answer_that_cannot_be_read_leaves_the_others():
+    with _echoing(200, lambda _, words: _used("1e999" if "item-3" in words else "1")) as url:
+        settings = EndpointSettings(base_url=url, model="m", retries=1, longest_wait_seconds=0.01)
+        engine = EndpointEngine(settings)
+        found = engine.sample([_request(f"item-{n}") for n in range(6)], Decoding())
+    assert [n for n, result in enumerate(found) if isinstance(result, EngineError)] == [3]
+    assert "broken answer" in str(found[3]) and engine.counts["requests"] == 7
