@@ -186,7 +186,7 @@ class EndpointScorer:
                 if error.code != 429 and error.code < 500:
                     return ("refused by the endpoint", f"{error.code}: {detail}")
                 fault = f"{error.code}: {detail}"
-            except (OSError, http.client.HTTPException, ValueError) as error:  # unreachable, broken off, no JSON
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:  # broken off, no JSON
                 fault = self._redact(str(error), _SHOWN)
         raise EngineError(f"{self._base}{path} gives no answer after {_TRIES} tries: {fault}")
 
@@ -201,7 +201,7 @@ def _number(answer: Any) -> float | None:
                 return None
             value = value[0]
         return float(value)
-    except (KeyError, IndexError, TypeError, ValueError, StopIteration):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, StopIteration):
         return None
 
 

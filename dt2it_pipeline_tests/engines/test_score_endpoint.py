@@ -149,6 +149,15 @@ def test_a_url_with_a_password_or_without_a_server_is_refused(tmp_path: Path, mo
         EndpointScorer("http://127.0.0.1:9", tmp_path)
 
 
+def test_a_reply_beyond_all_numbers_is_one_fault_and_one_too_deep_an_error(server: Server, tmp_path: Path) -> None:
+    scorer = EndpointScorer(server.url, tmp_path)
+    server.replies = {"large": b'{"data": [{"probs": [%s]}]}' % (b"9" * 400), "deep": b"[" * 10**5}
+    _, faults = scorer.score({"p": prompt("q", [])}, [("r", "p", "large")])
+    assert faults["r"][0] == "endpoint gave no score"
+    with pytest.raises(EngineError, match="gives no answer"):
+        scorer.score({"p": prompt("q", [])}, [("r", "p", "deep")])
+
+
 @pytest.mark.parametrize("url", ["/classify?api_key=sekret", "/#key=sekret"])
 def test_a_url_with_a_query_or_a_fragment_is_refused_and_not_shown(server: Server, tmp_path: Path, url: str) -> None:
     with pytest.raises(EngineError, match="without user and password, query and fragment") as raised:
