@@ -307,7 +307,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         lines = []
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
-            found = "" if fault["type"] in ("missing", "extra_forbidden") else f", found {fault['input']!r}"
+            value = fault["input"]
+            # Whole sections are not shown: that would say no more, and they might hold what was refused as a secret.
+            section = any(isinstance(part, dict) for part in (value, *(value if isinstance(value, list) else ())))
+            hidden = section or fault["type"] in ("missing", "extra_forbidden")
+            found = "" if hidden else f", found {value!r}"
             message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
             lines.append(f"  {key}: {message}{found}")
         raise RecipeError(f"{where} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from None

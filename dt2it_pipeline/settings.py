@@ -10,4 +10,4 @@ DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model 
 class Settings(BaseModel):
     """Base of every section: unknown keys are errors, values are not coerced, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from dt2it_pipeline.engines.api_key import check_url, checked_key
 from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -49,18 +50,21 @@ class EndpointSettings(Settings):
 
     @model_validator(mode="after")
     def _no_key_in_the_clear(self) -> EndpointSettings:
+        check_url(self.base_url, "the environment variable that key_variable names")
         parts = urlsplit(self.base_url)
-        if parts.username or parts.password or parts.query:
-            raise ValueError("base_url must hold no user, password or query; the key comes from key_variable")
         if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ValueError("a key would travel unencrypted: use https, or no key_variable")
         return self
 
     def key(self) -> str | None:
-        """The key from the environment, None where none is wanted. Raises ValueError where the variable is not set."""
+        """The key from the environment, None where none is wanted.
+
+        Raises:
+            ValueError: the variable is not set, or holds what cannot be a key; see `checked_key`.
+        """
         if self.key_variable is None:
             return None
-        found = os.environ.get(self.key_variable, "").strip()
+        found = checked_key(os.environ.get(self.key_variable, ""), f"the environment variable {self.key_variable}")
         if not found:
             raise ValueError(
                 f"the environment variable {self.key_variable}, which holds the key of {self.base_url}, is not set"

@@ -26,12 +26,14 @@ import httpx
 from PIL import Image
 
 from dt2it_pipeline.construct.settings import EndpointSettings
+from dt2it_pipeline.engines.api_key import Redactor
 from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 
 _MOST_BYTES = 16 * 2**20  # of one answer; a longer one is not read to its end
 _FIRST_WAIT = 1.0  # seconds; doubled at every retry
 _SHOWN = 300  # characters of an endpoint's error message
+_LOOKED_AT = 4096  # bytes of a broken answer; cut far behind what is shown, so that no part of a key is
 _LOSSLESS_PIXELS = 512 * 512  # larger pictures are sent as JPEG
 _REFUSES_ALL = (401, 403, 404)  # wrong key, no permission, no such model
 
@@ -53,7 +55,7 @@ class EndpointEngine:
     `connection`, `broken answer`).
 
     Raises:
-        EngineError: the environment variable of the key is not set.
+        EngineError: the environment variable of the key is not set, or holds what cannot be a key.
     """
 
     def __init__(self, settings: EndpointSettings) -> None:
@@ -62,6 +64,7 @@ class EndpointEngine:
             self._key = settings.key()
         except ValueError as error:
             raise EngineError(str(error)) from None
+        self._redact = Redactor(self._key)
         self.counts: Counter[str] = Counter()
         self._answered = 0  # requests that found an answer
         self._in_a_row = 0  # requests that found none since the last that did
@@ -117,8 +120,11 @@ class EndpointEngine:
                 for place in places:
                     if stop.is_set() or self._fatal is not None:
                         return
-                    body = await asyncio.to_thread(self._body, requests[place], decoding)
-                    result = await self._answer(client, body, stop)
+                    try:
+                        body = await asyncio.to_thread(self._body, requests[place], decoding)
+                        result = await self._answer(client, body, stop)
+                    except Exception as error:  # whatever one request or its answer raises, the others go on
+                        result = self._failed(self._clean(f"{type(error).__name__}: {error}"), True)
                     if result is not None:
                         results.put((place, result))
 
@@ -232,10 +238,7 @@ class EndpointEngine:
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
     def _clean(self, text: str | bytes | bytearray) -> str:
-        plain = text if isinstance(text, str) else bytes(text).decode("utf-8", "replace")
-        if self._key:
-            plain = plain.replace(self._key, "(key)")
-        return " ".join(plain.split())[:_SHOWN]
+        return self._redact(text, _SHOWN)
 
 
 def data_url(image: Image.Image) -> str:
@@ -270,7 +273,11 @@ def _read(content: bytes) -> list[Sample]:
         body = json.loads(content)
         usage = body.get("usage") or {}
         choices = body["choices"]
+        if not choices:
+            raise ValueError("no choices")
         written, read = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
+        if not (0 <= written < 2**31 and 0 <= read < 2**31):
+            raise ValueError("no number of tokens")
         return [
             Sample(
                 str(choice["message"].get("content") or ""),
@@ -279,13 +286,9 @@ def _read(content: bytes) -> list[Sample]:
                 0 if place else read,
             )
             for place, choice in enumerate(choices)
-        ] or _broken("no choices")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return _broken(f"{type(error).__name__}: {content[:100]!r}")
-
-
-def _broken(detail: str) -> list[Sample]:
-    raise _Again("broken answer", detail)
+        ]
+    except Exception as error:  # what stands in an answer is the endpoint's, and may be anything
+        raise _Again("broken answer", f"{type(error).__name__}: {content[:_LOOKED_AT]!r}") from None
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -295,6 +298,6 @@ def _retry_after(value: str | None) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(value)
         return max(0.0, seconds) if seconds < float("inf") else None
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None

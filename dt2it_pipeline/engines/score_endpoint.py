@@ -24,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.engines.api_key import Redactor, check_url, checked_key
 from dt2it_pipeline.engines.chat import ChatError, open_picture
 from dt2it_pipeline.engines.vllm_engine import EngineError
 
@@ -53,7 +54,7 @@ class EndpointScorer:
         timeout: seconds that a request may take.
 
     Raises:
-        EngineError: the server cannot be reached, or names no model.
+        EngineError: the URL or the key is none that may be used, the server cannot be reached, or names no model.
     """
 
     def __init__(
@@ -65,10 +66,13 @@ class EndpointScorer:
         concurrency: int = 16,
         timeout: float = 120.0,
     ) -> None:
+        try:
+            check_url(url, f"the environment variable {KEY_VARIABLE}")
+            self._key = checked_key(os.environ.get(KEY_VARIABLE, ""), f"the environment variable {KEY_VARIABLE}")
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+        self._redact = Redactor(self._key)
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.username or parts.password:
-            raise EngineError("the endpoint must be an http(s) URL without user and password; the key comes from "
-                              f"{KEY_VARIABLE}")  # fmt: skip
         self._base = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/") or "/classify"
         self._root, self._concurrency, self._timeout = Path(media_root), concurrency, timeout
@@ -114,7 +118,7 @@ class EndpointScorer:
             return answer
         value = _number(answer)
         if value is None:
-            return ("endpoint gave no score", json.dumps(answer)[:_SHOWN])
+            return ("endpoint gave no score", self._redact(json.dumps(answer), _SHOWN))
         return value if math.isfinite(value) else ("score is not a number", str(value))
 
     def _messages(self, prompt: Mapping[str, Any], text: str) -> list[dict[str, Any]]:
@@ -158,14 +162,14 @@ class EndpointScorer:
         answer = self._ask("/v1/models", None)
         models = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(models, list) or not models or not isinstance(models[0], dict) or "id" not in models[0]:
-            raise EngineError(f"{self._base}/v1/models names no model: {str(answer)[:_SHOWN]}")
+            raise EngineError(f"{self._base}/v1/models names no model: {self._redact(str(answer), _SHOWN)}")
         return str(models[0]["id"]), str(models[0].get("root") or models[0]["id"])
 
     def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
         """The server's answer as JSON, or reason and detail where it refuses this request."""
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         data = None if body is None else json.dumps(body).encode("utf-8", "surrogatepass")
         request = urllib.request.Request(self._base + path, data, headers)
         fault = ""
@@ -176,15 +180,15 @@ class EndpointScorer:
                 with self._opener.open(request, timeout=self._timeout) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
-                detail = error.read().decode("utf-8", "replace")[:_SHOWN]
+                detail = self._redact(error.read(), _SHOWN)
                 if error.code in (401, 403, 404) or 300 <= error.code < 400:
                     raise EngineError(f"{self._base}{path} answers {error.code}: {detail}") from None
                 if error.code != 429 and error.code < 500:
                     return ("refused by the endpoint", f"{error.code}: {detail}")
                 fault = f"{error.code}: {detail}"
-            except (OSError, http.client.HTTPException, ValueError) as error:  # unreachable, broken off, no JSON
-                fault = str(error)
-        raise EngineError(f"{self._base}{path} gives no answer after {_TRIES} tries: {fault[:_SHOWN]}")
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:  # broken off, no JSON
+                fault = self._redact(str(error), _SHOWN)
+        raise EngineError(f"{self._base}{path} gives no answer after {_TRIES} tries: {fault}")
 
 
 def _number(answer: Any) -> float | None:
@@ -197,7 +201,7 @@ def _number(answer: Any) -> float | None:
                 return None
             value = value[0]
         return float(value)
-    except (KeyError, IndexError, TypeError, ValueError, StopIteration):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, StopIteration):
         return None
 
 

@@ -40,9 +40,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix == ".parquet":
             return list(read_parquet(path).to_pylist())
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if path.suffix == ".json" else _lines(text, path)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, json.JSONDecodeError) as error:
+    except EvaluationError:
+        raise
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise EvaluationError(f"cannot read benchmark rows {path}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise EvaluationError(f"{path}: expected a list of objects, one per pair")
@@ -105,7 +107,7 @@ def _sides(entry: Entry, fields: Mapping[str, Any], place: int) -> tuple[str, st
     texts, ranks = fields.get("responses"), fields.get("ranks")
     if not isinstance(texts, Sequence) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         raise _fault(entry, place, "responses", texts)
-    if not isinstance(ranks, Sequence) or sorted(ranks) != [0, 1]:
+    if not isinstance(ranks, Sequence) or list(ranks) not in ([0, 1], [1, 0]):
         raise _fault(entry, place, "ranks", ranks)
     best = list(ranks).index(0)
     return texts[best], texts[1 - best]
@@ -155,10 +157,10 @@ def _fault(entry: Entry, place: int, field: str, found: Any) -> EvaluationError:
 
 def _lines(text: str, path: Path) -> list[Any]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise EvaluationError(f"{path}, line {number}: {error}") from error
     return rows

@@ -9,7 +9,11 @@ import base64
 import email.utils
 import io
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
@@ -18,6 +22,7 @@ from dt2it_pipeline.construct.settings import EndpointSettings
 from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
 from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, _retry_after, data_url
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, StreamingEngine, stream
+from dt2it_pipeline.recipe import RecipeError, parse_recipe
 from dt2it_pipeline_tests.construct.fault_server import KEY, FaultServer, serving
 
 
@@ -28,6 +33,11 @@ def _request(text: str, **options) -> SampleRequest:
 
 def _settings(server: FaultServer, **changes) -> EndpointSettings:
     return EndpointSettings(base_url=server.url, model="m", longest_wait_seconds=0.05, timeout_seconds=5, **changes)
+
+
+def _used(tokens: str) -> bytes:
+    """An answer that says to have cost this many tokens."""
+    return b'{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": %s}}' % tokens.encode()
 
 
 def test_answers_come_with_the_place_of_their_request_and_their_tokens():
@@ -97,7 +107,21 @@ def test_retry_after_as_a_date():
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": 3}', b"[" * 10**5]
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": [{}]}',
+        b'{"choices": 3}',
+        b"[" * 10**5,
+        _used("1e999"),
+        _used("NaN"),
+        _used("-5"),
+        _used("1" + "0" * 400),
+        _used("9" * 5000),
+    ],
 )
 def test_a_body_that_is_no_answer_is_tried_again(body):
     with pytest.raises(Exception, match="broken answer"):
@@ -122,3 +146,73 @@ def test_pictures_are_scaled_down_and_never_up():
     assert fit_pixels(image, 10_000).size == (200, 50)
     assert fit_pixels(image, 40_000) is image and fit_pixels(image, None) is image
     assert fit_pixels(Image.new("RGB", (5000, 1)), 100).size == (707, 1)
+
+
+class _Echo(BaseHTTPRequestHandler):
+    """Answers with a code and what `reply` makes of the key that came, and of the question."""
+
+    code: int
+    reply: Callable[[str, str], bytes]
+
+    def log_message(self, *arguments) -> None: ...
+
+    def do_POST(self) -> None:
+        words = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        data = type(self).reply(self.headers.get("Authorization", ""), words)
+        self.send_response(self.code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def _echoing(code: int, reply: Callable[[str, str], bytes]) -> Iterator[str]:
+    handler = type("Handler", (_Echo,), {"code": code, "reply": staticmethod(reply)})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("code", [200, 400, 401, 500])
+@pytest.mark.parametrize(
+    "write", [str.encode, lambda key: json.dumps({"no": key}).encode(), lambda key: repr(key).encode()]
+)
+def test_a_key_that_the_endpoint_sends_back_is_not_shown(monkeypatch, code, write):
+    monkeypatch.setenv("DT2IT_TEST_KEY", "sek\"r'et-7f3a\n")
+    with _echoing(code, lambda key, _: b"you sent " + b"." * 70 + write(key)) as url:
+        settings = EndpointSettings(
+            base_url=url, model="m", key_variable="DT2IT_TEST_KEY", retries=0, longest_wait_seconds=0.01
+        )
+        try:
+            said = str(EndpointEngine(settings).sample([_request("item-a")], Decoding())[0])
+        except EngineError as error:
+            said = str(error)
+    assert "(key)" in said and "sek" not in said and "et-7f3a" not in said
+
+
+def test_a_key_with_a_line_break_inside_is_told_and_not_sent(monkeypatch):
+    monkeypatch.setenv("DT2IT_TEST_KEY", "sekret\nsekret")
+    with pytest.raises(EngineError, match="DT2IT_TEST_KEY must be printable ASCII") as raised:
+        EndpointEngine(EndpointSettings(base_url="https://h/v1", model="m", key_variable="DT2IT_TEST_KEY"))
+    assert "sekret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["https://h/v1#key=sekret", "https://h/v1?key=sekret", "https://sekret@h/v1"])
+def test_settings_refuse_a_url_with_a_place_for_a_secret_and_do_not_show_it(url):
+    with pytest.raises(ValueError, match="query and fragment") as raised:
+        EndpointSettings(base_url=url, model="m")
+    assert "sekret" not in str(raised.value)
+    judge = {"kind": "endpoint", "name": "j", "base_url": url, "model": "m"}
+    with pytest.raises(RecipeError, match="query and fragment") as told:
+        parse_recipe(json.dumps({"judging": {"judges": [judge]}}))
+    assert "sekret" not in str(told.value)
+
+
+def test_one_answer_that_cannot_be_read_leaves_the_others():
+    with _echoing(200, lambda _, words: _used("1e999" if "item-3" in words else "1")) as url:
+        settings = EndpointSettings(base_url=url, model="m", retries=1, longest_wait_seconds=0.01)
+        engine = EndpointEngine(settings)
+        found = engine.sample([_request(f"item-{n}") for n in range(6)], Decoding())
+    assert [n for n, result in enumerate(found) if isinstance(result, EngineError)] == [3]
+    assert "broken answer" in str(found[3]) and engine.counts["requests"] == 7

@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.faults: dict[str, list[int]] = {}
+        self.replies: dict[str, bytes] = {}  # bodies in place of a score, by answer
         self.root = "a/hub-id"
 
     @property
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None: ...
 
     def answer(self, code: int, body: Any) -> None:
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
         if code == 302:
             self.send_header("Location", self.server.url + "/elsewhere")
@@ -56,7 +57,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(body)
         self.server.keys.add(self.headers.get("Authorization"))
         if faults := self.server.faults.get(text):
-            self.answer(faults.pop(0), {"error": "so it is"})
+            self.answer(faults.pop(0), {"error": f"so it is: {self.headers.get('Authorization')}"})
+        elif text in self.server.replies:
+            self.answer(200, self.server.replies[text])
         elif self.path == "/pooling":
             self.answer(200, {"data": [{"data": [[float(len(text))]]}]})
         else:
@@ -144,3 +147,46 @@ def test_a_url_with_a_password_or_without_a_server_is_refused(tmp_path: Path, mo
         EndpointScorer("http://me:secret@localhost:1", tmp_path)
     with pytest.raises(EngineError, match="gives no answer"):
         EndpointScorer("http://127.0.0.1:9", tmp_path)
+
+
+def test_a_reply_beyond_all_numbers_is_one_fault_and_one_too_deep_an_error(server: Server, tmp_path: Path) -> None:
+    scorer = EndpointScorer(server.url, tmp_path)
+    server.replies = {"large": b'{"data": [{"probs": [%s]}]}' % (b"9" * 400), "deep": b"[" * 10**5}
+    _, faults = scorer.score({"p": prompt("q", [])}, [("r", "p", "large")])
+    assert faults["r"][0] == "endpoint gave no score"
+    with pytest.raises(EngineError, match="gives no answer"):
+        scorer.score({"p": prompt("q", [])}, [("r", "p", "deep")])
+
+
+@pytest.mark.parametrize("url", ["/classify?api_key=sekret", "/#key=sekret"])
+def test_a_url_with_a_query_or_a_fragment_is_refused_and_not_shown(server: Server, tmp_path: Path, url: str) -> None:
+    with pytest.raises(EngineError, match="without user and password, query and fragment") as raised:
+        EndpointScorer(server.url + url, tmp_path)
+    assert "sekret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["sek'ret-7f3a", 'sek"ret-7f3a\n'])
+def test_the_key_appears_in_no_message(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, key)
+    scorer = EndpointScorer(server.url, tmp_path)
+    server.replies["odd"] = json.dumps({"you sent": f"Bearer {key.strip()}"}).encode()
+    server.faults = {"bad": [400], "slow": [500] * 9, "key": [401]}
+    _, faults = scorer.score({"p": prompt("q", [])}, [("1", "p", "bad"), ("2", "p", "odd")])
+    said = [str(faults)]
+    for text in ("slow", "key"):
+        with pytest.raises(EngineError, match=r"\(key\)") as raised:
+            scorer.score({"p": prompt("q", [])}, [("r", "p", text)])
+        said.append(str(raised.value))
+    assert not any("ret-7f3a" in text for text in said)
+    assert server.keys == {f"Bearer {key.strip()}"}
+
+
+def test_a_key_that_no_header_takes_is_told_and_not_sent(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, "sekret\nsekret")
+    with pytest.raises(EngineError, match="VLLM_API_KEY must be printable ASCII") as raised:
+        EndpointScorer(server.url, tmp_path)
+    assert "sekret" not in str(raised.value)

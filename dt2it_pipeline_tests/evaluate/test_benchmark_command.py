@@ -174,6 +174,25 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
         load_rows(get_entry("vl_rewardbench"), faulty, root / "pictures", tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000])
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_rows_that_no_reader_takes_are_one_error(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EvaluationError, match=r"rows\.json"):
+        read_rows(tmp_path / name)
+
+
+def test_lines_end_at_line_breaks_alone_and_may_follow_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('\ufeff{"id": "a\u2028b"}\n{"id": "c"}\n', encoding="utf-8")
+    assert read_rows(tmp_path / "r.jsonl") == [{"id": "a\u2028b"}, {"id": "c"}]
+
+
+def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
+    row = {"id": "mmmu_1", "query": "q", "response": ["a", "b"], "human_ranking": [0, None]}
+    with pytest.raises(EvaluationError, match="row 0: column human_ranking"):
+        load_rows(get_entry("vl_rewardbench"), [row], tmp_path, tmp_path)
+
+
 @pytest.mark.heavy
 def test_a_served_checkpoint_gives_the_scores_of_the_checkpoint(tmp_path: Path) -> None:
     from dt2it_pipeline.reward.distributed import free_port

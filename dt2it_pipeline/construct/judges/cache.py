@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ class ReplyCache:
             some = keys[start : start + _LOOKED_UP]
             marks = ",".join("?" * len(some))
             rows = self._database.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some)
-            found |= {key: Reply(*json.loads(reply)) for key, reply in rows}
+            for key, reply in rows:
+                with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
+                    found[key] = Reply(*json.loads(reply))
         return found
 
     def put(self, key: str, reply: Reply) -> None:
