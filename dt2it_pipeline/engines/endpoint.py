@@ -253,6 +253,9 @@ def data_url(image: Image.Image) -> str:
 
 
 def _messages(prompt: ChatPrompt) -> list[dict[str, Any]]:
+    wanted = sum(part["type"] == "image" for message in prompt.messages for part in message["content"])
+    if wanted != len(prompt.images):  # a StopIteration would hang whoever awaits it
+        raise EngineError(f"the prompt has {wanted} places for pictures and {len(prompt.images)} pictures")
     images = iter(prompt.images)
     messages: list[dict[str, Any]] = []
     for message in prompt.messages:

@@ -58,8 +58,16 @@ def benchmark(
     published = read_rows(rows)
     for place, row in enumerate(published):
         entry.group_of(row, place)  # before anything is scored
+    if not media.is_dir():
+        raise EvaluationError(f"there is no folder {media}, where the pictures of {entry.name} should lie")
     media_store = output / "media"
     loaded = load_rows(entry, published, media, media_store)
+    if published and not loaded.responses.num_rows:
+        first = loaded.set_aside.to_pylist()[0]
+        raise EvaluationError(
+            f"not one row of {rows.name} can be scored; the first: {first['row_id']}: {first['reason']} "
+            f"({first['detail']}). Media paths count from {media}"
+        )
     scored = (model if is_url(model) else model_digest(model), settings.model_dump(mode="json"), system_prompt)
     ids = loaded.responses["response_id"].to_pylist()
     folder = output / f"{entry.name}-{records.content_hash(scored, ids)[:12]}"

@@ -79,6 +79,15 @@ def test_a_consumer_that_stops_stops_the_line():
         assert seen < 200 and len(server.bodies) <= seen + 1
 
 
+def test_a_prompt_whose_places_and_pictures_differ_is_an_error_of_its_own():
+    content = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    odd = SampleRequest(ChatPrompt("odd", ({"role": "user", "content": content},), ()), 1, 0)
+    with serving(FaultServer({})) as server:
+        first, second = EndpointEngine(_settings(server)).sample([odd, _request("item-1 worth-5")], Decoding())
+    assert isinstance(first, EngineError) and "1 places for pictures and 0 pictures" in str(first)
+    assert not isinstance(second, EngineError)
+
+
 def test_nobody_at_the_address_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setenv("DT2IT_TEST_KEY", KEY)
     settings = EndpointSettings(

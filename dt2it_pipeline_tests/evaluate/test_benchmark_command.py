@@ -166,6 +166,14 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
         benchmark.main(arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
     with pytest.raises(SystemExit, match="--rows and --media once for every --benchmark"):
         benchmark.main([*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf"])
+    wrong = [*arguments(root, str(root / "ours"), tmp_path), "--media", str(root / "nowhere")]
+    wrong.remove("--media")
+    wrong.remove(str(root / "pictures"))
+    with pytest.raises(SystemExit, match=r"error: there is no folder .*nowhere, where the pictures of vl_rewardbench"):
+        benchmark.main(wrong)
+    (root / "gone.jsonl").write_text("\n".join(json.dumps({**row, "image": "gone.png"}) for row in world["rows"]))
+    with pytest.raises(SystemExit, match=r"error: not one row of gone\.jsonl can be scored; .*missing image"):
+        benchmark.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
     (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
     with pytest.raises(EvaluationError, match="line 2"):
         read_rows(root / "broken.jsonl")
