@@ -241,7 +241,7 @@ def test_a_missing_key_and_a_key_in_the_clear_are_refused(tmp_path, monkeypatch)
         judge.run(job, lambda progress: None)
     with pytest.raises(ValueError, match="unencrypted"):
         judging_job(tmp_path, "http://judge.example/v1", [["item-a"]])
-    with pytest.raises(ValueError, match="no user"):
+    with pytest.raises(ValueError, match="without user and password"):
         judging_job(tmp_path, "https://me:secret@judge.example/v1", [["item-a"]])
 
 
