@@ -48,7 +48,20 @@ def test_something_else_than_a_checkpoint_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("plain", [False, True], ids=["ours", "vllm-serve"])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                "DT2IT_TEST_VLLM_COMMAND" not in os.environ,
+                reason="minutes on a CPU, in an installation mended for it; set DT2IT_TEST_VLLM_COMMAND to run it",
+            ),
+        ),
+    ],
+    ids=["ours", "vllm-serve"],
+)
 def test_a_server_answers_the_request_of_the_card_with_our_score(tmp_path: Path, family: str, plain: bool) -> None:
     """Our command, and vLLM's own, `vllm serve DIR --runner pooling`, on the checkpoint as it is on disk."""
     import torch
