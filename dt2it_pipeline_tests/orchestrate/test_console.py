@@ -40,8 +40,9 @@ def job():
     return defs.resolve_job_def("everything")
 
 if __name__ == "__main__":  # not when the job is loaded again to run it
-    logs = {"python_logs": {"python_log_level": "INFO"}}
-    with dg.DagsterInstance.local_temp(sys.argv[1], overrides=logs) as instance:
+    # On a machine new to Dagster, telemetry introduces itself on the terminal once.
+    settings = {"python_logs": {"python_log_level": "INFO"}, "telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(sys.argv[1], overrides=settings) as instance:
         with dg.execute_job(dg.reconstructable(job), instance) as result:
             types = {event.event_type_value for event in result.all_events}
             assert {"STEP_START", "STEP_FAILURE", "ASSET_MATERIALIZATION"} <= types  # kept, if not printed
