@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def run(
 
     Args:
         job: pairs, prompts (Parquet), media_root, output (Parquet), work (folder), settings (AnnotationSettings), seed,
-            and `cache`, a file that keeps the replies of judges asked in words (in memory where absent).
+            and `cache`, a file that keeps replies and answers across runs (in memory where absent).
         report: called after each shard with judge, pairs and pairs_per_second.
         make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
         make_engine: builds an answering judge's engine from its settings and the most pictures in one prompt; vLLM
@@ -58,7 +58,8 @@ def run(
 
     Returns:
         pairs, votes, unusable (verdicts that are null), seconds, pairs_per_second, per judge a count of verdicts, and
-        in `asked` what asking in words came to, per judge: calls, tokens and cost of this run, not of earlier ones.
+        in `asked` what asking came to in this run, per judge that writes: the questions `asked` and those `looked_up`
+        among kept replies, and of one asked about responses calls, tokens and cost.
 
     Raises:
         LikelihoodError, EngineError, JudgeError: a judge's model cannot be loaded, or its key is not set.
@@ -91,6 +92,8 @@ def run(
         if isinstance(built, PairwiseVotes):
             prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
             asked[judge.name] = built.tally.facts(*prices)
+        elif isinstance(built, AnswerJudge):
+            asked[judge.name] = {"asked": built.asked, "looked_up": built.looked_up}
     folders = [_folder(work, judge, start) for judge in settings.judges for start in starts]
     votes_table = _joined(folders, "votes")
     store.write_parquet(_joined(folders, "set_aside"), output.with_name(f"{output.stem}.set_aside.parquet"))
@@ -123,7 +126,7 @@ def _built(
     if judge.kind == "likelihood":
         return LikelihoodJudge(judge, (make_weigher or _transformers)(judge, batch), prompts)
     most = max((len(row["media"]) for row in prompts.rows.values()), default=1)
-    return AnswerJudge(judge, (make_engine or _vllm)(judge, most), prompts)
+    return AnswerJudge(judge, partial((make_engine or _vllm), judge, most), prompts, replies)
 
 
 def _votes(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,12 +23,15 @@ from PIL import Image
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.judges.answers import question_text
+from dt2it_pipeline.construct.judges.cache import ReplyCache
+from dt2it_pipeline.construct.judges.protocol import Reply
 from dt2it_pipeline.construct.judges.votes import CHOSEN, REJECTED, TIE, NoVerdict
 from dt2it_pipeline.curate.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.curate.likelihood import Question
 from dt2it_pipeline.curate.settings import JudgeSettings
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
-from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest, SamplingEngine
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
+from dt2it_pipeline.store import model_digest
 
 _GREY = (128, 128, 128)
 
@@ -105,11 +108,21 @@ class AnswerJudge:
 
     It judges short factual questions as well as its model answers them. A question that needs prose, or that both
     responses answer alike, is a tie.
+
+    Args:
+        settings: of the judge.
+        engine: gives the engine behind the judge; asked for it when there is a question without a kept answer.
+        prompts: of the pairs.
+        replies: where answers are kept, by model and question: a pair that a later round contests again costs nothing.
     """
 
-    def __init__(self, settings: JudgeSettings, engine: SamplingEngine, prompts: Prompts) -> None:
-        self._settings, self._engine, self._prompts = settings, engine, prompts
+    def __init__(
+        self, settings: JudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
+    ) -> None:
+        self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
+        self._model = model_digest(settings.model)
         self._pictures = _OtherPictures(settings, prompts)
+        self.asked = self.looked_up = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
@@ -145,20 +158,36 @@ class AnswerJudge:
         return found
 
     def _answers(self, prompts: Sequence[ChatPrompt]) -> list[str | NoVerdict]:
-        """The model's answer to each prompt; equal prompts are asked once."""
-        keys = [_key(prompt) for prompt in prompts]
-        asked = dict(zip(keys, prompts, strict=True))
-        requests = [SampleRequest(prompt, 1, 0) for prompt in asked.values()]
-        replies = self._engine.sample(requests, Decoding(0.0, 1.0, self._settings.max_new_tokens))
-        answers = {key: self._answer(reply) for key, reply in zip(asked, replies, strict=True)}
-        return [answers[key] for key in keys]
+        """The model's answer to each prompt; equal prompts are asked once, those with a kept answer not at all."""
+        keys = [self._key(prompt) for prompt in prompts]
+        different = dict(zip(keys, prompts, strict=True))
+        replies: dict[str, Reply | EngineError] = dict(self._replies.get(list(different)))
+        unknown = [key for key in different if key not in replies]
+        self.asked, self.looked_up = self.asked + len(unknown), self.looked_up + len(replies)
+        if unknown:
+            requests = [SampleRequest(different[key], 1, 0) for key in unknown]
+            answered = self._engine().sample(requests, Decoding(0.0, 1.0, self._settings.max_new_tokens))
+            for key, result in zip(unknown, answered, strict=True):
+                if isinstance(result, EngineError):
+                    replies[key] = result
+                    continue
+                sample = result[0]
+                replies[key] = reply = Reply(sample.text, sample.finished, sample.prompt_tokens, sample.tokens)
+                self._replies.put(key, reply)
+        return [self._answer(replies[key]) for key in keys]
 
-    def _answer(self, reply: list[Sample] | EngineError) -> str | NoVerdict:
+    def _answer(self, reply: Reply | EngineError) -> str | NoVerdict:
         if isinstance(reply, EngineError):
             return NoVerdict("the judge could not answer", str(reply))
-        if not reply[0].finished:
+        if not reply.finished:
             return NoVerdict("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
-        return reply[0].text
+        return reply.text
+
+    def _key(self, prompt: ChatPrompt) -> str:
+        """What an answer depends on, as a hash."""
+        pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
+        limits = [self._settings.max_new_tokens, self._settings.max_model_len]
+        return records.content_hash("answer", self._model, limits, list(prompt.messages), pictures)
 
 
 class _OtherPictures:
@@ -199,8 +228,3 @@ class _OtherPictures:
         if not found:
             raise ChatError("no other picture to measure against", f"{len(prompt.images)} pictures in the prompt")
         return tuple(found[: self._settings.baselines])
-
-
-def _key(prompt: ChatPrompt) -> str:
-    pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
-    return records.content_hash(list(prompt.messages), pictures)

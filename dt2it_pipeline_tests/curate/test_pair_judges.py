@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def says_the_color(request):
     return [Sample(f"The shape is {color_of(request)}.", 5, True)]
 
 
-def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engine: object, **changes: object):
+def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engine: object, make_engine=None, **changes):
+    """Votes, reasons by row and the pairs, with a scripted engine, an engine's maker, or vLLM where both are None."""
+    make_engine = make_engine if engine is None else lambda judge, most_images: engine
     pairs = [
         records.make_pair(prompt["prompt_id"], *texts, source="test")
         for prompt, texts in zip(prompts, sides, strict=True)
@@ -37,8 +40,9 @@ def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engin
         "work": str(tmp_path / "work"),
         "settings": {"judges": JUDGES, "batch_pairs": 4} | changes,
         "seed": 0,
+        "cache": str(tmp_path / "replies.sqlite"),
     }
-    annotate.run(job, lambda progress: None, None, None if engine is None else lambda judge, most_images: engine)
+    annotate.run(job, lambda progress: None, None, make_engine)
     votes = store.read_parquet(job["output"], "votes").to_pylist()
     aside = store.read_parquet(tmp_path / "votes.set_aside.parquet", "set_aside").to_pylist()
     return votes, {row["row_id"]: row["reason"] for row in aside}, pairs
@@ -67,6 +71,24 @@ def test_equal_questions_are_asked_once_and_yes_or_no_needs_no_other_picture(tmp
     votes, _, _ = run(tmp_path, prompts, sides, engine)
     assert [vote["verdict"] for vote in votes[:3]] == ["chosen", "rejected", "rejected"]
     assert len(engine.requests) == 2 * len(JUDGES)
+
+
+def test_a_pair_that_is_contested_again_is_judged_from_kept_answers_without_a_model(tmp_path):
+    engine = ScriptedEngine(says_the_color)
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    sides = [(f"It is {color}.", "It is pink.") for color in COLORS]
+    run(tmp_path, prompts, sides, engine)
+    shutil.rmtree(tmp_path / "work")
+    votes, aside, _ = run(tmp_path, prompts, [side[::-1] for side in sides], None, no_engine)
+    assert [vote["verdict"] for vote in votes] == ["rejected"] * 2 * len(COLORS)
+    assert aside == {}
+    shutil.rmtree(tmp_path / "work")
+    with pytest.raises(AssertionError, match="no model"):  # other words are another question
+        run(tmp_path, prompts, sides, None, no_engine, judges=[JUDGES[0], JUDGES[1] | {"prompt": "Be vague."}])
+
+
+def no_engine(judge, most_images):
+    raise AssertionError("no model was to be loaded")
 
 
 def test_what_it_cannot_answer_is_no_vote_with_a_reason(tmp_path):
