@@ -7,6 +7,8 @@ segment and of the prompt.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,17 +18,20 @@ if TYPE_CHECKING:
     from dt2it_pipeline.reward.batch import Batch
 
 FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
-TAKE_MASKS = ("sdpa", "eager", FLEX)  # implementations that a shared prefix can go through
+BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
+TAKE_MASKS = ("sdpa", "eager", FLEX, BLOCKS)  # implementations that a shared prefix can go through
+_QUERIES = 128  # in a block; shorter ones spare little more and cost calls
 _NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 
 
 def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: int | None = None) -> Any:
     """Mask for the decoder layers in the form that `implementation` takes; None where plain causal attention does.
 
-    `sdpa` and `eager` take an additive mask [B, 1, L, L]. `flex` (FlexAttention, arXiv 2412.05496) takes a block mask,
-    which skips blocks that nobody sees and never holds L x L numbers; on CUDA it should be the faster one for long
-    prompts with many responses. That was not measured: this was developed without a GPU. So `sdpa` is the default
-    everywhere, and of `flex` only the numbers were checked, on a CPU, where it runs without its fused kernel.
+    `sdpa` and `eager` take an additive mask [B, 1, L, L], and so does `sdpa_blocks`, which `in_blocks` then cuts up.
+    `flex` (FlexAttention, arXiv 2412.05496) takes a block mask, which skips blocks that nobody sees and never holds
+    L x L numbers; on CUDA it should be the faster one for long prompts with many responses. That was not measured: this
+    was developed without a GPU. So `sdpa` is the default there, and of `flex` only the numbers were checked, on a CPU,
+    where it runs without its fused kernel. On a CPU the default is `sdpa_blocks`.
 
     Args:
         batch: for its segments.
@@ -46,11 +51,82 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
     return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
 
-def register_flex() -> None:
-    """Make `flex` known to transformers."""
+def default_attention() -> str:
+    """The implementation that suits this machine: see `layer_mask`."""
+    return "sdpa" if torch.cuda.is_available() else BLOCKS
+
+
+def register() -> None:
+    """Make `flex` and `sdpa_blocks` known to transformers; the latter takes the masks that it makes for `sdpa`, too."""
     from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     AttentionInterface.register(FLEX, _flex)
+    AttentionInterface.register(BLOCKS, _sdpa_blocks)
+    AttentionMaskInterface.register(BLOCKS, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries `start` to `stop` of a mask, the runs of columns that any of them sees, and their part of the mask."""
+
+    start: int
+    stop: int
+    runs: tuple[tuple[int, int], ...]
+    mask: torch.Tensor  # [B, 1, queries, columns of all runs]
+
+
+def in_blocks(mask: torch.Tensor) -> torch.Tensor | tuple[QueryBlock, ...]:
+    """An additive mask [B, 1, Q, L] as blocks of queries without the columns that are hidden from all of a block.
+
+    A dense mask has every pair of columns computed, also what comes later and other responses: more than half of them.
+    Where there is no more than one block, the mask itself is returned.
+    """
+    queries = mask.shape[2]
+    if queries < 2 * _QUERIES:
+        return mask
+    seen = (mask[:, 0] == 0).any(dim=0)  # [Q, L]
+    blocks = []
+    for start in range(0, queries, _QUERIES):
+        stop = min(start + _QUERIES, queries)
+        columns = seen[start:stop].any(dim=0).nonzero().flatten()
+        breaks = (columns.diff() > 1).nonzero().flatten() + 1
+        runs = tuple((int(run[0]), int(run[-1]) + 1) for run in columns.tensor_split(breaks.cpu()))
+        blocks.append(QueryBlock(start, stop, runs, _columns(mask[:, :, start:stop], runs, dim=3).contiguous()))
+    return tuple(blocks)
+
+
+def _sdpa_blocks(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [B, heads, Q, size] to output [B, Q, heads, size]."""
+    attend = functools.partial(
+        nn.functional.scaled_dot_product_attention,
+        scale=options.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if attention_mask is None:
+        out = attend(query, key, value, is_causal=True)
+    elif isinstance(attention_mask, torch.Tensor):
+        out = attend(query, key, value, attn_mask=attention_mask)
+    else:
+        parts = [
+            attend(
+                query[:, :, block.start : block.stop],
+                _columns(key, block.runs, dim=2),
+                _columns(value, block.runs, dim=2),
+                attn_mask=block.mask,
+            )
+            for block in attention_mask
+        ]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _columns(whole: torch.Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> torch.Tensor:
+    """The columns of all runs along `dim`; a view where there is one run."""
+    parts = [whole.narrow(dim, start, stop - start) for start, stop in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _flex(
@@ -108,7 +184,7 @@ class _CommonStart:
 
 
 def layer_after_common_start(
-    layer: Any, start: torch.Tensor, rest: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
+    layer: Any, start: torch.Tensor, rest: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], masks: Sequence[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A decoder layer over rows that begin alike: their first columns once, then the rest of every row.
 
@@ -119,7 +195,7 @@ def layer_after_common_start(
         start: hidden states of the common columns, [1, common, hidden].
         rest: of all other columns, [rows, L - common, hidden].
         rotary: for whole rows.
-        mask: additive, [rows, 1, L, L].
+        masks: of the common columns among themselves, and of the others over all columns.
 
     Returns:
         `start` and `rest` behind the layer.
@@ -129,10 +205,7 @@ def layer_after_common_start(
     first = tuple(part[..., :1, :common, :] for part in rotary)
     after = tuple(part[..., common:, :] for part in rotary)
     out = []
-    for hidden, seen, turned in (
-        (start, mask[:1, :, :common, :common], first),
-        (rest, mask[:, :, common:], after),
-    ):
+    for hidden, seen, turned in zip((start, rest), masks, (first, after), strict=True):
         done = layer(hidden, attention_mask=seen, position_embeddings=turned, position_ids=None, past_key_values=cache)
         out.append(done[0] if isinstance(done, tuple) else done)
     return out[0], out[1]

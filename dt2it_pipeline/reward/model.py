@@ -21,12 +21,15 @@ import torch  # noqa: E402  (the shim must come before the first import of trans
 from torch import nn  # noqa: E402
 
 from dt2it_pipeline.reward.attention import (  # noqa: E402
+    BLOCKS,
     FLEX,
     TAKE_MASKS,
+    default_attention,
+    in_blocks,
     last_layer,
     layer_after_common_start,
     layer_mask,
-    register_flex,
+    register,
 )
 from dt2it_pipeline.reward.checkpoint import (  # noqa: E402
     FAMILIES,
@@ -107,7 +110,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+        cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None
     ) -> RewardModel:
         """Load a reward-model checkpoint, or a base model whose head is then drawn from `seed`.
 
@@ -118,7 +121,8 @@ class RewardModel(nn.Module):
             path: folder or Hub id.
             seed: for a head that is drawn.
             dtype: type of the weights; the head computes in float32 in any case.
-            attention: `sdpa`, `flex` or another implementation of transformers; see `attention.layer_mask`.
+            attention: `sdpa`, `sdpa_blocks`, `flex` or another implementation of transformers; see
+                `attention.layer_mask`. None: the one that suits this machine.
 
         Raises:
             CheckpointError: the folder holds no supported architecture, lacks weights or the head, or is damaged.
@@ -127,7 +131,7 @@ class RewardModel(nn.Module):
         folder = resolve_folder(path)
         config = read_json(folder / "config.json")
         family, is_reward_model = architecture(config, folder)
-        backbone = _load_backbone(folder, family, dtype, attention)
+        backbone = _load_backbone(folder, family, dtype, attention or default_attention())
         card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         model = cls(backbone, card, folder)
         if is_reward_model:
@@ -206,20 +210,20 @@ class RewardModel(nn.Module):
         rotary = language.rotary_emb(hidden, batch.position_ids)
         if not batch.plain and (fault := self.sharing_fault()):
             raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
-        masks = {window: layer_mask(batch, self.attention, hidden.dtype, window) for window in self._windows()}
+        rows, length = batch.input_ids.shape
+        common = batch.common if self._starts_once(batch) else 0
+        masks = {window: self._masks(batch, hidden.dtype, window, common) for window in self._windows()}
         layers = list(language.layers)
         lean_end = self.family == "qwen3_vl" and len(layers) > len(deepstack)
         last = layers.pop() if lean_end else None
-        rows, length = batch.input_ids.shape
-        common = batch.common if self._starts_once(batch) else 0
         start, hidden = hidden[:1, :common], hidden[:, common:]
         slots = batch.picture_slots - (batch.picture_slots // length + 1) * common
         for index, layer in enumerate(layers):
-            mask = masks[_window(layer)]
+            seen = masks[_window(layer)]
             if common:
-                start, hidden = layer_after_common_start(layer, start, hidden, rotary, mask)
+                start, hidden = layer_after_common_start(layer, start, hidden, rotary, seen)
             else:
-                out = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None)
+                out = layer(hidden, attention_mask=seen[0], position_embeddings=rotary, position_ids=None)
                 hidden = out[0] if isinstance(out, tuple) else out
             if index < len(deepstack):
                 hidden = _put_rows(hidden, slots, deepstack[index], add=True)
@@ -230,6 +234,12 @@ class RewardModel(nn.Module):
         else:
             hidden = hidden.reshape(-1, hidden.shape[-1])[batch.ends]
         return self.head(language.norm(hidden))
+
+    def _masks(self, batch: Batch, dtype: torch.dtype, window: int | None, common: int) -> list[Any]:
+        """What the layers are told of who sees whom: of whole rows, or of a common start and of the rest."""
+        mask = layer_mask(batch, self.attention, dtype, window)
+        masks = [mask[:1, :, :common, :common], mask[:, :, common:]] if common else [mask]
+        return [in_blocks(each) for each in masks] if self.attention == BLOCKS and mask is not None else masks
 
     def _starts_once(self, batch: Batch) -> bool:
         """Whether the text with which all rows begin, such as the system prompt, is to be computed once.
@@ -342,8 +352,7 @@ def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str
     backbone = getattr(module, f"{FAMILIES[family]}Model")
     for file in weight_files(folder):
         weight_names(file)
-    if attention == FLEX:
-        register_flex()
+    register()
     chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
     try:
         made, found = backbone.from_pretrained(

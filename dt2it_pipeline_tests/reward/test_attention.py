@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from dt2it_pipeline.reward.attention import block_mask, sees
-from dt2it_pipeline.reward.batch import Row, collate, split
+from dt2it_pipeline.reward.attention import block_mask, in_blocks, sees
+from dt2it_pipeline.reward.batch import Row, collate, split, with_pixels
 from dt2it_pipeline.reward.model import RewardModel
 from dt2it_pipeline.reward.scorer import Scorer
 from dt2it_pipeline_tests.reward.tiny import make_prompt
@@ -40,6 +40,54 @@ def test_the_block_mask_says_the_same() -> None:
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen.unsqueeze(1))
     found = flex_attention(query, key, value, block_mask=block_mask(SEGMENTS))
     assert torch.allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_blocks_of_queries_leave_out_what_none_of_them_sees() -> None:
+    segment = torch.tensor([[0] * 300 + [1] * 100 + [2] * 100, [0] * 290 + [1] * 90 + [2] * 100 + [-1] * 20])
+    seen = sees(segment, torch.arange(500).expand(2, -1))
+    mask = torch.zeros(2, 1, 500, 500).masked_fill_(~seen.unsqueeze(1), float("-inf"))
+    blocks = in_blocks(mask)
+    assert isinstance(blocks, tuple)
+    assert [(block.start, block.stop) for block in blocks] == [(0, 128), (128, 256), (256, 384), (384, 500)]
+    assert blocks[0].runs == ((0, 128),)
+    assert blocks[3].runs == ((0, 500),)
+    assert all(block.mask.shape[3] == sum(stop - start for start, stop in block.runs) for block in blocks)
+    rebuilt = torch.full_like(mask, float("-inf"))
+    for block in blocks:
+        columns = torch.cat([torch.arange(*run) for run in block.runs])
+        rebuilt[:, :, block.start : block.stop, columns] = block.mask
+    assert torch.equal(rebuilt, mask)
+    second = in_blocks(mask[:1, :, 400:].repeat(1, 1, 3, 1))  # of the second response alone
+    assert second[0].runs == ((0, 300), (400, 500))
+    assert in_blocks(mask[:, :, :255]).shape[2] == 255  # one block: the mask as it is
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("common", [True, False])
+def test_scores_and_gradients_in_blocks_are_those_of_the_dense_mask(
+    setup: Callable[..., Any], base: Callable[..., Path], media: tuple[Path, Any], family: str, common: bool
+) -> None:
+    _, prompter, _ = setup(family)
+    words = "the shape in the middle of this picture is of which colour "
+    prompts = prompter.prompts(
+        [make_prompt(media[1][:1], words * 30 + end) if common else make_prompt([], end + words * 25) for end in "ab"]
+    )
+    texts = prompter.responses([words * 6, words * 9, "red"])
+    batch = with_pixels(collate([Row(prompt, tuple(texts)) for prompt in prompts]), prompter.shelf)
+    assert batch.input_ids.shape[1] > 500
+    found = []
+    for attention in ("sdpa", "sdpa_blocks"):
+        model = RewardModel.from_pretrained(base(family), attention=attention).train()
+        assert isinstance(model._masks(batch, torch.float32, None, 0)[0], tuple) == (attention == "sdpa_blocks")
+        scores = model(batch)
+        (scores * torch.linspace(-1, 2, len(scores))).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((scores.detach(), gradients))
+    (dense, dense_gradients), (blocks, gradients) = found
+    assert torch.allclose(dense, blocks, atol=1e-5, rtol=0)
+    assert set(gradients) == set(dense_gradients)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, dense_gradients[name], atol=1e-5, rtol=1e-4), name
 
 
 @pytest.fixture
@@ -87,7 +135,7 @@ def test_sliding_windows_take_the_concatenated_path_and_say_so(
         model(shared)
 
 
-@pytest.mark.parametrize("attention", ["eager", "flex"])
+@pytest.mark.parametrize("attention", ["eager", "flex", "sdpa_blocks"])
 def test_other_attention_scores_the_same(base: Callable[..., Path], media: tuple[Path, Any], attention: str) -> None:
     for count in (1, 3):
         responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES[:count])]
