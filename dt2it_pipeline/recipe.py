@@ -275,6 +275,12 @@ class Recipe(Settings):
     landing: LandingSettings = LandingSettings()
 
     @model_validator(mode="after")
+    def _published_policy_has_two_judges(self) -> Recipe:
+        if self.curation.policy == "paper" and len(self.annotation.judges) != 2:
+            raise ValueError("annotation.judges: the policy `paper` asks two; one is enough for `posterior`")
+        return self
+
+    @model_validator(mode="after")
     def _demo_arms_need_demo(self) -> Recipe:
         if self.evaluation.ceiling_arm and self.demo is None:
             raise ValueError(

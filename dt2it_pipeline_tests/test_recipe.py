@@ -28,6 +28,13 @@ def test_a_wrong_setting_is_named(text, message):
         parse_recipe(MINIMAL + text)
 
 
+def test_one_judge_is_enough_for_posterior_alone():
+    one = "name: x\nannotation: {judges: [{name: a}]}\n"
+    assert len(parse_recipe(one + "curation: {policy: posterior}\n").annotation.judges) == 1
+    with pytest.raises(RecipeError, match="the policy `paper` asks two"):
+        parse_recipe(one)
+
+
 def test_every_wrong_setting_is_named_at_once():
     with pytest.raises(RecipeError) as caught:
         parse_recipe(MINIMAL + "a: 1\nb: 2\nrounds: 0\n")

@@ -51,8 +51,10 @@ class Policy(Protocol):
         """Split voted pairs into kept and contested; `scores` are the verifier's, and not looked at without one."""
         ...
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
-        """What becomes of contested pairs after the judges' votes; returns the result and its facts."""
+    def resolve(
+        self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> tuple[AnnotationResult, dict[str, Any]]:
+        """What becomes of contested pairs after the votes of so many judges; returns the result and its facts."""
         ...
 
 
@@ -76,9 +78,11 @@ class PaperPolicy:
         """`steps.verify`."""
         return verify(voted, scores)
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
+    def resolve(
+        self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> tuple[AnnotationResult, dict[str, Any]]:
         """`steps.resolve_annotations`: the judges decide."""
-        return resolve_annotations(contested, votes), {}
+        return resolve_annotations(contested, votes, judges), {}
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,11 @@ class PosteriorPolicy:
         """`posterior.split_confident`."""
         return split_confident(voted, self.keep_probability)
 
-    def resolve(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, dict[str, Any]]:
+    def resolve(
+        self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> tuple[AnnotationResult, dict[str, Any]]:
         """`posterior.weigh_judges`, with the fitted accuracy of the judges' verdicts among the facts."""
-        found = weigh_judges(contested, votes, self.keep_probability)
+        found = weigh_judges(contested, votes, self.keep_probability, judges)
         return found, {"estimated_verdict_accuracy": round(found.accuracy, 4)}
 
 

@@ -105,15 +105,17 @@ def split_confident(voted: pd.DataFrame, keep_probability: float) -> VerifyResul
 
 @dataclass(frozen=True)
 class WeighedResult(AnnotationResult):
-    """As `steps.AnnotationResult`; `accuracy` is the fitted share of right verdicts where two judges decide a pair."""
+    """As `steps.AnnotationResult`; `accuracy` is the fitted share of right verdicts."""
 
     accuracy: float
 
 
-def weigh_judges(contested: pd.DataFrame, votes: pd.DataFrame, keep_probability: float) -> WeighedResult:
+def weigh_judges(
+    contested: pd.DataFrame, votes: pd.DataFrame, keep_probability: float, judges: int = 2
+) -> WeighedResult:
     """Decide contested pairs by the voters' log-odds and the judges' verdict together.
 
-    Two judges' votes make one verdict, as in `steps.resolve_annotations`; pairs without one are dropped as there. The
+    The judges' votes make one verdict, as in `steps.resolve_annotations`; pairs without one are dropped as there. The
     share a of right verdicts is fitted to how verdicts agree with the log-odds s_i (by EM, with a Beta(16, 4) prior),
     and a verdict adds log(a / (1 - a)) to its side. The side with the greater log-odds becomes chosen; the pair is
     kept if they reach those of `keep_probability`, else dropped with the reason "not sure enough".
@@ -122,6 +124,7 @@ def weigh_judges(contested: pd.DataFrame, votes: pd.DataFrame, keep_probability:
         contested: pairs as `split_confident` returns them: `strength` is s_i in nats.
         votes: pair_id, judge, order, verdict.
         keep_probability: as for `split_confident`.
+        judges: 1 or 2, the votes that make a verdict.
 
     Returns:
         `annotated` with `strength` = log-odds (nats) that the label is right after the judges' votes.
@@ -129,7 +132,7 @@ def weigh_judges(contested: pd.DataFrame, votes: pd.DataFrame, keep_probability:
     Raises:
         CurationError: malformed tables or repeated pair ids.
     """
-    decided = resolve_annotations(contested, votes)
+    decided = resolve_annotations(contested, votes, judges)
     before = contested.set_index("pair_id").reindex(decided.annotated["pair_id"])
     log_odds = before["strength"].to_numpy(dtype=np.float64)
     turned = decided.annotated["chosen_id"].to_numpy(dtype=object) != before["chosen_id"].to_numpy(dtype=object)

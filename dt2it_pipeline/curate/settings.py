@@ -43,7 +43,7 @@ AnnotatorChoice: TypeAlias = JudgeSettings | EndpointJudgeSettings | VllmJudgeSe
 
 
 class AnnotationSettings(Settings):
-    """Two judges on every contested pair (arXiv 2604.19544, iterative training: annotation)."""
+    """Judges of every contested pair: two (arXiv 2604.19544, iterative training: annotation), or one."""
 
     judges: tuple[
         Annotated[
@@ -55,15 +55,16 @@ class AnnotationSettings(Settings):
         ...,
     ] = Field(
         strict=False,
-        min_length=2,
+        min_length=1,
         max_length=2,
-        description="two, each with one vote on every contested pair; kind: likelihood, answer, endpoint or vllm",
+        description="each with one vote on every contested pair; two under the policy paper, one or two under "
+        "posterior; kind: likelihood, answer, endpoint or vllm",
     )
     batch_pairs: int = Field(64, ge=1, description="pairs per forward pass, and per shard that a killed run keeps")
     budget_calls: int | None = Field(
         None,
         ge=0,
-        description="most judge calls per round, two a pair; the least sure pairs come first. None: no limit",
+        description="most judge calls per round, one a pair and judge; the least sure pairs come first. None: no limit",
     )
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from dt2it_pipeline.curate import votes as vote_column
 from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
 from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 
-NOT_TWO_VOTES = "votes do not sum to two"
+TOO_FEW_OR_MANY = {1: "votes do not sum to one", 2: "votes do not sum to two"}
 TIED = "votes are tied"
 _FOR_CHOSEN = {"chosen": 1.0, "tie": 0.5, "rejected": 0.0}
 
@@ -152,19 +152,20 @@ def checked_frames(pairs: pd.DataFrame, margins: Margins) -> tuple[pd.DataFrame,
     return select_rows(checked, agrees), select_rows(checked, ~agrees)
 
 
-def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> AnnotationResult:
-    """Step 3, annotation: two judges decide each contested pair.
+def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: int = 2) -> AnnotationResult:
+    """Step 3, annotation: two judges decide each contested pair; or one, which is not the published way.
 
     Each usable verdict is one vote; a tie gives half a vote to each side; null, and anything that is not a verdict,
-    gives none. A pair whose votes do not sum to exactly two is dropped, so is a tied pair. Otherwise the majority side
-    becomes chosen and the label is "annotated", whether or not the sides changed. `strength` becomes the difference of
-    votes (1 or 2) and the judges are added to `votes` (+1, 0 or -1).
+    gives none. A pair whose votes do not sum to exactly `judges` is dropped, so is a tied pair. Otherwise the majority
+    side becomes chosen and the label is "annotated", whether or not the sides changed. `strength` becomes the
+    difference of votes (1 or 2) and the judges are added to `votes` (+1, 0 or -1).
 
     Args:
         contested: pairs as `verify` returns them; may be empty.
         votes: pair_id, judge, order, verdict. "chosen" means the pair's present chosen side, whatever the order shown.
             Each row counts: one judge asked in both orders and another asked in both give four votes, hence a drop.
             Votes on other pairs are not looked at.
+        judges: 1 or 2, the votes that decide a pair.
 
     Raises:
         CurationError: malformed tables or repeated pair ids.
@@ -181,7 +182,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> Annotat
     unusable = np.bincount(rows[relevant & ~usable], minlength=count)
     difference = 2 * chosen_votes - total
 
-    decided = (total == 2) & (difference != 0)
+    decided = (total == judges) & (difference != 0)
     swap = difference < 0
     everything = with_strength(contested.reset_index(drop=True), difference)
     everything["votes"] = vote_column.append(
@@ -195,7 +196,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame) -> Annotat
     annotated["label"] = pd.Series("annotated", index=annotated.index, dtype="str")
 
     dropped = select_rows(contested, ~decided)
-    dropped["reason"] = pd.Series(np.where(total[~decided] == 2, TIED, NOT_TWO_VOTES), dtype="str")
+    dropped["reason"] = pd.Series(np.where(total[~decided] == judges, TIED, TOO_FEW_OR_MANY[judges]), dtype="str")
     dropped["detail"] = pd.Series(
         [
             f"votes for chosen {a:g}, for rejected {b:g}, unusable {c}"

@@ -250,6 +250,19 @@ def test_a_pair_without_one_verdict_of_two_judges_is_dropped_with_the_reason() -
     assert reasons == {ids[2]: "votes are tied", ids[3]: "votes do not sum to two"}
 
 
+def test_one_judge_can_decide() -> None:
+    world = World(400, 0.3)
+    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.85).contested.iloc[:4]
+    votes = judged(contested, [("chosen", None), ("rejected", None), ("tie", None), (None, None)])
+    result = weigh_judges(contested, votes, 0.5, judges=1)
+    ids = contested["pair_id"].tolist()
+    kept = set(result.annotated["pair_id"])
+    reasons = dict(zip(result.dropped["pair_id"], result.dropped["reason"], strict=True))
+    assert ids[0] in kept
+    assert reasons[ids[2]] == "votes are tied"
+    assert reasons[ids[3]] == "votes do not sum to one"
+
+
 @pytest.mark.parametrize("skill", [0.98, 0.75, 0.5, 0.1])
 def test_a_verdict_weighs_what_the_judges_are_worth(skill: float) -> None:
     world = World(4000, 0.3, seed=1)

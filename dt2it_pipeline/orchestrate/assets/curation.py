@@ -204,7 +204,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     def annotated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
     ) -> dg.MaterializeResult:
-        """Step 3: two judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped."""
+        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped."""
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
         models = " ".join(model_digest(model_path(judge.model)) for judge in own)
@@ -229,7 +229,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             }
             summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
             votes = read_parquet(work / "votes.parquet", "votes")
-            resolved, policy_facts = policy.resolve(asked, to_frame(votes))
+            resolved, policy_facts = policy.resolve(asked, to_frame(votes), judges)
             aside = [set_aside_table(part, "annotated_pairs") for part in (resolved.dropped, beyond)]
             tables = {
                 "pairs": to_table(resolved.annotated, "pairs"),
