@@ -67,6 +67,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "votes": _schema(
         ("pair_id", pa.string()), ("judge", pa.string()), ("order", pa.string()), ("verdict", pa.string(), NULLABLE)
     ),
+    # What people say of pairs: the id of the response that they prefer, null for neither.
+    "people_votes": _schema(("pair_id", pa.string()), ("person", pa.string()), ("preferred_id", pa.string(), NULLABLE)),
     # Human T2I preferences as they are found: two pictures for one caption.
     "t2i_preferences": _schema(
         ("row_id", pa.string()),

@@ -1,5 +1,6 @@
 """The jobs as people run them, with every real engine, on the smoke recipe: tables, reports, kills."""
 
+import json
 import math
 import os
 import random
@@ -67,6 +68,15 @@ def run(home: Path, *job: str, recipe: str = SMOKE) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
+
+
+def run_module(home: Path, module: str, *arguments: str) -> str:
+    """Run one of the package's commands to its end; what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments], env=environment(home), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +221,31 @@ def test_the_same_job_again_uses_what_is_finished(home):
     log = run(home, *ROUND_1)
     assert log.count("which is used again") >= len(PARTITIONED)
     assert {name: bundle.digest for name, bundle in every_bundle(Store(home))} == before
+
+
+def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
+    copy = tmp_path / "home"
+    for part in ("artifacts", "media", "sources"):
+        shutil.copytree(home / part, copy / part)
+    before = Store(copy).read("annotated_pairs", "1")
+    tasks = tmp_path / "tasks"
+    run_module(copy, "dt2it_pipeline.export", "--round=1", "--undecided", "--format=argilla", f"--output={tasks}")
+    entries = json.loads((tasks / "records.json").read_text())
+    assert len(entries) == before["set_aside"].num_rows > 0
+    for entry in entries:
+        entry["responses"] = {"better": [{"value": "first", "user_id": "someone"}]}
+    (tmp_path / "answers.json").write_text(json.dumps(entries))
+    told = run_module(copy, "dt2it_pipeline.curate.people", str(tmp_path / "answers.json"))
+    assert f"{len(entries)} votes of 1 people" in told
+    log = run(copy, *ROUND_1)
+    after = Store(copy).read("annotated_pairs", "1")
+    assert after.facts["people_votes"] == len(entries)
+    assert (after["set_aside"].num_rows, after.facts["rows_in"]) == (0, before.facts["rows_in"])
+    labels = {row["pair_id"]: row for row in Store(copy).read("curated_pairs", "1")["pairs"].to_pylist()}
+    for entry in entries:
+        pair = labels[entry["metadata"]["pair_id"]]
+        assert (pair["label"], pair["chosen_id"]) == ("annotated", entry["metadata"]["first_id"])
+    assert log.count("used again") >= 5  # what does not depend on people is not made again
 
 
 def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_path):

@@ -20,7 +20,7 @@ from dt2it_pipeline.curate import votes as vote_column
 from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
 from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 
-TOO_FEW_OR_MANY = {1: "votes do not sum to one", 2: "votes do not sum to two"}
+WRONG_COUNT = {1: "votes do not sum to one", 2: "votes do not sum to two", None: "no vote"}
 TIED = "votes are tied"
 _FOR_CHOSEN = {"chosen": 1.0, "tie": 0.5, "rejected": 0.0}
 
@@ -152,7 +152,7 @@ def checked_frames(pairs: pd.DataFrame, margins: Margins) -> tuple[pd.DataFrame,
     return select_rows(checked, agrees), select_rows(checked, ~agrees)
 
 
-def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: int = 2) -> AnnotationResult:
+def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: int | None = 2) -> AnnotationResult:
     """Step 3, annotation: two judges decide each contested pair; or one, which is not the published way.
 
     Each usable verdict is one vote; a tie gives half a vote to each side; null, and anything that is not a verdict,
@@ -165,7 +165,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
         votes: pair_id, judge, order, verdict. "chosen" means the pair's present chosen side, whatever the order shown.
             Each row counts: one judge asked in both orders and another asked in both give four votes, hence a drop.
             Votes on other pairs are not looked at.
-        judges: 1 or 2, the votes that decide a pair.
+        judges: 1 or 2, the votes that decide a pair; None: as many as there are.
 
     Raises:
         CurationError: malformed tables or repeated pair ids.
@@ -182,7 +182,8 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
     unusable = np.bincount(rows[relevant & ~usable], minlength=count)
     difference = 2 * chosen_votes - total
 
-    decided = (total == judges) & (difference != 0)
+    complete = total == judges if judges else total > 0
+    decided = complete & (difference != 0)
     swap = difference < 0
     everything = with_strength(contested.reset_index(drop=True), difference)
     everything["votes"] = vote_column.append(
@@ -196,7 +197,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
     annotated["label"] = pd.Series("annotated", index=annotated.index, dtype="str")
 
     dropped = select_rows(contested, ~decided)
-    dropped["reason"] = pd.Series(np.where(total[~decided] == judges, TIED, TOO_FEW_OR_MANY[judges]), dtype="str")
+    dropped["reason"] = pd.Series(np.where(complete[~decided], TIED, WRONG_COUNT[judges]), dtype="str")
     dropped["detail"] = pd.Series(
         [
             f"votes for chosen {a:g}, for rejected {b:g}, unusable {c}"

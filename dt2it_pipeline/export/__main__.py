@@ -2,7 +2,9 @@
 
     python -m dt2it_pipeline.export --round 0 --format huggingface --output FOLDER [--home DT2IT_HOME]
 
-`--asset` names another table of pairs, such as training_pairs or, without a round, debiased_pairs.
+`--asset` names another table of pairs, such as training_pairs or, without a round, debiased_pairs. `--undecided` takes
+the contested pairs of a round that are left out, because judges did not decide them or the budget did not reach them;
+with the formats label_studio and argilla people can decide them (see dt2it_pipeline.curate.people).
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.export.write import FORMATS, ExportError, export_pairs
 from dt2it_pipeline.recipe import artifact_home
-from dt2it_pipeline.store import Store, StoreError
+from dt2it_pipeline.store import Bundle, Store, StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,21 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--round", help="round of the pairs; without it the asset has none")
     parser.add_argument("--asset", default="curated_pairs", help="asset that holds the pairs")
+    parser.add_argument("--undecided", action="store_true", help="the round's contested pairs that nobody decided")
     parser.add_argument("--format", default="huggingface", choices=sorted(FORMATS))
     parser.add_argument("--output", required=True, type=Path, help="folder to make; an earlier export is replaced")
     parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
     given = parser.parse_args(arguments)
     store = Store(given.home)
     try:
-        bundle = store.read(given.asset, given.round)
+        asset = "contested_pairs" if given.undecided else given.asset
+        bundle = store.read(asset, given.round)
+        pairs = _undecided(bundle, store.read("annotated_pairs", given.round)) if given.undecided else bundle["pairs"]
         done = export_pairs(
-            bundle["pairs"],
+            pairs,
             bundle["prompts"],
             store.media,
             given.output,
             given.format,
-            sources=sources_of(bundle["pairs"], store.home),
-            lineage=lineage_of(bundle, given.asset, given.round),
+            sources=sources_of(pairs, store.home),
+            lineage=lineage_of(bundle, asset, given.round),
         )
     except (ExportError, StoreError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -49,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{done.folder}: {done.pairs} pairs")
     for row in done.set_aside.to_pylist():
         print(f"not exported: {row['row_id']}: {row['reason']} ({row['detail']})")
+
+
+def _undecided(contested: Bundle, annotated: Bundle) -> pa.Table:
+    """The contested pairs that were set aside when they were to be annotated."""
+    pairs = contested["pairs"]
+    return pairs.filter(pc.is_in(pairs["pair_id"], annotated["set_aside"]["row_id"].combine_chunks()))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ import pyarrow as pa
 from dt2it_pipeline import records
 from dt2it_pipeline.export.card import Source, dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
+from dt2it_pipeline.export.people import Argilla, LabelStudio
 from dt2it_pipeline.export.rows import Row, RowFault, rows_of
 from dt2it_pipeline.store import atomic_directory
 
 MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
-FORMATS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
+DATASETS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
+FORMATS: Mapping[str, Any] = {**DATASETS, "label_studio": LabelStudio, "argilla": Argilla}  # the others are for people
 
 
 class ExportError(ValueError):
@@ -52,7 +54,7 @@ def export_pairs(
         prompts: table of kind `prompts` with their prompts.
         media: root of the media store.
         folder: folder to make; an earlier export is replaced, with everything in it.
-        format_name: huggingface, llamafactory or trl.
+        format_name: one of FORMATS.
         title: heading of the dataset card.
         sources: what is known of the data sources, for the card.
         lineage: what the pairs were made from and by, for the card.

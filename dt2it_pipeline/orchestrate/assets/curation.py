@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from dt2it_pipeline import records
 from dt2it_pipeline.curate.budget import within_budget
+from dt2it_pipeline.curate.people import decide_by_people, people_votes
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
@@ -16,6 +17,7 @@ from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import Settings, result, run_stage
 from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.records import content_hash
 from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
 
 _RECONCILE = "rows_reconcile"
@@ -204,14 +206,20 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     def annotated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
     ) -> dg.MaterializeResult:
-        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped."""
+        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
+
+        Pairs that people have voted on are theirs to decide.
+        """
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
         models = " ".join(model_digest(model_path(judge.model)) for judge in own)
+        told = people_votes(opened.home, to_frame(contested_pairs["pairs"]))
+        people = {"people": content_hash(told.to_dict("list"))} if len(told) else {}
 
         def annotate(work: Path) -> Bundle:
             judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
-            asked, beyond = within_budget(to_frame(contested_pairs["pairs"]), calls, judges)
+            settled, rest = decide_by_people(to_frame(contested_pairs["pairs"]), told)
+            asked, beyond = within_budget(rest, calls, judges)
             write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
@@ -230,18 +238,20 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
             votes = read_parquet(work / "votes.parquet", "votes")
             resolved, policy_facts = policy.resolve(asked, to_frame(votes), judges)
-            aside = [set_aside_table(part, "annotated_pairs") for part in (resolved.dropped, beyond)]
+            dropped = (settled.dropped, resolved.dropped, beyond)
+            annotated = [to_table(part.annotated, "pairs") for part in (settled, resolved)]
             tables = {
-                "pairs": to_table(resolved.annotated, "pairs"),
+                "pairs": pa.concat_tables(annotated).combine_chunks(),
                 "prompts": contested_pairs["prompts"],
-                "votes": votes,
-                "set_aside": pa.concat_tables(aside),
+                "votes": pa.concat_tables([votes, records.table(told.to_dict("records"), "votes")]).combine_chunks(),
+                "set_aside": pa.concat_tables([set_aside_table(part, "annotated_pairs") for part in dropped]),
             }
             facts = {
                 "rows_in": contested_pairs["pairs"].num_rows,
-                "rows_out": len(resolved.annotated),
-                "rows_set_aside": len(resolved.dropped) + len(beyond),
-                "swapped": resolved.swapped,
+                "rows_out": tables["pairs"].num_rows,
+                "rows_set_aside": tables["set_aside"].num_rows,
+                "swapped": settled.swapped + resolved.swapped,
+                "people_votes": len(told),
                 "judge_calls": votes.num_rows,
                 "beyond_budget": len(beyond),
             }
@@ -251,7 +261,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             context,
             opened,
             annotate,
-            inputs={"contested_pairs": contested_pairs, "models": models},
+            inputs={"contested_pairs": contested_pairs, "models": models, **people},
             settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))

@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from dt2it_pipeline.export import FORMATS, export_pairs
+from dt2it_pipeline.export import DATASETS, FORMATS, export_pairs
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -22,7 +22,7 @@ EXPORTED = "exported_pairs"
 class ExportConfig(dg.Config):
     """What is written."""
 
-    formats: list[str] = Field(default=sorted(FORMATS), description=f"any of {', '.join(FORMATS)}")
+    formats: list[str] = Field(default=sorted(DATASETS), description=f"any of {', '.join(FORMATS)}")
 
 
 def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:

@@ -1,0 +1,139 @@
+"""People's votes: exported for two tools, read back, kept, and decisive."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.curate.people import AnswersError, decide_by_people, keep_answers, main, people_votes, read_answers
+from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.export import export_pairs
+from dt2it_pipeline_tests.construct.world import prompt_row
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> pd.DataFrame:
+    """Four contested pairs, exported in both formats below tmp_path."""
+    prompts = [prompt_row(tmp_path, color, f"<b>what</b> & {color}?") for color in ("red", "blue", "green", "teal")]
+    rows = [records.make_pair(p["prompt_id"], f"good {i}", f"bad {i}", source="s") for i, p in enumerate(prompts)]
+    table = records.table([row | {"strength": 0.5} for row in rows], "pairs")
+    for name in ("label_studio", "argilla"):
+        done = export_pairs(table, records.table(prompts, "prompts"), tmp_path, tmp_path / name, name)
+        assert (done.pairs, done.set_aside.num_rows) == (4, 0)
+    return to_frame(table)
+
+
+def answered(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    (folder / "answers.json").write_text(json.dumps(entries))
+    return folder / "answers.json"
+
+
+def side_of(entry: dict[str, Any], text: str) -> str:
+    """What a person clicks who prefers the answer that begins so."""
+    shown = entry.get("data") or entry["fields"]
+    return "first" if shown["first"].startswith(text) else "second"
+
+
+def label_studio(entry: dict[str, Any], *said: tuple[Any, str, str]) -> dict[str, Any]:
+    """A task as Label Studio exports it; `said` is person, choice and time."""
+    annotations = [
+        {
+            "completed_by": person,
+            "was_cancelled": choice == "cancelled",
+            "updated_at": when,
+            "result": [{"from_name": "better", "to_name": "prompt", "type": "choices", "value": {"choices": [choice]}}],
+        }
+        for person, choice, when in said
+    ]
+    return entry | {"id": 7, "annotations": annotations}
+
+
+def test_tasks_show_pictures_and_both_answers_and_no_label(pairs, tmp_path):
+    for name, file, inside in (("label_studio", "tasks.json", "data"), ("argilla", "records.json", "fields")):
+        entries = json.loads((tmp_path / name / file).read_text())
+        firsts = set()
+        for entry, pair in zip(entries, pairs.to_dict("records"), strict=True):
+            shown = entry[inside]
+            assert {shown["first"], shown["second"]} == {pair["chosen"], pair["rejected"]}
+            picture = shown["prompt"].split("base64,")[1].split('"')[0]
+            assert base64.b64decode(picture).startswith(b"\x89PNG")
+            assert "&lt;b&gt;what&lt;/b&gt; &amp;" in shown["prompt"]
+            assert "chosen" not in json.dumps(entry)
+            firsts.add(shown["first"] == pair["chosen"])
+        assert firsts == {True, False}  # the place says nothing
+    assert 'toName="prompt"' in (tmp_path / "label_studio/labeling.xml").read_text()
+    settings = json.loads((tmp_path / "argilla/.argilla/settings.json").read_text())
+    assert [option["value"] for option in settings["questions"][0]["settings"]["options"]] == ["first", "second", "tie"]
+
+
+def test_label_studio_answers_come_back_as_votes(pairs, tmp_path):
+    tasks = json.loads((tmp_path / "label_studio/tasks.json").read_text())
+    good, bad = ([side_of(task, text) for task in tasks] for text in ("good", "bad"))
+    file = answered(
+        tmp_path,
+        [
+            label_studio(tasks[0], (1, bad[0], "2026-01-02"), (1, good[0], "2026-01-01"), (2, bad[0], "2026-01-01")),
+            label_studio(tasks[1], ({"id": 3, "email": "a@b.c"}, "tie", ""), (1, "cancelled", "")),
+            label_studio(tasks[2], (1, good[2], ""), (2, "no idea", "")),
+            label_studio(tasks[3]),
+            {"annotations": [], "data": {}},
+        ],
+    )
+    found = read_answers(file)
+    by_pair = {(row["pair_id"], row["person"]): row["preferred_id"] for row in found.votes}
+    ids = pairs["pair_id"].tolist()
+    assert by_pair == {
+        (ids[0], "1"): pairs["rejected_id"][0],  # the later of two answers
+        (ids[0], "2"): pairs["rejected_id"][0],
+        (ids[1], "a@b.c"): None,
+        (ids[2], "1"): pairs["chosen_id"][2],
+    }
+    assert [place for place, _ in found.unusable] == ["entry 2", "entry 4"]
+    assert "'no idea'" in found.unusable[0][1]
+
+
+def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_then(pairs, tmp_path, capsys):
+    entries = json.loads((tmp_path / "argilla/records.json").read_text())
+    home = tmp_path / "home"
+    home.mkdir()
+    said = {0: ["good", "good", "bad"], 1: ["good", "bad"], 2: ["bad"]}
+    for place, texts in said.items():
+        answers = [{"value": side_of(entries[place], text), "user_id": f"p{n}"} for n, text in enumerate(texts)]
+        entries[place]["responses"] = {"better": answers}
+    main([str(answered(tmp_path, entries)), "--home", str(home)])
+    assert "6 votes of 3 people on 3 pairs" in capsys.readouterr().out
+    main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing
+    assert keep_answers(home, []) == 6
+
+    swapped = pairs.rename(
+        columns={"chosen": "rejected", "rejected": "chosen", "chosen_id": "rejected_id", "rejected_id": "chosen_id"}
+    )
+    for contested, strengths in ((pairs, [1.0, 1.0]), (swapped, [1.0, 1.0])):
+        votes = people_votes(home, contested)
+        assert set(votes["judge"]) == {"person:p0", "person:p1", "person:p2"}
+        settled, rest = decide_by_people(contested, votes)
+        assert settled.annotated["chosen"].tolist() == ["good 0", "bad 2"]
+        assert settled.annotated["strength"].tolist() == strengths
+        assert settled.dropped["reason"].tolist() == ["votes are tied"]
+        assert rest["pair_id"].tolist() == [pairs["pair_id"][3]]
+
+
+def test_no_votes_leave_every_pair_to_the_judges(pairs, tmp_path):
+    settled, rest = decide_by_people(pairs, people_votes(tmp_path, pairs))
+    assert (len(settled.annotated), len(settled.dropped)) == (0, 0)
+    pd.testing.assert_frame_equal(rest, pairs)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '[{"better": "first"}]', '[{"annotations": 1, "data": {}}]'])
+def test_another_file_is_refused(tmp_path, text):
+    (tmp_path / "answers.json").write_text(text)
+    with pytest.raises(AnswersError, match=r"answers\.json"):
+        read_answers(tmp_path / "answers.json")
+    with pytest.raises(SystemExit, match="error: "):
+        main([str(tmp_path / "answers.json"), "--home", str(tmp_path)])
