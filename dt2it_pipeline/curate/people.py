@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from dt2it_pipeline import records
 from dt2it_pipeline.curate.frames import select_rows
@@ -86,8 +87,8 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
     return len(kept)
 
 
-def people_votes(home: Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Kept votes on these pairs, in the form of judges' votes: pair_id, judge, order, verdict.
+def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
+    """Kept votes on these pairs as a table of kind `votes`.
 
     A vote for a response that is no side of the pair (another pair of the same id there cannot be) is null.
     """
@@ -103,7 +104,7 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pd.DataFrame:
             votes.append(
                 {"pair_id": row["pair_id"], "judge": f"person:{row['person']}", "order": "people", "verdict": verdict}
             )
-    return records.table(votes, "votes").to_pandas()
+    return records.table(votes, "votes")
 
 
 def decide_by_people(contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
@@ -111,7 +112,7 @@ def decide_by_people(contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[Anno
 
     Args:
         contested: pairs as step 2 returns them.
-        votes: as `people_votes` returns them.
+        votes: pair_id, judge, order, verdict, as of `people_votes`.
 
     Returns:
         Their part, with `strength` the difference of people's votes, and the pairs without a vote of theirs.

@@ -116,8 +116,8 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     )
     for contested, strengths in ((pairs, [1.0, 1.0]), (swapped, [1.0, 1.0])):
         votes = people_votes(home, contested)
-        assert set(votes["judge"]) == {"person:p0", "person:p1", "person:p2"}
-        settled, rest = decide_by_people(contested, votes)
+        assert set(votes["judge"].to_pylist()) == {"person:p0", "person:p1", "person:p2"}
+        settled, rest = decide_by_people(contested, to_frame(votes))
         assert settled.annotated["chosen"].tolist() == ["good 0", "bad 2"]
         assert settled.annotated["strength"].tolist() == strengths
         assert settled.dropped["reason"].tolist() == ["votes are tied"]
@@ -125,7 +125,7 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
 
 
 def test_no_votes_leave_every_pair_to_the_judges(pairs, tmp_path):
-    settled, rest = decide_by_people(pairs, people_votes(tmp_path, pairs))
+    settled, rest = decide_by_people(pairs, to_frame(people_votes(tmp_path, pairs)))
     assert (len(settled.annotated), len(settled.dropped)) == (0, 0)
     pd.testing.assert_frame_equal(rest, pairs)
 

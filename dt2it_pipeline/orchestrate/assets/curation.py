@@ -214,11 +214,11 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
         models = " ".join(model_digest(model_path(judge.model)) for judge in own)
         told = people_votes(opened.home, to_frame(contested_pairs["pairs"]))
-        people = {"people": content_hash(told.to_dict("list"))} if len(told) else {}
+        people = {"people": content_hash(told.to_pylist())} if told.num_rows else {}
 
         def annotate(work: Path) -> Bundle:
             judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
-            settled, rest = decide_by_people(to_frame(contested_pairs["pairs"]), told)
+            settled, rest = decide_by_people(to_frame(contested_pairs["pairs"]), to_frame(told))
             asked, beyond = within_budget(rest, calls, judges)
             write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
@@ -243,7 +243,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             tables = {
                 "pairs": pa.concat_tables(annotated).combine_chunks(),
                 "prompts": contested_pairs["prompts"],
-                "votes": pa.concat_tables([votes, records.table(told.to_dict("records"), "votes")]).combine_chunks(),
+                "votes": pa.concat_tables([votes, told]).combine_chunks(),
                 "set_aside": pa.concat_tables([set_aside_table(part, "annotated_pairs") for part in dropped]),
             }
             facts = {
@@ -251,7 +251,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 "rows_out": tables["pairs"].num_rows,
                 "rows_set_aside": tables["set_aside"].num_rows,
                 "swapped": settled.swapped + resolved.swapped,
-                "people_votes": len(told),
+                "people_votes": told.num_rows,
                 "judge_calls": votes.num_rows,
                 "beyond_budget": len(beyond),
             }
