@@ -1,0 +1,144 @@
+"""What the curation policies make of labels that are wrong to a known share: a table over shares and kinds of noise.
+
+    make demo && python -m benchmarks.label_noise --home data
+
+It takes the pairs, the hidden truth and round 0's scores of a finished demo. The voter never saw a label of these
+pairs, so that labels can be made wrong anew without training anew: the figures are what round 0 would curate from them.
+
+- "even" noise: any label may be wrong.
+- "style" noise: the wrong labels prefer the longer side, as far as there are pairs whose better side is shorter.
+
+The judges are the recipe's own models; each answers once about every pair, and its verdicts serve all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.environment import run_as_worker, spread
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
+KINDS = ("even", "style")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home of a finished demo")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of wrong labels")
+    given = parser.parse_args()
+    run_as_worker("benchmarks.label_noise")
+    from dt2it_pipeline.recipe import load_recipe
+    from dt2it_pipeline.store import Store
+
+    store, recipe = Store(given.home), load_recipe()
+    pairs, scores, verdicts = measured(store, recipe)
+    keep = recipe.curation.keep_probability
+    print(
+        f"{len(pairs):,} pairs, one voter, keep_probability {keep}; percent, median (least to greatest) of "
+        f"{given.seeds} draws; calls are of judges, per contested pair\n"
+    )
+    print("| wrong labels | noise | paper's step 1: right | no judge: right | kept | one judge: right | kept | calls |"
+          " two judges: right | kept | calls |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for kind in KINDS:
+        for share in SHARES:
+            rows = [
+                curate(pairs, scores, verdicts, mislabelled(pairs, share, kind, seed), keep)
+                for seed in range(given.seeds)
+            ]
+            cells = [spread([100 * row[name] for row in rows]) for name in rows[0]]
+            wrong = np.mean([mislabelled(pairs, share, kind, seed).mean() for seed in range(given.seeds)])
+            print(f"| {wrong:.0%} | {kind} | {' | '.join([*cells[:5], '1', *cells[5:], '2'])} |", flush=True)
+
+
+def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Pairs with the truly better side chosen, round 0's scores, and what each judge says of every pair."""
+    from dt2it_pipeline.curate import annotate
+    from dt2it_pipeline.curate.frames import swap_sides
+    from dt2it_pipeline.curate.tables import to_frame, to_table
+    from dt2it_pipeline.recipe import model_path
+    from dt2it_pipeline.store import read_parquet, write_parquet
+
+    raw = store.read("raw_preferences")
+    pairs = to_frame(raw["pairs"])
+    truth = store.read("demo_truth")["pairs"]
+    better = dict(zip(truth["pair_id"].to_pylist(), truth["chosen_id"].to_pylist(), strict=True))
+    pairs = pairs[pairs["pair_id"].isin(better)].reset_index(drop=True)
+    wrong = (pairs["chosen_id"] != pairs["pair_id"].map(better)).to_numpy(dtype=bool)
+    pairs = swap_sides(pairs.assign(strength=0.0), wrong)
+    settings = recipe.annotation.model_dump(mode="json")
+    for judge in settings["judges"]:
+        judge["model"] = model_path(judge["model"])
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        write_parquet(to_table(pairs, "pairs"), work / "pairs.parquet")
+        job = {
+            "pairs": str(work / "pairs.parquet"),
+            "prompts": str(raw.table_path("prompts")),
+            "media_root": str(store.media),
+            "output": str(work / "votes.parquet"),
+            "work": str(work / "judging"),
+            "cache": str(store.cache / "judge_replies.sqlite"),
+            "settings": settings,
+            "seed": recipe.seed,
+        }
+        annotate.run(job, lambda progress: None)
+        verdicts = to_frame(read_parquet(work / "votes.parquet", "votes"))
+    return pairs, to_frame(store.read("response_scores", "0")["scores"]), verdicts
+
+
+def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.ndarray:
+    """Bool [n]: the pairs whose label is made wrong."""
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    if kind == "style":
+        shorter = (pairs["chosen"].str.len() < pairs["rejected"].str.len()).to_numpy(dtype=bool)
+        order = order[shorter[order]]
+    wrong = np.zeros(len(pairs), dtype=bool)
+    wrong[order[: round(share * len(pairs))]] = True
+    return wrong
+
+
+def curate(
+    pairs: pd.DataFrame, scores: pd.DataFrame, verdicts: pd.DataFrame, wrong: np.ndarray, keep: float
+) -> dict[str, float]:
+    """Shares of right labels and of kept pairs that each way ends with; `wrong` marks the labels that come in wrong."""
+    from dt2it_pipeline.curate import merge, posterior_vote, split_confident, vote_and_flip, weigh_judges
+    from dt2it_pipeline.curate.frames import swap_sides
+
+    better = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
+    given = swap_sides(pairs, wrong)
+
+    def right(found: pd.DataFrame) -> float:
+        return float((found["chosen_id"] == found["pair_id"].map(better)).mean())
+
+    voted = posterior_vote(given, scores).voted
+    checked = split_confident(voted, keep)
+    made = {
+        "paper": right(vote_and_flip(given, scores).voted),
+        "alone right": right(checked.verified),
+        "alone kept": len(checked.verified) / len(pairs),
+    }
+    # A verdict reads in the direction of the pair that the judge saw: the truly better side chosen.
+    turned = set(
+        checked.contested.loc[checked.contested["chosen_id"] != checked.contested["pair_id"].map(better), "pair_id"]
+    )
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    flip = verdicts["pair_id"].isin(turned)
+    votes = verdicts.assign(verdict=verdicts["verdict"].where(~flip, verdicts["verdict"].replace(other)))
+    first = votes["judge"].iloc[0]
+    for judges, asked in ((1, votes[votes["judge"] == first]), (2, votes)):
+        decided = weigh_judges(checked.contested, asked, keep, judges)
+        curated = merge(checked.verified, decided.annotated)
+        made |= {f"{judges} right": right(curated), f"{judges} kept": len(curated) / len(pairs)}
+    return made
+
+
+if __name__ == "__main__":
+    main()
