@@ -24,6 +24,7 @@ from dt2it_pipeline.evaluate.benchmarks import ALL, BenchmarkResult, combined, s
 from dt2it_pipeline.evaluate.checkpoint import is_url, run
 from dt2it_pipeline.evaluate.entries import EvaluationError, get_entry
 from dt2it_pipeline.evaluate.published import comparison, comparison_markdown
+from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline.recipe import ScoringSettings
 from dt2it_pipeline.store import model_digest
 
@@ -52,6 +53,8 @@ def benchmark(
     Raises:
         EvaluationError: the rows are not those of the benchmark.
         CheckpointError, EngineError, ScoringError: the model cannot be used.
+        VideoDecoderError: there are video files, and OpenCV is not installed.
+        OSError: the output cannot be written.
     """
     entry = get_entry(name)
     settings = settings or ScoringSettings()
@@ -155,13 +158,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             benchmark(given.model, *one, given.output, settings=settings, system_prompt=given.system_prompt)
             for one in zip(given.benchmark, given.rows, given.media, strict=True)
         ]
-    except (EvaluationError, EngineError) as error:
+        text = write_results(given.model, results, given.output)
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename or given.output}: {error.strerror or error}") from None
+    except (EvaluationError, EngineError, VideoDecoderError, records.RecordError, store.StoreError) as error:
         raise SystemExit(f"error: {error}") from None
-    except ValueError as error:  # of a checkpoint; its class lives beside torch
-        if type(error).__name__ != "CheckpointError":
+    except (ValueError, RuntimeError) as error:  # of a checkpoint or its scoring; their classes live beside torch
+        if type(error).__name__ not in ("CheckpointError", "ScoringError"):
             raise
         raise SystemExit(f"error: {error}") from None
-    print(write_results(given.model, results, given.output))
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Published rows of a benchmark as prompts and pairs that a reward model can score.
 
-A row that cannot be used (a missing picture, say) keeps its place, and its pair is unscored, which counts as wrong.
+A row that cannot be used (a missing picture, text that is no valid Unicode) keeps its place, and its pair is unscored,
+which counts as wrong. A row that lacks a column ends the reading: such rows are not those of the benchmark.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from dt2it_pipeline import records
 from dt2it_pipeline.evaluate.entries import Entry, EvaluationError
-from dt2it_pipeline.ingest.media import MediaError, import_image, import_video
+from dt2it_pipeline.ingest.media import MediaError, store_image, store_video
+from dt2it_pipeline.ingest.rows import RowError, medium, require_unicode
 from dt2it_pipeline.store import read_parquet
 
 _MARKER = re.compile(r"<(?:image|video)>")
@@ -44,7 +45,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         rows = json.loads(text) if path.suffix == ".json" else _lines(text, path)
     except EvaluationError:
         raise
-    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise EvaluationError(f"cannot read benchmark rows {path}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise EvaluationError(f"{path}: expected a list of objects, one per pair")
@@ -62,6 +63,7 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
 
     Raises:
         EvaluationError: a row lacks its question or a side; the message says which row and which columns.
+        VideoDecoderError: there are video files, and OpenCV is not installed.
     """
     prompts: dict[str, dict[str, Any]] = {}
     responses: dict[str, dict[str, Any]] = {}
@@ -72,8 +74,10 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
         question = _text(entry, fields, "question", place)
         pair = _sides(entry, fields, place)
         try:
+            for field, text in (("question", question), ("chosen", pair[0]), ("rejected", pair[1])):
+                require_unicode(text, field)
             media = _media(fields, media_root, store)
-        except MediaError as error:
+        except (MediaError, RowError) as error:
             name = str(fields.get("id") or f"row {place}")
             aside.append(records.set_aside_row(name, _STAGE, error.reason, error.detail, entry.name))
             sides.append((None, None))
@@ -105,7 +109,7 @@ def _sides(entry: Entry, fields: Mapping[str, Any], place: int) -> tuple[str, st
             return (first, second) if better in names[0] else (second, first)
         raise _fault(entry, place, "better", fields["better"])
     texts, ranks = fields.get("responses"), fields.get("ranks")
-    if not isinstance(texts, Sequence) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         raise _fault(entry, place, "responses", texts)
     if not isinstance(ranks, Sequence) or list(ranks) not in ([0, 1], [1, 0]):
         raise _fault(entry, place, "ranks", ranks)
@@ -114,16 +118,17 @@ def _sides(entry: Entry, fields: Mapping[str, Any], place: int) -> tuple[str, st
 
 
 def _media(fields: Mapping[str, Any], root: Path, store: Path) -> list[dict[str, str]]:
-    image, video = fields.get("image"), fields.get("video")
-    if isinstance(image, Mapping) and image.get("bytes") is not None:  # a picture that lies in the Parquet file itself
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "picture").write_bytes(image["bytes"])
-            return [import_image("picture", Path(folder), store)]
-    if isinstance(image, Mapping):
-        image = image.get("path")
+    image, video = (None if _is_null(fields.get(name)) else fields[name] for name in ("image", "video"))
     if image is not None:
-        return [import_image(str(image), root, store)]
-    return [] if video is None else [import_video(str(video), root, store)]
+        return [store_image(medium(image, "image", "image").value, root, store).row]
+    return [] if video is None else [store_video(medium(video, "video", "video").value, root, store).row]
+
+
+def _is_null(value: Any) -> bool:
+    """Whether there is no medium; one that is not there may be a struct of nulls in Parquet."""
+    if isinstance(value, Mapping) and set(value) <= {"bytes", "path"}:
+        return all(part is None for part in value.values())
+    return value is None
 
 
 def _prompt(entry: Entry, question: str, media: Sequence[dict[str, str]]) -> dict[str, Any]:

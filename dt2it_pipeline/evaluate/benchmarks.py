@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,8 @@ def score_benchmark(
         seed: of the bootstrap.
 
     Raises:
-        EvaluationError: no such benchmark, the numbers of rows and scores differ, or a row fits no group.
+        EvaluationError: no such benchmark, the numbers of rows and scores differ, a row fits no group, or has no
+            usable id by which Acc+ goes.
     """
     entry = get_entry(name)
     listed: list[Any] = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
@@ -147,13 +149,15 @@ def score_benchmark(
     unit: list[object] = list(range(len(listed)))
     if entry.all_right_by is not None:
         unit = [field[entry.all_right_by] for field in fields]
-        if None in unit:
+        wrong = next((place for place, value in enumerate(unit) if not isinstance(value, str | Real)), None)
+        if wrong is not None:
             columns = "/".join(entry.fields[entry.all_right_by])
-            raise EvaluationError(f"{entry.name}, row {unit.index(None)}: no {columns}, by which Acc+ goes")
+            found = "no" if unit[wrong] is None else f"{str(unit[wrong])[:80]!r} is no usable"
+            raise EvaluationError(f"{entry.name}, row {wrong}: {found} {columns}, by which Acc+ goes")
     outcome = outcomes_of(chosen, rejected)
     items = pd.DataFrame(
         {
-            "item_id": [str(field.get("id", "")) for field in fields],
+            "item_id": [_written(field.get("id", "")) for field in fields],
             "item_key": [item_key(field) for field in fields],
             "group": group,
             "chosen_score": chosen,
@@ -319,10 +323,15 @@ def _names(kind: str) -> list[str]:
     return list(records.SCHEMAS[kind].names)
 
 
+def _written(value: Any) -> str:
+    """A published id as text that can be written; half of a character is spelled out."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def _floats(values: Sequence[float | None] | np.ndarray, name: str) -> np.ndarray:
     try:
         found = np.asarray([math.nan if value is None else float(value) for value in values], dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise EvaluationError(f"{name}: {error}; give one number per row") from None
     return found
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from dt2it_pipeline import records
+from dt2it_pipeline.ingest.rows import RowError, require_unicode
 
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
 _PICTURE = ("image", "images", "image_path", "Image", "video")
@@ -32,7 +34,7 @@ def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
 
     Returns:
         prompt_id, chosen, rejected, chosen_model, rejected_model (null where unknown), and how many rows were left out,
-        by reason.
+        by reason; what is wrong with a row costs that row alone.
 
     Raises:
         PreferenceFileError: there is no such file, it is damaged, or no row can be used.
@@ -45,16 +47,24 @@ def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
             left_out["not an object"] += 1
             continue
         columns |= set(row)
-        sides = _sides(row)
+        try:
+            sides, names, prompt = _sides(row), _models(row), _prompt(row)
+            for text in (*(sides or ()), *names, prompt):
+                require_unicode(text or "", "a text")
+        except RowError as error:
+            left_out[error.reason] += 1
+            continue
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError):
+            left_out["not of the form that its columns promise"] += 1
+            continue
         if sides is None:
             left_out["no chosen and rejected text"] += 1
         elif sides[0] == sides[1]:
             left_out["identical sides"] += 1
         else:
-            names = _models(row)
             pairs.append(
                 {
-                    "prompt_id": _prompt(row),
+                    "prompt_id": prompt,
                     "chosen": sides[0],
                     "rejected": sides[1],
                     "chosen_model": names[0],
@@ -74,17 +84,17 @@ def _rows(path: Path) -> Iterator[Any]:
             frame = pd.read_parquet(path)
             yield from frame.to_dict(orient="records")
             return
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             yield from json.loads(text)
             return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise PreferenceFileError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise PreferenceFileError(f"{path}, line {number}: {error}") from error
 
 

@@ -126,6 +126,13 @@ class MediaRoot:
             raise MediaError("unreadable image", f"{name}: {error}") from error
 
     def _name(self, name: str) -> str:
+        try:
+            os.fsencode(name)  # it may have come from a file system as surrogates
+            impossible = "\0" in name
+        except UnicodeEncodeError:
+            impossible = True
+        if impossible:
+            raise MediaError("missing image", f"{name[:200]!r} can be no file's name")
         return name.removeprefix(self.prefix) if self.prefix else name
 
 

@@ -160,8 +160,13 @@ def checked_text(value: Any, where: str) -> str:
     """Text that is not blank and can be written as UTF-8. Raises RowError otherwise, naming `where`."""
     if not isinstance(value, str) or not value.strip():
         raise RowError("missing value", f"{where}: {value!r}"[:120])
+    require_unicode(value, where)
+    return value
+
+
+def require_unicode(text: str, where: str) -> None:
+    """Raise RowError, naming `where`, for text that cannot be written as UTF-8: it holds half of a character."""
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
         raise RowError("not UTF-8", where) from None
-    return value

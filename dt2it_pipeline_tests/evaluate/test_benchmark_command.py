@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline import store
+from dt2it_pipeline import records, store
 from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.evaluate import benchmark
 from dt2it_pipeline.evaluate.benchmark_rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.entries import EvaluationError, get_entry
+from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline_tests.reward.tiny import make_pictures, make_tiny
 
 ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
@@ -199,6 +200,62 @@ def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
     row = {"id": "mmmu_1", "query": "q", "response": ["a", "b"], "human_ranking": [0, None]}
     with pytest.raises(EvaluationError, match="row 0: column human_ranking"):
         load_rows(get_entry("vl_rewardbench"), [row], tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": "a\0.png"}, "missing image"),
+        ({"image": "loop.png"}, "missing image"),
+        ({"image": "\ud800.png"}, "missing image"),
+        ({"image": {"bytes": "text", "path": None}}, "missing image"),
+        ({"image": b"no picture"}, "unreadable image"),
+        ({"image": 5}, "image paths are not text"),
+        ({"query": "half \ud800"}, "not UTF-8"),
+        ({"response": ["a", "\ud800"]}, "not UTF-8"),
+    ],
+)
+def test_an_odd_row_is_set_aside_and_the_others_are_read(
+    world: dict[str, Any], tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    shutil.copytree(world["root"] / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures" / "loop.png").symlink_to("loop.png")
+    rows = [world["rows"][0] | change, world["rows"][1]]
+    loaded = load_rows(get_entry("vl_rewardbench"), rows, tmp_path / "pictures", tmp_path / "store")
+    assert loaded.set_aside["reason"].to_pylist() == [reason]
+    assert [name is None for name in loaded.chosen] == [True, False]
+
+
+@pytest.mark.parametrize("change", [{"query": b"bytes"}, {"response": [b"a", "b"]}, {"response": "ab"}])
+def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError, match="row 0: column "):
+        load_rows(get_entry("vl_rewardbench"), [world["rows"][0] | change], tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (records.RecordError("table 'scores': no"), "table 'scores': no"),
+        (store.StoreError("damaged"), "damaged"),
+        (VideoDecoderError("needs OpenCV"), "needs OpenCV"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+    ],
+)
+def test_a_fault_outside_the_rows_is_one_sentence(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(benchmark, "benchmark", failing)
+    with pytest.raises(SystemExit, match=f"^error: {told}$"):
+        benchmark.main(arguments(world["root"], "m", tmp_path))
+
+
+def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"^error: .*file.*: (Not a directory|File exists)$"):
+        benchmark.main(arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
 
 
 @pytest.mark.heavy

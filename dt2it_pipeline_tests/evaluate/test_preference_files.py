@@ -60,6 +60,31 @@ def test_rows_that_hold_no_pair_are_counted(tmp_path):
     assert left_out == {"identical sides": 1, "no chosen and rejected text": 2, "not an object": 1}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chosen": "half \ud800"},
+        {"prompt_id": "\ud800"},
+        {"chosen_model": "\ud800", "rejected_model": "n"},
+        {"response": 5, "human_ranking": [0, 1]},
+        {"response": ["a", "b"], "human_ranking": [0, "1"]},
+        {"response": ["a", "b"], "human_ranking": [0, 1], "models": 7},
+        {"conversations": {"value": "q"}, "rejected_conversations": []},
+    ],
+)
+def test_an_odd_row_costs_that_row_alone(tmp_path, change):
+    good = {"question": "q", "chosen": "good", "rejected": "bad"}
+    pairs, left_out = _read(tmp_path, [good | change, good], "pairs.jsonl")
+    assert (len(pairs), left_out.total()) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000])
+def test_a_file_that_no_reader_takes_is_one_error(tmp_path, text):
+    (tmp_path / "pairs.jsonl").write_text(text)
+    with pytest.raises(PreferenceFileError, match=r"pairs\.jsonl"):
+        read_preferences(tmp_path / "pairs.jsonl")
+
+
 def test_the_prompt_is_its_words_and_its_picture(tmp_path):
     rows = [{"question": q, "image": i, "chosen": "a", "rejected": "b"} for q, i in ("xy", "xy", "xz", "wy")]
     pairs, _ = _read(tmp_path, rows)

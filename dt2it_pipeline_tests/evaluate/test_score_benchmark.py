@@ -218,6 +218,8 @@ def test_what_is_wrong_is_named() -> None:
         score_benchmark("multimodal_rewardbench", [{"ID": "a", "Kind": "vqa"}], [1], [0])
     with pytest.raises(EvaluationError, match="row 0: no id"):
         score_benchmark("mm_rlhf_rewardbench", [{"image": "mcq/1.png"}], [1], [0])
+    with pytest.raises(EvaluationError, match=r"row 0: \"\['a'\]\" is no usable id"):
+        score_benchmark("mm_rlhf_rewardbench", [{"id": ["a"], "image": "mcq/1.png"}], [1], [0])
     with pytest.raises(EvaluationError, match="chosen_scores"):
         score_benchmark("vl_rewardbench", [{"id": "mmmu_1"}], ["high"], [0])
     assert find_entry("my own set") is None
@@ -264,6 +266,12 @@ def test_a_group_of_the_items_never_overwrites_a_figure_of_the_entry() -> None:
     assert {"g", "u", "overall"} == set(measure(entry, np.ones(2, bool), ["g", "g"], ["", ""], [0, 1]).figures)
     with pytest.raises(EvaluationError, match=r"groups \['u'\] have the names of other figures"):
         measure(entry, np.ones(2, bool), ["g", "u"], ["", ""], [0, 1])
+
+
+def test_an_id_that_is_no_valid_text_can_still_be_written() -> None:
+    result = score_benchmark("vl_rewardbench", [{"id": "mmmu_\ud800"}], [1], [0], repeats=0)
+    assert result.results["item_id"].tolist() == ["mmmu_\\ud800"]
+    assert score_benchmark("mm_rlhf", [{"id": 7, "image": "mcq/1.png"}], [1], [0], repeats=0).acc_plus == 1
 
 
 def test_a_result_is_a_mapping_and_a_table() -> None:

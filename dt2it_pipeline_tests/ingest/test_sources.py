@@ -69,7 +69,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(chosen=None), "missing value"),
         (row(rejected="\ud800"), "not UTF-8"),
         (row(system={"a": 1}), "missing value"),
-        (row(image="\0.png"), "row cannot be read"),
+        (row(image="\0.png"), "missing image"),
         (row(id="\ud800", image="gone.png"), "missing image"),
         (row(image="script.png"), "unreadable image"),
         ("[" * 100_000, "malformed JSON"),
