@@ -32,9 +32,11 @@ from dt2it_pipeline.curate.steps import (
     voted_frame,
 )
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.records import SCHEMAS
 from dt2it_pipeline.store import atomic_directory
 
+MARKER = ".dt2it_curation.json"  # says that a folder was written here, and what in it
 BATCH_PAIRS = 1 << 15
 _SCORE_ROWS = 1 << 20
 _AHEAD = 4  # batches that wait for being written
@@ -51,14 +53,14 @@ def vote_and_flip_files(
     Args:
         pairs: a table of kind `pairs`.
         scores: tables of kind `scores`, of one or several voters each.
-        output: the folder to write; it is replaced where it exists.
+        output: the folder to write; an earlier output there is replaced, and nothing else is.
         flip_fraction: share of the negative pairs that is flipped, 0 to 1.
 
     Returns:
         rows_in, rows_out, rows_set_aside, negative, flipped.
 
     Raises:
-        CurationError: repeated pair ids, null ids or contradicting scores.
+        CurationError: repeated pair ids, null ids or contradicting scores; or `output` holds something else.
         ValueError: flip_fraction is out of range.
     """
     margins, ids = _margins(pairs, scores)
@@ -110,13 +112,13 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
     Args:
         contested: a table of kind `pairs`.
         votes: a table of kind `votes`.
-        output: the folder to write; it is replaced where it exists.
+        output: the folder to write; an earlier output there is replaced, and nothing else is.
 
     Returns:
         rows_in, annotated, rows_set_aside.
 
     Raises:
-        CurationError: repeated or null pair ids.
+        CurationError: repeated or null pair ids; or `output` holds something else.
     """
     ids = _column(contested, "pair_id")
     refuse_unusable_ids(ids, "contested")
@@ -178,9 +180,20 @@ def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], ch
 
     Several batches are under way at once, and written in their order.
     """
+    try:
+        target = replaceable(output, MARKER, "output of curation")
+    except OutputFolderError as error:
+        raise CurationError(str(error)) from error
+    with atomic_directory(target) as folder:
+        counts = _written(sources, folder, kinds, change)
+        mark(folder, MARKER)
+    return counts
+
+
+def _written(sources: Sequence[Path], folder: Path, kinds: Mapping[str, str], change: _Change) -> dict[str, int]:
     counts = dict.fromkeys(kinds, 0)
     workers = min(os.cpu_count() or 1, 8)
-    with atomic_directory(output) as folder, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         # Compression is most of the work and each file's is a single thread's, so every file has one of its own.
         writers = {name: _Writer(folder / f"{name}.parquet", kind) for name, kind in kinds.items()}
         for writer in writers.values():

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from dt2it_pipeline.evaluate.benchmarks import ALL
 from dt2it_pipeline.evaluate.entries import EvaluationError, find_entry, get_entry
 from dt2it_pipeline.recipe import Settings, project_root
+from dt2it_pipeline.strict_yaml import load_yaml
 
 BOTH = ("pooled", "mean")  # over all three benchmarks; see measure.combine
 
@@ -52,8 +53,8 @@ def load_published(path: Path | None = None) -> Published:
     """The data file. Raises EvaluationError naming the key that is wrong."""
     path = path or project_root() / "configs" / "benchmarks" / "published.yaml"
     try:
-        return Published.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+        return Published.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EvaluationError(f"cannot read {path}: {error}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())

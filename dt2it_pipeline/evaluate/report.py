@@ -34,6 +34,7 @@ from dt2it_pipeline.evaluate.formatting import (
 )
 from dt2it_pipeline.evaluate.report_data import Example, Headline, ReportData, headline
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
+from dt2it_pipeline.ingest.pixels import to_rgb
 
 THUMBNAIL = 144  # pixels of the longer side
 _MAX_PIXELS = 50_000_000  # a larger picture is not decoded for a thumbnail
@@ -206,7 +207,7 @@ def thumbnail(image: Path | str | bytes) -> str | None:
             ) as opened:
                 if opened.width * opened.height > _MAX_PIXELS:
                     return None
-                small = opened.convert("RGB")
+                small = to_rgb(opened)
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         bare = Image.new("RGB", small.size)
         bare.paste(small)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from dt2it_pipeline.export.card import Source, dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
 from dt2it_pipeline.export.people import Argilla, LabelStudio
 from dt2it_pipeline.export.rows import Row, RowFault, rows_of
+from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.store import atomic_directory
 
 MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
@@ -64,7 +63,10 @@ def export_pairs(
     """
     if format_name not in FORMATS:
         raise ExportError(f"there is no format {format_name!r}; known: {', '.join(FORMATS)}")
-    target = _replaceable(folder)
+    try:
+        target = replaceable(folder, MARKER, "export")
+    except OutputFolderError as error:
+        raise ExportError(str(error)) from error
     written: list[dict[str, Any]] = []
     languages: set[str] = set()
     aside = []
@@ -87,30 +89,5 @@ def export_pairs(
         told = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
         card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
         (made / "README.md").write_text(card, encoding="utf-8")
-        marker = {"format": format_name, "entries": sorted(entry.name for entry in made.iterdir())}
-        (made / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+        mark(made, MARKER, format=format_name)
     return Exported(folder, len(written), records.table(aside, "set_aside"))
-
-
-def _replaceable(folder: Path) -> Path:
-    """The real path of a folder that is not there, is empty, or is an export to which nobody has added anything.
-
-    Raises:
-        ExportError: it is anything else; whatever is replaced is lost, so that nothing else may be.
-    """
-    try:
-        target = folder.resolve()
-        here = {entry.name for entry in target.iterdir()} if target.exists() else set()
-        marker = target / MARKER
-        made = {MARKER, *json.loads(marker.read_text(encoding="utf-8"))["entries"]} if marker.is_file() else set()
-    except NotADirectoryError:
-        raise ExportError(f"{folder} is a file; name a folder") from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # RuntimeError: links that go in a circle
-        raise ExportError(f"cannot look into {folder}: {error}; name a new folder") from error
-    if Path.cwd().is_relative_to(target) or os.path.ismount(target):
-        raise ExportError(f"{folder} cannot be replaced while it is in use; name a folder in it")
-    if here and not made:
-        raise ExportError(f"{folder} is not empty and no export (it has no {MARKER}); name a new folder, or remove it")
-    if more := sorted(here - made):
-        raise ExportError(f"{folder} holds more than an export wrote there ({', '.join(more)}); name a new folder")
-    return target

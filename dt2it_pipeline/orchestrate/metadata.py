@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.evaluate.formatting import excerpt, strength_unit
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
+from dt2it_pipeline.ingest.pixels import to_rgb
 from dt2it_pipeline.store import Bundle
 
 _EXAMPLES = 3  # of every label
@@ -165,9 +166,10 @@ def _thumbnail(path: Path) -> str:
 
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as image:
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            small = to_rgb(image)
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, format="PNG")
+            small.save(buffer, format="PNG")
     except OSError:
         return "(no picture)"
     return f"![picture](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

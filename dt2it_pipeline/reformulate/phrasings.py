@@ -11,6 +11,7 @@ import yaml
 
 from dt2it_pipeline import records
 from dt2it_pipeline.recipe import project_root
+from dt2it_pipeline.strict_yaml import load_yaml
 
 CAPTION, IMAGE = "{caption}", "<image>"
 FALLBACK_LANGUAGE = "en"
@@ -75,7 +76,7 @@ def language_of(code: str, phrasings: Phrasings) -> str:
 
 def _read(file: Path) -> tuple[Phrasing, ...]:
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PhrasingError(f"cannot read {file}: {error}") from error
     if not isinstance(entries, list) or not entries:

@@ -118,3 +118,21 @@ def test_an_empty_file_gives_empty_files(tables: tuple[Path, list[Path], Path], 
     write_parquet(records.table([], "pairs"), empty)
     assert files.vote_and_flip_files(empty, tables[1], tmp_path / "voted")["rows_out"] == 0
     assert pq.read_table(tmp_path / "voted/pairs.parquet").schema.equals(records.SCHEMAS["pairs"])
+
+
+def test_an_output_replaces_an_earlier_one_and_nothing_else(
+    tables: tuple[Path, list[Path], Path], tmp_path: Path
+) -> None:
+    pairs, voters, _ = tables
+    out = tmp_path / "out"
+    for fraction in (0.3, 0.5):
+        files.vote_and_flip_files(pairs, voters, out, fraction)
+    written = sorted(path.name for path in out.iterdir())
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(CurationError, match=r"holds more than was written there \(notes\.txt\)"):
+        files.vote_and_flip_files(pairs, voters, out)
+    (out / "notes.txt").unlink()
+    (out / files.MARKER).unlink()
+    with pytest.raises(CurationError, match="is not empty and no output of curation"):
+        files.vote_and_flip_files(pairs, voters, out)
+    assert sorted(path.name for path in out.iterdir()) == [name for name in written if name != files.MARKER]

@@ -39,3 +39,9 @@ def test_a_figure_of_an_unknown_benchmark_is_named(tmp_path) -> None:
     path.write_text("source: s\nbenchmarks: {a: overall}\nsystems: [{system: x, a: 1.0, b: 2.0}]\n")
     with pytest.raises(EvaluationError, match=r"x: unknown figures \['b'\]"):
         load_published(path)
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path) -> None:
+    (tmp_path / "p.yaml").write_text("source: a\nsource: b\nbenchmarks: {}\nsystems: []\n")
+    with pytest.raises(EvaluationError, match="key 'source' stands twice, in lines 1 and 2"):
+        load_published(tmp_path / "p.yaml")

@@ -34,6 +34,7 @@ from dt2it_pipeline.evaluate.report_data import (
     StageCounts,
 )
 from dt2it_pipeline.evaluate.style import StyleProbe
+from dt2it_pipeline.orchestrate.metadata import _thumbnail
 
 EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
 
@@ -222,6 +223,20 @@ def test_thumbnails_are_small_and_decoded_afresh(tmp_path: Path) -> None:
         assert (small.format, small.size) == ("PNG", (144, 96))
     assert thumbnail(tmp_path / "absent.png") is None
     assert thumbnail(b"") is None
+
+
+def pixel(uri: str) -> tuple[int, ...]:
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1].rstrip(")")))) as image:
+        return tuple(image.convert("RGB").getpixel((0, 0)))
+
+
+def test_thumbnails_show_what_the_models_see(tmp_path: Path) -> None:
+    """Transparency on white, and 16 bits scaled to 8: not black, and not white throughout."""
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("I;16", (8, 8), 128 * 257).save(tmp_path / "deep.png")
+    for name, grey in (("clear", 255), ("deep", 128)):
+        for shown in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
+            assert shown is not None and pixel(shown) == (grey,) * 3
 
 
 def test_markdown() -> None:

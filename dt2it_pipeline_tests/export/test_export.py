@@ -286,7 +286,7 @@ def test_only_an_empty_folder_or_an_untouched_export_is_replaced(
         ".dt2it_export.json", "README.md", "dataset_info.json", "images", "pairs.json"
     ]  # fmt: skip
     (out / ".git").mkdir()  # the export has become a repository
-    with pytest.raises(ExportError, match=r"more than an export wrote there \(\.git\)"):
+    with pytest.raises(ExportError, match=r"more than was written there \(\.git\)"):
         export_pairs(pairs, prompts, media, out, "trl")
     (out / ".git").rmdir()
     (out / ".dt2it_export.json").write_text("[]")

@@ -162,6 +162,9 @@ def test_phrasings_are_versioned_by_their_words_and_a_faulty_one_is_named(tmp_pa
     (tmp_path / "t2i.zh.yaml").write_text(good.replace("<image> <image>", "<image>"))
     with pytest.raises(PhrasingError, match=r"t2i\.zh\.yaml, phrasing 1: the question must hold <image> 2"):
         load_phrasings(tmp_path)
+    (tmp_path / "t2i.zh.yaml").write_text("- {question: a, first: b, second: c, first: d}")
+    with pytest.raises(PhrasingError, match=r"t2i\.zh\.yaml: key 'first' stands twice, in line 1"):
+        load_phrasings(tmp_path)
     (tmp_path / "t2i.en.yaml").unlink()
     (tmp_path / "t2i.zh.yaml").unlink()
     with pytest.raises(PhrasingError, match=r"no t2i\.en\.yaml"):
