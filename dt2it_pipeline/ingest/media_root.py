@@ -10,6 +10,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from dt2it_pipeline.ingest.media import MOST_BYTES, MediaError, confined
@@ -31,20 +32,24 @@ class MediaRoot:
         self._zip: zipfile.ZipFile | None = None
         self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
         self._file = -1
+        self._ambiguous: set[str] = set()  # names that several files of the archive have
         self._lock = threading.Lock()
         self._folders: dict[str, Path] = {}  # folder of a name -> where it truly lies
         if root is not None and root.is_file():
             if root.suffix == ".zip":
                 self._zip = zipfile.ZipFile(root)
+                counts = Counter(entry.filename for entry in self._zip.infolist())
+                self._ambiguous = {name for name, times in counts.items() if times > 1}
             elif root.suffix == ".tar":
                 with tarfile.open(root, "r:") as archive:
                     self._tar = {}
                     for member in archive:
                         name = member.name.removeprefix("./")
-                        if member.isreg():
-                            self._tar[name] = member.offset_data, member.size
-                        elif member.islnk() and (same := self._tar.get(member.linkname.removeprefix("./"))):
-                            self._tar[name] = same  # the same file once more, under another name
+                        place = (member.offset_data, member.size) if member.isreg() else None
+                        if member.islnk():  # the same file once more, under another name
+                            place = self._tar.get(member.linkname.removeprefix("./"))
+                        if place is not None and self._tar.setdefault(name, place) != place:
+                            self._ambiguous.add(name)
                 self._file = os.open(root, os.O_RDONLY)
             else:
                 raise tarfile.TarError(f"{root.name} is neither .zip nor .tar; unpack it and name the folder")
@@ -83,6 +88,8 @@ class MediaRoot:
 
     def read(self, name: str) -> bytes:
         """The content of a picture. Raises MediaError where it is missing, too large or outside the root."""
+        if self._name(name).removeprefix("./") in self._ambiguous:
+            raise MediaError("ambiguous image", f"{name}: the archive holds several files of this name")
         if self._zip is not None:
             return self._read_zip(self._name(name))
         if self._tar is not None:

@@ -108,8 +108,14 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
-            members = {member.name: member for member in archive.getmembers() if member.isreg()}
-            held = [(name, members[name]) for name in sorted(members) if _format_of(name)]
+            entries = sorted((m for m in archive.getmembers() if _format_of(m.name)), key=lambda member: member.name)
+            held = [(member.name, member) for member in entries if member.isreg()]
+            repeated = sorted(name for name, times in Counter(name for name, _ in held).items() if times > 1)
+            if repeated:  # unpacking would let the last one replace the others
+                raise SourceError(f"{file} holds {', '.join(repeated)} more than once; pack it anew, each file once")
+            for member in entries:
+                if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
+                    yield SetAside(member.name, "link in an archive", f"it leads to {member.linkname}")
             yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
     else:
         with file.open("rb") as stream:
@@ -318,8 +324,8 @@ def _hub(manifest: Manifest) -> Iterator[Read]:
     if manifest.revision is None:
         copy = f", or put a local copy in {manifest.path}" if manifest.path else ""
         raise SourceError(
-            f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean, from the "
-            f"history of its files on the Hub{copy}"
+            f"`revision` is not set: fill in the commit (40 hex digits) of {manifest.hub} that you mean; "
+            f"`git ls-remote https://huggingface.co/datasets/{manifest.hub} HEAD` prints the newest{copy}"
         )
     builder = hub.dataset_builder(manifest.hub, manifest, manifest.revision)
     yield from hub.undecoded(hub.streamed(builder, manifest.hub, manifest.split), manifest.hub)

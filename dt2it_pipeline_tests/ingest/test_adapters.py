@@ -247,6 +247,12 @@ def test_a_bad_row_is_set_aside_with_its_reason(tmp_path: Path, name: str, chang
         ("Answer 1 is slightly better than answer 2.", 1),
         ("Both responses are equally accurate, so it is a tie.", 0),
         ("Neither response is better.", 0),
+        ("Both name the cat.\n\nThe better response: [second].", 2),
+        ("The second response is better in style alone. The better response: [A]", 1),
+        ("**The better response:** [1]", 1),
+        ("The better response: [first]. The better response: [second].", None),
+        ("The better response: a clear one, so the first response is better.", 1),
+        ("The better response: [neither], both responses are equally good.", 0),
         ("The first response is better. No, the second response is better.", None),
         ("The first response is longer.", None),
         ("", None),
@@ -254,6 +260,14 @@ def test_a_bad_row_is_set_aside_with_its_reason(tmp_path: Path, name: str, chang
 )
 def test_verdicts_in_words(words: str, said: int | None) -> None:
     assert verdict(words) == said
+
+
+def test_the_form_of_the_reply_behind_a_judges_task_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    form = "  \n\n###### **Output Format (strictly follow):**  \n<think>Your reasons</think><answer>1/2</answer>"
+    own = "\n# Output Format\nA table."
+    message = json.dumps([told("user", JUDGE + own + form)])
+    (made,) = items(tmp_path, [ROWS["r1_reward"] | {"message": message}], "r1_reward")
+    assert isinstance(made, Conversation) and (made.chosen, made.rejected) == ("good" + own, "bad")
 
 
 def test_mmpr_takes_one_several_or_no_pictures_below_the_root_of_the_part(tmp_path: Path) -> None:

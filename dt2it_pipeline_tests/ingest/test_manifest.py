@@ -26,7 +26,8 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
     assert manifest.revision is None
     fingerprint(manifest, tmp_path)
     with pytest.raises(
-        SourceError, match=rf"source '{name}': `revision` is not set: fill in the commit .* of {manifest.hub}"
+        SourceError,
+        match=rf"source '{name}': `revision` is not set: .*`git ls-remote .*{manifest.hub} HEAD` prints the newest",
     ):
         read_source(manifest, tmp_path, tmp_path / "media")
 

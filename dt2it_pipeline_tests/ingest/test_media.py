@@ -110,6 +110,27 @@ def test_a_link_that_leads_to_itself_is_a_missing_picture(tmp_path: Path, name: 
         import_image(name, root, tmp_path / "store")
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, kind: str) -> None:
+    files = [picture(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue", "green")]
+    names = ("a.png", "a.png", "b.png")
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "m.zip", "w") as packed:
+            for file, name in zip(files, names, strict=True):
+                packed.write(file, name)
+    else:
+        with tarfile.open(tmp_path / "m.tar", "w") as archive:
+            for file, name in zip(files, names, strict=True):
+                archive.add(file, f"./{name}")
+    root = MediaRoot(tmp_path / f"m.{kind}")
+    for name in ("a.png", "./a.png"):
+        with pytest.raises(MediaError, match=r"ambiguous image: .*a\.png: the archive holds several files"):
+            import_image(name, root, tmp_path / "store")
+    assert import_image("b.png", root, tmp_path / "store") == import_image("green.png", tmp_path, tmp_path / "store")
+    root.close()
+
+
 def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")

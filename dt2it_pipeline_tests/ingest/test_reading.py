@@ -305,3 +305,24 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
     ):
         read_source(manifest(tmp_path / "rows.jsonl"), tmp_path, tmp_path / "media")
     assert len(read) < 200
+
+
+def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_set_aside(tmp_path: Path) -> None:
+    def packed_rows(*members: tuple[str, bytes, str]) -> list[Any]:
+        with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+            for name, kind, target in members:
+                entry = tarfile.TarInfo(name)
+                entry.type, entry.linkname = kind, target
+                content = b"" if target else b'{"a": 1}\n'
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return list(read_rows(manifest(tmp_path / "rows.tar"), tmp_path))
+
+    links = (("b.jsonl", tarfile.LNKTYPE, "a.jsonl"), ("c.jsonl", tarfile.SYMTYPE, "/etc/passwd"))
+    found = packed_rows(("a.jsonl", tarfile.REGTYPE, ""), *links)
+    assert [(one.row_id, one.detail) for one in found if isinstance(one, SetAside)] == [
+        ("b.jsonl", "it leads to a.jsonl"), ("c.jsonl", "it leads to /etc/passwd")
+    ]  # fmt: skip
+    assert [dict(one.values) for one in found if isinstance(one, Row)] == [{"a": 1}]
+    with pytest.raises(SourceError, match=r"rows\.tar holds a\.jsonl more than once; pack it anew"):
+        packed_rows(*[("a.jsonl", tarfile.REGTYPE, "")] * 2)

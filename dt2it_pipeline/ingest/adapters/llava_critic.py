@@ -26,6 +26,12 @@ _TIED = re.compile(
     r"|(?:neither|no)\s+(?:response|answer)\s+is\s+(?:clearly\s+)?better|two\s+(?:responses|answers)\s+are\s+(?:equal|comparable))",
     re.I,
 )
+# How published verdicts end: "The better response: [second]"; tasks call answers first and second, 1 and 2 or A and B.
+_DECLARED = re.compile(
+    r"\b(?:better|preferred|best)\s+(?:response|answer)[\s*]*(?:is[\s*]*)?:?[\s*]*\[\s*(?:the\s+)?"
+    r"(?:(?:response|answer)\s+)?(?:(first|1|A)|(second|2|B))\b",
+    re.I,
+)
 _FINAL = re.compile(r"(?:better|preferred|best)\s+(?:response|answer|one)\s*(?:is|:)\s*\W*", re.I)
 
 
@@ -51,7 +57,13 @@ def items(row: Row) -> Iterator[Item]:
 
 
 def verdict(words: str) -> int | None:
-    """Which response a judge's words prefer: 1, 2, 0 for a tie, None where they name none or contradict themselves."""
+    """Which response a judge's words prefer: 1, 2, 0 for a tie, None where they name none or contradict themselves.
+
+    A verdict that is declared as such counts before what the reasoning says of single aspects.
+    """
+    declared = {1 if found[1] else 2 for found in _DECLARED.finditer(words)}
+    if declared:
+        return declared.pop() if len(declared) == 1 else None
     said = set()
     for number, (one, other) in enumerate(((_FIRST, _SECOND), (_SECOND, _FIRST)), start=1):
         if re.search(rf"\b{one}\s+{_BETTER}", words, re.I) or re.search(rf"\b{other}\s+{_WORSE}", words, re.I):

@@ -11,6 +11,7 @@ from dt2it_pipeline.ingest.adapters.shared import json_text, user
 from dt2it_pipeline.ingest.rows import Conversation, Item, Medium, Row, RowError, checked_text
 
 _HEADINGS = ("[Response 1]:", "[Response 2]:")
+_FORM = re.compile(r"\n#+[ \t*]*Output Format[^\n]*\n\s*<think>.*\Z", re.S | re.I)  # how to answer, behind both answers
 _ANSWER = re.compile(r"<answer>\s*([12])\s*</answer>")
 
 
@@ -31,7 +32,10 @@ def items(row: Row) -> Iterator[Item]:
 
 
 def _sides(task: str) -> tuple[str, str]:
-    """Both answers, from under their headings; marks such as #### before a heading belong to it."""
+    """Both answers, from under their headings; marks such as #### before a heading belong to it.
+
+    What the task says behind them about the form of the reply belongs to neither.
+    """
     first, second = task.find(_HEADINGS[0]), -1
     if first >= 0:
         second = task.find(_HEADINGS[1], first)
@@ -40,7 +44,7 @@ def _sides(task: str) -> tuple[str, str]:
     lines = task[first + len(_HEADINGS[0]) : second].split("\n")
     if not lines[-1].strip("# \t"):
         lines.pop()
-    texts = "\n".join(lines), task[second + len(_HEADINGS[1]) :]
+    texts = "\n".join(lines), _FORM.sub("", task[second + len(_HEADINGS[1]) :])
     one, two = (checked_text(text, f"answer under {name}").strip() for text, name in zip(texts, _HEADINGS, strict=True))
     return one, two
 
