@@ -137,24 +137,29 @@ class HuggingFace(_ParquetFormat):
 class TRL(_ParquetFormat):
     """Messages with typed content, as TRL's trainers take them."""
 
-    notes = "Messages hold typed content; the pictures of a row stand in `images`, in the order of their placeholders."
+    notes = (
+        "Messages hold typed content; the pictures of a row stand in `images`, in the order of their placeholders. "
+        "`RewardTrainer` subtracts `margin` from the difference of rewards; remove the column where that is not meant."
+    )
     columns: ClassVar[Mapping[str, str]] = {
         "prompt": "messages up to the answers",
         "chosen": "the better answer, as a list of one message",
         "rejected": "the worse answer, likewise",
         "images": "pictures in the order of their placeholders",
-        "margin": "preference strength; null where it is not known",
+        "margin": "preference strength; 0 where it is not known",
         "pair_id": "id of the pair in the pipeline",
         "source": "data source",
-        "label": "how the pair came to its order",
+        "pair_label": "how the pair came to its order; a column `label` is of another kind of dataset to TRL",
     }
     schema = pa.schema([
         ("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), ("images", pa.list_(_IMAGE)),
-        ("margin", pa.float64()), ("pair_id", pa.string()), ("source", pa.string()), ("label", pa.string()),
+        ("margin", pa.float64()), ("pair_id", pa.string()), ("source", pa.string()), ("pair_label", pa.string()),
     ])  # fmt: skip
 
     def row(self, row: Row) -> dict[str, Any]:
-        """The columns of one pair. Raises RowFault where it has a video."""
+        """The columns of one pair. Raises RowFault where it has a video, or its prompt ends with an answer."""
+        if row.prompt["turns"][-1]["role"] != "user":
+            raise RowFault("prompt ends with an answer", "TRL would go on with it")
         if row.videos:
             raise RowFault("video not supported", _VIDEO)
         messages = [{"role": "system", "content": [_text(row.prompt["system"])]}] if row.prompt["system"] else []
@@ -171,8 +176,9 @@ class TRL(_ParquetFormat):
             "prompt": messages,
             **sides,
             "images": [_image(file) for file in row.images],
-            "margin": row.pair["strength"],
-            **{name: row.pair[name] for name in ("pair_id", "source", "label")},
+            "margin": row.pair["strength"] or 0.0,  # TRL makes a tensor of the column, which takes no null
+            **{name: row.pair[name] for name in ("pair_id", "source")},
+            "pair_label": row.pair["label"],
         }
 
 
@@ -201,7 +207,10 @@ class LlamaFactory:
         self._count = 0
 
     def add(self, row: Row) -> None:
-        """Write one pair. Raises RowFault where an answer holds a media marker."""
+        """Write one pair. Raises RowFault where an answer holds a media marker, or the turns do not alternate."""
+        roles = [turn["role"] for turn in row.prompt["turns"]]
+        if len(roles) % 2 == 0 or any(role != ("user", "assistant")[n % 2] for n, role in enumerate(roles)):
+            raise RowFault("turns do not alternate", f"{roles}; LLaMA-Factory would skip the pair")
         texts = [row.prompt["system"], row.pair["chosen"], row.pair["rejected"]]
         texts += [turn["text"] for turn in row.prompt["turns"] if turn["role"] != "user"]
         if any(MARKER.search(text) for text in texts):

@@ -108,12 +108,12 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
-            entries = sorted((m for m in archive.getmembers() if _format_of(m.name)), key=lambda member: member.name)
-            held = [(member.name, member) for member in entries if member.isreg()]
+            found = sorted((m for m in archive.getmembers() if _format_of(m.name)), key=lambda member: member.name)
+            held = [(member.name, member) for member in found if member.isreg()]
             repeated = sorted(name for name, times in Counter(name for name, _ in held).items() if times > 1)
             if repeated:  # unpacking would let the last one replace the others
                 raise SourceError(f"{file} holds {', '.join(repeated)} more than once; pack it anew, each file once")
-            for member in entries:
+            for member in found:
                 if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
                     yield SetAside(member.name, "link in an archive", f"it leads to {member.linkname}")
             yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)

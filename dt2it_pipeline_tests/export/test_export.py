@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -118,11 +119,71 @@ def test_trl_round_trip(media: Path, tmp_path: Path) -> None:
         assert text == [*system, *prompt["turns"]]
         for side in ("chosen", "rejected"):
             assert row[side] == [{"role": "assistant", "content": [{"type": "text", "text": pair[side]}]}]
-        assert row["margin"] == pair["strength"]
+        assert row["margin"] == (pair["strength"] or 0)
         placeholders = sum(part["type"] == "image" for message in row["prompt"] for part in message["content"])
         files = [media / m["path"] for m in prompt["media"]]
         assert placeholders == len(row["images"]) == len(files)
         assert all(same_picture(image, file) for image, file in zip(row["images"], files, strict=True))
+
+
+def test_rows_are_of_the_format_that_trl_documents(media: Path, tmp_path: Path) -> None:
+    """By TRL's page on dataset formats a preference of conversations with pictures; its own check where it is."""
+    pairs, prompts = world(media)
+    export_pairs(pairs, prompts, media, tmp_path / "out", "trl")
+    rows = loaded(tmp_path / "out", tmp_path / "cache")
+    known = {"prompt", "chosen", "rejected", "completion", "messages", "text", "label"}
+    assert known & set(rows.column_names) == {"prompt", "chosen", "rejected"}
+    assert rows.features["images"] == datasets.List(datasets.Image())
+    for row in rows:
+        for name in ("prompt", "chosen", "rejected"):
+            for message in row[name]:
+                assert set(message) == {"role", "content"}
+                assert all(part["type"] == "image" or part["text"] for part in message["content"])
+        assert [message["role"] for message in (*row["chosen"], *row["rejected"])] == ["assistant"] * 2
+        assert row["prompt"][-1]["role"] == "user"  # so that the template asks for an answer
+        assert isinstance(row["margin"], float)  # the collator makes a tensor of it
+    if importlib.util.find_spec("trl"):
+        from trl.data_utils import is_conversational
+
+        assert all(is_conversational(row) for row in rows)
+
+
+def converted(row: dict[str, Any], info: dict[str, Any], folder: Path) -> tuple[list[str], list[str], str, list[Path]]:
+    """Roles, both answers, system and media as LLaMA-Factory's converter of ShareGPT rows takes them, or it fails."""
+    columns, tags = info["columns"], info["tags"]
+    turns = row[columns["messages"]]
+    assert turns[0][tags["role_tag"]] != tags["system_tag"]
+    roles = [turn[tags["role_tag"]] for turn in turns]
+    assert len(roles) % 2 == 1  # of a ranking; an even number is skipped as abnormal
+    assert all(role == (tags["user_tag"], tags["assistant_tag"])[n % 2] for n, role in enumerate(roles))
+    sides = [row[columns[side]] for side in ("chosen", "rejected")]
+    assert all(isinstance(side, dict) and side[tags["role_tag"]] == tags["assistant_tag"] for side in sides)
+    media = [folder / name for kind in ("images", "videos") for name in row[columns[kind]]]
+    assert all(file.is_file() for file in media)  # `media_dir` is the folder of the data where it is not given
+    words = "".join(turn[tags["content_tag"]] for turn in turns)
+    assert [words.count("<image>"), words.count("<video>")] == [len(row[columns[n]]) for n in ("images", "videos")]
+    return roles, [side[tags["content_tag"]] for side in sides], row[columns["system"]], media
+
+
+def test_rows_are_taken_by_the_rules_of_llamafactorys_converter(media: Path, tmp_path: Path) -> None:
+    pairs, prompts = world(media)
+    odd = [
+        prompt_row([("user", "q"), ("user", "q")], []),
+        prompt_row([("user", "q"), ("assistant", "a")], []),
+        prompt_row([("assistant", "a"), ("user", "q")], []),
+    ]
+    more = [records.make_pair(p["prompt_id"], "x", "y", source="a") for p in odd]
+    both = pa.concat_tables([pairs, records.table(more, "pairs")])
+    asked = pa.concat_tables([prompts, records.table(odd, "prompts")])
+    done = export_pairs(both, asked, media, tmp_path / "out", "llamafactory")
+    assert done.set_aside["reason"].to_pylist() == ["turns do not alternate"] * 3
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["dt2it_pairs"]
+    rows = json.loads((tmp_path / "out" / info["file_name"]).read_text(encoding="utf-8"))
+    made = [converted(row, info, tmp_path / "out") for row in rows]
+    assert [sides for _, sides, _, _ in made] == [[p["chosen"], p["rejected"]] for p in pairs.to_pylist()]
+    assert [system for _, _, system, _ in made] == ["", "", "", "Be kind."]
+    trl = export_pairs(both, asked, media, tmp_path / "trl", "trl")
+    assert trl.set_aside["reason"].to_pylist() == ["prompt ends with an answer"]
 
 
 def test_llamafactory_round_trip(media: Path, tmp_path: Path) -> None:
