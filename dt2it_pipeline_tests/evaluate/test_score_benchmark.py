@@ -180,6 +180,26 @@ def test_both_overalls_of_several_benchmarks() -> None:
     assert both["pooled"].low < both["pooled"].value < both["pooled"].high
 
 
+def test_overalls_of_all_three_benchmarks_with_and_without_safety() -> None:
+    """Counted pair by pair from the published rows, apart from the code that is tested."""
+    multimodal = [multimodal_row(i, category, name) for i, (category, name, _) in enumerate(MULTIMODAL)]
+    right, accuracy, results = 0, [], []
+    for seed, (name, rows) in enumerate(
+        [("VL-RewardBench", vl_rows()), ("MM-RLHF-RewardBench", mm_rlhf_rows()), ("Multimodal RewardBench", multimodal)]
+    ):
+        chosen, rejected = margins(len(rows), seed=10 + seed)
+        results.append(score_benchmark(name, rows, chosen, rejected, repeats=50))
+        own = sum(bool(a > b) for a, b in zip(chosen, rejected, strict=True))
+        right, accuracy = right + own, [*accuracy, own / len(rows)]
+    both = combined(results)
+    assert both["pooled"].value == pytest.approx(right / (1250 + 170 + len(MULTIMODAL)))
+    assert both["pooled"].count == 1250 + 170 + len(MULTIMODAL)
+    assert both["mean"].value == pytest.approx(sum(accuracy) / 3)
+    safe = [bool(a > b) for a, b, row in zip(chosen, rejected, multimodal, strict=True) if row["Category"] != "safety"]
+    assert results[2]["overall_without_safety"] == pytest.approx(sum(safe) / len(safe))
+    assert results[2].overall == pytest.approx(accuracy[2])
+
+
 def test_always_the_first_scores_99_6_unshuffled_and_half_when_shuffled_by_content() -> None:
     rows = vl_rows()
     better = [row["response"][row["human_ranking"].index(0)] for row in rows]
