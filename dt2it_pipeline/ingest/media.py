@@ -123,7 +123,11 @@ def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Store
     if isinstance(name, bytes):
         raise MediaError("unreadable video", f"{len(name)} bytes in the row; a video is a file or a folder of frames")
     source = (MediaRoot(root) if isinstance(root, Path) else root).locate(name)
-    if not source.exists():
+    try:
+        there = source.exists()
+    except OSError as error:  # a path that is too long
+        raise MediaError("missing video", f"{name[:200]}: {error.strerror}") from error
+    if not there:
         raise MediaError("missing video", name)
     header = video.read_header(source)
     perceptual = perceptual_hash(Image.fromarray(next(iter(video.frames(source, (0,))))))

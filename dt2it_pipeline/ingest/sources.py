@@ -30,7 +30,7 @@ from dt2it_pipeline.ingest.media import MediaError
 from dt2it_pipeline.ingest.media_import import Imported, MediaImporter
 from dt2it_pipeline.ingest.media_root import MediaRoot
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside, require_unicode
 from dt2it_pipeline.ingest.video import VideoDecoderError
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
@@ -310,6 +310,8 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
     queues = {kind: iter([m for m in media if m["kind"] == kind]) for kind in kinds}
     media = [next(queues[kind]) for kind in markers or kinds]
     turns = [dict(turn) for turn in item.turns]
+    meta = json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str) if item.meta else "{}"
+    require_unicode(meta, "columns that are kept beside the prompt")
     if not markers:
         turns[0]["text"] = "".join(f"<{kind}>\n" for kind in kinds) + turns[0]["text"]
     return {
@@ -320,7 +322,7 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
         "media": media,
         "reference": item.reference,
         "language": language_of(_MARKER.sub("", turns[-1]["text"]), manifest.language),
-        "meta": json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str) if item.meta else "{}",
+        "meta": meta,
     }
 
 
@@ -328,6 +330,7 @@ def _benchmark_item(manifest: Manifest, item: Conversation | PicturePair, pair: 
     group = manifest.group or item.group
     if group is None:
         raise RowError("missing value", "the row has no group, and the manifest gives none")
+    require_unicode(item.row_id, "id")
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")
     own = {"item_id": item.row_id, "benchmark": manifest.benchmark or manifest.name, "group": group}
     return own | {name: pair[name] for name in kept}

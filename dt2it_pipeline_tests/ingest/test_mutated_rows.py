@@ -56,6 +56,9 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
+ODDEST = ("\ud800", "x/" * 3000, "a\0.png", b"x", [b"x"])  # in every column
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a row, at any depth."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -103,7 +106,8 @@ def test_whatever_is_wrong_with_a_row_costs_that_row_alone(
     (root / "round").symlink_to("round")
     rng = random.Random(f"{name} {number}")
     sound = [numbered(row, number) for number in range(MUTATIONS)]
-    rows = [*sound[:2], *(mutated(one, rng) for one in sound[2:]), *sound[:2]]
+    odd = [row | {column: value} for column in ("id", *row) for value in ODDEST]
+    rows = [*sound[:2], *odd, *(mutated(one, rng) for one in sound[2:]), *sound[:2]]
 
     def read_rows(manifest: Any, _: Path) -> Iterator[Row]:
         for place, values in enumerate(rows):
@@ -125,12 +129,13 @@ def test_published_rows_of_a_benchmark_raise_nothing_but_their_own_error(tmp_pat
         picture(root / file)
     (root / "loop.png").symlink_to("loop.png")
     rng = random.Random(name)
+    rows = [row | {column: value} for _, row in SCHEMAS[name] for column in row for value in ODDEST]
+    rows += [mutated(rng.choice(SCHEMAS[name])[1], rng) for _ in range(MUTATIONS)]
     read = 0
-    for _ in range(MUTATIONS):
-        row = mutated(rng.choice(SCHEMAS[name])[1], rng)
+    for row in rows:
         with contextlib.suppress(EvaluationError):
             load_rows(get_entry(name), [row], root, tmp_path / "media")
             read += 1
         with contextlib.suppress(EvaluationError):
             score_benchmark(name, [row], [1], [0], repeats=0)
-    assert 0 < read < MUTATIONS
+    assert 0 < read < len(rows)
