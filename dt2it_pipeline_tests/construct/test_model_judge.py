@@ -9,7 +9,7 @@ import pytest
 from dt2it_pipeline.construct.judges.model import ModelJudge
 from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.construct.judges.rubric import CRITERIA, parse_reply, reply_schema
-from dt2it_pipeline.construct.judges.templates import load_template
+from dt2it_pipeline.construct.judges.templates import load_template, version
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
 from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row
 
@@ -36,6 +36,16 @@ def test_templates_are_versioned_by_content_and_fall_back_to_english(tmp_path):
     assert len(hashes) == 6
     with pytest.raises(JudgeError, match=r"judge_listwise\.en\.jinja"):
         load_template(LISTWISE, "en", tmp_path)
+
+
+def test_the_version_of_templates_is_that_of_every_language_and_of_no_other_mode(tmp_path):
+    for name in ("judge_listwise.en.jinja", "judge_listwise.zh.jinja", "judge_pairwise.en.jinja", "restyle.en.jinja"):
+        (tmp_path / name).write_text("words")
+    first = version([LISTWISE], tmp_path)
+    (tmp_path / "judge_pairwise.en.jinja").write_text("other words")
+    assert version([LISTWISE], tmp_path) == first != version([LISTWISE, "restyle"], tmp_path)
+    (tmp_path / "judge_listwise.zh.jinja").write_text("other words")
+    assert version([LISTWISE], tmp_path) != first
 
 
 def test_a_response_cannot_pose_as_part_of_the_template(tmp_path):
