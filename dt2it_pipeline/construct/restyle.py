@@ -27,6 +27,7 @@ from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, model_ke
 from dt2it_pipeline.construct.judges.model import ModelJudge
 from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.construct.judges.rubric import only_object
+from dt2it_pipeline.construct.pairs import bare_words, near_identical
 from dt2it_pipeline.construct.settings import EndpointSettings, RestyleSettings
 from dt2it_pipeline.engines import jobs
 
@@ -38,7 +39,7 @@ FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
     "rewriting changed the content",
     "rewriting changed a number",
     "rewriting changed the answer",
-    "sides became identical",
+    "sides became near-identical",
     "became the same as another pair",
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -73,7 +74,7 @@ def run(
 
     Args:
         job: pairs, prompts, responses (Parquet; who wrote the sides), output (folder), cache (file), settings
-            (RestyleSettings).
+            (RestyleSettings), near_identical (share of words; see `pairs.near_identical`).
         report: called when texts are rewritten and when they are compared.
         make_engine: see `judges.make`.
 
@@ -108,7 +109,7 @@ def run(
     cache = ReplyCache(Path(job["cache"]))
     try:
         generators = {row["response_id"]: row["generator"] for row in written}
-        found = restyle(pairs, prompts, generators, rewriter, cache, report)
+        found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"])
     finally:
         cache.close()
     for name in ("pairs", "responses", "set_aside"):
@@ -128,6 +129,7 @@ def restyle(
     rewriter: Judge,
     cache: ReplyCache,
     report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+    bound: float = 1.0,
 ) -> Restyled:
     """Rewrite both sides of every pair; a pair whose content changed on the way is set aside.
 
@@ -138,6 +140,7 @@ def restyle(
         rewriter: answers the modes `restyle` and `same_content`.
         cache: where replies are kept.
         report: called with what is done.
+        bound: share of common words from which the two sides of a pair count as near-identical; see `pairs`.
     """
     by_id = {row["prompt_id"]: row for row in prompts}
     rivals = answers.rivals_by_reference(prompts)
@@ -175,8 +178,11 @@ def restyle(
             better, worse = texts[pair["chosen_id"]], texts[pair["rejected_id"]]
             fields = {key: pair[key] for key in ("strength", "label", "round", "source", "votes")}
             made = records.make_pair(pair["prompt_id"], better, worse, **fields)
-            if better == worse or made["pair_id"] in seen:
-                reason, detail = (ALIKE, better) if better == worse else (TWICE, f"{better} / {worse}")
+            detail = f"{better} / {worse}"
+            if near_identical(bare_words(better), bare_words(worse), bound):
+                reason = ALIKE
+            elif made["pair_id"] in seen:
+                reason = TWICE
             else:
                 seen.add(made["pair_id"])
                 kept.append(made)

@@ -20,7 +20,7 @@ REWRITTEN = {
     "maybe teal": "It is red.",  # the answer changed
     "a tall blue one": "It is blue.",  # something is missing: only a comparison shows it
     "BLUE": "It is blue.",
-    "*blue*": "It is blue.",
+    "*blue*": "it is blue",
     "hopeless red": None,
 }
 
@@ -66,6 +66,7 @@ def job(tmp_path):
             "responses": str(tmp_path / "responses.parquet"),
             "output": str(tmp_path / "restyled"),
             "cache": str(tmp_path / "replies.sqlite"),
+            "near_identical": 0.95,
             "settings": settings.model_dump(mode="json"),
         }
 
@@ -97,7 +98,7 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
         "rewriting changed a number",
         "rewriting changed the answer",
         "rewriting changed the content",
-        "sides became identical",
+        "sides became near-identical",
         "could not be rewritten",
     ]
     assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (7, 2, 5)

@@ -117,7 +117,10 @@ def overall(criteria: dict[str, dict[str, float]]) -> float:
 
 
 def reply_schema(mode: str, count: int) -> dict[str, Any]:
-    """JSON schema of a reply on `count` responses, for engines that can constrain their output to one."""
+    """JSON schema of a reply on `count` responses, for engines that can constrain their output to one.
+
+    Every text and number is bounded: a weak model would go on with either to the length limit of a reply.
+    """
     if mode == PAIRWISE:
         return {
             "type": "object",
@@ -132,7 +135,7 @@ def reply_schema(mode: str, count: int) -> dict[str, Any]:
     criterion = {
         "type": "object",
         "properties": {
-            "weight": {"type": "number"},
+            "weight": {"type": "number", "minimum": 0, "maximum": 1},
             "analysis": {"type": "string", "maxLength": 400},
             "score": {"type": "integer", "enum": list(range(MAX_SCORE + 1))},
         },
@@ -149,7 +152,7 @@ def reply_schema(mode: str, count: int) -> dict[str, Any]:
                 "required": list(CRITERIA),
                 "additionalProperties": False,
             },
-            "overall": {"type": "number"},
+            "overall": {"type": "number", "minimum": 0, "maximum": MAX_SCORE},
         },
         "required": ["response", "criteria", "overall"],
         "additionalProperties": False,

@@ -16,7 +16,7 @@ from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
 from dt2it_pipeline.construct.sample import join, with_models
-from dt2it_pipeline.construct.settings import RestyleSettings
+from dt2it_pipeline.construct.settings import PairingSettings, RestyleSettings
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.child import PROGRESS
@@ -205,7 +205,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             rewritten: dict[str, pa.Table] = {}
             if pairing.restyle is not None:
                 made, rewriting = _rewritten(
-                    context, opened, children, work, pairing.restyle, formed, prompts, judged_responses
+                    context, opened, children, work, pairing, formed, prompts, judged_responses
                 )
                 formed, rewritten["responses"] = made["pairs"], made["responses"]
                 unused = pa.concat_tables([unused, made["set_aside"]])
@@ -269,6 +269,8 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         by_model = source_probe(with_models(bundle["pairs"], responses))
         if by_model.leaks:  # several models: does one of them always win?
             metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
+            figures = ("auc", "ci_low", "ci_high")
+            metadata |= {f"source_model_{name}": value for name in figures if (value := getattr(by_model, name))}
         return result(context, opened, bundle, checks=tuple(checks), metadata=metadata)
 
     return debiased_pairs
@@ -288,12 +290,14 @@ def _rewritten(
     store: Store,
     children: ChildProcesses,
     work: Path,
-    restyle: RestyleSettings,
+    settings: PairingSettings,
     pairs: pa.Table,
     prompts: pa.Table,
     judged: Bundle,
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The tables of `restyle.run` by name, and what rewriting came to."""
+    restyle = settings.restyle
+    assert restyle is not None
     write_parquet(pairs, work / "formed.parquet")
     write_parquet(prompts, work / "prompts.parquet")
     job = {
@@ -303,6 +307,7 @@ def _rewritten(
         "output": str(work / "restyled"),
         "cache": str(store.cache / "judge_replies.sqlite"),
         "settings": restyle.model_dump(mode="json"),
+        "near_identical": settings.near_identical,
     }
     if restyle.rewriter.kind == "vllm":
         facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
