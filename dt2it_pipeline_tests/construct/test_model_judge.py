@@ -84,6 +84,19 @@ def test_requests_reach_the_model_with_pictures_schema_and_no_randomness(tmp_pat
     assert "=== RESPONSE 2" in _words(engine.requests[0])
 
 
+def test_an_ordered_schema_takes_no_number_twice():
+    def reply(*numbers):
+        criteria = {name: {"weight": 0.5, "analysis": "", "score": 5} for name in CRITERIA}
+        entries = [{"response": number, "criteria": criteria, "overall": 5} for number in numbers]
+        return {"reference": "", "responses": entries}
+
+    jsonschema.validate(reply(1, 1), reply_schema(LISTWISE, 2))
+    jsonschema.validate(reply(1, 2), reply_schema(LISTWISE, 2, ordered=True))
+    for numbers in ((1, 1), (2, 1), (1,), (1, 2, 3)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(reply(*numbers), reply_schema(LISTWISE, 2, ordered=True))
+
+
 def test_faults_stay_with_their_request(tmp_path):
     good, gone = prompt_row(tmp_path, "red"), prompt_row(tmp_path, "blue")
     (tmp_path / "blue.png").unlink()
