@@ -133,7 +133,7 @@ def main() -> None:
         f"{len(asked)} prompts, {n} answers each; start-up, s: "
         + ", ".join(f"{k} {v:.1f}" for k, v in start_up.items())
     )
-    print("| longest output | mean output | way | tokens/s | times one at a time | times batched |")
+    print("| longest output, tokens | mean | way | tokens/s | times one at a time | times batched |")
     print("|---|---|---|---|---|---|")
     for longest in LENGTHS:
         wanted = lengths(len(asked), longest)

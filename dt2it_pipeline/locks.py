@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without locks
 _own = threading.local()  # paths that this thread holds
 
 
@@ -75,7 +75,7 @@ def _take(descriptor: int, path: Path, on_wait: Callable[[str], None]) -> bool:
             on_wait(f"waits for {holder}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
+        if error.errno in UNSUPPORTED:
             return False
         raise
     os.truncate(descriptor, 0)

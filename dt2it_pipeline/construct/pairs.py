@@ -41,7 +41,7 @@ class _Scored:
 
     row: Row
     scores: Mapping[_Presentation, float]
-    words: str  # the text without case, punctuation and markup
+    words: str  # the text's `bare_words`
     against: Mapping[str, list[float | None]] = field(default_factory=dict)  # other response -> verdicts on this one
 
 
@@ -177,8 +177,7 @@ def _usable(responses: pa.Table, judgements: pa.Table) -> dict[str, list[_Scored
     for row in responses.to_pylist():
         found = scores.get(row["response_id"], {})
         if found and row["response_id"] not in faulty and found.keys() == asked[row["prompt_id"]]:
-            words = _NOT_WORD.sub(" ", row["text"].lower()).strip()
-            scored = _Scored(row, found, words, against.get(row["response_id"], {}))
+            scored = _Scored(row, found, bare_words(row["text"]), against.get(row["response_id"], {}))
             usable.setdefault(row["prompt_id"], []).append(scored)
     return usable
 
@@ -199,7 +198,7 @@ def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: 
         label="constructed",
         source=prompt["source"],
     )
-    if _near_identical(first.words, second.words, settings.near_identical):
+    if near_identical(first.words, second.words, settings.near_identical):
         return pair, IDENTICAL
     if all(abs(difference) < 1e-9 for difference in differences):
         return pair, TIED
@@ -211,8 +210,13 @@ def _pair(prompt: Mapping[str, Any], first: _Scored, second: _Scored, settings: 
     return pair, WEAK if abs(strength) < settings.min_strength else ""
 
 
-def _near_identical(first: str, second: str, bound: float) -> bool:
-    """Whether two texts are one but for a few words.
+def bare_words(text: str) -> str:
+    """A text without case, punctuation and markup."""
+    return _NOT_WORD.sub(" ", text.lower()).strip()
+
+
+def near_identical(first: str, second: str, bound: float) -> bool:
+    """Whether two texts, given as their `bare_words`, are one but for a few words.
 
     Short answers may differ in the one word that matters, so that only long ones are compared by their share of common
     words (in order): 2 * common / all.

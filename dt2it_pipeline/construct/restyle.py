@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,20 @@ from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, model_ke
 from dt2it_pipeline.construct.judges.model import ModelJudge
 from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.construct.judges.rubric import only_object
+from dt2it_pipeline.construct.pairs import bare_words, near_identical
 from dt2it_pipeline.construct.settings import EndpointSettings, RestyleSettings
 from dt2it_pipeline.engines import jobs
 
 STAGE = "restyle"
 RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
-FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE = (
+MARK = "|restyled"  # how `generator` of a rewritten response ends
+FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
     "could not be rewritten",
     "rewriting changed the content",
     "rewriting changed a number",
     "rewriting changed the answer",
-    "sides became identical",
+    "sides became near-identical",
+    "became the same as another pair",
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LISTED = re.compile(r"(?m)^\s*\d{1,2}[.)]\s")  # numbers of list items are layout
@@ -44,15 +48,33 @@ _LISTED = re.compile(r"(?m)^\s*\d{1,2}[.)]\s")  # numbers of list items are layo
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Restyled:
+    """What rewriting came to.
+
+    Attributes:
+        pairs: with both sides rewritten (new texts, hence new ids; strength and label stay).
+        responses: the texts of these pairs; `generator` is that of the original, with `|restyled` behind it.
+        set_aside: one row per pair that is not in `pairs`; pairs given = pairs + set aside.
+        tallies: what asking came to, for rewriting and for comparing.
+    """
+
+    pairs: pa.Table
+    responses: pa.Table
+    set_aside: pa.Table
+    tallies: dict[str, Tally]
+
+
 def run(
     job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: MakeEngine | None = None
 ) -> dict[str, Any]:
-    """Rewrite both sides of every pair; writes a pairs table and, beside it, `<stem>.set_aside.parquet`.
+    """Rewrite both sides of every pair; writes pairs.parquet, responses.parquet and set_aside.parquet into a folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was.
 
     Args:
-        job: pairs, prompts (Parquet), output (Parquet), cache (file), settings (RestyleSettings).
+        job: pairs, prompts, responses (Parquet; who wrote the sides), output (folder), cache (file), settings
+            (RestyleSettings), near_identical (share of words; see `pairs.near_identical`).
         report: called when texts are rewritten and when they are compared.
         make_engine: see `judges.make`.
 
@@ -62,11 +84,13 @@ def run(
     Raises:
         JudgeError: the rewriter cannot be had.
         JudgeStopped: it cannot answer any more.
+        CacheError: replies cannot be kept.
     """
     settings = RestyleSettings.model_validate(job["settings"])
     chosen = settings.rewriter
     pairs = store.read_parquet(job["pairs"], "pairs")
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    written = store.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
     rewriter = ModelJudge(
         chosen.name,
         engine_of(chosen, 0, make_engine),
@@ -84,35 +108,39 @@ def run(
     )
     cache = ReplyCache(Path(job["cache"]))
     try:
-        kept, aside, tallies = restyle(pairs, prompts, rewriter, cache, report)
+        generators = {row["response_id"]: row["generator"] for row in written}
+        found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"])
     finally:
         cache.close()
-    output = Path(job["output"])
-    store.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
-    store.write_parquet(kept, output)
+    for name in ("pairs", "responses", "set_aside"):
+        store.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
     prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
     return {
         "rows_in": pairs.num_rows,
-        "rows_out": kept.num_rows,
-        "rows_set_aside": aside.num_rows,
-    } | {mode: tally.facts(*prices) for mode, tally in tallies.items()}
+        "rows_out": found.pairs.num_rows,
+        "rows_set_aside": found.set_aside.num_rows,
+    } | {mode: tally.facts(*prices) for mode, tally in found.tallies.items()}
 
 
 def restyle(
     pairs: pa.Table,
     prompts: Sequence[Row],
+    generators: Mapping[str, str],
     rewriter: Judge,
     cache: ReplyCache,
     report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
-) -> tuple[pa.Table, pa.Table, dict[str, Tally]]:
-    """The pairs with both sides rewritten (new texts, hence new ids; strength and label stay), and those set aside.
+    bound: float = 1.0,
+) -> Restyled:
+    """Rewrite both sides of every pair; a pair whose content changed on the way is set aside.
 
     Args:
         pairs: pairs table.
         prompts: their prompts rows.
+        generators: who wrote a response, by its id; empty words where it is not there.
         rewriter: answers the modes `restyle` and `same_content`.
         cache: where replies are kept.
         report: called with what is done.
+        bound: share of common words from which the two sides of a pair count as near-identical; see `pairs`.
     """
     by_id = {row["prompt_id"]: row for row in prompts}
     rivals = answers.rivals_by_reference(prompts)
@@ -141,6 +169,7 @@ def restyle(
     drifted |= {key: (FAILED, detail) for key, detail in faults.items()}
     drifted |= {key: (DRIFTED, f"{sides[key][1]} -> {texts[key]}") for key, is_same in same.items() if not is_same}
     kept: list[Row] = []
+    responses: dict[str, Row] = {}
     aside: list[dict[str, str]] = []
     seen: set[str] = set()
     for pair in rows:
@@ -149,14 +178,26 @@ def restyle(
             better, worse = texts[pair["chosen_id"]], texts[pair["rejected_id"]]
             fields = {key: pair[key] for key in ("strength", "label", "round", "source", "votes")}
             made = records.make_pair(pair["prompt_id"], better, worse, **fields)
-            if better == worse or made["pair_id"] in seen:
-                reason, detail = ALIKE, better
+            detail = f"{better} / {worse}"
+            if near_identical(bare_words(better), bare_words(worse), bound):
+                reason = ALIKE
+            elif made["pair_id"] in seen:
+                reason = TWICE
             else:
                 seen.add(made["pair_id"])
                 kept.append(made)
+                for side in ("chosen", "rejected"):
+                    generator = f"{generators.get(pair[f'{side}_id'], '')}{MARK}"
+                    row = {"prompt_id": pair["prompt_id"], "text": made[side], "generator": generator}
+                    responses.setdefault(made[f"{side}_id"], {"response_id": made[f"{side}_id"], **row})
                 continue
         aside.append(records.set_aside_row(pair["pair_id"], STAGE, reason, detail, pair["source"]))
-    return records.table(kept, "pairs"), records.table(aside, "set_aside"), tallies
+    return Restyled(
+        records.table(kept, "pairs"),
+        records.table(responses.values(), "responses"),
+        records.table(aside, "set_aside"),
+        tallies,
+    )
 
 
 def _fault(pair: Row, prompts: Mapping[str, Row], drifted: Mapping[str, tuple[str, str]]) -> tuple[str, str]:

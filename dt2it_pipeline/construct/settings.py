@@ -166,6 +166,11 @@ class JudgingSettings(Settings):
         """Whether a judge loads a model on this machine."""
         return any(judge.kind in ("vllm", "likelihood") for judge in self.judges)
 
+    @property
+    def in_words(self) -> bool:
+        """Whether a judge is asked in words, those of the templates."""
+        return any(judge.kind in ("vllm", "endpoint") for judge in self.judges)
+
 
 class SamplingSettings(Settings):
     """Candidate responses from one pool of models with one style.

@@ -132,6 +132,8 @@ class VllmEngine:
                 seed=seed,
                 tensor_parallel_size=tensor_parallel,
                 disable_log_stats=True,
+                # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise EngineError(f"vLLM cannot load the model {model}: {error}") from error

@@ -66,5 +66,17 @@ def judges_answer(judges: Mapping[str, Mapping[str, Any]], most_faulty: float = 
     )
 
 
+def rewriting_keeps_pairs(rewriting: Mapping[str, Any], most_lost: float = 0.25) -> dg.AssetCheckResult:
+    """Check `rewriting_keeps_pairs`: a warning where rewriting costs many pairs, an error where it leaves none."""
+    given, lost = int(rewriting["rows_in"]), int(rewriting["rows_set_aside"])
+    return dg.AssetCheckResult(
+        check_name="rewriting_keeps_pairs",
+        passed=lost <= most_lost * given,
+        severity=dg.AssetCheckSeverity.ERROR if given and lost == given else dg.AssetCheckSeverity.WARN,
+        metadata={"pairs": given, "set_aside": lost},
+        description=f"rewriting (pairing.restyle) cost {lost} of {given} pairs; set_aside_by_reason says why",
+    )
+
+
 def _asset(name: str | None) -> dict[str, Any]:
     return {} if name is None else {"asset_key": name}

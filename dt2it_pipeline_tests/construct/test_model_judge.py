@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
+from pathlib import Path
 
+import jsonschema
 import pytest
 
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct import judge
 from dt2it_pipeline.construct.judges.model import ModelJudge
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
-from dt2it_pipeline.construct.judges.rubric import CRITERIA, parse_reply, reply_schema
-from dt2it_pipeline.construct.judges.templates import load_template
-from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
-from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row
+from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
+from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CRITERIA, CUT_OFF, OK, reply_schema
+from dt2it_pipeline.construct.judges.templates import load_template, version
+from dt2it_pipeline.construct.settings import JudgingSettings
+from dt2it_pipeline.engines.vllm_engine import EngineError, Sample, VllmEngine
+from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
+from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row, response_rows
 
 
 def _words(request) -> str:
@@ -36,6 +44,16 @@ def test_templates_are_versioned_by_content_and_fall_back_to_english(tmp_path):
     assert len(hashes) == 6
     with pytest.raises(JudgeError, match=r"judge_listwise\.en\.jinja"):
         load_template(LISTWISE, "en", tmp_path)
+
+
+def test_the_version_of_templates_is_that_of_every_language_and_of_no_other_mode(tmp_path):
+    for name in ("judge_listwise.en.jinja", "judge_listwise.zh.jinja", "judge_pairwise.en.jinja", "restyle.en.jinja"):
+        (tmp_path / name).write_text("words")
+    first = version([LISTWISE], tmp_path)
+    (tmp_path / "judge_pairwise.en.jinja").write_text("other words")
+    assert version([LISTWISE], tmp_path) == first != version([LISTWISE, "restyle"], tmp_path)
+    (tmp_path / "judge_listwise.zh.jinja").write_text("other words")
+    assert version([LISTWISE], tmp_path) != first
 
 
 def test_a_response_cannot_pose_as_part_of_the_template(tmp_path):
@@ -66,6 +84,19 @@ def test_requests_reach_the_model_with_pictures_schema_and_no_randomness(tmp_pat
     assert "=== RESPONSE 2" in _words(engine.requests[0])
 
 
+def test_an_ordered_schema_takes_no_number_twice():
+    def reply(*numbers):
+        criteria = {name: {"weight": 0.5, "analysis": "", "score": 5} for name in CRITERIA}
+        entries = [{"response": number, "criteria": criteria, "overall": 5} for number in numbers]
+        return {"reference": "", "responses": entries}
+
+    jsonschema.validate(reply(1, 1), reply_schema(LISTWISE, 2))
+    jsonschema.validate(reply(1, 2), reply_schema(LISTWISE, 2, ordered=True))
+    for numbers in ((1, 1), (2, 1), (1,), (1, 2, 3)):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(reply(*numbers), reply_schema(LISTWISE, 2, ordered=True))
+
+
 def test_faults_stay_with_their_request(tmp_path):
     good, gone = prompt_row(tmp_path, "red"), prompt_row(tmp_path, "blue")
     (tmp_path / "blue.png").unlink()
@@ -87,16 +118,87 @@ def test_a_second_attempt_draws_another_reply(tmp_path):
     assert [(r.seed, r.temperature > 0) for r in engine.requests] == [(0, False), (1, True), (2, True)]
 
 
-@pytest.mark.heavy
-def test_a_model_that_knows_no_json_keeps_to_the_schema_under_vllm(tmp_path):
-    from dt2it_pipeline.engines.vllm_engine import VllmEngine
-    from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
+@pytest.fixture
+def patient_model(tmp_path) -> Path:
+    """The shipped base model, made to take prompts of any length: beyond 2048 tokens its words are nonsense."""
+    folder = Path(shutil.copytree(model_path(DEMO_BASE_MODEL), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 8192
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
-    (tmp_path / "judge_pointwise.en.jinja").write_text("{{ question }} {{ responses[0] }}")  # its context is short
-    engine = VllmEngine(model_path(DEMO_BASE_MODEL), max_model_len=2048)
-    judge = ModelJudge("m", engine, tmp_path, max_new_tokens=1900, templates=tmp_path)
-    ((_, reply),) = judge.judge([JudgeRequest(prompt_row(tmp_path, "red"), ("It is red.",), POINTWISE)])
-    assert isinstance(reply, Reply)
-    if reply.finished:  # it may fill a string of the schema to its limit
-        assert len(json.loads(reply.text)["responses"]) == 1
-        assert len(parse_reply(reply.text, 1)) == 1
+
+@pytest.mark.heavy
+def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_rubric(tmp_path, patient_model):
+    """Three modes in two languages, through the job: every response ends judged or set aside with the raw text."""
+    english = prompt_row(tmp_path, "red")
+    chinese = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
+    prompts = [english, chinese]
+    responses = [
+        *response_rows(english, "It is red.", "It is blue."),
+        *response_rows(chinese, "图中的形状是蓝色的。", "红色。"),
+    ]
+    store.write_parquet(records.table(prompts, "prompts"), tmp_path / "prompts.parquet")
+    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
+    local = {"kind": "vllm", "name": "local", "model": str(patient_model), "max_new_tokens": 2600, "attempts": 1}
+    modes = [LISTWISE, POINTWISE, PAIRWISE]
+    settings = JudgingSettings.model_validate({"judges": [local], "modes": modes})
+    job = {
+        "prompts": str(tmp_path / "prompts.parquet"),
+        "responses": str(tmp_path / "responses.parquet"),
+        "media_root": str(tmp_path),
+        "output": str(tmp_path / "judged"),
+        "cache": str(tmp_path / "replies.sqlite"),
+        "settings": settings.model_dump(mode="json"),
+        "seed": 0,
+    }
+    kept: list[tuple[str, dict, Sample]] = []
+
+    def make_engine(chosen, most_pictures):
+        class Watched:
+            def __init__(self):
+                self.engine = VllmEngine(chosen.model, chosen.max_model_len, most_pictures)
+
+            def sample(self, requests, decoding):
+                found = self.engine.sample(requests, decoding)
+                for request, result in zip(requests, found, strict=True):
+                    assert not isinstance(result, EngineError), result
+                    kept.append((_words(request), request.json_schema, result[0]))
+                return found
+
+        return Watched()
+
+    facts = judge.run(job, lambda progress: None, make_engine)
+
+    # what was asked: every mode in the language of its question, the whole rubric
+    assert len(kept) == 2 * (1 + 2 + 1)
+    assert sum("评委" in words for words, _, _ in kept) == 4
+    assert sum(all(name in words for name in CRITERIA) for words, _, _ in kept) == 6
+    # what was answered: the schema holds to the last bracket where the reply was not cut off
+    ended = [(schema, sample.text) for _, schema, sample in kept if sample.finished]
+    assert len(ended) >= 6  # one list or the other may be longer than the limit
+    for schema, text in ended:
+        jsonschema.validate(json.loads(text), schema)
+
+    # what became of it: nothing is lost
+    tables = {
+        name: store.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in ("judgements", "set_aside")
+    }
+    judgements, aside = tables["judgements"].to_pylist(), tables["set_aside"].to_pylist()
+    assert Counter(row["mode"] for row in judgements) == dict.fromkeys(modes, 4)
+    assert {row["status"] for row in judgements} <= {OK, BAD_WEIGHTS, CUT_OFF}
+    assert all((row["score"] is None) == (row["status"] != OK) for row in judgements)
+    assert len({row["template_hash"] for row in judgements}) == 6
+    figures = facts["judges"]["local"]
+    assert figures["calls"] == figures["judged"] + figures["unusable"] == len(kept)
+    assert figures["completion_tokens"] == sum(sample.tokens for _, _, sample in kept)
+    faulty = {row["response_id"] for row in judgements if row["status"] != OK and row["mode"] != PAIRWISE}
+    assert {row["row_id"] for row in aside} == faulty
+    assert facts["rows_in"] == 4 == facts["rows_out"] + len(aside)
+    texts = [sample.text for _, _, sample in kept]
+    assert all(any(text in row["detail"] for text in texts) for row in aside)
+
+    # and a second run asks nobody
+    again = judge.run(job, lambda progress: None, lambda *_: ScriptedEngine(lambda request: EngineError("not asked")))
+    assert again["judges"]["local"]["cache_hit_rate"] == 1
+    assert store.read_parquet(tmp_path / "judged/judgements.parquet", "judgements") == tables["judgements"]

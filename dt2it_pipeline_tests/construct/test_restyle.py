@@ -10,7 +10,7 @@ from dt2it_pipeline import records, store
 from dt2it_pipeline.construct import restyle
 from dt2it_pipeline.construct.settings import RestyleSettings
 from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
+from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
 
 REWRITTEN = {
     "## Answer\n**red**": "It is red.",
@@ -20,7 +20,7 @@ REWRITTEN = {
     "maybe teal": "It is red.",  # the answer changed
     "a tall blue one": "It is blue.",  # something is missing: only a comparison shows it
     "BLUE": "It is blue.",
-    "*blue*": "It is blue.",
+    "*blue*": "it is blue",
     "hopeless red": None,
 }
 
@@ -54,6 +54,8 @@ def job(tmp_path):
     pairs = [records.make_pair(prompt, *both, source="s", strength=2.5, label="constructed") for both in sides]
     store.write_parquet(records.table(pairs, "pairs"), tmp_path / "pairs.parquet")
     store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    responses = response_rows(rows[0], *dict.fromkeys(text for both in sides for text in both))
+    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
 
     def made(url: str) -> dict:
         rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": url, "model": "m", "attempts": 2}
@@ -61,8 +63,10 @@ def job(tmp_path):
         return {
             "pairs": str(tmp_path / "pairs.parquet"),
             "prompts": str(tmp_path / "prompts.parquet"),
-            "output": str(tmp_path / "restyled.parquet"),
+            "responses": str(tmp_path / "responses.parquet"),
+            "output": str(tmp_path / "restyled"),
             "cache": str(tmp_path / "replies.sqlite"),
+            "near_identical": 0.95,
             "settings": settings.model_dump(mode="json"),
         }
 
@@ -76,7 +80,7 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
         asked = len(server.bodies)
         again = restyle.run(job(server.url), lambda progress: None)
         assert len(server.bodies) == asked  # a second run is answered from disk
-    kept = store.read_parquet(tmp_path / "restyled.parquet", "pairs").to_pylist()
+    kept = store.read_parquet(tmp_path / "restyled" / "pairs.parquet", "pairs").to_pylist()
     assert [(row["chosen"], row["rejected"]) for row in kept] == [
         ("It is red.", "It is blue, I think."),
         ("There are three red shapes.", "It is blue, I think."),
@@ -84,12 +88,17 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
     for row in kept:
         assert (row["strength"], row["label"]) == (2.5, "constructed")
         assert row["chosen_id"] == records.response_id(row["prompt_id"], row["chosen"])
-    aside = store.read_parquet(tmp_path / "restyled.set_aside.parquet", "set_aside").to_pylist()
+    written = store.read_parquet(tmp_path / "restyled" / "responses.parquet", "responses").to_pylist()
+    assert {row["response_id"] for row in written} == {
+        row[side] for row in kept for side in ("chosen_id", "rejected_id")
+    }
+    assert {row["generator"] for row in written} == {"test|restyled"}
+    aside = store.read_parquet(tmp_path / "restyled" / "set_aside.parquet", "set_aside").to_pylist()
     assert [row["reason"] for row in aside] == [
         "rewriting changed a number",
         "rewriting changed the answer",
         "rewriting changed the content",
-        "sides became identical",
+        "sides became near-identical",
         "could not be rewritten",
     ]
     assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (7, 2, 5)

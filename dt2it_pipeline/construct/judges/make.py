@@ -59,6 +59,7 @@ def make_judge(
         attempts=settings.attempts,
         max_pixels=settings.max_pixels,
         prompt=prompt,
+        ordered=isinstance(settings, VllmSettings),
     )
 
 

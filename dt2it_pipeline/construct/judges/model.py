@@ -46,6 +46,7 @@ class ModelJudge:
         values: further words for the templates.
         schemas: JSON schemas of replies by mode, for modes that do not judge.
         with_pictures: whether the model is shown the pictures.
+        ordered: whether the engine takes a schema in which every response has its place; see `reply_schema`.
     """
 
     modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
@@ -65,6 +66,7 @@ class ModelJudge:
         values: Mapping[str, str] | None = None,
         schemas: Mapping[str, dict[str, Any]] | None = None,
         with_pictures: bool = True,
+        ordered: bool = False,
     ) -> None:
         self.name = name
         self.attempts = attempts
@@ -79,6 +81,7 @@ class ModelJudge:
         self._values = dict(values or {})
         self._schemas = dict(schemas or {})
         self._with_pictures = with_pictures
+        self._ordered = ordered
         self._templates: dict[tuple[str, str], Template] = {}
 
     def template_hash(self, mode: str, language: str) -> str:
@@ -103,7 +106,8 @@ class ModelJudge:
                 yield place, JudgeError(str(error))
                 continue
             temperature = max(self._temperature, _WARM) if request.attempt else self._temperature
-            schema = self._schemas.get(request.mode) or reply_schema(request.mode, len(request.responses))
+            count = len(request.responses)
+            schema = self._schemas.get(request.mode) or reply_schema(request.mode, count, self._ordered)
             places.append(place)
             asked.append(SampleRequest(prompt, 1, request.attempt, temperature, schema))
         try:

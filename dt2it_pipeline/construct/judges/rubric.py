@@ -116,8 +116,17 @@ def overall(criteria: dict[str, dict[str, float]]) -> float:
     return sum(item["weight"] * item["score"] for item in criteria.values()) / total
 
 
-def reply_schema(mode: str, count: int) -> dict[str, Any]:
-    """JSON schema of a reply on `count` responses, for engines that can constrain their output to one."""
+def reply_schema(mode: str, count: int, ordered: bool = False) -> dict[str, Any]:
+    """JSON schema of a reply on `count` responses, for engines that can constrain their output to one.
+
+    Every text and number is bounded: a weak model would go on with either to the length limit of a reply.
+
+    Args:
+        mode: of the reply.
+        count: of the responses.
+        ordered: whether each response has its entry in its place. Else a weak model may give one number to two entries;
+            but endpoints are known to refuse a schema that has it so.
+    """
     if mode == PAIRWISE:
         return {
             "type": "object",
@@ -132,33 +141,41 @@ def reply_schema(mode: str, count: int) -> dict[str, Any]:
     criterion = {
         "type": "object",
         "properties": {
-            "weight": {"type": "number"},
+            "weight": {"type": "number", "minimum": 0, "maximum": 1},
             "analysis": {"type": "string", "maxLength": 400},
             "score": {"type": "integer", "enum": list(range(MAX_SCORE + 1))},
         },
         "required": ["weight", "analysis", "score"],
         "additionalProperties": False,
     }
-    response = {
+    criteria = {
         "type": "object",
-        "properties": {
-            "response": {"type": "integer", "enum": list(range(1, count + 1))},
-            "criteria": {
-                "type": "object",
-                "properties": dict.fromkeys(CRITERIA, criterion),
-                "required": list(CRITERIA),
-                "additionalProperties": False,
-            },
-            "overall": {"type": "number"},
-        },
-        "required": ["response", "criteria", "overall"],
+        "properties": dict.fromkeys(CRITERIA, criterion),
+        "required": list(CRITERIA),
         "additionalProperties": False,
     }
+
+    def response(numbers: list[int]) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {
+                "response": {"type": "integer", "enum": numbers},
+                "criteria": criteria,
+                "overall": {"type": "number", "minimum": 0, "maximum": MAX_SCORE},
+            },
+            "required": ["response", "criteria", "overall"],
+            "additionalProperties": False,
+        }
+
+    numbers = list(range(1, count + 1))
+    entries: dict[str, Any] = {"items": response(numbers)}
+    if ordered:
+        entries = {"prefixItems": [response([number]) for number in numbers], "items": False}
     return {
         "type": "object",
         "properties": {
             "reference": {"type": "string", "maxLength": 800},
-            "responses": {"type": "array", "items": response, "minItems": count, "maxItems": count},
+            "responses": {"type": "array", **entries, "minItems": count, "maxItems": count},
         },
         "required": ["reference", "responses"],
         "additionalProperties": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +51,21 @@ def load_template(mode: str, language: str, folder: Path | None = None) -> Templ
         JudgeError: there is none in English either.
     """
     folder = folder or project_root() / "configs" / "prompts"
-    stem = f"judge_{mode}" if mode in (LISTWISE, POINTWISE, PAIRWISE) else mode
-    for name in (f"{stem}.{language}.jinja", f"{stem}.{FALLBACK_LANGUAGE}.jinja"):
+    for name in (f"{_stem(mode)}.{language}.jinja", f"{_stem(mode)}.{FALLBACK_LANGUAGE}.jinja"):
         if (folder / name).is_file():
             return Template((folder / name).read_text(encoding="utf-8"))
     raise JudgeError(f"there is no judge template {name} in {folder}")
+
+
+def version(modes: Iterable[str], folder: Path | None = None) -> str:
+    """Content hash of the templates of some modes in every language that there is."""
+    folder = folder or project_root() / "configs" / "prompts"
+    files = {file for mode in modes for file in folder.glob(f"{_stem(mode)}.*.jinja")}
+    return records.content_hash(*((file.name, file.read_text(encoding="utf-8")) for file in sorted(files)))
+
+
+def _stem(mode: str) -> str:
+    return f"judge_{mode}" if mode in (LISTWISE, POINTWISE, PAIRWISE) else mode
 
 
 def _conversation(request: JudgeRequest) -> str:

@@ -1,6 +1,7 @@
 """Group `construction`: debiased pairs from sampled answers (part 1), two-image pairs from T2I preferences (part 2)."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.judge import run as judge_run
+from dt2it_pipeline.construct.judges import templates
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
+from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
 from dt2it_pipeline.construct.sample import join, with_models
-from dt2it_pipeline.construct.settings import PairingSettings
+from dt2it_pipeline.construct.settings import PairingSettings, RestyleSettings
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
-from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, style_below_bound
+from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.child import PROGRESS
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -78,7 +81,11 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
             inputs={"raw_prompts": raw_prompts, "model": " ".join(model_digest(model) for model in pool)},
             settings={"sampling": recipe.sampling, "seed": recipe.seed},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        metadata = {}
+        if len(pool) > 1:
+            writers = Counter(generator.split("|")[0] for generator in bundle["responses"]["generator"].to_pylist())
+            metadata["answers_by_model"] = markdown_of(pa.table({"model": [*writers], "answers": [*writers.values()]}))
+        return result(context, opened, bundle, checks=(reconcile(bundle),), metadata=metadata)
 
     return candidate_responses
 
@@ -131,6 +138,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
                 "raw_prompts": raw_prompts,
                 "candidate_responses": candidate_responses,
                 "models": _model_digests(recipe),
+                **_words(recipe.judging.modes if recipe.judging.in_words else ()),
             },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
@@ -152,9 +160,18 @@ def _model_digests(recipe: Recipe) -> str:
     return " ".join(model_digest(model_path(model)) for model in local)
 
 
+def _words(modes: Iterable[str]) -> dict[str, str]:
+    """What stands for the templates of the modes that a model is asked in; nothing where none is."""
+    asked = tuple(modes)
+    return {"templates": templates.version(asked)} if asked else {}
+
+
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     restyle = recipe.pairing.restyle
     heavy = restyle is not None and restyle.rewriter.kind == "vllm"
+    rewriting_checks = [dg.AssetCheckSpec("rewriting_keeps_pairs", asset="debiased_pairs", blocking=True)]
+    if restyle is None:
+        rewriting_checks = []
 
     @dg.asset(
         group_name=GROUP,
@@ -164,6 +181,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="debiased_pairs", blocking=True),
             dg.AssetCheckSpec("style_probe", asset="debiased_pairs"),
+            *rewriting_checks,
         ],
     )
     def debiased_pairs(
@@ -184,9 +202,14 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             )
             candidates = formed.num_rows + unused.num_rows
             rewriting: dict[str, Any] = {}
+            rewritten: dict[str, pa.Table] = {}
             if pairing.restyle is not None:
-                formed, drifted, rewriting = _rewritten(context, opened, children, work, formed, prompts, pairing)
-                unused, spares = pa.concat_tables([unused, drifted]), spares.slice(0, 0)  # spares are as sampled
+                made, rewriting = _rewritten(
+                    context, opened, children, work, pairing, formed, prompts, judged_responses
+                )
+                formed, rewritten["responses"] = made["pairs"], made["responses"]
+                unused = pa.concat_tables([unused, made["set_aside"]])
+                spares = spares.slice(0, 0)  # they are as sampled
             chosen = debias(
                 formed,
                 spares,
@@ -212,7 +235,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "style_curve": list(chosen.curve),
                 "restyle": rewriting,
             }
-            return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside}, facts)
+            return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside, **rewritten}, facts)
 
         bundle = run_stage(
             context,
@@ -222,6 +245,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "raw_prompts": raw_prompts,
                 "candidate_responses": candidate_responses,
                 "judged_responses": judged_responses,
+                **_rewriter(restyle),
             },
             settings={
                 "pairing": recipe.pairing,
@@ -230,18 +254,35 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             },
         )
         probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
-        checks = (reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound))
+        checks = [reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound)]
         curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
         metadata = {
             "pairs_kept_against_style": markdown_of(curve),
             "style_leaks": markdown_of(leak_table(probe)),
         }
-        by_model = source_probe(with_models(bundle["pairs"], judged_responses["responses"]))
+        responses = judged_responses["responses"]
+        if restyle is not None:
+            rewriting = bundle.facts["restyle"]
+            checks.append(rewriting_keeps_pairs(rewriting))
+            metadata["rewriting"] = judge_table({mode: rewriting[mode] for mode in (RESTYLE, SAME)})
+            responses = pa.concat_tables([responses, bundle["responses"]])
+        by_model = source_probe(with_models(bundle["pairs"], responses))
         if by_model.leaks:  # several models: does one of them always win?
             metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
-        return result(context, opened, bundle, checks=checks, metadata=metadata)
+            figures = ("auc", "ci_low", "ci_high")
+            metadata |= {f"source_model_{name}": value for name in figures if (value := getattr(by_model, name))}
+        return result(context, opened, bundle, checks=tuple(checks), metadata=metadata)
 
     return debiased_pairs
+
+
+def _rewriter(restyle: RestyleSettings | None) -> dict[str, str]:
+    """What stands for the rewriter's weights and words; nothing where pairs stay as sampled."""
+    if restyle is None:
+        return {}
+    local = restyle.rewriter.kind == "vllm"
+    digest = model_digest(model_path(restyle.rewriter.model)) if local else ""
+    return {"rewriter": digest, **_words((RESTYLE, SAME))}
 
 
 def _rewritten(
@@ -249,31 +290,31 @@ def _rewritten(
     store: Store,
     children: ChildProcesses,
     work: Path,
+    settings: PairingSettings,
     pairs: pa.Table,
     prompts: pa.Table,
-    settings: PairingSettings,
-) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """Pairs with both sides in one style, those whose content changed on the way, and what rewriting came to."""
-    assert settings.restyle is not None
+    judged: Bundle,
+) -> tuple[dict[str, pa.Table], dict[str, Any]]:
+    """The tables of `restyle.run` by name, and what rewriting came to."""
+    restyle = settings.restyle
+    assert restyle is not None
     write_parquet(pairs, work / "formed.parquet")
     write_parquet(prompts, work / "prompts.parquet")
-    rewriter = settings.restyle.rewriter
     job = {
         "pairs": str(work / "formed.parquet"),
         "prompts": str(work / "prompts.parquet"),
-        "output": str(work / "restyled.parquet"),
+        "responses": str(judged.table_path("responses")),
+        "output": str(work / "restyled"),
         "cache": str(store.cache / "judge_replies.sqlite"),
-        "settings": settings.restyle.model_dump(mode="json"),
+        "settings": restyle.model_dump(mode="json"),
+        "near_identical": settings.near_identical,
     }
-    if rewriter.kind == "vllm":
+    if restyle.rewriter.kind == "vllm":
         facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
     else:
         facts = restyle_run(job, _logger(context))
-    return (
-        read_parquet(work / "restyled.parquet", "pairs"),
-        read_parquet(work / "restyled.set_aside.parquet", "set_aside"),
-        facts,
-    )
+    names = ("pairs", "responses", "set_aside")
+    return {name: read_parquet(work / "restyled" / f"{name}.parquet", name) for name in names}, facts
 
 
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:

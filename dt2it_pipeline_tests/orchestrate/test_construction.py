@@ -1,0 +1,202 @@
+"""Part 1 through Dagster: pools of models, and pairs rewritten into one style, as a recipe asks for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.engines.jobs import load_run
+from dt2it_pipeline.engines.vllm_engine import Sample
+from dt2it_pipeline.orchestrate.resources import ChildProcesses
+from dt2it_pipeline.recipe import DEMO_BASE_MODEL, Recipe, load_recipe, model_path
+from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, color_of, prompt_row
+
+STAGES = ("candidate_responses", "judged_responses", "debiased_pairs")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Store:
+    """A home in which the prompts are ingested: five questions about a picture of each colour."""
+    store = Store(tmp_path / "home")
+    store.media.mkdir(parents=True)
+    rows = [prompt_row(store.media, color, f"what color is shape {n}?") for color in COLORS for n in range(5)]
+    store.write("raw_prompts", Bundle({"prompts": records.table(rows, "prompts")}), "k")
+    return store
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> list[str]:
+    """Two folders with a model."""
+    return [shutil.copytree(model_path(DEMO_BASE_MODEL), tmp_path / name).as_posix() for name in ("first", "second")]
+
+
+def recipe_of(pool: list[str], restyle: dict[str, Any] | None = None, **sampling: Any) -> Recipe:
+    demo = load_recipe("configs/recipes/demo.yaml")
+    changes = {
+        "sampling": {"models": pool, "temperatures": [0.5, 1.0], "samples": 4, "mismatched_samples": 0, **sampling},
+        "pairing": {"restyle": restyle},
+    }
+    return Recipe.model_validate(
+        demo.model_dump() | {name: getattr(demo, name).model_dump() | new for name, new in changes.items()}
+    )
+
+
+def construct(recipe: Recipe, home: Store) -> dg.ExecuteInProcessResult:
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs(recipe, home.home).resolve_job_def("construct")
+        selected = [dg.AssetKey(name) for name in STAGES]
+        return job.execute_in_process(asset_selection=selected, instance=instance, raise_on_error=False)
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    (event,) = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def checks(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
+    found = result.get_asset_check_evaluations()
+    return {each.check_name: each for each in found if each.asset_key == dg.AssetKey(asset)}
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sampling without vLLM: `first` writes plainly, `second` with markup; one answer of each model is wrong.
+
+    Returns the models that were started.
+    """
+    started: list[str] = []
+
+    def run(_: Any, context: Any, target: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        name = Path(job["model"]).name
+        started.append(name)
+
+        def answer(request: Any) -> list[Sample]:
+            right = color_of(request)
+            said = right if request.temperature == 0.5 else COLORS[(COLORS.index(right) + 1) % len(COLORS)]
+            return [Sample(f"It is {said}." if name == "first" else f"- **{said}**", 4, True, 20)]
+
+        return load_run(target)(job, lambda progress: None, lambda most_pictures: ScriptedEngine(answer))  # type: ignore[call-arg]
+
+    monkeypatch.setattr(ChildProcesses, "run", run)
+    return started
+
+
+def rewriter(answer: Any) -> FaultServer:
+    """An endpoint that answers about the blocks of the templates `restyle` and `same_content`."""
+
+    def said(words: str, _: list[str]) -> str:
+        blocks = [block.split("\n", 1)[1].strip() for block in words.split("=== ") if block[:4] in ("ANSW", "TEXT")]
+        return json.dumps({"difference": "", "same": True}) if '"same"' in words else answer(blocks[0])
+
+    return FaultServer({}, said)
+
+
+def settings_of(server: FaultServer) -> dict[str, Any]:
+    endpoint = {"kind": "endpoint", "name": "rewriter", "base_url": server.url, "model": "m", "attempts": 1}
+    return {"rewriter": endpoint, "style": "one plain sentence"}
+
+
+def plain(text: str) -> str:
+    """A rewriter that spoils what is said of teal."""
+    said = text.removeprefix("It is ").strip("-* .")
+    return json.dumps({"text": f"It is {'red' if said == 'teal' else said}."})
+
+
+def test_answers_of_a_pool_become_pairs_and_the_asset_says_who_wrote_them(home, pool, scripted):
+    done = construct(recipe_of(pool), home)
+    assert done.success
+    assert scripted == ["first", "second"]
+    writers = Counter(row["generator"] for row in home.read("candidate_responses")["responses"].to_pylist())
+    assert writers == {f"{name}|t={t}": 30 for name in ("first", "second") for t in ("0.5", "1")}
+    assert "| first | 60 |" in metadata(done, "candidate_responses")["answers_by_model"]
+    found = home.read("debiased_pairs")
+    assert "rewriting" not in metadata(done, "debiased_pairs") and "responses" not in found.tables
+    assert "rewriting_keeps_pairs" not in checks(done, "debiased_pairs")
+    assert set(found["pairs"]["chosen_id"].to_pylist()) <= set(
+        home.read("judged_responses")["responses"]["response_id"].to_pylist()
+    )
+
+
+def test_pairs_are_rewritten_on_request_and_what_changed_is_set_aside(home, pool, scripted):
+    with serving(rewriter(plain)) as server:
+        done = construct(recipe_of(pool, settings_of(server)), home)
+        asked = len(server.bodies)
+        again = construct(recipe_of(pool, settings_of(server)), home)
+        assert done.success and again.success
+        assert len(server.bodies) == asked > 0
+    bundle = home.read("debiased_pairs")
+    pairs, facts = bundle["pairs"].to_pylist(), bundle.facts
+    assert pairs and all(row[side].startswith("It is ") for row in pairs for side in ("chosen", "rejected"))
+    assert not any("teal" in row[side] for row in pairs for side in ("chosen", "rejected"))
+    # every candidate pair is kept or set aside, and says why
+    assert facts["rows_in"] == len(pairs) + bundle["set_aside"].num_rows == facts["rows_out"] + facts["rows_set_aside"]
+    reasons = Counter(row["reason"] for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle")
+    assert set(reasons) == {"rewriting changed the answer", "became the same as another pair"}
+    rewriting = facts["restyle"]
+    assert rewriting["rows_in"] == rewriting["rows_out"] + sum(reasons.values())
+    # who wrote the sides is known still
+    generators = {row["response_id"]: row["generator"] for row in bundle["responses"].to_pylist()}
+    assert all(generators[row[side]].endswith("|restyled") for row in pairs for side in ("chosen_id", "rejected_id"))
+    shown = metadata(done, "debiased_pairs")
+    assert "same_content" in shown["rewriting"]
+    assert "rewriting changed the answer" in shown["set_aside_by_reason"]
+    told = checks(done, "debiased_pairs")
+    assert told["rows_reconcile"].passed
+    assert told["rewriting_keeps_pairs"].severity == dg.AssetCheckSeverity.WARN
+    assert not told["rewriting_keeps_pairs"].passed  # two pairs of three became the same
+
+
+def test_a_rewriter_of_no_use_ends_the_run_and_the_raw_text_is_kept(home, pool, scripted):
+    with serving(rewriter(lambda text: "I would rather not.")) as server:
+        failed = construct(recipe_of(pool, settings_of(server)), home)
+    assert not failed.success
+    bundle = home.read("debiased_pairs")
+    assert bundle["pairs"].num_rows == 0
+    lost = [row for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle"]
+    assert {(row["reason"], row["detail"]) for row in lost} == {("could not be rewritten", "I would rather not.")}
+    check = checks(failed, "debiased_pairs")["rewriting_keeps_pairs"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+
+
+def test_what_was_made_without_a_rewriter_is_found_again_after_a_run_with_one(home, pool, scripted):
+    assert construct(recipe_of(pool), home).success
+    kept = {name: home.read(name).folder for name in STAGES}
+    with serving(rewriter(plain)) as server:
+        assert construct(recipe_of(pool, settings_of(server)), home).success
+    assert construct(recipe_of(pool), home).success
+    assert {name: home.read(name).folder for name in STAGES} == kept
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1200)
+def test_real_models_answer_and_rewrite_through_the_recipe(home, pool):
+    """Under vLLM. The rewriter is too small to keep what it rewrites: every pair is kept or set aside with a reason."""
+    rewriter = {"kind": "vllm", "name": "rewriter", "max_model_len": 2048, "max_new_tokens": 100, "attempts": 1}
+    recipe = recipe_of(pool, {"rewriter": rewriter}, samples=4, mismatched_samples=4, temperatures=[1.0])
+    done = construct(recipe, home)
+    writers = Counter(
+        row["generator"].split("|")[0] for row in home.read("candidate_responses")["responses"].to_pylist()
+    )
+    assert writers["first"] > 0 < writers["second"]
+    assert metadata(done, "candidate_responses")["samples_per_second"] > 0
+    bundle = home.read("debiased_pairs")
+    facts, rewriting = bundle.facts, bundle.facts["restyle"]
+    told = checks(done, "debiased_pairs")
+    assert told["rows_reconcile"].passed
+    assert facts["rows_in"] == bundle["pairs"].num_rows + bundle["set_aside"].num_rows
+    lost = [row for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle"]
+    assert rewriting["rows_in"] == rewriting["rows_out"] + len(lost) > 0
+    assert all(row["reason"] and row["detail"] for row in lost)
+    assert rewriting["restyle"]["calls"] == rewriting["restyle"]["judged"] + rewriting["restyle"]["unusable"] > 0
+    assert done.success == (rewriting["rows_out"] > 0)
+    print(rewriting["rows_in"], "pairs formed;", Counter(row["reason"] for row in lost), rewriting["restyle"])
