@@ -219,7 +219,7 @@ def test_the_policy_posterior_from_the_same_reward_model_on(home, tmp_path):
 def test_the_same_job_again_uses_what_is_finished(home):
     before = {name: bundle.digest for name, bundle in every_bundle(Store(home))}
     log = run(home, *ROUND_1)
-    assert log.count("used again, since") >= len(PARTITIONED)
+    assert log.count("reused, inputs and settings unchanged") >= len(PARTITIONED)
     assert {name: bundle.digest for name, bundle in every_bundle(Store(home))} == before
 
 

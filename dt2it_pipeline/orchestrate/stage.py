@@ -51,7 +51,7 @@ def run_stage(
     with store.locked(name, partition, context.log.warning):
         found = store.find(name, key, partition, context.log.warning)
         if found is not None:
-            context.log.info(_told(name, found.facts, "used again, since nothing that it is made from has changed"))
+            context.log.info(_told(name, found.facts, "reused, inputs and settings unchanged"))
             return found
         started = time.monotonic()
         bundle = compute(store.work(name, key, partition))

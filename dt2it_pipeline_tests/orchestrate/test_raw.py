@@ -121,7 +121,7 @@ def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
     assert aside["source"].to_pylist() == ["three.yaml", "two.yaml"]
 
 
-def test_a_stage_that_is_used_again_tells_its_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_picture(tmp_path / "root/0.png", 0)
     demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
@@ -131,7 +131,7 @@ def test_a_stage_that_is_used_again_tells_its_counts_again(tmp_path: Path, monke
     made, again = (logged(recipe, tmp_path / "home")[0]["raw_preferences"] for _ in range(2))
     counts = "raw_preferences: 3 in, 2 out, 1 set aside, "
     assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
-    assert again == [f"{counts}used again, since nothing that it is made from has changed"]
+    assert again == [f"{counts}reused, inputs and settings unchanged"]
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:
