@@ -38,7 +38,8 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
         if last.against_guessing != "better":
             low, high = wilson_interval(last.correct, last.pairs)
             level = "no better" if last.against_guessing == "same" else "worse"
-            sentences.append(f"That is {level} than guessing (95% interval {percent(low)}% to {percent(high)}%).")
+            interval = f"95% interval {percent(low)}% to {percent(high)}%"
+            sentences.append(f"{percent(last.accuracy)}% is {level} than guessing ({interval}).")
         if len(rounds) > 1 and (made := find(data.comparisons, rounds[-2][0].model, name)) is not None:
             sentences.append(round_sentence(made))
         if control is not None and (other := control[1][whole]) is not None:

@@ -58,8 +58,8 @@ def test_the_control_is_told_where_it_is_better() -> None:
 
 
 def test_a_summary_says_where_a_coin_would_do() -> None:
-    assert "held-out pairs. That is no better than guessing (95% interval 44.3% to 63.4%)." in summary({"round 0": 54})
-    assert "That is worse than guessing (95% interval 0.0% to 3.7%)." in summary({"round 0": 0})
+    assert "held-out pairs. 54.0% is no better than guessing (95% interval 44.3% to 63.4%)." in summary({"round 0": 54})
+    assert "0.0% is worse than guessing (95% interval 0.0% to 3.7%)." in summary({"round 0": 0})
     assert "guessing" not in summary({"round 0": 61})
 
 
