@@ -13,6 +13,7 @@ from dt2it_pipeline.orchestrate.assets.export import build_export_asset
 from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
 from dt2it_pipeline.orchestrate.assets.report import build_report_asset
 from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
+from dt2it_pipeline.orchestrate.console import tell_mistakes_plainly
 from dt2it_pipeline.orchestrate.executor import one_process_executor
 from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
 from dt2it_pipeline.orchestrate.jobs import build_jobs
@@ -50,4 +51,5 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
     )
 
 
+tell_mistakes_plainly()
 defs = build_defs(load_recipe(), artifact_home())

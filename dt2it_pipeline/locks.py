@@ -1,6 +1,10 @@
 """Locks between processes. The kernel holds them, so a lock ends with its process, however that ends.
 
 They work between processes of one machine, containers included, and over network file systems that carry `flock`.
+
+A lock belongs to an open file, not to a process: a child that keeps the file open keeps the lock after its parent is
+gone. So forked children close the files of all locks at once; programs that are started do not get them, unless they
+are handed `held_here()`, since what they do belongs to what is locked.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +21,10 @@ from datetime import datetime
 from pathlib import Path
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a file system without locks
-_own = threading.local()  # paths that this thread holds
+_HOLDER = re.compile(r"process (\d+) on (\S+), ")  # begins the text of a lock's file
+_own = threading.local()  # paths that this thread holds, with their open files
+_open: set[int] = set()  # files of locks that this process has open
+_guard = threading.Lock()  # held while _open changes, and by who forks, so that no file is missing there
 
 
 @contextlib.contextmanager
@@ -30,23 +38,28 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
     Yields:
         Whether this call took the lock: False where this thread holds it already, or the file system has no locks.
     """
-    held: set[Path] = _own.__dict__.setdefault("held", set())
+    held: dict[Path, int] = _own.__dict__.setdefault("held", {})
     if path in held:
         yield False
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _opened(path, os.O_CREAT)
     try:
         taken = _take(descriptor, path, on_wait)
-        held.add(path)
+        held[path] = descriptor
         yield taken
     finally:
-        held.discard(path)
-        os.close(descriptor)  # which gives the lock back
+        held.pop(path, None)
+        _close(descriptor)
+
+
+def held_here() -> tuple[int, ...]:
+    """Open files of the locks that this thread holds by `exclusive`: a program that gets them keeps the locks, too."""
+    return tuple(_own.__dict__.get("held", {}).values())
 
 
 def hold_until_exit(path: Path) -> None:
     """Take the lock of a file that is this process's alone, and keep it until the process ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _opened(path, os.O_CREAT)
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -54,7 +67,7 @@ def hold_until_exit(path: Path) -> None:
 def is_free(path: Path) -> bool:
     """Whether a lock's file is there and no process holds it."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = _opened(path)
     except OSError:
         return False
     try:
@@ -62,7 +75,7 @@ def is_free(path: Path) -> bool:
     except OSError:
         return False
     finally:
-        os.close(descriptor)
+        _close(descriptor)
     return True
 
 
@@ -71,8 +84,7 @@ def _take(descriptor: int, path: Path, on_wait: Callable[[str], None]) -> bool:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
-            on_wait(f"waits for {holder}")
+            on_wait(f"waits for {_holder(path)}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno in UNSUPPORTED:
@@ -82,3 +94,51 @@ def _take(descriptor: int, path: Path, on_wait: Callable[[str], None]) -> bool:
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, at it since {since}\n".encode())
     return True
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, in words."""
+    told = path.read_text(encoding="utf-8", errors="replace").strip()
+    found = _HOLDER.match(told)
+    if found and found[2] == socket.gethostname() and not _runs(int(found[1])):
+        return f"programs that were started by {told}; that process has ended, and they end next"
+    return told or "another process"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _opened(path: Path, flags: int = 0) -> int:
+    with _guard:
+        descriptor = os.open(path, os.O_RDWR | flags, 0o644)
+        _open.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    """Give a lock back and close its file."""
+    with _guard:
+        if descriptor in _open:  # else this is a forked child that leaves its parent's block
+            _open.discard(descriptor)
+            with contextlib.suppress(OSError):  # closing would leave the lock with whoever was handed it
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    """Close every lock's file in a forked child: the parent keeps its locks, and they end with the parent."""
+    for descriptor in _open:
+        os.close(descriptor)
+    _open.clear()
+    _own.__dict__.clear()
+    _guard.release()
+
+
+os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_in_child)

@@ -155,6 +155,11 @@ class Store:
             ) from error
         return key if (_slot(self.home / "artifacts", name, partition) / key).is_dir() else None
 
+    def partitions(self, name: str) -> list[str]:
+        """Partitions (rounds) for which a stage has finished, in order; none where the stage has no partitions."""
+        found = (file.parent.name for file in (self.home / "artifacts" / name).glob("*/current") if file.is_file())
+        return sorted(found, key=lambda partition: (len(partition), partition))
+
     def has(self, name: str, key: str, partition: str | None = None) -> bool:
         """Whether exactly this version is finished."""
         return (_slot(self.home / "artifacts", name, partition) / key).is_dir()
@@ -186,7 +191,7 @@ class Store:
         key = key or self.current(name, partition)
         where = _told(name, partition)
         if key is None:
-            raise StoreError(f"{where} has not been materialised in {self.home}; materialise it first")
+            raise StoreError(self._absent(name, partition))
         folder = _slot(self.home / "artifacts", name, partition) / key
         file = folder / "manifest.json"
         try:
@@ -202,6 +207,16 @@ class Store:
                 f"{where} is damaged: {file} cannot be read ({problem}); run its stage again, which makes it anew"
             ) from error
         return Bundle(tables, facts, folder, digest)
+
+    def _absent(self, name: str, partition: str | None) -> str:
+        """Why there is no version in force, and what there is instead."""
+        there = self.partitions(name)
+        if partition is None and there:
+            return f"{name} is made for each round, and none is named; in {self.home} there are: {', '.join(there)}"
+        if partition is not None and self.current(name) is not None:
+            return f"{name} is not made by rounds; leave round {partition} out"
+        instead = f"there are: {', '.join(there)}" if there else "materialise it first"
+        return f"{_told(name, partition)} has not been materialised in {self.home}; {instead}"
 
     @contextlib.contextmanager
     def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ import pyarrow as pa
 from dt2it_pipeline import records
 from dt2it_pipeline.ingest.rows import RowError, require_unicode
 
+FORMS = """Forms of a row that are understood without being told:
+  chosen, rejected                          texts, or objects with a text under `value`
+  response, human_ranking                   two texts and their ranks; the lower rank is the better
+  Output1, Output2, Better                  two texts; Better names one of them
+  conversations, rejected_conversations     lists of turns; the last ones are the answers
+What tells prompts apart: prompt_id, or question, prompt, query, Text or caption, with the picture's path under image,
+images, image_path, Image or video.
+Who wrote the sides: chosen_model and rejected_model, or models beside human_ranking."""
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
 _PICTURE = ("image", "images", "image_path", "Image", "video")
 
@@ -25,12 +34,22 @@ class PreferenceFileError(ValueError):
     """The file cannot be read, or no row in it has a known form."""
 
 
-def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
-    """Read JSON (a list), JSON Lines or Parquet.
+@dataclass(frozen=True)
+class Columns:
+    """Names that a file gives to its columns, where they are none of FORMS; None: as there."""
 
-    Forms of a row: chosen and rejected (texts, or {value}); response [2] with human_ranking [2] (the lower rank is the
-    better); Output1 and Output2 with Better; conversations and rejected_conversations (the last turns). `models` or
-    chosen_model and rejected_model say who wrote the sides.
+    chosen: str | None = None
+    rejected: str | None = None
+    prompt: str | None = None
+    picture: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Our name -> the file's name, of those that are given."""
+        return {ours: theirs for ours, theirs in vars(self).items() if theirs is not None}
+
+
+def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataFrame, Counter[str]]:
+    """Read JSON (a list), JSON Lines or Parquet, rows of any of FORMS, or with columns of the given names.
 
     Returns:
         prompt_id, chosen, rejected, chosen_model, rejected_model (null where unknown), and how many rows were left out,
@@ -39,6 +58,7 @@ def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
     Raises:
         PreferenceFileError: there is no such file, it is damaged, or no row can be used.
     """
+    names = names or Columns()
     left_out: Counter[str] = Counter()
     pairs: list[dict[str, Any]] = []
     columns: set[str] = set()
@@ -48,8 +68,8 @@ def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
             continue
         columns |= set(row)
         try:
-            sides, names, prompt = _sides(row), _models(row), _prompt(row)
-            for text in (*(sides or ()), *names, prompt):
+            sides, models, prompt = _sides(row, names), _models(row), _prompt(row, names)
+            for text in (*(sides or ()), *models, prompt):
                 require_unicode(text or "", "a text")
         except RowError as error:
             left_out[error.reason] += 1
@@ -67,13 +87,17 @@ def read_preferences(path: Path) -> tuple[pd.DataFrame, Counter[str]]:
                     "prompt_id": prompt,
                     "chosen": sides[0],
                     "rejected": sides[1],
-                    "chosen_model": names[0],
-                    "rejected_model": names[1],
+                    "chosen_model": models[0],
+                    "rejected_model": models[1],
                 }
             )
+    found = f"columns found: {', '.join(sorted(columns)) or 'none'}"
+    if absent := [theirs for theirs in names.named().values() if theirs not in columns]:
+        raise PreferenceFileError(f"{path}: there is no column {', '.join(map(repr, absent))}; {found}")
     if not pairs:
         raise PreferenceFileError(
-            f"{path}: no row holds a pair of a known form; columns found: {', '.join(sorted(columns)) or 'none'}"
+            f"{path}: no row holds a pair of a known form; {found}\n"
+            f"Name the columns of the two sides (--chosen, --rejected), or bring the rows into a known form. {FORMS}"
         )
     return pd.DataFrame(pairs), left_out
 
@@ -98,9 +122,11 @@ def _rows(path: Path) -> Iterator[Any]:
                 raise PreferenceFileError(f"{path}, line {number}: {error}") from error
 
 
-def _sides(row: Mapping[str, Any]) -> tuple[str, str] | None:
+def _sides(row: Mapping[str, Any], names: Columns) -> tuple[str, str] | None:
     """Chosen and rejected text, None where the row has no form that is known or the ranks are equal."""
-    if "human_ranking" in row and "response" in row:
+    if names.chosen is not None and names.rejected is not None:
+        pair = [row.get(names.chosen), row.get(names.rejected)]
+    elif "human_ranking" in row and "response" in row:
         both, ranks = list(row["response"]), list(row["human_ranking"])
         if len(both) != 2 or len(ranks) != 2 or ranks[0] == ranks[1]:
             return None
@@ -127,12 +153,14 @@ def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return (str(chosen), str(rejected)) if chosen and rejected else (None, None)
 
 
-def _prompt(row: Mapping[str, Any]) -> str:
+def _prompt(row: Mapping[str, Any], names: Columns) -> str:
     """Key of the prompt: its words and its picture, so that pairs of one prompt stay together."""
-    if "prompt_id" in row:
+    if names.prompt is None and "prompt_id" in row:
         return str(row["prompt_id"])
-    question = next((row[name] for name in _QUESTION if row.get(name) is not None), None)
+    question_names = _QUESTION if names.prompt is None else (names.prompt,)
+    picture_names = _PICTURE if names.picture is None else (names.picture,)
+    question = next((row[name] for name in question_names if row.get(name) is not None), None)
     if question is None and row.get("conversations"):
         question = list(row["conversations"])[:-1]
-    picture = next((row[name] for name in _PICTURE if isinstance(row.get(name), str)), None)
+    picture = next((row[name] for name in picture_names if isinstance(row.get(name), str)), None)
     return records.content_hash(str(question), picture)

@@ -91,6 +91,9 @@ def render_report(data: ReportData) -> str:
         round_names={arm.model for arm, _ in table.rows if arm.kind == "round"},
         intervals=_intervals(table),
         notes=report_words.notes(table),
+        guessing_notes=report_words.guessing_notes(table),
+        macro=MACRO,
+        label_words=report_words.label_words,
         accuracy_figure=figures.accuracy_figure(table),
         quality_figure=figures.quality_figure(rounds, data.quality),
         probe_figure=figures.probe_figure(rounds, data.quality),
@@ -114,12 +117,14 @@ def render_report(data: ReportData) -> str:
 
 
 def report_markdown(data: ReportData) -> dict[str, str]:
-    """Parts of the report as Markdown, by name: summary, accuracy, a table per comparison, data quality."""
+    """Parts of the report as Markdown, by name: summary, accuracy, guessing, a table per comparison, data quality."""
     table = headline(data)
     several = len({benchmark for benchmark, _ in table.columns}) > 1
+    guessing = report_words.guessing_notes(table)
     return {
         "summary": markdown_text(" ".join(report_words.summary_sentences(data, table))),
         "accuracy": headline_markdown(data),
+        **({"guessing": "\n".join(f"- {markdown_text(note)}" for note in guessing)} if guessing else {}),
         **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
         "data quality": quality_markdown(data),
     }

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL
+from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.comparison import Comparison
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.style import StyleProbe
@@ -197,6 +197,12 @@ class Cell:
     correct: int
     ties: int
     unscored: int
+
+    @property
+    def against_guessing(self) -> Literal["better", "same", "worse"]:
+        """Where the accuracy lies against a coin's: its whole 95% interval (Wilson) above or below 50%, or neither."""
+        low, high = wilson_interval(self.correct, self.pairs)
+        return "better" if low > 0.5 else "worse" if high < 0.5 else "same"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL
+from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.formatting import number, percent, points
 from dt2it_pipeline.evaluate.report_data import Headline, ReportData
@@ -35,6 +35,11 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
                 if whole_change is not None and not whole_change.beyond_chance:
                     text += ", which is within chance"
         sentences.append(text + ".")
+        if last.against_guessing != "better":
+            low, high = wilson_interval(last.correct, last.pairs)
+            level = "no better" if last.against_guessing == "same" else "worse"
+            interval = f"95% interval {percent(low)}% to {percent(high)}%"
+            sentences.append(f"{percent(last.accuracy)}% is {level} than guessing ({interval}).")
         if len(rounds) > 1 and (made := find(data.comparisons, rounds[-2][0].model, name)) is not None:
             sentences.append(round_sentence(made))
         if control is not None and (other := control[1][whole]) is not None:
@@ -134,6 +139,40 @@ def style_sentence(data: ReportData) -> str:
     return ""
 
 
+def guessing_notes(table: Headline) -> list[str]:
+    """Which models are no better, or worse, than a coin and on what, after a line that says what this means.
+
+    Models of which the same is to be said share a line; empty where every model is better than a coin everywhere.
+    """
+    names = [": ".join(part for part in head if part) for head in column_heads(table)]
+    found: dict[str, list[str]] = {}
+    for arm, cells in table.rows:
+        levels: dict[str, list[str]] = {"worse": [], "same": []}
+        for (_, group), name, cell in zip(table.columns, names, cells, strict=True):
+            if cell is not None and cell.pairs and group != MACRO and cell.against_guessing != "better":
+                levels[cell.against_guessing].append(f"“{name}”")
+        said = [f"worse than guessing on {_listed(levels['worse'])}"] if levels["worse"] else []
+        said += [f"no better than guessing on {_listed(levels['same'])}"] if levels["same"] else []
+        if said:
+            found.setdefault("; ".join(said), []).append(arm.model)
+    if not found:
+        return []
+    return [
+        "No better than guessing: the 95% interval includes 50%, so a coin may do as well. Worse than guessing: the "
+        "whole interval lies below, so the model follows something that speaks for the wrong answer, such as style.",
+        *(f"{_listed(models)}: {said}." for said, models in found.items()),
+    ]
+
+
+def label_words(label: str) -> str:
+    """A pair's label in the words of the table that shows where the pool went."""
+    return {
+        "original": "label as it came (original)",
+        "flipped": "chosen and rejected exchanged by the vote (flipped)",
+        "annotated": "label settled by judges (annotated)",
+    }.get(label, label)
+
+
 def notes(table: Headline) -> list[str]:
     """One line per arm that tied or failed on pairs."""
     lines = []
@@ -181,6 +220,10 @@ def _pooled(made: Comparison | None) -> Change | None:
     if made is None:
         return None
     return next((change for change in reversed(made.changes) if change.group == OVERALL), None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _by(change: Change) -> str:

@@ -7,11 +7,12 @@ style says it all.
 
     python -m dt2it_pipeline.evaluate.style FILE
 
-runs it on a file of published or own pairs (see preference_files.py for the forms that are understood).
+runs it on a file of published or own pairs; --help lists the forms that are understood, and how to name other columns.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -266,12 +267,29 @@ def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
 
 def main(arguments: Sequence[str]) -> None:
     """Command line: prints the probe of one file of pairs, and which features leak."""
-    from dt2it_pipeline.evaluate.preference_files import PreferenceFileError, read_preferences
+    from dt2it_pipeline.evaluate.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
 
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise SystemExit("usage: python -m dt2it_pipeline.evaluate.style FILE   (JSON, JSON Lines or Parquet)")
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.evaluate.style",
+        description="How far style alone tells the chosen side of a file's pairs, and which features of it do.",
+        epilog=FORMS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="JSON (a list), JSON Lines or Parquet")
+    for name, what in (
+        ("chosen", "the better answer"),
+        ("rejected", "the worse answer"),
+        ("prompt", "the question; pairs of one prompt never lie in two folds"),
+        ("picture", "the picture's path, where it is part of the prompt"),
+    ):
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds {what}")
+    given = parser.parse_args(arguments)
+    if (given.chosen is None) != (given.rejected is None):
+        parser.error("--chosen and --rejected are given together")
     try:
-        pairs, left_out = read_preferences(Path(arguments[0]))
+        pairs, left_out = read_preferences(
+            given.file, Columns(given.chosen, given.rejected, given.prompt, given.picture)
+        )
     except PreferenceFileError as error:
         raise SystemExit(f"error: {error}") from None
     print(

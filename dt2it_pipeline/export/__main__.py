@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--round", help="round of the pairs; without it the asset has none")
+    parser.add_argument(
+        "--round", help="round of the pairs, for an asset that is made for each round, as curated_pairs is"
+    )
     parser.add_argument("--asset", default="curated_pairs", help="asset that holds the pairs")
     parser.add_argument("--undecided", action="store_true", help="the round's contested pairs that nobody decided")
     parser.add_argument("--format", default="huggingface", choices=sorted(FORMATS))

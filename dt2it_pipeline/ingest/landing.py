@@ -14,10 +14,13 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
+from dt2it_pipeline.strict_yaml import load_yaml
 
 FOLDER = "landing"
 _SETTLE_SECONDS = 1.0
@@ -37,12 +40,18 @@ class Landed:
         stamp: hash of the names, sizes and times of the manifest, its data and its media.
         manifest: with absolute paths; None where there is a fault.
         fault: what is wrong with it, else "".
+        kind: which kind of source it says that it is, also where it has a fault; "" where it does not say so.
     """
 
     file: Path
     stamp: str
     manifest: Manifest | None = None
     fault: str = ""
+    kind: str = ""
+
+    def broken(self, fault: str) -> Landed:
+        """The same file with a fault instead of a manifest."""
+        return replace(self, manifest=None, fault=fault)
 
     @property
     def content(self) -> str:
@@ -67,10 +76,15 @@ class Landed:
 
 @dataclass(frozen=True)
 class Landing:
-    """What a run reads from the landing folder: manifests that can be read, and by file name why others cannot."""
+    """What a run reads from the landing folder, and what it cannot read there."""
 
     manifests: tuple[Manifest, ...] = ()
-    faults: dict[str, str] = field(default_factory=dict)
+    unread: tuple[Landed, ...] = ()
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why manifests cannot be read, by file name."""
+        return {landed.file.name: landed.fault for landed in self.unread}
 
 
 def look(folder: Path) -> list[Landed]:
@@ -83,7 +97,7 @@ def look(folder: Path) -> list[Landed]:
             continue
         name = landed.manifest.name
         if name in seen:
-            found[place] = Landed(landed.file, landed.stamp, None, f"{seen[name]} has the name {name!r} already")
+            found[place] = landed.broken(f"{seen[name]} has the name {name!r} already; rename one")
         seen.setdefault(name, landed.file.name)
     return found
 
@@ -103,17 +117,17 @@ def landed_manifests(
     if not before:
         return Landing()
     time.sleep(settle_seconds)
-    manifests, faults = [], {}
+    manifests, unread = [], []
     for landed in look(home / folder):
         if before.get(landed.file.name) != landed.stamp:
             continue
         if landed.manifest is not None and landed.manifest.name in taken:
-            faults[landed.file.name] = f"the recipe has a source named {landed.manifest.name!r} already; rename one"
+            unread.append(landed.broken(f"the recipe has a source named {landed.manifest.name!r} already; rename one"))
         elif landed.manifest is None:
-            faults[landed.file.name] = landed.fault
+            unread.append(landed)
         else:
             manifests.append(landed.manifest)
-    return Landing(tuple(manifests), faults)
+    return Landing(tuple(manifests), tuple(unread))
 
 
 def _look_at(file: Path) -> Landed:
@@ -125,14 +139,24 @@ def _look_at(file: Path) -> Landed:
         stamp = _stamp(file, manifest)
         missing = [name for name in (manifest.path, manifest.media_root) if name and not Path(name).exists()]
         if missing:
-            return Landed(file, stamp, None, f"{file.name}: there is no {Path(missing[0]).name} beside it")
+            return Landed(file, stamp, None, f"there is no {Path(missing[0]).name} beside it", manifest.kind)
         _require_confined(manifest, file.parent.resolve())
-        return Landed(file, stamp, manifest)
+        return Landed(file, stamp, manifest, kind=manifest.kind)
     except ManifestError as error:
         fault = str(error)
     except (OSError, ValueError, RuntimeError) as error:  # too long a path, a NUL in it, links that go in a circle
         fault = f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
-    return Landed(file, _stamp(file, None), None, fault)
+    return Landed(file, _stamp(file, None), None, fault, _kind(file))
+
+
+def _kind(file: Path) -> str:
+    """Kind that a broken manifest names, "" where there is none to be read."""
+    try:
+        content = load_yaml(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    kind = content.get("kind") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from types import TracebackType
 from typing import Any
 
 import dagster as dg
 
+from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.orchestrate.child import PROGRESS
+from dt2it_pipeline.recipe import RecipeError
 
+_MISTAKES = (RecipeError, ManifestError, dg.DagsterInvalidConfigError)  # of whoever wrote the recipe, not of the code
 _NOISE = ("[pipes] external process", "Dependencies for step")
 _PROGRESS_SECONDS = 15.0
 
@@ -75,6 +79,24 @@ def console_logger() -> logging.Logger:
     return logger
 
 
+def tell_mistakes_plainly() -> None:
+    """Let a mistake in a recipe, a manifest or a run's configuration end a command with one sentence: `error: ...`.
+
+    It changes what the interpreter prints of an error that nobody catches, and only of those: a traceback through
+    Dagster's loader and this code says nothing to whoever mends a YAML file. Other errors keep theirs, and a code
+    server catches these too and shows them in the UI.
+    """
+    others = sys.excepthook
+
+    def told(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, _MISTAKES):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            others(kind, error, traceback)
+
+    sys.excepthook = told
+
+
 def print_lines(log: dg.DagsterLogManager, console: logging.Logger) -> None:
     """Put a logger of `console_logger` in the place of Dagster's own, unless the run's configuration asks for others.
 
@@ -98,4 +120,6 @@ def _root(error: Any) -> str:
         error = error.cause
     message = str(error.message).strip()
     name, colon, words = message.partition(": ")
+    if error.cls_name == dg.Failure.__name__:
+        return words  # raised on purpose; its sentence needs no name
     return f"{name.rpartition('.')[2]}{colon}{words}" if " " not in name else message

@@ -73,8 +73,10 @@ _STRENGTH_NOTES = {
 }
 _GROUP_NOTES = {
     "style_random": "which side is verbose is a coin flip",
-    "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it",
-    "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences",
+    "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it; "
+    "a model that follows style alone gets 100",
+    "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences; "
+    "a model that follows style alone gets 0",
     "t2i": "two pictures and a caption: which picture fits better",
 }
 

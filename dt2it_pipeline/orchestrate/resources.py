@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 from dagster._utils.warnings import PreviewWarning
 
+from dt2it_pipeline import locks
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
 from dt2it_pipeline.orchestrate.child import PARENT_PID, error_file
@@ -110,8 +111,11 @@ def _why(code: int, job: Path) -> str:
 
 @contextlib.contextmanager
 def _process_group(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a session of its own; whatever ends the block, the whole group ends with it."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    """Start a command in a session of its own; whatever ends the block, the whole group ends with it.
+
+    It keeps the locks of the stage: where this process is killed, the next one waits until the group has ended, too.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=locks.held_here())
     try:
         yield process
     finally:

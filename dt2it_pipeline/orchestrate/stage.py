@@ -51,14 +51,14 @@ def run_stage(
     with store.locked(name, partition, context.log.warning):
         found = store.find(name, key, partition, context.log.warning)
         if found is not None:
-            context.log.info(f"{name}: inputs and settings are those of a finished version, which is used again")
+            context.log.info(_told(name, found.facts, "reused, inputs and settings unchanged"))
             return found
         started = time.monotonic()
         bundle = compute(store.work(name, key, partition))
         facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
         stored = store.write(name, replace(bundle, facts=facts), key, partition)
         store.finish_work(name, partition)
-        context.log.info(_told(name, stored.facts))
+        context.log.info(_told(name, stored.facts, f"{facts['seconds']:.1f} s"))
         return stored
 
 
@@ -89,7 +89,9 @@ def result(
     """A stored bundle as Dagster's result, with its content as data version and its facts and examples as metadata."""
     for check in checks:
         if not check.passed:
-            context.log.warning(f"check {check.check_name} did not pass: {check.description or dict(check.metadata)}")
+            log = context.log.error if check.severity is dg.AssetCheckSeverity.ERROR else context.log.warning
+            found = ", ".join(f"{key} {value.value}" for key, value in check.metadata.items())
+            log(f"check {check.check_name} did not pass: {check.description or found or 'it gives no reason'}")
     return dg.MaterializeResult(
         asset_key=name or context.asset_key,
         metadata={**bundle_metadata(bundle, store.media), **(metadata or {})},
@@ -98,11 +100,11 @@ def result(
     )
 
 
-def _told(name: str, facts: Mapping[str, Any]) -> str:
-    """A finished stage in one line: its rows and seconds."""
+def _told(name: str, facts: Mapping[str, Any], made: str) -> str:
+    """A finished stage in one line: its rows, and how it was come by."""
     counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", "set aside"), ("pairs", "pairs"))
     shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
-    return f"{name}: " + ", ".join([*shown, f"{facts['seconds']:.1f} s"])
+    return f"{name}: " + ", ".join([*shown, made])
 
 
 def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:

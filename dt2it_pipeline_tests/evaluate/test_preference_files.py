@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.evaluate import style
-from dt2it_pipeline.evaluate.preference_files import PreferenceFileError, read_preferences
+from dt2it_pipeline.evaluate.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
 
@@ -107,6 +107,30 @@ def test_files_that_are_of_no_use_are_one_clear_error(tmp_path, capsys):
         read_preferences(tmp_path / "half.jsonl")
     with pytest.raises(SystemExit, match=r"gone\.json"):
         style.main([str(tmp_path / "gone.json")])
+
+
+def test_columns_may_have_any_name(tmp_path, capsys):
+    rows = [{"q": f"q{i // 2}", "photo": "p", "better": f"good {i}", "worse": f"bad {i}"} for i in range(40)]
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([*rows, {"q": "x", "better": "same", "worse": "same"}]))
+    sides = ["--chosen", "better", "--rejected", "worse"]
+    pairs, _ = read_preferences(path, Columns("better", "worse", "q", "photo"))
+    assert (pairs.loc[3, "chosen"], pairs.loc[3, "rejected"]) == ("good 3", "bad 3")
+    style.main([str(path), *sides, "--prompt", "q", "--picture", "photo"])
+    assert capsys.readouterr().out.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
+    with pytest.raises(SystemExit) as caught:
+        style.main([str(path)])
+    told = str(caught.value)
+    assert "columns found: better, photo, q, worse\nName the columns of the two sides" in told and FORMS in told
+    with pytest.raises(SystemExit, match=r"there is no column 'wrose'; columns found: better, photo, q, worse$"):
+        style.main([str(path), "--chosen", "better", "--rejected", "wrose"])
+    with pytest.raises(SystemExit):
+        style.main([str(path), "--chosen", "better"])
+    assert "--chosen and --rejected are given together" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        style.main(["--help"])
+    shown = capsys.readouterr().out
+    assert FORMS in shown and "--rejected COLUMN" in shown
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,29 @@ def test_a_balanced_funnel_says_so() -> None:
     assert "% right)" not in html
 
 
+def test_what_a_coin_does_as_well_or_better_is_said_beside_the_number_and_below_the_table() -> None:
+    found = scores(("round 0", "overall", 80), ("control", "overall", 45), ("round 0", "g", 52), ("control", "g", 0))
+    data = ReportData(found, arms=[Arm("round 0"), Arm("control", "control")])
+    html = render_report(data)
+    assert html.count('<span class="ci">guessing</span>') == 2
+    assert html.count('<span class="ci fall">worse than guessing</span>') == 1
+    assert "control: worse than guessing on “g”; no better than guessing on “all pooled”.</p>" in html
+    assert "- round 0: no better than guessing on “g”.\n- control: worse" in report_markdown(data)["guessing"]
+    good = ReportData(scores(("round 0", "overall", 80)))
+    assert "guessing</span>" not in render_report(good) and "guessing" not in report_markdown(good)
+
+
+def test_the_pool_is_told_in_words_beside_its_labels() -> None:
+    funnel = Funnel(100, 20, 60, 40, 30, {}, {"original": 70, "flipped": 20, "annotated": 10}, {"flipped": 0.75})
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
+    for words, cell in (
+        ("label as it came (original)", "70"),
+        ("chosen and rejected exchanged by the vote (flipped)", '20 <span class="soft">(75.0% right)</span>'),
+        ("label settled by judges (annotated)", "10"),
+    ):
+        assert f'<td class="in">{words}</td><td>{cell}</td>' in html
+
+
 def test_changes_beyond_chance_and_zero_changes() -> None:
     changes = [
         Change("b", "up", 100, 20, 0, 0.2, 0.1, 0.3, 1e-6, True),
@@ -251,6 +274,6 @@ def test_markdown() -> None:
         "|control|40.0|50.0|",
     ]
     parts = report_markdown(full(EVIL))
-    assert list(parts) == ["summary", "accuracy", f"{EVIL} to {EVIL}", "data quality"]
+    assert list(parts) == ["summary", "accuracy", "guessing", f"{EVIL} to {EVIL}", "data quality"]
     assert "<script" not in "".join(parts.values())
     assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())

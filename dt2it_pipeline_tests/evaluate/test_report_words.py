@@ -3,11 +3,11 @@ from __future__ import annotations
 import pandas as pd
 
 from dt2it_pipeline import records
-from dt2it_pipeline.evaluate.benchmarks import COLUMNS, OVERALL
+from dt2it_pipeline.evaluate.benchmarks import COLUMNS, MACRO, OVERALL
 from dt2it_pipeline.evaluate.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report_data import Arm, Quality, ReportData, Round, headline
-from dt2it_pipeline.evaluate.report_words import curation_note, round_sentence, summary_sentences
+from dt2it_pipeline.evaluate.report_words import curation_note, guessing_notes, round_sentence, summary_sentences
 
 
 def change(group: str, difference: float, beyond_chance: bool = False) -> Change:
@@ -55,6 +55,27 @@ def test_the_control_is_told_where_it_is_better() -> None:
     assert "“c”" not in text
     assert "against 80.0% in round 0." in text
     assert "Curation lowered the share of right labels from 70.0% to 60.0%" in text
+
+
+def test_a_summary_says_where_a_coin_would_do() -> None:
+    assert "held-out pairs. 54.0% is no better than guessing (95% interval 44.3% to 63.4%)." in summary({"round 0": 54})
+    assert "0.0% is worse than guessing (95% interval 0.0% to 3.7%)." in summary({"round 0": 0})
+    assert "guessing" not in summary({"round 0": 61})
+
+
+def test_models_with_the_same_weakness_share_a_line_and_means_of_groups_have_none() -> None:
+    counts = {"g": (50, 0, 0, 60), "h": (50, 50, 50, 60), OVERALL: (59, 61, 61, 61), MACRO: (40, 40, 40, 40)}
+    rows = [
+        (model, "b", group, 100 if right[place] else 20, right[place], 0, 0, right[place] / 100)
+        for place, model in enumerate(("round 0", "round 1", "control", "ceiling"))
+        for group, right in counts.items()
+    ]
+    table = headline(ReportData(pd.DataFrame(rows, columns=COLUMNS)))
+    assert guessing_notes(table)[1:] == [
+        "round 0: no better than guessing on “g”, “h” and “all pooled”.",
+        "round 1 and control: worse than guessing on “g”; no better than guessing on “h”.",
+    ]
+    assert guessing_notes(headline(ReportData(pd.DataFrame(rows[-4:], columns=COLUMNS)))) == []
 
 
 def curated(*rows: tuple[str, str]) -> pd.DataFrame:

@@ -378,5 +378,15 @@ def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "4 pairs" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| reward models that voted | reward_model/0 |" in card
-    with pytest.raises(SystemExit, match="curated_pairs, partition 1 has not been materialised"):
+    with pytest.raises(SystemExit, match=r"curated_pairs, partition 1 has not been materialised in .*; there are: 0$"):
         main([*given, "--round", "1"])
+    for name in ("10", "2"):
+        store.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", name)
+    with pytest.raises(SystemExit, match=r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10$"):
+        main(given)
+    with pytest.raises(SystemExit, match=r"t2i_pairs has not been materialised in .*; materialise it first$"):
+        main([*given, "--asset", "t2i_pairs"])
+    store.write("debiased_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k")
+    assert store.partitions("debiased_pairs") == []
+    with pytest.raises(SystemExit, match=r"debiased_pairs is not made by rounds; leave round 0 out$"):
+        main([*given, "--asset", "debiased_pairs", "--round", "0"])

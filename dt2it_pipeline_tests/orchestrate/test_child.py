@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
+from dt2it_pipeline.store import Store
 
 JOBS = "dt2it_pipeline_tests.orchestrate.child_jobs"
 
@@ -83,3 +84,28 @@ def test_no_process_outlives_a_step_that_is_killed(tmp_path, how):
     os.kill(step.pid, how)
     step.wait(30)
     wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_the_stage_of_a_killed_run_is_free_once_its_programs_have_ended(tmp_path):
+    script = (
+        "from dt2it_pipeline.store import Store\n"
+        "from dt2it_pipeline_tests.orchestrate.test_child import start\n"
+        f"with Store({str(tmp_path)!r}).locked('stage'):\n"
+        f"    start('hang_with_grandchild', {{'pids': {str(tmp_path / 'pids')!r}}}, {str(tmp_path)!r})\n"
+    )
+    step = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 60)
+    child, _ = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    os.kill(child, signal.SIGSTOP)  # it does not notice yet that its parent is gone
+    step.kill()
+    step.wait(30)
+    told = []
+
+    def told_of_it(words):
+        told.append((words, alive(child)))
+        os.kill(child, signal.SIGCONT)
+
+    with Store(tmp_path).locked("stage", on_wait=told_of_it):
+        assert not alive(child)
+    assert told[0][0].startswith(f"stage waits for programs that were started by process {step.pid} on ")
+    assert told[0][1]

@@ -3,7 +3,9 @@ import sys
 
 import dagster as dg
 import pytest
+from dagster._utils.error import serializable_error_info_from_exc_info
 
+from dt2it_pipeline.orchestrate.console import _root
 from dt2it_pipeline.orchestrate.executor import require_partition
 
 RUN = """
@@ -83,3 +85,14 @@ def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words)
     assert "rounds are 0, 1." in told
     assert told.endswith("""-j round --tags '{"dagster/partition": "0"}'""")
     require_partition(partitioned(), {"dagster/partition": "1"})
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(dg.Failure("round 7: is not there"), "round 7: is not there"), (KeyError("k"), "KeyError: 'k'")],
+)
+def test_a_failure_is_told_in_its_own_words_and_another_error_with_its_name(error, told):
+    try:
+        raise error
+    except Exception:
+        assert _root(serializable_error_info_from_exc_info(sys.exc_info())) == told

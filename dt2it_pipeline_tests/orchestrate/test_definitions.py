@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.partitions import earlier_round
-from dt2it_pipeline.recipe import load_recipe
+from dt2it_pipeline.recipe import load_recipe, project_root
 from dt2it_pipeline.store import Store
 
 # asset -> what it is made from, group by group: the asset graph of the README
@@ -100,13 +102,32 @@ def test_a_round_without_its_predecessor_says_which_command_to_run(tmp_path):
     assert not caught.value.allow_retries
 
 
-def test_a_wrong_recipe_stops_before_any_work(tmp_path):
-    (tmp_path / "wrong.yaml").write_text("name: x\nroundz: 1\nannotation: {judges: [{name: a}]}\n")
+JUDGES = "annotation: {judges: [{name: a}, {name: b}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"name: x\nroundz: 1\n{JUDGES}", r"error: \S+wrong\.yaml has 1 wrong setting\(s\):\n  roundz: unknown key\n"),
+        (f"name: x\ndatasets: [absent]\n{JUDGES}", r"error: datasets: there is no manifest \S+absent\.yaml; .+\n"),
+        (None, r"error: cannot read recipe \S+wrong\.yaml: No such file or directory; recipes in .+\n"),
+    ],
+)
+def test_a_wrong_recipe_stops_before_any_work_and_is_all_that_is_said(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "wrong.yaml").write_text(text)
+    settings = {"DT2IT_RECIPE": str(tmp_path / "wrong.yaml"), "DT2IT_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", "import dt2it_pipeline.definitions"],
-        env={"DT2IT_RECIPE": str(tmp_path / "wrong.yaml"), "PATH": ""},
+        [sys.executable, "-m", "dagster", "job", "execute", "-m", "dt2it_pipeline.definitions", "-j", "construct"],
+        env=os.environ | settings | {"DAGSTER_HOME": str(project_root())},
         capture_output=True,
         text=True,
     )
     assert done.returncode != 0
-    assert done.stderr.strip().endswith("roundz: unknown key")
+    assert re.fullmatch(said, done.stderr)
+
+
+def test_a_fault_of_the_code_keeps_its_traceback():
+    script = "import dt2it_pipeline.definitions\nraise KeyError('ours')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.startswith("Traceback")

@@ -72,6 +72,68 @@ def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: py
     assert "`revision` is not set" in str(checks["sources_readable"].metadata["elsewhere"].value)
 
 
+def logged(recipe: Recipe, home: Path) -> tuple[dict[str, list[str]], dict[str, dg.AssetCheckEvaluation]]:
+    """Materialise the raw assets: what each says above the level DEBUG, and its check `sources_readable`."""
+    said: dict[str, list[str]] = {}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            raw.build_raw_assets(recipe), resources={"store": StoreResource(home=str(home))}, instance=instance
+        )
+        for entry in instance.all_logs(result.run_id):
+            if entry.dagster_event is None and entry.step_key is not None and entry.level >= 20:
+                said.setdefault(entry.step_key, []).append(entry.user_message)
+    checks = {check.asset_key.to_user_string(): check for check in result.get_asset_check_evaluations()
+              if check.check_name == "sources_readable"}  # fmt: skip
+    return said, checks
+
+
+def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_picture(tmp_path / "root/0.png", 0)
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    names = (manifest(tmp_path, "mine", [row("a", "b")]), manifest(tmp_path, "captions", [], kind="t2i"))
+    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    landing = tmp_path / "home/landing"
+    landing.mkdir(parents=True)
+    (landing / "two.yaml").write_text("name: two\nkind: t2i\npath: two.jsonl\nlicence: MIT\n")
+    (landing / "three.yaml").write_text("name: three\nkind: t2i\npath: three.jsonl\n")
+    (landing / "four.yaml").write_text("name: [\n")
+    said, checks = logged(recipe, tmp_path / "home")
+    missing = (
+        "landing/three.yaml is not read: manifest three.yaml: licence: Field required; "
+        "landing/two.yaml is not read: there is no two.jsonl beside it"
+    )
+    assert checks["raw_t2i_preferences"].description == missing
+    assert set(checks["raw_t2i_preferences"].metadata) == {"three.yaml", "two.yaml"}
+    assert str(checks["raw_preferences"].description).startswith(
+        "landing/four.yaml is not read: manifest four.yaml is not valid YAML: while parsing"
+    )
+    assert set(checks["raw_preferences"].metadata) == {"four.yaml"}
+    assert {name for name, check in checks.items() if check.passed} == {"raw_prompts", "raw_benchmarks"}
+    everything = [line for lines in said.values() for line in lines]
+    assert f"check sources_readable did not pass: {missing}" in said["raw_t2i_preferences"]
+    for name in ("two.yaml is", "three.yaml is", "landing/four.yaml"):
+        assert sum(name in line for line in everything) == 1, name
+    assert not [line for line in everything if "MetadataValue" in line]
+    aside = Store(tmp_path / "home").read("raw_t2i_preferences")["set_aside"]
+    assert aside["source"].to_pylist() == ["three.yaml", "two.yaml"]
+
+
+def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_picture(tmp_path / "root/0.png", 0)
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    names = (manifest(tmp_path, "mine", [row("a", "b"), row("c", "d"), row("e", "e")]),
+             manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
+    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    made, again = (logged(recipe, tmp_path / "home")[0]["raw_preferences"] for _ in range(2))
+    counts = "raw_preferences: 3 in, 2 out, 1 set aside, "
+    assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
+    assert again == [f"{counts}reused, inputs and settings unchanged"]
+
+
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:
     defs = build_defs(load_recipe("configs/recipes/demo.yaml"), tmp_path)
     specs = {spec.name: spec for spec in defs.resolve_assets_def("training_pairs").check_specs}

@@ -20,6 +20,13 @@ GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
 _READER_VERSION = "3"  # and of reading a source
+_PREFERENCES = "raw_preferences"
+_KINDS = {
+    "raw_prompts": ("prompts",),
+    _PREFERENCES: ("preferences",),
+    "raw_t2i_preferences": ("t2i",),
+    "raw_benchmarks": ("benchmark", "t2i_benchmark"),
+}
 
 
 def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
@@ -32,22 +39,17 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
         _raw_asset(
             name,
             what,
-            tuple(m for m in manifests if m.kind in kinds),
+            tuple(m for m in manifests if m.kind in _KINDS[name]),
             tables,
             deps,
             recipe.cleaning,
-            (*landing, kinds),
+            landing,
         )
-        for name, what, kinds, tables in (
-            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",), ("prompts",)),
-            ("raw_preferences", "Noisy preference pairs, as published.", ("preferences",), ("pairs", "prompts")),
-            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i",), ("t2i_preferences",)),
-            (
-                "raw_benchmarks",
-                "Held-out pairs that no training set may contain.",
-                ("benchmark", "t2i_benchmark"),
-                ("benchmark_items", "prompts"),
-            ),
+        for name, what, tables in (
+            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",)),
+            (_PREFERENCES, "Noisy preference pairs, as published.", ("pairs", "prompts")),
+            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i_preferences",)),
+            ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
         )
     ]
     if recipe.demo is not None:
@@ -87,7 +89,7 @@ def _raw_asset(
     kinds: tuple[str, ...],
     deps: list[str],
     cleaning: CleaningSettings,
-    landing: tuple[str, tuple[str, ...], tuple[str, ...]] | None = None,
+    landing: tuple[str, tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
     @dg.asset(
         name=name,
@@ -103,11 +105,12 @@ def _raw_asset(
     )
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         opened = store.open()
-        landed, unreadable = _landed(context, opened, *landing) if landing else ((), {})
+        landed, unreadable = _landed(opened, name, *landing) if landing else ((), {})
         bundles, faults = _read_all(context, opened, (*manifests, *landed))
         faults |= unreadable
+        told = "; ".join(faults.values())
         if manifests and not bundles:
-            raise dg.Failure(f"no source of {name} can be read: " + "; ".join(faults.values()), allow_retries=False)
+            raise dg.Failure(f"no source of {name} can be read: {told}", allow_retries=False)
         joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
         unread = [
             records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
@@ -122,7 +125,7 @@ def _raw_asset(
             settings={"faults": faults, "cleaning": cleaning},
         )
         readable = dg.AssetCheckResult(
-            check_name="sources_readable", passed=not faults, metadata={k: str(v) for k, v in faults.items()}
+            check_name="sources_readable", passed=not faults, description=told or None, metadata=faults
         )
         return result(context, opened, bundle, checks=(reconcile(bundle), readable))
 
@@ -130,14 +133,20 @@ def _raw_asset(
 
 
 def _landed(
-    context: dg.AssetExecutionContext, store: Store, folder: str, taken: tuple[str, ...], kinds: tuple[str, ...]
+    store: Store, asset: str, folder: str, taken: tuple[str, ...]
 ) -> tuple[tuple[Manifest, ...], dict[str, str]]:
-    """Manifests for this asset that have landed; and, for the preferences alone, why others cannot be read."""
+    """Manifests for an asset that have landed, and by file name why others that are its own cannot be read.
+
+    One that does not say which kind it is of is the preferences' own, so that every fault is told, and once.
+    """
     found = landed_manifests(store.home, folder, taken)
-    for name, fault in found.faults.items():
-        context.log.error(f"{folder}/{name} is not read: {fault}")
-    own = tuple(manifest for manifest in found.manifests if manifest.kind in kinds)
-    return own, found.faults if "preferences" in kinds else {}
+    others = {kind for name, kinds in _KINDS.items() if name != asset for kind in kinds}
+    faults = {
+        landed.file.name: f"{folder}/{landed.file.name} is not read: {' '.join(landed.fault.split())}"
+        for landed in found.unread
+        if landed.kind in _KINDS[asset] or (asset == _PREFERENCES and landed.kind not in others)
+    }
+    return tuple(manifest for manifest in found.manifests if manifest.kind in _KINDS[asset]), faults
 
 
 def _read_all(
@@ -155,7 +164,6 @@ def _read_all(
             with store.locked(slot, on_wait=context.log.warning):
                 bundle = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
         except SourceError as error:
-            context.log.error(str(error))
             faults[manifest.name] = str(error)
             continue
         bundles[manifest.name] = bundle
