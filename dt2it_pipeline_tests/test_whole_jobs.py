@@ -1,17 +1,22 @@
 """The jobs as people run them, with every real engine, on the smoke recipe: tables, reports, kills."""
 
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from dagster_graphql import DagsterGraphQLClient
 
 from dt2it_pipeline.recipe import project_root
 from dt2it_pipeline.store import Store
@@ -219,7 +224,7 @@ def test_the_policy_posterior_from_the_same_reward_model_on(home, tmp_path):
 def test_the_same_job_again_uses_what_is_finished(home):
     before = {name: bundle.digest for name, bundle in every_bundle(Store(home))}
     log = run(home, *ROUND_1)
-    assert log.count("which is used again") >= len(PARTITIONED)
+    assert log.count("reused, inputs and settings unchanged") >= len(PARTITIONED)
     assert {name: bundle.digest for name, bundle in every_bundle(Store(home))} == before
 
 
@@ -245,7 +250,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     for entry in entries:
         pair = labels[entry["metadata"]["pair_id"]]
         assert (pair["label"], pair["chosen_id"]) == ("annotated", entry["metadata"]["first_id"])
-    assert log.count("used again") >= 5  # what does not depend on people is not made again
+    assert log.count("reused, inputs and settings unchanged") >= 5  # what does not depend on people is not made again
 
 
 def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_path):
@@ -260,6 +265,59 @@ def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_
     log = done.stdout + done.stderr
     assert "round 1 needs curated_pairs of round 0" in log
     assert """-j round --tags '{"dagster/partition": "0"}'""" in log
+
+
+def test_a_round_that_is_cancelled_in_the_web_ui_ends_its_programs_and_frees_the_pool(home, tmp_path, monkeypatch):
+    for part in ("artifacts", "media", "sources"):
+        shutil.copytree(home / part, tmp_path / part)
+    for name in (*PARTITIONED, "reward_model", "verifier_model", "round_report"):
+        shutil.rmtree(tmp_path / "artifacts" / name)
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = [str(Path(sys.executable).parent / "dagster"), "dev", "-m", "dt2it_pipeline.definitions", "-p", str(port)]
+    with (tmp_path / "server.log").open("wb") as log:
+        ui = subprocess.Popen(server, cwd=project_root(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+    try:
+        wait_until(lambda: answers(port), 180)
+        run_id = client.submit_job_execution("round", tags={"dagster/partition": "0"})
+        wait_until(lambda: programs(tmp_path, "reward.train"), 300)
+        client.terminate_run(run_id)
+        wait_until(lambda: client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, 120)
+        wait_until(lambda: not programs(tmp_path, "reward.train"), 30)
+        with dg.DagsterInstance.get() as instance:
+            assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0
+    finally:
+        os.killpg(ui.pid, signal.SIGTERM)
+        ui.wait(60)
+    run(tmp_path, *ROUND_0)
+    again = Store(tmp_path).read("reward_model", "0")
+    assert again.digest == Store(home).read("reward_model", "0").digest
+
+
+def answers(port: int) -> bool:
+    """Whether something listens there."""
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
+def programs(home: Path, word: str) -> list[str]:
+    """Command lines of running programs that name a home and a word."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if str(home) in line and word in line]
+
+
+def wait_until(true: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.5)
 
 
 def test_killed_anywhere_and_started_again_it_ends_in_the_same_tables(home, tmp_path):
