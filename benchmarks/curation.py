@@ -4,10 +4,11 @@
     python -m benchmarks.curation --pairs 10000000 --reference-pairs 0 --runs 1
 
 Pairs have 60 words a side; three voters score all responses, a verifier scores them again, and two judges vote on what
-it contests. Both ways read pairs, scores, verifier's scores and votes, and write the curated pairs: vote, flip, verify,
+it contests. All ways read pairs, scores, verifier's scores and votes, and write the curated pairs: vote, flip, verify,
 resolve, merge, every step from files to files.
 
-- "ours": `curate.files` on Parquet.
+- "steps": `curate.files` on Parquet, step by step, as a round goes.
+- "at_once": the same in one pass (`curate.files.curate_files`), which decides alike.
 - "dictionaries": JSON Lines, one dictionary a row, scores in a dictionary keyed by response; as scripts do it.
 
 Each run is a process of its own; memory is its peak, Python and libraries included. The reference grows linearly, so it
@@ -101,7 +102,7 @@ def _scores(folder: Path, voter: str) -> Path:
     return folder / f"scores.{voter.replace('/', '.')}.parquet"
 
 
-def ours(inputs: Path, output: Path) -> dict[str, int]:
+def steps(inputs: Path, output: Path) -> dict[str, int]:
     """The pipeline's way; returns rows of the curated set, verified and contested."""
     from dt2it_pipeline.curate import files
 
@@ -112,6 +113,17 @@ def ours(inputs: Path, output: Path) -> dict[str, int]:
         output / "checked/verified.parquet", output / "resolved/annotated.parquet", output / "curated", 2
     )
     return {"curated": merged["rows_out"], "verified": checked["verified"], "contested": checked["contested"]}
+
+
+def at_once(inputs: Path, output: Path) -> dict[str, int]:
+    """The pipeline's way where all scores and votes are there: one pass."""
+    from dt2it_pipeline.curate import files
+
+    voters, verifier = [_scores(inputs, v) for v in VOTERS], [_scores(inputs, VERIFIER)]
+    made = files.curate_files(
+        inputs / "pairs.parquet", voters, verifier, inputs / "votes.parquet", output / "at_once", round_number=2
+    )
+    return {"curated": made["rows_out"], "verified": made["verified"], "contested": made["contested"]}
 
 
 def as_json_lines(inputs: Path, output: Path) -> None:
@@ -189,6 +201,9 @@ def _write(rows: list[dict[str, Any]], file: Path) -> None:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+WAYS = {"steps": steps, "at_once": at_once, "dictionaries": dictionaries}
+
+
 def main() -> None:
     """Make the inputs, run both ways in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,23 +211,26 @@ def main() -> None:
     parser.add_argument("--reference-pairs", type=int, default=200_000, help="0: leave the reference out")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where inputs and outputs go (default: a temporary folder)")
-    parser.add_argument("--one", choices=("ours", "dictionaries"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=tuple(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         start = time.monotonic()
         inputs, output = arguments.folder / "inputs", arguments.folder / "output"
-        counts = {"ours": ours, "dictionaries": dictionaries}[arguments.one](inputs, output)
+        counts = WAYS[arguments.one](inputs, output)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(json.dumps({"seconds": time.monotonic() - start, "gib": peak, **counts}))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        ways = {"ours": arguments.pairs}
+        ways = {"steps": arguments.pairs, "at_once": arguments.pairs}
         if arguments.reference_pairs:
             ways["dictionaries"] = arguments.reference_pairs
         folders = {way: Path(temporary) / way for way in ways}
         for way, count in ways.items():
-            (folders[way] / "inputs").mkdir(parents=True)
-            (folders[way] / "output").mkdir()
+            (folders[way] / "output").mkdir(parents=True)
+            if way == "at_once":
+                (folders[way] / "inputs").symlink_to(folders["steps"] / "inputs")
+                continue
+            (folders[way] / "inputs").mkdir()
             make_inputs(folders[way] / "inputs", count)
         if "dictionaries" in ways:
             as_json_lines(folders["dictionaries"] / "inputs", folders["dictionaries"] / "inputs")

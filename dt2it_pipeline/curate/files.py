@@ -15,11 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.keys import IdIndex
@@ -122,14 +124,10 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
     """
     ids = _column(contested, "pair_id")
     refuse_unusable_ids(ids, "contested")
-    cast = to_frame(pq.read_table(votes, columns=["pair_id", "judge", "verdict"], partitioning=None))
-    places = IdIndex(pa.array(ids)).positions(cast["pair_id"])  # ids are unique, so a code is a row
-    order = np.argsort(places, kind="stable")
-    cast, places = cast.iloc[order], places[order]
+    places, cast = _sorted_votes(votes, ids)
 
     def resolve(start: int, frame: pd.DataFrame) -> _Written:
-        first, last = np.searchsorted(places, [start, start + len(frame)])
-        resolved = resolve_annotations(frame, cast.iloc[first:last])
+        resolved = resolve_annotations(frame, _votes_of(frame["pair_id"], places, cast, start))
         return {
             "annotated": to_table(resolved.annotated, "pairs"),
             "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
@@ -156,16 +154,101 @@ def merge_files(verified: Path, annotated: Path, output: Path, round_number: int
     return {"rows_out": _rewrite([verified, annotated], output, {"pairs": "pairs"}, join)["pairs"]}
 
 
+def curate_files(
+    pairs: Path,
+    scores: Sequence[Path],
+    verifier_scores: Sequence[Path],
+    votes: Path,
+    output: Path,
+    flip_fraction: float = 0.5,
+    round_number: int | None = None,
+) -> dict[str, int]:
+    """All steps of a round in one pass, where verifier's scores and judges' votes are there already.
+
+    It decides as `vote_and_flip_files`, `verify_files`, `resolve_annotations_files` and `merge_files` do one after the
+    other; the texts are read and written once instead of three times. Writes `output`/pairs.parquet (curated, in the
+    order of `pairs`) and set_aside.parquet (of all steps).
+
+    Returns:
+        rows_in, rows_out, rows_set_aside, negative, flipped, verified, contested.
+
+    Raises:
+        CurationError, ValueError: as they do.
+    """
+    margins, ids = _margins(pairs, scores)
+    flips = choose_flips(margins, ids, flip_fraction)
+    checks = _side_scores(pairs, verifier_scores, flips.where).margins()
+    places, cast = _sorted_votes(votes, ids)
+    totals = {"verified": 0, "contested": 0}
+    guard = Lock()
+
+    def curate(start: int, frame: pd.DataFrame) -> _Written:
+        stop = start + len(frame)
+        own = margins.rows(start, stop)
+        voted = voted_frame(frame, own, flips.rows(start, stop))
+        check = checks.rows(start, stop).where(own.scored)
+        verified, contested = checked_frames(voted, check)
+        resolved = resolve_annotations(contested, _votes_of(frame["pair_id"], places, cast, start))
+        with guard:
+            totals["verified"] += len(verified)
+            totals["contested"] += len(contested)
+        curated = pd.concat([part for part in (verified, resolved.annotated) if len(part)] or [verified])
+        order = pd.Index(frame["pair_id"]).get_indexer(pd.Index(curated["pair_id"])).argsort()
+        curated = curated.iloc[order].reset_index(drop=True)
+        if round_number is not None:
+            curated = curated.assign(round=np.full(len(curated), round_number, dtype=np.int32))
+        aside = [
+            set_aside_table(unscored_frame(frame, own), "voted_pairs"),
+            set_aside_table(unscored_frame(voted, check), "verified_pairs"),
+            set_aside_table(resolved.dropped, "annotated_pairs"),
+        ]
+        return {"pairs": to_table(curated, "pairs"), "set_aside": pa.concat_tables(aside)}
+
+    counts = _rewrite([pairs], output, {"pairs": "pairs", "set_aside": "set_aside"}, curate)
+    return {
+        "rows_in": len(ids),
+        "rows_out": counts["pairs"],
+        "rows_set_aside": counts["set_aside"],
+        "negative": flips.negative,
+        "flipped": flips.count,
+        **totals,
+    }
+
+
+def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:
+    """Judge and verdict of all votes in the order of the pairs, and the row of each vote's pair (-1: none of them)."""
+    table = pq.read_table(votes, columns=["pair_id", "judge", "verdict"], read_dictionary=["judge", "verdict"])
+    # Ids are unique, so a code is a row.
+    places = IdIndex(pa.array(pair_ids)).positions(table["pair_id"].to_pandas())
+    order = np.argsort(places, kind="stable")
+    return places[order], table.select(["judge", "verdict"]).to_pandas().iloc[order]
+
+
+def _votes_of(pair_ids: pd.Series, places: np.ndarray, cast: pd.DataFrame, start: int) -> pd.DataFrame:
+    """The votes on the pairs from row `start`, as `resolve_annotations` takes them."""
+    first, last = np.searchsorted(places, [start, start + len(pair_ids)])
+    own = cast.iloc[first:last].astype("object").reset_index(drop=True)
+    return own.assign(pair_id=pair_ids.iloc[places[first:last] - start].to_numpy())
+
+
 def _margins(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:
     """Margins of all pairs of a file, and their ids."""
     ids = _column(pairs, "pair_id")
     refuse_unusable_ids(ids, "pairs")
-    sides = SideScores(_column(pairs, "chosen_id"), _column(pairs, "rejected_id"))
+    return _side_scores(pairs, scores).margins(), ids
+
+
+def _side_scores(pairs: Path, scores: Sequence[Path], swapped: np.ndarray | None = None) -> SideScores:
+    """Scores of both sides of all pairs of a file; those in `swapped` (bool [n]) have changed sides."""
+    chosen, rejected = (pa.array(_column(pairs, f"{side}_id"), pa.string()) for side in ("chosen", "rejected"))
+    if swapped is not None:
+        chosen, rejected = pc.if_else(swapped, rejected, chosen), pc.if_else(swapped, chosen, rejected)
+    sides = SideScores(chosen, rejected)
     for file in scores:
         with pq.ParquetFile(file) as reader:
             for batch in reader.iter_batches(_SCORE_ROWS, columns=["response_id", "voter", "score"]):
                 sides.add(to_frame(pa.Table.from_batches([batch])))
-    return sides.margins(), ids
+    return sides
 
 
 def _column(file: Path, name: str) -> pd.Series:

@@ -47,7 +47,10 @@ class Margins:
 
     def rows(self, start: int, stop: int) -> Margins:
         """The margins of the pairs from `start` up to `stop`."""
-        part = slice(start, stop)
+        return self.where(slice(start, stop))
+
+    def where(self, part: slice | np.ndarray) -> Margins:
+        """The margins of the pairs in a slice, or marked in a bool array [n]."""
         return Margins(self.voters, self.margins[part], self.mean[part], self.reason[part], self.detail[part])
 
 

@@ -87,7 +87,19 @@ def test_every_step_agrees_with_the_frames(
     files.merge_files(
         tmp_path / "checked/verified.parquet", tmp_path / "resolved/annotated.parquet", tmp_path / "curated", 2
     )
-    same(tmp_path / "curated/pairs.parquet", to_table(merge(checked.verified, resolved.annotated, 2), "pairs"))
+    merged = to_table(merge(checked.verified, resolved.annotated, 2), "pairs")
+    same(tmp_path / "curated/pairs.parquet", merged)
+
+    counts = files.curate_files(pairs, voters, [verifier], tmp_path / "votes.parquet", tmp_path / "at once", 0.3, 2)
+    rows = {row["pair_id"]: row for row in merged.to_pylist()}
+    ids = [key for key in pq.read_table(pairs)["pair_id"].to_pylist() if key in rows]
+    same(tmp_path / "at once/pairs.parquet", pa.Table.from_pylist([rows[key] for key in ids], merged.schema))
+    aside = [tmp_path / name / "set_aside.parquet" for name in ("voted", "checked", "resolved")]
+    expected = [row for file in aside for row in pq.read_table(file).to_pylist()]
+    found = pq.read_table(tmp_path / "at once/set_aside.parquet").to_pylist()
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    assert counts["rows_in"] == counts["rows_out"] + counts["rows_set_aside"]
+    assert (counts["verified"], counts["contested"]) == (len(checked.verified), len(checked.contested))
 
 
 def same(file: Path, expected: pa.Table) -> None:
