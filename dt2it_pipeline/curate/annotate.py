@@ -8,6 +8,7 @@ Run as `python -m dt2it_pipeline.curate.annotate job.json`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -29,6 +30,7 @@ from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 
 STAGE = "annotate"
 ORDERS = ("forward", "reversed")
+_CALLS = "calls.json"  # of a shard, beside its votes
 
 Row = dict[str, Any]
 Report = Callable[[Mapping[str, Any]], None]
@@ -57,7 +59,8 @@ def run(
             when None.
 
     Returns:
-        pairs, votes, unusable (verdicts that are null), seconds, pairs_per_second, per judge a count of verdicts, and
+        pairs, votes, calls (what judges were asked: verdicts from kept answers are free), unusable (verdicts that are
+        null), seconds, pairs_per_second, per judge a count of verdicts, and
         in `asked` what asking came to in this run, per judge that writes: the questions `asked` and those `looked_up`
         among kept replies, and of one asked about responses calls, tokens and cost.
 
@@ -82,11 +85,12 @@ def run(
         built = _built(judge, prompts, order, replies, 2 * settings.batch_pairs, make_weigher, make_engine)
         for start in todo:
             started = time.monotonic()
-            shard = pairs[start : start + settings.batch_pairs]
+            shard, before = pairs[start : start + settings.batch_pairs], built.calls
             votes, aside = _votes(shard, built.verdicts(shard), judge.name, order)
             with store.atomic_directory(_folder(work, judge, start)) as folder:
                 store.write_parquet(records.table(votes, "votes"), folder / "votes.parquet")
                 store.write_parquet(records.table(aside, "set_aside"), folder / "set_aside.parquet")
+                store.write_json_atomic(built.calls - before, folder / _CALLS)
             judged, seconds = judged + len(shard), seconds + time.monotonic() - started
             report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
         if isinstance(built, PairwiseVotes):
@@ -103,6 +107,7 @@ def run(
     return {
         "pairs": len(pairs),
         "votes": votes_table.num_rows,
+        "calls": sum(json.loads((folder / _CALLS).read_text()) for folder in folders),
         "unusable": votes_table.column("verdict").null_count,
         "verdicts": dict(sorted(verdicts.items())),
         "asked": asked,

@@ -39,7 +39,15 @@ Row = Mapping[str, Any]
 
 
 class PairJudge(Protocol):
-    """Says which side of a pair is the better one."""
+    """Says which side of a pair is the better one.
+
+    `calls` counts the verdicts so far for which its model was asked anything; those from kept answers are free.
+    """
+
+    @property
+    def calls(self) -> int:
+        """See above."""
+        ...
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none."""
@@ -76,6 +84,7 @@ class LikelihoodJudge:
     def __init__(self, settings: JudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
         self._settings, self._weigher, self._prompts = settings, weigher, prompts
         self._pictures = _OtherPictures(settings, prompts)
+        self.calls = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """See PairJudge."""
@@ -92,6 +101,7 @@ class LikelihoodJudge:
                 continue
             questions.append(Question(prompt, baselines, (pair["chosen"], pair["rejected"])))
             asked.append(place)
+        self.calls += len(asked)
         for place, evidence in zip(asked, self._weigher.evidence(questions), strict=True):
             difference = evidence[0] - evidence[1]
             if not math.isfinite(difference):
@@ -122,7 +132,7 @@ class AnswerJudge:
         self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
         self._model = model_digest(settings.model)
         self._pictures = _OtherPictures(settings, prompts)
-        self.asked = self.looked_up = 0
+        self.asked = self.looked_up = self.calls = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
@@ -133,7 +143,8 @@ class AnswerJudge:
             except ChatError as error:
                 prompts.append(NoVerdict(error.reason, error.detail))
         own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
-        answers = [each if isinstance(each, NoVerdict) else next(own) for each in prompts]
+        said = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
+        answers, fresh = [text for text, _ in said], [new for _, new in said]
         found: list[str | NoVerdict] = [answer if isinstance(answer, NoVerdict) else TIE for answer in answers]
         others: list[ChatPrompt] = []
         compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own
@@ -153,12 +164,18 @@ class AnswerJudge:
         for place, count in compared:
             prompt, answer, pair = prompts[place], answers[place], pairs[place]
             assert not isinstance(prompt, NoVerdict) and not isinstance(answer, NoVerdict)
-            said = [text for text in islice(elsewhere, count) if not isinstance(text, NoVerdict)]
-            found[place] = side_that_agrees(question_text(prompt[0]), answer, said, pair["chosen"], pair["rejected"])
+            others_said = list(islice(elsewhere, count))
+            texts = [text for text, _ in others_said if not isinstance(text, NoVerdict)]
+            fresh[place] = fresh[place] or any(new for _, new in others_said)
+            found[place] = side_that_agrees(question_text(prompt[0]), answer, texts, pair["chosen"], pair["rejected"])
+        self.calls += sum(fresh)
         return found
 
-    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[str | NoVerdict]:
-        """The model's answer to each prompt; equal prompts are asked once, those with a kept answer not at all."""
+    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[tuple[str | NoVerdict, bool]]:
+        """The model's answer to each prompt, and whether it was asked just now.
+
+        Equal prompts are asked once, those with a kept answer not at all.
+        """
         keys = [self._key(prompt) for prompt in prompts]
         different = dict(zip(keys, prompts, strict=True))
         replies: dict[str, Reply | EngineError] = dict(self._replies.get(list(different)))
@@ -174,7 +191,8 @@ class AnswerJudge:
                 sample = result[0]
                 replies[key] = reply = Reply(sample.text, sample.finished, sample.prompt_tokens, sample.tokens)
                 self._replies.put(key, reply)
-        return [self._answer(replies[key]) for key in keys]
+        asked = set(unknown)
+        return [(self._answer(replies[key]), key in asked) for key in keys]
 
     def _answer(self, reply: Reply | EngineError) -> str | NoVerdict:
         if isinstance(reply, EngineError):

@@ -159,6 +159,7 @@ def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_pat
     assert {v["order"] for v in votes if v["judge"] == "remote"} == {"reversed"}
     assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
     assert votes_again == votes
+    assert (summary["calls"], second["calls"]) == (6 + 7, 6)  # one reply was asked for twice, and none again
     assert (summary["asked"]["remote"]["calls"], summary["asked"]["remote"]["unusable"]) == (6, 1)
     assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] == 0
 

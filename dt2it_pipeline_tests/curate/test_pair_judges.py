@@ -42,9 +42,10 @@ def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engin
         "seed": 0,
         "cache": str(tmp_path / "replies.sqlite"),
     }
-    annotate.run(job, lambda progress: None, None, make_engine)
+    summary = annotate.run(job, lambda progress: None, None, make_engine)
     votes = store.read_parquet(job["output"], "votes").to_pylist()
     aside = store.read_parquet(tmp_path / "votes.set_aside.parquet", "set_aside").to_pylist()
+    assert summary["calls"] <= summary["votes"]
     return votes, {row["row_id"]: row["reason"] for row in aside}, pairs
 
 

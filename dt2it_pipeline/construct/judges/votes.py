@@ -44,6 +44,11 @@ class PairwiseVotes:
         self._cache = cache or ReplyCache(None)
         self.tally = Tally()
 
+    @property
+    def calls(self) -> int:
+        """Replies that were asked for; those found on disk are free."""
+        return self.tally.asked
+
     def verdicts(self, pairs: Sequence[Mapping[str, Any]]) -> list[str | NoVerdict]:
         """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none.
 

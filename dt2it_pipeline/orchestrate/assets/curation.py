@@ -198,7 +198,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -252,7 +252,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 "rows_set_aside": tables["set_aside"].num_rows,
                 "swapped": settled.swapped + resolved.swapped,
                 "people_votes": told.num_rows,
-                "judge_calls": votes.num_rows,
+                "judge_calls": summary["calls"],
                 "beyond_budget": len(beyond),
             }
             return Bundle(tables, {"judging": summary} | facts | policy_facts)
