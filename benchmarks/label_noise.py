@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home of a finished demo")
     parser.add_argument("--seeds", type=int, default=3, help="draws of wrong labels")
+    parser.add_argument("--keep", type=float, help="keep_probability; the recipe's by default")
     given = parser.parse_args()
     run_as_worker("benchmarks.label_noise")
     from dt2it_pipeline.recipe import load_recipe
@@ -39,7 +40,7 @@ def main() -> None:
 
     store, recipe = Store(given.home), load_recipe()
     pairs, scores, verdicts = measured(store, recipe)
-    keep = recipe.curation.keep_probability
+    keep = given.keep or recipe.curation.keep_probability
     print(
         f"{len(pairs):,} pairs, one voter, keep_probability {keep}; percent, median (least to greatest) of "
         f"{given.seeds} draws; calls are of judges, per contested pair\n"
