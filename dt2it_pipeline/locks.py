@@ -135,7 +135,8 @@ def _close(descriptor: int) -> None:
 def _close_in_child() -> None:
     """Close every lock's file in a forked child: the parent keeps its locks, and they end with the parent."""
     for descriptor in _open:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # closed by somebody else
+            os.close(descriptor)
     _open.clear()
     _own.__dict__.clear()
     _guard.release()

@@ -238,7 +238,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     entries = json.loads((tasks / "records.json").read_text())
     assert len(entries) == before["set_aside"].num_rows > 0
     for entry in entries:
-        entry["responses"] = {"better": [{"value": "first", "user_id": "someone"}]}
+        entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (tmp_path / "answers.json").write_text(json.dumps(entries))
     told = run_module(copy, "dt2it_pipeline.curate.people", str(tmp_path / "answers.json"))
     assert f"{len(entries)} votes of 1 people" in told

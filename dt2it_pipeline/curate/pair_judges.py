@@ -34,6 +34,7 @@ from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequ
 from dt2it_pipeline.store import model_digest
 
 _GREY = (128, 128, 128)
+_ASKED = 1  # the way in which questions are put to the engine; raise it where answers would become other ones
 
 Row = Mapping[str, Any]
 
@@ -205,7 +206,7 @@ class AnswerJudge:
         """What an answer depends on, as a hash."""
         pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
         limits = [self._settings.max_new_tokens, self._settings.max_model_len]
-        return records.content_hash("answer", self._model, limits, list(prompt.messages), pictures)
+        return records.content_hash("answer", _ASKED, self._model, limits, list(prompt.messages), pictures)
 
 
 class _OtherPictures:

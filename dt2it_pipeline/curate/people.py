@@ -4,35 +4,47 @@
     python -m dt2it_pipeline.curate.people ANSWERS.json [--home DT2IT_HOME]
 
 A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round in which it is
-contested heeds their votes; so run the round again. A person's later answer replaces the earlier one.
+contested heeds their votes; so run the round again. What is imported later replaces what the same person said of the
+same pair before; nothing is taken back by an answer that is missing. Who a person is does not stay known: names and
+addresses become a short hash, since votes travel with exported pairs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate.frames import select_rows
-from dt2it_pipeline.curate.steps import AnnotationResult, resolve_annotations
-from dt2it_pipeline.export.people import BETTER, FIRST, SECOND, TIE
+from dt2it_pipeline.export.people import BETTER, FIRST, PERSON, SECOND, TIE
+from dt2it_pipeline.locks import exclusive
 from dt2it_pipeline.recipe import artifact_home
 from dt2it_pipeline.records import RecordError
-from dt2it_pipeline.store import read_parquet, write_parquet
+from dt2it_pipeline.store import write_parquet
 
 _KIND = "people_votes"
+_MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
 class AnswersError(ValueError):
-    """A file of answers cannot be read; the message says why and what is expected."""
+    """A file of answers, or of kept votes, cannot be read; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One answer: when, of whom (a pseudonym), and what was chosen."""
+
+    when: datetime
+    person: str
+    choice: str
 
 
 @dataclass(frozen=True)
@@ -59,16 +71,33 @@ def read_answers(file: Path) -> Answers:
     unusable: list[tuple[str, str]] = []
     for place, entry in enumerate(entries):
         try:
-            about, said = _label_studio(entry) if "annotations" in entry else _argilla(entry)
+            if "annotations" not in entry and "responses" not in entry:
+                raise ValueError(
+                    "no annotations and no responses; export as JSON, not JSON-MIN, once people have answered"
+                )
+            about, answers, read = (
+                (entry["data"], entry["annotations"], _label_studio)
+                if "annotations" in entry
+                else _argilla_record(entry)
+            )
             ids = {FIRST: _text(about["first_id"]), SECOND: _text(about["second_id"]), TIE: None}
             pair = _text(about["pair_id"])
-            for person, choice in said:
-                if choice not in ids:
-                    unusable.append((f"entry {place}", f"{person} chose {choice!r}, which is none of {', '.join(ids)}"))
-                    continue
-                last[pair, person] = {"pair_id": pair, "person": person, "preferred_id": ids[choice]}
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            unusable.append((f"entry {place}", f"not as it was exported: {type(error).__name__} {error}"))
+            said = list(answers)
+        except _MALFORMED as error:
+            unusable.append((f"entry {place}", f"not as the tool exports it: {error}"))
+            continue
+        by_time: list[_Said] = []
+        for answer in said:
+            try:
+                by_time += read(answer)
+            except _MALFORMED as error:
+                unusable.append((f"entry {place}", f"an answer is malformed: {type(error).__name__} {error}"))
+        for given in sorted(by_time, key=lambda each: each.when):
+            if given.choice not in ids:
+                told = f"{given.choice!r} was chosen, which is none of {', '.join(ids)}"
+                unusable.append((f"entry {place}", told))
+                continue
+            last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(f"{file} is neither Label Studio's JSON nor Argilla's records.json: {unusable[0][1]}")
     return Answers(list(last.values()), unusable)
@@ -79,11 +108,12 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
 
     Raises:
         OSError: it cannot be written.
-        RecordError: what lies there is no table of votes.
+        AnswersError: what lies there is no table of votes.
     """
-    kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
-    kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
-    write_parquet(records.table([kept[key] for key in sorted(kept)], _KIND), _file(home))
+    with exclusive(home / ".people_votes.lock", on_wait=lambda words: print(words)):  # two may import at once
+        kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
+        kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
+        write_parquet(records.table([kept[key] for key in sorted(kept)], _KIND), _file(home))
     return len(kept)
 
 
@@ -102,46 +132,42 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
             verdicts = dict(zip(sides[row["pair_id"]], ("chosen", "rejected"), strict=True)) | {None: "tie"}
             verdict = verdicts.get(row["preferred_id"])
             votes.append(
-                {"pair_id": row["pair_id"], "judge": f"person:{row['person']}", "order": "people", "verdict": verdict}
+                {"pair_id": row["pair_id"], "judge": f"{PERSON}{row['person']}", "order": "people", "verdict": verdict}
             )
     return records.table(votes, "votes")
 
 
-def decide_by_people(contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
-    """Settle the pairs that people have voted on: the majority decides, a tie drops the pair.
-
-    Args:
-        contested: pairs as step 2 returns them.
-        votes: pair_id, judge, order, verdict, as of `people_votes`.
-
-    Returns:
-        Their part, with `strength` the difference of people's votes, and the pairs without a vote of theirs.
-    """
-    usable = votes[votes["verdict"].notna()]
-    theirs = contested["pair_id"].isin(set(usable["pair_id"])).to_numpy(dtype=bool)
-    return resolve_annotations(select_rows(contested, theirs), usable, None), select_rows(
-        contested, np.logical_not(theirs)
-    )
+def _label_studio(annotation: Mapping[str, Any]) -> list[_Said]:
+    """What one annotation of a task says: nothing where it was cancelled."""
+    if annotation.get("was_cancelled"):
+        return []
+    by = annotation.get("completed_by")
+    who = (by.get("email") or by["id"]) if isinstance(by, dict) else by
+    if who is None:  # an anonymous export
+        who = f"annotation {annotation['id']}"
+    when = _time(annotation.get("updated_at") or annotation.get("created_at"))
+    chosen = [result["value"]["choices"][0] for result in annotation["result"] if result.get("from_name") == BETTER]
+    return [_Said(when, _pseudonym("label_studio", who), _text(choice)) for choice in chosen]
 
 
-def _label_studio(task: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[tuple[str, Any]]]:
-    """What a task is about, and who chose what, the latest last."""
-    said: list[tuple[str, str, Any]] = []
-    for annotation in task["annotations"]:
-        if annotation.get("was_cancelled"):
-            continue
-        by = annotation.get("completed_by")
-        person = str(by.get("email") or by["id"] if isinstance(by, dict) else by)
-        for result in annotation["result"]:
-            if result.get("from_name") == BETTER:
-                when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-                said.append((when, person, result["value"]["choices"][0]))
-    return task["data"], [(person, choice) for _, person, choice in sorted(said, key=lambda each: each[0])]
+def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Said]]]:
+    """Metadata and answers of a record; its answers count once it is completed."""
+    answers = (record["responses"].get(BETTER) or []) if record.get("status") == "completed" else []
+    return record["metadata"], answers, _argilla
 
 
-def _argilla(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Iterator[tuple[str, Any]]]:
-    responses = record["responses"].get(BETTER) or []
-    return record["metadata"], ((str(answer["user_id"]), answer["value"]) for answer in responses)
+def _argilla(answer: Mapping[str, Any]) -> list[_Said]:
+    return [_Said(_time(None), _pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
+
+
+def _pseudonym(tool: str, who: Any) -> str:
+    return records.content_hash(tool, str(who))[:10]
+
+
+def _time(text: Any) -> datetime:
+    """A moment; the earliest where none is given."""
+    moment = datetime.fromisoformat(text) if text else datetime.min
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _text(value: Any) -> str:
@@ -155,7 +181,17 @@ def _file(home: Path) -> Path:
 
 
 def _kept(home: Path) -> list[dict[str, Any]]:
-    return read_parquet(_file(home), _KIND).to_pylist() if _file(home).exists() else []
+    file = _file(home)
+    if not file.exists():
+        return []
+    try:
+        # All of it at once: an import may replace the file meanwhile.
+        return records.validate(pq.read_table(pa.BufferReader(file.read_bytes())), _KIND).to_pylist()
+    except (OSError, pa.ArrowException, RecordError) as error:
+        raise AnswersError(
+            f"the file of people's votes {file} cannot be read: {error}; bring a copy of it back, or remove it and "
+            "import the answers again"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,10 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("answers", type=Path, help="Label Studio's export as JSON, or Argilla's records.json")
     parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
     given = parser.parse_args(arguments)
+    if not given.home.is_dir():
+        raise SystemExit(f"error: there is no artifact home {given.home}; name it with --home, or set DT2IT_HOME")
     try:
         found = read_answers(given.answers)
         total = keep_answers(given.home, found.votes)
-    except (AnswersError, RecordError) as error:
+    except AnswersError as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
         raise SystemExit(f"error: cannot write {_file(given.home)}: {error}") from None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import pandas as pd
+from scipy.special import logit
 
 from dt2it_pipeline.curate.posterior import posterior_vote, split_confident, weigh_judges
 from dt2it_pipeline.curate.settings import CurationSettings
@@ -24,10 +25,13 @@ from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
     VoteResult,
+    decide_by_people,
     resolve_annotations,
     verify,
     vote_and_flip,
 )
+
+PERSON_RIGHT = 0.98  # share of right votes that people are taken to cast; a majority decides whatever it is
 
 
 class Policy(Protocol):
@@ -49,6 +53,10 @@ class Policy(Protocol):
 
     def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         """Split voted pairs into kept and contested; `scores` are the verifier's, and not looked at without one."""
+        ...
+
+    def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
+        """What becomes of contested pairs that people voted on, and the other contested pairs."""
         ...
 
     def resolve(
@@ -77,6 +85,10 @@ class PaperPolicy:
     def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         """`steps.verify`."""
         return verify(voted, scores)
+
+    def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
+        """`steps.decide_by_people`, with strength in votes, as after the judges' votes."""
+        return decide_by_people(contested, votes)
 
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
@@ -112,6 +124,10 @@ class PosteriorPolicy:
     def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
         """`posterior.split_confident`."""
         return split_confident(voted, self.keep_probability)
+
+    def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
+        """`steps.decide_by_people`, with strength in nats as of other labels: log-odds of PERSON_RIGHT a vote."""
+        return decide_by_people(contested, votes, float(logit(PERSON_RIGHT)))
 
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int

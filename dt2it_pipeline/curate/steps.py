@@ -210,6 +210,26 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
     return AnnotationResult(annotated, dropped, int(swap[decided].sum()))
 
 
+def decide_by_people(
+    contested: pd.DataFrame, votes: pd.DataFrame, strength_per_vote: float = 1.0
+) -> tuple[AnnotationResult, pd.DataFrame]:
+    """Settle the pairs that people have voted on: the majority decides, a tie drops the pair.
+
+    Args:
+        contested: pairs as step 2 returns them.
+        votes: pair_id, judge, order, verdict, of people alone, any number on a pair.
+        strength_per_vote: `strength` becomes the difference of people's votes times this.
+
+    Returns:
+        Their part, and the pairs without a usable vote of theirs.
+    """
+    usable = votes[votes["verdict"].notna()]
+    theirs = contested["pair_id"].isin(set(usable["pair_id"])).to_numpy(dtype=bool)
+    settled = resolve_annotations(select_rows(contested, theirs), usable, None)
+    annotated = settled.annotated.assign(strength=settled.annotated["strength"] * strength_per_vote)
+    return AnnotationResult(annotated, settled.dropped, settled.swapped), select_rows(contested, np.logical_not(theirs))
+
+
 def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | None = None) -> pd.DataFrame:
     """The curated set of a round: what step 2 kept, then what step 3 annotated.
 

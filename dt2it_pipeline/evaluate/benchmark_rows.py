@@ -77,6 +77,8 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
             for field, text in (("question", question), ("chosen", pair[0]), ("rejected", pair[1])):
                 require_unicode(text, field)
             media = _media(fields, media_root, store)
+            if not media and not entry.text_rows and (columns := _media_columns(entry)):
+                raise RowError("no picture", f"row {place} has none in {columns}")
         except (MediaError, RowError) as error:
             name = str(fields.get("id") or f"row {place}")
             aside.append(records.set_aside_row(name, _STAGE, error.reason, error.detail, entry.name))
@@ -122,6 +124,10 @@ def _media(fields: Mapping[str, Any], root: Path, store: Path) -> list[dict[str,
     if image is not None:
         return [store_image(medium(image, "image", "image").value, root, store).row]
     return [] if video is None else [store_video(medium(video, "video", "video").value, root, store).row]
+
+
+def _media_columns(entry: Entry) -> str:
+    return ", ".join(name for field in ("image", "video") for name in entry.fields.get(field, ()))
 
 
 def _is_null(value: Any) -> bool:

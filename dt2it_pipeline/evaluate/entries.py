@@ -84,6 +84,9 @@ class Entry(Settings):
         description="field -> columns of the published rows, of which the first that is present counts; a dot goes "
         "into a nested one",
     )
+    text_rows: bool = Field(
+        False, description="rows without picture and video are text-only questions; else they are not scored"
+    )
     groups: list[Rule] = Field(default_factory=list, description="the first rule that fits names the group")
     parts: list[Part] = Field(default_factory=list)
     unions: dict[str, list[str]] = Field(default_factory=dict, description="name -> groups pooled under it")

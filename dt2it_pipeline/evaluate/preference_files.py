@@ -163,4 +163,6 @@ def _prompt(row: Mapping[str, Any], names: Columns) -> str:
     if question is None and row.get("conversations"):
         question = list(row["conversations"])[:-1]
     picture = next((row[name] for name in picture_names if isinstance(row.get(name), str)), None)
+    if question is None and picture is None:  # nothing tells prompts apart: every pair counts as one of its own
+        return records.content_hash("pair", *sorted(_sides(row, names) or ()))
     return records.content_hash(str(question), picture)

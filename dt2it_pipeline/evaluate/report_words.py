@@ -47,7 +47,7 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
             sentence = f"Trained on the uncurated data instead (the control), it gets {percent(other.accuracy)}%"
             sentence += ", the same" if same else ""
             made = find(data.comparisons, control[0].model, name)
-            sentences.append(sentence + ("." if made is None else _control_clause(made)))
+            sentences.append(sentence + ("." if made is None else _control_clause(made, curated=len(rounds) > 1)))
     graded = [item for item in data.quality if item.grade is not None and item.grade.graded and item.kept_share == 1]
     final = next((r.quality[-1] for r in reversed(data.rounds) if r.quality and r.quality[-1].grade is not None), None)
     if graded and final is not None and graded[0].grade is not None and final.grade is not None and final.grade.graded:
@@ -77,17 +77,21 @@ def round_sentence(made: Comparison) -> str:
     return f"From {made.before} to {made.after}: {'; '.join(parts)}."
 
 
-def _control_clause(made: Comparison) -> str:
-    """The end of the control's sentence: where curation gains most, and every group where it loses beyond chance."""
+def _control_clause(made: Comparison, curated: bool) -> str:
+    """The end of the control's sentence: where the round gains most, and every group where it loses beyond chance.
+
+    Round 0 has learned from no curated pair (`curated` is False): it gains by leaving the noisy ones out.
+    """
+    who = "curation" if curated else "leaving the noisy pairs out"
     groups = [c for c in made.changes if c.group != OVERALL and c.beyond_chance]
     gains = sorted((c for c in groups if c.difference > 0), key=lambda c: -c.difference)
     losses = sorted((c for c in groups if c.difference < 0), key=lambda c: c.difference)
     parts = []
     if gains:
-        parts.append(f"curation gains most on “{gains[0].group}” ({points(gains[0].difference)} points)")
+        parts.append(f"{who} gains most on “{gains[0].group}” ({points(gains[0].difference)} points)")
     if losses:
         named = " and ".join(f"“{c.group}” ({points(c.difference)})" for c in losses)
-        parts.append(f"{'curation' if not gains else 'it'} loses on {named}")
+        parts.append(f"{who if not gains else 'it'} loses on {named}")
     if not parts:
         return "; no group differs beyond chance."
     return ": " + ", and ".join(parts) + ", beyond chance."

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
-from dt2it_pipeline.export.write import FORMATS, ExportError, export_pairs
+from dt2it_pipeline.export.write import FORMATS, TITLE, ExportError, export_pairs
 from dt2it_pipeline.recipe import artifact_home
 from dt2it_pipeline.store import Bundle, Store, StoreError
 
@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--round", help="round of the pairs, for an asset that is made for each round, as curated_pairs is"
     )
-    parser.add_argument("--asset", default="curated_pairs", help="asset that holds the pairs")
-    parser.add_argument("--undecided", action="store_true", help="the round's contested pairs that nobody decided")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--asset", default="curated_pairs", help="asset that holds the pairs")
+    which.add_argument("--undecided", action="store_true", help="the round's contested pairs that nobody decided")
     parser.add_argument("--format", default="huggingface", choices=sorted(FORMATS))
     parser.add_argument("--output", required=True, type=Path, help="folder to make; an earlier export is replaced")
     parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.output,
             given.format,
             sources=sources_of(pairs, store.home),
+            title="Contested pairs that nobody has decided" if given.undecided else TITLE,
             lineage=lineage_of(bundle, asset, given.round),
         )
     except (ExportError, StoreError) as error:

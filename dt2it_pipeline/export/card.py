@@ -57,10 +57,13 @@ def dataset_card(
         "tags": ["preference-data", "reward-model", "multimodal"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
     }
+    which = (
+        " of which `chosen` is the better one" if "chosen" in columns else ", for people to say which is the better one"
+    )
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---\n",
         f"# {title}\n",
-        f"{total:,} preference pairs, each two answers to one prompt of which `chosen` is the better one. {notes}\n",
+        f"{total:,} preference pairs, each two answers to one prompt{which}. {notes}\n",
         "## Licences\n\nEvery pair is under the licence of its source, pictures included: "
         + ("; ".join(licences) or "there are none")
         + ".\n\n"

@@ -111,7 +111,7 @@ class HuggingFace(_ParquetFormat):
         "round": "round that curated it",
         "source": "data source",
         "language": "language code of the prompt",
-        "votes": "margin of each reward model that voted",
+        "votes": "each voter: a reward model's margin, or +1, 0 or -1 of a judge or a person",
     }
     schema = pa.schema([
         ("pair_id", pa.string()), ("prompt_id", pa.string()), ("system", pa.string()), ("turns", pa.list_(_TURN)),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.export.card import Source
+from dt2it_pipeline.export.people import PERSON
 from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.recipe import project_root
@@ -30,7 +31,7 @@ def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, 
 
 
 def lineage_of(bundle: Bundle, asset: str, partition: str | None) -> dict[str, str]:
-    """What the pairs are and were made by: asset, round, content hash, voters."""
+    """What the pairs are and were made by: asset, round, content hash, reward models and judges that voted."""
     voters = pc.unique(pc.list_flatten(bundle["pairs"]["votes"]).combine_chunks().field("voter")).to_pylist()
     return {
         "made by": f"dt2it_pipeline {_version()} (DT2IT-MRM, arXiv 2604.19544)",
@@ -38,7 +39,8 @@ def lineage_of(bundle: Bundle, asset: str, partition: str | None) -> dict[str, s
         **({} if partition is None else {"round": partition}),
         "version in the store": bundle.folder.name,
         "content hash": bundle.digest,
-        "reward models that voted": ", ".join(sorted(voters)) or "none",
+        "voters": ", ".join(sorted(voter for voter in voters if not voter.startswith(PERSON))) or "none",
+        "people who voted": str(sum(voter.startswith(PERSON) for voter in voters)),
     }
 
 

@@ -19,6 +19,7 @@ from dt2it_pipeline.export.rows import MARKER, Row, RowFault
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 BETTER = "better"  # name of the question
+PERSON = "person:"  # begins the name of a person among voters
 _TITLES = {FIRST: "The first is better", SECOND: "The second is better", TIE: "Neither is better"}
 _GUIDELINES = "Which answer is better? Right answers come before well-written ones; length and layout do not count."
 
@@ -92,7 +93,9 @@ class Argilla(_JsonList):
     files = "records.json"
     notes = (
         "Load it with `argilla.Dataset.from_disk(FOLDER, name=..., workspace=...)`. Afterwards write what people did "
-        "with `Dataset.to_disk`, and hand its records.json to `python -m dt2it_pipeline.curate.people`."
+        "with `Dataset.to_disk` into another folder, and hand its records.json to "
+        "`python -m dt2it_pipeline.curate.people`. Records that are not completed are left out; a draft beside a "
+        "submitted answer is not told apart from one, so ask for submitted answers only where there may be drafts."
     )
     columns: ClassVar[Mapping[str, str]] = {
         "fields.prompt": "the conversation up to the answers, as HTML with its pictures",
@@ -169,7 +172,7 @@ def _prompt(row: Row) -> str:
         words = "".join(
             f'<br><img src="{_data_uri(next(images))}" style="max-width: 100%"><br>'
             if number % 2
-            else html.escape(piece).replace("\n", "<br>")
+            else "<br>".join(html.escape(line) for line in piece.splitlines()) + "<br>" * piece.endswith("\n")
             for number, piece in enumerate(pieces)
         )
         shown.append(f"<p><b>{html.escape(turn['role'])}</b>: {words}</p>")

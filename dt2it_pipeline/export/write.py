@@ -18,6 +18,7 @@ from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.store import atomic_directory
 
 MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
+TITLE = "Curated multimodal preference pairs"
 DATASETS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
 FORMATS: Mapping[str, Any] = {**DATASETS, "label_studio": LabelStudio, "argilla": Argilla}  # the others are for people
 
@@ -42,7 +43,7 @@ def export_pairs(
     folder: Path,
     format_name: str,
     *,
-    title: str = "Curated multimodal preference pairs",
+    title: str = TITLE,
     sources: Mapping[str, Source] | None = None,
     lineage: Mapping[str, str] | None = None,
 ) -> Exported:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dt2it_pipeline.ingest.pixels import eight_bits, orientation, perceptual_hash
 
@@ -221,6 +221,8 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise MediaError("image too large", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:  # its words hold an address in memory
+        raise MediaError("unreadable image", f"{name}: no picture of a known format") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         raise MediaError("unreadable image", f"{name}: {error}") from error
 

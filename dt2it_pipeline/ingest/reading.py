@@ -11,12 +11,13 @@ import csv
 import io
 import json
 import lzma
+import posixpath
 import re
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -105,14 +106,13 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
             named = [(entry.filename, entry) for entry in entries if _format_of(entry.filename)]
+            _refuse_repeated(file, [name for name, _ in named])
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
             found = sorted((m for m in archive.getmembers() if _format_of(m.name)), key=lambda member: member.name)
             held = [(member.name, member) for member in found if member.isreg()]
-            repeated = sorted(name for name, times in Counter(name for name, _ in held).items() if times > 1)
-            if repeated:  # unpacking would let the last one replace the others
-                raise SourceError(f"{file} holds {', '.join(repeated)} more than once; pack it anew, each file once")
+            _refuse_repeated(file, [name for name, _ in held])
             for member in found:
                 if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
                     yield SetAside(member.name, "link in an archive", f"it leads to {member.linkname}")
@@ -122,10 +122,17 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             yield from _stream(stream, format or _format_of(file.name), file.name, prefix)
 
 
+def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
+    """Raise SourceError where two members would be one file: unpacking would let the last one replace the others."""
+    times = Counter(posixpath.normpath(name) for name in names)
+    if repeated := sorted(name for name, count in times.items() if count > 1):
+        raise SourceError(f"{file} holds {', '.join(repeated)} more than once; pack it anew, each file once")
+
+
 def _members(
     file: Path, members: list[tuple[str, _Member]], opened: Callable[[_Member], IO[bytes]], format: str | None
 ) -> Iterator[Read]:
-    """Rows of an archive's members, which are asked for by entry: a .zip may hold two of one name."""
+    """Rows of an archive's members."""
     if not members:
         raise SourceError(f"{file} holds no data file ({', '.join(_EXTENSIONS)})")
     for name, member in members:

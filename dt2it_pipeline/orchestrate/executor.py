@@ -14,7 +14,7 @@ knows that such a machine is gone marks its run as failed in the UI (Runs > Term
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class OneProcessExecutor(InProcessExecutor):
         instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
         console = console_logger()
         print_lines(plan_context.log, console)
-        require_partition(plan_context.job.get_definition(), plan_context.dagster_run.tags)
+        run = plan_context.dagster_run
+        require_partition(plan_context.job.get_definition(), run.tags, run.asset_selection)
         for dead in end_dead_runs(instance):
             plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")
         mark_alive(instance, run_id)
@@ -75,16 +76,29 @@ def one_process_executor(init_context: dg.InitExecutorContext) -> OneProcessExec
     return OneProcessExecutor(retries=RetryMode.ENABLED)
 
 
-def require_partition(job: dg.JobDefinition, tags: Mapping[str, str]) -> None:
-    """Raise dagster.Failure where a run of a partitioned job names no partition, or one that does not exist."""
+def require_partition(
+    job: dg.JobDefinition, tags: Mapping[str, str], selected: Collection[dg.AssetKey] | None = None
+) -> None:
+    """Raise dagster.Failure where a run of partitioned assets names no partition, or one that does not exist.
+
+    Args:
+        job: of the run; a part of it may be partitioned.
+        tags: of the run.
+        selected: assets that the run makes; all of the job's where None.
+    """
     if job.partitions_def is None or PARTITION_RANGE in tags:
+        return
+    layer = job.asset_layer
+    made = layer.selected_asset_keys if selected is None else selected
+    if made and not any(layer.has(key) and layer.get(key).partitions_def is not None for key in made):
         return
     known, given = job.partitions_def.get_partition_keys(), tags.get(PARTITION)
     if given not in known:
+        name = "round" if job.name.startswith("__") else job.name  # Dagster's own job of all assets is no one's to name
         fault = "the run names no round" if given is None else f"there is no round {given!r}"
         raise dg.Failure(
             f"{fault}; the recipe's rounds are {', '.join(known)}. Run one with: dagster job execute -m "
-            f'dt2it_pipeline.definitions -j {job.name} --tags \'{{"{PARTITION}": "{known[0]}"}}\'',
+            f'dt2it_pipeline.definitions -j {name} --tags \'{{"{PARTITION}": "{known[0]}"}}\'',
             allow_retries=False,
         )
 

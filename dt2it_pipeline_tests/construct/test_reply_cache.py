@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,27 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     for place in (tmp_path / "file" / "replies.sqlite", tmp_path / "folder"):
         with pytest.raises(CacheError, match=r"cannot be used: .*; make room or mend the permissions"):
             ReplyCache(place)
+
+
+def test_a_damaged_row_is_unknown_and_the_others_are_found(path):
+    filled(path, 30)
+    content = bytearray(path.read_bytes())
+    content[content.find(b"y" * 500)] ^= 0x80  # no text any more
+    path.write_bytes(content)
+    keys = [f"key {number}" for number in range(30)]
+    cache = ReplyCache(path)
+    assert len(cache.get(keys)) == 29
+    for number, values in enumerate(("[null, true, 1, 2]", "[1, 2, 3, 4]", "{}", "7")):
+        cache._execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (f"odd {number}", values))
+    assert cache.get([f"odd {number}" for number in range(4)]) == {}
+
+
+def test_a_database_of_another_kind_is_put_aside(path):
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE replies (a TEXT)")
+    database.close()
+    cache = ReplyCache(path)
+    cache.put("new", REPLY)
+    assert cache.get(["new"]) == {"new": REPLY}
+    assert path.with_name("replies.sqlite.damaged").exists()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate.people import AnswersError, decide_by_people, keep_answers, main, people_votes, read_answers
+from dt2it_pipeline.curate.people import AnswersError, keep_answers, main, people_votes, read_answers
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.settings import CurationSettings
+from dt2it_pipeline.curate.steps import decide_by_people
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline_tests.construct.world import prompt_row
@@ -78,7 +84,12 @@ def test_label_studio_answers_come_back_as_votes(pairs, tmp_path):
     file = answered(
         tmp_path,
         [
-            label_studio(tasks[0], (1, bad[0], "2026-01-02"), (1, good[0], "2026-01-01"), (2, bad[0], "2026-01-01")),
+            label_studio(
+                tasks[0],
+                (1, bad[0], "2026-01-02T02:00:00Z"),
+                (1, good[0], "2026-01-02T10:00:00+09:00"),  # an hour before
+                (2, bad[0], "2026-01-01"),
+            ),
             label_studio(tasks[1], ({"id": 3, "email": "a@b.c"}, "tie", ""), (1, "cancelled", "")),
             label_studio(tasks[2], (1, good[2], ""), (2, "no idea", "")),
             label_studio(tasks[3]),
@@ -86,16 +97,50 @@ def test_label_studio_answers_come_back_as_votes(pairs, tmp_path):
         ],
     )
     found = read_answers(file)
-    by_pair = {(row["pair_id"], row["person"]): row["preferred_id"] for row in found.votes}
     ids = pairs["pair_id"].tolist()
-    assert by_pair == {
-        (ids[0], "1"): pairs["rejected_id"][0],  # the later of two answers
-        (ids[0], "2"): pairs["rejected_id"][0],
-        (ids[1], "a@b.c"): None,
-        (ids[2], "1"): pairs["chosen_id"][2],
-    }
+    assert [(row["pair_id"], row["preferred_id"]) for row in found.votes] == [
+        (ids[0], pairs["rejected_id"][0]),
+        (ids[0], pairs["rejected_id"][0]),  # the later of two answers
+        (ids[1], None),
+        (ids[2], pairs["chosen_id"][2]),
+    ]
+    assert found.votes[1]["person"] == found.votes[3]["person"] != found.votes[0]["person"]
+    assert "a@b.c" not in str(found.votes)
     assert [place for place, _ in found.unusable] == ["entry 2", "entry 4"]
     assert "'no idea'" in found.unusable[0][1]
+
+
+def test_a_malformed_answer_costs_itself_alone_and_a_nameless_one_is_somebody(pairs, tmp_path):
+    task = json.loads((tmp_path / "label_studio/tasks.json").read_text())[0]
+    entry = label_studio(task, *[(None, "first", "2026-01-01")] * 4)
+    for number, annotation in enumerate(entry["annotations"]):
+        annotation["id"] = number
+    entry["annotations"][1]["result"] = None
+    entry["annotations"][2]["updated_at"] = "yesterday"
+    found = read_answers(answered(tmp_path, [entry]))
+    assert len({row["person"] for row in found.votes}) == len(found.votes) == 2
+    assert [place for place, _ in found.unusable] == ["entry 0"] * 2
+
+
+def test_two_imports_at_once_lose_no_vote(tmp_path):
+    command = "import sys; from pathlib import Path; from dt2it_pipeline.curate.people import keep_answers\n"
+    command += "for n in range(15): keep_answers(Path(sys.argv[1]), [dict(pair_id=f'{sys.argv[2]}{n}', person='p', "
+    command += "preferred_id=None)])"
+    started = [subprocess.Popen([sys.executable, "-c", command, str(tmp_path), name]) for name in "ab"]
+    assert [process.wait(120) for process in started] == [0, 0]
+    assert keep_answers(tmp_path, []) == 30
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" + bytes(100) + b"PAR1"])
+def test_damaged_votes_are_told_with_what_to_do(pairs, tmp_path, content):
+    (tmp_path / "people_votes.parquet").write_bytes(content)
+    with pytest.raises(AnswersError, match=r"people_votes\.parquet cannot be read: (?s:.*) bring a copy of it back"):
+        people_votes(tmp_path, pairs)
+    file = answered(tmp_path, json.loads((tmp_path / "argilla/records.json").read_text()))
+    with pytest.raises(SystemExit, match="error: the file of people's votes"):
+        main([str(file), "--home", str(tmp_path)])
+    with pytest.raises(SystemExit, match="there is no artifact home"):
+        main([str(file), "--home", str(tmp_path / "nowhere")])
 
 
 def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_then(pairs, tmp_path, capsys):
@@ -105,7 +150,8 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     said = {0: ["good", "good", "bad"], 1: ["good", "bad"], 2: ["bad"]}
     for place, texts in said.items():
         answers = [{"value": side_of(entries[place], text), "user_id": f"p{n}"} for n, text in enumerate(texts)]
-        entries[place]["responses"] = {"better": answers}
+        entries[place] |= {"responses": {"better": answers}, "status": "completed"}
+    entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending
     main([str(answered(tmp_path, entries)), "--home", str(home)])
     assert "6 votes of 3 people on 3 pairs" in capsys.readouterr().out
     main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing
@@ -116,12 +162,17 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     )
     for contested, strengths in ((pairs, [1.0, 1.0]), (swapped, [1.0, 1.0])):
         votes = people_votes(home, contested)
-        assert set(votes["judge"].to_pylist()) == {"person:p0", "person:p1", "person:p2"}
+        assert len(set(votes["judge"].to_pylist())) == 3
         settled, rest = decide_by_people(contested, to_frame(votes))
         assert settled.annotated["chosen"].tolist() == ["good 0", "bad 2"]
         assert settled.annotated["strength"].tolist() == strengths
         assert settled.dropped["reason"].tolist() == ["votes are tied"]
         assert rest["pair_id"].tolist() == [pairs["pair_id"][3]]
+        for name, strength in (("paper", 1.0), ("posterior", math.log(0.98 / 0.02))):
+            policy = make_policy(CurationSettings(policy=name))
+            assert policy.settle(contested, to_frame(votes))[0].annotated["strength"].tolist() == pytest.approx(
+                [strength] * 2
+            )
 
 
 def test_no_votes_leave_every_pair_to_the_judges(pairs, tmp_path):

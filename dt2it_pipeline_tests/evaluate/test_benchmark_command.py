@@ -210,6 +210,7 @@ def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         ({"image": "\ud800.png"}, "missing image"),
         ({"image": {"bytes": "text", "path": None}}, "missing image"),
         ({"image": b"no picture"}, "unreadable image"),
+        ({"image": None}, "no picture"),
         ({"image": 5}, "image paths are not text"),
         ({"query": "half \ud800"}, "not UTF-8"),
         ({"response": ["a", "\ud800"]}, "not UTF-8"),

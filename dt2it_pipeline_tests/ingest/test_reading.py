@@ -95,11 +95,13 @@ def test_every_format_gives_the_same_rows(
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_of_one_name_in_a_zip_are_all_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", ["rows.jsonl", "./rows.jsonl", "a/../rows.jsonl"])
+def test_members_of_a_zip_that_would_be_one_file_are_refused(tmp_path: Path, second: str) -> None:
     with zipfile.ZipFile(tmp_path / "rows.zip", "w") as archive:
-        for rows in (ROWS[:2], ROWS[2:]):
-            archive.writestr("rows.jsonl", lines(rows))
-    assert values(manifest(tmp_path / "rows.zip"), tmp_path) == ROWS
+        for name, rows in (("rows.jsonl", ROWS[:2]), (second, ROWS[2:])):
+            archive.writestr(name, lines(rows))
+    with pytest.raises(SourceError, match=r"holds rows\.jsonl more than once; pack it anew"):
+        values(manifest(tmp_path / "rows.zip"), tmp_path)
 
 
 def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:

@@ -71,7 +71,10 @@ def partitioned():
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["0", "1"]))
     def one() -> None: ...
 
-    return dg.Definitions(assets=[one], jobs=[dg.define_asset_job("round")]).resolve_job_def("round")
+    @dg.asset
+    def without() -> None: ...
+
+    return dg.Definitions(assets=[one, without], jobs=[dg.define_asset_job("round")]).resolve_job_def("round")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,9 @@ def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words)
     assert words in told
     assert "rounds are 0, 1." in told
     assert told.endswith("""-j round --tags '{"dagster/partition": "0"}'""")
+    with pytest.raises(dg.Failure):
+        require_partition(partitioned(), tags, {dg.AssetKey("one"), dg.AssetKey("without")})
+    require_partition(partitioned(), tags, {dg.AssetKey("without")})
     require_partition(partitioned(), {"dagster/partition": "1"})
 
 

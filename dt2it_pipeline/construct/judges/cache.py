@@ -83,9 +83,11 @@ class ReplyCache:
         for start in range(0, len(keys), _LOOKED_UP):
             some = keys[start : start + _LOOKED_UP]
             marks = ",".join("?" * len(some))
-            for key, reply in self._execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some):
+            # As bytes: a row whose text is damaged must not stop the others.
+            query = f"SELECT CAST(key AS BLOB), CAST(reply AS BLOB) FROM replies WHERE key IN ({marks})"
+            for key, reply in self._execute(query, some):
                 with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
-                    found[key] = Reply(*json.loads(reply))
+                    found[key.decode()] = _reply(json.loads(reply.decode()))
         return found
 
     def put(self, key: str, reply: Reply) -> None:
@@ -145,6 +147,14 @@ class ReplyCache:
         ) from fault
 
 
+def _reply(values: Any) -> Reply:
+    """A reply from its JSON. Raises ValueError where that is something else."""
+    kinds = (str, bool, int, int)
+    if not isinstance(values, list) or [type(value) for value in values] != list(kinds):
+        raise ValueError(f"no reply: {values!r}")
+    return Reply(*values)
+
+
 def _opened(path: Path | str) -> sqlite3.Connection:
     # In autocommit: every reply is a transaction of its own.
     database = sqlite3.connect(path, isolation_level=None, timeout=60)
@@ -153,6 +163,7 @@ def _opened(path: Path | str) -> sqlite3.Connection:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
         database.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+        database.execute("SELECT key, reply FROM replies LIMIT 0")
     except BaseException:
         database.close()
         raise
@@ -160,7 +171,9 @@ def _opened(path: Path | str) -> sqlite3.Connection:
 
 
 def _damaged(error: sqlite3.Error) -> bool:
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether the file is to blame: it is broken, or its table is another one."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such column" in str(error)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

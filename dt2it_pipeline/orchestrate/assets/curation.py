@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from dt2it_pipeline import records
 from dt2it_pipeline.curate.budget import within_budget
-from dt2it_pipeline.curate.people import decide_by_people, people_votes
+from dt2it_pipeline.curate.people import people_votes
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
@@ -218,7 +218,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
         def annotate(work: Path) -> Bundle:
             judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
-            settled, rest = decide_by_people(to_frame(contested_pairs["pairs"]), to_frame(told))
+            settled, rest = policy.settle(to_frame(contested_pairs["pairs"]), to_frame(told))
             asked, beyond = within_budget(rest, calls, judges)
             write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
