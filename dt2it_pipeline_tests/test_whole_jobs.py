@@ -232,6 +232,10 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     copy = tmp_path / "home"
     for part in ("artifacts", "media", "sources"):
         shutil.copytree(home / part, copy / part)
+    text = (project_root() / SMOKE).read_text(encoding="utf-8")
+    recipe = tmp_path / "budget.yaml"  # judges may be asked about two pairs
+    recipe.write_text(text.replace("annotation:\n", "annotation:\n  budget_calls: 4\n"), encoding="utf-8")
+    run(copy, *ROUND_1, recipe=str(recipe))
     before = Store(copy).read("annotated_pairs", "1")
     tasks = tmp_path / "tasks"
     run_module(copy, "dt2it_pipeline.export", "--round=1", "--undecided", "--format=argilla", f"--output={tasks}")
@@ -242,7 +246,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     (tmp_path / "answers.json").write_text(json.dumps(entries))
     told = run_module(copy, "dt2it_pipeline.curate.people", str(tmp_path / "answers.json"))
     assert f"{len(entries)} votes of 1 people" in told
-    log = run(copy, *ROUND_1)
+    log = run(copy, *ROUND_1, recipe=str(recipe))
     after = Store(copy).read("annotated_pairs", "1")
     assert after.facts["people_votes"] == len(entries)
     assert (after["set_aside"].num_rows, after.facts["rows_in"]) == (0, before.facts["rows_in"])
