@@ -110,7 +110,7 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
         OSError: it cannot be written.
         AnswersError: what lies there is no table of votes.
     """
-    with exclusive(home / ".people_votes.lock", on_wait=lambda words: print(words)):  # two may import at once
+    with exclusive(home / ".people_votes.lock", on_wait=print):  # two may import at once
         kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
         kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
         write_parquet(records.table([kept[key] for key in sorted(kept)], _KIND), _file(home))
@@ -120,14 +120,13 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
 def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
     """Kept votes on these pairs as a table of kind `votes`.
 
-    A vote for a response that is no side of the pair (another pair of the same id there cannot be) is null.
+    A vote for a response that is no side of the pair (a file of answers may say anything) has no verdict: null.
     """
-    rows = _kept(home)
     sides = {pair: (chosen, rejected) for pair, chosen, rejected in zip(
         pairs["pair_id"], pairs["chosen_id"], pairs["rejected_id"], strict=True
     )}  # fmt: skip
     votes = []
-    for row in rows:
+    for row in _kept(home):
         if row["pair_id"] in sides:
             verdicts = dict(zip(sides[row["pair_id"]], ("chosen", "rejected"), strict=True)) | {None: "tie"}
             verdict = verdicts.get(row["preferred_id"])
