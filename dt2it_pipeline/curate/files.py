@@ -9,19 +9,13 @@ order; rows in = rows of the written tables. What does not belong here: any deci
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.keys import IdIndex
@@ -33,18 +27,13 @@ from dt2it_pipeline.curate.steps import (
     unscored_frame,
     voted_frame,
 )
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.curate.streams import Change, Written, read_ahead, rewrite
+from dt2it_pipeline.curate.tables import in_table_order, set_aside_table, to_frame
 from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
-from dt2it_pipeline.records import SCHEMAS
 from dt2it_pipeline.store import atomic_directory
 
 MARKER = ".dt2it_curation.json"  # says that a folder was written here, and what in it
-BATCH_PAIRS = 1 << 15
 _SCORE_ROWS = 1 << 20
-_AHEAD = 4  # batches that wait for being written
-
-_Written = Mapping[str, pa.Table]
-_Change = Callable[[int, pd.DataFrame], _Written]
 
 
 def vote_and_flip_files(
@@ -68,10 +57,10 @@ def vote_and_flip_files(
     margins, ids = _margins(pairs, scores)
     flips = choose_flips(margins, ids, flip_fraction)
 
-    def vote(start: int, frame: pd.DataFrame) -> _Written:
+    def vote(start: int, frame: pd.DataFrame) -> Written:
         own = margins.rows(start, start + len(frame))
         return {
-            "pairs": to_table(voted_frame(frame, own, flips.rows(start, start + len(frame))), "pairs"),
+            "pairs": voted_frame(frame, own, flips.rows(start, start + len(frame))),
             "set_aside": set_aside_table(unscored_frame(frame, own), "voted_pairs"),
         }
 
@@ -92,12 +81,12 @@ def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str,
     """
     margins, ids = _margins(pairs, scores)
 
-    def check(start: int, frame: pd.DataFrame) -> _Written:
+    def check(start: int, frame: pd.DataFrame) -> Written:
         own = margins.rows(start, start + len(frame))
         verified, contested = checked_frames(frame, own)
         return {
-            "verified": to_table(verified, "pairs"),
-            "contested": to_table(contested, "pairs"),
+            "verified": verified,
+            "contested": contested,
             "set_aside": set_aside_table(unscored_frame(frame, own), "verified_pairs"),
         }
 
@@ -126,10 +115,10 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
     refuse_unusable_ids(ids, "contested")
     places, cast = _sorted_votes(votes, ids)
 
-    def resolve(start: int, frame: pd.DataFrame) -> _Written:
+    def resolve(start: int, frame: pd.DataFrame) -> Written:
         resolved = resolve_annotations(frame, _votes_of(frame["pair_id"], places, cast, start))
         return {
-            "annotated": to_table(resolved.annotated, "pairs"),
+            "annotated": resolved.annotated,
             "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
         }
 
@@ -146,10 +135,10 @@ def merge_files(verified: Path, annotated: Path, output: Path, round_number: int
     ids = pd.concat([_column(verified, "pair_id"), _column(annotated, "pair_id")], ignore_index=True)
     refuse_unusable_ids(ids, "curated (verified + annotated)")
 
-    def join(start: int, frame: pd.DataFrame) -> _Written:
+    def join(start: int, frame: pd.DataFrame) -> Written:
         if round_number is not None:
             frame = frame.assign(round=np.full(len(frame), round_number, dtype=np.int32))
-        return {"pairs": to_table(frame, "pairs")}
+        return {"pairs": frame}
 
     return {"rows_out": _rewrite([verified, annotated], output, {"pairs": "pairs"}, join)["pairs"]}
 
@@ -175,14 +164,16 @@ def curate_files(
     Raises:
         CurationError, ValueError: as they do.
     """
-    margins, ids = _margins(pairs, scores)
+    ids, sides = _column(pairs, "pair_id"), _sides(pairs)
+    refuse_unusable_ids(ids, "pairs")
+    margins = _with_scores(sides, scores).margins()
     flips = choose_flips(margins, ids, flip_fraction)
-    checks = _side_scores(pairs, verifier_scores, flips.where).margins()
+    checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
     places, cast = _sorted_votes(votes, ids)
     totals = {"verified": 0, "contested": 0}
     guard = Lock()
 
-    def curate(start: int, frame: pd.DataFrame) -> _Written:
+    def curate(start: int, frame: pd.DataFrame) -> Written:
         stop = start + len(frame)
         own = margins.rows(start, stop)
         voted = voted_frame(frame, own, flips.rows(start, stop))
@@ -193,8 +184,7 @@ def curate_files(
             totals["verified"] += len(verified)
             totals["contested"] += len(contested)
         curated = pd.concat([part for part in (verified, resolved.annotated) if len(part)] or [verified])
-        order = pd.Index(frame["pair_id"]).get_indexer(pd.Index(curated["pair_id"])).argsort()
-        curated = curated.iloc[order].reset_index(drop=True)
+        curated = in_table_order(curated)
         if round_number is not None:
             curated = curated.assign(round=np.full(len(curated), round_number, dtype=np.int32))
         aside = [
@@ -202,7 +192,7 @@ def curate_files(
             set_aside_table(unscored_frame(voted, check), "verified_pairs"),
             set_aside_table(resolved.dropped, "annotated_pairs"),
         ]
-        return {"pairs": to_table(curated, "pairs"), "set_aside": pa.concat_tables(aside)}
+        return {"pairs": curated, "set_aside": pa.concat_tables(aside)}
 
     counts = _rewrite([pairs], output, {"pairs": "pairs", "set_aside": "set_aside"}, curate)
     return {
@@ -235,19 +225,18 @@ def _margins(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:
     """Margins of all pairs of a file, and their ids."""
     ids = _column(pairs, "pair_id")
     refuse_unusable_ids(ids, "pairs")
-    return _side_scores(pairs, scores).margins(), ids
+    return _with_scores(_sides(pairs), scores).margins(), ids
 
 
-def _side_scores(pairs: Path, scores: Sequence[Path], swapped: np.ndarray | None = None) -> SideScores:
-    """Scores of both sides of all pairs of a file; those in `swapped` (bool [n]) have changed sides."""
-    chosen, rejected = (pa.array(_column(pairs, f"{side}_id"), pa.string()) for side in ("chosen", "rejected"))
-    if swapped is not None:
-        chosen, rejected = pc.if_else(swapped, rejected, chosen), pc.if_else(swapped, chosen, rejected)
-    sides = SideScores(chosen, rejected)
-    for file in scores:
-        with pq.ParquetFile(file) as reader:
-            for batch in reader.iter_batches(_SCORE_ROWS, columns=["response_id", "voter", "score"]):
-                sides.add(to_frame(pa.Table.from_batches([batch])))
+def _sides(pairs: Path) -> SideScores:
+    """Both sides of all pairs of a file, without a score yet."""
+    return SideScores(_column(pairs, "chosen_id"), _column(pairs, "rejected_id"))
+
+
+def _with_scores(sides: SideScores, scores: Sequence[Path]) -> SideScores:
+    columns = ("response_id", "voter", "score")
+    for batch in read_ahead(scores, _SCORE_ROWS, columns, dictionaries=("voter",)):
+        sides.add(to_frame(pa.Table.from_batches([batch])))
     return sides
 
 
@@ -258,83 +247,13 @@ def _column(file: Path, name: str) -> pd.Series:
         return to_frame(reader.read([name]))[name]
 
 
-def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], change: _Change) -> dict[str, int]:
-    """Pass pairs through `change` (first row's number, frame -> tables by name); returns the rows written by name.
-
-    Several batches are under way at once, and written in their order.
-    """
+def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], change: Change) -> dict[str, int]:
+    """Pass pairs through `change` into a folder of tables that appears whole; returns the rows written by name."""
     try:
         target = replaceable(output, MARKER, "output of curation")
     except OutputFolderError as error:
         raise CurationError(str(error)) from error
     with atomic_directory(target) as folder:
-        counts = _written(sources, folder, kinds, change)
+        counts = rewrite(sources, folder, kinds, change)
         mark(folder, MARKER)
     return counts
-
-
-def _written(sources: Sequence[Path], folder: Path, kinds: Mapping[str, str], change: _Change) -> dict[str, int]:
-    counts = dict.fromkeys(kinds, 0)
-    workers = min(os.cpu_count() or 1, 8)
-    with contextlib.ExitStack() as stack:
-        # Compression is most of the work and each file's is a single thread's, so every file has one of its own.
-        writers = {name: _Writer(folder / f"{name}.parquet", kind) for name, kind in kinds.items()}
-        for writer in writers.values():
-            stack.enter_context(writer)
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        for written in _in_order(pool, workers + 1, _batches(sources), change):
-            for name, table in written.items():
-                counts[name] += table.num_rows
-                writers[name].write(table)
-    return counts
-
-
-class _Writer:
-    """Writes one Parquet file in a thread of its own, some batches behind."""
-
-    def __init__(self, path: Path, kind: str) -> None:
-        self._writer = pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd")
-        self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
-
-    def write(self, table: pa.Table) -> None:
-        if table.num_rows:
-            self._waiting.append(self._thread.submit(self._writer.write_table, table))
-        while len(self._waiting) > _AHEAD:
-            self._waiting.popleft().result()
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            while self._waiting and kind is None:
-                self._waiting.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-            self._writer.close()
-
-
-def _batches(sources: Sequence[Path]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    start = 0
-    for source in sources:
-        with pq.ParquetFile(source) as reader:
-            for batch in reader.iter_batches(BATCH_PAIRS):
-                yield start, batch
-                start += batch.num_rows
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, ahead: int, batches: Iterator[tuple[int, pa.RecordBatch]], change: _Change
-) -> Iterator[_Written]:
-    waiting: deque[Future[Any]] = deque()
-    for start, batch in batches:
-        waiting.append(pool.submit(_changed, change, start, batch))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _changed(change: _Change, start: int, batch: pa.RecordBatch) -> _Written:
-    return change(start, to_frame(pa.Table.from_batches([batch])))

@@ -5,6 +5,8 @@ What belongs here: the join and the reasons why a pair has no margin. What does 
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from dt2it_pipeline.curate.keys import IdIndex, Ids, chunks, present, repeats
 
 MISSING = "score missing"
 NOT_FINITE = "score not finite"
+_REMEMBERED = 32  # batches of ids whose positions are kept
 
 
 class CurationError(ValueError):
@@ -102,7 +105,8 @@ def voter_margins(pairs: pd.DataFrame, scores: pd.DataFrame) -> Margins:
 class SideScores:
     """Scores of both sides of n pairs, gathered from frames of scores, which may come in parts.
 
-    Memory is 9 bytes for every response and voter; the ids themselves are not kept.
+    Memory is 9 bytes for every response and voter, and 8 for every response whose place is remembered; ids
+    are not kept.
     """
 
     def __init__(self, chosen: Ids, rejected: Ids) -> None:
@@ -112,6 +116,15 @@ class SideScores:
         codes = np.where(present(ids), self._index.codes, len(self._index))
         self._chosen, self._rejected = codes[:count], codes[count:]
         self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._found: dict[bytes, np.ndarray] = {}
+
+    def swapped(self, where: np.ndarray) -> SideScores:
+        """The same pairs without scores; those marked in `where` (bool [n]) have changed sides."""
+        other = copy.copy(self)
+        other._chosen = np.where(where, self._rejected, self._chosen)
+        other._rejected = np.where(where, self._chosen, self._rejected)
+        other._scores = {}
+        return other
 
     def add(self, scores: pd.DataFrame) -> None:
         """Take in rows of response_id, voter, score; responses of no pair are not looked at.
@@ -122,15 +135,31 @@ class SideScores:
         for column in ("response_id", "voter"):
             if scores[column].isna().any():
                 raise CurationError(f"scores: {int(scores[column].isna().sum())} rows have no {column}")
-        positions = self._index.positions(scores["response_id"])
+        positions = self._positions(scores["response_id"])
         values = scores["score"].to_numpy(dtype=np.float64, na_value=np.nan)
+        known = positions >= 0
         codes, voters = pd.factorize(scores["voter"])
         for code, voter in enumerate(voters):
-            rows = np.flatnonzero((codes == code) & (positions >= 0))
+            rows = np.flatnonzero((codes == code) & known if len(voters) > 1 else known)
             # One place more than there are responses: a null id looks there, and it stays empty.
             size = len(self._index) + 1
             held, seen = self._scores.setdefault(str(voter), (np.full(size, np.nan), np.zeros(size, dtype=bool)))
             self._take(scores, str(voter), rows, positions[rows], values[rows], held, seen)
+
+    def _positions(self, ids: pd.Series) -> np.ndarray:
+        """Positions of ids in the index. Voters mostly score the same responses in the same order: once is enough."""
+        digest = hashlib.sha256()
+        for chunk in chunks(ids):
+            _, offsets, text = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            digest.update(ends - ends[0])
+            digest.update(memoryview(text or b"")[ends[0] : ends[-1]])
+        key = digest.digest()
+        if key not in self._found:
+            if len(self._found) == _REMEMBERED:
+                self._found.pop(next(iter(self._found)))
+            self._found[key] = self._index.positions(ids)
+        return self._found[key]
 
     def _take(
         self,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from dt2it_pipeline.curate import votes as vote_column
 from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
+from dt2it_pipeline.curate.keys import IdIndex
 from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 
 WRONG_COUNT = {1: "votes do not sum to one", 2: "votes do not sum to two", None: "no vote"}
@@ -173,7 +174,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
     check_pairs(contested, "contested")
     check_columns(votes, ("pair_id", "judge", "verdict"), "votes")
     count = len(contested)
-    rows = pd.Index(contested["pair_id"]).get_indexer(pd.Index(votes["pair_id"]))
+    rows = IdIndex(contested["pair_id"]).positions(votes["pair_id"])  # ids are unique, so a code is a row
     for_chosen = votes["verdict"].astype(object).map(_FOR_CHOSEN).to_numpy(dtype=np.float64)
     relevant = rows >= 0
     usable = relevant & ~np.isnan(for_chosen)

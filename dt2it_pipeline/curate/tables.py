@@ -1,14 +1,23 @@
 """Arrow tables to pandas frames and back, for the pipeline that calls the curation steps.
 
 What belongs here: conversion and the set-aside rows. What does not: any decision about a pair.
+
+A lean frame stands for a table of pairs whose long columns no decision looks at: instead of the texts it has the number
+of its row and two columns that change sides as every chosen<x> and rejected<x> does.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline.records import SCHEMAS, validate
+
+_CARRIED = ("prompt_id", "chosen", "rejected")
+_ROW = "row of the table"
+_SIDES = ("chosen was rejected", "rejected was rejected")
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
@@ -24,6 +33,42 @@ def to_table(frame: pd.DataFrame, kind: str) -> pa.Table:
     """
     names = [name for name in SCHEMAS[kind].names if name in frame.columns]
     return validate(pa.Table.from_pandas(frame[names], preserve_index=False).replace_schema_metadata(None), kind)
+
+
+def lean_frame(pairs: pa.Table) -> pd.DataFrame:
+    """A frame of pairs without their texts, for the functions of `steps`; see `whole_table`."""
+    frame = to_frame(pairs.drop_columns([name for name in _CARRIED if name in pairs.column_names]))
+    frame[_ROW] = np.arange(len(frame))
+    for column, value in zip(_SIDES, (False, True), strict=True):
+        frame[column] = np.full(len(frame), value)
+    return frame
+
+
+def in_table_order(lean: pd.DataFrame) -> pd.DataFrame:
+    """A lean frame's rows in the order of their table."""
+    return lean.iloc[lean[_ROW].to_numpy().argsort(kind="stable")].reset_index(drop=True)
+
+
+def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
+    """The table of kind `pairs` of a lean frame, made by any selection and swapping of the rows of `pairs`'s own.
+
+    Raises:
+        RecordError: as `to_table`.
+    """
+    rows, swapped = lean[_ROW].to_numpy(), pa.array(lean[_SIDES[0]].to_numpy(dtype=bool))
+    carried = pairs.select([name for name in _CARRIED if name in pairs.column_names])
+    if not np.array_equal(rows, np.arange(len(pairs))):
+        carried = carried.take(pa.array(rows))
+    kept = pa.Table.from_pandas(
+        lean[[name for name in SCHEMAS["pairs"].names if name in lean.columns]], preserve_index=False
+    ).replace_schema_metadata(None)
+    for name in carried.column_names:
+        column = carried[name]
+        if name in ("chosen", "rejected"):
+            other = carried["rejected" if name == "chosen" else "chosen"]
+            column = pc.if_else(swapped, other, column)
+        kept = kept.append_column(name, column)
+    return validate(kept, "pairs")
 
 
 def set_aside_table(part: pd.DataFrame, stage: str) -> pa.Table:

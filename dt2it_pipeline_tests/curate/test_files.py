@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate import CurationError, files, merge, resolve_annotations, verify, vote_and_flip
+from dt2it_pipeline.curate import CurationError, files, merge, resolve_annotations, streams, verify, vote_and_flip
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
 from dt2it_pipeline.store import write_parquet
 
@@ -39,7 +39,7 @@ def tables(tmp_path: Path) -> tuple[Path, list[Path], Path]:
 def test_every_step_agrees_with_the_frames(
     tables: tuple[Path, list[Path], Path], tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "BATCH_PAIRS", batch)
+    monkeypatch.setattr(streams, "BATCH_PAIRS", batch)
     monkeypatch.setattr(files, "_SCORE_ROWS", 10 * batch)
     pairs, voters, verifier = tables
     frame = to_frame(pq.read_table(pairs))
