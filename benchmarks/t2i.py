@@ -40,7 +40,7 @@ def preferences(rows: int) -> pa.Table:
         for part in (names[:rows], names[rows : 2 * rows])
     ]
     made = {
-        "row_id": pa.array(names[2 * rows :]),
+        "preference_id": pa.array(names[2 * rows :]),
         "caption": pa.array(captions),
         "preferred": media[0],
         "other": media[1],
@@ -57,7 +57,7 @@ def by_rows(table: pa.Table) -> dict[str, pa.Table]:
     phrasings = load_phrasings()
     started = time.process_time()
     prompts, pairs = [], []
-    for row, shown in zip(sorted(table.to_pylist(), key=lambda row: row["row_id"]), first, strict=True):
+    for row, shown in zip(sorted(table.to_pylist(), key=lambda row: row["preference_id"]), first, strict=True):
         prompt, pair = verdict_pair(row, row["preferred"]["sha256"] == shown, phrasings)
         prompts.append(prompt)
         pairs.append(pair)

@@ -62,6 +62,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("round", pa.int32()),
         ("source", pa.string()),
         ("votes", pa.list_(_VOTE)),
+        # The row of the source that the pair comes from: the source's own id of it, else its place there, such as
+        # `line 17`. Rankings and ratings give several pairs of one row. Null for pairs that the pipeline constructs.
+        ("row_id", pa.string(), NULLABLE),
     ),
     "scores": _schema(("response_id", pa.string()), ("voter", pa.string()), ("score", pa.float32())),
     "votes": _schema(
@@ -71,13 +74,14 @@ SCHEMAS: dict[str, pa.Schema] = {
     "people_votes": _schema(("pair_id", pa.string()), ("person", pa.string()), ("preferred_id", pa.string(), NULLABLE)),
     # Human T2I preferences as they are found: two pictures for one caption.
     "t2i_preferences": _schema(
-        ("row_id", pa.string()),
+        ("preference_id", pa.string()),  # hash of the caption and both pictures
         ("caption", pa.string()),
         ("preferred", _MEDIUM),
         ("other", _MEDIUM),
         ("strength", pa.float64(), NULLABLE),
         ("language", pa.string()),
         ("source", pa.string()),
+        ("row_id", pa.string(), NULLABLE),  # as that of pairs
     ),
     "benchmark_items": _schema(
         ("item_id", pa.string()),
@@ -124,13 +128,17 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # Rows that a stage could not use. Nothing is lost silently: rows in = rows out + rows here.
     "set_aside": _schema(
-        ("row_id", pa.string()),
+        ("row_id", pa.string()),  # the source's row where there is one, else the id of what was set aside
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source", pa.string()),
+        ("pair_id", pa.string(), NULLABLE),  # of the pair that was set aside, or that the row repeats
     ),
 }
+
+# Columns that tables of earlier versions lack; such a table is read with null in their place.
+ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "set_aside": ("pair_id",)}
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))  # of content hashes
 LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
@@ -175,15 +183,28 @@ def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[st
         "label": "original",
         "round": -1,
         "votes": [],
+        "row_id": None,
     }
     return row | fields
 
 
-def set_aside_row(row_id: str, stage: str, reason: str, detail: str = "", source: str = "") -> dict[str, str]:
+def set_aside_row(
+    row_id: str, stage: str, reason: str, detail: str = "", source: str = "", pair_id: str | None = None
+) -> dict[str, Any]:
     """One row of a set-aside table: which row, where, why (a short fixed phrase) and what was found."""
     values = {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
-    # What was found may be no valid text; it is spelled out then, since a table of faults must always be written.
-    return {key: value.encode("utf-8", "backslashreplace").decode() for key, value in values.items()}
+    return {key: writable(value) for key, value in values.items()} | {"pair_id": pair_id}
+
+
+def set_aside_pair(pair: Mapping[str, Any], stage: str, reason: str, detail: str = "") -> dict[str, Any]:
+    """The same of a row of a pairs table: under the row of the source that it comes from, or its own id."""
+    pair_id = pair["pair_id"]
+    return set_aside_row(pair.get("row_id") or pair_id, stage, reason, detail, pair["source"], pair_id)
+
+
+def writable(text: str) -> str:
+    """Text in which halves of characters are spelled out, since a table of what was found must always be written."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:
@@ -199,10 +220,15 @@ def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:
 def validate(given: pa.Table, kind: str) -> pa.Table:
     """Return `given` in the schema of its kind: columns in order, types cast where nothing is lost.
 
+    A column of ADDED_COLUMNS that is missing is null throughout.
+
     Raises:
         RecordError: a column is missing or unknown, a type cannot be cast, or a required value is null.
     """
     schema = _schema_of(kind)
+    for name in ADDED_COLUMNS.get(kind, ()):
+        if name not in given.column_names:
+            given = given.append_column(name, pa.nulls(given.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in given.column_names]
     unknown = [name for name in given.column_names if name not in schema.names]
     if missing or unknown:

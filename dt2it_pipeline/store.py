@@ -201,6 +201,11 @@ class Store:
             for kind in kinds:
                 file = folder / f"{kind}.parquet"
                 tables[kind] = read_parquet(file, kind)
+        except records.RecordError as error:
+            raise StoreError(
+                f"{where} was made by another version of this project: {file}: {error}; run its stage again, which "
+                "makes it anew"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise StoreError(

@@ -32,13 +32,34 @@ def test_ids_do_not_depend_on_where_parts_are_split():
 
 def test_validate_reorders_and_casts():
     table = records.table([pair()], "pairs")
-    shuffled = table.select(list(reversed(table.column_names))).set_column(
-        0, "votes", pa.array([[]], pa.list_(records.SCHEMAS["pairs"].field("votes").type.value_type))
+    shuffled = table.select(list(reversed(table.column_names)))
+    shuffled = shuffled.set_column(
+        shuffled.column_names.index("votes"),
+        "votes",
+        pa.array([[]], pa.list_(records.SCHEMAS["pairs"].field("votes").type.value_type)),
     )
     shuffled = shuffled.set_column(shuffled.column_names.index("round"), "round", pa.array([3], pa.int64()))
     valid = records.validate(shuffled, "pairs")
     assert valid.schema.equals(records.SCHEMAS["pairs"])
     assert valid["round"].to_pylist() == [3]
+
+
+def test_a_table_of_an_earlier_version_lacks_what_was_added_since():
+    for kind, names in records.ADDED_COLUMNS.items():
+        old = records.table([], kind).drop_columns(list(names))
+        assert records.validate(old, kind).schema.equals(records.SCHEMAS[kind])
+    old = records.table([pair()], "pairs").drop_columns(["row_id"])
+    assert records.validate(old, "pairs")["row_id"].to_pylist() == [None]
+
+
+def test_what_is_set_aside_is_named_by_the_row_of_the_source_where_there_is_one():
+    known, made = pair() | {"row_id": "line 7"}, pair()
+    assert [records.set_aside_pair(row, "stage", "reason")["row_id"] for row in (known, made)] == [
+        "line 7",
+        made["pair_id"],
+    ]
+    assert records.set_aside_pair(known, "stage", "reason")["pair_id"] == known["pair_id"]
+    assert records.set_aside_row("\ud800", "stage", "reason")["row_id"] == "\\ud800"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,19 @@ def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
     assert read_parquet(tmp_path / "frame.parquet").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
 
 
+def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
+    store = Store(tmp_path)
+    written = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    write_parquet(pairs().drop_columns(["row_id"]), written.table_path("pairs"))
+    assert store.read("stage")["pairs"].equals(pairs())
+    write_parquet(pairs().rename_columns({"chosen": "better"}), written.table_path("pairs"))
+    with pytest.raises(StoreError, match=r"stage was made by another version .*\['chosen'\].*; run its stage again"):
+        store.read("stage")
+    told = []
+    assert store.find("stage", "k", on_damage=told.append) is None
+    assert told[0].endswith("it is made again now")
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     store = Store(tmp_path)
     store.write("stage", Bundle({"pairs": pairs()}), "good")

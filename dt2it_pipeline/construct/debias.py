@@ -207,9 +207,9 @@ def _with(kept: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _left_out(pairs: pa.Table, kept: np.ndarray) -> pa.Table:
-    some = pairs.filter(pa.array(~kept)).select(["pair_id", "prompt_id", "source"]).to_pylist()
+    some = pairs.filter(pa.array(~kept)).select(["pair_id", "prompt_id", "source", "row_id"]).to_pylist()
     return records.table(
-        (records.set_aside_row(r["pair_id"], STAGE, SURPLUS, f"prompt {r['prompt_id']}", r["source"]) for r in some),
+        (records.set_aside_pair(r, STAGE, SURPLUS, f"prompt {r['prompt_id']}") for r in some),
         "set_aside",
     )
 

@@ -86,7 +86,7 @@ def form_pairs_with_spares(
     bins = _Bins(settings)
     pairs: list[Row] = []
     spares: list[Row] = []
-    aside: list[dict[str, str]] = []
+    aside: list[dict[str, Any]] = []
     for prompt in prompts.to_pylist():
         candidates: list[Row] = []
         for first, second in itertools.combinations(usable.get(prompt["prompt_id"], ()), 2):
@@ -254,6 +254,6 @@ def _nothing_formed(prompts: int, responses: int, aside: Sequence[Mapping[str, s
     )
 
 
-def _aside(pair: Row, reason: str) -> dict[str, str]:
+def _aside(pair: Row, reason: str) -> dict[str, Any]:
     detail = f"prompt {pair['prompt_id']}, strength {pair['strength']:.3f}"
-    return records.set_aside_row(pair["pair_id"], STAGE, reason, detail, pair["source"])
+    return records.set_aside_pair(pair, STAGE, reason, detail)

@@ -170,13 +170,13 @@ def restyle(
     drifted |= {key: (DRIFTED, f"{sides[key][1]} -> {texts[key]}") for key, is_same in same.items() if not is_same}
     kept: list[Row] = []
     responses: dict[str, Row] = {}
-    aside: list[dict[str, str]] = []
+    aside: list[dict[str, Any]] = []
     seen: set[str] = set()
     for pair in rows:
         reason, detail = _fault(pair, by_id, drifted)
         if not reason:
             better, worse = texts[pair["chosen_id"]], texts[pair["rejected_id"]]
-            fields = {key: pair[key] for key in ("strength", "label", "round", "source", "votes")}
+            fields = {key: pair[key] for key in ("strength", "label", "round", "source", "votes", "row_id")}
             made = records.make_pair(pair["prompt_id"], better, worse, **fields)
             detail = f"{better} / {worse}"
             if near_identical(bare_words(better), bare_words(worse), bound):
@@ -191,7 +191,7 @@ def restyle(
                     row = {"prompt_id": pair["prompt_id"], "text": made[side], "generator": generator}
                     responses.setdefault(made[f"{side}_id"], {"response_id": made[f"{side}_id"], **row})
                 continue
-        aside.append(records.set_aside_row(pair["pair_id"], STAGE, reason, detail, pair["source"]))
+        aside.append(records.set_aside_pair(pair, STAGE, reason, detail))
     return Restyled(
         records.table(kept, "pairs"),
         records.table(responses.values(), "responses"),

@@ -72,16 +72,21 @@ def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
 
 
 def set_aside_table(part: pd.DataFrame, stage: str) -> pa.Table:
-    """Set-aside rows of `unscored` or `dropped` pairs: pair_id, the stage, reason, detail and source."""
+    """Set-aside rows of `unscored` or `dropped` pairs: row of the source, the stage, reason, detail, source and pair.
+
+    A pair that comes from no row of a source is named by its own id.
+    """
+    pair_ids = part["pair_id"].astype("str")
     rows = pd.DataFrame(
         {
-            "row_id": part["pair_id"].astype("str"),
+            "row_id": part["row_id"].astype("object").fillna(pair_ids) if "row_id" in part else pair_ids,
             "stage": pd.Series(stage, index=part.index, dtype="str"),
             "reason": part["reason"].astype("str"),
             "detail": part["detail"].astype("str"),
             "source": part["source"].astype("str")
             if "source" in part
             else pd.Series("", index=part.index, dtype="str"),
+            "pair_id": pair_ids,
         }
     )
     return to_table(rows, "set_aside")

@@ -59,6 +59,9 @@ def _hide_if_broken(package: str) -> None:
     except (OSError, RuntimeError):  # a shared library that this machine lacks
         _forget(package)
         sys.modules[package] = None  # type: ignore[assignment]  # find_spec then answers "not installed"
+        config: Any = sys.modules.get("datasets.config")
+        if config is not None:  # it asked before, and would import what is hidden now
+            config.TORCHCODEC_AVAILABLE = config.TORCHCODEC_AVAILABLE and package != "torchcodec"
 
 
 def _forget(package: str) -> None:

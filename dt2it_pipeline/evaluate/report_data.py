@@ -108,7 +108,7 @@ class Example:
 
     `images` are files or encoded bytes; `before` is (chosen, rejected) as they stood before curation, where they
     changed; `truth` says which of the present sides is really the better one, where that is known; `strength` is
-    never shown without `strength_unit`, since it differs between kinds of pairs.
+    never shown without `strength_unit`, since it differs between kinds of pairs; `row_id` is the row of the source.
     """
 
     kind: str
@@ -122,6 +122,7 @@ class Example:
     strength: float | None = None
     strength_unit: str = ""
     source: str = ""
+    row_id: str | None = None
     note: str = ""
 
 

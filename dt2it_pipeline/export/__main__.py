@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _undecided(contested: Bundle, annotated: Bundle) -> pa.Table:
     """The contested pairs that were set aside when they were to be annotated."""
-    pairs = contested["pairs"]
-    return pairs.filter(pc.is_in(pairs["pair_id"], annotated["set_aside"]["row_id"].combine_chunks()))
+    pairs, aside = contested["pairs"], annotated["set_aside"]
+    left = pc.coalesce(aside["pair_id"], aside["row_id"])  # earlier versions named pairs by `row_id`
+    return pairs.filter(pc.is_in(pairs["pair_id"], left.combine_chunks()))
 
 
 if __name__ == "__main__":

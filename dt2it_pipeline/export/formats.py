@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.export.rows import MARKER, Row, RowFault
+from dt2it_pipeline.export.rows import MARKER, ROW_ID, Row, RowFault
 
 _GROUP_BYTES = 64 * 2**20  # of one row group: what is in memory
 _FILE_BYTES = 512 * 2**20  # of one Parquet file, roughly
@@ -112,12 +112,14 @@ class HuggingFace(_ParquetFormat):
         "source": "data source",
         "language": "language code of the prompt",
         "votes": "each voter: a reward model's margin, or +1, 0 or -1 of a judge or a person",
+        "row_id": ROW_ID,
     }
     schema = pa.schema([
         ("pair_id", pa.string()), ("prompt_id", pa.string()), ("system", pa.string()), ("turns", pa.list_(_TURN)),
         ("images", pa.list_(_IMAGE)), ("videos", pa.list_(pa.string())), ("chosen", pa.string()),
         ("rejected", pa.string()), ("strength", pa.float64()), ("label", pa.string()), ("round", pa.int32()),
         ("source", pa.string()), ("language", pa.string()), ("votes", pa.list_(_VOTE)),
+        ("row_id", pa.string()),
     ])  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
@@ -126,7 +128,7 @@ class HuggingFace(_ParquetFormat):
 
     def row(self, row: Row) -> dict[str, Any]:
         """The columns of one pair; its videos are put below the export."""
-        kept = ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "round", "source", "votes")
+        kept = ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "round", "source", "votes", "row_id")
         return {name: row.pair[name] for name in kept} | {
             **{name: row.prompt[name] for name in ("system", "turns", "language")},
             "images": [_image(file) for file in row.images],
@@ -150,10 +152,12 @@ class TRL(_ParquetFormat):
         "pair_id": "id of the pair in the pipeline",
         "source": "data source",
         "pair_label": "how the pair came to its order; a column `label` is of another kind of dataset to TRL",
+        "row_id": ROW_ID,
     }
     schema = pa.schema([
         ("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), ("images", pa.list_(_IMAGE)),
         ("margin", pa.float64()), ("pair_id", pa.string()), ("source", pa.string()), ("pair_label", pa.string()),
+        ("row_id", pa.string()),
     ])  # fmt: skip
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -177,7 +181,7 @@ class TRL(_ParquetFormat):
             **sides,
             "images": [_image(file) for file in row.images],
             "margin": row.pair["strength"] or 0.0,  # TRL makes a tensor of the column, which takes no null
-            **{name: row.pair[name] for name in ("pair_id", "source")},
+            **{name: row.pair[name] for name in ("pair_id", "source", "row_id")},
             "pair_label": row.pair["label"],
         }
 
@@ -197,6 +201,7 @@ class LlamaFactory:
         "pair_id": "id of the pair in the pipeline",
         "source": "data source",
         "label": "how the pair came to its order",
+        "row_id": ROW_ID,
     }
     _NAMES: ClassVar[Mapping[str, str]] = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -224,7 +229,7 @@ class LlamaFactory:
             "system": row.prompt["system"],
             "images": [_placed(file, self._folder, "images") for file in row.images],
             "videos": [_placed(file, self._folder, "videos") for file in row.videos],
-            **{name: row.pair[name] for name in ("pair_id", "source", "label")},
+            **{name: row.pair[name] for name in ("pair_id", "source", "label", "row_id")},
         }
         self._stream.write(",\n" if self._count else "\n")
         json.dump(made, self._stream, ensure_ascii=False)

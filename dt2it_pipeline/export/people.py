@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dt2it_pipeline.export.rows import MARKER, Row, RowFault
+from dt2it_pipeline.export.rows import MARKER, ROW_ID, Row, RowFault
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 BETTER = "better"  # name of the question
@@ -75,6 +75,7 @@ class LabelStudio(_JsonList):
         "data.second": "the other answer",
         "data.pair_id": "id of the pair in the pipeline",
         "data.first_id, data.second_id": "ids of the answers",
+        "data.source, data.row_id": f"data source, and {ROW_ID}",
     }
 
     def __init__(self, folder: Path) -> None:
@@ -103,6 +104,7 @@ class Argilla(_JsonList):
         "fields.second": "the other answer",
         "metadata.pair_id": "id of the pair in the pipeline",
         "metadata.first_id, metadata.second_id": "ids of the answers",
+        "metadata.source, metadata.row_id": f"data source, and {ROW_ID}",
     }
 
     def __init__(self, folder: Path) -> None:
@@ -157,7 +159,8 @@ def _texts(sides: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _ids(row: Row, sides: list[tuple[str, str]]) -> dict[str, str]:
-    return {"pair_id": row.id, "first_id": sides[0][0], "second_id": sides[1][0]}
+    ids = {"pair_id": row.id, "first_id": sides[0][0], "second_id": sides[1][0], "source": row.pair["source"]}
+    return ids if row.pair["row_id"] is None else ids | {"row_id": row.pair["row_id"]}
 
 
 def _prompt(row: Row) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from dt2it_pipeline.ingest.media import MediaError, confined
 
 MARKER = re.compile(r"<(image|video)>")
+ROW_ID = "row of the data source: its own id, else its place there; null where the pipeline constructed the pair"
 _BATCH = 1000  # pairs turned into Python objects at once
 
 

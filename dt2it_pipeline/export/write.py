@@ -80,9 +80,7 @@ def export_pairs(
                 writer.add(row)
             except RowFault as fault:
                 pair = row.pair if isinstance(row, Row) else row[0]
-                aside.append(
-                    records.set_aside_row(pair["pair_id"], "export", fault.reason, fault.detail, pair["source"])
-                )
+                aside.append(records.set_aside_pair(pair, "export", fault.reason, fault.detail))
                 continue
             written.append({name: row.pair[name] for name in ("source", "label", "round")})
             languages.add(row.prompt["language"])

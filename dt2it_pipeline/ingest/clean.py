@@ -21,6 +21,7 @@ CONTRADICTORY = "contradictory pair"
 REPEATED = "duplicate pair"
 NEARLY_REPEATED = "near-duplicate pair"
 IDENTICAL = "identical sides"
+_NAMED = 5  # rows that a detail names
 _SHINGLE = 5  # characters; the measure is the same for languages that write no spaces
 _HAN_SHARE = 0.3  # of a text's letters, from which on it is Chinese
 _MARKER = re.compile("<(?:image|video)>")
@@ -29,10 +30,11 @@ _OTHER_EAST_ASIAN = re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")  # kana and Hang
 
 
 class Fault(NamedTuple):
-    """Why a pair is set aside, and what was found."""
+    """Why a pair is set aside, what was found, and the row of the table (by number) that it repeats, if it does."""
 
     reason: str
     detail: str
+    of: int | None = None
 
 
 def language_of(text: str, default: str) -> str:
@@ -70,18 +72,17 @@ def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | Non
         prompts: table kind `prompts`, with every prompt of the pairs.
         near_duplicate: 0 to 1.
     """
-    questions = _questions(prompts)
+    questions, names = _questions(prompts), _names(pairs)
     sides = [[normalised(text) for text in pairs[name].to_pylist()] for name in ("chosen", "rejected")]
     groups: dict[Any, list[int]] = defaultdict(list)
     for row, key in enumerate(pairs["prompt_id"].to_pylist()):
         groups[questions[key]].append(row)
-    sources = pairs["source"].to_pylist()
     found: dict[int, Fault] = {}
     for rows in groups.values():
         texts = {row: (sides[0][row], sides[1][row]) for row in rows}
-        left = _exact(rows, texts, sources, found)
+        left = _exact(rows, texts, names, found)
         if near_duplicate is not None and len(left) > 1:
-            _near(left, texts, sources, near_duplicate, found)
+            _near(left, texts, names, near_duplicate, found)
     return found
 
 
@@ -91,9 +92,25 @@ def clean_pairs(
     """Split a pairs table into the rows to keep and a `set_aside` table of the others (see `faulty_pairs`)."""
     found = faulty_pairs(pairs, prompts, near_duplicate)
     keep = pa.array([row not in found for row in range(pairs.num_rows)], pa.bool_())
-    ids, sources = pairs["pair_id"].to_pylist(), pairs["source"].to_pylist()
-    aside = [records.set_aside_row(ids[row], stage, *found[row], sources[row]) for row in sorted(found)]
+    places = sorted(found)
+    rows = pairs.select(["pair_id", "source", "row_id"]).take(pa.array(places, pa.int64())).to_pylist()
+    aside = []
+    for place, row in zip(places, rows, strict=True):
+        # A row that repeats another is joined to the pair that stands for both.
+        stands = place
+        while stands in found and (of := found[stands].of) is not None:
+            stands = of
+        pair_id = pairs["pair_id"][stands].as_py()
+        aside.append(
+            records.set_aside_pair(row, stage, found[place].reason, found[place].detail) | {"pair_id": pair_id}
+        )
     return pairs.filter(keep).combine_chunks(), records.table(aside, "set_aside")
+
+
+def _names(pairs: pa.Table) -> Sequence[str]:
+    """Every row as a person finds it: its source, and its own id there."""
+    columns = (pairs[name].to_pylist() for name in ("source", "row_id"))
+    return [source if row_id is None else f"{source}, {row_id}" for source, row_id in zip(*columns, strict=True)]
 
 
 def _questions(prompts: pa.Table) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def _questions(prompts: pa.Table) -> dict[str, Any]:
 
 
 def _exact(
-    rows: Sequence[int], texts: Mapping[int, tuple[str, str]], sources: Sequence[str], found: dict[int, Fault]
+    rows: Sequence[int], texts: Mapping[int, tuple[str, str]], names: Sequence[str], found: dict[int, Fault]
 ) -> list[int]:
     """Judge rows of one question by equal sides; returns those that are left."""
     same: dict[frozenset[str], list[int]] = defaultdict(list)
@@ -121,20 +138,21 @@ def _exact(
     left = []
     for first, *others in same.values():
         if any(texts[other] != texts[first] for other in others):
-            where = ", ".join(sorted({sources[row] for row in (first, *others)}))
+            where = "; ".join(names[row] for row in (first, *others)[:_NAMED])
+            more = f"; and {len(others) + 1 - _NAMED} more" if len(others) >= _NAMED else ""
             for row in (first, *others):
-                found[row] = Fault(CONTRADICTORY, f"preferred both ways in {len(others) + 1} rows of {where}")
+                found[row] = Fault(CONTRADICTORY, f"preferred both ways in {len(others) + 1} rows: {where}{more}")
             continue
         left.append(first)
         for other in others:
-            found[other] = Fault(REPEATED, f"of a row of {sources[first]}")
+            found[other] = Fault(REPEATED, f"of a row of {names[first]}", first)
     return left
 
 
 def _near(
     rows: Sequence[int],
     texts: Mapping[int, tuple[str, str]],
-    sources: Sequence[str],
+    names: Sequence[str],
     least: float,
     found: dict[int, Fault],
 ) -> None:
@@ -156,8 +174,8 @@ def _near(
             chosen = alike(texts[row][0], texts[other][0])
             rejected = alike(texts[row][1], texts[other][1]) if chosen >= least else 0.0
             if min(chosen, rejected) >= least:
-                detail = f"chosen {chosen:.3f}, rejected {rejected:.3f} like a row of {sources[other]}"
-                found[row] = Fault(NEARLY_REPEATED, detail)
+                detail = f"chosen {chosen:.3f}, rejected {rejected:.3f} like a row of {names[other]}"
+                found[row] = Fault(NEARLY_REPEATED, detail, other)
                 break
         else:
             kept.append(row)

@@ -116,13 +116,11 @@ def decontaminate(
     found = contaminated_pairs(pairs, prompts, content, settings, hashes)
     clean = pa.array([key not in found for key in pairs["pair_id"].to_pylist()], pa.bool_())
     removed, counts = [], Counter[tuple[str, str, str]]()
-    for row in pairs.select(["pair_id", "source"]).to_pylist():
+    for row in pairs.select(["pair_id", "source", "row_id"]).to_pylist():
         fault = found.get(row["pair_id"])
         if fault is not None:
             detail = f"{fault.benchmark}: {fault.detail}"
-            removed.append(
-                records.set_aside_row(row["pair_id"], "decontamination", fault.reason, detail, row["source"])
-            )
+            removed.append(records.set_aside_pair(row, "decontamination", fault.reason, detail))
             counts[fault.reason, fault.benchmark, row["source"]] += 1
     report = [
         {"reason": reason, "benchmark": benchmark, "source": source, "pairs": count}

@@ -57,7 +57,7 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
                 continue
             where, values = read
             row_id = values.get(manifest.column("id"))
-            if row_id is None:
+            if row_id is None or row_id == "":
                 yield Row(where, values, manifest.columns, manifest.kind, where)
             else:
                 yield Row(str(row_id), values, manifest.columns, manifest.kind, f"{where} (id {row_id!r})")
@@ -242,17 +242,21 @@ def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     repeated = sorted(column for column, times in Counter(heading).items() if times > 1)
     if repeated:
         raise SourceError(f"the heading of {name} names columns more than once: {repeated}")
+    number = 0
     while True:
+        number += 1
+        where = f"{prefix}row {number}"  # a row may take several lines
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield SetAside(f"{prefix}line {reader.line_num}", "malformed CSV", str(error))
+            yield SetAside(where, "malformed CSV", f"line {reader.line_num}: {error}")
             continue
-        where = f"{prefix}line {reader.line_num}"
         if None in values or any(value is None for value in values.values()):
-            yield SetAside(where, "malformed CSV", f"not the {len(heading)} values of the heading")
+            yield SetAside(
+                where, "malformed CSV", f"line {reader.line_num}: not the {len(heading)} values of the heading"
+            )
         else:
             yield where, {key: value if value != "" else None for key, value in values.items()}
 

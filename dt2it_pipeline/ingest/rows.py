@@ -42,7 +42,10 @@ class Medium:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred."""
+    """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred.
+
+    `part` tells apart what one row gives several of, such as the pairs of a ranking.
+    """
 
     row_id: str
     turns: tuple[Turn, ...]
@@ -54,6 +57,7 @@ class Conversation:
     strength: float | None = None
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class PicturePair:
     other: Medium
     strength: float | None = None
     group: str | None = None
+    part: str = ""
 
     @property
     def media(self) -> tuple[Medium, ...]:

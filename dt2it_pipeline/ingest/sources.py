@@ -14,7 +14,7 @@ import re
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ _BATCH = 256  # items whose media are imported together
 _FLUSH = 8192  # rows that are held as Python objects at a time
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
 _MARKER = re.compile("<(image|video)>")
+_COUNTS, _RARE = ("rows_in", "rows_out", "rows_set_aside"), ("ties", "repeated_ids")
 
 
 @dataclass
@@ -78,7 +79,15 @@ class _Collected:
         self.aside = _Rows("set_aside")
         self.seen: set[bytes] = set()
         self.prompt_ids: set[bytes] = set()
+        self.row_ids: set[int] = set()
         self.counts: Counter[str] = Counter()
+
+    def read(self, row: Row) -> None:
+        """Count a row whose own id an earlier row has: what becomes of it cannot be told by its id."""
+        if self.manifest.kind in ("preferences", "t2i") and row.row_id != row.where:
+            key = hash(row.row_id)
+            self.counts["repeated_ids"] += key in self.row_ids
+            self.row_ids.add(key)
 
     def record(self, item: Conversation | PicturePair, media: Sequence[Imported]) -> None:
         """Take an item in, or set it aside."""
@@ -88,10 +97,11 @@ class _Collected:
                 raise fault
             made, prompt = _record(self.manifest, item, [one for one in media if isinstance(one, dict)])
             # A pair with the opposite label is another row here: cleaning sees both and sets both aside.
-            key = made.get("pair_id") or made.get("prompt_id") or made["row_id"]
+            key = made.get("pair_id") or made.get("prompt_id") or made["preference_id"]
             same = (key, made.get("chosen_id") if self.manifest.kind == "preferences" else None)
             if _seen(self.seen, same):
-                raise RowError("duplicate row", key)
+                self.set_aside(SetAside(item.row_id, "duplicate row", f"of {key}"), made.get("pair_id"))
+                return
         except VideoDecoderError as error:
             raise SourceError(f"source {self.manifest.name!r}: {error}") from error
         except (MediaError, RowError) as error:
@@ -104,9 +114,9 @@ class _Collected:
             if prompt is not None and not _seen(self.prompt_ids, (prompt["prompt_id"], None)):
                 self.prompts.add(prompt)
 
-    def set_aside(self, item: SetAside) -> None:
-        """Keep the reason for which something is no record."""
-        self.aside.add(records.set_aside_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name))
+    def set_aside(self, item: SetAside, pair_id: str | None = None) -> None:
+        """Keep the reason for which something is no record, and which pair it repeats."""
+        self.aside.add(records.set_aside_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name, pair_id))
         self.counts["rows_set_aside"] += 1
         self.counts["ties"] += item.reason == TIE
 
@@ -150,8 +160,10 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def items_of(manifest: Manifest, sources: Path) -> Iterator[Item]:
+def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = lambda row: None) -> Iterator[Item]:
     """The neutral items of a source before their media are imported, what is set aside so far among them.
+
+    `on_row` is called with every row that is handed to the adapter.
 
     Raises:
         SourceError: it cannot be read, or lacks a column that its adapter needs in every row.
@@ -164,6 +176,7 @@ def items_of(manifest: Manifest, sources: Path) -> Iterator[Item]:
             if isinstance(read, SetAside):
                 malformed.append(read)
             else:
+                on_row(read)
                 yield read
 
     hopeless = 0  # items so far, while every one of them lacked a column
@@ -191,7 +204,7 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
 
     Returns a bundle with `set_aside` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
     `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in (items that its rows gave), rows_out,
-    rows_set_aside, ties (of these).
+    rows_set_aside; where there are some, ties (of these) and repeated_ids (rows whose own id an earlier row has).
 
     Memory is that of the tables and of one batch of items with their pictures. A call that was killed is made again;
     pictures that it had imported are not decoded again.
@@ -207,7 +220,7 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
         raise SourceError(f"source {manifest.name!r}: media_root cannot be read: {error}") from error
     importer = MediaImporter(root, media_store)
     try:
-        items = items_of(manifest, sources)
+        items = items_of(manifest, sources, collected.read)
         while batch := list(itertools.islice(items, _BATCH)):
             collected.counts["rows_in"] += len(batch)
             media = iter(importer.rows([one for item in batch if not isinstance(item, SetAside) for one in item.media]))
@@ -222,9 +235,8 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
     tables = {_TABLES[manifest.kind]: collected.main.table(), "set_aside": collected.aside.table()}
     if manifest.kind not in ("prompts", "t2i"):
         tables["prompts"] = collected.prompts.table()
-    names = ("rows_in", "rows_out", "rows_set_aside")
-    facts = {name: collected.counts[name] for name in names}
-    return Bundle(tables, facts | ({"ties": collected.counts["ties"]} if collected.counts["ties"] else {}))
+    facts = {name: collected.counts[name] for name in _COUNTS}
+    return Bundle(tables, facts | {name: collected.counts[name] for name in _RARE if collected.counts[name]})
 
 
 def concatenate(bundles: list[Bundle], kinds: tuple[str, ...], near_duplicate: float | None = None) -> Bundle:
@@ -239,7 +251,9 @@ def concatenate(bundles: list[Bundle], kinds: tuple[str, ...], near_duplicate: f
         tables[kind] = pa.concat_tables(parts) if parts else records.table([], kind)
     if "prompts" in tables:
         tables["prompts"] = unique_prompts([tables["prompts"]])
-    totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in ("rows_in", "rows_out", "rows_set_aside")}
+    totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in _COUNTS}
+    if repeated := sum(bundle.facts.get("repeated_ids", 0) for bundle in bundles):
+        totals["repeated_ids"] = repeated
     if "pairs" in tables and "set_aside" in tables:
         tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE)
         if aside.num_rows:
@@ -274,7 +288,12 @@ def _record(
     if chosen.split() == rejected.split():
         raise RowError("identical sides", chosen[:80])
     pair = records.make_pair(
-        prompt["prompt_id"], chosen, rejected, source=manifest.name, strength=_strength(item.strength)
+        prompt["prompt_id"],
+        chosen,
+        rejected,
+        source=manifest.name,
+        strength=_strength(item.strength),
+        row_id=records.writable(item.row_id),
     )
     return (_benchmark_item(manifest, item, pair) if manifest.kind == "benchmark" else pair), prompt
 
@@ -286,13 +305,14 @@ def _preference(
         raise RowError("identical images")
     content = records.content_hash("t2i", item.caption, preferred["sha256"], other["sha256"])
     preference = {
-        "row_id": content,
+        "preference_id": content,
         "caption": item.caption,
         "preferred": preferred,
         "other": other,
         "strength": _strength(item.strength),
         "language": language_of(item.caption, manifest.language),
         "source": manifest.name,
+        "row_id": records.writable(item.row_id),
     }
     if manifest.kind == "t2i":
         return preference, None
@@ -330,9 +350,10 @@ def _benchmark_item(manifest: Manifest, item: Conversation | PicturePair, pair: 
     group = manifest.group or item.group
     if group is None:
         raise RowError("missing value", "the row has no group, and the manifest gives none")
-    require_unicode(item.row_id, "id")
+    name = f"{item.row_id}:{item.part}" if item.part else item.row_id
+    require_unicode(name, "id")
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")
-    own = {"item_id": item.row_id, "benchmark": manifest.benchmark or manifest.name, "group": group}
+    own = {"item_id": name, "benchmark": manifest.benchmark or manifest.name, "group": group}
     return own | {name: pair[name] for name in kept}
 
 

@@ -258,8 +258,8 @@ class ReportSources:
         return style_probe(pairs, self.recipe.evaluation.style_probe_folds, self.recipe.seed)
 
     def _examples(self, kind: str, bundle: Bundle, label: str | None = None) -> list[Example]:
-        pairs = bundle["pairs"].select(["pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "source"])
-        rows = [row for row in pairs.to_pylist() if label is None or row["label"] == label]
+        columns = ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "source", "row_id")
+        rows = [row for row in bundle["pairs"].select(columns).to_pylist() if label is None or row["label"] == label]
         rows = rows[: self.recipe.evaluation.examples]
         prompts = {row["prompt_id"]: row for row in bundle["prompts"].to_pylist()}
         before = _sides(self.before["raw_preferences"]["pairs"])
@@ -282,6 +282,7 @@ class ReportSources:
                     strength=row["strength"],
                     strength_unit=strength_unit(row["label"], self.recipe.curation.policy),
                     source=row["source"],
+                    row_id=row["row_id"],
                 )
             )
         return examples

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from dt2it_pipeline import records
 
 
-def draw(row_id: str) -> int:
-    """A number that follows from a row's id and is spread evenly over rows."""
-    return zlib.crc32(row_id.encode())
+def draw(preference_id: str) -> int:
+    """A number that follows from a preference's id and is spread evenly over preferences."""
+    return zlib.crc32(preference_id.encode())
 
 
 def constant(value: str, count: int) -> pa.Array:

@@ -26,6 +26,7 @@ TIE, IDENTICAL = "tie", "identical images"
 CONTRADICTORY, DUPLICATE = "contradictory preference", "duplicate preference"
 BEYOND = "beyond t2i.max_pairs"
 _STAGE = "t2i_pairs"
+_TEXTS = ("preference_id", "row_id", "caption", "language", "source")
 
 
 def verdict_pair(
@@ -34,13 +35,13 @@ def verdict_pair(
     """Prompt row and pair row of one row of `t2i_preferences`, the preferred picture first or second.
 
     A caption that holds an `<image>` marker of its own loses it: markers stand for pictures. The phrasing is one of the
-    row's language and follows from the row's id, so that it is the same wherever the row stands.
+    row's language and follows from the preference's id, so that it is the same wherever the row stands.
     """
     phrasings = load_phrasings() if phrasings is None else phrasings
     sides = [preference["preferred"], preference["other"]]
     media = sides if preferred_first else sides[::-1]
     own = phrasings[language_of(preference["language"], phrasings)]
-    phrasing = own[columns.draw(preference["row_id"]) % len(own)]
+    phrasing = own[columns.draw(preference["preference_id"]) % len(own)]
     caption = preference["caption"].replace("<image>", " ").replace("<video>", " ")
     turns = [{"role": "user", "text": phrasing.question.replace(CAPTION, caption)}]
     prompt = {
@@ -62,6 +63,7 @@ def verdict_pair(
         strength=preference["strength"],
         label="reformulated",
         source=preference["source"],
+        row_id=preference.get("row_id"),
     )
     return prompt, pair
 
@@ -77,8 +79,8 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasin
     ties.
     """
     phrasings = load_phrasings(count=settings.phrasings) if phrasings is None else phrasings
-    table = preferences.sort_by([("row_id", "ascending"), ("source", "ascending")]).combine_chunks()
-    rows = pd.DataFrame({name: table[name].to_pandas() for name in ("row_id", "caption", "language", "source")})
+    table = preferences.sort_by([("preference_id", "ascending"), ("source", "ascending")]).combine_chunks()
+    rows = pd.DataFrame({name: table[name].to_pandas() for name in _TEXTS})
     rows["strength"] = table["strength"].to_numpy(zero_copy_only=False)
     for side in ("preferred", "other"):
         rows[side] = pc.struct_field(table[side], "sha256").to_pandas()
@@ -90,7 +92,9 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasin
     used = np.sort(order[: settings.max_pairs])
     rows.loc[order[len(used) :], "reason"] = BEYOND
     known, flat, offsets = _flatten(rows, phrasings)
-    chosen_phrasing = np.array([columns.draw(name) for name in rows["row_id"].iloc[used].tolist()], dtype=np.int64)
+    chosen_phrasing = np.array(
+        [columns.draw(name) for name in rows["preference_id"].iloc[used].tolist()], dtype=np.int64
+    )
     first_of, count_of = (offsets[known[used]], np.diff(offsets)[known[used]])
     phrasing = first_of + chosen_phrasing % count_of
     first = _balanced(rows["source"].array[used], phrasing, rng)
@@ -194,13 +198,14 @@ def _tables(
         "round": pa.array(np.full(count, -1, dtype=np.int32)),
         "source": table["source"],
         "votes": columns.empty_lists(count, records.SCHEMAS["pairs"].field("votes").type),
+        "row_id": table["row_id"],
     }
     return records.validate(pa.table(prompts), "prompts"), records.validate(pa.table(pairs), "pairs")
 
 
 def _set_aside(rows: pd.DataFrame) -> pa.Table:
     made = {
-        "row_id": pa.array(rows["row_id"], pa.string()),
+        "row_id": pa.array(rows["row_id"].fillna(rows["preference_id"]), pa.string()),
         "stage": columns.constant(_STAGE, len(rows)),
         "reason": pa.array(rows["reason"], pa.string()),
         "detail": pa.array(rows["caption"].str.slice(0, 80), pa.string()),

@@ -45,7 +45,7 @@ class PreparedPairs:
 
     ids: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # responses: chosen, rejected
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
     prompt_ids: list[str] = field(default_factory=list)
     strengths: list[float | None] = field(default_factory=list)
 
@@ -79,19 +79,21 @@ def prepare_pairs(
     With `use_strength`, a pair of infinite strength is set aside too; null and NaN mean that the strength is unknown.
     """
     out = PreparedPairs()
-    columns = ("pair_id", "prompt_id", "chosen", "rejected", "source", "strength")
-    ids, prompt_ids, chosen, rejected, sources, strengths = (pairs.column(name).to_pylist() for name in columns)
+    columns = ("pair_id", "prompt_id", "chosen", "rejected", "strength")
+    ids, prompt_ids, chosen, rejected, strengths = (pairs.column(name).to_pylist() for name in columns)
     encoded = encode_prompts(prompter, prompt_rows(prompts, set(prompt_ids)))
     unique = list(dict.fromkeys(chosen + rejected))
     tokens = dict(zip(unique, prompter.responses(unique), strict=True))
-    rows = zip(ids, prompt_ids, chosen, rejected, sources, strengths, strict=True)
-    for pair_id, prompt_id, good, bad, source, strength in rows:
+    named = pairs.select(["pair_id", "source", "row_id"])
+    rows = zip(ids, prompt_ids, chosen, rejected, strengths, strict=True)
+    for place, (pair_id, prompt_id, good, bad, strength) in enumerate(rows):
         prompt = encoded.get(prompt_id)
         fault = fault_of(prompt, prompt_id, max(len(tokens[good]), len(tokens[bad])), max_tokens)
         if fault is None and use_strength and strength is not None and math.isinf(strength):
             fault = "strength is infinite", str(strength)
         if fault:
-            out.set_aside.append(records.set_aside_row(pair_id, "training", *fault, source=source))
+            pair = named.slice(place, 1).to_pylist()[0]
+            out.set_aside.append(records.set_aside_pair(pair, "training", *fault))
             continue
         assert isinstance(prompt, EncodedPrompt)
         out.add(pair_id, Row(prompt, (tokens[good], tokens[bad])), prompt_id, strength)
@@ -112,12 +114,11 @@ def fault_of(
     return None
 
 
-def drop_pictures(
-    prepared: PreparedPairs, faults: Mapping[int, ValueError], sources: Mapping[str, str]
-) -> PreparedPairs:
-    """Set aside the pairs that show a picture which turned out to be unreadable."""
+def drop_pictures(prepared: PreparedPairs, faults: Mapping[int, ValueError], pairs: pa.Table) -> PreparedPairs:
+    """Set aside those of `pairs` that show a picture which turned out to be unreadable."""
     if not faults:
         return prepared
+    named = {row["pair_id"]: row for row in pairs.select(["pair_id", "source", "row_id"]).to_pylist()}
     out = PreparedPairs(set_aside=list(prepared.set_aside))
     usable = zip(prepared.ids, prepared.rows, prepared.prompt_ids, prepared.strengths, strict=True)
     for pair_id, row, prompt_id, strength in usable:
@@ -126,8 +127,7 @@ def drop_pictures(
             out.add(pair_id, row, prompt_id, strength)
         else:
             reason = getattr(broken, "reason", "picture unreadable")
-            aside = records.set_aside_row(pair_id, "training", reason, str(broken), sources.get(pair_id, ""))
-            out.set_aside.append(aside)
+            out.set_aside.append(records.set_aside_pair(named[pair_id], "training", reason, str(broken)))
     return out
 
 

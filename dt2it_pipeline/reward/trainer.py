@@ -105,8 +105,7 @@ class Trainer:
                 ranks=self.group,
                 device=self.group.device,
             )
-        sources = dict(zip(pairs.column("pair_id").to_pylist(), pairs.column("source").to_pylist(), strict=True))
-        prepared = data.drop_pictures(prepared, faults, sources)
+        prepared = data.drop_pictures(prepared, faults, pairs)
         if not prepared.rows:
             reasons = sorted({row["reason"] for row in prepared.set_aside})
             raise TrainingError(

@@ -291,9 +291,7 @@ def test_arrow_tables_pass_through_every_step() -> None:
     assert voted.column("label").to_pylist() == ["flipped", "flipped", "original", "original", "original"]
     assert voted.column("votes").to_pylist()[0] == [{"voter": "a", "margin": 3.0}]
     aside = set_aside_table(step1.unscored, "voted_pairs")
-    assert aside.to_pylist() == [
-        records.set_aside_row(rows[5]["pair_id"], "voted_pairs", "score missing", "a: chosen missing", "s")
-    ]
+    assert aside.to_pylist() == [records.set_aside_pair(rows[5], "voted_pairs", "score missing", "a: chosen missing")]
     step2 = verify(to_frame(voted), scores)
     contested = to_table(step2.contested, "pairs")
     votes = [

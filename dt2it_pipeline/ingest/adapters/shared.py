@@ -82,13 +82,13 @@ def ranked_pairs(row_id: str, caption: str, pictures: Sequence[Medium], ranks: S
     if not all(isinstance(rank, int | float) and not isinstance(rank, bool) for rank in ranks):
         raise RowError("not a number", f"ranks {ranks!r}"[:120])
     for first, second in combinations(range(len(ranks)), 2):
-        name = f"{row_id}:{first}-{second}"
         if ranks[first] == ranks[second]:
-            yield SetAside(name, TIE, f"both have rank {ranks[first]}")
+            yield SetAside(row_id, TIE, f"pictures {first} and {second} both have rank {ranks[first]}")
             continue
         better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
         strength = float(ranks[worse] - ranks[better])
-        yield PicturePair(name, caption, pictures[better], pictures[worse], strength)
+        part = f"{first}-{second}"
+        yield PicturePair(row_id, caption, pictures[better], pictures[worse], strength, part=part)
 
 
 def kept(row: Row, *names: str) -> dict[str, Any]:

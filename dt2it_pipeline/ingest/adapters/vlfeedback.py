@@ -26,22 +26,21 @@ def items(row: Row) -> Iterator[Item]:
     question = user(row.text("prompt"))
     rated: list[tuple[int, str, float]] = []
     for number, completion in enumerate(_completions(row.need("completions"))):
-        name = f"{row.row_id}:{number}"
         try:
             where = f"completions[{number}]"
             rated.append((number, checked_text(completion.get("response"), f"{where}.response"), _rating(completion)))
         except RowError as error:
-            yield SetAside(name, error.reason, error.detail)
+            yield SetAside(row.row_id, error.reason, f"answer {number}: {error.detail}")
     if len(rated) < 2:
         yield SetAside(row.row_id, "fewer than two rated answers", f"{len(rated)} with ratings")
     for (i, first, a), (j, second, b) in combinations(rated, 2):
-        name = f"{row.row_id}:{i}-{j}"
         if a == b:
-            yield SetAside(name, TIE, f"both are rated {a:.2f}")
+            yield SetAside(row.row_id, TIE, f"answers {i} and {j} are both rated {a:.2f}")
         else:
             chosen, rejected = (first, second) if a > b else (second, first)
             # Means of thirds, so that equal sums are equal means; rounded where binary fractions would show.
-            yield Conversation(name, question, media, chosen, rejected, strength=round(abs(a - b), 6))
+            strength = round(abs(a - b), 6)
+            yield Conversation(row.row_id, question, media, chosen, rejected, strength=strength, part=f"{i}-{j}")
 
 
 def _completions(value: Any) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
 
     @dg.asset(
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         pool="gpu" if heavy else None,
         kinds={"vllm"} if heavy else {"python"},
         check_specs=[
@@ -175,7 +175,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
 
     @dg.asset(
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         pool="gpu" if heavy else None,
         kinds={"vllm"} if heavy else {"python"},
         check_specs=[
@@ -320,7 +320,7 @@ def _rewritten(
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     @dg.asset(
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         kinds={"python"},
         check_specs=[
             dg.AssetCheckSpec(_RECONCILE, asset="t2i_pairs", blocking=True),

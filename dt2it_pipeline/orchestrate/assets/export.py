@@ -28,7 +28,7 @@ class ExportConfig(dg.Config):
 def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """Folders huggingface/, llamafactory/ and trl/ of one round."""
 
-    @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="2", kinds={"huggingface"})
+    @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="3", kinds={"huggingface"})
     def exported_pairs(
         context: dg.AssetExecutionContext, config: ExportConfig, store: StoreResource, curated_pairs: Bundle
     ) -> dg.MaterializeResult:

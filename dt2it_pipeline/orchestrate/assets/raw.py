@@ -19,12 +19,13 @@ from dt2it_pipeline.store import Bundle, Store, write_json_atomic
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
-_READER_VERSION = "3"  # and of reading a source
-_PREFERENCES = "raw_preferences"
+_READER_VERSIONS = {"preferences": "4", "truth": "4", "t2i": "4"}  # and of reading a source, by its kind
+_READER_VERSION = "3"  # of the other kinds
+_PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
 _KINDS = {
     "raw_prompts": ("prompts",),
     _PREFERENCES: ("preferences",),
-    "raw_t2i_preferences": ("t2i",),
+    _T2I: ("t2i",),
     "raw_benchmarks": ("benchmark", "t2i_benchmark"),
 }
 
@@ -48,7 +49,7 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
         for name, what, tables in (
             ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",)),
             (_PREFERENCES, "Noisy preference pairs, as published.", ("pairs", "prompts")),
-            ("raw_t2i_preferences", "Human text-to-image preferences.", ("t2i_preferences",)),
+            (_T2I, "Human text-to-image preferences.", ("t2i_preferences",)),
             ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
         )
     ]
@@ -96,7 +97,7 @@ def _raw_asset(
         group_name=GROUP,
         description=what,
         deps=deps,
-        code_version="2",
+        code_version="3" if name in (_PREFERENCES, _T2I) else "2",
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
@@ -160,7 +161,8 @@ def _read_all(
         try:
             # Two-image questions of a benchmark are worded while it is read.
             words = {"phrasings": version(load_phrasings())} if manifest.kind == "t2i_benchmark" else {}
-            key = stage_key(slot, _READER_VERSION, {"source": fingerprint(manifest, store.sources), **words}, {})
+            version_of = _READER_VERSIONS.get(manifest.kind, _READER_VERSION)
+            key = stage_key(slot, version_of, {"source": fingerprint(manifest, store.sources), **words}, {})
             with store.locked(slot, on_wait=context.log.warning):
                 bundle = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
         except SourceError as error:

@@ -95,7 +95,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="3",
+        code_version="4",
         kinds={"python"},
         op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be told at once
         deps=[FEEDBACK],

@@ -1,0 +1,127 @@
+"""What became of every row of the preference sources in a round: kept, flipped, or set aside with the reason.
+
+    python -m dt2it_pipeline.curate.outcomes --round 1 --output outcomes.parquet [--home DT2IT_HOME]
+
+The file joins a source's own rows to the cleaned set: `source` and `row_id` say which row (its own id as text, else its
+place, such as `line 17`), `pair_id` is that of the exports. A row that makes several pairs stands there once for each.
+What belongs here: the account. What does not: any decision about a pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dt2it_pipeline.recipe import artifact_home
+from dt2it_pipeline.store import Store, StoreError, write_parquet
+
+KEPT, FLIPPED, SET_ASIDE = "kept", "flipped", "set aside"
+_CURATED = "curated_pairs"
+_STAGES = ("voted_pairs", "verified_pairs", "annotated_pairs")
+_GO_ON = "contested"  # reason of verified_pairs for pairs that the next step decides
+SCHEMA = pa.schema([
+    ("source", pa.string()), ("row_id", pa.string()), ("pair_id", pa.string()),
+    ("outcome", pa.string()),  # kept, flipped (the source's rejected side is the better one) or set aside
+    ("stage", pa.string()),  # where that was decided
+    ("reason", pa.string()),  # of a pair that is kept or flipped: its label
+    ("detail", pa.string()),
+])  # fmt: skip
+
+
+class OutcomesError(ValueError):
+    """A round does not account for every pair; the message says why and what to do."""
+
+
+def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation: Sequence[pa.Table]) -> pa.Table:
+    """The outcome of every row (table of SCHEMA): the curated pairs, then what was set aside, stage by stage.
+
+    Args:
+        raw: table kind `pairs`, as the round found it.
+        curated: table kind `pairs`, as the round left it.
+        ingested: table kind `set_aside`, of what never became one of `raw`.
+        curation: tables kind `set_aside` of the round's stages; pairs that were only contested do not count.
+
+    Raises:
+        OutcomesError: a pair of `raw` is neither curated nor set aside, or it is both, or a pair is not of `raw`.
+    """
+    aside = pa.concat_tables([table for table in curation])
+    aside = aside.filter(pc.not_equal(aside["reason"], _GO_ON))
+    ended = [*curated["pair_id"].to_pylist(), *pc.coalesce(aside["pair_id"], aside["row_id"]).to_pylist()]
+    before = dict(zip(raw["pair_id"].to_pylist(), raw["chosen_id"].to_pylist(), strict=True))
+    if len(ended) != len(before) or before.keys() != set(ended):
+        lost = len(before.keys() - set(ended))
+        raise OutcomesError(
+            f"the round ended with {len(ended)} pairs, and raw_preferences has {len(before)}, of which {lost} are not "
+            "among them: the round was made of other rows; run it again"
+        )
+    stood = [before[key] == chosen for key, chosen in zip(*_columns(curated, "pair_id", "chosen_id"), strict=True)]
+    count = curated.num_rows
+    kept = {
+        "source": curated["source"],
+        "row_id": pc.coalesce(curated["row_id"], curated["pair_id"]),
+        "pair_id": curated["pair_id"],
+        "outcome": pa.array([KEPT if same else FLIPPED for same in stood], pa.string()),
+        "stage": pa.array([_CURATED] * count, pa.string()),
+        "reason": curated["label"],
+        "detail": pa.array([""] * count, pa.string()),
+    }
+    parts = [pa.table(kept, schema=SCHEMA)]
+    for table in (ingested, aside):
+        outcome = pa.array([SET_ASIDE] * table.num_rows, pa.string())
+        parts.append(table.append_column("outcome", outcome).select(SCHEMA.names).cast(SCHEMA))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def outcomes_of_round(store: Store, number: str) -> pa.Table:
+    """The outcomes of a finished round in an artifact home.
+
+    Raises:
+        StoreError: the round, or raw_preferences, is not there.
+        OutcomesError: see `row_outcomes`.
+    """
+    raw = store.read("raw_preferences")
+    curated = store.read(_CURATED, number)
+    return row_outcomes(
+        raw["pairs"], curated["pairs"], raw["set_aside"], [store.read(name, number)["set_aside"] for name in _STAGES]
+    )
+
+
+def _columns(table: pa.Table, *names: str) -> list[list[str]]:
+    return [table[name].to_pylist() for name in names]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.curate.outcomes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--round", required=True, help="a finished round")
+    parser.add_argument("--output", required=True, type=Path, help="file to write: .parquet or .csv")
+    parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
+    given = parser.parse_args(arguments)
+    if given.output.suffix not in (".parquet", ".csv"):
+        raise SystemExit(f"error: --output {given.output}: name a file that ends in .parquet or .csv")
+    try:
+        table = outcomes_of_round(Store(given.home), given.round)
+        if given.output.suffix == ".csv":
+            table.to_pandas().to_csv(given.output, index=False)
+        else:
+            write_parquet(table, given.output)
+    except (OutcomesError, StoreError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {given.output}: {error}") from None
+    counts = Counter(zip(*_columns(table, "source", "outcome", "reason"), strict=True))
+    for (source, outcome, reason), rows in sorted(counts.items()):
+        print(f"{source}: {rows:,} {outcome} ({reason})")
+
+
+if __name__ == "__main__":
+    main()

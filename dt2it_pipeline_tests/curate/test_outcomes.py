@@ -1,0 +1,157 @@
+"""A user's rows, joined back: each is kept, flipped or set aside with a reason, under the id that the user gave it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from dt2it_pipeline import records
+from dt2it_pipeline.curate import merge, resolve_annotations, verify, vote_and_flip
+from dt2it_pipeline.curate.files import curate_files
+from dt2it_pipeline.curate.outcomes import OutcomesError, main, row_outcomes
+from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.export import export_pairs
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.sources import concatenate, read_source
+from dt2it_pipeline.store import Bundle, Store, write_parquet
+from dt2it_pipeline_tests.ingest.test_clean import LONG
+from dt2it_pipeline_tests.ingest.world import picture
+
+
+def users_rows() -> list[dict[str, object]]:
+    """Rows as users have them: good, mislabelled (7, 8), repeated (2), contradictory (3, 4), and unusable ones."""
+    rows: list[dict[str, object]] = [
+        {"question": f"question {n}", "better": f"good {n}", "worse": f"bad {n}"} for n in range(12)
+    ]
+    rows[2] = dict(rows[1])
+    rows[4] = rows[3] | {"better": "bad 3", "worse": "good 3"}
+    for n in (7, 8):
+        rows[n] = rows[n] | {"better": f"bad {n}", "worse": f"good {n}"}
+    rows[9] = rows[9] | {"worse": " "}
+    rows[10] = {"question": "long", "better": LONG, "worse": "no"}
+    rows[11] = rows[10] | {"better": LONG.replace("two", "three")}
+    return [row | {"photo": "a.png"} for row in rows]
+
+
+def ingested(folder: Path, rows: list[dict[str, object]]) -> Bundle:
+    picture(folder / "photos/a.png")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    manifest = Manifest(
+        name="mine", kind="preferences", path=str(folder / "pairs.jsonl"), media_root=str(folder / "photos"),
+        columns={"image": "photo", "chosen": "better", "rejected": "worse"}, licence="MIT",
+    )  # fmt: skip
+    bundle = concatenate([read_source(manifest, folder, folder / "home/media")], ("pairs", "prompts", "set_aside"), 0.9)
+    return Store(folder / "home").write("raw_preferences", bundle, "k")
+
+
+def scores(pairs: pa.Table, voter: str) -> pa.Table:
+    """Who likes what begins with `good` or is long; of question 6 nobody scored the answers."""
+    sides = [(row[f"{side}_id"], row[side]) for row in pairs.to_pylist() for side in ("chosen", "rejected")]
+    return records.table(
+        [
+            {"response_id": key, "voter": voter, "score": float(text.startswith(("good", "The"))) + len(text) / 1e3}
+            for key, text in sides
+            if "6" not in text
+        ],
+        "scores",
+    )
+
+
+def round_of(folder: Path, raw: Bundle) -> None:
+    """Steps 1 to 3 as the assets take them, stored as they store them; judges decide every contested pair but one."""
+    store, pairs = Store(folder / "home"), raw["pairs"]
+    voted = vote_and_flip(to_frame(pairs), to_frame(scores(pairs, "reward_model/0")), 0.5)
+    checked = verify(voted.voted, to_frame(scores(to_table(voted.voted, "pairs"), "verifier_model/0")))
+    votes = [
+        {"pair_id": key, "judge": judge, "order": order, "verdict": "rejected"}
+        for key in checked.contested["pair_id"]
+        for judge, order in (("a", "forward"), ("b", "reversed"))
+    ]
+    resolved = resolve_annotations(checked.contested, to_frame(records.table(votes, "votes")))
+    contested = set_aside_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs")
+    curated = merge(checked.verified, resolved.annotated, 0)
+    aside = {
+        "voted_pairs": set_aside_table(voted.unscored, "voted_pairs"),
+        "verified_pairs": pa.concat_tables([set_aside_table(checked.unscored, "verified_pairs"), contested]),
+        "annotated_pairs": set_aside_table(resolved.dropped, "annotated_pairs"),
+    }
+    for name, table in aside.items():
+        store.write(name, Bundle({"set_aside": table}), "k", "0")
+    table = to_table(curated, "pairs")
+    store.write("curated_pairs", Bundle({"pairs": table, "prompts": raw["prompts"]}), "k", "0")
+
+
+EXPECTED = {
+    0: ("kept", "original"), 1: ("kept", "original"), 2: ("set aside", "duplicate row"),
+    3: ("set aside", "contradictory pair"), 4: ("set aside", "contradictory pair"), 5: ("kept", "original"),
+    6: ("set aside", "score missing"), 9: ("set aside", "missing value"), 10: ("kept", "original"),
+    11: ("set aside", "near-duplicate pair"),
+}  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
+
+
+@pytest.mark.parametrize("ids", ["own", "number", "none"])
+def test_every_row_of_a_users_file_is_accounted_for_once(
+    tmp_path: Path, ids: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = users_rows()
+    if ids != "none":
+        rows = [row | {"id": f"row/{n}" if ids == "own" else 100 + n} for n, row in enumerate(rows)]
+    raw = ingested(tmp_path, rows)
+    round_of(tmp_path, raw)
+    main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
+    assert "mine: 2 set aside (contradictory pair)" in capsys.readouterr().out
+
+    mine = pd.read_json(tmp_path / "pairs.jsonl", lines=True)
+    mine["row_id"] = [f"line {n + 1}" for n in range(len(mine))] if ids == "none" else mine["id"].astype(str)
+    outcomes = pd.read_parquet(tmp_path / "outcomes.parquet")
+    joined = mine.merge(outcomes, how="outer", on="row_id", validate="1:m")
+    joined = joined.set_index("row_id").loc[mine["row_id"]].reset_index()
+    assert len(joined) == len(mine) == len(outcomes) and joined["outcome"].notna().all()
+    found = dict(enumerate(zip(joined["outcome"], joined["reason"], strict=True)))
+    assert sorted([found.pop(7), found.pop(8)]) == [("flipped", "annotated"), ("flipped", "flipped")]
+    assert found == EXPECTED
+    assert joined["pair_id"][2] == joined["pair_id"][1] and joined["pair_id"][11] == joined["pair_id"][10]
+    assert joined["pair_id"][9] is None or pd.isna(joined["pair_id"][9])
+
+    curated = Store(tmp_path / "home").read("curated_pairs", "0")
+    for name in ("huggingface", "trl", "llamafactory"):
+        export_pairs(curated["pairs"], curated["prompts"], tmp_path / "home/media", tmp_path / name, name)
+        exported = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"), split="train")
+        frame = exported.select_columns(["row_id", "pair_id"]).to_pandas()
+        there = mine.merge(frame, on="row_id", validate="1:m")
+        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "set aside"]["row_id"])
+
+
+def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
+    raw = ingested(tmp_path, [row | {"id": f"row/{n}"} for n, row in enumerate(users_rows())])
+    for name, table in (
+        ("pairs", raw["pairs"]),
+        ("scores", scores(raw["pairs"], "a")),
+        ("verifier", scores(raw["pairs"], "v")),
+        ("votes", records.table([], "votes")),
+    ):
+        write_parquet(table, tmp_path / f"{name}.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in ("pairs", "scores", "verifier", "votes")]
+    curate_files(files[0], [files[1]], [files[2]], files[3], tmp_path / "out")
+    curated, aside = (pd.read_parquet(tmp_path / f"out/{name}.parquet") for name in ("pairs", "set_aside"))
+    rows = [*curated["row_id"], *aside["row_id"]]
+    assert sorted(rows) == sorted(raw["pairs"]["row_id"].to_pylist()) and len(aside) == 2
+    assert sorted([*curated["pair_id"], *aside["pair_id"]]) == sorted(raw["pairs"]["pair_id"].to_pylist())
+
+
+def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
+    pairs = records.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
+    none = records.table([], "set_aside")
+    assert row_outcomes(pairs, pairs, none, [none])["row_id"].to_pylist() == ["0", "1", "2"]
+    with pytest.raises(OutcomesError, match=r"ended with 2 pairs, .* has 3, of which 1 are not .*; run it again"):
+        row_outcomes(pairs, pairs.slice(1), none, [none])
+
+
+def test_ids_that_several_rows_have_are_counted(tmp_path: Path) -> None:
+    rows = [row | {"id": "a" if n < 4 else n} for n, row in enumerate(users_rows())]
+    assert ingested(tmp_path, rows).facts["repeated_ids"] == 3
