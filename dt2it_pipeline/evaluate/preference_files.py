@@ -5,6 +5,9 @@ For measurements on text alone; pictures are not read. `ingest` is what brings s
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,12 +17,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dt2it_pipeline import records
 from dt2it_pipeline.ingest.rows import RowError, require_unicode
 
 FORMS = """Forms of a row that are understood without being told:
-  chosen, rejected                          texts, or objects with a text under `value`
+  chosen, rejected                          texts, objects with a text under `value` or `content`, or lists of such
+                                            turns, the last of which is the answer (TRL's messages)
   response, human_ranking                   two texts and their ranks; the lower rank is the better
   Output1, Output2, Better                  two texts; Better names one of them
   conversations, rejected_conversations     lists of turns; the last ones are the answers
@@ -27,6 +32,7 @@ What tells prompts apart: prompt_id, or question, prompt, query, Text or caption
 images, image_path, Image or video.
 Who wrote the sides: chosen_model and rejected_model, or models beside human_ranking."""
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
+_BATCH = 64  # rows of a Parquet file at a time; each may hold pictures
 _PICTURE = ("image", "images", "image_path", "Image", "video")
 
 
@@ -49,7 +55,9 @@ class Columns:
 
 
 def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataFrame, Counter[str]]:
-    """Read JSON (a list), JSON Lines or Parquet, rows of any of FORMS, or with columns of the given names.
+    """Read JSON (a list), JSON Lines, CSV or Parquet, rows of any of FORMS, or with columns of the given names.
+
+    A folder is read as the Parquet files in it, for instance an export.
 
     Returns:
         prompt_id, chosen, rejected, chosen_model, rejected_model (null where unknown), and how many rows were left out,
@@ -104,15 +112,26 @@ def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataF
 
 def _rows(path: Path) -> Iterator[Any]:
     try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-            yield from frame.to_dict(orient="records")
+        if path.suffix == ".parquet" or path.is_dir():
+            files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+            if not files:
+                raise PreferenceFileError(f"{path} cannot be read: it is a folder without Parquet files")
+            for file in files:
+                with pq.ParquetFile(file) as opened:
+                    for batch in opened.iter_batches(_BATCH):
+                        yield from batch.to_pylist()
             return
         text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+            yield from csv.DictReader(io.StringIO(text, newline=""), restkey="(more values than columns)")
+            return
         if text.lstrip().startswith("["):
             yield from json.loads(text)
             return
-    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException) as error:
+        if isinstance(error, PreferenceFileError):
+            raise
         raise PreferenceFileError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -137,10 +156,31 @@ def _sides(row: Mapping[str, Any], names: Columns) -> tuple[str, str] | None:
         pair = [row["conversations"][-1], row["rejected_conversations"][-1]]
     else:
         pair = [row.get("chosen"), row.get("rejected")]
-    texts = [side.get("value") if isinstance(side, Mapping) else side for side in pair]
+    texts = [_words(side) for side in pair]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return None
     return str(texts[0]), str(texts[1])
+
+
+def _words(side: Any) -> Any:
+    """The text of an answer: itself, of the last of several turns, or of typed parts of a turn; else what there is."""
+    if isinstance(side, list) and side and all(isinstance(part, Mapping) for part in side):
+        if all("type" in part and "role" not in part for part in side):
+            return "".join(part.get("text") or "" for part in side)
+        return _words(side[-1])
+    if isinstance(side, Mapping):
+        return _words(side.get("value", side.get("content")))
+    return side
+
+
+def _picture(value: Any) -> str | None:
+    """What tells a picture from others: its path, or a hash of its bytes; of several, all of them."""
+    if isinstance(value, Mapping):
+        content = value.get("bytes")
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _picture(value.get("path"))
+    if isinstance(value, list):
+        return " ".join(filter(None, map(_picture, value))) or None
+    return value if isinstance(value, str) and value else None
 
 
 def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -162,7 +202,7 @@ def _prompt(row: Mapping[str, Any], names: Columns) -> str:
     question = next((row[name] for name in question_names if row.get(name) is not None), None)
     if question is None and row.get("conversations"):
         question = list(row["conversations"])[:-1]
-    picture = next((row[name] for name in picture_names if isinstance(row.get(name), str)), None)
+    picture = next((found for name in picture_names if (found := _picture(row.get(name)))), None)
     if question is None and picture is None:  # nothing tells prompts apart: every pair counts as one of its own
         return records.content_hash("pair", *sorted(_sides(row, names) or ()))
     return records.content_hash(str(question), picture)

@@ -275,7 +275,12 @@ def main(arguments: Sequence[str]) -> None:
         epilog=FORMS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="JSON (a list), JSON Lines or Parquet")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export",
+    )
     for name, what in (
         ("chosen", "the better answer"),
         ("rejected", "the worse answer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,9 @@ class Manifest(Settings):
     name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
     kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
     path: str | None = Field(
-        None, description="a file, a folder of files or an archive; `{sources}`: the artifact home's sources folder"
+        None,
+        description="a file, a folder of files or an archive, from the manifest's folder; "
+        "`{sources}`: the artifact home's sources folder",
     )
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset id on the Hugging Face Hub")
     revision: str | None = Field(
@@ -87,7 +90,9 @@ class Manifest(Settings):
         return self.columns.get(field, field)
 
     def located(self, sources: Path) -> tuple[Path | None, Path | None]:
-        """Data and media root as absolute paths; relative ones count from the project root.
+        """Data and media root as absolute paths.
+
+        `load_catalogue` has made relative paths of a manifest's file absolute; others count from the project root.
 
         The data's is None where the source is to be read from the Hub: no path is given, or nothing lies there.
         """
@@ -118,7 +123,7 @@ def load_manifest(path: Path) -> Manifest:
 def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     """Load the manifests that a recipe names: names in configs/datasets, or paths that end in .yaml.
 
-    Paths count from the project root.
+    These paths count from the project root. Paths in a manifest count from the folder in which it lies.
 
     Raises:
         ManifestError: a manifest is missing or wrong, or two have one name.
@@ -128,15 +133,32 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     for name in names:
         path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
-            raise ManifestError(f"datasets: there is no manifest {path}; configs/datasets has: {known}")
-        manifests.append(load_manifest(path))
+            raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name, folder)}")
+        manifests.append(_placed(load_manifest(path), path.parent))
     seen: set[str] = set()
     for manifest in manifests:
         if manifest.name in seen:
             raise ManifestError(f"two manifests of the recipe are named {manifest.name!r}")
         seen.add(manifest.name)
     return manifests
+
+
+def _instead(name: str, folder: Path) -> str:
+    """What somebody may have meant by the name of a manifest that there is not."""
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    said = Path(name).stem
+    close = difflib.get_close_matches(said.lower(), known, n=3, cutoff=0.7)
+    close += [stem for stem in known if said and stem.startswith(said.lower()) and stem not in close]
+    if said in known:  # by a path, where none was needed
+        return f"did you mean {said}, which lies in configs/datasets? A path counts from the project's root"
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"configs/datasets has: {', '.join(known)}"
+
+
+def _placed(manifest: Manifest, folder: Path) -> Manifest:
+    """The same with absolute paths, which are said from the manifest's folder."""
+    said = {"path": manifest.path, "media_root": manifest.media_root}
+    placed = {key: str(folder / text) for key, text in said.items() if text is not None and SOURCES not in text}
+    return manifest.model_copy(update=placed)
 
 
 def require_first_training_set(manifests: list[Manifest], recipe: str) -> None:

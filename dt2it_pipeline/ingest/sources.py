@@ -154,7 +154,9 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
         if media is not None and media != data:
             _stat(digest, sorted(media.rglob("*")) if media.is_dir() else [media] * media.exists(), media)
     except OSError as error:
-        raise SourceError(f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}") from error
+        raise SourceError(
+            f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}{_from_where(data)}"
+        ) from error
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from None
     return digest.hexdigest()[:32]
@@ -187,7 +189,7 @@ def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = 
         if hopeless >= 0:
             missing = isinstance(item, SetAside) and item.missing_column
             hopeless = hopeless + 1 if missing else -1
-            fault = item if missing and isinstance(item, SetAside) else fault
+            fault = fault or (item if missing and isinstance(item, SetAside) else None)  # the first row's
             if hopeless >= _PATIENCE:
                 break
         yield item
@@ -360,6 +362,12 @@ def _benchmark_item(manifest: Manifest, item: Conversation | PicturePair, pair: 
 def _strength(value: float | None) -> float | None:
     """A strength that can be one: finite, else the row has none."""
     return value if value is not None and abs(value) < float("inf") else None
+
+
+def _from_where(data: Path | None) -> str:
+    """How `path` is meant, where nothing lies there."""
+    there = data is None or data.exists()
+    return "" if there else "; `path` in a manifest counts from the folder of the manifest"
 
 
 def _seen(known: set[bytes], key: tuple[str, str | None]) -> bool:

@@ -10,6 +10,8 @@ import pytest
 
 from dt2it_pipeline.evaluate import style
 from dt2it_pipeline.evaluate.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
+from dt2it_pipeline.export import export_pairs
+from dt2it_pipeline_tests.export.test_export import world
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
 
@@ -146,3 +148,33 @@ def test_published_benchmarks_leak_style(name, count, least, capsys):
     style.main([str(REAL / name)])
     shown = capsys.readouterr().out
     assert f"{count} pairs" in shown and f"{probe.auc:.3f}" in shown and probe.leaks[0][0] in shown
+
+
+def test_csv_and_exports_are_read(tmp_path, capsys):
+    rows = [{"question": f"q {n}", "chosen": f"good\n{n}", "rejected": "bad, so"} for n in range(3)]
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    pairs, left_out = read_preferences(tmp_path / "pairs.csv")
+    assert pairs["chosen"].tolist() == ["good\n0", "good\n1", "good\n2"] and not left_out
+    assert pairs["prompt_id"].nunique() == 3
+
+    pairs, prompts = world(tmp_path / "media")
+    for name in ("trl", "huggingface", "llamafactory"):
+        export_pairs(pairs, prompts, tmp_path / "media", tmp_path / name, name)
+        file = tmp_path / name / "pairs.json" if name == "llamafactory" else tmp_path / name
+        read, left_out = read_preferences(file)
+        assert (read["chosen"].tolist(), read["rejected"].tolist()) == (
+            pairs["chosen"].to_pylist(),
+            pairs["rejected"].to_pylist(),
+        )
+        assert read["prompt_id"].nunique() == 4 and not left_out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PreferenceFileError, match="a folder without Parquet files"):
+        read_preferences(tmp_path / "empty")
+
+
+def test_a_picture_in_the_row_tells_prompts_apart(tmp_path):
+    row = {"question": "q", "chosen": "a", "rejected": "b"}
+    pictures = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
+    pd.DataFrame([row | {"image": picture} for picture in pictures]).to_parquet(tmp_path / "pairs.parquet")
+    pairs, _ = read_preferences(tmp_path / "pairs.parquet")
+    assert pairs["prompt_id"].nunique() == 2

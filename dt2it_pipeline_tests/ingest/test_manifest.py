@@ -68,3 +68,31 @@ def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those
     assert [manifest.name for manifest in load_catalogue((str(mine), "povid"))] == ["mine", "povid"]
     with pytest.raises(ManifestError, match=r"there is no manifest .*nowhere\.yaml; configs/datasets has: .*povid"):
         load_catalogue(("nowhere",))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("rlaif-v", "did you mean rlaif_v"),
+        ("RLHF_V", "did you mean rlhf_v"),
+        ("image_reward", "did you mean .*image_reward_db"),
+        ("datasets/povid.yaml", "did you mean povid, which lies in configs/datasets"),
+    ],
+)
+def test_a_misspelt_name_is_answered_by_what_may_be_meant(said: str, meant: str) -> None:
+    with pytest.raises(ManifestError, match=rf"there is no manifest .*; {meant}"):
+        load_catalogue((said,))
+
+
+def test_paths_in_a_manifest_count_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    mine = tmp_path / "sets/mine.yaml"
+    mine.write_text("name: mine\nkind: preferences\npath: p.jsonl\nmedia_root: ../photos\nlicence: MIT\n")
+    (manifest,) = load_catalogue((str(mine),))
+    data, media = manifest.located(tmp_path / "sources")
+    assert data == tmp_path / "sets/p.jsonl" and media is not None
+    assert media.resolve() == (tmp_path / "photos").resolve()
+    with pytest.raises(SourceError, match=r"p\.jsonl: No such file.*counts from the folder of the manifest"):
+        fingerprint(manifest, tmp_path / "sources")
+    (own,) = load_catalogue(("own_preferences",))
+    assert own.located(tmp_path / "sources")[0] == tmp_path / "sources/own/preferences.jsonl"

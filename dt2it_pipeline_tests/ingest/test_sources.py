@@ -115,7 +115,7 @@ def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
 
 
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
-    manifest = source(tmp_path, [row()], columns={"chosen": "better"})
+    manifest = source(tmp_path, [row(), row(id="2"), row(id="3")], columns={"chosen": "better"})
     with pytest.raises(
         SourceError,
         match=r"source 's': column 'better' is not in line 1 \(id 'r'\), which has \['chosen'.*under `columns`",
