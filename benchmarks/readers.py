@@ -8,9 +8,9 @@ Either may be left out. They live in environments of their own, which this scrip
     python3.11 -m venv lf_venv && lf_venv/bin/pip install llamafactory==0.9.5 torch torchvision torchaudio
 
 Six pairs are exported: with one picture, two, none; several turns; a system prompt; Chinese. LLaMA-Factory loads them
-for its stage `rm` by `get_dataset` and its collator; TRL by `DPOTrainer` with its vision collator, pictures and all, and
-those without pictures by `RewardTrainer`, which takes text alone. What reaches the model is compared pair by pair: both
-answers' words, the pictures, and how many of them the prompt shows. Ends with an error where one differs.
+for its stage `rm` by `get_dataset` and its collator; TRL by `DPOTrainer` with its vision collator, pictures and all,
+and those without pictures by `RewardTrainer`, which takes text alone. What reaches the model is compared pair by pair:
+both answers' words, the pictures, and how many of them the prompt shows. Ends with an error where one differs.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from dt2it_pipeline.export.people import BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.locks import exclusive
 from dt2it_pipeline.recipe import artifact_home
 from dt2it_pipeline.records import RecordError
-from dt2it_pipeline.store import write_parquet
+from dt2it_pipeline.store import Store, StoreError, write_parquet
 
 _KIND = "people_votes"
+_CONTESTED = "contested_pairs"
+CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not completed"
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
@@ -49,10 +52,14 @@ class _Said:
 
 @dataclass(frozen=True)
 class Answers:
-    """Votes (rows of kind `people_votes`, a person's last one per pair), and what was no vote: place and reason."""
+    """Votes (rows of kind `people_votes`, a person's last one per pair), and what was no vote.
+
+    `unusable`: place and reason of what is malformed; `unfinished`: how much people took back or have not finished.
+    """
 
     votes: list[dict[str, Any]]
     unusable: list[tuple[str, str]]
+    unfinished: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_answers(file: Path) -> Answers:
@@ -69,6 +76,7 @@ def read_answers(file: Path) -> Answers:
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
     last: dict[tuple[str, str], dict[str, Any]] = {}
     unusable: list[tuple[str, str]] = []
+    unfinished: Counter[str] = Counter()
     for place, entry in enumerate(entries):
         try:
             if "annotations" not in entry and "responses" not in entry:
@@ -83,6 +91,7 @@ def read_answers(file: Path) -> Answers:
             ids = {FIRST: _text(about["first_id"]), SECOND: _text(about["second_id"]), TIE: None}
             pair = _text(about["pair_id"])
             said = list(answers)
+            unfinished.update(_unfinished(entry))
         except _MALFORMED as error:
             unusable.append((f"entry {place}", f"not as the tool exports it: {error}"))
             continue
@@ -100,7 +109,7 @@ def read_answers(file: Path) -> Answers:
             last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(f"{file} is neither Label Studio's JSON nor Argilla's records.json: {unusable[0][1]}")
-    return Answers(list(last.values()), unusable)
+    return Answers(list(last.values()), unusable, unfinished)
 
 
 def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
@@ -136,9 +145,33 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
     return records.table(votes, "votes")
 
 
+def unknown_pairs(home: Path, votes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the pairs voted on that no round of the artifact home has contested, in their order.
+
+    Raises:
+        StoreError: a round's contested pairs cannot be read.
+    """
+    store = Store(home)
+    known: set[str] = set()
+    for number in store.partitions(_CONTESTED):
+        known.update(store.read(_CONTESTED, number)["pairs"]["pair_id"].to_pylist())
+    return [pair for pair in dict.fromkeys(row["pair_id"] for row in votes) if pair not in known]
+
+
+def _unfinished(entry: Mapping[str, Any]) -> list[str]:
+    """What of an entry is not counted as an answer, by the tool's own word."""
+    if "annotations" in entry:
+        return [CANCELLED for annotation in entry["annotations"] if _was_cancelled(annotation)]
+    return [] if entry.get("status") == "completed" else [UNFINISHED]
+
+
+def _was_cancelled(annotation: Any) -> bool:
+    return isinstance(annotation, Mapping) and bool(annotation.get("was_cancelled"))
+
+
 def _label_studio(annotation: Mapping[str, Any]) -> list[_Said]:
     """What one annotation of a task says: nothing where it was cancelled."""
-    if annotation.get("was_cancelled"):
+    if _was_cancelled(annotation):
         return []
     by = annotation.get("completed_by")
     who = (by.get("email") or by["id"]) if isinstance(by, dict) else by
@@ -214,8 +247,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: cannot write {_file(given.home)}: {error}") from None
     people, pairs = ({row[name] for row in found.votes} for name in ("person", "pair_id"))
     print(f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {_file(given.home)} holds {total}")
+    for what, count in found.unfinished.items():
+        print(f"no vote: {count} {what}")
     for place, reason in found.unusable:
         print(f"no vote: {place}: {reason}")
+    try:
+        strange = unknown_pairs(given.home, found.votes)
+    except StoreError as error:
+        strange = []
+        print(f"whether rounds have contested these pairs cannot be told: {error}")
+    if strange:
+        print(
+            f"{len(strange)} of the pairs voted on were contested by no round of {given.home}, for example "
+            f"{strange[0]}: their votes are kept, and decide nothing until a round contests them. Is --home right?"
+        )
     if found.votes:
         print("Run the round again: what it has made already is used, and people's votes decide the pairs they are on.")
 

@@ -14,12 +14,21 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate.people import AnswersError, keep_answers, main, people_votes, read_answers
+from dt2it_pipeline.curate.people import (
+    CANCELLED,
+    AnswersError,
+    keep_answers,
+    main,
+    people_votes,
+    read_answers,
+    unknown_pairs,
+)
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.settings import CurationSettings
 from dt2it_pipeline.curate.steps import decide_by_people
-from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.export import export_pairs
+from dt2it_pipeline.store import Bundle, Store
 from dt2it_pipeline_tests.construct.world import prompt_row
 
 
@@ -107,6 +116,7 @@ def test_label_studio_answers_come_back_as_votes(pairs, tmp_path):
     assert found.votes[1]["person"] == found.votes[3]["person"] != found.votes[0]["person"]
     assert "a@b.c" not in str(found.votes)
     assert [place for place, _ in found.unusable] == ["entry 2", "entry 4"]
+    assert found.unfinished == {CANCELLED: 1}
     assert "'no idea'" in found.unusable[0][1]
 
 
@@ -153,7 +163,13 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         entries[place] |= {"responses": {"better": answers}, "status": "completed"}
     entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending
     main([str(answered(tmp_path, entries)), "--home", str(home)])
-    assert "6 votes of 3 people on 3 pairs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6 votes of 3 people on 3 pairs" in told and "no vote: 1 records that are not completed" in told
+    ids = pairs["pair_id"].tolist()
+    assert f"3 of the pairs voted on were contested by no round of {home}, for example {ids[0]}" in told
+    stored = Bundle({"pairs": to_table(pairs.iloc[1:], "pairs"), "prompts": records.table([], "prompts")})
+    Store(home).write("contested_pairs", stored, "k", "0")
+    assert unknown_pairs(home, read_answers(tmp_path / "answers.json").votes) == ids[:1]
     main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing
     assert keep_answers(home, []) == 6
 
