@@ -211,7 +211,7 @@ def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:
     """Build a table of one kind from row dictionaries. Raises RecordError as `validate` does."""
     schema = _schema_of(kind)
     try:
-        made = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        made = pa.Table.from_pylist(list(rows), schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
         raise RecordError(f"table {kind!r}: {error}") from error
     return validate(made, kind)

@@ -209,6 +209,8 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
                 raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
             # A JPEG with further pictures behind it, as telephones write them, opens as MPO.
             extension = _EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
+            if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
+                return extension, None, perceptual_hash(image)
             image.load()
             deep = image.mode.startswith("I") or image.mode == "F"
             if not deep and orientation(image) == 1:

@@ -64,8 +64,15 @@ def perceptual_hash(image: Image.Image) -> int | None:
     The signs of the lowest 8 x 8 frequencies of the grey picture's cosine transform against their median, the mean
     left out (pHash). Scaling and recompression change few bits. None for a picture without structure, whose hash would
     be noise.
+
+    Of an opened JPEG that is not decoded yet, only the brightness is decoded, which is all that is needed. Whoever
+    needs its colours loads it before.
     """
-    grey = np.asarray(to_rgb(image).convert("L").resize((_GRID, _GRID), Image.Resampling.BOX), dtype=np.float64)
+    if image.format == "JPEG":
+        image.draft("L", None)
+    plain = image.mode == "L" and orientation(image) == 1 and not image.has_transparency_data
+    whole = image if plain else to_rgb(image).convert("L")
+    grey = np.asarray(whole.resize((_GRID, _GRID), Image.Resampling.BOX), dtype=np.float64)
     if grey.std() < _FLAT:
         return None
     low = (_COSINES @ grey @ _COSINES.T).ravel()

@@ -97,3 +97,31 @@ def test_the_hash_is_of_structure() -> None:
     unlike = perceptual_hash(Image.fromarray(PIXELS[::-1]))
     assert unlike is not None and (whole ^ unlike).bit_count() > 12
     assert perceptual_hash(Image.new("RGB", (50, 50), "red")) is None
+
+
+def photograph(width: int, height: int, seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(1200, 900), (641, 479), (90, 300), (20, 20)])
+def test_a_jpeg_of_which_the_brightness_is_decoded_has_the_hash_of_the_whole_picture(
+    tmp_path: Path, mode: str, size: tuple[int, int]
+) -> None:
+    content = encoded(photograph(*size, seed=size[0]).convert(mode), "JPEG", quality=85, progressive=size[0] > 700)
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        whole = perceptual_hash(image)
+        assert image.size == size
+    stored = store_image(content, tmp_path, tmp_path)
+    assert whole is not None and stored.perceptual is not None
+    assert (whole ^ stored.perceptual).bit_count() <= 1  # brightness is rounded once less
+    assert (tmp_path / stored.row["path"]).read_bytes() == content
+
+
+def test_a_damaged_jpeg_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    content = encoded(photograph(300, 200, seed=1), "JPEG", quality=85)
+    for end in (2, 100, len(content) // 3, len(content) // 2, len(content) - 100):
+        with pytest.raises(MediaError, match="unreadable image"):
+            store_image(content[:end], tmp_path, tmp_path)
