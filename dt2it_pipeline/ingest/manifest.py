@@ -33,8 +33,8 @@ class Manifest(Settings):
     kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
     path: str | None = Field(
         None,
-        description="a file, a folder of files or an archive, from the manifest's folder; "
-        "`{sources}`: the artifact home's sources folder",
+        description="a file, a folder of files or an archive, from the manifest's folder (in configs/datasets: "
+        "from the project root); `{sources}`: the artifact home's sources folder",
     )
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset id on the Hugging Face Hub")
     revision: str | None = Field(
@@ -123,7 +123,8 @@ def load_manifest(path: Path) -> Manifest:
 def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     """Load the manifests that a recipe names: names in configs/datasets, or paths that end in .yaml.
 
-    These paths count from the project root. Paths in a manifest count from the folder in which it lies.
+    These paths count from the project root. Paths in a manifest count from the folder in which it lies; in one of
+    configs/datasets, from the project root.
 
     Raises:
         ManifestError: a manifest is missing or wrong, or two have one name.
@@ -134,7 +135,7 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
         path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
         if not path.is_file():
             raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name, folder)}")
-        manifests.append(_placed(load_manifest(path), path.parent))
+        manifests.append(_placed(load_manifest(path), project_root() if path.parent == folder else path.parent))
     seen: set[str] = set()
     for manifest in manifests:
         if manifest.name in seen:

@@ -367,7 +367,7 @@ def _strength(value: float | None) -> float | None:
 def _from_where(data: Path | None) -> str:
     """How `path` is meant, where nothing lies there."""
     there = data is None or data.exists()
-    return "" if there else "; `path` in a manifest counts from the folder of the manifest"
+    return "" if there else "; `path` counts from the manifest's own folder, in configs/datasets from the project root"
 
 
 def _seen(known: set[bytes], key: tuple[str, str | None]) -> bool:
