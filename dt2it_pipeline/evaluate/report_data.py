@@ -122,8 +122,8 @@ class Example:
     strength: float | None = None
     strength_unit: str = ""
     source: str = ""
-    row_id: str | None = None
     note: str = ""
+    row_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def full(text: str = "plain") -> ReportData:
     probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
     log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
     example = Example(
-        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text
+        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text, text
     )
     return ReportData(
         scores=scores(
@@ -201,9 +201,11 @@ def test_changes_beyond_chance_and_zero_changes() -> None:
 
 
 def test_long_texts_are_cut_and_markers_are_words() -> None:
-    example = Example("k", "<image>\nWhat?", "<script>" + "x" * 5000 + "END", "y" * 5000 + "END")
+    sides = "<script>" + "x" * 5000 + "END", "y" * 5000 + "END"
+    example = Example("k", "<image>\nWhat?", *sides, source="mine", row_id="line 7")
     html = render_report(ReportData(scores(("round 0", "overall", 80)), examples=[example]))
     assert "[picture] What?" in html
+    assert "from mine, row &ldquo;line 7&rdquo;" in html
     assert "END" not in html
     assert "&lt;script&gt;xxx" in html and "<script" not in html
     assert max(len(run) for run in re.findall(r"x+|y+", html)) <= 700

@@ -390,3 +390,21 @@ def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert store.partitions("debiased_pairs") == []
     with pytest.raises(SystemExit, match=r"debiased_pairs is not made by rounds; leave round 0 out$"):
         main([*given, "--asset", "debiased_pairs", "--round", "0"])
+
+
+def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_there_was_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "home")
+    pairs, prompts = world(store.media)
+    rows = [row | {"row_id": "one row"} for row in pairs.to_pylist()]
+    store.write("contested_pairs", Bundle({"pairs": records.table(rows, "pairs"), "prompts": prompts}), "k", "0")
+    given = ["--home", str(store.home), "--round", "0", "--undecided", "--format", "argilla", "--output"]
+    aside = records.table([records.set_aside_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "set_aside")
+    old = [records.set_aside_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]
+    for name, table in (("new", aside), ("old", records.table(old, "set_aside"))):
+        store.write("annotated_pairs", Bundle({"set_aside": table}), name, "0")
+        main([*given, str(tmp_path / name)])
+        tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))
+        assert [task["id"] for task in tasks] == [row["pair_id"] for row in rows[: table.num_rows]]
+        assert tasks[0]["metadata"]["row_id"] == "one row"

@@ -12,7 +12,10 @@ from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapte
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError
 from dt2it_pipeline.ingest.rows import Conversation, Medium, PicturePair, SetAside
-from dt2it_pipeline_tests.ingest.world import items
+from dt2it_pipeline.ingest.sources import read_source
+from dt2it_pipeline.recipe import T2ISettings
+from dt2it_pipeline.reformulate.t2i import reformulate
+from dt2it_pipeline_tests.ingest.world import items, picture, source
 
 HUMAN, GPT = "human", "gpt"
 
@@ -170,6 +173,25 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
     assert aside == [
         ("1", "rating is not a number", "answer 3"), ("1", "tie", "answers 0 and 2 are both rated 4.67")
     ]  # fmt: skip
+
+
+def test_pairs_of_one_row_name_that_row(tmp_path: Path) -> None:
+    completions = [rated("a", "5", "5", "4"), rated("b", "3", "5", "4"), rated("c", "4", "5", "5")]
+    picture(tmp_path / "root/a.png")
+    rows = [{"id": name, "prompt": f"q {name}", "completions": completions, "image": "a.png"} for name in "xy"]
+    bundle = read_source(source(tmp_path, rows, "vlfeedback"), tmp_path, tmp_path / "media")
+    assert bundle["pairs"]["row_id"].to_pylist() == ["x", "x", "y", "y"]
+    assert bundle["set_aside"].select(["row_id", "reason"]).to_pylist() == [
+        {"row_id": "x", "reason": "tie"},
+        {"row_id": "y", "reason": "tie"},
+    ]
+    assert "repeated_ids" not in bundle.facts
+    ranked = [{"id": "r", "prompt": "c", "generations": ["a.png", "b.png", "c.png"], "ranking": [1, 2, 2]}]
+    for name, colour in (("b", "blue"), ("c", "green")):
+        picture(tmp_path / f"root/{name}.png", colour)
+    bundle = read_source(source(tmp_path, ranked, "image_reward", "t2i"), tmp_path, tmp_path / "media")
+    pairs = reformulate(bundle["t2i_preferences"], T2ISettings(), seed=0)["pairs"]
+    assert pairs["row_id"].to_pylist() == ["r", "r"] == bundle["set_aside"]["row_id"].to_pylist() * 2
 
 
 def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
