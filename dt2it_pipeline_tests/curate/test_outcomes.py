@@ -94,23 +94,25 @@ EXPECTED = {
 }  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
 
 
-@pytest.mark.parametrize("ids", ["own", "number", "none"])
+@pytest.mark.parametrize("ids", ["own", "number", "digits", "none"])
 def test_every_row_of_a_users_file_is_accounted_for_once(
     tmp_path: Path, ids: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = users_rows()
     if ids != "none":
-        rows = [row | {"id": f"row/{n}" if ids == "own" else 100 + n} for n, row in enumerate(rows)]
+        named = {"own": "row/{}".format, "number": int, "digits": "00{}".format}[ids]
+        rows = [row | {"id": named(n)} for n, row in enumerate(rows)]
     raw = ingested(tmp_path, rows)
     round_of(tmp_path, raw)
     main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
     assert "mine: 2 set aside (contradictory pair)" in capsys.readouterr().out
 
-    mine = pd.read_json(tmp_path / "pairs.jsonl", lines=True)
-    mine["row_id"] = [f"line {n + 1}" for n in range(len(mine))] if ids == "none" else mine["id"].astype(str)
-    outcomes = pd.read_parquet(tmp_path / "outcomes.parquet")
-    joined = mine.merge(outcomes, how="outer", on="row_id", validate="1:m")
-    joined = joined.set_index("row_id").loc[mine["row_id"]].reset_index()
+    # As the README says it.
+    mine = pd.read_json(tmp_path / "pairs.jsonl", lines=True, dtype={"id": str})
+    if ids == "none":
+        mine["id"] = [f"line {n + 1}" for n in mine.index]
+    outcomes = pd.read_parquet(tmp_path / "outcomes.parquet").query("source == 'mine'")
+    joined = mine.merge(outcomes, left_on="id", right_on="row_id", how="left", validate="1:m")
     assert len(joined) == len(mine) == len(outcomes) and joined["outcome"].notna().all()
     found = dict(enumerate(zip(joined["outcome"], joined["reason"], strict=True)))
     assert sorted([found.pop(7), found.pop(8)]) == [("flipped", "annotated"), ("flipped", "flipped")]
@@ -123,7 +125,7 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
         export_pairs(curated["pairs"], curated["prompts"], tmp_path / "home/media", tmp_path / name, name)
         exported = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"), split="train")
         frame = exported.select_columns(["row_id", "pair_id"]).to_pandas()
-        there = mine.merge(frame, on="row_id", validate="1:m")
+        there = mine.merge(frame, left_on="id", right_on="row_id", validate="1:m")
         assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "set aside"]["row_id"])
 
 
