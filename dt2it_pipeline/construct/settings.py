@@ -262,6 +262,11 @@ class PairingSettings(Settings):
     style_probe_bound: float = Field(
         0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
     )
+    balance_models: bool = Field(
+        True,
+        description="who wrote a side counts as style, where answers come from several models: none of them wins more "
+        "often than the bound allows. false: a better model may win always, and the asset only reports it",
+    )
     restyle: RestyleSettings | None = Field(None, description="both sides of a pair stay as sampled when absent")
 
     @model_validator(mode="after")

@@ -15,8 +15,9 @@ from dt2it_pipeline.construct.judges import templates
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
-from dt2it_pipeline.construct.sample import join, with_models
+from dt2it_pipeline.construct.sample import join
 from dt2it_pipeline.construct.settings import PairingSettings, RestyleSettings
+from dt2it_pipeline.construct.writers import Models, models_of, with_models
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.child import PROGRESS
@@ -175,7 +176,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
 
     @dg.asset(
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         pool="gpu" if heavy else None,
         kinds={"vllm"} if heavy else {"python"},
         check_specs=[
@@ -217,6 +218,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 pairing.max_pairs_per_prompt,
                 recipe.evaluation.style_probe_folds,
                 recipe.seed,
+                _writers(pairing, judged_responses, rewritten),
             )
             swapped = pa.array(sorted(chosen.swapped_in), pa.string())
             set_aside = pa.concat_tables(
@@ -253,7 +255,8 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "seed": recipe.seed,
             },
         )
-        probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
+        writers = _writers(recipe.pairing, judged_responses, bundle.tables)
+        probe = style_probe(with_models(bundle["pairs"], writers), recipe.evaluation.style_probe_folds, recipe.seed)
         checks = [reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound)]
         curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
         metadata = {
@@ -266,7 +269,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             checks.append(rewriting_keeps_pairs(rewriting))
             metadata["rewriting"] = judge_table({mode: rewriting[mode] for mode in (RESTYLE, SAME)})
             responses = pa.concat_tables([responses, bundle["responses"]])
-        by_model = source_probe(with_models(bundle["pairs"], responses))
+        by_model = source_probe(with_models(bundle["pairs"], models_of(responses)))
         if by_model.leaks:  # several models: does one of them always win?
             metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
             figures = ("auc", "ci_low", "ci_high")
@@ -274,6 +277,15 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         return result(context, opened, bundle, checks=tuple(checks), metadata=metadata)
 
     return debiased_pairs
+
+
+def _writers(settings: PairingSettings, judged: Bundle, tables: Mapping[str, Any]) -> Models:
+    """Who wrote the sides as far as it counts as style: what was rewritten was written by the one rewriter."""
+    if not settings.balance_models:
+        return {}
+    if settings.restyle is None:
+        return models_of(judged["responses"])
+    return dict.fromkeys(tables["responses"]["response_id"].to_pylist(), settings.restyle.rewriter.name)
 
 
 def _rewriter(restyle: RestyleSettings | None) -> dict[str, str]:
