@@ -188,7 +188,7 @@ def leak_table(probe: StyleProbe) -> pa.Table:
 
 
 def model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Who wrote the sides: one column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
+    """Who wrote the sides: a column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
 
     A null is a writer of its own, "unknown". Columns that are 0 throughout are left out, so that there are none where
     both sides of every pair have one writer, or where pairs do not say who wrote them.

@@ -64,6 +64,7 @@ def job(tmp_path):
             "pairs": str(tmp_path / "pairs.parquet"),
             "prompts": str(tmp_path / "prompts.parquet"),
             "responses": str(tmp_path / "responses.parquet"),
+            "media_root": str(tmp_path),
             "output": str(tmp_path / "restyled"),
             "cache": str(tmp_path / "replies.sqlite"),
             "near_identical": 0.95,

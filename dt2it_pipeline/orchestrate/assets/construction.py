@@ -16,7 +16,7 @@ from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
 from dt2it_pipeline.construct.sample import join
-from dt2it_pipeline.construct.settings import PairingSettings, RestyleSettings
+from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, RestyleSettings
 from dt2it_pipeline.construct.writers import Models, models_of, with_models
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
@@ -139,7 +139,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
                 "raw_prompts": raw_prompts,
                 "candidate_responses": candidate_responses,
                 "models": _model_digests(recipe),
-                **_words(recipe.judging.modes if recipe.judging.in_words else ()),
+                **_words(_asked(recipe.judging)),
             },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
@@ -161,6 +161,12 @@ def _model_digests(recipe: Recipe) -> str:
     return " ".join(model_digest(model_path(model)) for model in local)
 
 
+def _asked(judging: JudgingSettings) -> tuple[str, ...]:
+    """Names of the templates that judges are asked with."""
+    modes: tuple[str, ...] = judging.modes if judging.in_words else ()
+    return (*modes, templates.IS_RIGHT) if judging.yes_or_no else modes
+
+
 def _words(modes: Iterable[str]) -> dict[str, str]:
     """What stands for the templates of the modes that a model is asked in; nothing where none is."""
     asked = tuple(modes)
@@ -169,7 +175,7 @@ def _words(modes: Iterable[str]) -> dict[str, str]:
 
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     restyle = recipe.pairing.restyle
-    heavy = restyle is not None and restyle.rewriter.kind == "vllm"
+    heavy = restyle is not None and restyle.heavy
     rewriting_checks = [dg.AssetCheckSpec("rewriting_keeps_pairs", asset="debiased_pairs", blocking=True)]
     if restyle is None:
         rewriting_checks = []
@@ -292,9 +298,9 @@ def _rewriter(restyle: RestyleSettings | None) -> dict[str, str]:
     """What stands for the rewriter's weights and words; nothing where pairs stay as sampled."""
     if restyle is None:
         return {}
-    local = restyle.rewriter.kind == "vllm"
-    digest = model_digest(model_path(restyle.rewriter.model)) if local else ""
-    return {"rewriter": digest, **_words((RESTYLE, SAME))}
+    local = [each.model for each in (restyle.rewriter, restyle.check) if each and each.kind in ("vllm", "likelihood")]
+    digest = " ".join(model_digest(model_path(model)) for model in local)
+    return {"rewriter": digest, **_words((RESTYLE, SAME, templates.IS_SAME, templates.IS_RIGHT))}
 
 
 def _rewritten(
@@ -316,12 +322,13 @@ def _rewritten(
         "pairs": str(work / "formed.parquet"),
         "prompts": str(work / "prompts.parquet"),
         "responses": str(judged.table_path("responses")),
+        "media_root": str(store.media),
         "output": str(work / "restyled"),
         "cache": str(store.cache / "judge_replies.sqlite"),
         "settings": restyle.model_dump(mode="json"),
         "near_identical": settings.near_identical,
     }
-    if restyle.rewriter.kind == "vllm":
+    if restyle.heavy:
         facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
     else:
         facts = restyle_run(job, _logger(context))
