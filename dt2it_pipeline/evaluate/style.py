@@ -228,6 +228,8 @@ def probe_differences(
         return StyleProbe(None, None, None, count, reason="all pairs belong to one prompt")
     plain = features if isinstance(features, pd.DataFrame) else features(pairs)
     names = list(plain.columns)
+    if not names:
+        return StyleProbe(None, None, None, count, reason="both sides of every pair have one writer")
     first_is_chosen = _balanced_coin(count, random)
     difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
     predicted = np.zeros(count)

@@ -110,6 +110,8 @@ def test_who_wrote_the_sides_is_probed_apart() -> None:
     assert probe.auc is not None and probe.auc > 0.85
     assert dict(probe.leaks)["by strong"] > 0.8 > 0.2 > dict(probe.leaks)["by weak"]
     assert source_probe(pairs(300, None)).reason == "0 pairs, fewer than 20"
+    alone = source_probe(frame.assign(chosen_model="strong", rejected_model="strong"))
+    assert (alone.auc, alone.leaks, alone.reason) == (None, (), "both sides of every pair have one writer")
 
 
 def test_who_wrote_the_sides_counts_as_style_where_pairs_say_so() -> None:
