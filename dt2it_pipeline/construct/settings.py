@@ -41,6 +41,11 @@ class EndpointSettings(Settings):
     structured: Literal["json_schema", "json_object", "none"] = Field(
         "json_schema", description="how the endpoint is asked to keep to the form of a judgement"
     )
+    ordered_schema: bool = Field(
+        False,
+        description="json_schema: every response of a list has its place in the schema, so that a weak model gives no "
+        "number twice; vLLM takes such a schema (prefixItems), others are known to refuse it",
+    )
     length_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="what the endpoint calls the length limit of a reply"
     )

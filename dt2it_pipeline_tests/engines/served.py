@@ -32,7 +32,7 @@ def served(model: Path, log: Path, *options: str) -> Iterator[str]:
     """Serve until the block ends; gives the address up to /v1. The model's name is its folder's path."""
     port = free_port()
     command = [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--distributed-executor-backend", "uni", *options]
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out, start_new_session=True

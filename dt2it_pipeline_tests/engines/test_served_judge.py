@@ -13,7 +13,7 @@ import pytest
 from dt2it_pipeline import records, store
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
-from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, UNPARSABLE, reply_schema
+from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema
 from dt2it_pipeline.construct.settings import JudgingSettings, RestyleSettings
 from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
 from dt2it_pipeline_tests.construct.world import prompt_row, response_rows
@@ -48,7 +48,7 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     ]
     store.write_parquet(records.table([english, chinese], "prompts"), tmp_path / "prompts.parquet")
     store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
-    remote = own | {"name": "own", "max_new_tokens": 2600, "attempts": 1}
+    remote = own | {"name": "own", "max_new_tokens": 2600, "attempts": 1, "ordered_schema": True}
     settings = JudgingSettings.model_validate({"judges": [remote], "modes": MODES, "orders": 2})
     job = {
         "prompts": str(tmp_path / "prompts.parquet"),
@@ -73,8 +73,7 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     assert figures["line"] == {"requests": asked}  # nothing was refused, nothing sent again
     assert figures["calls"] == figures["judged"] + figures["unusable"] and figures["no_reply"] == 0
     assert Counter(row["mode"] for row in judgements) == {LISTWISE: 4, POINTWISE: 4, PAIRWISE: 8}
-    # a number twice in a list is what the schema for endpoints lets through (see `rubric.reply_schema`)
-    assert {row["status"] for row in judgements} <= {OK, BAD_WEIGHTS, CUT_OFF, UNPARSABLE}
+    assert {row["status"] for row in judgements} <= {OK, BAD_WEIGHTS, CUT_OFF}
     assert {row["status"] for row in judgements if row["mode"] == PAIRWISE} == {OK}
     faulty = {row["response_id"] for row in judgements if row["status"] != OK and row["mode"] != PAIRWISE}
     assert {row["row_id"] for row in aside} == faulty

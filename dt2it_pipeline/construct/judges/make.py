@@ -60,7 +60,7 @@ def make_judge(
         attempts=settings.attempts,
         max_pixels=settings.max_pixels,
         prompt=prompt,
-        ordered=isinstance(settings, VllmSettings),
+        ordered=isinstance(settings, VllmSettings) or settings.ordered_schema,
     )
 
 
@@ -97,7 +97,7 @@ def engine_of(
 def model_key(settings: EndpointJudgeSettings | VllmJudgeSettings) -> str:
     """What stands for a model in the keys of kept replies: name and form of the request, or the weights' content."""
     if isinstance(settings, EndpointSettings):
-        return f"endpoint {settings.model} {settings.structured}"
+        return f"endpoint {settings.model} {settings.structured}{' ordered' if settings.ordered_schema else ''}"
     return f"vllm {_digest(settings.model)}"
 
 
