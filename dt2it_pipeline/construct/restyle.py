@@ -34,8 +34,10 @@ from dt2it_pipeline.construct.settings import (
     LikelihoodCheckSettings,
     RestyleSettings,
     VllmJudgeSettings,
+    VllmSettings,
 )
 from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 
 STAGE = "restyle"
 RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
@@ -101,7 +103,8 @@ def run(
     if isinstance(settings.check, LikelihoodCheckSettings):
         check = likelihood_judge(settings.check, Path(job["media_root"]))
     elif settings.check is not None:
-        check = _asked_in_words(settings.check, settings.style, make_engine)
+        shared = rewriter.engine if _same_engine(settings.rewriter, settings.check) else None
+        check = _asked_in_words(settings.check, settings.style, make_engine, shared)
     cache = ReplyCache(Path(job["cache"]))
     try:
         generators = {row["response_id"]: row["generator"] for row in written}
@@ -122,13 +125,23 @@ def _prices(who: object) -> tuple[float, float]:
     return (who.input_price, who.output_price) if isinstance(who, EndpointSettings) else (0.0, 0.0)
 
 
+def _same_engine(rewriter: VllmSettings | EndpointSettings, check: VllmSettings | EndpointSettings) -> bool:
+    """Whether one engine can serve both: a model is not loaded twice."""
+    if not isinstance(rewriter, VllmSettings) or not isinstance(check, VllmSettings):
+        return False
+    return all(getattr(rewriter, name) == getattr(check, name) for name in VllmSettings.model_fields)
+
+
 def _asked_in_words(
-    chosen: EndpointJudgeSettings | VllmJudgeSettings, style: str, make_engine: MakeEngine | None
+    chosen: EndpointJudgeSettings | VllmJudgeSettings,
+    style: str,
+    make_engine: MakeEngine | None,
+    engine: SamplingEngine | None = None,
 ) -> ModelJudge:
     """A model that rewrites and compares; it is shown no picture, which would tempt it to answer the question."""
     return ModelJudge(
         chosen.name,
-        engine_of(chosen, 0, make_engine),
+        engine or engine_of(chosen, 0, make_engine),
         Path(),
         chosen.max_new_tokens,
         model=model_key(chosen),

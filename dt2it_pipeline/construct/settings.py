@@ -295,7 +295,11 @@ class RestyleSettings(Settings):
             Discriminator(kind_of),
         ]
         | None
-    ) = Field(None, description="who tells whether a rewritten text still says the same; the rewriter when absent")
+    ) = Field(
+        None,
+        description="who tells whether a rewritten text still says the same; the rewriter when absent. Of two "
+        "different models on one GPU, serve one as an endpoint",
+    )
     style: str = Field(
         "one plain paragraph without headings, lists or bold type, and without opening or closing courtesies",
         min_length=1,
