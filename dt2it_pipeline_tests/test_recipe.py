@@ -52,7 +52,7 @@ ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concur
         ),
         (
             "pairing: {restyle: {rewriter: {kind: vllm, name: a}, check: {kind: [1], name: b}}}",
-            "pairing.restyle.check.kind: must be one of endpoint, vllm, likelihood, found [1]",
+            "pairing.restyle.check.kind: must be one of endpoint, vllm, likelihood, words, found [1]",
         ),
         ("annotation: {judges: [{name: a, modell: m}, {name: b}]}", "annotation.judges.0.modell: unknown key"),
         (f"judging: {{judges: [{ENDPOINT}]}}", "judging.judges.0.concurrency: Input should be greater than or equal"),

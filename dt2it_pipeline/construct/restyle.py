@@ -35,6 +35,7 @@ from dt2it_pipeline.construct.settings import (
     RestyleSettings,
     VllmJudgeSettings,
     VllmSettings,
+    WordsCheckSettings,
 )
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
@@ -42,8 +43,9 @@ from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 STAGE = "restyle"
 RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
 MARK = "|restyled"  # how `generator` of a rewritten response ends
-FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
+FAILED, UNCHECKED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
     "could not be rewritten",
+    "words cannot check the content",
     "rewriting changed the content",
     "rewriting changed a number",
     "rewriting changed the answer",
@@ -99,8 +101,10 @@ def run(
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
     written = store.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
     rewriter = _asked_in_words(settings.rewriter, settings.style, make_engine)
-    check: Judge = rewriter
-    if isinstance(settings.check, LikelihoodCheckSettings):
+    check: Judge | None = rewriter
+    if isinstance(settings.check, WordsCheckSettings):
+        check = None
+    elif isinstance(settings.check, LikelihoodCheckSettings):
         check = likelihood_judge(settings.check, Path(job["media_root"]))
     elif settings.check is not None:
         shared = rewriter.engine if _same_engine(settings.rewriter, settings.check) else None
@@ -172,11 +176,11 @@ def restyle(
         pairs: pairs table.
         prompts: their prompts rows.
         generators: who wrote a response, by its id; empty words where it is not there.
-        rewriter: answers the mode `restyle`; and `same_content` where there is no check.
+        rewriter: answers the mode `restyle`.
         cache: where replies are kept.
         report: called with what is done.
         bound: share of common words from which the two sides of a pair count as near-identical; see `pairs`.
-        check: answers the mode `same_content`.
+        check: answers the mode `same_content`, may be the rewriter; None: by words alone, see `WordsCheckSettings`.
     """
     by_id = {row["prompt_id"]: row for row in prompts}
     rivals = answers.rivals_by_reference(prompts)
@@ -193,12 +197,15 @@ def restyle(
     drifted: dict[str, tuple[str, str]] = {key: (FAILED, detail) for key, detail in faults.items()}
     for key, text in texts.items():
         prompt, original = sides[key]
-        if reason := _lexical_drift(original, text, prompt, rivals):
+        reason = _lexical_drift(original, text, prompt, rivals)
+        if not reason and check is None and text != original and not _has_short_reference(prompt):
+            reason = UNCHECKED
+        if reason:
             drifted[key] = (reason, f"{original} -> {text}")
     comparisons = {
         key: JudgeRequest(sides[key][0], (sides[key][1], text), SAME)
         for key, text in texts.items()
-        if key not in drifted and text != sides[key][1]
+        if check is not None and key not in drifted and text != sides[key][1]
     }
     same, faults = _answers(check or rewriter, comparisons, cache, tallies[SAME], _is_same)
     report({"compared": len(same), "failed": len(faults)})
@@ -284,13 +291,17 @@ def _lexical_drift(original: str, text: str, prompt: Row, rivals: Mapping[str, f
     """Why a rewritten text cannot say the same, from its words alone; empty where they do not tell."""
     if _numbers(original) != _numbers(text):
         return NUMBERS
-    gold = answers.words(prompt["reference"] or "")
-    if gold and len(gold) <= answers.MAX_PHRASE_WORDS:
+    if _has_short_reference(prompt):
+        gold = answers.words(prompt["reference"])
         question, others = answers.question_text(prompt), rivals.get(" ".join(gold), frozenset())
         before, after = (answers.assess(each, prompt["reference"], question, others) for each in (original, text))
         if before != after:
             return ANSWER
     return ""
+
+
+def _has_short_reference(prompt: Row) -> bool:
+    return 0 < len(answers.words(prompt["reference"] or "")) <= answers.MAX_PHRASE_WORDS
 
 
 def _numbers(text: str) -> Counter[str]:

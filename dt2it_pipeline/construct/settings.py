@@ -149,6 +149,16 @@ class LikelihoodCheckSettings(_Likelihood):
     threshold: float = Field(0.5, gt=0, lt=1, description="least probability of texts that count as the same")
 
 
+class WordsCheckSettings(Settings):
+    """No model tells whether two texts say the same: numbers and the reference answer do, which are compared anyway.
+
+    For short factual questions. A text that they cannot check, for want of a short reference, is set aside.
+    """
+
+    kind: Literal["words"] = "words"
+    name: str = Field("words", min_length=1)
+
+
 JudgeChoice: TypeAlias = ReferenceJudgeSettings | EndpointJudgeSettings | VllmJudgeSettings | LikelihoodJudgeSettings
 _Endpoint: TypeAlias = Annotated[EndpointJudgeSettings, Tag("endpoint")]
 _Vllm: TypeAlias = Annotated[VllmJudgeSettings, Tag("vllm")]
@@ -291,7 +301,10 @@ class RestyleSettings(Settings):
     rewriter: Annotated[_Endpoint | _Vllm, Discriminator(kind_of)]
     check: (
         Annotated[
-            _Endpoint | _Vllm | Annotated[LikelihoodCheckSettings, Tag("likelihood")],
+            _Endpoint
+            | _Vllm
+            | Annotated[LikelihoodCheckSettings, Tag("likelihood")]
+            | Annotated[WordsCheckSettings, Tag("words")],
             Discriminator(kind_of),
         ]
         | None

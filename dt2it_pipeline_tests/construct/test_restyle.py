@@ -111,6 +111,22 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
     assert any("one plain sentence" in text for text in words)
 
 
+def test_words_alone_check_what_has_a_short_reference_and_nothing_else(tmp_path, job):
+    server = FaultServer({}, _chat)
+    with serving(server):
+        asked = job(server.url)
+        asked["settings"] |= {"check": {"kind": "words"}}
+        facts = restyle.run(asked, lambda progress: None)
+        prompts = store.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
+        rows = [row | {"reference": "a long and winding story about " * 9} for row in prompts]
+        store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+        unchecked = restyle.run(asked, lambda progress: None)
+    assert facts["same_content"]["calls"] == 0
+    assert (facts["rows_out"], unchecked["rows_out"]) == (3, 0)  # a missing word goes unseen
+    aside = store.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    assert restyle.UNCHECKED in {row["reason"] for row in aside}
+
+
 def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
     local = {"kind": "vllm", "attempts": 1}
     settings = {"rewriter": local | {"name": "r"}, "check": local | {"name": "c", "max_new_tokens": 50}}
