@@ -44,7 +44,7 @@ def test_another_model_is_served_as_a_chat_endpoint(tmp_path: Path) -> None:
     made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
     assert made[:6] == ["serve", str(tmp_path), "--runner", "generate", "--served-model-name", str(tmp_path)]
     assert json.loads(made[made.index("--structured-outputs-config") + 1])["disable_any_whitespace"] is True
-    assert "--no-enable-chunked-prefill" in made  # with it a request with a seed ends the server on a CPU
+    assert "--no-enable-chunked-prefill" in made  # requests carry seeds: see vllm_engine._whole_prompts
     on_gpu = serve_arguments("some/model", ["--served-model-name=judge"], on_cpu=False)
     assert on_gpu[:4] == ["serve", "some/model", "--runner", "generate"]
     assert on_gpu[-1] == "--served-model-name=judge" and on_gpu.count("--served-model-name") == 0
