@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, SamplingSettings
 from dt2it_pipeline.curate.settings import AnnotationSettings, CurationSettings
@@ -310,17 +311,51 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
-            value = fault["input"]
-            # Whole sections are not shown: that would say no more, and they might hold what was refused as a secret.
-            section = any(isinstance(part, dict) for part in (value, *(value if isinstance(value, list) else ())))
-            hidden = section or fault["type"] in ("missing", "extra_forbidden")
-            found = "" if hidden else f", found {value!r}"
-            message = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"]
-            lines.append(f"  {key}: {message}{found}")
+        lines = [f"  {_told(fault, raw)}" for fault in _faults(error)]
         raise RecipeError(f"{where} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from None
+
+
+def _faults(error: ValidationError) -> list[ErrorDetails]:
+    """The faults of a recipe, without lists that count as too short because an item of theirs is wrong."""
+    found = error.errors()
+    locs = [fault["loc"] for fault in found]
+
+    def caused(loc: tuple[int | str, ...]) -> bool:
+        return any(len(other) > len(loc) and other[: len(loc)] == loc for other in locs)
+
+    return [fault for fault in found if fault["type"] != "too_short" or not caused(fault["loc"])]
+
+
+def _told(fault: ErrorDetails, raw: Any) -> str:
+    """One fault in a line: the key as it stands in the recipe, what is wrong, and what was found."""
+    loc, value, message = _as_written(fault, raw), fault["input"], fault["msg"]
+    if fault["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif fault["type"] == "union_tag_invalid":
+        kinds = str(fault["ctx"]["expected_tags"]).replace("'", "")
+        value = value.get("kind") if isinstance(value, dict) else value
+        loc, message = [*loc, "kind"], f"must be one of {kinds}"
+    # Whole sections are not shown: that would say no more, and they might hold what was refused as a secret.
+    section = any(isinstance(part, dict) for part in (value, *(value if isinstance(value, list) else ())))
+    hidden = section or fault["type"] in ("missing", "extra_forbidden")
+    found = "" if hidden else f", found {value!r}"
+    return f"{'.'.join(map(str, loc)) or '(recipe)'}: {message}{found}"
+
+
+def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
+    """The key of a fault without the kinds that pydantic puts between a section and its keys."""
+    found: list[int | str] = []
+    here = raw
+    for place, part in enumerate(fault["loc"]):
+        missing = fault["type"] == "missing" and place == len(fault["loc"]) - 1
+        if isinstance(here, dict) and part not in here and not missing:
+            continue
+        found.append(part)
+        if isinstance(here, dict):
+            here = here.get(part)
+        else:
+            here = here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else None
+    return found
 
 
 def load_recipe(path: str | Path | None = None) -> Recipe:

@@ -28,6 +28,44 @@ def test_a_wrong_setting_is_named(text, message):
         parse_recipe(MINIMAL + text)
 
 
+ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concurrency: 0}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "annotation: {judges: [{name: a, kind: oracle}, {name: b}]}",
+            "annotation.judges.0.kind: must be one of likelihood, answer, endpoint, vllm, found 'oracle'",
+        ),
+        (
+            "judging: {judges: [{kind: answer, name: a}]}",
+            "judging.judges.0.kind: must be one of reference, endpoint, vllm, likelihood, found 'answer'",
+        ),
+        (
+            "judging: {judges: [{name: a}]}",
+            "judging.judges.0.kind: must be one of reference, endpoint, vllm, likelihood, found None",
+        ),
+        (
+            "pairing: {restyle: {rewriter: {kind: likelihood, name: a}}}",
+            "pairing.restyle.rewriter.kind: must be one of endpoint, vllm, found 'likelihood'",
+        ),
+        (
+            "pairing: {restyle: {rewriter: {kind: vllm, name: a}, check: {kind: [1], name: b}}}",
+            "pairing.restyle.check.kind: must be one of endpoint, vllm, likelihood, words, found [1]",
+        ),
+        ("annotation: {judges: [{name: a, modell: m}, {name: b}]}", "annotation.judges.0.modell: unknown key"),
+        (f"judging: {{judges: [{ENDPOINT}]}}", "judging.judges.0.concurrency: Input should be greater than or equal"),
+        ("judging: {judges: [{kind: vllm}]}", "judging.judges.0.name: Field required"),
+    ],
+)
+def test_a_wrong_kind_names_its_key_and_every_kind_of_its_place(text, told):
+    rest = "" if text.startswith("annotation") else "annotation: {judges: [{name: a}, {name: b}]}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f"name: x\n{rest}{text}\n")
+    assert str(caught.value).startswith("recipe has 1 wrong setting(s):\n  " + told)
+
+
 def test_one_judge_is_enough_for_posterior_alone():
     one = "name: x\nannotation: {judges: [{name: a}]}\n"
     assert len(parse_recipe(one + "curation: {policy: posterior}\n").annotation.judges) == 1

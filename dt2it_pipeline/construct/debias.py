@@ -5,6 +5,9 @@ their two sides differ, whichever of them is chosen, and of each stratum equally
 and with the other. It keeps fewer pairs than needed: the probe (`evaluate.style.style_probe`) need not fall to 0.5 but
 to a bound. So `debias` takes pairs back, those first whose style tells least, as long as the probe stays below the
 bound, and swaps in other pairs of the same prompts for what had to go.
+
+Who wrote a side counts as a part of its style where that is known: a set in which one model always wins teaches its
+ways, those too that no feature counts.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline import records
+from dt2it_pipeline.construct.writers import Models, with_models
 from dt2it_pipeline.evaluate.style import (
+    UNKNOWN,
     StyleProbe,
     leak_scores,
+    pair_difference,
     probe_differences,
-    style_difference,
     style_features,
     style_probe,
 )
@@ -61,7 +66,13 @@ class Debiased:
 
 
 def debias(
-    pairs: pa.Table, spares: pa.Table, bound: float, max_pairs_per_prompt: int, folds: int = 5, seed: int = 0
+    pairs: pa.Table,
+    spares: pa.Table,
+    bound: float,
+    max_pairs_per_prompt: int,
+    folds: int = 5,
+    seed: int = 0,
+    models: Models | None = None,
 ) -> Debiased:
     """Keep as many pairs as possible while style tells the chosen side no better than the bound allows.
 
@@ -79,10 +90,12 @@ def debias(
         max_pairs_per_prompt: most pairs of a prompt.
         folds: of the probe.
         seed: of the choice; the probe's folds use another one than the asset check, so that they do not share chance.
+        models: who wrote the responses; does not count as style when None.
     """
-    strict = _balanced(pairs, seed)
-    frame, spare_frame = (table.select(["prompt_id", "chosen", "rejected"]).to_pandas() for table in (pairs, spares))
-    difference = style_difference(frame)
+    models = models or {}
+    strict = _balanced(pairs, seed, models)
+    frame, spare_frame = (with_models(table, models) for table in (pairs, spares))
+    difference = pair_difference(frame)
     order = np.abs(leak_scores(difference, seed))
     left = np.flatnonzero(~strict)
     left = left[np.lexsort((left, order[left]))]
@@ -108,7 +121,7 @@ def debias(
         {"kept": int(strict.sum()) + taken, "auc": probe.auc, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
         for taken, probe in sorted(probes.items())
     ]
-    swapped, rescued = _swaps(pairs, best, spares, max_pairs_per_prompt, seed)
+    swapped, rescued = _swaps(pairs, best, spares, max_pairs_per_prompt, seed, models)
     kept = _with(best, np.array(rescued, dtype=np.int64))
     after = probes[enough]
     if swapped:
@@ -128,29 +141,30 @@ def debias(
     )
 
 
-def balance_style(pairs: pa.Table, seed: int) -> tuple[pa.Table, pa.Table]:
+def balance_style(pairs: pa.Table, seed: int, models: Models | None = None) -> tuple[pa.Table, pa.Table]:
     """Keep, for every difference of style, as many pairs that prefer one side of it as pairs that prefer the other.
 
-    Style is what `evaluate.style.style_features` counts, and the opening word. A stratum is a difference in length (in
-    steps that widen with it), in opening words, and in every other feature's sign. Pairs whose sides do not differ are
-    all kept.
+    Style is what `evaluate.style.style_features` counts, the opening word, and who wrote the text. A stratum is a
+    difference in length (in steps that widen with it), in opening words, in every other feature's sign, and in models.
+    Pairs whose sides do not differ are all kept.
 
     Args:
         pairs: pairs table.
         seed: decides which pairs of the larger half of a stratum stay.
+        models: who wrote the responses; does not count as style when None.
 
     Returns:
         The kept pairs, in their order, and set_aside (one row per pair that was left out).
     """
-    kept = _balanced(pairs, seed)
+    kept = _balanced(pairs, seed, models or {})
     return pairs.filter(pa.array(kept)), _left_out(pairs, kept)
 
 
-def _balanced(pairs: pa.Table, seed: int) -> np.ndarray:
+def _balanced(pairs: pa.Table, seed: int, models: Models) -> np.ndarray:
     """Bool [pairs], which of them `balance_style` keeps."""
     strata: dict[tuple[int, ...], dict[int, list[int]]] = {}
     kept = np.zeros(pairs.num_rows, dtype=bool)
-    for index, (stratum, side) in enumerate(_strata(_signatures(pairs))):
+    for index, (stratum, side) in enumerate(_strata(_signatures(pairs, models))):
         if side == 0:
             kept[index] = True
         else:
@@ -163,7 +177,9 @@ def _balanced(pairs: pa.Table, seed: int) -> np.ndarray:
     return kept
 
 
-def _swaps(pairs: pa.Table, kept: np.ndarray, spares: pa.Table, most: int, seed: int) -> tuple[list[int], list[int]]:
+def _swaps(
+    pairs: pa.Table, kept: np.ndarray, spares: pa.Table, most: int, seed: int, models: Models
+) -> tuple[list[int], list[int]]:
     """Places of the spares to take, and of the left-out pairs that thereby have a counterpart and return."""
     if spares.num_rows == 0 or kept.all():
         return [], []
@@ -171,7 +187,7 @@ def _swaps(pairs: pa.Table, kept: np.ndarray, spares: pa.Table, most: int, seed:
     room = Counter({prompt: most for prompt in prompts})
     room.subtract(prompts[index] for index in np.flatnonzero(kept))
     # Opening words are numbered over both tables, so that their strata are the same.
-    strata = _strata(_signatures(pa.concat_tables([pairs, spares])))
+    strata = _strata(_signatures(pa.concat_tables([pairs, spares]), models))
     waiting: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for index in np.flatnonzero(~kept).tolist():
         waiting.setdefault(strata[index], []).append(index)
@@ -223,21 +239,29 @@ def _strata(signatures: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...]
     return found
 
 
-def _signatures(pairs: pa.Table) -> list[tuple[int, ...]]:
+def _signatures(pairs: pa.Table, models: Models) -> list[tuple[int, ...]]:
     """Per pair, the difference of styles, chosen minus rejected, in whole numbers; swapped, it is negated."""
     chosen, rejected = pairs.column("chosen").to_pylist(), pairs.column("rejected").to_pylist()
     both = style_features(pd.Series(chosen + rejected))
     values = both.drop(columns=["characters", "words", "tokens", "word length"]).to_numpy()
     signs = np.sign(np.round(values[: len(chosen)] - values[len(chosen) :], 6)).astype(int)
     openings = {word: rank for rank, word in enumerate(sorted({_opening(text) for text in chosen + rejected}))}
+    sides = ([models.get(key) or UNKNOWN for key in pairs[name].to_pylist()] for name in ("chosen_id", "rejected_id"))
+    writers = list(zip(*sides, strict=True))
+    ranks = {name: rank for rank, name in enumerate(sorted({name for both in writers for name in both}))}
     return [
-        (_length_step(len(a) - len(b)), *_opening_code(openings[_opening(a)], openings[_opening(b)]), *row)
-        for a, b, row in zip(chosen, rejected, signs.tolist(), strict=True)
+        (
+            _length_step(len(a) - len(b)),
+            *_code(openings[_opening(a)], openings[_opening(b)]),
+            *row,
+            *_code(ranks[by_a], ranks[by_b]),
+        )
+        for a, b, row, (by_a, by_b) in zip(chosen, rejected, signs.tolist(), writers, strict=True)
     ]
 
 
-def _opening_code(first: int, second: int) -> tuple[int, int]:
-    """Numbers that are negated when the two swap, and differ for different pairs of opening words."""
+def _code(first: int, second: int) -> tuple[int, int]:
+    """Numbers that are negated when the two swap, and differ for different pairs of opening words, or of models."""
     low, high = sorted((first, second))
     sign = (first > second) - (first < second)
     return sign * (low + 1), sign * (high + 1)

@@ -3,7 +3,7 @@
 Where pairs come from several models, selection (debias.py) may have to leave out too many of them. A rewriter puts
 every response into the same style instead. A rewriter may also mend or spoil what it rewrites, and then the label is
 wrong: a pair is set aside where a number changed, where the answer changed (by comparison with the reference), or where
-the rewriter, asked again, finds that the two texts do not say the same.
+the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not say the same.
 
 Run as `python -m dt2it_pipeline.construct.restyle job.json`.
 """
@@ -23,19 +23,29 @@ from dt2it_pipeline import records, store
 from dt2it_pipeline.construct.judges import answers
 from dt2it_pipeline.construct.judges.ask import Tally, replies
 from dt2it_pipeline.construct.judges.cache import ReplyCache
-from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, model_key
+from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, likelihood_judge, model_key
 from dt2it_pipeline.construct.judges.model import ModelJudge
 from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.construct.judges.rubric import only_object
 from dt2it_pipeline.construct.pairs import bare_words, near_identical
-from dt2it_pipeline.construct.settings import EndpointSettings, RestyleSettings
+from dt2it_pipeline.construct.settings import (
+    EndpointJudgeSettings,
+    EndpointSettings,
+    LikelihoodCheckSettings,
+    RestyleSettings,
+    VllmJudgeSettings,
+    VllmSettings,
+    WordsCheckSettings,
+)
 from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 
 STAGE = "restyle"
 RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
 MARK = "|restyled"  # how `generator` of a rewritten response ends
-FAILED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
+FAILED, UNCHECKED, DRIFTED, NUMBERS, ANSWER, ALIKE, TWICE = (
     "could not be rewritten",
+    "words cannot check the content",
     "rewriting changed the content",
     "rewriting changed a number",
     "rewriting changed the answer",
@@ -73,8 +83,8 @@ def run(
     Replies are kept in the job's cache file: a killed run goes on where it was.
 
     Args:
-        job: pairs, prompts, responses (Parquet; who wrote the sides), output (folder), cache (file), settings
-            (RestyleSettings), near_identical (share of words; see `pairs.near_identical`).
+        job: pairs, prompts, responses (Parquet; who wrote the sides), media_root, output (folder), cache (file),
+            settings (RestyleSettings), near_identical (share of words; see `pairs.near_identical`).
         report: called when texts are rewritten and when they are compared.
         make_engine: see `judges.make`.
 
@@ -82,44 +92,72 @@ def run(
         rows_in = rows_out + rows_set_aside (pairs), and the counts and costs of `Tally` for rewriting and comparing.
 
     Raises:
-        JudgeError: the rewriter cannot be had.
-        JudgeStopped: it cannot answer any more.
+        JudgeError: the rewriter or the check cannot be had.
+        JudgeStopped: one of them cannot answer any more.
         CacheError: replies cannot be kept.
     """
     settings = RestyleSettings.model_validate(job["settings"])
-    chosen = settings.rewriter
     pairs = store.read_parquet(job["pairs"], "pairs")
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
     written = store.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
-    rewriter = ModelJudge(
+    rewriter = _asked_in_words(settings.rewriter, settings.style, make_engine)
+    check: Judge | None = rewriter
+    if isinstance(settings.check, WordsCheckSettings):
+        check = None
+    elif isinstance(settings.check, LikelihoodCheckSettings):
+        check = likelihood_judge(settings.check, Path(job["media_root"]))
+    elif settings.check is not None:
+        shared = rewriter.engine if _same_engine(settings.rewriter, settings.check) else None
+        check = _asked_in_words(settings.check, settings.style, make_engine, shared)
+    cache = ReplyCache(Path(job["cache"]))
+    try:
+        generators = {row["response_id"]: row["generator"] for row in written}
+        found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"], check)
+    finally:
+        cache.close()
+    for name in ("pairs", "responses", "set_aside"):
+        store.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
+    asked = {RESTYLE: settings.rewriter, SAME: settings.check or settings.rewriter}
+    return {
+        "rows_in": pairs.num_rows,
+        "rows_out": found.pairs.num_rows,
+        "rows_set_aside": found.set_aside.num_rows,
+    } | {mode: found.tallies[mode].facts(*_prices(who)) for mode, who in asked.items()}
+
+
+def _prices(who: object) -> tuple[float, float]:
+    return (who.input_price, who.output_price) if isinstance(who, EndpointSettings) else (0.0, 0.0)
+
+
+def _same_engine(rewriter: VllmSettings | EndpointSettings, check: VllmSettings | EndpointSettings) -> bool:
+    """Whether one engine can serve both: a model is not loaded twice."""
+    if not isinstance(rewriter, VllmSettings) or not isinstance(check, VllmSettings):
+        return False
+    return all(getattr(rewriter, name) == getattr(check, name) for name in VllmSettings.model_fields)
+
+
+def _asked_in_words(
+    chosen: EndpointJudgeSettings | VllmJudgeSettings,
+    style: str,
+    make_engine: MakeEngine | None,
+    engine: SamplingEngine | None = None,
+) -> ModelJudge:
+    """A model that rewrites and compares; it is shown no picture, which would tempt it to answer the question."""
+    return ModelJudge(
         chosen.name,
-        engine_of(chosen, 0, make_engine),
+        engine or engine_of(chosen, 0, make_engine),
         Path(),
         chosen.max_new_tokens,
         model=model_key(chosen),
         temperature=chosen.temperature,
         attempts=chosen.attempts,
-        values={"style": settings.style},
+        values={"style": style},
         schemas={
             RESTYLE: _schema({"text": {"type": "string"}}),
             SAME: _schema({"difference": {"type": "string", "maxLength": 400}, "same": {"type": "boolean"}}),
         },
         with_pictures=False,
     )
-    cache = ReplyCache(Path(job["cache"]))
-    try:
-        generators = {row["response_id"]: row["generator"] for row in written}
-        found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"])
-    finally:
-        cache.close()
-    for name in ("pairs", "responses", "set_aside"):
-        store.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
-    prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
-    return {
-        "rows_in": pairs.num_rows,
-        "rows_out": found.pairs.num_rows,
-        "rows_set_aside": found.set_aside.num_rows,
-    } | {mode: tally.facts(*prices) for mode, tally in found.tallies.items()}
 
 
 def restyle(
@@ -130,6 +168,7 @@ def restyle(
     cache: ReplyCache,
     report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
     bound: float = 1.0,
+    check: Judge | None = None,
 ) -> Restyled:
     """Rewrite both sides of every pair; a pair whose content changed on the way is set aside.
 
@@ -137,10 +176,11 @@ def restyle(
         pairs: pairs table.
         prompts: their prompts rows.
         generators: who wrote a response, by its id; empty words where it is not there.
-        rewriter: answers the modes `restyle` and `same_content`.
+        rewriter: answers the mode `restyle`.
         cache: where replies are kept.
         report: called with what is done.
         bound: share of common words from which the two sides of a pair count as near-identical; see `pairs`.
+        check: answers the mode `same_content`, may be the rewriter; None: by words alone, see `WordsCheckSettings`.
     """
     by_id = {row["prompt_id"]: row for row in prompts}
     rivals = answers.rivals_by_reference(prompts)
@@ -157,14 +197,17 @@ def restyle(
     drifted: dict[str, tuple[str, str]] = {key: (FAILED, detail) for key, detail in faults.items()}
     for key, text in texts.items():
         prompt, original = sides[key]
-        if reason := _lexical_drift(original, text, prompt, rivals):
+        reason = _lexical_drift(original, text, prompt, rivals)
+        if not reason and check is None and text != original and not _has_short_reference(prompt):
+            reason = UNCHECKED
+        if reason:
             drifted[key] = (reason, f"{original} -> {text}")
     comparisons = {
         key: JudgeRequest(sides[key][0], (sides[key][1], text), SAME)
         for key, text in texts.items()
-        if key not in drifted and text != sides[key][1]
+        if check is not None and key not in drifted and text != sides[key][1]
     }
-    same, faults = _answers(rewriter, comparisons, cache, tallies[SAME], _is_same)
+    same, faults = _answers(check or rewriter, comparisons, cache, tallies[SAME], _is_same)
     report({"compared": len(same), "failed": len(faults)})
     drifted |= {key: (FAILED, detail) for key, detail in faults.items()}
     drifted |= {key: (DRIFTED, f"{sides[key][1]} -> {texts[key]}") for key, is_same in same.items() if not is_same}
@@ -207,13 +250,13 @@ def _fault(pair: Row, prompts: Mapping[str, Row], drifted: Mapping[str, tuple[st
 
 
 def _answers(
-    rewriter: Judge,
+    judge: Judge,
     requests: Mapping[str, JudgeRequest],
     cache: ReplyCache,
     tally: Tally,
     read: Callable[[str], Any],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the rewriter answered, read by `read` (None: of no use, ask again), and why there is no answer."""
+    """What a judge answered, read by `read` (None: of no use, ask again), and why there is no answer."""
     keys = list(requests)
     found: dict[str, Any] = {}
     faults: dict[str, str] = {}
@@ -230,7 +273,7 @@ def _answers(
         found[keys[place]] = value
         return True
 
-    replies(rewriter, list(requests.values()), cache, tally, usable)
+    replies(judge, list(requests.values()), cache, tally, usable)
     return found, faults
 
 
@@ -248,13 +291,17 @@ def _lexical_drift(original: str, text: str, prompt: Row, rivals: Mapping[str, f
     """Why a rewritten text cannot say the same, from its words alone; empty where they do not tell."""
     if _numbers(original) != _numbers(text):
         return NUMBERS
-    gold = answers.words(prompt["reference"] or "")
-    if gold and len(gold) <= answers.MAX_PHRASE_WORDS:
+    if _has_short_reference(prompt):
+        gold = answers.words(prompt["reference"])
         question, others = answers.question_text(prompt), rivals.get(" ".join(gold), frozenset())
         before, after = (answers.assess(each, prompt["reference"], question, others) for each in (original, text))
         if before != after:
             return ANSWER
     return ""
+
+
+def _has_short_reference(prompt: Row) -> bool:
+    return 0 < len(answers.words(prompt["reference"] or "")) <= answers.MAX_PHRASE_WORDS
 
 
 def _numbers(text: str) -> Counter[str]:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline import records, store
@@ -123,18 +122,6 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
     for unit, count in (("samples", "sampled"), ("tokens", "tokens")):
         totals[f"{unit}_per_second"] = round(totals[count] / totals["seconds"], 2) if totals["seconds"] else 0.0
     return records.table(responses, "responses"), records.table(aside.values(), "set_aside"), totals
-
-
-def with_models(pairs: pa.Table, responses: pa.Table) -> pd.DataFrame:
-    """Pairs with the columns chosen_model and rejected_model, null where no response of that id is there.
-
-    The model is the first part of `generator`; how an answer was drawn (temperature, picture) does not count.
-    """
-    models = dict(zip(responses["response_id"].to_pylist(), responses["generator"].to_pylist(), strict=True))
-    frame = pairs.select(["prompt_id", "chosen", "rejected", "chosen_id", "rejected_id"]).to_pandas()
-    for side in ("chosen", "rejected"):
-        frame[f"{side}_model"] = [(models.get(key) or "").split("|")[0] or None for key in frame[f"{side}_id"]]
-    return frame
 
 
 def _work(

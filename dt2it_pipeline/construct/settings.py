@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Annotated, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.engines.api_key import check_url, checked_key
-from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings, kind_of
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MODEL = "model folder or Hub id; `demo` is the model that ships with the package"
@@ -40,6 +40,11 @@ class EndpointSettings(Settings):
     )
     structured: Literal["json_schema", "json_object", "none"] = Field(
         "json_schema", description="how the endpoint is asked to keep to the form of a judgement"
+    )
+    ordered_schema: bool = Field(
+        False,
+        description="json_schema: every response of a list has its place in the schema, so that a weak model gives no "
+        "number twice; vLLM takes such a schema (prefixItems), others are known to refuse it",
     )
     length_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="what the endpoint calls the length limit of a reply"
@@ -109,16 +114,54 @@ class VllmJudgeSettings(_AskedInWords, VllmSettings):
     kind: Literal["vllm"] = "vllm"
 
 
-class LikelihoodJudgeSettings(Settings):
-    """How much more probable the picture makes one response than the other; judges pairs only."""
+class _Likelihood(Settings):
+    """A model of transformers whose probabilities are read; it writes nothing."""
 
     kind: Literal["likelihood"] = "likelihood"
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="how judgements call this judge")
     model: str = Field(DEMO_BASE_MODEL, description=_MODEL)
     batch: int = Field(64, ge=1, description="sequences per forward pass")
 
 
+class LikelihoodJudgeSettings(_Likelihood):
+    """Judges responses by their likelihood; `construct.judges.likelihood` has the formulas."""
+
+    measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
+        "evidence",
+        description="evidence: how much more probable the picture makes one response than the other; judges pairs "
+        "only. mean_log_likelihood (per token), or yes (P(yes), asked whether it is correct): scores, in all modes",
+    )
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives every response a number of its own."""
+        return self.measure != "evidence"
+
+
+class LikelihoodCheckSettings(_Likelihood):
+    """Tells whether two texts say the same, by a probability; `construct.judges.likelihood` has the formulas."""
+
+    asks: Literal["same_content", "right"] = Field(
+        "same_content",
+        description="P(yes) to whether the two say the same; or the probability that, with the picture, both are right "
+        "answers or both are not",
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="least probability of texts that count as the same")
+
+
+class WordsCheckSettings(Settings):
+    """No model tells whether two texts say the same: numbers and the reference answer do, which are compared anyway.
+
+    For short factual questions. A text that they cannot check, for want of a short reference, is set aside.
+    """
+
+    kind: Literal["words"] = "words"
+    name: str = Field("words", min_length=1)
+
+
 JudgeChoice: TypeAlias = ReferenceJudgeSettings | EndpointJudgeSettings | VllmJudgeSettings | LikelihoodJudgeSettings
+_Endpoint: TypeAlias = Annotated[EndpointJudgeSettings, Tag("endpoint")]
+_Vllm: TypeAlias = Annotated[VllmJudgeSettings, Tag("vllm")]
 
 
 class JudgingSettings(Settings):
@@ -130,8 +173,11 @@ class JudgingSettings(Settings):
 
     judges: tuple[
         Annotated[
-            JudgeChoice,
-            Field(discriminator="kind"),
+            Annotated[ReferenceJudgeSettings, Tag("reference")]
+            | _Endpoint
+            | _Vllm
+            | Annotated[LikelihoodJudgeSettings, Tag("likelihood")],
+            Discriminator(kind_of),
         ],
         ...,
     ] = Field((ReferenceJudgeSettings(),), strict=False, min_length=1, description="each judges everything")
@@ -154,11 +200,14 @@ class JudgingSettings(Settings):
             raise ValueError(f"judge names must differ, found {repeated[0]!r} more than once")
         if not {"listwise", "pointwise"} & set(self.modes):
             raise ValueError("modes needs listwise or pointwise: the strength of a pair comes from scores")
-        scoring = [judge for judge in self.judges if judge.kind != "likelihood"]
+        scoring = [judge for judge in self.judges if judge.kind != "likelihood" or judge.scores]
         if not scoring:
-            raise ValueError("a likelihood judge gives no scores; name one of another kind beside it")
+            raise ValueError(
+                "a likelihood judge gives no scores by `measure: evidence`; name another measure, or a judge of "
+                "another kind beside it"
+            )
         if len(scoring) < len(self.judges) and "pairwise" not in self.modes:
-            raise ValueError("a likelihood judge judges pairs: add pairwise to modes")
+            raise ValueError("a likelihood judge with `measure: evidence` judges pairs: add pairwise to modes")
         return self
 
     @property
@@ -170,6 +219,11 @@ class JudgingSettings(Settings):
     def in_words(self) -> bool:
         """Whether a judge is asked in words, those of the templates."""
         return any(judge.kind in ("vllm", "endpoint") for judge in self.judges)
+
+    @property
+    def yes_or_no(self) -> bool:
+        """Whether a judge is asked what yes or no answers."""
+        return any(judge.kind == "likelihood" and judge.measure == "yes" for judge in self.judges)
 
 
 class SamplingSettings(Settings):
@@ -238,14 +292,37 @@ class StrengthBin(Settings):
 
 
 class RestyleSettings(Settings):
-    """One rewriter that puts both sides of every pair into one style; facts stay."""
+    """One rewriter that puts both sides of every pair into one style; facts stay.
 
-    rewriter: Annotated[EndpointJudgeSettings | VllmJudgeSettings, Field(discriminator="kind")]
+    That they do is checked in three ways: numbers and, by comparison with the reference, the answer may not change; and
+    `check` says whether the two texts say the same.
+    """
+
+    rewriter: Annotated[_Endpoint | _Vllm, Discriminator(kind_of)]
+    check: (
+        Annotated[
+            _Endpoint
+            | _Vllm
+            | Annotated[LikelihoodCheckSettings, Tag("likelihood")]
+            | Annotated[WordsCheckSettings, Tag("words")],
+            Discriminator(kind_of),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="who tells whether a rewritten text still says the same; the rewriter when absent. Of two "
+        "different models on one GPU, serve one as an endpoint",
+    )
     style: str = Field(
         "one plain paragraph without headings, lists or bold type, and without opening or closing courtesies",
         min_length=1,
         description="the style that both sides get, in words",
     )
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the rewriter or the check loads a model on this machine."""
+        return any(each is not None and each.kind in ("vllm", "likelihood") for each in (self.rewriter, self.check))
 
 
 class PairingSettings(Settings):
@@ -261,6 +338,11 @@ class PairingSettings(Settings):
     )
     style_probe_bound: float = Field(
         0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
+    )
+    balance_models: bool = Field(
+        True,
+        description="who wrote a side counts as style, where answers come from several models: none of them wins more "
+        "often than the bound allows. false: a better model may win always, and the asset only reports it",
     )
     restyle: RestyleSettings | None = Field(None, description="both sides of a pair stay as sampled when absent")
 

@@ -6,6 +6,16 @@ The pointwise mutual information of response and picture, with the pictures of o
 baselines. What makes a response probable by itself (its length, its style, a common answer) stands in both terms and
 cancels; what the picture says does not. The mean is that of the logarithms: every picture moves the probability of
 every word a little at random, and the logarithm of the mean probability would count that against longer responses.
+
+Two more measures, on a scale of their own, need no baselines:
+
+    mean_log_likelihood(response) = log p(response | picture, question) / number of its tokens
+
+the length-normalised likelihood (SimPO, arXiv 2405.14734, uses it as a reward), and
+
+    P(yes) = p(yes words) / (p(yes words) + p(no words)), each the next token after a question that yes or no answers
+
+as VQAScore (arXiv 2404.01291) and P(True) (arXiv 2207.05221) have it.
 """
 
 from __future__ import annotations
@@ -21,9 +31,11 @@ from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatPrompt
 
+YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its answer, whatever the language
+
 
 class LikelihoodError(RuntimeError):
-    """A judge's model cannot be loaded."""
+    """A judge's model cannot be loaded, or cannot say yes or no."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +109,50 @@ class LikelihoodModel:
                 values[index] = value
         return values
 
+    def mean_log_likelihoods(self, sequences: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
+        """Nats per token of log p(response, end of turn | prompt), one per (prompt, response)."""
+        values = self.log_likelihoods(sequences)
+        return [value / len(self._tokens(text)) for value, (_, text) in zip(values, sequences, strict=True)]
+
+    def yes_and_no(self) -> tuple[list[int], list[int]]:
+        """Tokens that begin a yes, and those that begin a no. Raises LikelihoodError where one begins both."""
+        yes, no = (sorted({self._tokens(word)[0] for word in words}) for words in (YES, NO))
+        if shared := set(yes) & set(no):
+            raise LikelihoodError(f"the model begins yes and no with the same token {shared}: it cannot be asked so")
+        return yes, no
+
+    def yes_probabilities(self, prompts: Sequence[ChatPrompt]) -> list[float]:
+        """P(yes) of each question, 0 to 1; NaN where the model gives no number.
+
+        Raises:
+            LikelihoodError: the model's tokens do not tell yes from no.
+        """
+        import torch
+
+        first = [torch.tensor(tokens) for tokens in self.yes_and_no()]
+        order = sorted(range(len(prompts)), key=lambda i: len(str(prompts[i].messages)))  # little padding
+        values = [math.nan] * len(prompts)
+        for start in range(0, len(order), self._batch):
+            some = order[start : start + self._batch]
+            inputs = {key: value.to(self._device) for key, value in self._inputs([prompts[i] for i in some]).items()}
+            with torch.inference_mode():
+                logits = self._model(**inputs, logits_to_keep=1).logits[:, -1].float()
+            yes, no = (logits[:, tokens.to(logits.device)].logsumexp(-1) for tokens in first)
+            for index, value in zip(some, torch.sigmoid(yes - no).tolist(), strict=True):
+                values[index] = value
+        return values
+
+    def _inputs(self, prompts: Sequence[ChatPrompt]) -> dict[str, Any]:
+        """What the model reads of prompts, padded on the left, up to where it begins to answer."""
+        template: Callable[..., str] = self._processor.apply_chat_template
+        before = [template(list(p.messages), tokenize=False, add_generation_prompt=True) for p in prompts]
+        images = [image for prompt in prompts for image in prompt.images]
+        return dict(self._processor(text=before, images=images or None, padding=True, return_tensors="pt"))
+
     def _forward(self, chunk: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
         import torch
 
-        template: Callable[..., str] = self._processor.apply_chat_template
-        before = [template(list(p.messages), tokenize=False, add_generation_prompt=True) for p, _ in chunk]
-        images = [image for prompt, _ in chunk for image in prompt.images]
-        prompt = dict(self._processor(text=before, images=images or None, padding=True, return_tensors="pt"))
+        prompt = self._inputs([each for each, _ in chunk])
         # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
         answers = [self._tokens(text) for _, text in chunk]
         longest = max(len(answer) for answer in answers)

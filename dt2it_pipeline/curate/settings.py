@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.construct.settings import EndpointJudgeSettings, VllmJudgeSettings
-from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings, kind_of
 
 
 class JudgeSettings(Settings):
@@ -34,9 +34,9 @@ class JudgeSettings(Settings):
     max_model_len: int = Field(512, ge=64, le=131_072, description="answer: tokens of prompt and answer together")
 
 
-def _asked_how(judge: Any) -> str:
-    kind = judge.get("kind") if isinstance(judge, dict) else judge.kind
-    return kind if kind in ("endpoint", "vllm") else "own"
+def _kind(judge: Any) -> str:
+    """The kind of a judge; `likelihood` where the recipe gives none."""
+    return "likelihood" if isinstance(judge, dict) and "kind" not in judge else kind_of(judge)
 
 
 AnnotatorChoice: TypeAlias = JudgeSettings | EndpointJudgeSettings | VllmJudgeSettings
@@ -47,10 +47,11 @@ class AnnotationSettings(Settings):
 
     judges: tuple[
         Annotated[
-            Annotated[JudgeSettings, Tag("own")]
+            Annotated[JudgeSettings, Tag("likelihood")]
+            | Annotated[JudgeSettings, Tag("answer")]
             | Annotated[EndpointJudgeSettings, Tag("endpoint")]
             | Annotated[VllmJudgeSettings, Tag("vllm")],
-            Discriminator(_asked_how),
+            Discriminator(_kind),
         ],
         ...,
     ] = Field(

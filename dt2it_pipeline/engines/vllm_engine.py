@@ -13,6 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from dt2it_pipeline.engines.chat import ChatPrompt
 
+# JSON without blanks between its parts: a weak model would write nothing else to the length limit.
+WITHOUT_BLANKS = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 
 class EngineError(RuntimeError):
     """The engine cannot start, or it cannot take one particular request."""
@@ -132,8 +135,7 @@ class VllmEngine:
                 seed=seed,
                 tensor_parallel_size=tensor_parallel,
                 disable_log_stats=True,
-                # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
-                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                structured_outputs_config=WITHOUT_BLANKS,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise EngineError(f"vLLM cannot load the model {model}: {error}") from error

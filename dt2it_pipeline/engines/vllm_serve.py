@@ -1,6 +1,11 @@
-"""Serves a reward-model checkpoint over HTTP: `vllm serve DIR --runner pooling` with what the checkpoint asks for.
+"""Serves a model over HTTP with vLLM: a reward-model checkpoint for scores, any other model as a chat endpoint.
 
-    python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT [options of `vllm serve`]
+    python -m dt2it_pipeline.engines.vllm_serve MODEL [options of `vllm serve`]
+
+MODEL is a folder, a Hub id, or `demo` for the model that ships with the package. A reward-model checkpoint is served as
+by `vllm serve MODEL --runner pooling` with what the checkpoint asks for; another model as by `vllm serve MODEL`, ready
+to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON that is asked for comes without blanks
+between its parts, with which a weak model would fill a reply.
 
 Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), takes the
 picture size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
@@ -19,26 +24,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.engines.vllm_engine import _register_in_process
+from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS, _register_in_process
+from dt2it_pipeline.recipe import model_path
 
 
-def serve_arguments(folder: str, options: Sequence[str], *, on_cpu: bool) -> list[str]:
-    """Arguments of `vllm` that serve the checkpoint in `folder`; `options` are passed on and win over ours.
+def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list[str]:
+    """Arguments of `vllm` that serve a model; `options` are passed on and win over ours.
 
     Raises:
-        SystemExit: there is no such checkpoint folder.
+        SystemExit: a folder is given that holds no model.
     """
-    card = Path(folder) / "reward_model.json"
-    if not card.is_file():
-        raise SystemExit(f"{folder} is not a reward-model checkpoint: it has no reward_model.json")
+    folder = Path(model_path(model))
+    card = folder / "reward_model.json"
+    if folder.is_dir() and not card.is_file() and not (folder / "config.json").is_file():
+        raise SystemExit(
+            f"{model} holds no model: neither reward_model.json (a reward-model checkpoint) nor config.json is there"
+        )
     given = {option.split("=", 1)[0] for option in options if option.startswith("--")}
-    ours = {"--runner": ["pooling"]}
-    most = json.loads(card.read_text(encoding="utf-8")).get("max_pixels")
-    if most:
-        ours["--mm-processor-kwargs"] = [json.dumps({"max_pixels": most})]
+    ours: dict[str, list[str]] = {}
+    if card.is_file():
+        ours["--runner"] = ["pooling"]
+        most = json.loads(card.read_text(encoding="utf-8")).get("max_pixels")
+        if most:
+            ours["--mm-processor-kwargs"] = [json.dumps({"max_pixels": most})]
+    else:
+        ours |= {"--runner": ["generate"], "--served-model-name": [model]}
+        ours["--structured-outputs-config"] = [json.dumps(WITHOUT_BLANKS)]
     if on_cpu:
         ours |= {"--dtype": ["float32"], "--enforce-eager": []}
-    arguments = ["serve", folder]
+        if not card.is_file():
+            ours["--no-enable-chunked-prefill"] = []  # judges send seeds; see vllm_engine._whole_prompts
+    arguments = ["serve", str(folder) if folder.is_dir() else model]
     for name, values in ours.items():
         if name not in given:
             arguments += [name, *values]
@@ -49,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; runs until it is interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0].startswith("-"):
-        raise SystemExit("usage: python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT [options of vllm serve]")
+        raise SystemExit("usage: python -m dt2it_pipeline.engines.vllm_serve MODEL [options of vllm serve]")
     ensure_torchvision()
     import torch
 
@@ -58,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        _register_in_process(given[0])
+        _register_in_process(model_path(given[0]))
     # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
     from vllm.entrypoints.cli.serve import cmd_init
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup

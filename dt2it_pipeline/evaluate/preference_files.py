@@ -188,9 +188,9 @@ def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
     ranks = row.get("human_ranking")
     if names is not None and ranks is not None and len(names) == 2 and len(ranks) == 2:
         first, second = names if ranks[0] < ranks[1] else names[::-1]
-        return str(first), str(second)
-    chosen, rejected = row.get("chosen_model"), row.get("rejected_model")
-    return (str(chosen), str(rejected)) if chosen and rejected else (None, None)
+    else:
+        first, second = row.get("chosen_model"), row.get("rejected_model")
+    return str(first) if first else None, str(second) if second else None
 
 
 def _prompt(row: Mapping[str, Any], names: Columns) -> str:

@@ -3,7 +3,7 @@
 A reward model trained on pairs whose chosen side can be told by its style learns the style (DT2IT-MRM,
 arXiv:2604.19544). The probe measures how far that is possible: a classifier that sees only how a text is written, never
 what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
-style says it all.
+style says it all. Who wrote a side counts as style, where pairs say so: a model has more habits than can be listed.
 
     python -m dt2it_pipeline.evaluate.style FILE
 
@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 MODELS = ("chosen_model", "rejected_model")  # columns of pairs that say who wrote a side, where that is known
+UNKNOWN = "unknown"  # who wrote a side of which nothing is known
 MIN_PAIRS = 20
 MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
 
@@ -121,12 +122,13 @@ def style_features(texts: pd.Series) -> pd.DataFrame:
 def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
     """Cross-validated style-only classifier of the chosen side.
 
-    Each pair becomes the difference of the style features of its two sides, in an order that a seeded coin decides, and
-    a logistic regression without intercept predicts whether the first is the chosen one. Pairs of one prompt share
-    responses, so a prompt never lies in two folds (where `prompt_id` is there).
+    Each pair becomes the difference of the features of its two sides (`pair_difference`), in an order that a seeded
+    coin decides, and a logistic regression without intercept predicts whether the first is the chosen one. Pairs of one
+    prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there).
 
     Args:
-        pairs: chosen and rejected (texts), optionally prompt_id; a sample of 20,000 where there are more.
+        pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);
+            a sample of 20,000 where there are more.
         folds: number of folds, 2 or more; fewer where there are fewer prompts.
         seed: of the coin, the folds and the sample.
 
@@ -139,13 +141,18 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
     missing = {"chosen", "rejected"} - set(pairs.columns)
     if missing:
         raise ValueError(f"pairs have no columns {sorted(missing)}; they have {list(pairs.columns)}")
-    return probe_differences(style_difference, pairs, folds, seed)
+    return probe_differences(pair_difference, pairs, folds, seed)
 
 
 def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
-    """As `style_probe`, by who wrote the two sides alone (columns chosen_model and rejected_model)."""
+    """As `style_probe`, by who wrote the two sides alone, of pairs of which both writers are known."""
     known = pairs[pairs[list(MODELS)].notna().all(axis=1)] if set(MODELS) <= set(pairs.columns) else pairs.iloc[:0]
-    return probe_differences(_model_difference, known, folds, seed)
+    return probe_differences(model_difference, known, folds, seed)
+
+
+def pair_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """All that the probe sees of pairs: `style_difference`, and `model_difference` where pairs say who wrote them."""
+    return pd.concat([style_difference(pairs), model_difference(pairs)], axis=1)
 
 
 def style_difference(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -180,11 +187,23 @@ def leak_table(probe: StyleProbe) -> pa.Table:
     )
 
 
-def _model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    chosen, rejected = (pd.get_dummies(pairs[name].reset_index(drop=True), dtype=float) for name in MODELS)
-    difference = chosen.sub(rejected, fill_value=0.0).fillna(0.0)
-    difference.columns = [f"by {name}" for name in difference.columns]
-    return difference
+def model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Who wrote the sides: a column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
+
+    A null is a writer of its own, "unknown". Columns that are 0 throughout are left out, so that there are none where
+    both sides of every pair have one writer, or where pairs do not say who wrote them.
+    """
+    if not set(MODELS) <= set(pairs.columns):
+        return pd.DataFrame(index=range(len(pairs)))
+    chosen, rejected = (
+        np.array([UNKNOWN if pd.isna(model) else str(model) for model in pairs[name]], dtype=object) for name in MODELS
+    )
+    columns = {}
+    for name in sorted({*chosen, *rejected}):
+        difference = (chosen == name).astype(np.float64) - (rejected == name)
+        if difference.any():
+            columns[f"by {name}"] = difference
+    return pd.DataFrame(columns, index=range(len(pairs)))
 
 
 def probe_differences(
@@ -209,6 +228,8 @@ def probe_differences(
         return StyleProbe(None, None, None, count, reason="all pairs belong to one prompt")
     plain = features if isinstance(features, pd.DataFrame) else features(pairs)
     names = list(plain.columns)
+    if not names:
+        return StyleProbe(None, None, None, count, reason="both sides of every pair have one writer")
     first_is_chosen = _balanced_coin(count, random)
     difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
     predicted = np.zeros(count)
@@ -301,7 +322,10 @@ def main(arguments: Sequence[str]) -> None:
         f"{len(pairs)} pairs of {pairs['prompt_id'].nunique()} prompts"
         + "".join(f"; {count} rows left out: {reason}" for reason, count in sorted(left_out.items()))
     )
-    for name, probe in (("style", style_probe(pairs)), ("source model", source_probe(pairs))):
+    probes = {"style": style_probe(pairs.drop(columns=list(MODELS))), "source model": source_probe(pairs)}
+    if not model_difference(pairs).empty:
+        probes["style and source model"] = style_probe(pairs)
+    for name, probe in probes.items():
         if probe.auc is None:
             print(f"{name}: not measured ({probe.reason})")
             continue

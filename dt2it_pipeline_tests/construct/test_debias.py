@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dt2it_pipeline import records
 from dt2it_pipeline.construct.debias import balance_style, debias
+from dt2it_pipeline.construct.writers import models_of, with_models
 from dt2it_pipeline.evaluate.style import style_probe
 
 PLAIN = ("It is {}.", "The shape is {}.", "This is {}.")
@@ -113,3 +114,54 @@ def test_other_pairs_of_the_same_prompts_are_swapped_in_with_the_pairs_that_they
     assert len(prompts) == len(set(prompts)) and 300 <= len(prompts) <= 400
     assert single.after.auc <= 0.55
     assert single.pairs.num_rows + single.set_aside.num_rows == 400 + len(single.swapped_in)
+
+
+def test_pairs_say_which_model_wrote_their_sides():
+    pair = records.make_pair("p", "good", "bad", source="s")
+    other = records.make_pair("p", "good", "rewritten", source="s")
+    made = [
+        {"response_id": records.response_id("p", text), "prompt_id": "p", "text": text, "generator": generator}
+        for text, generator in (("good", "first|t=1"), ("bad", "second|t=1|mismatched_image"))
+    ]
+    frame = with_models(records.table([pair, other], "pairs"), models_of(records.table(made, "responses")))
+    assert frame["chosen_model"].tolist() == ["first", "first"]
+    assert frame["rejected_model"].isna().tolist() == [False, True]
+    assert frame["rejected_model"][0] == "second"
+
+
+def _of_two_models(count: int, better: float = 0.9, seed: int = 0):
+    """Pairs of answers by `strong` and `weak`, in one style; `strong` wins in the share `better` of them."""
+    rng = random.Random(seed)
+    pairs, models = [], {}
+    for number in range(count):
+        good, bad = rng.sample(["red", "blue", "teal", "green"], 2)
+        texts = [rng.choice(PLAIN).format(word) for word in (good, bad)]
+        pairs.append(records.make_pair(f"p{number}", *texts, source="s"))
+        writers = ["strong", "weak"] if rng.random() < better else ["weak", "strong"]
+        models |= {pairs[-1]["chosen_id"]: writers[0], pairs[-1]["rejected_id"]: writers[1]}
+    return records.table(pairs, "pairs"), models
+
+
+def test_a_model_that_wins_nearly_always_is_found_and_balanced():
+    pairs, models = _of_two_models(1000)
+    blind = debias(pairs, NONE, 0.55, 3)
+    assert blind.before.auc < 0.55 and blind.pairs.num_rows > 900  # their texts do not tell them apart
+    seen = debias(pairs, NONE, 0.55, 3, models=models)
+    assert seen.before.auc > 0.85
+    assert dict(seen.before.leaks)["by strong"] > 0.85 > 0.15 > dict(seen.before.leaks)["by weak"]
+    assert seen.after.auc <= 0.55
+    assert style_probe(with_models(seen.pairs, models), seed=7).auc <= 0.55
+    # twice the pairs in which `weak` wins, some 100 of 1,000, are what balance leaves, without their strata's rests
+    assert 150 < seen.pairs.num_rows < 300
+    assert seen.pairs.num_rows + seen.set_aside.num_rows == pairs.num_rows
+    assert [point["kept"] for point in seen.curve][-1] == pairs.num_rows
+
+
+def test_one_model_on_both_sides_changes_nothing_and_a_model_that_is_not_known_counts_as_one():
+    pairs = _pairs(500, bias=0.7)
+    ids = [*pairs["chosen_id"].to_pylist(), *pairs["rejected_id"].to_pylist()]
+    plain, alone = debias(pairs, NONE, 0.55, 3), debias(pairs, NONE, 0.55, 3, models=dict.fromkeys(ids, "only"))
+    assert alone == plain
+    pairs, models = _of_two_models(500)
+    known = {key: name for key, name in models.items() if name == "strong"}
+    assert debias(pairs, NONE, 0.55, 3, models=known).before.auc > 0.85

@@ -216,6 +216,20 @@ def test_pictures_words_schema_and_sampling_reach_the_endpoint(tmp_path):
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("some-model", 77, 0.0)
 
 
+def test_an_endpoint_that_takes_it_is_sent_a_schema_in_which_every_response_has_its_place(tmp_path):
+    with serving(FaultServer({})) as server:
+        texts = [["item-a worth-3", "item-b worth-8"]]
+        facts, _, _ = _run(judging_job(tmp_path, server.url, texts, modes=["listwise"], ordered_schema=True))
+        plain, _, _ = _run(judging_job(tmp_path, server.url, texts, modes=["listwise"]))
+    ordered, unordered = (
+        body["response_format"]["json_schema"]["schema"]["properties"]["responses"] for body in server.bodies
+    )
+    assert [entry["properties"]["response"]["enum"] for entry in ordered["prefixItems"]] == [[1], [2]]
+    assert "prefixItems" not in unordered
+    assert facts["rows_out"] == plain["rows_out"] == 2
+    assert plain["judges"]["remote"]["looked_up"] == 0  # a reply to the one is not a reply to the other
+
+
 def test_a_judge_that_goes_by_place_is_found_out(tmp_path):
     texts = [[f"item-{n} {m} worth-{m}" for m in range(3)] for n in range(4)]
 

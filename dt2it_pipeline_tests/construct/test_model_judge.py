@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -18,8 +16,8 @@ from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CRITERIA, CUT_OF
 from dt2it_pipeline.construct.judges.templates import load_template, version
 from dt2it_pipeline.construct.settings import JudgingSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample, VllmEngine
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
 from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row, response_rows
+from dt2it_pipeline_tests.engines.served import patient_model
 
 
 def _words(request) -> str:
@@ -118,19 +116,10 @@ def test_a_second_attempt_draws_another_reply(tmp_path):
     assert [(r.seed, r.temperature > 0) for r in engine.requests] == [(0, False), (1, True), (2, True)]
 
 
-@pytest.fixture
-def patient_model(tmp_path) -> Path:
-    """The shipped base model, made to take prompts of any length: beyond 2048 tokens its words are nonsense."""
-    folder = Path(shutil.copytree(model_path(DEMO_BASE_MODEL), tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["max_position_embeddings"] = 8192
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.mark.heavy
-def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_rubric(tmp_path, patient_model):
+def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_rubric(tmp_path):
     """Three modes in two languages, through the job: every response ends judged or set aside with the raw text."""
+    model = patient_model(tmp_path / "model")
     english = prompt_row(tmp_path, "red")
     chinese = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
     prompts = [english, chinese]
@@ -140,7 +129,7 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
     ]
     store.write_parquet(records.table(prompts, "prompts"), tmp_path / "prompts.parquet")
     store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
-    local = {"kind": "vllm", "name": "local", "model": str(patient_model), "max_new_tokens": 2600, "attempts": 1}
+    local = {"kind": "vllm", "name": "local", "model": str(model), "max_new_tokens": 2600, "attempts": 1}
     modes = [LISTWISE, POINTWISE, PAIRWISE]
     settings = JudgingSettings.model_validate({"judges": [local], "modes": modes})
     job = {

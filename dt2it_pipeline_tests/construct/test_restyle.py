@@ -9,8 +9,9 @@ import pytest
 from dt2it_pipeline import records, store
 from dt2it_pipeline.construct import restyle
 from dt2it_pipeline.construct.settings import RestyleSettings
+from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
+from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, prompt_row, response_rows
 
 REWRITTEN = {
     "## Answer\n**red**": "It is red.",
@@ -64,6 +65,7 @@ def job(tmp_path):
             "pairs": str(tmp_path / "pairs.parquet"),
             "prompts": str(tmp_path / "prompts.parquet"),
             "responses": str(tmp_path / "responses.parquet"),
+            "media_root": str(tmp_path),
             "output": str(tmp_path / "restyled"),
             "cache": str(tmp_path / "replies.sqlite"),
             "near_identical": 0.95,
@@ -107,6 +109,42 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
     words = [body["messages"][0]["content"] for body in server.bodies]
     assert all(isinstance(text, str) for text in words)  # no picture is sent: it would tempt the rewriter to answer
     assert any("one plain sentence" in text for text in words)
+
+
+def test_words_alone_check_what_has_a_short_reference_and_nothing_else(tmp_path, job):
+    server = FaultServer({}, _chat)
+    with serving(server):
+        asked = job(server.url)
+        asked["settings"] |= {"check": {"kind": "words"}}
+        facts = restyle.run(asked, lambda progress: None)
+        prompts = store.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
+        rows = [row | {"reference": "a long and winding story about " * 9} for row in prompts]
+        store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+        unchecked = restyle.run(asked, lambda progress: None)
+    assert facts["same_content"]["calls"] == 0
+    assert (facts["rows_out"], unchecked["rows_out"]) == (3, 0)  # a missing word goes unseen
+    aside = store.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    assert restyle.UNCHECKED in {row["reason"] for row in aside}
+
+
+def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
+    local = {"kind": "vllm", "attempts": 1}
+    settings = {"rewriter": local | {"name": "r"}, "check": local | {"name": "c", "max_new_tokens": 50}}
+    built = []
+
+    def make_engine(chosen, most_pictures):
+        built.append(chosen.name)
+        return ScriptedEngine(
+            lambda request: [Sample(_chat(request.prompt.messages[-1]["content"][0]["text"], []), 1, True)]
+        )
+
+    for check, expected in (({}, ["r"]), ({"max_model_len": 512}, ["r", "r", "c"])):
+        settings["check"] |= check
+        asked = job("http://127.0.0.1:9/v1") | {
+            "settings": RestyleSettings.model_validate(settings).model_dump(mode="json")
+        }
+        facts = restyle.run(asked, lambda progress: None, make_engine)
+        assert built == expected and facts["rows_out"] == 2
 
 
 def test_templates_exist_in_both_languages():

@@ -238,19 +238,6 @@ def test_pictures_are_scaled_down_and_short_answers_set_aside(tmp_path):
     assert [row["reason"] for row in aside] == ["shorter than 5 characters"]
 
 
-def test_pairs_say_which_model_wrote_their_sides():
-    pair = records.make_pair("p", "good", "bad", source="s")
-    other = records.make_pair("p", "good", "rewritten", source="s")
-    made = [
-        {"response_id": records.response_id("p", text), "prompt_id": "p", "text": text, "generator": generator}
-        for text, generator in (("good", "first|t=1"), ("bad", "second|t=1|mismatched_image"))
-    ]
-    frame = sample.with_models(records.table([pair, other], "pairs"), records.table(made, "responses"))
-    assert frame["chosen_model"].tolist() == ["first", "first"]
-    assert frame["rejected_model"].isna().tolist() == [False, True]
-    assert frame["rejected_model"][0] == "second"
-
-
 @pytest.mark.heavy
 def test_copies_of_the_model_share_the_shards_and_give_the_tables_of_one(tmp_path):
     rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]

@@ -39,8 +39,22 @@ def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_something_else_than_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no reward_model\.json"):
+def test_another_model_is_served_as_a_chat_endpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
+    assert made[:6] == ["serve", str(tmp_path), "--runner", "generate", "--served-model-name", str(tmp_path)]
+    assert json.loads(made[made.index("--structured-outputs-config") + 1])["disable_any_whitespace"] is True
+    assert "--no-enable-chunked-prefill" in made  # requests carry seeds: see vllm_engine._whole_prompts
+    on_gpu = serve_arguments("some/model", ["--served-model-name=judge"], on_cpu=False)
+    assert on_gpu[:4] == ["serve", "some/model", "--runner", "generate"]
+    assert on_gpu[-1] == "--served-model-name=judge" and on_gpu.count("--served-model-name") == 0
+    assert "--dtype" not in on_gpu and "--no-enable-chunked-prefill" not in on_gpu
+    shipped = serve_arguments("demo", [], on_cpu=False)
+    assert Path(shipped[1], "config.json").is_file() and shipped[5] == "demo"
+
+
+def test_something_else_than_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"neither reward_model\.json .* nor config\.json"):
         serve_arguments(str(tmp_path), [], on_cpu=False)
     with pytest.raises(SystemExit, match="usage"):
         main([])

@@ -40,6 +40,7 @@ def _read(tmp_path, rows, name="pairs.json"):
             {"question": "q", "chosen": "good", "rejected": "bad", "chosen_model": "m", "rejected_model": "n"},
             ("m", "n"),
         ),
+        ({"question": "q", "chosen": "good", "rejected": "bad", "rejected_model": "n"}, (None, "n")),
     ],
 )
 def test_forms_of_rows(tmp_path, row, models):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.evaluate.style import StyleProbe, _auc, source_probe, style_features, style_probe
+from dt2it_pipeline.evaluate.style import StyleProbe, _auc, model_difference, source_probe, style_features, style_probe
 
 WORDS = ["red", "blue", "green", "circle", "triangle", "rectangle", "it", "is", "a", "the", "shape", "picture", "shows"]
 
@@ -110,3 +110,20 @@ def test_who_wrote_the_sides_is_probed_apart() -> None:
     assert probe.auc is not None and probe.auc > 0.85
     assert dict(probe.leaks)["by strong"] > 0.8 > 0.2 > dict(probe.leaks)["by weak"]
     assert source_probe(pairs(300, None)).reason == "0 pairs, fewer than 20"
+    alone = source_probe(frame.assign(chosen_model="strong", rejected_model="strong"))
+    assert (alone.auc, alone.leaks, alone.reason) == (None, (), "both sides of every pair have one writer")
+
+
+def test_who_wrote_the_sides_counts_as_style_where_pairs_say_so() -> None:
+    random = np.random.default_rng(0)
+    frame = pairs(300, None)
+    wins = random.random(300) < 0.9
+    frame["chosen_model"], frame["rejected_model"] = np.where(wins, "a", "b"), np.where(wins, "b", "a")
+    plain = style_probe(frame.drop(columns=["chosen_model", "rejected_model"]))
+    seen = style_probe(frame)
+    assert plain.auc is not None and plain.auc < 0.6
+    assert seen.auc is not None and seen.auc > 0.85
+    assert seen.leaks[0][0] in ("by a", "by b")
+    assert style_probe(frame.assign(chosen_model="a", rejected_model="a")) == plain  # zero throughout: it drops out
+    half = model_difference(pd.DataFrame({"chosen_model": ["a", None, None], "rejected_model": [None, "a", None]}))
+    assert half.to_dict("list") == {"by a": [1, -1, 0], "by unknown": [-1, 1, 0]}

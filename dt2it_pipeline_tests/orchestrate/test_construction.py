@@ -40,11 +40,13 @@ def pool(tmp_path: Path) -> list[str]:
     return [shutil.copytree(model_path(DEMO_BASE_MODEL), tmp_path / name).as_posix() for name in ("first", "second")]
 
 
-def recipe_of(pool: list[str], restyle: dict[str, Any] | None = None, **sampling: Any) -> Recipe:
+def recipe_of(
+    pool: list[str], restyle: dict[str, Any] | None = None, pairing: dict[str, Any] | None = None, **sampling: Any
+) -> Recipe:
     demo = load_recipe("configs/recipes/demo.yaml")
     changes = {
         "sampling": {"models": pool, "temperatures": [0.5, 1.0], "samples": 4, "mismatched_samples": 0, **sampling},
-        "pairing": {"restyle": restyle},
+        "pairing": {"restyle": restyle} | (pairing or {}),
     }
     return Recipe.model_validate(
         demo.model_dump() | {name: getattr(demo, name).model_dump() | new for name, new in changes.items()}
@@ -125,6 +127,37 @@ def test_answers_of_a_pool_become_pairs_and_the_asset_says_who_wrote_them(home, 
     assert set(found["pairs"]["chosen_id"].to_pylist()) <= set(
         home.read("judged_responses")["responses"]["response_id"].to_pylist()
     )
+
+
+def test_of_one_model_alone_nothing_is_said(home, pool, scripted):
+    done = construct(recipe_of(pool[:1]), home)
+    assert done.success
+    shown = metadata(done, "debiased_pairs")
+    assert not [name for name in shown if name.startswith("source_model")]
+    assert "by first" not in shown["style_leaks"]
+
+
+def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(home, pool, monkeypatch):
+    """Both write alike, but all that `second` says is wrong."""
+
+    def run(_: Any, context: Any, target: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        def answer(request: Any) -> list[Sample]:
+            right = color_of(request)
+            wrong = COLORS[(COLORS.index(right) + 1) % len(COLORS)]
+            return [Sample(f"It is {right if Path(job['model']).name == 'first' else wrong}.", 4, True, 20)]
+
+        return load_run(target)(job, lambda progress: None, lambda most_pictures: ScriptedEngine(answer))  # type: ignore[call-arg]
+
+    monkeypatch.setattr(ChildProcesses, "run", run)
+    free = recipe_of(pool, pairing={"balance_models": False})
+    assert construct(free, home).success
+    unbalanced = home.read("debiased_pairs")
+    assert unbalanced["pairs"].num_rows == unbalanced.facts["formed"] == 30
+    done = construct(recipe_of(pool), home)
+    found = home.read("debiased_pairs")
+    assert found.facts["style_auc_before"] == 1 and found["pairs"].num_rows == 0  # `second` never wins
+    assert found["set_aside"].num_rows >= 30
+    assert done.success and not checks(done, "debiased_pairs")["style_probe"].passed  # nothing is left to measure
 
 
 def test_pairs_are_rewritten_on_request_and_what_changed_is_set_aside(home, pool, scripted):

@@ -9,7 +9,7 @@ from typing import Any
 
 from dt2it_pipeline.construct.judges.cache import ReplyCache, reply_key
 from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, JudgeStopped, Reply
-from dt2it_pipeline.construct.judges.rubric import OK, Verdict, read_reply
+from dt2it_pipeline.construct.judges.rubric import OK, SIX_CRITERIA, Verdict, read_reply
 
 FAILED = "no reply"
 logger = logging.getLogger(__name__)
@@ -65,13 +65,14 @@ def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally
         JudgeStopped: the judge cannot answer any more. What it has answered is kept.
     """
     verdicts: list[list[Verdict]] = [[]] * len(requests)
+    rubric = getattr(judge, "rubric", SIX_CRITERIA)
 
     def usable(place: int, reply: Reply | JudgeError) -> bool:
         request = requests[place]
         if isinstance(reply, JudgeError):
             verdicts[place] = [Verdict(FAILED, detail=str(reply))] * len(request.responses)
         else:
-            verdicts[place] = read_reply(reply, request.mode, len(request.responses))
+            verdicts[place] = read_reply(reply, request.mode, len(request.responses), rubric)
         return all(verdict.status == OK for verdict in verdicts[place])
 
     replies(judge, requests, cache, tally, usable)

@@ -13,6 +13,7 @@ from dt2it_pipeline.construct.settings import (
     EndpointJudgeSettings,
     EndpointSettings,
     JudgeChoice,
+    LikelihoodCheckSettings,
     LikelihoodJudgeSettings,
     ReferenceJudgeSettings,
     VllmJudgeSettings,
@@ -47,7 +48,7 @@ def make_judge(
     if isinstance(settings, ReferenceJudgeSettings):
         return ReferenceJudge(rows, settings.name)
     if isinstance(settings, LikelihoodJudgeSettings):
-        return _likelihood(settings, media_root)
+        return likelihood_judge(settings, media_root)
     engine = engine_of(settings, max((len(row["media"]) for row in rows), default=0), make_engine)
     return ModelJudge(
         settings.name,
@@ -59,8 +60,28 @@ def make_judge(
         attempts=settings.attempts,
         max_pixels=settings.max_pixels,
         prompt=prompt,
-        ordered=isinstance(settings, VllmSettings),
+        ordered=isinstance(settings, VllmSettings) or settings.ordered_schema,
     )
+
+
+def likelihood_judge(settings: LikelihoodJudgeSettings | LikelihoodCheckSettings, media_root: Path) -> Judge:
+    """A judge, or a check of content, that reads probabilities. Raises JudgeError where its model cannot be had."""
+    from dt2it_pipeline.construct.judges.likelihood import LikelihoodJudge, LikelihoodSameness, LikelihoodScores
+    from dt2it_pipeline.curate.likelihood import LikelihoodError, LikelihoodModel
+    from dt2it_pipeline.recipe import model_path
+
+    try:
+        model = LikelihoodModel(model_path(settings.model), settings.batch)
+        if isinstance(settings, LikelihoodCheckSettings) or settings.measure == "yes":
+            model.yes_and_no()
+    except LikelihoodError as error:
+        raise JudgeError(f"{settings.name}: {error}") from error
+    name, digest = settings.name, _digest(settings.model)
+    if isinstance(settings, LikelihoodCheckSettings):
+        return LikelihoodSameness(name, digest, model, media_root, settings.asks, settings.threshold)
+    if settings.measure == "evidence":
+        return LikelihoodJudge(name, digest, model, media_root)
+    return LikelihoodScores(name, digest, model, media_root, settings.measure)
 
 
 def engine_of(
@@ -76,7 +97,7 @@ def engine_of(
 def model_key(settings: EndpointJudgeSettings | VllmJudgeSettings) -> str:
     """What stands for a model in the keys of kept replies: name and form of the request, or the weights' content."""
     if isinstance(settings, EndpointSettings):
-        return f"endpoint {settings.model} {settings.structured}"
+        return f"endpoint {settings.model} {settings.structured}{' ordered' if settings.ordered_schema else ''}"
     return f"vllm {_digest(settings.model)}"
 
 
@@ -102,15 +123,3 @@ def _engine(settings: EndpointSettings | VllmSettings, most_pictures: int) -> Sa
         most_pictures,
         tensor_parallel=settings.tensor_parallel,
     )
-
-
-def _likelihood(settings: LikelihoodJudgeSettings, media_root: Path) -> Judge:
-    from dt2it_pipeline.construct.judges.likelihood import LikelihoodJudge
-    from dt2it_pipeline.curate.likelihood import LikelihoodError, LikelihoodModel
-    from dt2it_pipeline.recipe import model_path
-
-    try:
-        weigher = LikelihoodModel(model_path(settings.model), settings.batch)
-    except LikelihoodError as error:
-        raise JudgeError(str(error)) from error
-    return LikelihoodJudge(settings.name, _digest(settings.model), weigher, media_root)

@@ -22,7 +22,7 @@ from dt2it_pipeline.construct.judges.protocol import (
     Reply,
 )
 from dt2it_pipeline.construct.judges.rubric import reply_schema
-from dt2it_pipeline.construct.judges.templates import Template, load_template
+from dt2it_pipeline.construct.judges.templates import Template, load_template, question_row
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine, stream
 
@@ -121,11 +121,8 @@ class ModelJudge:
             raise JudgeStopped(f"judge {self.name}: {error}") from error
 
     def _prompt(self, request: JudgeRequest, opened: dict[str, tuple[Image.Image, ...]]) -> ChatPrompt:
-        row = dict(request.prompt)
-        words = self._template(request.mode, row["language"]).render(request, self._values)
-        row["media"] = row["media"] if self._with_pictures else []
-        markers = "".join(f"<{medium['kind']}>" for medium in row["media"])
-        row |= {"system": "", "turns": [{"role": "user", "text": f"{markers}{words}"}]}
+        words = self._template(request.mode, request.prompt["language"]).render(request, self._values)
+        row = question_row(request.prompt, words, self._with_pictures)
         known = opened.get(row["prompt_id"])
         prompt = chat_prompt(row, self._media_root, suffix=self._added, images=known)
         if known is None:

@@ -44,7 +44,8 @@ class Reply:
 class Judge(Protocol):
     """Scores responses by the rubric, or tells which of two is better.
 
-    `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used.
+    `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used. One that scores
+    by something else than the six criteria says so by a further attribute `rubric` (`rubric.Rubric`).
     """
 
     name: str

@@ -11,6 +11,8 @@ The overall score that counts is computed here from the scores and weights: judg
 wrote themselves is kept beside it. A reply on two responses (pairwise) only says which is better:
 
     {"reference": "the judge's own answer", "analysis": "...", "better": 1}    2 for the second, 0 for a tie
+
+A judge may have another rubric than the six criteria: one by likelihood has a single number, which is not whole.
 """
 
 from __future__ import annotations
@@ -29,6 +31,17 @@ WEIGHT_TOLERANCE = 0.02  # judges round their weights; beyond this they did not 
 
 OK, UNPARSABLE, MISSING, CUT_OFF = "ok", "unparsable", "missing response", "reply cut off"
 BAD_CRITERIA, BAD_SCORE, BAD_WEIGHTS = "missing criterion", "score out of range", "weights do not sum to 1"
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge scores: the names of its criteria, and whether scores are whole numbers."""
+
+    names: tuple[str, ...]
+    whole: bool
+
+
+SIX_CRITERIA = Rubric(CRITERIA, True)
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,9 @@ _BRACKETED = re.compile(r"\s*[(（][^)）]*[)）]\s*$")
 _THOUGHTS = re.compile(r"(?s)^.*</think>")  # what a reasoning model wrote before its answer
 
 
-def read_reply(reply: Reply, mode: str, count: int) -> list[Verdict]:
+def read_reply(reply: Reply, mode: str, count: int, rubric: Rubric = SIX_CRITERIA) -> list[Verdict]:
     """Read a judge's reply in any mode; one verdict per response in the order of presentation. Never raises."""
-    verdicts = parse_pairwise(reply.text) if mode == PAIRWISE else parse_reply(reply.text, count)
+    verdicts = parse_pairwise(reply.text) if mode == PAIRWISE else parse_reply(reply.text, count, rubric)
     if reply.finished or all(verdict.status == OK for verdict in verdicts):
         return verdicts
     return [Verdict(CUT_OFF, detail=reply.text)] * count
@@ -90,7 +103,7 @@ def parse_pairwise(text: str) -> list[Verdict]:
     return [Verdict(OK, first), Verdict(OK, 1.0 - first)]
 
 
-def parse_reply(text: str, count: int) -> list[Verdict]:
+def parse_reply(text: str, count: int, rubric: Rubric = SIX_CRITERIA) -> list[Verdict]:
     """Read a judge's reply on `count` responses; one verdict per response in the order of presentation.
 
     Text around the JSON object (a code fence, a preamble) is ignored. Never raises: what cannot be read is a verdict
@@ -106,7 +119,7 @@ def parse_reply(text: str, count: int) -> list[Verdict]:
             # A number that is unknown or comes twice: which text the judge meant is anyone's guess, for all of them.
             return [Verdict(UNPARSABLE, detail=f"response number {number!r}: {text}")] * count
         entries[number] = entry
-    found = [_verdict(entries[n]) if n in entries else Verdict(MISSING) for n in range(1, count + 1)]
+    found = [_verdict(entries[n], rubric) if n in entries else Verdict(MISSING) for n in range(1, count + 1)]
     return [v if v.status == OK else replace(v, detail=f"{v.detail}: {text}" if v.detail else text) for v in found]
 
 
@@ -182,17 +195,18 @@ def reply_schema(mode: str, count: int, ordered: bool = False) -> dict[str, Any]
     }
 
 
-def _verdict(entry: dict[str, Any]) -> Verdict:
+def _verdict(entry: dict[str, Any], rubric: Rubric) -> Verdict:
     given = entry.get("criteria")
     if not isinstance(given, dict):
         return Verdict(BAD_CRITERIA, detail="no criteria")
     criteria: dict[str, dict[str, float]] = {}
-    for name in CRITERIA:
+    for name in rubric.names:
         item = given.get(name)
         if not isinstance(item, dict) or "score" not in item or "weight" not in item:
             return Verdict(BAD_CRITERIA, detail=name)
         score, weight = item["score"], item["weight"]
-        if not _is_number(score) or score != int(score) or not 0 <= score <= MAX_SCORE:
+        whole = not rubric.whole or (_is_number(score) and score == int(score))
+        if not _is_number(score) or not whole or not 0 <= score <= MAX_SCORE:
             return Verdict(BAD_SCORE, detail=f"{name}: {score!r}")
         if not _is_number(weight) or not 0 <= weight <= 1:
             return Verdict(BAD_WEIGHTS, detail=f"{name}: {weight!r}")

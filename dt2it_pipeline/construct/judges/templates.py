@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
@@ -16,6 +17,7 @@ from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWI
 from dt2it_pipeline.recipe import project_root
 
 FALLBACK_LANGUAGE = "en"
+IS_RIGHT, IS_SAME = "is_right", "is_same"  # templates of questions that yes or no answers: one text, two texts
 _FENCE = re.compile(r"(?m)^\s*={3,}")
 
 
@@ -55,6 +57,13 @@ def load_template(mode: str, language: str, folder: Path | None = None) -> Templ
         if (folder / name).is_file():
             return Template((folder / name).read_text(encoding="utf-8"))
     raise JudgeError(f"there is no judge template {name} in {folder}")
+
+
+def question_row(prompt: Mapping[str, Any], words: str, with_pictures: bool = True) -> dict[str, Any]:
+    """A prompts row that has a judge's words in the place of the conversation, with the prompt's media or without."""
+    media = prompt["media"] if with_pictures else []
+    markers = "".join(f"<{medium['kind']}>" for medium in media)
+    return dict(prompt) | {"media": media, "system": "", "turns": [{"role": "user", "text": f"{markers}{words}"}]}
 
 
 def version(modes: Iterable[str], folder: Path | None = None) -> str:

@@ -15,8 +15,9 @@ from dt2it_pipeline.construct.judges import templates
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
-from dt2it_pipeline.construct.sample import join, with_models
-from dt2it_pipeline.construct.settings import PairingSettings, RestyleSettings
+from dt2it_pipeline.construct.sample import join
+from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, RestyleSettings
+from dt2it_pipeline.construct.writers import Models, models_of, with_models
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.child import PROGRESS
@@ -138,7 +139,7 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
                 "raw_prompts": raw_prompts,
                 "candidate_responses": candidate_responses,
                 "models": _model_digests(recipe),
-                **_words(recipe.judging.modes if recipe.judging.in_words else ()),
+                **_words(_asked(recipe.judging)),
             },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
@@ -160,6 +161,12 @@ def _model_digests(recipe: Recipe) -> str:
     return " ".join(model_digest(model_path(model)) for model in local)
 
 
+def _asked(judging: JudgingSettings) -> tuple[str, ...]:
+    """Names of the templates that judges are asked with."""
+    modes: tuple[str, ...] = judging.modes if judging.in_words else ()
+    return (*modes, templates.IS_RIGHT) if judging.yes_or_no else modes
+
+
 def _words(modes: Iterable[str]) -> dict[str, str]:
     """What stands for the templates of the modes that a model is asked in; nothing where none is."""
     asked = tuple(modes)
@@ -168,7 +175,7 @@ def _words(modes: Iterable[str]) -> dict[str, str]:
 
 def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     restyle = recipe.pairing.restyle
-    heavy = restyle is not None and restyle.rewriter.kind == "vllm"
+    heavy = restyle is not None and restyle.heavy
     rewriting_checks = [dg.AssetCheckSpec("rewriting_keeps_pairs", asset="debiased_pairs", blocking=True)]
     if restyle is None:
         rewriting_checks = []
@@ -217,6 +224,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 pairing.max_pairs_per_prompt,
                 recipe.evaluation.style_probe_folds,
                 recipe.seed,
+                _writers(pairing, judged_responses, rewritten),
             )
             swapped = pa.array(sorted(chosen.swapped_in), pa.string())
             set_aside = pa.concat_tables(
@@ -253,7 +261,8 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "seed": recipe.seed,
             },
         )
-        probe = style_probe(bundle["pairs"].to_pandas(), recipe.evaluation.style_probe_folds, recipe.seed)
+        writers = _writers(recipe.pairing, judged_responses, bundle.tables)
+        probe = style_probe(with_models(bundle["pairs"], writers), recipe.evaluation.style_probe_folds, recipe.seed)
         checks = [reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound)]
         curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
         metadata = {
@@ -266,7 +275,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
             checks.append(rewriting_keeps_pairs(rewriting))
             metadata["rewriting"] = judge_table({mode: rewriting[mode] for mode in (RESTYLE, SAME)})
             responses = pa.concat_tables([responses, bundle["responses"]])
-        by_model = source_probe(with_models(bundle["pairs"], responses))
+        by_model = source_probe(with_models(bundle["pairs"], models_of(responses)))
         if by_model.leaks:  # several models: does one of them always win?
             metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
             figures = ("auc", "ci_low", "ci_high")
@@ -276,13 +285,22 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
     return debiased_pairs
 
 
+def _writers(settings: PairingSettings, judged: Bundle, tables: Mapping[str, Any]) -> Models:
+    """Who wrote the sides as far as it counts as style: what was rewritten was written by the one rewriter."""
+    if not settings.balance_models:
+        return {}
+    if settings.restyle is None:
+        return models_of(judged["responses"])
+    return dict.fromkeys(tables["responses"]["response_id"].to_pylist(), settings.restyle.rewriter.name)
+
+
 def _rewriter(restyle: RestyleSettings | None) -> dict[str, str]:
     """What stands for the rewriter's weights and words; nothing where pairs stay as sampled."""
     if restyle is None:
         return {}
-    local = restyle.rewriter.kind == "vllm"
-    digest = model_digest(model_path(restyle.rewriter.model)) if local else ""
-    return {"rewriter": digest, **_words((RESTYLE, SAME))}
+    local = [each.model for each in (restyle.rewriter, restyle.check) if each and each.kind in ("vllm", "likelihood")]
+    digest = " ".join(model_digest(model_path(model)) for model in local)
+    return {"rewriter": digest, **_words((RESTYLE, SAME, templates.IS_SAME, templates.IS_RIGHT))}
 
 
 def _rewritten(
@@ -304,12 +322,13 @@ def _rewritten(
         "pairs": str(work / "formed.parquet"),
         "prompts": str(work / "prompts.parquet"),
         "responses": str(judged.table_path("responses")),
+        "media_root": str(store.media),
         "output": str(work / "restyled"),
         "cache": str(store.cache / "judge_replies.sqlite"),
         "settings": restyle.model_dump(mode="json"),
         "near_identical": settings.near_identical,
     }
-    if restyle.rewriter.kind == "vllm":
+    if restyle.heavy:
         facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
     else:
         facts = restyle_run(job, _logger(context))

@@ -1,0 +1,51 @@
+"""The rewriter of the demo's world: what it is taught, and that reading the instruction once changes no number."""
+
+from __future__ import annotations
+
+import random
+
+from dt2it_pipeline.construct import restyle
+from dt2it_pipeline.construct.judges.model import ModelJudge
+from dt2it_pipeline.construct.judges.protocol import JudgeRequest
+from dt2it_pipeline.demo import language
+from dt2it_pipeline.demo.build_rewriter import STYLE, Pupil, draw, prompt_text
+from dt2it_pipeline.engines.vllm_engine import Sample
+from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row
+
+
+def test_what_it_is_taught_says_what_the_answer_says() -> None:
+    rng = random.Random(0)
+    for question, text, sentence in (draw(rng) for _ in range(200)):
+        assert language.read_answer(question, text) == language.read_answer(question, sentence) is not None
+
+
+def test_it_is_taught_with_the_prompt_that_the_pipeline_sends(tmp_path) -> None:
+    question, text, _ = draw(random.Random(1))
+    row = prompt_row(tmp_path, "red", question, "circle")
+    engine = ScriptedEngine(lambda request: [Sample("{}", 1, True)])
+    rewriter = ModelJudge(
+        "r", engine, tmp_path, values={"style": STYLE}, schemas={restyle.RESTYLE: {}}, with_pictures=False
+    )
+    list(rewriter.judge([JudgeRequest(row, (text,), restyle.RESTYLE)]))
+    (message,) = engine.requests[0].prompt.messages
+    words = message["content"][0]["text"]
+    assert prompt_text(question, text) == f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_instruction_that_is_read_once_gives_the_numbers_of_the_whole_prompt() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    pupil = Pupil(0)
+    rng = random.Random(2)
+    examples = [pupil._example(rng) for _ in range(2)]
+    pupil.model.eval()
+    with torch.inference_mode():
+        together, wanted = pupil._forward(examples)
+        alone = []
+        for prompt, reply in examples:
+            ids = torch.tensor([pupil._beginning + prompt + reply])
+            logits = pupil.model(input_ids=ids).logits[0]
+            alone.append(logits[-len(reply) - 1 : -1])
+    assert wanted.tolist() == [token for _, reply in examples for token in reply]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-3)
