@@ -98,6 +98,7 @@ class Heavy:
             "work": str(work / "shards"),
             "voter": voter,
             "settings": self.recipe.scoring.model_dump(mode="json"),
+            "ray": ray_job(self.recipe),
         }
         summary = self.children.run(self.context, target, job, work)
         tables = {
@@ -114,6 +115,11 @@ class Heavy:
     @property
     def _opened(self) -> Store:
         return self.store.open()
+
+
+def ray_job(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's `ray` as a job carries it. It is in no stage's key: where shards are done changes no result."""
+    return None if recipe.ray is None else recipe.ray.model_dump(mode="json")
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:
