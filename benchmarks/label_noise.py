@@ -14,6 +14,9 @@ The judges are the recipe's own models; each answers once about every pair, and 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -82,7 +85,6 @@ def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
 
 def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
     """Verdicts of all of the recipe's judges about all pairs."""
-    from dt2it_pipeline.curate import annotate
     from dt2it_pipeline.curate.tables import to_frame, to_table
     from dt2it_pipeline.recipe import model_path
     from dt2it_pipeline.store import read_parquet, write_parquet
@@ -103,7 +105,13 @@ def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
             "settings": settings,
             "seed": recipe.seed,
         }
-        annotate.run(job, lambda progress: None)
+        path = work / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        # In a process of its own, which gives its memory back, and whose progress bars stay out of the table.
+        command = [sys.executable, "-m", "dt2it_pipeline.curate.annotate", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr}")
         return to_frame(read_parquet(work / "votes.parquet", "votes"))
 
 

@@ -12,7 +12,8 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 - uncurated: D0 and the noisy pairs as they are;
 - ceiling: D0 and the same pairs with true labels.
 
-Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. The command may be
+Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
+what round 1 curates with and without out-of-fold voters (`curation.out_of_fold`) is told as well. The command may be
 stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed
 again. It ends with the table of all that stands there; without --cells it only prints that.
 """
@@ -37,6 +38,7 @@ from benchmarks.environment import WORKER_ENVIRONMENT, run_as_worker
 from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
 
 ROUND_0, ROUND_1, UNCURATED, CEILING = "round 0", "round 1", "uncurated", "ceiling"
+OUT_OF_FOLD = "round 1's curation with out-of-fold voters"
 GROUPS = ("style_random", "style_agrees", "style_opposes")
 KINDS = ("even", "style", "demo")
 
@@ -72,13 +74,14 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home in which `construct` has run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results, and of what is under way")
     parser.add_argument("--cells", nargs="*", default=[], metavar="KIND:PERCENT:SEED")
+    parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters for round 1, one per fold")
     given = parser.parse_args()
     run_as_worker("benchmarks.rounds_under_noise")
     given.output.mkdir(parents=True, exist_ok=True)
     if given.cells:
         bench = Bench(given.home, given.output)
         for cell in map(Cell.parse, given.cells):
-            bench.run(cell)
+            bench.run(cell, given.out_of_fold)
     print_table(read_results(given.output))
 
 
@@ -103,8 +106,8 @@ class Bench:
         self.verdicts = to_frame(read_parquet(verdicts, "votes"))
         self.done = {_key(row) for row in read_results(output)}
 
-    def run(self, cell: Cell) -> None:
-        """Whatever of a cell is not there yet."""
+    def run(self, cell: Cell, folds: int | None = None) -> None:
+        """Whatever of a cell is not there yet; with `folds`, out-of-fold voters too."""
         wrong = (
             self.demo_wrong
             if cell.kind == "demo"
@@ -117,19 +120,49 @@ class Bench:
         self._model(cell, ROUND_0, None)
         self._model(cell, CEILING, self.pairs)
         noisy = swap_sides(self.pairs, wrong)
-        if cell.key(ROUND_1) not in self.done:
-            curated, facts = self._curated(noisy, cell.seed)
-            self._model(cell, ROUND_1, curated, facts)
+        curated, facts = self._curated(noisy, self._scores(cell.seed))
+        self._model(cell, ROUND_1, curated, facts)
         self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
+        if folds is not None:
+            self._out_of_fold(cell, noisy, curated, folds)
 
-    def _curated(self, noisy: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """What round 0 makes of the noisy pairs, by the steps of the assets of `rounds`."""
+    def _out_of_fold(self, cell: Cell, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
+        """Train a voter per fold on D0 and the other folds' curated pairs; append what round 1 curates with them.
+
+        Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
+        """
+        from dt2it_pipeline.curate.out_of_fold import judged_by, learned_by, voter_name
+        from dt2it_pipeline.curate.tables import to_table
+        from dt2it_pipeline.orchestrate.heavy import responses_of
+
+        key = cell.key(OUT_OF_FOLD)
+        if key in self.done:
+            return
+        files = [self._scores(cell.seed)]
+        joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
+        for fold in range(folds):
+            work = self.output / "work" / f"{_name(key)}-fold-{fold}"
+            files.append(work / "scores.parquet")
+            if files[-1].exists():
+                continue
+            judged = judged_by(to_table(noisy, "pairs"), fold, folds)
+            pairs, used = learned_by(joined["pairs"], joined["prompts"], judged)
+            print(f"{_name(key)}, fold {fold}: {pairs.num_rows} pairs", flush=True)
+            self._train({"pairs": pairs, "prompts": used}, cell.seed, work)
+            self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
+        _, facts = self._curated(noisy, *files)
+        self._append(key, facts)
+        for file in files[1:]:
+            shutil.rmtree(file.parent)
+
+    def _curated(self, noisy: pd.DataFrame, *scores_of: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`."""
         from dt2it_pipeline.curate.steps import merge
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.store import read_parquet
 
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
-        scores = to_frame(read_parquet(self._scores(seed), "scores"))
+        scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in scores_of], ignore_index=True)
         voted, _ = self.policy.vote(noisy, scores, {})
         checked = self.policy.check(voted.voted, scores.iloc[:0])
         votes = verdicts_on(checked.contested, better, self.verdicts)
@@ -153,24 +186,18 @@ class Bench:
         self, cell: Cell, model: str, preferences: pd.DataFrame | None, facts: dict[str, Any] | None = None
     ) -> None:
         """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
-        from dt2it_pipeline.curate.tables import to_frame, to_table
+        from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, score_items
-        from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
         from dt2it_pipeline.orchestrate.heavy import responses_of
-        from dt2it_pipeline.store import Bundle, read_parquet
+        from dt2it_pipeline.store import read_parquet
 
         key = cell.key(model)
         if key in self.done:
             return
         started, load = time.monotonic(), os.getloadavg()[0]
-        raw = self.store.read("raw_preferences")
-        parts = {name: self.store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
-        if preferences is not None:
-            parts["preferences"] = Bundle({"pairs": to_table(preferences, "pairs"), "prompts": raw["prompts"]}, {})
-        joined = joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media)
-        name = "-".join(str(part) for part in key if part is not None).replace(" ", "_")
-        work = self.output / "work" / name
-        print(f"{name}: {joined['pairs'].num_rows} pairs", flush=True)
+        raw, joined = self.store.read("raw_preferences"), self._joined(preferences)
+        work = self.output / "work" / _name(key)
+        print(f"{_name(key)}: {joined['pairs'].num_rows} pairs", flush=True)
         trained = self._train(joined, cell.seed, work)
         if model == ROUND_0:
             self._score(work, responses_of(raw["pairs"]), raw["prompts"], self._scores(cell.seed))
@@ -178,17 +205,32 @@ class Bench:
         self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet")
         scores = to_frame(read_parquet(work / "benchmark.parquet", "scores"))
         found = score_items(to_frame(items), scores, model=model).benchmark_scores
-        row = dict(zip(("model", "kind", "percent", "seed"), key, strict=True)) | (facts or {})
+        row = dict(facts or {})
         for group in GROUPS:
             row[group] = float(found.loc[found["group"] == group, "accuracy"].iloc[0])
         pooled = found[(found["group"] == OVERALL) & (found["benchmark"] != ALL)]
         row["all"] = float(pooled["correct"].sum() / pooled["pairs"].sum())
         row |= {"training_pairs": joined["pairs"].num_rows, "weights_sha256": trained["weights_sha256"]}
-        row |= {"seconds": round(time.monotonic() - started, 1), "load": load}
+        self._append(key, row | {"seconds": round(time.monotonic() - started, 1), "load": load})
+        shutil.rmtree(work)
+
+    def _joined(self, preferences: pd.DataFrame | None) -> Any:
+        """D0 and the given pairs as a training set of the pipeline; D0 alone without any."""
+        from dt2it_pipeline.curate.tables import to_table
+        from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
+        from dt2it_pipeline.store import Bundle
+
+        parts = {name: self.store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
+        if preferences is not None:
+            prompts = self.store.read("raw_preferences")["prompts"]
+            parts["preferences"] = Bundle({"pairs": to_table(preferences, "pairs"), "prompts": prompts}, {})
+        return joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media)
+
+    def _append(self, key: tuple[Any, ...], figures: dict[str, Any]) -> None:
+        row = dict(zip(("model", "kind", "percent", "seed"), key, strict=True)) | figures
         with (self.output / "models.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.done.add(key)
-        shutil.rmtree(work)
 
     def _train(self, joined: Any, seed: int, work: Path) -> dict[str, Any]:
         """The training of the pipeline, as its assets start it (orchestrate/heavy.py); it resumes in `work`."""
@@ -214,7 +256,7 @@ class Bench:
         command = deepspeed_command(["dt2it_pipeline.reward.train", str(path)], settings.processes)
         return _run(command, rank_environment(settings.processes))
 
-    def _score(self, work: Path, responses: Any, prompts: Any, output: Path) -> None:
+    def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str = "reward_model/0") -> None:
         """Scores of the model in `work`, as the pipeline computes them."""
         from dt2it_pipeline.store import write_parquet
 
@@ -229,7 +271,7 @@ class Bench:
             "media_root": str(self.store.media),
             "output": str(output),
             "work": str(shards),
-            "voter": "reward_model/0",
+            "voter": voter,
             "settings": self.recipe.scoring.model_dump(mode="json"),
         }
         path = work / "score.json"
@@ -266,6 +308,10 @@ def read_results(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
+def _name(key: tuple[Any, ...]) -> str:
+    return "-".join(str(part) for part in key if part is not None).replace(" ", "_")
+
+
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["kind"], row["percent"], row["seed"]
 
@@ -279,14 +325,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         seeds = sorted(
             row["seed"] for row in rows if (row["model"], row["kind"], row["percent"]) == (ROUND_1, kind, percent)
         )
-        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING):
+        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING, OUT_OF_FOLD):
             keys = {Cell(kind, percent, seed).key(model) for seed in seeds}
             found = [row for row in rows if _key(row) in keys]
             if not found:
                 continue
-            shown = [_spread([row[name] for row in found]) for name in (*GROUPS, "all")]
-            for name in ("labels_right", "kept"):
-                shown.append(_spread([row[name] for row in found]) if name in found[0] else "")
+            shown = [
+                _spread([row[name] for row in found]) if name in found[0] else ""
+                for name in (*GROUPS, "all", "labels_right", "kept")
+            ]
             calls = [row["judge_calls"] for row in found if "judge_calls" in row]
             shown.append(f"{np.mean(calls):.0f}" if calls else "")
             number = len(found)

@@ -271,7 +271,7 @@ class ReportSources:
                 *self._examples(f"Flipped in round {number}", found["voted_pairs"], label="flipped"),
                 *self._examples(f"Annotated in round {number}", found["annotated_pairs"]),
             ],
-            seconds={name: _seconds_of(found[name]) for name in IN_ROUND if "not_trained" not in found[name].facts},
+            seconds={name: _seconds_of(one) for name, one in found.items() if "not_trained" not in one.facts},
             funnel=self._funnel(number),
             note=self._note(number),
             call_curves=self._call_curves(number),
