@@ -35,17 +35,17 @@ class RayShardsError(RuntimeError):
 class _Worker:
     """One Ray actor. The model is loaded with the first shard, so that a failure to load counts as that shard's."""
 
-    def __init__(self, target: str, job: Mapping[str, Any], shared: Any) -> None:
-        self._target, self._job, self._shared = target, job, shared
+    def __init__(self, target: str, job: Mapping[str, Any]) -> None:
+        self._target, self._job = target, job
         self._do: Callable[[Any], Any] | None = None
 
     def ready(self) -> None:
         """Return once the worker has a machine."""
 
-    def do(self, shard: Any) -> Any:
+    def do(self, shard: Any, shared: Any) -> Any:
         """Do one shard."""
         if self._do is None:
-            self._do = jobs.load_function(self._target)(self._job, self._shared)
+            self._do = jobs.load_function(self._target)(self._job, shared)
         return self._do(shard)
 
 
@@ -83,9 +83,9 @@ def run_shards(
             runtime_env={"env_vars": _environment(settings)},
         )
         table = ray.put(shared)
-        workers = [remote.remote(target, dict(job), table) for _ in range(min(settings.workers, len(shards)))]
+        workers = [remote.remote(target, dict(job)) for _ in range(min(settings.workers, len(shards)))]
         try:
-            _share_out(ray, settings, workers, shards, finished)
+            _share_out(ray, settings, workers, shards, table, finished)
         finally:
             for worker in workers:
                 ray.kill(worker)
@@ -96,6 +96,7 @@ def _share_out(
     settings: RaySettings,
     workers: list[Any],
     shards: Mapping[int, Any],
+    table: Any,
     finished: Callable[[int, Any], None],
 ) -> None:
     """Give every worker a shard once it is there, and another when it is done with that."""
@@ -123,7 +124,7 @@ def _share_out(
         if following is None:
             ray.kill(worker)  # its place may be what another one waits for to be started again
         else:
-            pending[worker.do.remote(following[1])] = (worker, following[0])
+            pending[worker.do.remote(following[1], table)] = (worker, following[0])
 
 
 def _value(ray: Any, reference: Any, number: int | None, settings: RaySettings) -> Any:
