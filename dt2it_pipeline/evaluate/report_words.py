@@ -142,9 +142,13 @@ def call_sentence(rounds: Sequence[Round]) -> str:
     told = shown[-1]
     curve = told.call_curves[0]
     half = len(curve.calls) // 2
-    text = f"Round {told.number}, in {'pairs kept' if curve.right is None else 'pairs kept and labels right'}: "
-    text += f"{_bought(curve, 0)} without a call, {_bought(curve, half)} after {number(curve.calls[half])}, "
+    text = f"Round {told.number} keeps {percent(curve.kept[0])}% of the pairs"
+    text += f", {percent(curve.right[0])}% of them rightly labelled," if curve.right is not None else ""
+    text += f" without a call; {_bought(curve, half)} after {number(curve.calls[half])} calls; "
     text += f"{_bought(curve, -1)} after all {number(curve.calls[-1])}."
+    flat = next((place for place, kept in enumerate(curve.kept) if kept != curve.kept[0]), 1) - 1
+    if flat:
+        text += f" The first {number(curve.calls[flat])} add none: one verdict does not make so unsure a pair sure."
     same = [str(item.number) for item in shown[:-1] if same_curves(item, told)]
     if same:
         text += f" Round {_listed(same)} has the same lines." if len(same) == 1 else f" So have rounds {_listed(same)}."

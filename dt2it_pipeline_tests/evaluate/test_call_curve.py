@@ -46,7 +46,7 @@ def test_without_truth_only_what_is_kept_is_told() -> None:
     curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, None)
     assert curve.right is None and curve.kept[-1] == pytest.approx(0.4)
     sentence = call_sentence([Round(0, call_curves=[curve])])
-    assert sentence == "Round 0, in pairs kept: 20.0% without a call, 30.0% after 4, 40.0% after all 6."
+    assert sentence == "Round 0 keeps 20.0% of the pairs without a call; 30.0% after 4 calls; 40.0% after all 6."
     assert call_figure([(0, [curve])]) is not None
 
 
@@ -75,6 +75,15 @@ def test_the_page_shows_the_curve_and_rounds_with_the_same_lines_once() -> None:
     )
     page = render_report(data)
     assert "What judge calls buy." in page
-    assert "20.0% and 50.0% without a call" in page and "40.0% and 50.0% after all 6." in page
+    assert "keeps 20.0% of the pairs, 50.0% of them rightly labelled, without a call; 30.0% and 66.7% after 4" in page
+    assert "40.0% and 50.0% after all 6." in page
     assert "Round 0 has the same lines." in page
     assert "Dashed: if the judges" in page
+
+
+def test_calls_that_add_no_pair_are_told() -> None:
+    curve = CallCurve("r", (0, 2, 4, 6), (0.5, 0.5, 0.5, 0.7), (0.9, 0.9, 0.9, 0.95))
+    text = call_sentence([Round(0, call_curves=[curve])])
+    assert "The first 4 add none: one verdict does not make so unsure a pair sure." in text
+    rising = CallCurve("r", (0, 2, 4), (0.5, 0.6, 0.5), (0.9, 0.9, 0.9))
+    assert "add none" not in call_sentence([Round(0, call_curves=[rising])])
