@@ -141,6 +141,7 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL))
     model.card["system_prompt"] = "You judge."
+    (tmp_path / "checkpoint").mkdir()
     model.save_pretrained(tmp_path / "checkpoint")
     tables = make_tables(tmp_path / "tables", 400)
     return {
