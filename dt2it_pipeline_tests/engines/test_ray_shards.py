@@ -108,7 +108,7 @@ def test_more_workers_than_there_is_room_for_do_the_work_all_the_same(tmp_path: 
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_shards.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RayShardsError, match=r"pip install '-e '.\[ray\]'"):
+    with pytest.raises(RayShardsError, match=r"pip install -e '\.\[ray\]'"):
         done(TWO, {"folder": str(tmp_path)})
 
 
