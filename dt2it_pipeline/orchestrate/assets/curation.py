@@ -59,7 +59,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
         }
         voters[f"response_scores/{number}"] = response_scores
-        if recipe.curation.out_of_fold is not None:
+        if recipe.curation.out_of_fold is not None and number > 0:
             folds = {f"{FOLD_SCORES}/{k}": earlier_round(opened, FOLD_SCORES, k, number) for k in range(1, number)}
             voters |= folds | {f"{FOLD_SCORES}/{number}": out_of_fold[FOLD_SCORES]}
         training = {
