@@ -14,6 +14,9 @@ The judges are the recipe's own models; each answers once about every pair, and 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,19 +64,31 @@ def main() -> None:
 
 def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Pairs with the truly better side chosen, round 0's scores, and what each judge says of every pair."""
-    from dt2it_pipeline.curate import annotate
-    from dt2it_pipeline.curate.frames import swap_sides
-    from dt2it_pipeline.curate.tables import to_frame, to_table
-    from dt2it_pipeline.recipe import model_path
-    from dt2it_pipeline.store import read_parquet, write_parquet
+    from dt2it_pipeline.curate.tables import to_frame
 
-    raw = store.read("raw_preferences")
-    pairs = to_frame(raw["pairs"])
+    pairs, _ = true_pairs(store)
+    return pairs, to_frame(store.read("response_scores", "0")["scores"]), judged(store, recipe, pairs)
+
+
+def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
+    """Pairs with the truly better side chosen, and bool [pairs]: which of them the demo labels wrongly."""
+    from dt2it_pipeline.curate.frames import swap_sides
+    from dt2it_pipeline.curate.tables import to_frame
+
+    pairs = to_frame(store.read("raw_preferences")["pairs"])
     truth = store.read("demo_truth")["pairs"]
     better = dict(zip(truth["pair_id"].to_pylist(), truth["chosen_id"].to_pylist(), strict=True))
     pairs = pairs[pairs["pair_id"].isin(better)].reset_index(drop=True)
     wrong = (pairs["chosen_id"] != pairs["pair_id"].map(better)).to_numpy(dtype=bool)
-    pairs = swap_sides(pairs.assign(strength=0.0), wrong)
+    return swap_sides(pairs.assign(strength=0.0), wrong), wrong
+
+
+def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts of all of the recipe's judges about all pairs."""
+    from dt2it_pipeline.curate.tables import to_frame, to_table
+    from dt2it_pipeline.recipe import model_path
+    from dt2it_pipeline.store import read_parquet, write_parquet
+
     settings = recipe.annotation.model_dump(mode="json")
     for judge in settings["judges"]:
         judge["model"] = model_path(judge["model"])
@@ -82,7 +97,7 @@ def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
         write_parquet(to_table(pairs, "pairs"), work / "pairs.parquet")
         job = {
             "pairs": str(work / "pairs.parquet"),
-            "prompts": str(raw.table_path("prompts")),
+            "prompts": str(store.read("raw_preferences").table_path("prompts")),
             "media_root": str(store.media),
             "output": str(work / "votes.parquet"),
             "work": str(work / "judging"),
@@ -90,9 +105,24 @@ def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
             "settings": settings,
             "seed": recipe.seed,
         }
-        annotate.run(job, lambda progress: None)
-        verdicts = to_frame(read_parquet(work / "votes.parquet", "votes"))
-    return pairs, to_frame(store.read("response_scores", "0")["scores"]), verdicts
+        path = work / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        # In a process of its own, which gives its memory back, and whose progress bars stay out of the table.
+        command = [sys.executable, "-m", "dt2it_pipeline.curate.annotate", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr}")
+        return to_frame(read_parquet(work / "votes.parquet", "votes"))
+
+
+def verdicts_on(contested: pd.DataFrame, better: dict[str, str], verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts about pairs with the truly better side chosen, as verdicts about `contested`, some of whose sides
+    are the other way round.
+    """
+    turned = set(contested.loc[contested["chosen_id"] != contested["pair_id"].map(better), "pair_id"])
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    flip = verdicts["pair_id"].isin(turned)
+    return verdicts.assign(verdict=verdicts["verdict"].where(~flip, verdicts["verdict"].replace(other)))
 
 
 def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.ndarray:
@@ -126,13 +156,7 @@ def curate(
         "alone right": right(checked.verified),
         "alone kept": len(checked.verified) / len(pairs),
     }
-    # A verdict reads in the direction of the pair that the judge saw: the truly better side chosen.
-    turned = set(
-        checked.contested.loc[checked.contested["chosen_id"] != checked.contested["pair_id"].map(better), "pair_id"]
-    )
-    other = {"chosen": "rejected", "rejected": "chosen"}
-    flip = verdicts["pair_id"].isin(turned)
-    votes = verdicts.assign(verdict=verdicts["verdict"].where(~flip, verdicts["verdict"].replace(other)))
+    votes = verdicts_on(checked.contested, better, verdicts)
     first = votes["judge"].iloc[0]
     for judges, asked in ((1, votes[votes["judge"] == first]), (2, votes)):
         decided = weigh_judges(checked.contested, asked, keep, judges)

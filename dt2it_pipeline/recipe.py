@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, SamplingSettings
 from dt2it_pipeline.curate.settings import AnnotationSettings, CurationSettings
-from dt2it_pipeline.settings import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, RaySettings, Settings
 from dt2it_pipeline.strict_yaml import load_yaml
 
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"
@@ -274,11 +274,22 @@ class Recipe(Settings):
     annotation: AnnotationSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     landing: LandingSettings = LandingSettings()
+    ray: RaySettings | None = Field(None, description="scoring and sampling on Ray; in local processes when absent")
 
     @model_validator(mode="after")
     def _published_policy_has_two_judges(self) -> Recipe:
         if self.curation.policy == "paper" and len(self.annotation.judges) != 2:
             raise ValueError("annotation.judges: the policy `paper` asks two; one is enough for `posterior`")
+        return self
+
+    @model_validator(mode="after")
+    def _ray_workers_hold_the_model(self) -> Recipe:
+        width = self.sampling.tensor_parallel
+        if self.ray is not None and width > 1 and self.ray.gpus_per_worker < width:
+            raise ValueError(
+                f"ray.gpus_per_worker ({self.ray.gpus_per_worker:g}) is below sampling.tensor_parallel ({width}): a "
+                "worker holds the whole model"
+            )
         return self
 
     @model_validator(mode="after")

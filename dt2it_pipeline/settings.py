@@ -1,10 +1,10 @@
-"""What every section of a recipe shares; the sections stand in recipe.py and construct/settings.py."""
+"""What sections of a recipe share, and the section `ray`; see recipe.py, construct/settings.py, curate/settings.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
 
@@ -22,3 +22,24 @@ def kind_of(section: Any) -> str:
     """
     found = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
     return found if isinstance(found, str) else ""
+
+
+class RaySettings(Settings):
+    """Scoring and sampling on the workers of a Ray cluster instead of local processes (extra `ray`).
+
+    `scoring.processes` and `sampling.data_parallel` then do not count. All machines need the artifact home, the
+    models, the project and Python under the same paths, on file systems that they share. Results are those of local
+    processes with as many threads each.
+    """
+
+    address: str | None = Field(
+        None,
+        min_length=1,
+        description="host:port of the cluster that this machine belongs to, or auto to find it; when absent, Ray is "
+        "started on this machine for the step",
+    )
+    workers: int = Field(2, ge=1, le=4096, description="most workers at once; each holds a copy of the model")
+    cpus_per_worker: float = Field(1, gt=0, le=1024, description="CPU cores, and threads, of a worker")
+    gpus_per_worker: float = Field(0, ge=0, le=64, description="GPUs of a worker; 0: it computes on its CPU")
+    retries: int = Field(3, ge=0, le=100, description="times a shard is begun anew after its worker has died")
+    wait_seconds: float = Field(600, gt=0, le=86_400, description="seconds to wait for the first worker")

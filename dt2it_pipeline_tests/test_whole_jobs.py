@@ -18,6 +18,7 @@ import dagster as dg
 import pytest
 from dagster_graphql import DagsterGraphQLClient
 
+from dt2it_pipeline.curate.out_of_fold import fold_of
 from dt2it_pipeline.recipe import project_root
 from dt2it_pipeline.store import Store
 
@@ -198,13 +199,24 @@ def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
         assert observed[0].asset_observation.tags["dagster/data_version"] == digest
 
 
-def test_the_policy_posterior_from_the_same_reward_model_on(home, tmp_path):
+@pytest.fixture(scope="module")
+def posterior(home, tmp_path_factory) -> Path:
+    """A home in which rounds 0 and 1 have run under the policy `posterior`, on the models of `home`."""
+    return under_posterior(home, tmp_path_factory.mktemp("posterior"))
+
+
+def under_posterior(before: Path, folder: Path, more: str = "") -> Path:
+    """`before` copied to `folder`, and rounds 0 and 1 run there under `posterior` with `more` curation settings."""
     for part in ("artifacts", "media", "sources"):
-        shutil.copytree(home / part, tmp_path / part)
-    recipe = recipe_without_arms(tmp_path, ("policy: paper", "policy: posterior"))
+        shutil.copytree(before / part, folder / part)
+    recipe = recipe_without_arms(folder, ("policy: paper", f"policy: posterior{more}"))
     for job in (ROUND_0, ROUND_1):
-        run(tmp_path, *job, recipe=recipe)
-    store = Store(tmp_path)
+        run(folder, *job, recipe=recipe)
+    return folder
+
+
+def test_the_policy_posterior_from_the_same_reward_model_on(home, posterior):
+    store = Store(posterior)
     assert store.read("reward_model", "0").digest == Store(home).read("reward_model", "0").digest
     for number in "01":
         assert "not_trained" in store.read("verifier_model", number).facts
@@ -223,11 +235,27 @@ def test_the_policy_posterior_from_the_same_reward_model_on(home, tmp_path):
     for row in store.read("voted_pairs", "1")["pairs"].select(["pair_id", "votes"]).to_pylist():
         expected = ["reward_model/0"] if row["pair_id"] in kept else ["reward_model/0", "reward_model/1"]
         assert [vote["voter"] for vote in row["votes"]] == expected
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (posterior / "report.html").read_text(encoding="utf-8")
     assert "Policy “posterior”" in page
     assert "verifier model" not in page
-    assert "after relabelling" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "after relabelling" in (posterior / "report.md").read_text(encoding="utf-8")
     assert "Policy “paper”" in (home / "report.html").read_text(encoding="utf-8")
+
+
+def test_out_of_fold_voters_judge_the_pairs_that_they_were_not_trained_on(posterior, tmp_path):
+    before = Store(posterior)
+    store = Store(under_posterior(posterior, tmp_path / "home", "\n  out_of_fold: {folds: 2}"))
+    assert "not_trained" in store.read("fold_scores", "0").facts
+    assert store.read("reward_model", "1").digest == before.read("reward_model", "1").digest
+    assert store.read("curated_pairs", "0").digest == before.read("curated_pairs", "0").digest
+    voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
+    folds = fold_of([row["prompt_id"] for row in voted], 2)
+    kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
+    for row, fold in zip(voted, folds, strict=True):
+        own = [] if row["pair_id"] in kept else ["reward_model/1"]
+        expected = [f"out_of_fold/1/{fold}", "reward_model/0", *own]
+        assert [vote["voter"] for vote in row["votes"]] == expected
+    assert ">fold_scores<" in (tmp_path / "home" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_job_again_uses_what_is_finished(home):

@@ -29,7 +29,9 @@ from dt2it_pipeline.construct.draw import Drawer, Drawn, donors_of
 from dt2it_pipeline.construct.settings import SamplingSettings
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.chat import ChatError
+from dt2it_pipeline.engines.ray_shards import run_shards
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
+from dt2it_pipeline.settings import RaySettings
 
 STAGE = "sample"
 _COUNTS = ("rows_in", "rows_out", "rows_set_aside", "sampled", "kept", "duplicates", "answers_set_aside", "tokens")
@@ -59,7 +61,8 @@ def run(
 
     Args:
         job: model, prompts (Parquet), media_root, output (Parquet), work (folder), settings (SamplingSettings), seed;
-            optionally place: the model's place in the pool (0).
+            optionally place: the model's place in the pool (0), and ray (RaySettings): shards are then sampled by its
+            workers.
         report: called after each shard with prompts, responses and samples_per_second.
         make_engine: builds the engine from the most pictures in one prompt; vLLM when None.
 
@@ -70,17 +73,20 @@ def run(
 
     Raises:
         EngineError: the model cannot be loaded, or a copy of it ended early.
+        RayShardsError: Ray, where it is asked for, is missing or out of reach, or a shard failed there.
     """
     settings = SamplingSettings.model_validate(job["settings"])
     prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
-    media_root, work, output = Path(job["media_root"]), Path(job["work"]), Path(job["output"])
+    work, output = Path(job["work"]), Path(job["output"])
     shards = list(_shards(prompts, settings.shard_prompts))
     todo = [number for number in range(len(shards)) if not _folder(work, number).is_dir()]
     copies = min(settings.data_parallel, len(todo))
-    if copies > 1 and make_engine is None:
+    if job.get("ray") is not None and make_engine is None:
+        timing = _on_ray(job, todo, report)
+    elif copies > 1 and make_engine is None:
         timing = _in_copies(job, copies, report)
     else:
-        timing = _work(job, settings, prompts, shards, todo, media_root, work, report, make_engine)
+        timing = _work(job, prompts, todo, report, make_engine)
     counts = _finish(work, len(shards), output)
     seconds, sampled = timing["seconds"], timing["sampled"]
     return counts | {
@@ -124,14 +130,36 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
     return records.table(responses, "responses"), records.table(aside.values(), "set_aside"), totals
 
 
+class _Sampler:
+    """One copy of the model, which samples one shard after the other."""
+
+    def __init__(self, job: Mapping[str, Any], prompts: Sequence[Row], make_engine: EngineFactory | None) -> None:
+        self.settings, self.work = SamplingSettings.model_validate(job["settings"]), Path(job["work"])
+        started = time.monotonic()
+        self.engine = (make_engine or _vllm(str(job["model"]), self.settings, job["seed"]))(
+            max(1, _most_pictures(prompts))
+        )
+        self.startup_seconds = time.monotonic() - started
+        self.shards = list(_shards(prompts, self.settings.shard_prompts))
+        place, media_root = int(job.get("place", 0)), Path(job["media_root"])
+        self.drawer = Drawer(self.settings, job["seed"], _name(job["model"]), place, media_root, donors_of(prompts))
+
+    def do(self, number: int) -> dict[str, float]:
+        """Sample one shard into its folder; returns what that took."""
+        started = time.monotonic()
+        shard = _sample_shard(self.shards[number], self.drawer, self.engine)
+        seconds = time.monotonic() - started
+        with store.atomic_directory(_folder(self.work, number)) as folder:
+            store.write_parquet(records.table(shard.responses, "responses"), folder / "responses.parquet")
+            store.write_parquet(records.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
+            store.write_json_atomic(shard.counts, folder / "counts.json")
+        return {"seconds": seconds, "sampled": shard.counts["sampled"], "tokens": shard.counts["tokens"]}
+
+
 def _work(
     job: Mapping[str, Any],
-    settings: SamplingSettings,
     prompts: Sequence[Row],
-    shards: Sequence[Sequence[Row]],
     todo: Sequence[int],
-    media_root: Path,
-    work: Path,
     report: Callable[[Mapping[str, Any]], None],
     make_engine: EngineFactory | None,
 ) -> dict[str, float]:
@@ -139,30 +167,46 @@ def _work(
     timing = {"startup_seconds": 0.0, "seconds": 0.0, "sampled": 0.0, "tokens": 0.0}
     if not todo:
         return timing
-    started = time.monotonic()
-    engine = (make_engine or _vllm(str(job["model"]), settings, job["seed"]))(max(1, _most_pictures(prompts)))
-    timing["startup_seconds"] = time.monotonic() - started
-    drawer = Drawer(
-        settings, job["seed"], _name(job["model"]), int(job.get("place", 0)), media_root, donors_of(prompts)
-    )
+    sampler = _Sampler(job, prompts, make_engine)
+    timing["startup_seconds"] = sampler.startup_seconds
     for number in todo:
-        started = time.monotonic()
-        shard = _sample_shard(shards[number], drawer, engine)
-        timing["seconds"] += time.monotonic() - started
-        timing["sampled"] += shard.counts["sampled"]
-        timing["tokens"] += shard.counts["tokens"]
-        with store.atomic_directory(_folder(work, number)) as folder:
-            store.write_parquet(records.table(shard.responses, "responses"), folder / "responses.parquet")
-            store.write_parquet(records.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
-            store.write_json_atomic(shard.counts, folder / "counts.json")
+        for key, value in sampler.do(number).items():
+            timing[key] += value
         report(
             {
-                "prompts": min((number + 1) * settings.shard_prompts, len(prompts)),
+                "prompts": min((number + 1) * sampler.settings.shard_prompts, len(prompts)),
                 "sampled": int(timing["sampled"]),
                 "startup_seconds": timing["startup_seconds"],
                 "samples_per_second": timing["sampled"] / max(timing["seconds"], 1e-9),
             }
         )
+    return timing
+
+
+def ray_worker(job: Mapping[str, Any], shared: None) -> Callable[[int], dict[str, float]]:
+    """What a Ray worker does with the number of a shard: it samples it and returns what that took."""
+    sampler = _Sampler(job, store.read_parquet(job["prompts"], "prompts").to_pylist(), None)
+    return lambda number: sampler.do(number) | {"startup_seconds": sampler.startup_seconds}
+
+
+def _on_ray(
+    job: Mapping[str, Any], todo: Sequence[int], report: Callable[[Mapping[str, Any]], None]
+) -> dict[str, float]:
+    """Sample the shards in `todo` on Ray workers, a copy of the model in each; returns what that took."""
+    timing = {"startup_seconds": 0.0, "seconds": 0.0, "sampled": 0.0, "tokens": 0.0}
+    started, done = time.monotonic(), 0
+
+    def finished(number: int, took: Mapping[str, float]) -> None:
+        nonlocal done
+        done += 1
+        timing["startup_seconds"] = max(timing["startup_seconds"], took["startup_seconds"])
+        timing["sampled"] += took["sampled"]
+        timing["tokens"] += took["tokens"]
+        timing["seconds"] = max(0.0, time.monotonic() - started - timing["startup_seconds"])
+        report({"shards": done, "shards_total": len(todo), "sampled": int(timing["sampled"])})
+
+    target = "dt2it_pipeline.construct.sample:ray_worker"
+    run_shards(RaySettings.model_validate(job["ray"]), target, job, {number: number for number in todo}, finished)
     return timing
 
 
@@ -218,7 +262,7 @@ def run_copy() -> None:
     shards = list(_shards(prompts, settings.shard_prompts))
     work = Path(job["work"])
     mine = [number for number in range(job["copy"], len(shards), job["copies"]) if not _folder(work, number).is_dir()]
-    timing = _work(job, settings, prompts, shards, mine, Path(job["media_root"]), work, jobs.print_progress, None)
+    timing = _work(job, prompts, mine, jobs.print_progress, None)
     store.write_json_atomic(timing, path.with_suffix(".timing.json"))
 
 

@@ -76,6 +76,12 @@ class AnnotationSettings(Settings):
         return self
 
 
+class OutOfFoldSettings(Settings):
+    """Voters for feedback pairs that were trained without their prompts; each fold is one more training per round."""
+
+    folds: int = Field(2, ge=2, le=20, description="parts into which the noisy pairs' prompts are cut")
+
+
 class CurationSettings(Settings):
     """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
 
@@ -92,3 +98,21 @@ class CurationSettings(Settings):
     smallest_source: int = Field(
         100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
     )
+    out_of_fold: OutOfFoldSettings | None = Field(
+        None,
+        description="posterior: from round 1 on, models trained without a fold's prompts vote on its pairs; when "
+        "absent, only models of earlier rounds do",
+    )
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide about pairs once all scores are there, as stages count them in their keys."""
+        return self.model_dump(mode="json", exclude={"out_of_fold"})
+
+    @model_validator(mode="after")
+    def _published_policy_hears_every_voter_on_every_pair(self) -> CurationSettings:
+        if self.out_of_fold is not None and self.policy == "paper":
+            raise ValueError(
+                "out_of_fold needs the policy `posterior`: under `paper` every voter scores every pair, and a fold's "
+                "scores its own alone"
+            )
+        return self

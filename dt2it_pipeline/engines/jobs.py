@@ -28,10 +28,15 @@ Run = Callable[[dict[str, Any], Reporter], dict[str, Any]]
 
 
 def load_run(target: str) -> Run:
-    """The function that `package.module:function` names."""
-    module, _, name = target.partition(":")
-    function: Run = getattr(importlib.import_module(module), name)
+    """The job function that `package.module:function` names."""
+    function: Run = load_function(target)
     return function
+
+
+def load_function(target: str) -> Any:
+    """Whatever `package.module:function` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def read_job(path: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from dt2it_pipeline.evaluate.benchmarks import MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.formatting import clean, percent
-from dt2it_pipeline.evaluate.report_data import Arm, Curve, Headline, Quality, Round
+from dt2it_pipeline.evaluate.report_data import Arm, CallCurve, Curve, Headline, Quality, Round
 
 _INK = "#22303c"
 _GREY = "#8a949c"
@@ -204,6 +204,45 @@ def strength_figure(rounds: Sequence[Round], unit: str = "") -> str | None:
             handles, labels = axes.get_legend_handles_labels()
             seen |= dict(zip(labels, handles, strict=True))
         figure.legend(list(seen.values()), list(seen), loc="outside upper left", ncols=4)
+        return _uri(figure)
+
+
+def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> str | None:
+    """Labels right and pairs kept against judge calls, a line per round and rule; None where no judge was called."""
+    lines = [
+        (f"round {number}, {curve.rule}", _round_colour(place, len(rounds)), second, curve)
+        for place, (number, curves) in enumerate(rounds)
+        for second, curve in enumerate(curves)
+        if len(curve.calls) > 1
+    ]
+    if not lines:
+        return None
+    graded = any(curve.right is not None for *_, curve in lines)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        panels = figure.subplots(1, 2 if graded else 1, squeeze=False)[0]
+        for name, colour, second, curve in lines:
+            for axes, shares in zip(reversed(panels), (curve.kept, curve.right), strict=False):
+                if shares is None:
+                    continue
+                axes.plot(
+                    curve.calls,
+                    [100 * share for share in shares],
+                    color="#D55E00" if second else colour,
+                    linestyle=(0, (5, 2)) if second else "-",
+                    marker="s" if second else "o",
+                    markersize=3.5,
+                    linewidth=1.7,
+                    label=_short(name, 60) if axes is panels[-1] else None,
+                )
+        titles = ["Labels that are right", "Pairs that are kept"][-len(panels) :]
+        for axes, title in zip(panels, titles, strict=True):
+            axes.set(title=title, xlabel="judge calls", ylabel="% of the pool" if axes is panels[-1] else "%")
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_formatter("{x:.1f}")
+            axes.grid()
+        figure.legend(loc="outside lower left", ncols=2)
         return _uri(figure)
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -32,7 +32,7 @@ from dt2it_pipeline.evaluate.formatting import (
     percent,
     points,
 )
-from dt2it_pipeline.evaluate.report_data import Example, Headline, ReportData, headline
+from dt2it_pipeline.evaluate.report_data import CallCurve, Example, Headline, ReportData, Round, headline
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
 from dt2it_pipeline.ingest.pixels import to_rgb
 
@@ -98,6 +98,8 @@ def render_report(data: ReportData) -> str:
         quality_figure=figures.quality_figure(rounds, data.quality),
         probe_figure=figures.probe_figure(rounds, data.quality),
         training_figure=figures.training_figure(curves),
+        call_figure=figures.call_figure(_different_curves(rounds)),
+        call_sentence=report_words.call_sentence(rounds),
         strength_figure=figures.strength_figure(rounds, data.strength_unit),
         quality_groups=[
             *([("Before the rounds", "", data.quality)] if data.quality else []),
@@ -179,6 +181,15 @@ def _intervals(table: Headline) -> list[list[str]]:
             for high_low in [wilson_interval(cell.correct, cell.pairs) if cell is not None else (0.0, 0.0)]
         ]
         for _, cells in table.rows
+    ]
+
+
+def _different_curves(rounds: list[Round]) -> list[tuple[int, Sequence[CallCurve]]]:
+    """(round, its curves) of the rounds whose curves are not those of the round before, which would hide them."""
+    return [
+        (item.number, item.call_curves)
+        for place, item in enumerate(rounds)
+        if item.call_curves and not (place and report_words.same_curves(rounds[place - 1], item))
     ]
 
 

@@ -94,6 +94,20 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class CallCurve:
+    """What a round would have curated with fewer judge calls, decided by `rule`.
+
+    `calls`, ascending from 0; `kept`: curated pairs as a share of the pool; `right`: share of their labels that are
+    right, None where nobody knows.
+    """
+
+    rule: str
+    calls: Sequence[int]
+    kept: Sequence[float]
+    right: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
 class Curve:
     """The log of one training: columns step, loss, accuracy and others (`training_log.jsonl`); `kind` as of its arm."""
 
@@ -130,7 +144,7 @@ class Example:
 class Round:
     """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step.
 
-    `note` says how its curation differs from that of the round before.
+    `note` says how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule.
     """
 
     number: int
@@ -142,6 +156,7 @@ class Round:
     seconds: Mapping[str, float] = field(default_factory=dict)
     funnel: Funnel | None = None
     note: str = ""
+    call_curves: Sequence[CallCurve] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.formatting import number, percent, points
-from dt2it_pipeline.evaluate.report_data import Headline, ReportData
+from dt2it_pipeline.evaluate.report_data import CallCurve, Headline, ReportData, Round
 
 
 def summary_sentences(data: ReportData, table: Headline) -> list[str]:
@@ -134,6 +134,39 @@ def curation_note(
     )
 
 
+def call_sentence(rounds: Sequence[Round]) -> str:
+    """What the judge calls of the last round with a curve brought, and which rounds have the same; empty without."""
+    shown = [item for item in rounds if item.call_curves and len(item.call_curves[0].calls) > 1]
+    if not shown:
+        return ""
+    told = shown[-1]
+    curve = told.call_curves[0]
+    half = len(curve.calls) // 2
+    text = f"Round {told.number} keeps {percent(curve.kept[0])}% of the pairs"
+    text += f", {percent(curve.right[0])}% of them rightly labelled," if curve.right is not None else ""
+    text += f" without a call; {_bought(curve, half)} after {number(curve.calls[half])} calls; "
+    text += f"{_bought(curve, -1)} after all {number(curve.calls[-1])}."
+    flat = next((place for place, kept in enumerate(curve.kept) if kept != curve.kept[0]), 1) - 1
+    if flat:
+        text += f" The first {number(curve.calls[flat])} add none: one verdict does not make so unsure a pair sure."
+    same = [str(item.number) for item in shown[:-1] if same_curves(item, told)]
+    if same:
+        text += f" Round {_listed(same)} has the same lines." if len(same) == 1 else f" So have rounds {_listed(same)}."
+    if len(told.call_curves) > 1:
+        text += " Dashed: if the judges' word alone decided, whatever the voters say."
+    return text
+
+
+def same_curves(one: Round, other: Round) -> bool:
+    """Whether judge calls buy the same in two rounds."""
+    return list(one.call_curves) == list(other.call_curves)
+
+
+def _bought(curve: CallCurve, place: int) -> str:
+    kept = f"{percent(curve.kept[place])}%"
+    return kept if curve.right is None else f"{kept} and {percent(curve.right[place])}%"
+
+
 def style_sentence(data: ReportData) -> str:
     """What gives the chosen side away in the first set where style tells it; empty where it does in none."""
     for item in (*data.quality, *(quality for one in data.rounds for quality in one.quality)):
@@ -172,7 +205,7 @@ def label_words(label: str) -> str:
     """A pair's label in the words of the table that shows where the pool went."""
     return {
         "original": "label as it came (original)",
-        "flipped": "chosen and rejected exchanged by the vote (flipped)",
+        "flipped": "chosen and rejected exchanged by the vote, no judge asked (flipped)",
         "annotated": "label settled by judges (annotated)",
     }.get(label, label)
 

@@ -35,28 +35,7 @@ class Heavy:
         settings = self.recipe.training
 
         def compute(work: Path) -> Bundle:
-            write_parquet(pairs, work / "pairs.parquet")
-            write_parquet(prompts, work / "prompts.parquet")
-            job = {
-                "name": self.context.asset_key.to_user_string(),
-                "base_model": model_path(settings.base_model),
-                "pairs": str(work / "pairs.parquet"),
-                "prompts": str(work / "prompts.parquet"),
-                "media_root": str(self._opened.media),
-                "output": str(work / "checkpoint"),
-                "work": str(work / "training"),
-                "settings": settings.model_dump(mode="json"),
-                "seed": self.recipe.seed,
-            }
-            summary = self.children.run(
-                self.context,
-                "dt2it_pipeline.reward.train:run",
-                job,
-                work,
-                launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_path(settings)),
-                env=rank_environment(settings.processes)
-                | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
-            )
+            summary = self.train_in(work, pairs, prompts)
             set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
             return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
 
@@ -70,6 +49,32 @@ class Heavy:
                 "deepspeed_config": read_deepspeed_config(settings.deepspeed_config),
                 "seed": self.recipe.seed,
             },
+        )
+
+    def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table) -> dict[str, Any]:
+        """Train within a stage: the checkpoint lies in `work`/checkpoint; what is returned sums the training up."""
+        settings = self.recipe.training
+        write_parquet(pairs, work / "pairs.parquet")
+        write_parquet(prompts, work / "prompts.parquet")
+        job = {
+            "name": self.context.asset_key.to_user_string(),
+            "base_model": model_path(settings.base_model),
+            "pairs": str(work / "pairs.parquet"),
+            "prompts": str(work / "prompts.parquet"),
+            "media_root": str(self._opened.media),
+            "output": str(work / "checkpoint"),
+            "work": str(work / "training"),
+            "settings": settings.model_dump(mode="json"),
+            "seed": self.recipe.seed,
+        }
+        return self.children.run(
+            self.context,
+            "dt2it_pipeline.reward.train:run",
+            job,
+            work,
+            launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_path(settings)),
+            env=rank_environment(settings.processes)
+            | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
         )
 
     def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
@@ -98,6 +103,7 @@ class Heavy:
             "work": str(work / "shards"),
             "voter": voter,
             "settings": self.recipe.scoring.model_dump(mode="json"),
+            "ray": ray_job(self.recipe),
         }
         summary = self.children.run(self.context, target, job, work)
         tables = {
@@ -114,6 +120,11 @@ class Heavy:
     @property
     def _opened(self) -> Store:
         return self.store.open()
+
+
+def ray_job(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's `ray` as a job carries it. It is in no stage's key: where shards are done changes no result."""
+    return None if recipe.ray is None else recipe.ray.model_dump(mode="json")
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:

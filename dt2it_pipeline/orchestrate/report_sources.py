@@ -15,14 +15,28 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from dt2it_pipeline.curate.budget import within_budget
 from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.steps import resolve_annotations
 from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.evaluate.call_curve import call_curve
 from dt2it_pipeline.evaluate.comparison import Comparison, compare
 from dt2it_pipeline.evaluate.formatting import strength_unit
 from dt2it_pipeline.evaluate.grading import Grade, grade_labels
-from dt2it_pipeline.evaluate.report_data import Arm, Curve, Example, Funnel, Quality, ReportData, Round, StageCounts
+from dt2it_pipeline.evaluate.report_data import (
+    Arm,
+    CallCurve,
+    Curve,
+    Example,
+    Funnel,
+    Quality,
+    ReportData,
+    Round,
+    StageCounts,
+)
 from dt2it_pipeline.evaluate.report_words import curation_note
 from dt2it_pipeline.evaluate.style import style_probe
+from dt2it_pipeline.export.people import PERSON
 from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, arms
 from dt2it_pipeline.orchestrate.heavy import training_log
 from dt2it_pipeline.recipe import Recipe
@@ -182,6 +196,26 @@ class ReportSources:
             judge_calls=int(found["annotated_pairs"].facts["judge_calls"]),
         )
 
+    def _call_curves(self, number: int) -> list[CallCurve]:
+        """What a round would have curated with fewer judge calls: by its own rule, and by the judges' word alone."""
+        found, settings = self.rounds[number], self.recipe
+        policy, judges = make_policy(settings.curation), len(settings.annotation.judges)
+        votes = to_frame(found["annotated_pairs"]["votes"])
+        people = votes["judge"].str.startswith(PERSON)
+        settled, rest = policy.settle(to_frame(found["contested_pairs"]["pairs"]), votes[people])
+        asked, _ = within_budget(rest, settings.annotation.budget_calls, judges)
+        kept = pd.concat([to_frame(found["verified_pairs"]["pairs"]), settled.annotated], ignore_index=True)
+        truth = to_frame(self.before["demo_truth"]["pairs"]) if settings.demo is not None else None
+        rules = {f"“{policy.name}”": lambda pairs, told: policy.resolve(pairs, told, judges)[0].annotated}
+        if policy.name != "paper" and truth is not None:
+            rules["if the judges alone decided"] = lambda pairs, told: (
+                resolve_annotations(pairs, told, judges).annotated
+            )
+        pool = self.before["raw_preferences"]["pairs"].num_rows
+        return [
+            call_curve(name, kept, asked, votes[~people], judges, rule, pool, truth) for name, rule in rules.items()
+        ]
+
     def _note(self, number: int) -> str:
         """How a round's curation differs from that of the round before."""
         if number == 0:
@@ -237,9 +271,10 @@ class ReportSources:
                 *self._examples(f"Flipped in round {number}", found["voted_pairs"], label="flipped"),
                 *self._examples(f"Annotated in round {number}", found["annotated_pairs"]),
             ],
-            seconds={name: _seconds_of(found[name]) for name in IN_ROUND if "not_trained" not in found[name].facts},
+            seconds={name: _seconds_of(one) for name, one in found.items() if "not_trained" not in one.facts},
             funnel=self._funnel(number),
             note=self._note(number),
+            call_curves=self._call_curves(number),
         )
 
     def _quality(self, shown: str, name: str, graded: bool = False) -> Quality:

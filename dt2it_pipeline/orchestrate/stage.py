@@ -101,7 +101,9 @@ def result(
 
 
 def _told(name: str, facts: Mapping[str, Any], made: str) -> str:
-    """A finished stage in one line: its rows, and how it was come by."""
+    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
+    if "not_trained" in facts:
+        return f"{name}: not trained, {facts['not_trained']}"
     counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", "set aside"), ("pairs", "pairs"))
     shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
     return f"{name}: " + ", ".join([*shown, made])

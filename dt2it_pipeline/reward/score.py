@@ -2,9 +2,10 @@
 
     python -m dt2it_pipeline.reward.score job.json
 
-job: {checkpoint, prompts, responses, media_root, output, work, settings (ScoringSettings), voter}. `output` is a scores
-table; responses that cannot be scored go to a set-aside table beside it, `<output stem>.set_aside.parquet`. The
-recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's pooling engine (vllm_scorer.py).
+job: {checkpoint, prompts, responses, media_root, output, work, settings (ScoringSettings), voter}, optionally ray
+(RaySettings). `output` is a scores table; responses that cannot be scored go to a set-aside table beside it,
+`<output stem>.set_aside.parquet`. The recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's
+pooling engine (vllm_scorer.py). Shards are shared out among local processes or, with `ray`, among Ray's workers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from dt2it_pipeline import records, store
 from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.engines.ray_shards import run_shards, threads_of
 from dt2it_pipeline.recipe import ScoringSettings
+from dt2it_pipeline.settings import RaySettings
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -34,6 +37,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         ScoringError: a worker process died, or vLLM was asked for and a prompt shows a video.
         CheckpointError: the checkpoint is not a reward model of a supported family.
         EngineError: vLLM, where it is asked for, cannot load the checkpoint.
+        RayShardsError: Ray, where it is asked for, is missing or out of reach, or a shard failed there.
     """
     settings = ScoringSettings.model_validate(dict(job["settings"]))
     if settings.engine == "transformers":
@@ -115,11 +119,7 @@ def _score_shards(
     prompts: Any,
     report: Report,
 ) -> None:
-    """Score the given shards in one or several processes, reporting as they finish."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    workers = max(1, min(settings.processes, len(numbers)))
+    """Score the given shards in one or several processes or on Ray, reporting as they finish."""
     total = sum(len(shards[n]) for n in numbers)
     started = time.perf_counter()
     done = 0
@@ -130,6 +130,16 @@ def _score_shards(
         speed = done / (time.perf_counter() - started)
         report({"responses": done, "responses_total": total, "responses_per_second": round(speed, 2)})
 
+    if job.get("ray") is not None:
+        payload = {n: (n, shards[n]) for n in numbers}
+        cluster = RaySettings.model_validate(dict(job["ray"]))
+        target = "dt2it_pipeline.reward.score:ray_worker"
+        run_shards(cluster, target, job, payload, lambda _, count: finished(count), shared=prompts)
+        return
+    import torch
+
+    cuda = torch.cuda.is_available()
+    workers = max(1, min(settings.processes, len(numbers)))
     if workers == 1:
         scorer = _load(job, settings, "cuda" if cuda else "cpu")
         _work(scorer, job, [(n, shards[n]) for n in numbers], prompts, finished)
@@ -184,6 +194,27 @@ def _worker(job: Any, settings: ScoringSettings, mine: Any, prompts: Any, device
         queue.put(("end", None))
     except Exception:
         queue.put(("error", traceback.format_exc()))
+
+
+def ray_worker(job: Mapping[str, Any], prompts: Any) -> Callable[[tuple[int, Sequence[Response]]], int]:
+    """What a Ray worker does with a (number, shard): it scores the shard and returns its number of responses."""
+    settings = ScoringSettings.model_validate(dict(job["settings"]))
+    cluster = RaySettings.model_validate(dict(job["ray"]))
+    if settings.engine == "transformers":
+        lean_imports.skip_unused()
+    import torch
+
+    from dt2it_pipeline.reward.distributed import flush_denormals
+
+    torch.set_num_threads(threads_of(cluster))
+    flush_denormals()
+    scorer = _load(job, settings, "cuda" if cluster.gpus_per_worker else "cpu")
+
+    def do(shard: tuple[int, Sequence[Response]]) -> int:
+        _work(scorer, job, [shard], prompts, lambda count: None)
+        return len(shard[1])
+
+    return do
 
 
 def _load(job: Mapping[str, Any], settings: ScoringSettings, device: str) -> Any:

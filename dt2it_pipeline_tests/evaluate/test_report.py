@@ -174,7 +174,10 @@ def test_the_pool_is_told_in_words_beside_its_labels() -> None:
     html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
     for words, cell in (
         ("label as it came (original)", "70"),
-        ("chosen and rejected exchanged by the vote (flipped)", '20 <span class="soft">(75.0% right)</span>'),
+        (
+            "chosen and rejected exchanged by the vote, no judge asked (flipped)",
+            '20 <span class="soft">(75.0% right)</span>',
+        ),
         ("label settled by judges (annotated)", "10"),
     ):
         assert f'<td class="in">{words}</td><td>{cell}</td>' in html

@@ -10,6 +10,7 @@ import pytest
 from dt2it_pipeline import records
 from dt2it_pipeline.orchestrate.heavy import training_metadata, validation_log
 from dt2it_pipeline.orchestrate.metadata import bundle_metadata, training_curve
+from dt2it_pipeline.orchestrate.stage import _told
 from dt2it_pipeline.store import Bundle
 
 LOG = [{"step": step, "loss": 1 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in (1, 2, 3)]
@@ -103,3 +104,11 @@ def test_facts_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: P
     )
     assert (found["accuracy"], found["steps"]) == (0.9479, 12345678)
     assert "| m/0 | 3.4 |" in found["weights"].md_str
+
+
+def test_a_stage_without_anything_to_train_says_so_instead_of_its_seconds() -> None:
+    facts = {"not_trained": "the policy `posterior` has no verifier", "seconds": 0.0}
+    assert _told("verifier_model", facts, "0.0 s") == (
+        "verifier_model: not trained, the policy `posterior` has no verifier"
+    )
+    assert _told("voted_pairs", {"rows_in": 2000}, "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"

@@ -21,6 +21,7 @@ from dt2it_pipeline.construct.writers import Models, models_of, with_models
 from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.child import PROGRESS
+from dt2it_pipeline.orchestrate.heavy import ray_job
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage import result, run_stage
@@ -68,6 +69,7 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
                     "work": str(folder / "shards"),
                     "settings": recipe.sampling.model_dump(mode="json"),
                     "seed": recipe.seed,
+                    "ray": ray_job(recipe),
                 }
                 summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
                 aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")

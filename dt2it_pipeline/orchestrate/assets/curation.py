@@ -11,6 +11,7 @@ from dt2it_pipeline.curate.people import people_votes
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.orchestrate.assets.out_of_fold import FOLD_SCORES
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
@@ -34,15 +35,22 @@ def build_curation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> li
 
 
 def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    own = [] if recipe.curation.out_of_fold is None else [FOLD_SCORES]
+
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
         code_version="2",
         kinds={"pandas"},
+        ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *own)},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
     )
     def voted_pairs(
-        context: dg.AssetExecutionContext, store: StoreResource, response_scores: Bundle, raw_preferences: Bundle
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        response_scores: Bundle,
+        raw_preferences: Bundle,
+        **out_of_fold: Bundle,
     ) -> dg.MaterializeResult:
         """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
         opened, number = store.open(), int(context.partition_key)
@@ -51,6 +59,9 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
         }
         voters[f"response_scores/{number}"] = response_scores
+        if recipe.curation.out_of_fold is not None and number > 0:
+            folds = {f"{FOLD_SCORES}/{k}": earlier_round(opened, FOLD_SCORES, k, number) for k in range(1, number)}
+            voters |= folds | {f"{FOLD_SCORES}/{number}": out_of_fold[FOLD_SCORES]}
         training = {
             f"training_pairs/{k}": earlier_round(opened, "training_pairs", k, needed_by=number)
             for k in range(number + 1)
@@ -85,7 +96,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             opened,
             vote,
             inputs={**voters, **training, "raw_preferences": raw_preferences},
-            settings={"curation": recipe.curation},
+            settings={"curation": recipe.curation.deciding()},
         )
         weights = bundle.facts.get("voter_weights") or {"-": 1.0}
         if not any(weights.values()):
@@ -137,7 +148,7 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         heavy, policy = Heavy(context, store, children, recipe), make_policy(recipe.curation)
         verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
         inputs: dict[str, Bundle | str] = {"voted_pairs": voted_pairs}
-        settings: dict[str, Settings] = {"curation": recipe.curation}
+        settings: dict[str, Settings] = {"curation": recipe.curation.deciding()}
         if policy.has_verifier:
             inputs |= {"verifier": verifier, "voter": voter}
             settings = {"scoring": recipe.scoring}
@@ -262,7 +273,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             opened,
             annotate,
             inputs={"contested_pairs": contested_pairs, "models": models, **people},
-            settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation},
+            settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation.deciding()},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
 

@@ -1,12 +1,14 @@
 """The report across the rounds so far: accuracy beside the control arms, data quality, counts, examples."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP, arms
+from dt2it_pipeline.orchestrate.assets.out_of_fold import FOLD_SCORES
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -26,14 +28,15 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="4",
+        code_version="5",
         kinds={"html"},
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
     )
     def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Bundle) -> dg.MaterializeResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
         opened, last = store.open(), int(context.partition_key)
-        rounds_so_far = [_round_bundles(opened, number, needed_by=last) for number in range(last + 1)]
+        folds = [FOLD_SCORES] if recipe.curation.out_of_fold is not None else []
+        rounds_so_far = [_round_bundles(opened, number, last, (*IN_ROUND, *folds)) for number in range(last + 1)]
         sources = ReportSources(recipe, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, recipe))
 
         def write(work: Path) -> Bundle:
@@ -67,8 +70,8 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
     return round_report
 
 
-def _round_bundles(store: Store, number: int, needed_by: int) -> dict[str, Bundle]:
-    return {name: earlier_round(store, name, number, needed_by) for name in IN_ROUND}
+def _round_bundles(store: Store, number: int, needed_by: int, names: Sequence[str]) -> dict[str, Bundle]:
+    return {name: earlier_round(store, name, number, needed_by) for name in names}
 
 
 def _untabled_seconds(store: Store, recipe: Recipe) -> dict[str, float]:

@@ -1,0 +1,352 @@
+"""Rounds 0 and 1 of the demo, trained for real, where labels are wrong to a known share: a table over cells.
+
+    DT2IT_HOME=data dagster job execute -m dt2it_pipeline.definitions -j construct
+    python -m benchmarks.rounds_under_noise --home data --output rounds_under_noise --cells even:30:0 style:30:0
+
+A cell is KIND:PERCENT:SEED. "even" and "style" are the kinds of `benchmarks.label_noise`; "demo" takes the labels as
+the demo gives them. The seed draws the wrong labels and starts the training. Four models are trained for a cell as the
+pipeline trains them (DeepSpeed, the recipe's settings):
+
+- round 0: D0 alone, which then votes on the noisy pairs; the recipe's policy and judges curate them;
+- round 1: D0 and the curated pairs;
+- uncurated: D0 and the noisy pairs as they are;
+- ceiling: D0 and the same pairs with true labels.
+
+Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
+what round 1 curates with and without out-of-fold voters (`curation.out_of_fold`) is told as well. The command may be
+stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed
+again. It ends with the table of all that stands there; without --cells it only prints that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.environment import WORKER_ENVIRONMENT, run_as_worker
+from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
+
+ROUND_0, ROUND_1, UNCURATED, CEILING = "round 0", "round 1", "uncurated", "ceiling"
+OUT_OF_FOLD = "round 1's curation with out-of-fold voters"
+GROUPS = ("style_random", "style_agrees", "style_opposes")
+KINDS = ("even", "style", "demo")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind of wrong labels, their share in percent, and a seed."""
+
+    kind: str
+    percent: int
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """A cell from KIND:PERCENT:SEED."""
+        kind, percent, seed = text.split(":")
+        if kind not in KINDS:
+            raise ValueError(f"{text}: the kind must be one of {', '.join(KINDS)}")
+        return cls(kind, int(percent), int(seed))
+
+    def key(self, model: str) -> tuple[Any, ...]:
+        """What a model of this cell is found by: two cells with the same key have the same model."""
+        if model == UNCURATED and self.percent == 0:
+            model = CEILING
+        if model in (ROUND_0, CEILING):
+            return model, None, None, self.seed
+        return model, self.kind if self.percent else "none", self.percent, self.seed
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home in which `construct` has run")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results, and of what is under way")
+    parser.add_argument("--cells", nargs="*", default=[], metavar="KIND:PERCENT:SEED")
+    parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters for round 1, one per fold")
+    given = parser.parse_args()
+    run_as_worker("benchmarks.rounds_under_noise")
+    given.output.mkdir(parents=True, exist_ok=True)
+    if given.cells:
+        bench = Bench(given.home, given.output)
+        for cell in map(Cell.parse, given.cells):
+            bench.run(cell, given.out_of_fold)
+    print_table(read_results(given.output))
+
+
+class Bench:
+    """Trains and measures the models of cells, once each."""
+
+    def __init__(self, home: Path, output: Path) -> None:
+        from dt2it_pipeline.curate.policies import make_policy
+        from dt2it_pipeline.curate.tables import to_frame, to_table
+        from dt2it_pipeline.recipe import load_recipe
+        from dt2it_pipeline.store import Store, read_parquet, write_parquet
+
+        self.store, self.recipe, self.output = Store(home), load_recipe(), output
+        self.policy = make_policy(self.recipe.curation)
+        if self.policy.has_verifier:
+            raise SystemExit(f"the policy `{self.policy.name}` trains a verifier, which is not done here")
+        self.benchmarks = self.store.read("raw_benchmarks")
+        self.pairs, self.demo_wrong = true_pairs(self.store)
+        verdicts = output / "verdicts.parquet"
+        if not verdicts.exists():
+            write_parquet(to_table(judged(self.store, self.recipe, self.pairs), "votes"), verdicts)
+        self.verdicts = to_frame(read_parquet(verdicts, "votes"))
+        self.done = {_key(row) for row in read_results(output)}
+
+    def run(self, cell: Cell, folds: int | None = None) -> None:
+        """Whatever of a cell is not there yet; with `folds`, out-of-fold voters too."""
+        wrong = (
+            self.demo_wrong
+            if cell.kind == "demo"
+            else mislabelled(self.pairs, cell.percent / 100, cell.kind, cell.seed)
+        )
+        if round(100 * wrong.mean()) != cell.percent:
+            raise SystemExit(f"{cell}: {wrong.mean():.0%} of the labels are wrong in such pairs, not {cell.percent}%")
+        from dt2it_pipeline.curate.frames import swap_sides
+
+        self._model(cell, ROUND_0, None)
+        self._model(cell, CEILING, self.pairs)
+        noisy = swap_sides(self.pairs, wrong)
+        curated, facts = self._curated(noisy, self._scores(cell.seed))
+        self._model(cell, ROUND_1, curated, facts)
+        self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
+        if folds is not None:
+            self._out_of_fold(cell, noisy, curated, folds)
+
+    def _out_of_fold(self, cell: Cell, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
+        """Train a voter per fold on D0 and the other folds' curated pairs; append what round 1 curates with them.
+
+        Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
+        """
+        from dt2it_pipeline.curate.out_of_fold import judged_by, learned_by, voter_name
+        from dt2it_pipeline.curate.tables import to_table
+        from dt2it_pipeline.orchestrate.heavy import responses_of
+
+        key = cell.key(OUT_OF_FOLD)
+        if key in self.done:
+            return
+        files = [self._scores(cell.seed)]
+        joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
+        for fold in range(folds):
+            work = self.output / "work" / f"{_name(key)}-fold-{fold}"
+            files.append(work / "scores.parquet")
+            if files[-1].exists():
+                continue
+            judged = judged_by(to_table(noisy, "pairs"), fold, folds)
+            pairs, used = learned_by(joined["pairs"], joined["prompts"], judged)
+            print(f"{_name(key)}, fold {fold}: {pairs.num_rows} pairs", flush=True)
+            self._train({"pairs": pairs, "prompts": used}, cell.seed, work)
+            self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
+        _, facts = self._curated(noisy, *files)
+        self._append(key, facts)
+        for file in files[1:]:
+            shutil.rmtree(file.parent)
+
+    def _curated(self, noisy: pd.DataFrame, *scores_of: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`."""
+        from dt2it_pipeline.curate.steps import merge
+        from dt2it_pipeline.curate.tables import to_frame
+        from dt2it_pipeline.store import read_parquet
+
+        better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
+        scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in scores_of], ignore_index=True)
+        voted, _ = self.policy.vote(noisy, scores, {})
+        checked = self.policy.check(voted.voted, scores.iloc[:0])
+        votes = verdicts_on(checked.contested, better, self.verdicts)
+        votes = votes[votes["pair_id"].isin(checked.contested["pair_id"])]
+        decided, _ = self.policy.resolve(checked.contested, votes, len(self.recipe.annotation.judges))
+        curated = merge(checked.verified, decided.annotated)
+
+        def right(found: pd.DataFrame) -> float:
+            return float((found["chosen_id"] == found["pair_id"].map(better)).mean()) if len(found) else float("nan")
+
+        facts = {
+            "labels_right": right(curated),
+            "kept": len(curated) / len(noisy),
+            "labels_right_without_judges": right(checked.verified),
+            "kept_without_judges": len(checked.verified) / len(noisy),
+            "judge_calls": len(votes),
+        }
+        return curated, facts
+
+    def _model(
+        self, cell: Cell, model: str, preferences: pd.DataFrame | None, facts: dict[str, Any] | None = None
+    ) -> None:
+        """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
+        from dt2it_pipeline.curate.tables import to_frame
+        from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, score_items
+        from dt2it_pipeline.orchestrate.heavy import responses_of
+        from dt2it_pipeline.store import read_parquet
+
+        key = cell.key(model)
+        if key in self.done:
+            return
+        started, load = time.monotonic(), os.getloadavg()[0]
+        raw, joined = self.store.read("raw_preferences"), self._joined(preferences)
+        work = self.output / "work" / _name(key)
+        print(f"{_name(key)}: {joined['pairs'].num_rows} pairs", flush=True)
+        trained = self._train(joined, cell.seed, work)
+        if model == ROUND_0:
+            self._score(work, responses_of(raw["pairs"]), raw["prompts"], self._scores(cell.seed))
+        items = self.benchmarks["benchmark_items"]
+        self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet")
+        scores = to_frame(read_parquet(work / "benchmark.parquet", "scores"))
+        found = score_items(to_frame(items), scores, model=model).benchmark_scores
+        row = dict(facts or {})
+        for group in GROUPS:
+            row[group] = float(found.loc[found["group"] == group, "accuracy"].iloc[0])
+        pooled = found[(found["group"] == OVERALL) & (found["benchmark"] != ALL)]
+        row["all"] = float(pooled["correct"].sum() / pooled["pairs"].sum())
+        row |= {"training_pairs": joined["pairs"].num_rows, "weights_sha256": trained["weights_sha256"]}
+        self._append(key, row | {"seconds": round(time.monotonic() - started, 1), "load": load})
+        shutil.rmtree(work)
+
+    def _joined(self, preferences: pd.DataFrame | None) -> Any:
+        """D0 and the given pairs as a training set of the pipeline; D0 alone without any."""
+        from dt2it_pipeline.curate.tables import to_table
+        from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
+        from dt2it_pipeline.store import Bundle
+
+        parts = {name: self.store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
+        if preferences is not None:
+            prompts = self.store.read("raw_preferences")["prompts"]
+            parts["preferences"] = Bundle({"pairs": to_table(preferences, "pairs"), "prompts": prompts}, {})
+        return joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media)
+
+    def _append(self, key: tuple[Any, ...], figures: dict[str, Any]) -> None:
+        row = dict(zip(("model", "kind", "percent", "seed"), key, strict=True)) | figures
+        with (self.output / "models.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.done.add(key)
+
+    def _train(self, joined: Any, seed: int, work: Path) -> dict[str, Any]:
+        """The training of the pipeline, as its assets start it (orchestrate/heavy.py); it resumes in `work`."""
+        from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+        from dt2it_pipeline.recipe import model_path
+
+        settings = self.recipe.training
+        work.mkdir(parents=True, exist_ok=True)
+        _write(joined, work)
+        job = {
+            "name": "reward_model",
+            "base_model": model_path(settings.base_model),
+            "pairs": str(work / "pairs.parquet"),
+            "prompts": str(work / "prompts.parquet"),
+            "media_root": str(self.store.media),
+            "output": str(work / "checkpoint"),
+            "work": str(work / "training"),
+            "settings": settings.model_dump(mode="json"),
+            "seed": seed,
+        }
+        path = work / "train.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        command = deepspeed_command(["dt2it_pipeline.reward.train", str(path)], settings.processes)
+        return _run(command, rank_environment(settings.processes))
+
+    def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str = "reward_model/0") -> None:
+        """Scores of the model in `work`, as the pipeline computes them."""
+        from dt2it_pipeline.store import write_parquet
+
+        shards = work / f"{output.stem}-shards"
+        shards.mkdir(exist_ok=True)
+        write_parquet(responses, shards / "responses.parquet")
+        write_parquet(prompts, shards / "prompts.parquet")
+        job = {
+            "checkpoint": str(work / "checkpoint"),
+            "prompts": str(shards / "prompts.parquet"),
+            "responses": str(shards / "responses.parquet"),
+            "media_root": str(self.store.media),
+            "output": str(output),
+            "work": str(shards),
+            "voter": voter,
+            "settings": self.recipe.scoring.model_dump(mode="json"),
+        }
+        path = work / "score.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        _run([sys.executable, "-m", "dt2it_pipeline.reward.score", str(path)], {})
+
+    def _scores(self, seed: int) -> Path:
+        return self.output / f"scores-{seed}.parquet"
+
+
+def _write(joined: Any, work: Path) -> None:
+    from dt2it_pipeline.store import write_parquet
+
+    for name in ("pairs", "prompts"):
+        write_parquet(joined[name], work / f"{name}.parquet")
+
+
+def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Run a job's command line; returns its summary, which is the last line that it prints."""
+    done = subprocess.run(
+        command, env={**os.environ, **WORKER_ENVIRONMENT, **environment}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    summary: dict[str, Any] = json.loads(next(x for x in reversed(done.stdout.splitlines()) if x.startswith("{")))
+    return summary
+
+
+def read_results(output: Path) -> list[dict[str, Any]]:
+    """What stands in the results, in the order in which it was computed."""
+    path = output / "models.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    return "-".join(str(part) for part in key if part is not None).replace(" ", "_")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["kind"], row["percent"], row["seed"]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The results as Markdown: mean (least to greatest) over seeds, in percent."""
+    print("| wrong labels | seeds | model | random | agrees | opposes | all | labels right | kept | judge calls |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    cells = sorted({(row["kind"], row["percent"]) for row in rows if row["model"] == ROUND_1})
+    for kind, percent in cells:
+        seeds = sorted(
+            row["seed"] for row in rows if (row["model"], row["kind"], row["percent"]) == (ROUND_1, kind, percent)
+        )
+        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING, OUT_OF_FOLD):
+            keys = {Cell(kind, percent, seed).key(model) for seed in seeds}
+            found = [row for row in rows if _key(row) in keys]
+            if not found:
+                continue
+            shown = [
+                _spread([row[name] for row in found]) if name in found[0] else ""
+                for name in (*GROUPS, "all", "labels_right", "kept")
+            ]
+            calls = [row["judge_calls"] for row in found if "judge_calls" in row]
+            shown.append(f"{np.mean(calls):.0f}" if calls else "")
+            number = len(found)
+            label = f"{percent}%" if kind == "none" else f"{percent}%, {kind}"
+            print(f"| {label} | {number} | {model} | {' | '.join(shown)} |")
+
+
+def _spread(shares: list[float]) -> str:
+    """Mean of shares in percent, with the least and greatest where there are several."""
+    values = [100 * share for share in shares]
+    middle = f"{np.mean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()

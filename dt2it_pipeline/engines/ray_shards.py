@@ -1,0 +1,203 @@
+"""Shards of a job on Ray workers: the same shard code as in local processes, on the machines of a cluster.
+
+A worker (a Ray actor) loads its model once and takes one shard after the other, whichever worker is free. Shards leave
+their results as files where the job says; so all machines need the paths of the job (artifact home, checkpoint,
+project and Python) on a file system that they share. What a shard computes depends on the shard alone, so that the
+files are those of a local run with as many threads per process.
+
+A worker that dies (a lost machine, memory run out) is started again by Ray, and the shard that it had in hand is done
+anew, at most `retries` times. An error that the shard's code raises is not retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.settings import RaySettings
+
+_LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
+_PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
+
+
+class RayShardsError(RuntimeError):
+    """Shards cannot be done on Ray; the message says why."""
+
+
+class _Worker:
+    """One Ray actor. The model is loaded with the first shard, so that a failure to load counts as that shard's."""
+
+    def __init__(self, target: str, job: Mapping[str, Any]) -> None:
+        self._target, self._job = target, job
+        self._do: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Return once the worker has a machine."""
+
+    def do(self, shard: Any, shared: Any) -> Any:
+        """Do one shard."""
+        if self._do is None:
+            self._do = jobs.load_function(self._target)(self._job, shared)
+        return self._do(shard)
+
+
+def run_shards(
+    settings: RaySettings,
+    target: str,
+    job: Mapping[str, Any],
+    shards: Mapping[int, Any],
+    finished: Callable[[int, Any], None],
+    shared: Any = None,
+) -> None:
+    """Do all shards on Ray workers; returns when the last is done.
+
+    Args:
+        settings: the recipe's section `ray`.
+        target: "package.module:function"; `function(job, shared)` loads what a worker needs and returns a function that
+            does one shard and returns what is to be told of it.
+        job: the job's description, handed to every worker.
+        shards: number -> what the worker is handed, in the order in which they are begun.
+        finished: called here with the number of each shard that is done, and what the worker returned.
+        shared: a table that all workers read; it is sent to each machine once.
+
+    Raises:
+        RayShardsError: Ray is not installed or not reached, no worker could be started, a shard failed, or it ended
+            its worker more than `retries` times.
+    """
+    if not shards:
+        return
+    with _connected(settings) as ray:
+        remote = ray.remote(_Worker).options(
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
+            max_restarts=-1,  # the retries of its shard bound how often it dies
+            max_task_retries=settings.retries,
+            runtime_env={"env_vars": _environment(settings)},
+        )
+        table = ray.put(shared)
+        workers = [remote.remote(target, dict(job)) for _ in range(min(settings.workers, len(shards)))]
+        try:
+            _share_out(ray, settings, workers, shards, table, finished)
+        finally:
+            for worker in workers:
+                ray.kill(worker)
+
+
+def _share_out(
+    ray: Any,
+    settings: RaySettings,
+    workers: list[Any],
+    shards: Mapping[int, Any],
+    table: Any,
+    finished: Callable[[int, Any], None],
+) -> None:
+    """Give every worker a shard once it is there, and another when it is done with that."""
+    todo = iter(shards.items())
+    pending: dict[Any, tuple[Any, int | None]] = {worker.ready.remote(): (worker, None) for worker in workers}
+    left, begun, waited_since = len(shards), False, time.monotonic()
+    while left:
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=min(_LOOK_SECONDS, settings.wait_seconds))
+        if not done:
+            if not begun and time.monotonic() - waited_since > settings.wait_seconds:
+                raise RayShardsError(
+                    f"no Ray worker with {settings.cpus_per_worker:g} CPUs and {settings.gpus_per_worker:g} GPUs could "
+                    f"be started within ray.wait_seconds ({settings.wait_seconds:g}); the cluster has "
+                    f"{_resources(ray)}: ask for less per worker, or add machines"
+                )
+            continue
+        reference = done[0]
+        worker, number = pending.pop(reference)
+        value = _value(ray, reference, number, settings)
+        if number is not None:
+            left -= 1
+            finished(number, value)
+        begun = True
+        following = next(todo, None)
+        if following is None:
+            ray.kill(worker)  # its place may be what another one waits for to be started again
+        else:
+            pending[worker.do.remote(following[1], table)] = (worker, following[0])
+
+
+def _value(ray: Any, reference: Any, number: int | None, settings: RaySettings) -> Any:
+    """What a worker returned; its failure as an error of ours in one sentence."""
+    what = "a Ray worker could not be started" if number is None else f"shard {number} failed on a Ray worker"
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if error.cause is not None else error
+        raise RayShardsError(f"{what}: {type(cause).__name__}: {cause}") from error
+    except ray.exceptions.RayActorError as error:
+        first = str(error).strip().splitlines()[0]
+        raise RayShardsError(
+            f"{what}: it ended the worker {settings.retries + 1} times (ray.retries: {settings.retries}); where "
+            f"memory ran out, ask for more per worker or smaller shards. Ray says: {first}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _connected(settings: RaySettings) -> Iterator[Any]:
+    """Ray, connected as the settings say; a connection that was there before is used and left."""
+    if importlib.util.find_spec("ray") is None:
+        raise RayShardsError("the recipe has a section `ray`, and Ray is not installed: pip install -e '.[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers about this run
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    new: dict[str, Any] = {}
+    _reach(settings.address)
+    if settings.address is None:
+        needed = math.ceil(settings.workers * settings.cpus_per_worker)
+        new = {"num_cpus": max(needed, 1), "include_dashboard": False}
+    try:
+        ray.init(address=settings.address or "local", log_to_driver=False, logging_level=logging.ERROR, **new)
+    except Exception as error:  # whatever Ray raises where it cannot connect
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RayShardsError(
+            f"Ray cannot be started here: {first}"
+            if settings.address is None
+            else f"no Ray cluster is found at ray.address {settings.address}: {first}"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Say at once that nothing answers at an address: Ray's client would end this process without an error."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RayShardsError(f"no Ray cluster answers at ray.address {address}: {error}") from error
+
+
+def _environment(settings: RaySettings) -> dict[str, str]:
+    """Variables of a worker: those of every worker process of ours, and its share of the cores."""
+    own = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    threads = {"OMP_NUM_THREADS": str(threads_of(settings))}
+    return own | jobs.WORKER_ENVIRONMENT | threads | {"RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def threads_of(settings: RaySettings) -> int:
+    """Threads that a worker computes with."""
+    return max(1, int(settings.cpus_per_worker))
+
+
+def _resources(ray: Any) -> str:
+    found = ray.cluster_resources()
+    return f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"

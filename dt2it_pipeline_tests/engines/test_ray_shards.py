@@ -1,0 +1,219 @@
+"""Shards on a local Ray: done once, done again where a worker died, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from dt2it_pipeline import store
+from dt2it_pipeline.construct import sample
+from dt2it_pipeline.engines import ray_shards
+from dt2it_pipeline.engines.ray_shards import RayShardsError, run_shards
+from dt2it_pipeline.recipe import DEMO_BASE_MODEL, RecipeError, ScoringSettings, load_recipe, model_path, parse_recipe
+from dt2it_pipeline.reward import score
+from dt2it_pipeline.settings import RaySettings
+from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
+from dt2it_pipeline_tests.engines import ray_jobs
+from dt2it_pipeline_tests.reward.tiny import make_tables
+
+JOBS = "dt2it_pipeline_tests.engines.ray_jobs"
+TWO = RaySettings(workers=2, retries=2, wait_seconds=60)
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[None]:
+    """Two workers' room; the tests' own code lies in the project's root."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = dict(os.environ)
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    import ray
+
+    ray.init(num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ |= before
+
+
+def done(settings: RaySettings, job: Mapping[str, Any], shared: Any = None, target: str = "squares") -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    run_shards(settings, f"{JOBS}:{target}", job, {n: n for n in range(6)}, found.__setitem__, shared)
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_every_shard_is_done_once_by_two_workers(tmp_path: Path) -> None:
+    table = pa.table({"a": [1, 2, 3]})
+    assert done(TWO, {"folder": str(tmp_path)}, table) == {n: n * n + 3 for n in range(6)}
+    marks = list(tmp_path.iterdir())
+    assert len(marks) == 6
+    assert len({path.read_text() for path in marks}) <= 2
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
+    job = {"folder": str(tmp_path), "deadly": 1, "times": 2}
+    assert done(TWO, job) == {n: n * n for n in range(6)}
+    assert ray_jobs.tries(tmp_path, 1) == 3
+    assert all(ray_jobs.tries(tmp_path, n) == 1 for n in (0, 2, 3, 4, 5))
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_a_shard_that_always_ends_its_worker_is_an_error_after_the_retries(tmp_path: Path) -> None:
+    job = {"folder": str(tmp_path), "deadly": 1, "times": 99}
+    with pytest.raises(RayShardsError, match=r"shard 1 failed .* ended the worker 3 times \(ray.retries: 2\)"):
+        done(TWO, job)
+    assert ray_jobs.tries(tmp_path, 1) == 3
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("squares", "shard 4 failed on a Ray worker: ValueError: 4 is no good"), ("unloadable", "OSError: no such")],
+)
+def test_an_error_of_a_shard_is_told_in_one_line_and_not_retried(tmp_path: Path, target: str, words: str) -> None:
+    with pytest.raises(RayShardsError, match=words) as caught:
+        done(TWO, {"folder": str(tmp_path), "faulty": 4}, target=target)
+    assert "\n" not in str(caught.value)
+    assert ray_jobs.tries(tmp_path, 4) <= 1
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_a_cluster_without_room_for_a_worker_is_told(tmp_path: Path) -> None:
+    greedy = RaySettings(workers=1, gpus_per_worker=8, wait_seconds=0.5)
+    with pytest.raises(RayShardsError, match=r"1 CPUs and 8 GPUs .* the cluster has [0-9]+ CPUs and 0 GPUs"):
+        done(greedy, {"folder": str(tmp_path)})
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_more_workers_than_there_is_room_for_do_the_work_all_the_same(tmp_path: Path) -> None:
+    assert len(done(TWO.model_copy(update={"workers": 2 * (os.cpu_count() or 2) + 1}), {"folder": str(tmp_path)})) == 6
+
+
+def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_shards.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RayShardsError, match=r"pip install -e '\.\[ray\]'"):
+        done(TWO, {"folder": str(tmp_path)})
+
+
+def test_no_cluster_at_the_address_is_told() -> None:
+    """In a process of its own: this one has a Ray already."""
+    code = (
+        "from dt2it_pipeline.engines.ray_shards import *\n"
+        "run_shards(RaySettings(address='127.0.0.1:1'), 'x:y', {}, {0: 0}, print)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.endswith("no Ray cluster answers at ray.address 127.0.0.1:1: [Errno 111] Connection refused")
+
+
+def test_a_worker_must_hold_a_model_that_several_gpus_share() -> None:
+    text = Path("configs/recipes/demo.yaml").read_text(encoding="utf-8")
+    wide = text.replace("sampling:\n", "ray: {workers: 1, gpus_per_worker: 1}\n\nsampling:\n  tensor_parallel: 2\n")
+    with pytest.raises(RecipeError, match=r"ray.gpus_per_worker \(1\) is below sampling.tensor_parallel \(2\)"):
+        parse_recipe(wide)
+    assert load_recipe("configs/recipes/demo.yaml").ray is None
+
+
+@pytest.fixture
+def scoring(tmp_path: Path) -> dict[str, Any]:
+    """A scoring job of the demo's base model with a head that spreads its scores."""
+    import torch
+
+    from dt2it_pipeline.reward.model import RewardModel
+
+    torch.manual_seed(0)
+    model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL))
+    model.card["system_prompt"] = "You judge."
+    (tmp_path / "checkpoint").mkdir()
+    model.save_pretrained(tmp_path / "checkpoint")
+    tables = make_tables(tmp_path / "tables", 400)
+    return {
+        **{name: tables[name] for name in ("prompts", "responses", "media_root")},
+        "checkpoint": str(tmp_path / "checkpoint"),
+        "output": str(tmp_path / "local" / "scores.parquet"),
+        "work": str(tmp_path / "local"),
+        "settings": ScoringSettings(processes=2, shard_responses=50).model_dump(),
+        "voter": "round-0",
+    }
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_scores_are_those_of_local_processes_though_a_worker_is_killed(scoring: dict[str, Any], tmp_path: Path) -> None:
+    threads = max(1, (os.cpu_count() or 1) // 2)  # of each of two local processes; sums are split by threads
+    score.run(scoring, lambda progress: None)
+    there = scoring | {"work": str(tmp_path / "ray"), "output": str(tmp_path / "ray" / "scores.parquet")}
+    there["ray"] = RaySettings(workers=2, cpus_per_worker=threads).model_dump()
+    killed: list[int] = []
+
+    def kill_one(progress: Mapping[str, Any]) -> None:
+        if not killed:
+            killed.append(_worker_pids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = score.run(there, kill_one)
+    assert killed
+    assert summary["scored"] == summary["responses"] > 0 and summary["shards"] > 4
+    for name in ("scores.parquet", "scores.set_aside.parquet"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    (tmp_path / "ray" / "shard-000002.parquet").unlink()
+    assert score.run(there, lambda progress: None)["shards_resumed"] == summary["shards"] - 1
+    assert (tmp_path / "ray" / "scores.parquet").read_bytes() == (tmp_path / "local" / "scores.parquet").read_bytes()
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
+def test_answers_are_those_of_one_local_copy_of_the_model(tmp_path: Path) -> None:
+    from dt2it_pipeline import records
+
+    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]
+    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    job = {
+        "model": model_path(DEMO_BASE_MODEL),
+        "prompts": str(tmp_path / "prompts.parquet"),
+        "media_root": str(tmp_path),
+        "output": str(tmp_path / "local.parquet"),
+        "work": str(tmp_path / "local"),
+        "settings": {"samples": 2, "mismatched_samples": 0, "shard_prompts": 1, "max_new_tokens": 24},
+        "seed": 0,
+    }
+    sample.run(job, lambda progress: None)
+    there = job | {"output": str(tmp_path / "ray.parquet"), "work": str(tmp_path / "ray"), "ray": TWO.model_dump()}
+    summary = sample.run(there, lambda progress: None)
+    assert summary["rows_out"] == 4
+    assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()
+
+
+def _worker_pids() -> list[int]:
+    """Processes of Ray actors on this machine, busy ones first."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found: list[int] = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                name = path.read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if name.startswith("ray::_Worker"):
+                found.insert(0 if name.startswith("ray::_Worker.do") else len(found), int(path.parent.name))
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no Ray worker runs")
