@@ -38,12 +38,14 @@ class Policy(Protocol):
     """A policy.
 
     `has_verifier`: `check` needs the scores of a model that is trained on the voted pairs. `heeds_training`: `vote`
-    asks which pairs the voters were trained on.
+    asks which pairs the voters were trained on. `surest_first`: the order in which a budget of calls is spent; see
+    `budget.within_budget`.
     """
 
     name: ClassVar[str]
     has_verifier: ClassVar[bool]
     heeds_training: ClassVar[bool]
+    surest_first: ClassVar[bool]
 
     def vote(
         self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
@@ -73,6 +75,7 @@ class PaperPolicy:
     name: ClassVar[str] = "paper"
     has_verifier: ClassVar[bool] = True
     heeds_training: ClassVar[bool] = False
+    surest_first: ClassVar[bool] = False
 
     flip_fraction: float
 
@@ -104,6 +107,7 @@ class PosteriorPolicy:
     name: ClassVar[str] = "posterior"
     has_verifier: ClassVar[bool] = False
     heeds_training: ClassVar[bool] = True
+    surest_first: ClassVar[bool] = True
 
     keep_probability: float
     smallest_source: int

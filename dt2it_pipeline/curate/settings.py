@@ -65,7 +65,8 @@ class AnnotationSettings(Settings):
     budget_calls: int | None = Field(
         None,
         ge=0,
-        description="most judge calls per round, one a pair and judge; the least sure pairs come first. None: no limit",
+        description="most judge calls per round, one a pair and judge; under `paper` the least sure pairs come first, "
+        "under `posterior` the surest of the contested ones. None: no limit",
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """What judge calls buy: labels that are right, and pairs that are kept, after so many of a round's calls.
 
-The calls of a round are spent on the least sure pairs first (`curate.budget`). So the curve is what the round would
-have curated under smaller budgets, from the verdicts that it has: no judge is asked again.
+The calls of a round are spent in an order (`curate.budget`). So the curve is what the round would have curated under
+smaller budgets, from the verdicts that it has: no judge is asked again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def call_curve(
     resolve: Resolve,
     pool: int,
     truth: pd.DataFrame | None,
+    surest_first: bool,
 ) -> CallCurve:
     """The curve of one round under one way of deciding from verdicts.
 
@@ -40,12 +41,13 @@ def call_curve(
         resolve: (contested pairs, votes) -> those of them that are kept, with chosen_id as decided.
         pool: pairs of the uncurated pool, of which shares are told.
         truth: pair_id, chosen_id of the truly better side; None where nobody knows it.
+        surest_first: the order in which pairs are asked about.
     """
     better = None if truth is None else truth.set_index("pair_id")["chosen_id"]
     counts = np.unique(np.linspace(0, len(asked), POINTS).round().astype(int))
     shares, right = [], []
     for count in counts.tolist():
-        reached, _ = within_budget(asked, count * judges, judges)
+        reached, _ = within_budget(asked, count * judges, judges, surest_first)
         decided = resolve(reached, votes[votes["pair_id"].isin(reached["pair_id"])])
         curated = pd.concat([part[["pair_id", "chosen_id"]] for part in (kept, decided)], ignore_index=True)
         shares.append(len(curated) / pool if pool else float("nan"))

@@ -203,7 +203,7 @@ class ReportSources:
         votes = to_frame(found["annotated_pairs"]["votes"])
         people = votes["judge"].str.startswith(PERSON)
         settled, rest = policy.settle(to_frame(found["contested_pairs"]["pairs"]), votes[people])
-        asked, _ = within_budget(rest, settings.annotation.budget_calls, judges)
+        asked, _ = within_budget(rest, settings.annotation.budget_calls, judges, policy.surest_first)
         kept = pd.concat([to_frame(found["verified_pairs"]["pairs"]), settled.annotated], ignore_index=True)
         truth = to_frame(self.before["demo_truth"]["pairs"]) if settings.demo is not None else None
         rules = {f"“{policy.name}”": lambda pairs, told: policy.resolve(pairs, told, judges)[0].annotated}
@@ -213,7 +213,8 @@ class ReportSources:
             )
         pool = self.before["raw_preferences"]["pairs"].num_rows
         return [
-            call_curve(name, kept, asked, votes[~people], judges, rule, pool, truth) for name, rule in rules.items()
+            call_curve(name, kept, asked, votes[~people], judges, rule, pool, truth, policy.surest_first)
+            for name, rule in rules.items()
         ]
 
     def _note(self, number: int) -> str:

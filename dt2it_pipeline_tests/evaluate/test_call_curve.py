@@ -36,14 +36,20 @@ TRUTH = pd.DataFrame({"pair_id": list("abcde"), "chosen_id": ["a+", "b-", "c+", 
 
 
 def test_the_least_sure_pairs_are_bought_first() -> None:
-    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, TRUTH)
+    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, TRUTH, False)
     assert curve.calls == (0, 2, 4, 6)
     assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
     assert curve.right == pytest.approx((1 / 2, 2 / 3, 2 / 3, 2 / 4))
 
 
+def test_the_surest_pairs_are_bought_first_where_the_policy_says_so() -> None:
+    curve = call_curve("posterior", KEPT, ASKED, VOTES, 2, by_judges, 10, TRUTH, True)
+    assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
+    assert curve.right == pytest.approx((1 / 2, 1 / 3, 1 / 3, 2 / 4))
+
+
 def test_without_truth_only_what_is_kept_is_told() -> None:
-    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, None)
+    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, None, False)
     assert curve.right is None and curve.kept[-1] == pytest.approx(0.4)
     sentence = call_sentence([Round(0, call_curves=[curve])])
     assert sentence == "Round 0 keeps 20.0% of the pairs without a call; 30.0% after 4 calls; 40.0% after all 6."
@@ -53,13 +59,13 @@ def test_without_truth_only_what_is_kept_is_told() -> None:
 def test_many_pairs_are_looked_at_in_a_few_budgets_with_none_and_all_among_them() -> None:
     many = pairs(*((f"p{n:03d}", float(n)) for n in range(100)))
     votes = verdicts(**{name: ("chosen", "chosen") for name in many["pair_id"]})
-    curve = call_curve("paper", KEPT, many, votes, 2, by_judges, 102, None)
+    curve = call_curve("paper", KEPT, many, votes, 2, by_judges, 102, None, False)
     assert len(curve.calls) == POINTS and (curve.calls[0], curve.calls[-1]) == (0, 200)
     assert curve.kept[-1] == 1.0
 
 
 def test_where_no_judge_was_called_there_is_no_curve() -> None:
-    curve = call_curve("paper", KEPT, ASKED.iloc[:0], VOTES, 2, by_judges, 10, TRUTH)
+    curve = call_curve("paper", KEPT, ASKED.iloc[:0], VOTES, 2, by_judges, 10, TRUTH, False)
     assert curve == CallCurve("paper", (0,), (0.2,), (0.5,))
     rounds = [Round(0, call_curves=[curve])]
     assert call_sentence(rounds) == "" and call_figure([(0, [curve])]) is None
@@ -68,7 +74,7 @@ def test_where_no_judge_was_called_there_is_no_curve() -> None:
 
 
 def test_the_page_shows_the_curve_and_rounds_with_the_same_lines_once() -> None:
-    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, TRUTH)
+    curve = call_curve("paper", KEPT, ASKED, VOTES, 2, by_judges, 10, TRUTH, False)
     data = ReportData(
         pd.DataFrame(columns=["model", "benchmark", "group"]),
         rounds=[Round(number, call_curves=[curve, curve]) for number in (0, 1)],

@@ -209,7 +209,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="3",
+        code_version="4",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -230,7 +230,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         def annotate(work: Path) -> Bundle:
             judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
             settled, rest = policy.settle(to_frame(contested_pairs["pairs"]), to_frame(told))
-            asked, beyond = within_budget(rest, calls, judges)
+            asked, beyond = within_budget(rest, calls, judges, policy.surest_first)
             write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
