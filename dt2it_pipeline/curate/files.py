@@ -10,6 +10,7 @@ order; rows in = rows of the written tables. What does not belong here: any deci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
@@ -166,10 +167,12 @@ def curate_files(
     """
     ids, sides = _column(pairs, "pair_id"), _sides(pairs)
     refuse_unusable_ids(ids, "pairs")
-    margins = _with_scores(sides, scores).margins()
-    flips = choose_flips(margins, ids, flip_fraction)
-    checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
-    places, cast = _sorted_votes(votes, ids)
+    with ThreadPoolExecutor(1) as beside:
+        sorting = beside.submit(_sorted_votes, votes, ids)
+        margins = _with_scores(sides, scores).margins()
+        flips = choose_flips(margins, ids, flip_fraction)
+        checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
+        places, cast = sorting.result()
     totals = {"verified": 0, "contested": 0}
     guard = Lock()
 

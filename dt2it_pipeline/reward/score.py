@@ -11,6 +11,7 @@ pooling engine (vllm_scorer.py). Shards are shared out among local processes or,
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         RayShardsError: Ray, where it is asked for, is missing or out of reach, or a shard failed there.
     """
     settings = ScoringSettings.model_validate(dict(job["settings"]))
+    # A process whose thread pool has started must not be forked; one that has yet to import torch has started none.
+    forkable = "torch" not in sys.modules
     if settings.engine == "transformers":
         lean_imports.skip_unused()
     started = time.perf_counter()
@@ -53,7 +56,7 @@ def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     open_shards = [number for number in range(len(shards)) if not _shard_path(work, number).exists()]
     scored_now = sum(len(shards[number]) for number in open_shards)
     if open_shards:
-        _score_shards(job, settings, shards, open_shards, prompts, report)
+        _score_shards(job, settings, shards, open_shards, prompts, report, forkable)
     summary = _merge(job, responses, work, len(shards))
     seconds = time.perf_counter() - started
     return summary | {
@@ -118,6 +121,7 @@ def _score_shards(
     numbers: Sequence[int],
     prompts: Any,
     report: Report,
+    forkable: bool,
 ) -> None:
     """Score the given shards in one or several processes or on Ray, reporting as they finish."""
     total = sum(len(shards[n]) for n in numbers)
@@ -147,10 +151,12 @@ def _score_shards(
     import multiprocessing
 
     # Forked workers inherit imports and tables, which saves each its start-up; CUDA and vLLM do not survive a fork.
-    fresh = cuda or settings.engine == "vllm"
+    fresh = cuda or settings.engine == "vllm" or not forkable
     context: Any = multiprocessing.get_context("spawn" if fresh else "fork")
-    torch.set_num_threads(1)  # a process whose thread pool has started must not be forked
-    scorer = None if fresh else _load(job, settings, "cpu")
+    scorer = None
+    if not fresh:
+        torch.set_num_threads(1)  # loading must not start the thread pool either
+        scorer = _load(job, settings, "cpu")
     queue: Any = context.SimpleQueue()
     processes = []
     for index in range(workers):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +86,7 @@ def test_several_processes_give_the_same_scores(job: dict[str, Any], tmp_path: P
     score.run(job, silent)
     both = job | {"work": str(tmp_path / "w2"), "output": str(tmp_path / "two.parquet")}
     both["settings"] = job["settings"] | {"processes": 2}
-    score.run(both, silent)
+    assert as_a_program(both, tmp_path).returncode == 0
     one, two = (store.read_parquet(path, "scores") for path in (job["output"], both["output"]))
     assert one.drop_columns(["score"]).equals(two.drop_columns(["score"]))
     # Not the same bytes: a process with more threads splits its sums in another way.
@@ -115,8 +118,16 @@ def test_a_failing_worker_is_reported(job: dict[str, Any], tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     job["settings"] = job["settings"] | {"processes": 2}
     job["media_root"] = None  # Path(None) fails inside the workers
-    with pytest.raises(score.ScoringError, match="TypeError"):
-        score.run(job, silent)
+    done = as_a_program(job, tmp_path)
+    assert done.returncode != 0
+    assert "a scoring process failed" in done.stderr and "TypeError" in done.stderr
+
+
+def as_a_program(job: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Score as stages do, in a process of its own, whose workers are forked; those of this one would start anew."""
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "dt2it_pipeline.reward.score", str(folder / "job.json")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_an_empty_table_gives_an_empty_table(job: dict[str, Any], tmp_path: Path) -> None:
