@@ -358,8 +358,11 @@ def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
     found: list[int | str] = []
     here = raw
     for place, part in enumerate(fault["loc"]):
-        missing = fault["type"] == "missing" and place == len(fault["loc"]) - 1
-        if isinstance(here, dict) and part not in here and not missing:
+        last = place == len(fault["loc"]) - 1
+        missing = fault["type"] == "missing" and last
+        # A section may have a (wrong) key that is named as a kind; what lies in a section is in a section.
+        within = isinstance(here, dict) and (part in here and (last or isinstance(here[part], dict | list)))
+        if isinstance(here, dict) and not within and not missing:
             continue
         found.append(part)
         if isinstance(here, dict):
