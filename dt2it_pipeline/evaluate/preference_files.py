@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 import pyarrow as pa
@@ -174,7 +174,7 @@ def _words(side: Any) -> Any:
     return side
 
 
-def _are_turns(value: Any) -> bool:
+def _are_turns(value: Any) -> TypeGuard[list[Any]]:
     """Whether a value is a list of turns, not of the parts of one."""
     return isinstance(value, list) and all(isinstance(turn, Mapping) and {"role", "from"} & set(turn) for turn in value)
 
