@@ -126,7 +126,9 @@ class TrainingSettings(Settings):
     """
 
     base_model: str = Field(
-        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+        DEMO_BASE_MODEL,
+        min_length=1,
+        description="model folder or Hub id; `demo` is the model that ships with the package",
     )
     processes: int = Field(2, ge=1, le=1024, description="ranks that the DeepSpeed launcher starts on this machine")
     hostfile: str | None = Field(

@@ -35,7 +35,7 @@ class RaySettings(Settings):
 
     address: str | None = Field(
         None,
-        min_length=1,
+        pattern=r"^(auto|[^\s/]+:[0-9]{1,5})$",
         description="host:port of the cluster that this machine belongs to, or auto to find it; when absent, Ray is "
         "started on this machine for the step",
     )

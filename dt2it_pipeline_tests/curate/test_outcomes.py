@@ -110,6 +110,9 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
     round_of(tmp_path, raw)
     main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
     assert "mine: 2 set aside (contradictory pair)" in capsys.readouterr().out
+    main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "new/outcomes.csv")])
+    as_text = pd.read_csv(tmp_path / "new/outcomes.csv", dtype=str)
+    assert as_text["row_id"].tolist() == pd.read_parquet(tmp_path / "outcomes.parquet")["row_id"].tolist()
 
     # As the README says it.
     with (tmp_path / "pairs.jsonl").open(encoding="utf-8") as lines:
