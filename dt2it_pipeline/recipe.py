@@ -126,7 +126,9 @@ class TrainingSettings(Settings):
     """
 
     base_model: str = Field(
-        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+        DEMO_BASE_MODEL,
+        min_length=1,
+        description="model folder or Hub id; `demo` is the model that ships with the package",
     )
     processes: int = Field(2, ge=1, le=1024, description="ranks that the DeepSpeed launcher starts on this machine")
     hostfile: str | None = Field(
@@ -358,8 +360,11 @@ def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
     found: list[int | str] = []
     here = raw
     for place, part in enumerate(fault["loc"]):
-        missing = fault["type"] == "missing" and place == len(fault["loc"]) - 1
-        if isinstance(here, dict) and part not in here and not missing:
+        last = place == len(fault["loc"]) - 1
+        missing = fault["type"] == "missing" and last
+        # A section may have a (wrong) key that is named as a kind; what lies in a section is in a section.
+        within = isinstance(here, dict) and (part in here and (last or isinstance(here[part], dict | list)))
+        if isinstance(here, dict) and not within and not missing:
             continue
         found.append(part)
         if isinstance(here, dict):

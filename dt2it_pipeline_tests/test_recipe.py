@@ -21,6 +21,14 @@ def test_every_recipe_in_the_repository_is_valid(path):
         ("rounds: many\n", "rounds: .*integer.*found 'many'"),
         ("demo: {noise: 0.9}\n", "demo.noise: .*less than or equal to 0.5"),
         ("evaluation: {ceiling_arm: true}\n", "ceiling_arm needs the demo's true labels"),
+        ("ray: {address: 'ray://head:10001'}\n", r"ray.address: .*match pattern.*auto.*found 'ray://head:10001'"),
+        ("training: {base_model: ''}\n", "training.base_model: String should have at least 1 character"),
+        ("judging: {judges: [{kind: vllm, name: v, model: ''}]}\n", "judging.judges.0.model: .*at least 1 character"),
+        ("sampling: {models: [a, '']}\n", "sampling.models.1: .*at least 1 character"),
+        ("ray: {address: head}\n", r"ray.address: .*match pattern.*found 'head'"),
+        ("ray: {gpus_per_worker: 1.5}\n", r"ray.gpus_per_worker: .*whole GPUs, or a share of one.*found 1.5"),
+        ("ray: {gpus_per_worker: 0.00001}\n", r"ray.gpus_per_worker: .*at least 0.0001"),
+        ("ray: {cpus_per_worker: 0.00001}\n", r"ray.cpus_per_worker: .*greater than or equal to 0.0001"),
     ],
 )
 def test_a_wrong_setting_is_named(text, message):
@@ -57,6 +65,8 @@ ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concur
         ("annotation: {judges: [{name: a, modell: m}, {name: b}]}", "annotation.judges.0.modell: unknown key"),
         (f"judging: {{judges: [{ENDPOINT}]}}", "judging.judges.0.concurrency: Input should be greater than or equal"),
         ("judging: {judges: [{kind: vllm}]}", "judging.judges.0.name: Field required"),
+        ("judging: {judges: [{kind: vllm, name: v, vllm: m}]}", "judging.judges.0.vllm: unknown key"),
+        ("annotation: {judges: [{name: a, likelihood: 1}, {name: b}]}", "annotation.judges.0.likelihood: unknown key"),
     ],
 )
 def test_a_wrong_kind_names_its_key_and_every_kind_of_its_place(text, told):

@@ -80,7 +80,7 @@ class EndpointSettings(Settings):
 class VllmSettings(Settings):
     """A model that vLLM runs here."""
 
-    model: str = Field(DEMO_BASE_MODEL, description=_MODEL)
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=_MODEL)
     max_model_len: int = Field(8192, ge=64, le=1_048_576, description="tokens of prompt and answer together")
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")
 
@@ -119,7 +119,7 @@ class _Likelihood(Settings):
 
     kind: Literal["likelihood"] = "likelihood"
     name: str = Field(min_length=1, description="how judgements call this judge")
-    model: str = Field(DEMO_BASE_MODEL, description=_MODEL)
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=_MODEL)
     batch: int = Field(64, ge=1, description="sequences per forward pass")
 
 
@@ -233,8 +233,8 @@ class SamplingSettings(Settings):
     combinations in turn, each prompt starting elsewhere, so that all occur equally often.
     """
 
-    model: str = Field(DEMO_BASE_MODEL, description=_MODEL)
-    models: tuple[str, ...] = Field(
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=_MODEL)
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), strict=False, description="several models, instead of `model`; they should write in one style"
     )
     instructions: tuple[str, ...] = Field(

@@ -29,7 +29,7 @@ from dt2it_pipeline.curate.steps import (
     voted_frame,
 )
 from dt2it_pipeline.curate.streams import Change, Written, read_ahead, rewrite
-from dt2it_pipeline.curate.tables import in_table_order, set_aside_table, to_frame
+from dt2it_pipeline.curate.tables import CARRIED, in_table_order, plain_strings, set_aside_table, to_frame
 from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.store import atomic_directory
 
@@ -210,7 +210,9 @@ def curate_files(
 
 def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.DataFrame]:
     """Judge and verdict of all votes in the order of the pairs, and the row of each vote's pair (-1: none of them)."""
-    table = pq.read_table(votes, columns=["pair_id", "judge", "verdict"], read_dictionary=["judge", "verdict"])
+    columns = ["pair_id", "judge", "verdict"]
+    _require(votes, columns)
+    table = pq.read_table(votes, columns=columns, read_dictionary=["judge", "verdict"])
     # Ids are unique, so a code is a row.
     places = IdIndex(pa.array(pair_ids)).positions(table["pair_id"].to_pandas())
     order = np.argsort(places, kind="stable")
@@ -238,16 +240,28 @@ def _sides(pairs: Path) -> SideScores:
 
 def _with_scores(sides: SideScores, scores: Sequence[Path]) -> SideScores:
     columns = ("response_id", "voter", "score")
+    for file in scores:
+        _require(file, columns)
     for batch in read_ahead(scores, _SCORE_ROWS, columns, dictionaries=("voter",)):
         sides.add(to_frame(pa.Table.from_batches([batch])))
     return sides
 
 
 def _column(file: Path, name: str) -> pd.Series:
+    _require(file, [name])
     with pq.ParquetFile(file) as reader:
-        if name not in reader.schema_arrow.names:
-            raise CurationError(f"{file}: there is no column {name!r}, only {reader.schema_arrow.names}")
-        return to_frame(reader.read([name]))[name]
+        return to_frame(plain_strings(reader.read([name])))[name]
+
+
+def _require(file: Path, columns: Sequence[str]) -> None:
+    """Raise CurationError where a file is no Parquet file that can be read, or lacks a column."""
+    try:
+        names = pq.read_schema(file).names
+    except (OSError, pa.ArrowException) as error:
+        raise CurationError(f"{file} cannot be read: {error}") from error
+    for name in columns:
+        if name not in names:
+            raise CurationError(f"{file}: there is no column {name!r}, only {names}")
 
 
 def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], change: Change) -> dict[str, int]:
@@ -256,6 +270,8 @@ def _rewrite(sources: Sequence[Path], output: Path, kinds: Mapping[str, str], ch
         target = replaceable(output, MARKER, "output of curation")
     except OutputFolderError as error:
         raise CurationError(str(error)) from error
+    for source in sources:
+        _require(source, CARRIED)
     with atomic_directory(target) as folder:
         counts = rewrite(sources, folder, kinds, change)
         mark(folder, MARKER)

@@ -111,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         table = outcomes_of_round(Store(given.home), given.round)
         if given.output.suffix == ".csv":
+            given.output.parent.mkdir(parents=True, exist_ok=True)
             table.to_pandas().to_csv(given.output, index=False)
         else:
             write_parquet(table, given.output)

@@ -69,7 +69,7 @@ def read_answers(file: Path) -> Answers:
         AnswersError: the file is neither.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AnswersError(f"{file} cannot be read: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -205,6 +205,8 @@ def _time(text: Any) -> datetime:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"an id must be text, found {value!r}")
+    if value != records.writable(value):
+        raise ValueError(f"an id is not UTF-8: {value!r}")
     return value
 
 

@@ -15,7 +15,9 @@ class JudgeSettings(Settings):
 
     name: str = Field(min_length=1)
     model: str = Field(
-        DEMO_BASE_MODEL, description="model folder or Hub id; `demo` is the model that ships with the package"
+        DEMO_BASE_MODEL,
+        min_length=1,
+        description="model folder or Hub id; `demo` is the model that ships with the package",
     )
     kind: Literal["likelihood", "answer"] = Field(
         "likelihood",

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.curate.tables import lean_frame, whole_table
+from dt2it_pipeline.curate.tables import lean_frame, plain_strings, whole_table
 from dt2it_pipeline.records import SCHEMAS
 
 BATCH_PAIRS = 1 << 15
@@ -132,7 +132,7 @@ def _in_order(
 
 
 def _changed(change: Change, start: int, batch: pa.RecordBatch) -> Mapping[str, pa.Table]:
-    table = pa.Table.from_batches([batch])
+    table = plain_strings(pa.Table.from_batches([batch]))
     written = change(start, lean_frame(table))
     return {
         name: whole_table(made, table) if isinstance(made, pd.DataFrame) else made for name, made in written.items()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.records import SCHEMAS, validate
 
-_CARRIED = ("prompt_id", "chosen", "rejected")
+CARRIED = ("prompt_id", "chosen", "rejected")  # columns of pairs that a lean frame is without
 _ROW = "row of the table"
 _SIDES = ("chosen was rejected", "rejected was rejected")
 
@@ -23,6 +23,15 @@ _SIDES = ("chosen was rejected", "rejected was rejected")
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """A frame of the table; nested columns such as `votes` stay Arrow-backed, without a Python object per row."""
     return table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_nested(kind) else None)
+
+
+def plain_strings(table: pa.Table) -> pa.Table:
+    """The same with plain strings where columns are dictionaries or views, as other writers choose to store strings."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) or pa.types.is_string_view(field.type):
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else pa.string()
+            table = table.set_column(place, field.name, table.column(place).cast(kind))
+    return table
 
 
 def to_table(frame: pd.DataFrame, kind: str) -> pa.Table:
@@ -37,7 +46,7 @@ def to_table(frame: pd.DataFrame, kind: str) -> pa.Table:
 
 def lean_frame(pairs: pa.Table) -> pd.DataFrame:
     """A frame of pairs without their texts, for the functions of `steps`; see `whole_table`."""
-    frame = to_frame(pairs.drop_columns([name for name in _CARRIED if name in pairs.column_names]))
+    frame = to_frame(pairs.drop_columns([name for name in CARRIED if name in pairs.column_names]))
     frame[_ROW] = np.arange(len(frame))
     for column, value in zip(_SIDES, (False, True), strict=True):
         frame[column] = np.full(len(frame), value)
@@ -56,7 +65,7 @@ def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
         RecordError: as `to_table`.
     """
     rows, swapped = lean[_ROW].to_numpy(), pa.array(lean[_SIDES[0]].to_numpy(dtype=bool))
-    carried = pairs.select([name for name in _CARRIED if name in pairs.column_names])
+    carried = pairs.select([name for name in CARRIED if name in pairs.column_names])
     if not np.array_equal(rows, np.arange(len(pairs))):
         carried = carried.take(pa.array(rows))
     kept = pa.Table.from_pandas(

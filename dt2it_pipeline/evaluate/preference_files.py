@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 import pyarrow as pa
@@ -32,6 +32,7 @@ What tells prompts apart: prompt_id, or question, prompt, query, Text or caption
 images, image_path, Image or video.
 Who wrote the sides: chosen_model and rejected_model, or models beside human_ranking."""
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
+_NOTHING = (None, "")  # an empty cell of a CSV file is an empty text
 _BATCH = 64  # rows of a Parquet file at a time; each may hold pictures
 _PICTURE = ("image", "images", "image_path", "Image", "video")
 
@@ -173,6 +174,11 @@ def _words(side: Any) -> Any:
     return side
 
 
+def _are_turns(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a value is a list of turns, not of the parts of one."""
+    return isinstance(value, list) and all(isinstance(turn, Mapping) and {"role", "from"} & set(turn) for turn in value)
+
+
 def _picture(value: Any) -> str | None:
     """What tells a picture from others: its path, or a hash of its bytes; of several, all of them."""
     if isinstance(value, Mapping):
@@ -195,13 +201,14 @@ def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 def _prompt(row: Mapping[str, Any], names: Columns) -> str:
     """Key of the prompt: its words and its picture, so that pairs of one prompt stay together."""
-    if names.prompt is None and "prompt_id" in row:
+    if names.prompt is None and row.get("prompt_id") not in _NOTHING:
         return str(row["prompt_id"])
     question_names = _QUESTION if names.prompt is None else (names.prompt,)
     picture_names = _PICTURE if names.picture is None else (names.picture,)
-    question = next((row[name] for name in question_names if row.get(name) is not None), None)
-    if question is None and row.get("conversations"):
-        question = list(row["conversations"])[:-1]
+    question = next((row[name] for name in question_names if row.get(name) not in _NOTHING), None)
+    if question is None:  # turns of which the last one is the answer
+        turns = row.get("conversations") or row.get(names.chosen or "chosen")
+        question = (turns[:-1] or None) if _are_turns(turns) else None
     picture = next((found for name in picture_names if (found := _picture(row.get(name)))), None)
     if question is None and picture is None:  # nothing tells prompts apart: every pair counts as one of its own
         return records.content_hash("pair", *sorted(_sides(row, names) or ()))

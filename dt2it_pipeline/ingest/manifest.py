@@ -33,6 +33,7 @@ class Manifest(Settings):
     kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
     path: str | None = Field(
         None,
+        min_length=1,
         description="a file, a folder of files or an archive, from the manifest's folder (in configs/datasets: "
         "from the project root); `{sources}`: the artifact home's sources folder",
     )
@@ -50,7 +51,9 @@ class Manifest(Settings):
     )
     adapter: str = Field("flat", description="which schema the rows have; see ingest/adapters")
     media_root: str | None = Field(
-        None, description="folder, .zip or .tar that no media path may leave; none where rows hold their pictures"
+        None,
+        min_length=1,
+        description="folder, .zip or .tar that no media path may leave; none where rows hold their pictures",
     )
     media_prefix: str = Field(
         "", description="taken off the front of media paths, for sources that write their own root"
@@ -133,7 +136,7 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     manifests = []
     for name in names:
         path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-        if not path.is_file():
+        if not _is_file(path):
             raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name, folder)}")
         manifests.append(_placed(load_manifest(path), project_root() if path.parent == folder else path.parent))
     seen: set[str] = set()
@@ -142,6 +145,13 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
             raise ManifestError(f"two manifests of the recipe are named {manifest.name!r}")
         seen.add(manifest.name)
     return manifests
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have, or a folder that may not be looked into
+        return False
 
 
 def _instead(name: str, folder: Path) -> str:

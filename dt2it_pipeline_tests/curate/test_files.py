@@ -122,7 +122,37 @@ def test_malformed_files_give_the_errors_of_the_frames(tables: tuple[Path, list[
     write_parquet(pq.read_table(pairs).drop_columns("rejected_id"), other)
     with pytest.raises(CurationError, match="no column 'rejected_id'"):
         files.verify_files(other, voters, tmp_path / "out")
+    for name, file in (("chosen", pairs), ("prompt_id", pairs), ("voter", voters[0]), ("response_id", voters[0])):
+        write_parquet(pq.read_table(file).drop_columns(name), other)
+        given = (other, voters) if file == pairs else (pairs, [other])
+        with pytest.raises(CurationError, match=rf"other\.parquet: there is no column '{name}', only "):
+            files.verify_files(*given, tmp_path / "out")
+    write_parquet(pa.table({"pair_id": ["p"], "verdict": ["chosen"]}), other)
+    with pytest.raises(CurationError, match=r"other\.parquet: there is no column 'judge', only "):
+        files.resolve_annotations_files(pairs, other, tmp_path / "out")
+    other.write_text("no Parquet")
+    for given in ((other, voters), (pairs, [other]), (pairs, [tmp_path / "nowhere"])):
+        with pytest.raises(CurationError, match=r"(other\.parquet|nowhere) cannot be read: "):
+            files.verify_files(*given, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [pa.dictionary(pa.int32(), pa.string()), pa.large_string(), pa.string_view()])
+def test_strings_may_be_stored_as_other_writers_do(
+    tables: tuple[Path, list[Path], Path], tmp_path: Path, kind: pa.DataType
+) -> None:
+    def stored(file: Path) -> Path:
+        table = pq.read_table(file)
+        fields = [field.with_type(kind) if field.type == pa.string() else field for field in table.schema]
+        other = file.with_suffix(".other.parquet")
+        pq.write_table(table.cast(pa.schema(fields)), other)
+        return other
+
+    pairs, voters, _ = tables
+    files.vote_and_flip_files(pairs, voters, tmp_path / "plain")
+    files.vote_and_flip_files(stored(pairs), [stored(voter) for voter in voters], tmp_path / "other")
+    for name in ("pairs", "set_aside"):
+        same(tmp_path / f"other/{name}.parquet", pq.read_table(tmp_path / f"plain/{name}.parquet"))
 
 
 def test_an_empty_file_gives_empty_files(tables: tuple[Path, list[Path], Path], tmp_path: Path) -> None:

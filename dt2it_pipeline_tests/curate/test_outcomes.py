@@ -94,23 +94,31 @@ EXPECTED = {
 }  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
 
 
-@pytest.mark.parametrize("ids", ["own", "number", "digits", "none"])
+@pytest.mark.parametrize("ids", ["own", "number", "digits", "none", "some"])
 def test_every_row_of_a_users_file_is_accounted_for_once(
     tmp_path: Path, ids: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = users_rows()
     if ids != "none":
-        named = {"own": "row/{}".format, "number": int, "digits": "00{}".format}[ids]
+        named = {"own": "row/{}".format, "number": int, "digits": "00{}".format, "some": int}[ids]
         rows = [row | {"id": named(n)} for n, row in enumerate(rows)]
+    if ids == "some":
+        rows[5] |= {"id": None}
+        rows[7] |= {"id": ""}
+        del rows[10]["id"]
     raw = ingested(tmp_path, rows)
     round_of(tmp_path, raw)
     main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
     assert "mine: 2 set aside (contradictory pair)" in capsys.readouterr().out
+    main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "new/outcomes.csv")])
+    as_text = pd.read_csv(tmp_path / "new/outcomes.csv", dtype=str)
+    assert as_text["row_id"].tolist() == pd.read_parquet(tmp_path / "outcomes.parquet")["row_id"].tolist()
 
     # As the README says it.
-    mine = pd.read_json(tmp_path / "pairs.jsonl", lines=True, dtype={"id": str})
-    if ids == "none":
-        mine["id"] = [f"line {n + 1}" for n in mine.index]
+    with (tmp_path / "pairs.jsonl").open(encoding="utf-8") as lines:
+        read = [json.loads(line) for line in lines]
+    names = [f"line {n}" if row.get("id") in (None, "") else str(row["id"]) for n, row in enumerate(read, start=1)]
+    mine = pd.DataFrame(read).assign(id=names)
     outcomes = pd.read_parquet(tmp_path / "outcomes.parquet").query("source == 'mine'")
     joined = mine.merge(outcomes, left_on="id", right_on="row_id", how="left", validate="1:m")
     assert len(joined) == len(mine) == len(outcomes) and joined["outcome"].notna().all()

@@ -132,6 +132,17 @@ def test_a_malformed_answer_costs_itself_alone_and_a_nameless_one_is_somebody(pa
     assert [place for place, _ in found.unusable] == ["entry 0"] * 2
 
 
+def test_an_id_that_is_no_text_costs_its_entry_and_a_byte_order_mark_nothing(pairs, tmp_path, capsys):
+    tasks = json.loads((tmp_path / "label_studio/tasks.json").read_text())[:2]
+    tasks[0]["data"]["pair_id"] = "\ud800"
+    entries = [label_studio(task, (1, "first", "2026-01-01")) for task in tasks]
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
+    main([str(tmp_path / "marked.json"), "--home", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "1 votes of 1 people on 1 pairs" in told and "no vote: entry 0: not as the tool exports it: an id" in told
+    assert r"'\ud800'" in told
+
+
 def test_two_imports_at_once_lose_no_vote(tmp_path):
     command = "import sys; from pathlib import Path; from dt2it_pipeline.curate.people import keep_answers\n"
     command += "for n in range(15): keep_answers(Path(sys.argv[1]), [dict(pair_id=f'{sys.argv[2]}{n}', person='p', "

@@ -94,6 +94,25 @@ def test_the_prompt_is_its_words_and_its_picture(tmp_path):
     assert pairs["prompt_id"].nunique() == 3
 
 
+def test_an_empty_key_is_no_prompt_that_all_pairs_share(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt_id,question,chosen,rejected\n,q,a,b\n,q,c,d\n,,e,f\n,,g,h\n7,q,i,j\n")
+    assert read_preferences(tmp_path / "pairs.csv")[0]["prompt_id"].nunique() == 4
+    rows = [{"prompt_id": None, "question": q, "chosen": "a", "rejected": "b"} for q in "xxy"]
+    assert _read(tmp_path, rows)[0]["prompt_id"].nunique() == 2
+
+
+def test_turns_that_hold_the_question_tell_prompts_apart(tmp_path):
+    def turns(*texts):
+        return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=True)]
+
+    rows = [{"chosen": turns(q, f"good {n}"), "rejected": turns(q, "bad")} for n, q in enumerate("xxy")]
+    pairs, _ = _read(tmp_path, rows)
+    assert pairs["prompt_id"].nunique() == 2 and pairs["chosen"].tolist() == ["good 0", "good 1", "good 2"]
+    parts = [[{"type": "text", "text": "the same"}, {"type": "text", "text": f" {n}"}] for n in range(2)]
+    pairs, _ = _read(tmp_path, [{"chosen": part, "rejected": "bad"} for part in parts])
+    assert pairs["prompt_id"].nunique() == 2  # parts of an answer are no question
+
+
 def test_a_parquet_pairs_table_is_read(tmp_path):
     frame = pd.DataFrame({"prompt_id": ["p", "q"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
     frame.to_parquet(tmp_path / "pairs.parquet")

@@ -48,6 +48,8 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
         ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),
         ("path: x\nlicense: MIT", "license: Extra inputs are not permitted"),
         ("path: x\nlimit: 0", "limit: Input should be greater"),
+        ("path: ''", "path: String should have at least 1 character"),
+        ("path: x\nmedia_root: ''", "media_root: String should have at least 1 character"),
     ],
 )
 def test_a_wrong_manifest_names_its_fault(tmp_path: Path, lines: str, fault: str) -> None:
@@ -68,6 +70,8 @@ def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those
     assert [manifest.name for manifest in load_catalogue((str(mine), "povid"))] == ["mine", "povid"]
     with pytest.raises(ManifestError, match=r"there is no manifest .*nowhere\.yaml; configs/datasets has: .*povid"):
         load_catalogue(("nowhere",))
+    with pytest.raises(ManifestError, match=r"there is no manifest .*xxx\.yaml; configs/datasets has: .*povid"):
+        load_catalogue(("x" * 300,))
 
 
 @pytest.mark.parametrize(

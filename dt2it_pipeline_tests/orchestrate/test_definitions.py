@@ -8,7 +8,9 @@ import dagster as dg
 import pytest
 
 from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.orchestrate.assets.report import report_settings
 from dt2it_pipeline.orchestrate.partitions import earlier_round
+from dt2it_pipeline.orchestrate.stage import stage_key
 from dt2it_pipeline.recipe import load_recipe, project_root
 from dt2it_pipeline.store import Store
 
@@ -69,6 +71,24 @@ def test_every_asset_that_is_computed_says_which_version_of_its_code_made_it(def
 
 def test_only_the_report_reads_the_hidden_truth(defs):
     assert [name for name, parents in graph(defs).items() if "demo_truth" in parents] == ["round_report"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounds": 3},
+        {"name": "other"},
+        {"seed": 9},
+        {"annotation": {"budget_calls": 10**6}},
+        {"curation": {"keep_probability": 0.9}},
+        {"evaluation": {"examples": 0}},
+    ],
+)
+def test_the_report_is_made_anew_where_the_recipe_says_something_else_of_it(change):
+    recipe = load_recipe("configs/recipes/demo.yaml")
+    given = {key: getattr(recipe, key).model_copy(update=v) if isinstance(v, dict) else v for key, v in change.items()}
+    keys = [stage_key("report", "1", {}, report_settings(each)) for each in (recipe, recipe.model_copy(update=given))]
+    assert keys[0] != keys[1]
 
 
 def test_the_ceiling_arm_is_there_on_request(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -53,9 +54,7 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             return Bundle({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
         parts = {f"{name}/{k}": bundle for k, found in enumerate(sources.rounds) for name, bundle in found.items()}
-        bundle = run_stage(
-            context, opened, write, inputs={**inputs, **parts}, settings={"evaluation": recipe.evaluation}
-        )
+        bundle = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(recipe))
         for name in REPORT_FILES:
             opened.publish(bundle.folder / name, name)
         if last + 1 < recipe.rounds:
@@ -68,6 +67,16 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
         return result(context, opened, bundle, metadata=metadata)
 
     return round_report
+
+
+def report_settings(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe the report tells or computes by, as its key counts it."""
+    return {
+        "evaluation": recipe.evaluation,
+        "curation": recipe.curation,
+        "annotation": recipe.annotation,
+        "told": [recipe.name, recipe.seed, recipe.rounds, recipe.demo is not None],
+    }
 
 
 def _round_bundles(store: Store, number: int, needed_by: int, names: Sequence[str]) -> dict[str, Bundle]:
