@@ -156,7 +156,9 @@ def medium(value: Any, kind: MediumKind, column: str) -> Medium:
     """A medium from what a column may hold: text, bytes, or {bytes, path} as `datasets` gives undecoded pictures."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if not isinstance(value, str | bytes) or not value:
+    if value in ("", b""):
+        raise RowError("missing value", f"column {column!r}: {value!r}")
+    if not isinstance(value, str | bytes):
         raise RowError(f"{kind} paths are not text", f"column {column!r}: {value!r}"[:120])
     return Medium(kind, value)
 
