@@ -64,6 +64,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(image="a" * 300 + ".png"), "missing image"),
         (row(image="pipe.png"), "missing image"),
         (row(image=7), "image paths are not text"),
+        (row(image=""), "missing value"),
         (row(chosen="y"), "identical sides"),
         (row(chosen=" "), "missing value"),
         (row(chosen=None), "missing value"),
@@ -91,6 +92,11 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     assert dict(bundle.facts) | {"repeated_ids": 0} == {
         "rows_in": 2, "rows_out": 1, "rows_set_aside": 1, "repeated_ids": 0
     }  # fmt: skip
+
+
+def test_a_path_outside_the_media_root_is_told_whole(tmp_path, root):
+    bundle = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
+    assert bundle["set_aside"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
 
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
