@@ -141,7 +141,9 @@ class Row:
         """The media of a column: none, one or a list of paths, base64 texts, bytes or {bytes, path}."""
         column = self.columns.get(name, name)
         if name in self.columns and column not in self.values:  # a misspelt column would lose every picture silently
-            raise RowError("missing value", f"column {column!r} is not in the row")
+            raise RowError(
+                "missing value", f"column {column!r} is not in the row, which has {sorted(self.values)}"[:300]
+            )
         value = self.get(name)
         if value is None:
             return ()

@@ -117,7 +117,9 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
 def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
     bundle = read(tmp_path, source(tmp_path, [row()], columns={"image": "picture"}))
     assert bundle["pairs"].num_rows == 0
-    assert bundle["set_aside"]["detail"].to_pylist() == ["column 'picture' is not in the row"]
+    assert bundle["set_aside"]["detail"].to_pylist() == [
+        "column 'picture' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+    ]
 
 
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):
