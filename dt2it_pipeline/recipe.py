@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, SamplingSettings
 from dt2it_pipeline.curate.settings import AnnotationSettings, CurationSettings
-from dt2it_pipeline.settings import DEMO_BASE_MODEL, RaySettings, Settings
+from dt2it_pipeline.settings import DEMO_BASE_MODEL, RaySettings, Settings, guessed_key
 from dt2it_pipeline.strict_yaml import load_yaml
 
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"
@@ -343,7 +343,8 @@ def _told(fault: ErrorDetails, raw: Any) -> str:
     """One fault in a line: the key as it stands in the recipe, what is wrong, and what was found."""
     loc, value, message = _as_written(fault, raw), fault["input"], fault["msg"]
     if fault["type"] == "extra_forbidden":
-        message = "unknown key"
+        meant = guessed_key(Recipe, loc)
+        message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
     elif fault["type"] == "union_tag_invalid":
         kinds = str(fault["ctx"]["expected_tags"]).replace("'", "")
         value = value.get("kind") if isinstance(value, dict) else value

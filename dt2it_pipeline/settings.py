@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,6 +25,23 @@ def kind_of(section: Any) -> str:
     """
     found = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
     return found if isinstance(found, str) else ""
+
+
+def guessed_key(section: type[Settings], place: Sequence[int | str]) -> str | None:
+    """The key that somebody may have meant who wrote the last part of `place`, a path of keys from a section."""
+    sections = [section]
+    for part in place[:-1]:
+        found = [each.model_fields[part].annotation for each in sections if part in each.model_fields]
+        sections = [inner for annotation in found for inner in _sections(annotation)] or sections  # else a list's place
+    known = {key for each in sections for key in each.model_fields}
+    return next(iter(difflib.get_close_matches(str(place[-1]), sorted(known), n=1, cutoff=0.75)), None)
+
+
+def _sections(annotation: Any) -> list[type[Settings]]:
+    """The sections that a field may hold, in lists and unions too."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
 
 
 class RaySettings(Settings):

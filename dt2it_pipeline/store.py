@@ -17,6 +17,7 @@ inputs finds its result finished, and one that was killed finds its work.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import json
@@ -221,6 +222,9 @@ class Store:
         if partition is not None and self.current(name) is not None:
             return f"{name} is not made by rounds; leave round {partition} out"
         instead = f"there are: {', '.join(there)}" if there else "materialise it first"
+        made = [folder.name for folder in (self.home / "artifacts").glob("*")]
+        if not there and (close := difflib.get_close_matches(name, made, n=3, cutoff=0.85)):
+            instead = f"did you mean {' or '.join(close)}?"
         return f"{_told(name, partition)} has not been materialised in {self.home}; {instead}"
 
     @contextlib.contextmanager

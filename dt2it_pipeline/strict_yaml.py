@@ -30,6 +30,11 @@ def load_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        for mark in (error.context_mark, error.problem_mark):
+            if mark is not None:
+                mark.name = "the file"  # PyYAML's "<unicode string>" tells nobody anything
+        raise
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:

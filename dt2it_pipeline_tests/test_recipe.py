@@ -15,8 +15,11 @@ def test_every_recipe_in_the_repository_is_valid(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rouds: 3\n", "rouds: unknown key"),
-        ("training: {learning_rat: 1}\n", "training.learning_rat: unknown key"),
+        ("rouds: 3\n", "rouds: unknown key; did you mean rounds\\?$"),
+        ("training: {learning_rat: 1}\n", r"training.learning_rat: unknown key; did you mean learning_rate\?$"),
+        ("traning: {epochs: 1}\n", r"traning: unknown key; did you mean training\?$"),
+        ("training: {lora: {rnk: 1}}\n", r"training.lora.rnk: unknown key; did you mean rank\?"),
+        ("zebra: 1\n", r"zebra: unknown key$"),
         ("training: {epochs: -1}\n", r"training.epochs: .*greater than 0.*found -1"),
         ("rounds: many\n", "rounds: .*integer.*found 'many'"),
         ("demo: {noise: 0.9}\n", "demo.noise: .*less than or equal to 0.5"),
@@ -62,7 +65,10 @@ ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concur
             "pairing: {restyle: {rewriter: {kind: vllm, name: a}, check: {kind: [1], name: b}}}",
             "pairing.restyle.check.kind: must be one of endpoint, vllm, likelihood, words, found [1]",
         ),
-        ("annotation: {judges: [{name: a, modell: m}, {name: b}]}", "annotation.judges.0.modell: unknown key"),
+        (
+            "annotation: {judges: [{name: a, modell: m}, {name: b}]}",
+            "annotation.judges.0.modell: unknown key; did you mean model?",
+        ),
         (f"judging: {{judges: [{ENDPOINT}]}}", "judging.judges.0.concurrency: Input should be greater than or equal"),
         ("judging: {judges: [{kind: vllm}]}", "judging.judges.0.name: Field required"),
         ("judging: {judges: [{kind: vllm, name: v, vllm: m}]}", "judging.judges.0.vllm: unknown key"),

@@ -17,6 +17,12 @@ def test_what_is_sound_is_read_as_ever():
     }
 
 
+def test_malformed_yaml_is_placed_without_pyyamls_name_for_a_text():
+    with pytest.raises(RecipeError, match=r'(?s)^mine\.yaml is not valid YAML: .*in "the file", line 2') as caught:
+        parse_recipe("name: x\ncuration: {policy: posterior\nannotation: {}\n", "mine.yaml")
+    assert "unicode string" not in str(caught.value)
+
+
 def test_a_key_that_stands_twice_in_a_recipe_is_named_with_its_lines():
     text = "name: x\ntraining:\n  epochs: 1\n  pairs_per_step: 8\n  epochs: 2\n"
     with pytest.raises(RecipeError, match="'epochs' stands twice, in lines 3 and 5"):

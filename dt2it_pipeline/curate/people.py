@@ -71,7 +71,9 @@ def read_answers(file: Path) -> Answers:
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AnswersError(f"{file} cannot be read: {error}") from error
+        raise AnswersError(
+            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's records.json"
+        ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
     last: dict[tuple[str, str], dict[str, Any]] = {}

@@ -106,7 +106,9 @@ def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dic
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Make the demo's base model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.demo.build_base_model", description="Make the demo's base model."
+    )
     parser.add_argument("--output", type=Path, default=BASE_MODEL, help="folder to write (default: in the package)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=2200, help="optimiser steps of the vision tower")

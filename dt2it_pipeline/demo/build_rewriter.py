@@ -181,7 +181,8 @@ def build(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Teach the demo's base model to rewrite answers into a plain sentence."
+        prog="python -m dt2it_pipeline.demo.build_rewriter",
+        description="Teach the demo's base model to rewrite answers into a plain sentence.",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not be there")
     parser.add_argument("--seed", type=int, default=0)

@@ -55,8 +55,13 @@ def main(run: Run, arguments: list[str] | None = None) -> None:
     """Command line of a job: `python -m MODULE job.json` runs it, prints progress and, last, the summary as JSON."""
     given = sys.argv[1:] if arguments is None else arguments
     paths = [a for a in given if not a.startswith("--local_rank")]  # the DeepSpeed launcher adds this one
-    if len(paths) != 1:
-        raise SystemExit("usage: python -m MODULE job.json")
-    summary = run(read_job(paths[0]), print_progress)
+    usage = "usage: python -m MODULE job.json, where the file holds what the module's function `run` takes"
+    if len(paths) != 1 or paths[0] in ("-h", "--help"):
+        raise SystemExit(usage)
+    try:
+        job = read_job(paths[0])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: the job {paths[0]} cannot be read: {error}\n{usage}") from None
+    summary = run(job, print_progress)
     if int(os.environ.get("RANK", "0")) == 0:  # ranks share a terminal
         print(json.dumps(summary, ensure_ascii=False, sort_keys=True))

@@ -137,9 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     from dt2it_pipeline.engines.vllm_engine import EngineError
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.evaluate.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or URL of a server")
-    parser.add_argument("--benchmark", required=True, action="append", help="entry of configs/benchmarks")
+    parser.add_argument("--benchmark", required=True, action="append", help="name of a file in configs/benchmarks")
     parser.add_argument("--rows", required=True, action="append", type=Path, help="file of published rows")
     parser.add_argument(
         "--media", required=True, action="append", type=Path, help="folder of their pictures and videos"
@@ -154,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("error: give --rows and --media once for every --benchmark")
     try:
         settings = ScoringSettings(processes=given.processes, max_tokens=given.max_tokens, max_pixels=given.max_pixels)
+        for name in given.benchmark:
+            get_entry(name)  # a misspelt one is told before any is scored
         results = [
             benchmark(given.model, *one, given.output, settings=settings, system_prompt=given.system_prompt)
             for one in zip(given.benchmark, given.rows, given.media, strict=True)

@@ -42,6 +42,14 @@ class PreferenceFileError(ValueError):
 
 
 @dataclass(frozen=True)
+class _Malformed:
+    """A line that is not JSON."""
+
+    line: int
+    fault: str
+
+
+@dataclass(frozen=True)
 class Columns:
     """Names that a file gives to its columns, where they are none of FORMS; None: as there."""
 
@@ -58,7 +66,8 @@ class Columns:
 def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataFrame, Counter[str]]:
     """Read JSON (a list), JSON Lines, CSV or Parquet, rows of any of FORMS, or with columns of the given names.
 
-    A folder is read as the Parquet files in it, for instance an export.
+    A folder is read as the Parquet files in it, for instance an export. A line that is not JSON is left out as other
+    rows are.
 
     Returns:
         prompt_id, chosen, rejected, chosen_model, rejected_model (null where unknown), and how many rows were left out,
@@ -71,7 +80,12 @@ def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataF
     left_out: Counter[str] = Counter()
     pairs: list[dict[str, Any]] = []
     columns: set[str] = set()
+    malformed = ""
     for row in _rows(path):
+        if isinstance(row, _Malformed):
+            left_out["malformed JSON"] += 1
+            malformed = malformed or f"{path}, line {row.line}: {row.fault}"
+            continue
         if not isinstance(row, Mapping):
             left_out["not an object"] += 1
             continue
@@ -100,6 +114,8 @@ def read_preferences(path: Path, names: Columns | None = None) -> tuple[pd.DataF
                     "rejected_model": models[1],
                 }
             )
+    if malformed and left_out.total() == left_out["malformed JSON"] and not pairs:
+        raise PreferenceFileError(f"{malformed}; JSON (a list), JSON Lines, .csv and .parquet are read")
     found = f"columns found: {', '.join(sorted(columns)) or 'none'}"
     if absent := [theirs for theirs in names.named().values() if theirs not in columns]:
         raise PreferenceFileError(f"{path}: there is no column {', '.join(map(repr, absent))}; {found}")
@@ -116,7 +132,9 @@ def _rows(path: Path) -> Iterator[Any]:
         if path.suffix == ".parquet" or path.is_dir():
             files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not files:
-                raise PreferenceFileError(f"{path} cannot be read: it is a folder without Parquet files")
+                others = sorted(file.name for file in path.iterdir() if file.suffix in (".json", ".jsonl", ".csv"))
+                there = f"; name one of its files: {', '.join(others[:20])}" if others else ""
+                raise PreferenceFileError(f"{path} cannot be read: it is a folder without Parquet files{there}")
             for file in files:
                 with pq.ParquetFile(file) as opened:
                     for batch in opened.iter_batches(_BATCH):
@@ -139,7 +157,7 @@ def _rows(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise PreferenceFileError(f"{path}, line {number}: {error}") from error
+                yield _Malformed(number, str(error))
 
 
 def _sides(row: Mapping[str, Any], names: Columns) -> tuple[str, str] | None:

@@ -300,7 +300,7 @@ def main(arguments: Sequence[str]) -> None:
         "file",
         metavar="FILE",
         type=Path,
-        help="JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export",
+        help="JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export for TRL",
     )
     for name, what in (
         ("chosen", "the better answer"),

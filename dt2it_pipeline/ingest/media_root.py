@@ -99,6 +99,7 @@ class MediaRoot:
             _check_size(size, name)
             return os.pread(self._file, size, offset)
         file = self.locate(name)
+        assert self.root is not None
         try:
             found = file.stat()
             if not stat.S_ISREG(found.st_mode):  # a pipe would never end
@@ -106,6 +107,8 @@ class MediaRoot:
             _check_size(found.st_size, name)
             return file.read_bytes()
         except OSError as error:
+            if not self.root.exists():
+                raise MediaError("missing image", f"{name}: there is no media_root {self.root}") from error
             raise MediaError("missing image", f"{name}: {error.strerror}") from error
 
     def _located(self, name: str) -> Path:
@@ -116,7 +119,10 @@ class MediaRoot:
             return confined(name, self.root)
         parent = self._folders.get(folder)
         if parent is None:
-            parent = self._folders[folder] = confined(folder, self.root)
+            try:
+                parent = self._folders[folder] = confined(folder, self.root)
+            except MediaError as error:
+                raise MediaError(error.reason, name) from error
         file = parent / last
         return confined(name, self.root) if file.is_symlink() else file
 

@@ -141,7 +141,9 @@ class Row:
         """The media of a column: none, one or a list of paths, base64 texts, bytes or {bytes, path}."""
         column = self.columns.get(name, name)
         if name in self.columns and column not in self.values:  # a misspelt column would lose every picture silently
-            raise RowError("missing value", f"column {column!r} is not in the row")
+            raise RowError(
+                "missing value", f"column {column!r} is not in the row, which has {sorted(self.values)}"[:300]
+            )
         value = self.get(name)
         if value is None:
             return ()
@@ -156,7 +158,9 @@ def medium(value: Any, kind: MediumKind, column: str) -> Medium:
     """A medium from what a column may hold: text, bytes, or {bytes, path} as `datasets` gives undecoded pictures."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if not isinstance(value, str | bytes) or not value:
+    if value in ("", b""):
+        raise RowError("missing value", f"column {column!r}: {value!r}")
+    if not isinstance(value, str | bytes):
         raise RowError(f"{kind} paths are not text", f"column {column!r}: {value!r}"[:120])
     return Medium(kind, value)
 

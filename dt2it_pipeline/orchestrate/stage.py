@@ -8,6 +8,7 @@ nothing is computed again.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from dt2it_pipeline.orchestrate.metadata import bundle_metadata
 from dt2it_pipeline.records import content_hash
 from dt2it_pipeline.store import Bundle, Store
 
+_REASONS = 3  # why rows are set aside, that a stage's line names
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
 
 
@@ -51,14 +53,14 @@ def run_stage(
     with store.locked(name, partition, context.log.warning):
         found = store.find(name, key, partition, context.log.warning)
         if found is not None:
-            context.log.info(_told(name, found.facts, "reused, inputs and settings unchanged"))
+            context.log.info(_told(name, found, "reused, inputs and settings unchanged"))
             return found
         started = time.monotonic()
         bundle = compute(store.work(name, key, partition))
         facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
         stored = store.write(name, replace(bundle, facts=facts), key, partition)
         store.finish_work(name, partition)
-        context.log.info(_told(name, stored.facts, f"{facts['seconds']:.1f} s"))
+        context.log.info(_told(name, stored, f"{facts['seconds']:.1f} s"))
         return stored
 
 
@@ -100,13 +102,26 @@ def result(
     )
 
 
-def _told(name: str, facts: Mapping[str, Any], made: str) -> str:
+def _told(name: str, bundle: Bundle, made: str) -> str:
     """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
+    facts = bundle.facts
     if "not_trained" in facts:
         return f"{name}: not trained, {facts['not_trained']}"
-    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", "set aside"), ("pairs", "pairs"))
+    aside = "set aside" + _reasons(bundle)
+    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", aside), ("pairs", "pairs"))
     shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
     return f"{name}: " + ", ".join([*shown, made])
+
+
+def _reasons(bundle: Bundle) -> str:
+    """The commonest reasons of a bundle's set-aside rows in brackets, where the table counts the rows that facts do."""
+    table = bundle.tables.get("set_aside")
+    if table is None or not table.num_rows or table.num_rows != bundle.facts.get("rows_set_aside"):
+        return ""
+    found = Counter(table["reason"].to_pylist()).most_common()
+    others = sum(count for _, count in found[_REASONS:])
+    told = [*found[:_REASONS], *([("other", others)] if others else [])]
+    return f" ({', '.join(f'{reason}: {count:,}' for reason, count in told)})"
 
 
 def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:

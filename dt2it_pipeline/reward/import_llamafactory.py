@@ -118,9 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     from dt2it_pipeline.reward.model import CheckpointError
 
-    parser = argparse.ArgumentParser(description="Import a LLaMA-Factory reward model.")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("destination", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.reward.import_llamafactory", description="Import a LLaMA-Factory reward model."
+    )
+    parser.add_argument("source", type=Path, help="folder of a LLaMA-Factory checkpoint")
+    parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--system-prompt", default="", help="system turn that the model was trained with")
     parser.add_argument("--max-pixels", type=int, help="pixels per picture that the model was trained with")
     given = parser.parse_args(arguments)

@@ -125,8 +125,11 @@ def test_files_that_are_of_no_use_are_one_clear_error(tmp_path, capsys):
     with pytest.raises(PreferenceFileError, match="columns found: answer"):
         _read(tmp_path, [{"answer": "a"}])
     (tmp_path / "half.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n{"chosen')
-    with pytest.raises(PreferenceFileError, match="line 2"):
-        read_preferences(tmp_path / "half.jsonl")
+    pairs, left_out = read_preferences(tmp_path / "half.jsonl")
+    assert (len(pairs), dict(left_out)) == (1, {"malformed JSON": 1})
+    (tmp_path / "not.jsonl").write_text("name: mine\nkind: preferences\n")
+    with pytest.raises(PreferenceFileError, match=r"not\.jsonl, line 1: .*; JSON \(a list\)"):
+        read_preferences(tmp_path / "not.jsonl")
     with pytest.raises(SystemExit, match=r"gone\.json"):
         style.main([str(tmp_path / "gone.json")])
 
@@ -187,6 +190,8 @@ def test_csv_and_exports_are_read(tmp_path, capsys):
             pairs["rejected"].to_pylist(),
         )
         assert read["prompt_id"].nunique() == 4 and not left_out
+    with pytest.raises(PreferenceFileError, match=r"name one of its files: .*pairs\.json"):
+        read_preferences(tmp_path / "llamafactory")
     (tmp_path / "empty").mkdir()
     with pytest.raises(PreferenceFileError, match="a folder without Parquet files"):
         read_preferences(tmp_path / "empty")

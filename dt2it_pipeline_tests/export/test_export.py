@@ -386,6 +386,10 @@ def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
         main(given)
     with pytest.raises(SystemExit, match=r"t2i_pairs has not been materialised in .*; materialise it first$"):
         main([*given, "--asset", "t2i_pairs"])
+    with pytest.raises(
+        SystemExit, match=r"curated_pair has not been materialised in .*; did you mean curated_pairs\?$"
+    ):
+        main([*given, "--asset", "curated_pair"])
     store.write("debiased_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k")
     assert store.partitions("debiased_pairs") == []
     with pytest.raises(SystemExit, match=r"debiased_pairs is not made by rounds; leave round 0 out$"):

@@ -64,6 +64,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(image="a" * 300 + ".png"), "missing image"),
         (row(image="pipe.png"), "missing image"),
         (row(image=7), "image paths are not text"),
+        (row(image=""), "missing value"),
         (row(chosen="y"), "identical sides"),
         (row(chosen=" "), "missing value"),
         (row(chosen=None), "missing value"),
@@ -93,6 +94,11 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, r
     }  # fmt: skip
 
 
+def test_a_path_outside_the_media_root_is_told_whole(tmp_path, root):
+    bundle = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
+    assert bundle["set_aside"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
+
+
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
     second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))
@@ -111,7 +117,9 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
 def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
     bundle = read(tmp_path, source(tmp_path, [row()], columns={"image": "picture"}))
     assert bundle["pairs"].num_rows == 0
-    assert bundle["set_aside"]["detail"].to_pylist() == ["column 'picture' is not in the row"]
+    assert bundle["set_aside"]["detail"].to_pylist() == [
+        "column 'picture' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+    ]
 
 
 def test_a_wrong_column_is_named_with_what_was_found(tmp_path, root):

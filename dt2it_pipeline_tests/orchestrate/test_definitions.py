@@ -128,7 +128,10 @@ JUDGES = "annotation: {judges: [{name: a}, {name: b}]}\n"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"name: x\nroundz: 1\n{JUDGES}", r"error: \S+wrong\.yaml has 1 wrong setting\(s\):\n  roundz: unknown key\n"),
+        (
+            f"name: x\nroundz: 1\n{JUDGES}",
+            r"error: \S+wrong\.yaml has 1 wrong setting\(s\):\n  roundz: unknown key; did you mean rounds\?\n",
+        ),
         (f"name: x\ndatasets: [absent]\n{JUDGES}", r"error: datasets: there is no manifest \S+absent\.yaml; .+\n"),
         (None, r"error: cannot read recipe \S+wrong\.yaml: No such file or directory; recipes in .+\n"),
     ],

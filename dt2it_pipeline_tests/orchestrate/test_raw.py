@@ -129,9 +129,29 @@ def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypat
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
     recipe = demo.model_copy(update={"datasets": names, "demo": None})
     made, again = (logged(recipe, tmp_path / "home")[0]["raw_preferences"] for _ in range(2))
-    counts = "raw_preferences: 3 in, 2 out, 1 set aside, "
+    counts = "raw_preferences: 3 in, 2 out, 1 set aside (identical sides: 1), "
     assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
     assert again == [f"{counts}reused, inputs and settings unchanged"]
+
+
+def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_picture(tmp_path / "root/0.png", 0)
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    rows = [row(f"a{number}", "b") for number in range(2)]
+    names = (manifest(tmp_path, "right", [row("c", "d")]), manifest(tmp_path, "wrong", rows, media_root="roots"),
+             manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
+    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    said, checks = logged(recipe, tmp_path / "home")
+    why = (
+        "source 'wrong': not one of its 2 rows can be used; the first, line 1: missing image "
+        f"(0.png: there is no media_root {tmp_path / 'roots'})"
+    )
+    check = checks["raw_preferences"]
+    assert (check.passed, check.description) == (False, why)
+    assert f"check sources_readable did not pass: {why}" in said["raw_preferences"]
+    assert "3 in, 1 out, 2 set aside (missing image: 2), " in said["raw_preferences"][0]
+    assert checks["raw_t2i_preferences"].passed  # a source without rows is no wrong one
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:

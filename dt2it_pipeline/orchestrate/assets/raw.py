@@ -110,6 +110,7 @@ def _raw_asset(
         bundles, faults = _read_all(context, opened, (*manifests, *landed))
         faults |= unreadable
         told = "; ".join(faults.values())
+        useless = {source: _why_useless(source, bundle) for source, bundle in bundles.items() if _is_useless(bundle)}
         if manifests and not bundles:
             raise dg.Failure(f"no source of {name} can be read: {told}", allow_retries=False)
         joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
@@ -125,12 +126,29 @@ def _raw_asset(
             inputs=bundles,
             settings={"faults": faults, "cleaning": cleaning},
         )
+        faults |= useless
         readable = dg.AssetCheckResult(
-            check_name="sources_readable", passed=not faults, description=told or None, metadata=faults
+            check_name="sources_readable",
+            passed=not faults,
+            description="; ".join(faults.values()) or None,
+            metadata=faults,
         )
         return result(context, opened, bundle, checks=(reconcile(bundle), readable))
 
     return raw
+
+
+def _is_useless(source: Bundle) -> bool:
+    """Whether a source holds rows and not one can be used: rather a wrong manifest than so many wrong rows."""
+    return bool(source.facts["rows_in"]) and not source.facts["rows_out"]
+
+
+def _why_useless(name: str, source: Bundle) -> str:
+    first = source["set_aside"].slice(0, 1).to_pylist()[0]
+    return (
+        f"source {name!r}: not one of its {source.facts['rows_in']:,} rows can be used; "
+        f"the first, {first['row_id']}: {first['reason']} ({first['detail']})"
+    )
 
 
 def _landed(
