@@ -108,7 +108,7 @@ def test_facts_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: P
 
 def test_a_stage_without_anything_to_train_says_so_instead_of_its_seconds() -> None:
     facts = {"not_trained": "the policy `posterior` has no verifier", "seconds": 0.0}
-    assert _told("verifier_model", facts, "0.0 s") == (
+    assert _told("verifier_model", Bundle({}, facts), "0.0 s") == (
         "verifier_model: not trained, the policy `posterior` has no verifier"
     )
-    assert _told("voted_pairs", {"rows_in": 2000}, "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
+    assert _told("voted_pairs", Bundle({}, {"rows_in": 2000}), "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
