@@ -21,7 +21,7 @@ from dt2it_pipeline.demo.rendering import draw
 from dt2it_pipeline.engines.chat import chat_prompt
 from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
 from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import prompt_row, response_rows
+from dt2it_pipeline_tests.construct.world import judging_job, prompt_row, response_rows
 
 MODES = [LISTWISE, POINTWISE, PAIRWISE]
 QUESTION = "what shape is in the image?"
@@ -82,19 +82,9 @@ def test_a_likelihood_judges_responses_in_every_mode_through_the_recipe(prompts,
         for prompt, (shape, other) in zip(prompts, _sides(), strict=True)
         for row in response_rows(prompt, f"It is a {shape}.", f"It is a {other}.", f"This is a {shape}.")
     ]
-    store.write_parquet(records.table(prompts, "prompts"), tmp_path / "prompts.parquet")
-    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
     likely = {"kind": "likelihood", "name": "likely", "measure": measure}
     settings = JudgingSettings.model_validate({"judges": [likely], "modes": MODES, "orders": 2})
-    job = {
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "responses": str(tmp_path / "responses.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "judged"),
-        "cache": str(tmp_path / "replies.sqlite"),
-        "settings": settings.model_dump(mode="json"),
-        "seed": 0,
-    }
+    job = judging_job(tmp_path, prompts, responses, settings)
     facts = judge.run(job, lambda progress: None)
     again = judge.run(job, lambda progress: None)
     assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (15, 15, 0)

@@ -8,7 +8,7 @@ from collections import Counter
 import jsonschema
 import pytest
 
-from dt2it_pipeline import records, store
+from dt2it_pipeline import store
 from dt2it_pipeline.construct import judge
 from dt2it_pipeline.construct.judges.model import ModelJudge
 from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
@@ -16,7 +16,7 @@ from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CRITERIA, CUT_OF
 from dt2it_pipeline.construct.judges.templates import load_template, version
 from dt2it_pipeline.construct.settings import JudgingSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample, VllmEngine
-from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row, response_rows
+from dt2it_pipeline_tests.construct.world import ScriptedEngine, judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.engines.served import patient_model
 
 
@@ -127,20 +127,10 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
         *response_rows(english, "It is red.", "It is blue."),
         *response_rows(chinese, "图中的形状是蓝色的。", "红色。"),
     ]
-    store.write_parquet(records.table(prompts, "prompts"), tmp_path / "prompts.parquet")
-    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
     local = {"kind": "vllm", "name": "local", "model": str(model), "max_new_tokens": 2600, "attempts": 1}
     modes = [LISTWISE, POINTWISE, PAIRWISE]
     settings = JudgingSettings.model_validate({"judges": [local], "modes": modes})
-    job = {
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "responses": str(tmp_path / "responses.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "judged"),
-        "cache": str(tmp_path / "replies.sqlite"),
-        "settings": settings.model_dump(mode="json"),
-        "seed": 0,
-    }
+    job = judging_job(tmp_path, prompts, responses, settings)
     kept: list[tuple[str, dict, Sample]] = []
 
     def make_engine(chosen, most_pictures):

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline import records
+from dt2it_pipeline import records, store
+from dt2it_pipeline.construct.settings import JudgingSettings
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 
 COLORS = ("red", "blue", "green", "yellow", "teal", "brown")
@@ -33,6 +34,23 @@ def prompt_row(
         "reference": color if reference is None else reference,
         "language": "en",
         "meta": "{}",
+    }
+
+
+def judging_job(
+    folder: Path, prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]], settings: JudgingSettings
+) -> dict[str, Any]:
+    """A job of `construct.judge` on rows that are written into `folder`, where their pictures lie."""
+    for name, rows in (("prompts", prompts), ("responses", responses)):
+        store.write_parquet(records.table(rows, name), folder / f"{name}.parquet")
+    return {
+        "prompts": str(folder / "prompts.parquet"),
+        "responses": str(folder / "responses.parquet"),
+        "media_root": str(folder),
+        "output": str(folder / "judged"),
+        "cache": str(folder / "replies.sqlite"),
+        "settings": settings.model_dump(mode="json"),
+        "seed": 0,
     }
 
 

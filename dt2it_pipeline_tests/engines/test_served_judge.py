@@ -16,7 +16,7 @@ from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWI
 from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema
 from dt2it_pipeline.construct.settings import JudgingSettings, RestyleSettings
 from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import prompt_row, response_rows
+from dt2it_pipeline_tests.construct.world import judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.engines.served import patient_model, served
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
@@ -46,19 +46,9 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
         *response_rows(english, "It is red.", "It is blue."),
         *response_rows(chinese, "图中的形状是蓝色的。", "红色。"),
     ]
-    store.write_parquet(records.table([english, chinese], "prompts"), tmp_path / "prompts.parquet")
-    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
     remote = own | {"name": "own", "max_new_tokens": 2600, "attempts": 1, "ordered_schema": True}
     settings = JudgingSettings.model_validate({"judges": [remote], "modes": MODES, "orders": 2})
-    job = {
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "responses": str(tmp_path / "responses.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "judged"),
-        "cache": str(tmp_path / "replies.sqlite"),
-        "settings": settings.model_dump(mode="json"),
-        "seed": 0,
-    }
+    job = judging_job(tmp_path, [english, chinese], responses, settings)
     before = _asked(own)
     facts = judge.run(job, lambda progress: None)
     asked = _asked(own) - before
