@@ -13,7 +13,8 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 - ceiling: D0 and the same pairs with true labels.
 
 Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
-what round 1 curates with and without out-of-fold voters (`curation.out_of_fold`) is told as well. The command may be
+what round 1 curates with out-of-fold voters (`curation.out_of_fold`) is told as well: after a round 0 with the recipe's
+judges, and after one without any judge, which keeps what the vote alone is sure of. The command may be
 stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed
 again. It ends with the table of all that stands there; without --cells it only prints that.
 """
@@ -39,6 +40,8 @@ from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
 
 ROUND_0, ROUND_1, UNCURATED, CEILING = "round 0", "round 1", "uncurated", "ceiling"
 OUT_OF_FOLD = "round 1's curation with out-of-fold voters"
+UNJUDGED = "the same, no judge in either round"
+SURE_SHARE = 0.85  # of all pairs: how many labels of the surest are right before any judge
 GROUPS = ("style_random", "style_agrees", "style_opposes")
 KINDS = ("even", "style", "demo")
 
@@ -124,9 +127,11 @@ class Bench:
         self._model(cell, ROUND_1, curated, facts)
         self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
         if folds is not None:
-            self._out_of_fold(cell, noisy, curated, folds)
+            self._out_of_fold(cell, OUT_OF_FOLD, noisy, curated, folds)
+            unjudged, _ = self._curated(noisy, self._scores(cell.seed), judged=False)
+            self._out_of_fold(cell, UNJUDGED, noisy, unjudged, folds)
 
-    def _out_of_fold(self, cell: Cell, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
+    def _out_of_fold(self, cell: Cell, model: str, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
         """Train a voter per fold on D0 and the other folds' curated pairs; append what round 1 curates with them.
 
         Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
@@ -135,7 +140,7 @@ class Bench:
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.orchestrate.heavy import responses_of
 
-        key = cell.key(OUT_OF_FOLD)
+        key = cell.key(model)
         if key in self.done:
             return
         files = [self._scores(cell.seed)]
@@ -150,12 +155,14 @@ class Bench:
             print(f"{_name(key)}, fold {fold}: {pairs.num_rows} pairs", flush=True)
             self._train({"pairs": pairs, "prompts": used}, cell.seed, work)
             self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
-        _, facts = self._curated(noisy, *files)
+        _, facts = self._curated(noisy, *files, judged=model == OUT_OF_FOLD)
         self._append(key, facts)
         for file in files[1:]:
             shutil.rmtree(file.parent)
 
-    def _curated(self, noisy: pd.DataFrame, *scores_of: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def _curated(
+        self, noisy: pd.DataFrame, *scores_of: Path, judged: bool = True
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`."""
         from dt2it_pipeline.curate.steps import merge
         from dt2it_pipeline.curate.tables import to_frame
@@ -166,7 +173,7 @@ class Bench:
         voted, _ = self.policy.vote(noisy, scores, {})
         checked = self.policy.check(voted.voted, scores.iloc[:0])
         votes = verdicts_on(checked.contested, better, self.verdicts)
-        votes = votes[votes["pair_id"].isin(checked.contested["pair_id"])]
+        votes = votes[votes["pair_id"].isin(checked.contested["pair_id"]) & judged]
         decided, _ = self.policy.resolve(checked.contested, votes, len(self.recipe.annotation.judges))
         curated = merge(checked.verified, decided.annotated)
 
@@ -178,6 +185,9 @@ class Bench:
             "kept": len(curated) / len(noisy),
             "labels_right_without_judges": right(checked.verified),
             "kept_without_judges": len(checked.verified) / len(noisy),
+            "labels_right_of_the_surest": right(
+                voted.voted.nlargest(round(SURE_SHARE * len(noisy)), "strength", keep="first")
+            ),
             "judge_calls": len(votes),
         }
         return curated, facts
@@ -318,24 +328,29 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """The results as Markdown: mean (least to greatest) over seeds, in percent."""
-    print("| wrong labels | seeds | model | random | agrees | opposes | all | labels right | kept | judge calls |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| wrong labels | seeds | model | random | agrees | opposes | all | labels right | kept | judge calls "
+        "| no judge: right | kept | right of the surest 85% |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     cells = sorted({(row["kind"], row["percent"]) for row in rows if row["model"] == ROUND_1})
     for kind, percent in cells:
         seeds = sorted(
             row["seed"] for row in rows if (row["model"], row["kind"], row["percent"]) == (ROUND_1, kind, percent)
         )
-        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING, OUT_OF_FOLD):
+        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING, OUT_OF_FOLD, UNJUDGED):
             keys = {Cell(kind, percent, seed).key(model) for seed in seeds}
             found = [row for row in rows if _key(row) in keys]
             if not found:
                 continue
-            shown = [
-                _spread([row[name] for row in found]) if name in found[0] else ""
-                for name in (*GROUPS, "all", "labels_right", "kept")
-            ]
+
+            def shown_of(*names: str, rows: list[dict[str, Any]] = found) -> list[str]:
+                values = ([row[name] for row in rows if name in row] for name in names)
+                return [_spread(given) if given else "" for given in values]
+
             calls = [row["judge_calls"] for row in found if "judge_calls" in row]
-            shown.append(f"{np.mean(calls):.0f}" if calls else "")
+            shown = [*shown_of(*GROUPS, "all", "labels_right", "kept"), f"{np.mean(calls):.0f}" if calls else ""]
+            shown += shown_of("labels_right_without_judges", "kept_without_judges", "labels_right_of_the_surest")
             number = len(found)
             label = f"{percent}%" if kind == "none" else f"{percent}%, {kind}"
             print(f"| {label} | {number} | {model} | {' | '.join(shown)} |")

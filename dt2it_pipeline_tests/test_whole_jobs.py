@@ -199,25 +199,15 @@ def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
         assert observed[0].asset_observation.tags["dagster/data_version"] == digest
 
 
-@pytest.fixture(scope="module")
-def posterior(home, tmp_path_factory) -> Path:
-    """A home in which rounds 0 and 1 have run under the policy `posterior`, on the models of `home`."""
-    return under_posterior(home, tmp_path_factory.mktemp("posterior"))
-
-
-def under_posterior(before: Path, folder: Path, more: str = "") -> Path:
-    """`before` copied to `folder`, and rounds 0 and 1 run there under `posterior` with `more` curation settings."""
+def test_the_policy_posterior_and_out_of_fold_voters_from_the_same_reward_model_on(home, tmp_path):
     for part in ("artifacts", "media", "sources"):
-        shutil.copytree(before / part, folder / part)
-    recipe = recipe_without_arms(folder, ("policy: paper", f"policy: posterior{more}"))
+        shutil.copytree(home / part, tmp_path / part)
+    recipe = recipe_without_arms(tmp_path, ("policy: paper", "policy: posterior\n  out_of_fold: {folds: 2}"))
     for job in (ROUND_0, ROUND_1):
-        run(folder, *job, recipe=recipe)
-    return folder
-
-
-def test_the_policy_posterior_from_the_same_reward_model_on(home, posterior):
-    store = Store(posterior)
+        run(tmp_path, *job, recipe=recipe)
+    store = Store(tmp_path)
     assert store.read("reward_model", "0").digest == Store(home).read("reward_model", "0").digest
+    assert "not_trained" in store.read("fold_scores", "0").facts
     for number in "01":
         assert "not_trained" in store.read("verifier_model", number).facts
         voted, verified, contested, annotated, curated = (
@@ -231,31 +221,20 @@ def test_the_policy_posterior_from_the_same_reward_model_on(home, posterior):
         assert max(contested["pairs"]["strength"].to_pylist(), default=0) < bound
         assert annotated["votes"].num_rows == 2 * contested["pairs"].num_rows >= annotated.facts["judge_calls"]
         assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["set_aside"].num_rows
-    kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
-    for row in store.read("voted_pairs", "1")["pairs"].select(["pair_id", "votes"]).to_pylist():
-        expected = ["reward_model/0"] if row["pair_id"] in kept else ["reward_model/0", "reward_model/1"]
-        assert [vote["voter"] for vote in row["votes"]] == expected
-    page = (posterior / "report.html").read_text(encoding="utf-8")
-    assert "Policy “posterior”" in page
-    assert "verifier model" not in page
-    assert "after relabelling" in (posterior / "report.md").read_text(encoding="utf-8")
-    assert "Policy “paper”" in (home / "report.html").read_text(encoding="utf-8")
-
-
-def test_out_of_fold_voters_judge_the_pairs_that_they_were_not_trained_on(posterior, tmp_path):
-    before = Store(posterior)
-    store = Store(under_posterior(posterior, tmp_path / "home", "\n  out_of_fold: {folds: 2}"))
-    assert "not_trained" in store.read("fold_scores", "0").facts
-    assert store.read("reward_model", "1").digest == before.read("reward_model", "1").digest
-    assert store.read("curated_pairs", "0").digest == before.read("curated_pairs", "0").digest
     voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
     folds = fold_of([row["prompt_id"] for row in voted], 2)
     kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
-    for row, fold in zip(voted, folds, strict=True):
+    assert kept
+    for row, fold in zip(voted, folds, strict=True):  # nobody judges the pairs that it was trained on
         own = [] if row["pair_id"] in kept else ["reward_model/1"]
         expected = [f"out_of_fold/1/{fold}", "reward_model/0", *own]
         assert [vote["voter"] for vote in row["votes"]] == expected
-    assert ">fold_scores<" in (tmp_path / "home" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Policy “posterior”" in page
+    assert "verifier model" not in page
+    assert ">fold_scores<" in page
+    assert "after relabelling" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Policy “paper”" in (home / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_same_job_again_uses_what_is_finished(home):
@@ -307,28 +286,58 @@ def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_
     assert """-j round --tags '{"dagster/partition": "0"}'""" in log
 
 
-def test_a_round_that_is_cancelled_in_the_web_ui_ends_its_programs_and_frees_the_pool(home, tmp_path, monkeypatch):
-    for part in ("artifacts", "media", "sources"):
-        shutil.copytree(home / part, tmp_path / part)
-    for name in (*PARTITIONED, "reward_model", "verifier_model", "round_report"):
-        shutil.rmtree(tmp_path / "artifacts" / name)
+def test_killed_anywhere_cancelled_and_started_again_it_ends_in_the_same_tables(home, tmp_path, monkeypatch):
+    """SIGKILL to whole runs at random moments, and a round that is cancelled in the web UI while it trains."""
     recipe = recipe_without_arms(tmp_path)
-    for name, value in environment(tmp_path, recipe).items():
+    killed = through_kills(tmp_path, recipe, "construct", kills=2)
+    cancel_in_the_web_ui(tmp_path, recipe, monkeypatch)
+    killed += through_kills(tmp_path, recipe, *ROUND_0, kills=3)
+    assert killed
+    once, again = Store(home), Store(tmp_path)
+    for name in UNPARTITIONED:
+        assert again.read(name).digest == once.read(name).digest, name
+    for name in ("training_pairs", "reward_model", "response_scores", "voted_pairs", "verified_pairs", "curated_pairs"):
+        assert again.read(name, "0").digest == once.read(name, "0").digest, name
+
+
+def through_kills(home: Path, recipe: str, *job: str, kills: int) -> int:
+    """Kill the job at random moments, at most so many times, and let it come to its end; how often it was killed."""
+    rng = random.Random(time.time_ns())
+    for killed, wait in enumerate([*(rng.uniform(8, 35) for _ in range(kills)), 1200.0]):
+        with (home / "log").open("w") as log:
+            process = subprocess.Popen(
+                command(*job), env=environment(home, recipe), cwd=project_root(), stdout=log, stderr=log
+            )
+            try:
+                code = process.wait(wait)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                print(f"killed {job[0]} after {wait:.1f} s")
+                continue
+            assert code == 0, (home / "log").read_text()[-5000:]
+            return killed
+    raise AssertionError("not within 1200 s")
+
+
+def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start round 0 in a web UI and cancel it while it trains: its programs end and its place in the pool is free."""
+    for name, value in environment(home, recipe).items():
         monkeypatch.setenv(name, value)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = [str(Path(sys.executable).parent / "dagster"), "dev", "-m", "dt2it_pipeline.definitions", "-p", str(port)]
-    with (tmp_path / "server.log").open("wb") as log:
+    with (home / "server.log").open("wb") as log:
         ui = subprocess.Popen(server, cwd=project_root(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     client = DagsterGraphQLClient("127.0.0.1", port_number=port)
     try:
         wait_until(lambda: answers(port), 180)
         run_id = client.submit_job_execution("round", tags={"dagster/partition": "0"})
-        wait_until(lambda: programs(tmp_path, "reward.train"), 300)
+        wait_until(lambda: programs(home, "reward.train"), 300)
         client.terminate_run(run_id)
         wait_until(lambda: client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, 120)
-        wait_until(lambda: not programs(tmp_path, "reward.train"), 30)
+        wait_until(lambda: not programs(home, "reward.train"), 30)
         with dg.DagsterInstance.get() as instance:  # run monitoring may be who frees it, after half a minute
             pool = instance.event_log_storage
             wait_until(lambda: pool.get_concurrency_info("gpu").active_slot_count == 0, 120)
@@ -339,9 +348,6 @@ def test_a_round_that_is_cancelled_in_the_web_ui_ends_its_programs_and_frees_the
         except subprocess.TimeoutExpired:  # the web server now and then outlives it
             os.killpg(ui.pid, signal.SIGKILL)
             ui.wait()
-    run(tmp_path, *ROUND_0, recipe=recipe)
-    again = Store(tmp_path).read("reward_model", "0")
-    assert again.digest == Store(home).read("reward_model", "0").digest
 
 
 def answers(port: int) -> bool:
@@ -364,36 +370,3 @@ def wait_until(true: Callable[[], object], seconds: float) -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.5)
-
-
-def test_killed_anywhere_and_started_again_it_ends_in_the_same_tables(home, tmp_path):
-    """SIGKILL to the whole run at random moments, over and over, until a run gets through."""
-    rng = random.Random(time.time_ns())
-    recipe = recipe_without_arms(tmp_path)
-    kills = 0
-    for job in (("construct",), ROUND_0):
-        while True:
-            seconds = rng.uniform(8, 35) if kills < 6 else 1200
-            with (tmp_path / "log").open("w") as log:
-                process = subprocess.Popen(
-                    command(*job),
-                    env=environment(tmp_path, recipe),
-                    cwd=project_root(),
-                    stdout=log,
-                    stderr=log,
-                )
-                try:
-                    code = process.wait(seconds)
-                    assert code == 0, (tmp_path / "log").read_text()[-5000:]
-                    break
-                except subprocess.TimeoutExpired:
-                    os.kill(process.pid, signal.SIGKILL)
-                    process.wait()
-                    kills += 1
-                    print(f"killed {job[0]} after {seconds:.1f} s")
-    assert kills
-    once, again = Store(home), Store(tmp_path)
-    for name in UNPARTITIONED:
-        assert again.read(name).digest == once.read(name).digest, name
-    for name in ("training_pairs", "reward_model", "response_scores", "voted_pairs", "verified_pairs", "curated_pairs"):
-        assert again.read(name, "0").digest == once.read(name, "0").digest, name

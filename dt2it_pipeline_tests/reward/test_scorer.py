@@ -195,14 +195,14 @@ def test_shards_and_processes_do_not_change_a_score(base: Callable[..., Path], w
     store.write_parquet(records.table(table, "prompts"), tmp_path / "prompts.parquet")
     rows = [{"response_id": r, "prompt_id": p, "text": text, "generator": ""} for r, p, text in responses]
     store.write_parquet(records.table(rows, "responses"), tmp_path / "responses.parquet")
-    for processes, shard, tokens in ((1, 1, 64), (2, 3, 4096), (3, 4, 200)):
+    for processes, shard, tokens in ((1, 1, 64), (2, 3, 4096), (1, 4, 200)):
         settings = ScoringSettings(
             processes=processes, shard_responses=shard, tokens_per_batch=tokens, max_pixels=65536
         ).model_dump()
         job = {
             "checkpoint": str(tmp_path / "checkpoint"), "prompts": str(tmp_path / "prompts.parquet"),
             "responses": str(tmp_path / "responses.parquet"), "media_root": str(root), "settings": settings,
-            "output": str(tmp_path / f"{processes}.parquet"), "work": str(tmp_path / f"work{processes}"), "voter": "v",
+            "output": str(tmp_path / f"{shard}.parquet"), "work": str(tmp_path / f"work{shard}"), "voter": "v",
         }  # fmt: skip
         score.run(job, lambda progress: None)
         found = store.read_parquet(job["output"], "scores").to_pylist()
