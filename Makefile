@@ -15,6 +15,9 @@ export DT2IT_HOME ?= $(CURDIR)/data
 export DAGSTER_HOME := $(CURDIR)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
+# Every stage starts programs of its own. Where Python may not keep what it compiles, as in many container images, each of
+# them would compile torch, transformers and vLLM anew: 12 s of processor time a start.
+unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
