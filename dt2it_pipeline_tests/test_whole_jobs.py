@@ -224,7 +224,6 @@ def test_the_policy_posterior_and_out_of_fold_voters_from_the_same_reward_model_
     voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
     folds = fold_of([row["prompt_id"] for row in voted], 2)
     kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
-    assert kept
     for row, fold in zip(voted, folds, strict=True):  # nobody judges the pairs that it was trained on
         own = [] if row["pair_id"] in kept else ["reward_model/1"]
         expected = [f"out_of_fold/1/{fold}", "reward_model/0", *own]
