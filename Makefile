@@ -2,11 +2,13 @@
 # make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
 # make ui     the web UI on what has been run        make lint         format, lint and types
 #
-# ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts.
+# ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts,
+# TESTERS how many processes share the test files.
 
 PYTHON ?= python3
 ENGINES ?= cpu
 ROUNDS ?= 0 1
+TESTERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -37,10 +39,10 @@ demo: $(VENV)/.installed-demo
 	@echo "Report: $(DT2IT_HOME)/report.html"
 
 test: $(VENV)/.installed-dev
-	pytest
+	pytest -n $(TESTERS) --dist loadfile
 
 test-heavy: $(VENV)/.installed-dev
-	pytest -m heavy
+	pytest -n $(TESTERS) --dist loadfile -m heavy --durations=12
 
 lint: $(VENV)/.installed-dev
 	ruff format --check .
