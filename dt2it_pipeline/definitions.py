@@ -10,10 +10,10 @@ from dt2it_pipeline.orchestrate.assets.construction import build_construction_as
 from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
 from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
 from dt2it_pipeline.orchestrate.assets.export import build_export_asset
-from dt2it_pipeline.orchestrate.assets.out_of_fold import build_out_of_fold_assets
 from dt2it_pipeline.orchestrate.assets.raw import build_raw_assets
 from dt2it_pipeline.orchestrate.assets.report import build_report_asset
 from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
+from dt2it_pipeline.orchestrate.assets.voters import build_voter_assets
 from dt2it_pipeline.orchestrate.console import tell_mistakes_plainly
 from dt2it_pipeline.orchestrate.executor import one_process_executor
 from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
@@ -35,7 +35,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_raw_assets(recipe),
             *build_construction_assets(recipe),
             *build_round_assets(recipe, rounds),
-            *build_out_of_fold_assets(recipe, rounds),
+            *build_voter_assets(recipe, rounds),
             *build_curation_assets(recipe, rounds),
             *build_evaluation_assets(recipe, rounds),
             build_report_asset(recipe, rounds),

@@ -83,6 +83,13 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         fault = _model_fault(name)
         if fault:
             yield f"{key}: {fault}"
+    ensemble = recipe.curation.ensemble
+    for n, name in enumerate(ensemble.checkpoints if ensemble else ()):
+        if not (Path(name) / "reward_model.json").is_file():
+            yield (
+                f"curation.ensemble.checkpoints.{n}: no reward model in {name}: reward_model.json is not there; "
+                "checkpoints of others are imported first"
+            )
 
 
 def _model_fault(name: str) -> str | None:

@@ -18,9 +18,10 @@ square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
    with pi_g the share of right labels in source g. Nothing else is assumed about the shape of f, so a voter that is
    sure and wrong now and then is no reason to believe that labels are wrong: where voters contradict surely marked
    pairs rarely, pi_g comes out near 1. EM: q_i = sigmoid(logit pi_g + a.y_i); pi_g = mean of q; a = logistic regression
-   of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3 / voters per pair, 1) on a (together they are
-   right in 95% at a usual margin), keep small data finite, and a from growing where much noise leaves the likelihood
-   flat.
+   of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3, 1 / voters per pair) on the sum of a (together
+   voters are right in 95% at a usual margin), keep small data finite, and the sum from growing, or falling to where
+   all labels look right, when much noise leaves the likelihood flat. How the sum is shared out is nearly left to the
+   data: 3 / voters per pair each, with variance 1.
 
 The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all voters together, so two voters that say
 the same share one voter's weight. The model needs voters that never saw the given labels: a voter trained on them
@@ -99,10 +100,9 @@ def fit_labels(
         sample &= draw <= np.partition(draw[judged], _FIT_PAIRS - 1)[_FIT_PAIRS - 1]
     y, shifts = _without_style(np.where(weighed, margins, 0.0), weighed, _scaled(style), sample)
     y[:, ~_agree_with_labels(y)] = 0.0
-    weights, shares = _fit(
-        y[sample], groups[sample], np.full(len(names), 0.75), weighed[judged].sum() / max(judged.sum(), 1)
-    )
-    weights = np.where(y.any(axis=0), weights, 0.0)
+    weights, telling = np.zeros(y.shape[1]), y.any(axis=0)
+    per_pair = weighed[judged][:, telling].sum() / max(judged.sum(), 1)
+    weights[telling], shares = _fit(y[sample][:, telling], groups[sample], np.full(len(names), 0.75), per_pair)
     evidence = y[judged] @ weights
     log_odds = np.full(len(margins), np.nan)
     if weights.any():
@@ -187,15 +187,18 @@ def _fit(
     y: np.ndarray, groups: np.ndarray, shares: np.ndarray, voters_per_pair: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights a [V] and shares of right labels [groups], by EM."""
-    prior = np.full(y.shape[1], _PRIOR_WEIGHT / max(voters_per_pair, 1.0))
+    several = max(voters_per_pair, 1.0)
+    # Precision 1 across, and several**2 along the direction in which all weights grow together.
+    prior = np.full(y.shape[1], _PRIOR_WEIGHT / several)
+    precision = _PRIOR_PRECISION * (np.eye(len(prior)) + (several - 1 / several) * np.ones((len(prior), len(prior))))
     weights = prior.copy()
     for _ in range(_STEPS):
         before = np.concatenate([weights, shares])
         evidence = y @ weights
         right, shares = _expect(evidence, groups, shares)
         p = expit(evidence)
-        gradient = y.T @ (right - p) - _PRIOR_PRECISION * (weights - prior)
-        curvature = (y * (p * (1 - p))[:, None]).T @ y + _PRIOR_PRECISION * np.eye(len(weights))
+        gradient = y.T @ (right - p) - precision @ (weights - prior)
+        curvature = (y * (p * (1 - p))[:, None]).T @ y + precision
         weights = np.maximum(weights + np.linalg.solve(curvature, gradient), 0.0)
         if np.abs(np.concatenate([weights, shares]) - before).max(initial=0.0) < _TOLERANCE:
             break

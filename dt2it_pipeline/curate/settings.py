@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -85,6 +86,28 @@ class OutOfFoldSettings(Settings):
     folds: int = Field(2, ge=2, le=20, description="parts into which the noisy pairs' prompts are cut")
 
 
+class EnsembleSettings(Settings):
+    """Voters that learn from no feedback and judge all pairs in all rounds, beside the rounds' own models."""
+
+    seeds: int = Field(
+        0, ge=0, le=16, description="reward models of further seeds, trained as round 0's is: one more training each"
+    )
+    checkpoints: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        strict=False,
+        description="folders of reward models, of this project or imported; they must not have learned these labels",
+    )
+
+    @model_validator(mode="after")
+    def _somebody_votes_and_by_a_name_of_its_own(self) -> EnsembleSettings:
+        if not self.seeds and not self.checkpoints:
+            raise ValueError("an ensemble needs seeds, checkpoints or both")
+        names = [PurePath(path).name for path in self.checkpoints]
+        if len(set(names)) < len(names):
+            raise ValueError(f"checkpoints vote under the names of their folders, which must differ: {names}")
+        return self
+
+
 class CurationSettings(Settings):
     """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
 
@@ -101,6 +124,9 @@ class CurationSettings(Settings):
     smallest_source: int = Field(
         100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
     )
+    ensemble: EnsembleSettings | None = Field(
+        None, description="more voters for all rounds; when absent, only the rounds' own models vote"
+    )
     out_of_fold: OutOfFoldSettings | None = Field(
         None,
         description="posterior: from round 1 on, models trained without a fold's prompts vote on its pairs; when "
@@ -109,7 +135,7 @@ class CurationSettings(Settings):
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide about pairs once all scores are there, as stages count them in their keys."""
-        return self.model_dump(mode="json", exclude={"out_of_fold"})
+        return self.model_dump(mode="json", exclude={"ensemble", "out_of_fold"})
 
     @model_validator(mode="after")
     def _published_policy_hears_every_voter_on_every_pair(self) -> CurationSettings:

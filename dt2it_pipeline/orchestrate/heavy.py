@@ -35,7 +35,7 @@ class Heavy:
         settings = self.recipe.training
 
         def compute(work: Path) -> Bundle:
-            summary = self.train_in(work, pairs, prompts)
+            summary = self.train_in(work, pairs, prompts, self.recipe.seed)
             set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
             return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
 
@@ -51,7 +51,7 @@ class Heavy:
             },
         )
 
-    def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table) -> dict[str, Any]:
+    def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table, seed: int) -> dict[str, Any]:
         """Train within a stage: the checkpoint lies in `work`/checkpoint; what is returned sums the training up."""
         settings = self.recipe.training
         write_parquet(pairs, work / "pairs.parquet")
@@ -65,7 +65,7 @@ class Heavy:
             "output": str(work / "checkpoint"),
             "work": str(work / "training"),
             "settings": settings.model_dump(mode="json"),
-            "seed": self.recipe.seed,
+            "seed": seed,
         }
         return self.children.run(
             self.context,

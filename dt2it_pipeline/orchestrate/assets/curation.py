@@ -11,7 +11,7 @@ from dt2it_pipeline.curate.people import people_votes
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
-from dt2it_pipeline.orchestrate.assets.out_of_fold import FOLD_SCORES
+from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
@@ -35,14 +35,14 @@ def build_curation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> li
 
 
 def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    own = [] if recipe.curation.out_of_fold is None else [FOLD_SCORES]
+    more = voter_assets(recipe)
 
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="2",
+        code_version="3",
         kinds={"pandas"},
-        ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *own)},
+        ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *more)},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
     )
     def voted_pairs(
@@ -50,7 +50,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         store: StoreResource,
         response_scores: Bundle,
         raw_preferences: Bundle,
-        **out_of_fold: Bundle,
+        **own: Bundle,
     ) -> dg.MaterializeResult:
         """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
         opened, number = store.open(), int(context.partition_key)
@@ -59,9 +59,10 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
         }
         voters[f"response_scores/{number}"] = response_scores
-        if recipe.curation.out_of_fold is not None and number > 0:
-            folds = {f"{FOLD_SCORES}/{k}": earlier_round(opened, FOLD_SCORES, k, number) for k in range(1, number)}
-            voters |= folds | {f"{FOLD_SCORES}/{number}": out_of_fold[FOLD_SCORES]}
+        for name, since in ((ENSEMBLE_SCORES, 0), (FOLD_SCORES, 1)):  # the first round that has such voters
+            if name in more and number >= since:
+                voters |= {f"{name}/{k}": earlier_round(opened, name, k, number) for k in range(since, number)}
+                voters[f"{name}/{number}"] = own[name]
         training = {
             f"training_pairs/{k}": earlier_round(opened, "training_pairs", k, needed_by=number)
             for k in range(number + 1)

@@ -9,7 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP, arms
-from dt2it_pipeline.orchestrate.assets.out_of_fold import FOLD_SCORES
+from dt2it_pipeline.orchestrate.assets.voters import voter_assets
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -36,8 +36,8 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
     def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Bundle) -> dg.MaterializeResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
         opened, last = store.open(), int(context.partition_key)
-        folds = [FOLD_SCORES] if recipe.curation.out_of_fold is not None else []
-        rounds_so_far = [_round_bundles(opened, number, last, (*IN_ROUND, *folds)) for number in range(last + 1)]
+        stages = (*IN_ROUND, *voter_assets(recipe))
+        rounds_so_far = [_round_bundles(opened, number, last, stages) for number in range(last + 1)]
         sources = ReportSources(recipe, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, recipe))
 
         def write(work: Path) -> Bundle:

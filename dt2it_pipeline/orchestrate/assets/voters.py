@@ -1,0 +1,191 @@
+"""Group `rounds`, continued: voters beside the rounds' own models, where the recipe wants some.
+
+`ensemble_scores` are of voters that learn from no feedback and judge all pairs of all rounds; `fold_scores` of voters
+of one round, each for the pairs that it was not trained on.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+
+from dt2it_pipeline import records
+from dt2it_pipeline.curate.ensemble import checkpoint_voters, seed_voters
+from dt2it_pipeline.curate.out_of_fold import judged_by, learned_by, voter_name
+from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
+from dt2it_pipeline.orchestrate.partitions import GROUP
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage import Settings, result, run_stage
+from dt2it_pipeline.recipe import Recipe, model_path
+from dt2it_pipeline.recipe_files import read_deepspeed_config
+from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
+
+FOLD_SCORES = "fold_scores"
+ENSEMBLE_SCORES = "ensemble_scores"
+_RECONCILE = "rows_reconcile"
+_COUNTS = ("rows_in", "rows_out", "rows_set_aside")
+
+
+def voter_assets(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the assets that `build_voter_assets` makes for a recipe."""
+    asked = {ENSEMBLE_SCORES: recipe.curation.ensemble, FOLD_SCORES: recipe.curation.out_of_fold}
+    return tuple(name for name, settings in asked.items() if settings is not None)
+
+
+def build_voter_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """`ensemble_scores` and `fold_scores`, each where the recipe's `curation` asks for it."""
+    makers = {ENSEMBLE_SCORES: _ensemble_scores, FOLD_SCORES: _fold_scores}
+    return [makers[name](recipe, rounds) for name in voter_assets(recipe)]
+
+
+def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=ENSEMBLE_SCORES,
+        partitions_def=rounds,
+        group_name=GROUP,
+        code_version="1",
+        pool="gpu",
+        kinds={"deepspeed", "pytorch"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset=ENSEMBLE_SCORES, blocking=True)],
+    )
+    def ensemble_scores(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        training_pairs: Bundle,
+        raw_preferences: Bundle,
+    ) -> dg.MaterializeResult:
+        """The noisy pairs' responses, scored by models of further seeds and by given checkpoints, once, in round 0."""
+        opened, first = store.open(), context.partition_key == "0"
+        heavy, settings = Heavy(context, store, children, recipe), recipe.curation.ensemble
+        assert settings is not None
+        seeds, checkpoints = seed_voters(settings, recipe.seed), checkpoint_voters(settings)
+        responses, prompts = responses_of(raw_preferences["pairs"]), raw_preferences["prompts"]
+
+        def score(work: Path) -> Bundle:
+            def one(voter: str) -> Bundle:
+                folder = work / voter.replace("/", "-")
+
+                def checkpoint() -> Path:
+                    if voter in checkpoints:
+                        return Path(checkpoints[voter])
+                    heavy.train_in(folder, training_pairs["pairs"], training_pairs["prompts"], seeds[voter])
+                    return folder / "checkpoint"
+
+                return _voter_scores(heavy, folder, voter, responses, prompts, checkpoint)
+
+            return _joined(one(voter) for voter in (*seeds, *checkpoints))
+
+        inputs: dict[str, Bundle | str] = {"round": context.partition_key}
+        made_from: dict[str, Settings] = {"ensemble": settings}
+        if first:
+            inputs["raw_preferences"] = raw_preferences
+            inputs |= {voter: model_digest(path) for voter, path in checkpoints.items()}
+            made_from["scoring"] = recipe.scoring
+            if seeds:
+                base = model_digest(model_path(recipe.training.base_model))
+                inputs |= {"training_pairs": training_pairs, "base_model": base}
+                made_from |= _trained_by(recipe)
+        none = "round 0's ensemble votes in all rounds: it learns from no feedback"
+        bundle = run_stage(
+            context, opened, score if first else lambda work: _none(none), inputs=inputs, settings=made_from
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return ensemble_scores
+
+
+def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=FOLD_SCORES,
+        partitions_def=rounds,
+        group_name=GROUP,
+        code_version="1",
+        pool="gpu",
+        kinds={"deepspeed", "pytorch"},
+        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset=FOLD_SCORES, blocking=True)],
+    )
+    def fold_scores(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        training_pairs: Bundle,
+        raw_preferences: Bundle,
+    ) -> dg.MaterializeResult:
+        """The noisy pairs' responses, scored by models trained without the pairs' prompts; none in round 0."""
+        opened, number = store.open(), int(context.partition_key)
+        heavy, settings = Heavy(context, store, children, recipe), recipe.curation.out_of_fold
+        assert settings is not None
+        folds = settings.folds
+
+        def one_fold(fold: int, work: Path) -> Bundle:
+            folder = work / f"fold-{fold}"
+            judged = judged_by(raw_preferences["pairs"], fold, folds)
+
+            def trained() -> Path:
+                pairs, prompts = learned_by(training_pairs["pairs"], training_pairs["prompts"], judged)
+                heavy.train_in(folder, pairs, prompts, recipe.seed)
+                return folder / "checkpoint"
+
+            voter, asked = voter_name(number, fold), responses_of(judged)
+            return _voter_scores(heavy, folder, voter, asked, raw_preferences["prompts"], trained)
+
+        inputs: dict[str, Bundle | str] = {"round": str(number)}
+        if number > 0:
+            base = model_digest(model_path(recipe.training.base_model))
+            inputs |= {"training_pairs": training_pairs, "raw_preferences": raw_preferences, "base_model": base}
+        none = "round 0 learns from no feedback: its model may judge all pairs"
+        bundle = run_stage(
+            context,
+            opened,
+            lambda work: _joined(one_fold(fold, work) for fold in range(folds)) if number > 0 else _none(none),
+            inputs=inputs,
+            settings={"out_of_fold": settings, **_trained_by(recipe), "scoring": recipe.scoring},
+        )
+        return result(context, opened, bundle, checks=(reconcile(bundle),))
+
+    return fold_scores
+
+
+def _trained_by(recipe: Recipe) -> dict[str, Settings]:
+    """What of the recipe decides about a training, as a stage's key counts it."""
+    deepspeed = read_deepspeed_config(recipe.training.deepspeed_config)
+    return {"training": recipe.training, "deepspeed_config": deepspeed, "seed": recipe.seed}
+
+
+def _voter_scores(
+    heavy: Heavy, folder: Path, voter: str, responses: pa.Table, prompts: pa.Table, checkpoint: Callable[[], Path]
+) -> Bundle:
+    """Scores of one voter, kept in `folder`, so that a killed run does not make them again.
+
+    `checkpoint` gives the folder of its model, and is not called where the scores are there.
+    """
+    done = folder / "scores.done.parquet"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scored = heavy.score(Bundle({}, {}, checkpoint()), responses, prompts, voter, folder)
+        write_parquet(scored["set_aside"], folder / "set_aside.done.parquet")
+        write_parquet(scored["scores"], done)  # last: it says that the voter is finished
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    tables = {
+        "scores": read_parquet(done, "scores"),
+        "set_aside": read_parquet(folder / "set_aside.done.parquet", "set_aside"),
+    }
+    counts = (responses.num_rows, tables["scores"].num_rows, tables["set_aside"].num_rows)
+    return Bundle(tables, dict(zip(_COUNTS, counts, strict=True)))
+
+
+def _joined(voters: Iterable[Bundle]) -> Bundle:
+    parts = list(voters)
+    tables = {
+        name: pa.concat_tables([part[name] for part in parts]).combine_chunks() for name in ("scores", "set_aside")
+    }
+    return Bundle(tables, {key: sum(part.facts[key] for part in parts) for key in _COUNTS})
+
+
+def _none(why: str) -> Bundle:
+    tables = {kind: records.table([], kind) for kind in ("scores", "set_aside")}
+    return Bundle(tables, dict.fromkeys(_COUNTS, 0) | {"not_trained": why})
