@@ -175,7 +175,8 @@ def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
     there = scoring | {"work": str(tmp_path / "ray"), "output": str(tmp_path / "ray" / "scores.parquet")}
     there["ray"] = TWO.model_dump()
     (tmp_path / "ray").mkdir()
-    shutil.copy(tmp_path / "local" / "shard-000002.parquet", tmp_path / "ray")  # as if an earlier run had made it
+    for table in (tmp_path / "local").glob("shard-000002.*"):  # as if an earlier run had made it
+        shutil.copy(table, tmp_path / "ray")
     killed: list[int] = []
 
     def kill_one(progress: Mapping[str, Any]) -> None:
