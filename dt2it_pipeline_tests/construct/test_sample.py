@@ -145,19 +145,23 @@ def test_seeds_depend_on_the_prompt_and_not_on_its_neighbours(tmp_path):
 
 
 @pytest.mark.heavy
-def test_vllm_answers_from_the_picture_and_repeats_itself(tmp_path):
-    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in ("red", "blue", "green")]
+def test_vllm_answers_from_the_picture_and_copies_of_the_model_that_share_the_shards_repeat_it(tmp_path):
+    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:5]]
     rows[2]["turns"] = [{"role": "user", "text": "<image>\n" + "what color is the shape? " * 300}]
-    job = _job(tmp_path, rows, max_new_tokens=24, max_model_len=512)
+    job = _job(tmp_path, rows, max_new_tokens=24, max_model_len=512, shard_prompts=1)
     job["model"] = model_path(DEMO_BASE_MODEL)
-    summary = sample.run(job, lambda progress: None)
+    one = sample.run(job, lambda progress: None)
     responses, aside = _tables(job)
-    assert summary["rows_out"] == 2
+    assert one["rows_out"] == 4
     assert {row["row_id"]: row["reason"] for row in aside}[rows[2]["prompt_id"]] == "refused by the engine"
     assert any(color in row["text"].lower() for row in responses for color in DEMO_COLORS)
-    first = Path(job["output"]).read_bytes()
-    sample.run(job | {"work": str(tmp_path / "again")}, lambda progress: None)
-    assert Path(job["output"]).read_bytes() == first
+    alone = Path(job["output"]).read_bytes()
+    job["settings"] = job["settings"] | {"data_parallel": 2}
+    two = sample.run(job | {"work": str(tmp_path / "copies")}, lambda progress: None)
+    assert Path(job["output"]).read_bytes() == alone
+    assert {key: one[key] for key in ("sampled", "kept", "rows_out")} == {
+        key: two[key] for key in ("sampled", "kept", "rows_out")
+    }
 
 
 def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path):
@@ -236,18 +240,3 @@ def test_pictures_are_scaled_down_and_short_answers_set_aside(tmp_path):
     responses, aside = _tables(job)
     assert [row["text"] for row in responses] == ["It is red."]
     assert [row["reason"] for row in aside] == ["shorter than 5 characters"]
-
-
-@pytest.mark.heavy
-def test_copies_of_the_model_share_the_shards_and_give_the_tables_of_one(tmp_path):
-    rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]
-    job = _job(tmp_path, rows, max_new_tokens=24, shard_prompts=1, samples=1, mismatched_samples=0)
-    job["model"] = model_path(DEMO_BASE_MODEL)
-    one = sample.run(job, lambda progress: None)
-    alone = Path(job["output"]).read_bytes()
-    job["settings"] = job["settings"] | {"data_parallel": 2}
-    two = sample.run(job | {"work": str(tmp_path / "copies")}, lambda progress: None)
-    assert Path(job["output"]).read_bytes() == alone
-    assert {key: one[key] for key in ("sampled", "kept", "rows_out")} == {
-        key: two[key] for key in ("sampled", "kept", "rows_out")
-    }

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,26 +27,35 @@ def patient_model(folder: Path) -> Path:
     return folder
 
 
+ONE_PROCESS_LESS = ("--distributed-executor-backend", "uni")
+OUR_COMMAND = (sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve")
+
+
 @contextmanager
-def served(model: Path, log: Path, *options: str) -> Iterator[str]:
-    """Serve until the block ends; gives the address up to /v1. The model's name is its folder's path."""
+def served(
+    model: Path,
+    log: Path,
+    *options: str,
+    command: Sequence[str] = OUR_COMMAND,
+    environment: Mapping[str, str] = os.environ,
+) -> Iterator[str]:
+    """Serve until the block ends; gives the server's address. A chat model's name is its folder's path."""
     port = free_port()
-    command = [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--distributed-executor-backend", "uni", *options]
+    line = [*command, str(model), "--host", "127.0.0.1", "--port", str(port), *options]
     with log.open("wb") as out:
         server = subprocess.Popen(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out, start_new_session=True
+            line, env=dict(environment) | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=out, start_new_session=True
         )
         try:
             _wait(f"http://127.0.0.1:{port}/health", server, log)
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 500
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from dt2it_pipeline_tests.engines import ray_jobs
 from dt2it_pipeline_tests.reward.tiny import make_tables
 
 JOBS = "dt2it_pipeline_tests.engines.ray_jobs"
-TWO = RaySettings(workers=2, retries=2, wait_seconds=60)
+TWO = RaySettings(workers=2, retries=1, wait_seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,9 @@ def test_every_shard_is_done_once_by_two_workers(tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
-    job = {"folder": str(tmp_path), "deadly": 1, "times": 2}
+    job = {"folder": str(tmp_path), "deadly": 1, "times": 1}
     assert done(TWO, job) == {n: n * n for n in range(6)}
-    assert ray_jobs.tries(tmp_path, 1) == 3
+    assert ray_jobs.tries(tmp_path, 1) == 2
     assert all(ray_jobs.tries(tmp_path, n) == 1 for n in (0, 2, 3, 4, 5))
 
 
@@ -74,9 +75,9 @@ def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("two_workers")
 def test_a_shard_that_always_ends_its_worker_is_an_error_after_the_retries(tmp_path: Path) -> None:
     job = {"folder": str(tmp_path), "deadly": 1, "times": 99}
-    with pytest.raises(RayShardsError, match=r"shard 1 failed .* ended the worker 3 times \(ray.retries: 2\)"):
+    with pytest.raises(RayShardsError, match=r"shard 1 failed .* ended the worker 2 times \(ray.retries: 1\)"):
         done(TWO, job)
-    assert ray_jobs.tries(tmp_path, 1) == 3
+    assert ray_jobs.tries(tmp_path, 1) == 2
 
 
 @pytest.mark.heavy
@@ -132,6 +133,17 @@ def test_a_worker_must_hold_a_model_that_several_gpus_share() -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a Ray worker has: sums are split by threads, and rounded so."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def scoring(tmp_path: Path) -> dict[str, Any]:
     """A scoring job of the demo's base model with a head that spreads its scores."""
     import torch
@@ -143,24 +155,28 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
     model.card["system_prompt"] = "You judge."
     (tmp_path / "checkpoint").mkdir()
     model.save_pretrained(tmp_path / "checkpoint")
-    tables = make_tables(tmp_path / "tables", 400)
+    tables = make_tables(tmp_path / "tables", 48)
     return {
         **{name: tables[name] for name in ("prompts", "responses", "media_root")},
         "checkpoint": str(tmp_path / "checkpoint"),
         "output": str(tmp_path / "local" / "scores.parquet"),
         "work": str(tmp_path / "local"),
-        "settings": ScoringSettings(processes=2, shard_responses=50).model_dump(),
+        "settings": ScoringSettings(shard_responses=8).model_dump(),
         "voter": "round-0",
     }
 
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
-def test_scores_are_those_of_local_processes_though_a_worker_is_killed(scoring: dict[str, Any], tmp_path: Path) -> None:
-    threads = max(1, (os.cpu_count() or 1) // 2)  # of each of two local processes; sums are split by threads
-    score.run(scoring, lambda progress: None)
+def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
+    scoring: dict[str, Any], one_thread: None, tmp_path: Path
+) -> None:
+    shards = score.run(scoring, lambda progress: None)["shards"]
     there = scoring | {"work": str(tmp_path / "ray"), "output": str(tmp_path / "ray" / "scores.parquet")}
-    there["ray"] = RaySettings(workers=2, cpus_per_worker=threads).model_dump()
+    there["ray"] = TWO.model_dump()
+    (tmp_path / "ray").mkdir()
+    for table in (tmp_path / "local").glob("shard-000002.*"):  # as if an earlier run had made it
+        shutil.copy(table, tmp_path / "ray")
     killed: list[int] = []
 
     def kill_one(progress: Mapping[str, Any]) -> None:
@@ -170,12 +186,10 @@ def test_scores_are_those_of_local_processes_though_a_worker_is_killed(scoring: 
 
     summary = score.run(there, kill_one)
     assert killed
-    assert summary["scored"] == summary["responses"] > 0 and summary["shards"] > 4
+    assert summary["scored"] == summary["responses"] > 0
+    assert summary["shards"] == shards > 8 and summary["shards_resumed"] == 1
     for name in ("scores.parquet", "scores.set_aside.parquet"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
-    (tmp_path / "ray" / "shard-000002.parquet").unlink()
-    assert score.run(there, lambda progress: None)["shards_resumed"] == summary["shards"] - 1
-    assert (tmp_path / "ray" / "scores.parquet").read_bytes() == (tmp_path / "local" / "scores.parquet").read_bytes()
 
 
 @pytest.mark.heavy
@@ -195,7 +209,8 @@ def test_answers_are_those_of_one_local_copy_of_the_model(tmp_path: Path) -> Non
         "seed": 0,
     }
     sample.run(job, lambda progress: None)
-    there = job | {"output": str(tmp_path / "ray.parquet"), "work": str(tmp_path / "ray"), "ray": TWO.model_dump()}
+    one = TWO.model_copy(update={"workers": 1}).model_dump()
+    there = job | {"output": str(tmp_path / "ray.parquet"), "work": str(tmp_path / "ray"), "ray": one}
     summary = sample.run(there, lambda progress: None)
     assert summary["rows_out"] == 4
     assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()

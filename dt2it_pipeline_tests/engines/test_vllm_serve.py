@@ -1,27 +1,25 @@
-"""The server command: its arguments, and a real server answering one request (marked heavy)."""
+"""The server command: its arguments, and a real server giving our scores (marked heavy)."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
 from dt2it_pipeline import store
 from dt2it_pipeline.engines.vllm_serve import main, serve_arguments
+from dt2it_pipeline.evaluate import benchmark
 from dt2it_pipeline.reward.card import write_card
-from dt2it_pipeline.reward.distributed import free_port
 from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline_tests.engines.served import ONE_PROCESS_LESS, served
+from dt2it_pipeline_tests.evaluate.test_benchmark_command import arguments, make_world
 from dt2it_pipeline_tests.reward.test_card import request_of
-from dt2it_pipeline_tests.reward.tiny import make_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,65 +58,80 @@ def test_something_else_than_a_model_is_refused(tmp_path: Path) -> None:
         main([])
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize(
-    "plain",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(
-                "DT2IT_TEST_VLLM_COMMAND" not in os.environ,
-                reason="minutes on a CPU, in an installation mended for it; set DT2IT_TEST_VLLM_COMMAND to run it",
-            ),
-        ),
-    ],
-    ids=["ours", "vllm-serve"],
+@dataclass(frozen=True)
+class Served:
+    """A checkpoint with its benchmark rows in `root`, and the server that holds it at `url`."""
+
+    root: Path
+    url: str
+    max_pixels: int
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "ours"
+
+
+PLAIN = pytest.mark.skipif(
+    "DT2IT_TEST_VLLM_COMMAND" not in os.environ,
+    reason="minutes on a CPU, in an installation mended for it; set DT2IT_TEST_VLLM_COMMAND to run it",
 )
-def test_a_server_answers_the_request_of_the_card_with_our_score(tmp_path: Path, family: str, plain: bool) -> None:
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("qwen3_vl", False), id="ours"),
+        pytest.param(("qwen3_vl", True), marks=PLAIN, id="vllm-serve"),
+        pytest.param(("qwen2_5_vl", True), marks=PLAIN, id="vllm-serve-qwen2_5_vl"),
+    ],
+)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Our command, and vLLM's own, `vllm serve DIR --runner pooling`, on the checkpoint as it is on disk."""
+    family, plain = request.param
+    root = tmp_path_factory.mktemp("served")
+    make_world(root, family, hidden=128)  # the least that vLLM's attention takes on a CPU
+    write_card(root / "ours", base_model="tiny")
+    options = ["--max-model-len", "512", "--served-model-name", "CHECKPOINT"]
+    if not plain:
+        with served(root / "ours", root / "server.log", *options) as url:
+            yield Served(root, url, 1024)
+        return
+    options += ["--runner", "pooling", "--dtype", "float32"]  # else vLLM would compute in half precision
+    options += ["--enforce-eager", *ONE_PROCESS_LESS]  # no compilation, which takes minutes on a CPU
+    environment = repaired(dict(os.environ), root / "site") | {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"
+    }  # fmt: skip
+    command = ("vllm", "serve")
+    with served(root / "ours", root / "server.log", *options, command=command, environment=environment) as url:
+        # vLLM's own command knows nothing of the pixels that the model was trained with: it takes the processor's.
+        yield Served(root, url, 65536)
+
+
+@pytest.mark.heavy
+def test_a_server_answers_the_request_of_the_card_with_our_score(server: Served) -> None:
     import torch
 
-    (tmp_path / "base").mkdir()
-    model = RewardModel.from_pretrained(make_tiny(tmp_path / "base", family, hidden=128))
-    model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
-    model.head.weight.data *= 30
-    folder = tmp_path / "checkpoint"
-    with store.atomic_directory(folder) as out:
-        model.save_pretrained(out)
-        write_card(out, base_model="tiny")
     torch.set_num_threads(1)
-    body = request_of((folder / "README.md").read_text())
+    body = request_of((server.checkpoint / "README.md").read_text())
     turns = [{"role": "user", "text": "<image>QUESTION"}]
-    # vLLM's own command knows nothing of the pixels that the model was trained with: it takes the processor's.
-    pixels = 65536 if plain else 1024
     asked = {"turns": turns, "images": [Image.new("RGB", (64, 64), "red")]}
-    ours = RewardModel.from_pretrained(folder).score([asked], [["ANSWER"]], max_pixels=pixels)[0][0]
-
-    port = free_port()
-    command = ["vllm", "serve"] if plain else [sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve"]
-    command += [str(folder), "--max-model-len", "512", "--served-model-name", "CHECKPOINT"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if plain:
-        command += ["--runner", "pooling", "--dtype", "float32"]  # else vLLM would compute in half precision
-        environment = repaired(environment, tmp_path / "site") | {
-            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"
-        }  # fmt: skip
-        # No compilation, which takes minutes on a CPU, and one process less.
-        command += ["--enforce-eager", "--distributed-executor-backend", "uni"]
-    log = (tmp_path / "server.log").open("wb")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        answer = ask(f"http://127.0.0.1:{port}/classify", body, server, tmp_path / "server.log")
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
-    score = answer["data"][0]["probs"][0]
-    print(f"{family}: ours {ours:.6f}, served {score:.6f}")
+    model = RewardModel.from_pretrained(server.checkpoint)
+    ours = model.score([asked], [["ANSWER"]], max_pixels=server.max_pixels)[0][0]
+    answer = httpx.post(f"{server.url}/classify", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    score = answer.json()["data"][0]["probs"][0]
+    print(f"ours {ours:.6f}, served {score:.6f}")
     assert score == pytest.approx(ours, abs=1e-5)
+
+
+@pytest.mark.heavy
+def test_the_benchmark_command_scores_a_served_checkpoint_as_the_checkpoint(server: Served, tmp_path: Path) -> None:
+    for name, model in (("served", server.url), ("loaded", str(server.checkpoint))):
+        benchmark.main(arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
+    scored, loaded = (store.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
+    for side in ("chosen_score", "rejected_score"):
+        assert scored[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)
+    assert loaded["chosen_score"].nunique() > 1
 
 
 def repaired(environment: dict[str, str], folder: Path) -> dict[str, str]:
@@ -141,20 +154,3 @@ def repaired(environment: dict[str, str], folder: Path) -> dict[str, str]:
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {found}+cpu\n")
     path = [str(folder), str(ROOT), *filter(None, [environment.get("PYTHONPATH", "")])]
     return environment | {"PYTHONPATH": os.pathsep.join(path)}
-
-
-def ask(
-    url: str, body: dict[str, object], server: subprocess.Popen[bytes], log: Path
-) -> dict[str, list[dict[str, list[float]]]]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    deadline = time.monotonic() + 500
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)  # type: ignore[no-any-return]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
-        except OSError:
-            assert server.poll() is None, log.read_text(errors="replace")[-3000:]
-            assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-            time.sleep(0.5)

@@ -120,7 +120,8 @@ def test_answers_of_a_pool_become_pairs_and_the_asset_says_who_wrote_them(home, 
     assert scripted == ["first", "second"]
     writers = Counter(row["generator"] for row in home.read("candidate_responses")["responses"].to_pylist())
     assert writers == {f"{name}|t={t}": 30 for name in ("first", "second") for t in ("0.5", "1")}
-    assert "| first | 60 |" in metadata(done, "candidate_responses")["answers_by_model"]
+    told = metadata(done, "candidate_responses")
+    assert "| first | 60 |" in told["answers_by_model"] and told["samples_per_second"] > 0
     found = home.read("debiased_pairs")
     assert "rewriting" not in metadata(done, "debiased_pairs") and "responses" not in found.tables
     assert "rewriting_keeps_pairs" not in checks(done, "debiased_pairs")
@@ -208,28 +209,3 @@ def test_what_was_made_without_a_rewriter_is_found_again_after_a_run_with_one(ho
         assert construct(recipe_of(pool, settings_of(server)), home).success
     assert construct(recipe_of(pool), home).success
     assert {name: home.read(name).folder for name in STAGES} == kept
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(1200)
-def test_real_models_answer_and_rewrite_through_the_recipe(home, pool):
-    """Under vLLM. The rewriter is too small to keep what it rewrites: every pair is kept or set aside with a reason."""
-    rewriter = {"kind": "vllm", "name": "rewriter", "max_model_len": 2048, "max_new_tokens": 100, "attempts": 1}
-    recipe = recipe_of(pool, {"rewriter": rewriter}, samples=4, mismatched_samples=4, temperatures=[1.0])
-    done = construct(recipe, home)
-    writers = Counter(
-        row["generator"].split("|")[0] for row in home.read("candidate_responses")["responses"].to_pylist()
-    )
-    assert writers["first"] > 0 < writers["second"]
-    assert metadata(done, "candidate_responses")["samples_per_second"] > 0
-    bundle = home.read("debiased_pairs")
-    facts, rewriting = bundle.facts, bundle.facts["restyle"]
-    told = checks(done, "debiased_pairs")
-    assert told["rows_reconcile"].passed
-    assert facts["rows_in"] == bundle["pairs"].num_rows + bundle["set_aside"].num_rows
-    lost = [row for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle"]
-    assert rewriting["rows_in"] == rewriting["rows_out"] + len(lost) > 0
-    assert all(row["reason"] and row["detail"] for row in lost)
-    assert rewriting["restyle"]["calls"] == rewriting["restyle"]["judged"] + rewriting["restyle"]["unusable"] > 0
-    assert done.success == (rewriting["rows_out"] > 0)
-    print(rewriting["rows_in"], "pairs formed;", Counter(row["reason"] for row in lost), rewriting["restyle"])

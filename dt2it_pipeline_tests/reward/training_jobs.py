@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dt2it_pipeline import records, store
 from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
-from dt2it_pipeline.recipe import TrainingSettings
+from dt2it_pipeline.recipe import TrainingSettings, project_root
 
 SMALL = {
     "pairs_per_step": 8, "micro_batch_pairs": 4, "epochs": 3.0, "report_every": 2, "checkpoint_every": 2,
@@ -35,11 +37,27 @@ def changed(job: Mapping[str, Any], name: str, folder: Path, **settings: Any) ->
     }  # fmt: skip
 
 
+def poisoned(job: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+    """The job with one more pair, whose score alone is not a number, and that pair's id."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(job["base_model"], folder / "base")
+    token = Tokenizer.from_file(str(folder / "base" / "tokenizer.json")).encode("Z").ids
+    weights = load_file(folder / "base" / "model.safetensors")
+    weights["model.language_model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    pair = records.make_pair(prompts[0]["prompt_id"], "Z", "no", source="test")
+    pairs = [*store.read_parquet(job["pairs"], "pairs").to_pylist(), pair]
+    store.write_parquet(records.table(pairs, "pairs"), folder / "pairs.parquet")
+    return dict(job) | {"base_model": str(folder / "base"), "pairs": str(folder / "pairs.parquet")}, pair["pair_id"]
+
+
 def command(job: Mapping[str, Any], path: Path, processes: int) -> list[str]:
     """Write the job and give the command line that runs it."""
     path.write_text(json.dumps(job))
-    module = ["dt2it_pipeline.reward.train", str(path)]
-    return deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
+    return deepspeed_command(["dt2it_pipeline.reward.train", str(path)], processes)
 
 
 def environment() -> dict[str, str]:
@@ -53,6 +71,15 @@ def train(job: Mapping[str, Any], folder: Path, processes: int, limit: str = "")
     if limit:
         line = ["bash", "-c", f'{limit}; exec "$@"', "bash", *line]
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def train_several(jobs: Sequence[Mapping[str, Any]], path: Path, processes: int) -> None:
+    """Run jobs one after the other in the same processes; see several.py for what they leave."""
+    path.write_text(json.dumps(jobs))
+    module = ["dt2it_pipeline_tests.reward.several", str(path)]
+    line = deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
+    done = subprocess.run(line, env=environment(), cwd=project_root(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def log_of(folder: str | Path, name: str = "training_log") -> list[dict[str, Any]]:
