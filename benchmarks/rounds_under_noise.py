@@ -14,7 +14,9 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 
 Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
 what round 1 curates with out-of-fold voters (`curation.out_of_fold`) is told as well: after a round 0 with the recipe's
-judges, and after one without any judge, which keeps what the vote alone is sure of. The command may be
+judges, and after one without any judge, which keeps what the vote alone is sure of. With --ensembles, a second table
+tells how many of the surest 85% of labels are right, before any judge, where round 0's models of several seeds vote
+(`curation.ensemble`): those of all cells so far. The command may be
 stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed
 again. It ends with the table of all that stands there; without --cells it only prints that.
 """
@@ -78,14 +80,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results, and of what is under way")
     parser.add_argument("--cells", nargs="*", default=[], metavar="KIND:PERCENT:SEED")
     parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters for round 1, one per fold")
+    parser.add_argument(
+        "--ensembles", action="store_true", help="also tell what round 0's models of several seeds find"
+    )
     given = parser.parse_args()
     run_as_worker("benchmarks.rounds_under_noise")
     given.output.mkdir(parents=True, exist_ok=True)
-    if given.cells:
+    if given.cells or given.ensembles:
         bench = Bench(given.home, given.output)
         for cell in map(Cell.parse, given.cells):
             bench.run(cell, given.out_of_fold)
     print_table(read_results(given.output))
+    if given.ensembles:
+        bench.print_ensembles()
 
 
 class Bench:
@@ -159,6 +166,30 @@ class Bench:
         self._append(key, facts)
         for file in files[1:]:
             shutil.rmtree(file.parent)
+
+    def print_ensembles(self, percent: int = 30, draws: int = 3) -> None:
+        """What one, two, ... of round 0's models find together: a table over kinds of noise and numbers of voters."""
+        from dt2it_pipeline.curate.frames import swap_sides
+        from dt2it_pipeline.curate.tables import to_frame
+        from dt2it_pipeline.store import read_parquet
+
+        seeds = sorted(row["seed"] for row in read_results(self.output) if row["model"] == ROUND_0)
+        scores = [to_frame(read_parquet(self._scores(seed), "scores")).assign(voter=f"seed/{seed}") for seed in seeds]
+        print(f"\n| wrong labels | draws | voters | right of the surest {SURE_SHARE:.0%} |\n|---|---|---|---|")
+        for kind in KINDS:
+            wrongs = [self.demo_wrong]
+            if kind != "demo":
+                wrongs = [mislabelled(self.pairs, percent / 100, kind, draw) for draw in range(draws)]
+            for count in range(1, len(seeds) + 1):
+                found = [self._surest(swap_sides(self.pairs, wrong), scores[:count]) for wrong in wrongs]
+                print(f"| {percent}%, {kind} | {len(wrongs)} | {count} | {_spread(found)} |")
+
+    def _surest(self, noisy: pd.DataFrame, scores: list[pd.DataFrame]) -> float:
+        """Share of right labels among the surest, after a vote."""
+        better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
+        voted, _ = self.policy.vote(noisy, pd.concat(scores, ignore_index=True), {})
+        surest = voted.voted.nlargest(round(SURE_SHARE * len(noisy)), "strength", keep="first")
+        return float((surest["chosen_id"] == surest["pair_id"].map(better)).mean())
 
     def _curated(
         self, noisy: pd.DataFrame, *scores_of: Path, judged: bool = True
