@@ -181,14 +181,14 @@ class Bench:
             if kind != "demo":
                 wrongs = [mislabelled(self.pairs, percent / 100, kind, draw) for draw in range(draws)]
             for count in range(1, len(seeds) + 1):
-                found = [self._surest(swap_sides(self.pairs, wrong), scores[:count]) for wrong in wrongs]
+                found = [self._right_of_the_surest(swap_sides(self.pairs, wrong), scores[:count]) for wrong in wrongs]
                 print(f"| {percent}%, {kind} | {len(wrongs)} | {count} | {_spread(found)} |")
 
-    def _surest(self, noisy: pd.DataFrame, scores: list[pd.DataFrame]) -> float:
+    def _right_of_the_surest(self, noisy: pd.DataFrame, scores: list[pd.DataFrame]) -> float:
         """Share of right labels among the surest, after a vote."""
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
         voted, _ = self.policy.vote(noisy, pd.concat(scores, ignore_index=True), {})
-        surest = voted.voted.nlargest(round(SURE_SHARE * len(noisy)), "strength", keep="first")
+        surest = _surest(voted.voted, len(noisy))
         return float((surest["chosen_id"] == surest["pair_id"].map(better)).mean())
 
     def _curated(
@@ -216,9 +216,7 @@ class Bench:
             "kept": len(curated) / len(noisy),
             "labels_right_without_judges": right(checked.verified),
             "kept_without_judges": len(checked.verified) / len(noisy),
-            "labels_right_of_the_surest": right(
-                voted.voted.nlargest(round(SURE_SHARE * len(noisy)), "strength", keep="first")
-            ),
+            "labels_right_of_the_surest": right(_surest(voted.voted, len(noisy))),
             "judge_calls": len(votes),
         }
         return curated, facts
@@ -321,6 +319,11 @@ class Bench:
 
     def _scores(self, seed: int) -> Path:
         return self.output / f"scores-{seed}.parquet"
+
+
+def _surest(voted: pd.DataFrame, pairs: int) -> pd.DataFrame:
+    """The surest SURE_SHARE of so many pairs."""
+    return voted.nlargest(round(SURE_SHARE * pairs), "strength", keep="first")
 
 
 def _write(joined: Any, work: Path) -> None:
