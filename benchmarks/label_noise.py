@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,39 +36,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home of a finished demo")
     parser.add_argument("--seeds", type=int, default=3, help="draws of wrong labels")
-    parser.add_argument("--keep", type=float, help="keep_probability; the recipe's by default")
     given = parser.parse_args()
     run_as_worker("benchmarks.label_noise")
+    from dt2it_pipeline.curate.policies import make_policy
     from dt2it_pipeline.recipe import load_recipe
     from dt2it_pipeline.store import Store
 
     store, recipe = Store(given.home), load_recipe()
     pairs, scores, verdicts = measured(store, recipe)
-    keep = given.keep or recipe.curation.keep_probability
+    policy, judges = make_policy(recipe.curation), len(recipe.annotation.judges)
     print(
-        f"{len(pairs):,} pairs, one voter, keep_probability {keep}; percent, median (least to greatest) of "
-        f"{given.seeds} draws; calls are of judges, per contested pair\n"
+        f"{len(pairs):,} pairs, {scores['voter'].nunique()} voters, policy {policy.name}, {judges} judges; percent, "
+        f"median (least to greatest) of {given.seeds} draws; asked: pairs that judges are asked about\n"
     )
-    print("| wrong labels | noise | paper's step 1: right | no judge: right | kept | one judge: right | kept | calls |"
-          " two judges: right | kept | calls |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| wrong labels | noise | paper's step 1: right | no judge: right | kept | judges: right | kept | asked |")
+    print("|---|---|---|---|---|---|---|---|")
     for kind in KINDS:
         for share in SHARES:
-            rows = [
-                curate(pairs, scores, verdicts, mislabelled(pairs, share, kind, seed), keep)
-                for seed in range(given.seeds)
-            ]
+            draws = [mislabelled(pairs, share, kind, seed) for seed in range(given.seeds)]
+            rows = [curate(policy, pairs, scores, verdicts, wrong, judges) for wrong in draws]
             cells = [spread([100 * row[name] for row in rows]) for name in rows[0]]
-            wrong = np.mean([mislabelled(pairs, share, kind, seed).mean() for seed in range(given.seeds)])
-            print(f"| {wrong:.0%} | {kind} | {' | '.join([*cells[:5], '1', *cells[5:], '2'])} |", flush=True)
+            print(f"| {np.mean(draws):.0%} | {kind} | {' | '.join(cells)} |", flush=True)
 
 
 def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Pairs with the truly better side chosen, round 0's scores, and what each judge says of every pair."""
+    """Pairs with the truly better side chosen, round 0's voters' scores, and what each judge says of every pair."""
+    import pyarrow as pa
+
     from dt2it_pipeline.curate.tables import to_frame
+    from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES
 
     pairs, _ = true_pairs(store)
-    return pairs, to_frame(store.read("response_scores", "0")["scores"]), judged(store, recipe, pairs)
+    voters = ["response_scores", *([ENSEMBLE_SCORES] if recipe.curation.ensemble else [])]
+    scores = pa.concat_tables([store.read(name, "0")["scores"] for name in voters])
+    return pairs, to_frame(scores), judged(store, recipe, pairs)
 
 
 def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
@@ -115,14 +117,15 @@ def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
         return to_frame(read_parquet(work / "votes.parquet", "votes"))
 
 
-def verdicts_on(contested: pd.DataFrame, better: dict[str, str], verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts about pairs with the truly better side chosen, as verdicts about `contested`, some of whose sides
-    are the other way round.
+def verdicts_on(pairs: pd.DataFrame, better: dict[str, str], verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts on pairs with the truly better side chosen, as verdicts on these `pairs`, some of whose sides are the
+    other way round; those on other pairs are left out.
     """
-    turned = set(contested.loc[contested["chosen_id"] != contested["pair_id"].map(better), "pair_id"])
+    turned = set(pairs.loc[pairs["chosen_id"] != pairs["pair_id"].map(better), "pair_id"])
     other = {"chosen": "rejected", "rejected": "chosen"}
-    flip = verdicts["pair_id"].isin(turned)
-    return verdicts.assign(verdict=verdicts["verdict"].where(~flip, verdicts["verdict"].replace(other)))
+    theirs = verdicts[verdicts["pair_id"].isin(pairs["pair_id"])]
+    flip = theirs["pair_id"].isin(turned)
+    return theirs.assign(verdict=theirs["verdict"].where(~flip, theirs["verdict"].replace(other)))
 
 
 def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.ndarray:
@@ -137,10 +140,10 @@ def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.n
 
 
 def curate(
-    pairs: pd.DataFrame, scores: pd.DataFrame, verdicts: pd.DataFrame, wrong: np.ndarray, keep: float
+    policy: Any, pairs: pd.DataFrame, scores: pd.DataFrame, verdicts: pd.DataFrame, wrong: np.ndarray, judges: int
 ) -> dict[str, float]:
-    """Shares of right labels and of kept pairs that each way ends with; `wrong` marks the labels that come in wrong."""
-    from dt2it_pipeline.curate import merge, posterior_vote, split_confident, vote_and_flip, weigh_judges
+    """Shares of right labels, of kept pairs and of pairs asked about; `wrong` marks the labels that come in wrong."""
+    from dt2it_pipeline.curate import decide_pairs, merge, vote_and_flip
     from dt2it_pipeline.curate.frames import swap_sides
 
     better = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
@@ -149,20 +152,19 @@ def curate(
     def right(found: pd.DataFrame) -> float:
         return float((found["chosen_id"] == found["pair_id"].map(better)).mean())
 
-    voted = posterior_vote(given, scores).voted
-    checked = split_confident(voted, keep)
-    made = {
+    voted, _ = policy.vote(given, scores, {})
+    checked = policy.check(voted.voted, scores.iloc[:0])
+    ask = partial(verdicts_on, better=better, verdicts=verdicts)
+    decided = decide_pairs(policy, checked.verified, checked.contested, verdicts.iloc[:0], ask, judges)
+    curated = merge(decided.kept, decided.annotated)
+    return {
         "paper": right(vote_and_flip(given, scores).voted),
         "alone right": right(checked.verified),
         "alone kept": len(checked.verified) / len(pairs),
+        "right": right(curated),
+        "kept": len(curated) / len(pairs),
+        "asked": len(decided.asked) / len(pairs),
     }
-    votes = verdicts_on(checked.contested, better, verdicts)
-    first = votes["judge"].iloc[0]
-    for judges, asked in ((1, votes[votes["judge"] == first]), (2, votes)):
-        decided = weigh_judges(checked.contested, asked, keep, judges)
-        curated = merge(checked.verified, decided.annotated)
-        made |= {f"{judges} right": right(curated), f"{judges} kept": len(curated) / len(pairs)}
-    return made
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ A cell is KIND:PERCENT:SEED. "even" and "style" are the kinds of `benchmarks.lab
 the demo gives them. The seed draws the wrong labels and starts the training. Four models are trained for a cell as the
 pipeline trains them (DeepSpeed, the recipe's settings):
 
-- round 0: D0 alone, which then votes on the noisy pairs; the recipe's policy and judges curate them;
+- round 0: D0 alone, which then votes on the noisy pairs; the recipe's policy and judges curate them. As many more as
+  the recipe's `curation.ensemble` has seeds vote with it: round 0's models of the next seeds;
 - round 1: D0 and the curated pairs;
 - uncurated: D0 and the noisy pairs as they are;
 - ceiling: D0 and the same pairs with true labels.
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +129,23 @@ class Bench:
             raise SystemExit(f"{cell}: {wrong.mean():.0%} of the labels are wrong in such pairs, not {cell.percent}%")
         from dt2it_pipeline.curate.frames import swap_sides
 
-        self._model(cell, ROUND_0, None)
+        seeds = self._voters(cell)
+        for seed in seeds:
+            self._model(Cell(cell.kind, cell.percent, seed), ROUND_0, None)
         self._model(cell, CEILING, self.pairs)
-        noisy = swap_sides(self.pairs, wrong)
-        curated, facts = self._curated(noisy, self._scores(cell.seed))
+        noisy, voters = swap_sides(self.pairs, wrong), [self._scores(seed) for seed in seeds]
+        curated, facts = self._curated(noisy, *voters)
         self._model(cell, ROUND_1, curated, facts)
         self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
         if folds is not None:
             self._out_of_fold(cell, OUT_OF_FOLD, noisy, curated, folds)
-            unjudged, _ = self._curated(noisy, self._scores(cell.seed), judged=False)
+            unjudged, _ = self._curated(noisy, *voters, judged=False)
             self._out_of_fold(cell, UNJUDGED, noisy, unjudged, folds)
+
+    def _voters(self, cell: Cell) -> range:
+        """Seeds of the round 0's models that vote."""
+        ensemble = self.recipe.curation.ensemble
+        return range(cell.seed, cell.seed + 1 + (ensemble.seeds if ensemble else 0))
 
     def _out_of_fold(self, cell: Cell, model: str, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
         """Train a voter per fold on D0 and the other folds' curated pairs; append what round 1 curates with them.
@@ -150,7 +159,7 @@ class Bench:
         key = cell.key(model)
         if key in self.done:
             return
-        files = [self._scores(cell.seed)]
+        files = [self._scores(seed) for seed in self._voters(cell)]
         joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
         for fold in range(folds):
             work = self.output / "work" / f"{_name(key)}-fold-{fold}"
@@ -164,8 +173,8 @@ class Bench:
             self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
         _, facts = self._curated(noisy, *files, judged=model == OUT_OF_FOLD)
         self._append(key, facts)
-        for file in files[1:]:
-            shutil.rmtree(file.parent)
+        for fold in range(folds):
+            shutil.rmtree(self.output / "work" / f"{_name(key)}-fold-{fold}")
 
     def print_ensembles(self, percent: int = 30, draws: int = 3) -> None:
         """What one, two, ... of round 0's models find together: a table over kinds of noise and numbers of voters."""
@@ -174,7 +183,7 @@ class Bench:
         from dt2it_pipeline.store import read_parquet
 
         seeds = sorted(row["seed"] for row in read_results(self.output) if row["model"] == ROUND_0)
-        scores = [to_frame(read_parquet(self._scores(seed), "scores")).assign(voter=f"seed/{seed}") for seed in seeds]
+        scores = [to_frame(read_parquet(self._scores(seed), "scores")) for seed in seeds]
         print(f"\n| wrong labels | draws | voters | right of the surest {SURE_SHARE:.0%} |\n|---|---|---|---|")
         for kind in KINDS:
             wrongs = [self.demo_wrong]
@@ -195,6 +204,7 @@ class Bench:
         self, noisy: pd.DataFrame, *scores_of: Path, judged: bool = True
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`."""
+        from dt2it_pipeline.curate.decide import decide_pairs
         from dt2it_pipeline.curate.steps import merge
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.store import read_parquet
@@ -203,10 +213,12 @@ class Bench:
         scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in scores_of], ignore_index=True)
         voted, _ = self.policy.vote(noisy, scores, {})
         checked = self.policy.check(voted.voted, scores.iloc[:0])
-        votes = verdicts_on(checked.contested, better, self.verdicts)
-        votes = votes[votes["pair_id"].isin(checked.contested["pair_id"]) & judged]
-        decided, _ = self.policy.resolve(checked.contested, votes, len(self.recipe.annotation.judges))
-        curated = merge(checked.verified, decided.annotated)
+        ask = partial(verdicts_on, better=better, verdicts=self.verdicts)
+        nobody, judges = self.verdicts.iloc[:0], len(self.recipe.annotation.judges)
+        decided = decide_pairs(
+            self.policy, checked.verified, checked.contested, nobody, ask, judges, None if judged else 0
+        )
+        curated = merge(decided.kept, decided.annotated)
 
         def right(found: pd.DataFrame) -> float:
             return float((found["chosen_id"] == found["pair_id"].map(better)).mean()) if len(found) else float("nan")
@@ -217,7 +229,8 @@ class Bench:
             "labels_right_without_judges": right(checked.verified),
             "kept_without_judges": len(checked.verified) / len(noisy),
             "labels_right_of_the_surest": right(_surest(voted.voted, len(noisy))),
-            "judge_calls": len(votes),
+            "pairs_asked_about": len(decided.asked),
+            "judge_calls": len(decided.votes),
         }
         return curated, facts
 
@@ -239,9 +252,10 @@ class Bench:
         print(f"{_name(key)}: {joined['pairs'].num_rows} pairs", flush=True)
         trained = self._train(joined, cell.seed, work)
         if model == ROUND_0:
-            self._score(work, responses_of(raw["pairs"]), raw["prompts"], self._scores(cell.seed))
+            responses = responses_of(raw["pairs"])
+            self._score(work, responses, raw["prompts"], self._scores(cell.seed), f"seed/{cell.seed}")
         items = self.benchmarks["benchmark_items"]
-        self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet")
+        self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet", key[0])
         scores = to_frame(read_parquet(work / "benchmark.parquet", "scores"))
         found = score_items(to_frame(items), scores, model=model).benchmark_scores
         row = dict(facts or {})
@@ -295,7 +309,7 @@ class Bench:
         command = deepspeed_command(["dt2it_pipeline.reward.train", str(path)], settings.processes)
         return _run(command, rank_environment(settings.processes))
 
-    def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str = "reward_model/0") -> None:
+    def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str) -> None:
         """Scores of the model in `work`, as the pipeline computes them."""
         from dt2it_pipeline.store import write_parquet
 

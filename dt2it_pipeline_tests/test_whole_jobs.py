@@ -199,10 +199,12 @@ def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
         assert observed[0].asset_observation.tags["dagster/data_version"] == digest
 
 
-def test_the_policy_posterior_and_out_of_fold_voters_from_the_same_reward_model_on(home, tmp_path):
+def test_the_policy_posterior_with_an_ensemble_and_out_of_fold_voters_from_the_same_reward_model_on(home, tmp_path):
     for part in ("artifacts", "media", "sources"):
         shutil.copytree(home / part, tmp_path / part)
-    recipe = recipe_without_arms(tmp_path, ("policy: paper", "policy: posterior\n  out_of_fold: {folds: 2}"))
+    shutil.copytree(Store(home).read("reward_model", "0").folder, tmp_path / "imported")
+    voters = f"out_of_fold: {{folds: 2}}\n  ensemble: {{seeds: 1, checkpoints: [{tmp_path / 'imported'}]}}"
+    recipe = recipe_without_arms(tmp_path, ("policy: paper", f"policy: posterior\n  {voters}"))
     for job in (ROUND_0, ROUND_1):
         run(tmp_path, *job, recipe=recipe)
     store = Store(tmp_path)
@@ -219,14 +221,15 @@ def test_the_policy_posterior_and_out_of_fold_voters_from_the_same_reward_model_
         bound = math.log(0.8 / 0.2)
         assert min(verified["pairs"]["strength"].to_pylist(), default=bound) >= bound
         assert max(contested["pairs"]["strength"].to_pylist(), default=0) < bound
-        assert annotated["votes"].num_rows == 2 * contested["pairs"].num_rows >= annotated.facts["judge_calls"]
+        assert annotated["votes"].num_rows >= 2 * contested["pairs"].num_rows
+        assert annotated["votes"].num_rows >= annotated.facts["judge_calls"]
         assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["set_aside"].num_rows
     voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
     folds = fold_of([row["prompt_id"] for row in voted], 2)
     kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
     for row, fold in zip(voted, folds, strict=True):  # nobody judges the pairs that it was trained on
         own = [] if row["pair_id"] in kept else ["reward_model/1"]
-        expected = [f"out_of_fold/1/{fold}", "reward_model/0", *own]
+        expected = ["checkpoint/imported", f"out_of_fold/1/{fold}", "reward_model/0", *own, "seed/1"]
         assert [vote["voter"] for vote in row["votes"]] == expected
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Policy “posterior”" in page

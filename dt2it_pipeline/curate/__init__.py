@@ -1,13 +1,14 @@
 """Part 3: vote and flip, verify, annotate, merge.
 
 The published steps are pure functions on pandas frames (`steps`), with the same on Arrow tables for the pipeline
-(`tables`). `policies` chooses between them and the relabelling by probability (`posterior`, `label_model`).
-`annotate` asks the judges and runs in a process of its own.
+(`tables`). `policies` chooses between them and the relabelling by probability (`posterior`, `label_model`,
+`verdicts`). `decide` is step 3: people, judges, budget. `annotate` asks the judges, in a process of its own.
 """
 
+from dt2it_pipeline.curate.decide import Decision, decide_pairs
 from dt2it_pipeline.curate.margins import CurationError, voter_margins
 from dt2it_pipeline.curate.policies import Policy, make_policy
-from dt2it_pipeline.curate.posterior import PosteriorResult, posterior_vote, split_confident, weigh_judges
+from dt2it_pipeline.curate.posterior import PosteriorResult, posterior_vote, split_confident
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
     VerifyResult,
@@ -17,14 +18,18 @@ from dt2it_pipeline.curate.steps import (
     verify,
     vote_and_flip,
 )
+from dt2it_pipeline.curate.verdicts import Trust, weigh_judges
 
 __all__ = [
     "AnnotationResult",
     "CurationError",
+    "Decision",
     "Policy",
     "PosteriorResult",
+    "Trust",
     "VerifyResult",
     "VoteResult",
+    "decide_pairs",
     "make_policy",
     "merge",
     "posterior_vote",

@@ -1,10 +1,10 @@
-"""What people say about contested pairs: their answers are read, kept, and decide.
+"""What people say about doubtful pairs: their answers are read, kept, and decide.
 
     python -m dt2it_pipeline.export --round 1 --undecided --format label_studio --output FOLDER
     python -m dt2it_pipeline.curate.people ANSWERS.json [--home DT2IT_HOME]
 
-A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round in which it is
-contested heeds their votes; so run the round again. What is imported later replaces what the same person said of the
+A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round heeds their
+votes, on verified pairs too; so run the round again. What is imported later replaces what the same person said of the
 same pair before; nothing is taken back by an answer that is missing. Who a person is does not stay known: names and
 addresses become a short hash, since votes travel with exported pairs.
 """
@@ -32,7 +32,7 @@ from dt2it_pipeline.records import RecordError
 from dt2it_pipeline.store import Store, StoreError, write_parquet
 
 _KIND = "people_votes"
-_CONTESTED = "contested_pairs"
+_CHECKED = ("contested_pairs", "verified_pairs")  # every pair that a round may put to judges
 CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not completed"
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
@@ -148,15 +148,16 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
 
 
 def unknown_pairs(home: Path, votes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Ids of the pairs voted on that no round of the artifact home has contested, in their order.
+    """Ids of the pairs voted on that no round of the artifact home knows, in their order.
 
     Raises:
-        StoreError: a round's contested pairs cannot be read.
+        StoreError: a round's pairs cannot be read.
     """
     store = Store(home)
     known: set[str] = set()
-    for number in store.partitions(_CONTESTED):
-        known.update(store.read(_CONTESTED, number)["pairs"]["pair_id"].to_pylist())
+    for name in _CHECKED:
+        for number in store.partitions(name):
+            known.update(store.read(name, number)["pairs"]["pair_id"].to_pylist())
     return [pair for pair in dict.fromkeys(row["pair_id"] for row in votes) if pair not in known]
 
 
@@ -259,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         strange = unknown_pairs(given.home, found.votes)
     except StoreError as error:
         strange = []
-        print(f"whether rounds have contested these pairs cannot be told: {error}")
+        print(f"whether rounds know these pairs cannot be told: {error}")
     if strange:
         print(
-            f"{len(strange)} of the pairs voted on were contested by no round of {given.home}, for example "
-            f"{strange[0]}: their votes are kept, and decide nothing until a round contests them. Is --home right?"
+            f"{len(strange)} of the pairs voted on are in no round of {given.home}, for example "
+            f"{strange[0]}: their votes are kept, and decide nothing until a round has them. Is --home right?"
         )
     if found.votes:
         print("Run the round again: what it has made already is used, and people's votes decide the pairs they are on.")

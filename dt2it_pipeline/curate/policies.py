@@ -5,7 +5,8 @@ The recipe's `curation.policy` chooses:
 - `paper`: the published steps, to the letter (`steps`): the mean margin of all voters, half of the negative pairs
   flipped, a verifier that is trained on the result confirms or contests, and judges decide contested pairs.
 - `posterior`: the probability that a label is right, from voters that never saw it (`posterior`); no verifier, and
-  judges' verdicts on unsure pairs weigh what they are fitted to be worth.
+  judges' verdicts on unsure pairs weigh what they are fitted to be worth, and tell where the vote is too sure of
+  itself (`verdicts`).
 
 What belongs here: the choice and its parameters. What does not: the arithmetic.
 """
@@ -16,10 +17,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from dt2it_pipeline.curate.posterior import posterior_vote, split_confident, weigh_judges
+from dt2it_pipeline.curate.posterior import posterior_vote, split_confident
 from dt2it_pipeline.curate.settings import CurationSettings
 from dt2it_pipeline.curate.steps import (
     AnnotationResult,
@@ -30,6 +32,7 @@ from dt2it_pipeline.curate.steps import (
     verify,
     vote_and_flip,
 )
+from dt2it_pipeline.curate.verdicts import doubtful, weigh_judges
 
 PERSON_RIGHT = 0.98  # share of right votes that people are taken to cast; a majority decides whatever it is
 
@@ -59,6 +62,10 @@ class Policy(Protocol):
 
     def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
         """What becomes of contested pairs that people voted on, and the other contested pairs."""
+        ...
+
+    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """Bool [verified pairs]: those that are in doubt after the votes on `judged`, which are other pairs."""
         ...
 
     def resolve(
@@ -93,6 +100,10 @@ class PaperPolicy:
         """`steps.decide_by_people`, with strength in votes, as after the judges' votes."""
         return decide_by_people(contested, votes)
 
+    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """None: what the verifier confirms is kept."""
+        return np.zeros(len(verified), dtype=bool)
+
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
@@ -110,6 +121,7 @@ class PosteriorPolicy:
     surest_first: ClassVar[bool] = True
 
     keep_probability: float
+    keep_judged_probability: float
     smallest_source: int
 
     def vote(
@@ -133,16 +145,24 @@ class PosteriorPolicy:
         """`steps.decide_by_people`, with strength in nats as of other labels: log-odds of PERSON_RIGHT a vote."""
         return decide_by_people(contested, votes, float(logit(PERSON_RIGHT)))
 
+    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """`verdicts.doubtful`."""
+        return doubtful(verified, judged, votes, self.keep_probability, judges)
+
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
-        """`posterior.weigh_judges`, with the fitted accuracy of the judges' verdicts among the facts."""
-        found = weigh_judges(contested, votes, self.keep_probability, judges)
-        return found, {"estimated_verdict_accuracy": round(found.accuracy, 4)}
+        """`verdicts.weigh_judges`, with the fitted trust in verdicts and vote among the facts."""
+        found = weigh_judges(contested, votes, self.keep_judged_probability, judges)
+        return found, {
+            "estimated_verdict_accuracy": round(found.trust.accuracy, 4),
+            "vote_slope": round(found.trust.slope, 4),
+            "vote_style": round(found.trust.style, 4),
+        }
 
 
 def make_policy(settings: CurationSettings) -> Policy:
     """The policy that a recipe asks for."""
     if settings.policy == "paper":
         return PaperPolicy(settings.flip_fraction)
-    return PosteriorPolicy(settings.keep_probability, settings.smallest_source)
+    return PosteriorPolicy(settings.keep_probability, settings.keep_judged_probability, settings.smallest_source)

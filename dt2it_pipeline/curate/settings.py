@@ -121,6 +121,13 @@ class CurationSettings(Settings):
     keep_probability: float = Field(
         0.8, ge=0.5, lt=1, description="posterior: a label that is right with less than this goes to the judges"
     )
+    keep_judged_probability: float = Field(
+        0.8,
+        ge=0.5,
+        lt=1,
+        description="posterior: a judged pair whose better side is right with less than this is dropped; 0.5 drops "
+        "none. What is hard to judge is no chance sample, so dropping it leaves a bias",
+    )
     smallest_source: int = Field(
         100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
     )

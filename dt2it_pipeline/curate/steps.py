@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.curate import votes as vote_column
-from dt2it_pipeline.curate.frames import select_rows, swap_sides, with_strength
+from dt2it_pipeline.curate.frames import select_rows, stack, swap_sides, with_strength
 from dt2it_pipeline.curate.keys import IdIndex
 from dt2it_pipeline.curate.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 
@@ -244,9 +244,7 @@ def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | N
     if set(verified.columns) != set(annotated.columns):
         differing = sorted(set(verified.columns) ^ set(annotated.columns))
         raise CurationError(f"verified and annotated differ in columns {differing}")
-    # An empty part would only blur the column types of the other.
-    parts = [part for part in (verified, annotated[verified.columns]) if len(part)] or [verified]
-    curated = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0].reset_index(drop=True)
+    curated = stack(verified, annotated[verified.columns])
     check_pairs(curated, "curated (verified + annotated)")
     if round_number is not None:
         curated["round"] = np.full(len(curated), round_number, dtype=np.int32)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.export.write import FORMATS, TITLE, ExportError, export_pairs
 from dt2it_pipeline.recipe import artifact_home
-from dt2it_pipeline.store import Bundle, Store, StoreError
+from dt2it_pipeline.store import Store, StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--asset", default="curated_pairs", help="asset that holds the pairs")
-    which.add_argument("--undecided", action="store_true", help="the round's contested pairs that nobody decided")
+    which.add_argument("--undecided", action="store_true", help="the round's doubtful pairs that nobody decided")
     parser.add_argument("--format", default="huggingface", choices=sorted(FORMATS))
     parser.add_argument("--output", required=True, type=Path, help="folder to make; an earlier export is replaced")
     parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         asset = "contested_pairs" if given.undecided else given.asset
         bundle = store.read(asset, given.round)
-        pairs = _undecided(bundle, store.read("annotated_pairs", given.round)) if given.undecided else bundle["pairs"]
+        pairs = _undecided(store, given.round) if given.undecided else bundle["pairs"]
         done = export_pairs(
             pairs,
             bundle["prompts"],
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.output,
             given.format,
             sources=sources_of(pairs, store.home),
-            title="Contested pairs that nobody has decided" if given.undecided else TITLE,
+            title="Pairs that nobody has decided" if given.undecided else TITLE,
             lineage=lineage_of(bundle, asset, given.round),
         )
     except (ExportError, StoreError) as error:
@@ -63,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"not exported: {row['row_id']}: {row['reason']} ({row['detail']})")
 
 
-def _undecided(contested: Bundle, annotated: Bundle) -> pa.Table:
-    """The contested pairs that were set aside when they were to be annotated."""
-    pairs, aside = contested["pairs"], annotated["set_aside"]
+def _undecided(store: Store, number: str | None) -> pa.Table:
+    """The pairs that were set aside when they were to be annotated: contested, or verified and shaken by verdicts."""
+    pairs = pa.concat_tables([store.read(name, number)["pairs"] for name in ("contested_pairs", "verified_pairs")])
+    aside = store.read("annotated_pairs", number)["set_aside"]
     left = pc.coalesce(aside["pair_id"], aside["row_id"])  # earlier versions named pairs by `row_id`
     return pairs.filter(pc.is_in(pairs["pair_id"], left.combine_chunks()))
 

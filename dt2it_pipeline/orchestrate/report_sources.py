@@ -16,8 +16,10 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.curate.budget import within_budget
+from dt2it_pipeline.curate.decide import Decision, decide_pairs
+from dt2it_pipeline.curate.frames import stack
 from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.steps import resolve_annotations
+from dt2it_pipeline.curate.steps import merge, resolve_annotations
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.call_curve import call_curve
 from dt2it_pipeline.evaluate.comparison import Comparison, compare
@@ -76,7 +78,8 @@ _POLICY_NOTES = {
     "judges decide the contested ones.",
     "posterior": "Policy “posterior”: the probability that a label is right is estimated from the votes of reward "
     "models that were not trained on the pair; labels that are more probably wrong are flipped, pairs that are sure "
-    "enough are kept; of the others, those that two judges' verdict makes sure enough.",
+    "enough are kept; the others go to the judges, and so do those that seemed sure until the judges had spoken; of "
+    "these, those are kept whose better side is sure enough then.",
 }
 _STRENGTH_NOTES = {
     "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
@@ -187,8 +190,9 @@ class ReportSources:
         return Funnel(
             pool=self.before["raw_preferences"]["pairs"].num_rows,
             flipped=int(found["voted_pairs"].facts["flipped"]),
-            passed=found["verified_pairs"]["pairs"].num_rows,
+            passed=len(curated) - found["annotated_pairs"]["pairs"].num_rows,
             contested=found["contested_pairs"]["pairs"].num_rows,
+            recalled=int(found["annotated_pairs"].facts["recalled"]),
             confirmed=found["annotated_pairs"]["pairs"].num_rows,
             left_out=dict(left_out.most_common()),
             curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
@@ -202,20 +206,31 @@ class ReportSources:
         policy, judges = make_policy(settings.curation), len(settings.annotation.judges)
         votes = to_frame(found["annotated_pairs"]["votes"])
         people = votes["judge"].str.startswith(PERSON)
-        settled, rest = policy.settle(to_frame(found["contested_pairs"]["pairs"]), votes[people])
-        asked, _ = within_budget(rest, settings.annotation.budget_calls, judges, policy.surest_first)
-        kept = pd.concat([to_frame(found["verified_pairs"]["pairs"]), settled.annotated], ignore_index=True)
+        verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
+
+        def ask(pairs: pd.DataFrame) -> pd.DataFrame:
+            return votes[~people & votes["pair_id"].isin(pairs["pair_id"])]
+
+        def decided(calls: int | None) -> Decision:
+            return decide_pairs(policy, verified, contested, votes[people], ask, judges, calls)
+
+        def by_policy(calls: int) -> pd.DataFrame:
+            made = decided(calls)
+            return merge(made.kept, made.annotated)
+
+        whole = decided(settings.annotation.budget_calls)
         truth = to_frame(self.before["demo_truth"]["pairs"]) if settings.demo is not None else None
-        rules = {f"“{policy.name}”": lambda pairs, told: policy.resolve(pairs, told, judges)[0].annotated}
+        rules = {f"“{policy.name}”": by_policy}
         if policy.name != "paper" and truth is not None:
-            rules["if the judges alone decided"] = lambda pairs, told: (
-                resolve_annotations(pairs, told, judges).annotated
-            )
+            settled, _ = policy.settle(stack(verified, contested), votes[people])
+
+            def by_judges(calls: int) -> pd.DataFrame:
+                asked, _ = within_budget(whole.asked, calls, judges, policy.surest_first)
+                return stack(whole.kept, settled.annotated, resolve_annotations(asked, whole.votes, judges).annotated)
+
+            rules["if the judges alone decided"] = by_judges
         pool = self.before["raw_preferences"]["pairs"].num_rows
-        return [
-            call_curve(name, kept, asked, votes[~people], judges, rule, pool, truth, policy.surest_first)
-            for name, rule in rules.items()
-        ]
+        return [call_curve(name, rule, len(whole.asked), judges, pool, truth) for name, rule in rules.items()]
 
     def _note(self, number: int) -> str:
         """How a round's curation differs from that of the round before."""

@@ -11,7 +11,8 @@ from dt2it_pipeline.recipe_files import require_files
 
 def recipe_with(ensemble: str) -> Recipe:
     text = (project_root() / "configs/recipes/demo.yaml").read_text(encoding="utf-8")
-    return parse_recipe(text.replace("policy: posterior", f"policy: posterior\n  ensemble: {ensemble}"))
+    assert text.count("ensemble: {seeds: 2}") == 1
+    return parse_recipe(text.replace("ensemble: {seeds: 2}", f"ensemble: {ensemble}"))
 
 
 def test_seeds_follow_the_rounds_own_and_checkpoints_vote_by_their_folders() -> None:

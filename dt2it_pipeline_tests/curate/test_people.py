@@ -177,9 +177,10 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     told = capsys.readouterr().out
     assert "6 votes of 3 people on 3 pairs" in told and "no vote: 1 records that are not completed" in told
     ids = pairs["pair_id"].tolist()
-    assert f"3 of the pairs voted on were contested by no round of {home}, for example {ids[0]}" in told
-    stored = Bundle({"pairs": to_table(pairs.iloc[1:], "pairs"), "prompts": records.table([], "prompts")})
-    Store(home).write("contested_pairs", stored, "k", "0")
+    assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in told
+    for name, part in (("contested_pairs", pairs.iloc[1:3]), ("verified_pairs", pairs.iloc[3:])):
+        stored = Bundle({"pairs": to_table(part, "pairs"), "prompts": records.table([], "prompts")})
+        Store(home).write(name, stored, "k", "0")
     assert unknown_pairs(home, read_answers(tmp_path / "answers.json").votes) == ids[:1]
     main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing
     assert keep_answers(home, []) == 6

@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from dt2it_pipeline import records
-from dt2it_pipeline.curate import CurationError, merge, posterior_vote, split_confident, weigh_judges
-from dt2it_pipeline.curate.posterior import NO_VOTER, UNSURE
-from dt2it_pipeline.curate.tables import to_frame, to_table
+from dt2it_pipeline.curate import CurationError, posterior_vote, split_confident
+from dt2it_pipeline.curate.posterior import NO_VOTER
 
 
 class World:
@@ -226,86 +224,3 @@ def test_malformed_tables_give_clear_errors() -> None:
         posterior_vote(world.pairs, pd.concat([scores, scores.iloc[:1].assign(score=99.0)]))
     with pytest.raises(ValueError, match=r"at least 0\.5 and below 1"):
         split_confident(posterior_vote(world.pairs, scores).voted, 1.0)
-
-
-def judged(pairs: pd.DataFrame, verdicts: list[tuple[str | None, str | None]]) -> pd.DataFrame:
-    rows = [
-        {"pair_id": pair, "judge": judge, "order": "forward", "verdict": verdict}
-        for pair, both in zip(pairs["pair_id"], verdicts, strict=True)
-        for judge, verdict in zip("ab", both, strict=True)
-    ]
-    return to_frame(records.table(rows, "votes"))
-
-
-def test_a_pair_without_one_verdict_of_two_judges_is_dropped_with_the_reason() -> None:
-    world = World(400, 0.3)
-    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.85).contested.iloc[:4]
-    verdicts = [("chosen", "chosen"), ("chosen", "tie"), ("chosen", "rejected"), (None, "chosen")]
-    result = weigh_judges(contested, judged(contested, verdicts), 0.7)
-    ids = contested["pair_id"].tolist()
-    assert result.annotated["pair_id"].tolist() == ids[:2]
-    assert result.annotated["label"].tolist() == ["annotated"] * 2
-    assert result.annotated["chosen_id"].tolist() == contested["chosen_id"].tolist()[:2]
-    reasons = dict(zip(result.dropped["pair_id"], result.dropped["reason"], strict=True))
-    assert reasons == {ids[2]: "votes are tied", ids[3]: "votes do not sum to two"}
-
-
-def test_one_judge_can_decide() -> None:
-    world = World(400, 0.3)
-    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.85).contested.iloc[:4]
-    votes = judged(contested, [("chosen", None), ("rejected", None), ("tie", None), (None, None)])
-    result = weigh_judges(contested, votes, 0.5, judges=1)
-    ids = contested["pair_id"].tolist()
-    kept = set(result.annotated["pair_id"])
-    reasons = dict(zip(result.dropped["pair_id"], result.dropped["reason"], strict=True))
-    assert ids[0] in kept
-    assert reasons[ids[2]] == "votes are tied"
-    assert reasons[ids[3]] == "votes do not sum to one"
-
-
-@pytest.mark.parametrize("skill", [0.98, 0.75, 0.5, 0.1])
-def test_a_verdict_weighs_what_the_judges_are_worth(skill: float) -> None:
-    world = World(4000, 0.3, seed=1)
-    contested = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.9).contested
-    right = world.is_right(contested)
-    honest = np.random.default_rng(0).random(len(contested)) < skill
-    sides = ["chosen" if each else "rejected" for each in right == honest]
-    result = weigh_judges(contested, judged(contested, [(side, side) for side in sides]), 0.9)
-    assert len(contested) > 500
-    assert result.accuracy == pytest.approx(skill, abs=0.06)
-    assert len(result.annotated) + len(result.dropped) == len(contested)
-    if skill == 0.98:  # most are kept, and labels are turned
-        assert world.accuracy(result.annotated) > 0.97
-        assert len(result.annotated) > 0.75 * len(contested)
-        assert result.swapped > 50
-    elif skill == 0.75:  # their word is enough for pairs that were nearly sure, and turns none
-        assert world.accuracy(result.annotated) > 0.88
-        assert result.swapped == 0
-    else:  # a coin's verdicts, or a liar's, add nothing
-        assert len(result.annotated) == 0
-        assert set(result.dropped["reason"]) == {UNSURE}
-    # What is kept was sure enough: the formula, pair by pair.
-    before = contested.set_index("pair_id").loc[result.annotated["pair_id"]]
-    signs = np.where(before["chosen_id"].to_numpy() == result.annotated["chosen_id"].to_numpy(), 1, -1)
-    odds = signs * before["strength"].to_numpy() + np.log(result.accuracy / (1 - result.accuracy))
-    np.testing.assert_allclose(result.annotated["strength"], odds)
-    assert (result.annotated["strength"] >= np.log(9) - 1e-9).all()
-
-
-def test_nothing_contested_and_everything_contested() -> None:
-    rows = [records.make_pair(f"q{i}", "a longer answer", "no", source="s") for i in range(20)]
-    pairs = to_frame(records.table(rows, "pairs"))
-    ids = np.concatenate([pairs["chosen_id"], pairs["rejected_id"]])
-    scores = pd.DataFrame({"response_id": ids, "voter": "a", "score": np.repeat([1.0, 0.0], len(pairs))})
-    voted = posterior_vote(pairs, scores).voted
-    assert to_table(voted, "pairs").num_rows == 20
-    none = split_confident(voted, 0.5)
-    assert len(none.contested) == 0
-    empty = weigh_judges(none.contested, to_frame(records.table([], "votes")), 0.5)
-    assert len(to_table(merge(none.verified, empty.annotated, 0), "pairs")) == 20
-    every = split_confident(voted, 1 - 1e-12)
-    assert len(every.verified) == 0
-    agreed = weigh_judges(every.contested, judged(every.contested, [("chosen", "tie")] * 20), 0.5)
-    assert len(to_table(merge(every.verified, agreed.annotated, 0), "pairs")) == 20
-    nothing = weigh_judges(every.contested, judged(every.contested, [("chosen", "rejected")] * 20), 0.5)
-    assert (len(nothing.annotated), len(nothing.dropped), nothing.accuracy) == (0, 20, 0.8)

@@ -402,7 +402,8 @@ def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_the
     store = Store(tmp_path / "home")
     pairs, prompts = world(store.media)
     rows = [row | {"row_id": "one row"} for row in pairs.to_pylist()]
-    store.write("contested_pairs", Bundle({"pairs": records.table(rows, "pairs"), "prompts": prompts}), "k", "0")
+    for name, part in (("contested_pairs", rows[:1]), ("verified_pairs", rows[1:])):  # one that verdicts shook
+        store.write(name, Bundle({"pairs": records.table(part, "pairs"), "prompts": prompts}), "k", "0")
     given = ["--home", str(store.home), "--round", "0", "--undecided", "--format", "argilla", "--output"]
     aside = records.table([records.set_aside_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "set_aside")
     old = [records.set_aside_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]

@@ -1,12 +1,15 @@
 """Group `rounds`, continued: vote and flip, verify, annotate, merge (part 3, steps 1 to 3)."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline import records
-from dt2it_pipeline.curate.budget import within_budget
+from dt2it_pipeline.curate.decide import decide_pairs
+from dt2it_pipeline.curate.frames import select_rows, stack
 from dt2it_pipeline.curate.people import people_votes
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.steps import merge
@@ -210,70 +213,86 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="4",
+        code_version="5",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
     )
     def annotated_pairs(
-        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, contested_pairs: Bundle
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        verified_pairs: Bundle,
+        contested_pairs: Bundle,
     ) -> dg.MaterializeResult:
         """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
 
-        Pairs that people have voted on are theirs to decide.
+        Pairs that people have voted on are theirs to decide. Verified pairs that people voted on, or that the judges'
+        verdicts on others shake, are decided here too.
         """
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
         models = " ".join(model_digest(model_path(judge.model)) for judge in own)
-        told = people_votes(opened.home, to_frame(contested_pairs["pairs"]))
+        verified, contested = (to_frame(bundle["pairs"]) for bundle in (verified_pairs, contested_pairs))
+        told = people_votes(opened.home, stack(verified, contested))
         people = {"people": content_hash(told.to_pylist())} if told.num_rows else {}
 
         def annotate(work: Path) -> Bundle:
-            judges, calls = len(recipe.annotation.judges), recipe.annotation.budget_calls
-            settled, rest = policy.settle(to_frame(contested_pairs["pairs"]), to_frame(told))
-            asked, beyond = within_budget(rest, calls, judges, policy.surest_first)
-            write_parquet(to_table(asked, "pairs"), work / "pairs.parquet")
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
                 if judge["kind"] != "endpoint":
                     judge["model"] = model_path(judge["model"])
-            job = {
-                "pairs": str(work / "pairs.parquet"),
-                "prompts": str(contested_pairs.table_path("prompts")),
-                "media_root": str(opened.media),
-                "output": str(work / "votes.parquet"),
-                "work": str(work / "judging"),
-                "cache": str(opened.cache / "judge_replies.sqlite"),
-                "settings": settings,
-                "seed": recipe.seed,
-            }
-            summary = children.run(context, "dt2it_pipeline.curate.annotate:run", job, work)
-            votes = read_parquet(work / "votes.parquet", "votes")
-            resolved, policy_facts = policy.resolve(asked, to_frame(votes), judges)
-            dropped = (settled.dropped, resolved.dropped, beyond)
-            annotated = [to_table(part.annotated, "pairs") for part in (settled, resolved)]
+            summaries: list[dict[str, Any]] = []
+
+            def ask(pairs: pd.DataFrame) -> pd.DataFrame:
+                folder = work / f"judging-{len(summaries)}"
+                folder.mkdir(exist_ok=True)
+                write_parquet(to_table(pairs, "pairs"), folder / "pairs.parquet")
+                job = {
+                    "pairs": str(folder / "pairs.parquet"),
+                    "prompts": str(contested_pairs.table_path("prompts")),
+                    "media_root": str(opened.media),
+                    "output": str(folder / "votes.parquet"),
+                    "work": str(folder),
+                    "cache": str(opened.cache / "judge_replies.sqlite"),
+                    "settings": settings,
+                    "seed": recipe.seed,
+                }
+                summaries.append(children.run(context, "dt2it_pipeline.curate.annotate:run", job, folder))
+                return to_frame(read_parquet(folder / "votes.parquet", "votes"))
+
+            decision = decide_pairs(
+                policy,
+                verified,
+                contested,
+                to_frame(told),
+                ask,
+                len(recipe.annotation.judges),
+                recipe.annotation.budget_calls,
+            )
             tables = {
-                "pairs": pa.concat_tables(annotated).combine_chunks(),
+                "pairs": to_table(decision.annotated, "pairs"),
                 "prompts": contested_pairs["prompts"],
-                "votes": pa.concat_tables([votes, told]).combine_chunks(),
-                "set_aside": pa.concat_tables([set_aside_table(part, "annotated_pairs") for part in dropped]),
+                "votes": pa.concat_tables([to_table(decision.votes, "votes"), told]).combine_chunks(),
+                "set_aside": set_aside_table(decision.dropped, "annotated_pairs"),
             }
             facts = {
-                "rows_in": contested_pairs["pairs"].num_rows,
+                "rows_in": len(verified) + len(contested) - len(decision.kept),
                 "rows_out": tables["pairs"].num_rows,
                 "rows_set_aside": tables["set_aside"].num_rows,
-                "swapped": settled.swapped + resolved.swapped,
+                "swapped": decision.swapped,
+                "recalled": decision.recalled,
                 "people_votes": told.num_rows,
-                "judge_calls": summary["calls"],
-                "beyond_budget": len(beyond),
+                "judge_calls": sum(summary["calls"] for summary in summaries),
+                "beyond_budget": decision.beyond_budget,
             }
-            return Bundle(tables, {"judging": summary} | facts | policy_facts)
+            return Bundle(tables, {"judging": summaries} | facts | decision.facts)
 
         bundle = run_stage(
             context,
             opened,
             annotate,
-            inputs={"contested_pairs": contested_pairs, "models": models, **people},
+            inputs={"verified_pairs": verified_pairs, "contested_pairs": contested_pairs, "models": models, **people},
             settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation.deciding()},
         )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
@@ -282,15 +301,18 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
 
 def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="1", kinds={"pandas"})
+    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", kinds={"pandas"})
     def curated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Bundle, annotated_pairs: Bundle
     ) -> dg.MaterializeResult:
-        """The round's result: verified and annotated pairs, which train the next round's reward model."""
+        """The round's result: annotated pairs, and verified ones that step 3 left alone; they train the next round."""
         opened, number = store.open(), int(context.partition_key)
 
         def join(work: Path) -> Bundle:
-            merged = merge(to_frame(verified_pairs["pairs"]), to_frame(annotated_pairs["pairs"]), number)
+            verified = to_frame(verified_pairs["pairs"])
+            ended = {key for name in ("pairs", "set_aside") for key in annotated_pairs[name]["pair_id"].to_pylist()}
+            left_alone = select_rows(verified, ~verified["pair_id"].isin(ended).to_numpy(dtype=bool))
+            merged = merge(left_alone, to_frame(annotated_pairs["pairs"]), number)
             tables = {"pairs": to_table(merged, "pairs"), "prompts": verified_pairs["prompts"]}
             return Bundle(tables, {"rows_out": len(merged)})
 
