@@ -24,12 +24,19 @@ from dt2it_pipeline.curate.margins import CurationError, Margins, SideScores, re
 from dt2it_pipeline.curate.steps import (
     checked_frames,
     choose_flips,
-    resolve_annotations,
+    resolved_frames,
     unscored_frame,
     voted_frame,
 )
 from dt2it_pipeline.curate.streams import Change, Written, read_ahead, rewrite
-from dt2it_pipeline.curate.tables import CARRIED, in_table_order, plain_strings, set_aside_table, to_frame
+from dt2it_pipeline.curate.tables import (
+    CARRIED,
+    in_table_order,
+    plain_strings,
+    set_aside_table,
+    table_rows,
+    to_frame,
+)
 from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.store import atomic_directory
 
@@ -117,7 +124,7 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
     places, cast = _sorted_votes(votes, ids)
 
     def resolve(start: int, frame: pd.DataFrame) -> Written:
-        resolved = resolve_annotations(frame, _votes_of(frame["pair_id"], places, cast, start))
+        resolved = resolved_frames(frame, *_votes_of(frame, places, cast, start, len(frame)))
         return {
             "annotated": resolved.annotated,
             "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
@@ -165,10 +172,12 @@ def curate_files(
     Raises:
         CurationError, ValueError: as they do.
     """
-    ids, sides = _column(pairs, "pair_id"), _sides(pairs)
-    refuse_unusable_ids(ids, "pairs")
+    ids = _column(pairs, "pair_id")
     with ThreadPoolExecutor(1) as beside:
+        checking = beside.submit(refuse_unusable_ids, ids, "pairs")
         sorting = beside.submit(_sorted_votes, votes, ids)
+        sides = _sides(pairs)
+        checking.result()
         margins = _with_scores(sides, scores).margins()
         flips = choose_flips(margins, ids, flip_fraction)
         checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
@@ -182,7 +191,7 @@ def curate_files(
         voted = voted_frame(frame, own, flips.rows(start, stop))
         check = checks.rows(start, stop).where(own.scored)
         verified, contested = checked_frames(voted, check)
-        resolved = resolve_annotations(contested, _votes_of(frame["pair_id"], places, cast, start))
+        resolved = resolved_frames(contested, *_votes_of(contested, places, cast, start, len(frame)))
         with guard:
             totals["verified"] += len(verified)
             totals["contested"] += len(contested)
@@ -214,16 +223,19 @@ def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.Data
     _require(votes, columns)
     table = pq.read_table(votes, columns=columns, read_dictionary=["judge", "verdict"])
     # Ids are unique, so a code is a row.
-    places = IdIndex(pa.array(pair_ids)).positions(table["pair_id"].to_pandas())
+    places = IdIndex(pair_ids).positions(table["pair_id"])
     order = np.argsort(places, kind="stable")
     return places[order], table.select(["judge", "verdict"]).to_pandas().iloc[order]
 
 
-def _votes_of(pair_ids: pd.Series, places: np.ndarray, cast: pd.DataFrame, start: int) -> pd.DataFrame:
-    """The votes on the pairs from row `start`, as `resolve_annotations` takes them."""
-    first, last = np.searchsorted(places, [start, start + len(pair_ids)])
-    own = cast.iloc[first:last].astype("object").reset_index(drop=True)
-    return own.assign(pair_id=pair_ids.iloc[places[first:last] - start].to_numpy())
+def _votes_of(
+    lean: pd.DataFrame, places: np.ndarray, cast: pd.DataFrame, start: int, length: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The votes on `length` pairs from row `start`, and the row of `lean`, some of these pairs, that each is on."""
+    first, last = np.searchsorted(places, [start, start + length])
+    rows = np.full(length, -1)
+    rows[table_rows(lean)] = np.arange(len(lean))
+    return cast.iloc[first:last], rows[places[first:last] - start]
 
 
 def _margins(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:

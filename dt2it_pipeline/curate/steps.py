@@ -173,9 +173,23 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
     """
     check_pairs(contested, "contested")
     check_columns(votes, ("pair_id", "judge", "verdict"), "votes")
-    count = len(contested)
     rows = IdIndex(contested["pair_id"]).positions(votes["pair_id"])  # ids are unique, so a code is a row
-    for_chosen = votes["verdict"].astype(object).map(_FOR_CHOSEN).to_numpy(dtype=np.float64)
+    return resolved_frames(contested, votes, rows, judges)
+
+
+def resolved_frames(
+    contested: pd.DataFrame, votes: pd.DataFrame, rows: np.ndarray, judges: int | None = 2
+) -> AnnotationResult:
+    """Step 3 where it is known already which row of `contested` each vote is on.
+
+    Args:
+        contested: as for `resolve_annotations`.
+        votes: judge and verdict.
+        rows: int [len(votes)], -1 for a vote on none of them.
+        judges: as for `resolve_annotations`.
+    """
+    count = len(contested)
+    for_chosen = _votes_for_chosen(votes["verdict"])
     relevant = rows >= 0
     usable = relevant & ~np.isnan(for_chosen)
     chosen_votes = np.bincount(rows[usable], weights=for_chosen[usable], minlength=count)
@@ -209,6 +223,12 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
         dtype="str",
     )
     return AnnotationResult(annotated, dropped, int(swap[decided].sum()))
+
+
+def _votes_for_chosen(verdicts: pd.Series) -> np.ndarray:
+    """What each verdict gives the chosen side, float64 [n]; NaN for what is none."""
+    codes, names = pd.factorize(verdicts)  # a null has the code -1, hence the last value
+    return np.array([*(_FOR_CHOSEN.get(name, np.nan) for name in names), np.nan])[codes]
 
 
 def decide_by_people(

@@ -25,6 +25,8 @@ from dt2it_pipeline.records import SCHEMAS
 
 BATCH_PAIRS = 1 << 15
 _AHEAD = 4  # batches that wait for being written
+# Columns to be written as dictionaries. Of ids and texts, which all differ, one would be built in vain.
+_FEW_VALUES = ("label", "source", "votes.list.element.voter", "stage", "reason", "detail")
 
 # What is to be written, by name: lean frames of pairs, whose rows get their texts back, or tables as they are.
 Written: TypeAlias = Mapping[str, "pd.DataFrame | pa.Table"]
@@ -90,7 +92,7 @@ class _Writer:
     """Writes one Parquet file in a thread of its own, some batches behind."""
 
     def __init__(self, path: Path, kind: str) -> None:
-        self._writer = pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd")
+        self._writer = pq.ParquetWriter(path, SCHEMAS[kind], compression="zstd", use_dictionary=list(_FEW_VALUES))
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 

@@ -53,9 +53,14 @@ def lean_frame(pairs: pa.Table) -> pd.DataFrame:
     return frame
 
 
+def table_rows(lean: pd.DataFrame) -> np.ndarray:
+    """Int [n]: the row of its table that each row of a lean frame stands for."""
+    return lean[_ROW].to_numpy()
+
+
 def in_table_order(lean: pd.DataFrame) -> pd.DataFrame:
     """A lean frame's rows in the order of their table."""
-    return lean.iloc[lean[_ROW].to_numpy().argsort(kind="stable")].reset_index(drop=True)
+    return lean.iloc[table_rows(lean).argsort(kind="stable")].reset_index(drop=True)
 
 
 def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
@@ -64,7 +69,7 @@ def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
     Raises:
         RecordError: as `to_table`.
     """
-    rows, swapped = lean[_ROW].to_numpy(), pa.array(lean[_SIDES[0]].to_numpy(dtype=bool))
+    rows, swapped = table_rows(lean), pa.array(lean[_SIDES[0]].to_numpy(dtype=bool))
     carried = pairs.select([name for name in CARRIED if name in pairs.column_names])
     if not np.array_equal(rows, np.arange(len(pairs))):
         carried = carried.take(pa.array(rows))
