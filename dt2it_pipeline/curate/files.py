@@ -225,7 +225,7 @@ def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.Data
     # Ids are unique, so a code is a row.
     places = IdIndex(pair_ids).positions(table["pair_id"])
     order = np.argsort(places, kind="stable")
-    return places[order], table.select(["judge", "verdict"]).to_pandas().iloc[order]
+    return places[order], table.select(["judge", "verdict"]).to_pandas(ignore_metadata=True).iloc[order]
 
 
 def _votes_of(

@@ -68,6 +68,10 @@ class Policy(Protocol):
         """Bool [verified pairs]: those that are in doubt after the votes on `judged`, which are other pairs."""
         ...
 
+    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """Bool [unjudged pairs]: shaken ones that no verdict was to be had on and that are too doubtful to be kept."""
+        ...
+
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
@@ -103,6 +107,10 @@ class PaperPolicy:
     def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
         """None: what the verifier confirms is kept."""
         return np.zeros(len(verified), dtype=bool)
+
+    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """None, as none is shaken."""
+        return np.zeros(len(unjudged), dtype=bool)
 
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
@@ -149,6 +157,10 @@ class PosteriorPolicy:
         """`verdicts.doubtful`."""
         return doubtful(verified, judged, votes, self.keep_probability, judges)
 
+    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """`verdicts.doubtful` with the probability from which judged pairs are kept."""
+        return doubtful(unjudged, judged, votes, self.keep_judged_probability, judges)
+
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
@@ -158,6 +170,7 @@ class PosteriorPolicy:
             "estimated_verdict_accuracy": round(found.trust.accuracy, 4),
             "vote_slope": round(found.trust.slope, 4),
             "vote_style": round(found.trust.style, 4),
+            "judge_style": round(found.trust.judge_style, 4),
         }
 
 

@@ -22,7 +22,10 @@ _SIDES = ("chosen was rejected", "rejected was rejected")
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """A frame of the table; nested columns such as `votes` stay Arrow-backed, without a Python object per row."""
-    return table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_nested(kind) else None)
+    # A file that pandas wrote may say that a column is its index.
+    return table.to_pandas(
+        types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_nested(kind) else None, ignore_metadata=True
+    )
 
 
 def plain_strings(table: pa.Table) -> pa.Table:

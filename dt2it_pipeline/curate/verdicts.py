@@ -2,20 +2,27 @@
 
 The vote gives every pair the log-odds s_i >= 0 that its present label is right (`posterior`). They are fitted without a
 single true label, so what voters and labels get wrong together looks like agreement: where noisy labels prefer the
-longer side and a voter is more often wrong where the shorter one is better, s_i is too great. Judges see neither, and
-what they say of the contested pairs tells how far s_i can be trusted. With t_i the difference
+longer side and a voter is more often wrong where the shorter one is better, s_i is too great. Judges have not seen
+them, and what they say of the contested pairs tells how far s_i can be trusted. With t_i the difference
 log(1 + length of chosen) - log(1 + length of rejected) in characters, the log-odds are read as
 
-    u_i = slope s_i + style t_i,    0 <= slope <= 1,
+    u_i = slope s_i + style t_i,    0 <= slope <= 1.
 
-and a verdict, right with the share a, agrees with the label with a sigmoid(u_i) + (1 - a) sigmoid(-u_i). Slope, style
-and a have the greatest posterior under the priors N(1, 0.25^2), N(0, 0.5^2) and Beta(17, 5), whose mode is 0.8: without
+Judges have a taste of their own, many for the longer answer. With a the share of right verdicts on two sides of one
+length, the verdict is the label where the label is right with the probability p_i, and where it is wrong with q_i:
+
+    p_i = sigmoid(logit a + judge_style t_i),    q_i = sigmoid(-logit a + judge_style t_i),
+
+so that it agrees with the label with p_i sigmoid(u_i) + q_i sigmoid(-u_i). What the vote got wrong shows least where
+s_i is great, what judges get wrong shows everywhere: that tells the two apart. Slope, style, a and judge_style have the
+greatest posterior under the priors N(1, 0.25^2), N(0, 0.5^2), Beta(17, 5), whose mode is 0.8, and N(0, 0.5^2): without
 verdicts the vote is taken at its word. There is no intercept: the same pair with its sides swapped must have -u_i.
 Verdicts teach doubt alone, min(u_i, s_i) counts: judges are asked about doubtful pairs, which is no reason to trust
 any more than the vote did, and a coin's verdicts make no pair surer.
 
-A verdict adds log(a / (1 - a)) to its side. Pairs of which the vote was sure and u_i is not are judged as well
-(`doubtful`); what noise that goes with style leaves behind is found there.
+A verdict for the label adds log(p_i / q_i) to its side, one against it log((1 - q_i) / (1 - p_i)) to the other: little
+where it is to the judges' taste. Pairs of which the vote was sure and u_i is not are judged as well (`doubtful`); what
+noise that goes with style leaves behind is found there.
 """
 
 from __future__ import annotations
@@ -31,7 +38,10 @@ from dt2it_pipeline.curate.steps import AnnotationResult, resolve_annotations
 
 UNSURE = "not sure enough after the judges' votes"
 _RIGHT, _WRONG = 16.0, 4.0  # exponents of the prior on the share of right verdicts
-_SLOPE_SPREAD, _STYLE_SPREAD = 0.25, 0.5
+_SLOPE_SPREAD, _STYLE_SPREAD, _TASTE_SPREAD = 0.25, 0.5, 0.5
+_STARTS = ((0.0, 0.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 2.0), (0.0, -2.0))  # of style and judge_style
+_LEAST = 1e-12  # a probability; smaller ones have no logarithm worth adding
+_ROUNDING = 1e-9  # nats; a probability that equals the bound is enough
 
 
 @dataclass(frozen=True)
@@ -41,17 +51,27 @@ class Trust:
     Attributes:
         slope: nats per nat of the vote's log-odds, 0 to 1.
         style: nats per unit of the difference of log lengths, chosen over rejected.
-        accuracy: share of right verdicts.
+        accuracy: share of right verdicts on two sides of one length.
+        judge_style: nats per unit of the difference of log lengths that judges give to the longer side.
     """
 
     slope: float
     style: float
     accuracy: float
+    judge_style: float
 
     def log_odds(self, pairs: pd.DataFrame) -> np.ndarray:
         """min(u_i, s_i) of pairs with `strength` s_i >= 0, in nats; without texts there is no style."""
         strength = _strength(pairs)
         return np.minimum(self.slope * strength + self.style * length_difference(pairs), strength)
+
+    def evidence(self, longer: np.ndarray) -> np.ndarray:
+        """What a verdict adds to its side, in nats >= 0; `longer` is that side's log length minus the other's.
+
+        Nothing where verdicts are wrong more often than right.
+        """
+        log_odds = max(float(logit(self.accuracy)), 0.0)
+        return log_expit(log_odds + self.judge_style * longer) - log_expit(self.judge_style * longer - log_odds)
 
 
 @dataclass(frozen=True)
@@ -85,13 +105,13 @@ def weigh_judges(
     decided = resolve_annotations(contested, votes, judges)
     before, agrees = _beside(contested, decided)
     trust = fit_trust(before, agrees)
-    log_odds = trust.log_odds(before)
     # In the direction of the verdict, which is that of the rows of `annotated`.
-    after = np.where(agrees, log_odds, -log_odds) + max(float(logit(trust.accuracy)), 0.0)
+    sign = np.where(agrees, 1.0, -1.0)
+    after = sign * trust.log_odds(before) + trust.evidence(sign * length_difference(before))
     overruled = after < 0  # the vote says more than the judges
     annotated = swap_sides(decided.annotated.assign(strength=after), overruled)
     probability = expit(annotated["strength"].to_numpy())
-    sure = probability >= keep_probability
+    sure = annotated["strength"].to_numpy() >= logit(keep_probability) - _ROUNDING
     unsure = select_rows(contested, contested["pair_id"].isin(annotated["pair_id"][~sure]).to_numpy())
     detail = pd.Series(probability[~sure], index=annotated["pair_id"][~sure]).reindex(unsure["pair_id"])
     unsure = unsure.assign(
@@ -105,11 +125,11 @@ def weigh_judges(
 def doubtful(
     sure: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, keep_probability: float, judges: int = 2
 ) -> np.ndarray:
-    """Which of the pairs that the vote was sure of are less sure than `keep_probability`, given the verdicts on others.
+    """Which of the pairs that the vote was sure of are less sure than `keep_probability`, given verdicts on others.
 
     Args:
         sure: pairs as `posterior.split_confident` keeps them.
-        judged: other pairs that the vote left contested, about which judges were asked.
+        judged: other pairs, about which judges were asked.
         votes: on `judged`, as for `weigh_judges`.
         keep_probability: as for `split_confident`.
         judges: as for `weigh_judges`.
@@ -118,36 +138,42 @@ def doubtful(
         Bool [sure pairs]; none where there is no verdict.
     """
     trust = fit_trust(*_beside(judged, resolve_annotations(judged, votes, judges)))
-    return trust.log_odds(sure) < logit(keep_probability)
+    return trust.log_odds(sure) < logit(keep_probability) - _ROUNDING
 
 
 def fit_trust(pairs: pd.DataFrame, agrees: np.ndarray) -> Trust:
     """The trust that verdicts on these pairs teach; `agrees`, bool [pairs], says which verdicts are the label's."""
     from scipy.optimize import minimize  # half a second, which the many programs that fit nothing are spared
 
-    strength, style = _strength(pairs), length_difference(pairs)
+    strength, longer = _strength(pairs), length_difference(pairs)
 
     def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log posterior of (slope, style, logit accuracy), and its gradient."""
-        slope, bias, log_odds_right = at
-        right, accuracy = expit(slope * strength + bias * style), expit(log_odds_right)
-        agreement = accuracy * right + (1 - accuracy) * (1 - right)
+        """Negative log posterior of (slope, style, logit accuracy, judge_style), and its gradient."""
+        slope, style, log_odds_right, taste = at
+        right, accuracy = expit(slope * strength + style * longer), expit(log_odds_right)
+        if_right, if_wrong = expit(log_odds_right + taste * longer), expit(taste * longer - log_odds_right)
+        agreement = np.clip(if_right * right + if_wrong * (1 - right), _LEAST, 1 - _LEAST)
         value = -np.log(np.where(agrees, agreement, 1 - agreement)).sum()
-        value += ((slope - 1) / _SLOPE_SPREAD) ** 2 / 2 + (bias / _STYLE_SPREAD) ** 2 / 2
+        value += ((slope - 1) / _SLOPE_SPREAD) ** 2 / 2 + (style / _STYLE_SPREAD) ** 2 / 2
+        value += (taste / _TASTE_SPREAD) ** 2 / 2
         value -= _RIGHT * log_expit(log_odds_right) + _WRONG * log_expit(-log_odds_right)
         by_agreement = np.where(agrees, -1 / agreement, 1 / (1 - agreement))
-        by_odds = by_agreement * (2 * accuracy - 1) * right * (1 - right)
+        by_odds = by_agreement * (if_right - if_wrong) * right * (1 - right)
+        by_right, by_wrong = right * if_right * (1 - if_right), (1 - right) * if_wrong * (1 - if_wrong)
         return float(value), np.array([
             by_odds @ strength + (slope - 1) / _SLOPE_SPREAD**2,
-            by_odds @ style + bias / _STYLE_SPREAD**2,
-            (by_agreement @ (2 * right - 1)) * accuracy * (1 - accuracy)
-            - _RIGHT * (1 - accuracy) + _WRONG * accuracy,
+            by_odds @ longer + style / _STYLE_SPREAD**2,
+            by_agreement @ (by_right - by_wrong) - _RIGHT * (1 - accuracy) + _WRONG * accuracy,
+            (by_agreement * longer) @ (by_right + by_wrong) + taste / _TASTE_SPREAD**2,
         ])  # fmt: skip
 
-    start = np.array([1.0, 0.0, logit(_RIGHT / (_RIGHT + _WRONG))])
-    bounds = [(0.0, 1.0), (-10.0, 10.0), (-10.0, 10.0)]
-    slope, bias, log_odds_right = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Trust(float(slope), float(bias), float(expit(log_odds_right)))
+    # Two minima are possible: the vote follows style, or the judges do.
+    usual = logit(_RIGHT / (_RIGHT + _WRONG))
+    starts = (np.array([1.0, style, usual, taste]) for style, taste in _STARTS)
+    bounds = [(0.0, 1.0), (-10.0, 10.0), (-10.0, 10.0), (-10.0, 10.0)]
+    found = [minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
+    slope, style, log_odds_right, taste = min(found, key=lambda each: float(each.fun)).x
+    return Trust(float(slope), float(style), float(expit(log_odds_right)), float(taste))
 
 
 def _beside(contested: pd.DataFrame, decided: AnnotationResult) -> tuple[pd.DataFrame, np.ndarray]:

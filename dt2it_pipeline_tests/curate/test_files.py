@@ -178,3 +178,17 @@ def test_an_output_replaces_an_earlier_one_and_nothing_else(
     with pytest.raises(CurationError, match="is not empty and no output of curation"):
         files.vote_and_flip_files(pairs, voters, out)
     assert sorted(path.name for path in out.iterdir()) == [name for name in written if name != files.MARKER]
+
+
+@pytest.mark.parametrize("index", ["pair_id", "judge", "verdict"])
+def test_a_column_that_pandas_wrote_as_the_index_is_a_column(tmp_path: Path, index: str) -> None:
+    pair = records.make_pair("q", "a longer answer", "no", source="s")
+    write_parquet(records.table([pair], "pairs"), tmp_path / "contested.parquet")
+    votes = [
+        {"pair_id": pair["pair_id"], "judge": judge, "order": "forward", "verdict": "rejected"} for judge in ("x", "y")
+    ]
+    to_frame(records.table(votes, "votes")).set_index(index).to_parquet(tmp_path / "votes.parquet")
+    counts = files.resolve_annotations_files(
+        tmp_path / "contested.parquet", tmp_path / "votes.parquet", tmp_path / "out"
+    )
+    assert counts == {"rows_in": 1, "annotated": 1, "rows_set_aside": 0}

@@ -80,7 +80,9 @@ def test_a_verdict_weighs_what_the_judges_are_worth(skill: float) -> None:
     signs = np.where(before["chosen_id"].to_numpy() == result.annotated["chosen_id"].to_numpy(), 1, -1)
     strength = before["strength"].to_numpy()
     odds = np.minimum(trust.slope * strength + trust.style * length_difference(before), strength)
-    np.testing.assert_allclose(result.annotated["strength"], signs * odds + logit(trust.accuracy))
+    taste = trust.judge_style * signs * length_difference(before)  # for the side that the verdict chose
+    verdict = np.log(expit(logit(trust.accuracy) + taste) / expit(taste - logit(trust.accuracy)))
+    np.testing.assert_allclose(result.annotated["strength"], signs * odds + verdict)
     assert (result.annotated["strength"] >= np.log(9) - 1e-9).all()
 
 
@@ -113,11 +115,13 @@ def test_verdicts_on_contested_pairs_find_the_style_that_misled_the_vote_elsewhe
     checked = split_confident(voted, 0.95)
     votes = judged_with(0.98, world, checked.contested)
     trust = weigh_judges(checked.contested, votes, 0.8).trust
-    assert (trust.slope, trust.style, trust.accuracy) == pytest.approx((0.8, -0.7, 0.98), abs=0.2)
+    assert (trust.style, trust.accuracy) == pytest.approx((-0.7, 0.98), abs=0.15)
+    assert abs(trust.judge_style) < 0.4  # judges of no taste get little of the blame
     shaken = doubtful(checked.verified, checked.contested, votes, 0.95)
     longer = length_difference(checked.verified) > 0
     assert shaken[longer].mean() > 2 * shaken[~longer].mean()
-    assert world.accuracy(checked.verified[shaken]) < 0.95 < world.accuracy(checked.verified[~shaken])
+    assert world.accuracy(checked.verified[shaken]) < 0.88
+    assert world.accuracy(checked.verified[~shaken]) > world.accuracy(checked.verified) + 0.03
     # Nobody answered: the vote is taken at its word.
     nothing = to_frame(records.table([], "votes"))
     assert not doubtful(checked.verified, checked.contested.iloc[:0], nothing, 0.95).any()
@@ -134,14 +138,53 @@ def test_a_coins_verdicts_do_little_harm() -> None:
         assert len(kept) > 100 and world.accuracy(kept) > 0.8
 
 
+def tasteful(longer_right: float, shorter_right: float, world: World, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Votes of a judge who is right with these probabilities where the longer, or the shorter, side is better."""
+    right = world.is_right(pairs)
+    honest = np.random.default_rng(7).random(len(pairs)) < np.where(
+        right == (length_difference(pairs) > 0), longer_right, shorter_right
+    )
+    votes = judged(pairs, [("chosen" if each else "rejected", None) for each in right == honest])
+    return votes[votes["judge"] == "a"]
+
+
+@pytest.mark.parametrize(("longer_right", "shorter_right"), [(1.0, 0.0), (0.99, 0.5), (0.95, 0.65), (0.65, 0.95)])
+def test_a_judge_of_a_taste_is_not_taken_for_a_vote_that_style_misled(
+    longer_right: float, shorter_right: float
+) -> None:
+    for seed in range(2):
+        world = World(2000, 0.3, seed)
+        checked = split_confident(posterior_vote(world.pairs, world.voter("a")).voted, 0.95)
+        votes = tasteful(longer_right, shorter_right, world, checked.contested)
+        result = weigh_judges(checked.contested, votes, 0.8, judges=1)
+        assert np.sign(result.trust.judge_style) == np.sign(longer_right - shorter_right)
+        assert result.trust.accuracy < 0.9
+        shaken = doubtful(checked.verified, checked.contested, votes, 0.95, judges=1)
+        assert shaken.mean() < 0.15
+        assert len(result.annotated) > 300
+        # The vote alone has 0.86 to 0.88 on them; believed, such judges would leave 0.4 to 0.8.
+        assert world.accuracy(result.annotated) > 0.86
+    if shorter_right == 0.0:
+        assert result.swapped == 0
+
+
+def test_without_any_strength_verdicts_decide_with_what_they_are_usually_worth() -> None:
+    world = World(400, 0.3)
+    unknown = world.pairs.assign(strength=0.0, votes=None, round=0)
+    alike = unknown.assign(chosen="a", rejected="b")
+    result = weigh_judges(alike, judged_with(0.5, world, alike), 0.8)
+    assert len(result.annotated) == len(alike)  # kept from 0.8 on means that 0.8 is enough, whatever rounding does
+    assert result.trust.accuracy == pytest.approx(0.8)
+
+
 def test_trust_does_not_depend_on_which_side_is_called_chosen_and_never_exceeds_the_vote() -> None:
     world, voted = misled(2000)
     agrees = world.is_right(voted)
     trust = fit_trust(voted, agrees)
     other = voted.rename(columns={"chosen": "rejected", "rejected": "chosen"})
     turned = fit_trust(other.assign(strength=-voted["strength"]), ~agrees)
-    assert (turned.slope, turned.style, turned.accuracy) == pytest.approx(
-        (trust.slope, trust.style, trust.accuracy), abs=1e-3
+    assert (turned.slope, turned.style, turned.accuracy, turned.judge_style) == pytest.approx(
+        (trust.slope, trust.style, trust.accuracy, trust.judge_style), abs=2e-3
     )
     timid = voted.assign(strength=0.3 * voted["strength"])  # it was right more often than it said
     assert fit_trust(timid, np.ones(len(timid), dtype=bool)).slope == 1.0
@@ -151,21 +194,23 @@ def test_the_fitted_trust_is_a_minimum_of_what_is_minimised() -> None:
     world, voted = misled(300)
     agrees = world.is_right(voted)
 
-    def loss(slope: float, style: float, accuracy: float) -> float:
-        right = expit(slope * voted["strength"] + style * length_difference(voted))
-        agreement = accuracy * right + (1 - accuracy) * (1 - right)
-        prior = (
-            ((slope - 1) / 0.25) ** 2 / 2 + (style / 0.5) ** 2 / 2 - 16 * np.log(accuracy) - 4 * np.log(1 - accuracy)
-        )
+    def loss(slope: float, style: float, accuracy: float, judge_style: float) -> float:
+        longer = length_difference(voted)
+        right = expit(slope * voted["strength"] + style * longer)
+        if_right, if_wrong = (expit(sign * logit(accuracy) + judge_style * longer) for sign in (1, -1))
+        agreement = if_right * right + if_wrong * (1 - right)
+        prior = ((slope - 1) / 0.25) ** 2 / 2 + (style / 0.5) ** 2 / 2 + (judge_style / 0.5) ** 2 / 2
+        prior -= 16 * np.log(accuracy) + 4 * np.log(1 - accuracy)
         return float(prior - np.log(np.where(agrees, agreement, 1 - agreement)).sum())
 
     trust = fit_trust(voted, agrees)
-    found = (trust.slope, trust.style, trust.accuracy)
+    found = (trust.slope, trust.style, trust.accuracy, trust.judge_style)
     least = loss(*found)
-    for place in range(3):
+    for place in range(4):
         for step in (-0.02, 0.02):
             other = [value + step * (index == place) for index, value in enumerate(found)]
-            assert loss(*other) > least
+            if other[0] <= 1:
+                assert loss(*other) > least
 
 
 def test_nothing_contested_and_everything_contested() -> None:
@@ -185,4 +230,5 @@ def test_nothing_contested_and_everything_contested() -> None:
     assert len(to_table(merge(every.verified, agreed.annotated, 0), "pairs")) == 20
     nothing = weigh_judges(every.contested, judged(every.contested, [("chosen", "rejected")] * 20), 0.5)
     assert (len(nothing.annotated), len(nothing.dropped)) == (0, 20)
-    assert (nothing.trust.slope, nothing.trust.style, nothing.trust.accuracy) == pytest.approx((1, 0, 0.8))
+    trust = nothing.trust
+    assert (trust.slope, trust.style, trust.accuracy, trust.judge_style) == pytest.approx((1, 0, 0.8, 0), abs=1e-6)

@@ -106,7 +106,8 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         if not any(weights.values()):
             context.log.warning(
                 "no voter agrees with the labels more often than a coin would, so nothing is relabelled and every pair "
-                "is contested; look at the benchmark of the rounds before: " + ", ".join(weights)
+                "is contested, for the judges alone to decide, who can be measured by nothing then; look at the "
+                "benchmark of the rounds before: " + ", ".join(weights)
             )
         return result(context, opened, bundle, checks=(reconcile(bundle),))
 
@@ -213,7 +214,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="5",
+        code_version="6",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -228,7 +229,10 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
 
         Pairs that people have voted on are theirs to decide. Verified pairs that people voted on, or that the judges'
-        verdicts on others shake, are decided here too.
+        verdicts on others shake (`recalled`), are decided here too. What verdicts teach: the vote's log-odds count
+        times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of rejected);
+        judges lean by `judge_style` per unit to the longer side, and are right in `estimated_verdict_accuracy` of pairs
+        with sides of one length. `swapped`: judges exchanged the sides.
         """
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
