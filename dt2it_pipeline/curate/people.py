@@ -110,7 +110,10 @@ def read_answers(file: Path) -> Answers:
                 continue
             last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
-        raise AnswersError(f"{file} is neither Label Studio's JSON nor Argilla's records.json: {unusable[0][1]}")
+        raise AnswersError(
+            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's records.json should hold; the "
+            f"first: {unusable[0][1]}"
+        )
     return Answers(list(last.values()), unusable, unfinished)
 
 

@@ -119,16 +119,19 @@ def render_report(data: ReportData) -> str:
 
 
 def report_markdown(data: ReportData) -> dict[str, str]:
-    """Parts of the report as Markdown, by name: summary, accuracy, guessing, a table per comparison, data quality."""
+    """Parts of the report as Markdown, by name: summary, accuracy, a table per comparison, data quality, and notes."""
     table = headline(data)
     several = len({benchmark for benchmark, _ in table.columns}) > 1
     guessing = report_words.guessing_notes(table)
+    notes = [item.note for item in data.rounds if item.note]
     return {
         "summary": markdown_text(" ".join(report_words.summary_sentences(data, table))),
         "accuracy": headline_markdown(data),
         **({"guessing": "\n".join(f"- {markdown_text(note)}" for note in guessing)} if guessing else {}),
         **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
+        **({"chance": f"- {report_words.CHANCE}"} if data.comparisons else {}),
         "data quality": quality_markdown(data),
+        **({"curation": "\n".join(f"- {markdown_text(note)}" for note in notes)} if notes else {}),
     }
 
 

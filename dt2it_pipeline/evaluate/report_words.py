@@ -15,6 +15,11 @@ from dt2it_pipeline.evaluate.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.formatting import number, percent, points
 from dt2it_pipeline.evaluate.report_data import CallCurve, Headline, ReportData, Round
 
+CHANCE = (
+    "p: how often chance alone would give a change this large. Within chance: p is not below 0.05 after Holm's "
+    "correction for the number of groups. The intervals hold for all groups of a comparison together."
+)
+
 
 def summary_sentences(data: ReportData, table: Headline) -> list[str]:
     """The result in a few sentences, taken from the numbers."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
-from dt2it_pipeline.export.write import FORMATS, TITLE, ExportError, export_pairs
+from dt2it_pipeline.export.write import DATASETS, FORMATS, TITLE, ExportError, export_pairs
 from dt2it_pipeline.recipe import artifact_home
 from dt2it_pipeline.store import Store, StoreError
 
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to make; an earlier export is replaced")
     parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
     given = parser.parse_args(arguments)
+    if given.undecided and given.format in DATASETS:
+        people = " or ".join(sorted(FORMATS.keys() - DATASETS.keys()))
+        parser.error(f"--undecided needs --format {people}: nobody has said which side of these pairs is better")
     store = Store(given.home)
     try:
         asset = "contested_pairs" if given.undecided else given.asset

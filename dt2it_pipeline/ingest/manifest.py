@@ -8,9 +8,11 @@ from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
 from dt2it_pipeline.recipe import Settings, project_root
+from dt2it_pipeline.settings import guessed_key
 from dt2it_pipeline.strict_yaml import load_yaml
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
@@ -119,8 +121,16 @@ def load_manifest(path: Path) -> Manifest:
     except yaml.YAMLError as error:
         raise ManifestError(f"manifest {path.name} is not valid YAML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or '(manifest)'}: {f['msg']}" for f in error.errors())
-        raise ManifestError(f"manifest {path.name}: {faults}") from None
+        raise ManifestError(f"manifest {path.name}: {'; '.join(map(_told, error.errors()))}") from None
+
+
+def _told(fault: ErrorDetails) -> str:
+    """A fault in words: the key, and what is wrong with it."""
+    key, message = ".".join(map(str, fault["loc"])) or "(manifest)", fault["msg"]
+    if fault["type"] == "extra_forbidden":
+        meant = guessed_key(Manifest, fault["loc"])
+        message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
+    return f"{key}: {message}"
 
 
 def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:

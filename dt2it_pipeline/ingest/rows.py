@@ -167,7 +167,9 @@ def medium(value: Any, kind: MediumKind, column: str) -> Medium:
 
 def checked_text(value: Any, where: str) -> str:
     """Text that is not blank and can be written as UTF-8. Raises RowError otherwise, naming `where`."""
-    if not isinstance(value, str) or not value.strip():
+    if value is not None and not isinstance(value, str):
+        raise RowError("not text", f"{where}: {value!r}"[:120])
+    if value is None or not value.strip():
         raise RowError("missing value", f"{where}: {value!r}"[:120])
     require_unicode(value, where)
     return value

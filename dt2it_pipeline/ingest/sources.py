@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from dt2it_pipeline import records
 from dt2it_pipeline.ingest.adapters import adapter
 from dt2it_pipeline.ingest.clean import clean_pairs, language_of
-from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
 from dt2it_pipeline.ingest.media import MediaError
 from dt2it_pipeline.ingest.media_import import Imported, MediaImporter
 from dt2it_pipeline.ingest.media_root import MediaRoot
@@ -155,7 +155,7 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
             _stat(digest, sorted(media.rglob("*")) if media.is_dir() else [media] * media.exists(), media)
     except OSError as error:
         raise SourceError(
-            f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}{_from_where(data)}"
+            f"source {manifest.name!r}: cannot read {error.filename}: {error.strerror}{_from_where(manifest, data)}"
         ) from error
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from None
@@ -364,10 +364,13 @@ def _strength(value: float | None) -> float | None:
     return value if value is not None and abs(value) < float("inf") else None
 
 
-def _from_where(data: Path | None) -> str:
+def _from_where(manifest: Manifest, data: Path | None) -> str:
     """How `path` is meant, where nothing lies there."""
-    there = data is None or data.exists()
-    return "" if there else "; `path` counts from the manifest's own folder, in configs/datasets from the project root"
+    if data is None or data.exists():
+        return ""
+    if manifest.path is not None and manifest.path.startswith(f"{SOURCES}/demo/"):
+        return "; the demo's files are made where the recipe has `demo: {}`"
+    return "; `path` counts from the manifest's own folder, in configs/datasets from the project root"
 
 
 def _seen(known: set[bytes], key: tuple[str, str | None]) -> bool:

@@ -279,6 +279,6 @@ def test_markdown() -> None:
         "|control|40.0|50.0|",
     ]
     parts = report_markdown(full(EVIL))
-    assert list(parts) == ["summary", "accuracy", "guessing", f"{EVIL} to {EVIL}", "data quality"]
+    assert list(parts) == ["summary", "accuracy", "guessing", f"{EVIL} to {EVIL}", "chance", "data quality", "curation"]
     assert "<script" not in "".join(parts.values())
     assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())

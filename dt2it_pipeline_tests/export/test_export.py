@@ -413,3 +413,6 @@ def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_the
         tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))
         assert [task["id"] for task in tasks] == [row["pair_id"] for row in rows[: table.num_rows]]
         assert tasks[0]["metadata"]["row_id"] == "one row"
+    with pytest.raises(SystemExit):
+        main([*given[:-3], "--format", "trl", "--output", str(tmp_path / "no")])
+    assert "--undecided needs --format argilla or label_studio: nobody has said" in capsys.readouterr().err

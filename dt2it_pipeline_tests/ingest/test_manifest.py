@@ -46,7 +46,7 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
         ("revision: " + "a" * 40 + "\npath: x", "`revision` belongs to `hub`"),
         ("language: en", "say where the source lies: `path`, `hub` or both"),
         ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),
-        ("path: x\nlicense: MIT", "license: Extra inputs are not permitted"),
+        ("path: x\nlicense: MIT", "license: unknown key; did you mean licence?"),
         ("path: x\nlimit: 0", "limit: Input should be greater"),
         ("path: ''", "path: String should have at least 1 character"),
         ("path: x\nmedia_root: ''", "media_root: String should have at least 1 character"),

@@ -158,7 +158,7 @@ def test_an_odd_row_or_line_of_a_dataset_changes_no_other_row(tmp_path: Path, pl
     assert bundle["pairs"].select(["chosen", "rejected"]).to_pylist() == [
         {"chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS
     ]
-    assert sorted(bundle["set_aside"]["reason"].to_pylist()) == ["malformed JSON", "missing value"]
+    assert sorted(bundle["set_aside"]["reason"].to_pylist()) == ["malformed JSON", "not text"]
 
 
 def test_a_dataset_in_json_of_any_kind_is_read_whole(tmp_path: Path) -> None:

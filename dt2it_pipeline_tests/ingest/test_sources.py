@@ -69,7 +69,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(chosen=" "), "missing value"),
         (row(chosen=None), "missing value"),
         (row(rejected="\ud800"), "not UTF-8"),
-        (row(system={"a": 1}), "missing value"),
+        (row(system={"a": 1}), "not text"),
         (row(image="\0.png"), "missing image"),
         (row(id="\ud800", image="gone.png"), "missing image"),
         (row(image="script.png"), "unreadable image"),
@@ -182,7 +182,9 @@ def test_a_missing_source_is_one_clear_error(tmp_path, root):
 
 def test_a_manifest_names_its_wrong_key(tmp_path):
     (tmp_path / "m.yaml").write_text("name: m\nkind: preferences\npath: x\nmedia_root: y\nlicense: MIT\n")
-    with pytest.raises(ManifestError, match=r"m.yaml: .*licence: Field required.*license: Extra"):
+    with pytest.raises(
+        ManifestError, match=r"m.yaml: .*licence: Field required.*license: unknown key; did you mean licence"
+    ):
         load_manifest(tmp_path / "m.yaml")
 
 

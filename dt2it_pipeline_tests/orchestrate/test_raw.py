@@ -77,7 +77,10 @@ def logged(recipe: Recipe, home: Path) -> tuple[dict[str, list[str]], dict[str, 
     said: dict[str, list[str]] = {}
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(
-            raw.build_raw_assets(recipe), resources={"store": StoreResource(home=str(home))}, instance=instance
+            raw.build_raw_assets(recipe),
+            resources={"store": StoreResource(home=str(home))},
+            instance=instance,
+            raise_on_error=False,
         )
         for entry in instance.all_logs(result.run_id):
             if entry.dagster_event is None and entry.step_key is not None and entry.level >= 20:
@@ -152,6 +155,36 @@ def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatc
     assert f"check sources_readable did not pass: {why}" in said["raw_preferences"]
     assert "3 in, 1 out, 2 set aside (missing image: 2), " in said["raw_preferences"][0]
     assert checks["raw_t2i_preferences"].passed  # a source without rows is no wrong one
+    assert check.severity is dg.AssetCheckSeverity.WARN  # others can be used
+
+
+def test_nothing_follows_where_no_row_of_any_source_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    names = (manifest(tmp_path, "wrong", [row("a", "b")], media_root="roots"),
+             manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
+    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    _, checks = logged(recipe, tmp_path / "home")
+    check = checks["raw_preferences"]
+    assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
+    assert Store(tmp_path / "home").read("raw_preferences")["set_aside"].num_rows == 1  # the reasons can be read
+
+
+def test_pictures_that_no_column_names_and_repeated_ids_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_picture(tmp_path / "root/0.png", 0)
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    rows = [{"id": "same", "photo": "0.png", **{key: text for key, text in row(side, "b").items() if key != "image"}}
+            for side in ("a", "c")]  # fmt: skip
+    names = (manifest(tmp_path, "mine", rows), manifest(tmp_path, "captions", [], kind="t2i"))
+    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    said, checks = logged(recipe, tmp_path / "home")
+    assert "`media_root` is given, and no row names a picture" in str(checks["raw_preferences"].description)
+    assert any(line.startswith("repeated ids: 1 ") for line in said["raw_preferences"])
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:

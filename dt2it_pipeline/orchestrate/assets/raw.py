@@ -101,7 +101,7 @@ def _raw_asset(
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
-            dg.AssetCheckSpec("sources_readable", asset=name),
+            dg.AssetCheckSpec("sources_readable", asset=name, blocking=True),
         ],
     )
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
@@ -127,9 +127,23 @@ def _raw_asset(
             settings={"faults": faults, "cleaning": cleaning},
         )
         faults |= useless
+        faults |= {
+            manifest.name: f"source {manifest.name!r}: `media_root` is given, and no row names a picture or video; "
+            "say under `columns` which column does"
+            for manifest in (*manifests, *landed)
+            if manifest.media_root and manifest.name in bundles and _without_media(bundles[manifest.name])
+        }
+        if repeated := bundle.facts.get("repeated_ids"):
+            context.log.warning(
+                f"repeated ids: {repeated:,} (rows with the id of an earlier row of their source); `row_id` does not "
+                "tell them apart"
+            )
+        # Where some sources can be used, the others are told and the run goes on with what there is.
+        nothing = bool(manifests) and len(useless) == len(bundles)
         readable = dg.AssetCheckResult(
             check_name="sources_readable",
             passed=not faults,
+            severity=dg.AssetCheckSeverity.ERROR if nothing else dg.AssetCheckSeverity.WARN,
             description="; ".join(faults.values()) or None,
             metadata=faults,
         )
@@ -141,6 +155,12 @@ def _raw_asset(
 def _is_useless(source: Bundle) -> bool:
     """Whether a source holds rows and not one can be used: rather a wrong manifest than so many wrong rows."""
     return bool(source.facts["rows_in"]) and not source.facts["rows_out"]
+
+
+def _without_media(source: Bundle) -> bool:
+    """Whether a source has prompts and not one of them shows anything."""
+    prompts = source.tables.get("prompts")
+    return prompts is not None and bool(prompts.num_rows) and not any(prompts["media"].to_pylist())
 
 
 def _why_useless(name: str, source: Bundle) -> str:

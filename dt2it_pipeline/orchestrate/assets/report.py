@@ -29,7 +29,7 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="5",
+        code_version="6",
         kinds={"html"},
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
     )
