@@ -95,7 +95,7 @@ def decide_pairs(
     # A shaken pair without a verdict.
     silent = resolved.dropped["pair_id"].isin(recalled["pair_id"]) & (resolved.dropped["reason"] != UNSURE)
     without = stack(unreached, select_rows(resolved.dropped, silent.to_numpy(dtype=bool)))
-    spared = set(without["pair_id"][~policy.untenable(without, asked, votes, judges)])
+    spared = set(without["pair_id"][~policy.untenable(without, asked, votes, judges)]) if len(without) else set()
     dropped = stack(resolved.dropped, beyond, unreached)
     dropped = select_rows(dropped, ~dropped["pair_id"].isin(spared).to_numpy(dtype=bool))
     left_alone = {*kept["pair_id"], *spared}

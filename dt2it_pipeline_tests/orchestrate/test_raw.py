@@ -32,6 +32,12 @@ def row(chosen: str, rejected: str, image: str = "0.png") -> dict[str, Any]:
     return {"image": image, "question": "q", "chosen": chosen, "rejected": rejected}
 
 
+def reading(*names: str) -> Recipe:
+    """The demo's recipe with other sources."""
+    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
+    return demo.model_copy(update={"datasets": names, "demo": None})
+
+
 def materialised(recipe: Recipe, home: Path) -> dg.ExecuteInProcessResult:
     assets = [asset for asset in raw.build_raw_assets(recipe) if asset.key.to_user_string() == "raw_preferences"]
     return dg.materialize(assets, resources={"store": StoreResource(home=str(home))})
@@ -48,8 +54,7 @@ def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: py
         manifest(tmp_path, "elsewhere", None, path=None, hub="someone/something"),
         manifest(tmp_path, "captions", None, kind="t2i"),
     ]
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
-    recipe = demo.model_copy(update={"datasets": tuple(names), "demo": None})
+    recipe = reading(*names)
     result = materialised(recipe, tmp_path / "home")
     bundle = Store(tmp_path / "home").read("raw_preferences")
     assert sorted(bundle["pairs"]["chosen"].to_pylist()) == ["c", "g"]
@@ -95,9 +100,8 @@ def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_picture(tmp_path / "root/0.png", 0)
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     names = (manifest(tmp_path, "mine", [row("a", "b")]), manifest(tmp_path, "captions", [], kind="t2i"))
-    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    recipe = reading(*names)
     landing = tmp_path / "home/landing"
     landing.mkdir(parents=True)
     (landing / "two.yaml").write_text("name: two\nkind: t2i\npath: two.jsonl\nlicence: MIT\n")
@@ -127,10 +131,9 @@ def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
 def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_picture(tmp_path / "root/0.png", 0)
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     names = (manifest(tmp_path, "mine", [row("a", "b"), row("c", "d"), row("e", "e")]),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
-    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    recipe = reading(*names)
     made, again = (logged(recipe, tmp_path / "home")[0]["raw_preferences"] for _ in range(2))
     counts = "raw_preferences: 3 in, 2 out, 1 set aside (identical sides: 1), "
     assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
@@ -140,11 +143,10 @@ def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypat
 def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_picture(tmp_path / "root/0.png", 0)
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     rows = [row(f"a{number}", "b") for number in range(2)]
     names = (manifest(tmp_path, "right", [row("c", "d")]), manifest(tmp_path, "wrong", rows, media_root="roots"),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
-    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    recipe = reading(*names)
     said, checks = logged(recipe, tmp_path / "home")
     why = (
         "source 'wrong': not one of its 2 rows can be used; the first, line 1: missing image "
@@ -162,10 +164,9 @@ def test_nothing_follows_where_no_row_of_any_source_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     names = (manifest(tmp_path, "wrong", [row("a", "b")], media_root="roots"),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
-    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    recipe = reading(*names)
     _, checks = logged(recipe, tmp_path / "home")
     check = checks["raw_preferences"]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
@@ -177,11 +178,10 @@ def test_pictures_that_no_column_names_and_repeated_ids_are_told(
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_picture(tmp_path / "root/0.png", 0)
-    demo = load_recipe(Path(__file__).resolve().parents[2] / "configs/recipes/demo.yaml")
     rows = [{"id": "same", "photo": "0.png", **{key: text for key, text in row(side, "b").items() if key != "image"}}
             for side in ("a", "c")]  # fmt: skip
     names = (manifest(tmp_path, "mine", rows), manifest(tmp_path, "captions", [], kind="t2i"))
-    recipe = demo.model_copy(update={"datasets": names, "demo": None})
+    recipe = reading(*names)
     said, checks = logged(recipe, tmp_path / "home")
     assert "`media_root` is given, and no row names a picture" in str(checks["raw_preferences"].description)
     assert any(line.startswith("repeated ids: 1 ") for line in said["raw_preferences"])

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import dagster as dg
+import pyarrow.compute as pc
 
 from dt2it_pipeline import records
 from dt2it_pipeline.ingest.landing import landed_manifests
@@ -160,7 +161,7 @@ def _is_useless(source: Bundle) -> bool:
 def _without_media(source: Bundle) -> bool:
     """Whether a source has prompts and not one of them shows anything."""
     prompts = source.tables.get("prompts")
-    return prompts is not None and bool(prompts.num_rows) and not any(prompts["media"].to_pylist())
+    return prompts is not None and bool(prompts.num_rows) and not pc.sum(pc.list_value_length(prompts["media"])).as_py()
 
 
 def _why_useless(name: str, source: Bundle) -> str:
