@@ -1,4 +1,4 @@
-"""Rounds 0 and 1 of the demo, trained for real, where labels are wrong to a known share: a table over cells.
+"""Rounds 0, 1 and 2 of the demo, trained for real, where labels are wrong to a known share: a table over cells.
 
     DT2IT_HOME=data dagster job execute -m dt2it_pipeline.definitions -j construct
     python -m benchmarks.rounds_under_noise --home data --output rounds_under_noise --cells even:30:0 style:30:0
@@ -14,12 +14,13 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 - ceiling: D0 and the same pairs with true labels.
 
 Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
-what round 1 curates with out-of-fold voters (`curation.out_of_fold`) is told as well: after a round 0 with the recipe's
-judges, and after one without any judge, which keeps what the vote alone is sure of. With --ensembles, a second table
-tells how many of the surest 85% of labels are right, before any judge, where round 0's models of several seeds vote
-(`curation.ensemble`): those of all cells so far. The command may be
-stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed
-again. It ends with the table of all that stands there; without --cells it only prints that.
+out-of-fold voters (`curation.out_of_fold`) are trained on what round 0 curated and vote beside round 0's, and a fifth
+model, round 2, is trained on D0 and what is curated with them; its judge calls are those on pairs that were not asked
+about before. With --no-judge, what is curated so where neither round has a judge, and round 0 keeps what the vote alone
+is sure of, is told as well. With --ensembles, a second table tells how many of the surest 85% of labels are right,
+before any judge, where round 0's models of several seeds vote (`curation.ensemble`): those of all cells so far. The
+command may be stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is
+not computed again. It ends with the table of all that stands there; without --cells it only prints that.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,9 +45,8 @@ import pandas as pd
 from benchmarks.environment import WORKER_ENVIRONMENT, run_as_worker
 from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
 
-ROUND_0, ROUND_1, UNCURATED, CEILING = "round 0", "round 1", "uncurated", "ceiling"
-OUT_OF_FOLD = "round 1's curation with out-of-fold voters"
-UNJUDGED = "the same, no judge in either round"
+ROUND_0, ROUND_1, ROUND_2, UNCURATED, CEILING = "round 0", "round 1", "round 2", "uncurated", "ceiling"
+UNJUDGED = "round 2's pairs, no judge in either round"
 SURE_SHARE = 0.85  # of all pairs: how many labels of the surest are right before any judge
 GROUPS = ("style_random", "style_agrees", "style_opposes")
 KINDS = ("even", "style", "demo")
@@ -81,17 +83,22 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("data"), help="artifact home in which `construct` has run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results, and of what is under way")
     parser.add_argument("--cells", nargs="*", default=[], metavar="KIND:PERCENT:SEED")
-    parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters for round 1, one per fold")
+    parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters, one per fold, and round 2")
+    parser.add_argument(
+        "--no-judge", action="store_true", help="with --out-of-fold: also tell what is curated so without any judge"
+    )
     parser.add_argument(
         "--ensembles", action="store_true", help="also tell what round 0's models of several seeds find"
     )
     given = parser.parse_args()
+    if given.no_judge and given.out_of_fold is None:
+        parser.error("--no-judge needs --out-of-fold")
     run_as_worker("benchmarks.rounds_under_noise")
     given.output.mkdir(parents=True, exist_ok=True)
     if given.cells or given.ensembles:
         bench = Bench(given.home, given.output)
         for cell in map(Cell.parse, given.cells):
-            bench.run(cell, given.out_of_fold)
+            bench.run(cell, given.out_of_fold, given.no_judge)
     print_table(read_results(given.output))
     if given.ensembles:
         bench.print_ensembles()
@@ -118,8 +125,8 @@ class Bench:
         self.verdicts = to_frame(read_parquet(verdicts, "votes"))
         self.done = {_key(row) for row in read_results(output)}
 
-    def run(self, cell: Cell, folds: int | None = None) -> None:
-        """Whatever of a cell is not there yet; with `folds`, out-of-fold voters too."""
+    def run(self, cell: Cell, folds: int | None = None, unjudged: bool = False) -> None:
+        """Whatever of a cell is not there yet; with `folds`, out-of-fold voters and round 2 too."""
         wrong = (
             self.demo_wrong
             if cell.kind == "demo"
@@ -134,21 +141,30 @@ class Bench:
             self._model(Cell(cell.kind, cell.percent, seed), ROUND_0, None)
         self._model(cell, CEILING, self.pairs)
         noisy, voters = swap_sides(self.pairs, wrong), [self._scores(seed) for seed in seeds]
-        curated, facts = self._curated(noisy, *voters)
+        curated, votes, facts = self._curated(noisy, voters)
         self._model(cell, ROUND_1, curated, facts)
         self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
-        if folds is not None:
-            self._out_of_fold(cell, OUT_OF_FOLD, noisy, curated, folds)
-            unjudged, _ = self._curated(noisy, *voters, judged=False)
-            self._out_of_fold(cell, UNJUDGED, noisy, unjudged, folds)
+        if folds is not None and cell.key(ROUND_2) not in self.done:
+            with self._out_of_fold(cell, ROUND_2, noisy, curated, folds) as further:
+                again, more, facts = self._curated(noisy, voters + further)
+                facts["judge_calls"] = int((~more["pair_id"].isin(votes["pair_id"])).sum())
+                self._model(cell, ROUND_2, again, facts)
+        if folds is not None and unjudged and cell.key(UNJUDGED) not in self.done:
+            curated, *_ = self._curated(noisy, voters, judged=False)
+            with self._out_of_fold(cell, UNJUDGED, noisy, curated, folds) as further:
+                *_, facts = self._curated(noisy, voters + further, judged=False)
+                self._append(cell.key(UNJUDGED), facts)
 
     def _voters(self, cell: Cell) -> range:
         """Seeds of the round 0's models that vote."""
         ensemble = self.recipe.curation.ensemble
         return range(cell.seed, cell.seed + 1 + (ensemble.seeds if ensemble else 0))
 
-    def _out_of_fold(self, cell: Cell, model: str, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int) -> None:
-        """Train a voter per fold on D0 and the other folds' curated pairs; append what round 1 curates with them.
+    @contextmanager
+    def _out_of_fold(
+        self, cell: Cell, model: str, noisy: pd.DataFrame, curated: pd.DataFrame, folds: int
+    ) -> Iterator[list[Path]]:
+        """Scores of a voter per fold, trained on D0 and the other folds' curated pairs; deleted where all goes well.
 
         Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
         """
@@ -156,25 +172,21 @@ class Bench:
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.orchestrate.heavy import responses_of
 
-        key = cell.key(model)
-        if key in self.done:
-            return
-        files = [self._scores(seed) for seed in self._voters(cell)]
+        name, files = _name(cell.key(model)), []
         joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
         for fold in range(folds):
-            work = self.output / "work" / f"{_name(key)}-fold-{fold}"
+            work = self.output / "work" / f"{name}-fold-{fold}"
             files.append(work / "scores.parquet")
             if files[-1].exists():
                 continue
             judged = judged_by(to_table(noisy, "pairs"), fold, folds)
             pairs, used = learned_by(joined["pairs"], joined["prompts"], judged)
-            print(f"{_name(key)}, fold {fold}: {pairs.num_rows} pairs", flush=True)
+            print(f"{name}, fold {fold}: {pairs.num_rows} pairs", flush=True)
             self._train({"pairs": pairs, "prompts": used}, cell.seed, work)
             self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
-        _, facts = self._curated(noisy, *files, judged=model == OUT_OF_FOLD)
-        self._append(key, facts)
-        for fold in range(folds):
-            shutil.rmtree(self.output / "work" / f"{_name(key)}-fold-{fold}")
+        yield files
+        for file in files:
+            shutil.rmtree(file.parent)
 
     def print_ensembles(self, percent: int = 30, draws: int = 3) -> None:
         """What one, two, ... of round 0's models find together: a table over kinds of noise and numbers of voters."""
@@ -201,16 +213,19 @@ class Bench:
         return float((surest["chosen_id"] == surest["pair_id"].map(better)).mean())
 
     def _curated(
-        self, noisy: pd.DataFrame, *scores_of: Path, judged: bool = True
-    ) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`."""
+        self, noisy: pd.DataFrame, voters: list[Path], judged: bool = True
+    ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+        """What a round makes of the noisy pairs from its voters' scores, by the steps of the assets of `rounds`.
+
+        Returns the curated pairs, the judges' votes, and figures.
+        """
         from dt2it_pipeline.curate.decide import decide_pairs
         from dt2it_pipeline.curate.steps import merge
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.store import read_parquet
 
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
-        scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in scores_of], ignore_index=True)
+        scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in voters], ignore_index=True)
         voted, _ = self.policy.vote(noisy, scores, {})
         checked = self.policy.check(voted.voted, scores.iloc[:0])
         ask = partial(verdicts_on, better=better, verdicts=self.verdicts)
@@ -232,7 +247,7 @@ class Bench:
             "pairs_asked_about": len(decided.asked),
             "judge_calls": len(decided.votes),
         }
-        return curated, facts
+        return curated, decided.votes, facts
 
     def _model(
         self, cell: Cell, model: str, preferences: pd.DataFrame | None, facts: dict[str, Any] | None = None
@@ -386,7 +401,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         seeds = sorted(
             row["seed"] for row in rows if (row["model"], row["kind"], row["percent"]) == (ROUND_1, kind, percent)
         )
-        for model in (ROUND_0, UNCURATED, ROUND_1, CEILING, OUT_OF_FOLD, UNJUDGED):
+        for model in (ROUND_0, UNCURATED, ROUND_1, ROUND_2, CEILING, UNJUDGED):
             keys = {Cell(kind, percent, seed).key(model) for seed in seeds}
             found = [row for row in rows if _key(row) in keys]
             if not found:

@@ -187,6 +187,19 @@ def test_pictures_that_no_column_names_and_repeated_ids_are_told(
     assert any(line.startswith("repeated ids: 1 ") for line in said["raw_preferences"])
 
 
+def test_prompts_without_a_picture_are_told_where_others_have_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_picture(tmp_path / "root/0.png", 0)
+    first, second = ({**row(*sides), "image": None} for sides in ("ab", "ef"))
+    names = (manifest(tmp_path, "mixed", [row("c", "d"), first]), manifest(tmp_path, "texts", [second]),
+             manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
+    said, _ = logged(reading(*names), tmp_path / "home")
+    told = [line for line in said["raw_preferences"] if "as text alone" in line]
+    assert len(told) == 1 and told[0].startswith("source 'mixed': 50.0% of its 2 prompts have no picture")
+
+
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:
     defs = build_defs(load_recipe("configs/recipes/demo.yaml"), tmp_path)
     specs = {spec.name: spec for spec in defs.resolve_assets_def("training_pairs").check_specs}

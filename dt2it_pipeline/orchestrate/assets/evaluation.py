@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
 from dt2it_pipeline.curate.tables import to_frame, to_table
-from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, ItemScores, score_items
+from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, ItemScores, score_items
 from dt2it_pipeline.evaluate.checkpoint import is_url
 from dt2it_pipeline.evaluate.entries import load_entries
+from dt2it_pipeline.evaluate.formatting import percent
 from dt2it_pipeline.evaluate.published import comparison, comparison_markdown
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
@@ -52,13 +54,27 @@ def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> B
         return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
 
     recipe = heavy.recipe
-    return run_stage(
+    bundle = run_stage(
         heavy.context,
         heavy.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
         settings={"scoring": recipe.scoring, "entries": entry_hashes()},
     )
+    _log_accuracy(heavy.context, bundle)
+    return bundle
+
+
+def accuracy_lines(scores: pd.DataFrame) -> list[str]:
+    """Rows of `benchmark_scores` in words, a line per model and benchmark: in a terminal nobody sees the tables."""
+    lines = []
+    for (model, benchmark), rows in scores[scores["group"] != MACRO].groupby(["model", "benchmark"], sort=True):
+        overall, groups = rows[rows["group"] == OVERALL].iloc[0], rows[rows["group"] != OVERALL]
+        parts = [f"{group} {percent(share)}%" for group, share in zip(groups["group"], groups["accuracy"], strict=True)]
+        told = f" ({', '.join(parts)})" if parts else ""
+        right = f"{percent(overall['accuracy'])}% of {overall['pairs']:,} pairs"
+        lines.append(f"{model} is right in {right} of {benchmark}{told}")
+    return lines
 
 
 def benchmark_tables(found: ItemScores) -> dict[str, pa.Table]:
@@ -154,9 +170,15 @@ def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
             inputs={"model": identity, "raw_benchmarks": raw_benchmarks, "name": name},
             settings={"scoring": recipe.scoring, "system_prompt": config.system_prompt, "entries": entry_hashes()},
         )
+        _log_accuracy(context, bundle)
         return result(context, opened, bundle, metadata=_tables_shown(bundle))
 
     return checkpoint_scores
+
+
+def _log_accuracy(context: dg.AssetExecutionContext, bundle: Bundle) -> None:
+    for line in accuracy_lines(to_frame(bundle["benchmark_scores"])):
+        context.log.info(line)
 
 
 def _tables_shown(bundle: Bundle) -> dict[str, Any]:

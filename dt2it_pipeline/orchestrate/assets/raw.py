@@ -132,8 +132,14 @@ def _raw_asset(
             manifest.name: f"source {manifest.name!r}: `media_root` is given, and no row names a picture or video; "
             "say under `columns` which column does"
             for manifest in (*manifests, *landed)
-            if manifest.media_root and manifest.name in bundles and _without_media(bundles[manifest.name])
+            if manifest.media_root and manifest.name in bundles and _share_without_media(bundles[manifest.name]) == 1
         }
+        for source, one in bundles.items():
+            if 0 < (share := _share_without_media(one)) < 1:
+                context.log.warning(
+                    f"source {source!r}: {share:.1%} of its {one['prompts'].num_rows:,} prompts have no picture or "
+                    "video, where others have; they are read as text alone"
+                )
         if repeated := bundle.facts.get("repeated_ids"):
             context.log.warning(
                 f"repeated ids: {repeated:,} (rows with the id of an earlier row of their source); `row_id` does not "
@@ -158,10 +164,13 @@ def _is_useless(source: Bundle) -> bool:
     return bool(source.facts["rows_in"]) and not source.facts["rows_out"]
 
 
-def _without_media(source: Bundle) -> bool:
-    """Whether a source has prompts and not one of them shows anything."""
+def _share_without_media(source: Bundle) -> float:
+    """Share of a source's prompts that show nothing (0 to 1); 0 where it has no prompts."""
     prompts = source.tables.get("prompts")
-    return prompts is not None and bool(prompts.num_rows) and not pc.sum(pc.list_value_length(prompts["media"])).as_py()
+    if prompts is None or not prompts.num_rows:
+        return 0.0
+    shown = pc.list_value_length(prompts["media"])
+    return float(pc.mean(pc.equal(pc.fill_null(shown, 0), 0)).as_py())
 
 
 def _why_useless(name: str, source: Bundle) -> str:
