@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -189,6 +190,7 @@ def _score_shards(
 
 
 def _worker(job: Any, settings: ScoringSettings, mine: Any, prompts: Any, device: str, queue: Any, scorer: Any) -> None:
+    _end_with_parent()
     try:
         import torch
 
@@ -200,6 +202,20 @@ def _worker(job: Any, settings: ScoringSettings, mine: Any, prompts: Any, device
         queue.put(("end", None))
     except Exception:
         queue.put(("error", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, be it killed: nobody would take in what it does then."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ray_worker(job: Mapping[str, Any], prompts: Any) -> Callable[[tuple[int, Sequence[Response]]], int]:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +125,46 @@ def test_a_failing_worker_is_reported(job: dict[str, Any], tmp_path: Path) -> No
     done = as_a_program(job, tmp_path)
     assert done.returncode != 0
     assert "a scoring process failed" in done.stderr and "TypeError" in done.stderr
+
+
+def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -> None:
+    rows = store.read_parquet(job["responses"], "responses").to_pylist()
+    many = [row | {"response_id": f"{row['response_id']}-{copy}"} for copy in range(2000) for row in rows]
+    store.write_parquet(records.table(many, "responses"), tmp_path / "many.parquet")
+    settings = job["settings"] | {"processes": 2}
+    (tmp_path / "job.json").write_text(
+        json.dumps(job | {"settings": settings, "responses": str(tmp_path / "many.parquet")})
+    )
+    command = [sys.executable, "-m", "dt2it_pipeline.reward.score", str(tmp_path / "job.json")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as parent:
+        try:
+            wait_until(lambda: len(list(Path(job["work"]).glob("shard-??????.parquet"))) > 1, 120)
+            assert len(group(parent.pid)) == 3
+            parent.kill()
+            parent.wait()
+            wait_until(lambda: not group(parent.pid), 20)
+        finally:
+            for process in group(parent.pid):
+                os.kill(process, signal.SIGKILL)
+    assert not Path(job["output"]).exists()
+
+
+def group(number: int) -> list[int]:
+    """Processes of a process group, those that have ended and are waited for left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == number and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def as_a_program(job: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
