@@ -390,33 +390,46 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """The results as Markdown: mean (least to greatest) over seeds, in percent."""
+    """The results as Markdown: mean (least to greatest) over seeds, in percent.
+
+    Cells with the same seeds stand together, below the models that they share.
+    """
     print(
         "| wrong labels | seeds | model | random | agrees | opposes | all | labels right | kept | judge calls "
         "| no judge: right | kept | right of the surest 85% |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-    cells = sorted({(row["kind"], row["percent"]) for row in rows if row["model"] == ROUND_1})
-    for kind, percent in cells:
-        seeds = sorted(
-            row["seed"] for row in rows if (row["model"], row["kind"], row["percent"]) == (ROUND_1, kind, percent)
-        )
-        for model in (ROUND_0, UNCURATED, ROUND_1, ROUND_2, CEILING, UNJUDGED):
-            keys = {Cell(kind, percent, seed).key(model) for seed in seeds}
+    cells: dict[tuple[int, ...], set[tuple[int, str]]] = {}
+    seeds_of: dict[tuple[int, str], list[int]] = {}
+    for row in rows:
+        if row["model"] == ROUND_1:
+            seeds_of.setdefault((row["percent"], row["kind"]), []).append(row["seed"])
+    for cell, seeds in seeds_of.items():
+        cells.setdefault(tuple(sorted(seeds)), set()).add(cell)
+    for seeds, together in sorted(cells.items()):
+        for model in (ROUND_0, CEILING):
+            _print_row("any", model, [row for row in rows if row["model"] == model and row["seed"] in seeds])
+        for percent, kind in sorted(together):
+            keys = {(model, kind, percent, seed) for model in (UNCURATED, ROUND_1, ROUND_2, UNJUDGED) for seed in seeds}
             found = [row for row in rows if _key(row) in keys]
-            if not found:
-                continue
+            for model in (UNCURATED, ROUND_1, ROUND_2, UNJUDGED):
+                label = f"{percent}%" if kind == "none" else f"{percent}%, {kind}"
+                _print_row(label, model, [row for row in found if row["model"] == model])
 
-            def shown_of(*names: str, rows: list[dict[str, Any]] = found) -> list[str]:
-                values = ([row[name] for row in rows if name in row] for name in names)
-                return [_spread(given) if given else "" for given in values]
 
-            calls = [row["judge_calls"] for row in found if "judge_calls" in row]
-            shown = [*shown_of(*GROUPS, "all", "labels_right", "kept"), f"{np.mean(calls):.0f}" if calls else ""]
-            shown += shown_of("labels_right_without_judges", "kept_without_judges", "labels_right_of_the_surest")
-            number = len(found)
-            label = f"{percent}%" if kind == "none" else f"{percent}%, {kind}"
-            print(f"| {label} | {number} | {model} | {' | '.join(shown)} |")
+def _print_row(label: str, model: str, found: list[dict[str, Any]]) -> None:
+    """A line of the table: a model with its rows of all seeds; nothing without any."""
+    if not found:
+        return
+
+    def shown_of(*names: str) -> list[str]:
+        values = ([row[name] for row in found if name in row] for name in names)
+        return [_spread(given) if given else "" for given in values]
+
+    calls = [row["judge_calls"] for row in found if "judge_calls" in row]
+    shown = [*shown_of(*GROUPS, "all", "labels_right", "kept"), f"{np.mean(calls):.0f}" if calls else ""]
+    shown += shown_of("labels_right_without_judges", "kept_without_judges", "labels_right_of_the_surest")
+    print(f"| {label} | {len(found)} | {model} | {' | '.join(shown)} |")
 
 
 def _spread(shares: list[float]) -> str:
