@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS
 from dt2it_pipeline.ingest.pixels import to_rgb
 
@@ -23,13 +24,8 @@ _MARKER = re.compile(r"(<image>|<video>)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
 
-class ChatError(ValueError):
-    """A prompt cannot be put to a model; `reason` is a short fixed phrase, the message says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class ChatError(UnusableError):
+    """A prompt cannot be put to a model."""
 
 
 @dataclass(frozen=True)

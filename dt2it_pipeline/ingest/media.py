@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.ingest.pixels import eight_bits, orientation, perceptual_hash
 
 if TYPE_CHECKING:
@@ -37,13 +38,8 @@ _LONGEST_PATH = 1024  # characters; a longer text can only be a picture's conten
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
-class MediaError(ValueError):
-    """A medium cannot be used; `reason` is a short fixed phrase, the message says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class MediaError(UnusableError):
+    """A medium cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

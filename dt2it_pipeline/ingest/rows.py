@@ -10,18 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dt2it_pipeline.errors import UnusableError
+
 MediumKind = Literal["image", "video"]
 Turn = dict[str, str]  # role (user or assistant) and text
 TIE = "tie"  # reason under which rows without a preference are set aside
 
 
-class RowError(ValueError):
-    """A row cannot be used; `reason` is a short fixed phrase, `detail` says what was found."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
+class RowError(UnusableError):
+    """A row cannot be used."""
 
 
 class SourceError(ValueError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.ingest import video
 from dt2it_pipeline.ingest.media import PICTURE_FORMATS, MediaError
 from dt2it_pipeline.ingest.pixels import to_rgb, upright_size
@@ -30,16 +31,8 @@ MOST_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
 _CHUNK_PATCHES = 8192  # patches that the tower sees at once when features are computed ahead
 
 
-class PictureError(ValueError):
-    """A picture cannot be used; `reason` is a short fixed phrase, the message says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it can travel between processes
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+class PictureError(UnusableError):
+    """A picture cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.reward.pictures import PictureError, PictureShelf
 
 _STAND_IN = "\ue000{}\ue001"
@@ -25,16 +26,8 @@ MARKER = re.compile("<(image|video)>")
 _ROLES = ("user", "assistant", "system")
 
 
-class PromptError(ValueError):
-    """A prompt cannot be rendered; `reason` is a short fixed phrase."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it can travel between processes
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+class PromptError(UnusableError):
+    """A prompt cannot be rendered."""
 
 
 @dataclass(frozen=True, slots=True)
