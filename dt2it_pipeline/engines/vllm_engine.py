@@ -6,12 +6,12 @@ half a minute) and computes in float32 without compilation.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process
 
 # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
 WITHOUT_BLANKS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -103,27 +103,13 @@ class VllmEngine:
     def __init__(
         self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0, tensor_parallel: int = 1
     ) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault(
-            "OMP_WAIT_POLICY", "PASSIVE"
-        )  # small kernels: waiting threads would spin most of the time
-        from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-
-        ensure_torchvision()
-        import torch
-
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding starves whoever shares the cores
+        on_cpu = prepare_environment()
         try:
             import vllm
             from transformers import AutoProcessor
 
             if on_cpu:
-                _register_in_process(model)
+                register_in_process(model)
             self._processor = AutoProcessor.from_pretrained(model)
             self._llm = vllm.LLM(
                 model=model,
@@ -198,20 +184,3 @@ def _whole_prompts(max_model_len: int) -> dict[str, Any]:
     larger than the token budget, with seeds, would end the engine.
     """
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
-
-
-def _register_in_process(model: str) -> None:
-    """Inspect the model's class here rather than in vLLM's helper process.
-
-    The helper imports transformers before it loads any plugin, so a torchvision that does not fit the torch beside it
-    (see torchvision_shim) ends it. It exists to keep CUDA out of this process, which on a CPU nothing would bring in.
-    """
-    from transformers import AutoConfig
-    from vllm import ModelRegistry
-
-    for architecture in AutoConfig.from_pretrained(model).architectures or []:
-        # vLLM makes a classifier from the generating class of the same name.
-        architecture = architecture.replace("ForSequenceClassification", "ForConditionalGeneration")
-        known = ModelRegistry.models.get(architecture)
-        if known is not None:
-            ModelRegistry.register_model(architecture, known.load_model_cls())

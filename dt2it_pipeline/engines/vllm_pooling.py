@@ -7,12 +7,12 @@ placeholder, which vLLM repeats as often as its own picture processor says.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dt2it_pipeline.engines.vllm_engine import EngineError, _register_in_process
+from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,23 +51,12 @@ class VllmPoolingEngine:
     def __init__(
         self, model: str, max_model_len: int, size: Mapping[str, int], max_images: int, tokens_per_batch: int
     ) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-
-        ensure_torchvision()
-        import torch
-
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding starves whoever shares the cores
+        on_cpu = prepare_environment()
         try:
             import vllm
 
             if on_cpu:
-                _register_in_process(model)
+                register_in_process(model)
             self._llm = vllm.LLM(
                 model=model,
                 runner="pooling",

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS, _register_in_process
+from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
+from dt2it_pipeline.engines.vllm_start import register_in_process
 from dt2it_pipeline.recipe import model_path
 
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        _register_in_process(model_path(given[0]))
+        register_in_process(model_path(given[0]))
     # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
     from vllm.entrypoints.cli.serve import cmd_init
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup

@@ -15,7 +15,7 @@ from dt2it_pipeline.evaluate.checkpoint import is_url
 from dt2it_pipeline.evaluate.entries import load_entries
 from dt2it_pipeline.evaluate.formatting import percent
 from dt2it_pipeline.evaluate.published import comparison, comparison_markdown
-from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
+from dt2it_pipeline.orchestrate.assets.rounds import trained_on
 from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.metadata import markdown_of
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -213,16 +213,7 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         preferences: Bundle,
     ) -> dg.MaterializeResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
-        joined = joined_pairs(parts, raw_benchmarks, recipe.decontamination, store.open().media)
-        bundle = Heavy(context, store, children, recipe).train(
-            joined["pairs"],
-            joined["prompts"],
-            {
-                **parts,
-                "raw_benchmarks": raw_benchmarks,
-                "decontamination": recipe.decontamination.model_dump_json(),
-            },
-        )
+        bundle = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
         return result(context, store.open(), bundle, metadata=training_metadata(bundle))
 
     return arm_model

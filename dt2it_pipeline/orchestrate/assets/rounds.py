@@ -67,6 +67,18 @@ def joined_pairs(
     return Bundle({"pairs": clean, "prompts": used.combine_chunks(), "set_aside": set_aside}, facts)
 
 
+def trained_on(heavy: Heavy, parts: Mapping[str, Bundle], benchmarks: Bundle) -> Bundle:
+    """A model trained on several bundles, joined as `joined_pairs` does, as the step's stage."""
+    settings = heavy.recipe.decontamination
+    joined = joined_pairs(parts, benchmarks, settings, heavy.store.open().media)
+    inputs: dict[str, Bundle | str] = {
+        **parts,
+        "raw_benchmarks": benchmarks,
+        "decontamination": settings.model_dump_json(),
+    }
+    return heavy.train(joined["pairs"], joined["prompts"], inputs)
+
+
 def picture_hashes(
     prompts: pa.Table, benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
 ) -> dict[str, int]:
@@ -218,16 +230,7 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
                 settings={"reused": "reward_model"},
             )
             return result(context, store.open(), bundle)
-        joined = joined_pairs(parts, raw_benchmarks, recipe.decontamination, store.open().media)
-        bundle = Heavy(context, store, children, recipe).train(
-            joined["pairs"],
-            joined["prompts"],
-            {
-                **parts,
-                "raw_benchmarks": raw_benchmarks,
-                "decontamination": recipe.decontamination.model_dump_json(),
-            },
-        )
+        bundle = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
         return result(context, store.open(), bundle, metadata=training_metadata(bundle))
 
     return verifier_model

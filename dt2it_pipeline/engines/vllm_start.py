@@ -1,0 +1,43 @@
+"""What every start of vLLM needs before it is imported and before it loads a model."""
+
+from __future__ import annotations
+
+import os
+
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+
+def prepare_environment() -> bool:
+    """Set, where the environment does not, what vLLM reads when it is imported; returns whether it computes on a CPU.
+
+    On a CPU the engine runs inside this process: it starts in seconds instead of half a minute.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # small kernels: waiting threads would spin most of the time
+    ensure_torchvision()
+    import torch
+
+    if torch.cuda.is_available():
+        return False
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # binding starves whoever shares the cores
+    return True
+
+
+def register_in_process(model: str) -> None:
+    """Inspect the model's class here rather than in vLLM's helper process.
+
+    The helper imports transformers before it loads any plugin, so a torchvision that does not fit the torch beside it
+    (see torchvision_shim) ends it. It exists to keep CUDA out of this process, which on a CPU nothing would bring in.
+    """
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    for architecture in AutoConfig.from_pretrained(model).architectures or []:
+        # vLLM makes a classifier from the generating class of the same name.
+        architecture = architecture.replace("ForSequenceClassification", "ForConditionalGeneration")
+        known = ModelRegistry.models.get(architecture)
+        if known is not None:
+            ModelRegistry.register_model(architecture, known.load_model_cls())
