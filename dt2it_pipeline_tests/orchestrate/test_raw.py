@@ -197,7 +197,7 @@ def test_prompts_without_a_picture_are_told_where_others_have_one(
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
     said, _ = logged(reading(*names), tmp_path / "home")
     told = [line for line in said["raw_preferences"] if "as text alone" in line]
-    assert len(told) == 1 and told[0].startswith("source 'mixed': 50.0% of its 2 prompts have no picture")
+    assert len(told) == 1 and told[0].startswith("source 'mixed': 1 of its 2 prompts have no picture")
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:

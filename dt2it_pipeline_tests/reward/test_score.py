@@ -139,7 +139,7 @@ def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as parent:
         try:
             wait_until(lambda: len(list(Path(job["work"]).glob("shard-??????.parquet"))) > 1, 120)
-            assert len(group(parent.pid)) == 3
+            assert len(group(parent.pid)) >= 3  # where workers are spawned, Python's own tracker too
             parent.kill()
             parent.wait()
             wait_until(lambda: not group(parent.pid), 20)

@@ -132,13 +132,13 @@ def _raw_asset(
             manifest.name: f"source {manifest.name!r}: `media_root` is given, and no row names a picture or video; "
             "say under `columns` which column does"
             for manifest in (*manifests, *landed)
-            if manifest.media_root and manifest.name in bundles and _share_without_media(bundles[manifest.name]) == 1
+            if manifest.media_root and manifest.name in bundles and _all_without_media(bundles[manifest.name])
         }
         for source, one in bundles.items():
-            if 0 < (share := _share_without_media(one)) < 1:
+            if (bare := _without_media(one)) and not _all_without_media(one):
                 context.log.warning(
-                    f"source {source!r}: {share:.1%} of its {one['prompts'].num_rows:,} prompts have no picture or "
-                    "video, where others have; they are read as text alone"
+                    f"source {source!r}: {bare:,} of its {one['prompts'].num_rows:,} prompts have no picture or video, "
+                    "where others have; they are read as text alone"
                 )
         if repeated := bundle.facts.get("repeated_ids"):
             context.log.warning(
@@ -164,13 +164,17 @@ def _is_useless(source: Bundle) -> bool:
     return bool(source.facts["rows_in"]) and not source.facts["rows_out"]
 
 
-def _share_without_media(source: Bundle) -> float:
-    """Share of a source's prompts that show nothing (0 to 1); 0 where it has no prompts."""
+def _without_media(source: Bundle) -> int:
+    """How many of a source's prompts show nothing; 0 where it has no prompts."""
     prompts = source.tables.get("prompts")
-    if prompts is None or not prompts.num_rows:
-        return 0.0
-    shown = pc.list_value_length(prompts["media"])
-    return float(pc.mean(pc.equal(pc.fill_null(shown, 0), 0)).as_py())
+    if prompts is None:
+        return 0
+    return int(pc.sum(pc.equal(pc.list_value_length(prompts["media"]), 0), min_count=0).as_py())
+
+
+def _all_without_media(source: Bundle) -> bool:
+    """Whether a source has prompts and not one of them shows anything."""
+    return 0 < _without_media(source) == source["prompts"].num_rows
 
 
 def _why_useless(name: str, source: Bundle) -> str:
