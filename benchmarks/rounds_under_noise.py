@@ -126,7 +126,7 @@ class Bench:
         self.done = {_key(row) for row in read_results(output)}
 
     def run(self, cell: Cell, folds: int | None = None, unjudged: bool = False) -> None:
-        """Whatever of a cell is not there yet; with `folds`, out-of-fold voters and round 2 too."""
+        """Whatever of a cell is not there yet; with `folds` round 2 too, with `unjudged` its pairs without a judge."""
         wrong = (
             self.demo_wrong
             if cell.kind == "demo"

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -21,6 +20,7 @@ from dagster_graphql import DagsterGraphQLClient
 from dt2it_pipeline.curate.out_of_fold import fold_of
 from dt2it_pipeline.recipe import project_root
 from dt2it_pipeline.store import Store
+from dt2it_pipeline_tests.processes import wait_until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 
@@ -365,10 +365,3 @@ def programs(home: Path, word: str) -> list[str]:
         with contextlib.suppress(OSError):
             lines.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [line for line in lines if str(home) in line and word in line]
-
-
-def wait_until(true: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.5)

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +9,7 @@ import pytest
 
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.store import Store
+from dt2it_pipeline_tests.processes import alive, wait_until
 
 JOBS = "dt2it_pipeline_tests.orchestrate.child_jobs"
 
@@ -29,22 +29,6 @@ def start(target, job, folder, retries=0):
 
 def failure(result):
     return next(event for event in result.all_events if event.is_step_failure).event_specific_data
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def test_a_child_returns_its_summary_from_a_process_of_its_own(tmp_path):

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from dt2it_pipeline import records, store
 from dt2it_pipeline.recipe import ScoringSettings
 from dt2it_pipeline.reward import score
 from dt2it_pipeline.reward.model import RewardModel
+from dt2it_pipeline_tests.processes import alive_in_group, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -139,32 +138,14 @@ def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as parent:
         try:
             wait_until(lambda: len(list(Path(job["work"]).glob("shard-??????.parquet"))) > 1, 120)
-            assert len(group(parent.pid)) >= 3  # where workers are spawned, Python's own tracker too
+            assert len(alive_in_group(parent.pid)) >= 3  # where workers are spawned, Python's own tracker too
             parent.kill()
             parent.wait()
-            wait_until(lambda: not group(parent.pid), 20)
+            wait_until(lambda: not alive_in_group(parent.pid), 20)
         finally:
-            for process in group(parent.pid):
+            for process in alive_in_group(parent.pid):
                 os.kill(process, signal.SIGKILL)
     assert not Path(job["output"]).exists()
-
-
-def group(number: int) -> list[int]:
-    """Processes of a process group, those that have ended and are waited for left out."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == number and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
-
-
-def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def as_a_program(job: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,34 @@
+"""Waiting for processes, and looking which of them run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 20.0) -> None:
+    """Return as soon as it has happened; an assertion fails where that takes longer than so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent to notice does not."""
+    return _state_and_group(pid)[0] not in ("", "Z")
+
+
+def alive_in_group(group: int) -> list[int]:
+    """Processes of a process group that run."""
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if _state_and_group(pid)[1] == str(group) and alive(pid)]
+
+
+def _state_and_group(pid: int) -> tuple[str, str]:
+    try:
+        state, _, group = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:3]
+    except OSError:
+        return "", ""
+    return state, group
