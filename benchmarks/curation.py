@@ -5,7 +5,7 @@
 
 Pairs have 60 words a side; three voters score all responses, a verifier scores them again, and two judges vote on what
 it contests. All ways read pairs, scores, verifier's scores and votes, and write the curated pairs: vote, flip, verify,
-resolve, merge, every step from files to files.
+resolve, merge, every step from files to published_steps.
 
 - "steps": `curate.files` on Parquet, step by step, as a round goes.
 - "at_once": the same in one pass (`curate.files.curate_files`), which decides alike.
@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.environment import spread
-from dt2it_pipeline import records
+from dt2it_pipeline.storage import schemas
 
 VOTERS = ("reward_model/0", "reward_model/1", "reward_model/2")
 VERIFIER = "verifier_model/2"
@@ -47,7 +47,7 @@ def make_inputs(folder: Path, pairs: int) -> None:
     generator = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
     vocabulary = np.array(["".join(generator.choice(letters, 1 + n)) for n in generator.poisson(3.7, 20_000)], object)
-    with pq.ParquetWriter(folder / "pairs.parquet", records.SCHEMAS["pairs"], compression="zstd") as writer:
+    with pq.ParquetWriter(folder / "pairs.parquet", schemas.SCHEMAS["pairs"], compression="zstd") as writer:
         for start in range(0, pairs, _CHUNK):
             count = min(_CHUNK, pairs - start)
             words = vocabulary[np.minimum(generator.zipf(1.3, (2 * count, WORDS)), len(vocabulary)) - 1]
@@ -66,7 +66,7 @@ def make_inputs(folder: Path, pairs: int) -> None:
                 "source": ["synthetic"] * count,
                 "votes": [[]] * count,
             }
-            writer.write_table(records.validate(pa.table(table), "pairs"))
+            writer.write_table(schemas.validate(pa.table(table), "pairs"))
     names = pq.read_table(folder / "pairs.parquet", columns=["pair_id", "chosen_id", "rejected_id"])
     responses = pa.chunked_array([*names["chosen_id"].chunks, *names["rejected_id"].chunks])
     order = pa.array(generator.permutation(len(responses)))
@@ -77,7 +77,7 @@ def make_inputs(folder: Path, pairs: int) -> None:
             pa.string()
         )
         table = pa.table({"response_id": responses, "voter": voter_names, "score": scores})
-        pq.write_table(records.validate(table, "scores"), _scores(folder, voter), compression="zstd")
+        pq.write_table(schemas.validate(table, "scores"), _scores(folder, voter), compression="zstd")
     verdicts = np.array(["chosen", "rejected", "tie"], dtype=object)
     count = len(names)
     parts = [
@@ -91,7 +91,7 @@ def make_inputs(folder: Path, pairs: int) -> None:
         )
         for judge in ("judge a", "judge b")
     ]
-    pq.write_table(records.validate(pa.concat_tables(parts), "votes"), folder / "votes.parquet", compression="zstd")
+    pq.write_table(schemas.validate(pa.concat_tables(parts), "votes"), folder / "votes.parquet", compression="zstd")
 
 
 def _numbers(generator: np.random.Generator, count: int) -> Iterator[int]:
@@ -104,12 +104,18 @@ def _scores(folder: Path, voter: str) -> Path:
 
 def steps(inputs: Path, output: Path) -> dict[str, int]:
     """The pipeline's way; returns rows of the curated set, verified and contested."""
-    from dt2it_pipeline.curate import files
+    from dt2it_pipeline.curate.out_of_core import published_steps
 
-    files.vote_and_flip_files(inputs / "pairs.parquet", [_scores(inputs, v) for v in VOTERS], output / "voted")
-    checked = files.verify_files(output / "voted/pairs.parquet", [_scores(inputs, VERIFIER)], output / "checked")
-    files.resolve_annotations_files(output / "checked/contested.parquet", inputs / "votes.parquet", output / "resolved")
-    merged = files.merge_files(
+    published_steps.vote_and_flip_files(
+        inputs / "pairs.parquet", [_scores(inputs, v) for v in VOTERS], output / "voted"
+    )
+    checked = published_steps.verify_files(
+        output / "voted/pairs.parquet", [_scores(inputs, VERIFIER)], output / "checked"
+    )
+    published_steps.resolve_annotations_files(
+        output / "checked/contested.parquet", inputs / "votes.parquet", output / "resolved"
+    )
+    merged = published_steps.merge_files(
         output / "checked/verified.parquet", output / "resolved/annotated.parquet", output / "curated", 2
     )
     return {"curated": merged["rows_out"], "verified": checked["verified"], "contested": checked["contested"]}
@@ -117,10 +123,10 @@ def steps(inputs: Path, output: Path) -> dict[str, int]:
 
 def at_once(inputs: Path, output: Path) -> dict[str, int]:
     """The pipeline's way where all scores and votes are there: one pass."""
-    from dt2it_pipeline.curate import files
+    from dt2it_pipeline.curate.out_of_core import published_steps
 
     voters, verifier = [_scores(inputs, v) for v in VOTERS], [_scores(inputs, VERIFIER)]
-    made = files.curate_files(
+    made = published_steps.curate_files(
         inputs / "pairs.parquet", voters, verifier, inputs / "votes.parquet", output / "at_once", round_number=2
     )
     return {"curated": made["rows_out"], "verified": made["verified"], "contested": made["contested"]}

@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, decontaminate
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.media_import import MediaImporter
-from dt2it_pipeline.ingest.media_root import MediaRoot
 from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import items_of, read_source
-from dt2it_pipeline.recipe import DecontaminationSettings
-from dt2it_pipeline.store import read_parquet, write_parquet
+from dt2it_pipeline.media.bulk_import import MediaImporter
+from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 _WORDS = ("the", "a", "red", "blue", "small", "large", "boat", "lake", "hill", "sky", "cloud", "tree", "lies", "near")
 _SIDE = 40  # words of a response
@@ -112,7 +112,7 @@ def decontaminated(folder: Path) -> tuple[int, str]:
     first = pairs.slice(0, theirs.num_rows)
     columns = {name: first[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")}
     named = {name: pa.array(["x"] * first.num_rows) for name in ("item_id", "benchmark", "group")}
-    items = records.validate(pa.table(columns | named), "benchmark_items")
+    items = schemas.validate(pa.table(columns | named), "benchmark_items")
     clean, removed, _ = decontaminate(
         pairs, prompts, benchmark_content(items, theirs), DecontaminationSettings(), hashes
     )

@@ -11,10 +11,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from dt2it_pipeline import store
 from dt2it_pipeline.construct import judge
-from dt2it_pipeline_tests.construct import test_faults
-from dt2it_pipeline_tests.construct.fault_server import KEY, FaultServer, serving
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.judges import test_faults
+from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving
 
 
 def main() -> None:
@@ -29,9 +29,9 @@ def main() -> None:
         first = dict(server.seen)
         again = judge.run(job, lambda progress: None)
         status = {
-            r["response_id"]: r["status"] for r in store.read_parquet(folder / "judged/judgements.parquet").to_pylist()
+            r["response_id"]: r["status"] for r in atomic.read_parquet(folder / "judged/judgements.parquet").to_pylist()
         }
-        found = {r["text"]: status[r["response_id"]] for r in store.read_parquet(job["responses"]).to_pylist()}
+        found = {r["text"]: status[r["response_id"]] for r in atomic.read_parquet(job["responses"]).to_pylist()}
     print("| the endpoint | times | requests | in the end | requests of a second run |")
     print("|---|---|---|---|---|")
     for item, (fault, times, _, _) in test_faults.FAULTS.items():

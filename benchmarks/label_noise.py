@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="draws of wrong labels")
     given = parser.parse_args()
     run_as_worker("benchmarks.label_noise")
+    from dt2it_pipeline.config.recipe import load_recipe
     from dt2it_pipeline.curate.policies import make_policy
-    from dt2it_pipeline.recipe import load_recipe
-    from dt2it_pipeline.store import Store
+    from dt2it_pipeline.storage.artifacts import Store
 
     store, recipe = Store(given.home), load_recipe()
     pairs, scores, verdicts = measured(store, recipe)
@@ -74,7 +74,7 @@ def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
 
 def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
     """Pairs with the truly better side chosen, and bool [pairs]: which of them the demo labels wrongly."""
-    from dt2it_pipeline.curate.frames import swap_sides
+    from dt2it_pipeline.curate.pair_frames import swap_sides
     from dt2it_pipeline.curate.tables import to_frame
 
     pairs = to_frame(store.read("raw_preferences")["pairs"])
@@ -87,9 +87,9 @@ def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
 
 def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
     """Verdicts of all of the recipe's judges about all pairs."""
+    from dt2it_pipeline.config.paths import model_path
     from dt2it_pipeline.curate.tables import to_frame, to_table
-    from dt2it_pipeline.recipe import model_path
-    from dt2it_pipeline.store import read_parquet, write_parquet
+    from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
     settings = recipe.annotation.model_dump(mode="json")
     for judge in settings["judges"]:
@@ -110,7 +110,7 @@ def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
         path = work / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         # In a process of its own, which gives its memory back, and whose progress bars stay out of the table.
-        command = [sys.executable, "-m", "dt2it_pipeline.curate.annotate", str(path)]
+        command = [sys.executable, "-m", "dt2it_pipeline.curate.annotation.annotate", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr}")
@@ -144,7 +144,7 @@ def curate(
 ) -> dict[str, float]:
     """Shares of right labels, of kept pairs and of pairs asked about; `wrong` marks the labels that come in wrong."""
     from dt2it_pipeline.curate import decide_pairs, merge, vote_and_flip
-    from dt2it_pipeline.curate.frames import swap_sides
+    from dt2it_pipeline.curate.pair_frames import swap_sides
 
     better = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
     given = swap_sides(pairs, wrong)

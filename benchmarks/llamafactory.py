@@ -9,8 +9,8 @@ own that this script takes and never makes:
 
 Both train the same float32 model on the same pairs, one picture each: same batch, learning rate, optimiser (AdamW) and
 thread count, one process, tower and projector frozen, no gradient checkpointing. Ours runs as the command
-`python -m dt2it_pipeline.reward.train job.json` (ZeRO-2 on the CPU), with the tower's output cached and without;
-LLaMA-Factory runs through its own entry point `run_exp`, with a callback that prints a line per step.
+`python -m dt2it_pipeline.reward.training.train job.json` (ZeRO-2 on the CPU), with the tower's output cached and
+without; LLaMA-Factory runs through its own entry point `run_exp`, with a callback that prints a line per step.
 
 All trainers live at once and take turns: one runs a few steps while the others are stopped (SIGSTOP), so that a noisy
 machine meets all alike. Every turn's first two steps are not counted, nor is the warm-up before the first turn.
@@ -32,6 +32,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from dt2it_pipeline.storage import atomic, records
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = "LLaMA-Factory"
@@ -69,7 +71,7 @@ def train_with_llamafactory(arguments: dict[str, Any]) -> None:
 def make_data(folder: Path, pairs: int) -> dict[str, Any]:
     """Write the pairs as tables of this project and as a ranking data set of LLaMA-Factory."""
     from benchmarks.scoring import SYSTEM, make_rows
-    from dt2it_pipeline import records, store
+    from dt2it_pipeline.storage import schemas
 
     media = folder / "media"
     media.mkdir()
@@ -78,9 +80,9 @@ def make_data(folder: Path, pairs: int) -> dict[str, Any]:
     for _, key, text in responses:
         texts.setdefault(key, []).append(text)
     rest = {"source": "benchmark", "reference": None, "language": "en", "meta": "{}"}
-    store.write_parquet(records.table([row | rest for row in prompts.values()], "prompts"), folder / "prompts.parquet")
+    atomic.write_parquet(schemas.table([row | rest for row in prompts.values()], "prompts"), folder / "prompts.parquet")
     made = [records.make_pair(key, *both, source="benchmark") for key, both in texts.items()]
-    store.write_parquet(records.table(made, "pairs"), folder / "pairs.parquet")
+    atomic.write_parquet(schemas.table(made, "pairs"), folder / "pairs.parquet")
     rows = [
         {
             "conversations": [
@@ -117,7 +119,7 @@ def make_model(source: Path, folder: Path) -> None:
 def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cached: bool) -> dict[str, Any]:
     """Job of this project's trainer."""
     from benchmarks.scoring import SYSTEM
-    from dt2it_pipeline.recipe import TrainingSettings
+    from dt2it_pipeline.config.training import TrainingSettings
 
     settings = TrainingSettings(
         base_model=str(folder / "model"),
@@ -242,7 +244,7 @@ def running(commands: dict[str, list[str]], environment: dict[str, str], folder:
 def measure(given: argparse.Namespace, folder: Path) -> None:
     """Run all trainers and print the table."""
     from benchmarks.environment import WORKER_ENVIRONMENT, spread
-    from dt2it_pipeline.recipe import model_path
+    from dt2it_pipeline.config.paths import model_path
 
     make_model(Path(model_path(given.model)), folder / "model")
     data = make_data(folder, given.pairs)
@@ -252,7 +254,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     for name, cached in jobs.items():
         job = folder / f"{'cached' if cached else 'uncached'}.json"
         job.write_text(json.dumps(our_job(folder, data, given.batch, steps, cached=cached)), encoding="utf-8")
-        commands[name] = [sys.executable, "-m", "dt2it_pipeline.reward.train", str(job)]
+        commands[name] = [sys.executable, "-m", "dt2it_pipeline.reward.training.train", str(job)]
     theirs = folder / "theirs.json"
     theirs.write_text(json.dumps(their_arguments(folder, given.batch, steps)), encoding="utf-8")
     commands[THEIRS] = [given.python, "-m", "benchmarks.llamafactory", "--arguments", str(theirs)]

@@ -25,6 +25,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dt2it_pipeline.storage import content_ids, records
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "dt2it_pipeline/demo/base_model"
 _PAD = "<|image_pad|>"
@@ -37,8 +39,8 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
 
     from PIL import Image
 
-    from dt2it_pipeline import records
     from dt2it_pipeline.export import export_pairs
+    from dt2it_pipeline.storage import schemas
 
     def prompt(turns: list[tuple[str, str]], colors: tuple[str, ...] = (), system: str = "") -> dict[str, Any]:
         said = [{"role": role, "text": text} for role, text in turns]
@@ -48,7 +50,7 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
             file.parent.mkdir(exist_ok=True)
             Image.new("RGB", (64, 32), color).save(file)
             media.append({"kind": "image", "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "path": file.name})
-        key = records.prompt_id(system, said, [medium["sha256"] for medium in media])
+        key = content_ids.prompt_id(system, said, [medium["sha256"] for medium in media])
         rest = {"source": "s", "reference": None, "language": "en", "meta": "{}"}
         return {"prompt_id": key, "system": system, "turns": said, "media": media} | rest
 
@@ -66,7 +68,7 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
     ]
     for name in ("trl", "llamafactory"):
         export_pairs(
-            records.table(pairs, "pairs"), records.table(prompts, "prompts"), folder / "media", folder / name, name
+            schemas.table(pairs, "pairs"), schemas.table(prompts, "prompts"), folder / "media", folder / name, name
         )
     return [
         {"pictures": len(p["media"]), "chosen": pair["chosen"], "rejected": pair["rejected"]}

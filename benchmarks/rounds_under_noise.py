@@ -108,10 +108,11 @@ class Bench:
     """Trains and measures the models of cells, once each."""
 
     def __init__(self, home: Path, output: Path) -> None:
+        from dt2it_pipeline.config.recipe import load_recipe
         from dt2it_pipeline.curate.policies import make_policy
         from dt2it_pipeline.curate.tables import to_frame, to_table
-        from dt2it_pipeline.recipe import load_recipe
-        from dt2it_pipeline.store import Store, read_parquet, write_parquet
+        from dt2it_pipeline.storage.artifacts import Store
+        from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
         self.store, self.recipe, self.output = Store(home), load_recipe(), output
         self.policy = make_policy(self.recipe.curation)
@@ -134,7 +135,7 @@ class Bench:
         )
         if round(100 * wrong.mean()) != cell.percent:
             raise SystemExit(f"{cell}: {wrong.mean():.0%} of the labels are wrong in such pairs, not {cell.percent}%")
-        from dt2it_pipeline.curate.frames import swap_sides
+        from dt2it_pipeline.curate.pair_frames import swap_sides
 
         seeds = self._voters(cell)
         for seed in seeds:
@@ -168,9 +169,9 @@ class Bench:
 
         Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
         """
-        from dt2it_pipeline.curate.out_of_fold import judged_by, learned_by, voter_name
         from dt2it_pipeline.curate.tables import to_table
-        from dt2it_pipeline.orchestrate.heavy import responses_of
+        from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
+        from dt2it_pipeline.orchestrate.model_jobs import responses_of
 
         name, files = _name(cell.key(model)), []
         joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
@@ -190,9 +191,9 @@ class Bench:
 
     def print_ensembles(self, percent: int = 30, draws: int = 3) -> None:
         """What one, two, ... of round 0's models find together: a table over kinds of noise and numbers of voters."""
-        from dt2it_pipeline.curate.frames import swap_sides
+        from dt2it_pipeline.curate.pair_frames import swap_sides
         from dt2it_pipeline.curate.tables import to_frame
-        from dt2it_pipeline.store import read_parquet
+        from dt2it_pipeline.storage.atomic import read_parquet
 
         seeds = sorted(row["seed"] for row in read_results(self.output) if row["model"] == ROUND_0)
         scores = [to_frame(read_parquet(self._scores(seed), "scores")) for seed in seeds]
@@ -219,10 +220,10 @@ class Bench:
 
         Returns the curated pairs, the judges' votes, and figures.
         """
-        from dt2it_pipeline.curate.decide import decide_pairs
-        from dt2it_pipeline.curate.steps import merge
+        from dt2it_pipeline.curate.annotation.resolution import decide_pairs
+        from dt2it_pipeline.curate.published_algorithm import merge
         from dt2it_pipeline.curate.tables import to_frame
-        from dt2it_pipeline.store import read_parquet
+        from dt2it_pipeline.storage.atomic import read_parquet
 
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
         scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in voters], ignore_index=True)
@@ -254,9 +255,9 @@ class Bench:
     ) -> None:
         """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
         from dt2it_pipeline.curate.tables import to_frame
-        from dt2it_pipeline.evaluate.benchmarks import ALL, OVERALL, score_items
-        from dt2it_pipeline.orchestrate.heavy import responses_of
-        from dt2it_pipeline.store import read_parquet
+        from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, score_items
+        from dt2it_pipeline.orchestrate.model_jobs import responses_of
+        from dt2it_pipeline.storage.atomic import read_parquet
 
         key = cell.key(model)
         if key in self.done:
@@ -286,7 +287,7 @@ class Bench:
         """D0 and the given pairs as a training set of the pipeline; D0 alone without any."""
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
-        from dt2it_pipeline.store import Bundle
+        from dt2it_pipeline.storage.artifacts import Bundle
 
         parts = {name: self.store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
         if preferences is not None:
@@ -301,9 +302,9 @@ class Bench:
         self.done.add(key)
 
     def _train(self, joined: Any, seed: int, work: Path) -> dict[str, Any]:
-        """The training of the pipeline, as its assets start it (orchestrate/heavy.py); it resumes in `work`."""
+        """The training of the pipeline, as its assets start it (orchestrate/model_jobs.py); it resumes in `work`."""
+        from dt2it_pipeline.config.paths import model_path
         from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
-        from dt2it_pipeline.recipe import model_path
 
         settings = self.recipe.training
         work.mkdir(parents=True, exist_ok=True)
@@ -321,12 +322,12 @@ class Bench:
         }
         path = work / "train.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        command = deepspeed_command(["dt2it_pipeline.reward.train", str(path)], settings.processes)
+        command = deepspeed_command(["dt2it_pipeline.reward.training.train", str(path)], settings.processes)
         return _run(command, rank_environment(settings.processes))
 
     def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str) -> None:
         """Scores of the model in `work`, as the pipeline computes them."""
-        from dt2it_pipeline.store import write_parquet
+        from dt2it_pipeline.storage.atomic import write_parquet
 
         shards = work / f"{output.stem}-shards"
         shards.mkdir(exist_ok=True)
@@ -344,7 +345,7 @@ class Bench:
         }
         path = work / "score.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        _run([sys.executable, "-m", "dt2it_pipeline.reward.score", str(path)], {})
+        _run([sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(path)], {})
 
     def _scores(self, seed: int) -> Path:
         return self.output / f"scores-{seed}.parquet"
@@ -356,7 +357,7 @@ def _surest(voted: pd.DataFrame, pairs: int) -> pd.DataFrame:
 
 
 def _write(joined: Any, work: Path) -> None:
-    from dt2it_pipeline.store import write_parquet
+    from dt2it_pipeline.storage.atomic import write_parquet
 
     for name in ("pairs", "prompts"):
         write_parquet(joined[name], work / f"{name}.parquet")

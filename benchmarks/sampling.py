@@ -19,8 +19,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from benchmarks.environment import run_as_worker
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.engines.chat import ChatPrompt
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
 
 LENGTHS = (16, 128, 512)
 _COLOURS = ("red", "blue", "green", "teal", "brown", "black")

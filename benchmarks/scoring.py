@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import run_as_worker, spread
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, ScoringSettings, model_path
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.storage import content_ids
 
 WAYS = ("one at a time", "plain batches", "ours")
 SYSTEM = "You are an impartial evaluator. Judge how well the assistant answers the question about the picture."
@@ -51,7 +53,7 @@ def make_rows(folder: Path, prompts: int, responses: int) -> Rows:
         path = f"{number}.png"
         Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / path)
         turns = [{"role": "user", "text": f"<image>\nwhat shape is in picture {number}?"}]
-        key = records.prompt_id("", turns, [path])
+        key = content_ids.prompt_id("", turns, [path])
         media = [{"kind": "image", "sha256": path, "path": path}]
         rows[key] = {"prompt_id": key, "system": "", "turns": turns, "media": media}
         for _ in range(responses):
@@ -66,8 +68,8 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
     from PIL import Image
     from transformers import AutoModelForImageTextToText
 
-    from dt2it_pipeline.reward.model import RewardModel
-    from dt2it_pipeline.reward.prompting import load_processor
+    from dt2it_pipeline.reward.data.encoding import load_processor
+    from dt2it_pipeline.reward.modeling.model import RewardModel
 
     processor = load_processor(base)
     head = RewardModel.from_pretrained(checkpoint).head
@@ -99,11 +101,11 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
     """Batches of 16 whole conversations, sorted by length, without LM head."""
     import torch
 
-    from dt2it_pipeline.reward.batch import Row, collate, with_pixels
-    from dt2it_pipeline.reward.data import encode_prompts
-    from dt2it_pipeline.reward.model import RewardModel
-    from dt2it_pipeline.reward.pictures import PictureShelf
-    from dt2it_pipeline.reward.prompting import EncodedPrompt, Prompter, load_processor
+    from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+    from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
+    from dt2it_pipeline.reward.data.images import PictureShelf
+    from dt2it_pipeline.reward.data.preparation import encode_prompts
+    from dt2it_pipeline.reward.modeling.model import RewardModel
 
     processor = load_processor(checkpoint)
     model = RewardModel.from_pretrained(checkpoint).eval()
@@ -133,7 +135,7 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
 
 def ours(checkpoint: Path, media: Path, tokens_per_batch: int) -> Way:
     """The scorer of the pipeline."""
-    from dt2it_pipeline.reward.scorer import Scorer
+    from dt2it_pipeline.reward.scoring.scorer import Scorer
 
     scorer = Scorer(
         checkpoint, media, max_tokens=ScoringSettings().max_tokens, max_pixels=10**9, tokens_per_batch=tokens_per_batch
@@ -164,7 +166,7 @@ def prepare(threads: int) -> None:
     ensure_torchvision()
     import torch
 
-    from dt2it_pipeline.reward.distributed import flush_denormals
+    from dt2it_pipeline.reward.training.distributed import flush_denormals
 
     torch.set_num_threads(threads)
     flush_denormals()
@@ -210,7 +212,7 @@ def main() -> None:
         peak_memory(given)
         return
     prepare(given.threads)
-    from dt2it_pipeline.reward.model import RewardModel
+    from dt2it_pipeline.reward.modeling.model import RewardModel
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

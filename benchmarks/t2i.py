@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import T2ISettings
+from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import reformulate, verdict_pair
+from dt2it_pipeline.storage import schemas
 
 _WORDS = np.array([f"word{number}" for number in range(500)])
 
@@ -48,7 +48,7 @@ def preferences(rows: int) -> pa.Table:
         "language": pa.array(np.where(rng.random(rows) < 0.2, "zh", "en").tolist()),
         "source": pa.array(np.where(rng.random(rows) < 0.5, "one", "two").tolist()),
     }
-    return records.validate(pa.table(made), "t2i_preferences")
+    return schemas.validate(pa.table(made), "t2i_preferences")
 
 
 def by_rows(table: pa.Table) -> dict[str, pa.Table]:
@@ -61,7 +61,7 @@ def by_rows(table: pa.Table) -> dict[str, pa.Table]:
         prompt, pair = verdict_pair(row, row["preferred"]["sha256"] == shown, phrasings)
         prompts.append(prompt)
         pairs.append(pair)
-    made = {"prompts": records.table(prompts, "prompts"), "pairs": records.table(pairs, "pairs")}
+    made = {"prompts": schemas.table(prompts, "prompts"), "pairs": schemas.table(pairs, "pairs")}
     print(f"row by row       {len(pairs):>9,} rows {time.process_time() - started:8.1f} s of CPU", flush=True)
     return made
 

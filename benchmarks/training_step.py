@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import run_as_worker, spread
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 
 SHARES = (0.5, 0.8, 0.95)
 SIDE = 128  # pixels; every prompt shows one square picture
@@ -27,8 +28,8 @@ SIDE = 128  # pixels; every prompt shows one square picture
 
 def make_rows(shelf: Any, image_token: int, pictures: list[int], length: int, share: float, seed: int) -> list[Any]:
     """Pairs whose prompt has `share` of the `length` tokens of prompt and response, a picture among them."""
-    from dt2it_pipeline.reward.batch import Row
-    from dt2it_pipeline.reward.prompting import EncodedPrompt, mrope_positions
+    from dt2it_pipeline.reward.data.collation import Row
+    from dt2it_pipeline.reward.data.encoding import EncodedPrompt, mrope_positions
 
     generator = np.random.default_rng(seed)
     prompt_tokens = round(length * share)
@@ -65,12 +66,12 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     import torch
     from PIL import Image
 
-    from dt2it_pipeline.reward.batch import Row, collate, with_pixels
-    from dt2it_pipeline.reward.distributed import flush_denormals
-    from dt2it_pipeline.reward.loss import bradley_terry
-    from dt2it_pipeline.reward.model import RewardModel
-    from dt2it_pipeline.reward.pictures import FeatureTable, PictureShelf, encode_chunk
-    from dt2it_pipeline.reward.prompting import load_processor
+    from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+    from dt2it_pipeline.reward.data.encoding import load_processor
+    from dt2it_pipeline.reward.data.images import FeatureTable, PictureShelf, encode_chunk
+    from dt2it_pipeline.reward.modeling.loss import bradley_terry
+    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.training.distributed import flush_denormals
 
     torch.set_num_threads(given.threads)
     flush_denormals()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
+from dt2it_pipeline.config.paths import artifact_home
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
+from dt2it_pipeline.config.recipe_files import require_files
 from dt2it_pipeline.orchestrate.assets.construction import build_construction_assets
 from dt2it_pipeline.orchestrate.assets.curation import build_curation_assets
 from dt2it_pipeline.orchestrate.assets.evaluation import build_evaluation_assets
@@ -21,8 +24,6 @@ from dt2it_pipeline.orchestrate.jobs import build_jobs
 from dt2it_pipeline.orchestrate.partitions import rounds_partitions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sensors import build_schedules, build_sensors
-from dt2it_pipeline.recipe import Recipe, artifact_home, load_recipe
-from dt2it_pipeline.recipe_files import require_files
 
 
 def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:

@@ -17,9 +17,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.orchestrate.sensors import LANDED
-from dt2it_pipeline.recipe import project_root
-from dt2it_pipeline.store import Store
+from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline_tests.ingest.test_landing import drop
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(2400)]

@@ -17,10 +17,10 @@ import dagster as dg
 import pytest
 from dagster_graphql import DagsterGraphQLClient
 
-from dt2it_pipeline.curate.out_of_fold import fold_of
-from dt2it_pipeline.recipe import project_root
-from dt2it_pipeline.store import Store
-from dt2it_pipeline_tests.processes import wait_until
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.curate.voters.out_of_fold import fold_of
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline_tests.support.processes import wait_until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
 
@@ -261,7 +261,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     for entry in entries:
         entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (tmp_path / "answers.json").write_text(json.dumps(entries))
-    told = run_module(copy, "dt2it_pipeline.curate.people", str(tmp_path / "answers.json"))
+    told = run_module(copy, "dt2it_pipeline.human_review.answers", str(tmp_path / "answers.json"))
     assert f"{len(entries)} votes of 1 people" in told
     log = run(copy, *ROUND_1, recipe=recipe)
     after = Store(copy).read("annotated_pairs", "1")

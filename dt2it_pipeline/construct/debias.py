@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.construct.writers import Models, with_models
-from dt2it_pipeline.evaluate.style import (
+from dt2it_pipeline.construct.generators import Models, with_models
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.style.probe import (
     UNKNOWN,
     StyleProbe,
     leak_scores,
@@ -173,7 +173,7 @@ def _balanced(pairs: pa.Table, seed: int, models: Models) -> np.ndarray:
     for sides in strata.values():
         count = min(len(members) for members in sides.values())
         for members in sides.values():
-            kept[sorted(members, key=lambda i: records.content_hash(seed, ids[i]))[:count]] = True
+            kept[sorted(members, key=lambda i: content_ids.content_hash(seed, ids[i]))[:count]] = True
     return kept
 
 
@@ -194,7 +194,7 @@ def _swaps(
     spare_ids, spare_prompts = spares.column("pair_id").to_pylist(), spares.column("prompt_id").to_pylist()
     swapped: list[int] = []
     rescued: list[int] = []
-    for index in sorted(range(spares.num_rows), key=lambda i: records.content_hash(seed, "spare", spare_ids[i])):
+    for index in sorted(range(spares.num_rows), key=lambda i: content_ids.content_hash(seed, "spare", spare_ids[i])):
         prompt = spare_prompts[index]
         if room[prompt] < 1:
             continue
@@ -224,7 +224,7 @@ def _with(kept: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def _left_out(pairs: pa.Table, kept: np.ndarray) -> pa.Table:
     some = pairs.filter(pa.array(~kept)).select(["pair_id", "prompt_id", "source", "row_id"]).to_pylist()
-    return records.table(
+    return schemas.table(
         (records.set_aside_pair(r, STAGE, SURPLUS, f"prompt {r['prompt_id']}") for r in some),
         "set_aside",
     )

@@ -17,16 +17,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records, store
-from dt2it_pipeline.construct.draw import CORRUPTED
-from dt2it_pipeline.construct.judges.ask import Tally, ask
-from dt2it_pipeline.construct.judges.cache import ReplyCache
-from dt2it_pipeline.construct.judges.make import MakeEngine, make_judge
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
-from dt2it_pipeline.construct.judges.quality import AGAINST, OVERALL, judge_quality
-from dt2it_pipeline.construct.judges.rubric import OK, Verdict
-from dt2it_pipeline.construct.settings import EndpointSettings, JudgingSettings
+from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.models import EndpointSettings
+from dt2it_pipeline.construct.sampling_plan import CORRUPTED
 from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.judges.ask import Tally, ask
+from dt2it_pipeline.judges.factory import MakeEngine, make_judge
+from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
+from dt2it_pipeline.judges.quality import AGAINST, OVERALL, judge_quality
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.judges.rubric import OK, Verdict
+from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "judge"
 REFERENCE = "reference"  # generator of a reference answer that was added as a response
@@ -87,8 +88,8 @@ def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = No
         JudgeStopped: a judge cannot answer any more; run again when it can.
     """
     settings = JudgingSettings.model_validate(job["settings"])
-    prompts = store.read_parquet(job["prompts"], "prompts")
-    responses = store.read_parquet(job["responses"], "responses")
+    prompts = atomic.read_parquet(job["prompts"], "prompts")
+    responses = atomic.read_parquet(job["responses"], "responses")
     rows = prompts.to_pylist()
     judges = [make_judge(chosen, rows, Path(job["media_root"]), make_engine) for chosen in settings.judges]
     cache = ReplyCache(Path(job["cache"]))
@@ -98,7 +99,7 @@ def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = No
         cache.close()
     output = Path(job["output"])
     for name in ("judgements", "responses", "set_aside"):
-        store.write_parquet(getattr(judged, name), output / f"{name}.parquet")
+        atomic.write_parquet(getattr(judged, name), output / f"{name}.parquet")
     quality = judge_quality(judged.judgements)
     facts: dict[str, Any] = {}
     for chosen, judge in zip(settings.judges, judges, strict=True):
@@ -165,9 +166,9 @@ def judge_responses(
         aside.setdefault(response_id, fault)
     used = [row for group in grouped.values() for row in group]
     return Judged(
-        records.table(judgements, "judgements"),
-        records.table(used, "responses"),
-        records.table(aside.values(), "set_aside"),
+        schemas.table(judgements, "judgements"),
+        schemas.table(used, "responses"),
+        schemas.table(aside.values(), "set_aside"),
         bench.tallies,
         enhanced,
     )
@@ -251,7 +252,7 @@ class _Bench:
         text = (self.prompts[key]["reference"] or "").strip()
         if not text or any(row["text"].strip() == text for row in group):
             return []
-        response_id = records.response_id(key, text)
+        response_id = content_ids.response_id(key, text)
         return [{"response_id": response_id, "prompt_id": key, "text": text, "generator": REFERENCE}]
 
     def _calls(self, judge: Judge, key: str, group: Sequence[Row]) -> Iterable[_Call]:

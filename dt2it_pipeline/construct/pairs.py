@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
-from dt2it_pipeline.construct.judges.quality import AGAINST
-from dt2it_pipeline.construct.judges.rubric import OK
-from dt2it_pipeline.construct.settings import PairingSettings
+from dt2it_pipeline.config.pairing import PairingSettings
+from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
+from dt2it_pipeline.judges.quality import AGAINST
+from dt2it_pipeline.judges.rubric import OK
+from dt2it_pipeline.storage import content_ids, records, schemas
 
 STAGE = "pairs"
 TIED, DISAGREE, WEAK = "tied", "judgements disagree on the order", "weaker than min_strength"
@@ -105,7 +105,7 @@ def form_pairs_with_spares(
         raise PairingError(_nothing_formed(len(usable), responses.num_rows, aside, settings))
     kept_pairs, cut = bins.cut(pairs, seed)
     aside += [_aside(pair, FULL) for pair in cut]
-    return records.table(kept_pairs, "pairs"), records.table(spares, "pairs"), records.table(aside, "set_aside")
+    return schemas.table(kept_pairs, "pairs"), schemas.table(spares, "pairs"), schemas.table(aside, "set_aside")
 
 
 class _Bins:
@@ -140,7 +140,7 @@ class _Bins:
         if not self._edges:
             return list(pairs), []
         members: dict[int, list[Row]] = {}
-        for pair in sorted(pairs, key=lambda pair: records.content_hash(seed, "bin", pair["pair_id"])):
+        for pair in sorted(pairs, key=lambda pair: content_ids.content_hash(seed, "bin", pair["pair_id"])):
             members.setdefault(self.of(pair["strength"]), []).append(pair)
         present = {number: share for number, share in enumerate(self._shares) if members.get(number)}
         size = min((len(members[number]) / share for number, share in present.items()), default=0.0)
@@ -232,7 +232,7 @@ def near_identical(first: str, second: str, bound: float) -> bool:
 
 def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> list[Row]:
     """Take up to `count` pairs, each from the bin that is shortest so far; among equals, by a seeded hash."""
-    left = sorted(candidates, key=lambda pair: records.content_hash(seed, pair["pair_id"]))
+    left = sorted(candidates, key=lambda pair: content_ids.content_hash(seed, pair["pair_id"]))
     taken: list[Row] = []
     used: Counter[str] = Counter()  # a response in many pairs teaches little each time
     while left and len(taken) < count:

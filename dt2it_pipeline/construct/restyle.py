@@ -19,26 +19,25 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records, store
-from dt2it_pipeline.construct.judges import answers
-from dt2it_pipeline.construct.judges.ask import Tally, replies
-from dt2it_pipeline.construct.judges.cache import ReplyCache
-from dt2it_pipeline.construct.judges.make import MakeEngine, engine_of, likelihood_judge, model_key
-from dt2it_pipeline.construct.judges.model import ModelJudge
-from dt2it_pipeline.construct.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
-from dt2it_pipeline.construct.judges.rubric import only_object
-from dt2it_pipeline.construct.pairs import bare_words, near_identical
-from dt2it_pipeline.construct.settings import (
+from dt2it_pipeline.config.judging import (
     EndpointJudgeSettings,
-    EndpointSettings,
     LikelihoodCheckSettings,
-    RestyleSettings,
     VllmJudgeSettings,
-    VllmSettings,
     WordsCheckSettings,
 )
+from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
+from dt2it_pipeline.config.pairing import RestyleSettings
+from dt2it_pipeline.construct.pairs import bare_words, near_identical
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
+from dt2it_pipeline.judges import answers
+from dt2it_pipeline.judges.ask import Tally, replies
+from dt2it_pipeline.judges.factory import MakeEngine, engine_of, likelihood_judge, model_key
+from dt2it_pipeline.judges.llm import ModelJudge
+from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.judges.rubric import only_object
+from dt2it_pipeline.storage import atomic, records, schemas
 
 STAGE = "restyle"
 RESTYLE, SAME = "restyle", "same_content"  # modes, and names of the templates
@@ -97,9 +96,9 @@ def run(
         CacheError: replies cannot be kept.
     """
     settings = RestyleSettings.model_validate(job["settings"])
-    pairs = store.read_parquet(job["pairs"], "pairs")
-    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
-    written = store.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
+    pairs = atomic.read_parquet(job["pairs"], "pairs")
+    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
+    written = atomic.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
     rewriter = _asked_in_words(settings.rewriter, settings.style, make_engine)
     check: Judge | None = rewriter
     if isinstance(settings.check, WordsCheckSettings):
@@ -116,7 +115,7 @@ def run(
     finally:
         cache.close()
     for name in ("pairs", "responses", "set_aside"):
-        store.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
+        atomic.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
     asked = {RESTYLE: settings.rewriter, SAME: settings.check or settings.rewriter}
     return {
         "rows_in": pairs.num_rows,
@@ -236,9 +235,9 @@ def restyle(
                 continue
         aside.append(records.set_aside_pair(pair, STAGE, reason, detail))
     return Restyled(
-        records.table(kept, "pairs"),
-        records.table(responses.values(), "responses"),
-        records.table(aside, "set_aside"),
+        schemas.table(kept, "pairs"),
+        schemas.table(responses.values(), "responses"),
+        schemas.table(aside, "set_aside"),
         tallies,
     )
 

@@ -24,14 +24,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records, store
-from dt2it_pipeline.construct.draw import Drawer, Drawn, donors_of
-from dt2it_pipeline.construct.settings import SamplingSettings
+from dt2it_pipeline.config.ray import RaySettings
+from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.ray_shards import run_shards
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
-from dt2it_pipeline.settings import RaySettings
+from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "sample"
 _COUNTS = ("rows_in", "rows_out", "rows_set_aside", "sampled", "kept", "duplicates", "answers_set_aside", "tokens")
@@ -76,7 +76,7 @@ def run(
         RayShardsError: Ray, where it is asked for, is missing or out of reach, or a shard failed there.
     """
     settings = SamplingSettings.model_validate(job["settings"])
-    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
     work, output = Path(job["work"]), Path(job["output"])
     shards = list(_shards(prompts, settings.shard_prompts))
     todo = [number for number in range(len(shards)) if not _folder(work, number).is_dir()]
@@ -127,7 +127,7 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
     totals["rows_set_aside"] = totals["rows_in"] - totals["rows_out"]
     for unit, count in (("samples", "sampled"), ("tokens", "tokens")):
         totals[f"{unit}_per_second"] = round(totals[count] / totals["seconds"], 2) if totals["seconds"] else 0.0
-    return records.table(responses, "responses"), records.table(aside.values(), "set_aside"), totals
+    return schemas.table(responses, "responses"), schemas.table(aside.values(), "set_aside"), totals
 
 
 class _Sampler:
@@ -149,10 +149,10 @@ class _Sampler:
         started = time.monotonic()
         shard = _sample_shard(self.shards[number], self.drawer, self.engine)
         seconds = time.monotonic() - started
-        with store.atomic_directory(_folder(self.work, number)) as folder:
-            store.write_parquet(records.table(shard.responses, "responses"), folder / "responses.parquet")
-            store.write_parquet(records.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
-            store.write_json_atomic(shard.counts, folder / "counts.json")
+        with atomic.atomic_directory(_folder(self.work, number)) as folder:
+            atomic.write_parquet(schemas.table(shard.responses, "responses"), folder / "responses.parquet")
+            atomic.write_parquet(schemas.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
+            atomic.write_json_atomic(shard.counts, folder / "counts.json")
         return {"seconds": seconds, "sampled": shard.counts["sampled"], "tokens": shard.counts["tokens"]}
 
 
@@ -185,7 +185,7 @@ def _work(
 
 def ray_worker(job: Mapping[str, Any], shared: None) -> Callable[[int], dict[str, float]]:
     """What a Ray worker does with the number of a shard: it samples it and returns what that took."""
-    sampler = _Sampler(job, store.read_parquet(job["prompts"], "prompts").to_pylist(), None)
+    sampler = _Sampler(job, atomic.read_parquet(job["prompts"], "prompts").to_pylist(), None)
     return lambda number: sampler.do(number) | {"startup_seconds": sampler.startup_seconds}
 
 
@@ -225,7 +225,7 @@ def _in_copies(job: Mapping[str, Any], copies: int, report: Callable[[Mapping[st
     processes = []
     for copy in range(copies):
         path = work / f"copy-{copy}.json"
-        store.write_json_atomic({**job, "copy": copy, "copies": copies}, path)
+        atomic.write_json_atomic({**job, "copy": copy, "copies": copies}, path)
         environment = dict(os.environ)
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[copy * width : (copy + 1) * width])
@@ -258,12 +258,12 @@ def run_copy() -> None:
     path = Path(sys.argv[1])
     job = jobs.read_job(path)
     settings = SamplingSettings.model_validate(job["settings"])
-    prompts = store.read_parquet(job["prompts"], "prompts").to_pylist()
+    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
     shards = list(_shards(prompts, settings.shard_prompts))
     work = Path(job["work"])
     mine = [number for number in range(job["copy"], len(shards), job["copies"]) if not _folder(work, number).is_dir()]
     timing = _work(job, prompts, mine, jobs.print_progress, None)
-    store.write_json_atomic(timing, path.with_suffix(".timing.json"))
+    atomic.write_json_atomic(timing, path.with_suffix(".timing.json"))
 
 
 def _gpus() -> int:
@@ -298,10 +298,10 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
             shard.counts["tokens"] += sample.tokens
             text = sample.text.strip()
             fault = _fault(sample, text, settings)
-            response_id = records.response_id(prompt_id, text)
+            response_id = content_ids.response_id(prompt_id, text)
             if fault:
                 shard.counts["answers_set_aside"] += 1
-                row_id = records.content_hash(prompt_id, item.generator, item.request.seed, index)
+                row_id = content_ids.content_hash(prompt_id, item.generator, item.request.seed, index)
                 shard.set_aside.append(_aside(row_id, fault, f"prompt {prompt_id}: {text[:200]}", item.row))
             elif response_id in seen:
                 shard.counts["duplicates"] += 1
@@ -332,13 +332,13 @@ def _fault(sample: Sample, text: str, settings: SamplingSettings) -> str:
 def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
     """Join the shards in order into the two output tables; returns the summed counts."""
     folders = [_folder(work, number) for number in range(count)]
-    responses = [store.read_parquet(folder / "responses.parquet", "responses") for folder in folders]
-    set_aside = [store.read_parquet(folder / "set_aside.parquet", "set_aside") for folder in folders]
+    responses = [atomic.read_parquet(folder / "responses.parquet", "responses") for folder in folders]
+    set_aside = [atomic.read_parquet(folder / "set_aside.parquet", "set_aside") for folder in folders]
     counts = [json.loads((folder / "counts.json").read_text(encoding="utf-8")) for folder in folders]
-    joined = pa.concat_tables([records.table([], "responses"), *responses]).combine_chunks()
-    aside = pa.concat_tables([records.table([], "set_aside"), *set_aside]).combine_chunks()
-    store.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
-    store.write_parquet(joined, output)
+    joined = pa.concat_tables([schemas.table([], "responses"), *responses]).combine_chunks()
+    aside = pa.concat_tables([schemas.table([], "set_aside"), *set_aside]).combine_chunks()
+    atomic.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
+    atomic.write_parquet(joined, output)
     return {key: sum(count[key] for count in counts) for key in _COUNTS}
 
 

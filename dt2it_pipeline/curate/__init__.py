@@ -5,11 +5,11 @@ The published steps are pure functions on pandas frames (`steps`), with the same
 `verdicts`). `decide` is step 3: people, judges, budget. `annotate` asks the judges, in a process of its own.
 """
 
-from dt2it_pipeline.curate.decide import Decision, decide_pairs
-from dt2it_pipeline.curate.margins import CurationError, voter_margins
+from dt2it_pipeline.curate.annotation.resolution import Decision, decide_pairs
+from dt2it_pipeline.curate.judge_calibration import Trust, weigh_judges
 from dt2it_pipeline.curate.policies import Policy, make_policy
 from dt2it_pipeline.curate.posterior import PosteriorResult, posterior_vote, split_confident
-from dt2it_pipeline.curate.steps import (
+from dt2it_pipeline.curate.published_algorithm import (
     AnnotationResult,
     VerifyResult,
     VoteResult,
@@ -18,7 +18,7 @@ from dt2it_pipeline.curate.steps import (
     verify,
     vote_and_flip,
 )
-from dt2it_pipeline.curate.verdicts import Trust, weigh_judges
+from dt2it_pipeline.curate.voters.margins import CurationError, voter_margins
 
 __all__ = [
     "AnnotationResult",

@@ -17,8 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.recipe import artifact_home
-from dt2it_pipeline.store import Store, StoreError, write_parquet
+from dt2it_pipeline.config.paths import artifact_home
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.atomic import StoreError, write_parquet
 
 KEPT, FLIPPED, SET_ASIDE = "kept", "flipped", "set aside"
 _CURATED = "curated_pairs"

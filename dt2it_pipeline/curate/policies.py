@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
+from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.curate.judge_calibration import doubtful, weigh_judges
 from dt2it_pipeline.curate.posterior import posterior_vote, split_confident
-from dt2it_pipeline.curate.settings import CurationSettings
-from dt2it_pipeline.curate.steps import (
+from dt2it_pipeline.curate.published_algorithm import (
     AnnotationResult,
     VerifyResult,
     VoteResult,
@@ -32,7 +33,6 @@ from dt2it_pipeline.curate.steps import (
     verify,
     vote_and_flip,
 )
-from dt2it_pipeline.curate.verdicts import doubtful, weigh_judges
 
 PERSON_RIGHT = 0.98  # share of right votes that people are taken to cast; a majority decides whatever it is
 

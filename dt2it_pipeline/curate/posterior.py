@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from dt2it_pipeline.curate import votes as vote_column
-from dt2it_pipeline.curate.frames import length_difference, select_rows, swap_sides, with_strength
 from dt2it_pipeline.curate.label_model import LabelModel, fit_labels
-from dt2it_pipeline.curate.margins import voter_margins
-from dt2it_pipeline.curate.steps import VerifyResult, VoteResult
+from dt2it_pipeline.curate.pair_frames import length_difference, select_rows, swap_sides, with_strength
+from dt2it_pipeline.curate.published_algorithm import VerifyResult, VoteResult
+from dt2it_pipeline.curate.voters import votes as vote_column
+from dt2it_pipeline.curate.voters.margins import voter_margins
 
 NO_VOTER = "no voter may judge it"
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.records import SCHEMAS, validate
+from dt2it_pipeline.storage.schemas import SCHEMAS, validate
 
 CARRIED = ("prompt_id", "chosen", "rejected")  # columns of pairs that a lean frame is without
 _ROW = "row of the table"

@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.construct.judges.protocol import JudgeRequest
-from dt2it_pipeline.construct.judges.templates import load_template
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
+from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.construct.restyle import RESTYLE
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
+from dt2it_pipeline.judges.protocol import JudgeRequest
+from dt2it_pipeline.judges.templates import load_template
 
 STYLE = "one plain sentence"  # what `pairing.restyle.style` has to say for this rewriter
 _PLAIN = 0.3  # share of answers that are plain already

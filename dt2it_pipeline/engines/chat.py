@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.errors import UnusableError
-from dt2it_pipeline.ingest.media import PICTURE_FORMATS
-from dt2it_pipeline.ingest.pixels import to_rgb
+from dt2it_pipeline.media.pixels import to_rgb
+from dt2it_pipeline.media.store import PICTURE_FORMATS
 
 MAX_FILE_PIXELS = 100_000_000  # a picture beyond this is refused before it is decoded
 _MARKER = re.compile(r"(<image>|<video>)")

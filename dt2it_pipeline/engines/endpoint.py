@@ -25,8 +25,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from dt2it_pipeline.construct.settings import EndpointSettings
-from dt2it_pipeline.engines.api_key import Redactor
+from dt2it_pipeline.config.credentials import Redactor
+from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.engines import jobs
-from dt2it_pipeline.settings import RaySettings
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
 _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")

@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline.engines.api_key import Redactor, check_url, checked_key
+from dt2it_pipeline.config.credentials import Redactor, check_url, checked_key
 from dt2it_pipeline.engines.chat import ChatError, open_picture
 from dt2it_pipeline.engines.vllm_engine import EngineError
 

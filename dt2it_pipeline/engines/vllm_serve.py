@@ -23,10 +23,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
-from dt2it_pipeline.recipe import model_path
 
 
 def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks import EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.metrics import EvaluationError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 `--asset` names another table of pairs, such as training_pairs or, without a round, debiased_pairs. `--undecided` takes
 the contested pairs of a round that are left out, because judges did not decide them or the budget did not reach them;
-with the formats label_studio and argilla people can decide them (see dt2it_pipeline.curate.people).
+with the formats label_studio and argilla people can decide them (see dt2it_pipeline.human_review.answers).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.config.paths import artifact_home
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.export.write import DATASETS, FORMATS, TITLE, ExportError, export_pairs
-from dt2it_pipeline.recipe import artifact_home
-from dt2it_pipeline.store import Store, StoreError
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.atomic import StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

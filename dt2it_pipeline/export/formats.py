@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.export.rows import MARKER, ROW_ID, Row, RowFault
+from dt2it_pipeline.media.pair_rows import MARKER, ROW_ID, Row, RowFault
 
 _GROUP_BYTES = 64 * 2**20  # of one row group: what is in memory
 _FILE_BYTES = 512 * 2**20  # of one Parquet file, roughly

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.export.card import Source
-from dt2it_pipeline.export.people import PERSON
+from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.recipe import project_root
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage.artifacts import Bundle
 
 
 def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:

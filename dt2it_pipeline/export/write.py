@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline import records
 from dt2it_pipeline.export.card import Source, dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
-from dt2it_pipeline.export.people import Argilla, LabelStudio
-from dt2it_pipeline.export.rows import Row, RowFault, rows_of
-from dt2it_pipeline.output_folder import OutputFolderError, mark, replaceable
-from dt2it_pipeline.store import atomic_directory
+from dt2it_pipeline.human_review.tasks import Argilla, LabelStudio
+from dt2it_pipeline.media.pair_rows import Row, RowFault, rows_of
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.atomic import atomic_directory
+from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 
 MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
 TITLE = "Curated multimodal preference pairs"
@@ -89,4 +89,4 @@ def export_pairs(
         card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
         (made / "README.md").write_text(card, encoding="utf-8")
         mark(made, MARKER, format=format_name)
-    return Exported(folder, len(written), records.table(aside, "set_aside"))
+    return Exported(folder, len(written), schemas.table(aside, "set_aside"))

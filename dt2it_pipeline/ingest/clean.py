@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from dt2it_pipeline import records
+from dt2it_pipeline.storage import records, schemas
 
 CONTRADICTORY = "contradictory pair"
 REPEATED = "duplicate pair"
@@ -104,7 +104,7 @@ def clean_pairs(
         aside.append(
             records.set_aside_pair(row, stage, found[place].reason, found[place].detail) | {"pair_id": pair_id}
         )
-    return pairs.filter(keep).combine_chunks(), records.table(aside, "set_aside")
+    return pairs.filter(keep).combine_chunks(), schemas.table(aside, "set_aside")
 
 
 def _names(pairs: pa.Table) -> Sequence[str]:

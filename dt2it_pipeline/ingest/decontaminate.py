@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import DecontaminationSettings
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.storage import records, schemas
 
 SAME_PICTURE = "picture is in a benchmark"
 ALIKE_PICTURE = "picture looks like one of a benchmark"
@@ -126,7 +126,7 @@ def decontaminate(
         {"reason": reason, "benchmark": benchmark, "source": source, "pairs": count}
         for (reason, benchmark, source), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     ]
-    return pairs.filter(clean).combine_chunks(), records.table(removed, "set_aside"), report
+    return pairs.filter(clean).combine_chunks(), schemas.table(removed, "set_aside"), report
 
 
 def plain_words(text: str) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import yaml
 
+from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.strict_yaml import load_yaml
 
 FOLDER = "landing"
 _SETTLE_SECONDS = 1.0

@@ -10,10 +10,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from dt2it_pipeline.config.base import guessed_key
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.recipe import Settings
+from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
-from dt2it_pipeline.recipe import Settings, project_root
-from dt2it_pipeline.settings import guessed_key
-from dt2it_pipeline.strict_yaml import load_yaml
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
 FORMATS = ("jsonl", "json", "csv", "parquet", "parts", "dataset")

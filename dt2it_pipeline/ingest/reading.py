@@ -24,8 +24,8 @@ from typing import IO, Any, TypeVar
 from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
-from dt2it_pipeline.ingest.media import MediaError, confined
 from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
+from dt2it_pipeline.media.store import MediaError, confined
 
 __all__ = ["SourceError", "data_files", "read_rows"]
 

@@ -22,19 +22,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline import records
 from dt2it_pipeline.ingest.adapters import adapter
 from dt2it_pipeline.ingest.clean import clean_pairs, language_of
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
-from dt2it_pipeline.ingest.media import MediaError
-from dt2it_pipeline.ingest.media_import import Imported, MediaImporter
-from dt2it_pipeline.ingest.media_root import MediaRoot
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside, require_unicode
-from dt2it_pipeline.ingest.video import VideoDecoderError
+from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
+from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.media.store import MediaError
+from dt2it_pipeline.media.video import VideoDecoderError
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle
 
 __all__ = ["SourceError", "concatenate", "fingerprint", "items_of", "read_source", "unique_prompts"]
 
@@ -65,7 +65,7 @@ class _Rows:
 
     def _flush(self) -> None:
         if self.recent or not self.parts:
-            self.parts.append(records.table(self.recent, self.kind))
+            self.parts.append(schemas.table(self.recent, self.kind))
             self.recent = []
 
 
@@ -250,7 +250,7 @@ def concatenate(bundles: list[Bundle], kinds: tuple[str, ...], near_duplicate: f
     tables: dict[str, pa.Table] = {}
     for kind in kinds:
         parts = [bundle[kind] for bundle in bundles]
-        tables[kind] = pa.concat_tables(parts) if parts else records.table([], kind)
+        tables[kind] = pa.concat_tables(parts) if parts else schemas.table([], kind)
     if "prompts" in tables:
         tables["prompts"] = unique_prompts([tables["prompts"]])
     totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in _COUNTS}
@@ -305,7 +305,7 @@ def _preference(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if preferred["sha256"] == other["sha256"]:
         raise RowError("identical images")
-    content = records.content_hash("t2i", item.caption, preferred["sha256"], other["sha256"])
+    content = content_ids.content_hash("t2i", item.caption, preferred["sha256"], other["sha256"])
     preference = {
         "preference_id": content,
         "caption": item.caption,
@@ -337,7 +337,7 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
     if not markers:
         turns[0]["text"] = "".join(f"<{kind}>\n" for kind in kinds) + turns[0]["text"]
     return {
-        "prompt_id": records.prompt_id(item.system, turns, [medium["sha256"] for medium in media]),
+        "prompt_id": content_ids.prompt_id(item.system, turns, [medium["sha256"] for medium in media]),
         "source": manifest.name,
         "system": item.system,
         "turns": turns,

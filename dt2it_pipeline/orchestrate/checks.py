@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from dt2it_pipeline.evaluate.style import StyleProbe
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.style.probe import StyleProbe
 
 
 def reconcile(bundle: Bundle, name: str | None = None) -> dg.AssetCheckResult:

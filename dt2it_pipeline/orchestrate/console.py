@@ -13,9 +13,9 @@ from typing import Any
 
 import dagster as dg
 
+from dt2it_pipeline.config.recipe import RecipeError
 from dt2it_pipeline.ingest.manifest import ManifestError
-from dt2it_pipeline.orchestrate.child import PROGRESS
-from dt2it_pipeline.recipe import RecipeError
+from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 
 _MISTAKES = (RecipeError, ManifestError, dg.DagsterInvalidConfigError)  # of whoever wrote the recipe, not of the code
 _NOISE = ("[pipes] external process", "Dependencies for step")

@@ -24,8 +24,8 @@ from dagster._core.execution.context_creation_job import PlanExecutionContextMan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor, inprocess_execution_iterator
 
-from dt2it_pipeline.locks import hold_until_exit, is_free
 from dt2it_pipeline.orchestrate.console import console_logger, print_lines
+from dt2it_pipeline.storage.locks import hold_until_exit, is_free
 
 HOST_TAG = "dt2it/host"
 BOOT_TAG = "dt2it/boot"  # of the kernel, the same in all containers of a machine

@@ -9,7 +9,8 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.store import Bundle, Store, StoreError
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.atomic import StoreError
 
 _COMPANIONS = {"prompts", "set_aside"}  # tables that go with a main table
 

@@ -16,10 +16,10 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.evaluate.formatting import excerpt, strength_unit
-from dt2it_pipeline.ingest.media import PICTURE_FORMATS
-from dt2it_pipeline.ingest.pixels import to_rgb
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.evaluate.report.formatting import excerpt, strength_unit
+from dt2it_pipeline.media.pixels import to_rgb
+from dt2it_pipeline.media.store import PICTURE_FORMATS
+from dt2it_pipeline.storage.artifacts import Bundle
 
 _EXAMPLES = 3  # of every label
 _LABEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # as many as there are labels

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 
 GROUP = "rounds"
 ROUND_JOB = "round"

@@ -15,17 +15,17 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.curate.budget import within_budget
-from dt2it_pipeline.curate.decide import Decision, decide_pairs
-from dt2it_pipeline.curate.frames import stack
+from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.curate.annotation.budget import within_budget
+from dt2it_pipeline.curate.annotation.resolution import Decision, decide_pairs
+from dt2it_pipeline.curate.pair_frames import stack
 from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.steps import merge, resolve_annotations
+from dt2it_pipeline.curate.published_algorithm import merge, resolve_annotations
 from dt2it_pipeline.curate.tables import to_frame
-from dt2it_pipeline.evaluate.call_curve import call_curve
-from dt2it_pipeline.evaluate.comparison import Comparison, compare
-from dt2it_pipeline.evaluate.formatting import strength_unit
+from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison, compare
 from dt2it_pipeline.evaluate.grading import Grade, grade_labels
-from dt2it_pipeline.evaluate.report_data import (
+from dt2it_pipeline.evaluate.report.call_curve import call_curve
+from dt2it_pipeline.evaluate.report.data import (
     Arm,
     CallCurve,
     Curve,
@@ -36,13 +36,13 @@ from dt2it_pipeline.evaluate.report_data import (
     Round,
     StageCounts,
 )
-from dt2it_pipeline.evaluate.report_words import curation_note
-from dt2it_pipeline.evaluate.style import style_probe
-from dt2it_pipeline.export.people import PERSON
+from dt2it_pipeline.evaluate.report.formatting import strength_unit
+from dt2it_pipeline.evaluate.report.text import curation_note
+from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, arms
-from dt2it_pipeline.orchestrate.heavy import training_log
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.orchestrate.model_jobs import training_log
+from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.style.probe import style_probe
 
 BEFORE = ("raw_preferences", "raw_benchmarks", "debiased_pairs", "t2i_pairs")
 UNTABLED = ("raw_prompts", "raw_t2i_preferences", "candidate_responses", "judged_responses")

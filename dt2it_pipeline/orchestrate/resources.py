@@ -15,14 +15,15 @@ from typing import Any
 import dagster as dg
 from dagster._utils.warnings import PreviewWarning
 
-from dt2it_pipeline import locks
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
-from dt2it_pipeline.orchestrate.child import PARENT_PID, error_file
-from dt2it_pipeline.store import Store, write_json_atomic
+from dt2it_pipeline.orchestrate.pipes_worker import PARENT_PID, error_file
+from dt2it_pipeline.storage import locks
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.atomic import write_json_atomic
 
 _GRACE_SECONDS = 10.0
-_CHILD = "dt2it_pipeline.orchestrate.child"
+_CHILD = "dt2it_pipeline.orchestrate.pipes_worker"
 
 
 class StoreResource(dg.ConfigurableResource):

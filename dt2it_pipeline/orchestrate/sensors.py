@@ -14,13 +14,14 @@ from typing import Any
 
 import dagster as dg
 
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.curate.tables import to_frame
-from dt2it_pipeline.evaluate.gains import Gain, gain, stalled
+from dt2it_pipeline.evaluate.benchmarks.gains import Gain, gain, stalled
 from dt2it_pipeline.ingest.landing import Landed, look
 from dt2it_pipeline.orchestrate.jobs import Jobs
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.records import content_hash
-from dt2it_pipeline.store import Store, StoreError
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.atomic import StoreError
+from dt2it_pipeline.storage.content_ids import content_hash
 
 LANDED = "dt2it/landed"  # tag of runs: number of the request, and hash of what lay in the landing folder then
 _ASKED = "asked"  # in the landing sensor's cursor, beside the files' names: number of the last request

@@ -1,7 +1,7 @@
 """Whole columns of prompts and pairs at once: the same texts and ids as `records` makes row by row.
 
-An id is a hash of a small JSON text (`records.content_hash`). Here that text is put together for all rows by Arrow, and
-only the hashing itself goes row by row; the tests compare both ways.
+An id is a hash of a small JSON text (`content_ids.content_hash`). Here that text is put together for all rows by Arrow,
+and only the hashing itself goes row by row; the tests compare both ways.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline import records
+from dt2it_pipeline.storage import schemas
 
 
 def draw(preference_id: str) -> int:
@@ -45,13 +45,13 @@ def fill(templates: Sequence[str], which: np.ndarray, mark: str, values: pa.Arra
 
 def user_turns(texts: pa.Array) -> pa.Array:
     """Conversations of one user turn each."""
-    turn = records.SCHEMAS["prompts"].field("turns").type.value_type
+    turn = schemas.SCHEMAS["prompts"].field("turns").type.value_type
     values = pa.StructArray.from_arrays([constant("user", len(texts)), texts], fields=list(turn))
     return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), values)
 
 
 def prompt_ids(texts: pa.Array, media: Sequence[pa.Array]) -> pa.Array:
-    """`records.prompt_id("", [one user turn], media hashes)` of every row; `media` holds one column per picture."""
+    """`content_ids.prompt_id("", [one user turn], media hashes)` of every row; `media` holds one column per picture."""
     parts: list[pa.Array | str] = ['["prompt","",[["user",', _quoted(texts), "]],["]
     for place, column in enumerate(media):
         parts += [',"' if place else '"', column, '"']
@@ -59,12 +59,12 @@ def prompt_ids(texts: pa.Array, media: Sequence[pa.Array]) -> pa.Array:
 
 
 def response_ids(prompts: pa.Array, texts: pa.Array) -> pa.Array:
-    """`records.response_id` of every row."""
+    """`content_ids.response_id` of every row."""
     return _hashed(['["response","', prompts, '",', _quoted_once(texts), "]"])
 
 
 def pair_ids(prompts: pa.Array, first: pa.Array, second: pa.Array) -> pa.Array:
-    """`records.pair_id` of every row."""
+    """`content_ids.pair_id` of every row."""
     swap = pc.greater(first, second)
     low, high = pc.if_else(swap, second, first), pc.if_else(swap, first, second)
     return _hashed(['["pair","', prompts, '",["', low, '","', high, '"]]'])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import project_root
-from dt2it_pipeline.strict_yaml import load_yaml
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.storage import content_ids
 
 CAPTION, IMAGE = "{caption}", "<image>"
 FALLBACK_LANGUAGE = "en"
@@ -33,7 +33,7 @@ class Phrasing:
     @property
     def hash(self) -> str:
         """Content hash of the words."""
-        return records.content_hash("t2i phrasing", self.question, self.first, self.second)
+        return content_ids.content_hash("t2i phrasing", self.question, self.first, self.second)
 
 
 Phrasings = Mapping[str, tuple[Phrasing, ...]]  # by language
@@ -65,7 +65,7 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...], folder: s
 
 def version(phrasings: Phrasings) -> str:
     """Hash that stands for all phrasings in the keys of stages."""
-    return records.content_hash("t2i phrasings", {name: [p.hash for p in own] for name, own in phrasings.items()})
+    return content_ids.content_hash("t2i phrasings", {name: [p.hash for p in own] for name, own in phrasings.items()})
 
 
 def language_of(code: str, phrasings: Phrasings) -> str:

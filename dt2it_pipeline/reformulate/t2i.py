@@ -16,11 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import T2ISettings
+from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.reformulate import columns
 from dt2it_pipeline.reformulate.phrasings import CAPTION, Phrasing, Phrasings, language_of, load_phrasings
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle
 
 TIE, IDENTICAL = "tie", "identical images"
 CONTRADICTORY, DUPLICATE = "contradictory preference", "duplicate preference"
@@ -45,7 +45,7 @@ def verdict_pair(
     caption = preference["caption"].replace("<image>", " ").replace("<video>", " ")
     turns = [{"role": "user", "text": phrasing.question.replace(CAPTION, caption)}]
     prompt = {
-        "prompt_id": records.prompt_id("", turns, [medium["sha256"] for medium in media]),
+        "prompt_id": content_ids.prompt_id("", turns, [medium["sha256"] for medium in media]),
         "source": preference["source"],
         "system": "",
         "turns": turns,
@@ -158,7 +158,7 @@ def _tables(
 ) -> tuple[pa.Table, pa.Table]:
     """Prompts and pairs of the used rows, in their order."""
     if not len(first):
-        return records.table([], "prompts"), records.table([], "pairs")
+        return schemas.table([], "prompts"), schemas.table([], "pairs")
     texts = columns.fill([p.question for p in flat], phrasing, CAPTION, pa.array(captions, pa.string()))
     preferred, other = (table[side].combine_chunks() for side in ("preferred", "other"))
     both = pa.concat_arrays([preferred, other])
@@ -197,10 +197,10 @@ def _tables(
         "label": columns.constant("reformulated", count),
         "round": pa.array(np.full(count, -1, dtype=np.int32)),
         "source": table["source"],
-        "votes": columns.empty_lists(count, records.SCHEMAS["pairs"].field("votes").type),
+        "votes": columns.empty_lists(count, schemas.SCHEMAS["pairs"].field("votes").type),
         "row_id": table["row_id"],
     }
-    return records.validate(pa.table(prompts), "prompts"), records.validate(pa.table(pairs), "pairs")
+    return schemas.validate(pa.table(prompts), "prompts"), schemas.validate(pa.table(pairs), "pairs")
 
 
 def _set_aside(rows: pd.DataFrame) -> pa.Table:
@@ -211,7 +211,7 @@ def _set_aside(rows: pd.DataFrame) -> pa.Table:
         "detail": pa.array(rows["caption"].str.slice(0, 80), pa.string()),
         "source": pa.array(rows["source"], pa.string()),
     }
-    return records.validate(pa.table(made), "set_aside")
+    return schemas.validate(pa.table(made), "set_aside")
 
 
 def _meta(phrasing: Phrasing) -> str:

@@ -7,10 +7,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dt2it_pipeline import records
 from dt2it_pipeline.construct.debias import balance_style, debias
-from dt2it_pipeline.construct.writers import models_of, with_models
-from dt2it_pipeline.evaluate.style import style_probe
+from dt2it_pipeline.construct.generators import models_of, with_models
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.style.probe import style_probe
 
 PLAIN = ("It is {}.", "The shape is {}.", "This is {}.")
 VERBOSE = ("## Answer\n\nThank you for asking! The color is **{}**.", "- **Color:** {}\n- **Confidence:** high")
@@ -25,7 +25,7 @@ def _pairs(count: int, bias: float, seed: int = 0):
             styles.reverse()
         good, bad = rng.sample(["red", "blue", "teal", "green"], 2)
         rows.append(records.make_pair(f"p{number}", styles[0].format(good), styles[1].format(bad), source="s"))
-    return records.table(rows, "pairs")
+    return schemas.table(rows, "pairs")
 
 
 def test_a_biased_set_becomes_one_in_which_the_probe_finds_nothing():
@@ -44,7 +44,7 @@ def test_pairs_of_one_style_are_all_kept():
         records.make_pair("p1", "It is red.", "It is tan.", source="s"),
         records.make_pair("p2", "A ball.", "A cube.", source="s"),
     ]
-    kept, aside = balance_style(records.table(rows, "pairs"), seed=0)
+    kept, aside = balance_style(schemas.table(rows, "pairs"), seed=0)
     assert (kept.num_rows, aside.num_rows) == (2, 0)
 
 
@@ -66,13 +66,13 @@ def test_every_pair_is_kept_or_set_aside_and_a_mirrored_set_is_kept_whole(texts)
     distinct = [(a, b) for a, b in dict.fromkeys(texts) if a != b]
     rows = [records.make_pair(f"p{i}", a, b, source="s") for i, (a, b) in enumerate(distinct)]
     mirrored = [records.make_pair(f"q{i}", b, a, source="s") for i, (a, b) in enumerate(distinct)]
-    kept, aside = balance_style(records.table(rows + mirrored, "pairs"), seed=0)
+    kept, aside = balance_style(schemas.table(rows + mirrored, "pairs"), seed=0)
     assert (kept.num_rows, aside.num_rows) == (2 * len(distinct), 0)
-    some, rest = balance_style(records.table(rows, "pairs"), seed=0)
+    some, rest = balance_style(schemas.table(rows, "pairs"), seed=0)
     assert some.num_rows + rest.num_rows == len(distinct)
 
 
-NONE = records.table([], "pairs")
+NONE = schemas.table([], "pairs")
 
 
 def test_debiasing_keeps_as_many_pairs_as_the_bound_allows():
@@ -104,7 +104,7 @@ def test_other_pairs_of_the_same_prompts_are_swapped_in_with_the_pairs_that_they
         verbose, plain = VERBOSE[0], PLAIN[0]
         rows.append(records.make_pair(f"p{number}", verbose.format(good), plain.format(bad), source="s"))
         others.append(records.make_pair(f"p{number}", plain.format(good), verbose.format(bad), source="s"))
-    pairs, spares = records.table(rows, "pairs"), records.table(others, "pairs")
+    pairs, spares = schemas.table(rows, "pairs"), schemas.table(others, "pairs")
     assert debias(pairs, NONE, 0.55, 2).pairs.num_rows == 0
     chosen = debias(pairs, spares, 0.55, 2)
     assert chosen.pairs.num_rows == 800 and len(chosen.swapped_in) == 400
@@ -120,10 +120,10 @@ def test_pairs_say_which_model_wrote_their_sides():
     pair = records.make_pair("p", "good", "bad", source="s")
     other = records.make_pair("p", "good", "rewritten", source="s")
     made = [
-        {"response_id": records.response_id("p", text), "prompt_id": "p", "text": text, "generator": generator}
+        {"response_id": content_ids.response_id("p", text), "prompt_id": "p", "text": text, "generator": generator}
         for text, generator in (("good", "first|t=1"), ("bad", "second|t=1|mismatched_image"))
     ]
-    frame = with_models(records.table([pair, other], "pairs"), models_of(records.table(made, "responses")))
+    frame = with_models(schemas.table([pair, other], "pairs"), models_of(schemas.table(made, "responses")))
     assert frame["chosen_model"].tolist() == ["first", "first"]
     assert frame["rejected_model"].isna().tolist() == [False, True]
     assert frame["rejected_model"][0] == "second"
@@ -139,7 +139,7 @@ def _of_two_models(count: int, better: float = 0.9, seed: int = 0):
         pairs.append(records.make_pair(f"p{number}", *texts, source="s"))
         writers = ["strong", "weak"] if rng.random() < better else ["weak", "strong"]
         models |= {pairs[-1]["chosen_id"]: writers[0], pairs[-1]["rejected_id"]: writers[1]}
-    return records.table(pairs, "pairs"), models
+    return schemas.table(pairs, "pairs"), models
 
 
 def test_a_model_that_wins_nearly_always_is_found_and_balanced():

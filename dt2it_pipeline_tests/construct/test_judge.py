@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.recipe import JudgingSettings
 from dt2it_pipeline.construct.judge import judge_responses, presentation_orders
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, POINTWISE, JudgeError, Reply
-from dt2it_pipeline.construct.judges.reference import ReferenceJudge
-from dt2it_pipeline.recipe import JudgingSettings
-from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
+from dt2it_pipeline.judges.protocol import LISTWISE, POINTWISE, JudgeError, Reply
+from dt2it_pipeline.judges.reference import ReferenceJudge
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row, response_rows
 
 TEXTS = ("It is red.", "It is blue.", "The shape is red.")
 
@@ -32,7 +32,7 @@ class FaultyJudge(ReferenceJudge):
 def world(tmp_path):
     prompts = [prompt_row(tmp_path, color) for color in COLORS[:3]]
     responses = [row for prompt in prompts for row in response_rows(prompt, *TEXTS)]
-    return records.table(prompts, "prompts"), records.table(responses, "responses")
+    return schemas.table(prompts, "prompts"), schemas.table(responses, "responses")
 
 
 def _judge(world, spoil=None, orders=1, seed=0):
@@ -123,8 +123,8 @@ def _with_reserve(tmp_path, own, corrupted):
     rows = response_rows(prompt, *own)
     rows += [row | {"generator": "m|mismatched_image"} for row in response_rows(prompt, *corrupted)]
     judged = judge_responses(
-        records.table([prompt, *others], "prompts"),
-        records.table(rows, "responses"),
+        schemas.table([prompt, *others], "prompts"),
+        schemas.table(rows, "responses"),
         [ReferenceJudge([prompt, *others])],
         JudgingSettings(diversity="uniform"),
         0,

@@ -8,10 +8,10 @@ from collections import Counter
 
 import pytest
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.recipe import PairingSettings
 from dt2it_pipeline.construct.pairs import PairingError, form_pairs
-from dt2it_pipeline.recipe import PairingSettings
-from dt2it_pipeline_tests.construct.world import COLORS, prompt_row, response_rows
+from dt2it_pipeline.storage import content_ids, schemas
+from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row, response_rows
 
 
 def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: int = 0, prompts: int = 1, **settings):
@@ -37,7 +37,7 @@ def _form(tmp_path, scored: dict[str, tuple[list[float], float | None]], seed: i
                         "template_hash": "",
                     }
                 )
-    tables = (records.table(r, k) for r, k in ((rows, "prompts"), (responses, "responses"), (judgements, "judgements")))
+    tables = (schemas.table(r, k) for r, k in ((rows, "prompts"), (responses, "responses"), (judgements, "judgements")))
     pairs, aside = form_pairs(*tables, PairingSettings(**settings), seed)
     return pairs.to_pylist(), aside.to_pylist()
 
@@ -47,7 +47,7 @@ def test_strength_is_the_mean_of_the_listwise_and_pointwise_differences(tmp_path
     ((pair,), aside) = _form(tmp_path, {"worse": ([5.0, 5.0], 7.0), "better": ([9.0, 7.0], 8.0)})
     assert (pair["chosen"], pair["rejected"], pair["strength"]) == ("better", "worse", pytest.approx(2.0))
     assert (pair["label"], pair["source"], aside) == ("constructed", "test", [])
-    assert pair["pair_id"] == records.pair_id(pair["prompt_id"], pair["rejected_id"], pair["chosen_id"])
+    assert pair["pair_id"] == content_ids.pair_id(pair["prompt_id"], pair["rejected_id"], pair["chosen_id"])
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_a_pairwise_verdict_must_agree(tmp_path, verdict, kept):
             }
         )
     tables = (
-        records.table([row], "prompts"),
-        records.table([good, bad, spare, other], "responses"),
-        records.table(judgements, "judgements"),
+        schemas.table([row], "prompts"),
+        schemas.table([good, bad, spare, other], "responses"),
+        schemas.table(judgements, "judgements"),
     )
     pairs, aside = form_pairs(*tables, PairingSettings(max_pairs_per_prompt=6), seed=0)
     assert sum((pair["chosen"], pair["rejected"]) == ("good", "bad") for pair in pairs.to_pylist()) == kept
@@ -175,6 +175,6 @@ def test_a_pairwise_verdict_must_agree(tmp_path, verdict, kept):
 
 
 def test_without_prompts_there_are_no_pairs_and_no_error():
-    empty = [records.table([], kind) for kind in ("prompts", "responses", "judgements")]
+    empty = [schemas.table([], kind) for kind in ("prompts", "responses", "judgements")]
     pairs, aside = form_pairs(*empty, PairingSettings(), seed=0)
     assert pairs.num_rows == aside.num_rows == 0

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from dt2it_pipeline import records, store
+from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.construct import restyle
-from dt2it_pipeline.construct.settings import RestyleSettings
 from dt2it_pipeline.engines.vllm_engine import Sample
-from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, prompt_row, response_rows
+from dt2it_pipeline.storage import atomic, content_ids, records, schemas
+from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, prompt_row, response_rows
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 
 REWRITTEN = {
     "## Answer\n**red**": "It is red.",
@@ -53,10 +53,10 @@ def job(tmp_path):
         ("hopeless red", "BLUE"),
     ]
     pairs = [records.make_pair(prompt, *both, source="s", strength=2.5, label="constructed") for both in sides]
-    store.write_parquet(records.table(pairs, "pairs"), tmp_path / "pairs.parquet")
-    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
+    atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
     responses = response_rows(rows[0], *dict.fromkeys(text for both in sides for text in both))
-    store.write_parquet(records.table(responses, "responses"), tmp_path / "responses.parquet")
+    atomic.write_parquet(schemas.table(responses, "responses"), tmp_path / "responses.parquet")
 
     def made(url: str) -> dict:
         rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": url, "model": "m", "attempts": 2}
@@ -82,20 +82,20 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
         asked = len(server.bodies)
         again = restyle.run(job(server.url), lambda progress: None)
         assert len(server.bodies) == asked  # a second run is answered from disk
-    kept = store.read_parquet(tmp_path / "restyled" / "pairs.parquet", "pairs").to_pylist()
+    kept = atomic.read_parquet(tmp_path / "restyled" / "pairs.parquet", "pairs").to_pylist()
     assert [(row["chosen"], row["rejected"]) for row in kept] == [
         ("It is red.", "It is blue, I think."),
         ("There are three red shapes.", "It is blue, I think."),
     ]
     for row in kept:
         assert (row["strength"], row["label"]) == (2.5, "constructed")
-        assert row["chosen_id"] == records.response_id(row["prompt_id"], row["chosen"])
-    written = store.read_parquet(tmp_path / "restyled" / "responses.parquet", "responses").to_pylist()
+        assert row["chosen_id"] == content_ids.response_id(row["prompt_id"], row["chosen"])
+    written = atomic.read_parquet(tmp_path / "restyled" / "responses.parquet", "responses").to_pylist()
     assert {row["response_id"] for row in written} == {
         row[side] for row in kept for side in ("chosen_id", "rejected_id")
     }
     assert {row["generator"] for row in written} == {"test|restyled"}
-    aside = store.read_parquet(tmp_path / "restyled" / "set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled" / "set_aside.parquet", "set_aside").to_pylist()
     assert [row["reason"] for row in aside] == [
         "rewriting changed a number",
         "rewriting changed the answer",
@@ -117,13 +117,13 @@ def test_words_alone_check_what_has_a_short_reference_and_nothing_else(tmp_path,
         asked = job(server.url)
         asked["settings"] |= {"check": {"kind": "words"}}
         facts = restyle.run(asked, lambda progress: None)
-        prompts = store.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
+        prompts = atomic.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
         rows = [row | {"reference": "a long and winding story about " * 9} for row in prompts]
-        store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+        atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
         unchecked = restyle.run(asked, lambda progress: None)
     assert facts["same_content"]["calls"] == 0
     assert (facts["rows_out"], unchecked["rows_out"]) == (3, 0)  # a missing word goes unseen
-    aside = store.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
     assert restyle.UNCHECKED in {row["reason"] for row in aside}
 
 
@@ -148,7 +148,7 @@ def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
 
 
 def test_templates_exist_in_both_languages():
-    from dt2it_pipeline.construct.judges.templates import load_template
+    from dt2it_pipeline.judges.templates import load_template
 
     hashes = {load_template(mode, language).hash for mode in ("restyle", "same_content") for language in ("en", "zh")}
     assert len(hashes) == 4

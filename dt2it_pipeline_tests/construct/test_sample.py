@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline import records, store
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, model_path
-from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, color_of, prompt_row
+from dt2it_pipeline.storage import atomic, content_ids, schemas
+from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, color_of, prompt_row
 
 
 def _job(tmp_path: Path, rows: list[dict], **settings: object) -> dict:
-    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
     return {
         "model": "somewhere/base_model",
         "prompts": str(tmp_path / "prompts.parquet"),
@@ -37,8 +38,8 @@ def _run(job: dict, engine: ScriptedEngine) -> dict:
 
 def _tables(job: dict) -> tuple[list[dict], list[dict]]:
     output = Path(job["output"])
-    aside = store.read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
-    return store.read_parquet(output, "responses").to_pylist(), aside.to_pylist()
+    aside = atomic.read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+    return atomic.read_parquet(output, "responses").to_pylist(), aside.to_pylist()
 
 
 def test_answers_are_stripped_found_by_content_and_say_how_they_came_about(tmp_path):
@@ -48,7 +49,7 @@ def test_answers_are_stripped_found_by_content_and_say_how_they_came_about(tmp_p
     own = [row for row in responses if row["generator"] == "base_model|t=1"]
     other = [row for row in responses if row["generator"] == "base_model|t=1|mismatched_image"]
     assert (len(own), len(other), aside) == (12, 6, [])
-    assert all(row["response_id"] == records.response_id(row["prompt_id"], row["text"]) for row in responses)
+    assert all(row["response_id"] == content_ids.response_id(row["prompt_id"], row["text"]) for row in responses)
     assert all(row["text"] == row["text"].strip() for row in responses)
     assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"]) == (6, 6, 0)
     assert summary["sampled"] == summary["kept"] == 18
@@ -179,7 +180,7 @@ def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path)
         engines.append(ScriptedEngine(_named(model)))
         summary = _run(mine, engines[-1])
         parts.append(
-            (store.read_parquet(output), store.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+            (atomic.read_parquet(output), atomic.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
         )
     responses, aside, summary = sample.join(parts)
     ways = {row["generator"] for row in responses.to_pylist()}
@@ -212,7 +213,7 @@ def test_an_answer_that_two_models_give_is_kept_once_and_a_prompt_that_one_canno
         mine = job | {"place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
         summary = _run(mine, ScriptedEngine(answer))
         parts.append(
-            (store.read_parquet(output), store.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+            (atomic.read_parquet(output), atomic.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
         )
     responses, aside, summary = sample.join(parts)
     assert [row["text"] for row in responses.to_pylist()] == ["Red.", "Red."]

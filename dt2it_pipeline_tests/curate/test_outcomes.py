@@ -10,17 +10,18 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline import records
 from dt2it_pipeline.curate import merge, resolve_annotations, verify, vote_and_flip
-from dt2it_pipeline.curate.files import curate_files
+from dt2it_pipeline.curate.out_of_core.published_steps import curate_files
 from dt2it_pipeline.curate.outcomes import OutcomesError, main, row_outcomes
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.sources import concatenate, read_source
-from dt2it_pipeline.store import Bundle, Store, write_parquet
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline_tests.ingest.test_clean import LONG
-from dt2it_pipeline_tests.ingest.world import picture
+from dt2it_pipeline_tests.support.ingest_world import picture
 
 
 def users_rows() -> list[dict[str, object]]:
@@ -52,7 +53,7 @@ def ingested(folder: Path, rows: list[dict[str, object]]) -> Bundle:
 def scores(pairs: pa.Table, voter: str) -> pa.Table:
     """Who likes what begins with `good` or is long; of question 6 nobody scored the answers."""
     sides = [(row[f"{side}_id"], row[side]) for row in pairs.to_pylist() for side in ("chosen", "rejected")]
-    return records.table(
+    return schemas.table(
         [
             {"response_id": key, "voter": voter, "score": float(text.startswith(("good", "The"))) + len(text) / 1e3}
             for key, text in sides
@@ -72,7 +73,7 @@ def round_of(folder: Path, raw: Bundle) -> None:
         for key in checked.contested["pair_id"]
         for judge, order in (("a", "forward"), ("b", "reversed"))
     ]
-    resolved = resolve_annotations(checked.contested, to_frame(records.table(votes, "votes")))
+    resolved = resolve_annotations(checked.contested, to_frame(schemas.table(votes, "votes")))
     contested = set_aside_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs")
     curated = merge(checked.verified, resolved.annotated, 0)
     aside = {
@@ -143,7 +144,7 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
         ("pairs", raw["pairs"]),
         ("scores", scores(raw["pairs"], "a")),
         ("verifier", scores(raw["pairs"], "v")),
-        ("votes", records.table([], "votes")),
+        ("votes", schemas.table([], "votes")),
     ):
         write_parquet(table, tmp_path / f"{name}.parquet")
     files = [tmp_path / f"{name}.parquet" for name in ("pairs", "scores", "verifier", "votes")]
@@ -155,8 +156,8 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
 
 
 def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
-    pairs = records.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
-    none = records.table([], "set_aside")
+    pairs = schemas.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
+    none = schemas.table([], "set_aside")
     assert row_outcomes(pairs, pairs, none, [none])["row_id"].to_pylist() == ["0", "1", "2"]
     with pytest.raises(OutcomesError, match=r"ended with 2 pairs, .* has 3, of which 1 are not .*; run it again"):
         row_outcomes(pairs, pairs.slice(1), none, [none])

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
+from dt2it_pipeline.config.recipe import CurationSettings, RecipeError, parse_recipe
 from dt2it_pipeline.curate import make_policy, posterior_vote, verify, vote_and_flip
-from dt2it_pipeline.recipe import CurationSettings, RecipeError, parse_recipe
 from dt2it_pipeline_tests.curate.test_posterior import World
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 from dt2it_pipeline.construct import restyle
-from dt2it_pipeline.construct.judges.model import ModelJudge
-from dt2it_pipeline.construct.judges.protocol import JudgeRequest
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.build_rewriter import STYLE, Pupil, draw, prompt_text
 from dt2it_pipeline.engines.vllm_engine import Sample
-from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row
+from dt2it_pipeline.judges.llm import ModelJudge
+from dt2it_pipeline.judges.protocol import JudgeRequest
+from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
 
 
 def test_what_it_is_taught_says_what_the_answer_says() -> None:

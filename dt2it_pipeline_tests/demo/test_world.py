@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from dt2it_pipeline.config.demo import DemoSettings
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.easyvqa import EasyVQAMissingError
 from dt2it_pipeline.demo.world import GROUPS, write_world
-from dt2it_pipeline.recipe import DemoSettings
 
 SETTINGS = DemoSettings(prompts=120, preferences=400, t2i=90, benchmark_per_group=60)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dt2it_pipeline.engines import chat
 from dt2it_pipeline.engines.chat import ChatError, chat_prompt, open_picture
-from dt2it_pipeline_tests.construct.world import prompt_row
+from dt2it_pipeline_tests.support.construct_world import prompt_row
 
 
 def test_markers_become_parts_and_words_stay_as_they_are(tmp_path):

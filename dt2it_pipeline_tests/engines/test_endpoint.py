@@ -1,6 +1,6 @@
 """The line to a chat endpoint: what is sent, when it is held back, and what its errors say.
 
-How a whole job fares on a line that misbehaves is in construct/test_faults.py.
+How a whole job fares on a line that misbehaves is in judges/test_faults.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.construct.settings import EndpointSettings
+from dt2it_pipeline.config.models import EndpointSettings
+from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
 from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, _retry_after, data_url
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, StreamingEngine, stream
-from dt2it_pipeline.recipe import RecipeError, parse_recipe
-from dt2it_pipeline_tests.construct.fault_server import KEY, FaultServer, serving
+from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving
 
 
 def _request(text: str, **options) -> SampleRequest:

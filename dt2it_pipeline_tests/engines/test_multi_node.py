@@ -1,4 +1,4 @@
-"""Training over a hostfile: what the other machines are told; reward/test_two_ranks.py trains so."""
+"""Training over a hostfile: what the other machines are told; reward/training/test_two_ranks.py trains so."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.engines.deepspeed_launcher import write_remote_environment
-from dt2it_pipeline.recipe import RecipeError, parse_recipe
 
 
 def test_the_environment_of_other_machines(tmp_path: Path) -> None:

@@ -15,18 +15,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline import store
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.ray import RaySettings
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, RecipeError, load_recipe, parse_recipe
+from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.engines import ray_shards
 from dt2it_pipeline.engines.ray_shards import RayShardsError, run_shards
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, RecipeError, ScoringSettings, load_recipe, model_path, parse_recipe
-from dt2it_pipeline.reward import score
-from dt2it_pipeline.settings import RaySettings
-from dt2it_pipeline_tests.construct.world import COLORS, prompt_row
-from dt2it_pipeline_tests.engines import ray_jobs
-from dt2it_pipeline_tests.reward.tiny import make_tables
+from dt2it_pipeline.reward.scoring import job
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.support import ray_jobs
+from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
+from dt2it_pipeline_tests.support.tiny import make_tables
 
-JOBS = "dt2it_pipeline_tests.engines.ray_jobs"
+JOBS = "dt2it_pipeline_tests.support.ray_jobs"
 TWO = RaySettings(workers=2, retries=1, wait_seconds=60)
 
 
@@ -148,7 +150,7 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
     """A scoring job of the demo's base model with a head that spreads its scores."""
     import torch
 
-    from dt2it_pipeline.reward.model import RewardModel
+    from dt2it_pipeline.reward.modeling.model import RewardModel
 
     torch.manual_seed(0)
     model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL))
@@ -171,7 +173,7 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
 def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
     scoring: dict[str, Any], one_thread: None, tmp_path: Path
 ) -> None:
-    shards = score.run(scoring, lambda progress: None)["shards"]
+    shards = job.run(scoring, lambda progress: None)["shards"]
     there = scoring | {"work": str(tmp_path / "ray"), "output": str(tmp_path / "ray" / "scores.parquet")}
     there["ray"] = TWO.model_dump()
     (tmp_path / "ray").mkdir()
@@ -184,7 +186,7 @@ def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
             killed.append(_worker_pids()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    summary = score.run(there, kill_one)
+    summary = job.run(there, kill_one)
     assert killed
     assert summary["scored"] == summary["responses"] > 0
     assert summary["shards"] == shards > 8 and summary["shards_resumed"] == 1
@@ -195,10 +197,10 @@ def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_answers_are_those_of_one_local_copy_of_the_model(tmp_path: Path) -> None:
-    from dt2it_pipeline import records
+    from dt2it_pipeline.storage import schemas
 
     rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]
-    store.write_parquet(records.table(rows, "prompts"), tmp_path / "prompts.parquet")
+    atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
     job = {
         "model": model_path(DEMO_BASE_MODEL),
         "prompts": str(tmp_path / "prompts.parquet"),

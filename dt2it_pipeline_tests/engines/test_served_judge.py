@@ -10,14 +10,15 @@ import httpx
 import jsonschema
 import pytest
 
-from dt2it_pipeline import records, store
+from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.construct import judge, restyle
-from dt2it_pipeline.construct.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
-from dt2it_pipeline.construct.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema
-from dt2it_pipeline.construct.settings import JudgingSettings, RestyleSettings
-from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import judging_job, prompt_row, response_rows
-from dt2it_pipeline_tests.engines.served import ONE_PROCESS_LESS, patient_model, served
+from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
+from dt2it_pipeline.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema
+from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline_tests.support.construct_world import judging_job, prompt_row, response_rows
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, patient_model, served
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 MODES = [LISTWISE, POINTWISE, PAIRWISE]
@@ -50,7 +51,7 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     facts = judge.run(job, lambda progress: None)
     asked = _asked(own) - before
     names = ("judgements", "set_aside")
-    tables = {name: store.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in names}
+    tables = {name: atomic.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in names}
     judgements, aside = (tables[name].to_pylist() for name in names)
     figures = facts["judges"]["own"]
     print(Counter((row["mode"], row["status"]) for row in judgements), figures)
@@ -69,7 +70,7 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     again = judge.run(job, lambda progress: None)
     assert _asked(own) - before == asked
     assert again["judges"]["own"]["cache_hit_rate"] == 1
-    assert store.read_parquet(tmp_path / "judged/judgements.parquet", "judgements") == tables["judgements"]
+    assert atomic.read_parquet(tmp_path / "judged/judgements.parquet", "judgements") == tables["judgements"]
 
 
 def test_the_server_keeps_to_the_schema_that_is_sent(own) -> None:
@@ -99,7 +100,7 @@ def test_it_checks_that_rewriting_kept_the_content(tmp_path: Path, own) -> None:
     ]
     responses = [row for prompt in prompts for row in response_rows(prompt, *sides[prompt["reference"]])]
     for name, rows in (("pairs", pairs), ("prompts", prompts), ("responses", responses)):
-        store.write_parquet(records.table(rows, name), tmp_path / f"{name}.parquet")
+        atomic.write_parquet(schemas.table(rows, name), tmp_path / f"{name}.parquet")
     with serving(FaultServer({}, lambda words, _: _plain(words))) as rewriter:
         settings = RestyleSettings.model_validate(
             {
@@ -119,7 +120,7 @@ def test_it_checks_that_rewriting_kept_the_content(tmp_path: Path, own) -> None:
         before = _asked(own)
         again = restyle.run(job, lambda progress: None)
         assert _asked(own) == before
-    aside = store.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
     print(facts, Counter(row["reason"] for row in aside))
     checked = facts["same_content"]
     assert checked["calls"] == 4 == checked["judged"] + checked["unusable"] and checked["no_reply"] == 0

@@ -12,14 +12,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from dt2it_pipeline import store
 from dt2it_pipeline.engines.vllm_serve import main, serve_arguments
-from dt2it_pipeline.evaluate import benchmark
-from dt2it_pipeline.reward.card import write_card
-from dt2it_pipeline.reward.model import RewardModel
-from dt2it_pipeline_tests.engines.served import ONE_PROCESS_LESS, served
-from dt2it_pipeline_tests.evaluate.test_benchmark_command import arguments, make_world
-from dt2it_pipeline_tests.reward.test_card import request_of
+from dt2it_pipeline.evaluate.benchmarks import command
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.modeling.model_card import write_card
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.evaluate.benchmarks.test_command import arguments, make_world
+from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of
+from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,8 +127,8 @@ def test_a_server_answers_the_request_of_the_card_with_our_score(server: Served)
 @pytest.mark.heavy
 def test_the_benchmark_command_scores_a_served_checkpoint_as_the_checkpoint(server: Served, tmp_path: Path) -> None:
     for name, model in (("served", server.url), ("loaded", str(server.checkpoint))):
-        benchmark.main(arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
-    scored, loaded = (store.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
+        command.main(arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
+    scored, loaded = (atomic.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
     for side in ("chosen_score", "rejected_score"):
         assert scored[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)
     assert loaded["chosen_score"].nunique() > 1

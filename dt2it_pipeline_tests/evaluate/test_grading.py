@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.evaluate.benchmarks import EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.metrics import EvaluationError
 from dt2it_pipeline.evaluate.grading import grade_labels
 
 TRUTH = pd.DataFrame({"pair_id": list("abcdef"), "chosen_id": [f"{x}+" for x in "abcdef"]})

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dt2it_pipeline import records
 from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
 from dt2it_pipeline.export.__main__ import main
 from dt2it_pipeline.export.card import Source
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 
 COLORS = ("red", "green", "blue", "yellow")
 
@@ -39,7 +39,7 @@ def prompt_row(
 ) -> dict:
     said = [{"role": role, "text": text} for role, text in turns]
     return {
-        "prompt_id": records.prompt_id(system, said, [m["sha256"] for m in media]), "source": "s", "system": system,
+        "prompt_id": content_ids.prompt_id(system, said, [m["sha256"] for m in media]), "source": "s", "system": system,
         "turns": said, "media": media, "reference": None, "language": language, "meta": "{}",
     }  # fmt: skip
 
@@ -65,7 +65,7 @@ def world(media: Path) -> tuple[pa.Table, pa.Table]:
         )
         for i, p in enumerate(prompts)
     ]  # fmt: skip
-    return records.table(pairs, "pairs"), records.table(prompts, "prompts")
+    return schemas.table(pairs, "pairs"), schemas.table(prompts, "prompts")
 
 
 def loaded(folder: Path, cache: Path) -> Any:
@@ -173,8 +173,8 @@ def test_rows_are_taken_by_the_rules_of_llamafactorys_converter(media: Path, tmp
         prompt_row([("assistant", "a"), ("user", "q")], []),
     ]
     more = [records.make_pair(p["prompt_id"], "x", "y", source="a") for p in odd]
-    both = pa.concat_tables([pairs, records.table(more, "pairs")])
-    asked = pa.concat_tables([prompts, records.table(odd, "prompts")])
+    both = pa.concat_tables([pairs, schemas.table(more, "pairs")])
+    asked = pa.concat_tables([prompts, schemas.table(odd, "prompts")])
     done = export_pairs(both, asked, media, tmp_path / "out", "llamafactory")
     assert done.set_aside["reason"].to_pylist() == ["turns do not alternate"] * 3
     info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["dt2it_pairs"]
@@ -254,8 +254,8 @@ def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp
     more.append(records.make_pair("nowhere", "x", "y", source="a"))
     more.append(records.make_pair(prompts["prompt_id"][0].as_py(), "an <image>", "y", source="a"))
     done = export_pairs(
-        pa.concat_tables([pairs, records.table(more, "pairs")]),
-        pa.concat_tables([prompts, records.table(odd, "prompts")]), media, tmp_path / "out", name,
+        pa.concat_tables([pairs, schemas.table(more, "pairs")]),
+        pa.concat_tables([prompts, schemas.table(odd, "prompts")]), media, tmp_path / "out", name,
     )  # fmt: skip
     reasons = {row["row_id"]: row["reason"] for row in done.set_aside.to_pylist()}
     expected = [
@@ -403,11 +403,11 @@ def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_the
     pairs, prompts = world(store.media)
     rows = [row | {"row_id": "one row"} for row in pairs.to_pylist()]
     for name, part in (("contested_pairs", rows[:1]), ("verified_pairs", rows[1:])):  # one that verdicts shook
-        store.write(name, Bundle({"pairs": records.table(part, "pairs"), "prompts": prompts}), "k", "0")
+        store.write(name, Bundle({"pairs": schemas.table(part, "pairs"), "prompts": prompts}), "k", "0")
     given = ["--home", str(store.home), "--round", "0", "--undecided", "--format", "argilla", "--output"]
-    aside = records.table([records.set_aside_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "set_aside")
+    aside = schemas.table([records.set_aside_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "set_aside")
     old = [records.set_aside_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]
-    for name, table in (("new", aside), ("old", records.table(old, "set_aside"))):
+    for name, table in (("new", aside), ("old", schemas.table(old, "set_aside"))):
         store.write("annotated_pairs", Bundle({"set_aside": table}), name, "0")
         main([*given, str(tmp_path / name)])
         tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))

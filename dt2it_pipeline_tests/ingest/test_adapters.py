@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError
 from dt2it_pipeline.ingest.rows import Conversation, Medium, PicturePair, SetAside
 from dt2it_pipeline.ingest.sources import read_source
-from dt2it_pipeline.recipe import T2ISettings
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline_tests.ingest.world import items, picture, source
+from dt2it_pipeline_tests.support.ingest_world import items, picture, source
 
 HUMAN, GPT = "human", "gpt"
 

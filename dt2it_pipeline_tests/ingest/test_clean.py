@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline import records
 from dt2it_pipeline.ingest.clean import clean_pairs, faulty_pairs, language_of, normalised, similarity
+from dt2it_pipeline.storage import content_ids, records, schemas
 
 LONG = (
     "The picture shows a small red boat on a calm lake in front of snowy mountains, with two people in it. The sky is "
@@ -21,7 +21,7 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
     prompts, pairs = {}, []
     for number, (question, chosen, rejected) in enumerate(rows):
         turns = [{"role": "user", "text": question}]
-        key = records.prompt_id("", turns, [media])
+        key = content_ids.prompt_id("", turns, [media])
         prompts[key] = {
             "prompt_id": key,
             "source": "s",
@@ -33,7 +33,7 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
             "media": [{"kind": "image", "sha256": media, "path": media}],
         }
         pairs.append(records.make_pair(key, chosen, rejected, source=f"s{number}"))
-    return records.table(pairs, "pairs"), records.table(prompts.values(), "prompts")
+    return schemas.table(pairs, "pairs"), schemas.table(prompts.values(), "prompts")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.decontaminate import (
     benchmark_content,
     contaminated_pairs,
@@ -18,12 +18,12 @@ from dt2it_pipeline.ingest.decontaminate import (
     nearest,
     plain_words,
 )
-from dt2it_pipeline.ingest.media import store_image
-from dt2it_pipeline.ingest.media_index import MediaIndex
+from dt2it_pipeline.media.index import MediaIndex
+from dt2it_pipeline.media.store import store_image
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs, no_contamination
-from dt2it_pipeline.recipe import DecontaminationSettings
-from dt2it_pipeline.store import Bundle
-from dt2it_pipeline_tests.real_data import real_file
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline_tests.support.real_data import real_file
 
 EQUAL_ONLY = DecontaminationSettings(perceptual_distance=None, response_characters=None)
 ANSWER = "The boat in the foreground is red, and two people are standing in it, waving at the camera."
@@ -43,14 +43,14 @@ def prompt(key: str, text: str, *pictures: str) -> dict[str, Any]:
 
 
 def pairs_of(prompts: list[dict[str, Any]], chosen: str = "a") -> pa.Table:
-    return records.table([records.make_pair(p["prompt_id"], chosen, "b", source="s") for p in prompts], "pairs")
+    return schemas.table([records.make_pair(p["prompt_id"], chosen, "b", source="s") for p in prompts], "pairs")
 
 
 def items_of(prompts: list[dict[str, Any]], chosen: str = "x") -> pa.Table:
     rows = [records.make_pair(p["prompt_id"], chosen, "y") for p in prompts]
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")
     named = [{"item_id": "i", "benchmark": "bench", "group": "g"} | {k: row[k] for k in kept} for row in rows]
-    return records.table(named, "benchmark_items")
+    return schemas.table(named, "benchmark_items")
 
 
 def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted() -> None:
@@ -60,9 +60,9 @@ def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted(
         prompt("text", "What  IS it"),
     ]
     benchmark = [prompt("b1", "q2", "m9"), prompt("b2", "what is it?")]
-    content = benchmark_content(items_of(benchmark), records.table(benchmark, "prompts"))
+    content = benchmark_content(items_of(benchmark), schemas.table(benchmark, "prompts"))
     clean, removed, report = decontaminate(
-        pairs_of(prompts), records.table(prompts, "prompts"), content, EQUAL_ONLY, {}
+        pairs_of(prompts), schemas.table(prompts, "prompts"), content, EQUAL_ONLY, {}
     )
     assert clean["prompt_id"].to_pylist() == ["other picture"]
     assert removed["reason"].to_pylist() == ["picture is in a benchmark", "question is in a benchmark"]
@@ -77,13 +77,13 @@ def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted(
 )
 def test_pictures_that_look_alike(distance: int | None, bits: int, found: bool) -> None:
     ours, theirs = [prompt("p", "q", "m1")], [prompt("b", "other", "m2")]
-    content = benchmark_content(items_of(theirs), records.table(theirs, "prompts"))
+    content = benchmark_content(items_of(theirs), schemas.table(theirs, "prompts"))
     hashes = {"m1": 0xF0F0_F0F0_F0F0_F0F0, "m2": 0xF0F0_F0F0_F0F0_F0F0 ^ ((1 << bits) - 1)}
     settings = DecontaminationSettings(perceptual_distance=distance)
-    faults = contaminated_pairs(pairs_of(ours), records.table(ours, "prompts"), content, settings, hashes)
+    faults = contaminated_pairs(pairs_of(ours), schemas.table(ours, "prompts"), content, settings, hashes)
     assert [fault.reason for fault in faults.values()] == ["picture looks like one of a benchmark"] * found
     # A picture without structure has no hash, and looks like nothing.
-    assert not contaminated_pairs(pairs_of(ours), records.table(ours, "prompts"), content, settings, {"m2": 0})
+    assert not contaminated_pairs(pairs_of(ours), schemas.table(ours, "prompts"), content, settings, {"m2": 0})
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_an_answer_of_a_benchmark_whatever_the_picture(
     question: str, answer: str, least: int | None, found: bool
 ) -> None:
     ours, theirs = [prompt("p", question, "m1")], [prompt("b", "Describe it.", "m2")]
-    content = benchmark_content(items_of(theirs, ANSWER), records.table(theirs, "prompts"))
+    content = benchmark_content(items_of(theirs, ANSWER), schemas.table(theirs, "prompts"))
     settings = DecontaminationSettings(perceptual_distance=None, response_characters=least)
-    faults = contaminated_pairs(pairs_of(ours, answer), records.table(ours, "prompts"), content, settings, {})
+    faults = contaminated_pairs(pairs_of(ours, answer), schemas.table(ours, "prompts"), content, settings, {})
     assert [fault.reason for fault in faults.values()] == ["question and response are in a benchmark"] * found
 
 
@@ -136,9 +136,9 @@ def test_a_question_of_a_benchmark_that_ends_a_conversation(answer: str) -> None
     talk = [("user", "hello"), ("assistant", "hi"), ("user", "What is  the capital of France")]
     ours = [prompt("p", "") | {"turns": [{"role": role, "text": text} for role, text in talk]}]
     theirs = [prompt("b", "what is the capital of France?", *["m1"] * (answer == ANSWER))]
-    content = benchmark_content(items_of(theirs, answer), records.table(theirs, "prompts"))
+    content = benchmark_content(items_of(theirs, answer), schemas.table(theirs, "prompts"))
     faults = contaminated_pairs(
-        pairs_of(ours, answer), records.table(ours, "prompts"), content, DecontaminationSettings(), {}
+        pairs_of(ours, answer), schemas.table(ours, "prompts"), content, DecontaminationSettings(), {}
     )
     reason = "question and response are in a benchmark" if answer == ANSWER else "question is in a benchmark"
     assert [fault.reason for fault in faults.values()] == [reason]
@@ -175,8 +175,8 @@ def test_a_scaled_and_recompressed_photograph_of_a_benchmark_is_found_and_others
 
     benchmark = [shown("b", stored[0].row)]
     ours = [shown("copy", copy.row), *(shown(photo.row["sha256"], photo.row) for photo in stored[1:])]
-    parts = {"part": Bundle({"pairs": pairs_of(ours), "prompts": records.table(ours, "prompts")})}
-    benchmarks = Bundle({"benchmark_items": items_of(benchmark), "prompts": records.table(benchmark, "prompts")})
+    parts = {"part": Bundle({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})}
+    benchmarks = Bundle({"benchmark_items": items_of(benchmark), "prompts": schemas.table(benchmark, "prompts")})
     settings = DecontaminationSettings()
     made = joined_pairs(parts, benchmarks, settings, media)
     assert made["pairs"].num_rows == len(photos) - 1
@@ -185,7 +185,7 @@ def test_a_scaled_and_recompressed_photograph_of_a_benchmark_is_found_and_others
         {"reason": "picture looks like one of a benchmark", "benchmark": "bench", "source": "s", "pairs": 1}
     ]
     assert no_contamination(made, benchmarks, settings, media).passed
-    unclean = Bundle({"pairs": pairs_of(ours), "prompts": records.table(ours, "prompts")})
+    unclean = Bundle({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})
     assert not no_contamination(unclean, benchmarks, settings, media).passed
     known = MediaIndex(media).known([], [copy.row["sha256"]])[1]  # computed once, and remembered
     assert known[copy.row["sha256"]].perceptual == copy.perceptual

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue, load_manifest
 from dt2it_pipeline.ingest.sources import SourceError, fingerprint, read_source
-from dt2it_pipeline.recipe import project_root
 
 SHIPPED = sorted((project_root() / "configs/datasets").glob("*.yaml"))
 

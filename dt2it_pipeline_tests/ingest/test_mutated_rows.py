@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.evaluate.benchmark_rows import load_rows
-from dt2it_pipeline.evaluate.benchmarks import score_benchmark
-from dt2it_pipeline.evaluate.entries import EvaluationError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
+from dt2it_pipeline.evaluate.benchmarks.rows import load_rows
+from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
 from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
 from dt2it_pipeline_tests.ingest.test_adapters import PICTURES, ROWS, rated
-from dt2it_pipeline_tests.ingest.world import picture, source
+from dt2it_pipeline_tests.support.ingest_world import picture, source
 
 MUTATIONS = 200
 MULTIMODAL = {"ID": "1", "Text": "q", "Image": "a", "Output1": "x", "Output2": "y", "Better": "Output2"}

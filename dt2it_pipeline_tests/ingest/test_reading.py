@@ -21,7 +21,7 @@ from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Row, SetAside
 from dt2it_pipeline.ingest.sources import fingerprint, read_source
-from dt2it_pipeline_tests.ingest.world import picture
+from dt2it_pipeline_tests.support.ingest_world import picture
 
 ROWS = [{"question": f"q{n}, “ü”", "chosen": "a\nb", "rejected": "c" * n} for n in range(1, 6)]
 

@@ -9,8 +9,8 @@ from typing import Any
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.rows import Conversation, PicturePair, SetAside
 from dt2it_pipeline.ingest.sources import items_of, read_source
-from dt2it_pipeline_tests.ingest.world import numbered_picture, reasons
-from dt2it_pipeline_tests.real_data import real_file
+from dt2it_pipeline_tests.support.ingest_world import numbered_picture, reasons
+from dt2it_pipeline_tests.support.real_data import real_file
 
 
 def manifest(file: str, adapter: str, kind: str, **more: Any) -> Manifest:

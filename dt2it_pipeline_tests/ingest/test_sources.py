@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.ingest.media import MediaError, import_image
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.media.store import MediaError, import_image
 
 
 def picture(path: Path, colour="red", kind="PNG", size=(8, 8)):
@@ -156,7 +156,7 @@ def test_the_true_format_counts_not_the_name(tmp_path, root):
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, root, monkeypatch):
-    monkeypatch.setattr("dt2it_pipeline.ingest.media._MAX_PIXELS", 63)
+    monkeypatch.setattr("dt2it_pipeline.media.store._MAX_PIXELS", 63)
     with pytest.raises(MediaError, match=r"image too large: a\.png: 8 x 8 pixels"):
         import_image("a.png", root, tmp_path / "media")
 

@@ -11,15 +11,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
-from dt2it_pipeline.recipe import DEMO_BASE_MODEL, Recipe, load_recipe, model_path
-from dt2it_pipeline.store import Bundle, Store
-from dt2it_pipeline_tests.construct.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.construct.world import COLORS, ScriptedEngine, color_of, prompt_row
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, color_of, prompt_row
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 
 STAGES = ("candidate_responses", "judged_responses", "debiased_pairs")
 
@@ -30,7 +31,7 @@ def home(tmp_path: Path) -> Store:
     store = Store(tmp_path / "home")
     store.media.mkdir(parents=True)
     rows = [prompt_row(store.media, color, f"what color is shape {n}?") for color in COLORS for n in range(5)]
-    store.write("raw_prompts", Bundle({"prompts": records.table(rows, "prompts")}), "k")
+    store.write("raw_prompts", Bundle({"prompts": schemas.table(rows, "prompts")}), "k")
     return store
 
 

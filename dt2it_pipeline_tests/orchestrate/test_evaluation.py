@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks import score_items
+from dt2it_pipeline.evaluate.benchmarks.metrics import score_items
 from dt2it_pipeline.orchestrate.assets.evaluation import accuracy_lines
 
 

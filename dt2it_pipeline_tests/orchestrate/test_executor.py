@@ -29,7 +29,7 @@ def elsewhere(tmp_path):
     """A process that holds the lock of a run, as the process of that run does; and the lock."""
     lock = tmp_path / "lock"
     script = (
-        "import sys, time; from pathlib import Path; from dt2it_pipeline.locks import hold_until_exit\n"
+        "import sys, time; from pathlib import Path; from dt2it_pipeline.storage.locks import hold_until_exit\n"
         f"hold_until_exit(Path({str(lock)!r})); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

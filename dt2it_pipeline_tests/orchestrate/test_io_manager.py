@@ -3,15 +3,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline import records
 from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 
 ROUNDS = dg.StaticPartitionsDefinition(["0", "1"])
 
 
 def scores(score=1.0):
-    return records.table([{"response_id": "r", "voter": "v", "score": score}], "scores")
+    return schemas.table([{"response_id": "r", "voter": "v", "score": score}], "scores")
 
 
 @dg.asset(metadata={"table": "scores"})
@@ -27,7 +27,7 @@ def frame_scores(arrow_scores: pd.DataFrame) -> pd.DataFrame:
 @dg.asset(partitions_def=ROUNDS)
 def bundled(context: dg.AssetExecutionContext, frame_scores: pa.Table) -> Bundle:
     own = scores(float(context.partition_key) + frame_scores["score"][0].as_py())
-    return Bundle({"scores": own, "set_aside": records.table([], "set_aside")})
+    return Bundle({"scores": own, "set_aside": schemas.table([], "set_aside")})
 
 
 @dg.asset(partitions_def=ROUNDS)
@@ -43,7 +43,7 @@ def untold() -> pa.Table:
 
 @dg.asset
 def ambiguous() -> Bundle:
-    return Bundle({"scores": scores(), "votes": records.table([], "votes")})
+    return Bundle({"scores": scores(), "votes": schemas.table([], "votes")})
 
 
 @dg.asset

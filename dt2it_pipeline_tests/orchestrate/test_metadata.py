@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline import records
-from dt2it_pipeline.orchestrate.heavy import training_metadata, validation_log
+from dt2it_pipeline.orchestrate.cached_stage import _told
 from dt2it_pipeline.orchestrate.metadata import bundle_metadata, training_curve
-from dt2it_pipeline.orchestrate.stage import _told
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.orchestrate.model_jobs import training_metadata, validation_log
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle
 
 LOG = [{"step": step, "loss": 1 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in (1, 2, 3)]
 
@@ -76,7 +76,7 @@ def pairs_bundle(tmp_path: Path, **facts: Any) -> Bundle:
         "meta": "{}",
     }
     return Bundle(
-        {"pairs": records.table(rows, "pairs"), "prompts": records.table([prompt], "prompts")}, facts, tmp_path
+        {"pairs": schemas.table(rows, "pairs"), "prompts": schemas.table([prompt], "prompts")}, facts, tmp_path
     )
 
 

@@ -9,10 +9,11 @@ import dagster as dg
 import datasets
 import pytest
 
-from dt2it_pipeline import records, store
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
+from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.recipe import Recipe, ScoringSettings, load_recipe
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 from dt2it_pipeline_tests.export.test_export import world
 
 
@@ -52,11 +53,11 @@ def test_a_round_is_exported_in_every_format_and_found_finished_again(recipe: Re
 
 @pytest.mark.heavy
 def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
-    from dt2it_pipeline.reward.model import RewardModel
-    from dt2it_pipeline_tests.reward.tiny import make_tiny
+    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline_tests.support.tiny import make_tiny
 
     (tmp_path / "base").mkdir()
-    with store.atomic_directory(tmp_path / "checkpoint") as folder:
+    with atomic.atomic_directory(tmp_path / "checkpoint") as folder:
         RewardModel.from_pretrained(make_tiny(tmp_path / "base")).save_pretrained(folder)
     home = Store(tmp_path / "home")
     pairs, prompts = world(home.media)
@@ -65,7 +66,7 @@ def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
         {"item_id": str(i), "benchmark": "vl_rewardbench", "group": "general", **{name: pair[name] for name in kept}}
         for i, pair in enumerate(pairs.to_pylist())
     ]
-    tables = {"benchmark_items": records.table(items, "benchmark_items"), "prompts": prompts}
+    tables = {"benchmark_items": schemas.table(items, "benchmark_items"), "prompts": prompts}
     home.write("raw_benchmarks", Bundle(tables), "k")
     config = {"model": str(tmp_path / "checkpoint"), "name": "theirs"}
     done = run(recipe, home.home, "benchmark", "checkpoint_scores", config)

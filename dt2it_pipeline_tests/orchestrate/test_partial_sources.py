@@ -6,11 +6,13 @@ import shutil
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.recipe import parse_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
-from dt2it_pipeline.recipe import DecontaminationSettings, parse_recipe, project_root
-from dt2it_pipeline.store import Store
+from dt2it_pipeline.storage.artifacts import Store
 
 RECIPE = "name: own\nrounds: 1\ndatasets: [{names}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n"
 ROWS = {

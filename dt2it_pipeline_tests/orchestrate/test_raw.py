@@ -10,12 +10,12 @@ import dagster as dg
 import pytest
 import yaml
 
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.recipe import Recipe, load_recipe
-from dt2it_pipeline.store import Store
-from dt2it_pipeline_tests.ingest.world import numbered_picture
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline_tests.support.ingest_world import numbered_picture
 
 
 def manifest(project: Path, name: str, rows: list[dict[str, Any]] | None, **more: Any) -> str:

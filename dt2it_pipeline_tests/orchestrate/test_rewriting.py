@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline import records
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.build_rewriter import STYLE, build
 from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
-from dt2it_pipeline.store import Bundle, Store
-from dt2it_pipeline_tests.construct.world import ScriptedEngine, prompt_row
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 from dt2it_pipeline_tests.orchestrate.test_construction import checks, construct, recipe_of
+from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 QUESTIONS = ("what shape is in the image?", "what shape does the image contain?", "what shape is present?")
@@ -74,7 +74,7 @@ def test_rewriting_keeps_most_pairs_and_style_no_longer_tells(
     home = Store(tmp_path / "home")
     home.media.mkdir(parents=True)
     rows = _prompts(home.media)
-    home.write("raw_prompts", Bundle({"prompts": records.table(rows, "prompts")}), "k")
+    home.write("raw_prompts", Bundle({"prompts": schemas.table(rows, "prompts")}), "k")
     _sampling(monkeypatch, rows)
     once = {"samples": 2, "pairing": {"max_pairs_per_prompt": 1}}
     assert construct(recipe_of([], **once), home).success

@@ -11,11 +11,11 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.sensors import LANDED, round_gains
-from dt2it_pipeline.recipe import Recipe, load_recipe
-from dt2it_pipeline.store import Bundle, Store
+from dt2it_pipeline.storage import content_ids, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
 from dt2it_pipeline_tests.ingest.test_landing import MANIFEST, drop
 
 
@@ -168,8 +168,8 @@ def write_round(store: Store, number: int, right: np.ndarray) -> None:
          "group": "g", "chosen_score": float(good), "rejected_score": 0.5, "outcome": "correct" if good else "wrong"}
         for i, good in enumerate(right)
     ]  # fmt: skip
-    tables = {"benchmark_results": records.table(rows, "benchmark_results")}
-    store.write("benchmark_scores", Bundle(tables), records.content_hash(number, right.tolist()), str(number))
+    tables = {"benchmark_results": schemas.table(rows, "benchmark_results")}
+    store.write("benchmark_scores", Bundle(tables), content_ids.content_hash(number, right.tolist()), str(number))
 
 
 def asked_after(defs: dg.Definitions, instance: dg.DagsterInstance, number: int) -> Any:

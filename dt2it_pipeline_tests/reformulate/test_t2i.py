@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dt2it_pipeline import records
-from dt2it_pipeline.recipe import T2ISettings
+from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.reformulate.phrasings import PhrasingError, load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate, verdict_pair
+from dt2it_pipeline.storage import content_ids, schemas
 
 
 def medium(sha):
@@ -18,7 +18,7 @@ def medium(sha):
 def preference(number, caption="a cat", preferred=None, other=None, language="en", strength=None, source="s"):
     preferred, other = preferred or f"good{number}", other or f"bad{number}"
     return {
-        "preference_id": records.content_hash(caption, preferred, other),
+        "preference_id": content_ids.content_hash(caption, preferred, other),
         "caption": caption,
         "preferred": medium(preferred),
         "other": medium(other),
@@ -29,7 +29,7 @@ def preference(number, caption="a cat", preferred=None, other=None, language="en
 
 
 def table(rows):
-    return records.table(rows, "t2i_preferences")
+    return schemas.table(rows, "t2i_preferences")
 
 
 def made(rows, seed=0, **limits):
@@ -66,7 +66,7 @@ def test_no_phrasing_and_no_source_tells_which_position_is_preferred():
 
 def test_rows_are_asked_in_their_language_in_several_ways_that_follow_from_the_content():
     rows = [preference(i, language=language) for language in ("en", "zh-CN", "de") for i in range(60)]
-    rows = [row | {"preference_id": records.content_hash(row["preference_id"], row["language"])} for row in rows]
+    rows = [row | {"preference_id": content_ids.content_hash(row["preference_id"], row["language"])} for row in rows]
     rows = [row | {"caption": f"{row['caption']} {i}"} for i, row in enumerate(rows)]
     _, found = made(rows)
     used = {}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.engines import lean_imports
-from dt2it_pipeline_tests.reward.tiny import make_pictures, make_tables, make_tiny
-from dt2it_pipeline_tests.reward.training_jobs import small_job
+from dt2it_pipeline_tests.support.tiny import make_pictures, make_tables, make_tiny
+from dt2it_pipeline_tests.support.training_jobs import small_job
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,9 +49,9 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
     """Model, prompter and shelf of a family."""
 
     def get(family: str = "qwen3_vl") -> tuple[Any, Any, Any]:
-        from dt2it_pipeline.reward.model import RewardModel
-        from dt2it_pipeline.reward.pictures import PictureShelf
-        from dt2it_pipeline.reward.prompting import Prompter, load_processor
+        from dt2it_pipeline.reward.data.encoding import Prompter, load_processor
+        from dt2it_pipeline.reward.data.images import PictureShelf
+        from dt2it_pipeline.reward.modeling.model import RewardModel
 
         folder = base(family)
         processor = load_processor(folder)

@@ -9,26 +9,29 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.pairing import PairingSettings, RestyleSettings
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.construct.debias import debias
+from dt2it_pipeline.construct.generators import Models, models_of, with_models
 from dt2it_pipeline.construct.judge import run as judge_run
-from dt2it_pipeline.construct.judges import templates
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.construct.restyle import run as restyle_run
 from dt2it_pipeline.construct.sample import join
-from dt2it_pipeline.construct.settings import JudgingSettings, PairingSettings, RestyleSettings
-from dt2it_pipeline.construct.writers import Models, models_of, with_models
-from dt2it_pipeline.evaluate.style import leak_table, source_probe, style_probe
+from dt2it_pipeline.judges import templates
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
-from dt2it_pipeline.orchestrate.child import PROGRESS
-from dt2it_pipeline.orchestrate.heavy import ray_job
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
+from dt2it_pipeline.orchestrate.model_jobs import ray_job
+from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import Recipe, model_path
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline.store import Bundle, Store, model_digest, read_parquet, write_parquet
+from dt2it_pipeline.storage.artifacts import Bundle, Store, model_digest
+from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
+from dt2it_pipeline.style.probe import leak_table, source_probe, style_probe
 
 GROUP = "construction"
 _RECONCILE = "rows_reconcile"

@@ -7,22 +7,24 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.curate.decide import decide_pairs
-from dt2it_pipeline.curate.frames import select_rows, stack
-from dt2it_pipeline.curate.people import people_votes
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.curate.annotation.resolution import decide_pairs
+from dt2it_pipeline.curate.pair_frames import select_rows, stack
 from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.steps import merge
+from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
+from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
-from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
+from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import Settings, result, run_stage
-from dt2it_pipeline.recipe import Recipe, model_path
-from dt2it_pipeline.records import content_hash
-from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Bundle, model_digest
+from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
+from dt2it_pipeline.storage.content_ids import content_hash
 
 _RECONCILE = "rows_reconcile"
 
@@ -159,7 +161,7 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             settings = {"scoring": recipe.scoring}
 
         def check(work: Path) -> Bundle:
-            scored = Bundle({"scores": records.table([], "scores")}, {})
+            scored = Bundle({"scores": schemas.table([], "scores")}, {})
             if policy.has_verifier:
                 scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
             checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
@@ -262,7 +264,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                     "settings": settings,
                     "seed": recipe.seed,
                 }
-                summaries.append(children.run(context, "dt2it_pipeline.curate.annotate:run", job, folder))
+                summaries.append(children.run(context, "dt2it_pipeline.curate.annotation.annotate:run", job, folder))
                 return to_frame(read_parquet(folder / "votes.parquet", "votes"))
 
             decision = decide_pairs(

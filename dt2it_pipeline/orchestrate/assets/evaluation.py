@@ -9,19 +9,19 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.curate.tables import to_frame, to_table
-from dt2it_pipeline.evaluate.benchmarks import ALL, MACRO, OVERALL, ItemScores, score_items
-from dt2it_pipeline.evaluate.checkpoint import is_url
-from dt2it_pipeline.evaluate.entries import load_entries
-from dt2it_pipeline.evaluate.formatting import percent
-from dt2it_pipeline.evaluate.published import comparison, comparison_markdown
+from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, ItemScores, score_items
+from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
+from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
+from dt2it_pipeline.evaluate.benchmarks.spec import load_entries
+from dt2it_pipeline.evaluate.report.formatting import percent
 from dt2it_pipeline.orchestrate.assets.rounds import trained_on
-from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.metadata import markdown_of
+from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle, model_digest
+from dt2it_pipeline.storage.artifacts import Bundle, model_digest
 
 GROUP = "evaluation"
 ON_DEMAND = "on_demand"
@@ -156,7 +156,7 @@ def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
         model = {"model": config.model, "system_prompt": config.system_prompt}
 
         def score(work: Path) -> Bundle:
-            target = "dt2it_pipeline.evaluate.checkpoint:run"
+            target = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
             scored = heavy.score_with(target, model, responses_of(items), raw_benchmarks["prompts"], name, work)
             found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
             return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)

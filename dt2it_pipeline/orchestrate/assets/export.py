@@ -7,14 +7,14 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.export import DATASETS, FORMATS, export_pairs
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.records import table
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.schemas import table
 
 EXPORTED = "exported_pairs"
 

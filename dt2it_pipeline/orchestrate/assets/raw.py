@@ -6,16 +6,19 @@ from dataclasses import replace
 import dagster as dg
 import pyarrow.compute as pc
 
-from dt2it_pipeline import records
+from dt2it_pipeline.config.cleaning import CleaningSettings
+from dt2it_pipeline.config.demo import DemoSettings
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage, stage_key
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage, stage_key
-from dt2it_pipeline.recipe import CleaningSettings, DemoSettings, Recipe
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
-from dt2it_pipeline.store import Bundle, Store, write_json_atomic
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.atomic import write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
@@ -119,7 +122,7 @@ def _raw_asset(
             records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
         ]
         tables = dict(joined.tables)
-        tables["set_aside"] = records.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
+        tables["set_aside"] = schemas.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
         bundle = run_stage(
             context,
             opened,

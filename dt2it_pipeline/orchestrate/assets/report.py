@@ -8,14 +8,15 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP, arms
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import Recipe
-from dt2it_pipeline.store import Bundle, Store, write_json_atomic
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.atomic import write_json_atomic
 
 REPORT_FILES = ("report.html", "report.md")
 
@@ -42,7 +43,7 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
 
         def write(work: Path) -> Bundle:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
-            from dt2it_pipeline.evaluate.report import report_markdown, write_report
+            from dt2it_pipeline.evaluate.report.html import report_markdown, write_report
 
             data = sources.report_data()
             folder = work / "report"

@@ -7,19 +7,20 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import set_aside_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
-from dt2it_pipeline.ingest.media_index import MediaIndex
 from dt2it_pipeline.ingest.sources import unique_prompts
+from dt2it_pipeline.media.index import MediaIndex
+from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
-from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
+from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import result, run_stage
-from dt2it_pipeline.recipe import DecontaminationSettings, Recipe
-from dt2it_pipeline.store import Bundle
+from dt2it_pipeline.storage.artifacts import Bundle
 
 _RECONCILE = "rows_reconcile"
 _REMOVED = pa.schema(

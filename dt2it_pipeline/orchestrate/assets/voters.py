@@ -11,17 +11,19 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline import records
-from dt2it_pipeline.curate.ensemble import checkpoint_voters, seed_voters
-from dt2it_pipeline.curate.out_of_fold import judged_by, learned_by, voter_name
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.recipe_files import read_deepspeed_config
+from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters, seed_voters
+from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
+from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
-from dt2it_pipeline.orchestrate.heavy import Heavy, responses_of
+from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage import Settings, result, run_stage
-from dt2it_pipeline.recipe import Recipe, model_path
-from dt2it_pipeline.recipe_files import read_deepspeed_config
-from dt2it_pipeline.store import Bundle, model_digest, read_parquet, write_parquet
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Bundle, model_digest
+from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 FOLD_SCORES = "fold_scores"
 ENSEMBLE_SCORES = "ensemble_scores"
@@ -187,5 +189,5 @@ def _joined(voters: Iterable[Bundle]) -> Bundle:
 
 
 def _none(why: str) -> Bundle:
-    tables = {kind: records.table([], kind) for kind in ("scores", "set_aside")}
+    tables = {kind: schemas.table([], kind) for kind in ("scores", "set_aside")}
     return Bundle(tables, dict.fromkeys(_COUNTS, 0) | {"not_trained": why})

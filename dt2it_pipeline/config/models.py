@@ -1,0 +1,86 @@
+"""Settings of models that answer in words: a chat endpoint, or a model that vLLM runs here."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.credentials import check_url, checked_key
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+MODEL_NAME = "model folder or Hub id; `demo` is the model that ships with the package"
+
+
+class EndpointSettings(Settings):
+    """A chat endpoint that speaks OpenAI's protocol: a vendor's API, or `vllm serve`.
+
+    The key is read from the environment variable that `key_variable` names; it stands in no file and no log.
+    """
+
+    base_url: str = Field(pattern=r"^https?://[^/\s]+", description="up to /v1, for instance https://host.example/v1")
+    model: str = Field(
+        min_length=1, description="name by which the endpoint knows the model; replies are kept under it"
+    )
+    key_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the key; no key when absent",
+    )
+    concurrency: int = Field(8, ge=1, le=1024, description="requests in flight at once")
+    timeout_seconds: float = Field(120, gt=0, le=3600, description="seconds that one request may take")
+    retries: int = Field(6, ge=0, le=100, description="times a request is sent again after 429, 5xx or a broken line")
+    longest_wait_seconds: float = Field(60, gt=0, le=3600, description="seconds; most that is waited before a retry")
+    give_up_after: int = Field(
+        20, ge=1, description="requests in a row that found no answer after all retries; then the run stops"
+    )
+    structured: Literal["json_schema", "json_object", "none"] = Field(
+        "json_schema", description="how the endpoint is asked to keep to the form of a judgement"
+    )
+    ordered_schema: bool = Field(
+        False,
+        description="json_schema: every response of a list has its place in the schema, so that a weak model gives no "
+        "number twice; vLLM takes such a schema (prefixItems), others are known to refuse it",
+    )
+    length_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the endpoint calls the length limit of a reply"
+    )
+    seeded: bool = Field(True, description="send a seed; some endpoints refuse one")
+    input_price: float = Field(0.0, ge=0, description="price of a million tokens read, in your currency")
+    output_price: float = Field(0.0, ge=0, description="price of a million tokens written, in your currency")
+
+    @model_validator(mode="after")
+    def _no_key_in_the_clear(self) -> EndpointSettings:
+        check_url(self.base_url, "the environment variable that key_variable names")
+        parts = urlsplit(self.base_url)
+        if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise ValueError("a key would travel unencrypted: use https, or no key_variable")
+        return self
+
+    def key(self) -> str | None:
+        """The key from the environment, None where none is wanted.
+
+        Raises:
+            ValueError: the variable is not set, or holds what cannot be a key; see `checked_key`.
+        """
+        if self.key_variable is None:
+            return None
+        found = checked_key(os.environ.get(self.key_variable, ""), f"the environment variable {self.key_variable}")
+        if not found:
+            raise ValueError(
+                f"the environment variable {self.key_variable}, which holds the key of {self.base_url}, is not set"
+            )
+        return found
+
+
+class VllmSettings(Settings):
+    """A model that vLLM runs here."""
+
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
+    max_model_len: int = Field(8192, ge=64, le=1_048_576, description="tokens of prompt and answer together")
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")

@@ -1,0 +1,168 @@
+"""The typed form of a recipe YAML: every setting of the pipeline, once, with its unit, range and default.
+
+A recipe is strict: an unknown key or a value out of range fails before any work starts and names the key. What does not
+belong here: anything that a stage computes, and anything that differs between machines (paths come from the
+environment).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from dt2it_pipeline.config.annotation import AnnotationSettings
+from dt2it_pipeline.config.base import Settings, guessed_key
+from dt2it_pipeline.config.cleaning import CleaningSettings, DecontaminationSettings
+from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.demo import DemoSettings
+from dt2it_pipeline.config.evaluation import EvaluationSettings
+from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.landing import LandingSettings
+from dt2it_pipeline.config.pairing import PairingSettings
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.ray import RaySettings
+from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.training import TrainingSettings
+
+DEFAULT_RECIPE = "configs/recipes/demo.yaml"
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be read, or a setting in it is unknown, missing or out of range."""
+
+
+class Recipe(Settings):
+    """One way of running the whole pipeline."""
+
+    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    rounds: int = Field(2, ge=1, le=20, description="rounds 0 to rounds - 1")
+    datasets: tuple[str, ...] = Field(
+        (), strict=False, description="manifests: names in configs/datasets, or paths that end in .yaml"
+    )
+    demo: DemoSettings | None = None
+    sampling: SamplingSettings = SamplingSettings()
+    judging: JudgingSettings = JudgingSettings()
+    pairing: PairingSettings = PairingSettings()
+    t2i: T2ISettings = T2ISettings()
+    cleaning: CleaningSettings = CleaningSettings()
+    decontamination: DecontaminationSettings = DecontaminationSettings()
+    training: TrainingSettings = TrainingSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    curation: CurationSettings = CurationSettings()
+    annotation: AnnotationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    landing: LandingSettings = LandingSettings()
+    ray: RaySettings | None = Field(None, description="scoring and sampling on Ray; in local processes when absent")
+
+    @model_validator(mode="after")
+    def _published_policy_has_two_judges(self) -> Recipe:
+        if self.curation.policy == "paper" and len(self.annotation.judges) != 2:
+            raise ValueError("annotation.judges: the policy `paper` asks two; one is enough for `posterior`")
+        return self
+
+    @model_validator(mode="after")
+    def _ray_workers_hold_the_model(self) -> Recipe:
+        width = self.sampling.tensor_parallel
+        if self.ray is not None and width > 1 and self.ray.gpus_per_worker < width:
+            raise ValueError(
+                f"ray.gpus_per_worker ({self.ray.gpus_per_worker:g}) is below sampling.tensor_parallel ({width}): a "
+                "worker holds the whole model"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _demo_arms_need_demo(self) -> Recipe:
+        if self.evaluation.ceiling_arm and self.demo is None:
+            raise ValueError(
+                "evaluation.ceiling_arm needs the demo's true labels, and this recipe has no `demo` section"
+            )
+        return self
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Parse and check a recipe's YAML text; `where` names it in errors. Raises RecipeError naming every wrong key."""
+    try:
+        raw: Any = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where} must be a mapping of settings, found {type(raw).__name__}")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {_told(fault, raw)}" for fault in _faults(error)]
+        raise RecipeError(f"{where} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from None
+
+
+def _faults(error: ValidationError) -> list[ErrorDetails]:
+    """The faults of a recipe, without lists that count as too short because an item of theirs is wrong."""
+    found = error.errors()
+    locs = [fault["loc"] for fault in found]
+
+    def caused(loc: tuple[int | str, ...]) -> bool:
+        return any(len(other) > len(loc) and other[: len(loc)] == loc for other in locs)
+
+    return [fault for fault in found if fault["type"] != "too_short" or not caused(fault["loc"])]
+
+
+def _told(fault: ErrorDetails, raw: Any) -> str:
+    """One fault in a line: the key as it stands in the recipe, what is wrong, and what was found."""
+    loc, value, message = _as_written(fault, raw), fault["input"], fault["msg"]
+    if fault["type"] == "extra_forbidden":
+        meant = guessed_key(Recipe, loc)
+        message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
+    elif fault["type"] == "union_tag_invalid":
+        kinds = str(fault["ctx"]["expected_tags"]).replace("'", "")
+        value = value.get("kind") if isinstance(value, dict) else value
+        loc, message = [*loc, "kind"], f"must be one of {kinds}"
+    # Whole sections are not shown: that would say no more, and they might hold what was refused as a secret.
+    section = any(isinstance(part, dict) for part in (value, *(value if isinstance(value, list) else ())))
+    hidden = section or fault["type"] in ("missing", "extra_forbidden")
+    found = "" if hidden else f", found {value!r}"
+    return f"{'.'.join(map(str, loc)) or '(recipe)'}: {message}{found}"
+
+
+def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
+    """The key of a fault without the kinds that pydantic puts between a section and its keys."""
+    found: list[int | str] = []
+    here = raw
+    for place, part in enumerate(fault["loc"]):
+        last = place == len(fault["loc"]) - 1
+        missing = fault["type"] == "missing" and last
+        # A section may have a (wrong) key that is named as a kind; what lies in a section is in a section.
+        within = isinstance(here, dict) and (part in here and (last or isinstance(here[part], dict | list)))
+        if isinstance(here, dict) and not within and not missing:
+            continue
+        found.append(part)
+        if isinstance(here, dict):
+            here = here.get(part)
+        else:
+            here = here[part] if isinstance(here, list) and isinstance(part, int) and part < len(here) else None
+    return found
+
+
+def load_recipe(path: str | Path | None = None) -> Recipe:
+    """Load a recipe from `path`, else from `DT2IT_RECIPE`, else the demo. Relative paths count from the project root.
+
+    Raises:
+        RecipeError: there is no such file, or it is not a valid recipe.
+    """
+    chosen = Path(path or os.environ.get("DT2IT_RECIPE") or DEFAULT_RECIPE)
+    full = chosen if chosen.is_absolute() else project_root() / chosen
+    try:
+        text = full.read_text(encoding="utf-8")
+    except OSError as error:
+        known = ", ".join(sorted(p.name for p in (project_root() / "configs/recipes").glob("*.yaml"))) or "none"
+        raise RecipeError(
+            f"cannot read recipe {full}: {error.strerror}; recipes in configs/recipes: {known}"
+        ) from error
+    return parse_recipe(text, where=str(chosen))

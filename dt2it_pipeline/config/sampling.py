@@ -1,0 +1,68 @@
+"""Section `sampling`: candidate responses from one pool of models with one style."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.models import MODEL_NAME
+
+
+class SamplingSettings(Settings):
+    """Candidate responses from one pool of models with one style.
+
+    An answer is drawn from a model of the pool, with an instruction and at a temperature; a prompt's answers take the
+    combinations in turn, each prompt starting elsewhere, so that all occur equally often.
+    """
+
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), strict=False, description="several models, instead of `model`; they should write in one style"
+    )
+    instructions: tuple[str, ...] = Field(
+        ("",), strict=False, min_length=1, description="words added to the question, for instance how long to answer"
+    )
+    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true picture")
+    mismatched_samples: int = Field(
+        2, ge=0, le=64, description="answers per prompt to another prompt's picture (diversity)"
+    )
+    noised_samples: int = Field(
+        0, ge=0, le=64, description="answers per prompt to its own picture under noise (diversity)"
+    )
+    noise: float = Field(0.7, gt=0, le=1, description="share of a noised picture that is noise")
+    temperature: float = Field(1.0, ge=0, le=5)
+    temperatures: tuple[float, ...] = Field(
+        (), strict=False, description="a schedule instead of `temperature`: answers are drawn at these in turn"
+    )
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens; a longer answer is set aside")
+    min_characters: int = Field(1, ge=1, le=100_000, description="characters; a shorter answer is set aside")
+    max_model_len: int = Field(512, ge=64, le=131_072, description="tokens of prompt and answer together")
+    max_pixels: int | None = Field(
+        None, ge=1024, description="pictures are scaled down to this many pixels; the model's own limit when absent"
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")
+    data_parallel: int = Field(1, ge=1, le=64, description="copies of the model that share the prompts")
+    shard_prompts: int = Field(512, ge=1, description="prompts per shard; a killed run loses at most one shard a copy")
+
+    @property
+    def pool(self) -> tuple[str, ...]:
+        """The models that answers are drawn from."""
+        return self.models or (self.model,)
+
+    @property
+    def schedule(self) -> tuple[float, ...]:
+        """The temperatures that answers are drawn at."""
+        return self.temperatures or (self.temperature,)
+
+    @model_validator(mode="after")
+    def _pool_is_clear(self) -> SamplingSettings:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models must differ")
+        if len({name.rstrip("/").rsplit("/", 1)[-1] for name in self.models}) < len(self.models):
+            raise ValueError("models need different last parts: answers say by it which model wrote them")
+        if any(not 0 <= value <= 5 for value in self.temperatures):
+            raise ValueError("temperatures must lie between 0 and 5")
+        return self

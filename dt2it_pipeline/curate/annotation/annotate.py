@@ -1,0 +1,180 @@
+"""Step 3 of curation: judges vote on every contested pair (DT2IT-MRM, part 3; `steps.resolve_annotations` counts).
+
+Each judge gives one verdict per pair. The first judge is shown pairs in the order `forward`, the next in `reversed`, in
+turn. To judges that see each response alone (`pair_judges.py`) the order means nothing; it is recorded all the same.
+
+Run as `python -m dt2it_pipeline.curate.annotation.annotate job.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dt2it_pipeline.config.annotation import AnnotationSettings, AnnotatorChoice, JudgeSettings
+from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
+from dt2it_pipeline.judges.factory import make_judge
+from dt2it_pipeline.judges.likelihood_model import LikelihoodModel
+from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
+from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.storage import atomic, content_ids, records, schemas
+
+STAGE = "annotate"
+ORDERS = ("forward", "reversed")
+_CALLS = "calls.json"  # of a shard, beside its votes
+
+Row = dict[str, Any]
+Report = Callable[[Mapping[str, Any]], None]
+MakeWeigher = Callable[[JudgeSettings, int], Weigher]
+MakeEngine = Callable[[JudgeSettings, int], SamplingEngine]
+
+
+def run(
+    job: dict[str, Any],
+    report: Report,
+    make_weigher: MakeWeigher | None = None,
+    make_engine: MakeEngine | None = None,
+) -> dict[str, Any]:
+    """Let every judge vote on every pair; writes a votes table and, beside it, `<stem>.set_aside.parquet`.
+
+    A pair that a judge cannot judge (no prompt, an unreadable picture, a likelihood that is not a number) gets the
+    verdict null from that judge, and a set_aside row `<pair_id>/<judge>` with the reason. Finished shards in the work
+    folder are not judged again; the same job gives the same bytes.
+
+    Args:
+        job: pairs, prompts (Parquet), media_root, output (Parquet), work (folder), settings (AnnotationSettings), seed,
+            and `cache`, a file that keeps replies and answers across runs (in memory where absent).
+        report: called after each shard with judge, pairs and pairs_per_second.
+        make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
+        make_engine: builds an answering judge's engine from its settings and the most pictures in one prompt; vLLM
+            when None.
+
+    Returns:
+        pairs, votes, calls (what judges were asked: verdicts from kept answers are free), unusable (verdicts that are
+        null), seconds, pairs_per_second, per judge a count of verdicts, and
+        in `asked` what asking came to in this run, per judge that writes: the questions `asked` and those `looked_up`
+        among kept replies, and of one asked about responses calls, tokens and cost.
+
+    Raises:
+        LikelihoodError, EngineError, JudgeError: a judge's model cannot be loaded, or its key is not set.
+        JudgeStopped: an endpoint gives no answers any more; what it has answered is kept.
+    """
+    settings = AnnotationSettings.model_validate(job["settings"])
+    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    rows = {row["prompt_id"]: row for row in atomic.read_parquet(job["prompts"], "prompts").to_pylist()}
+    prompts = Prompts(rows, Path(job["media_root"]), job["seed"])
+    work, output = Path(job["work"]), Path(job["output"])
+    starts = range(0, len(pairs), settings.batch_pairs)
+    replies = ReplyCache(Path(job["cache"]) if job.get("cache") else None)
+    asked: dict[str, dict[str, Any]] = {}
+    judged, seconds = 0, 0.0
+    for place, judge in enumerate(settings.judges):
+        todo = [start for start in starts if not _folder(work, judge, start).is_dir()]
+        if not todo:
+            continue
+        order = ORDERS[place % 2]
+        built = _built(judge, prompts, order, replies, 2 * settings.batch_pairs, make_weigher, make_engine)
+        for start in todo:
+            started = time.monotonic()
+            shard, before = pairs[start : start + settings.batch_pairs], built.calls
+            votes, aside = _votes(shard, built.verdicts(shard), judge.name, order)
+            with atomic.atomic_directory(_folder(work, judge, start)) as folder:
+                atomic.write_parquet(schemas.table(votes, "votes"), folder / "votes.parquet")
+                atomic.write_parquet(schemas.table(aside, "set_aside"), folder / "set_aside.parquet")
+                atomic.write_json_atomic(built.calls - before, folder / _CALLS)
+            judged, seconds = judged + len(shard), seconds + time.monotonic() - started
+            report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
+        if isinstance(built, PairwiseVotes):
+            prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
+            asked[judge.name] = built.tally.facts(*prices)
+        elif isinstance(built, AnswerJudge):
+            asked[judge.name] = {"asked": built.asked, "looked_up": built.looked_up}
+    folders = [_folder(work, judge, start) for judge in settings.judges for start in starts]
+    votes_table = _joined(folders, "votes")
+    atomic.write_parquet(_joined(folders, "set_aside"), output.with_name(f"{output.stem}.set_aside.parquet"))
+    atomic.write_parquet(votes_table, output)
+    counts = votes_table.group_by(["judge", "verdict"]).aggregate([([], "count_all")]).to_pylist()
+    verdicts = {f"{row['judge']}: {row['verdict'] or 'unusable'}": row["count_all"] for row in counts}
+    return {
+        "pairs": len(pairs),
+        "votes": votes_table.num_rows,
+        "calls": sum(json.loads((folder / _CALLS).read_text()) for folder in folders),
+        "unusable": votes_table.column("verdict").null_count,
+        "verdicts": dict(sorted(verdicts.items())),
+        "asked": asked,
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(judged / seconds, 2) if seconds else 0.0,
+    }
+
+
+def _built(
+    judge: AnnotatorChoice,
+    prompts: Prompts,
+    order: str,
+    replies: ReplyCache,
+    batch: int,
+    make_weigher: MakeWeigher | None,
+    make_engine: MakeEngine | None,
+) -> PairJudge:
+    """The judge that settings describe, its model loaded."""
+    if not isinstance(judge, JudgeSettings):
+        return PairwiseVotes(make_judge(judge, prompts.rows.values(), prompts.media_root), prompts.rows, order, replies)
+    if judge.kind == "likelihood":
+        return LikelihoodJudge(judge, (make_weigher or _transformers)(judge, batch), prompts)
+    most = max((len(row["media"]) for row in prompts.rows.values()), default=1)
+    return AnswerJudge(judge, partial((make_engine or _vllm), judge, most), prompts, replies)
+
+
+def _votes(
+    shard: Sequence[Row], verdicts: Sequence[str | NoVerdict], judge: str, order: str
+) -> tuple[list[Row], list[dict[str, str]]]:
+    """One judge's votes on one shard, a row per pair, and why some of them are null."""
+    votes: list[Row] = []
+    aside: list[dict[str, str]] = []
+    for pair, verdict in zip(shard, verdicts, strict=True):
+        key = pair["pair_id"]
+        if isinstance(verdict, NoVerdict):
+            aside.append(records.set_aside_row(f"{key}/{judge}", STAGE, verdict.reason, verdict.detail, pair["source"]))
+        usable = None if isinstance(verdict, NoVerdict) else verdict
+        votes.append({"pair_id": key, "judge": judge, "order": order, "verdict": usable})
+    return votes, aside
+
+
+def _transformers(judge: JudgeSettings, batch: int) -> Weigher:
+    return _loaded(judge.model, batch)
+
+
+@lru_cache(maxsize=1)  # judges that differ in their words alone share a model, and what its tower has seen
+def _loaded(model: str, batch: int) -> LikelihoodModel:
+    return LikelihoodModel(model, batch)
+
+
+def _vllm(judge: JudgeSettings, most_images: int) -> SamplingEngine:
+    return _started(judge.model, judge.max_model_len, most_images)
+
+
+@lru_cache(maxsize=1)  # as above
+def _started(model: str, max_model_len: int, most_images: int) -> VllmEngine:
+    return VllmEngine(model, max_model_len, max_images=max(most_images, 1))
+
+
+def _joined(folders: Sequence[Path], kind: str) -> pa.Table:
+    tables = [atomic.read_parquet(folder / f"{kind}.parquet", kind) for folder in folders]
+    return pa.concat_tables([schemas.table([], kind), *tables]).combine_chunks()
+
+
+def _folder(work: Path, judge: AnnotatorChoice, start: int) -> Path:
+    return work / content_ids.content_hash(judge.model_dump(mode="json"))[:12] / f"{start:09d}"
+
+
+if __name__ == "__main__":
+    jobs.main(run)

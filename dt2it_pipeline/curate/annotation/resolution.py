@@ -1,0 +1,112 @@
+"""Step 3 as a whole: people first, then judges within a budget, and again where their verdicts shake sure labels.
+
+What belongs here: who is asked about which pairs, in which order. What does not: what a verdict weighs (`policies`) and
+how a judge comes to it (`annotate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dt2it_pipeline.curate.annotation.budget import BEYOND, within_budget
+from dt2it_pipeline.curate.judge_calibration import UNSURE
+from dt2it_pipeline.curate.pair_frames import select_rows, stack
+from dt2it_pipeline.curate.policies import Policy
+
+# Verdicts on shaken pairs shake others. Of some 1,500 pairs that the vote was sure of, 18 to 495 were shaken at first
+# (`benchmarks.rounds_under_noise`, nine cells), then 0 to 75, then 0 to 19: a third time is not worth a judge's start.
+_RECALLS = 2
+Ask = Callable[[pd.DataFrame], pd.DataFrame]  # pairs -> votes: pair_id, judge, order, verdict
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of all pairs of step 2: they are those of `kept`, `annotated` and `dropped` together.
+
+    Attributes:
+        kept: verified pairs that nobody was asked about; also those that verdicts on others shook, no verdict was to be
+            had on, and that are not so doubtful for that as to be dropped.
+        annotated: pairs that people or judges decided.
+        dropped: set aside, with `reason` and `detail`.
+        asked: contested pairs that judges were asked about, then verified ones that they were asked about.
+        votes: the judges' votes.
+        swapped: how many annotated pairs changed sides.
+        recalled: verified pairs that the judges' verdicts shook and that are not among `kept`.
+        beyond_budget: dropped pairs that the budget did not reach.
+        facts: what the policy fitted.
+    """
+
+    kept: pd.DataFrame
+    annotated: pd.DataFrame
+    dropped: pd.DataFrame
+    asked: pd.DataFrame
+    votes: pd.DataFrame
+    swapped: int
+    recalled: int
+    beyond_budget: int
+    facts: dict[str, Any]
+
+
+def decide_pairs(
+    policy: Policy,
+    verified: pd.DataFrame,
+    contested: pd.DataFrame,
+    people: pd.DataFrame,
+    ask: Ask,
+    judges: int,
+    calls: int | None = None,
+) -> Decision:
+    """Decide contested pairs, and verified ones that people voted on or judges' verdicts shake.
+
+    Args:
+        policy: what verdicts weigh.
+        verified: pairs that step 2 kept.
+        contested: pairs that it did not.
+        people: votes of people, as `steps.decide_by_people` takes them.
+        ask: the judges; called for the contested pairs, and up to _RECALLS times for shaken ones if there are any.
+        judges: calls per pair.
+        calls: most judge calls; None is no limit.
+
+    Raises:
+        CurationError: malformed tables or repeated pair ids.
+    """
+    settled, _ = policy.settle(stack(verified, contested), people)
+    theirs = {*settled.annotated["pair_id"], *settled.dropped["pair_id"]}
+    verified, contested = (
+        select_rows(part, ~part["pair_id"].isin(theirs).to_numpy(dtype=bool)) for part in (verified, contested)
+    )
+    asked, beyond = within_budget(contested, calls, judges, policy.surest_first)
+    votes = ask(asked)
+    kept, recalled, unreached = verified, verified.iloc[:0], verified.iloc[:0]
+    for _ in range(_RECALLS):
+        shaken = policy.shaken(kept, asked, votes, judges)
+        doubted, kept = select_rows(kept, shaken), select_rows(kept, ~shaken)
+        left = None if calls is None else calls - judges * len(asked)
+        again, beyond_too = within_budget(doubted, left, judges, policy.surest_first)
+        recalled, unreached = stack(recalled, doubted), stack(unreached, beyond_too)
+        if not len(again):
+            break
+        asked, votes = stack(asked, again), stack(votes, ask(again))
+    resolved, facts = policy.resolve(asked, votes, judges)
+    # A shaken pair without a verdict.
+    silent = resolved.dropped["pair_id"].isin(recalled["pair_id"]) & (resolved.dropped["reason"] != UNSURE)
+    without = stack(unreached, select_rows(resolved.dropped, silent.to_numpy(dtype=bool)))
+    spared = set(without["pair_id"][~policy.untenable(without, asked, votes, judges)]) if len(without) else set()
+    dropped = stack(resolved.dropped, beyond, unreached)
+    dropped = select_rows(dropped, ~dropped["pair_id"].isin(spared).to_numpy(dtype=bool))
+    left_alone = {*kept["pair_id"], *spared}
+    return Decision(
+        kept=select_rows(verified, verified["pair_id"].isin(left_alone).to_numpy(dtype=bool)),
+        annotated=stack(settled.annotated, resolved.annotated),
+        dropped=stack(settled.dropped, dropped),
+        asked=asked,
+        votes=votes,
+        swapped=settled.swapped + resolved.swapped,
+        recalled=len(recalled) - len(spared),
+        beyond_budget=int((dropped["reason"] == BEYOND).sum()),
+        facts=facts,
+    )

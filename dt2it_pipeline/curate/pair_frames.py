@@ -1,0 +1,51 @@
+"""What every policy does to a frame of pairs: take and join rows, set strengths, swap sides, compare lengths.
+
+What belongs here: changes of frames that keep a row's columns consistent. What does not: which rows to change.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from dt2it_pipeline.curate.voters import votes as vote_column
+
+
+def select_rows(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """The rows marked in `where` (bool [n]), numbered from 0."""
+    return frame.loc[where].reset_index(drop=True)
+
+
+def stack(*parts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all parts, numbered from 0; an empty part would only blur the column types of the others."""
+    filled = [part for part in parts if len(part)] or [parts[0]]
+    return pd.concat(filled, ignore_index=True) if len(filled) > 1 else filled[0].reset_index(drop=True)
+
+
+def length_difference(pairs: pd.DataFrame) -> np.ndarray:
+    """log(1 + characters of chosen) - log(1 + characters of rejected), float64 [n]; zeros where there are no texts."""
+    if not {"chosen", "rejected"} <= set(pairs.columns):
+        return np.zeros(len(pairs))
+    lengths = [np.log1p(pairs[side].str.len().fillna(0).to_numpy(dtype=np.float64)) for side in ("chosen", "rejected")]
+    return lengths[0] - lengths[1]
+
+
+def with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:
+    """A copy with `strength` set and `label` present."""
+    label = frame["label"].astype("str") if "label" in frame else pd.Series("original", index=frame.index, dtype="str")
+    return frame.assign(strength=strength, label=label)
+
+
+def swap_sides(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """A copy in which the marked rows change sides: every chosen<x> with its rejected<x>, strength and votes."""
+    swapped = frame.copy()
+    if not where.any():
+        return swapped
+    for column in frame.columns:
+        partner = "rejected" + str(column).removeprefix("chosen")
+        if str(column).startswith("chosen") and partner in frame.columns:
+            swapped[column] = frame[column].mask(where, frame[partner])
+            swapped[partner] = frame[partner].mask(where, frame[column])
+    swapped["strength"] = np.where(where, -frame["strength"].to_numpy(), frame["strength"].to_numpy())
+    swapped["votes"] = vote_column.negate(frame["votes"], where)
+    return swapped

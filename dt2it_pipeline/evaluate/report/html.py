@@ -1,0 +1,237 @@
+"""The report: one self-contained HTML file across the rounds so far, and the same headline table as Markdown.
+
+Texts in it come from models and from strangers' data: the template escapes everything, the page forbids scripts and
+network access to itself, and pictures are decoded and encoded afresh before they are shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
+from dt2it_pipeline.evaluate.benchmarks.metrics import MACRO, wilson_interval
+from dt2it_pipeline.evaluate.report import figures, text
+from dt2it_pipeline.evaluate.report.data import CallCurve, Example, Headline, ReportData, Round, headline
+from dt2it_pipeline.evaluate.report.formatting import (
+    clean,
+    duration,
+    excerpt,
+    markdown_table,
+    markdown_text,
+    number,
+    p_value,
+    percent,
+    points,
+)
+from dt2it_pipeline.media.pixels import to_rgb
+from dt2it_pipeline.media.store import PICTURE_FORMATS
+
+THUMBNAIL = 144  # pixels of the longer side
+_MAX_PIXELS = 50_000_000  # a larger picture is not decoded for a thumbnail
+
+
+def write_report(data: ReportData, path: str | Path) -> Path:
+    """Render the report and put it at `path` by a rename: a reader sees the old page or the new. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = render_report(data)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """The report as HTML text. It needs no other file and no network; the same data gives the same text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": duration,
+        "excerpt": excerpt,
+        "points": points,
+        "p_value": p_value,
+    }
+    table = headline(data)
+    rounds = list(data.rounds)
+    curves = [*data.curves, *(curve for item in rounds for curve in item.curves)]
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        table=table,
+        summary=text.summary_sentences(data, table),
+        column_heads=text.column_heads(table),
+        style_sentence=text.style_sentence(data),
+        change_label=text.change_label,
+        several_benchmarks=len({benchmark for benchmark, _ in table.columns}) > 1,
+        arm_kinds={arm.kind for arm, _ in table.rows},
+        round_names={arm.model for arm, _ in table.rows if arm.kind == "round"},
+        intervals=_intervals(table),
+        notes=text.notes(table),
+        guessing_notes=text.guessing_notes(table),
+        macro=MACRO,
+        label_words=text.label_words,
+        accuracy_figure=figures.accuracy_figure(table),
+        quality_figure=figures.quality_figure(rounds, data.quality),
+        probe_figure=figures.probe_figure(rounds, data.quality),
+        training_figure=figures.training_figure(curves),
+        call_figure=figures.call_figure(_different_curves(rounds)),
+        call_sentence=text.call_sentence(rounds),
+        strength_figure=figures.strength_figure(rounds, data.strength_unit),
+        quality_groups=[
+            *([("Before the rounds", "", data.quality)] if data.quality else []),
+            *((f"Round {item.number}", item.note, item.quality) for item in rounds if item.quality),
+        ],
+        funnels=[(f"round {item.number}", item.funnel) for item in rounds if item.funnel is not None],
+        funnel_labels=_keys(item.funnel.curated for item in rounds if item.funnel is not None),
+        funnel_reasons=_keys(item.funnel.left_out for item in rounds if item.funnel is not None),
+        stage_groups=[
+            *([("Before the rounds", data.stages)] if data.stages else []),
+            *((f"Round {item.number}", item.stages) for item in rounds if item.stages),
+        ],
+        example_groups=_example_groups(data),
+        timings=_timings(data),
+        isnan=math.isnan,
+    )
+
+
+def report_markdown(data: ReportData) -> dict[str, str]:
+    """Parts of the report as Markdown, by name: summary, accuracy, a table per comparison, data quality, and notes."""
+    table = headline(data)
+    several = len({benchmark for benchmark, _ in table.columns}) > 1
+    guessing = text.guessing_notes(table)
+    notes = [item.note for item in data.rounds if item.note]
+    return {
+        "summary": markdown_text(" ".join(text.summary_sentences(data, table))),
+        "accuracy": headline_markdown(data),
+        **({"guessing": "\n".join(f"- {markdown_text(note)}" for note in guessing)} if guessing else {}),
+        **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
+        **({"chance": f"- {text.CHANCE}"} if data.comparisons else {}),
+        "data quality": quality_markdown(data),
+        **({"curation": "\n".join(f"- {markdown_text(note)}" for note in notes)} if notes else {}),
+    }
+
+
+def headline_markdown(data: ReportData) -> str:
+    """The headline table as Markdown: one row per arm, one column per benchmark group, accuracy in percent."""
+    table = headline(data)
+    heads = ["model", *(f"{head[0]}: {head[1]}" if head[0] else head[1] for head in text.column_heads(table))]
+    rows = [
+        [arm.model, *("–" if cell is None or math.isnan(cell.accuracy) else percent(cell.accuracy) for cell in cells)]
+        for arm, cells in table.rows
+    ]
+    return markdown_table(heads, rows)
+
+
+def changes_markdown(made: Comparison, several: bool = False) -> str:
+    """A paired comparison as Markdown, one row per group, with the name of its benchmark if there are `several`."""
+    rows = [
+        [
+            text.change_label(change, several),
+            points(change.difference),
+            f"{points(change.low)} to {points(change.high)}",
+            p_value(change.p),
+            "no" if change.beyond_chance else "yes",
+        ]
+        for change in made.changes
+    ]
+    return markdown_table([f"{made.before} to {made.after}", "points", "95% interval", "p", "within chance"], rows)
+
+
+def quality_markdown(data: ReportData) -> str:
+    """The data-quality table as Markdown, one row per set of pairs."""
+    groups = [("", data.quality), *((f"round {item.number}: ", item.quality) for item in data.rounds)]
+    rows = []
+    for group, quality in groups:
+        for item in quality:
+            accuracy = percent(item.grade.accuracy) if item.grade is not None and item.grade.graded else "–"
+            probe = "–" if item.probe is None or item.probe.auc is None else f"{item.probe.auc:.3f}"
+            kept = "–" if item.kept_share is None else percent(item.kept_share)
+            calls = "–" if item.judge_calls is None else number(item.judge_calls)
+            rows.append([group + item.name, number(item.pairs), kept, accuracy, probe, calls])
+    return markdown_table(["set of pairs", "pairs", "kept %", "labels right %", "style AUC", "judge calls"], rows)
+
+
+def _intervals(table: Headline) -> list[list[str]]:
+    """Half width of the 95% interval of every cell, in points; empty for means of groups, which have none."""
+    return [
+        [
+            "" if cell is None or group == MACRO or not cell.pairs else f"±{50 * (high_low[1] - high_low[0]):.1f}"
+            for (_, group), cell in zip(table.columns, cells, strict=True)
+            for high_low in [wilson_interval(cell.correct, cell.pairs) if cell is not None else (0.0, 0.0)]
+        ]
+        for _, cells in table.rows
+    ]
+
+
+def _different_curves(rounds: list[Round]) -> list[tuple[int, Sequence[CallCurve]]]:
+    """(round, its curves) of the rounds whose curves are not those of the round before, which would hide them."""
+    return [
+        (item.number, item.call_curves)
+        for place, item in enumerate(rounds)
+        if item.call_curves and not (place and text.same_curves(rounds[place - 1], item))
+    ]
+
+
+def _keys(parts: Iterable[Mapping[str, int]]) -> list[str]:
+    """Keys of all parts, each once, in the order in which they first come."""
+    return list(dict.fromkeys(key for part in parts for key in part))
+
+
+def _timings(data: ReportData) -> list[tuple[str, float, list[tuple[str, float]]]]:
+    """(group, its seconds, its steps with theirs): before the rounds, every round, the arms."""
+    first = {name: steps for name, steps in data.seconds.items() if not name.startswith("Arm")}
+    arms = {name: steps for name, steps in data.seconds.items() if name not in first}
+    groups = first | {f"Round {item.number}": item.seconds for item in data.rounds} | arms
+    return [(name, sum(steps.values()), list(steps.items())) for name, steps in groups.items() if steps]
+
+
+def _example_groups(data: ReportData) -> list[tuple[str, list[tuple[Example, list[str | None]]]]]:
+    groups: dict[str, list[tuple[Example, list[str | None]]]] = {}
+    for example in [*data.examples, *(e for item in data.rounds for e in item.examples)]:
+        groups.setdefault(example.kind, []).append((example, [thumbnail(image) for image in example.images]))
+    return list(groups.items())
+
+
+def thumbnail(image: Path | str | bytes) -> str | None:
+    """A picture as a small PNG data URI, pixels only; None where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(
+                io.BytesIO(image) if isinstance(image, bytes) else image, formats=PICTURE_FORMATS
+            ) as opened:
+                if opened.width * opened.height > _MAX_PIXELS:
+                    return None
+                small = to_rgb(opened)
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        bare = Image.new("RGB", small.size)
+        bare.paste(small)
+        buffer = io.BytesIO()
+        bare.save(buffer, "PNG", optimize=True)
+    except Exception:  # Pillow raises nearly anything on a hostile file; the page then says that it could not be read
+        return None
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,278 @@
+"""What people say about doubtful pairs: their answers are read, kept, and decide.
+
+    python -m dt2it_pipeline.export --round 1 --undecided --format label_studio --output FOLDER
+    python -m dt2it_pipeline.human_review.answers ANSWERS.json [--home DT2IT_HOME]
+
+A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round heeds their
+votes, on verified pairs too; so run the round again. What is imported later replaces what the same person said of the
+same pair before; nothing is taken back by an answer that is missing. Who a person is does not stay known: names and
+addresses become a short hash, since votes travel with exported pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dt2it_pipeline.config.paths import artifact_home
+from dt2it_pipeline.human_review.tasks import BETTER, FIRST, PERSON, SECOND, TIE
+from dt2it_pipeline.storage import content_ids, records, schemas
+from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.atomic import StoreError, write_parquet
+from dt2it_pipeline.storage.locks import exclusive
+from dt2it_pipeline.storage.schemas import RecordError
+
+_KIND = "people_votes"
+_CHECKED = ("contested_pairs", "verified_pairs")  # every pair that a round may put to judges
+CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not completed"
+_MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+
+
+class AnswersError(ValueError):
+    """A file of answers, or of kept votes, cannot be read; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One answer: when, of whom (a pseudonym), and what was chosen."""
+
+    when: datetime
+    person: str
+    choice: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Votes (rows of kind `people_votes`, a person's last one per pair), and what was no vote.
+
+    `unusable`: place and reason of what is malformed; `unfinished`: how much people took back or have not finished.
+    """
+
+    votes: list[dict[str, Any]]
+    unusable: list[tuple[str, str]]
+    unfinished: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_answers(file: Path) -> Answers:
+    """Read what people did: Label Studio's export as JSON, or Argilla's schemas.json.
+
+    Raises:
+        AnswersError: the file is neither.
+    """
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AnswersError(
+            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's schemas.json"
+        ) from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    unusable: list[tuple[str, str]] = []
+    unfinished: Counter[str] = Counter()
+    for place, entry in enumerate(entries):
+        try:
+            if "annotations" not in entry and "responses" not in entry:
+                raise ValueError(
+                    "no annotations and no responses; export as JSON, not JSON-MIN, once people have answered"
+                )
+            about, answers, read = (
+                (entry["data"], entry["annotations"], _label_studio)
+                if "annotations" in entry
+                else _argilla_record(entry)
+            )
+            ids = {FIRST: _text(about["first_id"]), SECOND: _text(about["second_id"]), TIE: None}
+            pair = _text(about["pair_id"])
+            said = list(answers)
+            unfinished.update(_unfinished(entry))
+        except _MALFORMED as error:
+            unusable.append((f"entry {place}", f"not as the tool exports it: {error}"))
+            continue
+        by_time: list[_Said] = []
+        for answer in said:
+            try:
+                by_time += read(answer)
+            except _MALFORMED as error:
+                unusable.append((f"entry {place}", f"an answer is malformed: {type(error).__name__} {error}"))
+        for given in sorted(by_time, key=lambda each: each.when):
+            if given.choice not in ids:
+                told = f"{given.choice!r} was chosen, which is none of {', '.join(ids)}"
+                unusable.append((f"entry {place}", told))
+                continue
+            last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
+    if entries and not last and len(unusable) == len(entries):
+        raise AnswersError(
+            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's schemas.json should hold; the "
+            f"first: {unusable[0][1]}"
+        )
+    return Answers(list(last.values()), unusable, unfinished)
+
+
+def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
+    """Add votes to those that the artifact home keeps; returns how many it holds then.
+
+    Raises:
+        OSError: it cannot be written.
+        AnswersError: what lies there is no table of votes.
+    """
+    with exclusive(home / ".people_votes.lock", on_wait=print):  # two may import at once
+        kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
+        kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
+        write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), _file(home))
+    return len(kept)
+
+
+def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
+    """Kept votes on these pairs as a table of kind `votes`.
+
+    A vote for a response that is no side of the pair (a file of answers may say anything) has no verdict: null.
+    """
+    sides = {pair: (chosen, rejected) for pair, chosen, rejected in zip(
+        pairs["pair_id"], pairs["chosen_id"], pairs["rejected_id"], strict=True
+    )}  # fmt: skip
+    votes = []
+    for row in _kept(home):
+        if row["pair_id"] in sides:
+            verdicts = dict(zip(sides[row["pair_id"]], ("chosen", "rejected"), strict=True)) | {None: "tie"}
+            verdict = verdicts.get(row["preferred_id"])
+            votes.append(
+                {"pair_id": row["pair_id"], "judge": f"{PERSON}{row['person']}", "order": "people", "verdict": verdict}
+            )
+    return schemas.table(votes, "votes")
+
+
+def unknown_pairs(home: Path, votes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the pairs voted on that no round of the artifact home knows, in their order.
+
+    Raises:
+        StoreError: a round's pairs cannot be read.
+    """
+    store = Store(home)
+    known: set[str] = set()
+    for name in _CHECKED:
+        for number in store.partitions(name):
+            known.update(store.read(name, number)["pairs"]["pair_id"].to_pylist())
+    return [pair for pair in dict.fromkeys(row["pair_id"] for row in votes) if pair not in known]
+
+
+def _unfinished(entry: Mapping[str, Any]) -> list[str]:
+    """What of an entry is not counted as an answer, by the tool's own word."""
+    if "annotations" in entry:
+        return [CANCELLED for annotation in entry["annotations"] if _was_cancelled(annotation)]
+    return [] if entry.get("status") == "completed" else [UNFINISHED]
+
+
+def _was_cancelled(annotation: Any) -> bool:
+    return isinstance(annotation, Mapping) and bool(annotation.get("was_cancelled"))
+
+
+def _label_studio(annotation: Mapping[str, Any]) -> list[_Said]:
+    """What one annotation of a task says: nothing where it was cancelled."""
+    if _was_cancelled(annotation):
+        return []
+    by = annotation.get("completed_by")
+    who = (by.get("email") or by["id"]) if isinstance(by, dict) else by
+    if who is None:  # an anonymous export
+        who = f"annotation {annotation['id']}"
+    when = _time(annotation.get("updated_at") or annotation.get("created_at"))
+    chosen = [result["value"]["choices"][0] for result in annotation["result"] if result.get("from_name") == BETTER]
+    return [_Said(when, _pseudonym("label_studio", who), _text(choice)) for choice in chosen]
+
+
+def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Said]]]:
+    """Metadata and answers of a record; its answers count once it is completed."""
+    answers = (record["responses"].get(BETTER) or []) if record.get("status") == "completed" else []
+    return record["metadata"], answers, _argilla
+
+
+def _argilla(answer: Mapping[str, Any]) -> list[_Said]:
+    return [_Said(_time(None), _pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
+
+
+def _pseudonym(tool: str, who: Any) -> str:
+    return content_ids.content_hash(tool, str(who))[:10]
+
+
+def _time(text: Any) -> datetime:
+    """A moment; the earliest where none is given."""
+    moment = datetime.fromisoformat(text) if text else datetime.min
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"an id must be text, found {value!r}")
+    if value != records.writable(value):
+        raise ValueError(f"an id is not UTF-8: {value!r}")
+    return value
+
+
+def _file(home: Path) -> Path:
+    return home / f"{_KIND}.parquet"
+
+
+def _kept(home: Path) -> list[dict[str, Any]]:
+    file = _file(home)
+    if not file.exists():
+        return []
+    try:
+        # All of it at once: an import may replace the file meanwhile.
+        return schemas.validate(pq.read_table(pa.BufferReader(file.read_bytes())), _KIND).to_pylist()
+    except (OSError, pa.ArrowException, RecordError) as error:
+        raise AnswersError(
+            f"the file of people's votes {file} cannot be read: {error}; bring a copy of it back, or remove it and "
+            "import the answers again"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.human_review.answers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("answers", type=Path, help="Label Studio's export as JSON, or Argilla's schemas.json")
+    parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
+    given = parser.parse_args(arguments)
+    if not given.home.is_dir():
+        raise SystemExit(f"error: there is no artifact home {given.home}; name it with --home, or set DT2IT_HOME")
+    try:
+        found = read_answers(given.answers)
+        total = keep_answers(given.home, found.votes)
+    except AnswersError as error:
+        raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {_file(given.home)}: {error}") from None
+    people, pairs = ({row[name] for row in found.votes} for name in ("person", "pair_id"))
+    print(f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {_file(given.home)} holds {total}")
+    for what, count in found.unfinished.items():
+        print(f"no vote: {count} {what}")
+    for place, reason in found.unusable:
+        print(f"no vote: {place}: {reason}")
+    try:
+        strange = unknown_pairs(given.home, found.votes)
+    except StoreError as error:
+        strange = []
+        print(f"whether rounds know these pairs cannot be told: {error}")
+    if strange:
+        print(
+            f"{len(strange)} of the pairs voted on are in no round of {given.home}, for example "
+            f"{strange[0]}: their votes are kept, and decide nothing until a round has them. Is --home right?"
+        )
+    if found.votes:
+        print("Run the round again: what it has made already is used, and people's votes decide the pairs they are on.")
+
+
+if __name__ == "__main__":
+    main()

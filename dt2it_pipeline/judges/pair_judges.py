@@ -1,0 +1,249 @@
+"""Judges of contested pairs: what `annotate` asks of one, and the two that look at likelihoods and answers.
+
+- `likelihood`: which response does seeing the picture make more probable (`likelihood.py`)?
+- `answer`: the model answers the question itself; which response says the same (`agreement.py`)?
+
+A judge that is asked in words, at an endpoint or by vLLM, is `construct.judges.votes.PairwiseVotes`.
+
+Both see each response by itself, so no order of presentation enters. Both compare with what the model says about other
+pictures: a judge that would say the same whatever it is shown says nothing about this picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from dt2it_pipeline.config.annotation import JudgeSettings
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
+from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
+from dt2it_pipeline.judges.agreement import is_yes_or_no, side_that_agrees
+from dt2it_pipeline.judges.answers import question_text
+from dt2it_pipeline.judges.likelihood_model import Question
+from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict
+from dt2it_pipeline.judges.protocol import Reply
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.storage import content_ids
+from dt2it_pipeline.storage.artifacts import model_digest
+
+_GREY = (128, 128, 128)
+_ASKED = 1  # the way in which questions are put to the engine; raise it where answers would become other ones
+
+Row = Mapping[str, Any]
+
+
+class PairJudge(Protocol):
+    """Says which side of a pair is the better one.
+
+    `calls` counts the verdicts so far for which its model was asked anything; those from kept answers are free.
+    """
+
+    @property
+    def calls(self) -> int:
+        """See above."""
+        ...
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+        """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none."""
+        ...
+
+
+class Weigher(Protocol):
+    """What a likelihood judge asks of its model."""
+
+    def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
+        """Evidence in nats of each response of each question."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts rows by id, where their media lie, and the seed of what a judge draws from them."""
+
+    rows: Mapping[str, Row]
+    media_root: Path
+    seed: int
+
+    def chat(self, pair: Row, settings: JudgeSettings) -> tuple[Row, ChatPrompt]:
+        """A pair's prompt as the judge words it. Raises ChatError where there is none or it cannot be shown."""
+        row = self.rows.get(pair["prompt_id"])
+        if row is None:
+            raise ChatError("unknown prompt", pair["prompt_id"])
+        return row, chat_prompt(row, self.media_root, suffix=settings.prompt)
+
+
+class LikelihoodJudge:
+    """Votes for the response with more evidence; a difference of `tie_margin` nats or less is a tie."""
+
+    def __init__(self, settings: JudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
+        self._settings, self._weigher, self._prompts = settings, weigher, prompts
+        self._pictures = _OtherPictures(settings, prompts)
+        self.calls = 0
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+        """See PairJudge."""
+        found: list[str | NoVerdict] = []
+        questions: list[Question] = []
+        asked: list[int] = []
+        for place, pair in enumerate(pairs):
+            found.append(NoVerdict("not judged", ""))
+            try:
+                row, prompt = self._prompts.chat(pair, self._settings)
+                baselines = self._pictures.for_prompt(row, prompt)
+            except ChatError as error:
+                found[place] = NoVerdict(error.reason, error.detail)
+                continue
+            questions.append(Question(prompt, baselines, (pair["chosen"], pair["rejected"])))
+            asked.append(place)
+        self.calls += len(asked)
+        for place, evidence in zip(asked, self._weigher.evidence(questions), strict=True):
+            difference = evidence[0] - evidence[1]
+            if not math.isfinite(difference):
+                found[place] = NoVerdict("likelihood is not a number", str(evidence))
+            elif abs(difference) <= self._settings.tie_margin:
+                found[place] = TIE
+            else:
+                found[place] = CHOSEN if difference > 0 else REJECTED
+        return found
+
+
+class AnswerJudge:
+    """Answers the question, and votes for the response that agrees with its answer; see `agreement`.
+
+    It judges short factual questions as well as its model answers them. A question that needs prose, or that both
+    responses answer alike, is a tie.
+
+    Args:
+        settings: of the judge.
+        engine: gives the engine behind the judge; asked for it when there is a question without a kept answer.
+        prompts: of the pairs.
+        replies: where answers are kept, by model and question: a pair that a later round contests again costs nothing.
+    """
+
+    def __init__(
+        self, settings: JudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
+    ) -> None:
+        self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
+        self._model = model_digest(settings.model)
+        self._pictures = _OtherPictures(settings, prompts)
+        self.asked = self.looked_up = self.calls = 0
+
+    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+        """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
+        prompts: list[tuple[Row, ChatPrompt] | NoVerdict] = []
+        for pair in pairs:
+            try:
+                prompts.append(self._prompts.chat(pair, self._settings))
+            except ChatError as error:
+                prompts.append(NoVerdict(error.reason, error.detail))
+        own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
+        said = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
+        answers, fresh = [text for text, _ in said], [new for _, new in said]
+        found: list[str | NoVerdict] = [answer if isinstance(answer, NoVerdict) else TIE for answer in answers]
+        others: list[ChatPrompt] = []
+        compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own
+        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if isinstance(prompt, NoVerdict) or isinstance(answer, NoVerdict):
+                continue
+            pictures: tuple[tuple[Image.Image, ...], ...] = ()
+            if not is_yes_or_no(answer):
+                try:
+                    pictures = self._pictures.for_prompt(*prompt)
+                except ChatError as error:
+                    found[place] = NoVerdict(error.reason, error.detail)
+                    continue
+            others += [prompt[1].with_images(images) for images in pictures]
+            compared.append((place, len(pictures)))
+        elsewhere = iter(self._answers(others))
+        for place, count in compared:
+            prompt, answer, pair = prompts[place], answers[place], pairs[place]
+            assert not isinstance(prompt, NoVerdict) and not isinstance(answer, NoVerdict)
+            others_said = list(islice(elsewhere, count))
+            texts = [text for text, _ in others_said if not isinstance(text, NoVerdict)]
+            fresh[place] = fresh[place] or any(new for _, new in others_said)
+            found[place] = side_that_agrees(question_text(prompt[0]), answer, texts, pair["chosen"], pair["rejected"])
+        self.calls += sum(fresh)
+        return found
+
+    def _answers(self, prompts: Sequence[ChatPrompt]) -> list[tuple[str | NoVerdict, bool]]:
+        """The model's answer to each prompt, and whether it was asked just now.
+
+        Equal prompts are asked once, those with a kept answer not at all.
+        """
+        keys = [self._key(prompt) for prompt in prompts]
+        different = dict(zip(keys, prompts, strict=True))
+        replies: dict[str, Reply | EngineError] = dict(self._replies.get(list(different)))
+        unknown = [key for key in different if key not in replies]
+        self.asked, self.looked_up = self.asked + len(unknown), self.looked_up + len(replies)
+        if unknown:
+            requests = [SampleRequest(different[key], 1, 0) for key in unknown]
+            answered = self._engine().sample(requests, Decoding(0.0, 1.0, self._settings.max_new_tokens))
+            for key, result in zip(unknown, answered, strict=True):
+                if isinstance(result, EngineError):
+                    replies[key] = result
+                    continue
+                sample = result[0]
+                replies[key] = reply = Reply(sample.text, sample.finished, sample.prompt_tokens, sample.tokens)
+                self._replies.put(key, reply)
+        asked = set(unknown)
+        return [(self._answer(replies[key]), key in asked) for key in keys]
+
+    def _answer(self, reply: Reply | EngineError) -> str | NoVerdict:
+        if isinstance(reply, EngineError):
+            return NoVerdict("the judge could not answer", str(reply))
+        if not reply.finished:
+            return NoVerdict("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
+        return reply.text
+
+    def _key(self, prompt: ChatPrompt) -> str:
+        """What an answer depends on, as a hash."""
+        pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
+        limits = [self._settings.max_new_tokens, self._settings.max_model_len]
+        return content_ids.content_hash("answer", _ASKED, self._model, limits, list(prompt.messages), pictures)
+
+
+class _OtherPictures:
+    """Pictures of other prompts, by their number in a prompt: readable ones, all different, drawn by seed.
+
+    The same few serve every prompt, so that a model encodes them once; one more than asked for, because a prompt is
+    never compared with its own picture.
+    """
+
+    def __init__(self, settings: JudgeSettings, prompts: Prompts) -> None:
+        self._settings = settings
+        self._pool: dict[int, list[tuple[frozenset[str], tuple[Image.Image, ...]]]] = {}
+        if settings.baseline == "blank":
+            return
+        for key in sorted(prompts.rows, key=lambda key: content_ids.content_hash(prompts.seed, settings.name, key)):
+            row = prompts.rows[key]
+            hashes = frozenset(medium["sha256"] for medium in row["media"])
+            lent = self._pool.setdefault(len(row["media"]), [])
+            if not hashes or len(lent) > settings.baselines or any(hashes & other for other, _ in lent):
+                continue
+            try:
+                lent.append((hashes, chat_prompt(row, prompts.media_root).images))
+            except ChatError:
+                continue  # it is reported under its own pairs
+
+    def for_prompt(self, row: Row, prompt: ChatPrompt) -> tuple[tuple[Image.Image, ...], ...]:
+        """The pictures to compare with: a grey set, or sets of other prompts.
+
+        Raises:
+            ChatError: the prompt has no picture, so there is nothing to compare; or no other picture can be found.
+        """
+        if not prompt.images:
+            raise ChatError("prompt without a picture", f"a judge of kind {self._settings.kind} compares pictures")
+        if self._settings.baseline == "blank":
+            return (tuple(Image.new("RGB", image.size, _GREY) for image in prompt.images),)
+        own = {medium["sha256"] for medium in row["media"]}
+        found = [images for hashes, images in self._pool.get(len(prompt.images), ()) if not hashes & own]
+        if not found:
+            raise ChatError("no other picture to measure against", f"{len(prompt.images)} pictures in the prompt")
+        return tuple(found[: self._settings.baselines])

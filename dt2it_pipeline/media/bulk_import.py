@@ -1,0 +1,83 @@
+"""Imports the media of many items at once: over several threads, each file once, going on where a killed import was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from dt2it_pipeline.ingest.rows import Medium
+from dt2it_pipeline.media.index import MediaIndex
+from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.media.store import MediaError, Stored, inline_content, store_image, store_video
+from dt2it_pipeline.media.video import VideoDecoderError
+
+Imported = dict[str, str] | Exception
+
+
+class MediaImporter:
+    """Imports media below one root into one store.
+
+    Args:
+        root: the source's media root.
+        store: the media store.
+        threads: decoders at a time; Pillow's release the interpreter's lock. As many as processors where None.
+    """
+
+    def __init__(self, root: MediaRoot, store: Path, threads: int | None = None) -> None:
+        self.root, self.store = root, store
+        self.index = MediaIndex(store)
+        self.threads = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="media")
+
+    def close(self) -> None:
+        """End the threads."""
+        self.threads.shutdown()
+
+    def rows(self, media: Sequence[Medium]) -> list[Imported]:
+        """For every medium its row (kind, sha256, path), or the error that says why it cannot be used."""
+        unique = list(dict.fromkeys(media))
+        stamps = {one: self._stamp(one) for one in unique}
+        hashes = {one: _hash(one) for one in unique}
+        by_stamp, by_hash = self.index.known(
+            [stamp for stamp in stamps.values() if stamp], [key for key in hashes.values() if key]
+        )
+        made: dict[Medium, Stored | Exception] = {}
+        for one in unique:
+            known = by_stamp.get(stamps[one] or "") or by_hash.get(hashes[one] or "")
+            if known is not None:
+                made[one] = known
+        todo = [one for one in unique if one not in made]
+        with warnings.catch_warnings():  # here, since filters belong to the process and not to a thread
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the import has a limit of its own
+            made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
+        self.index.add((stamps[one], new) for one in todo if isinstance(new := made[one], Stored))
+        return [found.row if isinstance(found := made[one], Stored) else found for one in media]
+
+    def _stored(self, medium: Medium) -> Stored | Exception:
+        try:
+            if medium.kind == "video":
+                return store_video(medium.value, self.root, self.store)
+            return store_image(medium.value, self.root, self.store)
+        except (MediaError, VideoDecoderError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            return error  # also a decoder's own, a path with a NUL, ...
+
+    def _stamp(self, medium: Medium) -> str | None:
+        """Stamp of a picture's file. A folder of frames has none: its time does not tell of changes within a frame."""
+        if medium.kind != "image" or isinstance(medium.value, bytes) or len(medium.value) > 1024:
+            return None
+        return self.root.stamp(medium.value)
+
+
+def _hash(medium: Medium) -> str | None:
+    if medium.kind != "image":
+        return None
+    try:
+        content = inline_content(medium.value)
+    except MediaError:
+        return None
+    return None if content is None else hashlib.sha256(content).hexdigest()

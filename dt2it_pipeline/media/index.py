@@ -1,0 +1,129 @@
+"""What is known of the media in a store: which file of a source became which, and the perceptual hash of each.
+
+It is a cache beside the media, in one SQLite file: an import that was killed finds there what it had done, and
+decontamination finds hashes that were computed when the pictures were decoded. Without the file everything is computed
+again, with the same result.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dt2it_pipeline.media.pixels import perceptual_hash
+from dt2it_pipeline.media.store import PICTURE_FORMATS, MediaError, Stored
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS media (sha256 TEXT PRIMARY KEY, kind TEXT, path TEXT, perceptual BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (stamp TEXT PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
+"""
+_VERSION = 1  # of the perceptual hash: another one is another file
+_AT_ONCE = 500  # variables of a query
+
+
+class MediaIndex:
+    """The index of one media store; used by one thread, and by several processes at a time."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.file = store / f"index.{_VERSION}.sqlite"
+        if self.file.exists():
+            self._mended()
+
+    def known(self, stamps: Sequence[str], hashes: Sequence[str]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+        """Media by the stamp of the file that they came from and by content hash, as far as they still lie there."""
+        if not self.file.exists():
+            return {}, {}
+        with self._open() as base:
+            by_stamp = dict(_select(base, "SELECT stamp, sha256 FROM files WHERE stamp IN", stamps))
+            wanted = sorted({*by_stamp.values(), *hashes})
+            found = {
+                sha256: Stored({"kind": kind, "sha256": sha256, "path": path}, _number(value))
+                for sha256, kind, path, value in _select(
+                    base, "SELECT sha256, kind, path, perceptual FROM media WHERE sha256 IN", wanted
+                )
+                if (self.store / path).exists()
+            }
+        return {stamp: found[sha] for stamp, sha in by_stamp.items() if sha in found}, found
+
+    def add(self, media: Iterable[tuple[str | None, Stored]]) -> None:
+        """Remember media, each with the stamp of its file where it has one."""
+        rows = list(media)
+        if not rows:
+            return
+        self.store.mkdir(parents=True, exist_ok=True)
+        with self._open() as base:
+            base.executemany(
+                "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?)",
+                ((m.row["sha256"], m.row["kind"], m.row["path"], _blob(m.perceptual)) for _, m in rows),
+            )
+            base.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?)", ((s, m.row["sha256"]) for s, m in rows if s is not None)
+            )
+
+    def perceptual_hashes(self, media: Iterable[Mapping[str, str]]) -> dict[str, int]:
+        """Content hash -> perceptual hash of media rows (kind, sha256, path); those without structure are left out.
+
+        What is not known yet is computed from the store, in parallel, and remembered.
+        """
+        rows = {medium["sha256"]: medium for medium in media}
+        found = self.known([], list(rows))[1]
+        missing = [row for key, row in rows.items() if key not in found and (self.store / row["path"]).exists()]
+        if missing:
+            with ThreadPoolExecutor() as threads:
+                computed = list(threads.map(self._computed, missing))
+            self.add((None, medium) for medium in computed)
+            found |= {medium.row["sha256"]: medium for medium in computed}
+        return {key: medium.perceptual for key, medium in found.items() if medium.perceptual is not None}
+
+    def _computed(self, row: Mapping[str, str]) -> Stored:
+        from dt2it_pipeline.media import video
+
+        try:
+            if row["kind"] == "video":
+                value = perceptual_hash(Image.fromarray(next(iter(video.frames(self.store / row["path"], (0,))))))
+            else:
+                with Image.open(self.store / row["path"], formats=PICTURE_FORMATS) as image:
+                    value = perceptual_hash(image)
+        except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError, video.VideoDecoderError):
+            value = None  # a stage that needs the picture tells; equal files are found all the same
+        return Stored(dict(row), value)
+
+    def _mended(self) -> None:
+        """Make a new file where this one is damaged; nothing is lost that cannot be computed again."""
+        try:
+            with closing(sqlite3.connect(self.file, timeout=120)) as base:
+                base.executescript(_SCHEMA)
+                base.execute("SELECT (SELECT sha256 FROM media LIMIT 1), (SELECT sha256 FROM files LIMIT 1)").fetchall()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            self.file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.file, timeout=120)) as base:
+            base.execute("PRAGMA synchronous = OFF")  # a cache: what a fall of the machine loses is computed again
+            base.executescript(_SCHEMA)
+            with base:
+                yield base
+
+
+def _select(base: sqlite3.Connection, query: str, values: Sequence[str]) -> Iterator[Any]:
+    for start in range(0, len(values), _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        yield from base.execute(f"{query} ({','.join('?' * len(part))})", part)
+
+
+def _blob(value: int | None) -> bytes | None:
+    return None if value is None else value.to_bytes(8, "big")
+
+
+def _number(value: bytes | None) -> int | None:
+    return None if value is None else int.from_bytes(value, "big")

@@ -1,0 +1,159 @@
+"""The declared root of a source's media: a folder, a .zip or a .tar that no path may leave."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+from dt2it_pipeline.media.store import MOST_BYTES, MediaError, confined
+
+
+class MediaRoot:
+    """Where a source's media lie, and the bytes of each by name. Safe to read from several threads.
+
+    Args:
+        root: folder, .zip or uncompressed .tar; None where rows hold their pictures, so that any path is refused.
+        prefix: taken off the front of names, for sources that write the root of their authors' machine.
+
+    Raises:
+        OSError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read.
+    """
+
+    def __init__(self, root: Path | None, prefix: str = "") -> None:
+        self.root, self.prefix = root, prefix
+        self._zip: zipfile.ZipFile | None = None
+        self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
+        self._file = -1
+        self._ambiguous: set[str] = set()  # names that several files of the archive have
+        self._lock = threading.Lock()
+        self._folders: dict[str, Path] = {}  # folder of a name -> where it truly lies
+        if root is not None and root.is_file():
+            if root.suffix == ".zip":
+                self._zip = zipfile.ZipFile(root)
+                counts = Counter(entry.filename for entry in self._zip.infolist())
+                self._ambiguous = {name for name, times in counts.items() if times > 1}
+            elif root.suffix == ".tar":
+                with tarfile.open(root, "r:") as archive:
+                    self._tar = {}
+                    for member in archive:
+                        name = member.name.removeprefix("./")
+                        place = (member.offset_data, member.size) if member.isreg() else None
+                        if member.islnk():  # the same file once more, under another name
+                            place = self._tar.get(member.linkname.removeprefix("./"))
+                        if place is not None and self._tar.setdefault(name, place) != place:
+                            self._ambiguous.add(name)
+                self._file = os.open(root, os.O_RDONLY)
+            else:
+                raise tarfile.TarError(f"{root.name} is neither .zip nor .tar; unpack it and name the folder")
+
+    def close(self) -> None:
+        """Close the archive, if it is one."""
+        if self._zip is not None:
+            self._zip.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def stamp(self, name: str) -> str | None:
+        """What stands for a file as long as it does not change: its place, size and time; None where there is none."""
+        try:
+            if self._zip is not None or self._tar is not None:
+                assert self.root is not None
+                found = self.root.stat()
+                return _digest(self.root, name, found)
+            file = self.locate(name)
+            found = file.stat()
+        except (OSError, ValueError):  # told when the file is read
+            return None
+        return _digest(file, "", found)
+
+    def locate(self, name: str) -> Path:
+        """The file or folder that a name means. Raises MediaError where it leaves the root or there is none."""
+        if self.root is None:
+            raise MediaError("missing image", f"{name}: the manifest names no media_root")
+        if self._zip is not None or self._tar is not None:
+            raise MediaError("missing video", f"{name}: archives hold pictures only; unpack {self.root.name}")
+        try:
+            return self._located(self._name(name))
+        except OSError as error:  # a name that is too long, for instance
+            raise MediaError("missing image", f"{name[:200]}: {error.strerror}") from error
+
+    def read(self, name: str) -> bytes:
+        """The content of a picture. Raises MediaError where it is missing, too large or outside the root."""
+        if self._name(name).removeprefix("./") in self._ambiguous:
+            raise MediaError("ambiguous image", f"{name}: the archive holds several files of this name")
+        if self._zip is not None:
+            return self._read_zip(self._name(name))
+        if self._tar is not None:
+            offset, size = self._tar.get(self._name(name).removeprefix("./"), (0, -1))
+            if size < 0:
+                raise MediaError("missing image", f"{name}: not in the archive")
+            _check_size(size, name)
+            return os.pread(self._file, size, offset)
+        file = self.locate(name)
+        assert self.root is not None
+        try:
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+                raise MediaError("missing image", f"{name}: not a file")
+            _check_size(found.st_size, name)
+            return file.read_bytes()
+        except OSError as error:
+            if not self.root.exists():
+                raise MediaError("missing image", f"{name}: there is no media_root {self.root}") from error
+            raise MediaError("missing image", f"{name}: {error.strerror}") from error
+
+    def _located(self, name: str) -> Path:
+        """As `confined`, folders being resolved once each."""
+        assert self.root is not None
+        folder, slash, last = name.rpartition("/")
+        if last in ("", ".", "..") or (slash and not folder):
+            return confined(name, self.root)
+        parent = self._folders.get(folder)
+        if parent is None:
+            try:
+                parent = self._folders[folder] = confined(folder, self.root)
+            except MediaError as error:
+                raise MediaError(error.reason, name) from error
+        file = parent / last
+        return confined(name, self.root) if file.is_symlink() else file
+
+    def _read_zip(self, name: str) -> bytes:
+        assert self._zip is not None
+        try:
+            entry = self._zip.getinfo(name.removeprefix("./"))
+            _check_size(entry.file_size, name)
+            with self._lock:
+                return self._zip.read(entry)
+        except KeyError:
+            raise MediaError("missing image", f"{name}: not in the archive") from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+            raise MediaError("unreadable image", f"{name}: {error}") from error
+
+    def _name(self, name: str) -> str:
+        try:
+            os.fsencode(name)  # it may have come from a file system as surrogates
+            impossible = "\0" in name
+        except UnicodeEncodeError:
+            impossible = True
+        if impossible:
+            raise MediaError("missing image", f"{name[:200]!r} can be no file's name")
+        return name.removeprefix(self.prefix) if self.prefix else name
+
+
+def _digest(file: Path, name: str, found: os.stat_result) -> str:
+    text = f"{file}\0{name}\0{found.st_size}\0{found.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # names need not be UTF-8
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MOST_BYTES:
+        raise MediaError("image too large", f"{name}: {size} bytes")

@@ -1,0 +1,252 @@
+"""Media import: every picture is checked by decoding it, every video by its header and first frame, and stored once per
+content hash.
+
+A picture is stored as it came, byte for byte, unless a reader outside this pipeline would see it otherwise than ours
+do: one that lies on its side by EXIF, or has 16 bits, is stored upright in 8 bits as PNG. It is found by the hash of
+what came either way, so that its id depends on no encoder. Transparent pictures are stored as they came; pixels.py puts
+them on white when they are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.media.root import MediaRoot
+
+_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+PICTURE_FORMATS = tuple(_EXTENSIONS)  # no other decoder is tried: some of Pillow's start programs
+MOST_BYTES = 256 << 20  # of a picture's file
+_MAX_PIXELS = 100_000_000  # a decompression bomb fills memory long before it shows anything
+_LONGEST_PATH = 1024  # characters; a longer text can only be a picture's content
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+
+
+class MediaError(UnusableError):
+    """A medium cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A medium in the store: its row in our tables, and the perceptual hash of its picture or first frame."""
+
+    row: dict[str, str]
+    perceptual: int | None
+
+
+def import_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> dict[str, str]:
+    """Check one picture and put it into the media store; returns its row (kind, sha256, path).
+
+    The format is told by content, not by the file's name. Safe to call twice, and from several processes and threads.
+
+    Args:
+        value: a path below `root`, the file's bytes, or these in base64 (with or without `data:image/...;base64,`).
+        root: what the path counts from and may not leave.
+        store: the media store.
+
+    Raises:
+        MediaError: the path leaves the root, or the file is missing, truncated, too large or not a picture.
+    """
+    return store_image(value, root, store).row
+
+
+def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
+    """The same, with the perceptual hash, which is computed while the picture is decoded anyway."""
+    content = inline_content(value)
+    name = "picture in the row" if content is not None else str(value)
+    if content is None:
+        from dt2it_pipeline.media.root import MediaRoot
+
+        content = (MediaRoot(root) if isinstance(root, Path) else root).read(name)
+    extension, upright, perceptual = _examine(content, name)
+    sha256 = hashlib.sha256(content).hexdigest()
+    relative = Path(sha256[:2]) / f"{sha256}.{extension}"
+    _put(content if upright is None else upright, store / relative)
+    return Stored({"kind": "image", "sha256": sha256, "path": relative.as_posix()}, perceptual)
+
+
+def inline_content(value: str | bytes) -> bytes | None:
+    """The bytes of a picture that the row itself holds, raw or in base64; None for a path.
+
+    Raises:
+        MediaError: it says that it is base64, or is too long for a path, and is not base64.
+    """
+    if isinstance(value, bytes):
+        return value
+    start = _DATA_URI.match(value)
+    if start is None and len(value) <= _LONGEST_PATH:
+        return None
+    try:
+        return base64.b64decode("".join(value[start.end() if start else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MediaError("unreadable image", f"neither a path nor base64 ({len(value)} characters): {error}") from error
+
+
+def import_video(name: str, root: Path | MediaRoot, store: Path) -> dict[str, str]:
+    """Check one video below `root` and put it into the media store; returns its row (kind, sha256, path).
+
+    A video file is stored as it is. A folder of frames is stored as a folder of its frames, numbered in order, and the
+    video.json that says their rate. Damage behind the first frame of a file shows when it is scored.
+
+    Raises:
+        MediaError: the path leaves the root, or the video is missing or none that can be read.
+        VideoDecoderError: it is a video file, and OpenCV is not installed.
+    """
+    return store_video(name, root, store).row
+
+
+def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
+    """The same, with the perceptual hash of the first frame."""
+    from dt2it_pipeline.media import video
+    from dt2it_pipeline.media.root import MediaRoot
+
+    if isinstance(name, bytes):
+        raise MediaError("unreadable video", f"{len(name)} bytes in the row; a video is a file or a folder of frames")
+    source = (MediaRoot(root) if isinstance(root, Path) else root).locate(name)
+    try:
+        there = source.exists()
+    except OSError as error:  # a path that is too long
+        raise MediaError("missing video", f"{name[:200]}: {error.strerror}") from error
+    if not there:
+        raise MediaError("missing video", name)
+    header = video.read_header(source)
+    perceptual = perceptual_hash(Image.fromarray(next(iter(video.frames(source, (0,))))))
+    if source.is_dir():
+        return Stored(_import_frames(name, source, store, header.fps), perceptual)
+    try:
+        with source.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise MediaError("unreadable video", f"{name}: {error.strerror}") from error
+    relative = Path(sha256[:2]) / f"{sha256}.{video.container(source)}"
+    _put(source, store / relative)
+    return Stored({"kind": "video", "sha256": sha256, "path": relative.as_posix()}, perceptual)
+
+
+def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str, str]:
+    from dt2it_pipeline.media.video import frame_files
+
+    digest = hashlib.sha256(f"frames at {fps!r} per second".encode())
+    frames: list[tuple[Path, str]] = []  # file and extension of the stored frame
+    for file in frame_files(folder):
+        content = _frame(file)
+        extension, upright, _ = _examine(content, f"{name}/{file.name}")
+        digest.update(hashlib.sha256(content).digest())
+        frames.append((file, extension if upright is None else f"{extension} upright"))
+    sha256 = digest.hexdigest()
+    target = store / sha256[:2] / sha256
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            for number, (file, how) in enumerate(frames):
+                extension, _, mended = how.partition(" ")
+                stored = temporary / f"{number:06d}.{extension}"
+                if mended:
+                    stored.write_bytes(_examine(_frame(file), file.name)[1] or b"")
+                else:
+                    shutil.copyfile(file, stored)
+            (temporary / "video.json").write_text(json.dumps({"fps": fps}), encoding="utf-8")
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process has just stored the same video
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return {"kind": "video", "sha256": sha256, "path": f"{sha256[:2]}/{sha256}"}
+
+
+def _frame(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise MediaError("unreadable video", f"{file.name}: {error.strerror}") from error
+
+
+def confined(name: str, root: Path) -> Path:
+    """The file that `name` means, refused where it leaves `root` by `..`, by an absolute path or through a link."""
+    try:
+        root = root.resolve()
+        file = (root / name).resolve()
+    except RuntimeError as error:  # so pathlib tells links that lead to themselves
+        raise MediaError("missing image", f"{name}: {error}") from error
+    if not file.is_relative_to(root):
+        raise MediaError("path outside the media root", name)
+    return file
+
+
+def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
+    """Decode a picture whole.
+
+    Returns the extension of the format that will be stored, the bytes to store where they are not `content`, and the
+    perceptual hash.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
+            # A JPEG with further pictures behind it, as telephones write them, opens as MPO.
+            extension = _EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
+            if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
+                return extension, None, perceptual_hash(image)
+            image.load()
+            deep = image.mode.startswith("I") or image.mode == "F"
+            if not deep and orientation(image) == 1:
+                return extension, None, perceptual_hash(image)
+            upright = ImageOps.exif_transpose(image)
+            if deep:
+                upright = eight_bits(upright)
+            return "png", _png(upright), perceptual_hash(upright)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
+        raise MediaError("image too large", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:  # its words hold an address in memory
+        raise MediaError("unreadable image", f"{name}: no picture of a known format") from error
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise MediaError("unreadable image", f"{name}: {error}") from error
+
+
+def _png(image: Image.Image) -> bytes:
+    if image.mode == "CMYK":  # PNG has no such pixels
+        image = image.convert("RGB")
+    image.info.pop("exif", None)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _put(content: bytes | Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, stream)
+            else:
+                stream.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""One stage of the graph: finds its result finished, or computes it, and tells Dagster what a person looks at.
+
+A stage's result is found by its name, its inputs, its settings and the `code_version` of its asset. Whoever changes
+what a stage computes raises that asset's `code_version`; whoever changes how it is written leaves it as it is, and
+nothing is computed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel
+
+from dt2it_pipeline.orchestrate.metadata import bundle_metadata
+from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.content_ids import content_hash
+
+_REASONS = 3  # why rows are set aside, that a stage's line names
+Settings = BaseModel | Mapping[str, Any] | str | int | float | None
+
+
+def run_stage(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    compute: Callable[[Path], Bundle],
+    *,
+    inputs: Mapping[str, Bundle | str],
+    settings: Mapping[str, Settings],
+    name: str | None = None,
+) -> Bundle:
+    """The stage's bundle, from the store where the same inputs and settings gave it before, else computed and stored.
+
+    Where another process is making it, this one waits and then finds it finished. A damaged version is made again.
+
+    Args:
+        context: of the asset; its key and partition name the stage's place in the store.
+        store: where results and work lie.
+        compute: makes the bundle; it is handed a folder that keeps its content if the run is killed.
+        inputs: what it depends on, by name; bundles count by their content.
+        settings: the sections of the recipe that it depends on.
+        name: the stage's name where one step has several.
+    """
+    name = name or context.asset_key.to_user_string()
+    partitioned = _spec(context, name).partitions_def is not None
+    partition = context.partition_key if context.has_partition_key and partitioned else None
+    key = stage_key(name, _spec(context, name).code_version or "", inputs, settings)
+    with store.locked(name, partition, context.log.warning):
+        found = store.find(name, key, partition, context.log.warning)
+        if found is not None:
+            context.log.info(_told(name, found, "reused, inputs and settings unchanged"))
+            return found
+        started = time.monotonic()
+        bundle = compute(store.work(name, key, partition))
+        facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
+        stored = store.write(name, replace(bundle, facts=facts), key, partition)
+        store.finish_work(name, partition)
+        context.log.info(_told(name, stored, f"{facts['seconds']:.1f} s"))
+        return stored
+
+
+def stage_key(
+    name: str, code_version: str, inputs: Mapping[str, Bundle | str], settings: Mapping[str, Settings]
+) -> str:
+    """Key of a stage's version: a hash of its name, code version, the content of its inputs and its settings."""
+    return content_hash(
+        name,
+        code_version,
+        {key: value.digest if isinstance(value, Bundle) else value for key, value in inputs.items()},
+        {
+            key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for key, value in settings.items()
+        },
+    )
+
+
+def result(
+    context: dg.AssetExecutionContext,
+    store: Store,
+    bundle: Bundle,
+    *,
+    name: str | None = None,
+    checks: tuple[dg.AssetCheckResult, ...] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> dg.MaterializeResult:
+    """A stored bundle as Dagster's result, with its content as data version and its facts and examples as metadata."""
+    for check in checks:
+        if not check.passed:
+            log = context.log.error if check.severity is dg.AssetCheckSeverity.ERROR else context.log.warning
+            found = ", ".join(f"{key} {value.value}" for key, value in check.metadata.items())
+            log(f"check {check.check_name} did not pass: {check.description or found or 'it gives no reason'}")
+    return dg.MaterializeResult(
+        asset_key=name or context.asset_key,
+        metadata={**bundle_metadata(bundle, store.media), **(metadata or {})},
+        data_version=dg.DataVersion(bundle.digest),
+        check_results=list(checks),
+    )
+
+
+def _told(name: str, bundle: Bundle, made: str) -> str:
+    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
+    facts = bundle.facts
+    if "not_trained" in facts:
+        return f"{name}: not trained, {facts['not_trained']}"
+    aside = "set aside" + _reasons(bundle)
+    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", aside), ("pairs", "pairs"))
+    shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
+    return f"{name}: " + ", ".join([*shown, made])
+
+
+def _reasons(bundle: Bundle) -> str:
+    """The commonest reasons of a bundle's set-aside rows in brackets, where the table counts the rows that facts do."""
+    table = bundle.tables.get("set_aside")
+    if table is None or not table.num_rows or table.num_rows != bundle.facts.get("rows_set_aside"):
+        return ""
+    found = Counter(table["reason"].to_pylist()).most_common()
+    others = sum(count for _, count in found[_REASONS:])
+    told = [*found[:_REASONS], *([("other", others)] if others else [])]
+    return f" ({', '.join(f'{reason}: {count:,}' for reason, count in told)})"
+
+
+def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:
+    return context.assets_def.specs_by_key[dg.AssetKey(name)]

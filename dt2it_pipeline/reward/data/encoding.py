@@ -1,0 +1,285 @@
+"""From table rows to token ids: chat template, the evaluator's system prompt, pictures, and a response after it.
+
+The conversation is rendered once with a stand-in for the response. What stands before is the prompt; what stands after
+closes the assistant turn, and its last token is where the score is read. A score here is that of the whole conversation
+as the template writes it, which is also what vLLM's pooling endpoint is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
+
+_STAND_IN = "\ue000{}\ue001"
+_STAND_INS = re.compile("\ue000(\\d+)\ue001")
+MARKER = re.compile("<(image|video)>")
+_ROLES = ("user", "assistant", "system")
+
+
+class PromptError(UnusableError):
+    """A prompt cannot be rendered."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as tokens, the placeholder of each picture (or step of a video) repeated once per picture token."""
+
+    tokens: np.ndarray  # int32 [length]
+    positions: np.ndarray  # int32 [3, length]: M-RoPE positions in time, height and width
+    next_position: int  # where every response starts
+    picture_slots: np.ndarray  # int32 [picture tokens], columns of picture tokens
+    pictures: tuple[int, ...]  # indices on the shelf
+
+
+class Prompter:
+    """Tokens of prompts and responses for one model and one system prompt."""
+
+    def __init__(self, folder: str | Path, shelf: PictureShelf | None, system_prompt: str, processor: Any) -> None:
+        self.folder = Path(folder)
+        self.shelf = shelf
+        self.system_prompt = system_prompt
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.backend = self.tokenizer.backend_tokenizer
+        self.image_token, self.video_token = int(processor.image_token_id), int(processor.video_token_id)
+        self._ticks = _positions_per_second(self.folder)
+        special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or "(?!)")
+        self._suffix: np.ndarray | None = None
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | PictureError]:
+        """Encode rows of a prompts table; where that fails, the error stands in the row's place."""
+        results: list[EncodedPrompt | PromptError | PictureError | None] = [None] * len(rows)
+        texts: list[str] = []
+        where: list[tuple[int, tuple[int, ...]]] = []
+        for number, row in enumerate(rows):
+            try:
+                pictures = self._pictures(row)
+                text, inserted = self._render(row)
+                text = self._spell_videos(text, pictures)
+                if inserted is None:
+                    texts.append(text)
+                    where.append((number, pictures))
+                else:
+                    results[number] = self._finish(self._encode_parts(text, inserted), pictures)
+            except (PromptError, PictureError) as error:
+                results[number] = error
+        for (number, pictures), encoding in zip(
+            where, self.backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
+            try:
+                results[number] = self._finish(np.asarray(encoding.ids, dtype=np.int32), pictures)
+            except PromptError as error:
+                results[number] = error
+        return results  # type: ignore[return-value]  # every place has been filled
+
+    def responses(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of responses with the end of their turn, int32. Special tokens spelled out in a text stay text."""
+        if self._suffix is None:
+            self._render({"turns": [{"role": "user", "text": "?"}], "system": "", "media": []})
+        self.backend.encode_special_tokens = True
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = False
+        assert self._suffix is not None
+        return [np.concatenate([np.asarray(e.ids, dtype=np.int32), self._suffix]) for e in encodings]
+
+    def _pictures(self, row: Mapping[str, Any]) -> tuple[int, ...]:
+        media = row["media"] or ()
+        if not media:
+            return ()
+        if self.shelf is None:
+            raise PromptError("prompt has pictures", "this scorer was made without a media root")
+        return tuple(self.shelf.add(medium) for medium in media)
+
+    def _render(self, row: Mapping[str, Any]) -> tuple[str, list[str] | None]:
+        """Text before the response; and the inserted texts by number where stand-ins had to be used for them."""
+        turns = row["turns"]
+        if not turns or turns[-1]["role"] != "user":
+            raise PromptError("prompt does not end with a user turn", f"{[turn['role'] for turn in turns or ()]}")
+        if unknown := [turn["role"] for turn in turns if turn["role"] not in _ROLES]:
+            raise PromptError("unknown role", f"{unknown[0]!r}; known: {', '.join(_ROLES)}")
+        markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+        kinds = [medium["kind"] for medium in row["media"] or ()]
+        if len(markers) != len(kinds):
+            raise PromptError("picture markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
+        if markers != kinds:
+            raise PromptError("picture markers do not match media", f"markers for {markers}, media are {kinds}")
+        system = "\n\n".join(part for part in (self.system_prompt, row["system"]) if part)
+        everything = [system, *(turn["text"] for turn in turns)]
+        hostile = any(self._special.search(text) or "\ue000" in text for text in everything)
+        inserted: list[str] = []
+
+        def put(text: str) -> str:
+            if not hostile:
+                return text
+            inserted.append(text)
+            return _STAND_IN.format(len(inserted) - 1)
+
+        messages: list[dict[str, Any]] = [{"role": "system", "content": put(system)}] if system else []
+        for turn in turns:
+            if turn["role"] != "user":
+                messages.append({"role": turn["role"], "content": put(turn["text"])})
+                continue
+            content: list[dict[str, str]] = []
+            for number, piece in enumerate(MARKER.split(turn["text"])):
+                if number % 2:
+                    content.append({"type": piece})
+                elif piece:
+                    content.append({"type": "text", "text": put(piece)})
+            messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": _STAND_IN.format(999_999)})
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        before, found, after = text.rpartition(_STAND_IN.format(999_999))
+        if not found:
+            raise PromptError("chat template drops the response", self.folder.name)
+        if self._suffix is None:
+            ids = self.backend.encode(after, add_special_tokens=False).ids
+            self._suffix = np.asarray(ids, dtype=np.int32)
+            if not len(ids):
+                raise PromptError("chat template does not close the assistant turn", self.folder.name)
+        return before, inserted if hostile else None
+
+    def _encode_parts(self, text: str, inserted: Sequence[str]) -> np.ndarray:
+        """Tokens of a rendering whose inserted texts spell out special tokens: those are encoded as plain text."""
+        ids: list[int] = []
+        for number, piece in enumerate(_STAND_INS.split(text)):
+            self.backend.encode_special_tokens = bool(number % 2)
+            try:
+                ids += self.backend.encode(inserted[int(piece)] if number % 2 else piece, add_special_tokens=False).ids
+            finally:
+                self.backend.encode_special_tokens = False
+        return np.asarray(ids, dtype=np.int32)
+
+    def _spell_videos(self, text: str, pictures: tuple[int, ...]) -> str:
+        """Write out what the processor puts in the place of each video: for Qwen3-VL, the time of every step."""
+        shown = (self.shelf.pictures[p] for p in pictures) if self.shelf else ()
+        clips = [(picture.clip, picture.grid[0]) for picture in shown if picture.clip is not None]
+        if not clips or self.shelf is None:
+            return text
+        merge = self.shelf.merge
+        before, *after = text.split(self.processor.video_token)
+        if len(after) != len(clips):
+            raise PromptError("chat template loses videos", f"{len(after)} placeholders, {len(clips)} videos")
+        for (clip, steps), rest in zip(clips, after, strict=True):
+            shape = [[steps if self._ticks is None else 1, merge, merge]]
+            # A grid of one token per step: `_finish` repeats each placeholder, as it does for pictures.
+            given = {"video_grid_thw": np.array(shape), "video_metadata": [clip.metadata]}
+            before += self.processor.replace_video_token(given, 0) + rest
+        return before
+
+    def _finish(self, ids: np.ndarray, pictures: tuple[int, ...]) -> EncodedPrompt:
+        """Repeat placeholders and lay out positions."""
+        places = np.flatnonzero((ids == self.image_token) | (ids == self.video_token))
+        grids: list[tuple[int, int, int]] = []
+        intervals: list[float] = []
+        expected: list[int] = []
+        for picture in (self.shelf.pictures[p] for p in pictures) if self.shelf else ():
+            clip, (steps, height, width) = picture.clip, picture.grid
+            repeat, interval = 1, 1.0
+            if clip is not None and self._ticks is None:
+                repeat, steps = steps, 1
+            elif clip is not None and self.shelf:
+                seconds = self.shelf.videos.temporal_patch_size / clip.metadata.sampled_fps
+                interval = float(np.float32(self._ticks) * np.float32(seconds))
+            grids += [(steps, height, width)] * repeat
+            intervals += [interval] * repeat
+            expected += [self.image_token if clip is None else self.video_token] * repeat
+        if ids[places].tolist() != expected:
+            raise PromptError("chat template loses pictures", f"{len(places)} placeholders, {len(expected)} expected")
+        if not pictures:
+            line = np.arange(len(ids), dtype=np.int32)
+            return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
+        assert self.shelf is not None
+        counts = np.ones(len(ids), dtype=np.int64)
+        counts[places] = [np.prod(grid) // self.shelf.merge**2 for grid in grids]
+        slots = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
+        positions, after = mrope_positions(len(ids), places, grids, self.shelf.merge, intervals)
+        return EncodedPrompt(np.repeat(ids, counts), positions, after, slots, pictures)
+
+
+def mrope_positions(
+    length: int,
+    places: np.ndarray,
+    grids: Sequence[tuple[int, int, int]],
+    merge: int,
+    intervals: Sequence[float] | None = None,
+) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of a prompt with pictures and videos (Qwen2-VL, arXiv 2409.12191, section 2.1).
+
+    Text advances all three axes together; a picture spans its merged grid from where the text stopped, and text goes on
+    after the larger side of that grid. The steps of a Qwen2.5-VL video (arXiv 2502.13923, section 2.1.2) lie `interval`
+    apart in time, rounded down; text goes on after the larger side here too, as `get_rope_index` of transformers 5.19
+    has it. A Qwen3-VL video is a row of pictures with their times written between them.
+
+    Args:
+        length: tokens before placeholders are repeated.
+        places: indices of the placeholders, rising.
+        grids: patches in time, height and width of each picture.
+        merge: patches merged into one token, per side.
+        intervals: positions in time between the steps of each grid; 1 where it is not given.
+
+    Returns:
+        Positions int32 [3, tokens after repeating], and the position of the token that comes next.
+    """
+    parts: list[np.ndarray] = []
+    at = start = 0
+    steps = intervals or [1.0] * len(grids)
+    for place, (time, height, width), interval in zip(places, grids, steps, strict=True):
+        parts.append(np.broadcast_to(np.arange(at, at + place - start), (3, place - start)))
+        at += place - start
+        shape = (time, height // merge, width // merge)
+        cells = np.indices(shape).reshape(3, -1)
+        if interval != 1:
+            cells[0] = cells[0].astype(np.float32) * np.float32(interval)
+        parts.append(cells + at)
+        at += max(shape[1], shape[2])
+        start = place + 1
+    parts.append(np.broadcast_to(np.arange(at, at + length - start), (3, length - start)))
+    return np.concatenate(parts, axis=1).astype(np.int32), int(at + length - start)
+
+
+def _positions_per_second(folder: Path) -> float | None:
+    """Time scale of Qwen2.5-VL's M-RoPE; None for Qwen3-VL, which writes times as text."""
+    from dt2it_pipeline.reward.modeling.checkpoint import read_json
+
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "qwen3_vl":
+        return None
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+    default = Qwen2_5_VLVisionConfig().tokens_per_second
+    return float(config.get("vision_config", {}).get("tokens_per_second", default))
+
+
+def load_processor(folder: str | Path) -> Any:
+    """Processor (tokenizer, picture processor, chat template) of a model folder."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    ensure_torchvision()
+    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, read_json
+
+    kind = read_json(Path(folder) / "config.json").get("model_type")
+    try:
+        made = (Qwen3VLProcessor if kind == "qwen3_vl" else Qwen2_5_VLProcessor).from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} has no usable processor files (tokenizer, picture and video processor): {error}; copy them from "
+            "the base model"
+        ) from error
+    if not getattr(made, "chat_template", None):
+        raise CheckpointError(f"{folder} has no chat template")
+    return made

@@ -1,0 +1,245 @@
+"""Attention over shared-prefix sequences: who sees whom, in the form that each attention implementation takes.
+
+Segments say what a column holds: -1 padding, 0 prompt, k >= 1 response k. A token sees the tokens before it of its own
+segment and of the prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.reward.data.collation import Batch
+
+FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
+BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
+TAKE_MASKS = ("sdpa", "eager", FLEX, BLOCKS)  # implementations that a shared prefix can go through
+_QUERIES = 128  # in a block; shorter ones spare little more and cost calls
+_NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
+
+
+def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: int | None = None) -> Any:
+    """Mask for the decoder layers in the form that `implementation` takes; None where plain causal attention does.
+
+    `sdpa` and `eager` take an additive mask [B, 1, L, L], and so does `sdpa_blocks`, which `in_blocks` then cuts up.
+    `flex` (FlexAttention, arXiv 2412.05496) takes a block mask, which skips blocks that nobody sees and never holds
+    L x L numbers; on CUDA it should be the faster one for long prompts with many responses. That was not measured: this
+    was developed without a GPU. So `sdpa` is the default there, and of `flex` only the numbers were checked, on a CPU,
+    where it runs without its fused kernel. On a CPU the default is `sdpa_blocks`.
+
+    Args:
+        batch: for its segments.
+        implementation: `flex`, or a name of transformers.
+        dtype: type of the additive mask.
+        window: sliding-window layers see this many tokens back, by column; single responses only.
+    """
+    if batch.plain and window is None and implementation not in _NOT_CAUSAL:
+        return None
+    if implementation == FLEX and window is None:
+        return block_mask(batch.segment)
+    length = batch.segment.shape[1]
+    columns = torch.arange(length, device=batch.segment.device)
+    seen = sees(batch.segment, columns.expand_as(batch.segment))
+    if window is not None:
+        seen &= columns > columns.unsqueeze(1) - window
+    return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
+
+
+def default_attention() -> str:
+    """The implementation that suits this machine: see `layer_mask`."""
+    return "sdpa" if torch.cuda.is_available() else BLOCKS
+
+
+def register() -> None:
+    """Make `flex` and `sdpa_blocks` known to transformers; the latter takes the masks that it makes for `sdpa`, too."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(FLEX, _flex)
+    AttentionInterface.register(BLOCKS, _sdpa_blocks)
+    AttentionMaskInterface.register(BLOCKS, sdpa_mask)
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries `start` to `stop` of a mask, the runs of columns that any of them sees, and their part of the mask."""
+
+    start: int
+    stop: int
+    runs: tuple[tuple[int, int], ...]
+    mask: torch.Tensor  # [B, 1, queries, columns of all runs]
+
+
+def in_blocks(mask: torch.Tensor) -> torch.Tensor | tuple[QueryBlock, ...]:
+    """An additive mask [B, 1, Q, L] as blocks of queries without the columns that are hidden from all of a block.
+
+    A dense mask has every pair of columns computed, also what comes later and other responses: more than half of them.
+    Where there is no more than one block, the mask itself is returned.
+    """
+    queries = mask.shape[2]
+    if queries < 2 * _QUERIES:
+        return mask
+    seen = (mask[:, 0] == 0).any(dim=0)  # [Q, L]
+    blocks = []
+    for start in range(0, queries, _QUERIES):
+        stop = min(start + _QUERIES, queries)
+        columns = seen[start:stop].any(dim=0).nonzero().flatten()
+        breaks = (columns.diff() > 1).nonzero().flatten() + 1
+        runs = tuple((int(run[0]), int(run[-1]) + 1) for run in columns.tensor_split(breaks.cpu()))
+        blocks.append(QueryBlock(start, stop, runs, _columns(mask[:, :, start:stop], runs, dim=3).contiguous()))
+    return tuple(blocks)
+
+
+def _sdpa_blocks(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [B, heads, Q, size] to output [B, Q, heads, size]."""
+    attend = functools.partial(
+        nn.functional.scaled_dot_product_attention,
+        scale=options.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if attention_mask is None:
+        out = attend(query, key, value, is_causal=True)
+    elif isinstance(attention_mask, torch.Tensor):
+        out = attend(query, key, value, attn_mask=attention_mask)
+    else:
+        parts = [
+            attend(
+                query[:, :, block.start : block.stop],
+                _columns(key, block.runs, dim=2),
+                _columns(value, block.runs, dim=2),
+                attn_mask=block.mask,
+            )
+            for block in attention_mask
+        ]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _columns(whole: torch.Tensor, runs: tuple[tuple[int, int], ...], dim: int) -> torch.Tensor:
+    """The columns of all runs along `dim`; a view where there is one run."""
+    parts = [whole.narrow(dim, start, stop - start) for start, stop in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _flex(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
+    attend = _flex_kernel(query.is_cuda)
+    grouped = query.shape[1] != key.shape[1]
+    out = attend(query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _flex_kernel(fused: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if fused else flex_attention
+
+
+def sees(segment: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Which columns the tokens at columns `rows` [B, R] of their sequences see: bool [B, R, L]."""
+    own = segment.gather(1, rows).unsqueeze(2)
+    columns = torch.arange(segment.shape[1], device=segment.device)
+    return ((own == segment.unsqueeze(1)) | (segment == 0).unsqueeze(1)) & (columns <= rows.unsqueeze(2))
+
+
+def block_mask(segment: torch.Tensor) -> Any:
+    """The same as a block mask of FlexAttention, for segments [B, L]."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        there = segment[row, key]
+        return (query >= key) & ((segment[row, query] == there) | (there == 0))
+
+    rows, length = segment.shape
+    return create_block_mask(seen, rows, None, length, length, device=str(segment.device))
+
+
+class _CommonStart:
+    """Keys and values of the columns with which all rows begin; a layer takes it for a cache of transformers."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[torch.Tensor, ...] = ()
+
+    def update(self, *given: Any) -> tuple[torch.Tensor, ...]:
+        """Keep the first call's keys and values; put them before those of the second."""
+        both = given[:2]  # [rows, heads, columns, size] each; the number of the layer follows
+        if not self.kept:
+            self.kept = both
+            return both
+        return tuple(
+            torch.cat([kept.expand(len(own), -1, -1, -1), own], dim=2)
+            for kept, own in zip(self.kept, both, strict=True)
+        )
+
+
+def layer_after_common_start(
+    layer: Any, start: torch.Tensor, rest: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], masks: Sequence[Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A decoder layer over rows that begin alike: their first columns once, then the rest of every row.
+
+    Nothing in those columns depends on what follows, so the numbers are those of running whole rows.
+
+    Args:
+        layer: of transformers.
+        start: hidden states of the common columns, [1, common, hidden].
+        rest: of all other columns, [rows, L - common, hidden].
+        rotary: for whole rows.
+        masks: of the common columns among themselves, and of the others over all columns.
+
+    Returns:
+        `start` and `rest` behind the layer.
+    """
+    common = start.shape[1]
+    cache = _CommonStart()
+    first = tuple(part[..., :1, :common, :] for part in rotary)
+    after = tuple(part[..., common:, :] for part in rotary)
+    out = []
+    for hidden, seen, turned in zip((start, rest), masks, (first, after), strict=True):
+        done = layer(hidden, attention_mask=seen, position_embeddings=turned, position_ids=None, past_key_values=cache)
+        out.append(done[0] if isinstance(done, tuple) else done)
+    return out[0], out[1]
+
+
+def last_layer(
+    layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch
+) -> torch.Tensor:
+    """The last decoder layer of Qwen3-VL, computed only where a score is read: keys and values of all tokens, the rest
+    of the ends.
+
+    Returns [responses, hidden], the same numbers as running the whole layer and picking the ends.
+    """
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import rotate_half
+
+    attention = layer.self_attn
+    rows, length, width = hidden.shape
+    slots = batch.end_grid  # [rows, most ends of a row], flat positions; rows with fewer ends repeat their last
+    normed = layer.input_layernorm(hidden)
+    picked = normed.reshape(-1, width)[slots]  # [rows, ends, hidden]
+    heads = (-1, attention.head_dim)
+    query = attention.q_norm(attention.q_proj(picked).view(*slots.shape, *heads)).transpose(1, 2)
+    key = attention.k_norm(attention.k_proj(normed).view(rows, length, *heads)).transpose(1, 2)
+    value = attention.v_proj(normed).view(rows, length, *heads).transpose(1, 2)
+    cos, sin = rotary
+    key = key * cos.unsqueeze(1) + rotate_half(key) * sin.unsqueeze(1)
+    cos, sin = (part.reshape(-1, part.shape[-1])[slots].unsqueeze(1) for part in (cos, sin))
+    query = query * cos + rotate_half(query) * sin
+    within = slots - torch.arange(rows, device=slots.device).unsqueeze(1) * length  # column of each end in its row
+    seen = sees(batch.segment, within).unsqueeze(1)
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    out = attention.o_proj(out.transpose(1, 2).reshape(*slots.shape, -1))
+    picked = hidden.reshape(-1, width)[slots] + out
+    picked = picked + layer.mlp(layer.post_attention_layernorm(picked))
+    return picked.reshape(-1, width)[batch.end_order]

@@ -1,0 +1,79 @@
+"""Low-rank adapters in the language model, and the way back: merged weights under the names of the ordinary checkpoint.
+
+Every adapted layer computes `W x + (alpha / rank) B A x` with W frozen (LoRA, arXiv 2106.09685, section
+"Low-Rank-Parametrized Update Matrices"). A starts random, B at zero, so that training starts from the base model's own
+scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dt2it_pipeline.reward.training.train import TrainingError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dt2it_pipeline.config.training import LoraSettings
+    from dt2it_pipeline.reward.modeling.model import RewardModel
+
+_ADAPTER = "default"  # the name that peft gives to an adapter which nobody named
+
+
+def add_adapters(model: RewardModel, settings: LoraSettings, seed: int) -> None:
+    """Put adapters on the linear layers of the language model, in place; all else but the head is frozen.
+
+    Args:
+        model: a model without adapters.
+        settings: rank, scale, dropout, and which layers.
+        seed: of the adapters' first values.
+
+    Raises:
+        TrainingError: a named layer does not exist; the message lists those that do.
+    """
+    import peft
+    import torch
+
+    language = model.model.language_model
+    linear = [name for name, layer in language.named_modules() if isinstance(layer, torch.nn.Linear)]
+    kinds = sorted({name.rpartition(".")[2] for name in linear})
+    unknown = sorted(set(settings.target_modules) - set(kinds))
+    if unknown:
+        raise TrainingError(
+            f"training.lora.target_modules: the language model has no linear layer {', '.join(unknown)}; "
+            f"it has {', '.join(kinds)}"
+        )
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # declared int, used as a factor
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules or kinds),
+    )
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(config, language, adapter_name=_ADAPTER)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or name.startswith("head."))
+
+
+def merge(state: Mapping[str, torch.Tensor], settings: LoraSettings) -> dict[str, torch.Tensor]:
+    """Weights by name with every adapter added to its layer, `W + (alpha / rank) B A`, as if there had been none.
+
+    Args:
+        state: full weights of a model with adapters.
+        settings: those that the adapters were made with.
+
+    Returns:
+        Weights under the names of the model without adapters, each in the type that it had; sums are made in float32.
+    """
+    merged = {}
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = name.removesuffix(".base_layer.weight")
+            down = state[f"{layer}.lora_A.{_ADAPTER}.weight"].float()
+            up = state[f"{layer}.lora_B.{_ADAPTER}.weight"].float()
+            value = (value.float() + settings.alpha / settings.rank * (up @ down)).to(value.dtype)
+        merged[name.replace(".base_layer.", ".")] = value
+    return merged

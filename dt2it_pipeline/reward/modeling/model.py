@@ -1,0 +1,372 @@
+"""The reward model: a vision-language backbone without language-model head, and one linear head without bias.
+
+The score of a response is read at the last token of the assistant turn. The backbone's own tower encodes pictures;
+tower and projector are frozen in training, so their output may be computed once and handed in (pictures.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+ensure_torchvision()
+
+import torch  # noqa: E402  (the shim must come before the first import of transformers)
+from torch import nn  # noqa: E402
+
+from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
+    BLOCKS,
+    FLEX,
+    TAKE_MASKS,
+    default_attention,
+    in_blocks,
+    last_layer,
+    layer_after_common_start,
+    layer_mask,
+    register,
+)
+from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
+    FAMILIES,
+    CheckpointError,
+    architecture,
+    load_head,
+    outside_names,
+    read_json,
+    resolve_folder,
+    save_weights,
+    weight_files,
+    weight_names,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dt2it_pipeline.reward.data.collation import Batch
+
+CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per picture
+_PROCESSOR_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
+_LEAST_SAVED = 0.05  # of a batch's cells, where computing a common start once is worth a second call of every layer
+
+
+class ScoreHead(nn.Linear):
+    """Linear map from hidden size to one score, without bias, computed in float32 whatever the type of its weight."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1, bias=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Scores of hidden states [..., hidden] as [...], float32."""
+        return nn.functional.linear(input.float(), self.weight.float()).squeeze(-1)
+
+
+class _Patches(nn.Conv3d):
+    """The tower's first layer as the matrix product that it is: its kernel covers exactly one patch, and the general
+    convolution is several times slower at it. Weight and its shape stay those of the convolution.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Patches [patches, channels, time, height, width] to [patches, hidden]."""
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+
+
+class RewardModel(nn.Module):
+    """Backbone and head. Weight names are `model.*`, as in Hugging Face checkpoints, and `head.weight`, which is
+    `score.weight` there.
+    """
+
+    def __init__(self, backbone: Any, card: Mapping[str, Any] | None = None, source: Path | None = None) -> None:
+        super().__init__()
+        self.model = backbone
+        self.head = ScoreHead(backbone.config.text_config.hidden_size)
+        self.card = dict(card or {})
+        self.source = source
+        self._sharing: bool | None = None
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.model.config
+
+    @property
+    def family(self) -> str:
+        """`qwen3_vl` or `qwen2_5_vl`."""
+        return str(self.config.model_type)
+
+    @property
+    def levels(self) -> int:
+        """Feature rows per picture token: one for the input embedding, one for each DeepStack injection."""
+        return 1 + len(getattr(self.config.vision_config, "deepstack_visual_indexes", None) or ())
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None
+    ) -> RewardModel:
+        """Load a reward-model checkpoint, or a base model whose head is then drawn from `seed`.
+
+        A fresh head is normal with standard deviation 0.1 / sqrt(hidden size), so that first scores are small but the
+        gradient reaches the backbone from the first step.
+
+        Args:
+            path: folder or Hub id.
+            seed: for a head that is drawn.
+            dtype: type of the weights; the head computes in float32 in any case.
+            attention: `sdpa`, `sdpa_blocks`, `flex` or another implementation of transformers; see
+                `attention.layer_mask`. None: the one that suits this machine.
+
+        Raises:
+            CheckpointError: the folder holds no supported architecture, lacks weights or the head, or is damaged.
+            ValueError: the attention implementation is unknown or not installed.
+        """
+        folder = resolve_folder(path)
+        config = read_json(folder / "config.json")
+        family, is_reward_model = architecture(config, folder)
+        backbone = _load_backbone(folder, family, dtype, attention or default_attention())
+        card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+        model = cls(backbone, card, folder)
+        if is_reward_model:
+            model.head.weight.data = load_head(folder, backbone.config.text_config.hidden_size)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            hidden = backbone.config.text_config.hidden_size
+            model.head.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
+        return model
+
+    def freeze_vision(self) -> None:
+        """Keep tower and projector as they are: they take no gradient and stay in evaluation mode."""
+        self.model.visual.requires_grad_(False)
+        self.model.visual.eval()
+
+    @property
+    def attention(self) -> str:
+        """Attention implementation of the language model, by its name in transformers."""
+        return str(self.model.language_model.config._attn_implementation)
+
+    def sharing_fault(self) -> str | None:
+        """Why this backbone cannot take several responses behind one prompt, or None where it can."""
+        if self.attention not in TAKE_MASKS:
+            return f"attention {self.attention!r} takes no mask that hides responses from each other"
+        if self._windows() != {None}:
+            return "sliding-window attention counts distance in columns, and responses behind others are further away"
+        return None
+
+    def shares_prefix(self) -> bool:
+        """Whether the shared-prefix layout can be used; where it cannot, the reason is logged, once per model."""
+        if self._sharing is None:
+            fault = self.sharing_fault()
+            self._sharing = fault is None
+            if fault:
+                logging.getLogger(__name__).warning("every response gets a sequence of its own: %s", fault)
+        return self._sharing
+
+    def _windows(self) -> set[int | None]:
+        return {_window(layer) for layer in self.model.language_model.layers}
+
+    def encode_pictures(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Run tower and projector over patches of pictures and videos.
+
+        Args:
+            pixels: flattened patches of all of them, [patches, channels * temporal patch * patch * patch].
+            grids: patches per picture in time, height and width, [pictures, 3].
+
+        Returns:
+            [tokens of all pictures, levels * hidden]: input embedding, then one block per DeepStack level.
+        """
+        tower = self.model.visual
+        dtype = next(tower.parameters()).dtype
+        with torch.no_grad():
+            out = tower(pixels.to(dtype), grid_thw=grids, return_dict=True)
+        return torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or ())], dim=-1)
+
+    def forward(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores of every response in the batch, in its order, [responses], float32.
+
+        Args:
+            batch: token ids, positions, mask and the places of scores and picture tokens.
+            features: rows of `encode_pictures` for `batch.picture_slots`; else the tower encodes `batch.pixels`.
+        """
+        language = self.model.language_model
+        hidden = language.embed_tokens(batch.input_ids)
+        deepstack: list[torch.Tensor] = []
+        if batch.picture_slots.numel():
+            if features is None:
+                if batch.pixels is None or batch.grids is None:
+                    raise ValueError("the batch has picture tokens, but neither features nor pixels were given")
+                features = self.encode_pictures(batch.pixels, batch.grids)
+                if batch.feature_rows is not None:
+                    features = features[batch.feature_rows]
+            first, *deepstack = features.to(hidden.dtype).split(hidden.shape[-1], dim=-1)
+            hidden = _put_rows(hidden, batch.picture_slots, first, add=False)
+        rotary = language.rotary_emb(hidden, batch.position_ids)
+        if not batch.plain and (fault := self.sharing_fault()):
+            raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
+        rows, length = batch.input_ids.shape
+        common = batch.common if self._starts_once(batch) else 0
+        masks = {window: self._masks(batch, hidden.dtype, window, common) for window in self._windows()}
+        layers = list(language.layers)
+        lean_end = self.family == "qwen3_vl" and len(layers) > len(deepstack)
+        last = layers.pop() if lean_end else None
+        start, hidden = hidden[:1, :common], hidden[:, common:]
+        slots = batch.picture_slots - (batch.picture_slots // length + 1) * common
+        for index, layer in enumerate(layers):
+            seen = masks[_window(layer)]
+            if common:
+                start, hidden = layer_after_common_start(layer, start, hidden, rotary, seen)
+            else:
+                out = layer(hidden, attention_mask=seen[0], position_embeddings=rotary, position_ids=None)
+                hidden = out[0] if isinstance(out, tuple) else out
+            if index < len(deepstack):
+                hidden = _put_rows(hidden, slots, deepstack[index], add=True)
+        if common:
+            hidden = torch.cat([start.expand(rows, -1, -1), hidden], dim=1)
+        if last is not None:
+            hidden = last_layer(last, hidden, rotary, batch)
+        else:
+            hidden = hidden.reshape(-1, hidden.shape[-1])[batch.ends]
+        return self.head(language.norm(hidden))
+
+    def _masks(self, batch: Batch, dtype: torch.dtype, window: int | None, common: int) -> list[Any]:
+        """What the layers are told of who sees whom: of whole rows, or of a common start and of the rest."""
+        mask = layer_mask(batch, self.attention, dtype, window)
+        masks = [mask[:1, :, :common, :common], mask[:, :, common:]] if common else [mask]
+        return [in_blocks(each) for each in masks] if self.attention == BLOCKS and mask is not None else masks
+
+    def _starts_once(self, batch: Batch) -> bool:
+        """Whether the text with which all rows begin, such as the system prompt, is to be computed once.
+
+        It is where that saves work and every layer may be called twice. Under ZeRO-3 it may not, since ranks gather a
+        layer's weights at each call and must agree on their number; nor may it where activations are recomputed.
+        """
+        rows, length = batch.input_ids.shape
+        if batch.plain or self.attention == FLEX or (rows - 1) * batch.common < rows * length * _LEAST_SAVED:
+            return False
+        layer = self.model.language_model.layers[0]
+        return not (self.training and layer.gradient_checkpointing) and not hasattr(next(layer.parameters()), "ds_id")
+
+    def score(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        responses: Sequence[Sequence[str]],
+        *,
+        media_root: str | Path | None = None,
+        max_tokens: int | None = None,
+        max_pixels: int | None = None,
+        tokens_per_batch: int = 8192,
+    ) -> list[np.ndarray]:
+        """Score responses to prompts: the scorer of the pipeline, for a notebook.
+
+        Higher is better; a score has a meaning only beside others of the same prompt. Pictures are encoded once per
+        prompt, and all its responses go through the model in one sequence.
+
+        >>> from PIL import Image
+        >>> from dt2it_pipeline.config.recipe import model_path
+        >>> model = RewardModel.from_pretrained(model_path("demo"))  # or the folder of a round's reward model
+        >>> question = {
+        ...     "turns": [{"role": "user", "text": "<image>What colour is the shape?"}],
+        ...     "images": [Image.new("RGB", (64, 64), "red")],
+        ... }
+        >>> scores = model.score([question], [["The shape is red.", "blue"]])
+        >>> len(scores), scores[0].shape, scores[0].dtype
+        (1, (2,), dtype('float32'))
+
+        Args:
+            prompts: each a mapping with `turns` (a list of role and text, the last of the user; texts hold an `<image>`
+                or `<video>` marker for each medium), and, where there are any, `system`, `images` (paths or pictures of
+                PIL, in the order of their markers) and `videos` (paths of files or of folders of frames). Rows of a
+                prompts table, with `media`, are taken too.
+            responses: the texts of each prompt, at least one.
+            media_root: folder from which paths count and which they may not leave; needed for rows of a table. Without
+                it paths count from the working directory.
+            max_tokens: longest prompt with response; by default what the backbone's positions allow.
+            max_pixels: larger pictures and frames are scaled down to this; by default as in training.
+            tokens_per_batch: token budget of one forward pass, padding included.
+
+        Returns:
+            One float32 array per prompt, [its responses].
+
+        Raises:
+            ValueError: a prompt or response cannot be scored; the message says which, why and what to change.
+        """
+        from dt2it_pipeline.reward.scoring.inputs import score_lists
+
+        return score_lists(self, prompts, responses, media_root, max_tokens, max_pixels, tokens_per_batch)
+
+    def save_pretrained(self, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write the checkpoint files (Hugging Face layout that vLLM pooling serves) into an existing folder.
+
+        Args:
+            folder: where to write; make it with `store.atomic_directory`, so that nobody sees it half written.
+            state: full weights by name, where a sharded optimiser holds them; this module's own otherwise.
+        """
+        folder = Path(folder)
+        weights = {name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()}
+        save_weights(outside_names(weights, self.family), folder)
+        config = self.config.to_dict()
+        for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
+            config.pop(noise, None)
+        config |= {
+            "architectures": [f"{FAMILIES[self.family]}ForSequenceClassification"],
+            "num_labels": 1,
+            "problem_type": "regression",
+        }
+        write_json(config, folder / "config.json")
+        write_json(self.card, folder / CARD)
+        if self.source is not None:
+            for name in _PROCESSOR_FILES:
+                if (self.source / name).exists():
+                    shutil.copyfile(self.source / name, folder / name)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
+
+
+def _window(layer: Any) -> int | None:
+    """Tokens that a sliding-window layer sees back; None for full attention."""
+    return getattr(layer.self_attn, "sliding_window", None)
+
+
+def _put_rows(hidden: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, *, add: bool) -> torch.Tensor:
+    """Write (or add) `rows` [n, hidden] at flat positions `slots` of `hidden` [batch, length, hidden], out of place."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = flat.index_add(0, slots, rows) if add else flat.index_copy(0, slots, rows)
+    return flat.view_as(hidden)
+
+
+def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str) -> Any:
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.logging.set_verbosity_error()  # a missing lm_head is expected here, and would be reported as a fault
+    if hasattr(transformers.logging, "disable_progress_bar"):
+        transformers.logging.disable_progress_bar()
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    backbone = getattr(module, f"{FAMILIES[family]}Model")
+    for file in weight_files(folder):
+        weight_names(file)
+    register()
+    chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
+    try:
+        made, found = backbone.from_pretrained(
+            folder, dtype=dtype, attn_implementation=chosen, local_files_only=True, output_loading_info=True
+        )
+    except ImportError as error:
+        raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}; copy or export the checkpoint again") from error
+    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if missing:  # the library would go on with random weights in their place
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}; copy or export the "
+            "checkpoint again"
+        )
+    made.visual.patch_embed.proj.__class__ = _Patches
+    return made

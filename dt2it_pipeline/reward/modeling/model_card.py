@@ -1,0 +1,194 @@
+"""The model card (README.md) of a checkpoint: what it was made from, how, what came out, and how to use it.
+
+Everything in it is read from the job and from the files of the checkpoint; a figure or licence that is not known is
+said not to be known.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.storage import atomic
+
+UNKNOWN = "not known"
+_METRICS = ("step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm")
+_OUTCOME = ("steps", "pairs", "pairs_set_aside", "presentations", "loss", "accuracy", "ranks")
+
+
+def write_card(
+    folder: Path,
+    *,
+    base_model: str | Path,
+    pairs: str | Path | None = None,
+    settings: TrainingSettings | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Write README.md into a checkpoint folder that is still being made.
+
+    Args:
+        folder: checkpoint with config.json, reward_model.json and, after a training, training_log.jsonl.
+        base_model: folder or Hub id; of a folder only the name and the licence of its own card are told.
+        pairs: the pairs table that it was trained on.
+        settings: the training's settings.
+        summary: the training's summary; timings are left out, so that the same training writes the same card.
+    """
+    card = _json(folder / "reward_model.json")
+    architecture = (_json(folder / "config.json").get("architectures") or [UNKNOWN])[0]
+    name = Path(base_model).name if Path(base_model).is_dir() else str(base_model)
+    licence = licence_of_model(base_model)
+    parts = [
+        _front_matter(name, licence),
+        f"# Reward model {card.get('name') or name}\n",
+        "Takes a conversation with pictures that ends with an assistant's answer, and gives one number: how good the "
+        "answer is. Only differences between answers to the same prompt mean something.\n",
+        _table(
+            ("", ""),
+            [
+                ("architecture", architecture),
+                ("base model", name),
+                ("licence of the base model", licence),
+                *_provenance(card),
+            ],
+        ),
+        _use(card),
+    ]
+    if pairs is not None:
+        parts.append(_data(Path(pairs)))
+    if settings is not None:
+        shown = sorted(settings.model_dump(mode="json").items())
+        parts.append("## Settings\n\n" + _table(("setting", "value"), [(key, json.dumps(v)) for key, v in shown]))
+    if summary is not None:
+        rows = [(key, _figure(summary[key])) for key in _OUTCOME if summary.get(key) is not None]
+        parts.append("## Result of the training\n\n" + _table(("", ""), rows) + _logs(folder))
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def licence_of_model(base_model: str | Path) -> str:
+    """Licence that the base model's own card names, or `not known`."""
+    try:
+        text = (Path(base_model) / "README.md").read_text(encoding="utf-8")
+        front = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else {}
+    except (OSError, IndexError, UnicodeDecodeError, yaml.YAMLError):
+        return UNKNOWN
+    return str(front.get("license") or UNKNOWN) if isinstance(front, dict) else UNKNOWN
+
+
+def licence_of_source(source: str) -> str:
+    """Licence that the manifest named `source` gives, wherever it is filed below configs/datasets, or `not known`.
+
+    Manifests of one name with different licences leave it not known.
+    """
+    found = set()
+    for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
+        try:
+            manifest = load_manifest(path)
+        except ManifestError:  # of another source, or the ingestion of this one would have failed
+            continue
+        if manifest.name == source:
+            found.add(manifest.licence)
+    return found.pop() if len(found) == 1 else UNKNOWN
+
+
+def _front_matter(name: str, licence: str) -> str:
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    front |= {"tags": ["reward-model", "preference-learning"], "base_model": name}
+    if licence != UNKNOWN:
+        front["license"] = licence
+    return "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---\n"
+
+
+def _provenance(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(key.replace("_", " "), str(card[key])) for key in ("imported_from", "seed", "max_pixels") if key in card]
+    if "dropped_bias" in card:
+        offset = f"{card['dropped_bias']:.6g}; the original's scores are this model's plus this constant"
+        rows.append(("constant offset (the original head's bias)", offset))
+    return rows
+
+
+def _use(card: Mapping[str, Any]) -> str:
+    system = str(card.get("system_prompt") or "")
+    told = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
+    request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
+    return (
+        "## Use\n\n"
+        f"A conversation is written with the chat template of the checkpoint: {told} the turns, the last one being the "
+        "answer. The score is read at the last token.\n\n"
+        "```python\n"
+        "from dt2it_pipeline.reward.modeling.model import RewardModel\n\n"
+        'model = RewardModel.from_pretrained("CHECKPOINT")\n'
+        'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["PICTURE.png"]}\n'
+        'print(model.score([prompt], [["ANSWER", "ANOTHER ANSWER"]]))\n'
+        "```\n\n"
+        "Many answers: `python -m dt2it_pipeline.reward.scoring.job job.json`. With vLLM as a server, "
+        "`vllm serve CHECKPOINT --runner pooling` (or `python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT`), "
+        "then\n\n"
+        "```\n"
+        "curl localhost:8000/classify -H 'Content-Type: application/json' -d '"
+        + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")
+        + "'\n```\n\nThe picture here is a red square; `base64 -w0 PICTURE.png` makes the text of another. The score "
+        "is the one entry of `probs`; it is a plain number and no probability.\n"
+    )
+
+
+def _red_square() -> str:
+    """A small picture as a data URL, for a request that can be tried as it stands."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _data(path: Path) -> str:
+    table = atomic.read_parquet(path, "pairs")
+    counts = Counter(zip(table.column("source").to_pylist(), table.column("label").to_pylist(), strict=True))
+    rows = [(source, label, str(count), licence_of_source(source)) for (source, label), count in sorted(counts.items())]
+    rows.append(("all", "", str(table.num_rows), ""))
+    return "## Training data\n\n" + _table(("source", "label", "pairs", "licence"), rows)
+
+
+def _logs(folder: Path) -> str:
+    trained = _log(folder / "training_log.jsonl")
+    held_out = _log(folder / "validation_log.jsonl")
+    return (trained and "\nLoss and accuracy are means over the steps since the line before.\n\n" + trained) + (
+        held_out and "\nOn held-out pairs:\n\n" + held_out
+    )
+
+
+def _log(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    log = [json.loads(line) for line in lines if line.strip()]
+    if not log:
+        return ""
+    kept = log if len(log) <= 12 else [log[round(i * (len(log) - 1) / 11)] for i in range(12)]
+    keys = [key for key in kept[-1] if key in _METRICS]
+    return _table(tuple(keys), [tuple(_figure(row.get(key)) for key in keys) for row in kept])
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else ("" if value is None else str(value))
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    cells = (" | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
+    return "".join(f"| {line} |\n" for line in cells)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return value

@@ -1,0 +1,206 @@
+"""Scores of responses from one loaded checkpoint: all responses of a prompt in one sequence, token-budget batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dt2it_pipeline.reward.data.collation import Row, collate, split
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
+from dt2it_pipeline.reward.data.images import (
+    FeatureTable,
+    PictureError,
+    PictureShelf,
+    chunks,
+    encode_chunk,
+    feature_bytes,
+)
+from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, resolve_folder
+from dt2it_pipeline.reward.modeling.model import RewardModel
+
+_FEATURE_BYTES = 2 * 2**30  # tower output kept at once; beyond it every batch encodes its own pictures
+# A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
+_ENOUGH_TOKENS, _PADDING = 2048, 0.03
+
+
+class Scorer:
+    """A reward model with the system prompt it was trained with.
+
+    Args:
+        checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
+        media_root: folder that no media path may leave.
+        max_tokens: a prompt and response that exceed it are set aside.
+        max_pixels: larger pictures and frames are scaled down to this many pixels.
+        tokens_per_batch: token budget of one forward pass, padding included.
+        device: where to load a checkpoint; the CPU by default.
+
+    Raises:
+        CheckpointError: the checkpoint is none of a supported reward model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | RewardModel,
+        media_root: str | Path,
+        *,
+        max_tokens: int,
+        max_pixels: int,
+        tokens_per_batch: int,
+        device: torch.device | None = None,
+    ) -> None:
+        if isinstance(checkpoint, RewardModel):
+            if checkpoint.source is None:
+                raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
+            folder, self.model = checkpoint.source, checkpoint
+            self.device = checkpoint.head.weight.device
+        else:
+            folder = resolve_folder(checkpoint)
+            self.device = device or torch.device("cpu")
+            self.model = RewardModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
+        processor = load_processor(folder)
+        self.media_root, self.max_pixels = media_root, max_pixels
+        self.max_tokens, self.tokens_per_batch = max_tokens, tokens_per_batch
+        self.processor = processor
+        self.prompter = Prompter(folder, None, str(self.model.card.get("system_prompt", "")), processor)
+
+    def score(
+        self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
+    ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
+        """Score responses.
+
+        Args:
+            prompts: rows of a prompts table by prompt_id.
+            responses: (response_id, prompt_id, text), ids unique.
+
+        Returns:
+            Scores by response_id, as float32 computed them; and reason and detail of every response without one.
+        """
+        shelf = PictureShelf(
+            self.processor.image_processor, self.media_root, self.max_pixels, self.processor.video_processor
+        )
+        self.prompter.shelf = shelf
+        encoded = encode_prompts(self.prompter, prompts)
+        tokens = self.prompter.responses([text for _, _, text in responses])
+        faults: dict[str, tuple[str, str]] = {}
+        by_prompt: dict[str, list[tuple[str, np.ndarray]]] = {}
+        for (response_id, prompt_id, _), ids in zip(responses, tokens, strict=True):
+            fault = fault_of(encoded.get(prompt_id), prompt_id, len(ids), self.max_tokens)
+            if fault:
+                faults[response_id] = fault
+            else:
+                by_prompt.setdefault(prompt_id, []).append((response_id, ids))
+        rows: list[tuple[Row, list[str]]] = []
+        for prompt_id, members in by_prompt.items():
+            prompt = encoded[prompt_id]
+            assert isinstance(prompt, EncodedPrompt)
+            rows += self._rows(prompt, members)
+        used = sorted({p for row, _ in rows for p in row.prompt.pictures})
+        table: FeatureTable | None = None
+        if used and feature_bytes(self.model, shelf, used) <= _FEATURE_BYTES:
+            table, broken = self._encode(shelf, used)
+            rows = self._without(rows, broken, faults)
+        scores: dict[str, float] = {}
+        with torch.inference_mode():
+            for part in self._batches(rows):
+                self._score_batch(part, shelf, table, scores, faults)
+        return scores, faults
+
+    def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[tuple[Row, list[str]]]:
+        """All responses of a prompt in one sequence, or in several where they would exceed the token budget.
+
+        Where the backbone cannot share a prefix, every response gets a sequence of its own.
+        """
+        out: list[tuple[Row, list[str]]] = []
+        members = sorted(members, key=lambda member: (len(member[1]), member[0]))
+        if not self.model.shares_prefix():
+            rows = split([Row(prompt, tuple(ids for _, ids in members))])
+            return [(row, [name]) for row, (name, _) in zip(rows, members, strict=True)]
+        part: list[tuple[str, np.ndarray]] = []
+        length = len(prompt.tokens)
+        for member in members:
+            if part and length + len(member[1]) > self.tokens_per_batch:
+                out.append((Row(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
+                part, length = [], len(prompt.tokens)
+            part.append(member)
+            length += len(member[1])
+        out.append((Row(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
+        return out
+
+    def _batches(self, rows: list[tuple[Row, list[str]]]) -> Iterator[list[tuple[Row, list[str]]]]:
+        """Rows of similar length, as many as the token budget holds, padding included.
+
+        Lengths differ by the sum of the responses, so a batch that is large enough ends where padding would grow.
+        """
+        batch: list[tuple[Row, list[str]]] = []
+        tokens = 0
+        for row in sorted(rows, key=lambda r: (len(r[0]), r[1][0])):
+            cells = len(row[0]) * (len(batch) + 1)  # the row is the longest so far
+            padded = cells - (tokens + len(row[0])) > _PADDING * cells
+            if batch and (cells > self.tokens_per_batch or (padded and tokens >= _ENOUGH_TOKENS)):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(row)
+            tokens += len(row[0])
+        if batch:
+            yield batch
+
+    def _score_batch(
+        self,
+        members: list[tuple[Row, list[str]]],
+        shelf: PictureShelf,
+        table: FeatureTable | None,
+        scores: dict[str, float],
+        faults: dict[str, tuple[str, str]],
+    ) -> None:
+        if table is None:
+            used = list(dict.fromkeys(p for row, _ in members for p in row.prompt.pictures))
+            if used:
+                table, broken = self._encode(shelf, used)
+                members = self._without(members, broken, faults)
+        if not members:
+            return
+        batch = collate([row for row, _ in members]).to(self.device)
+        features = table.gather(shelf, batch.pictures) if table is not None and batch.pictures else None
+        values = self.model(batch, features).cpu()
+        names = [name for _, part in members for name in part]
+        for name, value in zip(names, values.tolist(), strict=True):
+            if np.isfinite(value):
+                scores[name] = value
+            else:
+                faults[name] = ("score is not a number", str(value))
+
+    def _encode(self, shelf: PictureShelf, used: list[int]) -> tuple[FeatureTable, dict[int, PictureError]]:
+        parts: list[torch.Tensor] = []
+        starts: dict[int, int] = {}
+        broken: dict[int, PictureError] = {}
+        total = 0
+        for chunk in chunks(shelf, used):
+            features, bad = encode_chunk(self.model, shelf, chunk, self.device)
+            broken |= bad
+            for index, part in features.items():
+                starts[index] = total
+                total += len(part)
+                parts.append(part)
+        width = self.model.levels * self.model.config.text_config.hidden_size
+        return FeatureTable(torch.cat(parts) if parts else torch.zeros(0, width, device=self.device), starts), broken
+
+    @staticmethod
+    def _without(
+        rows: list[tuple[Row, list[str]]],
+        broken: Mapping[int, PictureError],
+        faults: dict[str, tuple[str, str]],
+    ) -> list[tuple[Row, list[str]]]:
+        """Rows whose pictures can all be read; the rest goes to `faults`."""
+        kept = []
+        for row, names in rows:
+            fault = next((broken[p] for p in row.prompt.pictures if p in broken), None)
+            if fault is None:
+                kept.append((row, names))
+            else:
+                faults.update(dict.fromkeys(names, (fault.reason, str(fault))))
+        return kept

@@ -1,0 +1,149 @@
+"""Scores of responses from vLLM's pooling engine: the same tokens, pictures and set-aside rules as scorer.py.
+
+Prompts and responses are encoded by our own Prompter and pictures are checked by our own PictureShelf; vLLM gets token
+ids and decoded pictures. Its prefix cache plays the part of shared-prefix batches: a prompt is computed for the first
+of its responses and read back for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
+from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
+from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
+from dt2it_pipeline.reward.modeling.checkpoint import (
+    CheckpointError,
+    architecture,
+    load_head,
+    read_json,
+    resolve_folder,
+)
+from dt2it_pipeline.reward.modeling.model import CARD
+
+_CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded pictures in memory
+
+
+class VllmScorer:
+    """A reward model served by vLLM, with the system prompt it was trained with.
+
+    Args:
+        checkpoint: folder as `RewardModel.save_pretrained` writes it.
+        media_root: folder that no picture may leave.
+        max_tokens: longer prompt + response: the response is set aside.
+        max_pixels: pictures are scaled down to this many pixels.
+        tokens_per_batch: tokens that the engine computes in one step.
+        max_images: most pictures in one prompt.
+        engine: another engine than vLLM's own, for tests.
+
+    Raises:
+        CheckpointError: the folder is not a reward model of a supported family.
+        EngineError: vLLM cannot load it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        media_root: str | Path,
+        *,
+        max_tokens: int,
+        max_pixels: int,
+        tokens_per_batch: int,
+        max_images: int,
+        engine: PoolingEngine | None = None,
+    ) -> None:
+        folder = resolve_folder(checkpoint)
+        config = read_json(folder / "config.json")
+        _, is_reward_model = architecture(config, folder)
+        if not is_reward_model:
+            raise CheckpointError(f"{folder} is a base model without a head; vLLM can only serve a reward model")
+        load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
+        self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+        self.processor = load_processor(folder)
+        self.media_root, self.max_pixels, self.max_tokens = media_root, max_pixels, max_tokens
+        self.prompter = Prompter(folder, None, str(self.card.get("system_prompt", "")), self.processor)
+        self.engine = engine or VllmPoolingEngine(
+            str(folder), max_tokens, self._shelf().size, max(1, max_images), tokens_per_batch
+        )
+
+    def _shelf(self) -> PictureShelf:
+        return PictureShelf(self.processor.image_processor, self.media_root, self.max_pixels)
+
+    def score(
+        self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
+    ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
+        """Score responses; arguments and results are those of `scorer.Scorer.score`."""
+        shelf = self._shelf()
+        self.prompter.shelf = shelf
+        encoded = encode_prompts(self.prompter, prompts)
+        tokens = self.prompter.responses([text for _, _, text in responses])
+        faults: dict[str, tuple[str, str]] = {}
+        fine: list[tuple[str, EncodedPrompt, np.ndarray]] = []
+        # Responses of a prompt follow each other, so that its tokens are still in the engine's cache.
+        for (response_id, prompt_id, _), ids in sorted(
+            zip(responses, tokens, strict=True), key=lambda item: (item[0][1], item[0][0])
+        ):
+            prompt = encoded.get(prompt_id)
+            fault = fault_of(prompt, prompt_id, len(ids), self.max_tokens)
+            if fault:
+                faults[response_id] = fault
+            else:
+                assert isinstance(prompt, EncodedPrompt)
+                fine.append((response_id, prompt, ids))
+        scores: dict[str, float] = {}
+        for names, requests in self._requests(fine, shelf, faults):
+            for name, value in zip(names, self.engine.score(requests), strict=True):
+                if isinstance(value, EngineError):
+                    faults[name] = ("refused by vLLM", str(value))
+                elif not math.isfinite(value):
+                    faults[name] = ("score is not a number", str(value))
+                else:
+                    scores[name] = value
+        return scores, faults
+
+    @staticmethod
+    def _requests(
+        fine: Sequence[tuple[str, EncodedPrompt, np.ndarray]],
+        shelf: PictureShelf,
+        faults: dict[str, tuple[str, str]],
+    ) -> Iterator[tuple[list[str], list[PoolingRequest]]]:
+        """Requests with decoded pictures, some hundred at a time; a damaged picture puts its responses aside."""
+        from PIL import Image
+
+        for start in range(0, len(fine), _CONVERSATIONS_AT_ONCE):
+            names: list[str] = []
+            requests: list[PoolingRequest] = []
+            decoded: dict[int, Image.Image | PictureError] = {}
+            for name, prompt, ids in fine[start : start + _CONVERSATIONS_AT_ONCE]:
+                for index in prompt.pictures:
+                    if index not in decoded:
+                        try:
+                            decoded[index] = Image.fromarray(shelf.decode(index).permute(1, 2, 0).numpy())
+                        except PictureError as error:
+                            decoded[index] = error
+                pictures = [decoded[index] for index in prompt.pictures]
+                broken = next((p for p in pictures if isinstance(p, PictureError)), None)
+                if broken is not None:
+                    faults[name] = (broken.reason, str(broken))
+                    continue
+                token_ids = tuple(np.concatenate([_one_placeholder_each(prompt, shelf), ids]).tolist())
+                names.append(name)
+                requests.append(PoolingRequest(token_ids, tuple(p for p in pictures if isinstance(p, Image.Image))))
+            if requests:
+                yield names, requests
+
+
+def _one_placeholder_each(prompt: EncodedPrompt, shelf: PictureShelf) -> np.ndarray:
+    """Tokens of a prompt with one placeholder per picture, int32; our own encoding repeats it per picture token."""
+    keep = np.ones(len(prompt.tokens), dtype=bool)
+    keep[prompt.picture_slots] = False
+    counts = [shelf.pictures[index].tokens for index in prompt.pictures]
+    keep[prompt.picture_slots[np.cumsum([0, *counts])[:-1]]] = True
+    return prompt.tokens[keep]

@@ -1,0 +1,46 @@
+"""Single rows of tables: pairs from two texts, and what quarantine says of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dt2it_pipeline.storage.content_ids import pair_id, response_id
+
+
+def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[str, Any]:
+    """One row of a pairs table from two texts; `fields` gives source, label and whatever else is not the default."""
+    chosen_id, rejected_id = response_id(prompt, chosen), response_id(prompt, rejected)
+    row: dict[str, Any] = {
+        "pair_id": pair_id(prompt, chosen_id, rejected_id),
+        "prompt_id": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "chosen_id": chosen_id,
+        "rejected_id": rejected_id,
+        "strength": None,
+        "label": "original",
+        "round": -1,
+        "votes": [],
+        "row_id": None,
+    }
+    return row | fields
+
+
+def set_aside_row(
+    row_id: str, stage: str, reason: str, detail: str = "", source: str = "", pair_id: str | None = None
+) -> dict[str, Any]:
+    """One row of a set-aside table: which row, where, why (a short fixed phrase) and what was found."""
+    values = {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
+    return {key: writable(value) for key, value in values.items()} | {"pair_id": pair_id}
+
+
+def set_aside_pair(pair: Mapping[str, Any], stage: str, reason: str, detail: str = "") -> dict[str, Any]:
+    """The same of a row of a pairs table: under the row of the source that it comes from, or its own id."""
+    pair_id = pair["pair_id"]
+    return set_aside_row(pair.get("row_id") or pair_id, stage, reason, detail, pair["source"], pair_id)
+
+
+def writable(text: str) -> str:
+    """Text in which halves of characters are spelled out, since a table of what was found must always be written."""
+    return text.encode("utf-8", "backslashreplace").decode()

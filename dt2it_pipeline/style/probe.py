@@ -1,0 +1,338 @@
+"""Can style alone tell the chosen side of a pair from the rejected one?
+
+A reward model trained on pairs whose chosen side can be told by its style learns the style (DT2IT-MRM,
+arXiv:2604.19544). The probe measures how far that is possible: a classifier that sees only how a text is written, never
+what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
+style says it all. Who wrote a side counts as style, where pairs say so: a model has more habits than can be listed.
+
+    python -m dt2it_pipeline.style.probe FILE
+
+runs it on a file of published or own pairs; --help lists the forms that are understood, and how to name other columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+MODELS = ("chosen_model", "rejected_model")  # columns of pairs that say who wrote a side, where that is known
+UNKNOWN = "unknown"  # who wrote a side of which nothing is known
+MIN_PAIRS = 20
+MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
+
+# Matches per text. Content words (yes, no, names, numbers as answers) stay out: the probe would find the right answer.
+_COUNTED = {
+    "headings": r"^\s{0,3}#{1,6}\s",
+    "bold": r"\*\*[^*\n]+\*\*|__[^_\n]+__",
+    "italics": r"(?<![*\w])\*[^*\s][^*\n]*\*(?![*\w])",
+    "bullets": r"^\s*[-*+•]\s",
+    "numbered items": r"^\s*\d{1,2}[.)]\s",
+    "code": r"`[^`\n]+`|```",
+    "tables": r"^\s*\|.*\|\s*$",
+    "line breaks": r"\n",
+    "paragraphs": r"\n\s*\n",
+    "digits": r"\d",
+    "commas": r"[,，、]",
+    "colons": r"[:：;；]",
+    "exclamations": r"[!！]",
+    "questions": r"[?？]",
+    "brackets": r"[()\[\]（）]",
+    "quotes": r"[\"“”「」]",
+    "sentence ends": r"[.!?。！？](?:\s|$)",
+    "capital letters": r"[A-Z]",
+    "hedges": r"(?i)\b(?:perhaps|maybe|might|may|could|possibly|probably|likely|seems?|appears?|i think|i believe)\b"
+    r"|可能|也许|似乎|大概",
+    "certainty": r"(?i)\b(?:clearly|certainly|definitely|obviously|undoubtedly|indeed|of course)\b|显然|肯定|一定",
+    "connectives": r"(?i)\b(?:therefore|because|since|thus|however|overall|in summary|first|second|finally)\b"
+    r"|因此|因为|所以|然而|总之",
+    "mentions of the image": r"(?i)\b(?:images?|pictures?|photos?|photographs?)\b|图片|图像|照片",
+    "first person": r"(?i)\b(?:i|i'm|my|we|our)\b|我",
+}
+_WORD = r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+"  # Chinese characters count as words
+# The pieces into which tokenizers split a text first; no model's own tokens, so that the probe needs no model.
+_TOKEN = r"[A-Za-z]+|\d|[^\sA-Za-z\d]"
+_OPENINGS = {
+    "opens: the image": r"(?i)^\W*(?:the|this|in the|in this) (?:image|picture|photo)|^\W*(?:这张|图中|图片)",
+    "opens: based on": r"(?i)^\W*(?:based on|looking at|according to|upon|from the)",
+    "opens: courtesy": r"(?i)^\W*(?:sure|certainly|of course|great|thank|hello|hi\b|absolutely)",
+    "opens: first person": r"(?i)^\W*(?:i|we|let me|let's)\b",
+    "opens: article": r"(?i)^\W*(?:a|an|the)\b",
+    "opens: pronoun": r"(?i)^\W*(?:it|its|this|that|these|those|there|they|he|she)\b|^\W*(?:这|那|它)",
+    "opens: preposition": r"(?i)^\W*(?:in|on|at|from|to|with|by|for|as)\b|^\W*(?:在|根据|从)",
+    "opens: answer label": r"(?i)^\W*(?:answer|response|final answer|to answer|here)\b",
+    "opens: markup": r"^\s*[#*`>|-]",
+}
+
+
+@dataclass(frozen=True)
+class StyleProbe:
+    """Result of the probe.
+
+    Attributes:
+        auc: area under the ROC curve on held-out pairs, None when it could not be measured.
+        ci_low, ci_high: its 95% interval (DeLong), None with it.
+        n: pairs used.
+        features: the style features that count most, strongest first; positive means more of it on the chosen side.
+        reason: why there is no AUC, else empty.
+        leaks: what each feature tells by itself, most telling first: the share of pairs with more of it on the chosen
+            side, where equal ones count half. Features that tell nothing (within 0.01 of 0.5) are left out.
+    """
+
+    auc: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    features: tuple[tuple[str, float], ...] = ()
+    reason: str = ""
+    leaks: tuple[tuple[str, float], ...] = ()
+
+
+def style_features(texts: pd.Series) -> pd.DataFrame:
+    """How each text is written: one row per text, float64 columns; counts are log(1 + count), openings 0 or 1.
+
+    Null texts count as empty.
+    """
+    # Plain Python strings and `re`: half of the patterns use look-around, which the Arrow engine does not have.
+    plain = pd.Series(texts).fillna("").astype(object).reset_index(drop=True)
+    words = plain.str.count(_WORD).to_numpy(dtype=np.float64)
+    tokens = plain.str.count(_TOKEN).to_numpy(dtype=np.float64)
+    characters = plain.str.len().to_numpy(dtype=np.float64)
+    columns: dict[str, np.ndarray] = {
+        "characters": np.log1p(characters),
+        "words": np.log1p(words),
+        "tokens": np.log1p(tokens),
+        "word length": np.divide(characters, words, out=np.zeros_like(words), where=words > 0),
+    }
+    for name, pattern in _COUNTED.items():
+        columns[name] = np.log1p(plain.str.count(f"(?m){pattern}").to_numpy(dtype=np.float64))
+    for name, pattern in _OPENINGS.items():
+        columns[name] = plain.str.contains(pattern, regex=True).to_numpy(dtype=np.float64)
+    columns["no closing stop"] = (~plain.str.contains(r"[.!?。！？]\W*$", regex=True)).to_numpy(dtype=np.float64)
+    return pd.DataFrame(columns)
+
+
+def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
+    """Cross-validated style-only classifier of the chosen side.
+
+    Each pair becomes the difference of the features of its two sides (`pair_difference`), in an order that a seeded
+    coin decides, and a logistic regression without intercept predicts whether the first is the chosen one. Pairs of one
+    prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there).
+
+    Args:
+        pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);
+            a sample of 20,000 where there are more.
+        folds: number of folds, 2 or more; fewer where there are fewer prompts.
+        seed: of the coin, the folds and the sample.
+
+    Returns:
+        The probe; without an AUC, and with the reason, when there are fewer than 20 pairs or a single prompt.
+
+    Raises:
+        ValueError: the text columns are missing, or folds < 2.
+    """
+    missing = {"chosen", "rejected"} - set(pairs.columns)
+    if missing:
+        raise ValueError(f"pairs have no columns {sorted(missing)}; they have {list(pairs.columns)}")
+    return probe_differences(pair_difference, pairs, folds, seed)
+
+
+def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
+    """As `style_probe`, by who wrote the two sides alone, of pairs of which both writers are known."""
+    known = pairs[pairs[list(MODELS)].notna().all(axis=1)] if set(MODELS) <= set(pairs.columns) else pairs.iloc[:0]
+    return probe_differences(model_difference, known, folds, seed)
+
+
+def pair_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """All that the probe sees of pairs: `style_difference`, and `model_difference` where pairs say who wrote them."""
+    return pd.concat([style_difference(pairs), model_difference(pairs)], axis=1)
+
+
+def style_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Style features of the chosen side minus those of the rejected one: a row per pair."""
+    both = style_features(pd.concat([pairs["chosen"], pairs["rejected"]], ignore_index=True))
+    count = len(pairs)
+    return both.iloc[:count].reset_index(drop=True) - both.iloc[count:].reset_index(drop=True)
+
+
+def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """How clearly style tells the chosen side of each pair, in log-odds; below 0 where it tells the wrong one.
+
+    By the classifier of the probe, fitted once on all pairs (a sample of 20,000 where there are more).
+    """
+    random = np.random.default_rng(seed)
+    values = difference.to_numpy()
+    count = len(values)
+    if count < 2:
+        return np.zeros(count)
+    some = random.choice(count, MAX_PAIRS, replace=False) if count > MAX_PAIRS else np.arange(count)
+    coin = _balanced_coin(len(some), random)
+    scaler, model = _fitted(values[some] * np.where(coin, 1.0, -1.0)[:, None], coin)
+    scores: np.ndarray = model.decision_function(scaler.transform(values))
+    return scores
+
+
+def leak_table(probe: StyleProbe) -> pa.Table:
+    """The leaks of a probe as a table: feature, and the share of pairs with more of it on the chosen side."""
+    names, shares = zip(*probe.leaks, strict=True) if probe.leaks else ((), ())
+    return pa.table(
+        {"feature": pa.array(names, pa.string()), "more_on_the_chosen_side": pa.array(shares, pa.float64())}
+    )
+
+
+def model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Who wrote the sides: a column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
+
+    A null is a writer of its own, "unknown". Columns that are 0 throughout are left out, so that there are none where
+    both sides of every pair have one writer, or where pairs do not say who wrote them.
+    """
+    if not set(MODELS) <= set(pairs.columns):
+        return pd.DataFrame(index=range(len(pairs)))
+    chosen, rejected = (
+        np.array([UNKNOWN if pd.isna(model) else str(model) for model in pairs[name]], dtype=object) for name in MODELS
+    )
+    columns = {}
+    for name in sorted({*chosen, *rejected}):
+        difference = (chosen == name).astype(np.float64) - (rejected == name)
+        if difference.any():
+            columns[f"by {name}"] = difference
+    return pd.DataFrame(columns, index=range(len(pairs)))
+
+
+def probe_differences(
+    features: pd.DataFrame | Callable[[pd.DataFrame], pd.DataFrame], pairs: pd.DataFrame, folds: int = 5, seed: int = 0
+) -> StyleProbe:
+    """The probe on any features: their differences, a row per pair, or what makes them from pairs."""
+    from sklearn.model_selection import GroupKFold  # scikit-learn takes 2 s, and Dagster loads this module everywhere
+
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, not {folds}")
+    if len(pairs) < MIN_PAIRS:
+        return StyleProbe(None, None, None, len(pairs), reason=f"{len(pairs)} pairs, fewer than {MIN_PAIRS}")
+    random = np.random.default_rng(seed)
+    if len(pairs) > MAX_PAIRS:
+        some = np.sort(random.choice(len(pairs), MAX_PAIRS, replace=False))
+        pairs = pairs.iloc[some]
+        features = features.iloc[some] if isinstance(features, pd.DataFrame) else features
+    count = len(pairs)
+    groups = pd.factorize(pairs["prompt_id"])[0] if "prompt_id" in pairs else np.arange(count)
+    folds = min(folds, int(groups.max()) + 1)
+    if folds < 2:
+        return StyleProbe(None, None, None, count, reason="all pairs belong to one prompt")
+    plain = features if isinstance(features, pd.DataFrame) else features(pairs)
+    names = list(plain.columns)
+    if not names:
+        return StyleProbe(None, None, None, count, reason="both sides of every pair have one writer")
+    first_is_chosen = _balanced_coin(count, random)
+    difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
+    predicted = np.zeros(count)
+    weights = np.zeros(len(names))
+    splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for train, test in splitter.split(difference, groups=groups):
+        if len(np.unique(first_is_chosen[train])) < 2:
+            continue  # only a handful of pairs outside one huge prompt: predict nothing for this fold
+        scaler, model = _fitted(difference[train], first_is_chosen[train])
+        predicted[test] = model.decision_function(scaler.transform(difference[test]))
+        weights += model.coef_[0] / folds
+    auc, error = _auc(predicted[first_is_chosen], predicted[~first_is_chosen])
+    leading = sorted(zip(names, weights.tolist(), strict=True), key=lambda item: -abs(item[1]))[:6]
+    strongest = tuple((name, round(weight, 3)) for name, weight in leading if abs(weight) >= 0.001)
+    low, high = max(0.0, auc - 1.96 * error), min(1.0, auc + 1.96 * error)
+    return StyleProbe(auc, low, high, count, strongest, leaks=_leaks(plain))
+
+
+def _fitted(difference: np.ndarray, first_is_chosen: np.ndarray) -> tuple[Any, Any]:
+    """Scaler and logistic regression of the probe."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(with_mean=False).fit(difference)
+    model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
+    model.fit(scaler.transform(difference), first_is_chosen)
+    return scaler, model
+
+
+def _leaks(difference: pd.DataFrame) -> tuple[tuple[str, float], ...]:
+    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most telling first."""
+    values = difference.to_numpy()
+    shares = ((values > 1e-9) + 0.5 * (np.abs(values) <= 1e-9)).mean(axis=0)
+    ranked = sorted(zip(difference.columns, shares.tolist(), strict=True), key=lambda item: -abs(item[1] - 0.5))
+    return tuple((str(name), round(share, 4)) for name, share in ranked if abs(share - 0.5) > 0.01)
+
+
+def _balanced_coin(count: int, random: np.random.Generator) -> np.ndarray:
+    """Bool [count], half of them True (one less where the count is odd), in random order."""
+    coin = np.zeros(count, dtype=bool)
+    coin[: count // 2] = True
+    return random.permutation(coin)
+
+
+def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and its standard error (DeLong 1988, by mid-ranks)."""
+    from scipy.stats import rankdata
+
+    m, n = len(positive), len(negative)
+    ranks = rankdata(np.concatenate([positive, negative]))
+    above = (ranks[:m] - rankdata(positive)) / n  # share of negatives below each positive
+    below = 1 - (ranks[m:] - rankdata(negative)) / m  # share of positives above each negative
+    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+    return float(above.mean()), float(np.sqrt(variance))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Command line: prints the probe of one file of pairs, and which features leak."""
+    from dt2it_pipeline.ingest.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
+
+    parser = argparse.ArgumentParser(
+        prog="python -m dt2it_pipeline.style.probe",
+        description="How far style alone tells the chosen side of a file's pairs, and which features of it do.",
+        epilog=FORMS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export for TRL",
+    )
+    for name, what in (
+        ("chosen", "the better answer"),
+        ("rejected", "the worse answer"),
+        ("prompt", "the question; pairs of one prompt never lie in two folds"),
+        ("picture", "the picture's path, where it is part of the prompt"),
+    ):
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds {what}")
+    given = parser.parse_args(arguments)
+    if (given.chosen is None) != (given.rejected is None):
+        parser.error("--chosen and --rejected are given together")
+    try:
+        pairs, left_out = read_preferences(
+            given.file, Columns(given.chosen, given.rejected, given.prompt, given.picture)
+        )
+    except PreferenceFileError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(
+        f"{len(pairs)} pairs of {pairs['prompt_id'].nunique()} prompts"
+        + "".join(f"; {count} rows left out: {reason}" for reason, count in sorted(left_out.items()))
+    )
+    probes = {"style": style_probe(pairs.drop(columns=list(MODELS))), "source model": source_probe(pairs)}
+    if not model_difference(pairs).empty:
+        probes["style and source model"] = style_probe(pairs)
+    for name, probe in probes.items():
+        if probe.auc is None:
+            print(f"{name}: not measured ({probe.reason})")
+            continue
+        print(f"{name}: area under the ROC curve {probe.auc:.3f} (95%: {probe.ci_low:.3f} to {probe.ci_high:.3f})")
+        for feature, share in probe.leaks[:12]:
+            print(f"    {feature:<24} more on the chosen side in {share:.1%} of pairs")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

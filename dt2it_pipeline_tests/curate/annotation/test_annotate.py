@@ -1,0 +1,216 @@
+"""Annotation: votes, faults, resuming; and likelihood against a plain computation on a tiny model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.curate.annotation import annotate
+from dt2it_pipeline.engines.chat import chat_prompt
+from dt2it_pipeline.judges.likelihood_model import LikelihoodError, LikelihoodModel, Question
+from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.support.tiny import make_tiny
+
+JUDGES = [
+    {"name": "first", "baseline": "blank"},
+    {"name": "second", "baseline": "mismatched", "baselines": 2, "prompt": "Be exact."},
+]
+
+
+class Colorist:
+    """Weighs a response by whether it names the colour of the true picture; `None` texts have no likelihood."""
+
+    def __init__(self) -> None:
+        self.questions: list[Question] = []
+
+    def evidence(self, questions):
+        self.questions += questions
+        return [[self._weigh(question, text) for text in question.responses] for question in questions]
+
+    @staticmethod
+    def _weigh(question: Question, text: str) -> float:
+        if "unlikely" in text:
+            return math.nan
+        pixel = question.prompt.images[0].getpixel((0, 0))
+        from PIL import ImageColor
+
+        return 3.0 if any(color in text and ImageColor.getrgb(color) == pixel for color in COLORS) else -1.0
+
+
+def _pair(prompt: dict, chosen: str, rejected: str) -> dict:
+    return records.make_pair(prompt["prompt_id"], chosen, rejected, source="test")
+
+
+def _job(tmp_path: Path, prompts: list[dict], pairs: list[dict], **changes: object) -> dict:
+    atomic.write_parquet(schemas.table(prompts, "prompts"), tmp_path / "prompts.parquet")
+    atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
+    job = {
+        "pairs": str(tmp_path / "pairs.parquet"),
+        "prompts": str(tmp_path / "prompts.parquet"),
+        "media_root": str(tmp_path),
+        "output": str(tmp_path / "votes.parquet"),
+        "work": str(tmp_path / "work"),
+        "settings": {"judges": JUDGES, "batch_pairs": 2},
+        "seed": 0,
+    }
+    return job | changes
+
+
+def _run(job: dict, weigher: object) -> tuple[dict, list[dict], list[dict]]:
+    summary = annotate.run(job, lambda progress: None, lambda judge, batch: weigher)
+    votes = atomic.read_parquet(job["output"], "votes").to_pylist()
+    aside = atomic.read_parquet(Path(job["output"]).with_name("votes.set_aside.parquet"), "set_aside").to_pylist()
+    return summary, votes, aside
+
+
+def test_every_judge_votes_once_on_every_pair(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    pairs = [_pair(p, f"It is {p['reference']}.", "It is pink.") for p in prompts[:3]]
+    pairs += [_pair(p, "It is pink.", f"It is {p['reference']}.") for p in prompts[3:5]]
+    pairs.append(_pair(prompts[5], "It is pink.", "It is grey."))
+    summary, votes, aside = _run(_job(tmp_path, prompts, pairs), Colorist())
+    for judge, order in (("first", "forward"), ("second", "reversed")):
+        mine = [vote for vote in votes if vote["judge"] == judge]
+        assert [vote["verdict"] for vote in mine] == ["chosen"] * 3 + ["rejected"] * 2 + ["tie"]
+        assert [vote["pair_id"] for vote in mine] == [pair["pair_id"] for pair in pairs]
+        assert {vote["order"] for vote in mine} == {order}
+    assert aside == []
+    assert (summary["pairs"], summary["votes"], summary["unusable"]) == (6, 12, 0)
+
+
+def test_the_second_judge_measures_against_other_pictures_and_words_the_question_in_its_way(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    colorist = Colorist()
+    _run(_job(tmp_path, prompts, [_pair(p, "a", "b") for p in prompts]), colorist)
+    first, second = colorist.questions[:6], colorist.questions[6:]
+    assert all(len(question.baselines) == 1 for question in first)
+    for question in second:
+        own = question.prompt.images[0].getpixel((0, 0))
+        assert len(question.baselines) == 2
+        assert all(images[0].getpixel((0, 0)) != own for images in question.baselines)
+        assert question.prompt.messages[-1]["content"][-1]["text"].endswith("shape? Be exact.")
+
+
+def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS[:4]]
+    pairs = [_pair(prompt, "It is red.", "It is blue.") for prompt in prompts]
+    pairs[3] = _pair(prompts[3], "unlikely", "It is blue.")
+    (tmp_path / "blue.png").write_bytes(b"GIF89a")
+    pairs.append(_pair(prompts[0] | {"prompt_id": "nowhere"}, "a", "b"))
+    summary, votes, aside = _run(_job(tmp_path, prompts, pairs), Colorist())
+    assert [vote["verdict"] for vote in votes[:5]] == ["chosen", None, "tie", None, None]
+    reasons = {row["row_id"]: row["reason"] for row in aside}
+    for judge in ("first", "second"):
+        assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "picture unreadable"
+        assert reasons[f"{pairs[3]['pair_id']}/{judge}"] == "likelihood is not a number"
+        assert reasons[f"{pairs[4]['pair_id']}/{judge}"] == "unknown prompt"
+    assert summary["unusable"] == len(aside) == 6
+
+
+def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    job = _job(tmp_path, prompts, [_pair(p, f"{p['reference']}", "pink") for p in prompts])
+    _run(job, Colorist())
+    whole = Path(job["output"]).read_bytes()
+    job |= {"work": str(tmp_path / "work2"), "output": str(tmp_path / "again" / "votes.parquet")}
+
+    class Dies(Colorist):
+        def evidence(self, questions):
+            if len(self.questions) >= 8:
+                raise KeyboardInterrupt
+            return super().evidence(questions)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(job, Dies())
+    colorist = Colorist()
+    _run(job, colorist)
+    assert len(colorist.questions) == 4
+    assert Path(job["output"]).read_bytes() == whole
+
+
+def test_no_contested_pair_is_an_empty_table(tmp_path):
+    summary, votes, aside = _run(_job(tmp_path, [prompt_row(tmp_path, "red")], []), Colorist())
+    assert (votes, aside, summary["votes"]) == ([], [], 0)
+
+
+def test_a_missing_model_is_one_clear_error(tmp_path):
+    with pytest.raises(LikelihoodError, match="nowhere"):
+        LikelihoodModel(str(tmp_path / "nowhere"), 4)
+
+
+def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    pairs = [_pair(p, f"item-{n} worth-9", f"item-{n} worth-2 {p['reference']}") for n, p in enumerate(prompts)]
+    with serving(FaultServer({"item-3": ("prose", 99)})) as server:
+        remote = {"kind": "endpoint", "name": "remote", "base_url": server.url, "model": "m", "attempts": 2}
+        settings = {"judges": [JUDGES[0], remote | {"input_price": 1e6}], "batch_pairs": 4}
+        job = _job(tmp_path, prompts, pairs, settings=settings, cache=str(tmp_path / "replies.sqlite"))
+        summary, votes, aside = _run(job, Colorist())
+        asked = len(server.bodies)
+        again = job | {"work": str(tmp_path / "work2"), "output": str(tmp_path / "again" / "votes.parquet")}
+        second, votes_again, _ = _run(again, Colorist())
+        assert len(server.bodies) == asked  # every reply was kept
+    assert [v["verdict"] for v in votes if v["judge"] == "first"] == ["rejected"] * 6
+    assert [v["verdict"] for v in votes if v["judge"] == "remote"] == ["chosen"] * 3 + [None] + ["chosen"] * 2
+    assert {v["order"] for v in votes if v["judge"] == "remote"} == {"reversed"}
+    assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
+    assert votes_again == votes
+    assert (summary["calls"], second["calls"]) == (6 + 7, 6)  # one reply was asked for twice, and none again
+    assert (summary["asked"]["remote"]["calls"], summary["asked"]["remote"]["unusable"]) == (6, 1)
+    assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] == 0
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def tiny(request, tmp_path_factory) -> str:
+    return str(make_tiny(tmp_path_factory.mktemp("model"), request.param))
+
+
+def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
+    import torch
+
+    torch.set_num_threads(1)
+    prompts = [
+        chat_prompt(prompt_row(tmp_path, color, "what? " * n), tmp_path) for n, color in enumerate(COLORS[:3], 1)
+    ]
+    sequences = [(prompt, text) for prompt in prompts for text in ("red", "it is not a red <|im_end|> shape at all")]
+    together = LikelihoodModel(tiny, 6).log_likelihoods(sequences)
+    alone = LikelihoodModel(tiny, 1)
+    apart = [alone.log_likelihoods([sequence])[0] for sequence in sequences]
+    assert together == pytest.approx(apart, abs=1e-3)
+    assert all(value < 0 for value in together)
+
+    # The same by transformers alone: tokens of prompt and response in one row, no batch, no remembered pictures.
+    prompt, text = sequences[0]
+    rendered = alone._processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    inputs = alone._processor(text=[rendered], images=list(prompt.images), return_tensors="pt")
+    answer = torch.tensor([[*alone._processor.tokenizer(text)["input_ids"], alone._processor.tokenizer.eos_token_id]])
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], 1)
+    for key in ("attention_mask", "mm_token_type_ids"):
+        value = 1 if key == "attention_mask" else 0
+        inputs[key] = torch.cat([inputs[key], torch.full_like(answer, value)], 1)
+    alone._model.model.visual = alone._model.model.visual.tower
+    with torch.inference_mode():
+        logp = alone._model(**inputs).logits[0].log_softmax(-1)
+    length = inputs["input_ids"].shape[1]
+    start = length - answer.shape[1]
+    expected = sum(logp[i - 1, inputs["input_ids"][0, i]].item() for i in range(start, length))
+    assert together[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_evidence_is_the_gain_over_the_baseline_pictures(tiny, tmp_path):
+    model = LikelihoodModel(tiny, 8)
+    rows = [prompt_row(tmp_path, color) for color in COLORS[:3]]
+    prompt, *others = (chat_prompt(row, tmp_path) for row in rows)
+    question = Question(prompt, tuple(other.images for other in others), ("red", "blue"))
+    ((first, second),) = model.evidence([question])
+    values = model.log_likelihoods(
+        [(prompt.with_images(p.images), text) for text in ("red", "blue") for p in (prompt, *others)]
+    )
+    assert first == pytest.approx(values[0] - sum(values[1:3]) / 2, abs=1e-3)
+    assert second == pytest.approx(values[3] - sum(values[4:6]) / 2, abs=1e-3)
+    ((nothing, _),) = model.evidence([Question(prompt, (prompt.images,), ("red", "blue"))])
+    assert nothing == pytest.approx(0, abs=1e-3)  # a picture says nothing beyond itself

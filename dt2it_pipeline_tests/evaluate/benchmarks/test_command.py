@@ -1,0 +1,256 @@
+"""The command on published rows: a checkpoint of ours and one of LLaMA-Factory give the same figures.
+
+A served checkpoint gives them too: engines/test_vllm_serve.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dt2it_pipeline.engines import score_endpoint
+from dt2it_pipeline.evaluate.benchmarks import command
+from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
+from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
+from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.tiny import make_pictures, make_tiny
+
+ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[str, Any]:
+    """A tiny reward model in our form and in LLaMA-Factory's, and eight rows as VL-RewardBench has them."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dt2it_pipeline.reward.modeling.model import RewardModel
+
+    torch.manual_seed(0)
+    (root / "base").mkdir()
+    base = make_tiny(root / "base", family, hidden=hidden)
+    model = RewardModel.from_pretrained(base)
+    model.head.weight.data *= 30
+    model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
+    with atomic.atomic_directory(root / "ours") as folder:
+        model.save_pretrained(folder)
+    shutil.copytree(base, root / "theirs")
+    head = {"v_head.summary.weight": model.head.weight.data.clone(), "v_head.summary.bias": torch.tensor([7.0])}
+    save_file(head, root / "theirs" / "value_head.safetensors")
+    media = make_pictures(root / "pictures", 3)
+    rows = [
+        {
+            "id": ("RLAIF-V-1", "mathverse_2", "mmmu_3", "wildvision-4")[i % 4],
+            "query": f"what colour is the shape {'in the picture' * (i % 2)}",
+            "image": media[i % 3]["path"],
+            "response": [ANSWERS[i % 6], ANSWERS[(i + 1) % 6]],
+            "human_ranking": [0, 1] if i % 3 else [1, 0],
+        }
+        for i in range(8)
+    ]
+    (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {"root": root, "rows": rows}
+
+
+def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: int = 1024) -> list[str]:
+    given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "pictures"),
+             "output": str(output), "max-tokens": "512", "max-pixels": str(max_pixels)}  # fmt: skip
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = world["root"]
+    for model in ("ours", "theirs"):
+        given = arguments(root, str(root / model), tmp_path / model)
+        command.main([*given, *(["--system-prompt", "You judge."] if model == "theirs" else [])])
+    said = capsys.readouterr().out
+    assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
+    assert "| DT2IT-MRM | 83.5 |" in said
+    figures = [atomic.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in ("ours", "theirs")]
+    assert figures[0].drop_columns("model").equals(figures[1].drop_columns("model"))
+    pairs = atomic.read_parquet(tmp_path / "ours" / "results.parquet").to_pandas()
+    right = (pairs["chosen_score"] > pairs["rejected_score"]).mean()
+    values = dict(zip(figures[0]["figure"].to_pylist(), figures[0]["value"].to_pylist(), strict=True))
+    assert values["overall"] == pytest.approx(right)
+    assert 0 < right < 1
+    assert {"reasoning", "hallucination", "general", "macro"} <= set(values)
+
+
+def test_chosen_is_the_side_that_the_row_ranks_first(world: dict[str, Any], tmp_path: Path) -> None:
+    entry = get_entry("vl_rewardbench")
+    loaded = load_rows(entry, world["rows"], world["root"] / "pictures", tmp_path)
+    texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
+    for row, chosen, rejected in zip(world["rows"], loaded.chosen, loaded.rejected, strict=True):
+        assert texts[chosen] == row["response"][row["human_ranking"].index(0)]
+        assert texts[rejected] == row["response"][row["human_ranking"].index(1)]
+    assert all(p["turns"][0]["text"].count("<image>") == 1 == len(p["media"]) for p in loaded.prompts.to_pylist())
+
+
+def test_the_three_schemas_and_pictures_inside_a_parquet_file(world: dict[str, Any], tmp_path: Path) -> None:
+    pictures = world["root"] / "pictures"
+    name = world["rows"][0]["image"]
+    second = {"ID": "a", "Text": "<image> q <image>", "Image": name, "Output1": "x", "Output2": "y", "Category": "vqa"}
+    second["Better"] = "Output2"
+    loaded = load_rows(get_entry("multimodal_rewardbench"), [second], pictures, tmp_path)
+    texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
+    assert (texts[loaded.chosen[0]], texts[loaded.rejected[0]]) == ("y", "x")
+    assert loaded.prompts["turns"].to_pylist()[0][0]["text"] == "<image>\nq"
+    (tmp_path / "mcq").mkdir()
+    shutil.copy(pictures / name, tmp_path / "mcq" / "a.png")
+    third = {"id": "a", "image": "mcq/a.png", "prompt": "q", "chosen": "x", "rejected": "y"}
+    loaded = load_rows(get_entry("mm_rlhf"), [third], tmp_path, tmp_path / "store")
+    assert loaded.prompts.num_rows == 1
+    inside = {**world["rows"][0], "image": {"bytes": (pictures / name).read_bytes(), "path": name}}
+    pq.write_table(pa.Table.from_pylist([inside]), tmp_path / "rows.parquet")
+    again = load_rows(get_entry("vl_rewardbench"), read_rows(tmp_path / "rows.parquet"), tmp_path, tmp_path / "store")
+    outside = load_rows(get_entry("vl_rewardbench"), world["rows"][:1], pictures, tmp_path / "store")
+    assert again.prompts.equals(outside.prompts)
+
+
+def test_a_missing_picture_is_told_and_counts_as_wrong(
+    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = world["root"]
+    rows = [{**row, "image": "gone.png"} if i == 2 else row for i, row in enumerate(world["rows"])]
+    (root / "gone.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    command.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    said = capsys.readouterr().out
+    assert "not scored: mmmu_3: missing image (gone.png" in said
+    assert "1 unscored" in said
+
+
+def test_a_server_is_asked_in_the_same_way(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wire itself is tested in engines/; here a server that scores by the length of the answer."""
+
+    class Stub:
+        model, system_prompt = "served", ""
+
+        def __init__(self, url: str, media_root: str, system_prompt: str | None = None) -> None: ...
+
+        def score(self, prompts: Any, responses: Any) -> Any:
+            return {name: float(len(text)) for name, _, text in responses}, {}
+
+    monkeypatch.setattr(score_endpoint, "EndpointScorer", Stub)
+    command.main(arguments(world["root"], "http://localhost:1", tmp_path))
+    pairs = atomic.read_parquet(tmp_path / "results.parquet").to_pylist()
+    for row, pair in zip(world["rows"], pairs, strict=True):
+        best = row["human_ranking"].index(0)
+        assert (pair["chosen_score"], pair["rejected_score"]) == (
+            len(row["response"][best]), len(row["response"][1 - best])
+        )  # fmt: skip
+    assert not list(tmp_path.glob("*/work"))
+
+
+def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    root = world["root"]
+    with pytest.raises(SystemExit, match="error: there is no model folder /nowhere"):
+        command.main(arguments(root, "/nowhere", tmp_path))
+    with pytest.raises(SystemExit, match=r"error: cannot read benchmark rows .*none\.jsonl"):
+        command.main(arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
+    with pytest.raises(SystemExit, match="--rows and --media once for every --benchmark"):
+        command.main([*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf"])
+    wrong = [*arguments(root, str(root / "ours"), tmp_path), "--media", str(root / "nowhere")]
+    wrong.remove("--media")
+    wrong.remove(str(root / "pictures"))
+    with pytest.raises(SystemExit, match=r"error: there is no folder .*nowhere, where the pictures of vl_rewardbench"):
+        command.main(wrong)
+    (root / "gone.jsonl").write_text("\n".join(json.dumps({**row, "image": "gone.png"}) for row in world["rows"]))
+    with pytest.raises(SystemExit, match=r"error: not one row of gone\.jsonl can be scored; .*missing image"):
+        command.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
+    with pytest.raises(EvaluationError, match="line 2"):
+        read_rows(root / "broken.jsonl")
+    faulty = [{**world["rows"][0], "human_ranking": [1, 1]}]
+    with pytest.raises(EvaluationError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
+        load_rows(get_entry("vl_rewardbench"), faulty, root / "pictures", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000])
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_rows_that_no_reader_takes_are_one_error(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(EvaluationError, match=r"rows\.json"):
+        read_rows(tmp_path / name)
+
+
+def test_lines_end_at_line_breaks_alone_and_may_follow_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('\ufeff{"id": "a\u2028b"}\n{"id": "c"}\n', encoding="utf-8")
+    assert read_rows(tmp_path / "r.jsonl") == [{"id": "a\u2028b"}, {"id": "c"}]
+
+
+def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
+    row = {"id": "mmmu_1", "query": "q", "response": ["a", "b"], "human_ranking": [0, None]}
+    with pytest.raises(EvaluationError, match="row 0: column human_ranking"):
+        load_rows(get_entry("vl_rewardbench"), [row], tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image": "a\0.png"}, "missing image"),
+        ({"image": "loop.png"}, "missing image"),
+        ({"image": "\ud800.png"}, "missing image"),
+        ({"image": {"bytes": "text", "path": None}}, "missing image"),
+        ({"image": b"no picture"}, "unreadable image"),
+        ({"image": None}, "no picture"),
+        ({"image": 5}, "image paths are not text"),
+        ({"query": "half \ud800"}, "not UTF-8"),
+        ({"response": ["a", "\ud800"]}, "not UTF-8"),
+    ],
+)
+def test_an_odd_row_is_set_aside_and_the_others_are_read(
+    world: dict[str, Any], tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    shutil.copytree(world["root"] / "pictures", tmp_path / "pictures")
+    (tmp_path / "pictures" / "loop.png").symlink_to("loop.png")
+    rows = [world["rows"][0] | change, world["rows"][1]]
+    loaded = load_rows(get_entry("vl_rewardbench"), rows, tmp_path / "pictures", tmp_path / "store")
+    assert loaded.set_aside["reason"].to_pylist() == [reason]
+    assert [name is None for name in loaded.chosen] == [True, False]
+
+
+@pytest.mark.parametrize("change", [{"query": b"bytes"}, {"response": [b"a", "b"]}, {"response": "ab"}])
+def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError, match="row 0: column "):
+        load_rows(get_entry("vl_rewardbench"), [world["rows"][0] | change], tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (schemas.RecordError("table 'scores': no"), "table 'scores': no"),
+        (atomic.StoreError("damaged"), "damaged"),
+        (VideoDecoderError("needs OpenCV"), "needs OpenCV"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+    ],
+)
+def test_a_fault_outside_the_rows_is_one_sentence(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(command, "benchmark", failing)
+    with pytest.raises(SystemExit, match=f"^error: {told}$"):
+        command.main(arguments(world["root"], "m", tmp_path))
+
+
+def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"^error: .*file.*: (Not a directory|File exists)$"):
+        command.main(arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dt2it_pipeline.evaluate.benchmarks.comparison import Change, Comparison
+from dt2it_pipeline.evaluate.benchmarks.metrics import COLUMNS
+from dt2it_pipeline.evaluate.grading import Grade
+from dt2it_pipeline.evaluate.report.data import Arm, Curve, Example, Funnel, Quality, ReportData, Round, StageCounts
+from dt2it_pipeline.evaluate.report.html import (
+    headline_markdown,
+    markdown_table,
+    quality_markdown,
+    render_report,
+    report_markdown,
+    thumbnail,
+    write_report,
+)
+from dt2it_pipeline.orchestrate.metadata import _thumbnail
+from dt2it_pipeline.style.probe import StyleProbe
+
+EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 200), "red").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def scores(*rows: tuple[str, str, int]) -> pd.DataFrame:
+    return pd.DataFrame([(m, "b", g, 100, c, 2, 1, c / 100) for m, g, c in rows], columns=COLUMNS)
+
+
+def full(text: str = "plain") -> ReportData:
+    in_table = text.replace("\ud800", "")  # a table cannot hold a lone surrogate; other strings can
+    grade = Grade(pairs=100, graded=90, without_truth=10, correct=70, accuracy=70 / 90, flips=9, flips_right=8)
+    probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
+    log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
+    example = Example(
+        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text, text
+    )
+    return ReportData(
+        scores=scores(
+            (in_table, "overall", 80), (in_table, in_table, 80), ("control", "overall", 50), ("control", in_table, 40)
+        ),
+        title=text,
+        arms=[Arm(in_table, "round", text), Arm("control", "control", text)],
+        rounds=[
+            Round(
+                0,
+                [
+                    Quality(text, 100, 0.9, grade, probe, 12),
+                    Quality("few", 3, None, None, StyleProbe(None, None, None, 3)),
+                ],
+                [StageCounts(text, 10, {text: 7}, {text: 2}, text)],
+                [Curve(text, log)],
+                {text: np.array([-1.0, 2.0, np.inf, np.nan]), "constant": np.zeros(3), "none": np.array([])},
+                [example],
+                {text: 75.0, "quick": 0.01},
+                Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80),
+                text,
+            )
+        ],
+        quality=[Quality("pool", 100, 1.0, grade, probe)],
+        examples=[example],
+        group_notes={text: text},
+        policy_note=f"Policy {text}",
+        strength_note=f"Strength {text}",
+        strength_unit=text,
+        comparisons=[Comparison(text, text, [Change(text, text, 10, 3, 1, 0.2, -0.1, 0.5, 0.6, False)])],
+        seconds={text: {text: 25.0}},
+        facts={text: text, "recipe": text},
+    )
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(html)
+    return parser.tags
+
+
+def test_hostile_text_is_shown_and_never_run() -> None:
+    html = render_report(full(EVIL))
+    html.encode("utf-8")  # no lone surrogate is left
+    assert "\x00" not in html and "\u202e" not in html
+    assert "{{ 7*7 }}" in html
+    harmless = tags_of(render_report(full("plain")))
+    hostile = tags_of(html)
+    assert [tag for tag, _ in hostile] == [tag for tag, _ in harmless]
+    assert "script" not in {tag for tag, _ in hostile}
+    for _, attributes in hostile:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:image/", "data:", "#"))
+    assert "&lt;script&gt;alert" in html
+    for encoded in re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", html):
+        assert b"<script" not in base64.b64decode(encoded)
+
+
+def test_everything_in_the_data_is_in_the_page() -> None:
+    html = render_report(full("plain"))
+    for expected in (
+        "✗ 1 unaccounted",
+        "picture could not be read",
+        "✓ truly better",
+        "0.88–0.92",
+        "1 min 15 s",
+        "77.8",
+        "<p>Policy plain</p>",
+        "How sure the voters are.</b> Strength plain plain<",
+        "strength 1.50 plain",
+        "rose, within chance",
+        "−10.0 to +50.0",
+        '61 <span class="soft">(75.0% right)</span>',
+        "✗ 1 unaccounted",
+        "under 0.1 s each: quick",
+        "8 of 9",
+    ):
+        assert expected in html, expected
+    assert html.count("data:image/svg+xml") == 5
+    assert html.count("✗ 1 unaccounted") == 2  # of a stage, and of the funnel
+    assert "control: 2 ties and 1 pair without a score, all wrong." in html
+    assert ">1 min 40 s<" in html  # 75 s of the round and 25 s before it, together
+
+
+def test_a_balanced_funnel_says_so() -> None:
+    funnel = Funnel(1000, 20, 60, 40, 30, {"votes are tied": 10}, {"original": 900, "flipped": 90})
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
+    assert "✓ 1,000 = 990 + 10" in html
+    assert "% right)" not in html
+
+
+def test_what_a_coin_does_as_well_or_better_is_said_beside_the_number_and_below_the_table() -> None:
+    found = scores(("round 0", "overall", 80), ("control", "overall", 45), ("round 0", "g", 52), ("control", "g", 0))
+    data = ReportData(found, arms=[Arm("round 0"), Arm("control", "control")])
+    html = render_report(data)
+    assert html.count('<span class="ci">guessing</span>') == 2
+    assert html.count('<span class="ci fall">worse than guessing</span>') == 1
+    assert "control: worse than guessing on “g”; no better than guessing on “all pooled”.</p>" in html
+    assert "- round 0: no better than guessing on “g”.\n- control: worse" in report_markdown(data)["guessing"]
+    good = ReportData(scores(("round 0", "overall", 80)))
+    assert "guessing</span>" not in render_report(good) and "guessing" not in report_markdown(good)
+
+
+def test_the_pool_is_told_in_words_beside_its_labels() -> None:
+    funnel = Funnel(100, 20, 60, 40, 30, {}, {"original": 70, "flipped": 20, "annotated": 10}, {"flipped": 0.75})
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
+    for words, cell in (
+        ("label as it came (original)", "70"),
+        (
+            "chosen and rejected exchanged by the vote, no judge asked (flipped)",
+            '20 <span class="soft">(75.0% right)</span>',
+        ),
+        ("label settled by judges (annotated)", "10"),
+    ):
+        assert f'<td class="in">{words}</td><td>{cell}</td>' in html
+
+
+def test_changes_beyond_chance_and_zero_changes() -> None:
+    changes = [
+        Change("b", "up", 100, 20, 0, 0.2, 0.1, 0.3, 1e-6, True),
+        Change("b", "down", 100, 0, 20, -0.2, -0.3, -0.1, 1e-6, True),
+        Change("b", "still", 100, 2, 2, 0.0, -0.1, 0.1, 1.0, False),
+    ]
+    both = scores(("round 0", "overall", 80), ("round 1", "overall", 80))
+    made = [Comparison("round 0", "round 1", changes), Comparison("control", "round 1", changes)]
+    html = render_report(ReportData(both, arms=[Arm("round 0"), Arm("round 1")], comparisons=made))
+    for expected in (
+        "▲ rose, beyond",
+        "▼ fell, beyond",
+        "▲ higher, beyond",
+        "▼ lower, beyond",
+        "no change",
+        "≤0.001",
+    ):
+        assert expected in html, expected
+
+
+def test_long_texts_are_cut_and_markers_are_words() -> None:
+    sides = "<script>" + "x" * 5000 + "END", "y" * 5000 + "END"
+    example = Example("k", "<image>\nWhat?", *sides, source="mine", row_id="line 7")
+    html = render_report(ReportData(scores(("round 0", "overall", 80)), examples=[example]))
+    assert "[picture] What?" in html
+    assert "from mine, row &ldquo;line 7&rdquo;" in html
+    assert "END" not in html
+    assert "&lt;script&gt;xxx" in html and "<script" not in html
+    assert max(len(run) for run in re.findall(r"x+|y+", html)) <= 700
+
+
+def test_the_same_data_gives_the_same_page() -> None:
+    assert render_report(full()) == render_report(full())
+
+
+def test_a_report_of_nothing_but_scores_and_of_nothing() -> None:
+    html = render_report(ReportData(scores((("round 0"), "overall", 80))))
+    assert "80.0" in html and "No training log" in html
+    empty = render_report(ReportData(scores()))
+    assert "No benchmark has been scored yet." in empty
+    nan = scores(("m", "overall", 0)).assign(accuracy=np.nan, pairs=0)
+    assert "–" in render_report(ReportData(nan))
+
+
+def test_written_by_a_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_report(full(), tmp_path / "new folder" / "report.html")
+    first = path.read_text(encoding="utf-8")
+    assert first.startswith("<!DOCTYPE html>")
+
+    def fail(self: Path, target: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(full("other"), path)
+    assert path.read_text(encoding="utf-8") == first
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_thumbnails_are_small_and_decoded_afresh(tmp_path: Path) -> None:
+    file = tmp_path / "p.jpg"
+    file.write_bytes(picture())
+    uri = thumbnail(file)
+    assert uri is not None and uri == thumbnail(picture())
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as small:
+        assert (small.format, small.size) == ("PNG", (144, 96))
+    assert thumbnail(tmp_path / "absent.png") is None
+    assert thumbnail(b"") is None
+
+
+def pixel(uri: str) -> tuple[int, ...]:
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1].rstrip(")")))) as image:
+        return tuple(image.convert("RGB").getpixel((0, 0)))
+
+
+def test_thumbnails_show_what_the_models_see(tmp_path: Path) -> None:
+    """Transparency on white, and 16 bits scaled to 8: not black, and not white throughout."""
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("I;16", (8, 8), 128 * 257).save(tmp_path / "deep.png")
+    for name, grey in (("clear", 255), ("deep", 128)):
+        for shown in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
+            assert shown is not None and pixel(shown) == (grey,) * 3
+
+
+def test_markdown() -> None:
+    text = markdown_table(["a", "b"], [["x|y\nz", 1], ["<b>", 22]])
+    assert "\\|" in text and "&lt;b" in text and len(text.splitlines()) == 4
+    assert len({len(line) for line in text.splitlines()}) == 1
+    table = headline_markdown(full())
+    assert [re.sub(r"\s+", "", line) for line in table.splitlines()] == [
+        "|model|plain|allpooled|",
+        "|-------|----:|---------:|",
+        "|plain|80.0|80.0|",
+        "|control|40.0|50.0|",
+    ]
+    parts = report_markdown(full(EVIL))
+    assert list(parts) == ["summary", "accuracy", "guessing", f"{EVIL} to {EVIL}", "chance", "data quality", "curation"]
+    assert "<script" not in "".join(parts.values())
+    assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())

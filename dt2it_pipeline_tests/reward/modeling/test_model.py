@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.support.tiny import make_prompt
+
+HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"}
+
+
+@pytest.mark.parametrize("family", list(HEADS))
+def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
+    setup: Callable[..., Any], media: tuple[Path, Any], tmp_path: Path, family: str
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.card["system_prompt"] = "You judge."
+    with atomic.atomic_directory(tmp_path / "checkpoint") as folder:
+        model.save_pretrained(folder)
+    config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    assert config["num_labels"] == 1
+    assert config["problem_type"] == "regression"
+    assert config["architectures"][0].endswith("VLForSequenceClassification")
+    names = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert names[HEADS[family]].shape == (1, 32)
+    assert not any("lm_head" in name for name in names)
+    assert (tmp_path / "checkpoint" / "tokenizer.json").exists()
+
+    again = RewardModel.from_pretrained(tmp_path / "checkpoint")
+    assert again.card == model.card
+    prompts = prompter.prompts([make_prompt(media[1][:1], "what colour")])
+    batch = with_pixels(collate([Row(prompts[0], tuple(prompter.responses(["red", "blue"])))]), shelf)
+    assert torch.equal(model(batch), again(batch))
+
+
+@pytest.mark.parametrize("family", list(HEADS))
+def test_patches_by_a_matrix_product_are_those_of_the_convolution(setup: Callable[..., Any], family: str) -> None:
+    model, *_ = setup(family)
+    first = model.model.visual.patch_embed.proj
+    patches = torch.randn(5, first.in_channels, *first.kernel_size)
+    assert torch.allclose(first(patches).flatten(1), nn.Conv3d.forward(first, patches).flatten(1), atol=1e-6)
+
+
+def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:
+    heads = [RewardModel.from_pretrained(base(), seed=seed).head.weight for seed in (1, 1, 2)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def damaged(base: Path, folder: Path, **changes: Any) -> Path:
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_other_architectures_are_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x", model_type="llama", architectures=["LlamaForCausalLM"])
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x", architectures=["Qwen3VLForSequenceClassification"])
+    with pytest.raises(CheckpointError, match=r"language_model\.score\.weight or score\.weight"):
+        RewardModel.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "visual.blocks.0" not in k}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks .* weights"):
+        RewardModel.from_pretrained(folder)
+    weights |= {"score.weight": torch.zeros(2, 32)}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"shape \(2, 32\)"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        RewardModel.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("length", [4, 3000])
+def test_a_damaged_weight_file_is_named(base: Callable[..., Path], tmp_path: Path, length: int) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file.*again"):
+        RewardModel.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no usable processor files"):
+        Scorer(folder, tmp_path, max_tokens=64, max_pixels=4096, tokens_per_batch=64)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        RewardModel.from_pretrained(folder)

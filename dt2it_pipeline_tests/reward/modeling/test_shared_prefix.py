@@ -1,0 +1,143 @@
+"""One sequence per prompt gives the scores and gradients of separate sequences, and the scores of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dt2it_pipeline.reward.data.collation import Row, collate, split, with_pixels
+from dt2it_pipeline_tests.support.tiny import make_frames, make_prompt
+
+RESPONSES = ["red", "it looks green to me", "a blue circle", "no", "yes it is the picture"]
+FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+VIDEO: dict[str, dict[str, str]] = {}
+
+
+def encoded(prompter: Any, media: tuple[Path, list[dict[str, str]]], responses: int) -> tuple[list[Any], list[Any]]:
+    """Prompts of every kind: one picture, two pictures, text alone, a video, several turns."""
+    root, pictures = media
+    if "video" not in VIDEO:
+        VIDEO["video"] = make_frames(root / "video", 5, 2.0)
+    turns = make_prompt(pictures[3:4], "and which shape", system="Be strict.")
+    turns["turns"] = [{"role": "user", "text": "is it red"}, {"role": "assistant", "text": "no"}, *turns["turns"]]
+    rows = [
+        make_prompt(pictures[:1], "what colour is the shape"),
+        make_prompt(pictures[1:3], "is it a circle"),
+        make_prompt([], "is red a colour"),
+        make_prompt([VIDEO["video"]], "what is in the picture"),
+        turns,
+    ]
+    return prompter.prompts(rows), prompter.responses(RESPONSES[:responses])
+
+
+def gradients(model: Any, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    weights = torch.linspace(-1, 1.5, len(scores))
+    (scores * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("responses", [1, 2, 5])
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_equals_separate(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str, responses: int, padding: Any, checkpointing: bool
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.freeze_vision()
+    model.train()
+    if checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    prompts, texts = encoded(prompter, media, responses)
+
+    rows = [Row(p, tuple(texts)) for p in prompts]
+    shared = model(with_pixels(collate(rows, padding=padding), shelf))
+    shared_gradients = gradients(model, shared)
+    alone = split(rows)
+    separate = torch.cat([model(with_pixels(collate([row]), shelf)) for row in alone])
+    separate_gradients = gradients(model, separate)
+    together = model(with_pixels(collate(alone, padding=padding), shelf, once=False))
+
+    assert shared.shape == (len(prompts) * responses,)
+    assert torch.allclose(shared, separate, atol=1e-5, rtol=0)
+    assert torch.allclose(together, separate, atol=1e-5, rtol=0)
+    assert shared_gradients.keys() == separate_gradients.keys()
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == separate_gradients.keys()
+    for name, value in separate_gradients.items():
+        assert torch.allclose(shared_gradients[name], value, atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", range(5))
+def test_every_kind_of_prompt_by_itself(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str, kind: int
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.freeze_vision()
+    prompts, texts = encoded(prompter, media, 5)
+    row = Row(prompts[kind], tuple(texts))
+    shared = model(with_pixels(collate([row]), shelf))
+    shared_gradients = gradients(model, shared)
+    separate = torch.cat([model(with_pixels(collate([one]), shelf)) for one in split([row])])
+    assert torch.allclose(shared, separate, atol=1e-5, rtol=0)
+    for name, value in gradients(model, separate).items():
+        assert torch.allclose(shared_gradients[name], value, atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_is_the_head_on_the_hidden_state_of_transformers(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str
+) -> None:
+    model, prompter, shelf = setup(family)
+    model.eval()
+    prompts, texts = encoded(prompter, media, 2)
+    scores = model(with_pixels(collate([Row(p, tuple(texts)) for p in prompts]), shelf)).view(-1, 2)
+    for prompt, found in zip(prompts, scores, strict=True):
+        if (prompt.tokens == prompter.video_token).any():
+            continue  # see test_video.py
+        ids = torch.from_numpy(np.concatenate([prompt.tokens, texts[1]])).long()[None]
+        given = {}
+        if prompt.pictures:
+            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.pictures])
+            given = {"pixel_values": pixels, "image_grid_thw": grids}
+        types = (ids == prompter.image_token).int()
+        hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
+        assert found[1].item() == pytest.approx(model.head(hidden[0, -1]).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_computed_ahead_give_the_same_scores(
+    setup: Callable[..., Any], media: tuple[Path, Any], family: str
+) -> None:
+    from dt2it_pipeline.reward.data.preparation import survey_pictures
+    from dt2it_pipeline.reward.training.distributed import Alone
+
+    model, prompter, shelf = setup(family)
+    prompts, texts = encoded(prompter, media, 2)
+    batch = collate([Row(p, tuple(texts)) for p in prompts])
+    used = sorted(set(batch.pictures))
+    table, faults = survey_pictures(
+        model, shelf, used, most_bytes=1e9, work=media[0], ranks=Alone(), device=torch.device("cpu")
+    )
+    assert table is not None
+    assert not faults
+    assert not (media[0] / "features.bin").exists()
+    ahead = model(batch, table.gather(shelf, batch.pictures))
+    assert torch.allclose(ahead, model(with_pixels(batch, shelf)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_padding_does_not_matter(setup: Callable[..., Any], media: tuple[Path, Any], padding: Any) -> None:
+    model, prompter, shelf = setup()
+    prompts, texts = encoded(prompter, media, 5)
+    long = Row(prompts[1], tuple(texts))
+    short = Row(prompts[2], tuple(texts[:2]))
+    beside = model(with_pixels(collate([short, long], pad_token=7, padding=padding), shelf))[:2]
+    alone = model(with_pixels(collate([short]), shelf))
+    assert torch.allclose(beside, alone, atol=1e-5, rtol=0)

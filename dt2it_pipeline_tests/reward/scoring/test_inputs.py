@@ -1,0 +1,54 @@
+"""What a notebook may hand in wrongly: each gives one clear error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.scoring.inputs import score_lists
+
+TURNS = [{"role": "user", "text": "what?"}]
+
+
+def score(prompts: Any, responses: Any, **limits: Any) -> None:
+    model: Any = SimpleNamespace()  # the model is not reached
+    score_lists(model, prompts, responses, None, **({"max_tokens": 8, "max_pixels": 8, "tokens_per_batch": 8} | limits))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "message"),
+    [
+        (None, [["a"]], "prompts must be a list with one entry per prompt, found NoneType"),
+        ([{"turns": TURNS}], 3, "responses must be a list with one entry per prompt, found int"),
+        ([{"turns": TURNS}], [3], "responses to prompt 0 must be a list of texts, found int"),
+        ([{"turns": "what?"}], [["a"]], "prompt 0: `turns` must be a list"),
+        ([{"turns": None}], [["a"]], "prompt 0: `turns` must be a list"),
+        ([{"turns": TURNS, "images": "a.png"}], [["a"]], "prompt 0: `images` must be a list, found str"),
+        ([{"turns": TURNS, "system": 3}], [["a"]], "prompt 0: `system` must be a text, found int"),
+    ],
+)
+def test_a_wrong_type_is_named(prompts: Any, responses: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(prompts, responses)
+
+
+def test_a_limit_that_is_no_number_is_named() -> None:
+    with pytest.raises(ValueError, match="max_tokens must be a whole number above 0, found 'many'"):
+        score([{"turns": TURNS}], [["a"]], max_tokens="many")
+
+
+@pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing", "not a name"])
+def test_a_path_that_is_no_model_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=f"'{path}' is neither a folder"):
+        RewardModel.from_pretrained(path)
+
+
+def test_something_else_than_a_path_is_named() -> None:
+    wrong: Any = None
+    with pytest.raises(CheckpointError, match="expected the path or Hub id of a model, found NoneType"):
+        RewardModel.from_pretrained(wrong)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.scoring import job as scoring_job
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.processes import alive_in_group, wait_until
+
+
+@pytest.fixture(scope="session")
+def checkpoint(base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = RewardModel.from_pretrained(base())
+    model.card["system_prompt"] = "You judge."
+    model.head.weight.data *= 30  # spread the scores
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def job(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> dict[str, Any]:
+    paths = {name: tables[name] for name in ("prompts", "responses", "media_root")}
+    settings = ScoringSettings(processes=1, shard_responses=10).model_dump()
+    return paths | {
+        "checkpoint": str(checkpoint), "output": str(tmp_path / "scores.parquet"), "work": str(tmp_path / "work"),
+        "settings": settings, "voter": "round-0",
+    }  # fmt: skip
+
+
+def silent(progress: Mapping[str, Any]) -> None:
+    pass
+
+
+def scores(job: Mapping[str, Any]) -> dict[str, float]:
+    table = atomic.read_parquet(job["output"], "scores")
+    return dict(zip(table.column("response_id").to_pylist(), table.column("score").to_pylist(), strict=True))
+
+
+def test_every_response_once_in_table_order(job: dict[str, Any]) -> None:
+    reports: list[Mapping[str, Any]] = []
+    summary = scoring_job.run(job, reports.append)
+    ids = atomic.read_parquet(job["responses"], "responses").column("response_id").to_pylist()
+    assert list(scores(job)) == ids
+    assert summary["scored"] == summary["responses"] == len(ids)
+    assert summary["set_aside"] == 0
+    assert reports[-1]["responses"] == reports[-1]["responses_total"] == len(ids)
+    assert atomic.read_parquet(job["output"], "scores").column("voter").unique().to_pylist() == ["round-0"]
+
+
+def test_numbers_do_not_depend_on_batches(job: dict[str, Any], tmp_path: Path) -> None:
+    scoring_job.run(job, silent)
+    lone = job | {"work": str(tmp_path / "other"), "output": str(tmp_path / "other.parquet")}
+    lone["settings"] = job["settings"] | {"tokens_per_batch": 64, "shard_responses": 3}
+    scoring_job.run(lone, silent)
+    first, second = scores(job), scores(lone)
+    assert first.keys() == second.keys()
+    assert max(abs(first[name] - second[name]) for name in first) < 1e-5
+    assert max(first.values()) - min(first.values()) > 1e-3
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+    scoring_job.run(job, silent)
+    whole = Path(job["output"]).read_bytes()
+    shards = sorted(Path(job["work"]).glob("shard-??????.parquet"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    (Path(job["work"]) / ".shard-000001.parquet.half").write_bytes(b"PAR1")
+    before = shards[0].stat().st_mtime_ns
+    summary = scoring_job.run(job, silent)
+    assert summary["shards_resumed"] == len(shards) - 1
+    assert shards[0].stat().st_mtime_ns == before
+    assert Path(job["output"]).read_bytes() == whole
+
+
+def test_several_processes_give_the_same_scores(job: dict[str, Any], tmp_path: Path) -> None:
+    scoring_job.run(job, silent)
+    both = job | {"work": str(tmp_path / "w2"), "output": str(tmp_path / "two.parquet")}
+    both["settings"] = job["settings"] | {"processes": 2}
+    assert as_a_program(both, tmp_path).returncode == 0
+    one, two = (atomic.read_parquet(path, "scores") for path in (job["output"], both["output"]))
+    assert one.drop_columns(["score"]).equals(two.drop_columns(["score"]))
+    # Not the same bytes: a process with more threads splits its sums in another way.
+    np.testing.assert_allclose(one["score"], two["score"], rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_scored_is_set_aside(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(tables["media_root"], tmp_path / "media")
+    prompts = atomic.read_parquet(tables["prompts"], "prompts").to_pylist()
+    shown = [p["media"][0]["path"] for p in prompts if p["media"]]
+    (tmp_path / "media" / shown[0]).unlink()
+    cut = next(path for path in shown if path != shown[0])
+    data = (tmp_path / "media" / cut).read_bytes()
+    (tmp_path / "media" / cut).write_bytes(data[:60])
+    rows = atomic.read_parquet(tables["responses"], "responses").to_pylist()
+    stray = {"response_id": "r-stray", "prompt_id": "p-unknown", "text": "x", "generator": "t"}
+    long = {"response_id": "r-long", "prompt_id": prompts[0]["prompt_id"], "text": "red " * 600, "generator": "t"}
+    atomic.write_parquet(schemas.table([*rows, stray, long, rows[0]], "responses"), tmp_path / "responses.parquet")
+    job |= {"media_root": str(tmp_path / "media"), "responses": str(tmp_path / "responses.parquet")}
+    summary = scoring_job.run(job, silent)
+    aside = atomic.read_parquet(tmp_path / "scores.set_aside.parquet", "set_aside").to_pylist()
+    reasons = {row["reason"] for row in aside}
+    assert reasons == {"picture missing", "picture unreadable", "prompt not in the table", "longer than max_tokens"}
+    assert summary["scored"] + summary["set_aside"] == summary["responses"] == len(rows) + 2
+    assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
+
+
+def test_a_failing_worker_is_reported(job: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    job["settings"] = job["settings"] | {"processes": 2}
+    job["media_root"] = None  # Path(None) fails inside the workers
+    done = as_a_program(job, tmp_path)
+    assert done.returncode != 0
+    assert "a scoring process failed" in done.stderr and "TypeError" in done.stderr
+
+
+def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -> None:
+    rows = atomic.read_parquet(job["responses"], "responses").to_pylist()
+    many = [row | {"response_id": f"{row['response_id']}-{copy}"} for copy in range(2000) for row in rows]
+    atomic.write_parquet(schemas.table(many, "responses"), tmp_path / "many.parquet")
+    settings = job["settings"] | {"processes": 2}
+    (tmp_path / "job.json").write_text(
+        json.dumps(job | {"settings": settings, "responses": str(tmp_path / "many.parquet")})
+    )
+    command = [sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(tmp_path / "job.json")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as parent:
+        try:
+            wait_until(lambda: len(list(Path(job["work"]).glob("shard-??????.parquet"))) > 1, 120)
+            assert len(alive_in_group(parent.pid)) >= 3  # where workers are spawned, Python's own tracker too
+            parent.kill()
+            parent.wait()
+            wait_until(lambda: not alive_in_group(parent.pid), 20)
+        finally:
+            for process in alive_in_group(parent.pid):
+                os.kill(process, signal.SIGKILL)
+    assert not Path(job["output"]).exists()
+
+
+def as_a_program(job: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Score as stages do, in a process of its own, whose workers are forked; those of this one would start anew."""
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(folder / "job.json")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_an_empty_table_gives_an_empty_table(job: dict[str, Any], tmp_path: Path) -> None:
+    atomic.write_parquet(schemas.table([], "responses"), tmp_path / "none.parquet")
+    summary = scoring_job.run(job | {"responses": str(tmp_path / "none.parquet")}, silent)
+    assert summary["scored"] == 0
+    assert atomic.read_parquet(job["output"], "scores").num_rows == 0

@@ -1,0 +1,209 @@
+"""`RewardModel.score` and the scorer behind it: same numbers in any batch, clear errors, faults that stay alone."""
+
+from __future__ import annotations
+
+import doctest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.reward.data.collation import Row
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt
+from dt2it_pipeline.reward.modeling import model as model_module
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.tiny import make_frames, make_pictures, make_prompt
+
+FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+ANSWERS = ["red", "it looks green to me", "a blue circle", "no", "yes it is the picture"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> tuple[Path, dict[str, Any], list[tuple[str, str, str]]]:
+    """Media root, prompts of every kind by id, and responses to them, two to five each."""
+    pictures = make_pictures(tmp_path, 4)
+    clip = make_frames(tmp_path / "clip", 6, 2.0)
+    prompts = {
+        "a": make_prompt(pictures[:1], "what colour"),
+        "b": make_prompt(pictures[1:3], "is it a circle"),
+        "c": make_prompt([], "is red a colour"),
+        "d": make_prompt([clip], "what is in the picture"),
+        "e": make_prompt([pictures[3], pictures[0]], "and the shape", system="Be strict."),
+    }
+    counts = dict(zip(prompts, (5, 2, 3, 4, 2), strict=True))
+    return tmp_path, prompts, [(f"{key}{n}", key, ANSWERS[n]) for key in prompts for n in range(counts[key])]
+
+
+def scorer(model: RewardModel, root: Path, tokens_per_batch: int = 4096) -> Scorer:
+    return Scorer(model, root, max_tokens=512, max_pixels=65536, tokens_per_batch=tokens_per_batch)
+
+
+def loaded(folder: Path) -> RewardModel:
+    model = RewardModel.from_pretrained(folder).eval()
+    model.head.weight.data *= 30  # spread the scores
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_do_not_depend_on_company(base: Callable[..., Path], world: Any, family: str) -> None:
+    root, prompts, responses = world
+    model = loaded(base(family))
+    together, faults = scorer(model, root).score(prompts, responses)
+    assert not faults
+    assert list(together) and len(together) == len(responses)
+    assert max(together.values()) - min(together.values()) > 1e-3
+    for tokens in (64, 300):
+        found, _ = scorer(model, root, tokens).score(prompts, responses[::-1])
+        assert max(abs(found[name] - together[name]) for name in together) < 1e-5
+    for response in responses:
+        (alone,) = scorer(model, root).score(prompts, [response])[0].values()
+        assert abs(alone - together[response[0]]) < 1e-5
+
+
+def test_a_batch_that_is_large_enough_ends_where_padding_would_grow(base: Callable[..., Path], tmp_path: Path) -> None:
+    made = scorer(loaded(base()), tmp_path, tokens_per_batch=8192)
+    line = np.zeros(100, np.int32)
+    prompt = EncodedPrompt(line, np.zeros((3, 100), np.int32), 100, np.zeros(0, np.int32), ())
+    lengths = [1] * 30 + [10] * 30 + [40] * 4
+    rows = [(Row(prompt, (np.zeros(length, np.int32),)), [f"{n:03d}"]) for n, length in enumerate(lengths)]
+    batches = list(made._batches(rows[::-1]))
+    assert sorted(name for part in batches for _, (name,) in part) == [f"{n:03d}" for n in range(64)]
+    assert [[len(row) for row, _ in part] for part in batches] == [[101] * 30, [110] * 30, [140] * 4]
+    assert len(list(scorer(loaded(base()), tmp_path, tokens_per_batch=220)._batches(rows))) == 15 + 15 + 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_is_the_scorer_in_plain_python(base: Callable[..., Path], world: Any, family: str) -> None:
+    root, prompts, responses = world
+    model = loaded(base(family)).train()
+    model.model.visual.eval()
+    expected, _ = scorer(model.eval(), root).score(prompts, responses)
+    model.train()
+    model.model.visual.eval()
+    texts = [[text for _, key, text in responses if key == prompt] for prompt in prompts]
+    wanted = [[expected[name] for name, key, _ in responses if key == prompt] for prompt in prompts]
+    from_table = model.score(list(prompts.values()), texts, media_root=root, max_pixels=65536)
+    assert all(found.dtype == np.float32 for found in from_table)
+    assert model.training and not model.model.visual.training
+    assert all(parameter.requires_grad for parameter in model.head.parameters())
+
+    plain = []
+    for number, row in enumerate(prompts.values()):
+        paths = {kind: [root / m["path"] for m in row["media"] if m["kind"] == kind] for kind in ("image", "video")}
+        shown: list[Any] = list(paths["image"])
+        if number % 2 == 0:
+            shown = [Image.open(path) for path in shown]
+        plain.append({"system": row["system"], "turns": row["turns"], "images": shown, "videos": paths["video"]})
+    from_dicts = model.score(plain, texts, max_pixels=65536)
+    for first, second, known in zip(from_table, from_dicts, wanted, strict=True):
+        assert np.allclose(first, known, atol=1e-5, rtol=0)
+        assert np.allclose(second, known, atol=1e-5, rtol=0)
+
+
+def test_the_example_in_the_documentation_runs() -> None:
+    (example,) = doctest.DocTestFinder().find(RewardModel.score, "score", module=model_module)
+    assert len(example.examples) > 3
+    result = doctest.DocTestRunner().run(example)
+    assert result.failed == 0
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "text": text}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "message"),
+    [
+        ({"turns": user("<image>x")}, ["a"], "prompt 1 has 1 <image> markers in its user turns, but 0 images"),
+        ({"turns": user("x"), "videos": ["v"]}, ["a"], "prompt 1 has 0 <video> markers"),
+        ({"turns": user("x")}, [], "prompt 1 has no responses"),
+        ({"turns": user("x")}, "red", "put it into a list"),
+        ({"turns": user("x")}, ["fine", " \n"], "prompt 1, response 1: expected a text that is not empty"),
+        ({"turns": user("x")}, ["fine", None], "prompt 1, response 1"),
+        ({"turns": user("")}, ["a"], "prompt 1, turn 0: the text is empty"),
+        ({"turns": [{"role": "judge", "text": "x"}, *user("y")]}, ["a"], "unknown role.*'judge'"),
+        ({"turns": [*user("y"), {"role": "assistant", "text": "x"}]}, ["a"], "does not end with a user turn"),
+        ({"turns": []}, ["a"], "does not end with a user turn"),
+        ({"turns": ["x"]}, ["a"], "prompt 1, turn 0"),
+        ({"text": "x"}, ["a"], "prompt 1 is not a mapping with `turns`"),
+        ({"turns": user("x"), "picture": []}, ["a"], r"unknown keys \['picture'\]"),
+        ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or a picture of PIL.*found int"),
+        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: picture missing"),
+        ({"turns": user("x " * 5000)}, ["a"], "longer than max_tokens, which may be raised"),
+        (make_prompt([{"kind": "image", "sha256": "", "path": "a.png"}], "x"), ["a"], "say in media_root"),
+    ],
+)
+def test_wrong_inputs_are_named(base: Callable[..., Path], prompt: Any, texts: Any, message: str) -> None:
+    model = RewardModel.from_pretrained(base())
+    with pytest.raises(ValueError, match=message):
+        model.score([{"turns": user("is it red")}, prompt], [["yes"], texts])
+
+
+def test_lists_that_do_not_fit_are_named(base: Callable[..., Path]) -> None:
+    model = RewardModel.from_pretrained(base())
+    with pytest.raises(ValueError, match="1 prompts but 2 lists"):
+        model.score([{"turns": user("x")}], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="for a single prompt"):
+        model.score({"turns": user("x")}, ["a"])  # type: ignore[arg-type]
+    assert model.score([], []) == []
+
+
+def test_nan_weights_set_responses_aside(base: Callable[..., Path], world: Any) -> None:
+    root, prompts, responses = world
+    model = loaded(base())
+    model.model.language_model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.nan
+    scores, faults = scorer(model, root).score(prompts, responses)
+    assert not scores
+    assert faults == {name: ("score is not a number", "nan") for name, _, _ in responses}
+    with pytest.raises(ValueError, match="weights are damaged"):
+        model.score([{"turns": user("x")}], [["a"]])
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_medium_that_breaks_sets_only_its_responses_aside(
+    base: Callable[..., Path], world: Any, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, prompts, responses = world
+    if not ahead:
+        monkeypatch.setattr("dt2it_pipeline.reward.scoring.scorer._FEATURE_BYTES", 0)
+    model = loaded(base())
+    whole, _ = scorer(model, root).score(prompts, responses)
+    (root / "clip" / "frame3.png").write_bytes(b"no picture")
+    (root / "2.png").write_bytes((root / "2.png").read_bytes()[:70])  # header whole, pixels missing
+    scores, faults = scorer(model, root).score(prompts, responses)
+    assert {name[0] for name in faults} == {"b", "d"}
+    assert {reason for reason, _ in faults.values()} == {"picture unreadable", "video unreadable"}
+    assert scores.keys() | faults.keys() == whole.keys()
+    assert max(abs(scores[name] - whole[name]) for name in scores) < 1e-5
+
+
+def test_shards_and_processes_do_not_change_a_score(base: Callable[..., Path], world: Any, tmp_path: Path) -> None:
+    root, prompts, responses = world
+    model = loaded(base("qwen2_5_vl"))
+    direct, _ = scorer(model, root).score(prompts, responses)
+    (tmp_path / "checkpoint").mkdir()
+    model.save_pretrained(tmp_path / "checkpoint")
+    table = [dict(row) | {"prompt_id": key} for key, row in prompts.items()]
+    atomic.write_parquet(schemas.table(table, "prompts"), tmp_path / "prompts.parquet")
+    rows = [{"response_id": r, "prompt_id": p, "text": text, "generator": ""} for r, p, text in responses]
+    atomic.write_parquet(schemas.table(rows, "responses"), tmp_path / "responses.parquet")
+    for processes, shard, tokens in ((1, 1, 64), (2, 3, 4096), (1, 4, 200)):
+        settings = ScoringSettings(
+            processes=processes, shard_responses=shard, tokens_per_batch=tokens, max_pixels=65536
+        ).model_dump()
+        job = {
+            "checkpoint": str(tmp_path / "checkpoint"), "prompts": str(tmp_path / "prompts.parquet"),
+            "responses": str(tmp_path / "responses.parquet"), "media_root": str(root), "settings": settings,
+            "output": str(tmp_path / f"{shard}.parquet"), "work": str(tmp_path / f"work{shard}"), "voter": "v",
+        }  # fmt: skip
+        job.run(job, lambda progress: None)
+        found = atomic.read_parquet(job["output"], "scores").to_pylist()
+        assert [row["response_id"] for row in found] == [name for name, _, _ in responses]
+        assert max(abs(row["score"] - direct[row["response_id"]]) for row in found) < 1e-5

@@ -1,0 +1,213 @@
+"""What a recipe may ask of training beside the default, in one process: each option against what it promises."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.reward.training.train import TrainingError, run, weights_digest
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.training_jobs import changed, log_of
+
+
+def strengths(job: Mapping[str, Any], folder: Path, *values: float | None) -> dict[str, Any]:
+    """The job with these strengths, repeated over its pairs."""
+    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    rows = [row | {"strength": values[number % len(values)]} for number, row in enumerate(pairs)]
+    atomic.write_parquet(schemas.table(rows, "pairs"), folder / "strong.parquet")
+    return dict(job) | {"pairs": str(folder / "strong.parquet")}
+
+
+def losses(job: Mapping[str, Any], name: str, folder: Path, **settings: Any) -> list[float]:
+    this = changed(job, name, folder, **{"max_steps": 4} | settings)
+    run(this, [].append)
+    return [row["loss"] for row in log_of(this["output"])]
+
+
+def test_a_token_budget_changes_rounding_alone(job: dict[str, Any], tmp_path: Path) -> None:
+    pairs = losses(job, "pairs", tmp_path)
+    assert losses(job, "tokens", tmp_path, micro_batch_tokens=100) == pytest.approx(pairs, abs=1e-5)
+    single = changed(job, "single", tmp_path, micro_batch_tokens=16, max_steps=2)
+    assert run(single, [].append)["padding_share"] == 0
+    assert run(changed(job, "wide", tmp_path, micro_batch_pairs=8, max_steps=2), [].append)["padding_share"] > 0.02
+    wide = changed(job, "separate", tmp_path, micro_batch_pairs=8, max_steps=2, shared_prefix=False)
+    assert run(wide, [].append)["padding_share"] > 0.02
+
+
+def test_losses_of_the_recipe_reach_the_training(job: dict[str, Any], tmp_path: Path) -> None:
+    plain = losses(job, "plain", tmp_path)
+    strong = strengths(job, tmp_path, 2.0)
+    assert losses(strong, "ignored", tmp_path) == plain
+    assert losses(strong, "margin", tmp_path, loss={"kind": "margin"})[0] > plain[0] + 0.5
+    assert losses(strong, "soft", tmp_path, loss={"kind": "soft_label"}) != plain
+    assert losses(job, "nobody", tmp_path, loss={"kind": "margin"}) == plain
+    centred = losses(job, "centred", tmp_path, loss={"center_coefficient": 10.0})
+    assert centred[0] > plain[0]
+
+
+def test_pairs_without_strength_are_counted_and_infinite_ones_set_aside(job: dict[str, Any], tmp_path: Path) -> None:
+    mixed = strengths(job, tmp_path, 1.0, None, float("nan"), float("inf"))
+    summary = run(changed(mixed, "out", tmp_path, loss={"kind": "margin"}, max_steps=1), [].append)
+    assert summary["pairs_set_aside"] == summary["pairs_without_strength"] / 2 == 6
+    aside = atomic.read_parquet(tmp_path / "out" / "set_aside.parquet", "set_aside").to_pylist()
+    assert {row["reason"] for row in aside} == {"strength is infinite"}
+
+
+def test_the_best_weights_are_kept(job: dict[str, Any], tmp_path: Path) -> None:
+    reports: list[Mapping[str, Any]] = []
+    settings = {"validation_pairs": 6, "evaluate_every": 1, "keep": "best", "learning_rate": 0.1}  # far too high
+    this = changed(job, "best", tmp_path, **settings)
+    summary = run(this, reports.append)
+    rows = log_of(this["output"], "validation_log")
+    assert [row["step"] for row in rows] == list(range(1, summary["steps"] + 1))
+    best = min(rows, key=lambda row: row["loss"])
+    assert best["step"] < summary["steps"]
+    assert (summary["kept_step"], summary["validation_loss"]) == (best["step"], best["loss"])
+    assert summary["validation_pairs"] == rows[0]["pairs"] >= 6
+    assert summary["presentations"] == 3 * (summary["pairs"] - summary["validation_pairs"])
+    assert [r["validation_loss"] for r in reports if "validation_loss" in r] == [row["loss"] for row in rows]
+
+    again = changed(this, "again", tmp_path, learning_rate=1e-12, max_steps=1)
+    run(again | {"base_model": this["output"]}, [].append)
+    assert log_of(again["output"], "validation_log")[0]["loss"] == pytest.approx(best["loss"], abs=1e-5)
+
+    last = changed(job, "last", tmp_path, **settings | {"keep": "last"})
+    assert run(last, [].append)["validation_loss"] == rows[-1]["loss"]
+    assert log_of(last["output"], "validation_log") == rows
+    assert weights_digest(Path(last["output"])) != weights_digest(Path(this["output"]))
+
+
+def test_holding_out_every_prompt_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no pair is left to train on: 24 of 24 pairs are held out"):
+        run(changed(job, "out", tmp_path, validation_pairs=24), [].append)
+
+
+def test_event_files_hold_every_point(job: dict[str, Any], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    this = changed(job, "out", tmp_path, tensorboard=True, validation_pairs=4, evaluate_every=3)
+    run(this, [].append)
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
+    for tag, name in (("train/loss", "training_log"), ("validation/loss", "validation_log")):
+        rows = log_of(this["output"], name)
+        assert [point.step for point in events.Scalars(tag)] == [row["step"] for row in rows]
+        assert [point.value for point in events.Scalars(tag)] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_missing_package_is_named_with_its_setting(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match=r"training\.wandb_project is set, but the package wandb is not installed"):
+        run(changed(job, "out", tmp_path, wandb_project="rewards"), [].append)
+    assert not (tmp_path / "work-out").exists()
+
+
+def test_wandb_is_told_every_row(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is not among the dependencies: a recorder with its interface stands in."""
+    told: list[tuple[int, dict[str, float]]] = []
+    made: dict[str, Any] = {}
+
+    def init(**given: Any) -> Any:
+        made.update(given)
+        return SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: None)
+
+    fake = SimpleNamespace(init=init, __spec__=SimpleNamespace(name="wandb"))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    run(changed(job, "out", tmp_path, wandb_project="rewards", max_steps=4), [].append)
+    assert (made["project"], made["name"], made["resume"]) == ("rewards", "test", "allow")
+    assert [step for step, _ in told] == [2, 4]
+    assert told[0][1]["train/loss"] == log_of(tmp_path / "out")[0]["loss"]
+
+
+@pytest.fixture
+def limit() -> Iterator[Any]:
+    """Sets the size, in bytes, beyond which no file can grow; every write beyond fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "resumed"),
+    [(4, "the state to resume from", 2), (9, "the checkpoint", 8)],
+)
+def test_a_full_disk_leaves_the_last_good_state(
+    job: dict[str, Any], tmp_path: Path, limit: Any, step: int, what: str, resumed: int
+) -> None:
+    whole = changed(job, "whole", tmp_path)
+    run(whole, [].append)
+
+    def report(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == step:
+            limit(30_000)
+
+    failed = rf"cannot write {what} .*(File too large|write failed).*from step {resumed}$"
+    with pytest.raises(TrainingError, match=failed) as caught:
+        run(job, report)
+    limit(resource.RLIM_INFINITY)
+    assert str(tmp_path) in str(caught.value)
+    assert [p.name for p in (tmp_path / "work" / "checkpoints").glob("step-*")] == [f"step-{resumed:08d}"]
+    assert not Path(job["output"]).exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole", "work", "work-whole"]
+
+    assert run(job, [].append)["resumed_from_step"] == resumed
+    assert weights_digest(Path(job["output"])) == weights_digest(Path(whole["output"]))
+
+
+def test_a_full_disk_at_the_best_weights(job: dict[str, Any], tmp_path: Path, limit: Any) -> None:
+    this = changed(job, "out", tmp_path, validation_pairs=4, evaluate_every=2, keep="best")
+    with pytest.raises(TrainingError, match=r"cannot write the best weights .*File too large"):
+        run(this, lambda progress: limit(30_000))
+    limit(resource.RLIM_INFINITY)
+    assert list((tmp_path / "work-out" / "best").iterdir()) == []
+
+
+class Stopped(Exception):
+    """Raised out of a report, where a run is to end."""
+
+
+def stop_at(step: int) -> Callable[[Mapping[str, Any]], None]:
+    def report(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == step:
+            raise Stopped
+
+    return report
+
+
+def test_the_best_weights_outlive_a_stop(job: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
+        "validation_pairs": 6, "evaluate_every": 1, "keep": "best", "learning_rate": 0.1, "tensorboard": True,
+        "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}, "micro_batch_tokens": 100,
+    }  # fmt: skip
+    whole, job = (changed(job, name, tmp_path, **settings) for name in ("whole", "stopped"))
+    kept = run(whole, [].append)["kept_step"]
+    with pytest.raises(Stopped):
+        run(job, stop_at(6))
+    summary = run(job, [].append)
+    assert summary["resumed_from_step"] == 4 > kept == summary["kept_step"]
+    assert weights_digest(Path(job["output"])) == weights_digest(Path(whole["output"]))
+    for name in ("training_log", "validation_log"):
+        assert log_of(job["output"], name) == log_of(whole["output"], name)
+    assert len(list((tmp_path / "stopped" / "tensorboard").iterdir())) == 1
+
+
+def test_a_state_of_other_labels_is_not_resumed(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(job, stop_at(4))
+    assert json.loads(next((tmp_path / "work").glob("checkpoints/*/complete.json")).read_text())["step"] == 2
+    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    swapped = [
+        row | {a: row[b] for a, b in (("chosen", "rejected"), ("rejected", "chosen"))}
+        | {"chosen_id": row["rejected_id"], "rejected_id": row["chosen_id"]}
+        for row in pairs
+    ]  # fmt: skip
+    atomic.write_parquet(schemas.table(swapped, "pairs"), tmp_path / "swapped.parquet")
+    assert run(job | {"pairs": str(tmp_path / "swapped.parquet")}, [].append)["resumed_from_step"] == 0

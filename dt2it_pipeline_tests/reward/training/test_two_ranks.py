@@ -1,0 +1,207 @@
+"""Training under the DeepSpeed launcher: in two ranks of one machine, in two of two machines, killed, on a full disk.
+
+There is no ssh daemon where tests run, so `pdsh` and `ssh` are stand-ins on the PATH that run what they are given here,
+and the two machines are both this one. Everything else is real: the launcher, the exported environment, two per-node
+launchers, a process group over both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, write_remote_environment
+from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.training.train import weights_digest
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.support.training_jobs import (
+    changed,
+    command,
+    environment,
+    log_of,
+    poisoned,
+    small_job,
+    train,
+    train_several,
+)
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
+
+FEW = {"max_steps": 4}
+ADAPTERS = {"lora": {"rank": 4, "alpha": 8.0}}
+ZERO2, ZERO3 = {"deepspeed_config": "zero2_cpu"}, {"deepspeed_config": "zero3_cpu"}
+EVERYTHING = {
+    "validation_fraction": 0.2, "evaluate_every": 1, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
+    "loss": {"kind": "margin", "center_coefficient": 0.01},
+}  # fmt: skip
+DROPOUT = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
+# 24 steps, or some less where pairs are held out. One keeps its last weights, the other its best.
+LONG = {
+    name: {"epochs": 8.0, "checkpoint_every": 3} | settings
+    for name, settings in {
+        "zero2": ZERO2 | EVERYTHING | {"keep": "last"},
+        "zero3-lora": ZERO3 | EVERYTHING | DROPOUT,
+    }.items()
+}
+IN_TWO = {
+    "zero2": FEW,
+    "zero3": FEW | ZERO3,
+    "separate": FEW | {"shared_prefix": False},
+    "tower": FEW | {"cache_vision": False},
+    "checkpointing": FEW | {"gradient_checkpointing": True},
+    "tokens": FEW | {"micro_batch_tokens": 100, "micro_batch_pairs": 64},
+    "lora-zero2": FEW | ADAPTERS,
+    "lora-zero3": FEW | ADAPTERS | ZERO3,
+    **{f"whole-{name}": settings for name, settings in LONG.items()},
+}
+IN_ONE = {"alone": FEW, "lora-alone": FEW | ADAPTERS}
+
+
+@pytest.fixture(scope="module")
+def trained(base: Any, tables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of every variant, and with how two trainings on a poisoned pair ended."""
+    folder = tmp_path_factory.mktemp("trained")
+    job = small_job(base("qwen3_vl"), tables, folder)
+    bad, guilty = poisoned(job, folder)
+    (folder / "guilty").write_text(guilty)
+    poisonous = [
+        changed(bad, f"poisoned-{name}", folder, micro_batch_pairs=2, **stage)
+        for name, stage in (("zero2", ZERO2), ("zero3", ZERO3))
+    ]
+    # What fails stands before what must not be disturbed by it.
+    several = poisonous + [changed(job, name, folder, **settings) for name, settings in IN_TWO.items()]
+    train_several(several, folder / "two.json", 2)
+    train_several([changed(job, name, folder, **settings) for name, settings in IN_ONE.items()], folder / "one.json", 1)
+    return folder
+
+
+def test_zero_stages_ranks_and_layouts_agree(trained: Path) -> None:
+    for first, others in (
+        ("zero2", ("zero3", "alone", "separate", "tower", "checkpointing", "tokens")),
+        ("lora-zero2", ("lora-zero3", "lora-alone")),
+    ):
+        losses = [row["loss"] for row in log_of(trained / first)]
+        weights = RewardModel.from_pretrained(trained / first).state_dict()
+        for name in others:
+            assert [row["loss"] for row in log_of(trained / name)] == pytest.approx(losses, abs=1e-5), name
+            made = RewardModel.from_pretrained(trained / name).state_dict()
+            assert all(torch.allclose(made[key], value, atol=1e-4) for key, value in weights.items()), name
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_nan_of_one_pair_is_named_over_two_ranks(trained: Path, stage: str) -> None:
+    job_pairs = atomic.read_parquet(trained / "pairs.parquet", "pairs").column("pair_id").to_pylist()
+    for rank in (0, 1):
+        message = json.loads((trained / f"poisoned-{stage}.rank{rank}.json").read_text())["error"]
+        assert [name for name in job_pairs if name in message] == [(trained / "guilty").read_text()]
+        assert "embed_tokens.weight" in message
+    assert not (trained / f"poisoned-{stage}").exists()
+
+
+def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: dict[str, Any], tmp_path: Path) -> None:
+    done = train(job, tmp_path, 2, limit="ulimit -f 150")  # kB: room for everything but the state to resume from
+    assert done.returncode != 0
+    assert "TrainingError: cannot write the state to resume from" in done.stderr
+    assert "training then goes on from step 0" in done.stderr
+    assert not list(Path(job["work"]).glob("checkpoints/step-*"))
+    assert not Path(job["output"]).exists()
+
+
+@pytest.mark.parametrize("name", list(LONG))
+def test_killed_training_ends_in_the_same_weights(
+    trained: Path, job: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """Killed twice, each time a random while after the state of a random step was whole: within a step, an evaluation,
+    the next state, or the start where that step had been passed before. Then started once more.
+    """
+    whole, job = trained / f"whole-{name}", changed(job, "killed", tmp_path, **LONG[name])
+    generator = random.Random(name)
+    marks = Path(job["work"]) / "checkpoints"
+    for wanted in sorted(generator.sample(range(10), 2)):
+        before = killed_behind(job, tmp_path, wanted, pause=generator.uniform(0, 0.2))
+    (marks / "step-00000999").mkdir()  # half written: no marker
+
+    done = train(job, tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed = re.search(r'"resumed_from_step": (\d+)', done.stdout)
+    assert resumed is not None
+    assert int(resumed[1]) == before
+    assert weights_digest(Path(job["output"])) == weights_digest(whole)
+    for log in ("training_log", "validation_log"):
+        assert log_of(job["output"], log) == log_of(whole, log)
+
+
+def killed_behind(job: Mapping[str, Any], folder: Path, step: int, pause: float) -> int:
+    """Start the training, kill it `pause` seconds after a state of more than `step` steps is whole; that state's steps.
+
+    The pause may let it write another state, or catch it while it does.
+    """
+    marks = Path(job["work"]) / "checkpoints"
+    launcher = subprocess.Popen(
+        command(job, folder / "killed.json", 2), env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while whole_state(marks) <= step and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(pause)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    assert not Path(job["output"]).exists(), "the training ended before it was killed"
+    assert whole_state(marks) > step
+    return whole_state(marks)
+
+
+def whole_state(marks: Path) -> int:
+    """Steps of the newest state with its marker, 0 when there is none."""
+    found = (int(mark.parent.name.removeprefix("step-")) for mark in marks.glob("*/complete.json"))
+    return max(found, default=0)
+
+
+PDSH = """#!{python}
+import subprocess, sys
+at = sys.argv.index("-w")
+hosts, command = sys.argv[at + 1].split(","), sys.argv[at + 2 :]
+clean = {{"PATH": {path!r}, "HOME": "/nonexistent"}}  # what ssh would start with
+shells = [
+    subprocess.Popen(["sh", "-c", " ".join(command).replace("%n", str(n))], env=clean) for n in range(len(hosts))
+]
+sys.exit(max(shell.wait() for shell in shells))
+"""
+SSH = """#!/bin/sh
+case "$*" in *"hostname -I") echo 127.0.0.1 ;; *) hostname ;; esac
+"""
+
+
+def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: dict[str, Any], tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    for name, text in {"pdsh": PDSH.format(python=sys.executable, path=path), "ssh": SSH}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    variables = environment() | {"PATH": path, "DS_ACCELERATOR": "cpu", REMOTE_ENVIRONMENT: str(tmp_path / "env")}
+    write_remote_environment(tmp_path / "env", variables, {"DS_ACCELERATOR": "cpu"})
+    (tmp_path / "job.json").write_text(json.dumps(changed(job, "out", tmp_path, **IN_TWO["tower"])))
+    module = ["dt2it_pipeline.reward.training.train", str(tmp_path / "job.json")]
+    line = deepspeed_command(module, 1, hostfile=tmp_path / "hosts")
+    done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = re.search(r'"ranks": (\d+)', done.stdout)
+    assert ranks is not None
+    assert ranks[1] == "2"
+    assert "node_rank=1" in done.stdout + done.stderr
+    assert weights_digest(tmp_path / "out") == weights_digest(trained / "tower")

@@ -1,0 +1,217 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline.storage.artifacts import Bundle, Store, model_digest
+from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, read_parquet, write_parquet
+
+
+def pairs(count=3):
+    return schemas.table([records.make_pair("p", f"a{i}", "b", source="s") for i in range(count)], "pairs")
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    store = Store(tmp_path)
+    written = store.write("stage", Bundle({"pairs": pairs()}, {"rows_out": 3}), "key", "0")
+    read = store.read("stage", "0")
+    assert read["pairs"].equals(pairs())
+    assert read.facts == {"rows_out": 3}
+    assert read.digest == written.digest
+    assert store.current("stage", "0") == "key"
+
+
+def test_the_same_tables_give_the_same_bytes_and_digest_whatever_the_facts(tmp_path):
+    store = Store(tmp_path)
+    one = store.write("one", Bundle({"pairs": pairs()}, {"seconds": 1.0}), "k")
+    two = store.write("two", Bundle({"pairs": pairs()}, {"seconds": 2.0}), "k")
+    assert one.table_path("pairs").read_bytes() == two.table_path("pairs").read_bytes()
+    assert one.digest == two.digest
+    assert store.write("three", Bundle({"pairs": pairs(2)}), "k").digest != one.digest
+
+
+def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    write_parquet(frame, tmp_path / "frame.parquet")
+    assert read_parquet(tmp_path / "frame.parquet").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
+
+
+def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
+    store = Store(tmp_path)
+    written = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    write_parquet(pairs().drop_columns(["row_id"]), written.table_path("pairs"))
+    assert store.read("stage")["pairs"].equals(pairs())
+    write_parquet(pairs().rename_columns({"chosen": "better"}), written.table_path("pairs"))
+    with pytest.raises(StoreError, match=r"stage was made by another version .*\['chosen'\].*; run its stage again"):
+        store.read("stage")
+    told = []
+    assert store.find("stage", "k", on_damage=told.append) is None
+    assert told[0].endswith("it is made again now")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "good")
+    with pytest.raises(schemas.RecordError):
+        store.write("stage", Bundle({"pairs": pairs().drop_columns(["chosen"])}), "bad")
+    assert store.current("stage") == "good"
+    assert sorted(p.name for p in (tmp_path / "artifacts/stage").iterdir()) == ["current", "good"]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_killed_in_the_middle_leaves_the_old_version_in_force(tmp_path):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "old")
+    script = (
+        "import sys, time; from dt2it_pipeline.storage.artifacts import Store\n"
+        f"with Store({str(tmp_path)!r}).writing('stage', 'new') as folder:\n"
+        "    (folder / 'pairs.parquet').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert store.current("stage") == "old"
+    assert store.read("stage")["pairs"].equals(pairs())
+
+
+def test_only_the_last_versions_are_kept(tmp_path):
+    store = Store(tmp_path)
+    for number in range(4):
+        store.write("stage", Bundle({"pairs": pairs(number + 1)}), f"k{number}")
+        time.sleep(0.01)
+    assert not store.has("stage", "k0")
+    assert not store.has("stage", "k1")
+    assert store.read("stage")["pairs"].num_rows == 4
+
+
+def test_reading_what_is_not_there_says_so(tmp_path):
+    with pytest.raises(StoreError, match="stage, partition 1 has not been materialised"):
+        Store(tmp_path).read("stage", "1")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    store = Store(tmp_path)
+    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    bundle.table_path("pairs").write_bytes(b"PAR1 not parquet")
+    with pytest.raises(StoreError, match="stage is damaged"):
+        store.read("stage")
+
+
+def test_an_unwritable_home_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="set DT2IT_HOME to a writable folder"):
+        Store(tmp_path / "file").write("stage", Bundle({"pairs": pairs()}), "k")
+
+
+def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
+    for name in ("model.safetensors", "tokenizer.json", "README.md"):
+        (tmp_path / name).write_text("x")
+    before = model_digest(str(tmp_path))
+    (tmp_path / "README.md").write_text("another card")
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / "tokenizer.json").write_text("another tokenizer")
+    assert model_digest(str(tmp_path)) != before
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"../elsewhere", b"two words"])
+def test_a_damaged_pointer_is_named_and_mended_by_the_stage(tmp_path, garbage):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "k")
+    (tmp_path / "artifacts/stage/current").write_bytes(garbage)
+    with pytest.raises(StoreError, match=r"stage is damaged: .*artifacts/stage/current: .*run its stage again"):
+        store.read("stage")
+    found = store.find("stage", "k")
+    assert found is not None
+    assert found["pairs"].equals(pairs())
+    assert store.current("stage") == "k"
+
+
+@pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"[]", b"null", b'{"tables": 3}', b'{"tables": ["no"]}'])
+def test_a_damaged_manifest_is_named_and_the_version_made_again(tmp_path, garbage):
+    store = Store(tmp_path)
+    store.write("stage", Bundle({"pairs": pairs()}), "k", "1")
+    (tmp_path / "artifacts/stage/1/k/manifest.json").write_bytes(garbage)
+    with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json cannot be read"):
+        store.read("stage", "1")
+    told = []
+    assert store.find("stage", "k", "1", told.append) is None
+    assert len(told) == 1
+    store.write("stage", Bundle({"pairs": pairs(2)}), "k", "1")
+    assert store.read("stage", "1")["pairs"].num_rows == 2
+
+
+def test_a_damaged_table_is_made_again(tmp_path):
+    store = Store(tmp_path)
+    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    bundle.table_path("pairs").write_bytes(b"")
+    assert store.find("stage", "k") is None
+
+
+WRITER = """
+import sys, time
+from dt2it_pipeline.store import Store
+with Store({home!r}).writing("stage", "new") as folder:
+    (folder / "half").write_text("half"); print("writing", flush=True); time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that is writing a version of `stage`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER.format(home=str(tmp_path))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, writer):
+    slot = tmp_path / "artifacts/stage"
+    assert len(list(slot.glob(".new.*"))) == 1
+    writer.kill()
+    writer.wait()
+    Store(tmp_path).write("stage", Bundle({"pairs": pairs()}), "k")
+    assert sorted(p.name for p in slot.iterdir()) == ["current", "k"]
+
+
+def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, writer):
+    told, order = [], []
+
+    def second():
+        with Store(tmp_path).locked("stage", on_wait=lambda words: (told.append(words), order.append("waits"))):
+            order.append("writes")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    while not order:
+        time.sleep(0.01)
+    assert list((tmp_path / "artifacts/stage").glob(".new.*"))  # what is being written is not taken for a leftover
+    order.append("killed")
+    writer.kill()
+    thread.join()
+    assert order == ["waits", "killed", "writes"]
+    assert told[0].startswith(f"stage waits for process {writer.pid} on ")
+
+
+def test_partitions_are_locked_each_by_itself(tmp_path):
+    store = Store(tmp_path)
+    with store.locked("stage", "0"), store.locked("stage", "1"), store.locked("stage", "0"):
+        store.write("stage", Bundle({"pairs": pairs()}), "k", "0")
+    assert store.current("stage", "0") == "k"

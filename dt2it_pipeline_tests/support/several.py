@@ -1,0 +1,38 @@
+"""Trains several jobs one after the other in the same ranks: two ranks take longer to start than a tiny model to train.
+
+    deepspeed --num_accelerators 2 --module dt2it_pipeline_tests.support.several jobs.json
+
+jobs: a JSON list of jobs of dt2it_pipeline.reward.training.train. Every rank leaves how a job ended beside its output,
+as `OUTPUT.rank0.json`: {"summary": ...} or, where training stopped with an error of its own, {"error": its message}.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from dt2it_pipeline.reward.training.train import TrainingError, run
+
+
+def main(path: str) -> None:
+    from dt2it_pipeline.reward.training.distributed import Group
+
+    leave = Group.close
+    Group.close = lambda self: None  # type: ignore[method-assign]  # DeepSpeed cannot be started twice in a process
+    for job in json.loads(Path(path).read_text(encoding="utf-8")):
+        end: dict[str, Any]
+        try:
+            end = {"summary": run(job, lambda progress: None)}
+        except TrainingError as error:
+            end = {"error": str(error)}
+        Path(f"{job['output']}.rank{os.environ['RANK']}.json").write_text(json.dumps(end), encoding="utf-8")
+        gc.collect()  # the engine of the job before, which refers to itself
+    leave(Group())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

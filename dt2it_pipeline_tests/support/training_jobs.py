@@ -1,0 +1,89 @@
+"""A small training job and the ways to start it, for the tests of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.storage import atomic, records, schemas
+
+SMALL = {
+    "pairs_per_step": 8, "micro_batch_pairs": 4, "epochs": 3.0, "report_every": 2, "checkpoint_every": 2,
+    "learning_rate": 2e-3, "system_prompt": "You judge.",
+}  # fmt: skip
+
+
+def small_job(base: Path, tables: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """A job that trains a tiny model for nine steps of eight pairs."""
+    return {
+        "base_model": str(base), "pairs": tables["pairs"], "prompts": tables["prompts"],
+        "media_root": tables["media_root"], "output": str(folder / "out"), "work": str(folder / "work"),
+        "settings": TrainingSettings(**SMALL).model_dump(), "seed": 5, "name": "test",
+    }  # fmt: skip
+
+
+def changed(job: Mapping[str, Any], name: str, folder: Path, **settings: Any) -> dict[str, Any]:
+    """The job with other settings and folders of its own."""
+    return dict(job) | {
+        "output": str(folder / name), "work": str(folder / f"work-{name}"), "settings": job["settings"] | settings,
+    }  # fmt: skip
+
+
+def poisoned(job: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+    """The job with one more pair, whose score alone is not a number, and that pair's id."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    shutil.copytree(job["base_model"], folder / "base")
+    token = Tokenizer.from_file(str(folder / "base" / "tokenizer.json")).encode("Z").ids
+    weights = load_file(folder / "base" / "model.safetensors")
+    weights["model.language_model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
+    pair = records.make_pair(prompts[0]["prompt_id"], "Z", "no", source="test")
+    pairs = [*atomic.read_parquet(job["pairs"], "pairs").to_pylist(), pair]
+    atomic.write_parquet(schemas.table(pairs, "pairs"), folder / "pairs.parquet")
+    return dict(job) | {"base_model": str(folder / "base"), "pairs": str(folder / "pairs.parquet")}, pair["pair_id"]
+
+
+def command(job: Mapping[str, Any], path: Path, processes: int) -> list[str]:
+    """Write the job and give the command line that runs it."""
+    path.write_text(json.dumps(job))
+    return deepspeed_command(["dt2it_pipeline.reward.training.train", str(path)], processes)
+
+
+def environment() -> dict[str, str]:
+    """Environment of two ranks with one thread each."""
+    return os.environ | rank_environment(2) | {"OMP_NUM_THREADS": "1"}
+
+
+def train(job: Mapping[str, Any], folder: Path, processes: int, limit: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a job in processes of its own; `limit` is a shell command that runs before, such as `ulimit -f 64`."""
+    line = command(job, folder / "job.json", processes)
+    if limit:
+        line = ["bash", "-c", f'{limit}; exec "$@"', "bash", *line]
+    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def train_several(jobs: Sequence[Mapping[str, Any]], path: Path, processes: int) -> None:
+    """Run jobs one after the other in the same processes; see several.py for what they leave."""
+    path.write_text(json.dumps(jobs))
+    module = ["dt2it_pipeline_tests.support.several", str(path)]
+    line = deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
+    done = subprocess.run(line, env=environment(), cwd=project_root(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def log_of(folder: str | Path, name: str = "training_log") -> list[dict[str, Any]]:
+    """Rows of a log in a checkpoint folder, without what differs from run to run."""
+    lines = (Path(folder) / f"{name}.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "pairs_per_second"} for line in lines]
