@@ -33,14 +33,14 @@ from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 _WORDS = ("the", "a", "red", "blue", "small", "large", "boat", "lake", "hill", "sky", "cloud", "tree", "lies", "near")
 _SIDE = 40  # words of a response
-_BENCHMARK_PICTURES = 5000
+_BENCHMARK_IMAGES = 5000
 
 
-def write_source(folder: Path, rows: int, pictures: int) -> None:
-    """A JSON Lines file of pairs over `pictures` noise photographs (JPEG, 640 x 480); every 100th row is repeated."""
+def write_source(folder: Path, rows: int, images: int) -> None:
+    """A JSON Lines file of pairs over `images` noise photographs (JPEG, 640 x 480); every 100th row is repeated."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number in range(pictures):
+    for number in range(images):
         coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"images/{number}.jpg", quality=85)
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -49,7 +49,7 @@ def write_source(folder: Path, rows: int, pictures: int) -> None:
             sides = [" ".join(_WORDS[w] for w in words[start::2]) for start in (0, 1)]
             row = {
                 "id": f"r{number}",
-                "image": f"images/{number % pictures}.jpg",
+                "image": f"images/{number % images}.jpg",
                 "question": f"What is seen in {number}?",
             }
             line = json.dumps(row | {"chosen": sides[0], "rejected": sides[1]}) + "\n"
@@ -68,23 +68,23 @@ def read_and_adapt(folder: Path) -> tuple[int, str]:
     return sum(1 for _ in items_of(manifest(folder), folder)), "rows"
 
 
-def import_pictures(folder: Path) -> tuple[int, str]:
-    """Decode, hash and store every picture."""
+def import_images(folder: Path) -> tuple[int, str]:
+    """Decode, hash and store every image."""
     files = sorted((folder / "images").iterdir())
     importer = MediaImporter(MediaRoot(folder), folder / "store")
     for start in range(0, len(files), 256):
         importer.rows([Medium("image", f"images/{file.name}") for file in files[start : start + 256]])
     importer.close()
-    return len(files), "pictures"
+    return len(files), "images"
 
 
 def whole_source(folder: Path) -> tuple[int, str]:
-    """The source to tables, its pictures being in the store already (as after a killed import)."""
-    bundle = read_source(manifest(folder), folder, folder / "store")
-    assert bundle.facts["rows_in"] == bundle.facts["rows_out"] + bundle.facts["rows_set_aside"]
+    """The source to tables, its images being in the store already (as after a killed import)."""
+    artifact = read_source(manifest(folder), folder, folder / "store")
+    assert artifact.metadata["rows_in"] == artifact.metadata["rows_out"] + artifact.metadata["rows_quarantined"]
     for kind in ("pairs", "prompts"):
-        write_parquet(bundle[kind], folder / f"{kind}.parquet")
-    return bundle.facts["rows_in"], "rows"
+        write_parquet(artifact[kind], folder / f"{kind}.parquet")
+    return artifact.metadata["rows_in"], "rows"
 
 
 def clean(folder: Path) -> tuple[int, str]:
@@ -95,9 +95,9 @@ def clean(folder: Path) -> tuple[int, str]:
 
 
 def decontaminated(folder: Path) -> tuple[int, str]:
-    """Against a benchmark of 5,000 pictures by content and perceptual hash, and by question and answer.
+    """Against a benchmark of 5,000 images by content and perceptual hash, and by question and answer.
 
-    Every row is given a picture of its own here, so that as many hashes are compared as a million pictures have.
+    Every row is given an image of its own here, so that as many hashes are compared as a million images have.
     """
     pairs = read_parquet(folder / "pairs.parquet", "pairs")
     prompts = read_parquet(folder / "prompts.parquet", "prompts")
@@ -108,7 +108,7 @@ def decontaminated(folder: Path) -> tuple[int, str]:
     )
     prompts = prompts.set_column(prompts.column_names.index("media"), prompts.schema.field("media"), media)
     hashes = dict(zip(ids, rng.integers(0, 2**63, len(ids)).tolist(), strict=True))
-    theirs = prompts.slice(0, _BENCHMARK_PICTURES)
+    theirs = prompts.slice(0, _BENCHMARK_IMAGES)
     first = pairs.slice(0, theirs.num_rows)
     columns = {name: first[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")}
     named = {name: pa.array(["x"] * first.num_rows) for name in ("item_id", "benchmark", "group")}
@@ -122,7 +122,7 @@ def decontaminated(folder: Path) -> tuple[int, str]:
 
 STEPS: dict[str, Callable[[Path], tuple[int, str]]] = {
     "read and adapt": read_and_adapt,
-    "import pictures": import_pictures,
+    "import images": import_images,
     "whole source": whole_source,
     "clean": clean,
     "decontaminate": decontaminated,
@@ -133,7 +133,7 @@ def main() -> None:
     """Make the source, run each step in its own process and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -142,9 +142,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "made_up"
-        write_source(folder, given.rows, given.pictures)
+        write_source(folder, given.rows, given.images)
         size = (folder / "rows.jsonl").stat().st_size / 2**20
-        print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.pictures} pictures\n")
+        print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images\n")
         print("| step | count | seconds | per second | peak memory, MiB |\n|---|---|---|---|---|")
         for name in STEPS:
             command = [sys.executable, "-m", "benchmarks.ingest", "--step", name, "--folder", str(folder)]

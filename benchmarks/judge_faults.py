@@ -2,7 +2,7 @@
 
     python -m benchmarks.judge_faults
 
-Not a matter of speed: it shows how many requests each fault costs, and whether the item ends judged or set aside.
+Not a matter of speed: it shows how many requests each fault costs, and whether the item ends judged or quarantined.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         folder = Path(name)
         texts = test_faults.fault_texts()
         job = test_faults.judging_job(folder, server.url, [[text] for text in texts.values()], modes=["pointwise"])
-        facts = judge.run(job, lambda progress: None)
+        metadata = judge.run(job, lambda progress: None)
         first = dict(server.seen)
         again = judge.run(job, lambda progress: None)
         status = {
@@ -37,15 +37,16 @@ def main() -> None:
     for item, (fault, times, _, _) in test_faults.FAULTS.items():
         often = "always" if times > 9 else times or ""
         end = found[texts[item]]
-        result = "judged" if end == "ok" else f"set aside: {end}"
+        result = "judged" if end == "ok" else f"quarantined: {end}"
         print(f"| {fault or 'answers'} | {often} | {first[item]} | {result} | {server.seen[item] - first[item]} |")
-    for title, figures in (("first run", facts), ("second run", again)):
+    for title, figures in (("first run", metadata), ("second run", again)):
         one = figures["judges"]["remote"]
         print(
-            f"{title}: {figures['rows_in']} responses = {figures['rows_out']} judged + {figures['rows_set_aside']} set "
-            f"aside; {one['looked_up']} replies from disk, {one['asked']} asked for; cost {one['cost']:.4f}"
+            f"{title}: {figures['rows_in']} responses = {figures['rows_out']} judged + "
+            f"{figures['rows_quarantined']} quarantined; "
+            f"{one['looked_up']} replies from disk, {one['asked']} asked for; cost {one['cost']:.4f}"
         )
-    print("on the line:", ", ".join(f"{kind} {count}" for kind, count in facts["judges"]["remote"]["line"].items()))
+    print("on the line:", ", ".join(f"{kind} {count}" for kind, count in metadata["judges"]["remote"]["line"].items()))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ own that this script takes and never makes:
 
     python3.11 -m venv lf_venv && lf_venv/bin/pip install llamafactory==0.9.5 torch torchvision torchaudio
 
-Both train the same float32 model on the same pairs, one picture each: same batch, learning rate, optimiser (AdamW) and
-thread count, one process, tower and projector frozen, no gradient checkpointing. Ours runs as the command
-`python -m dt2it_pipeline.reward.training.train job.json` (ZeRO-2 on the CPU), with the tower's output cached and
-without; LLaMA-Factory runs through its own entry point `run_exp`, with a callback that prints a line per step.
+Both train the same float32 model on the same pairs, one image each: same batch, learning rate, optimiser (AdamW) and
+thread count, one process, vision encoder and projector frozen, no gradient checkpointing. Ours runs as the command
+`python -m dt2it_pipeline.reward.training.train job.json` (ZeRO-2 on the CPU), with the vision encoder's output cached
+and without; LLaMA-Factory runs through its own entry point `run_exp`, with a callback that prints a line per step.
 
 All trainers live at once and take turns: one runs a few steps while the others are stopped (SIGSTOP), so that a noisy
 machine meets all alike. Every turn's first two steps are not counted, nor is the warm-up before the first turn.
@@ -124,15 +124,15 @@ def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cache
     settings = TrainingSettings(
         base_model=str(folder / "model"),
         processes=1,
-        pairs_per_step=batch,
-        micro_batch_pairs=batch,
+        global_batch_size=batch,
+        micro_batch_size=batch,
         epochs=100,
         max_steps=steps,
         learning_rate=_LEARNING_RATE,
         cache_vision=cached,
         system_prompt=SYSTEM,
-        report_every=1,
-        checkpoint_every=steps,
+        logging_steps=1,
+        save_steps=steps,
     )
     place = folder / ("cached" if cached else "uncached")
     return {
@@ -250,7 +250,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     data = make_data(folder, given.pairs)
     steps = given.warm_up + given.rounds * (given.steps + _UNCOUNTED) + 100
     commands: dict[str, list[str]] = {}
-    jobs = {"ours": True, "ours, tower at every step": False}
+    jobs = {"ours": True, "ours, vision encoder at every step": False}
     for name, cached in jobs.items():
         job = folder / f"{'cached' if cached else 'uncached'}.json"
         job.write_text(json.dumps(our_job(folder, data, given.batch, steps, cached=cached)), encoding="utf-8")
@@ -287,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", help="python of an environment with LLaMA-Factory 0.9.5; see above how to make one")
     parser.add_argument("--model", default="demo", help="base model folder; `demo` ships with the package")
-    parser.add_argument("--pairs", type=int, default=512, help="in the data set, one picture each")
+    parser.add_argument("--pairs", type=int, default=512, help="in the data set, one image each")
     parser.add_argument("--batch", type=int, default=32, help="pairs per step")
     parser.add_argument("--warm-up", type=int, default=5, help="steps before the first turn")
     parser.add_argument("--steps", type=int, default=5, help="steps that count in a turn")

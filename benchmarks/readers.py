@@ -7,10 +7,10 @@ Either may be left out. They live in environments of their own, which this scrip
     python3.11 -m venv trl_venv && trl_venv/bin/pip install trl==1.16.0 torch torchvision
     python3.11 -m venv lf_venv && lf_venv/bin/pip install llamafactory==0.9.5 torch torchvision torchaudio
 
-Six pairs are exported: with one picture, two, none; several turns; a system prompt; Chinese. LLaMA-Factory loads them
-for its stage `rm` by `get_dataset` and its collator; TRL by `DPOTrainer` with its vision collator, pictures and all,
-and those without pictures by `RewardTrainer`, which takes text alone. What reaches the model is compared pair by pair:
-both answers' words, the pictures, and how many of them the prompt shows. Ends with an error where one differs.
+Six pairs are exported: with one image, two, none; several turns; a system prompt; Chinese. LLaMA-Factory loads them
+for its stage `rm` by `get_dataset` and its collator; TRL by `DPOTrainer` with its vision collator, images and all,
+and those without images by `RewardTrainer`, which takes text alone. What reaches the model is compared pair by pair:
+both answers' words, the images, and how many of them the prompt shows. Ends with an error where one differs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from dt2it_pipeline.storage import content_ids, records
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "dt2it_pipeline/demo/base_model"
 _PAD = "<|image_pad|>"
-_SHOWN = "<|vision_start|>"  # once per picture
+_SHOWN = "<|vision_start|>"  # once per image
 
 
 def export_some(folder: Path) -> list[dict[str, Any]]:
-    """Write both exports; returns what every pair holds: pictures, chosen and rejected."""
+    """Write both exports; returns what every pair holds: images, chosen and rejected."""
     import hashlib
 
     from PIL import Image
@@ -59,7 +59,7 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
         prompt([("user", "first <image> then <image>?")], ("green", "blue")),
         prompt([("user", 'just words "quoted" | 图')]),
         prompt([("user", "<image>hi"), ("assistant", "hello"), ("user", "and now?")], ("yellow",), "Be kind."),
-        prompt([("user", "no picture")], (), "Be kind."),
+        prompt([("user", "no image")], (), "Be kind."),
         prompt([("user", "one"), ("assistant", "two"), ("user", "three")]),
     ]
     pairs = [
@@ -71,7 +71,7 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
             schemas.table(pairs, "pairs"), schemas.table(prompts, "prompts"), folder / "media", folder / name, name
         )
     return [
-        {"pictures": len(p["media"]), "chosen": pair["chosen"], "rejected": pair["rejected"]}
+        {"images": len(p["media"]), "chosen": pair["chosen"], "rejected": pair["rejected"]}
         for p, pair in zip(prompts, pairs, strict=True)
     ]
 
@@ -123,16 +123,16 @@ def read_with_llamafactory(folder: Path) -> list[dict[str, Any]]:
             for side in ("chosen", "rejected")
         }
         words = tokenizer.decode(row["chosen_input_ids"])
-        # Both sides of the pair carry the pictures.
-        pictures = 0 if batch.get("image_grid_thw") is None else len(batch["image_grid_thw"]) // 2
-        shown = words.count(_SHOWN) if row["images"] else 0  # rows without pictures may get a dummy in the collator
-        read.append({"pictures": len(row["images"] or []), "shown": shown, "collated": pictures} | sides)
+        # Both sides of the pair carry the images.
+        images = 0 if batch.get("image_grid_thw") is None else len(batch["image_grid_thw"]) // 2
+        shown = words.count(_SHOWN) if row["images"] else 0  # rows without images may get a dummy in the collator
+        read.append({"images": len(row["images"] or []), "shown": shown, "collated": images} | sides)
     run_exp(dict(arguments))
     return read
 
 
 def read_with_trl(folder: Path) -> list[dict[str, Any]]:
-    """In an environment of TRL: `DPOTrainer` with pictures, and `RewardTrainer` on what has none."""
+    """In an environment of TRL: `DPOTrainer` with images, and `RewardTrainer` on what has none."""
     from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
@@ -162,7 +162,7 @@ def read_with_trl(folder: Path) -> list[dict[str, Any]]:
         grid = batch.get("image_grid_thw")
         shown = processor.tokenizer.decode(tokens[0]).count(_SHOWN)
         read.append(
-            {"pictures": len(row["images"]), "shown": shown, "collated": 0 if grid is None else len(grid) // 2}
+            {"images": len(row["images"]), "shown": shown, "collated": 0 if grid is None else len(grid) // 2}
             | {"chosen": answers[0], "rejected": answers[1]}
         )
     trainer.train()
@@ -198,8 +198,8 @@ def compare(name: str, expected: list[dict[str, Any]], read: list[dict[str, Any]
     if len(read) != len(expected):
         raise SystemExit(f"{name} read {len(read)} of {len(expected)} pairs")
     for number, (wanted, found) in enumerate(zip(expected, read, strict=True)):
-        whole = wanted | {"shown": wanted["pictures"], "collated": wanted["pictures"]}
-        if not wanted["pictures"]:  # a batch without pictures may get a blank one, so that every step looks alike
+        whole = wanted | {"shown": wanted["images"], "collated": wanted["images"]}
+        if not wanted["images"]:  # a batch without images may get a blank one, so that every step looks alike
             whole["collated"] = found["collated"]
         if whole != found:
             raise SystemExit(f"{name}, pair {number}: exported {whole}, read {found}")

@@ -142,19 +142,19 @@ class Bench:
             self._model(Cell(cell.kind, cell.percent, seed), ROUND_0, None)
         self._model(cell, CEILING, self.pairs)
         noisy, voters = swap_sides(self.pairs, wrong), [self._scores(seed) for seed in seeds]
-        curated, votes, facts = self._curated(noisy, voters)
-        self._model(cell, ROUND_1, curated, facts)
+        curated, votes, metadata = self._curated(noisy, voters)
+        self._model(cell, ROUND_1, curated, metadata)
         self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
         if folds is not None and cell.key(ROUND_2) not in self.done:
             with self._out_of_fold(cell, ROUND_2, noisy, curated, folds) as further:
-                again, more, facts = self._curated(noisy, voters + further)
-                facts["judge_calls"] = int((~more["pair_id"].isin(votes["pair_id"])).sum())
-                self._model(cell, ROUND_2, again, facts)
+                again, more, metadata = self._curated(noisy, voters + further)
+                metadata["judge_calls"] = int((~more["pair_id"].isin(votes["pair_id"])).sum())
+                self._model(cell, ROUND_2, again, metadata)
         if folds is not None and unjudged and cell.key(UNJUDGED) not in self.done:
             curated, *_ = self._curated(noisy, voters, judged=False)
             with self._out_of_fold(cell, UNJUDGED, noisy, curated, folds) as further:
-                *_, facts = self._curated(noisy, voters + further, judged=False)
-                self._append(cell.key(UNJUDGED), facts)
+                *_, metadata = self._curated(noisy, voters + further, judged=False)
+                self._append(cell.key(UNJUDGED), metadata)
 
     def _voters(self, cell: Cell) -> range:
         """Seeds of the round 0's models that vote."""
@@ -239,7 +239,7 @@ class Bench:
         def right(found: pd.DataFrame) -> float:
             return float((found["chosen_id"] == found["pair_id"].map(better)).mean()) if len(found) else float("nan")
 
-        facts = {
+        metadata = {
             "labels_right": right(curated),
             "kept": len(curated) / len(noisy),
             "labels_right_without_judges": right(checked.verified),
@@ -248,10 +248,10 @@ class Bench:
             "pairs_asked_about": len(decided.asked),
             "judge_calls": len(decided.votes),
         }
-        return curated, decided.votes, facts
+        return curated, decided.votes, metadata
 
     def _model(
-        self, cell: Cell, model: str, preferences: pd.DataFrame | None, facts: dict[str, Any] | None = None
+        self, cell: Cell, model: str, preferences: pd.DataFrame | None, metadata: dict[str, Any] | None = None
     ) -> None:
         """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
         from dt2it_pipeline.curate.tables import to_frame
@@ -274,7 +274,7 @@ class Bench:
         self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet", key[0])
         scores = to_frame(read_parquet(work / "benchmark.parquet", "scores"))
         found = score_items(to_frame(items), scores, model=model).benchmark_scores
-        row = dict(facts or {})
+        row = dict(metadata or {})
         for group in GROUPS:
             row[group] = float(found.loc[found["group"] == group, "accuracy"].iloc[0])
         pooled = found[(found["group"] == OVERALL) & (found["benchmark"] != ALL)]
@@ -287,12 +287,12 @@ class Bench:
         """D0 and the given pairs as a training set of the pipeline; D0 alone without any."""
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
-        from dt2it_pipeline.storage.artifacts import Bundle
+        from dt2it_pipeline.storage.artifacts import Artifact
 
         parts = {name: self.store.read(name) for name in ("debiased_pairs", "t2i_pairs")}
         if preferences is not None:
             prompts = self.store.read("raw_preferences")["prompts"]
-            parts["preferences"] = Bundle({"pairs": to_table(preferences, "pairs"), "prompts": prompts}, {})
+            parts["preferences"] = Artifact({"pairs": to_table(preferences, "pairs"), "prompts": prompts}, {})
         return joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media)
 
     def _append(self, key: tuple[Any, ...], figures: dict[str, Any]) -> None:

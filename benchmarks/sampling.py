@@ -2,7 +2,7 @@
 
     taskset -c 1 python -m benchmarks.sampling
 
-The same prompts with a picture each, `n` answers per prompt, at uneven output lengths: each prompt has one of its own
+The same prompts with an image each, `n` answers per prompt, at uneven output lengths: each prompt has one of its own
 between a quarter of the longest and the longest, as answers have in practice (the model is made to go on to it). Every
 way runs in this process on the same number of threads, after a warm-up; start-up is measured apart.
 """
@@ -28,14 +28,14 @@ _COLOURS = ("red", "blue", "green", "teal", "brown", "black")
 
 
 def prompts(count: int, seed: int = 0) -> list[ChatPrompt]:
-    """Questions about pictures of one shape each."""
+    """Questions about images of one shape each."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
-        picture = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(picture).ellipse((10, 10, 30 + number % 24, 50), fill=rng.choice(_COLOURS))
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).ellipse((10, 10, 30 + number % 24, 50), fill=rng.choice(_COLOURS))
         content = [{"type": "image"}, {"type": "text", "text": "what color is the shape?"}]
-        made.append(ChatPrompt(str(number), ({"role": "user", "content": content},), (picture,)))
+        made.append(ChatPrompt(str(number), ({"role": "user", "content": content},), (image,)))
     return made
 
 

@@ -4,10 +4,10 @@
 
 - "one at a time": the processor prepares every conversation, the whole model runs with its LM head over all positions,
   and the reward head reads the last hidden state. This is how scripts around a value head do it.
-- "plain batches": 16 conversations at once without LM head, each with its own copy of prompt and picture.
-- "ours": `reward.scorer.Scorer`, pictures and prompts once.
+- "plain batches": 16 conversations at once without LM head, each with its own copy of prompt and image.
+- "ours": `reward.scorer.Scorer`, images and prompts once.
 
-Every way goes from text and picture files to scores, over the same rows. The ways take turns in one process (A B C A B
+Every way goes from text and image files to scores, over the same rows. The ways take turns in one process (A B C A B
 C ...), and the ratio is taken within a round, so that a noisy machine meets all alike. Memory is the peak of a process
 that runs one way alone, Python and libraries included.
 """
@@ -34,7 +34,7 @@ from dt2it_pipeline.storage import content_ids
 
 WAYS = ("one at a time", "plain batches", "ours")
 SYSTEM = "You are an impartial evaluator. Judge how well the assistant answers the question about the picture."
-WORDS = ("the", "shape", "in", "this", "picture", "is", "a", "red", "blue", "circle", "triangle", "and", "it", "looks")
+WORDS = ("the", "shape", "in", "this", "image", "is", "a", "red", "blue", "circle", "triangle", "and", "it", "looks")
 
 Rows = tuple[dict[str, dict[str, Any]], list[tuple[str, str, str]]]
 Way = Callable[[Rows], dict[str, float]]
@@ -42,7 +42,7 @@ Scores = dict[str, dict[str, float]]
 
 
 def make_rows(folder: Path, prompts: int, responses: int) -> Rows:
-    """Prompts with a picture each, and responses of 6 to 20 words."""
+    """Prompts with an image each, and responses of 6 to 20 words."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def make_rows(folder: Path, prompts: int, responses: int) -> Rows:
         blocks = generator.integers(0, 255, size=(8, 8, 3), dtype=np.uint8)
         path = f"{number}.png"
         Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(folder / path)
-        turns = [{"role": "user", "text": f"<image>\nwhat shape is in picture {number}?"}]
+        turns = [{"role": "user", "text": f"<image>\nwhat shape is in image {number}?"}]
         key = content_ids.prompt_id("", turns, [path])
         media = [{"kind": "image", "sha256": path, "path": path}]
         rows[key] = {"prompt_id": key, "system": "", "turns": turns, "media": media}
@@ -87,8 +87,8 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
                 {"role": "assistant", "content": text},
             ]
             rendered = processor.apply_chat_template(messages, tokenize=False)
-            with Image.open(media / prompt["media"][0]["path"]) as picture:
-                inputs = processor(text=[rendered], images=[picture.convert("RGB")], return_tensors="pt")
+            with Image.open(media / prompt["media"][0]["path"]) as image:
+                inputs = processor(text=[rendered], images=[image.convert("RGB")], return_tensors="pt")
             with torch.inference_mode():
                 out = model(**inputs, output_hidden_states=True, use_cache=False)
                 scores[name] = float(head(out.hidden_states[-1][0, -1]))
@@ -103,7 +103,7 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
 
     from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
     from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
-    from dt2it_pipeline.reward.data.images import PictureShelf
+    from dt2it_pipeline.reward.data.images import ImageRegistry
     from dt2it_pipeline.reward.data.preparation import encode_prompts
     from dt2it_pipeline.reward.modeling.model import RewardModel
 
@@ -112,7 +112,7 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
 
     def run(rows: Rows) -> dict[str, float]:
         prompts, responses = rows
-        shelf = PictureShelf(processor.image_processor, media, 10**9)
+        shelf = ImageRegistry(processor.image_processor, media, 10**9)
         prompter = Prompter(checkpoint, shelf, SYSTEM, processor)
         encoded = encode_prompts(prompter, prompts)
         tokens = prompter.responses([text for _, _, text in responses])

@@ -27,7 +27,7 @@ _WORDS = np.array([f"word{number}" for number in range(500)])
 
 
 def preferences(rows: int) -> pa.Table:
-    """A synthetic table of T2I preferences: captions of twelve words, every picture another."""
+    """A synthetic table of T2I preferences: captions of twelve words, every image another."""
     rng = np.random.default_rng(0)
     words = _WORDS[rng.integers(0, len(_WORDS), (rows, 12))]
     captions = [" ".join(line) for line in words.tolist()]
@@ -69,11 +69,11 @@ def by_rows(table: pa.Table) -> dict[str, pa.Table]:
 def by_columns(table: pa.Table) -> dict[str, pa.Table]:
     """What the pipeline does."""
     started, began = time.process_time(), time.perf_counter()
-    bundle = reformulate(table, T2ISettings(), seed=0)
+    artifact = reformulate(table, T2ISettings(), seed=0)
     seconds, wall = time.process_time() - started, time.perf_counter() - began
-    rows = bundle["pairs"].num_rows
+    rows = artifact["pairs"].num_rows
     print(f"column by column {rows:>9,} rows {seconds:8.1f} s of CPU, {wall:.1f} s of time", flush=True)
-    return {kind: bundle[kind] for kind in ("prompts", "pairs")}
+    return {kind: artifact[kind] for kind in ("prompts", "pairs")}
 
 
 def _measured(way: Callable[[pa.Table], Any], rows: int) -> None:

@@ -23,25 +23,25 @@ from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 
 SHARES = (0.5, 0.8, 0.95)
-SIDE = 128  # pixels; every prompt shows one square picture
+SIDE = 128  # pixels; every prompt shows one square image
 
 
-def make_rows(shelf: Any, image_token: int, pictures: list[int], length: int, share: float, seed: int) -> list[Any]:
-    """Pairs whose prompt has `share` of the `length` tokens of prompt and response, a picture among them."""
+def make_rows(shelf: Any, image_token: int, images: list[int], length: int, share: float, seed: int) -> list[Any]:
+    """Pairs whose prompt has `share` of the `length` tokens of prompt and response, an image among them."""
     from dt2it_pipeline.reward.data.collation import Row
     from dt2it_pipeline.reward.data.encoding import EncodedPrompt, mrope_positions
 
     generator = np.random.default_rng(seed)
     prompt_tokens = round(length * share)
     rows = []
-    for picture in pictures:
-        shown = shelf.pictures[picture]
+    for image in images:
+        shown = shelf.images[image]
         text = generator.integers(10, 200, size=prompt_tokens - shown.tokens + 1).astype(np.int32)
         text[4] = image_token
         tokens = np.repeat(text, np.where(np.arange(len(text)) == 4, shown.tokens, 1))
         positions, after = mrope_positions(len(text), np.array([4]), [shown.grid], shelf.merge)
         slots = np.flatnonzero(tokens == image_token).astype(np.int32)
-        prompt = EncodedPrompt(tokens, positions, after, slots, (picture,))
+        prompt = EncodedPrompt(tokens, positions, after, slots, (image,))
         sides = (generator.integers(10, 200, size=length - prompt_tokens).astype(np.int32) for _ in range(2))
         rows.append(Row(prompt, tuple(sides)))
     return rows
@@ -68,7 +68,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
 
     from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
     from dt2it_pipeline.reward.data.encoding import load_processor
-    from dt2it_pipeline.reward.data.images import FeatureTable, PictureShelf, encode_chunk
+    from dt2it_pipeline.reward.data.images import FeatureTable, ImageRegistry, encode_chunk
     from dt2it_pipeline.reward.modeling.loss import bradley_terry
     from dt2it_pipeline.reward.modeling.model import RewardModel
     from dt2it_pipeline.reward.training.distributed import flush_denormals
@@ -79,14 +79,14 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     model = RewardModel.from_pretrained(base)
     model.freeze_vision()
     processor = load_processor(base)
-    shelf = PictureShelf(processor.image_processor, folder, 10**9)
+    shelf = ImageRegistry(processor.image_processor, folder, 10**9)
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for number in range(given.pairs):
         noise = generator.integers(0, 255, size=(SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-        pictures.append(shelf.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
-    encoded, _ = encode_chunk(model, shelf, pictures, torch.device("cpu"))
+        images.append(shelf.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
+    encoded, _ = encode_chunk(model, shelf, images, torch.device("cpu"))
     starts = dict(zip(encoded, np.cumsum([0, *(len(part) for part in encoded.values())])[:-1].tolist(), strict=True))
     table = FeatureTable(torch.cat(list(encoded.values())), starts)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
@@ -96,7 +96,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
         if not shared:
             rows = [Row(row.prompt, (response,)) for row in rows for response in row.responses]
         batch = collate(rows)
-        features = table.gather(shelf, batch.pictures) if cached else None
+        features = table.gather(shelf, batch.images) if cached else None
         if not cached:
             batch = with_pixels(batch, shelf, once=shared)
         scores = model(batch, features).view(-1, 2)
@@ -116,7 +116,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for cached in (True, False):
         for share in SHARES:
-            rows = make_rows(shelf, int(processor.image_token_id), pictures, given.tokens, share, seed=1)
+            rows = make_rows(shelf, int(processor.image_token_id), images, given.tokens, share, seed=1)
             prompt = len(rows[0].prompt.tokens)
             answer = given.tokens - prompt
             ratio = 2 * (prompt + answer) / (prompt + 2 * answer)

@@ -19,7 +19,7 @@ from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
 from dt2it_pipeline.orchestrate.assets.voters import build_voter_assets
 from dt2it_pipeline.orchestrate.console import tell_mistakes_plainly
 from dt2it_pipeline.orchestrate.executor import one_process_executor
-from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
+from dt2it_pipeline.orchestrate.io_manager import ArtifactIOManager
 from dt2it_pipeline.orchestrate.jobs import build_jobs
 from dt2it_pipeline.orchestrate.partitions import rounds_partitions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -47,7 +47,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
         schedules=build_schedules(recipe, jobs, home),
         executor=one_process_executor,
         resources={
-            "io_manager": BundleIOManager(home=str(home)),
+            "io_manager": ArtifactIOManager(home=str(home)),
             "store": StoreResource(home=str(home)),
             "children": ChildProcesses(),
         },

@@ -1,4 +1,4 @@
-"""The error of what cannot be used, from which stages take the reason that goes to their set-aside table."""
+"""The error of what cannot be used, from which stages take the reason that goes to their quarantine table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class UnusableError(ValueError):
     """A row, a medium or a prompt cannot be used.
 
     Attributes:
-        reason: a short fixed phrase, by which set-aside rows are counted.
+        reason: a short fixed phrase, by which quarantine rows are counted.
         detail: what was found; may be empty.
     """
 

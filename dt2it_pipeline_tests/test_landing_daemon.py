@@ -85,7 +85,7 @@ def test_what_is_dropped_is_ingested_and_rounds_follow(tmp_path: Path, monkeypat
             sources = store.read("raw_preferences")["pairs"]["source"].to_pylist()
             assert sources.count("dropped") == 40
             assert "demo_preferences" in sources
-            aside = store.read("raw_preferences")["set_aside"].to_pylist()
+            aside = store.read("raw_preferences")["quarantine"].to_pylist()
             assert [row["detail"] for row in aside if row["row_id"] == "broken.yaml"]
             wait_for("round 0", lambda: ended("round", "0"), daemon, log, 900)
             wait_for("round 1", lambda: ended("round", "1"), daemon, log, 900)

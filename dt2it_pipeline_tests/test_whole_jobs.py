@@ -106,7 +106,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def every_bundle(store: Store):
+def every_artifact(store: Store):
     for name in UNPARTITIONED:
         yield name, store.read(name)
     for name in PARTITIONED:
@@ -115,23 +115,25 @@ def every_bundle(store: Store):
 
 
 def test_no_row_is_lost_at_any_stage(home):
-    for name, bundle in every_bundle(Store(home)):
-        if "rows_in" in bundle.facts:
-            facts = bundle.facts
-            assert facts["rows_in"] == facts["rows_out"] + facts["rows_set_aside"], name
-            assert bundle["set_aside"].num_rows == facts["rows_set_aside"] or name in ("candidate_responses",), name
+    for name, artifact in every_artifact(Store(home)):
+        if "rows_in" in artifact.metadata:
+            metadata = artifact.metadata
+            assert metadata["rows_in"] == metadata["rows_out"] + metadata["rows_quarantined"], name
+            assert artifact["quarantine"].num_rows == metadata["rows_quarantined"] or name in (
+                "candidate_responses",
+            ), name
 
 
-def test_damaged_pictures_are_set_aside_and_the_rest_goes_on(home):
+def test_damaged_images_are_quarantine_and_the_rest_goes_on(home):
     preferences = Store(home).read("raw_preferences")
-    reasons = set(preferences["set_aside"]["reason"].to_pylist())
+    reasons = set(preferences["quarantine"]["reason"].to_pylist())
     assert reasons == {"unreadable image"}
-    assert preferences["pairs"].num_rows == 160 - preferences["set_aside"].num_rows
+    assert preferences["pairs"].num_rows == 160 - preferences["quarantine"].num_rows
 
 
-def test_preferred_pictures_stand_first_in_exactly_half(home):
-    bundle = Store(home).read("t2i_pairs")
-    assert bundle.facts["preferred_first"] == bundle["pairs"].num_rows // 2 == 20
+def test_preferred_images_stand_first_in_exactly_half(home):
+    artifact = Store(home).read("t2i_pairs")
+    assert artifact.metadata["preferred_first"] == artifact["pairs"].num_rows // 2 == 20
 
 
 def test_constructed_pairs_come_from_sampled_answers(home):
@@ -156,11 +158,11 @@ def test_round_1_hears_the_voters_of_both_rounds(home):
 
 
 def test_flips_are_half_of_the_negative_pairs(home):
-    facts = Store(home).read("voted_pairs", "0").facts
-    assert facts["flipped"] == facts["negative"] // 2
+    metadata = Store(home).read("voted_pairs", "0").metadata
+    assert metadata["flipped"] == metadata["negative"] // 2
 
 
-def test_every_pair_ends_curated_or_set_aside(home):
+def test_every_pair_ends_curated_or_quarantine(home):
     store = Store(home)
     for number in "01":
         voted, verified, contested, annotated, curated = (
@@ -168,7 +170,7 @@ def test_every_pair_ends_curated_or_set_aside(home):
             for name in ("voted_pairs", "verified_pairs", "contested_pairs", "annotated_pairs", "curated_pairs")
         )
         assert voted["pairs"].num_rows == verified["pairs"].num_rows + contested["pairs"].num_rows
-        dropped = annotated["set_aside"].num_rows
+        dropped = annotated["quarantine"].num_rows
         assert curated["pairs"].num_rows == voted["pairs"].num_rows - dropped
 
 
@@ -209,21 +211,21 @@ def test_the_policy_posterior_with_an_ensemble_and_out_of_fold_voters_from_the_s
         run(tmp_path, *job, recipe=recipe)
     store = Store(tmp_path)
     assert store.read("reward_model", "0").digest == Store(home).read("reward_model", "0").digest
-    assert "not_trained" in store.read("fold_scores", "0").facts
+    assert "not_trained" in store.read("fold_scores", "0").metadata
     for number in "01":
-        assert "not_trained" in store.read("verifier_model", number).facts
+        assert "not_trained" in store.read("verifier_model", number).metadata
         voted, verified, contested, annotated, curated = (
             store.read(name, number)
             for name in ("voted_pairs", "verified_pairs", "contested_pairs", "annotated_pairs", "curated_pairs")
         )
-        assert voted.facts["policy"] == "posterior"
+        assert voted.metadata["policy"] == "posterior"
         assert min(voted["pairs"]["strength"].to_pylist()) >= 0
         bound = math.log(0.8 / 0.2)
         assert min(verified["pairs"]["strength"].to_pylist(), default=bound) >= bound
         assert max(contested["pairs"]["strength"].to_pylist(), default=0) < bound
         assert annotated["votes"].num_rows >= 2 * contested["pairs"].num_rows
-        assert annotated["votes"].num_rows >= annotated.facts["judge_calls"]
-        assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["set_aside"].num_rows
+        assert annotated["votes"].num_rows >= annotated.metadata["judge_calls"]
+        assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["quarantine"].num_rows
     voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
     folds = fold_of([row["prompt_id"] for row in voted], 2)
     kept = set(store.read("curated_pairs", "0")["pairs"]["pair_id"].to_pylist())
@@ -240,10 +242,10 @@ def test_the_policy_posterior_with_an_ensemble_and_out_of_fold_voters_from_the_s
 
 
 def test_the_same_job_again_uses_what_is_finished(home):
-    before = {name: bundle.digest for name, bundle in every_bundle(Store(home))}
+    before = {name: artifact.digest for name, artifact in every_artifact(Store(home))}
     log = run(home, *ROUND_1)
     assert log.count("reused, inputs and settings unchanged") >= len(PARTITIONED)
-    assert {name: bundle.digest for name, bundle in every_bundle(Store(home))} == before
+    assert {name: artifact.digest for name, artifact in every_artifact(Store(home))} == before
 
 
 def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
@@ -257,7 +259,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     tasks = tmp_path / "tasks"
     run_module(copy, "dt2it_pipeline.export", "--round=1", "--undecided", "--format=argilla", f"--output={tasks}")
     entries = json.loads((tasks / "records.json").read_text())
-    assert len(entries) == before["set_aside"].num_rows > 0
+    assert len(entries) == before["quarantine"].num_rows > 0
     for entry in entries:
         entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (tmp_path / "answers.json").write_text(json.dumps(entries))
@@ -265,8 +267,8 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     assert f"{len(entries)} votes of 1 people" in told
     log = run(copy, *ROUND_1, recipe=recipe)
     after = Store(copy).read("annotated_pairs", "1")
-    assert after.facts["people_votes"] == len(entries)
-    assert (after["set_aside"].num_rows, after.facts["rows_in"]) == (0, before.facts["rows_in"])
+    assert after.metadata["people_votes"] == len(entries)
+    assert (after["quarantine"].num_rows, after.metadata["rows_in"]) == (0, before.metadata["rows_in"])
     labels = {row["pair_id"]: row for row in Store(copy).read("curated_pairs", "1")["pairs"].to_pylist()}
     for entry in entries:
         pair = labels[entry["metadata"]["pair_id"]]

@@ -21,14 +21,14 @@ class JudgeSettings(Settings):
     )
     kind: Literal["likelihood", "answer"] = Field(
         "likelihood",
-        description="votes for the response that seeing the picture makes more probable, or that agrees with the "
+        description="votes for the response that seeing the image makes more probable, or that agrees with the "
         "model's own answer (short factual questions)",
     )
     prompt: str = Field("", description="words added to the question")
     baseline: Literal["blank", "mismatched"] = Field(
-        "mismatched", description="the picture against which the judge compares: grey, or of other prompts"
+        "mismatched", description="the image against which the judge compares: grey, or of other prompts"
     )
-    baselines: int = Field(4, ge=1, le=64, description="pictures of other prompts, where baseline is mismatched")
+    baselines: int = Field(4, ge=1, le=64, description="images of other prompts, where baseline is mismatched")
     tie_margin: float = Field(
         0.0, ge=0, le=100, description="likelihood: nats; a smaller difference of evidence is a tie"
     )

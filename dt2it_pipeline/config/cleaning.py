@@ -26,12 +26,12 @@ class DecontaminationSettings(Settings):
         6,
         ge=0,
         le=16,
-        description="bits of 64 in which the perceptual hashes of two pictures may differ that count as one picture, "
-        "scaled or recompressed; null: equal files only, for drawn pictures that look alike without being the same",
+        description="bits of 64 in which the perceptual hashes of two images may differ that count as one image, "
+        "scaled or recompressed; null: equal files only, for drawn images that look alike without being the same",
     )
     response_characters: int | None = Field(
         64,
         ge=1,
         description="a response of at least this many characters whose question and words are a benchmark's counts, "
-        "whatever the picture; null: never, for answers that follow templates",
+        "whatever the image; null: never, for answers that follow templates",
     )

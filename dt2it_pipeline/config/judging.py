@@ -16,7 +16,7 @@ class _AskedInWords(Settings):
 
     name: str = Field(min_length=1, description="how judgements call this judge")
     max_new_tokens: int = Field(4096, ge=16, le=131_072, description="tokens of a reply")
-    max_pixels: int = Field(1_310_720, ge=1024, description="pictures are scaled down to this many pixels")
+    max_pixels: int = Field(1_310_720, ge=1024, description="images are scaled down to this many pixels")
     temperature: float = Field(0.0, ge=0, le=2, description="of the first attempt; later ones use at least 0.5")
     attempts: int = Field(3, ge=1, le=20, description="times a judge is asked whose reply cannot be used")
 
@@ -54,7 +54,7 @@ class LikelihoodJudgeSettings(_Likelihood):
 
     measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
         "evidence",
-        description="evidence: how much more probable the picture makes one response than the other; judges pairs "
+        description="evidence: how much more probable the image makes one response than the other; judges pairs "
         "only. mean_log_likelihood (per token), or yes (P(yes), asked whether it is correct): scores, in all modes",
     )
 
@@ -69,7 +69,7 @@ class LikelihoodCheckSettings(_Likelihood):
 
     asks: Literal["same_content", "right"] = Field(
         "same_content",
-        description="P(yes) to whether the two say the same; or the probability that, with the picture, both are right "
+        description="P(yes) to whether the two say the same; or the probability that, with the image, both are right "
         "answers or both are not",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="least probability of texts that count as the same")
@@ -78,7 +78,7 @@ class LikelihoodCheckSettings(_Likelihood):
 class WordsCheckSettings(Settings):
     """No model tells whether two texts say the same: numbers and the reference answer do, which are compared anyway.
 
-    For short factual questions. A text that they cannot check, for want of a short reference, is set aside.
+    For short factual questions. A text that they cannot check, for want of a short reference, is quarantined.
     """
 
     kind: Literal["words"] = "words"
@@ -97,7 +97,7 @@ VllmChoice: TypeAlias = Annotated[VllmJudgeSettings, Tag("vllm")]
 class JudgingSettings(Settings):
     """Who judges sampled responses, in which modes and orders.
 
-    `diversity: uniform` leaves answers to another picture unjudged until they are needed: where the judges find all
+    `diversity: uniform` leaves answers to another image unjudged until they are needed: where the judges find all
     answers of a prompt alike, they are judged too (all are good), or the reference answer is (all are bad).
     """
 
@@ -116,7 +116,7 @@ class JudgingSettings(Settings):
     )
     orders: int = Field(1, ge=1, le=8, description="presentation orders per list, none of them the identity")
     diversity: Literal["always", "uniform"] = Field(
-        "always", description="judge answers to another picture always, or where the others are all alike"
+        "always", description="judge answers to another image always, or where the others are all alike"
     )
     uniform_spread: float = Field(
         1.0, ge=0, le=10, description="uniform: overall scores of a prompt that lie no further apart are alike"

@@ -20,14 +20,14 @@ MODEL_NAME = "model folder or Hub id; `demo` is the model that ships with the pa
 class EndpointSettings(Settings):
     """A chat endpoint that speaks OpenAI's protocol: a vendor's API, or `vllm serve`.
 
-    The key is read from the environment variable that `key_variable` names; it stands in no file and no log.
+    The key is read from the environment variable that `api_key_env` names; it stands in no file and no log.
     """
 
     base_url: str = Field(pattern=r"^https?://[^/\s]+", description="up to /v1, for instance https://host.example/v1")
     model: str = Field(
         min_length=1, description="name by which the endpoint knows the model; replies are kept under it"
     )
-    key_variable: str | None = Field(
+    api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="environment variable that holds the key; no key when absent",
@@ -56,10 +56,10 @@ class EndpointSettings(Settings):
 
     @model_validator(mode="after")
     def _no_key_in_the_clear(self) -> EndpointSettings:
-        check_url(self.base_url, "the environment variable that key_variable names")
+        check_url(self.base_url, "the environment variable that api_key_env names")
         parts = urlsplit(self.base_url)
-        if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            raise ValueError("a key would travel unencrypted: use https, or no key_variable")
+        if self.api_key_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise ValueError("a key would travel unencrypted: use https, or no api_key_env")
         return self
 
     def key(self) -> str | None:
@@ -68,12 +68,12 @@ class EndpointSettings(Settings):
         Raises:
             ValueError: the variable is not set, or holds what cannot be a key; see `checked_key`.
         """
-        if self.key_variable is None:
+        if self.api_key_env is None:
             return None
-        found = checked_key(os.environ.get(self.key_variable, ""), f"the environment variable {self.key_variable}")
+        found = checked_key(os.environ.get(self.api_key_env, ""), f"the environment variable {self.api_key_env}")
         if not found:
             raise ValueError(
-                f"the environment variable {self.key_variable}, which holds the key of {self.base_url}, is not set"
+                f"the environment variable {self.api_key_env}, which holds the key of {self.base_url}, is not set"
             )
         return found
 

@@ -18,7 +18,7 @@ class StrengthBin(Settings):
 
 
 class RestyleSettings(Settings):
-    """One rewriter that puts both sides of every pair into one style; facts stay.
+    """One rewriter that puts both sides of every pair into one style; metadata stay.
 
     That they do is checked in three ways: numbers and, by comparison with the reference, the answer may not change; and
     `check` says whether the two texts say the same.

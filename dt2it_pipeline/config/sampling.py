@@ -24,24 +24,24 @@ class SamplingSettings(Settings):
     instructions: tuple[str, ...] = Field(
         ("",), strict=False, min_length=1, description="words added to the question, for instance how long to answer"
     )
-    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true picture")
+    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true image")
     mismatched_samples: int = Field(
-        2, ge=0, le=64, description="answers per prompt to another prompt's picture (diversity)"
+        2, ge=0, le=64, description="answers per prompt to another prompt's image (diversity)"
     )
     noised_samples: int = Field(
-        0, ge=0, le=64, description="answers per prompt to its own picture under noise (diversity)"
+        0, ge=0, le=64, description="answers per prompt to its own image under noise (diversity)"
     )
-    noise: float = Field(0.7, gt=0, le=1, description="share of a noised picture that is noise")
+    noise: float = Field(0.7, gt=0, le=1, description="share of a noised image that is noise")
     temperature: float = Field(1.0, ge=0, le=5)
     temperatures: tuple[float, ...] = Field(
         (), strict=False, description="a schedule instead of `temperature`: answers are drawn at these in turn"
     )
     top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens; a longer answer is set aside")
-    min_characters: int = Field(1, ge=1, le=100_000, description="characters; a shorter answer is set aside")
+    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens; a longer answer is quarantined")
+    min_characters: int = Field(1, ge=1, le=100_000, description="characters; a shorter answer is quarantined")
     max_model_len: int = Field(512, ge=64, le=131_072, description="tokens of prompt and answer together")
     max_pixels: int | None = Field(
-        None, ge=1024, description="pictures are scaled down to this many pixels; the model's own limit when absent"
+        None, ge=1024, description="images are scaled down to this many pixels; the model's own limit when absent"
     )
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")
     data_parallel: int = Field(1, ge=1, le=64, description="copies of the model that share the prompts")

@@ -23,7 +23,7 @@ class LossSettings(Settings):
     strength_scale: float = Field(
         1.0, gt=0, le=1000, description="margin, or logit of the soft label, per unit of strength"
     )
-    center_coefficient: float = Field(
+    center_rewards_coefficient: float = Field(
         0.0, ge=0, le=100, description="weight of (chosen score + rejected score)^2; 0.01 keeps scores around zero"
     )
 
@@ -47,7 +47,7 @@ class TrainingSettings(Settings):
     """Bradley-Terry training of backbone and linear head (arXiv 2604.19544, implementation details).
 
     With `validation_fraction` or `validation_pairs`, prompts are held out by seed (all pairs of a prompt are on one
-    side), evaluated every `evaluate_every` optimiser steps and at the end.
+    side), evaluated every `eval_steps` optimiser steps and at the end.
     """
 
     base_model: str = Field(
@@ -63,14 +63,14 @@ class TrainingSettings(Settings):
         "`processes` then counts ranks per machine, and this machine stands first",
     )
     deepspeed_config: str = Field("zero2_cpu", description="file in configs/deepspeed, without .json")
-    pairs_per_step: int = Field(64, ge=1, le=65_536, description="pairs per optimiser step, over all ranks")
-    micro_batch_pairs: int = Field(32, ge=1, le=4096, description="most pairs per forward pass of one rank")
+    global_batch_size: int = Field(64, ge=1, le=65_536, description="pairs per optimiser step, over all ranks")
+    micro_batch_size: int = Field(32, ge=1, le=4096, description="most pairs per forward pass of one rank")
     micro_batch_tokens: int | None = Field(
         None,
         ge=16,
         le=10_000_000,
         description="most tokens per forward pass of one rank, padding included; a longer pair has a pass to itself. "
-        "`micro_batch_pairs` holds too: raise it to let tokens alone decide",
+        "`micro_batch_size` holds too: raise it to let tokens alone decide",
     )
     epochs: float = Field(2.0, gt=0, le=100)
     max_steps: int | None = Field(
@@ -85,26 +85,26 @@ class TrainingSettings(Settings):
     lora: LoraSettings | None = Field(None, description="all weights of the language model are trained when absent")
     validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the pairs; 0: nothing is held out")
     validation_pairs: int | None = Field(None, ge=1, description="pairs, instead of a share")
-    evaluate_every: int = Field(50, ge=1, description="optimiser steps between evaluations of the held-out pairs")
+    eval_steps: int = Field(50, ge=1, description="optimiser steps between evaluations of the held-out pairs")
     keep: Literal["last", "best"] = Field(
         "last", description="which weights become the checkpoint; best: lowest loss on the held-out pairs"
     )
     shared_prefix: bool = Field(
         True, description="both responses behind one prompt in one sequence, instead of two sequences"
     )
-    cache_vision: bool = Field(True, description="keep the frozen tower's output per picture in memory")
+    cache_vision: bool = Field(True, description="keep the frozen vision encoder's output per image in memory")
     vision_cache_gib: float = Field(
-        4.0, gt=0, description="GiB; where the tower's output needs more, it is computed at every step instead"
+        4.0, gt=0, description="GiB; where the vision encoder's output needs more, it is computed at every step instead"
     )
     gradient_checkpointing: bool = False
-    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is set aside")
-    max_pixels: int = Field(268_324, ge=1024, description="pictures are scaled down to this many pixels")
+    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is quarantined")
+    max_pixels: int = Field(268_324, ge=1024, description="images are scaled down to this many pixels")
     system_prompt: str = Field(
         "You are an impartial evaluator. Judge how well the assistant answers the question about the picture.",
         description="system turn before every training and scoring prompt",
     )
-    report_every: int = Field(10, ge=1, description="optimiser steps")
-    checkpoint_every: int = Field(50, ge=1, description="optimiser steps")
+    logging_steps: int = Field(10, ge=1, description="optimiser steps")
+    save_steps: int = Field(50, ge=1, description="optimiser steps")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the checkpoint's folder")
     wandb_project: str | None = Field(
         None, min_length=1, description="also log to this Weights & Biases project; needs the package wandb"
@@ -127,7 +127,7 @@ class TrainingSettings(Settings):
     def _features_stay_on_one_machine(self) -> TrainingSettings:
         if self.hostfile is not None and self.cache_vision:
             raise ValueError(
-                "cache_vision must be false where hostfile is given: ranks share the tower's output through the memory "
-                "of one machine"
+                "cache_vision must be false where hostfile is given: ranks share the vision encoder's output through "
+                "the memory of one machine"
             )
         return self

@@ -49,7 +49,7 @@ class Debiased:
 
     Attributes:
         pairs: the kept pairs in their order, then those that were swapped in.
-        set_aside: one row per pair that was left out.
+        quarantine: one row per pair that was left out.
         swapped_in: pair_ids of the spare pairs that were taken.
         curve: pairs kept against the probe, from the strictest selection to none at all: kept, auc, ci_low, ci_high
             (null where there are too few pairs to measure). Values clearly below 0.5 mean what 0.5 means: where strata
@@ -58,7 +58,7 @@ class Debiased:
     """
 
     pairs: pa.Table
-    set_aside: pa.Table
+    quarantine: pa.Table
     swapped_in: frozenset[str]
     curve: tuple[dict[str, float | int | None], ...]
     before: StyleProbe
@@ -154,7 +154,7 @@ def balance_style(pairs: pa.Table, seed: int, models: Models | None = None) -> t
         models: who wrote the responses; does not count as style when None.
 
     Returns:
-        The kept pairs, in their order, and set_aside (one row per pair that was left out).
+        The kept pairs, in their order, and quarantine (one row per pair that was left out).
     """
     kept = _balanced(pairs, seed, models or {})
     return pairs.filter(pa.array(kept)), _left_out(pairs, kept)
@@ -225,8 +225,8 @@ def _with(kept: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _left_out(pairs: pa.Table, kept: np.ndarray) -> pa.Table:
     some = pairs.filter(pa.array(~kept)).select(["pair_id", "prompt_id", "source", "row_id"]).to_pylist()
     return schemas.table(
-        (records.set_aside_pair(r, STAGE, SURPLUS, f"prompt {r['prompt_id']}") for r in some),
-        "set_aside",
+        (records.quarantine_pair(r, STAGE, SURPLUS, f"prompt {r['prompt_id']}") for r in some),
+        "quarantine",
     )
 
 

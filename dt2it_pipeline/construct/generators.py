@@ -15,7 +15,7 @@ Models = Mapping[str, str | None]  # response_id -> the model that wrote it; not
 def models_of(responses: pa.Table) -> dict[str, str | None]:
     """The model of each response of a table: the first part of `generator`.
 
-    How an answer was drawn (temperature, picture) does not count, nor that it was rewritten.
+    How an answer was drawn (temperature, image) does not count, nor that it was rewritten.
     """
     columns = (responses[name].to_pylist() for name in ("response_id", "generator"))
     return {key: (generator or "").split("|")[0] or None for key, generator in zip(*columns, strict=True)}

@@ -55,22 +55,22 @@ class Judged:
     Attributes:
         judgements: one row per response and presentation, faulty ones included with their status and no score.
         responses: the responses that were judged, with the reference answers that were added to them.
-        set_aside: one row per response that cannot be used (response_id, reason, detail with the judge's raw text).
+        quarantine: one row per response that cannot be used (response_id, reason, detail with the judge's raw text).
             Every response, added ones included, either has an `ok` listwise and pointwise judgement for each
-            presentation or is set aside.
+            presentation or is quarantined.
         tallies: what asking came to, by judge.
         enhanced: prompts whose answers were all alike, by what was added: `corrupted`, `reference` or `nothing`.
     """
 
     judgements: pa.Table
     responses: pa.Table
-    set_aside: pa.Table
+    quarantine: pa.Table
     tallies: dict[str, Tally]
     enhanced: dict[str, int] = field(default_factory=dict)
 
 
 def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = None) -> dict[str, Any]:
-    """Judge a responses table; writes judgements, responses and set_aside as Parquet into the output folder.
+    """Judge a responses table; writes judgements, responses and quarantine as Parquet into the output folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was, and the same calls cost nothing again.
 
@@ -80,7 +80,7 @@ def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = No
         make_engine: see `make_judge`.
 
     Returns:
-        rows_in = rows_out + rows_set_aside (responses, added references included), `judges`: per judge the counts of
+        rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge the counts of
         `Tally` with costs and the figures of `judge_quality`, and `enhanced`.
 
     Raises:
@@ -98,26 +98,26 @@ def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = No
     finally:
         cache.close()
     output = Path(job["output"])
-    for name in ("judgements", "responses", "set_aside"):
+    for name in ("judgements", "responses", "quarantine"):
         atomic.write_parquet(getattr(judged, name), output / f"{name}.parquet")
     quality = judge_quality(judged.judgements)
-    facts: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for chosen, judge in zip(settings.judges, judges, strict=True):
         prices = (chosen.input_price, chosen.output_price) if isinstance(chosen, EndpointSettings) else (0.0, 0.0)
-        facts[judge.name] = judged.tallies[judge.name].facts(*prices) | quality.get(judge.name, {})
+        metadata[judge.name] = judged.tallies[judge.name].metadata(*prices) | quality.get(judge.name, {})
         faults = getattr(getattr(judge, "engine", None), "counts", None)
         if faults is not None:
-            facts[judge.name]["line"] = dict(sorted(faults.items()))
+            metadata[judge.name]["line"] = dict(sorted(faults.items()))
     added = sum(row["generator"] == REFERENCE for row in judged.responses.to_pylist())
     rows_in = responses.num_rows + added
     return {
         "rows_in": rows_in,
-        "rows_out": rows_in - judged.set_aside.num_rows,
-        "rows_set_aside": judged.set_aside.num_rows,
+        "rows_out": rows_in - judged.quarantine.num_rows,
+        "rows_quarantined": judged.quarantine.num_rows,
         "added_references": added,
         "enhanced": judged.enhanced,
-        "judges": facts,
-        "cost": round(sum(item["cost"] for item in facts.values()), 6),
+        "judges": metadata,
+        "cost": round(sum(item["cost"] for item in metadata.values()), 6),
     }
 
 
@@ -168,7 +168,7 @@ def judge_responses(
     return Judged(
         schemas.table(judgements, "judgements"),
         schemas.table(used, "responses"),
-        schemas.table(aside.values(), "set_aside"),
+        schemas.table(aside.values(), "quarantine"),
         bench.tallies,
         enhanced,
     )
@@ -210,9 +210,9 @@ class _Bench:
     def judge_with_reserve(
         self, grouped: Mapping[str, Sequence[Row]]
     ) -> tuple[list[Row], dict[str, dict[str, str]], dict[str, list[Row]], dict[str, int]]:
-        """Judge the answers to the true picture; where they are all alike, add something that differs and judge again.
+        """Judge the answers to the true image; where they are all alike, add something that differs and judge again.
 
-        Where all are good, answers to a corrupted picture are added; where all are bad, the reference answer is.
+        Where all are good, answers to a corrupted image are added; where all are bad, the reference answer is.
         """
         own = {key: [row for row in group if not _corrupted(row)] for key, group in grouped.items()}
         own = {key: answers or list(grouped[key]) for key, answers in own.items()}
@@ -346,7 +346,7 @@ def _writable(text: str) -> str:
 
 
 def _aside(row_id: str, reason: str, detail: str, source: str) -> dict[str, str]:
-    return records.set_aside_row(row_id, STAGE, reason, detail, source)
+    return records.quarantine_row(row_id, STAGE, reason, detail, source)
 
 
 if __name__ == "__main__":

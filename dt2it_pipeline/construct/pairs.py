@@ -65,8 +65,8 @@ def form_pairs(
         seed: breaks ties between equally wanted pairs.
 
     Returns:
-        pairs (label `constructed`, in the order of the prompts) and set_aside (one row per candidate pair that was not
-        taken). Candidate pairs are all pairs of usable responses of one prompt: candidates = pairs + set aside.
+        pairs (label `constructed`, in the order of the prompts) and quarantine (one row per candidate pair that was not
+        taken). Candidate pairs are all pairs of usable responses of one prompt: candidates = pairs + quarantined.
 
     Raises:
         PairingError: there are prompts, but not one pair can be formed.
@@ -80,7 +80,7 @@ def form_pairs_with_spares(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """As `form_pairs`, with the good pairs of full prompts in the middle: whoever selects further may swap them in.
 
-    They are in set_aside, too (reason: the prompt has enough pairs).
+    They are in quarantine, too (reason: the prompt has enough pairs).
     """
     usable = _usable(responses, judgements)
     bins = _Bins(settings)
@@ -105,7 +105,7 @@ def form_pairs_with_spares(
         raise PairingError(_nothing_formed(len(usable), responses.num_rows, aside, settings))
     kept_pairs, cut = bins.cut(pairs, seed)
     aside += [_aside(pair, FULL) for pair in cut]
-    return schemas.table(kept_pairs, "pairs"), schemas.table(spares, "pairs"), schemas.table(aside, "set_aside")
+    return schemas.table(kept_pairs, "pairs"), schemas.table(spares, "pairs"), schemas.table(aside, "quarantine")
 
 
 class _Bins:
@@ -256,4 +256,4 @@ def _nothing_formed(prompts: int, responses: int, aside: Sequence[Mapping[str, s
 
 def _aside(pair: Row, reason: str) -> dict[str, Any]:
     detail = f"prompt {pair['prompt_id']}, strength {pair['strength']:.3f}"
-    return records.set_aside_pair(pair, STAGE, reason, detail)
+    return records.quarantine_pair(pair, STAGE, reason, detail)

@@ -1,9 +1,9 @@
-"""Both sides of every pair in one style: rewritten by one model, facts unchanged.
+"""Both sides of every pair in one style: rewritten by one model, metadata unchanged.
 
 Where pairs come from several models, selection (debias.py) may have to leave out too many of them. A rewriter puts
 every response into the same style instead. A rewriter may also mend or spoil what it rewrites, and then the label is
-wrong: a pair is set aside where a number changed, where the answer changed (by comparison with the reference), or where
-the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not say the same.
+wrong: a pair is quarantined where a number changed, where the answer changed (by comparison with the reference), or
+where the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not say the same.
 
 Run as `python -m dt2it_pipeline.construct.restyle job.json`.
 """
@@ -64,20 +64,20 @@ class Restyled:
     Attributes:
         pairs: with both sides rewritten (new texts, hence new ids; strength and label stay).
         responses: the texts of these pairs; `generator` is that of the original, with `|restyled` behind it.
-        set_aside: one row per pair that is not in `pairs`; pairs given = pairs + set aside.
+        quarantine: one row per pair that is not in `pairs`; pairs given = pairs + quarantined.
         tallies: what asking came to, for rewriting and for comparing.
     """
 
     pairs: pa.Table
     responses: pa.Table
-    set_aside: pa.Table
+    quarantine: pa.Table
     tallies: dict[str, Tally]
 
 
 def run(
     job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: MakeEngine | None = None
 ) -> dict[str, Any]:
-    """Rewrite both sides of every pair; writes pairs.parquet, responses.parquet and set_aside.parquet into a folder.
+    """Rewrite both sides of every pair; writes pairs.parquet, responses.parquet and quarantine.parquet into a folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was.
 
@@ -88,7 +88,7 @@ def run(
         make_engine: see `judges.make`.
 
     Returns:
-        rows_in = rows_out + rows_set_aside (pairs), and the counts and costs of `Tally` for rewriting and comparing.
+        rows_in = rows_out + rows_quarantined (pairs), and the counts and costs of `Tally` for rewriting and comparing.
 
     Raises:
         JudgeError: the rewriter or the check cannot be had.
@@ -114,14 +114,14 @@ def run(
         found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"], check)
     finally:
         cache.close()
-    for name in ("pairs", "responses", "set_aside"):
+    for name in ("pairs", "responses", "quarantine"):
         atomic.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
     asked = {RESTYLE: settings.rewriter, SAME: settings.check or settings.rewriter}
     return {
         "rows_in": pairs.num_rows,
         "rows_out": found.pairs.num_rows,
-        "rows_set_aside": found.set_aside.num_rows,
-    } | {mode: found.tallies[mode].facts(*_prices(who)) for mode, who in asked.items()}
+        "rows_quarantined": found.quarantine.num_rows,
+    } | {mode: found.tallies[mode].metadata(*_prices(who)) for mode, who in asked.items()}
 
 
 def _prices(who: object) -> tuple[float, float]:
@@ -141,7 +141,7 @@ def _asked_in_words(
     make_engine: MakeEngine | None,
     engine: SamplingEngine | None = None,
 ) -> ModelJudge:
-    """A model that rewrites and compares; it is shown no picture, which would tempt it to answer the question."""
+    """A model that rewrites and compares; it is shown no image, which would tempt it to answer the question."""
     return ModelJudge(
         chosen.name,
         engine or engine_of(chosen, 0, make_engine),
@@ -155,7 +155,7 @@ def _asked_in_words(
             RESTYLE: _schema({"text": {"type": "string"}}),
             SAME: _schema({"difference": {"type": "string", "maxLength": 400}, "same": {"type": "boolean"}}),
         },
-        with_pictures=False,
+        with_images=False,
     )
 
 
@@ -169,7 +169,7 @@ def restyle(
     bound: float = 1.0,
     check: Judge | None = None,
 ) -> Restyled:
-    """Rewrite both sides of every pair; a pair whose content changed on the way is set aside.
+    """Rewrite both sides of every pair; a pair whose content changed on the way is quarantined.
 
     Args:
         pairs: pairs table.
@@ -233,11 +233,11 @@ def restyle(
                     row = {"prompt_id": pair["prompt_id"], "text": made[side], "generator": generator}
                     responses.setdefault(made[f"{side}_id"], {"response_id": made[f"{side}_id"], **row})
                 continue
-        aside.append(records.set_aside_pair(pair, STAGE, reason, detail))
+        aside.append(records.quarantine_pair(pair, STAGE, reason, detail))
     return Restyled(
         schemas.table(kept, "pairs"),
         schemas.table(responses.values(), "responses"),
-        schemas.table(aside, "set_aside"),
+        schemas.table(aside, "quarantine"),
         tallies,
     )
 

@@ -1,6 +1,6 @@
 """Candidate responses: several answers per prompt from one model, so that all of them share one style.
 
-DT2IT-MRM, part 1, step 1. Some answers are drawn over the picture of another prompt, or over the prompt's own under
+DT2IT-MRM, part 1, step 1. Some answers are drawn over the image of another prompt, or over the prompt's own under
 noise (step 4, diversity): they are written in the same style and are more often wrong, so that a prompt that the model
 always answers well yields pairs too. The generator column tells them apart.
 
@@ -34,7 +34,7 @@ from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, Sa
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "sample"
-_COUNTS = ("rows_in", "rows_out", "rows_set_aside", "sampled", "kept", "duplicates", "answers_set_aside", "tokens")
+_COUNTS = ("rows_in", "rows_out", "rows_quarantined", "sampled", "kept", "duplicates", "answers_quarantine", "tokens")
 
 Row = dict[str, Any]
 EngineFactory = Callable[[int], SamplingEngine]
@@ -45,17 +45,17 @@ class _Shard:
     """What came of one shard of prompts."""
 
     responses: list[Row] = field(default_factory=list)
-    set_aside: list[dict[str, str]] = field(default_factory=list)
+    quarantine: list[dict[str, str]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
 
 def run(
     job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: EngineFactory | None = None
 ) -> dict[str, Any]:
-    """Sample answers to every prompt and write a responses table and, beside it, `<stem>.set_aside.parquet`.
+    """Sample answers to every prompt and write a responses table and, beside it, `<stem>.quarantine.parquet`.
 
-    Every answer that is sampled is kept, a duplicate (counted) or set aside: cut off at the length limit, or empty. A
-    prompt is set aside, under its prompt_id, when its pictures cannot be read, when it is too long for the model, or
+    Every answer that is sampled is kept, a duplicate (counted) or quarantined: cut off at the length limit, or empty. A
+    prompt is quarantined, under its prompt_id, when its images cannot be read, when it is too long for the model, or
     when none of its answers could be kept.
     Finished shards in the job's work folder are not sampled again; the same job gives the same bytes.
 
@@ -64,11 +64,11 @@ def run(
             optionally place: the model's place in the pool (0), and ray (RaySettings): shards are then sampled by its
             workers.
         report: called after each shard with prompts, responses and samples_per_second.
-        make_engine: builds the engine from the most pictures in one prompt; vLLM when None.
+        make_engine: builds the engine from the most images in one prompt; vLLM when None.
 
     Returns:
-        Counts of prompts (rows_in = rows_out + rows_set_aside), of answers (sampled = kept + duplicates +
-        answers_set_aside) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
+        Counts of prompts (rows_in = rows_out + rows_quarantined), of answers (sampled = kept + duplicates +
+        answers_quarantine) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
         tokens_per_second.
 
     Raises:
@@ -98,9 +98,9 @@ def run(
 
 
 def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """One responses table, one set_aside table and one summary of what the models of a pool have drawn.
+    """One responses table, one quarantine table and one summary of what the models of a pool have drawn.
 
-    An answer that several models gave is kept once, from the first. A prompt counts as set aside where no model could
+    An answer that several models gave is kept once, from the first. A prompt counts as quarantined where no model could
     answer it; where another could, what set it aside with the one is dropped.
     """
     if len(parts) == 1:
@@ -124,10 +124,10 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
             if row["row_id"] not in answered:
                 aside.setdefault(row["row_id"], row)
     totals["kept"], totals["rows_in"], totals["rows_out"] = len(responses), parts[0][2]["rows_in"], len(answered)
-    totals["rows_set_aside"] = totals["rows_in"] - totals["rows_out"]
+    totals["rows_quarantined"] = totals["rows_in"] - totals["rows_out"]
     for unit, count in (("samples", "sampled"), ("tokens", "tokens")):
         totals[f"{unit}_per_second"] = round(totals[count] / totals["seconds"], 2) if totals["seconds"] else 0.0
-    return schemas.table(responses, "responses"), schemas.table(aside.values(), "set_aside"), totals
+    return schemas.table(responses, "responses"), schemas.table(aside.values(), "quarantine"), totals
 
 
 class _Sampler:
@@ -137,7 +137,7 @@ class _Sampler:
         self.settings, self.work = SamplingSettings.model_validate(job["settings"]), Path(job["work"])
         started = time.monotonic()
         self.engine = (make_engine or _vllm(str(job["model"]), self.settings, job["seed"]))(
-            max(1, _most_pictures(prompts))
+            max(1, _most_images(prompts))
         )
         self.startup_seconds = time.monotonic() - started
         self.shards = list(_shards(prompts, self.settings.shard_prompts))
@@ -151,7 +151,7 @@ class _Sampler:
         seconds = time.monotonic() - started
         with atomic.atomic_directory(_folder(self.work, number)) as folder:
             atomic.write_parquet(schemas.table(shard.responses, "responses"), folder / "responses.parquet")
-            atomic.write_parquet(schemas.table(shard.set_aside, "set_aside"), folder / "set_aside.parquet")
+            atomic.write_parquet(schemas.table(shard.quarantine, "quarantine"), folder / "quarantine.parquet")
             atomic.write_json_atomic(shard.counts, folder / "counts.json")
         return {"seconds": seconds, "sampled": shard.counts["sampled"], "tokens": shard.counts["tokens"]}
 
@@ -280,18 +280,18 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
         try:
             drawn += drawer.requests(row)
         except ChatError as error:
-            shard.set_aside.append(_aside(row["prompt_id"], error.reason, error.detail, row))
+            shard.quarantine.append(_aside(row["prompt_id"], error.reason, error.detail, row))
     decoding = Decoding(settings.temperature, settings.top_p, settings.max_new_tokens)
     answers = engine.sample([item.request for item in drawn], decoding)
     seen: set[str] = set()
     answered: set[str] = set()
-    refused = {row["row_id"] for row in shard.set_aside}
+    refused = {row["row_id"] for row in shard.quarantine}
     for item, answer in zip(drawn, answers, strict=True):
         prompt_id = item.row["prompt_id"]
         if isinstance(answer, EngineError):
-            if prompt_id not in refused:  # as a rule the words are too long whatever the picture: one row a prompt
+            if prompt_id not in refused:  # as a rule the words are too long whatever the image: one row a prompt
                 refused.add(prompt_id)
-                shard.set_aside.append(_aside(prompt_id, "refused by the engine", str(answer), item.row))
+                shard.quarantine.append(_aside(prompt_id, "refused by the engine", str(answer), item.row))
             continue
         for index, sample in enumerate(answer):
             shard.counts["sampled"] += 1
@@ -300,9 +300,9 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
             fault = _fault(sample, text, settings)
             response_id = content_ids.response_id(prompt_id, text)
             if fault:
-                shard.counts["answers_set_aside"] += 1
+                shard.counts["answers_quarantine"] += 1
                 row_id = content_ids.content_hash(prompt_id, item.generator, item.request.seed, index)
-                shard.set_aside.append(_aside(row_id, fault, f"prompt {prompt_id}: {text[:200]}", item.row))
+                shard.quarantine.append(_aside(row_id, fault, f"prompt {prompt_id}: {text[:200]}", item.row))
             elif response_id in seen:
                 shard.counts["duplicates"] += 1
             else:
@@ -314,10 +314,10 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
     shard.counts["kept"] = len(shard.responses)
     for row in rows:
         if row["prompt_id"] not in answered | refused:
-            shard.set_aside.append(_aside(row["prompt_id"], "no usable answer", "", row))
+            shard.quarantine.append(_aside(row["prompt_id"], "no usable answer", "", row))
     shard.counts["rows_in"] = len(rows)
     shard.counts["rows_out"] = sum(row["prompt_id"] in answered for row in rows)
-    shard.counts["rows_set_aside"] = len(rows) - shard.counts["rows_out"]
+    shard.counts["rows_quarantined"] = len(rows) - shard.counts["rows_out"]
     return shard
 
 
@@ -333,19 +333,17 @@ def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
     """Join the shards in order into the two output tables; returns the summed counts."""
     folders = [_folder(work, number) for number in range(count)]
     responses = [atomic.read_parquet(folder / "responses.parquet", "responses") for folder in folders]
-    set_aside = [atomic.read_parquet(folder / "set_aside.parquet", "set_aside") for folder in folders]
+    quarantine = [atomic.read_parquet(folder / "quarantine.parquet", "quarantine") for folder in folders]
     counts = [json.loads((folder / "counts.json").read_text(encoding="utf-8")) for folder in folders]
     joined = pa.concat_tables([schemas.table([], "responses"), *responses]).combine_chunks()
-    aside = pa.concat_tables([schemas.table([], "set_aside"), *set_aside]).combine_chunks()
-    atomic.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
+    aside = pa.concat_tables([schemas.table([], "quarantine"), *quarantine]).combine_chunks()
+    atomic.write_parquet(aside, output.with_name(f"{output.stem}.quarantine.parquet"))
     atomic.write_parquet(joined, output)
     return {key: sum(count[key] for count in counts) for key in _COUNTS}
 
 
 def _vllm(model: str, settings: SamplingSettings, seed: int) -> EngineFactory:
-    return lambda most_pictures: VllmEngine(
-        model, settings.max_model_len, most_pictures, seed, settings.tensor_parallel
-    )
+    return lambda most_images: VllmEngine(model, settings.max_model_len, most_images, seed, settings.tensor_parallel)
 
 
 def _shards(prompts: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
@@ -353,7 +351,7 @@ def _shards(prompts: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
         yield prompts[start : start + size]
 
 
-def _most_pictures(prompts: Sequence[Row]) -> int:
+def _most_images(prompts: Sequence[Row]) -> int:
     return max((len(row["media"]) for row in prompts), default=0)
 
 
@@ -366,7 +364,7 @@ def _name(model: object) -> str:
 
 
 def _aside(row_id: str, reason: str, detail: str, row: Row) -> dict[str, str]:
-    return records.set_aside_row(row_id, STAGE, reason, detail, row["source"])
+    return records.quarantine_row(row_id, STAGE, reason, detail, row["source"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is asked of the models of a pool: which of them, with which words, at which temperature, over which pictures.
+"""What is asked of the models of a pool: which of them, with which words, at which temperature, over which images.
 
 What belongs here: the requests for one prompt, decided by the recipe's seed and the prompt alone. What does not:
 engines, shards and tables (sample.py).
@@ -21,8 +21,8 @@ from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import SampleRequest
 from dt2it_pipeline.storage import content_ids
 
-CORRUPTED = ("|mismatched_image", "|noised_image")  # how `generator` ends where the answer is to another picture
-_DONOR_TRIES = 50  # random draws before giving up on finding another picture
+CORRUPTED = ("|mismatched_image", "|noised_image")  # how `generator` ends where the answer is to another image
+_DONOR_TRIES = 50  # random draws before giving up on finding another image
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ class Drawer:
     donors: Mapping[int, Sequence[Row]]
 
     def requests(self, row: Row) -> Iterator[Drawn]:
-        """All answers to a prompt's own pictures, one request per way; then one per corrupted picture.
+        """All answers to a prompt's own images, one request per way; then one per corrupted image.
 
         Raises:
             ChatError: the prompt cannot be put to a model.
@@ -83,7 +83,7 @@ class Drawer:
                 try:
                     other = prompt.with_images(chat_prompt(donor, self.media_root).fitted(settings.max_pixels).images)
                 except ChatError:
-                    continue  # the donor is set aside under its own prompt_id
+                    continue  # the donor is quarantined under its own prompt_id
                 yield self._drawn(row, other, way, 1, draw, CORRUPTED[0])
             else:
                 noised = tuple(_noised(image, settings.noise, draw) for image in prompt.images)
@@ -116,14 +116,14 @@ class Drawer:
 
 
 def _noised(image: Image.Image, share: float, seed: int) -> Image.Image:
-    """A picture mixed with Gaussian noise around grey: `share` of it is noise."""
+    """An image mixed with Gaussian noise around grey: `share` of it is noise."""
     noise = np.random.default_rng(seed).normal(128, 64, (image.height, image.width, 3))
     mixed = (1 - share) * np.asarray(image, dtype=np.float64) + share * noise
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
 def _mismatched(row: Row, candidates: Sequence[Row], draw: int) -> Row | None:
-    """Another prompt with as many pictures, none of them this prompt's; None when there seems to be none."""
+    """Another prompt with as many images, none of them this prompt's; None when there seems to be none."""
     own = {medium["sha256"] for medium in row["media"]}
     rng = random.Random(draw)
     for _ in range(_DONOR_TRIES if candidates else 0):
@@ -134,7 +134,7 @@ def _mismatched(row: Row, candidates: Sequence[Row], draw: int) -> Row | None:
 
 
 def donors_of(prompts: Sequence[Row]) -> dict[int, list[Row]]:
-    """Prompts that could lend their pictures, by the number of pictures."""
+    """Prompts that could lend their images, by the number of images."""
     by_count: dict[int, list[Row]] = {}
     for row in prompts:
         if row["media"] and all(medium["kind"] == "image" for medium in row["media"]):

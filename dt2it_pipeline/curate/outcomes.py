@@ -1,4 +1,4 @@
-"""What became of every row of the preference sources in a round: kept, flipped, or set aside with the reason.
+"""What became of every row of the preference sources in a round: kept, flipped, or quarantined with the reason.
 
     python -m dt2it_pipeline.curate.outcomes --round 1 --output outcomes.parquet [--home DT2IT_HOME]
 
@@ -21,13 +21,13 @@ from dt2it_pipeline.config.paths import artifact_home
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError, write_parquet
 
-KEPT, FLIPPED, SET_ASIDE = "kept", "flipped", "set aside"
+KEPT, FLIPPED, QUARANTINED = "kept", "flipped", "quarantined"
 _CURATED = "curated_pairs"
 _STAGES = ("voted_pairs", "verified_pairs", "annotated_pairs")
 _GO_ON = "contested"  # reason of verified_pairs for pairs that the next step decides
 SCHEMA = pa.schema([
     ("source", pa.string()), ("row_id", pa.string()), ("pair_id", pa.string()),
-    ("outcome", pa.string()),  # kept, flipped (the source's rejected side is the better one) or set aside
+    ("outcome", pa.string()),  # kept, flipped (the source's rejected side is the better one) or quarantined
     ("stage", pa.string()),  # where that was decided
     ("reason", pa.string()),  # of a pair that is kept or flipped: its label
     ("detail", pa.string()),
@@ -39,16 +39,16 @@ class OutcomesError(ValueError):
 
 
 def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation: Sequence[pa.Table]) -> pa.Table:
-    """The outcome of every row (table of SCHEMA): the curated pairs, then what was set aside, stage by stage.
+    """The outcome of every row (table of SCHEMA): the curated pairs, then what was quarantined, stage by stage.
 
     Args:
         raw: table kind `pairs`, as the round found it.
         curated: table kind `pairs`, as the round left it.
-        ingested: table kind `set_aside`, of what never became one of `raw`.
-        curation: tables kind `set_aside` of the round's stages; pairs that were only contested do not count.
+        ingested: table kind `quarantine`, of what never became one of `raw`.
+        curation: tables kind `quarantine` of the round's stages; pairs that were only contested do not count.
 
     Raises:
-        OutcomesError: a pair of `raw` is neither curated nor set aside, or it is both, or a pair is not of `raw`.
+        OutcomesError: a pair of `raw` is neither curated nor quarantined, or it is both, or a pair is not of `raw`.
     """
     aside = pa.concat_tables([table for table in curation])
     aside = aside.filter(pc.not_equal(aside["reason"], _GO_ON))
@@ -73,7 +73,7 @@ def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation:
     }
     parts = [pa.table(kept, schema=SCHEMA)]
     for table in (ingested, aside):
-        outcome = pa.array([SET_ASIDE] * table.num_rows, pa.string())
+        outcome = pa.array([QUARANTINED] * table.num_rows, pa.string())
         parts.append(table.append_column("outcome", outcome).select(SCHEMA.names).cast(SCHEMA))
     return pa.concat_tables(parts).combine_chunks()
 
@@ -88,7 +88,7 @@ def outcomes_of_round(store: Store, number: str) -> pa.Table:
     raw = store.read("raw_preferences")
     curated = store.read(_CURATED, number)
     return row_outcomes(
-        raw["pairs"], curated["pairs"], raw["set_aside"], [store.read(name, number)["set_aside"] for name in _STAGES]
+        raw["pairs"], curated["pairs"], raw["quarantine"], [store.read(name, number)["quarantine"] for name in _STAGES]
     )
 
 

@@ -53,7 +53,9 @@ class Policy(Protocol):
     def vote(
         self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
     ) -> tuple[VoteResult, dict[str, Any]]:
-        """Relabel pairs by the voters' scores; `trained_on` is voter -> pair ids. Returns the result and its facts."""
+        """Relabel pairs by the voters' scores; `trained_on` is voter -> pair ids. Returns the result and its
+        metadata.
+        """
         ...
 
     def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
@@ -75,7 +77,7 @@ class Policy(Protocol):
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
-        """What becomes of contested pairs after the votes of so many judges; returns the result and its facts."""
+        """What becomes of contested pairs after the votes of so many judges; returns the result and its metadata."""
         ...
 
 
@@ -135,7 +137,7 @@ class PosteriorPolicy:
     def vote(
         self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
     ) -> tuple[VoteResult, dict[str, Any]]:
-        """`posterior.posterior_vote`, with the fitted model among the facts."""
+        """`posterior.posterior_vote`, with the fitted model among the metadata."""
         found = posterior_vote(pairs, scores, trained_on, self.smallest_source)
         model = found.model
         return found, {
@@ -164,7 +166,7 @@ class PosteriorPolicy:
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
-        """`verdicts.weigh_judges`, with the fitted trust in verdicts and vote among the facts."""
+        """`verdicts.weigh_judges`, with the fitted trust in verdicts and vote among the metadata."""
         found = weigh_judges(contested, votes, self.keep_judged_probability, judges)
         return found, {
             "estimated_verdict_accuracy": round(found.trust.accuracy, 4),

@@ -4,7 +4,7 @@ Every function takes and returns pandas frames, changes none of its inputs, keep
 rows in = rows of the returned parts. Two things hold for every row that comes back:
 
 - `strength` and the margins in `votes` read in the row's present direction, chosen over rejected;
-- the parts that were set aside (`unscored`, `dropped`) also have `reason` (a short fixed phrase) and `detail`.
+- the parts that were quarantined (`unscored`, `dropped`) also have `reason` (a short fixed phrase) and `detail`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FOR_CHOSEN = {"chosen": 1.0, "tie": 0.5, "rejected": 0.0}
 
 @dataclass(frozen=True)
 class VoteResult:
-    """Step 1. `voted`: the scored pairs, some flipped; `unscored`: set aside; `negative`: how many disagreed."""
+    """Step 1. `voted`: the scored pairs, some flipped; `unscored`: quarantined; `negative`: how many disagreed."""
 
     voted: pd.DataFrame
     unscored: pd.DataFrame
@@ -39,7 +39,7 @@ class VoteResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Step 2. `verified`: the model agrees; `contested`: it does not, or it is a tie; `unscored`: set aside."""
+    """Step 2. `verified`: the model agrees; `contested`: it does not, or it is a tie; `unscored`: quarantined."""
 
     verified: pd.DataFrame
     contested: pd.DataFrame
@@ -49,7 +49,9 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class AnnotationResult:
-    """Step 3. `annotated`: a majority of two votes decided; `dropped`: set aside; `swapped`: how many changed sides."""
+    """Step 3. `annotated`: a majority of two votes decided; `dropped`: quarantined; `swapped`: how many changed
+    sides.
+    """
 
     annotated: pd.DataFrame
     dropped: pd.DataFrame

@@ -1,6 +1,6 @@
 """Arrow tables to pandas frames and back, for the pipeline that calls the curation steps.
 
-What belongs here: conversion and the set-aside rows. What does not: any decision about a pair.
+What belongs here: conversion and the quarantine rows. What does not: any decision about a pair.
 
 A lean frame stands for a table of pairs whose long columns no decision looks at: instead of the texts it has the number
 of its row and two columns that change sides as every chosen<x> and rejected<x> does.
@@ -88,7 +88,7 @@ def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
     return validate(kept, "pairs")
 
 
-def set_aside_table(part: pd.DataFrame, stage: str) -> pa.Table:
+def quarantine_table(part: pd.DataFrame, stage: str) -> pa.Table:
     """Set-aside rows of `unscored` or `dropped` pairs: row of the source, the stage, reason, detail, source and pair.
 
     A pair that comes from no row of a source is named by its own id.
@@ -106,4 +106,4 @@ def set_aside_table(part: pd.DataFrame, stage: str) -> pa.Table:
             "pair_id": pair_ids,
         }
     )
-    return to_table(rows, "set_aside")
+    return to_table(rows, "quarantine")

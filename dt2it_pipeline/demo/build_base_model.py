@@ -1,7 +1,7 @@
 """Makes the small base model that ships with the package: `python -m dt2it_pipeline.demo.build_base_model`.
 
-A Qwen3-VL of 2.4 million parameters that really sees. It learns from pictures drawn in the look of easy-VQA and from
-questions in its format, never from easy-VQA's own pictures, and is measured on easy-VQA's test split.
+A Qwen3-VL of 2.4 million parameters that really sees. It learns from images drawn in the look of easy-VQA and from
+questions in its format, never from easy-VQA's own images, and is measured on easy-VQA's test split.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ library_name: transformers
 # A small Qwen3-VL that sees colored shapes
 
 The base model of the demo: {parameters:,} parameters in the architecture of Qwen3-VL, random at the start, stored in
-bfloat16. It answers questions about 64 x 64 pictures of one colored shape, in one plain style, or at length when the
-question ends with an instruction such as "{in_detail}"; it writes captions, says which of two pictures fits a caption
+bfloat16. It answers questions about 64 x 64 images of one colored shape, in one plain style, or at length when the
+question ends with an instruction such as "{in_detail}"; it writes captions, says which of two images fits a caption
 better, and says whether a given answer is right. It knows nothing else and is of no use outside the demo.
 
 | greedy accuracy on the test split of easy-VQA | |
@@ -36,24 +36,24 @@ better, and says whether a given answer is right. It knows nothing else and is o
 | what shape | {shape:.1%} |
 | what color | {color:.1%} |
 | yes or no, negations included | {yes_no:.1%} |
-| which of two pictures fits the caption (one of color and shape, or both, differ) | {two_images:.1%} |
+| which of two images fits the caption (one of color and shape, or both, differ) | {two_images:.1%} |
 
 ## How it was made
 
 `python -m dt2it_pipeline.demo.build_base_model --seed {seed}`, {minutes:.0f} minutes of wall time on one CPU core:
-{tower_steps} steps of 32 pictures for the vision tower as a classifier of color and shape; then, with the tower frozen,
-{language_steps} steps of 64 conversations for the language model, and lessons of about the same length together: which
-words fit a picture, decisions (yes or no, image 1 or image 2), and conversations again.
+{vision_encoder_steps} steps of 32 images for the vision encoder as a classifier of color and shape; then, with the
+vision encoder frozen, {language_steps} steps of 64 conversations for the language model, and lessons of about the same
+length together: which words fit an image, decisions (yes or no, image 1 or image 2), and conversations again.
 
 ## Data and licence
 
-The pictures were drawn on the fly and the questions and answers made from templates (`dt2it_pipeline/demo`), in the
-look and format of [easy-VQA](https://github.com/vzhou842/easy-VQA) (MIT). No picture of easy-VQA was trained on. The
+The images were drawn on the fly and the questions and answers made from templates (`dt2it_pipeline/demo`), in the
+look and format of [easy-VQA](https://github.com/vzhou842/easy-VQA) (MIT). No image of easy-VQA was trained on. The
 weights are under the licence of this package, Apache-2.0.
 """
 
 
-def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dict[str, float]:
+def build(output: Path, seed: int, vision_encoder_steps: int, language_steps: int) -> dict[str, float]:
     """Train the model and store it in `output`, replacing what is there; returns its accuracies on the test split."""
     ensure_torchvision()
     import torch
@@ -68,7 +68,7 @@ def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dic
     tokenizer = model_files.make_tokenizer(model_files.conversation_text(maker.draw(), 0) for _ in range(20_000))
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(model_files.make_config(tokenizer))
-    training.train_tower(model.model.visual, tower_steps, seed)
+    training.train_vision_encoder(model.model.visual, vision_encoder_steps, seed)
     text_model = model.model.language_model
     usual_attention = text_model.config._attn_implementation
     text_model.set_attn_implementation("eager")  # on a CPU in bfloat16 its backward pass is twice as fast
@@ -93,7 +93,7 @@ def build(output: Path, seed: int, tower_steps: int, language_steps: int) -> dic
             in_detail=language.IN_DETAIL[0],
             minutes=minutes,
             seed=seed,
-            tower_steps=tower_steps,
+            vision_encoder_steps=vision_encoder_steps,
             language_steps=language_steps,
             **accuracies,
         )
@@ -111,10 +111,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=BASE_MODEL, help="folder to write (default: in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=2200, help="optimiser steps of the vision tower")
+    parser.add_argument("--vision encoder-steps", type=int, default=2200, help="optimiser steps of the vision encoder")
     parser.add_argument("--language-steps", type=int, default=2000, help="optimiser steps of the language model")
     arguments = parser.parse_args()
-    accuracies = build(arguments.output, arguments.seed, arguments.tower_steps, arguments.language_steps)
+    accuracies = build(arguments.output, arguments.seed, arguments.vision_encoder_steps, arguments.language_steps)
     print({kind: round(accuracy, 4) for kind, accuracy in accuracies.items()})
 
 

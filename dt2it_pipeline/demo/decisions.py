@@ -3,7 +3,7 @@
 In a whole answer the one token that decides is lost among those that any answer has, and a small model learns to write
 well long before it learns to compare. So between two rounds of conversations it gets this: batches of such questions
 alone, and a loss on the deciding token alone. First without negations, then with. Before that, it learns which words
-fit a picture from lists that have a decision behind every word.
+fit an image from lists that have a decision behind every word.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.conversations import IMAGE, Conversation, ConversationMaker
-from dt2it_pipeline.demo.training import IGNORED, Pictures, batches, schedule, see, train_language_model
+from dt2it_pipeline.demo.training import IGNORED, Images, batches, schedule, see, train_language_model
 
 _WORDS_REQUEST = "Which words fit?"
 PLAIN_SHARE = 0.6  # of the steps: no negations yet
@@ -26,27 +26,27 @@ class _Words(ConversationMaker):
     """Draws lists of words or of questions, each with yes or no behind it, and plain yes/no questions."""
 
     def draw(self) -> Conversation:
-        """A decision right behind every word is the shortest way to comparing words with pictures; questions follow."""
-        picture = self.rng.randrange(len(self.colors))
-        look = (self.colors[picture], self.shapes[picture])
+        """A decision right behind every word is the shortest way to comparing words with images; questions follow."""
+        image = self.rng.randrange(len(self.colors))
+        look = (self.colors[image], self.shapes[image])
         kind = self.rng.randrange(3)
         if kind == 0:
             others = [word for word in (*language.COLORS, *language.SHAPES) if word not in look]
             words = [*look, *self.rng.sample(others, 5)]
             self.rng.shuffle(words)
             reply = ", ".join(f"{word} {'yes' if word in look else 'no'}" for word in words)
-            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [picture])
+            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [image])
         asked = [language.make_question("yes_no", *look, self.rng, negations=0.0) for _ in range(4)]
         if kind == 1:
             reply = ", ".join(f"{question} {answer}" for question, answer in asked)
-            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [picture])
+            return Conversation([("user", IMAGE + _WORDS_REQUEST), ("assistant", reply + ".")], [image])
         question, answer = asked[0]
         reply = language.plain_answer(question, answer, self.rng)
-        return Conversation([("user", IMAGE + question), ("assistant", reply)], [picture])
+        return Conversation([("user", IMAGE + question), ("assistant", reply)], [image])
 
 
 def train_words(model: Any, tokenizer: Any, steps: int, seed: int) -> None:
-    """Teach the language model which words fit a picture, the first step towards deciding."""
+    """Teach the language model which words fit an image, the first step towards deciding."""
     train_language_model(model, tokenizer, steps, seed, learning_rate=1e-3, make=_Words)
 
 
@@ -57,23 +57,23 @@ class _Decisions(ConversationMaker):
     two_images_share = 0.4
 
     def draw(self) -> Conversation:
-        """A yes/no question about one picture, or a question about which of two pictures fits a caption."""
-        picture = self.rng.randrange(len(self.colors))
+        """A yes/no question about one image, or a question about which of two images fits a caption."""
+        image = self.rng.randrange(len(self.colors))
         if self.rng.random() < self.two_images_share:
-            pair = [picture, self.different_picture(picture)]
+            pair = [image, self.different_image(image)]
             self.rng.shuffle(pair)
             return self.two_images(pair)[0]
-        look = (self.colors[picture], self.shapes[picture])
+        look = (self.colors[image], self.shapes[image])
         question, answer = language.make_question("yes_no", *look, self.rng, self.negations)
         reply = language.plain_answer(question, answer, self.rng)
-        return Conversation([("user", IMAGE + question), ("assistant", reply)], [picture])
+        return Conversation([("user", IMAGE + question), ("assistant", reply)], [image])
 
 
 def train_decisions(model: Any, tokenizer: Any, steps: int, seed: int, batch: int = 96, rate: float = 1e-3) -> float:
     """Teach the language model to decide; returns the share of right decisions in the last 50 steps."""
     rng = random.Random(seed + 2)
-    pictures = Pictures.draw(model.model.visual, 4000, rng)
-    maker = _Decisions(pictures.colors, pictures.shapes, rng)
+    images = Images.draw(model.model.visual, 4000, rng)
+    maker = _Decisions(images.colors, images.shapes, rng)
     deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " 1", " 2")])
     text_model, head = model.model.language_model, model.lm_head
     parameters = [*text_model.parameters(), *head.parameters()]
@@ -82,9 +82,9 @@ def train_decisions(model: Any, tokenizer: Any, steps: int, seed: int, batch: in
     right: list[float] = []
     text_model.train()
     for step, (ids, labels, used) in zip(range(steps), batches(maker, tokenizer, batch), strict=False):
-        if step >= PLAIN_SHARE * steps:  # then the harder ones: negations, and mostly two pictures
+        if step >= PLAIN_SHARE * steps:  # then the harder ones: negations, and mostly two images
             maker.negations, maker.two_images_share = 0.5, 0.7
-        hidden = see(model, pictures, ids, used)
+        hidden = see(model, images, ids, used)
         wanted = labels[:, 1:]
         first = torch.isin(wanted, deciding) & (wanted != IGNORED)
         first &= first.cumsum(1) == 1  # a verdict names the other image too

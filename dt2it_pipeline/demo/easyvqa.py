@@ -1,4 +1,4 @@
-"""Reads easy-VQA: 5,000 pictures of one shape each, with questions and answers, from its PyPI package `easy-vqa`."""
+"""Reads easy-VQA: 5,000 images of one shape each, with questions and answers, from its PyPI package `easy-vqa`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class EasyVQAMissingError(RuntimeError):
 
 
 @dataclass
-class Picture:
-    """One picture of easy-VQA and its (question, answer) rows.
+class ShapeImage:
+    """One image of easy-VQA and its (question, answer) rows.
 
-    `color` and `shape` are empty where no question of the picture tells, as for one picture in nine.
+    `color` and `shape` are empty where no question of the image tells, as for one image in nine.
     """
 
     path: Path
@@ -37,29 +37,29 @@ def easy_vqa_root() -> Path:
     root = Path(folders[0]) / "data" if folders else None
     if root is None or not (root / "train" / "questions.json").is_file():
         raise EasyVQAMissingError(
-            'the demo\'s pictures are in the package easy-vqa; install it with: pip install "dt2it-pipeline[demo]"'
+            'the demo\'s images are in the package easy-vqa; install it with: pip install "dt2it-pipeline[demo]"'
         )
     return root
 
 
-def load_split(split: Split) -> list[Picture]:
-    """The pictures of one split, in their order in the package."""
+def load_split(split: Split) -> list[ShapeImage]:
+    """The images of one split, in their order in the package."""
     folder = easy_vqa_root() / split
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
-    pictures: dict[int, Picture] = {}
+    images: dict[int, ShapeImage] = {}
     for question, answer, number in rows:
-        picture = pictures.setdefault(number, Picture(folder / "images" / f"{number}.png"))
-        picture.questions.append((question, answer))
+        image = images.setdefault(number, ShapeImage(folder / "images" / f"{number}.png"))
+        image.questions.append((question, answer))
         parsed = language.parse_question(question)
-        # What a picture shows follows from its questions: an answer, or what an answered question names.
+        # What an image shows follows from its questions: an answer, or what an answered question names.
         for word in (answer, parsed.thing if parsed.kind != "yes_no" else ""):
             if word in language.COLORS:
-                picture.color = word
+                image.color = word
             elif word in language.SHAPES:
-                picture.shape = word
+                image.shape = word
         if parsed.kind == "yes_no" and (answer == "yes") != parsed.negated:
             if parsed.thing in language.SHAPES:
-                picture.shape = parsed.thing
+                image.shape = parsed.thing
             else:
-                picture.color = parsed.thing.removesuffix(" shape")
-    return [pictures[number] for number in sorted(pictures)]
+                image.color = parsed.thing.removesuffix(" shape")
+    return [images[number] for number in sorted(images)]

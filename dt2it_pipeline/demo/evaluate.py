@@ -27,23 +27,27 @@ def chat(text: str, count: int) -> list[dict[str, Any]]:
 def held_out_questions(limit: int | None, seed: int) -> list[dict[str, Any]]:
     """Rows of kind, text with image markers, images, question and expected answer; `limit` rows per kind, or all.
 
-    The kinds are those of easy-VQA and `two_images`: one question for every picture whose color and shape are
-    known, with a caption that fits only one of two pictures.
+    The kinds are those of easy-VQA and `two_images`: one question for every image whose color and shape are
+    known, with a caption that fits only one of two images.
     """
     rng = random.Random(seed)
-    pictures = load_split("test")
+    images = load_split("test")
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (*language.KINDS, "two_images")}
-    for picture in pictures:
-        for question, answer in picture.questions:
-            row = {"text": IMAGE + question, "images": [picture.path], "question": question, "answer": answer}
+    for image in images:
+        for question, answer in image.questions:
+            row = {"text": IMAGE + question, "images": [image.path], "question": question, "answer": answer}
             rows[language.parse_question(question).kind].append(row)
-    pictures = [picture for picture in pictures if picture.color and picture.shape]
-    maker = ConversationMaker([p.color for p in pictures], [p.shape for p in pictures], rng)
-    for number in range(len(pictures)):
-        other = maker.different_picture(number)
+    images = [image for image in images if image.color and image.shape]
+    maker = ConversationMaker([p.color for p in images], [p.shape for p in images], rng)
+    for number in range(len(images)):
+        other = maker.different_image(number)
         conversation, best = maker.two_images([number, other])
-        images = [pictures[number].path, pictures[other].path]
-        row = {"text": conversation.turns[0][1], "images": images, "question": "", "answer": f"Image {best}"}
+        row = {
+            "text": conversation.turns[0][1],
+            "images": [images[number].path, images[other].path],
+            "question": "",
+            "answer": f"Image {best}",
+        }
         rows["two_images"].append(row)
     for found in rows.values():
         rng.shuffle(found)

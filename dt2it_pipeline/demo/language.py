@@ -1,10 +1,10 @@
-"""What can be said about a picture that holds one coloured shape.
+"""What can be said about an image that holds one coloured shape.
 
 Questions come from easy-VQA or are made in its format; answers are full sentences in one of two styles. The *plain*
 style is one sentence. The *verbose* style says the same fact with headings, bold words, bullets and filler, and nothing
 else, so that style and correctness can be varied independently of each other.
 
-Belongs here: words. Pictures are drawn in `rendering.py`, source files are written in `world.py`.
+Belongs here: words. Images are drawn in `rendering.py`, source files are written in `world.py`.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def parse_question(text: str) -> Question:
 
 
 def make_question(kind: Kind, color: str, shape: str, rng: random.Random, negations: float = 0.5) -> tuple[str, str]:
-    """A question of `kind` about a picture of a `color` `shape`, and its answer word; yes and no are equally likely.
+    """A question of `kind` about an image of a `color` `shape`, and its answer word; yes and no are equally likely.
 
     `negations` is the share of yes/no questions that ask whether something is absent.
     """
@@ -211,7 +211,7 @@ def answer_in_style(style: Style, question: str, answer: str, rng: random.Random
 
 
 def caption(color: str, shape: str, rng: random.Random) -> str:
-    """A text-to-image caption for a picture of a `color` `shape`."""
+    """A text-to-image caption for an image of a `color` `shape`."""
     return rng.choice(_CAPTIONS).format(color=color, shape=shape)
 
 

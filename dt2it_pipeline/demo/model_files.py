@@ -1,4 +1,4 @@
-"""The parts of the base model that are not learned from pictures: configuration, tokenizer, template, processor."""
+"""The parts of the base model that are not learned from images: configuration, tokenizer, template, processor."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ CHAT_TEMPLATE = """\
 
 def conversation_text(conversation: Conversation, image_tokens: int = IMAGE_TOKENS) -> str:
     """The text of a conversation as the processor would expand it: the chat template with image tokens filled in."""
-    picture = "<|vision_start|>" + "<|image_pad|>" * image_tokens + "<|vision_end|>"
+    image = "<|vision_start|>" + "<|image_pad|>" * image_tokens + "<|vision_end|>"
     turns = (f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in conversation.turns)
-    return "".join(turns).replace(IMAGE, picture)
+    return "".join(turns).replace(IMAGE, image)
 
 
 def make_tokenizer(corpus: Iterable[str]) -> Any:
@@ -125,7 +125,7 @@ def make_config(tokenizer: Any) -> Any:
 
 
 def make_processor(tokenizer: Any) -> Any:
-    """The model's Qwen3VLProcessor: every picture is scaled to about 64 x 64 pixels, the size that the model knows."""
+    """The model's Qwen3VLProcessor: every image is scaled to about 64 x 64 pixels, the size that the model knows."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     common = {

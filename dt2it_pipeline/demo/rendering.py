@@ -1,6 +1,6 @@
-"""Draws pictures in the look of easy-VQA: one shape on a plain, pale background, 64 x 64 pixels.
+"""Draws images in the look of easy-VQA: one shape on a plain, pale background, 64 x 64 pixels.
 
-The base model learns from these, so that every picture of easy-VQA is new to it.
+The base model learns from these, so that every image of easy-VQA is new to it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def draw(color: str, shape: str, rng: random.Random) -> np.ndarray:
 
 
 def draw_many(count: int, rng: random.Random) -> tuple[np.ndarray, list[str], list[str]]:
-    """Draw `count` pictures; returns uint8 [count, 64, 64, 3], their colours and their shapes."""
+    """Draw `count` images; returns uint8 [count, 64, 64, 3], their colours and their shapes."""
     colors = [rng.choice(COLORS) for _ in range(count)]
     shapes = [rng.choice(SHAPES) for _ in range(count)]
-    pictures = [draw(color, shape, rng) for color, shape in zip(colors, shapes, strict=True)]
-    return np.stack(pictures), colors, shapes
+    images = [draw(color, shape, rng) for color, shape in zip(colors, shapes, strict=True)]
+    return np.stack(images), colors, shapes

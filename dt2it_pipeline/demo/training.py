@@ -1,6 +1,7 @@
-"""Trains the base model: first its vision tower as a classifier of single pictures, then the language model on top.
+"""Trains the base model: first its vision encoder as a classifier of single images, then the language model on
+top.
 
-The tower's output is computed once per picture for the second stage, in which the tower stays as it is.
+The vision encoder's output is computed once per image for the second stage, in which the vision encoder stays as it is.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ IGNORED = -100
 DECIDING_WEIGHT = 5.0
 
 
-def patches(pictures: np.ndarray) -> Tensor:
-    """Pictures [N, 64, 64, 3] in uint8 to patches [N * 64, 384], equal to what the image processor returns."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def patches(images: np.ndarray) -> Tensor:
+    """Images [N, 64, 64, 3] in uint8 to patches [N * 64, 384], equal to what the image processor returns."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     side = GRID // MERGE
     cut = pixels.reshape(len(pixels), 3, side, MERGE, PATCH, side, MERGE, PATCH)
-    cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # picture, merged row and column, row and column in it, channel, y, x
-    # A still picture fills both frames of a temporal patch.
+    cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # image, merged row and column, row and column in it, channel, y, x
+    # A still image fills both frames of a temporal patch.
     return cut.reshape(-1, 3, 1, PATCH, PATCH).expand(-1, -1, 2, -1, -1).reshape(-1, 3 * 2 * PATCH * PATCH)
 
 
 def _attend_in_batches(self: Any, hidden_states: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
-    """Vision attention for pictures of one size: one batched call, where transformers makes one call per picture."""
+    """Vision attention for images of one size: one batched call, where transformers makes one call per image."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
     count = len(hidden_states)
@@ -49,8 +50,8 @@ def _attend_in_batches(self: Any, hidden_states: Tensor, position_embeddings: An
     return self.proj(mixed.transpose(1, 2).reshape(count, -1))
 
 
-class _Tower(nn.Module):
-    """The vision tower with batched attention, for pictures of 64 x 64 pixels."""
+class _VisionEncoder(nn.Module):
+    """The vision encoder with batched attention, for images of 64 x 64 pixels."""
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
@@ -58,15 +59,15 @@ class _Tower(nn.Module):
         for block in visual.blocks:
             block.attn.forward = _attend_in_batches.__get__(block.attn)
 
-    def forward(self, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    def forward(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         """Returns merged features and deepstack features, both [N, 16, 128]."""
-        grid = torch.tensor([[1, GRID, GRID]]).expand(len(pictures), -1)
-        found = self.visual(patches(pictures), grid_thw=grid, return_dict=True)
-        shape = (len(pictures), IMAGE_TOKENS, -1)
+        grid = torch.tensor([[1, GRID, GRID]]).expand(len(images), -1)
+        found = self.visual(patches(images), grid_thw=grid, return_dict=True)
+        shape = (len(images), IMAGE_TOKENS, -1)
         return found.pooler_output.reshape(shape), found.deepstack_features[0].reshape(shape)
 
     def restore(self) -> None:
-        """Give the tower its own attention back."""
+        """Give the vision encoder its own attention back."""
         for block in self.visual.blocks:
             del block.attn.forward
 
@@ -82,13 +83,13 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def train_tower(visual: Any, steps: int, seed: int, batch: int = 32, learning_rate: float = 1e-3) -> None:
-    """Teach the tower to tell colours and shapes; every one of its output tokens must know both.
+def train_vision_encoder(visual: Any, steps: int, seed: int, batch: int = 32, learning_rate: float = 1e-3) -> None:
+    """Teach the vision encoder to tell colours and shapes; every one of its output tokens must know both.
 
     That is more than a classifier of pooled features needs, but it lets the language model look at any token.
     """
     rng = random.Random(seed)
-    tower = _Tower(visual)
+    vision_encoder = _VisionEncoder(visual)
     heads = nn.ModuleList([nn.Linear(128, len(language.COLORS) + len(language.SHAPES)) for _ in range(2)])
     parameters = [*visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -96,13 +97,13 @@ def train_tower(visual: Any, steps: int, seed: int, batch: int = 32, learning_ra
     started = time.monotonic()
     visual.train()
     for step in range(steps):
-        pictures, colors, shapes = rendering.draw_many(batch, rng)
+        images, colors, shapes = rendering.draw_many(batch, rng)
         color = torch.tensor([language.COLORS.index(word) for word in colors])
         shape = torch.tensor([language.SHAPES.index(word) for word in shapes])
         loss, right = torch.zeros(()), 0.0
         # bfloat16 halves the time of a step where the CPU has instructions for it.
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = tower(pictures)
+            seen = vision_encoder(images)
         for head, features in zip(heads, seen, strict=True):
             logits_of_both = head(features.float())
             color_logits, shape_logits = logits_of_both.split((len(language.COLORS), len(language.SHAPES)), dim=-1)
@@ -117,15 +118,18 @@ def train_tower(visual: Any, steps: int, seed: int, batch: int = 32, learning_ra
         rates.step()
         if step % 100 == 99:
             elapsed = time.monotonic() - started
-            print(f"tower {step + 1}/{steps} loss {loss.item():.3f} shapes {right:.3f} {elapsed:.0f} s", flush=True)
-    tower.restore()
+            print(
+                f"vision encoder {step + 1}/{steps} loss {loss.item():.3f} shapes {right:.3f} {elapsed:.0f} s",
+                flush=True,
+            )
+    vision_encoder.restore()
 
 
 @torch.no_grad()
-def _features(visual: Any, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    tower = _Tower(visual.eval())
-    chunks = [tower(pictures[at : at + 256]) for at in range(0, len(pictures), 256)]
-    tower.restore()
+def _features(visual: Any, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    vision_encoder = _VisionEncoder(visual.eval())
+    chunks = [vision_encoder(images[at : at + 256]) for at in range(0, len(images), 256)]
+    vision_encoder.restore()
     return torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
 
 
@@ -141,7 +145,7 @@ def encode(tokenizer: Any, conversations: list[Conversation]) -> list[tuple[list
 
 
 def batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-    """Endless batches of ids [B, L], labels [B, L] and picture numbers, of conversations of about equal length."""
+    """Endless batches of ids [B, L], labels [B, L] and image numbers, of conversations of about equal length."""
     while True:
         pool = [maker.draw() for _ in range(16 * size)]
         encoded = encode(tokenizer, pool)
@@ -156,12 +160,14 @@ def batches(maker: ConversationMaker, tokenizer: Any, size: int) -> Iterator[tup
                 found, wanted = encoded[number]
                 ids[row, : len(found)] = torch.tensor(found)
                 labels[row, : len(found)] = torch.tensor(wanted)
-            yield ids, labels, [picture for number in chunk for picture in pool[number].pictures]
+            yield ids, labels, [image for number in chunk for image in pool[number].images]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Drawn pictures as the finished tower sees them: both kinds of features [N, 16, 128], and what they show."""
+class Images:
+    """Drawn images as the finished vision encoder sees them: both kinds of features [N, 16, 128], and what they
+    show.
+    """
 
     merged: Tensor
     deepstack: Tensor
@@ -169,14 +175,14 @@ class Pictures:
     shapes: list[str]
 
     @classmethod
-    def draw(cls, visual: Any, count: int, rng: random.Random) -> Pictures:
-        """Draw `count` pictures and look at them."""
+    def draw(cls, visual: Any, count: int, rng: random.Random) -> Images:
+        """Draw `count` images and look at them."""
         drawn, colors, shapes = rendering.draw_many(count, rng)
         return cls(*_features(visual, drawn), list(colors), list(shapes))
 
 
-def see(model: Any, pictures: Pictures, ids: Tensor, used: list[int]) -> Tensor:
-    """Hidden states [B, L, H] of conversations `ids` [B, L] about the pictures `used`, in order."""
+def see(model: Any, images: Images, ids: Tensor, used: list[int]) -> Tensor:
+    """Hidden states [B, L, H] of conversations `ids` [B, L] about the images `used`, in order."""
     text_model = model.model.language_model
     is_image = ids == model.config.image_token_id
     grid = torch.tensor([[1, GRID, GRID]]).expand(len(used), -1)
@@ -184,13 +190,13 @@ def see(model: Any, pictures: Pictures, ids: Tensor, used: list[int]) -> Tensor:
         ids, mm_token_type_ids=is_image.int(), image_grid_thw=grid, attention_mask=torch.ones_like(ids)
     )
     embedded = text_model.embed_tokens(ids)
-    embedded = embedded.masked_scatter(is_image[..., None], pictures.merged[used].reshape(-1))
+    embedded = embedded.masked_scatter(is_image[..., None], images.merged[used].reshape(-1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden: Tensor = text_model(
             inputs_embeds=embedded,
             position_ids=positions,  # padding stands last, so causal attention needs no mask
             visual_pos_masks=is_image,
-            deepstack_visual_embeds=[pictures.deepstack[used].flatten(0, 1)],
+            deepstack_visual_embeds=[images.deepstack[used].flatten(0, 1)],
             use_cache=False,
         ).last_hidden_state
     return hidden
@@ -203,15 +209,16 @@ def train_language_model(
     seed: int,
     batch: int = 64,
     learning_rate: float = 2e-3,
-    pictures: int = 8000,
+    images: int = 8000,
     make: type[ConversationMaker] = ConversationMaker,
 ) -> None:
-    """Teach the language model the conversations of `make` about `pictures` pictures, seen through the finished tower.
+    """Teach the language model the conversations of `make` about `images` images, seen through the finished
+    vision_encoder.
 
     Tokens that decide (yes or no, image 1 or 2) weigh more than the others, or they would be lost among them.
     """
     rng = random.Random(seed + 1)
-    seen = Pictures.draw(model.model.visual, pictures, rng)
+    seen = Images.draw(model.model.visual, images, rng)
     maker = make(seen.colors, seen.shapes, rng)
     deciding = torch.tensor([tokenizer.encode(text)[0] for text in ("Yes", "No", " yes", " no", " 1", " 2")])
     text_model, head = model.model.language_model, model.lm_head

@@ -1,7 +1,7 @@
 """Writes the embedded world: source files as a user would have them, made from easy-VQA.
 
-Training pictures are cut into three disjoint slices, for prompts, preferences and text-to-image preferences; test
-pictures feed the benchmarks only. The preferences are noisy and biased towards one style; what is truly better lies in
+Training images are cut into three disjoint slices, for prompts, preferences and text-to-image preferences; test
+images feed the benchmarks only. The preferences are noisy and biased towards one style; what is truly better lies in
 `truth.jsonl`, which only the demo's grading reads.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.demo import language
-from dt2it_pipeline.demo.easyvqa import Picture, easy_vqa_root, load_split
+from dt2it_pipeline.demo.easyvqa import ShapeImage, easy_vqa_root, load_split
 
 if TYPE_CHECKING:
     from dt2it_pipeline.config.demo import DemoSettings
@@ -26,7 +26,7 @@ __all__ = ["GROUPS", "easy_vqa_root", "write_world"]
 
 GROUPS = ("style_random", "style_agrees", "style_opposes")
 _FILES = ("prompts", "preferences", "truth", "t2i", "benchmark", "benchmark_t2i")
-_T2I_PER_PICTURE = 2  # rows of t2i that one picture is expected to serve when the training pictures are cut
+_T2I_PER_IMAGE = 2  # rows of t2i that one image is expected to serve when the training images are cut
 
 Row = dict[str, Any]
 
@@ -39,7 +39,7 @@ def write_world(root: Path, settings: DemoSettings, seed: int = 0) -> None:
     Raises:
         EasyVQAMissingError: the package easy-vqa is not installed.
         FileExistsError: `root` holds something that is not a world.
-        ValueError: easy-VQA has too few questions or pictures for the settings, which are named.
+        ValueError: easy-VQA has too few questions or images for the settings, which are named.
     """
     easy_vqa_root()
     if root.exists() and any(root.iterdir()) and not all((root / f"{name}.jsonl").is_file() for name in _FILES):
@@ -64,7 +64,7 @@ class _Writer:
         settings = self.settings
         train = load_split("train")
         self.rng.shuffle(train)
-        weights = (settings.prompts, settings.preferences, settings.t2i / _T2I_PER_PICTURE)
+        weights = (settings.prompts, settings.preferences, settings.t2i / _T2I_PER_IMAGE)
         for_prompts, for_preferences, for_t2i = _cut(train, weights)
         test = load_split("test")
         self.rng.shuffle(test)
@@ -82,26 +82,26 @@ class _Writer:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (self.root / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
-    def _image(self, picture: Picture) -> str:
-        """Copy a picture once; returns its path from the world's folder."""
-        if picture.path not in self.names:
-            name = f"images/{picture.path.parent.parent.name}_{int(picture.path.stem):05d}.png"
-            shutil.copyfile(picture.path, self.root / name)
-            self.names[picture.path] = name
-        return self.names[picture.path]
+    def _image(self, image: ShapeImage) -> str:
+        """Copy an image once; returns its path from the world's folder."""
+        if image.path not in self.names:
+            name = f"images/{image.path.parent.parent.name}_{int(image.path.stem):05d}.png"
+            shutil.copyfile(image.path, self.root / name)
+            self.names[image.path] = name
+        return self.names[image.path]
 
-    def _questions(self, pictures: Sequence[Picture], setting: str, count: int) -> list[tuple[Picture, str, str]]:
-        """`count` different questions about `pictures`, the three kinds equally often.
+    def _questions(self, images: Sequence[ShapeImage], setting: str, count: int) -> list[tuple[ShapeImage, str, str]]:
+        """`count` different questions about `images`, the three kinds equally often.
 
         In easy-VQA's yes/no questions the thing asked for is mostly absent. Here presence and absence, asked for with
         and without negation, are equally frequent too, or "there is no ..." would be a safe answer.
         """
-        pools: dict[tuple[str, bool, str], deque[tuple[Picture, str, str]]] = {}
-        for picture in pictures:
-            for question, answer in dict(picture.questions).items():
+        pools: dict[tuple[str, bool, str], deque[tuple[ShapeImage, str, str]]] = {}
+        for image in images:
+            for question, answer in dict(image.questions).items():
                 parsed = language.parse_question(question)
                 key = (parsed.kind, parsed.negated, answer if parsed.kind == "yes_no" else "")
-                pools.setdefault(key, deque()).append((picture, question, answer))
+                pools.setdefault(key, deque()).append((image, question, answer))
         for pool in pools.values():
             self.rng.shuffle(pool)
         turns: list[tuple[str, bool, str]] = []
@@ -119,20 +119,20 @@ class _Writer:
         self.rng.shuffle(chosen)
         return chosen
 
-    def _prompts(self, pictures: Sequence[Picture]) -> list[Row]:
-        found = self._questions(pictures, "prompts", self.settings.prompts)
+    def _prompts(self, images: Sequence[ShapeImage]) -> list[Row]:
+        found = self._questions(images, "prompts", self.settings.prompts)
         return [
-            {"id": f"prompt-{number:05d}", "image": self._image(picture), "question": question, "answer": answer}
-            for number, (picture, question, answer) in enumerate(found)
+            {"id": f"prompt-{number:05d}", "image": self._image(image), "question": question, "answer": answer}
+            for number, (image, question, answer) in enumerate(found)
         ]
 
-    def _preferences(self, pictures: Sequence[Picture]) -> tuple[list[Row], list[Row]]:
+    def _preferences(self, images: Sequence[ShapeImage]) -> tuple[list[Row], list[Row]]:
         settings = self.settings
         count = settings.preferences
         mislabelled = _exactly(settings.noise, count, self.rng)
         verbose_chosen = _exactly(settings.style_bias, count, self.rng)
         preferences, truth = [], []
-        for number, (picture, question, answer) in enumerate(self._questions(pictures, "preferences", count)):
+        for number, (image, question, answer) in enumerate(self._questions(images, "preferences", count)):
             wrong = language.wrong_answer(question, answer, self.rng)
             first, second = (wrong, answer) if mislabelled[number] else (answer, wrong)
             styles: tuple[language.Style, language.Style] = ("verbose", "plain")
@@ -140,48 +140,46 @@ class _Writer:
                 styles = ("plain", "verbose")
             chosen = language.answer_in_style(styles[0], question, first, self.rng)
             rejected = language.answer_in_style(styles[1], question, second, self.rng)
-            row = {"id": f"pref-{number:05d}", "image": self._image(picture), "question": question}
+            row = {"id": f"pref-{number:05d}", "image": self._image(image), "question": question}
             preferences.append({**row, "chosen": chosen, "rejected": rejected})
             better, worse = (rejected, chosen) if mislabelled[number] else (chosen, rejected)
             truth.append({**row, "chosen": better, "rejected": worse})
         return preferences, truth
 
-    def _t2i(self, prefix: str, pictures: Sequence[Picture], count: int) -> list[Row]:
-        """Captions with a matching and a non-matching picture: another color, another shape, or both."""
-        pictures = [picture for picture in pictures if picture.color and picture.shape]
+    def _t2i(self, prefix: str, images: Sequence[ShapeImage], count: int) -> list[Row]:
+        """Captions with a matching and a non-matching image: another color, another shape, or both."""
+        images = [image for image in images if image.color and image.shape]
         rows = []
-        matching = _endless(pictures)
+        matching = _endless(images)
         for number in range(count):
             preferred = next(matching)
-            other = self._different(preferred, pictures, number % 3)
+            other = self._different(preferred, images, number % 3)
             caption = language.caption(preferred.color, preferred.shape, self.rng)
-            images = {"preferred": self._image(preferred), "other": self._image(other)}
-            rows.append({"id": f"{prefix}-{number:05d}", "caption": caption, **images})
+            sides = {"preferred": self._image(preferred), "other": self._image(other)}
+            rows.append({"id": f"{prefix}-{number:05d}", "caption": caption, **sides})
         return rows
 
-    def _different(self, picture: Picture, pictures: Sequence[Picture], way: int) -> Picture:
+    def _different(self, image: ShapeImage, images: Sequence[ShapeImage], way: int) -> ShapeImage:
         ways = ((True, False), (False, True), (True, True))
         # A small slice may lack the wanted difference; the next best then serves.
         for wanted in (ways[way], *ways):
-            others = [
-                other for other in pictures if (other.color != picture.color, other.shape != picture.shape) == wanted
-            ]
+            others = [other for other in images if (other.color != image.color, other.shape != image.shape) == wanted]
             if others:
                 return self.rng.choice(others)
-        raise ValueError("too few pictures for text-to-image preferences; raise demo.t2i or lower the other sizes")
+        raise ValueError("too few images for text-to-image preferences; raise demo.t2i or lower the other sizes")
 
-    def _benchmark(self, pictures: Sequence[Picture]) -> list[Row]:
+    def _benchmark(self, images: Sequence[ShapeImage]) -> list[Row]:
         count = self.settings.benchmark_per_group
-        found = self._questions(pictures, "benchmark_per_group", count * len(GROUPS))
+        found = self._questions(images, "benchmark_per_group", count * len(GROUPS))
         rows = []
-        for number, (picture, question, answer) in enumerate(found):
+        for number, (image, question, answer) in enumerate(found):
             group = GROUPS[number % len(GROUPS)]
             better, worse = self._styles(group)
             rows.append(
                 {
                     "id": f"bench-{number:05d}",
                     "group": group,
-                    "image": self._image(picture),
+                    "image": self._image(image),
                     "question": question,
                     "chosen": language.answer_in_style(better, question, answer, self.rng),
                     "rejected": language.answer_in_style(
@@ -210,13 +208,13 @@ class _Writer:
             (self.root / name).write_bytes(content[: len(content) // 2])
 
 
-def _cut(pictures: Sequence[Picture], weights: Sequence[float]) -> list[Sequence[Picture]]:
-    """Disjoint slices of `pictures` with sizes in the proportion of `weights`."""
+def _cut(images: Sequence[ShapeImage], weights: Sequence[float]) -> list[Sequence[ShapeImage]]:
+    """Disjoint slices of `images` with sizes in the proportion of `weights`."""
     slices, taken, start = [], 0.0, 0
     for weight in weights:
         taken += weight
-        end = round(len(pictures) * taken / sum(weights))
-        slices.append(pictures[start:end])
+        end = round(len(images) * taken / sum(weights))
+        slices.append(images[start:end])
         start = end
     return slices
 
@@ -228,6 +226,6 @@ def _exactly(share: float, count: int, rng: random.Random) -> list[bool]:
     return flags
 
 
-def _endless(pictures: Sequence[Picture]) -> Iterator[Picture]:
+def _endless(images: Sequence[ShapeImage]) -> Iterator[ShapeImage]:
     while True:
-        yield from pictures
+        yield from images

@@ -1,6 +1,6 @@
-"""Prompt rows as chat messages and open pictures, the form in which models take them.
+"""Prompt rows as chat messages and open images, the form in which models take them.
 
-What belongs here: reading pictures that may be damaged, and turning `<image>` markers into message parts. What does
+What belongs here: reading images that may be damaged, and turning `<image>` markers into message parts. What does
 not: a model, or anything about how its chat template words things; templates come with the model.
 """
 
@@ -17,9 +17,9 @@ from PIL import Image
 
 from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import PICTURE_FORMATS
+from dt2it_pipeline.media.store import IMAGE_FORMATS
 
-MAX_FILE_PIXELS = 100_000_000  # a picture beyond this is refused before it is decoded
+MAX_FILE_PIXELS = 100_000_000  # an image beyond this is refused before it is decoded
 _MARKER = re.compile(r"(<image>|<video>)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
@@ -30,20 +30,20 @@ class ChatError(UnusableError):
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A question as a model takes it: `messages` in chat-template form, and the pictures in marker order."""
+    """A question as a model takes it: `messages` in chat-template form, and the images in marker order."""
 
     prompt_id: str
     messages: tuple[Mapping[str, Any], ...]
     images: tuple[Image.Image, ...]
 
     def fitted(self, most: int | None) -> ChatPrompt:
-        """The same prompt with pictures of at most `most` pixels each; unchanged where `most` is None."""
+        """The same prompt with images of at most `most` pixels each; unchanged where `most` is None."""
         return ChatPrompt(self.prompt_id, self.messages, tuple(fit_pixels(image, most) for image in self.images))
 
     def with_images(self, images: Sequence[Image.Image]) -> ChatPrompt:
-        """The same words over other pictures. Raises ChatError when their number differs."""
+        """The same words over other images. Raises ChatError when their number differs."""
         if len(images) != len(self.images):
-            raise ChatError("pictures do not match", f"the prompt has {len(self.images)}, {len(images)} given")
+            raise ChatError("images do not match", f"the prompt has {len(self.images)}, {len(images)} given")
         return ChatPrompt(self.prompt_id, self.messages, tuple(images))
 
 
@@ -54,25 +54,25 @@ def chat_prompt(
     suffix: str = "",
     images: tuple[Image.Image, ...] | None = None,
 ) -> ChatPrompt:
-    """Build the chat form of one row of a prompts table, its pictures read from below `media_root`.
+    """Build the chat form of one row of a prompts table, its images read from below `media_root`.
 
     Args:
-        row: a prompts row; turn texts hold one `<image>` marker per picture.
+        row: a prompts row; turn texts hold one `<image>` marker per image.
         media_root: folder that the rows' media paths are relative to.
         system: system text to use instead of the row's own.
         suffix: words to add to the last user turn, after a space.
-        images: the row's pictures where they have been read before; they are not read again.
+        images: the row's images where they have been read before; they are not read again.
 
     Raises:
-        ChatError: a picture cannot be read, a medium is a video, markers and media do not match in number, or the words
+        ChatError: an image cannot be read, a medium is a video, markers and media do not match in number, or the words
             spell out a control token.
     """
     if any(medium["kind"] != "image" for medium in row["media"]):
-        raise ChatError("medium not supported", "only pictures are")
+        raise ChatError("medium not supported", "only images are")
     turns = [(turn["role"], turn["text"]) for turn in row["turns"]]
     markers = sum(len(_MARKER.findall(text)) for _, text in turns)
     if markers != len(row["media"]):
-        raise ChatError("picture markers do not match media", f"{markers} markers, {len(row['media'])} media")
+        raise ChatError("image markers do not match media", f"{markers} markers, {len(row['media'])} media")
     for words in (row["system"] if system is None else system, *(words for _, words in turns)):
         if found := _CONTROL.search(words):
             raise ChatError("control token in the prompt", found.group())
@@ -83,12 +83,12 @@ def chat_prompt(
     messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
     messages += [{"role": role, "content": _parts(words)} for role, words in turns]
     if images is None:
-        images = tuple(open_picture(media_root, medium["path"]) for medium in row["media"])
+        images = tuple(open_image(media_root, medium["path"]) for medium in row["media"])
     return ChatPrompt(row["prompt_id"], tuple(messages), images)
 
 
-def open_picture(media_root: Path, relative: str) -> Image.Image:
-    """Decode one picture below `media_root` as RGB; its content decides the format, not its name.
+def open_image(media_root: Path, relative: str) -> Image.Image:
+    """Decode one image below `media_root` as RGB; its content decides the format, not its name.
 
     Raises:
         ChatError: the path leaves the root, or the file is missing, damaged or larger than MAX_FILE_PIXELS.
@@ -96,24 +96,24 @@ def open_picture(media_root: Path, relative: str) -> Image.Image:
     root = media_root.resolve()
     path = (root / relative).resolve()
     if not path.is_relative_to(root):
-        raise ChatError("picture outside the media root", relative)
+        raise ChatError("image outside the media root", relative)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is stricter
-            with Image.open(path, formats=PICTURE_FORMATS) as opened:
+            with Image.open(path, formats=IMAGE_FORMATS) as opened:
                 if opened.width * opened.height > MAX_FILE_PIXELS:
-                    raise ChatError("picture too large", f"{relative}: {opened.width} x {opened.height} pixels")
+                    raise ChatError("image too large", f"{relative}: {opened.width} x {opened.height} pixels")
                 return to_rgb(opened)
     except ChatError:
         raise
     except FileNotFoundError:
-        raise ChatError("picture missing", relative) from None
+        raise ChatError("image missing", relative) from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise ChatError("picture unreadable", f"{relative}: {error}") from error
+        raise ChatError("image unreadable", f"{relative}: {error}") from error
 
 
 def fit_pixels(image: Image.Image, most: int | None) -> Image.Image:
-    """The picture itself, or a smaller copy of the same shape with at most `most` pixels."""
+    """The image itself, or a smaller copy of the same shape with at most `most` pixels."""
     if most is None or image.width * image.height <= most:
         return image
     scale = (most / (image.width * image.height)) ** 0.5

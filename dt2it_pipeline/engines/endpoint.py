@@ -34,7 +34,7 @@ _MOST_BYTES = 16 * 2**20  # of one answer; a longer one is not read to its end
 _FIRST_WAIT = 1.0  # seconds; doubled at every retry
 _SHOWN = 300  # characters of an endpoint's error message
 _LOOKED_AT = 4096  # bytes of a broken answer; cut far behind what is shown, so that no part of a key is
-_LOSSLESS_PIXELS = 512 * 512  # larger pictures are sent as JPEG
+_LOSSLESS_PIXELS = 512 * 512  # larger images are sent as JPEG
 _REFUSES_ALL = (401, 403, 404)  # wrong key, no permission, no such model
 
 Result = list[Sample] | EngineError
@@ -49,7 +49,7 @@ class _Again(Exception):
 
 
 class EndpointEngine:
-    """Answers prompts with pictures through a chat endpoint.
+    """Answers prompts with images through a chat endpoint.
 
     `counts` says what happened on the line: requests sent, retries, and faults by kind (`http 429`, `timeout`,
     `connection`, `broken answer`).
@@ -189,7 +189,7 @@ class EndpointEngine:
 
     def _refused(self, code: int, message: str) -> EngineError:
         if code == 401 or (code in _REFUSES_ALL and not self._answered):
-            source = self._settings.key_variable or "no key was sent"
+            source = self._settings.api_key_env or "no key was sent"
             self._fatal = EngineError(
                 f"{self._settings.base_url} refuses model {self._settings.model!r} with HTTP {code} "
                 f"(key: {source}): {message}"
@@ -242,7 +242,7 @@ class EndpointEngine:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as the text in which endpoints take it: PNG while it is small, JPEG beyond 512 x 512 pixels."""
+    """An image as the text in which endpoints take it: PNG while it is small, JPEG beyond 512 x 512 pixels."""
     buffer = io.BytesIO()
     small = image.width * image.height <= _LOSSLESS_PIXELS
     if small:
@@ -255,7 +255,7 @@ def data_url(image: Image.Image) -> str:
 def _messages(prompt: ChatPrompt) -> list[dict[str, Any]]:
     wanted = sum(part["type"] == "image" for message in prompt.messages for part in message["content"])
     if wanted != len(prompt.images):  # a StopIteration would hang whoever awaits it
-        raise EngineError(f"the prompt has {wanted} places for pictures and {len(prompt.images)} pictures")
+        raise EngineError(f"the prompt has {wanted} places for images and {len(prompt.images)} images")
     images = iter(prompt.images)
     messages: list[dict[str, Any]] = []
     for message in prompt.messages:

@@ -1,6 +1,6 @@
 """Scores of responses from a reward model behind a URL, such as `vllm serve CHECKPOINT --runner pooling`.
 
-A request holds one conversation with its pictures and is answered with one number (see the README.md of a checkpoint).
+A request holds one conversation with its images and is answered with one number (see the README.md of a checkpoint).
 What may help is tried again: broken connections, time-outs, 429 and 5xx. TLS is verified, redirects are not followed,
 and the key, from the environment variable VLLM_API_KEY, appears in no message.
 """
@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.config.credentials import Redactor, check_url, checked_key
-from dt2it_pipeline.engines.chat import ChatError, open_picture
+from dt2it_pipeline.engines.chat import ChatError, open_image
 from dt2it_pipeline.engines.vllm_engine import EngineError
 
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -39,7 +39,7 @@ _CARD = "reward_model.json"
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """A redirect would carry pictures and key to another place."""
+        """A redirect would carry images and key to another place."""
 
 
 class EndpointScorer:
@@ -47,7 +47,7 @@ class EndpointScorer:
 
     Args:
         url: of the server, or of its path that scores (`/classify`, the default, or `/pooling`).
-        media_root: folder that no picture may leave.
+        media_root: folder that no image may leave.
         system_prompt: system turn that the model was trained with. By default that of the served checkpoint where the
             server names a folder that lies on this machine too, else none; `system_prompt` then tells which.
         concurrency: requests at once.
@@ -122,12 +122,12 @@ class EndpointScorer:
         return value if math.isfinite(value) else ("score is not a number", str(value))
 
     def _messages(self, prompt: Mapping[str, Any], text: str) -> list[dict[str, Any]]:
-        """The conversation in OpenAI's form, pictures where their markers stand."""
+        """The conversation in OpenAI's form, images where their markers stand."""
         media = list(prompt["media"] or ())
         turns = prompt["turns"]
         kinds = [kind for turn in turns if turn["role"] == "user" for kind in _MARKER.findall(turn["text"])]
         if kinds != [medium["kind"] for medium in media]:
-            raise ChatError("picture markers do not match media", f"{len(kinds)} markers, {len(media)} media")
+            raise ChatError("image markers do not match media", f"{len(kinds)} markers, {len(media)} media")
         system = "\n\n".join(part for part in (self.system_prompt, prompt["system"]) if part)
         for words in (system, text, *(turn["text"] for turn in turns)):
             if found := _CONTROL.search(words):
@@ -140,17 +140,17 @@ class EndpointScorer:
                 continue
             pieces = _MARKER.split(turn["text"])  # text, kind, text, kind, ...
             content = [
-                self._picture(next(shown)) if number % 2 else {"type": "text", "text": piece}
+                self._image(next(shown)) if number % 2 else {"type": "text", "text": piece}
                 for number, piece in enumerate(pieces)
                 if piece
             ]
             messages.append({"role": "user", "content": content})
         return [*messages, {"role": "assistant", "content": text}]
 
-    def _picture(self, medium: Mapping[str, str]) -> dict[str, Any]:
+    def _image(self, medium: Mapping[str, str]) -> dict[str, Any]:
         if medium["kind"] != "image":
-            raise ChatError("medium not supported", "an endpoint is asked about pictures alone")
-        open_picture(self._root, medium["path"])  # confined to the root, and whole
+            raise ChatError("medium not supported", "an endpoint is asked about images alone")
+        open_image(self._root, medium["path"])  # confined to the root, and whole
         file = self._root / medium["path"]
         with Image.open(file) as opened:
             kind = Image.MIME[opened.format or "PNG"]

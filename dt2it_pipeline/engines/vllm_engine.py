@@ -58,7 +58,7 @@ class Decoding:
 
 
 class SamplingEngine(Protocol):
-    """Whatever can answer prompts with pictures."""
+    """Whatever can answer prompts with images."""
 
     def sample(self, requests: Sequence[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
         """One list of answers per request, or the error that only this request met."""
@@ -92,7 +92,7 @@ class VllmEngine:
     Args:
         model: folder or Hub id; its own chat template and processor are used, remote code is not trusted.
         max_model_len: tokens of prompt and answer together.
-        max_images: most pictures in one prompt.
+        max_images: most images in one prompt.
         seed: engine seed; requests carry their own.
         tensor_parallel: GPUs that share the model.
 

@@ -1,8 +1,8 @@
 """Scores from vLLM's pooling engine, behind a protocol so that a test can hand in a fake.
 
 The engine gets token ids, never text: what is scored is then exactly what the reward model was trained on, whatever
-vLLM would make of a chat template or of special tokens spelled out in a response. A picture stands in the ids as one
-placeholder, which vLLM repeats as often as its own picture processor says.
+vLLM would make of a chat template or of special tokens spelled out in a response. An image stands in the ids as one
+placeholder, which vLLM repeats as often as its own image processor says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolingRequest:
-    """One conversation to be scored: token ids with one placeholder per picture, and the pictures in that order."""
+    """One conversation to be scored: token ids with one placeholder per image, and the images in that order."""
 
     token_ids: tuple[int, ...]
     images: tuple[Image.Image, ...] = ()
@@ -40,8 +40,8 @@ class VllmPoolingEngine:
     Args:
         model: checkpoint folder as `RewardModel.save_pretrained` writes it; remote code is not trusted.
         max_model_len: tokens of prompt and response together.
-        size: pixels per picture, `shortest_edge` and `longest_edge`, as the picture processor takes them.
-        max_images: most pictures in one prompt.
+        size: pixels per image, `shortest_edge` and `longest_edge`, as the image processor takes them.
+        max_images: most images in one prompt.
         tokens_per_batch: tokens that the engine computes in one step.
 
     Raises:

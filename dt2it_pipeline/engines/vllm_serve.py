@@ -8,7 +8,7 @@ to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON tha
 between its parts, with which a weak model would fill a reply.
 
 Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), takes the
-picture size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
+image size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
 on the command line win.
 
 Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it,

@@ -46,31 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = Store(given.home)
     try:
         asset = "contested_pairs" if given.undecided else given.asset
-        bundle = store.read(asset, given.round)
-        pairs = _undecided(store, given.round) if given.undecided else bundle["pairs"]
+        artifact = store.read(asset, given.round)
+        pairs = _undecided(store, given.round) if given.undecided else artifact["pairs"]
         done = export_pairs(
             pairs,
-            bundle["prompts"],
+            artifact["prompts"],
             store.media,
             given.output,
             given.format,
             sources=sources_of(pairs, store.home),
             title="Pairs that nobody has decided" if given.undecided else TITLE,
-            lineage=lineage_of(bundle, asset, given.round),
+            lineage=lineage_of(artifact, asset, given.round),
         )
     except (ExportError, StoreError) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:
         raise SystemExit(f"error: cannot write {given.output}: {error}") from None
     print(f"{done.folder}: {done.pairs} pairs")
-    for row in done.set_aside.to_pylist():
+    for row in done.quarantine.to_pylist():
         print(f"not exported: {row['row_id']}: {row['reason']} ({row['detail']})")
 
 
 def _undecided(store: Store, number: str | None) -> pa.Table:
-    """The pairs that were set aside when they were to be annotated: contested, or verified and shaken by verdicts."""
+    """The pairs that were quarantined when they were to be annotated: contested, or verified and shaken by verdicts."""
     pairs = pa.concat_tables([store.read(name, number)["pairs"] for name in ("contested_pairs", "verified_pairs")])
-    aside = store.read("annotated_pairs", number)["set_aside"]
+    aside = store.read("annotated_pairs", number)["quarantine"]
     left = pc.coalesce(aside["pair_id"], aside["row_id"])  # earlier versions named pairs by `row_id`
     return pairs.filter(pc.is_in(pairs["pair_id"], left.combine_chunks()))
 

@@ -64,7 +64,7 @@ def dataset_card(
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---\n",
         f"# {title}\n",
         f"{total:,} preference pairs, each two answers to one prompt{which}. {notes}\n",
-        "## Licences\n\nEvery pair is under the licence of its source, pictures included: "
+        "## Licences\n\nEvery pair is under the licence of its source, images included: "
         + ("; ".join(licences) or "there are none")
         + ".\n\n"
         + _table(("source", "licence", "citation"), [(s, v.licence, v.citation) for s, v in named.items()]),

@@ -1,9 +1,9 @@
 """One class per format: rows into files below a folder, in batches, so that no more than one is in memory.
 
-- `huggingface`: our own columns, Parquet with the pictures inside.
-- `trl`: prompt, chosen and rejected as lists of messages, pictures in a column `images`, Parquet (TRL's conversational
+- `huggingface`: our own columns, Parquet with the images inside.
+- `trl`: prompt, chosen and rejected as lists of messages, images in a column `images`, Parquet (TRL's conversational
   preference type with typed content).
-- `llamafactory`: ShareGPT-style JSON with a `dataset_info.json`, pictures as files (LLaMA-Factory's preference format).
+- `llamafactory`: ShareGPT-style JSON with a `dataset_info.json`, images as files (LLaMA-Factory's preference format).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Format(Protocol):
 
 
 class _ParquetFormat:
-    """Rows into data/train-*.parquet, whose schema tells `datasets` which column holds pictures."""
+    """Rows into data/train-*.parquet, whose schema tells `datasets` which column holds images."""
 
     files = "data/*.parquet"
     schema: pa.Schema
@@ -94,7 +94,7 @@ class _ParquetFormat:
 
 
 class HuggingFace(_ParquetFormat):
-    """Our own columns, with pictures inside."""
+    """Our own columns, with images inside."""
 
     notes = "The turns hold one `<image>` or `<video>` marker per medium, in order."
     columns: ClassVar[Mapping[str, str]] = {
@@ -102,7 +102,7 @@ class HuggingFace(_ParquetFormat):
         "prompt_id": "hash of system prompt, turns and media",
         "system": "system prompt of the source, often empty",
         "turns": "the conversation up to the answers: role and text",
-        "images": "pictures in the order of their markers",
+        "images": "images in the order of their markers",
         "videos": "paths of video files in this folder",
         "chosen": "the better answer",
         "rejected": "the worse answer",
@@ -140,14 +140,14 @@ class TRL(_ParquetFormat):
     """Messages with typed content, as TRL's trainers take them."""
 
     notes = (
-        "Messages hold typed content; the pictures of a row stand in `images`, in the order of their placeholders. "
+        "Messages hold typed content; the images of a row stand in `images`, in the order of their placeholders. "
         "`RewardTrainer` subtracts `margin` from the difference of rewards; remove the column where that is not meant."
     )
     columns: ClassVar[Mapping[str, str]] = {
         "prompt": "messages up to the answers",
         "chosen": "the better answer, as a list of one message",
         "rejected": "the worse answer, likewise",
-        "images": "pictures in the order of their placeholders",
+        "images": "images in the order of their placeholders",
         "margin": "preference strength; 0 where it is not known",
         "pair_id": "id of the pair in the pipeline",
         "source": "data source",
@@ -187,7 +187,7 @@ class TRL(_ParquetFormat):
 
 
 class LlamaFactory:
-    """ShareGPT-style rows in pairs.json, described in dataset_info.json; pictures as files below images/."""
+    """ShareGPT-style rows in pairs.json, described in dataset_info.json; images as files below images/."""
 
     files = "pairs.json"
     notes = "For LLaMA-Factory, give this folder as `dataset_dir` and `dt2it_pairs` as `dataset`."
@@ -196,7 +196,7 @@ class LlamaFactory:
         "chosen": "the better answer",
         "rejected": "the worse answer",
         "system": "system prompt, often empty",
-        "images": "paths of picture files in this folder",
+        "images": "paths of image files in this folder",
         "videos": "paths of video files in this folder",
         "pair_id": "id of the pair in the pipeline",
         "source": "data source",
@@ -259,7 +259,7 @@ class LlamaFactory:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
-    """How `datasets` writes a column's type; a struct of bytes and path is a picture."""
+    """How `datasets` writes a column's type; a struct of bytes and path is an image."""
     if kind == _IMAGE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):

@@ -13,7 +13,7 @@ from dt2it_pipeline.export.card import Source
 from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 
 
 def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:
@@ -30,15 +30,15 @@ def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, 
     return {name: Source(known[name].licence, known[name].citation) for name in names if name in known}
 
 
-def lineage_of(bundle: Bundle, asset: str, partition: str | None) -> dict[str, str]:
+def lineage_of(artifact: Artifact, asset: str, partition: str | None) -> dict[str, str]:
     """What the pairs are and were made by: asset, round, content hash, reward models and judges that voted."""
-    voters = pc.unique(pc.list_flatten(bundle["pairs"]["votes"]).combine_chunks().field("voter")).to_pylist()
+    voters = pc.unique(pc.list_flatten(artifact["pairs"]["votes"]).combine_chunks().field("voter")).to_pylist()
     return {
         "made by": f"dt2it_pipeline {_version()} (DT2IT-MRM, arXiv 2604.19544)",
         "asset": asset,
         **({} if partition is None else {"round": partition}),
-        "version in the store": bundle.folder.name,
-        "content hash": bundle.digest,
+        "version in the store": artifact.folder.name,
+        "content hash": artifact.digest,
         "voters": ", ".join(sorted(voter for voter in voters if not voter.startswith(PERSON))) or "none",
         "people who voted": str(sum(voter.startswith(PERSON) for voter in voters)),
     }

@@ -29,11 +29,11 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """Where an export lies, how many pairs are in it, and which are not (table kind `set_aside`)."""
+    """Where an export lies, how many pairs are in it, and which are not (table kind `quarantine`)."""
 
     folder: Path
     pairs: int
-    set_aside: pa.Table
+    quarantine: pa.Table
 
 
 def export_pairs(
@@ -80,7 +80,7 @@ def export_pairs(
                 writer.add(row)
             except RowFault as fault:
                 pair = row.pair if isinstance(row, Row) else row[0]
-                aside.append(records.set_aside_pair(pair, "export", fault.reason, fault.detail))
+                aside.append(records.quarantine_pair(pair, "export", fault.reason, fault.detail))
                 continue
             written.append({name: row.pair[name] for name in ("source", "label", "round")})
             languages.add(row.prompt["language"])
@@ -89,4 +89,4 @@ def export_pairs(
         card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
         (made / "README.md").write_text(card, encoding="utf-8")
         mark(made, MARKER, format=format_name)
-    return Exported(folder, len(written), schemas.table(aside, "set_aside"))
+    return Exported(folder, len(written), schemas.table(aside, "quarantine"))

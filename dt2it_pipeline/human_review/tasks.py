@@ -1,6 +1,6 @@
 """Formats for people who are to say which of two answers is better: Label Studio and Argilla.
 
-Nothing tells them the present label: the answer with the lower id (a hash of its text) stands first. Pictures travel
+Nothing tells them the present label: the answer with the lower id (a hash of its text) stands first. Images travel
 inside, as data URIs, so that no file server is needed. What people answer comes back by `curate.people`.
 """
 
@@ -70,7 +70,7 @@ class LabelStudio(_JsonList):
         "Export what people did as JSON (not JSON-MIN), and hand the file to `dt2it review import`."
     )
     columns: ClassVar[Mapping[str, str]] = {
-        "data.prompt": "the conversation up to the answers, as HTML with its pictures",
+        "data.prompt": "the conversation up to the answers, as HTML with its images",
         "data.first": "one answer",
         "data.second": "the other answer",
         "data.pair_id": "id of the pair in the pipeline",
@@ -99,7 +99,7 @@ class Argilla(_JsonList):
         "submitted answer is not told apart from one, so ask for submitted answers only where there may be drafts."
     )
     columns: ClassVar[Mapping[str, str]] = {
-        "fields.prompt": "the conversation up to the answers, as HTML with its pictures",
+        "fields.prompt": "the conversation up to the answers, as HTML with its images",
         "fields.first": "one answer",
         "fields.second": "the other answer",
         "metadata.pair_id": "id of the pair in the pipeline",
@@ -166,7 +166,7 @@ def _ids(row: Row, sides: list[tuple[str, str]]) -> dict[str, str]:
 def _prompt(row: Row) -> str:
     """The conversation as HTML. Nothing of a source's text is taken for HTML."""
     if row.videos:
-        raise RowFault("video not supported", "people are shown pictures and text")
+        raise RowFault("video not supported", "people are shown images and text")
     images = iter(row.images)
     turns = [{"role": "system", "text": row.prompt["system"]}] if row.prompt["system"] else []
     shown = []

@@ -30,7 +30,7 @@ _OTHER_EAST_ASIAN = re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")  # kana and Hang
 
 
 class Fault(NamedTuple):
-    """Why a pair is set aside, what was found, and the row of the table (by number) that it repeats, if it does."""
+    """Why a pair is quarantined, what was found, and the row of the table (by number) that it repeats, if it does."""
 
     reason: str
     detail: str
@@ -59,7 +59,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None) -> dict[int, Fault]:
-    """Rows of a pairs table that should be set aside, by their number in the table.
+    """Rows of a pairs table that should be quarantined, by their number in the table.
 
     - `identical sides`: both sides are the same text once normalised;
     - `contradictory pair`: the same two sides are preferred both ways; all of these rows, since none can be believed;
@@ -89,7 +89,7 @@ def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | Non
 def clean_pairs(
     pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, stage: str
 ) -> tuple[pa.Table, pa.Table]:
-    """Split a pairs table into the rows to keep and a `set_aside` table of the others (see `faulty_pairs`)."""
+    """Split a pairs table into the rows to keep and a `quarantine` table of the others (see `faulty_pairs`)."""
     found = faulty_pairs(pairs, prompts, near_duplicate)
     keep = pa.array([row not in found for row in range(pairs.num_rows)], pa.bool_())
     places = sorted(found)
@@ -102,9 +102,9 @@ def clean_pairs(
             stands = of
         pair_id = pairs["pair_id"][stands].as_py()
         aside.append(
-            records.set_aside_pair(row, stage, found[place].reason, found[place].detail) | {"pair_id": pair_id}
+            records.quarantine_pair(row, stage, found[place].reason, found[place].detail) | {"pair_id": pair_id}
         )
-    return pairs.filter(keep).combine_chunks(), schemas.table(aside, "set_aside")
+    return pairs.filter(keep).combine_chunks(), schemas.table(aside, "quarantine")
 
 
 def _names(pairs: pa.Table) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Decontamination: nothing that is trained on shows a benchmark's picture, asks its question or gives its answers."""
+"""Decontamination: nothing that is trained on shows a benchmark's image, asks its question or gives its answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pyarrow as pa
 from dt2it_pipeline.config.cleaning import DecontaminationSettings
 from dt2it_pipeline.storage import records, schemas
 
-SAME_PICTURE = "picture is in a benchmark"
-ALIKE_PICTURE = "picture looks like one of a benchmark"
+SAME_IMAGE = "image is in a benchmark"
+ALIKE_IMAGE = "image looks like one of a benchmark"
 SAME_QUESTION = "question is in a benchmark"
 SAME_ANSWER = "question and response are in a benchmark"
 _MARKER = re.compile("<(?:image|video)>")
@@ -27,7 +27,7 @@ _WORD = re.compile(  # words, and the symbols that make another question of the 
     r"|-(?=\.?\d|[(\[])|(?<=[)\]])-|(?<=[\w)\]] )-(?= [\d(\[])"
     rf"|(?<=\b{_LETTER})-(?={_LETTER}\b)|(?<=\b{_LETTER} )-(?= {_LETTER}\b)"
 )
-_ROWS = 128  # training pictures that are compared at a time: what lies between fits a processor's cache
+_ROWS = 128  # training images that are compared at a time: what lies between fits a processor's cache
 
 
 class Contamination(NamedTuple):
@@ -42,7 +42,7 @@ class Contamination(NamedTuple):
 class BenchmarkContent:
     """What the benchmarks hold, each thing with the name of the benchmark (the first, where several hold it)."""
 
-    pictures: Mapping[str, str] = field(default_factory=dict)  # content hash
+    images: Mapping[str, str] = field(default_factory=dict)  # content hash
     questions: Mapping[str, str] = field(default_factory=dict)  # of prompts without media, normalised
     answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by question, then response, normalised
 
@@ -52,20 +52,20 @@ def benchmark_content(items: pa.Table, prompts: pa.Table) -> BenchmarkContent:
     named: dict[str, str] = {}
     for prompt, name in zip(items["prompt_id"].to_pylist(), items["benchmark"].to_pylist(), strict=True):
         named.setdefault(prompt, name)
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     questions: dict[str, str] = {}
     asked: dict[str, str] = {}
     for row in prompts.select(["prompt_id", "media", "turns"]).to_pylist():
         name, asked[row["prompt_id"]] = named.get(row["prompt_id"], "benchmark"), _question(row["turns"])
         for medium in row["media"]:
-            pictures.setdefault(medium["sha256"], name)
+            images.setdefault(medium["sha256"], name)
         if not row["media"]:
             questions.setdefault(asked[row["prompt_id"]], name)
     answers: dict[str, dict[str, str]] = defaultdict(dict)
     for row in items.select(["prompt_id", "benchmark", "chosen", "rejected"]).to_pylist():
         for side in ("chosen", "rejected"):
             answers[asked.get(row["prompt_id"], "")].setdefault(plain_words(row[side]), row["benchmark"])
-    return BenchmarkContent(pictures, questions, dict(answers))
+    return BenchmarkContent(images, questions, dict(answers))
 
 
 def contaminated_pairs(
@@ -109,7 +109,7 @@ def decontaminate(
     settings: DecontaminationSettings,
     hashes: Mapping[str, int],
 ) -> tuple[pa.Table, pa.Table, list[dict[str, Any]]]:
-    """Split a pairs table into the pairs that may be trained on and a `set_aside` table of the others.
+    """Split a pairs table into the pairs that may be trained on and a `quarantine` table of the others.
 
     The third value is the report of what was removed: reason, benchmark, source and pairs, most pairs first.
     """
@@ -120,13 +120,13 @@ def decontaminate(
         fault = found.get(row["pair_id"])
         if fault is not None:
             detail = f"{fault.benchmark}: {fault.detail}"
-            removed.append(records.set_aside_pair(row, "decontamination", fault.reason, detail))
+            removed.append(records.quarantine_pair(row, "decontamination", fault.reason, detail))
             counts[fault.reason, fault.benchmark, row["source"]] += 1
     report = [
         {"reason": reason, "benchmark": benchmark, "source": source, "pairs": count}
         for (reason, benchmark, source), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     ]
-    return pairs.filter(clean).combine_chunks(), schemas.table(removed, "set_aside"), report
+    return pairs.filter(clean).combine_chunks(), schemas.table(removed, "quarantine"), report
 
 
 def plain_words(text: str) -> str:
@@ -166,20 +166,20 @@ def _by_prompt(
         asked[key] = (_question(turns), _question(last))
         for medium in media:
             showing[medium["sha256"]].append(key)
-            if medium["sha256"] in content.pictures:
-                fault = Contamination(SAME_PICTURE, content.pictures[medium["sha256"]], medium["sha256"])
+            if medium["sha256"] in content.images:
+                fault = Contamination(SAME_IMAGE, content.images[medium["sha256"]], medium["sha256"])
                 found.setdefault(key, fault)
         same = next((question for question in asked[key] if question in content.questions), None)
         if not media and same is not None:
             found[key] = Contamination(SAME_QUESTION, content.questions[same], same[:80])
     if settings.perceptual_distance is not None:
-        ours = sorted(sha for sha in showing if sha in hashes and sha not in content.pictures)
-        theirs = sorted(sha for sha in content.pictures if sha in hashes)
+        ours = sorted(sha for sha in showing if sha in hashes and sha not in content.images)
+        theirs = sorted(sha for sha in content.images if sha in hashes)
         near = nearest([hashes[s] for s in ours], [hashes[s] for s in theirs], settings.perceptual_distance)
         for position, (other, bits) in near.items():
             detail = f"{ours[position]} is {bits} of 64 bits from {theirs[other]}"
             for key in showing[ours[position]]:
-                found.setdefault(key, Contamination(ALIKE_PICTURE, content.pictures[theirs[other]], detail))
+                found.setdefault(key, Contamination(ALIKE_IMAGE, content.images[theirs[other]], detail))
     return found, asked
 
 

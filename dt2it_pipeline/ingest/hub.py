@@ -47,7 +47,7 @@ def streamed(builder: Any, where: Any, split: str | None) -> Any:
 
 
 def undecoded(rows: Any, where: Any) -> Iterator[Read]:
-    """Rows with pictures as {bytes, path}: decoding them is the media import's task.
+    """Rows with images as {bytes, path}: decoding them is the media import's task.
 
     Raises:
         SourceError: `datasets` cannot read on.

@@ -57,7 +57,7 @@ class Landed:
     def content(self) -> str:
         """Hash of what it holds: the manifest, start and end of its data files, names and sizes of all files.
 
-        Pictures are too many to be opened at every change. Times do not count, so that the same files dropped again are
+        Images are too many to be opened at every change. Times do not count, so that the same files dropped again are
         nothing new.
         """
         digest = hashlib.sha256()

@@ -56,7 +56,7 @@ class Manifest(Settings):
     media_root: str | None = Field(
         None,
         min_length=1,
-        description="folder, .zip or .tar that no media path may leave; none where rows hold their pictures",
+        description="folder, .zip or .tar that no media path may leave; none where rows hold their images",
     )
     media_prefix: str = Field(
         "", description="taken off the front of media paths, for sources that write their own root"

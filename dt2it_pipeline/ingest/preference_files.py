@@ -1,6 +1,6 @@
 """Preference pairs from a file as it is published: texts, a key of the prompt, and who wrote them where that is said.
 
-For measurements on text alone; pictures are not read. `ingest` is what brings sources into the pipeline.
+For measurements on text alone; images are not read. `ingest` is what brings sources into the pipeline.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FORMS = """Forms of a row that are understood without being told:
   response, human_ranking                   two texts and their ranks; the lower rank is the better
   Output1, Output2, Better                  two texts; Better names one of them
   conversations, rejected_conversations     lists of turns; the last ones are the answers
-What tells prompts apart: prompt_id, or question, prompt, query, Text or caption, with the picture's path under image,
+What tells prompts apart: prompt_id, or question, prompt, query, Text or caption, with the image's path under image,
 images, image_path, Image or video.
 Who wrote the sides: chosen_model and rejected_model, or models beside human_ranking."""
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
 _NOTHING = (None, "")  # an empty cell of a CSV file is an empty text
-_BATCH = 64  # rows of a Parquet file at a time; each may hold pictures
-_PICTURE = ("image", "images", "image_path", "Image", "video")
+_BATCH = 64  # rows of a Parquet file at a time; each may hold images
+_IMAGE = ("image", "images", "image_path", "Image", "video")
 
 
 class PreferenceFileError(ValueError):
@@ -56,7 +56,7 @@ class Columns:
     chosen: str | None = None
     rejected: str | None = None
     prompt: str | None = None
-    picture: str | None = None
+    image: str | None = None
 
     def named(self) -> dict[str, str]:
         """Our name -> the file's name, of those that are given."""
@@ -197,13 +197,13 @@ def _are_turns(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and all(isinstance(turn, Mapping) and {"role", "from"} & set(turn) for turn in value)
 
 
-def _picture(value: Any) -> str | None:
-    """What tells a picture from others: its path, or a hash of its bytes; of several, all of them."""
+def _image(value: Any) -> str | None:
+    """What tells an image from others: its path, or a hash of its bytes; of several, all of them."""
     if isinstance(value, Mapping):
         content = value.get("bytes")
-        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _picture(value.get("path"))
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _image(value.get("path"))
     if isinstance(value, list):
-        return " ".join(filter(None, map(_picture, value))) or None
+        return " ".join(filter(None, map(_image, value))) or None
     return value if isinstance(value, str) and value else None
 
 
@@ -218,16 +218,16 @@ def _models(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _prompt(row: Mapping[str, Any], names: Columns) -> str:
-    """Key of the prompt: its words and its picture, so that pairs of one prompt stay together."""
+    """Key of the prompt: its words and its image, so that pairs of one prompt stay together."""
     if names.prompt is None and row.get("prompt_id") not in _NOTHING:
         return str(row["prompt_id"])
     question_names = _QUESTION if names.prompt is None else (names.prompt,)
-    picture_names = _PICTURE if names.picture is None else (names.picture,)
+    image_names = _IMAGE if names.image is None else (names.image,)
     question = next((row[name] for name in question_names if row.get(name) not in _NOTHING), None)
     if question is None:  # turns of which the last one is the answer
         turns = row.get("conversations") or row.get(names.chosen or "chosen")
         question = (turns[:-1] or None) if _are_turns(turns) else None
-    picture = next((found for name in picture_names if (found := _picture(row.get(name)))), None)
-    if question is None and picture is None:  # nothing tells prompts apart: every pair counts as one of its own
+    image = next((found for name in image_names if (found := _image(row.get(name)))), None)
+    if question is None and image is None:  # nothing tells prompts apart: every pair counts as one of its own
         return content_ids.content_hash("pair", *sorted(_sides(row, names) or ()))
-    return content_ids.content_hash(str(question), picture)
+    return content_ids.content_hash(str(question), image)

@@ -31,7 +31,7 @@ __all__ = ["SourceError", "data_files", "read_rows"]
 
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
-_BATCH = 64  # rows of a Parquet file at a time; each may hold a picture
+_BATCH = 64  # rows of a Parquet file at a time; each may hold an image
 _EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
 # last for members of a .zip that are encrypted or compressed in a way that is not known here

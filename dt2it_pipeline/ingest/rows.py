@@ -14,7 +14,7 @@ from dt2it_pipeline.errors import UnusableError
 
 MediumKind = Literal["image", "video"]
 Turn = dict[str, str]  # role (user or assistant) and text
-TIE = "tie"  # reason under which rows without a preference are set aside
+TIE = "tie"  # reason under which rows without a preference are quarantined
 
 
 class RowError(UnusableError):
@@ -31,7 +31,7 @@ class ColumnError(RowError):
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """A picture or video as the source gives it: a path below the media root, or the file's content."""
+    """An image or video as the source gives it: a path below the media root, or the file's content."""
 
     kind: MediumKind
     value: str | bytes
@@ -58,8 +58,8 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class PicturePair:
-    """Two pictures for one caption, one of which is preferred."""
+class ImagePair:
+    """Two images for one caption, one of which is preferred."""
 
     row_id: str
     caption: str
@@ -71,7 +71,7 @@ class PicturePair:
 
     @property
     def media(self) -> tuple[Medium, ...]:
-        """Both pictures, the preferred one first."""
+        """Both images, the preferred one first."""
         return self.preferred, self.other
 
 
@@ -85,7 +85,7 @@ class SetAside:
     missing_column: bool = False
 
 
-Item = Conversation | PicturePair | SetAside
+Item = Conversation | ImagePair | SetAside
 Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
 
 
@@ -137,7 +137,7 @@ class Row:
     def media(self, name: str, kind: MediumKind = "image") -> tuple[Medium, ...]:
         """The media of a column: none, one or a list of paths, base64 texts, bytes or {bytes, path}."""
         column = self.columns.get(name, name)
-        if name in self.columns and column not in self.values:  # a misspelt column would lose every picture silently
+        if name in self.columns and column not in self.values:  # a misspelt column would lose every image silently
             raise RowError(
                 "missing value", f"column {column!r} is not in the row, which has {sorted(self.values)}"[:300]
             )
@@ -146,13 +146,13 @@ class Row:
             return ()
         return tuple(medium(one, kind, column) for one in (value if isinstance(value, list | tuple) else [value]))
 
-    def picture(self, name: str) -> Medium:
-        """The one picture of a column that must be there."""
+    def image(self, name: str) -> Medium:
+        """The one image of a column that must be there."""
         return medium(self.need(name), "image", self.columns.get(name, name))
 
 
 def medium(value: Any, kind: MediumKind, column: str) -> Medium:
-    """A medium from what a column may hold: text, bytes, or {bytes, path} as `datasets` gives undecoded pictures."""
+    """A medium from what a column may hold: text, bytes, or {bytes, path} as `datasets` gives undecoded images."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if value in ("", b""):

@@ -1,7 +1,7 @@
 """Sources into records: reads what a manifest describes and makes prompts, pairs, T2I preferences or benchmark items.
 
-A row's way is read, adapt, import its media, record. What cannot go on is set aside with the reason, whichever step it
-is at; rows in = rows out + rows set aside, for every source.
+A row's way is read, adapt, import its media, record. What cannot go on is quarantined with the reason, whichever step
+it is at; rows in = rows out + rows quarantined, for every source.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dt2it_pipeline.ingest.adapters import adapter
 from dt2it_pipeline.ingest.clean import clean_pairs, language_of
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, RowError, SetAside, require_unicode
+from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Row, RowError, SetAside, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import MediaError
@@ -34,7 +34,7 @@ from dt2it_pipeline.media.video import VideoDecoderError
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 
 __all__ = ["SourceError", "concatenate", "fingerprint", "items_of", "read_source", "unique_prompts"]
 
@@ -43,7 +43,7 @@ _BATCH = 256  # items whose media are imported together
 _FLUSH = 8192  # rows that are held as Python objects at a time
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
 _MARKER = re.compile("<(image|video)>")
-_COUNTS, _RARE = ("rows_in", "rows_out", "rows_set_aside"), ("ties", "repeated_ids")
+_COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Collected:
         self.manifest = manifest
         self.main = _Rows(_TABLES[manifest.kind])
         self.prompts = _Rows("prompts")
-        self.aside = _Rows("set_aside")
+        self.aside = _Rows("quarantine")
         self.seen: set[bytes] = set()
         self.prompt_ids: set[bytes] = set()
         self.row_ids: set[int] = set()
@@ -89,7 +89,7 @@ class _Collected:
             self.counts["repeated_ids"] += key in self.row_ids
             self.row_ids.add(key)
 
-    def record(self, item: Conversation | PicturePair, media: Sequence[Imported]) -> None:
+    def record(self, item: Conversation | ImagePair, media: Sequence[Imported]) -> None:
         """Take an item in, or set it aside."""
         try:
             fault = next((one for one in media if isinstance(one, Exception)), None)
@@ -100,24 +100,26 @@ class _Collected:
             key = made.get("pair_id") or made.get("prompt_id") or made["preference_id"]
             same = (key, made.get("chosen_id") if self.manifest.kind == "preferences" else None)
             if _seen(self.seen, same):
-                self.set_aside(SetAside(item.row_id, "duplicate row", f"of {key}"), made.get("pair_id"))
+                self.quarantine(SetAside(item.row_id, "duplicate row", f"of {key}"), made.get("pair_id"))
                 return
         except VideoDecoderError as error:
             raise SourceError(f"source {self.manifest.name!r}: {error}") from error
         except (MediaError, RowError) as error:
-            self.set_aside(SetAside(item.row_id, error.reason, error.detail))
+            self.quarantine(SetAside(item.row_id, error.reason, error.detail))
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            self.set_aside(SetAside(item.row_id, "row cannot be read", f"{type(error).__name__}: {error}"))
+            self.quarantine(SetAside(item.row_id, "row cannot be read", f"{type(error).__name__}: {error}"))
         else:
             self.main.add(made)
             self.counts["rows_out"] += 1
             if prompt is not None and not _seen(self.prompt_ids, (prompt["prompt_id"], None)):
                 self.prompts.add(prompt)
 
-    def set_aside(self, item: SetAside, pair_id: str | None = None) -> None:
+    def quarantine(self, item: SetAside, pair_id: str | None = None) -> None:
         """Keep the reason for which something is no record, and which pair it repeats."""
-        self.aside.add(records.set_aside_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name, pair_id))
-        self.counts["rows_set_aside"] += 1
+        self.aside.add(
+            records.quarantine_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name, pair_id)
+        )
+        self.counts["rows_quarantined"] += 1
         self.counts["ties"] += item.reason == TIE
 
 
@@ -163,7 +165,7 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
 
 
 def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = lambda row: None) -> Iterator[Item]:
-    """The neutral items of a source before their media are imported, what is set aside so far among them.
+    """The neutral items of a source before their media are imported, what is quarantined so far among them.
 
     `on_row` is called with every row that is handed to the adapter.
 
@@ -201,15 +203,15 @@ def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = 
     yield from malformed
 
 
-def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
+def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifact:
     """Read one source whole.
 
-    Returns a bundle with `set_aside` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
+    Returns an artifact with `quarantine` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
     `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in (items that its rows gave), rows_out,
-    rows_set_aside; where there are some, ties (of these) and repeated_ids (rows whose own id an earlier row has).
+    rows_quarantined; where there are some, ties (of these) and repeated_ids (rows whose own id an earlier row has).
 
-    Memory is that of the tables and of one batch of items with their pictures. A call that was killed is made again;
-    pictures that it had imported are not decoded again.
+    Memory is that of the tables and of one batch of items with their images. A call that was killed is made again;
+    images that it had imported are not decoded again.
 
     Raises:
         SourceError: the source is missing, all of its rows lack a column that the adapter needs, or it has video files
@@ -228,44 +230,44 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Bundle:
             media = iter(importer.rows([one for item in batch if not isinstance(item, SetAside) for one in item.media]))
             for item in batch:
                 if isinstance(item, SetAside):
-                    collected.set_aside(item)
+                    collected.quarantine(item)
                 else:
                     collected.record(item, list(itertools.islice(media, len(item.media))))
     finally:
         importer.close()
         root.close()
-    tables = {_TABLES[manifest.kind]: collected.main.table(), "set_aside": collected.aside.table()}
+    tables = {_TABLES[manifest.kind]: collected.main.table(), "quarantine": collected.aside.table()}
     if manifest.kind not in ("prompts", "t2i"):
         tables["prompts"] = collected.prompts.table()
-    facts = {name: collected.counts[name] for name in _COUNTS}
-    return Bundle(tables, facts | {name: collected.counts[name] for name in _RARE if collected.counts[name]})
+    metadata = {name: collected.counts[name] for name in _COUNTS}
+    return Artifact(tables, metadata | {name: collected.counts[name] for name in _RARE if collected.counts[name]})
 
 
-def concatenate(bundles: list[Bundle], kinds: tuple[str, ...], near_duplicate: float | None = None) -> Bundle:
-    """Join the bundles of several sources into one; prompts that several sources share appear once.
+def concatenate(artifacts: list[Artifact], kinds: tuple[str, ...], near_duplicate: float | None = None) -> Artifact:
+    """Join the artifacts of several sources into one; prompts that several sources share appear once.
 
-    Pairs are cleaned on the way: repeated and contradictory ones are set aside, and near-duplicates as far as
+    Pairs are cleaned on the way: repeated and contradictory ones are quarantined, and near-duplicates as far as
     `near_duplicate` says (clean.py).
     """
     tables: dict[str, pa.Table] = {}
     for kind in kinds:
-        parts = [bundle[kind] for bundle in bundles]
+        parts = [artifact[kind] for artifact in artifacts]
         tables[kind] = pa.concat_tables(parts) if parts else schemas.table([], kind)
     if "prompts" in tables:
         tables["prompts"] = unique_prompts([tables["prompts"]])
-    totals = {name: sum(bundle.facts[name] for bundle in bundles) for name in _COUNTS}
-    if repeated := sum(bundle.facts.get("repeated_ids", 0) for bundle in bundles):
+    totals = {name: sum(artifact.metadata[name] for artifact in artifacts) for name in _COUNTS}
+    if repeated := sum(artifact.metadata.get("repeated_ids", 0) for artifact in artifacts):
         totals["repeated_ids"] = repeated
-    if "pairs" in tables and "set_aside" in tables:
+    if "pairs" in tables and "quarantine" in tables:
         tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE)
         if aside.num_rows:
-            tables["set_aside"] = pa.concat_tables([tables["set_aside"], aside])
+            tables["quarantine"] = pa.concat_tables([tables["quarantine"], aside])
             used = tables["pairs"]["prompt_id"].combine_chunks()
             kept = pc.is_in(tables["prompts"]["prompt_id"], value_set=used)
             tables["prompts"] = tables["prompts"].filter(kept).combine_chunks()
         totals["rows_out"] -= aside.num_rows
-        totals["rows_set_aside"] += aside.num_rows
-    return Bundle(tables, totals)
+        totals["rows_quarantined"] += aside.num_rows
+    return Artifact(tables, totals)
 
 
 def unique_prompts(tables: list[pa.Table]) -> pa.Table:
@@ -278,10 +280,10 @@ def unique_prompts(tables: list[pa.Table]) -> pa.Table:
 
 
 def _record(
-    manifest: Manifest, item: Conversation | PicturePair, media: list[dict[str, str]]
+    manifest: Manifest, item: Conversation | ImagePair, media: list[dict[str, str]]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The record of an item, and the prompt that it needs beside it."""
-    if isinstance(item, PicturePair):
+    if isinstance(item, ImagePair):
         return _preference(manifest, item, *media)
     prompt = _prompt(manifest, item, media)
     if manifest.kind == "prompts":
@@ -301,7 +303,7 @@ def _record(
 
 
 def _preference(
-    manifest: Manifest, item: PicturePair, preferred: dict[str, str], other: dict[str, str]
+    manifest: Manifest, item: ImagePair, preferred: dict[str, str], other: dict[str, str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if preferred["sha256"] == other["sha256"]:
         raise RowError("identical images")
@@ -348,7 +350,7 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
     }
 
 
-def _benchmark_item(manifest: Manifest, item: Conversation | PicturePair, pair: Mapping[str, Any]) -> dict[str, Any]:
+def _benchmark_item(manifest: Manifest, item: Conversation | ImagePair, pair: Mapping[str, Any]) -> dict[str, Any]:
     group = manifest.group or item.group
     if group is None:
         raise RowError("missing value", "the row has no group, and the manifest gives none")

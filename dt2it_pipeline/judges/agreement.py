@@ -1,7 +1,7 @@
 """Which of two responses says what a short answer says.
 
 Yes and no are compared as what they assert (`construct.judges.answers.polarity`). Otherwise the words of the answer
-that tell this picture from others decide: those that answers to the same question about other pictures lack. The more
+that tell this image from others decide: those that answers to the same question about other images lack. The more
 of these lack a word, the more it says; "the shape is red" differs from "the shape is blue" by "red".
 """
 
@@ -13,7 +13,7 @@ from dt2it_pipeline.judges.answers import CORRECT, assess, polarity, polarity_wo
 
 
 def is_yes_or_no(answer: str) -> bool:
-    """Whether an answer opens with yes or no; then answers about other pictures have no part in the comparison."""
+    """Whether an answer opens with yes or no; then answers about other images have no part in the comparison."""
     return bool(polarity_word(words(answer)[:1]))
 
 
@@ -22,8 +22,8 @@ def side_that_agrees(question: str, answer: str, elsewhere: Sequence[str], chose
 
     Args:
         question: words of the question.
-        answer: a short answer to it, about the right picture.
-        elsewhere: answers to the same question about other pictures, which show what of an answer is mere form.
+        answer: a short answer to it, about the right image.
+        elsewhere: answers to the same question about other images, which show what of an answer is mere form.
         chosen: one response.
         rejected: the other.
     """

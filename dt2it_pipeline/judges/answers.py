@@ -36,7 +36,7 @@ def words(text: str) -> list[str]:
 def rivals_by_reference(prompts: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
     """Which other answers compete with each reference answer, learnt from a prompts table.
 
-    Answers to the same question text (over different pictures) compete, and so do answers that share a competitor:
+    Answers to the same question text (over different images) compete, and so do answers that share a competitor:
     "what colour is the circle?" ties red to blue, and thereby the colours of every question together.
 
     Returns:

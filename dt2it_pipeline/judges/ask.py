@@ -43,7 +43,7 @@ class Tally:
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
 
-    def facts(self, input_price: float = 0.0, output_price: float = 0.0) -> dict[str, Any]:
+    def metadata(self, input_price: float = 0.0, output_price: float = 0.0) -> dict[str, Any]:
         """The counts, the share of replies found on disk, and costs (prices are per million tokens)."""
         replies = self.looked_up + self.asked
         cost = (self.prompt_tokens * input_price + self.completion_tokens * output_price) / 1e6

@@ -36,7 +36,7 @@ def make_judge(
         settings: which, and how it is asked.
         prompts: rows of all prompts that it will be asked about.
         media_root: folder that their media paths are relative to.
-        make_engine: builds what runs a model, from its settings and the most pictures in a prompt; the real ones when
+        make_engine: builds what runs a model, from its settings and the most images in a prompt; the real ones when
             None.
         prompt: words added to the instructions of a judge that is asked in words.
 
@@ -84,11 +84,11 @@ def likelihood_judge(settings: LikelihoodJudgeSettings | LikelihoodCheckSettings
 
 
 def engine_of(
-    settings: EndpointJudgeSettings | VllmJudgeSettings, most_pictures: int, make_engine: MakeEngine | None = None
+    settings: EndpointJudgeSettings | VllmJudgeSettings, most_images: int, make_engine: MakeEngine | None = None
 ) -> SamplingEngine:
     """What runs the model of a judge or a rewriter. Raises JudgeError where it cannot be had."""
     try:
-        return (make_engine or _engine)(settings, max(1, most_pictures))
+        return (make_engine or _engine)(settings, max(1, most_images))
     except EngineError as error:
         raise JudgeError(f"{settings.name}: {error}") from error
 
@@ -107,7 +107,7 @@ def _digest(model: str) -> str:
     return model_digest(model_path(model))
 
 
-def _engine(settings: EndpointSettings | VllmSettings, most_pictures: int) -> SamplingEngine:
+def _engine(settings: EndpointSettings | VllmSettings, most_images: int) -> SamplingEngine:
     from dt2it_pipeline.config.paths import model_path
 
     if isinstance(settings, EndpointSettings):
@@ -119,6 +119,6 @@ def _engine(settings: EndpointSettings | VllmSettings, most_pictures: int) -> Sa
     return VllmEngine(
         model_path(settings.model),
         settings.max_model_len,
-        most_pictures,
+        most_images,
         tensor_parallel=settings.tensor_parallel,
     )

@@ -1,10 +1,10 @@
 """Judges that look at likelihoods instead of asking for words. They cost one forward pass, and answer no JSON.
 
-- `LikelihoodJudge` compares two responses: which of them does seeing the picture make more probable? The measure is
-  that of `curate.likelihood`, against grey pictures. It gives no scores, so that it stands beside a judge that does.
+- `LikelihoodJudge` compares two responses: which of them does seeing the image make more probable? The measure is
+  that of `curate.likelihood`, against grey images. It gives no scores, so that it stands beside a judge that does.
 - `LikelihoodScores` gives every response a number of its own, 0 to 10, and therefore judges in all modes:
 
-      mean_log_likelihood    10 * exp(log p(response | picture, question) / tokens), 10 times the geometric mean of its
+      mean_log_likelihood    10 * exp(log p(response | image, question) / tokens), 10 times the geometric mean of its
                              tokens' probabilities (the normalised likelihood of SimPO, arXiv 2405.14734)
       yes                    10 * P(yes), asked whether the response is correct (VQAScore, arXiv 2404.01291; P(True),
                              arXiv 2207.05221)
@@ -60,7 +60,7 @@ class Scorer(YesOrNo, Protocol):
 
 
 class LikelihoodJudge:
-    """Says which of two responses the picture makes more probable."""
+    """Says which of two responses the image makes more probable."""
 
     modes = frozenset({PAIRWISE})
     attempts = 1
@@ -80,7 +80,7 @@ class LikelihoodJudge:
         return ["likelihood", self._model]
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
-        """See Judge. A prompt without a picture is an error of its own: there is nothing to measure."""
+        """See Judge. A prompt without an image is an error of its own: there is nothing to measure."""
         questions: dict[int, Question] = {}
         for place, request in enumerate(requests):
             try:
@@ -89,7 +89,7 @@ class LikelihoodJudge:
                 yield place, JudgeError(str(error))
                 continue
             if not prompt.images:
-                yield place, JudgeError("the prompt has no picture")
+                yield place, JudgeError("the prompt has no image")
                 continue
             grey = tuple(Image.new("RGB", image.size, _GREY) for image in prompt.images)
             questions[place] = Question(prompt, (grey,), request.responses)
@@ -134,7 +134,7 @@ class LikelihoodScores:
         return ["likelihood", self._model, self._measure]
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
-        """See Judge. A prompt whose pictures cannot be shown is an error of its own."""
+        """See Judge. A prompt whose images cannot be shown is an error of its own."""
         asked: dict[tuple[str, str], ChatPrompt] = {}
         faults: dict[int, str] = {}
         for place, request in enumerate(requests):
@@ -174,9 +174,9 @@ class LikelihoodScores:
 class LikelihoodSameness:
     """Tells whether two texts say the same by a probability, which must reach a threshold.
 
-    - `same_content`: P(yes), asked whether the two say the same; the picture is not shown.
+    - `same_content`: P(yes), asked whether the two say the same; the image is not shown.
     - `right`: the probability that both are right or both are wrong, p q + (1 - p)(1 - q), where p and q are P(yes) of
-      each, asked with the picture whether it is a correct answer. It misses a change that leaves that as it was.
+      each, asked with the image whether it is a correct answer. It misses a change that leaves that as it was.
 
     Args:
         name: how messages call this judge.
@@ -235,16 +235,16 @@ class LikelihoodSameness:
 
     def _questions(self, request: JudgeRequest) -> list[ChatPrompt]:
         if self._asks == "same_content":
-            return [_asked(request, request.responses, IS_SAME, self._media_root, with_pictures=False)]
+            return [_asked(request, request.responses, IS_SAME, self._media_root, with_images=False)]
         return [_asked(request, (text,), IS_RIGHT, self._media_root) for text in request.responses]
 
 
 def _asked(
-    request: JudgeRequest, texts: tuple[str, ...], template: str, media_root: Path, with_pictures: bool = True
+    request: JudgeRequest, texts: tuple[str, ...], template: str, media_root: Path, with_images: bool = True
 ) -> ChatPrompt:
     """A question that yes or no answers, about some texts. Raises ChatError where it cannot be shown."""
     words = load_template(template, request.prompt["language"]).render(JudgeRequest(request.prompt, texts, template))
-    return chat_prompt(question_row(request.prompt, words, with_pictures), media_root)
+    return chat_prompt(question_row(request.prompt, words, with_images), media_root)
 
 
 def _better(first: float, second: float) -> Reply:

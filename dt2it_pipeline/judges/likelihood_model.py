@@ -1,15 +1,15 @@
-"""Judging by likelihood: how much more probable does seeing the picture make a response?
+"""Judging by likelihood: how much more probable does seeing the image make a response?
 
-    evidence(response) = log p(response | picture, question) - mean over baselines of log p(response | other, question)
+    evidence(response) = log p(response | image, question) - mean over baselines of log p(response | other, question)
 
-The pointwise mutual information of response and picture, with the pictures of other prompts (or a blank one) as
+The pointwise mutual information of response and image, with the images of other prompts (or a blank one) as
 baselines. What makes a response probable by itself (its length, its style, a common answer) stands in both terms and
-cancels; what the picture says does not. The mean is that of the logarithms: every picture moves the probability of
+cancels; what the image says does not. The mean is that of the logarithms: every image moves the probability of
 every word a little at random, and the logarithm of the mean probability would count that against longer responses.
 
 Two more measures, on a scale of their own, need no baselines:
 
-    mean_log_likelihood(response) = log p(response | picture, question) / number of its tokens
+    mean_log_likelihood(response) = log p(response | image, question) / number of its tokens
 
 the length-normalised likelihood (SimPO, arXiv 2405.14734, uses it as a reward), and
 
@@ -40,7 +40,7 @@ class LikelihoodError(RuntimeError):
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, the pictures to measure against (one tuple per baseline), and the responses to weigh."""
+    """A prompt, the images to measure against (one tuple per baseline), and the responses to weigh."""
 
     prompt: ChatPrompt
     baselines: tuple[tuple[Image.Image, ...], ...]
@@ -78,9 +78,9 @@ class LikelihoodModel:
         self._model = loaded.to(self._device).eval()
         inner: Any = getattr(self._model, "model", None)
         if hasattr(inner, "visual"):  # the Qwen-VL family
-            from dt2it_pipeline.judges.vision_cache import RememberingTower
+            from dt2it_pipeline.judges.vision_cache import RememberingVisionEncoder
 
-            inner.visual = RememberingTower(inner.visual)
+            inner.visual = RememberingVisionEncoder(inner.visual)
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._batch = batch
 

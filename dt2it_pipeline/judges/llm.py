@@ -1,4 +1,4 @@
-"""A judge that is a vision-language model: it sees the pictures, the reference answer and the responses.
+"""A judge that is a vision-language model: it sees the images, the reference answer and the responses.
 
 The model stands behind a sampling engine: vLLM on this machine, or an endpoint. It is asked to keep to a JSON schema,
 so that even a small model returns what can be read; whether it makes sense is `rubric.read_reply`'s to find out.
@@ -26,18 +26,18 @@ class ModelJudge:
 
     Args:
         name: how judgements call this judge.
-        engine: answers prompts with pictures.
+        engine: answers prompts with images.
         media_root: folder that the prompts' media paths are relative to.
         max_new_tokens: length limit of a reply, in tokens.
         templates: folder of the templates; the project's when None.
         model: what stands for the model in the keys under which replies are kept; they are not kept when None.
         temperature: of the first attempt.
         attempts: how often it is asked where its reply cannot be used.
-        max_pixels: pictures are scaled down to this; not at all when None.
+        max_pixels: images are scaled down to this; not at all when None.
         prompt: words added to the judge's instructions.
         values: further words for the templates.
         schemas: JSON schemas of replies by mode, for modes that do not judge.
-        with_pictures: whether the model is shown the pictures.
+        with_images: whether the model is shown the images.
         ordered: whether the engine takes a schema in which every response has its place; see `reply_schema`.
     """
 
@@ -57,7 +57,7 @@ class ModelJudge:
         prompt: str = "",
         values: Mapping[str, str] | None = None,
         schemas: Mapping[str, dict[str, Any]] | None = None,
-        with_pictures: bool = True,
+        with_images: bool = True,
         ordered: bool = False,
     ) -> None:
         self.name = name
@@ -72,7 +72,7 @@ class ModelJudge:
         self._added = prompt
         self._values = dict(values or {})
         self._schemas = dict(schemas or {})
-        self._with_pictures = with_pictures
+        self._with_images = with_images
         self._ordered = ordered
         self._templates: dict[tuple[str, str], Template] = {}
 
@@ -90,7 +90,7 @@ class ModelJudge:
         """See Judge. A prompt that cannot be put to the model is an error of its own."""
         places: list[int] = []
         asked: list[SampleRequest] = []
-        opened: dict[str, tuple[Image.Image, ...]] = {}  # the calls about one prompt share its pictures
+        opened: dict[str, tuple[Image.Image, ...]] = {}  # the calls about one prompt share its images
         for place, request in enumerate(requests):
             try:
                 prompt = self._prompt(request, opened)
@@ -114,7 +114,7 @@ class ModelJudge:
 
     def _prompt(self, request: JudgeRequest, opened: dict[str, tuple[Image.Image, ...]]) -> ChatPrompt:
         words = self._template(request.mode, request.prompt["language"]).render(request, self._values)
-        row = question_row(request.prompt, words, self._with_pictures)
+        row = question_row(request.prompt, words, self._with_images)
         known = opened.get(row["prompt_id"])
         prompt = chat_prompt(row, self._media_root, suffix=self._added, images=known)
         if known is None:

@@ -1,12 +1,12 @@
 """Judges of contested pairs: what `annotate` asks of one, and the two that look at likelihoods and answers.
 
-- `likelihood`: which response does seeing the picture make more probable (`likelihood.py`)?
+- `likelihood`: which response does seeing the image make more probable (`likelihood.py`)?
 - `answer`: the model answers the question itself; which response says the same (`agreement.py`)?
 
 A judge that is asked in words, at an endpoint or by vLLM, is `construct.judges.votes.PairwiseVotes`.
 
 Both see each response by itself, so no order of presentation enters. Both compare with what the model says about other
-pictures: a judge that would say the same whatever it is shown says nothing about this picture.
+images: a judge that would say the same whatever it is shown says nothing about this image.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LikelihoodJudge:
 
     def __init__(self, settings: JudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
         self._settings, self._weigher, self._prompts = settings, weigher, prompts
-        self._pictures = _OtherPictures(settings, prompts)
+        self._images = _OtherImages(settings, prompts)
         self.calls = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
@@ -96,7 +96,7 @@ class LikelihoodJudge:
             found.append(NoVerdict("not judged", ""))
             try:
                 row, prompt = self._prompts.chat(pair, self._settings)
-                baselines = self._pictures.for_prompt(row, prompt)
+                baselines = self._images.for_prompt(row, prompt)
             except ChatError as error:
                 found[place] = NoVerdict(error.reason, error.detail)
                 continue
@@ -132,11 +132,11 @@ class AnswerJudge:
     ) -> None:
         self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
         self._model = model_digest(settings.model)
-        self._pictures = _OtherPictures(settings, prompts)
+        self._images = _OtherImages(settings, prompts)
         self.asked = self.looked_up = self.calls = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
-        """See PairJudge. What several pairs ask is answered once; other pictures are asked about where they matter."""
+        """See PairJudge. What several pairs ask is answered once; other images are asked about where they matter."""
         prompts: list[tuple[Row, ChatPrompt] | NoVerdict] = []
         for pair in pairs:
             try:
@@ -152,15 +152,15 @@ class AnswerJudge:
         for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             if isinstance(prompt, NoVerdict) or isinstance(answer, NoVerdict):
                 continue
-            pictures: tuple[tuple[Image.Image, ...], ...] = ()
+            baselines: tuple[tuple[Image.Image, ...], ...] = ()
             if not is_yes_or_no(answer):
                 try:
-                    pictures = self._pictures.for_prompt(*prompt)
+                    baselines = self._images.for_prompt(*prompt)
                 except ChatError as error:
                     found[place] = NoVerdict(error.reason, error.detail)
                     continue
-            others += [prompt[1].with_images(images) for images in pictures]
-            compared.append((place, len(pictures)))
+            others += [prompt[1].with_images(images) for images in baselines]
+            compared.append((place, len(baselines)))
         elsewhere = iter(self._answers(others))
         for place, count in compared:
             prompt, answer, pair = prompts[place], answers[place], pairs[place]
@@ -204,16 +204,16 @@ class AnswerJudge:
 
     def _key(self, prompt: ChatPrompt) -> str:
         """What an answer depends on, as a hash."""
-        pictures = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
+        images = [(image.size, hashlib.sha256(image.tobytes()).hexdigest()) for image in prompt.images]
         limits = [self._settings.max_new_tokens, self._settings.max_model_len]
-        return content_ids.content_hash("answer", _ASKED, self._model, limits, list(prompt.messages), pictures)
+        return content_ids.content_hash("answer", _ASKED, self._model, limits, list(prompt.messages), images)
 
 
-class _OtherPictures:
-    """Pictures of other prompts, by their number in a prompt: readable ones, all different, drawn by seed.
+class _OtherImages:
+    """Images of other prompts, by their number in a prompt: readable ones, all different, drawn by seed.
 
     The same few serve every prompt, so that a model encodes them once; one more than asked for, because a prompt is
-    never compared with its own picture.
+    never compared with its own image.
     """
 
     def __init__(self, settings: JudgeSettings, prompts: Prompts) -> None:
@@ -233,17 +233,17 @@ class _OtherPictures:
                 continue  # it is reported under its own pairs
 
     def for_prompt(self, row: Row, prompt: ChatPrompt) -> tuple[tuple[Image.Image, ...], ...]:
-        """The pictures to compare with: a grey set, or sets of other prompts.
+        """The images to compare with: a grey set, or sets of other prompts.
 
         Raises:
-            ChatError: the prompt has no picture, so there is nothing to compare; or no other picture can be found.
+            ChatError: the prompt has no image, so there is nothing to compare; or no other image can be found.
         """
         if not prompt.images:
-            raise ChatError("prompt without a picture", f"a judge of kind {self._settings.kind} compares pictures")
+            raise ChatError("prompt without an image", f"a judge of kind {self._settings.kind} compares images")
         if self._settings.baseline == "blank":
             return (tuple(Image.new("RGB", image.size, _GREY) for image in prompt.images),)
         own = {medium["sha256"] for medium in row["media"]}
         found = [images for hashes, images in self._pool.get(len(prompt.images), ()) if not hashes & own]
         if not found:
-            raise ChatError("no other picture to measure against", f"{len(prompt.images)} pictures in the prompt")
+            raise ChatError("no other image to measure against", f"{len(prompt.images)} images in the prompt")
         return tuple(found[: self._settings.baselines])

@@ -2,7 +2,7 @@
 
 It stands where DT2IT-MRM has a strong MLLM (part 1, steps 2 and 3): it sees the question, the reference answer and the
 responses, and returns the rubric's JSON. It judges short factual answers (a word, a number, a choice, yes or no) well
-and prose roughly; it never sees the picture, so a prompt without a reference is beyond it.
+and prose roughly; it never sees the image, so a prompt without a reference is beyond it.
 """
 
 from __future__ import annotations

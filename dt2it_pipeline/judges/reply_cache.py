@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def reply_key(judge: Judge, request: JudgeRequest) -> str | None:
-    """What a reply depends on, as a hash: model, sampling, template, question, pictures, reference, responses in order.
+    """What a reply depends on, as a hash: model, sampling, template, question, images, reference, responses in order.
 
     None where the judge's replies need not be kept.
     """
@@ -37,7 +37,7 @@ def reply_key(judge: Judge, request: JudgeRequest) -> str | None:
         "reply",
         made_by,
         judge.template_hash(request.mode, prompt["language"]),
-        prompt["prompt_id"],  # the words and the content of the pictures
+        prompt["prompt_id"],  # the words and the content of the images
         prompt["reference"],
         request.mode,
         list(request.responses),

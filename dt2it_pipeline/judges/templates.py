@@ -39,7 +39,7 @@ class Template:
             question=_conversation(request),
             reference=request.prompt["reference"] or "",
             responses=[_fenced(text) for text in request.responses],
-            pictures=len(request.prompt["media"]),
+            images=len(request.prompt["media"]),
             **(values or {}),
         )
 
@@ -59,9 +59,9 @@ def load_template(mode: str, language: str, folder: Path | None = None) -> Templ
     raise JudgeError(f"there is no judge template {name} in {folder}")
 
 
-def question_row(prompt: Mapping[str, Any], words: str, with_pictures: bool = True) -> dict[str, Any]:
+def question_row(prompt: Mapping[str, Any], words: str, with_images: bool = True) -> dict[str, Any]:
     """A prompts row that has a judge's words in the place of the conversation, with the prompt's media or without."""
-    media = prompt["media"] if with_pictures else []
+    media = prompt["media"] if with_images else []
     markers = "".join(f"<{medium['kind']}>" for medium in media)
     return dict(prompt) | {"media": media, "system": "", "turns": [{"role": "user", "text": f"{markers}{words}"}]}
 
@@ -87,6 +87,6 @@ def _conversation(request: JudgeRequest) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Text that cannot be taken for one of the template's === lines, nor for a picture's marker."""
+    """Text that cannot be taken for one of the template's === lines, nor for an image's marker."""
     cleaned = text.replace("<image>", "< image >").replace("<video>", "< video >")
     return _FENCE.sub("= = =", cleaned)

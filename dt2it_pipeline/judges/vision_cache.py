@@ -1,7 +1,7 @@
-"""A vision tower that encodes every picture once.
+"""A vision encoder that encodes every image once.
 
-A likelihood judge meets the same picture many times: under both responses of a pair, under every pair of a prompt, and
-as a baseline of many prompts. The tower's output depends on the picture alone, so it is kept.
+A likelihood judge meets the same image many times: under both responses of a pair, under every pair of a prompt, and
+as a baseline of many prompts. The vision encoder's output depends on the image alone, so it is kept.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from typing import Any
 import torch
 from torch import nn
 
-KEPT_TOKENS = 200_000  # picture tokens whose features stay in memory; at 4 levels of 128 floats, 400 MB
+KEPT_TOKENS = 200_000  # image tokens whose features stay in memory; at 4 levels of 128 floats, 400 MB
 
 
-class RememberingTower(nn.Module):
-    """Stands in for the vision tower of a Qwen-VL model of transformers: same call, same output.
+class RememberingVisionEncoder(nn.Module):
+    """Stands in for the vision encoder of a Qwen-VL model of transformers: same call, same output.
 
     Args:
-        tower: the tower; called as `tower(pixel_values, grid_thw=...)`.
+        vision_encoder: the model's own; called as `vision_encoder(pixel_values, grid_thw=...)`.
     """
 
-    def __init__(self, tower: Any) -> None:
+    def __init__(self, vision_encoder: Any) -> None:
         super().__init__()
-        self.tower = tower
+        self.vision_encoder = vision_encoder
         self._known: OrderedDict[bytes, tuple[torch.Tensor, ...]] = OrderedDict()
         self._tokens = 0
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which the tower computes."""
-        dtype: torch.dtype = self.tower.dtype
+        """Type in which the vision encoder computes."""
+        dtype: torch.dtype = self.vision_encoder.dtype
         return dtype
 
     @property
     def spatial_merge_size(self) -> int:
         """Patches merged into one token, per side."""
-        return int(self.tower.spatial_merge_size)
+        return int(self.vision_encoder.spatial_merge_size)
 
     def forward(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Any:
-        """Features of pictures from `pixel_values` [patches of all, values] and `grid_thw` [pictures, 3]."""
-        pictures = pixel_values.split(grid_thw.prod(-1).tolist())
-        keys = [_key(pixels, grid) for pixels, grid in zip(pictures, grid_thw, strict=True)]
+        """Features of images from `pixel_values` [patches of all, values] and `grid_thw` [images, 3]."""
+        images = pixel_values.split(grid_thw.prod(-1).tolist())
+        keys = [_key(pixels, grid) for pixels, grid in zip(images, grid_thw, strict=True)]
         new = {key: index for index, key in enumerate(keys) if key not in self._known}
         here = {key: self._known[key] for key in keys if key in self._known}
         for key in here:
@@ -52,7 +52,7 @@ class RememberingTower(nn.Module):
         if new:
             chosen = list(new.values())
             grids = grid_thw[chosen]
-            output = self.tower(torch.cat([pictures[i] for i in chosen]), grid_thw=grids, **options)
+            output = self.vision_encoder(torch.cat([images[i] for i in chosen]), grid_thw=grids, **options)
             sizes = (grids.prod(-1) // self.spatial_merge_size**2).tolist()
             deepstack = getattr(output, "deepstack_features", None) or ()  # Qwen3-VL has them, Qwen2.5-VL has not
             levels = [level.split(sizes) for level in (output.pooler_output, *deepstack)]

@@ -67,7 +67,7 @@ class MediaImporter:
             return error  # also a decoder's own, a path with a NUL, ...
 
     def _stamp(self, medium: Medium) -> str | None:
-        """Stamp of a picture's file. A folder of frames has none: its time does not tell of changes within a frame."""
+        """Stamp of an image's file. A folder of frames has none: its time does not tell of changes within a frame."""
         if medium.kind != "image" or isinstance(medium.value, bytes) or len(medium.value) > 1024:
             return None
         return self.root.stamp(medium.value)

@@ -1,7 +1,7 @@
 """What is known of the media in a store: which file of a source became which, and the perceptual hash of each.
 
 It is a cache beside the media, in one SQLite file: an import that was killed finds there what it had done, and
-decontamination finds hashes that were computed when the pictures were decoded. Without the file everything is computed
+decontamination finds hashes that were computed when the images were decoded. Without the file everything is computed
 again, with the same result.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.media.pixels import perceptual_hash
-from dt2it_pipeline.media.store import PICTURE_FORMATS, MediaError, Stored
+from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError, Stored
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS media (sha256 TEXT PRIMARY KEY, kind TEXT, path TEXT, perceptual BLOB) WITHOUT ROWID;
@@ -89,10 +89,10 @@ class MediaIndex:
             if row["kind"] == "video":
                 value = perceptual_hash(Image.fromarray(next(iter(video.frames(self.store / row["path"], (0,))))))
             else:
-                with Image.open(self.store / row["path"], formats=PICTURE_FORMATS) as image:
+                with Image.open(self.store / row["path"], formats=IMAGE_FORMATS) as image:
                     value = perceptual_hash(image)
         except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError, video.VideoDecoderError):
-            value = None  # a stage that needs the picture tells; equal files are found all the same
+            value = None  # a stage that needs the image tells; equal files are found all the same
         return Stored(dict(row), value)
 
     def _mended(self) -> None:

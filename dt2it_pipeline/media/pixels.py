@@ -1,7 +1,7 @@
-"""From a picture's file to RGB: the one way in which every reader of the pipeline sees a picture.
+"""From an image's file to RGB: the one way in which every reader of the pipeline sees an image.
 
 Upright by its EXIF orientation, 16-bit values scaled to 8 bits, transparency on white, first frame of an animation.
-Nothing else belongs here; where pictures lie, and whether they may be read, is media.py's task.
+Nothing else belongs here; where images lie, and whether they may be read, is media.py's task.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ _ORIENTATION = 0x0112  # the EXIF tag
 HASH_BITS = 64
 _GRID = 32  # pixels a side from which the perceptual hash is computed
 _KEPT = 8  # lowest frequencies a direction
-_FLAT = 4.0  # grey levels; a picture that varies less has no structure to recognise
+_FLAT = 4.0  # grey levels; an image that varies less has no structure to recognise
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as upright RGB, whatever its mode; the picture itself is left as it is."""
+    """An opened image as upright RGB, whatever its mode; the image itself is left as it is."""
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -30,7 +30,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 bits in grey levels as one of 8 bits: 0 to 65535 become 0 to 255.
+    """An image of 16 bits in grey levels as one of 8 bits: 0 to 65535 become 0 to 255.
 
     One of 32 bits does not say what its white is; values up to 255 are taken as they are, others as 16 bits.
     """
@@ -41,16 +41,16 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture as `to_rgb` gives it, from its header."""
+    """Width and height of an opened image as `to_rgb` gives it, from its header."""
     width, height = image.size
     return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an opened picture, from its header; 1 is upright.
+    """EXIF orientation of an opened image, from its header; 1 is upright.
 
-    A PNG may hold its EXIF behind its pixels; such a picture counts as upright until it has been decoded, as the import
-    does with every picture.
+    A PNG may hold its EXIF behind its pixels; such an image counts as upright until it has been decoded, as the import
+    does with every image.
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
@@ -59,10 +59,10 @@ def orientation(image: Image.Image) -> int:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """64-bit hash of what a picture looks like: close hashes (in bits that differ) mean alike pictures.
+    """64-bit hash of what an image looks like: close hashes (in bits that differ) mean alike images.
 
-    The signs of the lowest 8 x 8 frequencies of the grey picture's cosine transform against their median, the mean
-    left out (pHash). Scaling and recompression change few bits. None for a picture without structure, whose hash would
+    The signs of the lowest 8 x 8 frequencies of the grey image's cosine transform against their median, the mean
+    left out (pHash). Scaling and recompression change few bits. None for an image without structure, whose hash would
     be noise.
 
     Of an opened JPEG that is not decoded yet, only the brightness is decoded, which is all that is needed. Whoever

@@ -20,7 +20,7 @@ class MediaRoot:
     """Where a source's media lie, and the bytes of each by name. Safe to read from several threads.
 
     Args:
-        root: folder, .zip or uncompressed .tar; None where rows hold their pictures, so that any path is refused.
+        root: folder, .zip or uncompressed .tar; None where rows hold their images, so that any path is refused.
         prefix: taken off the front of names, for sources that write the root of their authors' machine.
 
     Raises:
@@ -80,14 +80,14 @@ class MediaRoot:
         if self.root is None:
             raise MediaError("missing image", f"{name}: the manifest names no media_root")
         if self._zip is not None or self._tar is not None:
-            raise MediaError("missing video", f"{name}: archives hold pictures only; unpack {self.root.name}")
+            raise MediaError("missing video", f"{name}: archives hold images only; unpack {self.root.name}")
         try:
             return self._located(self._name(name))
         except OSError as error:  # a name that is too long, for instance
             raise MediaError("missing image", f"{name[:200]}: {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
-        """The content of a picture. Raises MediaError where it is missing, too large or outside the root."""
+        """The content of an image. Raises MediaError where it is missing, too large or outside the root."""
         if self._name(name).removeprefix("./") in self._ambiguous:
             raise MediaError("ambiguous image", f"{name}: the archive holds several files of this name")
         if self._zip is not None:

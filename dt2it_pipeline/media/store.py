@@ -1,9 +1,9 @@
-"""Media import: every picture is checked by decoding it, every video by its header and first frame, and stored once per
+"""Media import: every image is checked by decoding it, every video by its header and first frame, and stored once per
 content hash.
 
-A picture is stored as it came, byte for byte, unless a reader outside this pipeline would see it otherwise than ours
+An image is stored as it came, byte for byte, unless a reader outside this pipeline would see it otherwise than ours
 do: one that lies on its side by EXIF, or has 16 bits, is stored upright in 8 bits as PNG. It is found by the hash of
-what came either way, so that its id depends on no encoder. Transparent pictures are stored as they came; pixels.py puts
+what came either way, so that its id depends on no encoder. Transparent images are stored as they came; pixels.py puts
 them on white when they are read.
 """
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from dt2it_pipeline.media.root import MediaRoot
 
 _EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
-PICTURE_FORMATS = tuple(_EXTENSIONS)  # no other decoder is tried: some of Pillow's start programs
-MOST_BYTES = 256 << 20  # of a picture's file
+IMAGE_FORMATS = tuple(_EXTENSIONS)  # no other decoder is tried: some of Pillow's start programs
+MOST_BYTES = 256 << 20  # of an image's file
 _MAX_PIXELS = 100_000_000  # a decompression bomb fills memory long before it shows anything
-_LONGEST_PATH = 1024  # characters; a longer text can only be a picture's content
+_LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
@@ -44,14 +44,14 @@ class MediaError(UnusableError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A medium in the store: its row in our tables, and the perceptual hash of its picture or first frame."""
+    """A medium in the store: its row in our tables, and the perceptual hash of its image or first frame."""
 
     row: dict[str, str]
     perceptual: int | None
 
 
 def import_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> dict[str, str]:
-    """Check one picture and put it into the media store; returns its row (kind, sha256, path).
+    """Check one image and put it into the media store; returns its row (kind, sha256, path).
 
     The format is told by content, not by the file's name. Safe to call twice, and from several processes and threads.
 
@@ -61,15 +61,15 @@ def import_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> dic
         store: the media store.
 
     Raises:
-        MediaError: the path leaves the root, or the file is missing, truncated, too large or not a picture.
+        MediaError: the path leaves the root, or the file is missing, truncated, too large or not an image.
     """
     return store_image(value, root, store).row
 
 
 def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
-    """The same, with the perceptual hash, which is computed while the picture is decoded anyway."""
+    """The same, with the perceptual hash, which is computed while the image is decoded anyway."""
     content = inline_content(value)
-    name = "picture in the row" if content is not None else str(value)
+    name = "image in the row" if content is not None else str(value)
     if content is None:
         from dt2it_pipeline.media.root import MediaRoot
 
@@ -82,7 +82,7 @@ def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stor
 
 
 def inline_content(value: str | bytes) -> bytes | None:
-    """The bytes of a picture that the row itself holds, raw or in base64; None for a path.
+    """The bytes of an image that the row itself holds, raw or in base64; None for a path.
 
     Raises:
         MediaError: it says that it is base64, or is too long for a path, and is not base64.
@@ -194,16 +194,16 @@ def confined(name: str, root: Path) -> Path:
 
 
 def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
-    """Decode a picture whole.
+    """Decode an image whole.
 
     Returns the extension of the format that will be stored, the bytes to store where they are not `content`, and the
     perceptual hash.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=PICTURE_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
-            # A JPEG with further pictures behind it, as telephones write them, opens as MPO.
+            # A JPEG with further images behind it, as telephones write them, opens as MPO.
             extension = _EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
             if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
                 return extension, None, perceptual_hash(image)
@@ -220,7 +220,7 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise MediaError("image too large", f"{name}: {error}") from error
     except UnidentifiedImageError as error:  # its words hold an address in memory
-        raise MediaError("unreadable image", f"{name}: no picture of a known format") from error
+        raise MediaError("unreadable image", f"{name}: no image of a known format") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         raise MediaError("unreadable image", f"{name}: {error}") from error
 

@@ -1,6 +1,6 @@
-"""Frames of a video: a folder of pictures, or a video file read through OpenCV.
+"""Frames of a video: a folder of images, or a video file read through OpenCV.
 
-A folder holds its frames as pictures, in the order of their names (numbers in names count as numbers). The file
+A folder holds its frames as images, in the order of their names (numbers in names count as numbers). The file
 `video.json` beside them says how many frames there are per second, as `{"fps": 2}`; without it, DEFAULT_FPS.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dt2it_pipeline.media.pixels import to_rgb, upright_size
-from dt2it_pipeline.media.store import PICTURE_FORMATS, MediaError
+from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
 
 DEFAULT_FPS = 2.0  # at which the Qwen-VL processors sample videos (their `fps`)
 FRAME_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -137,7 +137,7 @@ def _open_frame(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands in `_checked`
-            return Image.open(file, formats=PICTURE_FORMATS)
+            return Image.open(file, formats=IMAGE_FORMATS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MediaError("unreadable video", f"frame {file.name}: {error}") from error
 

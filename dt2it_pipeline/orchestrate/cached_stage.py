@@ -17,32 +17,32 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from dt2it_pipeline.orchestrate.metadata import bundle_metadata
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.orchestrate.metadata import artifact_metadata
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.content_ids import content_hash
 
-_REASONS = 3  # why rows are set aside, that a stage's line names
+_REASONS = 3  # why rows are quarantined, that a stage's line names
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
 
 
 def run_stage(
     context: dg.AssetExecutionContext,
     store: Store,
-    compute: Callable[[Path], Bundle],
+    compute: Callable[[Path], Artifact],
     *,
-    inputs: Mapping[str, Bundle | str],
+    inputs: Mapping[str, Artifact | str],
     settings: Mapping[str, Settings],
     name: str | None = None,
-) -> Bundle:
-    """The stage's bundle, from the store where the same inputs and settings gave it before, else computed and stored.
+) -> Artifact:
+    """The stage's artifact, from the store where the same inputs and settings gave it before, else computed and stored.
 
     Where another process is making it, this one waits and then finds it finished. A damaged version is made again.
 
     Args:
         context: of the asset; its key and partition name the stage's place in the store.
         store: where results and work lie.
-        compute: makes the bundle; it is handed a folder that keeps its content if the run is killed.
-        inputs: what it depends on, by name; bundles count by their content.
+        compute: makes the artifact; it is handed a folder that keeps its content if the run is killed.
+        inputs: what it depends on, by name; artifacts count by their content.
         settings: the sections of the recipe that it depends on.
         name: the stage's name where one step has several.
     """
@@ -56,22 +56,22 @@ def run_stage(
             context.log.info(_told(name, found, "reused, inputs and settings unchanged"))
             return found
         started = time.monotonic()
-        bundle = compute(store.work(name, key, partition))
-        facts = dict(bundle.facts) | {"seconds": round(time.monotonic() - started, 1)}
-        stored = store.write(name, replace(bundle, facts=facts), key, partition)
+        artifact = compute(store.work(name, key, partition))
+        metadata = dict(artifact.metadata) | {"seconds": round(time.monotonic() - started, 1)}
+        stored = store.write(name, replace(artifact, metadata=metadata), key, partition)
         store.finish_work(name, partition)
-        context.log.info(_told(name, stored, f"{facts['seconds']:.1f} s"))
+        context.log.info(_told(name, stored, f"{metadata['seconds']:.1f} s"))
         return stored
 
 
 def stage_key(
-    name: str, code_version: str, inputs: Mapping[str, Bundle | str], settings: Mapping[str, Settings]
+    name: str, code_version: str, inputs: Mapping[str, Artifact | str], settings: Mapping[str, Settings]
 ) -> str:
     """Key of a stage's version: a hash of its name, code version, the content of its inputs and its settings."""
     return content_hash(
         name,
         code_version,
-        {key: value.digest if isinstance(value, Bundle) else value for key, value in inputs.items()},
+        {key: value.digest if isinstance(value, Artifact) else value for key, value in inputs.items()},
         {
             key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
             for key, value in settings.items()
@@ -82,13 +82,15 @@ def stage_key(
 def result(
     context: dg.AssetExecutionContext,
     store: Store,
-    bundle: Bundle,
+    artifact: Artifact,
     *,
     name: str | None = None,
     checks: tuple[dg.AssetCheckResult, ...] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> dg.MaterializeResult:
-    """A stored bundle as Dagster's result, with its content as data version and its facts and examples as metadata."""
+    """A stored artifact as Dagster's result, with its content as data version and its metadata and examples as
+    metadata.
+    """
     for check in checks:
         if not check.passed:
             log = context.log.error if check.severity is dg.AssetCheckSeverity.ERROR else context.log.warning
@@ -96,27 +98,29 @@ def result(
             log(f"check {check.check_name} did not pass: {check.description or found or 'it gives no reason'}")
     return dg.MaterializeResult(
         asset_key=name or context.asset_key,
-        metadata={**bundle_metadata(bundle, store.media), **(metadata or {})},
-        data_version=dg.DataVersion(bundle.digest),
+        metadata={**artifact_metadata(artifact, store.media), **(metadata or {})},
+        data_version=dg.DataVersion(artifact.digest),
         check_results=list(checks),
     )
 
 
-def _told(name: str, bundle: Bundle, made: str) -> str:
+def _told(name: str, artifact: Artifact, made: str) -> str:
     """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
-    facts = bundle.facts
-    if "not_trained" in facts:
-        return f"{name}: not trained, {facts['not_trained']}"
-    aside = "set aside" + _reasons(bundle)
-    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_set_aside", aside), ("pairs", "pairs"))
-    shown = [f"{facts[key]:,} {word}" for key, word in counts if isinstance(facts.get(key), int)]
+    metadata = artifact.metadata
+    if "not_trained" in metadata:
+        return f"{name}: not trained, {metadata['not_trained']}"
+    aside = "quarantined" + _reasons(artifact)
+    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_quarantined", aside), ("pairs", "pairs"))
+    shown = [f"{metadata[key]:,} {word}" for key, word in counts if isinstance(metadata.get(key), int)]
     return f"{name}: " + ", ".join([*shown, made])
 
 
-def _reasons(bundle: Bundle) -> str:
-    """The commonest reasons of a bundle's set-aside rows in brackets, where the table counts the rows that facts do."""
-    table = bundle.tables.get("set_aside")
-    if table is None or not table.num_rows or table.num_rows != bundle.facts.get("rows_set_aside"):
+def _reasons(artifact: Artifact) -> str:
+    """The commonest reasons of an artifact's quarantine rows in brackets, where the table counts the rows that metadata
+    do.
+    """
+    table = artifact.tables.get("quarantine")
+    if table is None or not table.num_rows or table.num_rows != artifact.metadata.get("rows_quarantined"):
         return ""
     found = Counter(table["reason"].to_pylist()).most_common()
     others = sum(count for _, count in found[_REASONS:])

@@ -7,15 +7,15 @@ from typing import Any
 
 import dagster as dg
 
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.style.probe import StyleProbe
 
 
-def reconcile(bundle: Bundle, name: str | None = None) -> dg.AssetCheckResult:
-    """Check `rows_reconcile`: rows in = rows out + rows set aside, by the stage's own counts and by its tables."""
-    facts = bundle.facts
-    counts = {key: int(facts[key]) for key in ("rows_in", "rows_out", "rows_set_aside")}
-    passed = counts["rows_in"] == counts["rows_out"] + counts["rows_set_aside"]
+def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResult:
+    """Check `rows_reconcile`: rows in = rows out + rows quarantined, by the stage's own counts and by its tables."""
+    metadata = artifact.metadata
+    counts = {key: int(metadata[key]) for key in ("rows_in", "rows_out", "rows_quarantined")}
+    passed = counts["rows_in"] == counts["rows_out"] + counts["rows_quarantined"]
     return dg.AssetCheckResult(
         check_name="rows_reconcile",
         passed=passed,
@@ -68,13 +68,13 @@ def judges_answer(judges: Mapping[str, Mapping[str, Any]], most_faulty: float = 
 
 def rewriting_keeps_pairs(rewriting: Mapping[str, Any], most_lost: float = 0.25) -> dg.AssetCheckResult:
     """Check `rewriting_keeps_pairs`: a warning where rewriting costs many pairs, an error where it leaves none."""
-    given, lost = int(rewriting["rows_in"]), int(rewriting["rows_set_aside"])
+    given, lost = int(rewriting["rows_in"]), int(rewriting["rows_quarantined"])
     return dg.AssetCheckResult(
         check_name="rewriting_keeps_pairs",
         passed=lost <= most_lost * given,
         severity=dg.AssetCheckSeverity.ERROR if given and lost == given else dg.AssetCheckSeverity.WARN,
-        metadata={"pairs": given, "set_aside": lost},
-        description=f"rewriting (pairing.restyle) cost {lost} of {given} pairs; set_aside_by_reason says why",
+        metadata={"pairs": given, "quarantine": lost},
+        description=f"rewriting (pairing.restyle) cost {lost} of {given} pairs; quarantine_by_reason says why",
     )
 
 

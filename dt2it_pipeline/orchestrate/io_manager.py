@@ -9,25 +9,26 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError
 
-_COMPANIONS = {"prompts", "set_aside"}  # tables that go with a main table
+_COMPANIONS = {"prompts", "quarantine"}  # tables that go with a main table
 
 
-class BundleIOManager(dg.ConfigurableIOManager):
-    """Writes bundles, Arrow tables and pandas frames to the store, and reads them back in the type that is asked for.
+class ArtifactIOManager(dg.ConfigurableIOManager):
+    """Writes artifacts, Arrow tables and pandas frames to the store, and reads them back in the type that is asked for.
 
     A table or frame needs its kind (a key of `records.SCHEMAS`) in the asset's metadata, under `table`. Read as
-    `pyarrow.Table` or `pandas.DataFrame`, an asset of several tables gives its main one; read as `Bundle`, all of them.
+    `pyarrow.Table` or `pandas.DataFrame`, an asset of several tables gives its main one; read as `Artifact`, all of
+    them.
     """
 
     home: str
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Store an asset's value; a bundle that its stage has stored already is left as it is."""
+        """Store an asset's value; an artifact that its stage has stored already is left as it is."""
         store, name, partition = Store(self.home), context.asset_key.to_user_string(), _partition(context)
-        if isinstance(obj, Bundle) and obj.stored_digest is not None:
+        if isinstance(obj, Artifact) and obj.stored_digest is not None:
             return
         if isinstance(obj, pd.DataFrame):
             obj = pa.Table.from_pandas(obj, preserve_index=False)
@@ -37,10 +38,10 @@ class BundleIOManager(dg.ConfigurableIOManager):
                 raise dg.DagsterInvariantViolationError(
                     f"asset {name}: say which table it is: metadata={{'table': KIND}}"
                 )
-            obj = Bundle({str(kind): obj}, {"rows_out": obj.num_rows})
-        if not isinstance(obj, Bundle):
+            obj = Artifact({str(kind): obj}, {"rows_out": obj.num_rows})
+        if not isinstance(obj, Artifact):
             raise dg.DagsterInvariantViolationError(
-                f"asset {name} returned {type(obj).__name__}, not a table or a bundle"
+                f"asset {name} returned {type(obj).__name__}, not a table or an artifact"
             )
         store.write(name, obj, _content_key(obj), partition)
 
@@ -53,28 +54,28 @@ class BundleIOManager(dg.ConfigurableIOManager):
                 f"{name} has not been made in {self.home}. Run it first: "
                 f"dagster job execute -m dt2it_pipeline.definitions {job}"
             )
-        bundle = store.read(name, partition)
+        artifact = store.read(name, partition)
         wanted = context.dagster_type.typing_type
         if wanted not in (pa.Table, pd.DataFrame):
-            return bundle
-        main = [kind for kind in bundle.tables if kind not in _COMPANIONS] or list(bundle.tables)
+            return artifact
+        main = [kind for kind in artifact.tables if kind not in _COMPANIONS] or list(artifact.tables)
         if len(main) != 1:
             raise dg.DagsterInvariantViolationError(
-                f"{context.asset_key.to_user_string()} holds {sorted(bundle.tables)}; annotate the input as Bundle"
+                f"{context.asset_key.to_user_string()} holds {sorted(artifact.tables)}; annotate the input as Artifact"
             )
-        return bundle[main[0]].to_pandas() if wanted is pd.DataFrame else bundle[main[0]]
+        return artifact[main[0]].to_pandas() if wanted is pd.DataFrame else artifact[main[0]]
 
 
 def _partition(context: dg.OutputContext | dg.InputContext) -> str | None:
     return context.asset_partition_key if context.has_asset_partitions else None
 
 
-def _content_key(bundle: Bundle) -> str:
+def _content_key(artifact: Artifact) -> str:
     digest = hashlib.sha256()
-    for kind in sorted(bundle.tables):
+    for kind in sorted(artifact.tables):
         digest.update(kind.encode())
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, bundle.tables[kind].schema) as writer:
-            writer.write_table(bundle.tables[kind].combine_chunks())
+        with pa.ipc.new_stream(sink, artifact.tables[kind].schema) as writer:
+            writer.write_table(artifact.tables[kind].combine_chunks())
         digest.update(sink.getvalue())
     return digest.hexdigest()[:32]

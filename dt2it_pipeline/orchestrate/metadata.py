@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from dt2it_pipeline.evaluate.report.formatting import excerpt, strength_unit
 from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import PICTURE_FORMATS
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.media.store import IMAGE_FORMATS
+from dt2it_pipeline.storage.artifacts import Artifact
 
 _EXAMPLES = 3  # of every label
 _LABEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # as many as there are labels
@@ -27,47 +27,49 @@ _THUMBNAIL = 96  # pixels
 _TEXT = 160  # characters of a text that are shown
 
 
-def bundle_metadata(bundle: Bundle, media_root: Path) -> dict[str, Any]:
-    """Metadata of a stored bundle: its facts, row counts, set-aside reasons, example pairs and a strength histogram."""
-    metadata: dict[str, Any] = {"path": dg.MetadataValue.path(str(bundle.folder))}
-    for name, value in bundle.facts.items():
+def artifact_metadata(artifact: Artifact, media_root: Path) -> dict[str, Any]:
+    """Metadata of a stored artifact: its metadata, row counts, quarantine reasons, example pairs and a strength
+    histogram.
+    """
+    metadata: dict[str, Any] = {"path": dg.MetadataValue.path(str(artifact.folder))}
+    for name, value in artifact.metadata.items():
         if isinstance(value, bool | int | float | str):
             metadata[name] = float(f"{value:.4g}") if isinstance(value, float) else value
         elif value and isinstance(value, Mapping) and not any(isinstance(cell, Mapping) for cell in value.values()):
             metadata[name] = _markdown(("of", name), [(_shorten(str(key)), cell) for key, cell in value.items()])
-    for kind, table in bundle.tables.items():
+    for kind, table in artifact.tables.items():
         metadata[f"{kind}_rows"] = table.num_rows
-    set_aside = bundle.tables.get("set_aside")
-    if set_aside is not None and set_aside.num_rows:
-        reasons = Counter(zip(set_aside["reason"].to_pylist(), set_aside["source"].to_pylist(), strict=True))
-        metadata["set_aside_by_reason"] = _markdown(
+    quarantine = artifact.tables.get("quarantine")
+    if quarantine is not None and quarantine.num_rows:
+        reasons = Counter(zip(quarantine["reason"].to_pylist(), quarantine["source"].to_pylist(), strict=True))
+        metadata["quarantine_by_reason"] = _markdown(
             ("reason", "source", "rows"), [(*key, count) for key, count in reasons.most_common()]
         )
-    pairs = bundle.tables.get("pairs")
+    pairs = artifact.tables.get("pairs")
     if pairs is not None and pairs.num_rows:
         labels = Counter(zip(pairs["label"].to_pylist(), pairs["source"].to_pylist(), strict=True))
         metadata["pairs_by_label"] = _markdown(
             ("label", "source", "pairs"), [(*key, count) for key, count in sorted(labels.items())]
         )
-        policy = bundle.facts.get("policy")
+        policy = artifact.metadata.get("policy")
         units = _strength_units(pairs, policy if isinstance(policy, str) else None)
-        metadata["examples"] = _examples(pairs, units, bundle.tables.get("prompts"), media_root)
+        metadata["examples"] = _examples(pairs, units, artifact.tables.get("prompts"), media_root)
         if drawn := strength_histograms(pairs, units):
             metadata["strength_histogram"] = drawn
     return metadata
 
 
 def histogram(values: Sequence[float], x_label: str, y_label: str) -> dg.MarkdownMetadataValue:
-    """A histogram as a picture in Markdown."""
+    """A histogram as an image in Markdown."""
     figure, (axes,) = _figure()
     axes.hist(values, bins=40, color="#31688e")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    return _picture(figure)
+    return _image(figure)
 
 
 def strength_histograms(pairs: pa.Table, units: Sequence[str]) -> dg.MarkdownMetadataValue | None:
-    """Histograms of a pairs table's strength as one picture: a panel per unit, since units do not compare; or None.
+    """Histograms of a pairs table's strength as one image: a panel per unit, since units do not compare; or None.
 
     `units` holds the unit of every row's strength.
     """
@@ -91,13 +93,13 @@ def strength_histograms(pairs: pa.Table, units: Sequence[str]) -> dg.MarkdownMet
         axes.set_xlabel(f"strength, {unit}")
         axes.set_ylabel("pairs")
         axes.legend(frameon=False, fontsize=8)
-    return _picture(figure)
+    return _image(figure)
 
 
 def training_curve(
     log: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]] = ()
 ) -> dg.MarkdownMetadataValue:
-    """Loss and accuracy over optimiser steps as a picture in Markdown; entries have step, loss and accuracy.
+    """Loss and accuracy over optimiser steps as an image in Markdown; entries have step, loss and accuracy.
 
     `evaluations` are those of held-out pairs; they are drawn as points.
     """
@@ -110,7 +112,7 @@ def training_curve(
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss; accuracy (share)")
     axes.legend(frameon=False)
-    return _picture(figure)
+    return _image(figure)
 
 
 def markdown_of(table: pa.Table) -> dg.MarkdownMetadataValue:
@@ -154,25 +156,25 @@ def _examples(
     rows = []
     for row, place in zip(shown, taken, strict=True):
         prompt = by_id.get(row["prompt_id"])
-        pictures = "".join(_thumbnail(media_root / medium["path"]) for medium in prompt["media"]) if prompt else ""
+        images = "".join(_thumbnail(media_root / medium["path"]) for medium in prompt["media"]) if prompt else ""
         question = _shorten(excerpt(prompt["turns"][-1]["text"])) if prompt else ""
         strength = "" if row["strength"] is None else f"{row['strength']:.2f} {_shorten(units[place])}"
-        rows.append((pictures, question, _shorten(row["chosen"]), _shorten(row["rejected"]), row["label"], strength))
-    return _markdown(("picture", "question", "chosen", "rejected", "label", "strength"), rows)
+        rows.append((images, question, _shorten(row["chosen"]), _shorten(row["rejected"]), row["label"], strength))
+    return _markdown(("image", "question", "chosen", "rejected", "label", "strength"), rows)
 
 
 def _thumbnail(path: Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             small = to_rgb(image)
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             buffer = io.BytesIO()
             small.save(buffer, format="PNG")
     except OSError:
-        return "(no picture)"
-    return f"![picture](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+        return "(no image)"
+    return f"![image](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
 
 
 def _shorten(text: str) -> str:
@@ -201,7 +203,7 @@ def _figure(panels: int = 1) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def _picture(figure: Any) -> dg.MarkdownMetadataValue:
+def _image(figure: Any) -> dg.MarkdownMetadataValue:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return dg.MetadataValue.md(f"![figure](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})")

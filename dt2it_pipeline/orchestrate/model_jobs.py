@@ -1,4 +1,4 @@
-"""Training and scoring as the assets call them: the job description, the launcher, and the result as a bundle."""
+"""Training and scoring as the assets call them: the job description, the launcher, and the result as an artifact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 
@@ -32,14 +32,14 @@ class Heavy:
     children: ChildProcesses
     recipe: Recipe
 
-    def train(self, pairs: pa.Table, prompts: pa.Table, inputs: Mapping[str, Bundle | str]) -> Bundle:
-        """Train a reward model on a pairs table and its prompts; the checkpoint is the bundle's folder."""
+    def train(self, pairs: pa.Table, prompts: pa.Table, inputs: Mapping[str, Artifact | str]) -> Artifact:
+        """Train a reward model on a pairs table and its prompts; the checkpoint is the artifact's folder."""
         settings = self.recipe.training
 
-        def compute(work: Path) -> Bundle:
+        def compute(work: Path) -> Artifact:
             summary = self.train_in(work, pairs, prompts, self.recipe.seed)
-            set_aside = read_parquet(work / "checkpoint" / "set_aside.parquet", "set_aside")
-            return Bundle({"set_aside": set_aside}, summary, work / "checkpoint")
+            quarantine = read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")
+            return Artifact({"quarantine": quarantine}, summary, work / "checkpoint")
 
         return run_stage(
             self.context,
@@ -79,8 +79,8 @@ class Heavy:
             | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
         )
 
-    def score(self, checkpoint: Bundle, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Bundle:
-        """Score a responses table with a checkpoint; the bundle holds `scores` and `set_aside`."""
+    def score(self, checkpoint: Artifact, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Artifact:
+        """Score a responses table with a checkpoint; the artifact holds `scores` and `quarantine`."""
         target = "dt2it_pipeline.reward.scoring.job:run"
         return self.score_with(target, {"checkpoint": str(checkpoint.folder)}, responses, prompts, voter, work)
 
@@ -92,7 +92,7 @@ class Heavy:
         prompts: pa.Table,
         voter: str,
         work: Path,
-    ) -> Bundle:
+    ) -> Artifact:
         """Score a responses table with the job function `target`, to which `model` says which model it is."""
         write_parquet(responses, work / "responses.parquet")
         write_parquet(prompts, work / "prompts.parquet")
@@ -110,14 +110,14 @@ class Heavy:
         summary = self.children.run(self.context, target, job, work)
         tables = {
             "scores": read_parquet(work / "scores.parquet", "scores"),
-            "set_aside": read_parquet(work / "scores.set_aside.parquet", "set_aside"),
+            "quarantine": read_parquet(work / "scores.quarantine.parquet", "quarantine"),
         }
         counts = {
             "rows_in": responses.num_rows,
             "rows_out": tables["scores"].num_rows,
-            "rows_set_aside": tables["set_aside"].num_rows,
+            "rows_quarantined": tables["quarantine"].num_rows,
         }
-        return Bundle(tables, summary | counts)
+        return Artifact(tables, summary | counts)
 
     @property
     def _opened(self) -> Store:
@@ -143,22 +143,22 @@ def responses_of(pairs: pa.Table) -> pa.Table:
     return schemas.table(rows, "responses")
 
 
-def training_log(checkpoint: Bundle) -> list[dict[str, Any]]:
+def training_log(checkpoint: Artifact) -> list[dict[str, Any]]:
     """Entries of a checkpoint's training log: step, loss, accuracy, learning rate and pairs per second."""
     return _log(checkpoint, "training_log")
 
 
-def _log(checkpoint: Bundle, name: str) -> list[dict[str, Any]]:
+def _log(checkpoint: Artifact, name: str) -> list[dict[str, Any]]:
     lines = (checkpoint.folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]
 
 
-def validation_log(checkpoint: Bundle) -> list[dict[str, Any]]:
+def validation_log(checkpoint: Artifact) -> list[dict[str, Any]]:
     """Evaluations of the held-out pairs: step, loss, accuracy and pairs; empty where nothing was held out."""
     return _log(checkpoint, "validation_log") if (checkpoint.folder / "validation_log.jsonl").exists() else []
 
 
-def training_metadata(checkpoint: Bundle) -> dict[str, Any]:
+def training_metadata(checkpoint: Artifact) -> dict[str, Any]:
     """Metadata of a trained model: its last figures and the loss curve, with held-out pairs where there are some."""
     log = training_log(checkpoint)
     if not log:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from dt2it_pipeline.config.recipe import Recipe
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 GROUP = "rounds"
 ROUND_JOB = "round"
@@ -17,7 +17,7 @@ def rounds_partitions(recipe: Recipe) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition([str(number) for number in range(recipe.rounds)])
 
 
-def earlier_round(store: Store, name: str, number: int, needed_by: int) -> Bundle:
+def earlier_round(store: Store, name: str, number: int, needed_by: int) -> Artifact:
     """An asset's result of an earlier round, which Dagster cannot load itself: an asset may not depend on itself.
 
     Raises:
@@ -33,7 +33,7 @@ def earlier_round(store: Store, name: str, number: int, needed_by: int) -> Bundl
     return store.read(name, str(number))
 
 
-def announce_feedback(context: dg.AssetExecutionContext, curated: Bundle, next_round: int) -> None:
+def announce_feedback(context: dg.AssetExecutionContext, curated: Artifact, next_round: int) -> None:
     """Record that `feedback_pairs` of the next round is there: what a finished round hands to the one after it.
 
     Both events are needed: the materialisation shows in the UI, and only the observation's data version makes what lies

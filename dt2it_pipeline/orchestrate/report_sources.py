@@ -1,6 +1,6 @@
-"""What the report shows, taken from stored bundles: tables become quality, counts, comparisons and examples.
+"""What the report shows, taken from stored artifacts: tables become quality, counts, comparisons and examples.
 
-What belongs here: which bundle feeds which part of the report, and what the recipe's choices mean in words. What does
+What belongs here: which artifact feeds which part of the report, and what the recipe's choices mean in words. What does
 not: the asset itself (assets/report.py), and arithmetic or layout (evaluate/).
 """
 
@@ -41,7 +41,7 @@ from dt2it_pipeline.evaluate.report.text import curation_note
 from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, arms
 from dt2it_pipeline.orchestrate.model_jobs import training_log
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.style.probe import style_probe
 
 BEFORE = ("raw_preferences", "raw_benchmarks", "debiased_pairs", "t2i_pairs")
@@ -62,7 +62,7 @@ _COUNTED_BEFORE = ("raw_preferences", "debiased_pairs", "t2i_pairs")
 _STAGE_WORDS = {
     "raw_preferences": "the noisy pool, as published",
     "debiased_pairs": "answers sampled and judged, paired within one style; rows in are candidate pairs",
-    "t2i_pairs": "human preferences between two pictures, as questions",
+    "t2i_pairs": "human preferences between two images, as questions",
     "training_pairs": "what the round's reward model learns from",
     "voted_pairs": "reward models vote; labels that look wrong are flipped",
     "verified_pairs": "kept as they are, or contested",
@@ -94,17 +94,17 @@ _GROUP_NOTES = {
     "a model that follows style alone gets 100",
     "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences; "
     "a model that follows style alone gets 0",
-    "t2i": "two pictures and a caption: which picture fits better",
+    "t2i": "two images and a caption: which image fits better",
 }
 
 
 @dataclass(frozen=True)
 class ReportSources:
-    """Stored bundles that a report is made of."""
+    """Stored artifacts that a report is made of."""
 
     recipe: Recipe
-    before: Mapping[str, Bundle]
-    rounds: list[dict[str, Bundle]]
+    before: Mapping[str, Artifact]
+    rounds: list[dict[str, Artifact]]
     media: Path
     untabled_seconds: Mapping[str, float]
 
@@ -112,7 +112,7 @@ class ReportSources:
         """Everything that the page shows."""
         demo = self.recipe.demo is not None
         return ReportData(
-            scores=pd.concat([to_frame(b["benchmark_scores"]) for b in self.score_bundles()], ignore_index=True),
+            scores=pd.concat([to_frame(b["benchmark_scores"]) for b in self.score_artifacts()], ignore_index=True),
             title=f"Reward model report: {self.recipe.name}",
             arms=[
                 Arm("round 0", "round", "D0 alone: debiased and two-image pairs"),
@@ -139,11 +139,11 @@ class ReportSources:
             seconds=self._seconds(),
             strength_note=_STRENGTH_NOTES[self.recipe.curation.policy],
             policy_note=_POLICY_NOTES[self.recipe.curation.policy],
-            facts=self._facts(),
+            metadata=self._metadata(),
         )
 
-    def score_bundles(self) -> list[Bundle]:
-        """Bundles with benchmark scores: of every round, then of every arm."""
+    def score_artifacts(self) -> list[Artifact]:
+        """Artifacts with benchmark scores: of every round, then of every arm."""
         own = [found["benchmark_scores"] for found in self.rounds]
         return own + [self.before[f"{arm}_scores"] for arm in arms(self.recipe)]
 
@@ -185,19 +185,19 @@ class ReportSources:
         grade = self._grade(curated)
         left_out: Counter[str] = Counter()
         for name in ("voted_pairs", "verified_pairs", "annotated_pairs"):
-            left_out.update(found[name]["set_aside"]["reason"].to_pylist())
+            left_out.update(found[name]["quarantine"]["reason"].to_pylist())
         del left_out["contested"]  # these went on to the judges
         return Funnel(
             pool=self.before["raw_preferences"]["pairs"].num_rows,
-            flipped=int(found["voted_pairs"].facts["flipped"]),
+            flipped=int(found["voted_pairs"].metadata["flipped"]),
             passed=len(curated) - found["annotated_pairs"]["pairs"].num_rows,
             contested=found["contested_pairs"]["pairs"].num_rows,
-            recalled=int(found["annotated_pairs"].facts["recalled"]),
+            recalled=int(found["annotated_pairs"].metadata["recalled"]),
             confirmed=found["annotated_pairs"]["pairs"].num_rows,
             left_out=dict(left_out.most_common()),
             curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
             right={} if grade is None else {label: right / count for label, (count, right) in grade.by_label.items()},
-            judge_calls=int(found["annotated_pairs"].facts["judge_calls"]),
+            judge_calls=int(found["annotated_pairs"].metadata["judge_calls"]),
         )
 
     def _call_curves(self, number: int) -> list[CallCurve]:
@@ -257,7 +257,7 @@ class ReportSources:
         for shown, name in sets.items():
             pairs = to_frame(found[name]["pairs"])
             calls = (
-                int(found["annotated_pairs"].facts["judge_calls"])
+                int(found["annotated_pairs"].metadata["judge_calls"])
                 if name in ("annotated_pairs", "curated_pairs")
                 else 0
             )
@@ -278,7 +278,7 @@ class ReportSources:
             curves=[
                 _curve(f"round {number}: {name.replace('_', ' ')}", found[name])
                 for name in ("reward_model", "verifier_model")
-                if "not_trained" not in found[name].facts
+                if "not_trained" not in found[name].metadata
             ],
             strengths={
                 str(label): part["strength"].dropna().to_numpy() for label, part in voted.groupby("label", sort=True)
@@ -287,7 +287,7 @@ class ReportSources:
                 *self._examples(f"Flipped in round {number}", found["voted_pairs"], label="flipped"),
                 *self._examples(f"Annotated in round {number}", found["annotated_pairs"]),
             ],
-            seconds={name: _seconds_of(one) for name, one in found.items() if "not_trained" not in one.facts},
+            seconds={name: _seconds_of(one) for name, one in found.items() if "not_trained" not in one.metadata},
             funnel=self._funnel(number),
             note=self._note(number),
             call_curves=self._call_curves(number),
@@ -308,11 +308,11 @@ class ReportSources:
     def _probe(self, pairs: pd.DataFrame) -> Any:
         return style_probe(pairs, self.recipe.evaluation.style_probe_folds, self.recipe.seed)
 
-    def _examples(self, kind: str, bundle: Bundle, label: str | None = None) -> list[Example]:
+    def _examples(self, kind: str, artifact: Artifact, label: str | None = None) -> list[Example]:
         columns = ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "source", "row_id")
-        rows = [row for row in bundle["pairs"].select(columns).to_pylist() if label is None or row["label"] == label]
+        rows = [row for row in artifact["pairs"].select(columns).to_pylist() if label is None or row["label"] == label]
         rows = rows[: self.recipe.evaluation.examples]
-        prompts = {row["prompt_id"]: row for row in bundle["prompts"].to_pylist()}
+        prompts = {row["prompt_id"]: row for row in artifact["prompts"].to_pylist()}
         before = _sides(self.before["raw_preferences"]["pairs"])
         truth = _sides(self.before["demo_truth"]["pairs"]) if self.recipe.demo is not None else {}
         examples = []
@@ -338,7 +338,7 @@ class ReportSources:
             )
         return examples
 
-    def _facts(self) -> dict[str, str]:
+    def _metadata(self) -> dict[str, str]:
         packages = ("dt2it-pipeline", "dagster", "torch", "transformers", "deepspeed")
         return {
             "recipe": self.recipe.name,
@@ -351,28 +351,28 @@ class ReportSources:
         }
 
 
-def _counts(name: str, bundle: Bundle) -> StageCounts:
-    labels = Counter(bundle["pairs"]["label"].to_pylist())
-    reasons = Counter(bundle["set_aside"]["reason"].to_pylist())
-    return StageCounts(name, int(bundle.facts["rows_in"]), dict(labels), dict(reasons), _STAGE_WORDS[name])
+def _counts(name: str, artifact: Artifact) -> StageCounts:
+    labels = Counter(artifact["pairs"]["label"].to_pylist())
+    reasons = Counter(artifact["quarantine"]["reason"].to_pylist())
+    return StageCounts(name, int(artifact.metadata["rows_in"]), dict(labels), dict(reasons), _STAGE_WORDS[name])
 
 
-def _verification_counts(found: Mapping[str, Bundle]) -> StageCounts:
-    """Counts of step 2, whose contested pairs go on to step 3 and are not set aside."""
+def _verification_counts(found: Mapping[str, Artifact]) -> StageCounts:
+    """Counts of step 2, whose contested pairs go on to step 3 and are not quarantined."""
     verified, contested = found["verified_pairs"], found["contested_pairs"]
-    reasons = Counter(verified["set_aside"]["reason"].to_pylist())
+    reasons = Counter(verified["quarantine"]["reason"].to_pylist())
     reasons.pop("contested", None)
     out = {"verified": verified["pairs"].num_rows, "contested": contested["pairs"].num_rows}
     return StageCounts(
-        "verified_pairs", int(verified.facts["rows_in"]), out, dict(reasons), _STAGE_WORDS["verified_pairs"]
+        "verified_pairs", int(verified.metadata["rows_in"]), out, dict(reasons), _STAGE_WORDS["verified_pairs"]
     )
 
 
-def _seconds_of(bundle: Bundle) -> float:
-    return float(bundle.facts.get("seconds", 0.0))
+def _seconds_of(artifact: Artifact) -> float:
+    return float(artifact.metadata.get("seconds", 0.0))
 
 
-def _curve(name: str, checkpoint: Bundle, arm: str = "") -> Curve:
+def _curve(name: str, checkpoint: Artifact, arm: str = "") -> Curve:
     log = training_log(checkpoint) if (checkpoint.folder / "training_log.jsonl").exists() else []
     return Curve(name, pd.DataFrame(log), "control" if arm == CONTROL else "ceiling" if arm == CEILING else "round")
 

@@ -51,7 +51,7 @@ def user_turns(texts: pa.Array) -> pa.Array:
 
 
 def prompt_ids(texts: pa.Array, media: Sequence[pa.Array]) -> pa.Array:
-    """`content_ids.prompt_id("", [one user turn], media hashes)` of every row; `media` holds one column per picture."""
+    """`content_ids.prompt_id("", [one user turn], media hashes)` of every row; `media` holds one column per image."""
     parts: list[pa.Array | str] = ['["prompt","",[["user",', _quoted(texts), "]],["]
     for place, column in enumerate(media):
         parts += [',"' if place else '"', column, '"']

@@ -1,6 +1,6 @@
 """Text-to-image preferences as two-image questions with two short textual answers (DT2IT-MRM, arXiv 2604.19544).
 
-A reward model for text answers learns from human judgements of pictures this way: the prompt shows both pictures and
+A reward model for text answers learns from human judgements of images this way: the prompt shows both images and
 asks which is the better one for the caption; chosen and rejected are the two verdict sentences. `verdict_pair` makes
 one such row; `reformulate` makes the same rows for a whole table, column by column.
 """
@@ -20,7 +20,7 @@ from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.reformulate import columns
 from dt2it_pipeline.reformulate.phrasings import CAPTION, Phrasing, Phrasings, language_of, load_phrasings
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 
 TIE, IDENTICAL = "tie", "identical images"
 CONTRADICTORY, DUPLICATE = "contradictory preference", "duplicate preference"
@@ -32,9 +32,9 @@ _TEXTS = ("preference_id", "row_id", "caption", "language", "source")
 def verdict_pair(
     preference: Mapping[str, Any], preferred_first: bool, phrasings: Phrasings | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prompt row and pair row of one row of `t2i_preferences`, the preferred picture first or second.
+    """Prompt row and pair row of one row of `t2i_preferences`, the preferred image first or second.
 
-    A caption that holds an `<image>` marker of its own loses it: markers stand for pictures. The phrasing is one of the
+    A caption that holds an `<image>` marker of its own loses it: markers stand for images. The phrasing is one of the
     row's language and follows from the preference's id, so that it is the same wherever the row stands.
     """
     phrasings = load_phrasings() if phrasings is None else phrasings
@@ -68,15 +68,17 @@ def verdict_pair(
     return prompt, pair
 
 
-def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasings: Phrasings | None = None) -> Bundle:
-    """Turn T2I preferences into two-image pairs; the preferred picture stands first in exactly half of them.
+def reformulate(
+    preferences: pa.Table, settings: T2ISettings, seed: int, phrasings: Phrasings | None = None
+) -> Artifact:
+    """Turn T2I preferences into two-image pairs; the preferred image stands first in exactly half of them.
 
     An odd count differs by one, and so does, at most, each phrasing of each source. Which rows are used (`max_pairs`),
-    and which of them get the preferred picture first, is drawn with `seed`; the rows keep the order of their ids. Ties
-    (a strength of 0), identical pictures, repeated preferences and pictures preferred both ways are set aside.
+    and which of them get the preferred image first, is drawn with `seed`; the rows keep the order of their ids. Ties
+    (a strength of 0), identical images, repeated preferences and images preferred both ways are quarantined.
 
-    Returns a bundle of `pairs`, `prompts` and `set_aside`; facts: rows_in, rows_out, rows_set_aside, preferred_first,
-    ties.
+    Returns an artifact of `pairs`, `prompts` and `quarantine`; metadata: rows_in, rows_out, rows_quarantined,
+    preferred_first, ties.
     """
     phrasings = load_phrasings(count=settings.phrasings) if phrasings is None else phrasings
     table = preferences.sort_by([("preference_id", "ascending"), ("source", "ascending")]).combine_chunks()
@@ -99,13 +101,13 @@ def reformulate(preferences: pa.Table, settings: T2ISettings, seed: int, phrasin
     phrasing = first_of + chosen_phrasing % count_of
     first = _balanced(rows["source"].array[used], phrasing, rng)
     prompts, pairs = _tables(table.take(pa.array(used)), rows["caption"].array[used], flat, phrasing, first)
-    set_aside = _set_aside(rows[rows["reason"] != ""])
-    return Bundle(
-        {"pairs": pairs, "prompts": prompts, "set_aside": set_aside},
+    quarantine = _quarantine(rows[rows["reason"] != ""])
+    return Artifact(
+        {"pairs": pairs, "prompts": prompts, "quarantine": quarantine},
         {
             "rows_in": table.num_rows,
             "rows_out": pairs.num_rows,
-            "rows_set_aside": set_aside.num_rows,
+            "rows_quarantined": quarantine.num_rows,
             "preferred_first": int(first.sum()),
             "ties": int((rows["reason"] == TIE).sum()),
         },
@@ -145,7 +147,7 @@ def _flatten(rows: pd.DataFrame, phrasings: Phrasings) -> tuple[np.ndarray, list
 
 
 def _balanced(sources: Any, phrasing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Whether the preferred picture stands first [rows]: every other row of a random order within each stratum."""
+    """Whether the preferred image stands first [rows]: every other row of a random order within each stratum."""
     stratum, _ = pd.factorize(pd.MultiIndex.from_arrays([np.asarray(sources, dtype=object), phrasing]), sort=True)
     order = np.lexsort((rng.random(len(phrasing)), stratum))
     first = np.zeros(len(phrasing), dtype=bool)
@@ -203,7 +205,7 @@ def _tables(
     return schemas.validate(pa.table(prompts), "prompts"), schemas.validate(pa.table(pairs), "pairs")
 
 
-def _set_aside(rows: pd.DataFrame) -> pa.Table:
+def _quarantine(rows: pd.DataFrame) -> pa.Table:
     made = {
         "row_id": pa.array(rows["row_id"].fillna(rows["preference_id"]), pa.string()),
         "stage": columns.constant(_STAGE, len(rows)),
@@ -211,7 +213,7 @@ def _set_aside(rows: pd.DataFrame) -> pa.Table:
         "detail": pa.array(rows["caption"].str.slice(0, 80), pa.string()),
         "source": pa.array(rows["source"], pa.string()),
     }
-    return schemas.validate(pa.table(made), "set_aside")
+    return schemas.validate(pa.table(made), "quarantine")
 
 
 def _meta(phrasing: Phrasing) -> str:

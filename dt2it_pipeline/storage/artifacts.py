@@ -3,7 +3,7 @@
     DT2IT_HOME/
       artifacts/<name>[/<partition>]/<key>/   one finished version of a stage's output: *.parquet, or a checkpoint
       artifacts/<name>[/<partition>]/current  a small file that names the key in force
-      media/<aa>/<sha256>.<ext>               pictures and videos, once per content
+      media/<aa>/<sha256>.<ext>               images and videos, once per content
       work/<name>[/<partition>]/<key>/        what a running stage needs to resume; removed when it has finished
       cache/                                  what may be removed and is then asked for or computed again
       sources/                                source files that the demo writes
@@ -50,16 +50,16 @@ _KEPT_VERSIONS = 2  # the current one, and the one before for readers that are s
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The tables that one stage hands on, by kind, for instance `pairs`, `prompts` and `set_aside`.
+class Artifact:
+    """The tables that one stage hands on, by kind, for instance `pairs`, `prompts` and `quarantine`.
 
-    `facts` are JSON-able scalars and small structures about the making of the tables; they may differ between two runs
-    (durations, for instance) where the tables do not. `path` and `digest` are set once the bundle lies in the store; a
-    checkpoint is a bundle with files at `path`.
+    `metadata` are JSON-able scalars and small structures about the making of the tables; they may differ between two
+    runs (durations, for instance) where the tables do not. `path` and `digest` are set once the artifact lies in the
+    store; a checkpoint is an artifact with files at `path`.
     """
 
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     stored_digest: str | None = None
 
@@ -67,24 +67,24 @@ class Bundle:
         try:
             return self.tables[kind]
         except KeyError:
-            raise StoreError(f"{self.path or 'bundle'} has no table {kind!r}, only {sorted(self.tables)}") from None
+            raise StoreError(f"{self.path or 'artifact'} has no table {kind!r}, only {sorted(self.tables)}") from None
 
     def table_path(self, kind: str) -> Path:
-        """Parquet file of one table of a stored bundle."""
+        """Parquet file of one table of a stored artifact."""
         return self.folder / f"{kind}.parquet"
 
     @property
     def folder(self) -> Path:
-        """Folder of a stored bundle; raises StoreError while it is not stored."""
+        """Folder of a stored artifact; raises StoreError while it is not stored."""
         if self.path is None:
-            raise StoreError("this bundle has not been stored yet")
+            raise StoreError("this artifact has not been stored yet")
         return self.path
 
     @property
     def digest(self) -> str:
         """Hash of the stored tables and weights; it stands for them in the keys of later stages."""
         if self.stored_digest is None:
-            raise StoreError("this bundle has not been stored yet")
+            raise StoreError("this artifact has not been stored yet")
         return self.stored_digest
 
 
@@ -172,7 +172,7 @@ class Store:
         key: str,
         partition: str | None = None,
         on_damage: Callable[[str], None] = _logger.warning,
-    ) -> Bundle | None:
+    ) -> Artifact | None:
         """The version `key`, made the current one; None where it is not finished, or damaged and to be made again."""
         if not self.has(name, key, partition):
             return None
@@ -184,7 +184,7 @@ class Store:
         self.point(name, key, partition)
         return found
 
-    def read(self, name: str, partition: str | None = None, key: str | None = None) -> Bundle:
+    def read(self, name: str, partition: str | None = None, key: str | None = None) -> Artifact:
         """Load a finished version (the current one by default), every table validated.
 
         Raises:
@@ -198,7 +198,7 @@ class Store:
         file = folder / "manifest.json"
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
-            kinds, facts, digest = list(manifest["tables"]), dict(manifest["facts"]), str(manifest["digest"])
+            kinds, metadata, digest = list(manifest["tables"]), dict(manifest["metadata"]), str(manifest["digest"])
             tables = {}
             for kind in kinds:
                 file = folder / f"{kind}.parquet"
@@ -213,7 +213,7 @@ class Store:
             raise StoreError(
                 f"{where} is damaged: {file} cannot be read ({problem}); run its stage again, which makes it anew"
             ) from error
-        return Bundle(tables, facts, folder, digest)
+        return Artifact(tables, metadata, folder, digest)
 
     def _absent(self, name: str, partition: str | None) -> str:
         """Why there is no version in force, and what there is instead."""
@@ -236,19 +236,23 @@ class Store:
                 yield folder
             self.point(name, key, partition)
 
-    def write(self, name: str, bundle: Bundle, key: str, partition: str | None = None) -> Bundle:
-        """Store a bundle as version `key` and make it the current one; returns it as it is read back.
+    def write(self, name: str, artifact: Artifact, key: str, partition: str | None = None) -> Artifact:
+        """Store an artifact as version `key` and make it the current one; returns it as it is read back.
 
-        A bundle that has a `path` outside the store (a checkpoint that a child process wrote) brings that folder's
+        An artifact that has a `path` outside the store (a checkpoint that a child process wrote) brings that folder's
         files along: they are moved.
         """
         with self.writing(name, key, partition) as folder:
-            if bundle.path is not None:
-                for file in sorted(bundle.path.iterdir()):
+            if artifact.path is not None:
+                for file in sorted(artifact.path.iterdir()):
                     shutil.move(file, folder / file.name)
-            for kind, value in bundle.tables.items():
+            for kind, value in artifact.tables.items():
                 write_parquet(schemas.validate(value, kind), folder / f"{kind}.parquet")
-            manifest = {"tables": sorted(bundle.tables), "facts": dict(bundle.facts), "digest": content_digest(folder)}
+            manifest = {
+                "tables": sorted(artifact.tables),
+                "metadata": dict(artifact.metadata),
+                "digest": content_digest(folder),
+            }
             write_json_atomic(manifest, folder / "manifest.json")
         return self.read(name, partition, key)
 

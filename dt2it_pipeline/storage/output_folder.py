@@ -54,9 +54,9 @@ def replaceable(folder: Path, marker: str, what: str) -> Path:
     return target
 
 
-def mark(folder: Path, marker: str, **facts: Any) -> None:
-    """Say in a finished folder what is in it, by content; `facts` are kept beside that."""
-    value = {**facts, "content": _content(folder, marker)}
+def mark(folder: Path, marker: str, **metadata: Any) -> None:
+    """Say in a finished folder what is in it, by content; `metadata` are kept beside that."""
+    value = {**metadata, "content": _content(folder, marker)}
     (folder / marker).write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 

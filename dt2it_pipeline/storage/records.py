@@ -27,18 +27,18 @@ def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[st
     return row | fields
 
 
-def set_aside_row(
+def quarantine_row(
     row_id: str, stage: str, reason: str, detail: str = "", source: str = "", pair_id: str | None = None
 ) -> dict[str, Any]:
-    """One row of a set-aside table: which row, where, why (a short fixed phrase) and what was found."""
+    """One row of a quarantine table: which row, where, why (a short fixed phrase) and what was found."""
     values = {"row_id": row_id, "stage": stage, "reason": reason, "detail": detail, "source": source}
     return {key: writable(value) for key, value in values.items()} | {"pair_id": pair_id}
 
 
-def set_aside_pair(pair: Mapping[str, Any], stage: str, reason: str, detail: str = "") -> dict[str, Any]:
+def quarantine_pair(pair: Mapping[str, Any], stage: str, reason: str, detail: str = "") -> dict[str, Any]:
     """The same of a row of a pairs table: under the row of the source that it comes from, or its own id."""
     pair_id = pair["pair_id"]
-    return set_aside_row(pair.get("row_id") or pair_id, stage, reason, detail, pair["source"], pair_id)
+    return quarantine_row(pair.get("row_id") or pair_id, stage, reason, detail, pair["source"], pair_id)
 
 
 def writable(text: str) -> str:

@@ -23,7 +23,7 @@ def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) ->
 NULLABLE = True
 
 SCHEMAS: dict[str, pa.Schema] = {
-    # A question with its pictures. `turns` hold one `<image>` or `<video>` marker per medium, in the order of `media`.
+    # A question with its images. `turns` hold one `<image>` or `<video>` marker per medium, in the order of `media`.
     "prompts": _schema(
         ("prompt_id", pa.string()),
         ("source", pa.string()),
@@ -70,9 +70,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # What people say of pairs: the id of the response that they prefer, null for neither.
     "people_votes": _schema(("pair_id", pa.string()), ("person", pa.string()), ("preferred_id", pa.string(), NULLABLE)),
-    # Human T2I preferences as they are found: two pictures for one caption.
+    # Human T2I preferences as they are found: two images for one caption.
     "t2i_preferences": _schema(
-        ("preference_id", pa.string()),  # hash of the caption and both pictures
+        ("preference_id", pa.string()),  # hash of the caption and both images
         ("caption", pa.string()),
         ("preferred", _MEDIUM),
         ("other", _MEDIUM),
@@ -125,18 +125,18 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("outcome", pa.string()),  # correct, wrong, tie or unscored
     ),
     # Rows that a stage could not use. Nothing is lost silently: rows in = rows out + rows here.
-    "set_aside": _schema(
-        ("row_id", pa.string()),  # the source's row where there is one, else the id of what was set aside
+    "quarantine": _schema(
+        ("row_id", pa.string()),  # the source's row where there is one, else the id of what was quarantined
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source", pa.string()),
-        ("pair_id", pa.string(), NULLABLE),  # of the pair that was set aside, or that the row repeats
+        ("pair_id", pa.string(), NULLABLE),  # of the pair that was quarantined, or that the row repeats
     ),
 }
 
 # Columns that tables of earlier versions lack; such a table is read with null in their place.
-ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "set_aside": ("pair_id",)}
+ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "quarantine": ("pair_id",)}
 
 LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
 

@@ -306,16 +306,14 @@ def main(arguments: Sequence[str]) -> None:
         ("chosen", "the better answer"),
         ("rejected", "the worse answer"),
         ("prompt", "the question; pairs of one prompt never lie in two folds"),
-        ("picture", "the picture's path, where it is part of the prompt"),
+        ("image", "the image's path, where it is part of the prompt"),
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds {what}")
     given = parser.parse_args(arguments)
     if (given.chosen is None) != (given.rejected is None):
         parser.error("--chosen and --rejected are given together")
     try:
-        pairs, left_out = read_preferences(
-            given.file, Columns(given.chosen, given.rejected, given.prompt, given.picture)
-        )
+        pairs, left_out = read_preferences(given.file, Columns(given.chosen, given.rejected, given.prompt, given.image))
     except PreferenceFileError as error:
         raise SystemExit(f"error: {error}") from None
     print(

@@ -27,7 +27,7 @@ def test_settings_are_those_of_the_paper(recipe: Recipe) -> None:
     training = recipe.training
     assert training.base_model == MODELS[recipe.name]
     assert (training.learning_rate, training.warmup_ratio, training.epochs) == (1e-5, 0.1, 1)
-    assert (training.pairs_per_step, training.precision, training.gradient_checkpointing) == (512, "bfloat16", True)
+    assert (training.global_batch_size, training.precision, training.gradient_checkpointing) == (512, "bfloat16", True)
     assert (training.max_tokens, training.max_pixels, training.deepspeed_config) == (7168, 268_324, "zero2")
     assert (recipe.scoring.max_tokens, recipe.scoring.max_pixels) == (12_288, 1_310_720)
     assert (recipe.curation.flip_fraction, recipe.rounds, len(recipe.annotation.judges)) == (0.5, 3, 2)
@@ -58,14 +58,14 @@ def test_deepspeed_takes_the_configuration(recipe: Recipe, config: str) -> None:
 def test_one_epoch_over_d0(recipe: Recipe) -> None:
     """470K pairs (the paper's D0) at 512 a step: every pair once, every rank the same number of passes."""
     training = recipe.training
-    schedule = Schedule(470_000, training.pairs_per_step, training.epochs, training.max_steps, recipe.seed)
+    schedule = Schedule(470_000, training.global_batch_size, training.epochs, training.max_steps, recipe.seed)
     assert schedule.steps == 918
     rates = [cosine_with_warmup(step, schedule.steps, training.warmup_ratio) for step in range(schedule.steps)]
     assert int(np.argmax(rates)) in (91, 92)
     assert rates[-1] < 1e-4
     pairs, lengths = schedule.step(0), np.random.default_rng(0).integers(500, 7168, size=470_000)
     runs = [
-        micro_batches(pairs, lengths, rank, training.processes, training.micro_batch_pairs)
+        micro_batches(pairs, lengths, rank, training.processes, training.micro_batch_size)
         for rank in range(training.processes)
     ]
     assert {len(run) for run in runs} == {512 // (8 * 4)}

@@ -24,7 +24,7 @@ def test_malformed_yaml_is_placed_without_pyyamls_name_for_a_text():
 
 
 def test_a_key_that_stands_twice_in_a_recipe_is_named_with_its_lines():
-    text = "name: x\ntraining:\n  epochs: 1\n  pairs_per_step: 8\n  epochs: 2\n"
+    text = "name: x\ntraining:\n  epochs: 1\n  global_batch_size: 8\n  epochs: 2\n"
     with pytest.raises(RecipeError, match="'epochs' stands twice, in lines 3 and 5"):
         parse_recipe(text)
     with pytest.raises(RecipeError, match="'name' stands twice, in lines 1 and 2"):

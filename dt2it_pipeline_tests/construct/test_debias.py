@@ -62,7 +62,7 @@ def test_the_seed_decides_and_repeats():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=30))
-def test_every_pair_is_kept_or_set_aside_and_a_mirrored_set_is_kept_whole(texts):
+def test_every_pair_is_kept_or_quarantine_and_a_mirrored_set_is_kept_whole(texts):
     distinct = [(a, b) for a, b in dict.fromkeys(texts) if a != b]
     rows = [records.make_pair(f"p{i}", a, b, source="s") for i, (a, b) in enumerate(distinct)]
     mirrored = [records.make_pair(f"q{i}", b, a, source="s") for i, (a, b) in enumerate(distinct)]
@@ -82,7 +82,7 @@ def test_debiasing_keeps_as_many_pairs_as_the_bound_allows():
     assert chosen.before.auc > 0.65 and chosen.after.auc <= 0.55
     assert style_probe(chosen.pairs.to_pandas(), seed=7).auc <= 0.55
     assert strict.num_rows <= chosen.pairs.num_rows < pairs.num_rows
-    assert chosen.pairs.num_rows + chosen.set_aside.num_rows == pairs.num_rows
+    assert chosen.pairs.num_rows + chosen.quarantine.num_rows == pairs.num_rows
     kept = [point["kept"] for point in chosen.curve]
     assert (kept[0], kept[-1]) == (strict.num_rows, pairs.num_rows) and kept == sorted(kept)
     assert chosen.curve[-1]["auc"] == chosen.before.auc
@@ -113,7 +113,7 @@ def test_other_pairs_of_the_same_prompts_are_swapped_in_with_the_pairs_that_they
     prompts = single.pairs["prompt_id"].to_pylist()
     assert len(prompts) == len(set(prompts)) and 300 <= len(prompts) <= 400
     assert single.after.auc <= 0.55
-    assert single.pairs.num_rows + single.set_aside.num_rows == 400 + len(single.swapped_in)
+    assert single.pairs.num_rows + single.quarantine.num_rows == 400 + len(single.swapped_in)
 
 
 def test_pairs_say_which_model_wrote_their_sides():
@@ -153,7 +153,7 @@ def test_a_model_that_wins_nearly_always_is_found_and_balanced():
     assert style_probe(with_models(seen.pairs, models), seed=7).auc <= 0.55
     # twice the pairs in which `weak` wins, some 100 of 1,000, are what balance leaves, without their strata's rests
     assert 150 < seen.pairs.num_rows < 300
-    assert seen.pairs.num_rows + seen.set_aside.num_rows == pairs.num_rows
+    assert seen.pairs.num_rows + seen.quarantine.num_rows == pairs.num_rows
     assert [point["kept"] for point in seen.curve][-1] == pairs.num_rows
 
 

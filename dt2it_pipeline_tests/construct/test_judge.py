@@ -40,7 +40,7 @@ def _judge(world, spoil=None, orders=1, seed=0):
     rows = prompts.to_pylist()
     judge = FaultyJudge(rows, spoil) if spoil else ReferenceJudge(rows)
     judged = judge_responses(prompts, responses, [judge], JudgingSettings(orders=orders), seed)
-    return judged.judgements.to_pylist(), judged.set_aside.to_pylist()
+    return judged.judgements.to_pylist(), judged.quarantine.to_pylist()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
@@ -108,16 +108,16 @@ def test_a_judge_that_raises_costs_only_the_requests_it_raises_on(world):
     assert sum(row["status"] == "ok" for row in judgements) == 15
 
 
-def test_a_response_without_its_prompt_is_set_aside(world):
+def test_a_response_without_its_prompt_is_quarantine(world):
     prompts, responses = world
     judge = ReferenceJudge(prompts.to_pylist())
     judged = judge_responses(prompts.slice(1), responses, [judge], JudgingSettings(), 0)
-    assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["unknown prompt"] * 3
+    assert [row["reason"] for row in judged.quarantine.to_pylist()] == ["unknown prompt"] * 3
     assert (judged.judgements.num_rows, judged.responses.num_rows) == (12, 6)
 
 
 def _with_reserve(tmp_path, own, corrupted):
-    """What is judged of answers to the true picture (red) and to another one, where reserves are kept."""
+    """What is judged of answers to the true image (red) and to another one, where reserves are kept."""
     prompt = prompt_row(tmp_path, "red")
     others = [prompt_row(tmp_path, color) for color in COLORS[1:]]  # they teach the judge the rivals of red
     rows = response_rows(prompt, *own)
@@ -131,9 +131,9 @@ def _with_reserve(tmp_path, own, corrupted):
     )
     texts = {row["response_id"]: row["text"] for row in judged.responses.to_pylist()}
     assert {row["response_id"] for row in judged.judgements.to_pylist()} == set(texts)
-    # every response once: judged, or set aside with the reason
+    # every response once: judged, or quarantined with the reason
     added = sum(row["generator"] == "reference" for row in judged.responses.to_pylist())
-    assert judged.responses.num_rows + judged.set_aside.num_rows == len(rows) + added
+    assert judged.responses.num_rows + judged.quarantine.num_rows == len(rows) + added
     return judged, sorted(texts.values())
 
 
@@ -149,7 +149,7 @@ def test_the_reference_is_added_where_all_are_bad(tmp_path):
     assert texts == ["It is blue.", "The shape is teal.", "red"]
     assert judged.enhanced == {"corrupted": 0, "reference": 1, "nothing": 0}
     assert {row["generator"] for row in judged.responses.to_pylist()} == {"test", "reference"}
-    assert [row["reason"] for row in judged.set_aside.to_pylist()] == ["kept in reserve and not needed"]
+    assert [row["reason"] for row in judged.quarantine.to_pylist()] == ["kept in reserve and not needed"]
 
 
 def test_nothing_is_added_where_answers_differ(tmp_path):

@@ -75,10 +75,10 @@ def job(tmp_path):
     return made
 
 
-def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_path, job):
+def test_pairs_are_rewritten_and_those_whose_content_changed_are_quarantine(tmp_path, job):
     server = FaultServer({}, _chat)
     with serving(server):
-        facts = restyle.run(job(server.url), lambda progress: None)
+        metadata = restyle.run(job(server.url), lambda progress: None)
         asked = len(server.bodies)
         again = restyle.run(job(server.url), lambda progress: None)
         assert len(server.bodies) == asked  # a second run is answered from disk
@@ -95,7 +95,7 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
         row[side] for row in kept for side in ("chosen_id", "rejected_id")
     }
     assert {row["generator"] for row in written} == {"test|restyled"}
-    aside = atomic.read_parquet(tmp_path / "restyled" / "set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled" / "quarantine.parquet", "quarantine").to_pylist()
     assert [row["reason"] for row in aside] == [
         "rewriting changed a number",
         "rewriting changed the answer",
@@ -103,11 +103,11 @@ def test_pairs_are_rewritten_and_those_whose_content_changed_are_set_aside(tmp_p
         "sides became near-identical",
         "could not be rewritten",
     ]
-    assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (7, 2, 5)
-    assert facts["restyle"]["calls"] == len(REWRITTEN) == facts["restyle"]["judged"] + 1
+    assert (metadata["rows_in"], metadata["rows_out"], metadata["rows_quarantined"]) == (7, 2, 5)
+    assert metadata["restyle"]["calls"] == len(REWRITTEN) == metadata["restyle"]["judged"] + 1
     assert (again["restyle"]["cache_hit_rate"], again["same_content"]["cache_hit_rate"]) == (1.0, 1.0)
     words = [body["messages"][0]["content"] for body in server.bodies]
-    assert all(isinstance(text, str) for text in words)  # no picture is sent: it would tempt the rewriter to answer
+    assert all(isinstance(text, str) for text in words)  # no image is sent: it would tempt the rewriter to answer
     assert any("one plain sentence" in text for text in words)
 
 
@@ -116,14 +116,14 @@ def test_words_alone_check_what_has_a_short_reference_and_nothing_else(tmp_path,
     with serving(server):
         asked = job(server.url)
         asked["settings"] |= {"check": {"kind": "words"}}
-        facts = restyle.run(asked, lambda progress: None)
+        metadata = restyle.run(asked, lambda progress: None)
         prompts = atomic.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
         rows = [row | {"reference": "a long and winding story about " * 9} for row in prompts]
         atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
         unchecked = restyle.run(asked, lambda progress: None)
-    assert facts["same_content"]["calls"] == 0
-    assert (facts["rows_out"], unchecked["rows_out"]) == (3, 0)  # a missing word goes unseen
-    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    assert metadata["same_content"]["calls"] == 0
+    assert (metadata["rows_out"], unchecked["rows_out"]) == (3, 0)  # a missing word goes unseen
+    aside = atomic.read_parquet(tmp_path / "restyled/quarantine.parquet", "quarantine").to_pylist()
     assert restyle.UNCHECKED in {row["reason"] for row in aside}
 
 
@@ -132,7 +132,7 @@ def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
     settings = {"rewriter": local | {"name": "r"}, "check": local | {"name": "c", "max_new_tokens": 50}}
     built = []
 
-    def make_engine(chosen, most_pictures):
+    def make_engine(chosen, most_images):
         built.append(chosen.name)
         return ScriptedEngine(
             lambda request: [Sample(_chat(request.prompt.messages[-1]["content"][0]["text"], []), 1, True)]
@@ -143,8 +143,8 @@ def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
         asked = job("http://127.0.0.1:9/v1") | {
             "settings": RestyleSettings.model_validate(settings).model_dump(mode="json")
         }
-        facts = restyle.run(asked, lambda progress: None, make_engine)
-        assert built == expected and facts["rows_out"] == 2
+        metadata = restyle.run(asked, lambda progress: None, make_engine)
+        assert built == expected and metadata["rows_out"] == 2
 
 
 def test_templates_exist_in_both_languages():

@@ -33,12 +33,12 @@ def _honest(request):
 
 
 def _run(job: dict, engine: ScriptedEngine) -> dict:
-    return sample.run(job, lambda progress: None, lambda most_pictures: engine)
+    return sample.run(job, lambda progress: None, lambda most_images: engine)
 
 
 def _tables(job: dict) -> tuple[list[dict], list[dict]]:
     output = Path(job["output"])
-    aside = atomic.read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+    aside = atomic.read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
     return atomic.read_parquet(output, "responses").to_pylist(), aside.to_pylist()
 
 
@@ -51,11 +51,11 @@ def test_answers_are_stripped_found_by_content_and_say_how_they_came_about(tmp_p
     assert (len(own), len(other), aside) == (12, 6, [])
     assert all(row["response_id"] == content_ids.response_id(row["prompt_id"], row["text"]) for row in responses)
     assert all(row["text"] == row["text"].strip() for row in responses)
-    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"]) == (6, 6, 0)
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"]) == (6, 6, 0)
     assert summary["sampled"] == summary["kept"] == 18
 
 
-def test_a_mismatched_picture_is_never_the_prompts_own(tmp_path):
+def test_a_mismatched_image_is_never_the_prompts_own(tmp_path):
     rows = [prompt_row(tmp_path, color, q) for color in COLORS[:2] for q in ("what color?", "which color is it?")]
     job = _job(tmp_path, rows, samples=1, mismatched_samples=3)
     _run(job, ScriptedEngine(_honest))
@@ -66,7 +66,7 @@ def test_a_mismatched_picture_is_never_the_prompts_own(tmp_path):
         assert matches == ("mismatched" not in row["generator"])
 
 
-def test_mismatched_samples_are_left_out_where_there_is_no_other_picture(tmp_path):
+def test_mismatched_samples_are_left_out_where_there_is_no_other_image(tmp_path):
     job = _job(tmp_path, [prompt_row(tmp_path, "red"), prompt_row(tmp_path, "red", "which color is it?")])
     assert _run(job, ScriptedEngine(_honest))["sampled"] == 4
 
@@ -84,11 +84,11 @@ def test_duplicates_are_counted_and_every_sample_is_accounted_for(tmp_path):
     summary = _run(job, ScriptedEngine(lambda request: next(answers)))
     responses, aside = _tables(job)
     assert [row["text"] for row in responses] == ["Red.", "Blue."]
-    assert summary["sampled"] == summary["kept"] + summary["duplicates"] + summary["answers_set_aside"] == 5
+    assert summary["sampled"] == summary["kept"] + summary["duplicates"] + summary["answers_quarantine"] == 5
     assert sorted(row["reason"] for row in aside) == ["empty answer", "longer than 48 tokens", "refused by the engine"]
 
 
-def test_unusable_prompts_are_set_aside_with_the_reason_and_counts_reconcile(tmp_path):
+def test_unusable_prompts_are_quarantine_with_the_reason_and_counts_reconcile(tmp_path):
     rows = [prompt_row(tmp_path, color) for color in COLORS[:5]]
     (tmp_path / "red.png").write_bytes(b"\x89PNG not really")
     (tmp_path / "blue.png").unlink()
@@ -100,13 +100,13 @@ def test_unusable_prompts_are_set_aside_with_the_reason_and_counts_reconcile(tmp
     _, aside = _tables(job)
     reasons = {row["row_id"]: row["reason"] for row in aside}
     assert [reasons[row["prompt_id"]] for row in rows] == [
-        "picture unreadable",
-        "picture missing",
-        "picture outside the media root",
+        "image unreadable",
+        "image missing",
+        "image outside the media root",
         "control token in the prompt",
         "no usable answer",
     ]
-    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"]) == (5, 0, 5)
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"]) == (5, 0, 5)
 
 
 def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
@@ -146,7 +146,7 @@ def test_seeds_depend_on_the_prompt_and_not_on_its_neighbours(tmp_path):
 
 
 @pytest.mark.heavy
-def test_vllm_answers_from_the_picture_and_copies_of_the_model_that_share_the_shards_repeat_it(tmp_path):
+def test_vllm_answers_from_the_image_and_copies_of_the_model_that_share_the_shards_repeat_it(tmp_path):
     rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:5]]
     rows[2]["turns"] = [{"role": "user", "text": "<image>\n" + "what color is the shape? " * 300}]
     job = _job(tmp_path, rows, max_new_tokens=24, max_model_len=512, shard_prompts=1)
@@ -180,7 +180,11 @@ def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path)
         engines.append(ScriptedEngine(_named(model)))
         summary = _run(mine, engines[-1])
         parts.append(
-            (atomic.read_parquet(output), atomic.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+            (
+                atomic.read_parquet(output),
+                atomic.read_parquet(output.with_name("responses.quarantine.parquet")),
+                summary,
+            )
         )
     responses, aside, summary = sample.join(parts)
     ways = {row["generator"] for row in responses.to_pylist()}
@@ -191,7 +195,7 @@ def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path)
         r.prompt.messages[-1]["content"][-1]["text"].endswith("Answer briefly.") for e in engines for r in e.requests
     }
     assert words == {True, False}
-    assert (summary["rows_in"], summary["rows_out"], summary["rows_set_aside"], aside.num_rows) == (6, 6, 0, 0)
+    assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"], aside.num_rows) == (6, 6, 0, 0)
     assert summary["sampled"] == summary["kept"] + summary["duplicates"] == 48
 
 
@@ -213,7 +217,11 @@ def test_an_answer_that_two_models_give_is_kept_once_and_a_prompt_that_one_canno
         mine = job | {"place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
         summary = _run(mine, ScriptedEngine(answer))
         parts.append(
-            (atomic.read_parquet(output), atomic.read_parquet(output.with_name("responses.set_aside.parquet")), summary)
+            (
+                atomic.read_parquet(output),
+                atomic.read_parquet(output.with_name("responses.quarantine.parquet")),
+                summary,
+            )
         )
     responses, aside, summary = sample.join(parts)
     assert [row["text"] for row in responses.to_pylist()] == ["Red.", "Red."]
@@ -221,7 +229,7 @@ def test_an_answer_that_two_models_give_is_kept_once_and_a_prompt_that_one_canno
     assert (summary["rows_in"], summary["rows_out"], summary["kept"], summary["duplicates"]) == (2, 2, 2, 1)
 
 
-def test_noised_pictures_are_the_prompts_own_under_noise(tmp_path):
+def test_noised_images_are_the_prompts_own_under_noise(tmp_path):
     rows = [prompt_row(tmp_path, "red")]
     engine = ScriptedEngine(_named("m"))
     _run(_job(tmp_path, rows, samples=1, mismatched_samples=0, noised_samples=2, noise=0.5), engine)
@@ -233,7 +241,7 @@ def test_noised_pictures_are_the_prompts_own_under_noise(tmp_path):
     assert [row["generator"].split("|")[-1] for row in responses] == ["t=1", "noised_image", "noised_image"]
 
 
-def test_pictures_are_scaled_down_and_short_answers_set_aside(tmp_path):
+def test_images_are_scaled_down_and_short_answers_quarantine(tmp_path):
     engine = ScriptedEngine(lambda request: [Sample("Red.", 2, True), Sample("It is red.", 4, True)])
     job = _job(tmp_path, [prompt_row(tmp_path, "red")], mismatched_samples=0, max_pixels=1024, min_characters=5)
     _run(job, engine)

@@ -1,4 +1,6 @@
-"""A user's rows, joined back: each is kept, flipped or set aside with a reason, under the id that the user gave it."""
+"""A user's rows, joined back: each is kept, flipped or quarantined with a reason, under the id that the user gave
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ import pytest
 from dt2it_pipeline.curate import merge, resolve_annotations, verify, vote_and_flip
 from dt2it_pipeline.curate.out_of_core.published_steps import curate_files
 from dt2it_pipeline.curate.outcomes import OutcomesError, main, row_outcomes
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.sources import concatenate, read_source
 from dt2it_pipeline.storage import records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline_tests.ingest.test_clean import LONG
-from dt2it_pipeline_tests.support.ingest_world import picture
+from dt2it_pipeline_tests.support.ingest_world import image
 
 
 def users_rows() -> list[dict[str, object]]:
@@ -39,15 +41,17 @@ def users_rows() -> list[dict[str, object]]:
     return [row | {"photo": "a.png"} for row in rows]
 
 
-def ingested(folder: Path, rows: list[dict[str, object]]) -> Bundle:
-    picture(folder / "photos/a.png")
+def ingested(folder: Path, rows: list[dict[str, object]]) -> Artifact:
+    image(folder / "photos/a.png")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     manifest = Manifest(
         name="mine", kind="preferences", path=str(folder / "pairs.jsonl"), media_root=str(folder / "photos"),
         columns={"image": "photo", "chosen": "better", "rejected": "worse"}, licence="MIT",
     )  # fmt: skip
-    bundle = concatenate([read_source(manifest, folder, folder / "home/media")], ("pairs", "prompts", "set_aside"), 0.9)
-    return Store(folder / "home").write("raw_preferences", bundle, "k")
+    artifact = concatenate(
+        [read_source(manifest, folder, folder / "home/media")], ("pairs", "prompts", "quarantine"), 0.9
+    )
+    return Store(folder / "home").write("raw_preferences", artifact, "k")
 
 
 def scores(pairs: pa.Table, voter: str) -> pa.Table:
@@ -63,7 +67,7 @@ def scores(pairs: pa.Table, voter: str) -> pa.Table:
     )
 
 
-def round_of(folder: Path, raw: Bundle) -> None:
+def round_of(folder: Path, raw: Artifact) -> None:
     """Steps 1 to 3 as the assets take them, stored as they store them; judges decide every contested pair but one."""
     store, pairs = Store(folder / "home"), raw["pairs"]
     voted = vote_and_flip(to_frame(pairs), to_frame(scores(pairs, "reward_model/0")), 0.5)
@@ -74,24 +78,24 @@ def round_of(folder: Path, raw: Bundle) -> None:
         for judge, order in (("a", "forward"), ("b", "reversed"))
     ]
     resolved = resolve_annotations(checked.contested, to_frame(schemas.table(votes, "votes")))
-    contested = set_aside_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs")
+    contested = quarantine_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs")
     curated = merge(checked.verified, resolved.annotated, 0)
     aside = {
-        "voted_pairs": set_aside_table(voted.unscored, "voted_pairs"),
-        "verified_pairs": pa.concat_tables([set_aside_table(checked.unscored, "verified_pairs"), contested]),
-        "annotated_pairs": set_aside_table(resolved.dropped, "annotated_pairs"),
+        "voted_pairs": quarantine_table(voted.unscored, "voted_pairs"),
+        "verified_pairs": pa.concat_tables([quarantine_table(checked.unscored, "verified_pairs"), contested]),
+        "annotated_pairs": quarantine_table(resolved.dropped, "annotated_pairs"),
     }
     for name, table in aside.items():
-        store.write(name, Bundle({"set_aside": table}), "k", "0")
+        store.write(name, Artifact({"quarantine": table}), "k", "0")
     table = to_table(curated, "pairs")
-    store.write("curated_pairs", Bundle({"pairs": table, "prompts": raw["prompts"]}), "k", "0")
+    store.write("curated_pairs", Artifact({"pairs": table, "prompts": raw["prompts"]}), "k", "0")
 
 
 EXPECTED = {
-    0: ("kept", "original"), 1: ("kept", "original"), 2: ("set aside", "duplicate row"),
-    3: ("set aside", "contradictory pair"), 4: ("set aside", "contradictory pair"), 5: ("kept", "original"),
-    6: ("set aside", "score missing"), 9: ("set aside", "missing value"), 10: ("kept", "original"),
-    11: ("set aside", "near-duplicate pair"),
+    0: ("kept", "original"), 1: ("kept", "original"), 2: ("quarantined", "duplicate row"),
+    3: ("quarantined", "contradictory pair"), 4: ("quarantined", "contradictory pair"), 5: ("kept", "original"),
+    6: ("quarantined", "score missing"), 9: ("quarantined", "missing value"), 10: ("kept", "original"),
+    11: ("quarantined", "near-duplicate pair"),
 }  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
 
 
@@ -110,7 +114,7 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
     raw = ingested(tmp_path, rows)
     round_of(tmp_path, raw)
     main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
-    assert "mine: 2 set aside (contradictory pair)" in capsys.readouterr().out
+    assert "mine: 2 quarantined (contradictory pair)" in capsys.readouterr().out
     main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "new/outcomes.csv")])
     as_text = pd.read_csv(tmp_path / "new/outcomes.csv", dtype=str)
     assert as_text["row_id"].tolist() == pd.read_parquet(tmp_path / "outcomes.parquet")["row_id"].tolist()
@@ -135,7 +139,7 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
         exported = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"), split="train")
         frame = exported.select_columns(["row_id", "pair_id"]).to_pandas()
         there = mine.merge(frame, left_on="id", right_on="row_id", validate="1:m")
-        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "set aside"]["row_id"])
+        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "quarantined"]["row_id"])
 
 
 def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
         write_parquet(table, tmp_path / f"{name}.parquet")
     files = [tmp_path / f"{name}.parquet" for name in ("pairs", "scores", "verifier", "votes")]
     curate_files(files[0], [files[1]], [files[2]], files[3], tmp_path / "out")
-    curated, aside = (pd.read_parquet(tmp_path / f"out/{name}.parquet") for name in ("pairs", "set_aside"))
+    curated, aside = (pd.read_parquet(tmp_path / f"out/{name}.parquet") for name in ("pairs", "quarantine"))
     rows = [*curated["row_id"], *aside["row_id"]]
     assert sorted(rows) == sorted(raw["pairs"]["row_id"].to_pylist()) and len(aside) == 2
     assert sorted([*curated["pair_id"], *aside["pair_id"]]) == sorted(raw["pairs"]["pair_id"].to_pylist())
@@ -157,7 +161,7 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
 
 def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
     pairs = schemas.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
-    none = schemas.table([], "set_aside")
+    none = schemas.table([], "quarantine")
     assert row_outcomes(pairs, pairs, none, [none])["row_id"].to_pylist() == ["0", "1", "2"]
     with pytest.raises(OutcomesError, match=r"ended with 2 pairs, .* has 3, of which 1 are not .*; run it again"):
         row_outcomes(pairs, pairs.slice(1), none, [none])
@@ -165,4 +169,4 @@ def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
 
 def test_ids_that_several_rows_have_are_counted(tmp_path: Path) -> None:
     rows = [row | {"id": "a" if n < 4 else n} for n, row in enumerate(users_rows())]
-    assert ingested(tmp_path, rows).facts["repeated_ids"] == 3
+    assert ingested(tmp_path, rows).metadata["repeated_ids"] == 3

@@ -22,9 +22,9 @@ def test_posterior_passes_its_settings_on_and_reports_what_it_estimated():
     world = World(300, 0.3, sources=("x", "y"))
     scores = world.voter("a")
     policy = make_policy(CurationSettings(policy="posterior", keep_probability=0.95, smallest_source=151))
-    voted, facts = policy.vote(world.pairs, scores, {})
-    assert facts["pooled_sources"] == ["x", "y"]
-    assert set(facts["voter_weights"]) == {"a"}
+    voted, metadata = policy.vote(world.pairs, scores, {})
+    assert metadata["pooled_sources"] == ["x", "y"]
+    assert set(metadata["voter_weights"]) == {"a"}
     pd.testing.assert_frame_equal(voted.voted, posterior_vote(world.pairs, scores, smallest_source=151).voted)
     strict = policy.check(voted.voted, scores.iloc[:0])
     loose = make_policy(CurationSettings(policy="posterior", keep_probability=0.6)).check(voted.voted, scores.iloc[:0])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dt2it_pipeline.curate import CurationError, merge, resolve_annotations, verify, vote_and_flip
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.storage import records, schemas
 
 
@@ -290,8 +290,8 @@ def test_arrow_tables_pass_through_every_step() -> None:
     assert voted.schema.equals(schemas.SCHEMAS["pairs"])
     assert voted.column("label").to_pylist() == ["flipped", "flipped", "original", "original", "original"]
     assert voted.column("votes").to_pylist()[0] == [{"voter": "a", "margin": 3.0}]
-    aside = set_aside_table(step1.unscored, "voted_pairs")
-    assert aside.to_pylist() == [records.set_aside_pair(rows[5], "voted_pairs", "score missing", "a: chosen missing")]
+    aside = quarantine_table(step1.unscored, "voted_pairs")
+    assert aside.to_pylist() == [records.quarantine_pair(rows[5], "voted_pairs", "score missing", "a: chosen missing")]
     step2 = verify(to_frame(voted), scores)
     contested = to_table(step2.contested, "pairs")
     votes = [

@@ -61,7 +61,7 @@ def test_training_text_is_what_the_processor_makes(processor):
         for role, text in conversation.turns:
             messages.append({"role": role, "content": chat(text, text.count("<image>"))[0]["content"]})
         text = processor.apply_chat_template(messages, tokenize=False)
-        images = [[Image.new("RGB", (64, 64))] * len(conversation.pictures)]
+        images = [[Image.new("RGB", (64, 64))] * len(conversation.images)]
         ids = processor(text=[text], images=images)["input_ids"][0]
         assert processor.tokenizer.decode(ids[-1:]) == "\n"
         assert list(ids[:-1]) == encode(processor.tokenizer, [conversation])[0][0]
@@ -83,20 +83,20 @@ def test_patches_are_those_of_the_image_processor(processor):
 
     from dt2it_pipeline.demo.training import patches
 
-    pictures, _, _ = rendering.draw_many(4, random.Random(0))
-    images = [Image.fromarray(picture) for picture in pictures]
-    expected = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    np.testing.assert_allclose(patches(pictures).numpy(), expected.numpy(), atol=1e-6)
+    images, _, _ = rendering.draw_many(4, random.Random(0))
+    opened = [Image.fromarray(image) for image in images]
+    expected = processor.image_processor(opened, return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(patches(images).numpy(), expected.numpy(), atol=1e-6)
 
 
 def test_two_image_questions_have_one_right_answer():
     maker = make_maker()
     firsts = 0
     for _ in range(200):
-        picture = maker.rng.randrange(len(LOOKS))
-        conversation, best = maker.two_images([picture, maker.different_picture(picture)])
+        image = maker.rng.randrange(len(LOOKS))
+        conversation, best = maker.two_images([image, maker.different_image(image)])
         (_, question), (_, verdict) = conversation.turns
-        fitting = [all(word in question for word in LOOKS[number]) for number in conversation.pictures]
+        fitting = [all(word in question for word in LOOKS[number]) for number in conversation.images]
         assert fitting == [best == 1, best == 2]
         assert verdict.startswith(f"Image {best}")
         firsts += best == 1

@@ -24,7 +24,7 @@ def test_it_is_taught_with_the_prompt_that_the_pipeline_sends(tmp_path) -> None:
     row = prompt_row(tmp_path, "red", question, "circle")
     engine = ScriptedEngine(lambda request: [Sample("{}", 1, True)])
     rewriter = ModelJudge(
-        "r", engine, tmp_path, values={"style": STYLE}, schemas={restyle.RESTYLE: {}}, with_pictures=False
+        "r", engine, tmp_path, values={"style": STYLE}, schemas={restyle.RESTYLE: {}}, with_images=False
     )
     list(rewriter.judge([JudgeRequest(row, (text,), restyle.RESTYLE)]))
     (message,) = engine.requests[0].prompt.messages

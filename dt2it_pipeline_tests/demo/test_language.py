@@ -11,7 +11,7 @@ LOOKS = [(color, shape) for color in language.COLORS for shape in language.SHAPE
 
 
 def every_question() -> dict[str, str]:
-    return {question: answer for picture in load_split("test") for question, answer in picture.questions}
+    return {question: answer for image in load_split("test") for question, answer in image.questions}
 
 
 @pytest.mark.parametrize("style", ["plain", "verbose"])
@@ -60,15 +60,15 @@ def test_other_questions_are_refused():
         language.parse_question("how many shapes are there?")
 
 
-def test_what_pictures_show_agrees_with_their_questions():
-    pictures = load_split("test")
-    known = [picture for picture in pictures if picture.color and picture.shape]
-    assert (len(pictures), len(known)) == (1000, 880)
-    for picture in known:
-        for question, answer in picture.questions:
+def test_what_images_show_agrees_with_their_questions():
+    images = load_split("test")
+    known = [image for image in images if image.color and image.shape]
+    assert (len(images), len(known)) == (1000, 880)
+    for image in known:
+        for question, answer in image.questions:
             parsed = language.parse_question(question)
             if parsed.kind == "yes_no":
-                present = parsed.thing in (picture.shape, f"{picture.color} shape")
+                present = parsed.thing in (image.shape, f"{image.color} shape")
                 assert answer == ("yes" if present != parsed.negated else "no")
             else:
-                assert answer == (picture.shape if parsed.kind == "shape" else picture.color)
+                assert answer == (image.shape if parsed.kind == "shape" else image.color)

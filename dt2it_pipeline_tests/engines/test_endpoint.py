@@ -79,12 +79,12 @@ def test_a_consumer_that_stops_stops_the_line():
         assert seen < 200 and len(server.bodies) <= seen + 1
 
 
-def test_a_prompt_whose_places_and_pictures_differ_is_an_error_of_its_own():
+def test_a_prompt_whose_places_and_images_differ_is_an_error_of_its_own():
     content = [{"type": "image"}, {"type": "text", "text": "what?"}]
     odd = SampleRequest(ChatPrompt("odd", ({"role": "user", "content": content},), ()), 1, 0)
     with serving(FaultServer({})) as server:
         first, second = EndpointEngine(_settings(server)).sample([odd, _request("item-1 worth-5")], Decoding())
-    assert isinstance(first, EngineError) and "1 places for pictures and 0 pictures" in str(first)
+    assert isinstance(first, EngineError) and "1 places for images and 0 images" in str(first)
     assert not isinstance(second, EngineError)
 
 
@@ -93,7 +93,7 @@ def test_nobody_at_the_address_is_an_error_that_names_it(monkeypatch):
     settings = EndpointSettings(
         base_url="http://127.0.0.1:9/v1",
         model="m",
-        key_variable="DT2IT_TEST_KEY",
+        api_key_env="DT2IT_TEST_KEY",
         retries=1,
         give_up_after=2,
         longest_wait_seconds=0.01,
@@ -143,14 +143,14 @@ def test_a_refusal_without_words_is_an_empty_answer():
 
 
 @pytest.mark.parametrize(("side", "kind"), [(64, "png"), (600, "jpeg")])
-def test_pictures_travel_as_data(side, kind):
+def test_images_travel_as_data(side, kind):
     head, data = data_url(Image.new("RGB", (side, side), "red")).split(",")
     assert head == f"data:image/{kind};base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-        assert (picture.size, picture.convert("RGB").getpixel((5, 5))[0] > 250) == ((side, side), True)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert (image.size, image.convert("RGB").getpixel((5, 5))[0] > 250) == ((side, side), True)
 
 
-def test_pictures_are_scaled_down_and_never_up():
+def test_images_are_scaled_down_and_never_up():
     image = Image.new("RGB", (400, 100))
     assert fit_pixels(image, 10_000).size == (200, 50)
     assert fit_pixels(image, 40_000) is image and fit_pixels(image, None) is image
@@ -191,7 +191,7 @@ def test_a_key_that_the_endpoint_sends_back_is_not_shown(monkeypatch, code, writ
     monkeypatch.setenv("DT2IT_TEST_KEY", "sek\"r'et-7f3a\n")
     with _echoing(code, lambda key, _: b"you sent " + b"." * 70 + write(key)) as url:
         settings = EndpointSettings(
-            base_url=url, model="m", key_variable="DT2IT_TEST_KEY", retries=0, longest_wait_seconds=0.01
+            base_url=url, model="m", api_key_env="DT2IT_TEST_KEY", retries=0, longest_wait_seconds=0.01
         )
         try:
             said = str(EndpointEngine(settings).sample([_request("item-a")], Decoding())[0])
@@ -203,7 +203,7 @@ def test_a_key_that_the_endpoint_sends_back_is_not_shown(monkeypatch, code, writ
 def test_a_key_with_a_line_break_inside_is_told_and_not_sent(monkeypatch):
     monkeypatch.setenv("DT2IT_TEST_KEY", "sekret\nsekret")
     with pytest.raises(EngineError, match="DT2IT_TEST_KEY must be printable ASCII") as raised:
-        EndpointEngine(EndpointSettings(base_url="https://h/v1", model="m", key_variable="DT2IT_TEST_KEY"))
+        EndpointEngine(EndpointSettings(base_url="https://h/v1", model="m", api_key_env="DT2IT_TEST_KEY"))
     assert "sekret" not in str(raised.value)
 
 

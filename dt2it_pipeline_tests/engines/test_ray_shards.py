@@ -190,7 +190,7 @@ def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
     assert killed
     assert summary["scored"] == summary["responses"] > 0
     assert summary["shards"] == shards > 8 and summary["shards_resumed"] == 1
-    for name in ("scores.parquet", "scores.set_aside.parquet"):
+    for name in ("scores.parquet", "scores.quarantine.parquet"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 

@@ -94,9 +94,9 @@ def test_conversations_go_out_as_the_model_was_trained_and_scores_come_back(
     body = next(r for r in server.requests if r["messages"][-1]["content"] == "red")
     assert (body["model"], body["add_generation_prompt"]) == ("served", False)
     assert body["messages"][0] == {"role": "system", "content": "You judge.\n\nown"}
-    first, picture, rest = body["messages"][1]["content"]
+    first, image, rest = body["messages"][1]["content"]
     assert (first["text"], rest["text"]) == ("look: ", "what is it")
-    head, content = picture["image_url"]["url"].split(",")
+    head, content = image["image_url"]["url"].split(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(content) == (tmp_path / "a.jpg").read_bytes()
     assert server.keys == {"Bearer secret"}
@@ -116,9 +116,9 @@ def test_what_cannot_be_scored_is_told_and_what_may_help_is_tried_again(server: 
     assert scores == {"1": 4.0}
     assert {name: reason for name, (reason, _) in faults.items()} == {
         "2": "refused by the endpoint",
-        "3": "picture missing",
-        "4": "picture outside the media root",
-        "5": "picture markers do not match media",
+        "3": "image missing",
+        "4": "image outside the media root",
+        "5": "image markers do not match media",
         "6": "prompt not found",
         "7": "control token in the conversation",
         "8": "endpoint gave no score",

@@ -39,7 +39,7 @@ def _asked(own: dict) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total{"))
 
 
-def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(tmp_path: Path, own) -> None:
+def test_every_response_ends_judged_or_quarantine_and_a_second_run_asks_nothing(tmp_path: Path, own) -> None:
     """The whole rubric in three modes, two orders, in Chinese, from a model that knows no JSON."""
     prompt = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
     responses = response_rows(prompt, "图中的形状是蓝色的。", "红色。")
@@ -48,12 +48,12 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     settings = JudgingSettings.model_validate({"judges": [remote], "modes": MODES, "orders": 2})
     job = judging_job(tmp_path, [prompt], responses, settings)
     before = _asked(own)
-    facts = judge.run(job, lambda progress: None)
+    metadata = judge.run(job, lambda progress: None)
     asked = _asked(own) - before
-    names = ("judgements", "set_aside")
+    names = ("judgements", "quarantine")
     tables = {name: atomic.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in names}
     judgements, aside = (tables[name].to_pylist() for name in names)
-    figures = facts["judges"]["own"]
+    figures = metadata["judges"]["own"]
     print(Counter((row["mode"], row["status"]) for row in judgements), figures)
 
     # one other order of a list, two responses alone, one pair in both orders
@@ -65,7 +65,7 @@ def test_every_response_ends_judged_or_set_aside_and_a_second_run_asks_nothing(t
     assert {row["status"] for row in judgements if row["mode"] == PAIRWISE} == {OK}
     faulty = {row["response_id"] for row in judgements if row["status"] != OK and row["mode"] != PAIRWISE}
     assert {row["row_id"] for row in aside} == faulty
-    assert facts["rows_in"] == 2 == facts["rows_out"] + len(aside)
+    assert metadata["rows_in"] == 2 == metadata["rows_out"] + len(aside)
 
     again = judge.run(job, lambda progress: None)
     assert _asked(own) - before == asked
@@ -116,15 +116,20 @@ def test_it_checks_that_rewriting_kept_the_content(tmp_path: Path, own) -> None:
             "near_identical": 0.95,
             "settings": settings.model_dump(mode="json"),
         }
-        facts = restyle.run(job, lambda progress: None)
+        metadata = restyle.run(job, lambda progress: None)
         before = _asked(own)
         again = restyle.run(job, lambda progress: None)
         assert _asked(own) == before
-    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
-    print(facts, Counter(row["reason"] for row in aside))
-    checked = facts["same_content"]
+    aside = atomic.read_parquet(tmp_path / "restyled/quarantine.parquet", "quarantine").to_pylist()
+    print(metadata, Counter(row["reason"] for row in aside))
+    checked = metadata["same_content"]
     assert checked["calls"] == 4 == checked["judged"] + checked["unusable"] and checked["no_reply"] == 0
-    assert facts["rows_in"] == 2 == facts["rows_out"] + facts["rows_set_aside"] == facts["rows_out"] + len(aside)
+    assert (
+        metadata["rows_in"]
+        == 2
+        == metadata["rows_out"] + metadata["rows_quarantined"]
+        == metadata["rows_out"] + len(aside)
+    )
     assert {row["reason"] for row in aside} <= {restyle.DRIFTED, restyle.FAILED}
     assert again["same_content"]["cache_hit_rate"] == 1.0
 

@@ -1,4 +1,4 @@
-"""Every format is read back with `datasets`, row by row, pictures included."""
+"""Every format is read back with `datasets`, row by row, images included."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
 from dt2it_pipeline.export.__main__ import main
 from dt2it_pipeline.export.card import Source
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 COLORS = ("red", "green", "blue", "yellow")
 
 
-def picture(media: Path, color: str, kind: str = "PNG") -> dict[str, str]:
+def image(media: Path, color: str, kind: str = "PNG") -> dict[str, str]:
     buffer = io.BytesIO()
     Image.new("RGB", (9, 7), color).save(buffer, kind)
     sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -45,16 +45,14 @@ def prompt_row(
 
 
 def world(media: Path) -> tuple[pa.Table, pa.Table]:
-    """Pairs of every shape: one picture, two, none; several turns; a system prompt; Chinese; votes and strengths."""
+    """Pairs of every shape: one image, two, none; several turns; a system prompt; Chinese; votes and strengths."""
     prompts = [
-        prompt_row([("user", "<image>\nwhat colour?")], [picture(media, "red")]),
-        prompt_row(
-            [("user", "first <image> then <image>?")], [picture(media, "green", "JPEG"), picture(media, "blue")]
-        ),
+        prompt_row([("user", "<image>\nwhat colour?")], [image(media, "red")]),
+        prompt_row([("user", "first <image> then <image>?")], [image(media, "green", "JPEG"), image(media, "blue")]),
         prompt_row([("user", 'just words "quoted" \u2028 | 图')], [], language="zh"),
         prompt_row(
             [("user", "<image>hi"), ("assistant", "hello"), ("user", "and now?")],
-            [picture(media, "yellow")],
+            [image(media, "yellow")],
             "Be kind.",
         ),
     ]
@@ -72,7 +70,7 @@ def loaded(folder: Path, cache: Path) -> Any:
     return datasets.load_dataset(str(folder), cache_dir=str(cache), split="train")
 
 
-def same_picture(image: Any, file: Path) -> bool:
+def same_image(image: Any, file: Path) -> bool:
     with Image.open(file) as opened:
         return bool(image.convert("RGB").tobytes() == opened.convert("RGB").tobytes())
 
@@ -95,7 +93,7 @@ def test_huggingface_round_trip(media: Path, tmp_path: Path) -> None:
         for name in ("system", "turns", "language"):
             assert row[name] == prompt[name], name
         files = [media / m["path"] for m in prompt["media"]]
-        assert [same_picture(image, file) for image, file in zip(row["images"], files, strict=True)] == [True] * len(
+        assert [same_image(image, file) for image, file in zip(row["images"], files, strict=True)] == [True] * len(
             files
         )
     raw = rows.cast_column("images", datasets.List(datasets.Image(decode=False)))[1]["images"]
@@ -123,11 +121,11 @@ def test_trl_round_trip(media: Path, tmp_path: Path) -> None:
         placeholders = sum(part["type"] == "image" for message in row["prompt"] for part in message["content"])
         files = [media / m["path"] for m in prompt["media"]]
         assert placeholders == len(row["images"]) == len(files)
-        assert all(same_picture(image, file) for image, file in zip(row["images"], files, strict=True))
+        assert all(same_image(image, file) for image, file in zip(row["images"], files, strict=True))
 
 
 def test_rows_are_of_the_format_that_trl_documents(media: Path, tmp_path: Path) -> None:
-    """By TRL's page on dataset formats a preference of conversations with pictures; its own check where it is."""
+    """By TRL's page on dataset formats a preference of conversations with images; its own check where it is."""
     pairs, prompts = world(media)
     export_pairs(pairs, prompts, media, tmp_path / "out", "trl")
     rows = loaded(tmp_path / "out", tmp_path / "cache")
@@ -176,14 +174,14 @@ def test_rows_are_taken_by_the_rules_of_llamafactorys_converter(media: Path, tmp
     both = pa.concat_tables([pairs, schemas.table(more, "pairs")])
     asked = pa.concat_tables([prompts, schemas.table(odd, "prompts")])
     done = export_pairs(both, asked, media, tmp_path / "out", "llamafactory")
-    assert done.set_aside["reason"].to_pylist() == ["turns do not alternate"] * 3
+    assert done.quarantine["reason"].to_pylist() == ["turns do not alternate"] * 3
     info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["dt2it_pairs"]
     rows = json.loads((tmp_path / "out" / info["file_name"]).read_text(encoding="utf-8"))
     made = [converted(row, info, tmp_path / "out") for row in rows]
     assert [sides for _, sides, _, _ in made] == [[p["chosen"], p["rejected"]] for p in pairs.to_pylist()]
     assert [system for _, _, system, _ in made] == ["", "", "", "Be kind."]
     trl = export_pairs(both, asked, media, tmp_path / "trl", "trl")
-    assert trl.set_aside["reason"].to_pylist() == ["prompt ends with an answer"]
+    assert trl.quarantine["reason"].to_pylist() == ["prompt ends with an answer"]
 
 
 def test_llamafactory_round_trip(media: Path, tmp_path: Path) -> None:
@@ -231,7 +229,7 @@ def test_the_same_pairs_give_the_same_bytes_and_a_failure_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
+def test_what_a_format_cannot_hold_is_quarantine_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
     pairs, prompts = world(media)
     (media / "v.mp4").write_bytes(b"film")
     (media / "frames").mkdir()
@@ -243,7 +241,7 @@ def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp
         prompt_row([("user", "<video>q")], [video]),
         prompt_row([("user", "<video>q")], [video | {"sha256": "f", "path": "frames"}]),
         prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "g", "path": "gone.png"}]),
-        prompt_row([("user", "q")], [picture(media, "red")]),
+        prompt_row([("user", "q")], [image(media, "red")]),
         prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "h", "path": "../secret.png"}]),
         prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "i", "path": "sly.png"}]),
         prompt_row([("user", "<image>q")], [{"kind": "image", "sha256": "j", "path": "x" * 5000}]),
@@ -257,7 +255,7 @@ def test_what_a_format_cannot_hold_is_set_aside_with_the_reason(media: Path, tmp
         pa.concat_tables([pairs, schemas.table(more, "pairs")]),
         pa.concat_tables([prompts, schemas.table(odd, "prompts")]), media, tmp_path / "out", name,
     )  # fmt: skip
-    reasons = {row["row_id"]: row["reason"] for row in done.set_aside.to_pylist()}
+    reasons = {row["row_id"]: row["reason"] for row in done.quarantine.to_pylist()}
     expected = [
         None,
         "video is a folder of frames",
@@ -369,7 +367,7 @@ def test_only_an_empty_folder_or_an_untouched_export_is_replaced(
 def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "home")
     pairs, prompts = world(store.media)
-    store.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", "0")
+    store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", "0")
     given = ["--home", str(store.home), "--format", "trl", "--output", str(tmp_path / "out")]
     main([*given, "--round", "0"])
     (tmp_path / "file").write_text("mine")
@@ -381,7 +379,7 @@ def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match=r"curated_pairs, partition 1 has not been materialised in .*; there are: 0$"):
         main([*given, "--round", "1"])
     for name in ("10", "2"):
-        store.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", name)
+        store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", name)
     with pytest.raises(SystemExit, match=r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10$"):
         main(given)
     with pytest.raises(SystemExit, match=r"t2i_pairs has not been materialised in .*; materialise it first$"):
@@ -390,7 +388,7 @@ def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixtu
         SystemExit, match=r"curated_pair has not been materialised in .*; did you mean curated_pairs\?$"
     ):
         main([*given, "--asset", "curated_pair"])
-    store.write("debiased_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k")
+    store.write("debiased_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k")
     assert store.partitions("debiased_pairs") == []
     with pytest.raises(SystemExit, match=r"debiased_pairs is not made by rounds; leave round 0 out$"):
         main([*given, "--asset", "debiased_pairs", "--round", "0"])
@@ -403,12 +401,14 @@ def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_the
     pairs, prompts = world(store.media)
     rows = [row | {"row_id": "one row"} for row in pairs.to_pylist()]
     for name, part in (("contested_pairs", rows[:1]), ("verified_pairs", rows[1:])):  # one that verdicts shook
-        store.write(name, Bundle({"pairs": schemas.table(part, "pairs"), "prompts": prompts}), "k", "0")
+        store.write(name, Artifact({"pairs": schemas.table(part, "pairs"), "prompts": prompts}), "k", "0")
     given = ["--home", str(store.home), "--round", "0", "--undecided", "--format", "argilla", "--output"]
-    aside = schemas.table([records.set_aside_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "set_aside")
-    old = [records.set_aside_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]
-    for name, table in (("new", aside), ("old", schemas.table(old, "set_aside"))):
-        store.write("annotated_pairs", Bundle({"set_aside": table}), name, "0")
+    aside = schemas.table(
+        [records.quarantine_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "quarantine"
+    )
+    old = [records.quarantine_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]
+    for name, table in (("new", aside), ("old", schemas.table(old, "quarantine"))):
+        store.write("annotated_pairs", Artifact({"quarantine": table}), name, "0")
         main([*given, str(tmp_path / name)])
         tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))
         assert [task["id"] for task in tasks] == [row["pair_id"] for row in rows[: table.num_rows]]

@@ -28,7 +28,7 @@ from dt2it_pipeline.human_review.answers import (
     unknown_pairs,
 )
 from dt2it_pipeline.storage import records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.support.construct_world import prompt_row
 
 
@@ -40,7 +40,7 @@ def pairs(tmp_path: Path) -> pd.DataFrame:
     table = schemas.table([row | {"strength": 0.5} for row in rows], "pairs")
     for name in ("label_studio", "argilla"):
         done = export_pairs(table, schemas.table(prompts, "prompts"), tmp_path, tmp_path / name, name)
-        assert (done.pairs, done.set_aside.num_rows) == (4, 0)
+        assert (done.pairs, done.quarantine.num_rows) == (4, 0)
     return to_frame(table)
 
 
@@ -69,15 +69,15 @@ def label_studio(entry: dict[str, Any], *said: tuple[Any, str, str]) -> dict[str
     return entry | {"id": 7, "annotations": annotations}
 
 
-def test_tasks_show_pictures_and_both_answers_and_no_label(pairs, tmp_path):
+def test_tasks_show_images_and_both_answers_and_no_label(pairs, tmp_path):
     for name, file, inside in (("label_studio", "tasks.json", "data"), ("argilla", "records.json", "fields")):
         entries = json.loads((tmp_path / name / file).read_text())
         firsts = set()
         for entry, pair in zip(entries, pairs.to_dict("records"), strict=True):
             shown = entry[inside]
             assert {shown["first"], shown["second"]} == {pair["chosen"], pair["rejected"]}
-            picture = shown["prompt"].split("base64,")[1].split('"')[0]
-            assert base64.b64decode(picture).startswith(b"\x89PNG")
+            image = shown["prompt"].split("base64,")[1].split('"')[0]
+            assert base64.b64decode(image).startswith(b"\x89PNG")
             assert "&lt;b&gt;what&lt;/b&gt; &amp;" in shown["prompt"]
             assert "chosen" not in json.dumps(entry)
             firsts.add(shown["first"] == pair["chosen"])
@@ -179,7 +179,7 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     ids = pairs["pair_id"].tolist()
     assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in told
     for name, part in (("contested_pairs", pairs.iloc[1:3]), ("verified_pairs", pairs.iloc[3:])):
-        stored = Bundle({"pairs": to_table(part, "pairs"), "prompts": schemas.table([], "prompts")})
+        stored = Artifact({"pairs": to_table(part, "pairs"), "prompts": schemas.table([], "prompts")})
         Store(home).write(name, stored, "k", "0")
     assert unknown_pairs(home, read_answers(tmp_path / "answers.json").votes) == ids[:1]
     main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing

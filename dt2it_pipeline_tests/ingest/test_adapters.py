@@ -12,10 +12,10 @@ from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError
-from dt2it_pipeline.ingest.rows import Conversation, Medium, PicturePair, SetAside
+from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, SetAside
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline_tests.support.ingest_world import items, picture, source
+from dt2it_pipeline_tests.support.ingest_world import image, items, source
 
 HUMAN, GPT = "human", "gpt"
 
@@ -142,9 +142,9 @@ def test_a_renamed_column_is_named_with_its_row_and_what_was_found(tmp_path: Pat
 
 
 def test_every_adapter_is_tested_on_its_schema() -> None:
-    pictures = {"hpdv2", "hpdv3", "pick_a_pic", "image_reward", "image_reward_db"}
+    images = {"hpdv2", "hpdv3", "pick_a_pic", "image_reward", "image_reward_db"}
     benchmarks = {"vl_rewardbench", "multimodal_rewardbench", "mm_rlhf_rewardbench"}
-    assert set(ADAPTERS) == {*ROWS, *pictures, *benchmarks, "vlfeedback"}
+    assert set(ADAPTERS) == {*ROWS, *images, *benchmarks, "vlfeedback"}
 
 
 def test_an_unknown_adapter_is_told_with_those_there_are() -> None:
@@ -177,21 +177,21 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
 
 def test_pairs_of_one_row_name_that_row(tmp_path: Path) -> None:
     completions = [rated("a", "5", "5", "4"), rated("b", "3", "5", "4"), rated("c", "4", "5", "5")]
-    picture(tmp_path / "root/a.png")
+    image(tmp_path / "root/a.png")
     rows = [{"id": name, "prompt": f"q {name}", "completions": completions, "image": "a.png"} for name in "xy"]
-    bundle = read_source(source(tmp_path, rows, "vlfeedback"), tmp_path, tmp_path / "media")
-    assert bundle["pairs"]["row_id"].to_pylist() == ["x", "x", "y", "y"]
-    assert bundle["set_aside"].select(["row_id", "reason"]).to_pylist() == [
+    artifact = read_source(source(tmp_path, rows, "vlfeedback"), tmp_path, tmp_path / "media")
+    assert artifact["pairs"]["row_id"].to_pylist() == ["x", "x", "y", "y"]
+    assert artifact["quarantine"].select(["row_id", "reason"]).to_pylist() == [
         {"row_id": "x", "reason": "tie"},
         {"row_id": "y", "reason": "tie"},
     ]
-    assert "repeated_ids" not in bundle.facts
+    assert "repeated_ids" not in artifact.metadata
     ranked = [{"id": "r", "prompt": "c", "generations": ["a.png", "b.png", "c.png"], "ranking": [1, 2, 2]}]
     for name, colour in (("b", "blue"), ("c", "green")):
-        picture(tmp_path / f"root/{name}.png", colour)
-    bundle = read_source(source(tmp_path, ranked, "image_reward", "t2i"), tmp_path, tmp_path / "media")
-    pairs = reformulate(bundle["t2i_preferences"], T2ISettings(), seed=0)["pairs"]
-    assert pairs["row_id"].to_pylist() == ["r", "r"] == bundle["set_aside"]["row_id"].to_pylist() * 2
+        image(tmp_path / f"root/{name}.png", colour)
+    artifact = read_source(source(tmp_path, ranked, "image_reward", "t2i"), tmp_path, tmp_path / "media")
+    pairs = reformulate(artifact["t2i_preferences"], T2ISettings(), seed=0)["pairs"]
+    assert pairs["row_id"].to_pylist() == ["r", "r"] == artifact["quarantine"]["row_id"].to_pylist() * 2
 
 
 def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ TIES = [
 
 
 @pytest.mark.parametrize(("name", "change"), TIES)
-def test_ties_are_set_aside_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+def test_ties_are_quarantine_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     (made,) = items(tmp_path, [ROWS[name] | change], name)
     assert isinstance(made, SetAside) and made.reason == "tie"
 
@@ -241,7 +241,7 @@ FAULTS = [
     ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
     ("r1_reward", {"message": "[]"}, "answers cannot be told"),
     ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
-    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice pictures.")]}, "verdict cannot be told"),
+    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice images.")]}, "verdict cannot be told"),
     (
         "llava_critic",
         {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]},
@@ -257,7 +257,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), FAULTS)
-def test_a_bad_row_is_set_aside_with_its_reason(tmp_path: Path, name: str, change: dict[str, Any], reason: str) -> None:
+def test_a_bad_row_is_quarantine_with_its_reason(
+    tmp_path: Path, name: str, change: dict[str, Any], reason: str
+) -> None:
     bad, good = items(tmp_path, [ROWS[name] | change, ROWS[name]], name)
     assert isinstance(bad, SetAside) and bad.reason == reason and isinstance(good, Conversation)
 
@@ -295,7 +297,7 @@ def test_the_form_of_the_reply_behind_a_judges_task_is_no_part_of_an_answer(tmp_
     assert isinstance(made, Conversation) and (made.chosen, made.rejected) == ("good" + own, "bad")
 
 
-def test_mmpr_takes_one_several_or_no_pictures_below_the_root_of_the_part(tmp_path: Path) -> None:
+def test_mmpr_takes_one_several_or_no_images_below_the_root_of_the_part(tmp_path: Path) -> None:
     part = {"root": "images/M3CoT", "annotation": "annotations/m3cot.jsonl", "repeat_time": 2, "length": 3}
     rows = [
         {"image": image, "question": "q", "chosen": "a", "rejected": f"b{n}"}
@@ -314,7 +316,7 @@ def test_mmpr_takes_one_several_or_no_pictures_below_the_root_of_the_part(tmp_pa
         items(tmp_path, [], "mmpr", **more)
 
 
-PICTURES = [
+IMAGES = [
     ("flat", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
     ("hpdv2", {"prompt": "c", "file_path": ["b", "a"], "human_preference": [0, 1]}, None),
     ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
@@ -334,10 +336,10 @@ PICTURES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "row", "strength"), PICTURES)
-def test_a_row_of_each_picture_schema(tmp_path: Path, name: str, row: dict[str, Any], strength: float | None) -> None:
+@pytest.mark.parametrize(("name", "row", "strength"), IMAGES)
+def test_a_row_of_each_image_schema(tmp_path: Path, name: str, row: dict[str, Any], strength: float | None) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
-    assert isinstance(made, PicturePair), made
+    assert isinstance(made, ImagePair), made
     assert (made.caption, made.preferred.value, made.other.value, made.strength) == ("c", "a", "b", strength)
 
 
@@ -345,7 +347,7 @@ def test_a_row_of_each_picture_schema(tmp_path: Path, name: str, row: dict[str, 
     ("name", "row", "reason"),
     [
         ("hpdv2", {"prompt": "c", "file_path": ["a", "b"], "human_preference": [1, 1]}, "tie"),
-        ("hpdv2", {"prompt": "c", "file_path": ["a"], "human_preference": [1]}, "not two marked pictures"),
+        ("hpdv2", {"prompt": "c", "file_path": ["a"], "human_preference": [1]}, "not two marked images"),
         ("pick_a_pic", {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.5, "label_1": 0.5}, "tie"),
         (
             "pick_a_pic",
@@ -353,24 +355,24 @@ def test_a_row_of_each_picture_schema(tmp_path: Path, name: str, row: dict[str, 
             "verdict cannot be told",
         ),
         ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
-        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and pictures differ"),
+        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and images differ"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
     ],
 )
-def test_pictures_without_a_preference_are_set_aside(
+def test_images_without_a_preference_are_quarantine(
     tmp_path: Path, name: str, row: dict[str, Any], reason: str
 ) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
     assert isinstance(made, SetAside) and made.reason == reason
 
 
-def test_rows_of_one_picture_each_are_ranked_within_their_prompt(tmp_path: Path) -> None:
+def test_rows_of_one_image_each_are_ranked_within_their_prompt(tmp_path: Path) -> None:
     rows = [
         {"image_path": path, "prompt_id": prompt, "prompt": f"caption {prompt}", "rank": rank}
         for path, prompt, rank in (("a", "p", 2), ("x", "q", 1), ("b", "p", 1), ("c", "p", 2), ("y", "q", 1))
     ]
     made = items(tmp_path, [*rows, {"prompt_id": "p"}], "image_reward_db", kind="t2i")
-    pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, PicturePair)]
+    pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, ImagePair)]
     assert pairs == [("caption p", "b", "a"), ("caption p", "b", "c")]
     aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
     assert aside == [("line 6", "missing column"), ("p", "tie"), ("q", "tie")]

@@ -11,7 +11,7 @@ from dt2it_pipeline.ingest.clean import clean_pairs, faulty_pairs, language_of, 
 from dt2it_pipeline.storage import content_ids, records, schemas
 
 LONG = (
-    "The picture shows a small red boat on a calm lake in front of snowy mountains, with two people in it. The sky is "
+    "The image shows a small red boat on a calm lake in front of snowy mountains, with two people in it. The sky is "
     "clear but for a few clouds, so that the light falls from the left; a wooden jetty leads from the shore to it."
 )
 
@@ -51,7 +51,7 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
         ([("q", LONG, "b"), ("q", LONG, "c")], {}),
     ],
 )
-def test_what_is_set_aside(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
+def test_what_is_quarantine(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
     pairs, prompts = tables(rows)
     assert {row: fault.reason for row, fault in faulty_pairs(pairs, prompts, 0.9).items()} == expected
     kept, aside = clean_pairs(pairs, prompts, 0.9, "ingest")
@@ -65,7 +65,7 @@ def test_near_duplicates_are_looked_for_on_request_only() -> None:
     assert faulty_pairs(pairs, prompts, 0.999) == {}
 
 
-def test_other_pictures_make_another_question() -> None:
+def test_other_images_make_another_question() -> None:
     first, second = tables([("q", "a", "b")], "m"), tables([("q", "b", "a")], "n")
     pairs, prompts = (pa.concat_tables(both) for both in zip(first, second, strict=True))
     assert faulty_pairs(pairs, prompts, 0.9) == {}

@@ -22,20 +22,20 @@ from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.media.store import store_image
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs, no_contamination
 from dt2it_pipeline.storage import records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline_tests.support.real_data import real_file
 
 EQUAL_ONLY = DecontaminationSettings(perceptual_distance=None, response_characters=None)
 ANSWER = "The boat in the foreground is red, and two people are standing in it, waving at the camera."
 
 
-def prompt(key: str, text: str, *pictures: str) -> dict[str, Any]:
+def prompt(key: str, text: str, *images: str) -> dict[str, Any]:
     return {
         "prompt_id": key,
         "source": "s",
         "system": "",
         "turns": [{"role": "user", "text": text}],
-        "media": [{"kind": "image", "sha256": sha, "path": sha} for sha in pictures],
+        "media": [{"kind": "image", "sha256": sha, "path": sha} for sha in images],
         "reference": None,
         "language": "en",
         "meta": "{}",
@@ -53,10 +53,10 @@ def items_of(prompts: list[dict[str, Any]], chosen: str = "x") -> pa.Table:
     return schemas.table(named, "benchmark_items")
 
 
-def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted() -> None:
+def test_shared_images_and_shared_text_only_questions_are_removed_and_counted() -> None:
     prompts = [
-        prompt("same picture", "q1", "m1", "m9"),
-        prompt("other picture", "q2", "m2"),
+        prompt("same image", "q1", "m1", "m9"),
+        prompt("other image", "q2", "m2"),
         prompt("text", "What  IS it"),
     ]
     benchmark = [prompt("b1", "q2", "m9"), prompt("b2", "what is it?")]
@@ -64,8 +64,8 @@ def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted(
     clean, removed, report = decontaminate(
         pairs_of(prompts), schemas.table(prompts, "prompts"), content, EQUAL_ONLY, {}
     )
-    assert clean["prompt_id"].to_pylist() == ["other picture"]
-    assert removed["reason"].to_pylist() == ["picture is in a benchmark", "question is in a benchmark"]
+    assert clean["prompt_id"].to_pylist() == ["other image"]
+    assert removed["reason"].to_pylist() == ["image is in a benchmark", "question is in a benchmark"]
     assert removed["detail"].to_pylist() == ["bench: m9", "bench: what is it"]
     assert report == [
         {"reason": reason, "benchmark": "bench", "source": "s", "pairs": 1} for reason in removed["reason"].to_pylist()
@@ -75,14 +75,14 @@ def test_shared_pictures_and_shared_text_only_questions_are_removed_and_counted(
 @pytest.mark.parametrize(
     ("distance", "bits", "found"), [(None, 0, False), (0, 0, True), (4, 4, True), (4, 5, False), (6, 6, True)]
 )
-def test_pictures_that_look_alike(distance: int | None, bits: int, found: bool) -> None:
+def test_images_that_look_alike(distance: int | None, bits: int, found: bool) -> None:
     ours, theirs = [prompt("p", "q", "m1")], [prompt("b", "other", "m2")]
     content = benchmark_content(items_of(theirs), schemas.table(theirs, "prompts"))
     hashes = {"m1": 0xF0F0_F0F0_F0F0_F0F0, "m2": 0xF0F0_F0F0_F0F0_F0F0 ^ ((1 << bits) - 1)}
     settings = DecontaminationSettings(perceptual_distance=distance)
     faults = contaminated_pairs(pairs_of(ours), schemas.table(ours, "prompts"), content, settings, hashes)
-    assert [fault.reason for fault in faults.values()] == ["picture looks like one of a benchmark"] * found
-    # A picture without structure has no hash, and looks like nothing.
+    assert [fault.reason for fault in faults.values()] == ["image looks like one of a benchmark"] * found
+    # An image without structure has no hash, and looks like nothing.
     assert not contaminated_pairs(pairs_of(ours), schemas.table(ours, "prompts"), content, settings, {"m2": 0})
 
 
@@ -96,7 +96,7 @@ def test_pictures_that_look_alike(distance: int | None, bits: int, found: bool) 
         ("Describe it", ANSWER + " So they are.", 64, False),
     ],
 )
-def test_an_answer_of_a_benchmark_whatever_the_picture(
+def test_an_answer_of_a_benchmark_whatever_the_image(
     question: str, answer: str, least: int | None, found: bool
 ) -> None:
     ours, theirs = [prompt("p", question, "m1")], [prompt("b", "Describe it.", "m2")]
@@ -175,17 +175,17 @@ def test_a_scaled_and_recompressed_photograph_of_a_benchmark_is_found_and_others
 
     benchmark = [shown("b", stored[0].row)]
     ours = [shown("copy", copy.row), *(shown(photo.row["sha256"], photo.row) for photo in stored[1:])]
-    parts = {"part": Bundle({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})}
-    benchmarks = Bundle({"benchmark_items": items_of(benchmark), "prompts": schemas.table(benchmark, "prompts")})
+    parts = {"part": Artifact({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})}
+    benchmarks = Artifact({"benchmark_items": items_of(benchmark), "prompts": schemas.table(benchmark, "prompts")})
     settings = DecontaminationSettings()
     made = joined_pairs(parts, benchmarks, settings, media)
     assert made["pairs"].num_rows == len(photos) - 1
-    assert made["set_aside"]["reason"].to_pylist() == ["picture looks like one of a benchmark"]
-    assert made.facts["decontamination"] == [
-        {"reason": "picture looks like one of a benchmark", "benchmark": "bench", "source": "s", "pairs": 1}
+    assert made["quarantine"]["reason"].to_pylist() == ["image looks like one of a benchmark"]
+    assert made.metadata["decontamination"] == [
+        {"reason": "image looks like one of a benchmark", "benchmark": "bench", "source": "s", "pairs": 1}
     ]
     assert no_contamination(made, benchmarks, settings, media).passed
-    unclean = Bundle({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})
+    unclean = Artifact({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})
     assert not no_contamination(unclean, benchmarks, settings, media).passed
     known = MediaIndex(media).known([], [copy.row["sha256"]])[1]  # computed once, and remembered
     assert known[copy.row["sha256"]].perceptual == copy.perceptual

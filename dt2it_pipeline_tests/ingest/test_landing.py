@@ -13,13 +13,13 @@ from PIL import Image
 from dt2it_pipeline.ingest.landing import landed_manifests, look
 from dt2it_pipeline.ingest.sources import read_source
 
-MANIFEST = "name: {name}\nkind: preferences\npath: {name}.jsonl\nmedia_root: pictures\nlicence: MIT\n"
+MANIFEST = "name: {name}\nkind: preferences\npath: {name}.jsonl\nmedia_root: images\nlicence: MIT\n"
 
 
 def drop(folder: Path, name: str, rows: int = 3, manifest: str = MANIFEST) -> Path:
     """A manifest with its data beside it."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), "red").save(folder / "pictures" / "a.png")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), "red").save(folder / "images" / "a.png")
     lines = [
         json.dumps({"image": "a.png", "question": f"q{i}", "chosen": "yes", "rejected": "no"}) for i in range(rows)
     ]
@@ -33,8 +33,8 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
     drop(tmp_path / "landing", "mine")
     found = landed_manifests(tmp_path, settle_seconds=0)
     assert [manifest.name for manifest in found.manifests] == ["mine"]
-    bundle = read_source(found.manifests[0], tmp_path / "sources", tmp_path / "media")
-    assert bundle["pairs"].num_rows == 3
+    artifact = read_source(found.manifests[0], tmp_path / "sources", tmp_path / "media")
+    assert artifact["pairs"].num_rows == 3
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
         (MANIFEST.replace("licence: MIT\n", ""), "licence"),
         (MANIFEST.replace("{name}.jsonl", "../secret.jsonl"), "leaves the landing folder"),
         (MANIFEST.replace("{name}.jsonl", "/etc/passwd"), "leaves the landing folder"),
-        (MANIFEST.replace("media_root: pictures", "media_root: .."), "leaves the landing folder"),
+        (MANIFEST.replace("media_root: images", "media_root: .."), "leaves the landing folder"),
         (MANIFEST.replace("{name}.jsonl", "absent.jsonl"), "there is no absent.jsonl beside it"),
         (MANIFEST.replace("preferences", "truth"), "belongs to the demo"),
         (MANIFEST.replace("name: {name}", "name: used"), "has a source named 'used' already"),
@@ -55,7 +55,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
         (MANIFEST.replace("{name}.jsonl", "x" * 5000), "File name too long"),
         (MANIFEST.replace("{name}.jsonl", '"\\ud800"'), "broken.yaml"),
         (MANIFEST.replace("{name}.jsonl", "loop"), "loop"),
-        (MANIFEST.replace("pictures", "loop"), "loop"),
+        (MANIFEST.replace("images", "loop"), "loop"),
         (MANIFEST.replace("{name}.jsonl", "pipe"), "pipe is no regular file"),
     ],
 )
@@ -155,16 +155,16 @@ def test_stamp_follows_times_and_content_does_not(tmp_path: Path) -> None:
     (touched,) = look(landing)
     assert touched.stamp != before.stamp
     assert touched.content == content
-    (landing / "pictures" / "b.png").write_bytes(b"more")
+    (landing / "images" / "b.png").write_bytes(b"more")
     assert look(landing)[0].content != content
-    (landing / "pictures" / "b.png").unlink()
+    (landing / "images" / "b.png").unlink()
     drop(landing, "mine", rows=4)
     assert look(landing)[0].content != content
     (landing / ".mine.yaml").write_text("half of a")  # how an atomic copy starts
     assert len(look(landing)) == 1
 
 
-@pytest.mark.parametrize("place", ["data/a.jsonl", "pictures/annotation.json"])
+@pytest.mark.parametrize("place", ["data/a.jsonl", "images/annotation.json"])
 def test_content_follows_an_edit_that_keeps_the_size(tmp_path: Path, place: str) -> None:
     landing = tmp_path / "landing"
     drop(landing, "mine", manifest=MANIFEST.replace("{name}.jsonl", "data"))

@@ -17,8 +17,8 @@ from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
 from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
-from dt2it_pipeline_tests.ingest.test_adapters import PICTURES, ROWS, rated
-from dt2it_pipeline_tests.support.ingest_world import picture, source
+from dt2it_pipeline_tests.ingest.test_adapters import IMAGES, ROWS, rated
+from dt2it_pipeline_tests.support.ingest_world import image, source
 
 MUTATIONS = 200
 MULTIMODAL = {"ID": "1", "Text": "q", "Image": "a", "Output1": "x", "Output2": "y", "Better": "Output2"}
@@ -43,7 +43,7 @@ SCHEMAS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("benchmark", {"id": "1", "video": "video/a", "prompt": "q", "chosen": "x", "rejected": "y"}),
     ],
 }
-for _name, _row, _ in PICTURES:
+for _name, _row, _ in IMAGES:
     SCHEMAS.setdefault(_name, []).extend([("t2i", _row), ("t2i_benchmark", _row)])
 
 ODD: list[Any] = [
@@ -101,7 +101,7 @@ def test_whatever_is_wrong_with_a_row_costs_that_row_alone(
     kind, row = SCHEMAS[name][number]
     root = tmp_path / "root"
     for file, colour in (("a", "red"), ("b", "blue"), ("a.png", "red"), ("mcq/a", "red"), ("video/a/1.png", "red")):
-        picture(root / file, colour)
+        image(root / file, colour)
     (root / "loop.png").symlink_to("loop.png")
     (root / "round").symlink_to("round")
     rng = random.Random(f"{name} {number}")
@@ -115,18 +115,18 @@ def test_whatever_is_wrong_with_a_row_costs_that_row_alone(
 
     monkeypatch.setattr(sources, "read_rows", read_rows)
     made = source(tmp_path, [], name, kind, group="g" if kind == "t2i_benchmark" else None)
-    bundle = sources.read_source(made, tmp_path, tmp_path / "media")
-    facts = bundle.facts
-    assert facts["rows_in"] == facts["rows_out"] + facts["rows_set_aside"]
-    assert facts["rows_out"] > 0 and facts["rows_set_aside"] == bundle["set_aside"].num_rows > 0
-    assert all(bundle["set_aside"]["reason"].to_pylist())
+    artifact = sources.read_source(made, tmp_path, tmp_path / "media")
+    metadata = artifact.metadata
+    assert metadata["rows_in"] == metadata["rows_out"] + metadata["rows_quarantined"]
+    assert metadata["rows_out"] > 0 and metadata["rows_quarantined"] == artifact["quarantine"].num_rows > 0
+    assert all(artifact["quarantine"]["reason"].to_pylist())
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMAS if SCHEMAS[name][0][0] == "benchmark"])
 def test_published_rows_of_a_benchmark_raise_nothing_but_their_own_error(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     for file in ("a", "mcq/a", "video/a/1.png"):
-        picture(root / file)
+        image(root / file)
     (root / "loop.png").symlink_to("loop.png")
     rng = random.Random(name)
     rows = [row | {column: value} for _, row in SCHEMAS[name] for column in row for value in ODDEST]

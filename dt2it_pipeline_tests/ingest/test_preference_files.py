@@ -88,7 +88,7 @@ def test_a_file_that_no_reader_takes_is_one_error(tmp_path, text):
         read_preferences(tmp_path / "pairs.jsonl")
 
 
-def test_the_prompt_is_its_words_and_its_picture(tmp_path):
+def test_the_prompt_is_its_words_and_its_image(tmp_path):
     rows = [{"question": q, "image": i, "chosen": "a", "rejected": "b"} for q, i in ("xy", "xy", "xz", "wy")]
     pairs, _ = _read(tmp_path, rows)
     assert pairs["prompt_id"].nunique() == 3
@@ -141,7 +141,7 @@ def test_columns_may_have_any_name(tmp_path, capsys):
     sides = ["--chosen", "better", "--rejected", "worse"]
     pairs, _ = read_preferences(path, Columns("better", "worse", "q", "photo"))
     assert (pairs.loc[3, "chosen"], pairs.loc[3, "rejected"]) == ("good 3", "bad 3")
-    probe.main([str(path), *sides, "--prompt", "q", "--picture", "photo"])
+    probe.main([str(path), *sides, "--prompt", "q", "--image", "photo"])
     assert capsys.readouterr().out.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
     with pytest.raises(SystemExit) as caught:
         probe.main([str(path)])
@@ -197,9 +197,9 @@ def test_csv_and_exports_are_read(tmp_path, capsys):
         read_preferences(tmp_path / "empty")
 
 
-def test_a_picture_in_the_row_tells_prompts_apart(tmp_path):
+def test_a_image_in_the_row_tells_prompts_apart(tmp_path):
     row = {"question": "q", "chosen": "a", "rejected": "b"}
-    pictures = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
-    pd.DataFrame([row | {"image": picture} for picture in pictures]).to_parquet(tmp_path / "pairs.parquet")
+    images = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
+    pd.DataFrame([row | {"image": image} for image in images]).to_parquet(tmp_path / "pairs.parquet")
     pairs, _ = read_preferences(tmp_path / "pairs.parquet")
     assert pairs["prompt_id"].nunique() == 2

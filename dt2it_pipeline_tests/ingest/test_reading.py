@@ -21,7 +21,7 @@ from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Row, SetAside
 from dt2it_pipeline.ingest.sources import fingerprint, read_source
-from dt2it_pipeline_tests.support.ingest_world import picture
+from dt2it_pipeline_tests.support.ingest_world import image
 
 ROWS = [{"question": f"q{n}, “ü”", "chosen": "a\nb", "rejected": "c" * n} for n in range(1, 6)]
 
@@ -122,7 +122,7 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
 def test_a_local_dataset_is_read_without_network_and_without_decoding(tmp_path: Path, saved: bool) -> None:
     import datasets
 
-    whole = picture(tmp_path / "a.png").read_bytes()
+    whole = image(tmp_path / "a.png").read_bytes()
     features = datasets.Features({name: datasets.Value("string") for name in ROWS[0]} | {"image": datasets.Image()})
     rows = [
         row | {"image": {"bytes": content, "path": None}}
@@ -135,9 +135,9 @@ def test_a_local_dataset_is_read_without_network_and_without_decoding(tmp_path: 
     else:
         made.to_parquet(str(tmp_path / "copy/train-00000.parquet"))
     source = manifest(tmp_path / "copy", format="dataset", hub="someone/something", adapter="rlaif_v")
-    bundle = read_source(source, tmp_path, tmp_path / "media")
-    assert bundle["pairs"].num_rows == 1
-    assert bundle["set_aside"]["reason"].to_pylist() == ["unreadable image"]
+    artifact = read_source(source, tmp_path, tmp_path / "media")
+    assert artifact["pairs"].num_rows == 1
+    assert artifact["quarantine"]["reason"].to_pylist() == ["unreadable image"]
     assert fingerprint(source, tmp_path)
     with pytest.raises(SourceError, match=r"source 's': `datasets` cannot load .*copy, split 'gone'"):
         values(source.model_copy(update={"split": "gone"}), tmp_path)
@@ -154,11 +154,11 @@ def test_an_odd_row_or_line_of_a_dataset_changes_no_other_row(tmp_path: Path, pl
     files = [first + last] if place == "same file" else [first, last]
     for number, content in enumerate(files):
         (tmp_path / f"copy/train-{number}.jsonl").write_bytes(content)
-    bundle = read_source(manifest(tmp_path / "copy", format="dataset"), tmp_path, tmp_path / "media")
-    assert bundle["pairs"].select(["chosen", "rejected"]).to_pylist() == [
+    artifact = read_source(manifest(tmp_path / "copy", format="dataset"), tmp_path, tmp_path / "media")
+    assert artifact["pairs"].select(["chosen", "rejected"]).to_pylist() == [
         {"chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS
     ]
-    assert sorted(bundle["set_aside"]["reason"].to_pylist()) == ["malformed JSON", "not text"]
+    assert sorted(artifact["quarantine"]["reason"].to_pylist()) == ["malformed JSON", "not text"]
 
 
 def test_a_dataset_in_json_of_any_kind_is_read_whole(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_json_columns_of_a_dataset_are_decoded(tmp_path: Path, saved: bool) -> N
     assert values(manifest(tmp_path / "copy", format="dataset"), tmp_path) == rows
 
 
-def test_malformed_lines_are_set_aside_with_their_number(tmp_path: Path) -> None:
+def test_malformed_lines_are_quarantine_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(ROWS[:1]) + b"\n{\n" + lines(ROWS[1:2]) + b"[]\n\xff\n")
     found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, SetAside)]
     assert [(row.row_id, row.reason) for row in found] == [(f"line {n}", "malformed JSON") for n in (3, 5, 6)]
@@ -223,9 +223,9 @@ def test_a_value_of_a_parquet_file_that_python_cannot_hold_costs_its_row(
     tmp_path: Path, odd: pa.Array, fault: str
 ) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS[:3]).append_column("odd", odd), tmp_path / "rows.parquet")
-    bundle = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
-    assert bundle["pairs"]["rejected"].to_pylist() == ["c", "ccc"]
-    aside = bundle["set_aside"].to_pylist()
+    artifact = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
+    assert artifact["pairs"]["rejected"].to_pylist() == ["c", "ccc"]
+    aside = artifact["quarantine"].to_pylist()
     assert [(row["row_id"], row["reason"]) for row in aside] == [("row 2", "malformed value")]
     assert aside[0]["detail"].startswith(fault)
 
@@ -310,7 +310,7 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
     assert len(read) < 200
 
 
-def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_set_aside(tmp_path: Path) -> None:
+def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantine(tmp_path: Path) -> None:
     def packed_rows(*members: tuple[str, bytes, str]) -> list[Any]:
         with tarfile.open(tmp_path / "rows.tar", "w") as archive:
             for name, kind, target in members:

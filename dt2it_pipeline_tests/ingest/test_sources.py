@@ -11,7 +11,7 @@ from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint,
 from dt2it_pipeline.media.store import MediaError, import_image
 
 
-def picture(path: Path, colour="red", kind="PNG", size=(8, 8)):
+def image(path: Path, colour="red", kind="PNG", size=(8, 8)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path, format=kind)
     return path
@@ -29,8 +29,8 @@ def row(**more):
 
 @pytest.fixture
 def root(tmp_path):
-    picture(tmp_path / "root/a.png")
-    picture(tmp_path / "root/b.png", "blue")
+    image(tmp_path / "root/a.png")
+    image(tmp_path / "root/b.png", "blue")
     return tmp_path / "root"
 
 
@@ -39,10 +39,10 @@ def read(tmp_path, manifest):
 
 
 def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
-    bundle = read(tmp_path, source(tmp_path, [row(), row(id="2", chosen="z")]))
-    assert bundle["pairs"].num_rows == 2
-    assert bundle["prompts"].num_rows == 1
-    prompt = bundle["prompts"].to_pylist()[0]
+    artifact = read(tmp_path, source(tmp_path, [row(), row(id="2", chosen="z")]))
+    assert artifact["pairs"].num_rows == 2
+    assert artifact["prompts"].num_rows == 1
+    prompt = artifact["prompts"].to_pylist()[0]
     assert prompt["turns"] == [{"role": "user", "text": "<image>\nwhat?"}]
     assert (tmp_path / "media" / prompt["media"][0]["path"]).read_bytes() == (root / "a.png").read_bytes()
 
@@ -78,35 +78,35 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(), "duplicate row"),
     ],
 )
-def test_a_bad_row_is_set_aside_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
-    whole = picture(root / "whole.png", size=(64, 64)).read_bytes()
+def test_a_bad_row_is_quarantine_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
+    whole = image(root / "whole.png", size=(64, 64)).read_bytes()
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "text.png").write_text("hello")
     (root / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
-    picture(tmp_path / "secret.png")
+    image(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     os.mkfifo(root / "pipe.png")
-    (root / "linked").symlink_to(picture(tmp_path / "elsewhere/a.png").parent)
-    bundle = read(tmp_path, source(tmp_path, [row(), bad]))
-    assert bundle["set_aside"]["reason"].to_pylist() == [reason]
-    assert dict(bundle.facts) | {"repeated_ids": 0} == {
-        "rows_in": 2, "rows_out": 1, "rows_set_aside": 1, "repeated_ids": 0
+    (root / "linked").symlink_to(image(tmp_path / "elsewhere/a.png").parent)
+    artifact = read(tmp_path, source(tmp_path, [row(), bad]))
+    assert artifact["quarantine"]["reason"].to_pylist() == [reason]
+    assert dict(artifact.metadata) | {"repeated_ids": 0} == {
+        "rows_in": 2, "rows_out": 1, "rows_quarantined": 1, "repeated_ids": 0
     }  # fmt: skip
 
 
 def test_a_path_outside_the_media_root_is_told_whole(tmp_path, root):
-    bundle = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
-    assert bundle["set_aside"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
+    artifact = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
+    assert artifact["quarantine"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
 
 
 def test_a_pair_that_several_sources_have_is_kept_once(tmp_path, root):
     first = read(tmp_path, source(tmp_path, [row()]))
     second = read(tmp_path, source(tmp_path, [row(), row(chosen="z")]))
-    joined = concatenate([first, second], ("pairs", "prompts", "set_aside"))
+    joined = concatenate([first, second], ("pairs", "prompts", "quarantine"))
     assert [pair["chosen"] for pair in joined["pairs"].to_pylist()] == ["x", "z"]
-    assert joined["set_aside"]["reason"].to_pylist() == ["duplicate pair"]
-    assert joined["set_aside"]["detail"].to_pylist() == ["of a row of s, r"]
-    assert dict(joined.facts) == {"rows_in": 3, "rows_out": 2, "rows_set_aside": 1, "repeated_ids": 1}
+    assert joined["quarantine"]["reason"].to_pylist() == ["duplicate pair"]
+    assert joined["quarantine"]["detail"].to_pylist() == ["of a row of s, r"]
+    assert dict(joined.metadata) == {"rows_in": 3, "rows_out": 2, "rows_quarantined": 1, "repeated_ids": 1}
 
 
 def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
@@ -114,11 +114,11 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
     assert fingerprint(source(tmp_path, [row()]), tmp_path)
 
 
-def test_a_picture_column_that_is_mapped_and_missing_is_told(tmp_path, root):
-    bundle = read(tmp_path, source(tmp_path, [row()], columns={"image": "picture"}))
-    assert bundle["pairs"].num_rows == 0
-    assert bundle["set_aside"]["detail"].to_pylist() == [
-        "column 'picture' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+def test_a_image_column_that_is_mapped_and_missing_is_told(tmp_path, root):
+    artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "image"}))
+    assert artifact["pairs"].num_rows == 0
+    assert artifact["quarantine"]["detail"].to_pylist() == [
+        "column 'image' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
     ]
 
 
@@ -142,20 +142,20 @@ def test_t2i_rows_and_benchmarks(tmp_path, root):
         {"id": "1", "caption": "a red square", "preferred": "a.png", "other": "b.png"},
         {"id": "2", "caption": "same", "preferred": "a.png", "other": "a.png"},
     ]
-    bundle = read(tmp_path, source(tmp_path, rows, kind="t2i"))
-    assert bundle["t2i_preferences"].num_rows == 1
-    assert bundle["set_aside"]["reason"].to_pylist() == ["identical images"]
+    artifact = read(tmp_path, source(tmp_path, rows, kind="t2i"))
+    assert artifact["t2i_preferences"].num_rows == 1
+    assert artifact["quarantine"]["reason"].to_pylist() == ["identical images"]
     items = read(tmp_path, source(tmp_path, rows[:1], kind="t2i_benchmark", group="t2i"))
     assert items["benchmark_items"]["group"].to_pylist() == ["t2i"]
     assert len(items["prompts"].to_pylist()[0]["media"]) == 2
 
 
 def test_the_true_format_counts_not_the_name(tmp_path, root):
-    picture(root / "really_jpeg.png", kind="JPEG")
+    image(root / "really_jpeg.png", kind="JPEG")
     assert import_image("really_jpeg.png", root, tmp_path / "media")["path"].endswith(".jpg")
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, root, monkeypatch):
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path, root, monkeypatch):
     monkeypatch.setattr("dt2it_pipeline.media.store._MAX_PIXELS", 63)
     with pytest.raises(MediaError, match=r"image too large: a\.png: 8 x 8 pixels"):
         import_image("a.png", root, tmp_path / "media")
@@ -166,7 +166,7 @@ def test_the_fingerprint_changes_with_data_media_and_manifest(tmp_path, root):
     first = fingerprint(manifest, tmp_path)
     assert first == fingerprint(manifest, tmp_path)
     changed = [fingerprint(manifest.model_copy(update={"language": "zh"}), tmp_path)]
-    picture(root / "c.png")
+    image(root / "c.png")
     changed.append(fingerprint(manifest, tmp_path))
     (tmp_path / "rows.jsonl").write_text(json.dumps(row(chosen="q")) + "\n")
     changed.append(fingerprint(manifest, tmp_path))
@@ -190,20 +190,20 @@ def test_a_manifest_names_its_wrong_key(tmp_path):
 
 def test_videos_become_media_in_the_order_of_their_markers(tmp_path, root):
     for number, colour in enumerate(("red", "green", "blue")):
-        picture(root / f"clip/{number}.png", colour)
+        image(root / f"clip/{number}.png", colour)
     rows = [
         row(question="<video>then<image>?", video="clip"),
         row(id="2", videos=["clip", "clip"], image=None),
         row(id="3", question="<video> alone?", image=None),
         row(id="4", video="gone"),
     ]
-    bundle = read(tmp_path, source(tmp_path, rows))
-    prompts = bundle["prompts"].to_pylist()
+    artifact = read(tmp_path, source(tmp_path, rows))
+    prompts = artifact["prompts"].to_pylist()
     assert [[medium["kind"] for medium in prompt["media"]] for prompt in prompts] == [["video", "image"], ["video"] * 2]
     assert prompts[1]["turns"][0]["text"] == "<video>\n<video>\nwhat?"
     stored = tmp_path / "media" / prompts[0]["media"][0]["path"]
     assert sorted(file.name for file in stored.iterdir()) == ["000000.png", "000001.png", "000002.png", "video.json"]
-    reasons = [aside["reason"] for aside in bundle["set_aside"].to_pylist()]
+    reasons = [aside["reason"] for aside in artifact["quarantine"].to_pylist()]
     assert reasons == ["image markers and images differ", "missing video"]
 
 

@@ -61,7 +61,7 @@ def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: ob
         "name": "remote",
         "base_url": url,
         "model": "some-model",
-        "key_variable": "DT2IT_TEST_KEY",
+        "api_key_env": "DT2IT_TEST_KEY",
         "concurrency": 6,
         "timeout_seconds": 4,
         "retries": RETRIES,
@@ -84,9 +84,9 @@ def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: ob
 
 
 def _run(job: dict) -> tuple[dict, list[dict], list[dict]]:
-    facts = judge.run(job, lambda progress: None)
-    tables = (atomic.read_parquet(Path(job["output"]) / f"{n}.parquet", n) for n in ("judgements", "set_aside"))
-    return facts, *(table.to_pylist() for table in tables)
+    metadata = judge.run(job, lambda progress: None)
+    tables = (atomic.read_parquet(Path(job["output"]) / f"{n}.parquet", n) for n in ("judgements", "quarantine"))
+    return metadata, *(table.to_pylist() for table in tables)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
     server = FaultServer({item: (fault, times) for item, (fault, times, _, _) in FAULTS.items()})
     with serving(server):
         job = judging_job(tmp_path, server.url, [[text] for text in texts.values()], modes=["pointwise"])
-        facts, judgements, aside = _run(job)
+        metadata, judgements, aside = _run(job)
         first = dict(server.seen)
         again, same_judgements, _ = _run(job)
     by_id = {row["response_id"]: row for row in judgements}
@@ -112,10 +112,10 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
     assert first == {item: expected for item, (_, _, expected, _) in FAULTS.items()}
 
     # counts: by rows, by calls, and on the line
-    figures = facts["judges"]["remote"]
+    figures = metadata["judges"]["remote"]
     good = sum(f[3] == "ok" for f in FAULTS.values())
-    assert (facts["rows_in"], facts["rows_out"]) == (len(FAULTS), good)
-    assert facts["rows_set_aside"] == len(aside) == len(FAULTS) - good
+    assert (metadata["rows_in"], metadata["rows_out"]) == (len(FAULTS), good)
+    assert metadata["rows_quarantined"] == len(aside) == len(FAULTS) - good
     assert figures["calls"] == figures["judged"] + figures["unusable"] + figures["no_reply"] == len(FAULTS)
     assert figures["line"]["requests"] == sum(first.values())
     assert figures["cost"] == pytest.approx(figures["asked"] * (100 * 2.0 + 20 * 10.0) / 1e6)
@@ -127,7 +127,7 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
 
     # the key went to the endpoint, and nowhere else, though the endpoint repeats it
     assert server.keys == {f"Bearer {KEY}"}
-    said = [caplog.text, *capsys.readouterr(), json.dumps(facts), *details.values()]
+    said = [caplog.text, *capsys.readouterr(), json.dumps(metadata), *details.values()]
     assert not any(KEY in text for text in said)
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
@@ -141,13 +141,13 @@ def test_a_second_run_costs_nothing(tmp_path):
     texts = [[f"item-{n}{m} worth-{m}" for m in range(4)] for n in range(3)]
     with serving(FaultServer({})) as server:
         job = judging_job(tmp_path, server.url, texts, orders=3, modes=["listwise", "pointwise", "pairwise"])
-        facts, judgements, _ = _run(job)
+        metadata, judgements, _ = _run(job)
         asked = len(server.bodies)
         again, repeated, _ = _run(job)
         assert len(server.bodies) == asked == 3 * (3 + 4 + 6 * 2)
     assert repeated == judgements
-    assert (facts["judges"]["remote"]["cache_hit_rate"], again["judges"]["remote"]["cache_hit_rate"]) == (0, 1)
-    assert again["cost"] == 0 < facts["cost"] == again["judges"]["remote"]["cost_spared"]
+    assert (metadata["judges"]["remote"]["cache_hit_rate"], again["judges"]["remote"]["cache_hit_rate"]) == (0, 1)
+    assert again["cost"] == 0 < metadata["cost"] == again["judges"]["remote"]["cost_spared"]
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
@@ -165,9 +165,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
         with pytest.raises(JudgeStopped, match="given up: 1 requests in a row"):
             _run(job)
         server.answer = lambda words, responses: json.dumps({"responses": [verdict(1)]})
-        facts, _, aside = _run(job)
+        metadata, _, aside = _run(job)
     assert aside == []
-    assert (facts["judges"]["remote"]["looked_up"], facts["judges"]["remote"]["asked"]) == (4, 4)
+    assert (metadata["judges"]["remote"]["looked_up"], metadata["judges"]["remote"]["asked"]) == (4, 4)
 
 
 @pytest.mark.parametrize(("fault", "message"), [("401", "HTTP 401.*DT2IT_TEST_KEY"), ("500", "given up: 4 requests")])
@@ -201,7 +201,7 @@ def test_a_retry_after_holds_all_requests_back_and_no_more_are_in_flight_than_al
     assert max(gaps) >= 0.25  # the server asked for 0.3 s
 
 
-def test_pictures_words_schema_and_sampling_reach_the_endpoint(tmp_path):
+def test_images_words_schema_and_sampling_reach_the_endpoint(tmp_path):
     with serving(FaultServer({})) as server:
         _run(judging_job(tmp_path, server.url, [["item-a worth-3", "item-b worth-8"]], max_new_tokens=77))
     shapes = {
@@ -210,8 +210,8 @@ def test_pictures_words_schema_and_sampling_reach_the_endpoint(tmp_path):
     }
     assert shapes == {1, 2}
     for body in server.bodies:
-        picture, words = body["messages"][0]["content"]
-        assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+        image, words = body["messages"][0]["content"]
+        assert image["image_url"]["url"].startswith("data:image/png;base64,")
         assert "=== RESPONSE 1" in words["text"]
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("some-model", 77, 0.0)
 
@@ -219,14 +219,14 @@ def test_pictures_words_schema_and_sampling_reach_the_endpoint(tmp_path):
 def test_an_endpoint_that_takes_it_is_sent_a_schema_in_which_every_response_has_its_place(tmp_path):
     with serving(FaultServer({})) as server:
         texts = [["item-a worth-3", "item-b worth-8"]]
-        facts, _, _ = _run(judging_job(tmp_path, server.url, texts, modes=["listwise"], ordered_schema=True))
+        metadata, _, _ = _run(judging_job(tmp_path, server.url, texts, modes=["listwise"], ordered_schema=True))
         plain, _, _ = _run(judging_job(tmp_path, server.url, texts, modes=["listwise"]))
     ordered, unordered = (
         body["response_format"]["json_schema"]["schema"]["properties"]["responses"] for body in server.bodies
     )
     assert [entry["properties"]["response"]["enum"] for entry in ordered["prefixItems"]] == [[1], [2]]
     assert "prefixItems" not in unordered
-    assert facts["rows_out"] == plain["rows_out"] == 2
+    assert metadata["rows_out"] == plain["rows_out"] == 2
     assert plain["judges"]["remote"]["looked_up"] == 0  # a reply to the one is not a reply to the other
 
 
@@ -267,15 +267,15 @@ def test_a_model_that_vllm_runs_judges_through_the_recipe_and_its_replies_are_ke
     engine = ScriptedEngine(lambda request: [Sample(_local(request), 20, True, 100)])
     built = []
 
-    def make_engine(settings, most_pictures):
-        built.append((settings.kind, settings.tensor_parallel, most_pictures))
+    def make_engine(settings, most_images):
+        built.append((settings.kind, settings.tensor_parallel, most_images))
         return engine
 
-    facts = judge.run(job, lambda progress: None, make_engine)
+    metadata = judge.run(job, lambda progress: None, make_engine)
     again = judge.run(job, lambda progress: None, make_engine)
     assert built == [("vllm", 1, 1)] * 2 and len(engine.requests) == 3
-    assert (facts["rows_out"], facts["rows_set_aside"]) == (2, 0)
-    figures = facts["judges"]["local"]
+    assert (metadata["rows_out"], metadata["rows_quarantined"]) == (2, 0)
+    figures = metadata["judges"]["local"]
     assert (figures["prompt_tokens"], figures["completion_tokens"], figures["cost"]) == (300, 60, 0)
     assert again["judges"]["local"]["cache_hit_rate"] == 1
     scores = {row["score"] for row in atomic.read_parquet(tmp_path / "judged/judgements.parquet").to_pylist()}

@@ -87,10 +87,10 @@ def test_a_likelihood_judges_responses_in_every_mode_through_the_recipe(prompts,
     likely = {"kind": "likelihood", "name": "likely", "measure": measure}
     settings = JudgingSettings.model_validate({"judges": [likely], "modes": MODES, "orders": 2})
     job = judging_job(tmp_path, prompts, responses, settings)
-    facts = judge.run(job, lambda progress: None)
+    metadata = judge.run(job, lambda progress: None)
     again = judge.run(job, lambda progress: None)
-    assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (15, 15, 0)
-    figures = facts["judges"]["likely"]
+    assert (metadata["rows_in"], metadata["rows_out"], metadata["rows_quarantined"]) == (15, 15, 0)
+    figures = metadata["judges"]["likely"]
     assert figures["calls"] == figures["judged"] == 5 * (2 + 3 + 3 * 2)
     assert (figures["position_consistency"], figures["list_point_agreement"]) == (1.0, 1.0)
     assert again["judges"]["likely"]["cache_hit_rate"] == 1.0
@@ -107,7 +107,7 @@ def test_what_cannot_be_weighed_is_an_error_of_its_own(model, prompts, tmp_path)
     requests = [JudgeRequest(row, ("It is a circle.", "It is a triangle."), PAIRWISE) for row in prompts[:2]]
     found = dict(LikelihoodScores("l", "m", model, tmp_path, "yes").judge(requests))
     assert json.loads(found[0].text) == {"better": 1}
-    assert isinstance(found[1], JudgeError) and "picture missing" in str(found[1])
+    assert isinstance(found[1], JudgeError) and "image missing" in str(found[1])
 
 
 def test_texts_that_say_the_same_are_told_from_others_by_whether_both_are_right(model, prompts, tmp_path):
@@ -122,7 +122,7 @@ def test_texts_that_say_the_same_are_told_from_others_by_whether_both_are_right(
     assert found == {True: [True] * 10, False: [False] * 10}
 
 
-def test_asked_whether_two_texts_say_the_same_it_is_shown_both_and_no_picture(prompts, tmp_path):
+def test_asked_whether_two_texts_say_the_same_it_is_shown_both_and_no_image(prompts, tmp_path):
     asked = []
 
     class Answers:
@@ -181,29 +181,29 @@ def test_the_recipe_says_who_checks_that_rewriting_kept_the_content_an_endpoint(
 
     with serving(FaultServer({}, _rewrite)) as rewriter, serving(FaultServer({}, compare)) as checker:
         check = {"kind": "endpoint", "name": "check", "base_url": checker.url, "model": "c", "input_price": 1.0}
-        facts = restyle.run(_restyling(tmp_path, prompts, rewriter, check), lambda progress: None)
+        metadata = restyle.run(_restyling(tmp_path, prompts, rewriter, check), lambda progress: None)
         assert (len(rewriter.bodies), len(checker.bodies)) == (10, 10)
         assert {body["model"] for body in checker.bodies} == {"c"}
-    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled/quarantine.parquet", "quarantine").to_pylist()
     assert [row["reason"] for row in aside] == [restyle.DRIFTED] * 5  # there is a triangle in every pair
-    assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (5, 0, 5)
-    assert facts["same_content"]["cost"] > 0 == facts["restyle"]["cost"]
+    assert (metadata["rows_in"], metadata["rows_out"], metadata["rows_quarantined"]) == (5, 0, 5)
+    assert metadata["same_content"]["cost"] > 0 == metadata["restyle"]["cost"]
 
 
 def test_the_recipe_says_who_checks_that_rewriting_kept_the_content_a_likelihood(prompts, tmp_path):
     """The model that ships with the package sees which answers are not right any more, or right all of a sudden."""
     with serving(FaultServer({}, _rewrite)) as rewriter:
         job = _restyling(tmp_path, prompts, rewriter, {"kind": "likelihood", "name": "check", "asks": "right"})
-        facts = restyle.run(job, lambda progress: None)
+        metadata = restyle.run(job, lambda progress: None)
         again = restyle.run(job, lambda progress: None)
         assert len(rewriter.bodies) == 10
     kept = atomic.read_parquet(tmp_path / "restyled/pairs.parquet", "pairs").to_pylist()
-    aside = atomic.read_parquet(tmp_path / "restyled/set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "restyled/quarantine.parquet", "quarantine").to_pylist()
     # of a circle, to say rectangle is as wrong as to say triangle; so the order of such a pair is what it was
     assert [(row["chosen"], row["rejected"]) for row in kept] == [
         ("The shape is a circle.", "The shape is a rectangle.")
     ] * 2
     assert [row["reason"] for row in aside] == [restyle.DRIFTED] * 3
-    assert (facts["rows_in"], facts["rows_out"], facts["rows_set_aside"]) == (5, 2, 3)
-    assert facts["same_content"]["calls"] == facts["same_content"]["judged"] == 10
+    assert (metadata["rows_in"], metadata["rows_out"], metadata["rows_quarantined"]) == (5, 2, 3)
+    assert metadata["same_content"]["calls"] == metadata["same_content"]["judged"] == 10
     assert again["same_content"]["cache_hit_rate"] == 1.0

@@ -62,7 +62,7 @@ def test_a_response_cannot_pose_as_part_of_the_template(tmp_path):
     assert "{{ reference }}" in shown and "<image>" not in shown
 
 
-def test_requests_reach_the_model_with_pictures_schema_and_no_randomness(tmp_path):
+def test_requests_reach_the_model_with_images_schema_and_no_randomness(tmp_path):
     row = prompt_row(tmp_path, "red")
     seen = []
 
@@ -103,7 +103,7 @@ def test_faults_stay_with_their_request(tmp_path):
     found = dict(ModelJudge("m", ScriptedEngine(lambda r: next(replies)), tmp_path, 9).judge(requests))
     first, second, third, fourth = (found[place] for place in range(4))
     assert (first.text, first.finished) == ("{}", True)
-    assert "picture missing" in str(second)
+    assert "image missing" in str(second)
     assert (third.text, third.finished) == ('{"resp', False)
     assert "too long" in str(fourth)
 
@@ -118,7 +118,7 @@ def test_a_second_attempt_draws_another_reply(tmp_path):
 
 @pytest.mark.heavy
 def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_rubric(tmp_path):
-    """Three modes in two languages, through the job: every response ends judged or set aside with the raw text."""
+    """Three modes in two languages, through the job: every response ends judged or quarantined with the raw text."""
     model = patient_model(tmp_path / "model")
     english = prompt_row(tmp_path, "red")
     chinese = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
@@ -133,10 +133,10 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
     job = judging_job(tmp_path, prompts, responses, settings)
     kept: list[tuple[str, dict, Sample]] = []
 
-    def make_engine(chosen, most_pictures):
+    def make_engine(chosen, most_images):
         class Watched:
             def __init__(self):
-                self.engine = VllmEngine(chosen.model, chosen.max_model_len, most_pictures)
+                self.engine = VllmEngine(chosen.model, chosen.max_model_len, most_images)
 
             def sample(self, requests, decoding):
                 found = self.engine.sample(requests, decoding)
@@ -147,7 +147,7 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
 
         return Watched()
 
-    facts = judge.run(job, lambda progress: None, make_engine)
+    metadata = judge.run(job, lambda progress: None, make_engine)
 
     # what was asked: every mode in the language of its question, the whole rubric
     assert len(kept) == 2 * (1 + 2 + 1)
@@ -161,19 +161,19 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
 
     # what became of it: nothing is lost
     tables = {
-        name: atomic.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in ("judgements", "set_aside")
+        name: atomic.read_parquet(tmp_path / f"judged/{name}.parquet", name) for name in ("judgements", "quarantine")
     }
-    judgements, aside = tables["judgements"].to_pylist(), tables["set_aside"].to_pylist()
+    judgements, aside = tables["judgements"].to_pylist(), tables["quarantine"].to_pylist()
     assert Counter(row["mode"] for row in judgements) == dict.fromkeys(modes, 4)
     assert {row["status"] for row in judgements} <= {OK, BAD_WEIGHTS, CUT_OFF}
     assert all((row["score"] is None) == (row["status"] != OK) for row in judgements)
     assert len({row["template_hash"] for row in judgements}) == 6
-    figures = facts["judges"]["local"]
+    figures = metadata["judges"]["local"]
     assert figures["calls"] == figures["judged"] + figures["unusable"] == len(kept)
     assert figures["completion_tokens"] == sum(sample.tokens for _, _, sample in kept)
     faulty = {row["response_id"] for row in judgements if row["status"] != OK and row["mode"] != PAIRWISE}
     assert {row["row_id"] for row in aside} == faulty
-    assert facts["rows_in"] == 4 == facts["rows_out"] + len(aside)
+    assert metadata["rows_in"] == 4 == metadata["rows_out"] + len(aside)
     texts = [sample.text for _, _, sample in kept]
     assert all(any(text in row["detail"] for text in texts) for row in aside)
 

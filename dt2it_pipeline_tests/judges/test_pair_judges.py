@@ -45,7 +45,7 @@ def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engin
     }
     summary = annotate.run(job, lambda progress: None, None, make_engine)
     votes = atomic.read_parquet(job["output"], "votes").to_pylist()
-    aside = atomic.read_parquet(tmp_path / "votes.set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "votes.quarantine.parquet", "quarantine").to_pylist()
     assert summary["calls"] <= summary["votes"]
     return votes, {row["row_id"]: row["reason"] for row in aside}, pairs
 
@@ -66,7 +66,7 @@ def test_it_votes_for_the_response_that_agrees_with_its_own_answer(tmp_path):
     assert all(request.n == 1 for request in engine.requests)
 
 
-def test_equal_questions_are_asked_once_and_yes_or_no_needs_no_other_picture(tmp_path):
+def test_equal_questions_are_asked_once_and_yes_or_no_needs_no_other_image(tmp_path):
     engine = ScriptedEngine(lambda request: [Sample(f"{'Yes' if color_of(request) == 'red' else 'No'}.", 2, True)])
     prompts = [prompt_row(tmp_path, color, "is it red?") for color in ("red", "blue", "red")]
     sides = [("Yes, it is.", "No."), ("Yes, it is.", "No."), ("Not at all.", "Yes.")]
@@ -111,15 +111,15 @@ def test_what_it_cannot_answer_is_no_vote_with_a_reason(tmp_path):
         "the judge's answer was cut off",
         None,
         None,
-        "picture unreadable",
+        "image unreadable",
     ]
 
 
-def test_a_prompt_that_no_other_picture_can_stand_in_for_is_no_vote(tmp_path):
+def test_a_prompt_that_no_other_image_can_stand_in_for_is_no_vote(tmp_path):
     prompts = [prompt_row(tmp_path, "red")]
     votes, aside, _ = run(tmp_path, prompts, [("It is red.", "It is blue.")], ScriptedEngine(says_the_color))
     assert [vote["verdict"] for vote in votes] == [None, None]
-    assert set(aside.values()) == {"no other picture to measure against"}
+    assert set(aside.values()) == {"no other image to measure against"}
 
 
 @pytest.mark.heavy
@@ -129,9 +129,9 @@ def test_the_demo_model_behind_vllm_tells_right_answers_from_wrong_ones(tmp_path
     prompts, sides = [], []
     for place, color in enumerate(("red", "blue", "green", "yellow")):
         row = prompt_row(tmp_path, color, "what color is the shape?")
-        picture = Image.new("RGB", (64, 64), "white")
-        ImageDraw.Draw(picture).ellipse((18, 18, 46, 46), fill=color)
-        picture.save(tmp_path / f"{color}.png")
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).ellipse((18, 18, 46, 46), fill=color)
+        image.save(tmp_path / f"{color}.png")
         prompts.append(row)
         wrong = ("blue", "green", "yellow", "red")[place]
         right = f"## Answer\n\n- **Color:** {color}\n- **Confidence:** high"

@@ -92,9 +92,9 @@ def test_likelihood_compares_two_responses_and_its_replies_are_kept(tmp_path):
     for _ in range(2):
         assert PairwiseVotes(judge, {prompt["prompt_id"]: prompt}, "forward", cache).verdicts([pair]) == ["chosen"]
     assert len(asked) == 2
-    no_picture = prompt | {"media": [], "turns": [{"role": "user", "text": "what?"}]}
-    ((_, error),) = judge.judge([JudgeRequest(no_picture, ("a", "b"), PAIRWISE)])
-    assert "no picture" in str(error)
+    no_image = prompt | {"media": [], "turns": [{"role": "user", "text": "what?"}]}
+    ((_, error),) = judge.judge([JudgeRequest(no_image, ("a", "b"), PAIRWISE)])
+    assert "no image" in str(error)
 
 
 def test_a_damaged_row_of_the_cache_counts_as_unknown(tmp_path):

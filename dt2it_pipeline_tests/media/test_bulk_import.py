@@ -18,13 +18,13 @@ from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import MediaError, store_image
-from dt2it_pipeline_tests.support.ingest_world import numbered_picture, picture, source
+from dt2it_pipeline_tests.support.ingest_world import image, numbered_image, source
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for number in range(6):
-        numbered_picture(tmp_path / f"root/{number}.png", number)
+        numbered_image(tmp_path / f"root/{number}.png", number)
     return tmp_path / "root"
 
 
@@ -33,7 +33,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[Any]:
-    """Pictures that are decoded from now on; the import is killed at one of them."""
+    """Images that are decoded from now on; the import is killed at one of them."""
     seen: list[Any] = []
 
     def store(value: Any, *more: Any) -> Any:
@@ -54,10 +54,10 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         read_source(made, tmp_path, tmp_path / "media")
     seen = counted(monkeypatch)
-    bundle = read_source(made, tmp_path, tmp_path / "media")
+    artifact = read_source(made, tmp_path, tmp_path / "media")
     assert set(seen) == {"4.png", "5.png"}
-    assert all(bundle[kind].equals(whole[kind]) for kind in ("pairs", "prompts", "set_aside"))
-    numbered_picture(root / "0.png", 77)  # a changed file is imported anew, and so is one that the store lost
+    assert all(artifact[kind].equals(whole[kind]) for kind in ("pairs", "prompts", "quarantine"))
+    numbered_image(root / "0.png", 77)  # a changed file is imported anew, and so is one that the store lost
     for file in (tmp_path / "media").rglob("*.png"):
         if file.stem == whole["prompts"]["media"].to_pylist()[1][0]["sha256"]:
             file.unlink()
@@ -76,7 +76,7 @@ def test_a_damaged_index_costs_time_only(tmp_path: Path, root: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_pictures_are_read_from_archives(tmp_path: Path, root: Path, kind: str) -> None:
+def test_images_are_read_from_archives(tmp_path: Path, root: Path, kind: str) -> None:
     archive = tmp_path / f"media.{kind}"
     files = sorted(root.iterdir())
     if kind == "zip":
@@ -100,15 +100,15 @@ def test_pictures_are_read_from_archives(tmp_path: Path, root: Path, kind: str) 
     more: dict[str, Any] = {"media_root": str(archive), "media_prefix": "/their/disk/"}
     for row in wanted:
         row["image"] = f"/their/disk/images/{row['image']}"
-    bundle = read_source(source(tmp_path, wanted, "flat", **more), tmp_path, tmp_path / "media")
-    assert (bundle.facts["rows_out"], bundle["set_aside"]["reason"].to_pylist()) == (6, ["missing image"] * 3)
+    artifact = read_source(source(tmp_path, wanted, "flat", **more), tmp_path, tmp_path / "media")
+    assert (artifact.metadata["rows_out"], artifact["quarantine"]["reason"].to_pylist()) == (6, ["missing image"] * 3)
     assert (
-        bundle["prompts"].to_pylist()[0]["media"][0]["sha256"]
+        artifact["prompts"].to_pylist()[0]["media"][0]["sha256"]
         == store_image("0.png", root, tmp_path / "m").row["sha256"]
     )
     videos = [{"video": "clip", "question": "q", "chosen": "a", "rejected": "b"}]
-    (aside,) = read_source(source(tmp_path, videos, "flat", **more), tmp_path, tmp_path / "m")["set_aside"].to_pylist()
-    assert "archives hold pictures only" in aside["detail"]
+    (aside,) = read_source(source(tmp_path, videos, "flat", **more), tmp_path, tmp_path / "m")["quarantine"].to_pylist()
+    assert "archives hold images only" in aside["detail"]
 
 
 def test_an_archive_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_archive_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> No
             )
 
 
-def test_a_source_without_a_media_root_may_only_hold_its_pictures(tmp_path: Path, root: Path) -> None:
+def test_a_source_without_a_media_root_may_only_hold_its_images(tmp_path: Path, root: Path) -> None:
     content = (root / "0.png").read_bytes()
     importer = MediaImporter(MediaRoot(None), tmp_path / "media")
     inside, path = importer.rows([Medium("image", content), Medium("image", "/etc/passwd")])
@@ -135,14 +135,14 @@ def test_a_file_name_need_not_be_utf_8(tmp_path: Path, root: Path) -> None:
     lines = (tmp_path / "rows.jsonl").read_bytes()
     (tmp_path / "rows.jsonl").write_bytes(lines.replace(b"0.png", b"\xff.png"))
     for _ in range(2):
-        assert read_source(made, tmp_path, tmp_path / "media").facts["rows_out"] == 2
+        assert read_source(made, tmp_path, tmp_path / "media").metadata["rows_out"] == 2
 
 
-def test_one_picture_in_many_rows_is_decoded_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_in_many_rows_is_decoded_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counted(monkeypatch)
     repeated = [{**row, "question": f"q{n}"} for n in range(5) for row in rows(2)]
-    bundle = read_source(source(tmp_path, repeated, "flat"), tmp_path, tmp_path / "media")
-    assert bundle["pairs"].num_rows == 10
+    artifact = read_source(source(tmp_path, repeated, "flat"), tmp_path, tmp_path / "media")
+    assert artifact["pairs"].num_rows == 10
     assert sorted(seen) == ["0.png", "1.png"]
 
 
@@ -157,7 +157,7 @@ def test_frames_of_a_video_are_stored_upright(tmp_path: Path) -> None:
     for number, colour in enumerate(("red", "blue")):
         buffer = io.BytesIO()
         Image.new("RGB", (20, 10), colour).save(buffer, format="JPEG", exif=exif)
-        picture(tmp_path / f"root/clip/{number}.jpg").write_bytes(buffer.getvalue())
+        image(tmp_path / f"root/clip/{number}.jpg").write_bytes(buffer.getvalue())
     stored = store_video("clip", tmp_path / "root", tmp_path / "media")
     assert video.read_header(tmp_path / "root/clip").width == 10
     header = video.read_header(tmp_path / "media" / stored.row["path"])

@@ -1,4 +1,4 @@
-"""What a picture looks like to every reader: upright, 8 bits, on white; and what its hash tells."""
+"""What an image looks like to every reader: upright, 8 bits, on white; and what its hash tells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dt2it_pipeline.media.store import MediaError, import_image, inline_content,
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, RNG, encoded, sideways, transparent
 
 
-def test_a_picture_on_its_side_is_stored_upright_under_the_hash_of_what_came(tmp_path: Path) -> None:
+def test_a_image_on_its_side_is_stored_upright_under_the_hash_of_what_came(tmp_path: Path) -> None:
     content = sideways()
     stored = store_image(content, tmp_path, tmp_path)
     with Image.open(tmp_path / stored.row["path"]) as image:
@@ -55,7 +55,7 @@ def test_what_is_transparent_is_white(kind: str) -> None:
         assert rgb.getpixel((2, 2)) == pytest.approx((127, 127, 127), abs=1)
 
 
-def test_pictures_in_the_row_are_those_of_the_file(tmp_path: Path) -> None:
+def test_images_in_the_row_are_those_of_the_file(tmp_path: Path) -> None:
     import base64
 
     content = encoded(Image.fromarray(RNG.integers(0, 255, (40, 40, 3), dtype=np.uint8)))
@@ -78,7 +78,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, size: int) -> None:
     head = bytearray(encoded(Image.new("1", (8, 8))))
     head[16:24] = struct.pack(">II", size, size)
     head[29:33] = struct.pack(">I", zlib.crc32(head[12:29]))
-    with pytest.raises(MediaError, match=r"image too large: picture in the row"):
+    with pytest.raises(MediaError, match=r"image too large: image in the row"):
         import_image(bytes(head), tmp_path, tmp_path / "media")
     assert not (tmp_path / "media").exists()
 
@@ -106,7 +106,7 @@ def photograph(width: int, height: int, seed: int) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("size", [(1200, 900), (641, 479), (90, 300), (20, 20)])
-def test_a_jpeg_of_which_the_brightness_is_decoded_has_the_hash_of_the_whole_picture(
+def test_a_jpeg_of_which_the_brightness_is_decoded_has_the_hash_of_the_whole_image(
     tmp_path: Path, mode: str, size: tuple[int, int]
 ) -> None:
     content = encoded(photograph(*size, seed=size[0]).convert(mode), "JPEG", quality=85, progressive=size[0] > 700)

@@ -12,7 +12,7 @@ from PIL import Image
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import MediaError, import_image, import_video
-from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, picture
+from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, image
 from dt2it_pipeline_tests.support.tiny import make_frames, make_video_file, moving
 
 
@@ -73,14 +73,14 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path, name:
     assert not media.exists() or not list(media.rglob("*"))
 
 
-def test_a_photograph_with_further_pictures_behind_it_is_a_jpeg(tmp_path: Path) -> None:
+def test_a_photograph_with_further_images_behind_it_is_a_jpeg(tmp_path: Path) -> None:
     photo = Image.fromarray(PIXELS)
     row = import_image(encoded(photo, "MPO", save_all=True, append_images=[photo]), tmp_path, tmp_path / "store")
     assert row["path"].endswith(".jpg")
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "ends early"])
-def test_a_damaged_picture_in_a_zip_costs_no_other(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_image_in_a_zip_costs_no_other(tmp_path: Path, damage: str) -> None:
     pixels = encoded(Image.fromarray(PIXELS), "BMP")
     with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.bmp", pixels)
@@ -101,7 +101,7 @@ def test_a_damaged_picture_in_a_zip_costs_no_other(tmp_path: Path, damage: str) 
 
 
 @pytest.mark.parametrize("name", ["loop", "loop/a.png"])
-def test_a_link_that_leads_to_itself_is_a_missing_picture(tmp_path: Path, name: str) -> None:
+def test_a_link_that_leads_to_itself_is_a_missing_image(tmp_path: Path, name: str) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root/loop").symlink_to("loop")
     root = MediaRoot(tmp_path / "root")
@@ -113,7 +113,7 @@ def test_a_link_that_leads_to_itself_is_a_missing_picture(tmp_path: Path, name: 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, kind: str) -> None:
-    files = [picture(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue", "green")]
+    files = [image(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue", "green")]
     names = ("a.png", "a.png", "b.png")
     if kind == "zip":
         with zipfile.ZipFile(tmp_path / "m.zip", "w") as packed:
@@ -132,7 +132,7 @@ def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, 
 
 
 def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
     with tarfile.open(tmp_path / "m.tar", "w") as archive:
         for name in ("a.png", "b.png"):

@@ -18,7 +18,7 @@ from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, color_of, prompt_row
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 
@@ -27,11 +27,11 @@ STAGES = ("candidate_responses", "judged_responses", "debiased_pairs")
 
 @pytest.fixture
 def home(tmp_path: Path) -> Store:
-    """A home in which the prompts are ingested: five questions about a picture of each colour."""
+    """A home in which the prompts are ingested: five questions about an image of each colour."""
     store = Store(tmp_path / "home")
     store.media.mkdir(parents=True)
     rows = [prompt_row(store.media, color, f"what color is shape {n}?") for color in COLORS for n in range(5)]
-    store.write("raw_prompts", Bundle({"prompts": schemas.table(rows, "prompts")}), "k")
+    store.write("raw_prompts", Artifact({"prompts": schemas.table(rows, "prompts")}), "k")
     return store
 
 
@@ -88,7 +88,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             said = right if request.temperature == 0.5 else COLORS[(COLORS.index(right) + 1) % len(COLORS)]
             return [Sample(f"It is {said}." if name == "first" else f"- **{said}**", 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_pictures: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
 
     monkeypatch.setattr(ChildProcesses, "run", run)
     return started
@@ -148,43 +148,47 @@ def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(h
             wrong = COLORS[(COLORS.index(right) + 1) % len(COLORS)]
             return [Sample(f"It is {right if Path(job['model']).name == 'first' else wrong}.", 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_pictures: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
 
     monkeypatch.setattr(ChildProcesses, "run", run)
     free = recipe_of(pool, pairing={"balance_models": False})
     assert construct(free, home).success
     unbalanced = home.read("debiased_pairs")
-    assert unbalanced["pairs"].num_rows == unbalanced.facts["formed"] == 30
+    assert unbalanced["pairs"].num_rows == unbalanced.metadata["formed"] == 30
     done = construct(recipe_of(pool), home)
     found = home.read("debiased_pairs")
-    assert found.facts["style_auc_before"] == 1 and found["pairs"].num_rows == 0  # `second` never wins
-    assert found["set_aside"].num_rows >= 30
+    assert found.metadata["style_auc_before"] == 1 and found["pairs"].num_rows == 0  # `second` never wins
+    assert found["quarantine"].num_rows >= 30
     assert done.success and not checks(done, "debiased_pairs")["style_probe"].passed  # nothing is left to measure
 
 
-def test_pairs_are_rewritten_on_request_and_what_changed_is_set_aside(home, pool, scripted):
+def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantine(home, pool, scripted):
     with serving(rewriter(plain)) as server:
         done = construct(recipe_of(pool, settings_of(server)), home)
         asked = len(server.bodies)
         again = construct(recipe_of(pool, settings_of(server)), home)
         assert done.success and again.success
         assert len(server.bodies) == asked > 0
-    bundle = home.read("debiased_pairs")
-    pairs, facts = bundle["pairs"].to_pylist(), bundle.facts
+    artifact = home.read("debiased_pairs")
+    pairs, about = artifact["pairs"].to_pylist(), artifact.metadata
     assert pairs and all(row[side].startswith("It is ") for row in pairs for side in ("chosen", "rejected"))
     assert not any("teal" in row[side] for row in pairs for side in ("chosen", "rejected"))
-    # every candidate pair is kept or set aside, and says why
-    assert facts["rows_in"] == len(pairs) + bundle["set_aside"].num_rows == facts["rows_out"] + facts["rows_set_aside"]
-    reasons = Counter(row["reason"] for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle")
+    # every candidate pair is kept or quarantined, and says why
+    assert (
+        about["rows_in"]
+        == len(pairs) + artifact["quarantine"].num_rows
+        == about["rows_out"] + about["rows_quarantined"]
+    )
+    reasons = Counter(row["reason"] for row in artifact["quarantine"].to_pylist() if row["stage"] == "restyle")
     assert set(reasons) == {"rewriting changed the answer", "became the same as another pair"}
-    rewriting = facts["restyle"]
+    rewriting = about["restyle"]
     assert rewriting["rows_in"] == rewriting["rows_out"] + sum(reasons.values())
     # who wrote the sides is known still
-    generators = {row["response_id"]: row["generator"] for row in bundle["responses"].to_pylist()}
+    generators = {row["response_id"]: row["generator"] for row in artifact["responses"].to_pylist()}
     assert all(generators[row[side]].endswith("|restyled") for row in pairs for side in ("chosen_id", "rejected_id"))
     shown = metadata(done, "debiased_pairs")
     assert "same_content" in shown["rewriting"]
-    assert "rewriting changed the answer" in shown["set_aside_by_reason"]
+    assert "rewriting changed the answer" in shown["quarantine_by_reason"]
     told = checks(done, "debiased_pairs")
     assert told["rows_reconcile"].passed
     assert told["rewriting_keeps_pairs"].severity == dg.AssetCheckSeverity.WARN
@@ -195,9 +199,9 @@ def test_a_rewriter_of_no_use_ends_the_run_and_the_raw_text_is_kept(home, pool, 
     with serving(rewriter(lambda text: "I would rather not.")) as server:
         failed = construct(recipe_of(pool, settings_of(server)), home)
     assert not failed.success
-    bundle = home.read("debiased_pairs")
-    assert bundle["pairs"].num_rows == 0
-    lost = [row for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle"]
+    artifact = home.read("debiased_pairs")
+    assert artifact["pairs"].num_rows == 0
+    lost = [row for row in artifact["quarantine"].to_pylist() if row["stage"] == "restyle"]
     assert {(row["reason"], row["detail"]) for row in lost} == {("could not be rewritten", "I would rather not.")}
     check = checks(failed, "debiased_pairs")["rewriting_keeps_pairs"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)

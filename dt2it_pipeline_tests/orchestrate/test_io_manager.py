@@ -3,9 +3,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline.orchestrate.io_manager import BundleIOManager
+from dt2it_pipeline.orchestrate.io_manager import ArtifactIOManager
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 ROUNDS = dg.StaticPartitionsDefinition(["0", "1"])
 
@@ -25,15 +25,15 @@ def frame_scores(arrow_scores: pd.DataFrame) -> pd.DataFrame:
 
 
 @dg.asset(partitions_def=ROUNDS)
-def bundled(context: dg.AssetExecutionContext, frame_scores: pa.Table) -> Bundle:
+def artifactd(context: dg.AssetExecutionContext, frame_scores: pa.Table) -> Artifact:
     own = scores(float(context.partition_key) + frame_scores["score"][0].as_py())
-    return Bundle({"scores": own, "set_aside": schemas.table([], "set_aside")})
+    return Artifact({"scores": own, "quarantine": schemas.table([], "quarantine")})
 
 
 @dg.asset(partitions_def=ROUNDS)
-def reader(context: dg.AssetExecutionContext, bundled: pd.DataFrame) -> Bundle:
-    context.log.info(str(len(bundled)))
-    return Bundle({"scores": pa.Table.from_pandas(bundled, preserve_index=False)})
+def reader(context: dg.AssetExecutionContext, artifactd: pd.DataFrame) -> Artifact:
+    context.log.info(str(len(artifactd)))
+    return Artifact({"scores": pa.Table.from_pandas(artifactd, preserve_index=False)})
 
 
 @dg.asset
@@ -42,8 +42,8 @@ def untold() -> pa.Table:
 
 
 @dg.asset
-def ambiguous() -> Bundle:
-    return Bundle({"scores": scores(), "votes": schemas.table([], "votes")})
+def ambiguous() -> Artifact:
+    return Artifact({"scores": scores(), "votes": schemas.table([], "votes")})
 
 
 @dg.asset
@@ -54,7 +54,7 @@ def reads_ambiguous(ambiguous: pa.Table) -> None:
 def run(home, *assets, partition=None):
     return dg.materialize(
         list(assets),
-        resources={"io_manager": BundleIOManager(home=str(home))},
+        resources={"io_manager": ArtifactIOManager(home=str(home))},
         partition_key=partition,
         raise_on_error=True,
     )
@@ -67,8 +67,8 @@ def test_tables_and_frames_go_in_and_come_out(tmp_path):
 
 def test_partitions_are_folders(tmp_path):
     for partition in ("0", "1"):
-        run(tmp_path, arrow_scores, frame_scores, bundled, reader, partition=partition)
-    assert (tmp_path / "artifacts/bundled/1").is_dir()
+        run(tmp_path, arrow_scores, frame_scores, artifactd, reader, partition=partition)
+    assert (tmp_path / "artifacts/artifactd/1").is_dir()
     assert [Store(tmp_path).read("reader", p)["scores"]["score"][0].as_py() for p in "01"] == [2.0, 3.0]
 
 
@@ -77,6 +77,6 @@ def test_a_table_without_a_kind_says_what_to_write(tmp_path):
         run(tmp_path, untold)
 
 
-def test_an_asset_of_several_tables_asks_for_a_bundle(tmp_path):
-    with pytest.raises(dg.DagsterInvariantViolationError, match="annotate the input as Bundle"):
+def test_an_asset_of_several_tables_asks_for_a_artifact(tmp_path):
+    with pytest.raises(dg.DagsterInvariantViolationError, match="annotate the input as Artifact"):
         run(tmp_path, ambiguous, reads_ambiguous)

@@ -12,7 +12,7 @@ from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.orchestrate.model_jobs import Heavy
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.atomic import write_parquet
 
 
@@ -25,7 +25,7 @@ class Recorded:
     def run(self, context: Any, target: str, job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         self.jobs.append(job)
         write_parquet(schemas.table([], "scores"), Path(job["output"]))
-        write_parquet(schemas.table([], "set_aside"), Path(job["output"]).with_name("scores.set_aside.parquet"))
+        write_parquet(schemas.table([], "quarantine"), Path(job["output"]).with_name("scores.quarantine.parquet"))
         return {}
 
 
@@ -35,7 +35,7 @@ def test_scoring_goes_to_ray_where_the_recipe_has_it_and_nowhere_else(tmp_path: 
     for one in (recipe, recipe.model_copy(update={"ray": ray})):
         heavy = Heavy(cast(Any, None), StoreResource(home=str(tmp_path)), cast(ChildProcesses, children), one)
         tables = (schemas.table([], "responses"), schemas.table([], "prompts"))
-        heavy.score(Bundle({}, {}, tmp_path), *tables, "reward_model/0", tmp_path)
+        heavy.score(Artifact({}, {}, tmp_path), *tables, "reward_model/0", tmp_path)
     without, with_ray = children.jobs
     assert without["ray"] is None
     assert RaySettings.model_validate(with_ray["ray"]) == ray

@@ -13,7 +13,7 @@ from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.storage import atomic, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.export.test_export import world
 
 
@@ -36,17 +36,17 @@ def run(
 def test_a_round_is_exported_in_every_format_and_found_finished_again(recipe: Recipe, tmp_path: Path) -> None:
     home = Store(tmp_path / "home")
     pairs, prompts = world(home.media)
-    home.write("curated_pairs", Bundle({"pairs": pairs, "prompts": prompts}), "k", "0")
+    home.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", "0")
     assert run(recipe, home.home, "export", "exported_pairs", {}, partition_key="0").success
-    bundle = home.read("exported_pairs", "0")
-    assert {name: bundle.facts[f"{name}_pairs"] for name in ("huggingface", "llamafactory", "trl")} == {
+    artifact = home.read("exported_pairs", "0")
+    assert {name: artifact.metadata[f"{name}_pairs"] for name in ("huggingface", "llamafactory", "trl")} == {
         "huggingface": 4, "llamafactory": 4, "trl": 4
     }  # fmt: skip
     for name in ("huggingface", "llamafactory", "trl"):
-        rows = datasets.load_dataset(str(bundle.folder / name), cache_dir=str(tmp_path / "cache"), split="train")
+        rows = datasets.load_dataset(str(artifact.folder / name), cache_dir=str(tmp_path / "cache"), split="train")
         assert rows["pair_id"] == pairs["pair_id"].to_pylist()
     assert run(recipe, home.home, "export", "exported_pairs", {}, partition_key="0").success
-    assert home.read("exported_pairs", "0").folder == bundle.folder
+    assert home.read("exported_pairs", "0").folder == artifact.folder
     failed = run(recipe, home.home, "export", "exported_pairs", {"formats": ["csv"]}, partition_key="0")
     assert not failed.success
 
@@ -67,16 +67,16 @@ def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
         for i, pair in enumerate(pairs.to_pylist())
     ]
     tables = {"benchmark_items": schemas.table(items, "benchmark_items"), "prompts": prompts}
-    home.write("raw_benchmarks", Bundle(tables), "k")
+    home.write("raw_benchmarks", Artifact(tables), "k")
     config = {"model": str(tmp_path / "checkpoint"), "name": "theirs"}
     done = run(recipe, home.home, "benchmark", "checkpoint_scores", config)
     assert done.success
-    bundle = home.read("checkpoint_scores")
-    results = bundle["benchmark_results"].to_pandas()
+    artifact = home.read("checkpoint_scores")
+    results = artifact["benchmark_results"].to_pandas()
     assert len(results) == 4
     assert set(results["model"]) == {"theirs"}
     accuracy = (results["outcome"] == "correct").mean()
-    assert {row["figure"]: row["value"] for row in bundle["benchmark_figures"].to_pylist()}["overall"] == accuracy
+    assert {row["figure"]: row["value"] for row in artifact["benchmark_figures"].to_pylist()}["overall"] == accuracy
     (event,) = done.asset_materializations_for_node("checkpoint_scores")
     assert "| DT2IT-MRM |" in str(event.metadata["published_systems"].value)
     assert not run(recipe, home.home, "benchmark", "checkpoint_scores", {"model": "/nowhere"}).success

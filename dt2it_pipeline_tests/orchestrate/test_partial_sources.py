@@ -17,7 +17,7 @@ from dt2it_pipeline.storage.artifacts import Store
 RECIPE = "name: own\nrounds: 1\ndatasets: [{names}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n"
 ROWS = {
     "preferences": {"image": "red.png", "question": "what?", "chosen": "red", "rejected": "blue"},
-    "t2i": {"caption": "a red picture", "preferred": "red.png", "other": "blue.png"},
+    "t2i": {"caption": "a red image", "preferred": "red.png", "other": "blue.png"},
 }
 
 

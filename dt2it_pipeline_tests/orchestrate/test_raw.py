@@ -15,7 +15,7 @@ from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline_tests.support.ingest_world import numbered_picture
+from dt2it_pipeline_tests.support.ingest_world import numbered_image
 
 
 def manifest(project: Path, name: str, rows: list[dict[str, Any]] | None, **more: Any) -> str:
@@ -46,7 +46,7 @@ def materialised(recipe: Recipe, home: Path) -> dg.ExecuteInProcessResult:
 def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     for number in range(2):
-        numbered_picture(tmp_path / f"root/{number}.png", number)
+        numbered_image(tmp_path / f"root/{number}.png", number)
     names = [
         manifest(tmp_path, "first", [row("a", "b"), row("c", "d"), row("e", "f", "gone.png")]),
         manifest(tmp_path, "second", [row("B", "a"), row("c", "d"), row("g", "h", "1.png")]),
@@ -56,10 +56,10 @@ def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: py
     ]
     recipe = reading(*names)
     result = materialised(recipe, tmp_path / "home")
-    bundle = Store(tmp_path / "home").read("raw_preferences")
-    assert sorted(bundle["pairs"]["chosen"].to_pylist()) == ["c", "g"]
-    assert bundle["prompts"].num_rows == 2
-    aside = [(r["reason"], r["source"]) for r in bundle["set_aside"].to_pylist()]
+    artifact = Store(tmp_path / "home").read("raw_preferences")
+    assert sorted(artifact["pairs"]["chosen"].to_pylist()) == ["c", "g"]
+    assert artifact["prompts"].num_rows == 2
+    aside = [(r["reason"], r["source"]) for r in artifact["quarantine"].to_pylist()]
     assert aside == [
         ("missing image", "first"),
         ("contradictory pair", "first"),
@@ -68,8 +68,8 @@ def test_sources_are_read_cleaned_and_told_apart(tmp_path: Path, monkeypatch: py
         ("unreadable source", "absent"),
         ("unreadable source", "elsewhere"),
     ]
-    assert {key: bundle.facts[key] for key in ("rows_in", "rows_out", "rows_set_aside")} == {
-        "rows_in": 6, "rows_out": 2, "rows_set_aside": 4
+    assert {key: artifact.metadata[key] for key in ("rows_in", "rows_out", "rows_quarantined")} == {
+        "rows_in": 6, "rows_out": 2, "rows_quarantined": 4
     }  # fmt: skip
     checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert checks["rows_reconcile"].passed
@@ -99,7 +99,7 @@ def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    numbered_picture(tmp_path / "root/0.png", 0)
+    numbered_image(tmp_path / "root/0.png", 0)
     names = (manifest(tmp_path, "mine", [row("a", "b")]), manifest(tmp_path, "captions", [], kind="t2i"))
     recipe = reading(*names)
     landing = tmp_path / "home/landing"
@@ -124,25 +124,25 @@ def test_faults_of_landed_manifests_are_told_once_where_they_belong_in_words(
     for name in ("two.yaml is", "three.yaml is", "landing/four.yaml"):
         assert sum(name in line for line in everything) == 1, name
     assert not [line for line in everything if "MetadataValue" in line]
-    aside = Store(tmp_path / "home").read("raw_t2i_preferences")["set_aside"]
+    aside = Store(tmp_path / "home").read("raw_t2i_preferences")["quarantine"]
     assert aside["source"].to_pylist() == ["three.yaml", "two.yaml"]
 
 
 def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    numbered_picture(tmp_path / "root/0.png", 0)
+    numbered_image(tmp_path / "root/0.png", 0)
     names = (manifest(tmp_path, "mine", [row("a", "b"), row("c", "d"), row("e", "e")]),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
     recipe = reading(*names)
     made, again = (logged(recipe, tmp_path / "home")[0]["raw_preferences"] for _ in range(2))
-    counts = "raw_preferences: 3 in, 2 out, 1 set aside (identical sides: 1), "
+    counts = "raw_preferences: 3 in, 2 out, 1 quarantined (identical sides: 1), "
     assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
     assert again == [f"{counts}reused, inputs and settings unchanged"]
 
 
 def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    numbered_picture(tmp_path / "root/0.png", 0)
+    numbered_image(tmp_path / "root/0.png", 0)
     rows = [row(f"a{number}", "b") for number in range(2)]
     names = (manifest(tmp_path, "right", [row("c", "d")]), manifest(tmp_path, "wrong", rows, media_root="roots"),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
@@ -155,7 +155,7 @@ def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatc
     check = checks["raw_preferences"]
     assert (check.passed, check.description) == (False, why)
     assert f"check sources_readable did not pass: {why}" in said["raw_preferences"]
-    assert "3 in, 1 out, 2 set aside (missing image: 2), " in said["raw_preferences"][0]
+    assert "3 in, 1 out, 2 quarantined (missing image: 2), " in said["raw_preferences"][0]
     assert checks["raw_t2i_preferences"].passed  # a source without rows is no wrong one
     assert check.severity is dg.AssetCheckSeverity.WARN  # others can be used
 
@@ -170,34 +170,32 @@ def test_nothing_follows_where_no_row_of_any_source_can_be_used(
     _, checks = logged(recipe, tmp_path / "home")
     check = checks["raw_preferences"]
     assert (check.passed, check.severity, check.blocking) == (False, dg.AssetCheckSeverity.ERROR, True)
-    assert Store(tmp_path / "home").read("raw_preferences")["set_aside"].num_rows == 1  # the reasons can be read
+    assert Store(tmp_path / "home").read("raw_preferences")["quarantine"].num_rows == 1  # the reasons can be read
 
 
-def test_pictures_that_no_column_names_and_repeated_ids_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_no_column_names_and_repeated_ids_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    numbered_picture(tmp_path / "root/0.png", 0)
+    numbered_image(tmp_path / "root/0.png", 0)
     rows = [{"id": "same", "photo": "0.png", **{key: text for key, text in row(side, "b").items() if key != "image"}}
             for side in ("a", "c")]  # fmt: skip
     names = (manifest(tmp_path, "mine", rows), manifest(tmp_path, "captions", [], kind="t2i"))
     recipe = reading(*names)
     said, checks = logged(recipe, tmp_path / "home")
-    assert "`media_root` is given, and no row names a picture" in str(checks["raw_preferences"].description)
+    assert "`media_root` is given, and no row names an image" in str(checks["raw_preferences"].description)
     assert any(line.startswith("repeated ids: 1 ") for line in said["raw_preferences"])
 
 
-def test_prompts_without_a_picture_are_told_where_others_have_one(
+def test_prompts_without_a_image_are_told_where_others_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    numbered_picture(tmp_path / "root/0.png", 0)
+    numbered_image(tmp_path / "root/0.png", 0)
     first, second = ({**row(*sides), "image": None} for sides in ("ab", "ef"))
     names = (manifest(tmp_path, "mixed", [row("c", "d"), first]), manifest(tmp_path, "texts", [second]),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
     said, _ = logged(reading(*names), tmp_path / "home")
     told = [line for line in said["raw_preferences"] if "as text alone" in line]
-    assert len(told) == 1 and told[0].startswith("source 'mixed': 1 of its 2 prompts have no picture")
+    assert len(told) == 1 and told[0].startswith("source 'mixed': 1 of its 2 prompts have no image")
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:

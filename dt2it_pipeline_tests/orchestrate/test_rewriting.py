@@ -15,7 +15,7 @@ from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.orchestrate.test_construction import checks, construct, recipe_of
 from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
 
@@ -24,7 +24,7 @@ QUESTIONS = ("what shape is in the image?", "what shape does the image contain?"
 
 
 def _prompts(root: Path) -> list[dict[str, Any]]:
-    """Questions for a shape. Nobody looks at the pictures: the sampler is scripted, and a rewriter is shown none."""
+    """Questions for a shape. Nobody looks at the images: the sampler is scripted, and a rewriter is shown none."""
     return [
         prompt_row(root, color, question, language.SHAPES[number % 3])
         for number, color in enumerate(language.COLORS)
@@ -62,7 +62,7 @@ def _sampling(monkeypatch: pytest.MonkeyPatch, prompts: list[dict[str, Any]]) ->
             style: language.Style = "verbose" if is_right == (rng.random() < 0.9) else "plain"
             return [Sample(language.answer_in_style(style, question, said, rng), 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_pictures: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
 
     monkeypatch.setattr(ChildProcesses, "run", run)
 
@@ -70,28 +70,28 @@ def _sampling(monkeypatch: pytest.MonkeyPatch, prompts: list[dict[str, Any]]) ->
 def test_rewriting_keeps_most_pairs_and_style_no_longer_tells(
     tmp_path: Path, rewriter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the words of the reference find to have changed is set aside; the rest is in one style."""
+    """What the words of the reference find to have changed is quarantined; the rest is in one style."""
     home = Store(tmp_path / "home")
     home.media.mkdir(parents=True)
     rows = _prompts(home.media)
-    home.write("raw_prompts", Bundle({"prompts": schemas.table(rows, "prompts")}), "k")
+    home.write("raw_prompts", Artifact({"prompts": schemas.table(rows, "prompts")}), "k")
     _sampling(monkeypatch, rows)
     once = {"samples": 2, "pairing": {"max_pairs_per_prompt": 1}}
     assert construct(recipe_of([], **once), home).success
-    before = home.read("debiased_pairs").facts
+    before = home.read("debiased_pairs").metadata
     engine = {"kind": "vllm", "name": "r", "model": str(rewriter), "max_model_len": 1024, "max_new_tokens": 64}
     done = construct(recipe_of([], {"rewriter": engine, "style": STYLE, "check": {"kind": "words"}}, **once), home)
     assert done.success
-    bundle = home.read("debiased_pairs")
-    facts, rewriting = bundle.facts, bundle.facts["restyle"]
-    lost = Counter(row["reason"] for row in bundle["set_aside"].to_pylist() if row["stage"] == "restyle")
-    print(before["formed"], before["style_auc_before"], before["rows_out"], "->", facts, lost)
+    artifact = home.read("debiased_pairs")
+    metadata, rewriting = artifact.metadata, artifact.metadata["restyle"]
+    lost = Counter(row["reason"] for row in artifact["quarantine"].to_pylist() if row["stage"] == "restyle")
+    print(before["formed"], before["style_auc_before"], before["rows_out"], "->", metadata, lost)
     assert before["formed"] == rewriting["rows_in"] == len(rows) == 64
     assert rewriting["rows_out"] == rewriting["rows_in"] - sum(lost.values()) >= 0.8 * rewriting["rows_in"]
     assert before["style_auc_before"] > 0.85
-    assert facts["style_auc_before"] < 0.65  # of 64 pairs: half of the interval is 0.14
-    assert facts["rows_out"] > 2 * before["rows_out"]
+    assert metadata["style_auc_before"] < 0.65  # of 64 pairs: half of the interval is 0.14
+    assert metadata["rows_out"] > 2 * before["rows_out"]
     told = checks(done, "debiased_pairs")
     assert told["rewriting_keeps_pairs"].passed and told["rows_reconcile"].passed
-    texts = [row[side] for row in bundle["pairs"].to_pylist() for side in ("chosen", "rejected")]
+    texts = [row[side] for row in artifact["pairs"].to_pylist() for side in ("chosen", "rejected")]
     assert sum(text.startswith("The shape is a ") for text in texts) > 0.9 * len(texts)

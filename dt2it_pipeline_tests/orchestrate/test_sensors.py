@@ -15,7 +15,7 @@ from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.sensors import LANDED, round_gains
 from dt2it_pipeline.storage import content_ids, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline_tests.ingest.test_landing import MANIFEST, drop
 
 
@@ -169,7 +169,7 @@ def write_round(store: Store, number: int, right: np.ndarray) -> None:
         for i, good in enumerate(right)
     ]  # fmt: skip
     tables = {"benchmark_results": schemas.table(rows, "benchmark_results")}
-    store.write("benchmark_scores", Bundle(tables), content_ids.content_hash(number, right.tolist()), str(number))
+    store.write("benchmark_scores", Artifact(tables), content_ids.content_hash(number, right.tolist()), str(number))
 
 
 def asked_after(defs: dg.Definitions, instance: dg.DagsterInstance, number: int) -> Any:

@@ -33,25 +33,25 @@ def table(rows):
 
 
 def made(rows, seed=0, **limits):
-    """The bundle, and per pair its prompt and whether the preferred picture stands first."""
-    bundle = reformulate(table(rows), T2ISettings(**limits), seed=seed)
-    prompts = {p["prompt_id"]: p for p in bundle["prompts"].to_pylist()}
+    """The artifact, and per pair its prompt and whether the preferred image stands first."""
+    artifact = reformulate(table(rows), T2ISettings(**limits), seed=seed)
+    prompts = {p["prompt_id"]: p for p in artifact["prompts"].to_pylist()}
     found = []
-    for pair in bundle["pairs"].to_pylist():
+    for pair in artifact["pairs"].to_pylist():
         prompt = prompts[pair["prompt_id"]]
         found.append((pair, prompt, prompt["media"][0]["sha256"].startswith("good")))
-    return bundle, found
+    return artifact, found
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
-def test_the_preferred_picture_stands_first_in_exactly_half(count, language):
-    bundle, found = made([preference(i, language=language) for i in range(count)], seed=3)
+def test_the_preferred_image_stands_first_in_exactly_half(count, language):
+    artifact, found = made([preference(i, language=language) for i in range(count)], seed=3)
     one, two = {"en": ("Image 1", "Image 2"), "zh": ("图片1", "图片2")}[language]
     for pair, _, preferred_first in found:
         assert pair["chosen"].startswith(one if preferred_first else two)
         assert pair["rejected"].startswith(two if preferred_first else one)
-    assert sum(first for _, _, first in found) == count // 2 == bundle.facts["preferred_first"]
+    assert sum(first for _, _, first in found) == count // 2 == artifact.metadata["preferred_first"]
 
 
 def test_no_phrasing_and_no_source_tells_which_position_is_preferred():
@@ -89,14 +89,14 @@ def test_columns_give_what_rows_give(captions):
     rows = [
         preference(i, caption, language=("en", "zh")[i % 2], strength=i or None) for i, caption in enumerate(captions)
     ]
-    bundle, found = made(rows)
+    artifact, found = made(rows)
     by_id = {row["preferred"]["sha256"]: row for row in rows}
     for pair, prompt, first in found:
         row = by_id[prompt["media"][0 if first else 1]["sha256"]]
         assert verdict_pair(row, preferred_first=first) == (prompt, pair)
         assert pair["strength"] == row["strength"]
         assert pair["label"] == "reformulated"
-    assert bundle["pairs"].num_rows == len(rows)
+    assert artifact["pairs"].num_rows == len(rows)
 
 
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does():
@@ -111,56 +111,56 @@ def test_what_is_not_used_is_counted():
     rows += [preference(9, preferred="x", other="y"), preference(9, preferred="y", other="x")]
     rows += [preference(20, source="s"), preference(20, source="t")]
     rows += [preference(30, strength=0.0), preference(31, preferred="z", other="z")]
-    bundle, _ = made(rows, max_pairs=4)
-    assert bundle["pairs"].num_rows == 4
-    assert Counter(bundle["set_aside"]["reason"].to_pylist()) == {
+    artifact, _ = made(rows, max_pairs=4)
+    assert artifact["pairs"].num_rows == 4
+    assert Counter(artifact["quarantine"]["reason"].to_pylist()) == {
         "beyond t2i.max_pairs": 3,
         "contradictory preference": 2,
         "duplicate preference": 1,
         "tie": 1,
         "identical images": 1,
     }
-    assert bundle.facts["rows_in"] == bundle.facts["rows_out"] + bundle.facts["rows_set_aside"]
-    assert bundle.facts["ties"] == 1
+    assert artifact.metadata["rows_in"] == artifact.metadata["rows_out"] + artifact.metadata["rows_quarantined"]
+    assert artifact.metadata["ties"] == 1
 
 
 def test_pairs_and_what_is_not_used_are_named_by_the_rows_of_the_source():
     rows = [preference(i) | {"row_id": f"ranking {i // 3}"} for i in range(6)]
     rows += [rows[0] | {"row_id": "again"}, preference(8, strength=0.0) | {"row_id": "even"}, preference(9)]
-    bundle, found = made(rows)
+    artifact, found = made(rows)
     by_content = {row["preference_id"]: row.get("row_id") for row in rows[:6] + rows[8:]}
     shown = {prompt["media"][not first]["sha256"]: pair["row_id"] for pair, prompt, first in found}
     assert shown == {row["preferred"]["sha256"]: row.get("row_id") for row in rows[:6] + rows[8:]}
     assert None in by_content.values() and Counter(shown.values())["ranking 1"] == 3
-    assert sorted(bundle["set_aside"]["row_id"].to_pylist()) in (["again", "even"], ["even", "ranking 0"])
+    assert sorted(artifact["quarantine"]["row_id"].to_pylist()) in (["again", "even"], ["even", "ranking 0"])
     prompt, pair = verdict_pair(rows[4], preferred_first=True)
     assert pair["row_id"] == "ranking 1" and prompt["media"][0] == rows[4]["preferred"]
 
 
 def test_captions_that_differ_by_a_marker_alone_are_one_question():
     rows = [preference(1, "a <image>cat"), preference(1, "a <video>cat")]
-    bundle, _ = made(rows)
-    assert bundle["pairs"].num_rows == 1
-    assert bundle["set_aside"]["reason"].to_pylist() == ["duplicate preference"]
+    artifact, _ = made(rows)
+    assert artifact["pairs"].num_rows == 1
+    assert artifact["quarantine"]["reason"].to_pylist() == ["duplicate preference"]
 
 
-def test_a_marker_in_a_caption_does_not_stand_for_a_picture():
-    bundle, _ = made([preference(0, caption="an <image> of {braces} {caption}")])
-    text = bundle["prompts"].to_pylist()[0]["turns"][0]["text"]
+def test_a_marker_in_a_caption_does_not_stand_for_a_image():
+    artifact, _ = made([preference(0, caption="an <image> of {braces} {caption}")])
+    text = artifact["prompts"].to_pylist()[0]["turns"][0]["text"]
     assert text.count("<image>") == 2
     assert "{braces} {caption}" in text
 
 
 def test_nothing_usable_gives_empty_tables():
-    bundle, _ = made([preference(0, strength=0.0)])
-    assert bundle["pairs"].num_rows == bundle["prompts"].num_rows == 0
-    assert bundle.facts["preferred_first"] == 0
+    artifact, _ = made([preference(0, strength=0.0)])
+    assert artifact["pairs"].num_rows == artifact["prompts"].num_rows == 0
+    assert artifact.metadata["preferred_first"] == 0
 
 
 def test_no_preference_at_all_gives_no_pair():
-    bundle, found = made([])
+    artifact, found = made([])
     assert not found
-    assert bundle.facts == {"rows_in": 0, "rows_out": 0, "rows_set_aside": 0, "preferred_first": 0, "ties": 0}
+    assert artifact.metadata == {"rows_in": 0, "rows_out": 0, "rows_quarantined": 0, "preferred_first": 0, "ties": 0}
 
 
 def test_phrasings_are_versioned_by_their_words_and_a_faulty_one_is_named(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.engines import lean_imports
-from dt2it_pipeline_tests.support.tiny import make_pictures, make_tables, make_tiny
+from dt2it_pipeline_tests.support.tiny import make_images, make_tables, make_tiny
 from dt2it_pipeline_tests.support.training_jobs import small_job
 
 
@@ -33,9 +33,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
-    """A media root with six pictures, and their rows."""
+    """A media root with six images, and their rows."""
     root = tmp_path_factory.mktemp("media")
-    return root, make_pictures(root, 6)
+    return root, make_images(root, 6)
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +50,12 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
 
     def get(family: str = "qwen3_vl") -> tuple[Any, Any, Any]:
         from dt2it_pipeline.reward.data.encoding import Prompter, load_processor
-        from dt2it_pipeline.reward.data.images import PictureShelf
+        from dt2it_pipeline.reward.data.images import ImageRegistry
         from dt2it_pipeline.reward.modeling.model import RewardModel
 
         folder = base(family)
         processor = load_processor(folder)
-        shelf = PictureShelf(processor.image_processor, media[0], 65536, processor.video_processor)
+        shelf = ImageRegistry(processor.image_processor, media[0], 65536, processor.video_processor)
         return RewardModel.from_pretrained(folder), Prompter(folder, shelf, "You judge.", processor), shelf
 
     return get

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.storage import records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
 from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, read_parquet, write_parquet
 
 
@@ -19,21 +19,21 @@ def pairs(count=3):
 
 def test_what_is_written_is_read_back(tmp_path):
     store = Store(tmp_path)
-    written = store.write("stage", Bundle({"pairs": pairs()}, {"rows_out": 3}), "key", "0")
+    written = store.write("stage", Artifact({"pairs": pairs()}, {"rows_out": 3}), "key", "0")
     read = store.read("stage", "0")
     assert read["pairs"].equals(pairs())
-    assert read.facts == {"rows_out": 3}
+    assert read.metadata == {"rows_out": 3}
     assert read.digest == written.digest
     assert store.current("stage", "0") == "key"
 
 
-def test_the_same_tables_give_the_same_bytes_and_digest_whatever_the_facts(tmp_path):
+def test_the_same_tables_give_the_same_bytes_and_digest_whatever_the_metadata(tmp_path):
     store = Store(tmp_path)
-    one = store.write("one", Bundle({"pairs": pairs()}, {"seconds": 1.0}), "k")
-    two = store.write("two", Bundle({"pairs": pairs()}, {"seconds": 2.0}), "k")
+    one = store.write("one", Artifact({"pairs": pairs()}, {"seconds": 1.0}), "k")
+    two = store.write("two", Artifact({"pairs": pairs()}, {"seconds": 2.0}), "k")
     assert one.table_path("pairs").read_bytes() == two.table_path("pairs").read_bytes()
     assert one.digest == two.digest
-    assert store.write("three", Bundle({"pairs": pairs(2)}), "k").digest != one.digest
+    assert store.write("three", Artifact({"pairs": pairs(2)}), "k").digest != one.digest
 
 
 def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
@@ -44,7 +44,7 @@ def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
 
 def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
     store = Store(tmp_path)
-    written = store.write("stage", Bundle({"pairs": pairs()}), "k")
+    written = store.write("stage", Artifact({"pairs": pairs()}), "k")
     write_parquet(pairs().drop_columns(["row_id"]), written.table_path("pairs"))
     assert store.read("stage")["pairs"].equals(pairs())
     write_parquet(pairs().rename_columns({"chosen": "better"}), written.table_path("pairs"))
@@ -57,9 +57,9 @@ def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     store = Store(tmp_path)
-    store.write("stage", Bundle({"pairs": pairs()}), "good")
+    store.write("stage", Artifact({"pairs": pairs()}), "good")
     with pytest.raises(schemas.RecordError):
-        store.write("stage", Bundle({"pairs": pairs().drop_columns(["chosen"])}), "bad")
+        store.write("stage", Artifact({"pairs": pairs().drop_columns(["chosen"])}), "bad")
     assert store.current("stage") == "good"
     assert sorted(p.name for p in (tmp_path / "artifacts/stage").iterdir()) == ["current", "good"]
 
@@ -73,7 +73,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_writer_killed_in_the_middle_leaves_the_old_version_in_force(tmp_path):
     store = Store(tmp_path)
-    store.write("stage", Bundle({"pairs": pairs()}), "old")
+    store.write("stage", Artifact({"pairs": pairs()}), "old")
     script = (
         "import sys, time; from dt2it_pipeline.storage.artifacts import Store\n"
         f"with Store({str(tmp_path)!r}).writing('stage', 'new') as folder:\n"
@@ -91,7 +91,7 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_version_in_force(tmp_path)
 def test_only_the_last_versions_are_kept(tmp_path):
     store = Store(tmp_path)
     for number in range(4):
-        store.write("stage", Bundle({"pairs": pairs(number + 1)}), f"k{number}")
+        store.write("stage", Artifact({"pairs": pairs(number + 1)}), f"k{number}")
         time.sleep(0.01)
     assert not store.has("stage", "k0")
     assert not store.has("stage", "k1")
@@ -105,8 +105,8 @@ def test_reading_what_is_not_there_says_so(tmp_path):
 
 def test_a_damaged_table_is_named(tmp_path):
     store = Store(tmp_path)
-    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
-    bundle.table_path("pairs").write_bytes(b"PAR1 not parquet")
+    artifact = store.write("stage", Artifact({"pairs": pairs()}), "k")
+    artifact.table_path("pairs").write_bytes(b"PAR1 not parquet")
     with pytest.raises(StoreError, match="stage is damaged"):
         store.read("stage")
 
@@ -114,7 +114,7 @@ def test_a_damaged_table_is_named(tmp_path):
 def test_an_unwritable_home_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="set DT2IT_HOME to a writable folder"):
-        Store(tmp_path / "file").write("stage", Bundle({"pairs": pairs()}), "k")
+        Store(tmp_path / "file").write("stage", Artifact({"pairs": pairs()}), "k")
 
 
 def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
@@ -130,7 +130,7 @@ def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
 @pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"../elsewhere", b"two words"])
 def test_a_damaged_pointer_is_named_and_mended_by_the_stage(tmp_path, garbage):
     store = Store(tmp_path)
-    store.write("stage", Bundle({"pairs": pairs()}), "k")
+    store.write("stage", Artifact({"pairs": pairs()}), "k")
     (tmp_path / "artifacts/stage/current").write_bytes(garbage)
     with pytest.raises(StoreError, match=r"stage is damaged: .*artifacts/stage/current: .*run its stage again"):
         store.read("stage")
@@ -143,21 +143,21 @@ def test_a_damaged_pointer_is_named_and_mended_by_the_stage(tmp_path, garbage):
 @pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"[]", b"null", b'{"tables": 3}', b'{"tables": ["no"]}'])
 def test_a_damaged_manifest_is_named_and_the_version_made_again(tmp_path, garbage):
     store = Store(tmp_path)
-    store.write("stage", Bundle({"pairs": pairs()}), "k", "1")
+    store.write("stage", Artifact({"pairs": pairs()}), "k", "1")
     (tmp_path / "artifacts/stage/1/k/manifest.json").write_bytes(garbage)
     with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json cannot be read"):
         store.read("stage", "1")
     told = []
     assert store.find("stage", "k", "1", told.append) is None
     assert len(told) == 1
-    store.write("stage", Bundle({"pairs": pairs(2)}), "k", "1")
+    store.write("stage", Artifact({"pairs": pairs(2)}), "k", "1")
     assert store.read("stage", "1")["pairs"].num_rows == 2
 
 
 def test_a_damaged_table_is_made_again(tmp_path):
     store = Store(tmp_path)
-    bundle = store.write("stage", Bundle({"pairs": pairs()}), "k")
-    bundle.table_path("pairs").write_bytes(b"")
+    artifact = store.write("stage", Artifact({"pairs": pairs()}), "k")
+    artifact.table_path("pairs").write_bytes(b"")
     assert store.find("stage", "k") is None
 
 
@@ -187,7 +187,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, writer):
     assert len(list(slot.glob(".new.*"))) == 1
     writer.kill()
     writer.wait()
-    Store(tmp_path).write("stage", Bundle({"pairs": pairs()}), "k")
+    Store(tmp_path).write("stage", Artifact({"pairs": pairs()}), "k")
     assert sorted(p.name for p in slot.iterdir()) == ["current", "k"]
 
 
@@ -213,5 +213,5 @@ def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, writer)
 def test_partitions_are_locked_each_by_itself(tmp_path):
     store = Store(tmp_path)
     with store.locked("stage", "0"), store.locked("stage", "1"), store.locked("stage", "0"):
-        store.write("stage", Bundle({"pairs": pairs()}), "k", "0")
+        store.write("stage", Artifact({"pairs": pairs()}), "k", "0")
     assert store.current("stage", "0") == "k"

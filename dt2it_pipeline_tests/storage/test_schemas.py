@@ -52,14 +52,14 @@ def test_a_table_of_an_earlier_version_lacks_what_was_added_since():
     assert schemas.validate(old, "pairs")["row_id"].to_pylist() == [None]
 
 
-def test_what_is_set_aside_is_named_by_the_row_of_the_source_where_there_is_one():
+def test_what_is_quarantine_is_named_by_the_row_of_the_source_where_there_is_one():
     known, made = pair() | {"row_id": "line 7"}, pair()
-    assert [records.set_aside_pair(row, "stage", "reason")["row_id"] for row in (known, made)] == [
+    assert [records.quarantine_pair(row, "stage", "reason")["row_id"] for row in (known, made)] == [
         "line 7",
         made["pair_id"],
     ]
-    assert records.set_aside_pair(known, "stage", "reason")["pair_id"] == known["pair_id"]
-    assert records.set_aside_row("\ud800", "stage", "reason")["row_id"] == "\\ud800"
+    assert records.quarantine_pair(known, "stage", "reason")["pair_id"] == known["pair_id"]
+    assert records.quarantine_row("\ud800", "stage", "reason")["row_id"] == "\\ud800"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from dt2it_pipeline.style.probe import StyleProbe, _auc, model_difference, source_probe, style_features, style_probe
 
-WORDS = ["red", "blue", "green", "circle", "triangle", "rectangle", "it", "is", "a", "the", "shape", "picture", "shows"]
+WORDS = ["red", "blue", "green", "circle", "triangle", "rectangle", "it", "is", "a", "the", "shape", "image", "shows"]
 
 
 def verbose(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Small prompts with real picture files, and a scripted engine, for the tests of `construct` and `curate.annotate`."""
+"""Small prompts with real image files, and a scripted engine, for the tests of `construct` and `curate.annotate`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLORS = ("red", "blue", "green", "yellow", "teal", "brown")
 def prompt_row(
     root: Path, color: str, question: str = "what color is the shape?", reference: str | None = None
 ) -> dict:
-    """A prompt about a picture of one colour, which is written below `root`."""
+    """A prompt about an image of one colour, which is written below `root`."""
     file = root / f"{color}.png"
     if not file.exists():
         Image.new("RGB", (64, 64), color).save(file)
@@ -40,7 +40,7 @@ def prompt_row(
 def judging_job(
     folder: Path, prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]], settings: JudgingSettings
 ) -> dict[str, Any]:
-    """A job of `construct.judge` on rows that are written into `folder`, where their pictures lie."""
+    """A job of `construct.judge` on rows that are written into `folder`, where their images lie."""
     for name, rows in (("prompts", prompts), ("responses", responses)):
         atomic.write_parquet(schemas.table(rows, name), folder / f"{name}.parquet")
     return {
@@ -75,6 +75,6 @@ class ScriptedEngine:
 
 
 def color_of(request: SampleRequest) -> str:
-    """Name of the colour of the picture that a request shows."""
+    """Name of the colour of the image that a request shows."""
     pixel = request.prompt.images[0].getpixel((0, 0))
     return next(name for name in COLORS if Image.new("RGB", (1, 1), name).getpixel((0, 0)) == pixel)

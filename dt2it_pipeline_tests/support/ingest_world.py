@@ -1,4 +1,4 @@
-"""Sources for tests: pictures, and rows written to a file that a manifest describes."""
+"""Sources for tests: images, and rows written to a file that a manifest describes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.rows import Item
 from dt2it_pipeline.ingest.sources import items_of
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 
 RNG = np.random.default_rng(0)
 PIXELS = np.kron(RNG.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 48 x 64
@@ -46,15 +46,15 @@ def transparent(kind: str) -> Image.Image:
     return image.convert(kind)
 
 
-def picture(path: Path, colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (8, 8)) -> Path:
+def image(path: Path, colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (8, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path, format=kind)
     return path
 
 
-def numbered_picture(path: Path, number: int) -> Path:
-    """A small picture that differs from those of other numbers."""
-    return picture(path, (number % 256, number // 256 % 256, 7))
+def numbered_image(path: Path, number: int) -> Path:
+    """A small image that differs from those of other numbers."""
+    return image(path, (number % 256, number // 256 % 256, 7))
 
 
 def source(folder: Path, rows: Sequence[Any], adapter: str, kind: str = "preferences", **more: Any) -> Manifest:
@@ -68,5 +68,5 @@ def items(folder: Path, rows: Sequence[Any], adapter: str, kind: str = "preferen
     return list(items_of(source(folder, rows, adapter, kind, **more), folder))
 
 
-def reasons(bundle: Bundle) -> list[str]:
-    return bundle["set_aside"]["reason"].to_pylist()
+def reasons(artifact: Artifact) -> list[str]:
+    return artifact["quarantine"]["reason"].to_pylist()

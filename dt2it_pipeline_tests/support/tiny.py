@@ -1,4 +1,4 @@
-"""A random tiny Qwen3-VL or Qwen2.5-VL with its processor, and small tables with pictures, for the tests here."""
+"""A random tiny Qwen3-VL or Qwen2.5-VL with its processor, and small tables with images, for the tests here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPECIAL = (
     "<|video_pad|>",
 )  # fmt: skip
 WORDS = (
-    "what", "colour", "is", "the", "shape", "in", "picture", "a", "red", "green", "blue", "circle", "triangle",
+    "what", "colour", "is", "the", "shape", "in", "image", "a", "red", "green", "blue", "circle", "triangle",
     "square", "yes", "no", "it", "looks", "to", "me"
 )  # fmt: skip
 
@@ -111,8 +111,8 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
     return folder
 
 
-def make_pictures(root: Path, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Write coloured pictures of a few sizes below `root`; returns rows of `media`."""
+def make_images(root: Path, count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Write coloured images of a few sizes below `root`; returns rows of `media`."""
     generator = np.random.default_rng(seed)
     media = []
     root.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def moving(count: int, shape: tuple[int, int]) -> list[np.ndarray]:
 
 
 def make_prompt(media: list[dict[str, str]], text: str, system: str = "") -> dict[str, object]:
-    """A row of a prompts table with its pictures and videos first."""
+    """A row of a prompts table with its images and videos first."""
     turns = [{"role": "user", "text": "".join(f"<{m['kind']}>" for m in media) + text}]
     return {
         "prompt_id": content_ids.prompt_id(system, turns, [m["sha256"] for m in media]),
@@ -168,9 +168,9 @@ def make_prompt(media: list[dict[str, str]], text: str, system: str = "") -> dic
 
 
 def make_tables(folder: Path, pairs: int, seed: int = 0) -> dict[str, str]:
-    """Write prompts, pairs, responses and pictures; returns the paths as a job names them."""
+    """Write prompts, pairs, responses and images; returns the paths as a job names them."""
     generator = np.random.default_rng(seed)
-    media = make_pictures(folder / "media", max(4, pairs // 3), seed)
+    media = make_images(folder / "media", max(4, pairs // 3), seed)
     prompt_rows, pair_rows, response_rows = {}, [], {}
     for number in range(pairs):
         shown = [media[int(i)] for i in generator.choice(len(media), size=number % 3, replace=False)]

@@ -17,7 +17,7 @@ from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_en
 from dt2it_pipeline.storage import atomic, records, schemas
 
 SMALL = {
-    "pairs_per_step": 8, "micro_batch_pairs": 4, "epochs": 3.0, "report_every": 2, "checkpoint_every": 2,
+    "global_batch_size": 8, "micro_batch_size": 4, "epochs": 3.0, "logging_steps": 2, "save_steps": 2,
     "learning_rate": 2e-3, "system_prompt": "You judge.",
 }  # fmt: skip
 

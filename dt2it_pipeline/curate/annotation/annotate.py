@@ -44,10 +44,10 @@ def run(
     make_weigher: MakeWeigher | None = None,
     make_engine: MakeEngine | None = None,
 ) -> dict[str, Any]:
-    """Let every judge vote on every pair; writes a votes table and, beside it, `<stem>.set_aside.parquet`.
+    """Let every judge vote on every pair; writes a votes table and, beside it, `<stem>.quarantine.parquet`.
 
-    A pair that a judge cannot judge (no prompt, an unreadable picture, a likelihood that is not a number) gets the
-    verdict null from that judge, and a set_aside row `<pair_id>/<judge>` with the reason. Finished shards in the work
+    A pair that a judge cannot judge (no prompt, an unreadable image, a likelihood that is not a number) gets the
+    verdict null from that judge, and a quarantine row `<pair_id>/<judge>` with the reason. Finished shards in the work
     folder are not judged again; the same job gives the same bytes.
 
     Args:
@@ -55,7 +55,7 @@ def run(
             and `cache`, a file that keeps replies and answers across runs (in memory where absent).
         report: called after each shard with judge, pairs and pairs_per_second.
         make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
-        make_engine: builds an answering judge's engine from its settings and the most pictures in one prompt; vLLM
+        make_engine: builds an answering judge's engine from its settings and the most images in one prompt; vLLM
             when None.
 
     Returns:
@@ -89,18 +89,18 @@ def run(
             votes, aside = _votes(shard, built.verdicts(shard), judge.name, order)
             with atomic.atomic_directory(_folder(work, judge, start)) as folder:
                 atomic.write_parquet(schemas.table(votes, "votes"), folder / "votes.parquet")
-                atomic.write_parquet(schemas.table(aside, "set_aside"), folder / "set_aside.parquet")
+                atomic.write_parquet(schemas.table(aside, "quarantine"), folder / "quarantine.parquet")
                 atomic.write_json_atomic(built.calls - before, folder / _CALLS)
             judged, seconds = judged + len(shard), seconds + time.monotonic() - started
             report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
         if isinstance(built, PairwiseVotes):
             prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
-            asked[judge.name] = built.tally.facts(*prices)
+            asked[judge.name] = built.tally.metadata(*prices)
         elif isinstance(built, AnswerJudge):
             asked[judge.name] = {"asked": built.asked, "looked_up": built.looked_up}
     folders = [_folder(work, judge, start) for judge in settings.judges for start in starts]
     votes_table = _joined(folders, "votes")
-    atomic.write_parquet(_joined(folders, "set_aside"), output.with_name(f"{output.stem}.set_aside.parquet"))
+    atomic.write_parquet(_joined(folders, "quarantine"), output.with_name(f"{output.stem}.quarantine.parquet"))
     atomic.write_parquet(votes_table, output)
     counts = votes_table.group_by(["judge", "verdict"]).aggregate([([], "count_all")]).to_pylist()
     verdicts = {f"{row['judge']}: {row['verdict'] or 'unusable'}": row["count_all"] for row in counts}
@@ -143,7 +143,9 @@ def _votes(
     for pair, verdict in zip(shard, verdicts, strict=True):
         key = pair["pair_id"]
         if isinstance(verdict, NoVerdict):
-            aside.append(records.set_aside_row(f"{key}/{judge}", STAGE, verdict.reason, verdict.detail, pair["source"]))
+            aside.append(
+                records.quarantine_row(f"{key}/{judge}", STAGE, verdict.reason, verdict.detail, pair["source"])
+            )
         usable = None if isinstance(verdict, NoVerdict) else verdict
         votes.append({"pair_id": key, "judge": judge, "order": order, "verdict": usable})
     return votes, aside
@@ -153,7 +155,7 @@ def _transformers(judge: JudgeSettings, batch: int) -> Weigher:
     return _loaded(judge.model, batch)
 
 
-@lru_cache(maxsize=1)  # judges that differ in their words alone share a model, and what its tower has seen
+@lru_cache(maxsize=1)  # judges that differ in their words alone share a model, and what its vision encoder has seen
 def _loaded(model: str, batch: int) -> LikelihoodModel:
     return LikelihoodModel(model, batch)
 

@@ -31,13 +31,13 @@ class Decision:
         kept: verified pairs that nobody was asked about; also those that verdicts on others shook, no verdict was to be
             had on, and that are not so doubtful for that as to be dropped.
         annotated: pairs that people or judges decided.
-        dropped: set aside, with `reason` and `detail`.
+        dropped: quarantined, with `reason` and `detail`.
         asked: contested pairs that judges were asked about, then verified ones that they were asked about.
         votes: the judges' votes.
         swapped: how many annotated pairs changed sides.
         recalled: verified pairs that the judges' verdicts shook and that are not among `kept`.
         beyond_budget: dropped pairs that the budget did not reach.
-        facts: what the policy fitted.
+        metadata: what the policy fitted.
     """
 
     kept: pd.DataFrame
@@ -48,7 +48,7 @@ class Decision:
     swapped: int
     recalled: int
     beyond_budget: int
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def decide_pairs(
@@ -91,7 +91,7 @@ def decide_pairs(
         if not len(again):
             break
         asked, votes = stack(asked, again), stack(votes, ask(again))
-    resolved, facts = policy.resolve(asked, votes, judges)
+    resolved, metadata = policy.resolve(asked, votes, judges)
     # A shaken pair without a verdict.
     silent = resolved.dropped["pair_id"].isin(recalled["pair_id"]) & (resolved.dropped["reason"] != UNSURE)
     without = stack(unreached, select_rows(resolved.dropped, silent.to_numpy(dtype=bool)))
@@ -108,5 +108,5 @@ def decide_pairs(
         swapped=settled.swapped + resolved.swapped,
         recalled=len(recalled) - len(spared),
         beyond_budget=int((dropped["reason"] == BEYOND).sum()),
-        facts=facts,
+        metadata=metadata,
     )

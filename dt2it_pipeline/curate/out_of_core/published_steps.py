@@ -32,7 +32,7 @@ from dt2it_pipeline.curate.tables import (
     CARRIED,
     in_table_order,
     plain_strings,
-    set_aside_table,
+    quarantine_table,
     table_rows,
     to_frame,
 )
@@ -47,7 +47,7 @@ _SCORE_ROWS = 1 << 20
 def vote_and_flip_files(
     pairs: Path, scores: Sequence[Path], output: Path, flip_fraction: float = 0.5
 ) -> dict[str, int]:
-    """`steps.vote_and_flip`: writes `output`/pairs.parquet (voted) and set_aside.parquet (unscored).
+    """`steps.vote_and_flip`: writes `output`/pairs.parquet (voted) and quarantine.parquet (unscored).
 
     Args:
         pairs: a table of kind `pairs`.
@@ -56,7 +56,7 @@ def vote_and_flip_files(
         flip_fraction: share of the negative pairs that is flipped, 0 to 1.
 
     Returns:
-        rows_in, rows_out, rows_set_aside, negative, flipped.
+        rows_in, rows_out, rows_quarantined, negative, flipped.
 
     Raises:
         CurationError: repeated pair ids, null ids or contradicting scores; or `output` holds something else.
@@ -69,23 +69,23 @@ def vote_and_flip_files(
         own = margins.rows(start, start + len(frame))
         return {
             "pairs": voted_frame(frame, own, flips.rows(start, start + len(frame))),
-            "set_aside": set_aside_table(unscored_frame(frame, own), "voted_pairs"),
+            "quarantine": quarantine_table(unscored_frame(frame, own), "voted_pairs"),
         }
 
-    counts = _rewrite([pairs], output, {"pairs": "pairs", "set_aside": "set_aside"}, vote)
+    counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, vote)
     return {
         "rows_in": len(ids),
         "rows_out": counts["pairs"],
-        "rows_set_aside": counts["set_aside"],
+        "rows_quarantined": counts["quarantine"],
         "negative": flips.negative,
         "flipped": flips.count,
     }
 
 
 def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str, int]:
-    """`steps.verify`: writes `output`/verified.parquet, contested.parquet and set_aside.parquet (unscored).
+    """`steps.verify`: writes `output`/verified.parquet, contested.parquet and quarantine.parquet (unscored).
 
-    Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_set_aside.
+    Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_quarantined.
     """
     margins, ids = _margins(pairs, scores)
 
@@ -95,18 +95,18 @@ def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str,
         return {
             "verified": verified,
             "contested": contested,
-            "set_aside": set_aside_table(unscored_frame(frame, own), "verified_pairs"),
+            "quarantine": quarantine_table(unscored_frame(frame, own), "verified_pairs"),
         }
 
-    kinds = {"verified": "pairs", "contested": "pairs", "set_aside": "set_aside"}
+    kinds = {"verified": "pairs", "contested": "pairs", "quarantine": "quarantine"}
     counts = _rewrite([pairs], output, kinds, check)
     return {"rows_in": len(ids), **{name: counts[name] for name in ("verified", "contested")}} | {
-        "rows_set_aside": counts["set_aside"]
+        "rows_quarantined": counts["quarantine"]
     }
 
 
 def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dict[str, int]:
-    """`steps.resolve_annotations`: writes `output`/annotated.parquet and set_aside.parquet (dropped).
+    """`steps.resolve_annotations`: writes `output`/annotated.parquet and quarantine.parquet (dropped).
 
     Args:
         contested: a table of kind `pairs`.
@@ -114,7 +114,7 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
         output: the folder to write; an earlier output there is replaced, and nothing else is.
 
     Returns:
-        rows_in, annotated, rows_set_aside.
+        rows_in, annotated, rows_quarantined.
 
     Raises:
         CurationError: repeated or null pair ids; or `output` holds something else.
@@ -127,11 +127,11 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
         resolved = resolved_frames(frame, *_votes_of(frame, places, cast, start, len(frame)))
         return {
             "annotated": resolved.annotated,
-            "set_aside": set_aside_table(resolved.dropped, "annotated_pairs"),
+            "quarantine": quarantine_table(resolved.dropped, "annotated_pairs"),
         }
 
-    counts = _rewrite([contested], output, {"annotated": "pairs", "set_aside": "set_aside"}, resolve)
-    return {"rows_in": len(ids), "annotated": counts["annotated"], "rows_set_aside": counts["set_aside"]}
+    counts = _rewrite([contested], output, {"annotated": "pairs", "quarantine": "quarantine"}, resolve)
+    return {"rows_in": len(ids), "annotated": counts["annotated"], "rows_quarantined": counts["quarantine"]}
 
 
 def merge_files(verified: Path, annotated: Path, output: Path, round_number: int | None = None) -> dict[str, int]:
@@ -164,10 +164,10 @@ def curate_files(
 
     It decides as `vote_and_flip_files`, `verify_files`, `resolve_annotations_files` and `merge_files` do one after the
     other; the texts are read and written once instead of three times. Writes `output`/pairs.parquet (curated, in the
-    order of `pairs`) and set_aside.parquet (of all steps).
+    order of `pairs`) and quarantine.parquet (of all steps).
 
     Returns:
-        rows_in, rows_out, rows_set_aside, negative, flipped, verified, contested.
+        rows_in, rows_out, rows_quarantined, negative, flipped, verified, contested.
 
     Raises:
         CurationError, ValueError: as they do.
@@ -200,17 +200,17 @@ def curate_files(
         if round_number is not None:
             curated = curated.assign(round=np.full(len(curated), round_number, dtype=np.int32))
         aside = [
-            set_aside_table(unscored_frame(frame, own), "voted_pairs"),
-            set_aside_table(unscored_frame(voted, check), "verified_pairs"),
-            set_aside_table(resolved.dropped, "annotated_pairs"),
+            quarantine_table(unscored_frame(frame, own), "voted_pairs"),
+            quarantine_table(unscored_frame(voted, check), "verified_pairs"),
+            quarantine_table(resolved.dropped, "annotated_pairs"),
         ]
-        return {"pairs": curated, "set_aside": pa.concat_tables(aside)}
+        return {"pairs": curated, "quarantine": pa.concat_tables(aside)}
 
-    counts = _rewrite([pairs], output, {"pairs": "pairs", "set_aside": "set_aside"}, curate)
+    counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, curate)
     return {
         "rows_in": len(ids),
         "rows_out": counts["pairs"],
-        "rows_set_aside": counts["set_aside"],
+        "rows_quarantined": counts["quarantine"],
         "negative": flips.negative,
         "flipped": flips.count,
         **totals,

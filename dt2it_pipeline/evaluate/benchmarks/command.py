@@ -62,11 +62,11 @@ def benchmark(
     for place, row in enumerate(published):
         entry.group_of(row, place)  # before anything is scored
     if not media.is_dir():
-        raise EvaluationError(f"there is no folder {media}, where the pictures of {entry.name} should lie")
+        raise EvaluationError(f"there is no folder {media}, where the images of {entry.name} should lie")
     media_store = output / "media"
     loaded = load_rows(entry, published, media, media_store)
     if published and not loaded.responses.num_rows:
-        first = loaded.set_aside.to_pylist()[0]
+        first = loaded.quarantine.to_pylist()[0]
         raise EvaluationError(
             f"not one row of {rows.name} can be scored; the first: {first['row_id']}: {first['reason']} "
             f"({first['detail']}). Media paths count from {media}"
@@ -92,7 +92,7 @@ def benchmark(
         shutil.rmtree(folder / "work")  # another model may stand behind the same URL the next time
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
     found = dict(zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-    for row in loaded.set_aside.to_pylist():
+    for row in loaded.quarantine.to_pylist():
         print(f"not scored: {row['row_id']}: {row['reason']} ({row['detail']})")
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
     return score_benchmark(entry.name, published, *sides)
@@ -145,14 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or URL of a server")
     parser.add_argument("--benchmark", required=True, action="append", help="name of a file in configs/benchmarks")
     parser.add_argument("--rows", required=True, action="append", type=Path, help="file of published rows")
-    parser.add_argument(
-        "--media", required=True, action="append", type=Path, help="folder of their pictures and videos"
-    )
+    parser.add_argument("--media", required=True, action="append", type=Path, help="folder of their images and videos")
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--system-prompt", help="that the model was trained with, where its files do not say it")
     parser.add_argument("--processes", type=int, default=1, help="scorers on this machine")
     parser.add_argument("--max-tokens", type=int, default=12_288, help="longer prompt + response: unscored")
-    parser.add_argument("--max-pixels", type=int, default=1_310_720, help="larger pictures are scaled down")
+    parser.add_argument("--max-pixels", type=int, default=1_310_720, help="larger images are scaled down")
     given = parser.parse_args(arguments)
     if not len(given.benchmark) == len(given.rows) == len(given.media):
         raise SystemExit("error: give --rows and --media once for every --benchmark")

@@ -1,7 +1,7 @@
 """Is one model better than another on the same benchmark items, or is the difference chance?
 
 Both models answer the same pairs, so the test is paired: pairs that both get right or both get wrong say nothing, and
-only the others count. Pairs of one prompt share a picture and often a response and stand or fall together, so a prompt,
+only the others count. Pairs of one prompt share an image and often a response and stand or fall together, so a prompt,
 not a pair, is the unit of the test and of the interval.
 """
 

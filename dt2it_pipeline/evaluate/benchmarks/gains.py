@@ -31,7 +31,7 @@ class Gain:
 def gain(before: pd.DataFrame, after: pd.DataFrame) -> Gain:
     """Paired difference of accuracies, its interval by the variance between prompts (`comparison.paired_interval`).
 
-    Pairs of one prompt share a picture and stand or fall together, so a prompt is the unit.
+    Pairs of one prompt share an image and stand or fall together, so a prompt is the unit.
 
     Args:
         before: results of the earlier model (table kind `benchmark_results`); pairs count once per benchmark.

@@ -71,23 +71,23 @@ def _by_server(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         path = work / f"shard-{number:06d}.parquet"
         if not path.exists():
             scores, faults = scorer.score(prompt_rows(prompts, {prompt for _, prompt, _ in shard}), shard)
-            aside = [records.set_aside_row(name, "scoring", *fault) for name, fault in sorted(faults.items())]
-            atomic.write_parquet(schemas.table(aside, "set_aside"), path.with_suffix(".set_aside.parquet"))
+            aside = [records.quarantine_row(name, "scoring", *fault) for name, fault in sorted(faults.items())]
+            atomic.write_parquet(schemas.table(aside, "quarantine"), path.with_suffix(".quarantine.parquet"))
             rows = [{"response_id": n, "voter": job["voter"], "score": s} for n, s in sorted(scores.items())]
             atomic.write_parquet(schemas.table(rows, "scores"), path)  # last: it says that the shard is finished
         done += len(shard)
         report({"responses": done, "responses_total": sum(map(len, shards))})
     tables = {}
-    for kind, suffix in (("scores", ".parquet"), ("set_aside", ".set_aside.parquet")):
+    for kind, suffix in (("scores", ".parquet"), ("quarantine", ".quarantine.parquet")):
         files = [work / f"shard-{number:06d}{suffix}" for number in range(len(shards))]
         tables[kind] = pa.concat_tables([schemas.table([], kind), *(atomic.read_parquet(file, kind) for file in files)])
     output = Path(job["output"])
-    atomic.write_parquet(tables["set_aside"], output.with_name(f"{output.stem}.set_aside.parquet"))
+    atomic.write_parquet(tables["quarantine"], output.with_name(f"{output.stem}.quarantine.parquet"))
     atomic.write_parquet(tables["scores"], output)
     return {
         "responses": done,
         "scored": tables["scores"].num_rows,
-        "set_aside": tables["set_aside"].num_rows,
+        "quarantine": tables["quarantine"].num_rows,
         "served_model": scorer.model,
         "system_prompt": scorer.system_prompt,
         "seconds": round(time.perf_counter() - started, 2),

@@ -1,6 +1,6 @@
 """Published rows of a benchmark as prompts and pairs that a reward model can score.
 
-A row that cannot be used (a missing picture, text that is no valid Unicode) keeps its place, and its pair is unscored,
+A row that cannot be used (a missing image, text that is no valid Unicode) keeps its place, and its pair is unscored,
 which counts as wrong. A row that lacks a column ends the reading: such rows are not those of the benchmark.
 """
 
@@ -31,7 +31,7 @@ class BenchmarkRows:
 
     prompts: pa.Table
     responses: pa.Table
-    set_aside: pa.Table
+    quarantine: pa.Table
     chosen: list[str | None]
     rejected: list[str | None]
 
@@ -78,10 +78,10 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
                 require_unicode(text, field)
             media = _media(fields, media_root, store)
             if not media and not entry.text_rows and (columns := _media_columns(entry)):
-                raise RowError("no picture", f"row {place} has none in {columns}")
+                raise RowError("no image", f"row {place} has none in {columns}")
         except (MediaError, RowError) as error:
             name = str(fields.get("id") or f"row {place}")
-            aside.append(records.set_aside_row(name, _STAGE, error.reason, error.detail, entry.name))
+            aside.append(records.quarantine_row(name, _STAGE, error.reason, error.detail, entry.name))
             sides.append((None, None))
             continue
         prompt = _prompt(entry, question, media)
@@ -93,7 +93,7 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
     return BenchmarkRows(
         schemas.table(prompts.values(), "prompts"),
         schemas.table([responses[name] for name in sorted(responses)], "responses"),
-        schemas.table(aside, "set_aside"),
+        schemas.table(aside, "quarantine"),
         [chosen for chosen, _ in sides],
         [rejected for _, rejected in sides],
     )

@@ -86,7 +86,7 @@ class Entry(Settings):
         "into a nested one",
     )
     text_rows: bool = Field(
-        False, description="rows without picture and video are text-only questions; else they are not scored"
+        False, description="rows without image and video are text-only questions; else they are not scored"
     )
     groups: list[Rule] = Field(default_factory=list, description="the first rule that fits names the group")
     parts: list[Part] = Field(default_factory=list)
@@ -228,7 +228,7 @@ def _column(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A value as text; of a picture as `datasets` hands it over, its path."""
+    """A value as text; of an image as `datasets` hands it over, its path."""
     return str(value.get("path") or "" if isinstance(value, Mapping) else value)
 
 

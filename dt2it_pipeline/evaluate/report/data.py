@@ -33,20 +33,20 @@ class Arm:
 class StageCounts:
     """Rows into a stage and where they went.
 
-    `rows_out` counts by label or by the part they went to ("verified", "contested"); `set_aside` by reason; `words` say
-    what the stage does.
+    `rows_out` counts by label or by the part they went to ("verified", "contested"); `quarantine` by reason; `words`
+    say what the stage does.
     """
 
     stage: str
     rows_in: int
     rows_out: Mapping[str, int]
-    set_aside: Mapping[str, int] = field(default_factory=dict)
+    quarantine: Mapping[str, int] = field(default_factory=dict)
     words: str = ""
 
     @property
     def unaccounted(self) -> int:
-        """Rows in less rows out less rows set aside; 0 when nothing was lost."""
-        return self.rows_in - sum(self.rows_out.values()) - sum(self.set_aside.values())
+        """Rows in less rows out less rows quarantined; 0 when nothing was lost."""
+        return self.rows_in - sum(self.rows_out.values()) - sum(self.quarantine.values())
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class ReportData:
         strength_unit: unit of the rounds' `strengths`.
         comparisons: paired comparisons of arms, by name; those of a round with the one before it, and with the control.
         seconds: wall time of steps outside the rounds: group ("Before the rounds", "Control") -> step -> seconds.
-        facts: name -> value: recipe, seed, rounds, versions.
+        metadata: name -> value: recipe, seed, rounds, versions.
     """
 
     scores: pd.DataFrame
@@ -196,7 +196,7 @@ class ReportData:
     strength_unit: str = ""
     comparisons: Sequence[Comparison] = ()
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def all_arms(self) -> list[Arm]:
         """Arms that have benchmark rows: the named ones in order, then the others."""

@@ -38,7 +38,7 @@ def clean(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """The beginning of a long text, with media markers in words."""
-    text = re.sub(r"<image>\s*", "[picture] ", text)
+    text = re.sub(r"<image>\s*", "[image] ", text)
     text = re.sub(r"<video>\s*", "[video] ", text).strip()
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT].rstrip() + " …"
 

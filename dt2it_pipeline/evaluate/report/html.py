@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file across the rounds so far, and the same headline table as Markdown.
 
 Texts in it come from models and from strangers' data: the template escapes everything, the page forbids scripts and
-network access to itself, and pictures are decoded and encoded afresh before they are shown.
+network access to itself, and images are decoded and encoded afresh before they are shown.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from dt2it_pipeline.evaluate.report.formatting import (
     points,
 )
 from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import PICTURE_FORMATS
+from dt2it_pipeline.media.store import IMAGE_FORMATS
 
 THUMBNAIL = 144  # pixels of the longer side
-_MAX_PIXELS = 50_000_000  # a larger picture is not decoded for a thumbnail
+_MAX_PIXELS = 50_000_000  # a larger image is not decoded for a thumbnail
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:
@@ -217,13 +217,11 @@ def _example_groups(data: ReportData) -> list[tuple[str, list[tuple[Example, lis
 
 
 def thumbnail(image: Path | str | bytes) -> str | None:
-    """A picture as a small PNG data URI, pixels only; None where it cannot be read."""
+    """An image as a small PNG data URI, pixels only; None where it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(
-                io.BytesIO(image) if isinstance(image, bytes) else image, formats=PICTURE_FORMATS
-            ) as opened:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=IMAGE_FORMATS) as opened:
                 if opened.width * opened.height > _MAX_PIXELS:
                     return None
                 small = to_rgb(opened)

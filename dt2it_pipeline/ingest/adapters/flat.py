@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, PicturePair, Row, SetAside
+from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Row, SetAside
 
 REQUIRED = {
     "prompts": ("question", "reference"),
@@ -30,9 +30,7 @@ def items(row: Row) -> Iterator[Item]:
     strength = row.number("strength")
     group = row.text("group") if row.has("group") else None
     if row.kind in ("t2i", "t2i_benchmark"):
-        yield PicturePair(
-            row.row_id, row.text("caption"), row.picture("preferred"), row.picture("other"), strength, group
-        )
+        yield ImagePair(row.row_id, row.text("caption"), row.image("preferred"), row.image("other"), strength, group)
         return
     media = row.media("images") or row.media("image")
     media += row.media("videos", "video") or row.media("video", "video")

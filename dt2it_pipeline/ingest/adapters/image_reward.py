@@ -1,11 +1,11 @@
-"""ImageReward: its ranking JSON (THUDM) and ImageRewardDB (zai-org), which has one row per picture."""
+"""ImageReward: its ranking JSON (THUDM) and ImageRewardDB (zai-org), which has one row per image."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows, per_row, set_aside
+from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows, per_row, quarantine
 from dt2it_pipeline.ingest.adapters.shared import ranked_pairs
 from dt2it_pipeline.ingest.rows import Item, Medium, Row, RowError
 
@@ -19,25 +19,25 @@ def items(row: Row) -> Iterator[Item]:
 
 @over_rows("image_reward_db", ("t2i", "t2i_benchmark"), ("prompt_id", "prompt", "image_path", "image", "rank", "id"))
 def database(rows: Iterable[Row]) -> Iterator[Item]:
-    """Every pair of pictures of one prompt_id, by rank (1 is best); wherever in the file its rows stand.
+    """Every pair of images of one prompt_id, by rank (1 is best); wherever in the file its rows stand.
 
-    Rows are held back until the source has ended: paths take little memory, pictures as bytes take theirs.
+    Rows are held back until the source has ended: paths take little memory, images as bytes take theirs.
     """
     prompts: dict[str, tuple[str, list[Medium], list[Any]]] = {}
     for row in rows:
         try:
-            picture = row.media("image_path") or row.media("image")
-            if len(picture) != 1:
+            image = row.media("image_path") or row.media("image")
+            if len(image) != 1:
                 row.need("image_path", "image")
-                raise RowError("missing value", "no picture in the row")
+                raise RowError("missing value", "no image in the row")
             key = str(row.need("prompt_id"))
-            caption, pictures, ranks = prompts.setdefault(key, (row.text("prompt"), [], []))
+            caption, images, ranks = prompts.setdefault(key, (row.text("prompt"), [], []))
             ranks.append(row.need("rank"))
-            pictures.append(picture[0])
+            images.append(image[0])
         except RowError as error:
-            yield set_aside(row.row_id, error)
-    for key, (caption, pictures, ranks) in prompts.items():
-        yield from guarded(_ranked, Row(key, {"prompt": caption, "generations": pictures, "ranking": ranks}))
+            yield quarantine(row.row_id, error)
+    for key, (caption, images, ranks) in prompts.items():
+        yield from guarded(_ranked, Row(key, {"prompt": caption, "generations": images, "ranking": ranks}))
 
 
 def _ranked(row: Row) -> Iterator[Item]:

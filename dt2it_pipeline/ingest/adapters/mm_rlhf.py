@@ -1,4 +1,4 @@
-"""yifanzhang114/MM-RLHF: pairs over a picture or over a folder of video frames."""
+"""yifanzhang114/MM-RLHF: pairs over an image or over a folder of video frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, S
     "mm_rlhf", ("preferences",), ("id", "image", "video", "prompt", "chosen", "rejected", "is_tie", "mixed_up_image")
 )
 def items(row: Row) -> Iterator[Item]:
-    """One pair; rows marked as ties, and rows whose picture is marked as mixed up with another's, are set aside."""
+    """One pair; rows marked as ties, and rows whose image is marked as mixed up with another's, are quarantined."""
     yield pair(row)
 
 

@@ -1,4 +1,4 @@
-"""OpenGVLab/MMPR-v1.2: meta.json names the parts, each a JSON Lines file and the folder of its pictures.
+"""OpenGVLab/MMPR-v1.2: meta.json names the parts, each a JSON Lines file and the folder of its images.
 
 The manifest says `format: parts`. `repeat_time` of meta.json, a training weight, is not applied: a pair counts once.
 """
@@ -11,7 +11,7 @@ from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat
 from dt2it_pipeline.ingest.rows import Conversation, Item, Medium, Row
 
-PART_ROOT = "part_root"  # column that the reader adds: the folder of the part's pictures, below the media root
+PART_ROOT = "part_root"  # column that the reader adds: the folder of the part's images, below the media root
 
 
 @per_row("mmpr", ("preferences",), ("id", "image", "question", "chosen", "rejected"))

@@ -1,18 +1,18 @@
-"""yuvalkirstain/pickapic_v2: two pictures as bytes, label_0 and label_1 (1 preferred, 0 not, 0.5 a tie)."""
+"""yuvalkirstain/pickapic_v2: two images as bytes, label_0 and label_1 (1 preferred, 0 not, 0.5 a tie)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.rows import TIE, Item, PicturePair, Row, RowError, SetAside
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Row, RowError, SetAside
 
 _COLUMNS = ("id", "ranking_id", "caption", "jpg_0", "jpg_1", "label_0", "label_1", "has_label")
 
 
 @per_row("pick_a_pic", ("t2i", "t2i_benchmark"), _COLUMNS)
 def items(row: Row) -> Iterator[Item]:
-    """One pair; rows without a label and ties are set aside."""
+    """One pair; rows without a label and ties are quarantined."""
     if row.get("has_label") is False:
         yield SetAside(row.row_id, "no label", "has_label is false")
         return
@@ -22,6 +22,6 @@ def items(row: Row) -> Iterator[Item]:
         return
     if labels not in ((1.0, 0.0), (0.0, 1.0)):
         raise RowError("verdict cannot be told", f"label_0 {labels[0]!r}, label_1 {labels[1]!r}")
-    pictures = row.picture("jpg_0"), row.picture("jpg_1")
-    better, other = pictures if labels[0] == 1 else pictures[::-1]
-    yield PicturePair(row.row_id, row.text("caption"), better, other)
+    images = row.image("jpg_0"), row.image("jpg_1")
+    better, other = images if labels[0] == 1 else images[::-1]
+    yield ImagePair(row.row_id, row.text("caption"), better, other)

@@ -21,14 +21,14 @@ def items(row: Row) -> Iterator[Item]:
     message = json_text(row.need("message"), "column 'message'")
     if not isinstance(message, list):
         raise RowError("not a conversation", f"column 'message': {message!r}"[:120])
-    texts, pictures = _contents(message)
+    texts, images = _contents(message)
     sides = _sides(texts)
     answer = row.need("answer")
     verdicts = {m for text in (answer if isinstance(answer, list) else [answer]) for m in _ANSWER.findall(str(text))}
     if len(verdicts) != 1:
         raise RowError("verdict cannot be told", f"column 'answer': {answer!r}"[:120])
     chosen, rejected = sides if verdicts == {"1"} else sides[::-1]
-    yield Conversation(row.row_id, user(row.text("question")), row.media("image") or pictures, chosen, rejected)
+    yield Conversation(row.row_id, user(row.text("question")), row.media("image") or images, chosen, rejected)
 
 
 def _sides(task: str) -> tuple[str, str]:
@@ -51,12 +51,12 @@ def _sides(task: str) -> tuple[str, str]:
 
 def _contents(message: list[Any]) -> tuple[str, tuple[Medium, ...]]:
     texts: list[str] = []
-    pictures: list[Medium] = []
+    images: list[Medium] = []
     for turn in message:
         content = turn["content"]
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             if part.get("type") == "text":
                 texts.append(part["text"])
             elif part.get("type") == "image":
-                pictures.append(Medium("image", part["image"]))
-    return "\n".join(texts), tuple(pictures)
+                images.append(Medium("image", part["image"]))
+    return "\n".join(texts), tuple(images)

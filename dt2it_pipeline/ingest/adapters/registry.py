@@ -23,7 +23,7 @@ class Adapter:
         name: as manifests say it.
         kinds: kinds of manifest that it serves.
         columns: the columns that it reads, by the names that the source's authors gave them.
-        items: turns rows into items, none of them lost: a row that gives none is set aside.
+        items: turns rows into items, none of them lost: a row that gives none is quarantined.
     """
 
     name: str
@@ -75,7 +75,7 @@ def guarded(function: PerRow, row: Row) -> Iterator[Item]:
             made = True
             yield item
     except RowError as error:
-        yield set_aside(row.row_id, error)
+        yield quarantine(row.row_id, error)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         # A value of a shape that the schema does not have; the adapters say what they expect, not all that may come.
         yield SetAside(row.row_id, "row cannot be read", f"{type(error).__name__}: {error}"[:200])
@@ -84,6 +84,6 @@ def guarded(function: PerRow, row: Row) -> Iterator[Item]:
             yield SetAside(row.row_id, "no preference in the row")
 
 
-def set_aside(row_id: str, error: RowError) -> SetAside:
+def quarantine(row_id: str, error: RowError) -> SetAside:
     """An error as the item that says so."""
     return SetAside(row_id, error.reason, error.detail, isinstance(error, ColumnError))

@@ -13,14 +13,14 @@ _COLUMNS = ("image", "image_path", "question", "chosen", "rejected", "origin_dat
 
 @per_row("rlaif_v", ("preferences",), _COLUMNS)
 def items(row: Row) -> Iterator[Item]:
-    """One pair; the picture stands in `image`, in copies without pictures its path in `image_path`."""
-    picture = row.media("image") or row.media("image_path")
-    if not picture:
+    """One pair; the image stands in `image`, in copies without images its path in `image_path`."""
+    image = row.media("image") or row.media("image_path")
+    if not image:
         row.need("image", "image_path")
     yield Conversation(
         row.row_id,
         user(row.text("question")),
-        picture,
+        image,
         row.text("chosen"),
         row.text("rejected"),
         meta=kept(row, "origin_dataset"),

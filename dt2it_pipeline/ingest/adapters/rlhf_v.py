@@ -19,7 +19,7 @@ def items(row: Row) -> Iterator[Item]:
         checked_text(value.get(name), f"column 'text', key {name!r}, of {sorted(value)}")
         for name in ("question", "chosen", "rejected")
     )
-    picture = row.media("image") or row.media("image_path")
-    if not picture:
+    image = row.media("image") or row.media("image_path")
+    if not image:
         row.need("image", "image_path")
-    yield Conversation(row.row_id, user(question), picture, chosen, rejected, meta=kept(row, "origin_dataset"))
+    yield Conversation(row.row_id, user(question), image, chosen, rejected, meta=kept(row, "origin_dataset"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import TIE, Item, Medium, PicturePair, Row, RowError, SetAside, Turn, checked_text
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Medium, Row, RowError, SetAside, Turn, checked_text
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -72,23 +72,23 @@ def json_text(value: Any, where: str) -> Any:
         raise RowError("malformed JSON", f"{where}: {error}") from error
 
 
-def ranked_pairs(row_id: str, caption: str, pictures: Sequence[Medium], ranks: Sequence[Any]) -> Iterator[Item]:
-    """Every pair of ranked pictures (1 is best); equal ranks are ties, a difference of ranks is the strength.
+def ranked_pairs(row_id: str, caption: str, images: Sequence[Medium], ranks: Sequence[Any]) -> Iterator[Item]:
+    """Every pair of ranked images (1 is best); equal ranks are ties, a difference of ranks is the strength.
 
-    Raises RowError where the numbers of pictures and ranks differ, or a rank is no number.
+    Raises RowError where the numbers of images and ranks differ, or a rank is no number.
     """
-    if len(pictures) != len(ranks) or len(ranks) < 2:
-        raise RowError("ranks and pictures differ", f"{len(pictures)} pictures, {len(ranks)} ranks")
+    if len(images) != len(ranks) or len(ranks) < 2:
+        raise RowError("ranks and images differ", f"{len(images)} images, {len(ranks)} ranks")
     if not all(isinstance(rank, int | float) and not isinstance(rank, bool) for rank in ranks):
         raise RowError("not a number", f"ranks {ranks!r}"[:120])
     for first, second in combinations(range(len(ranks)), 2):
         if ranks[first] == ranks[second]:
-            yield SetAside(row_id, TIE, f"pictures {first} and {second} both have rank {ranks[first]}")
+            yield SetAside(row_id, TIE, f"images {first} and {second} both have rank {ranks[first]}")
             continue
         better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
         strength = float(ranks[worse] - ranks[better])
         part = f"{first}-{second}"
-        yield PicturePair(row_id, caption, pictures[better], pictures[worse], strength, part=part)
+        yield ImagePair(row_id, caption, images[better], images[worse], strength, part=part)
 
 
 def kept(row: Row, *names: str) -> dict[str, Any]:

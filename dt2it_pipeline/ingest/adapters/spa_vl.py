@@ -12,5 +12,5 @@ from dt2it_pipeline.ingest.rows import Conversation, Item, Row
 @per_row("spa_vl", ("preferences",), ("id", "image", "question", "chosen", "rejected"))
 def items(row: Row) -> Iterator[Item]:
     """One pair."""
-    picture = (row.picture("image"),)
-    yield Conversation(row.row_id, user(row.text("question")), picture, row.text("chosen"), row.text("rejected"))
+    image = (row.image("image"),)
+    yield Conversation(row.row_id, user(row.text("question")), image, row.text("chosen"), row.text("rejected"))

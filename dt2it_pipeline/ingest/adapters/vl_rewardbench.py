@@ -28,6 +28,6 @@ def items(row: Row) -> Iterator[Item]:
         return
     chosen, rejected = (first, second) if ranking[0] < ranking[1] else (second, first)
     group = next((name for name, starts in _GROUPS.items() if row_id.casefold().startswith(starts)), "general")
-    picture = (row.picture("image"),)
+    image = (row.image("image"),)
     meta = kept(row, "query_source")
-    yield Conversation(item_id, user(query), picture, chosen, rejected, group=group, meta=meta)
+    yield Conversation(item_id, user(query), image, chosen, rejected, group=group, meta=meta)

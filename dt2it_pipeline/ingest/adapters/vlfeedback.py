@@ -18,7 +18,7 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 def items(row: Row) -> Iterator[Item]:
     """Every pair of answers whose mean ratings differ; the strength is the difference, in points of the rating.
 
-    An answer that lacks a number in one of the aspects is set aside; equal means are ties.
+    An answer that lacks a number in one of the aspects is quarantined; equal means are ties.
     """
     media = row.media("image") or row.media("img_path")
     if not media:

@@ -1,4 +1,4 @@
-"""WildVision/wildvision-battle: two models led a conversation about the same picture, and a person chose."""
+"""WildVision/wildvision-battle: two models led a conversation about the same image, and a person chose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIES = ("tie", "tie (bothbad)", "bothbad", "both_bad", "tie (both bad)")
 
 @per_row("wildvision", ("preferences",), _COLUMNS)
 def items(row: Row) -> Iterator[Item]:
-    """One pair; all turns are kept. Ties, and battles in which both were bad, are set aside."""
+    """One pair; all turns are kept. Ties, and battles in which both were bad, are quarantined."""
     winner = row.text("winner").strip().casefold()
     if winner in _TIES:
         yield SetAside(row.row_id, TIE, winner)

@@ -29,7 +29,7 @@ from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate
-from dt2it_pipeline.storage.artifacts import Bundle, Store, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 from dt2it_pipeline.style.probe import leak_table, source_probe, style_probe
 
@@ -51,14 +51,14 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="candidate_responses", blocking=True)],
     )
     def candidate_responses(
-        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, raw_prompts: Bundle
+        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, raw_prompts: Artifact
     ) -> dg.MaterializeResult:
         """Several answers per prompt from one pool of models with one style, sampled by vLLM."""
         opened = store.open()
 
         pool = [model_path(name) for name in recipe.sampling.pool]
 
-        def sample(work: Path) -> Bundle:
+        def sample(work: Path) -> Artifact:
             parts = []
             for place, model in enumerate(pool):  # a process each, so that its memory is free for the next
                 folder = work if len(pool) == 1 else work / f"model-{place}"
@@ -75,12 +75,12 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
                     "ray": ray_job(recipe),
                 }
                 summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
-                aside = read_parquet(output.with_name("responses.set_aside.parquet"), "set_aside")
+                aside = read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
                 parts.append((read_parquet(output, "responses"), aside, summary))
-            responses, set_aside, summary = join(parts)
-            return Bundle({"responses": responses, "set_aside": set_aside}, summary)
+            responses, quarantine, summary = join(parts)
+            return Artifact({"responses": responses, "quarantine": quarantine}, summary)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             sample,
@@ -89,9 +89,9 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
         )
         metadata = {}
         if len(pool) > 1:
-            writers = Counter(generator.split("|")[0] for generator in bundle["responses"]["generator"].to_pylist())
+            writers = Counter(generator.split("|")[0] for generator in artifact["responses"]["generator"].to_pylist())
             metadata["answers_by_model"] = markdown_of(pa.table({"model": [*writers], "answers": [*writers.values()]}))
-        return result(context, opened, bundle, checks=(reconcile(bundle),), metadata=metadata)
+        return result(context, opened, artifact, checks=(reconcile(artifact),), metadata=metadata)
 
     return candidate_responses
 
@@ -113,13 +113,13 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        raw_prompts: Bundle,
-        candidate_responses: Bundle,
+        raw_prompts: Artifact,
+        candidate_responses: Artifact,
     ) -> dg.MaterializeResult:
         """Every answer judged in a shuffled list with the others and by itself, by each of the recipe's judges."""
         opened = store.open()
 
-        def judge(work: Path) -> Bundle:
+        def judge(work: Path) -> Artifact:
             job = {
                 "prompts": str(raw_prompts.table_path("prompts")),
                 "responses": str(candidate_responses.table_path("responses")),
@@ -130,13 +130,13 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
                 "seed": recipe.seed,
             }
             if heavy:
-                facts = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
+                metadata = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
             else:  # no model to load, so no process to give its memory back
-                facts = judge_run(job, _logger(context))
-            names = ("judgements", "responses", "set_aside")
-            return Bundle({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, facts)
+                metadata = judge_run(job, _logger(context))
+            names = ("judgements", "responses", "quarantine")
+            return Artifact({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, metadata)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             judge,
@@ -148,9 +148,9 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
             },
             settings={"judging": recipe.judging, "seed": recipe.seed},
         )
-        judges: dict[str, dict[str, Any]] = bundle.facts["judges"]
-        checks = (reconcile(bundle), judges_answer(judges))
-        return result(context, opened, bundle, checks=checks, metadata={"judges": judge_table(judges)})
+        judges: dict[str, dict[str, Any]] = artifact.metadata["judges"]
+        checks = (reconcile(artifact), judges_answer(judges))
+        return result(context, opened, artifact, checks=checks, metadata={"judges": judge_table(judges)})
 
     return judged_responses
 
@@ -200,14 +200,14 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        raw_prompts: Bundle,
-        candidate_responses: Bundle,
-        judged_responses: Bundle,
+        raw_prompts: Artifact,
+        candidate_responses: Artifact,
+        judged_responses: Artifact,
     ) -> dg.MaterializeResult:
         """Pairs on whose order both judgements agree, over a spread of strengths, balanced in style."""
         opened = store.open()
 
-        def pair(work: Path) -> Bundle:
+        def pair(work: Path) -> Artifact:
             prompts, pairing = raw_prompts["prompts"], recipe.pairing
             formed, spares, unused = form_pairs_with_spares(
                 prompts, judged_responses["responses"], judged_responses["judgements"], pairing, recipe.seed
@@ -220,7 +220,7 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                     context, opened, children, work, pairing, formed, prompts, judged_responses
                 )
                 formed, rewritten["responses"] = made["pairs"], made["responses"]
-                unused = pa.concat_tables([unused, made["set_aside"]])
+                unused = pa.concat_tables([unused, made["quarantine"]])
                 spares = spares.slice(0, 0)  # they are as sampled
             chosen = debias(
                 formed,
@@ -232,14 +232,14 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 _writers(pairing, judged_responses, rewritten),
             )
             swapped = pa.array(sorted(chosen.swapped_in), pa.string())
-            set_aside = pa.concat_tables(
-                [unused.filter(pc.invert(pc.is_in(unused["row_id"], value_set=swapped))), chosen.set_aside]
+            quarantine = pa.concat_tables(
+                [unused.filter(pc.invert(pc.is_in(unused["row_id"], value_set=swapped))), chosen.quarantine]
             )
             used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=chosen.pairs["prompt_id"].combine_chunks()))
-            facts = {
+            metadata = {
                 "rows_in": candidates,
                 "rows_out": chosen.pairs.num_rows,
-                "rows_set_aside": set_aside.num_rows,
+                "rows_quarantined": quarantine.num_rows,
                 "formed": formed.num_rows,
                 "swapped_in": len(chosen.swapped_in),
                 "kept_of_formed": round(chosen.pairs.num_rows / max(1, formed.num_rows), 4),
@@ -248,9 +248,9 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "style_curve": list(chosen.curve),
                 "restyle": rewriting,
             }
-            return Bundle({"pairs": chosen.pairs, "prompts": used, "set_aside": set_aside, **rewritten}, facts)
+            return Artifact({"pairs": chosen.pairs, "prompts": used, "quarantine": quarantine, **rewritten}, metadata)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             pair,
@@ -266,31 +266,31 @@ def _debiased_pairs(recipe: Recipe) -> dg.AssetsDefinition:
                 "seed": recipe.seed,
             },
         )
-        writers = _writers(recipe.pairing, judged_responses, bundle.tables)
-        probe = style_probe(with_models(bundle["pairs"], writers), recipe.evaluation.style_probe_folds, recipe.seed)
-        checks = [reconcile(bundle), style_below_bound(probe, recipe.pairing.style_probe_bound)]
-        curve = pa.Table.from_pylist(bundle.facts["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
+        writers = _writers(recipe.pairing, judged_responses, artifact.tables)
+        probe = style_probe(with_models(artifact["pairs"], writers), recipe.evaluation.style_probe_folds, recipe.seed)
+        checks = [reconcile(artifact), style_below_bound(probe, recipe.pairing.style_probe_bound)]
+        curve = pa.Table.from_pylist(artifact.metadata["style_curve"]).select(["kept", "auc", "ci_low", "ci_high"])
         metadata = {
             "pairs_kept_against_style": markdown_of(curve),
             "style_leaks": markdown_of(leak_table(probe)),
         }
         responses = judged_responses["responses"]
         if restyle is not None:
-            rewriting = bundle.facts["restyle"]
+            rewriting = artifact.metadata["restyle"]
             checks.append(rewriting_keeps_pairs(rewriting))
             metadata["rewriting"] = judge_table({mode: rewriting[mode] for mode in (RESTYLE, SAME)})
-            responses = pa.concat_tables([responses, bundle["responses"]])
-        by_model = source_probe(with_models(bundle["pairs"], models_of(responses)))
+            responses = pa.concat_tables([responses, artifact["responses"]])
+        by_model = source_probe(with_models(artifact["pairs"], models_of(responses)))
         if by_model.leaks:  # several models: does one of them always win?
             metadata["source_model_leaks"] = markdown_of(leak_table(by_model))
             figures = ("auc", "ci_low", "ci_high")
             metadata |= {f"source_model_{name}": value for name in figures if (value := getattr(by_model, name))}
-        return result(context, opened, bundle, checks=tuple(checks), metadata=metadata)
+        return result(context, opened, artifact, checks=tuple(checks), metadata=metadata)
 
     return debiased_pairs
 
 
-def _writers(settings: PairingSettings, judged: Bundle, tables: Mapping[str, Any]) -> Models:
+def _writers(settings: PairingSettings, judged: Artifact, tables: Mapping[str, Any]) -> Models:
     """Who wrote the sides as far as it counts as style: what was rewritten was written by the one rewriter."""
     if not settings.balance_models:
         return {}
@@ -316,7 +316,7 @@ def _rewritten(
     settings: PairingSettings,
     pairs: pa.Table,
     prompts: pa.Table,
-    judged: Bundle,
+    judged: Artifact,
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
     """The tables of `restyle.run` by name, and what rewriting came to."""
     restyle = settings.restyle
@@ -334,11 +334,11 @@ def _rewritten(
         "near_identical": settings.near_identical,
     }
     if restyle.heavy:
-        facts = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
+        metadata = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
     else:
-        facts = restyle_run(job, _logger(context))
-    names = ("pairs", "responses", "set_aside")
-    return {name: read_parquet(work / "restyled" / f"{name}.parquet", name) for name in names}, facts
+        metadata = restyle_run(job, _logger(context))
+    names = ("pairs", "responses", "quarantine")
+    return {name: read_parquet(work / "restyled" / f"{name}.parquet", name) for name in names}, metadata
 
 
 def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
@@ -352,23 +352,23 @@ def _t2i_pairs(recipe: Recipe) -> dg.AssetsDefinition:
         ],
     )
     def t2i_pairs(
-        context: dg.AssetExecutionContext, store: StoreResource, raw_t2i_preferences: Bundle
+        context: dg.AssetExecutionContext, store: StoreResource, raw_t2i_preferences: Artifact
     ) -> dg.MaterializeResult:
-        """Human T2I preferences as two-image questions; the preferred picture stands first in exactly half of them."""
+        """Human T2I preferences as two-image questions; the preferred image stands first in exactly half of them."""
         opened = store.open()
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             lambda work: reformulate(raw_t2i_preferences["t2i_preferences"], recipe.t2i, recipe.seed),
             inputs={"raw_t2i_preferences": raw_t2i_preferences, "phrasings": version(load_phrasings())},
             settings={"t2i": recipe.t2i, "seed": recipe.seed},
         )
-        first, pairs = int(bundle.facts["preferred_first"]), bundle["pairs"].num_rows
+        first, pairs = int(artifact.metadata["preferred_first"]), artifact["pairs"].num_rows
         balanced = dg.AssetCheckResult(
             check_name="positions_balanced",
             passed=first == pairs // 2,
             metadata={"preferred_first": first, "pairs": pairs},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle), balanced))
+        return result(context, opened, artifact, checks=(reconcile(artifact), balanced))
 
     return t2i_pairs

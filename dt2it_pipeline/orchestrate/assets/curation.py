@@ -13,7 +13,7 @@ from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.pair_frames import select_rows, stack
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.published_algorithm import merge
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
 from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
@@ -22,7 +22,7 @@ from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 from dt2it_pipeline.storage.content_ids import content_hash
 
@@ -53,9 +53,9 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     def voted_pairs(
         context: dg.AssetExecutionContext,
         store: StoreResource,
-        response_scores: Bundle,
-        raw_preferences: Bundle,
-        **own: Bundle,
+        response_scores: Artifact,
+        raw_preferences: Artifact,
+        **own: Artifact,
     ) -> dg.MaterializeResult:
         """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
         opened, number = store.open(), int(context.partition_key)
@@ -74,44 +74,44 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             if policy.heeds_training
         }
 
-        def vote(work: Path) -> Bundle:
+        def vote(work: Path) -> Artifact:
             scores = to_frame(pa.concat_tables([voter["scores"] for voter in voters.values()]))
             trained_on = {
-                f"reward_model/{name.rpartition('/')[2]}": frozenset(bundle["pairs"]["pair_id"].to_pylist())
-                for name, bundle in training.items()
+                f"reward_model/{name.rpartition('/')[2]}": frozenset(artifact["pairs"]["pair_id"].to_pylist())
+                for name, artifact in training.items()
             }
-            voted, policy_facts = policy.vote(to_frame(raw_preferences["pairs"]), scores, trained_on)
+            voted, policy_metadata = policy.vote(to_frame(raw_preferences["pairs"]), scores, trained_on)
             tables = {
                 "pairs": to_table(voted.voted, "pairs"),
                 "prompts": raw_preferences["prompts"],
-                "set_aside": set_aside_table(voted.unscored, "voted_pairs"),
+                "quarantine": quarantine_table(voted.unscored, "voted_pairs"),
             }
-            facts = {
+            metadata = {
                 "rows_in": raw_preferences["pairs"].num_rows,
                 "rows_out": len(voted.voted),
-                "rows_set_aside": len(voted.unscored),
+                "rows_quarantined": len(voted.unscored),
                 "voters": len(voted.voters),
                 "negative": voted.negative,
                 "flipped": voted.flipped,
                 "policy": policy.name,
             }
-            return Bundle(tables, facts | policy_facts)
+            return Artifact(tables, metadata | policy_metadata)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             vote,
             inputs={**voters, **training, "raw_preferences": raw_preferences},
             settings={"curation": recipe.curation.deciding()},
         )
-        weights = bundle.facts.get("voter_weights") or {"-": 1.0}
+        weights = artifact.metadata.get("voter_weights") or {"-": 1.0}
         if not any(weights.values()):
             context.log.warning(
                 "no voter agrees with the labels more often than a coin would, so nothing is relabelled and every pair "
                 "is contested, for the judges alone to decide, who can be measured by nothing then; look at the "
                 "benchmark of the rounds before: " + ", ".join(weights)
             )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        return result(context, opened, artifact, checks=(reconcile(artifact),))
 
     return voted_pairs
 
@@ -147,21 +147,21 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        verifier_model: Bundle,
-        voted_pairs: Bundle,
-        reward_model: Bundle,
+        verifier_model: Artifact,
+        voted_pairs: Artifact,
+        reward_model: Artifact,
     ):
         opened, voter = store.open(), f"verifier_model/{context.partition_key}"
         heavy, policy = Heavy(context, store, children, recipe), make_policy(recipe.curation)
         verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
-        inputs: dict[str, Bundle | str] = {"voted_pairs": voted_pairs}
+        inputs: dict[str, Artifact | str] = {"voted_pairs": voted_pairs}
         settings: dict[str, Settings] = {"curation": recipe.curation.deciding()}
         if policy.has_verifier:
             inputs |= {"verifier": verifier, "voter": voter}
             settings = {"scoring": recipe.scoring}
 
-        def check(work: Path) -> Bundle:
-            scored = Bundle({"scores": schemas.table([], "scores")}, {})
+        def check(work: Path) -> Artifact:
+            scored = Artifact({"scores": schemas.table([], "scores")}, {})
             if policy.has_verifier:
                 scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
             checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
@@ -169,20 +169,20 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
                 "pairs": to_table(checked.verified, "pairs"),
                 "prompts": voted_pairs["prompts"],
                 "scores": scored["scores"],
-                "set_aside": pa.concat_tables(
+                "quarantine": pa.concat_tables(
                     [
-                        set_aside_table(checked.unscored, "verified_pairs"),
-                        set_aside_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs"),
+                        quarantine_table(checked.unscored, "verified_pairs"),
+                        quarantine_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs"),
                     ]
                 ),
             }
-            facts = {
+            metadata = {
                 "rows_in": voted_pairs["pairs"].num_rows,
                 "rows_out": len(checked.verified),
-                "rows_set_aside": len(checked.contested) + len(checked.unscored),
+                "rows_quarantined": len(checked.contested) + len(checked.unscored),
                 "contested": len(checked.contested),
             }
-            return Bundle(tables, facts | {"scoring": dict(scored.facts)})
+            return Artifact(tables, metadata | {"scoring": dict(scored.metadata)})
 
         verified = run_stage(
             context,
@@ -193,10 +193,10 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             name="verified_pairs",
         )
 
-        def contest(work: Path) -> Bundle:
+        def contest(work: Path) -> Artifact:
             checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
             pairs = to_table(checked.contested, "pairs")
-            return Bundle({"pairs": pairs, "prompts": voted_pairs["prompts"]}, {"rows_out": pairs.num_rows})
+            return Artifact({"pairs": pairs, "prompts": voted_pairs["prompts"]}, {"rows_out": pairs.num_rows})
 
         contested = run_stage(
             context,
@@ -225,8 +225,8 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        verified_pairs: Bundle,
-        contested_pairs: Bundle,
+        verified_pairs: Artifact,
+        contested_pairs: Artifact,
     ) -> dg.MaterializeResult:
         """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
 
@@ -239,11 +239,11 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
         models = " ".join(model_digest(model_path(judge.model)) for judge in own)
-        verified, contested = (to_frame(bundle["pairs"]) for bundle in (verified_pairs, contested_pairs))
+        verified, contested = (to_frame(artifact["pairs"]) for artifact in (verified_pairs, contested_pairs))
         told = people_votes(opened.home, stack(verified, contested))
         people = {"people": content_hash(told.to_pylist())} if told.num_rows else {}
 
-        def annotate(work: Path) -> Bundle:
+        def annotate(work: Path) -> Artifact:
             settings = recipe.annotation.model_dump(mode="json")
             for judge in settings["judges"]:
                 if judge["kind"] != "endpoint":
@@ -280,28 +280,28 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 "pairs": to_table(decision.annotated, "pairs"),
                 "prompts": contested_pairs["prompts"],
                 "votes": pa.concat_tables([to_table(decision.votes, "votes"), told]).combine_chunks(),
-                "set_aside": set_aside_table(decision.dropped, "annotated_pairs"),
+                "quarantine": quarantine_table(decision.dropped, "annotated_pairs"),
             }
-            facts = {
+            metadata = {
                 "rows_in": len(verified) + len(contested) - len(decision.kept),
                 "rows_out": tables["pairs"].num_rows,
-                "rows_set_aside": tables["set_aside"].num_rows,
+                "rows_quarantined": tables["quarantine"].num_rows,
                 "swapped": decision.swapped,
                 "recalled": decision.recalled,
                 "people_votes": told.num_rows,
                 "judge_calls": sum(summary["calls"] for summary in summaries),
                 "beyond_budget": decision.beyond_budget,
             }
-            return Bundle(tables, {"judging": summaries} | facts | decision.facts)
+            return Artifact(tables, {"judging": summaries} | metadata | decision.metadata)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             annotate,
             inputs={"verified_pairs": verified_pairs, "contested_pairs": contested_pairs, "models": models, **people},
             settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation.deciding()},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        return result(context, opened, artifact, checks=(reconcile(artifact),))
 
     return annotated_pairs
 
@@ -309,26 +309,26 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", kinds={"pandas"})
     def curated_pairs(
-        context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Bundle, annotated_pairs: Bundle
+        context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Artifact, annotated_pairs: Artifact
     ) -> dg.MaterializeResult:
         """The round's result: annotated pairs, and verified ones that step 3 left alone; they train the next round."""
         opened, number = store.open(), int(context.partition_key)
 
-        def join(work: Path) -> Bundle:
+        def join(work: Path) -> Artifact:
             verified = to_frame(verified_pairs["pairs"])
-            ended = {key for name in ("pairs", "set_aside") for key in annotated_pairs[name]["pair_id"].to_pylist()}
+            ended = {key for name in ("pairs", "quarantine") for key in annotated_pairs[name]["pair_id"].to_pylist()}
             left_alone = select_rows(verified, ~verified["pair_id"].isin(ended).to_numpy(dtype=bool))
             merged = merge(left_alone, to_frame(annotated_pairs["pairs"]), number)
             tables = {"pairs": to_table(merged, "pairs"), "prompts": verified_pairs["prompts"]}
-            return Bundle(tables, {"rows_out": len(merged)})
+            return Artifact(tables, {"rows_out": len(merged)})
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             join,
             inputs={"verified_pairs": verified_pairs, "annotated_pairs": annotated_pairs},
             settings={"round": number},
         )
-        return result(context, opened, bundle)
+        return result(context, opened, artifact)
 
     return curated_pairs

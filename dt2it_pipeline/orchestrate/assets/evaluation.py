@@ -21,7 +21,7 @@ from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.metadata import markdown_of
 from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.storage.artifacts import Bundle, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"
 ON_DEMAND = "on_demand"
@@ -44,25 +44,25 @@ def build_evaluation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
     return made
 
 
-def benchmarked(heavy: Heavy, model: Bundle, benchmarks: Bundle, name: str) -> Bundle:
+def benchmarked(heavy: Heavy, model: Artifact, benchmarks: Artifact, name: str) -> Artifact:
     """A model's accuracy per benchmark group (`benchmark_scores`) with the scores behind it, as the step's stage."""
 
-    def score(work: Path) -> Bundle:
+    def score(work: Path) -> Artifact:
         items = benchmarks["benchmark_items"]
         scored = heavy.score(model, responses_of(items), benchmarks["prompts"], name, work)
         found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
-        return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
+        return Artifact({**benchmark_tables(found), **scored.tables}, scored.metadata)
 
     recipe = heavy.recipe
-    bundle = run_stage(
+    artifact = run_stage(
         heavy.context,
         heavy.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
         settings={"scoring": recipe.scoring, "entries": entry_hashes()},
     )
-    _log_accuracy(heavy.context, bundle)
-    return bundle
+    _log_accuracy(heavy.context, artifact)
+    return artifact
 
 
 def accuracy_lines(scores: pd.DataFrame) -> list[str]:
@@ -98,17 +98,17 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        reward_model: Bundle,
-        raw_benchmarks: Bundle,
+        reward_model: Artifact,
+        raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
         """Accuracy of the round's reward model on every benchmark group; a tie counts as wrong."""
         opened, number = store.open(), int(context.partition_key)
         heavy = Heavy(context, store, children, recipe)
-        bundle = benchmarked(heavy, reward_model, raw_benchmarks, f"round {number}")
+        artifact = benchmarked(heavy, reward_model, raw_benchmarks, f"round {number}")
         before = None
         if number > 0 and opened.current("benchmark_scores", str(number - 1)) is not None:
             before = _pooled(opened.read("benchmark_scores", str(number - 1)))
-        now = _pooled(bundle)
+        now = _pooled(artifact)
         items = raw_benchmarks["benchmark_items"].num_rows
         accuracy = {"accuracy": now} if items else {}
         given = dg.AssetCheckResult(
@@ -127,8 +127,8 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
             severity=dg.AssetCheckSeverity.WARN,
             metadata=accuracy | ({} if before is None else {"round_before": before}),
         )
-        table = {**_tables_shown(bundle), **accuracy}
-        return result(context, opened, bundle, checks=(regression, given), metadata=table)
+        table = {**_tables_shown(artifact), **accuracy}
+        return result(context, opened, artifact, checks=(regression, given), metadata=table)
 
     return benchmark_scores
 
@@ -148,44 +148,44 @@ def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
         config: CheckpointConfig,
         store: StoreResource,
         children: ChildProcesses,
-        raw_benchmarks: Bundle,
+        raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
         """Accuracy of any reward model on the recipe's benchmarks, beside published systems where there are some."""
         heavy, opened = Heavy(context, store, children, recipe), store.open()
         name, items = config.name or config.model, raw_benchmarks["benchmark_items"]
         model = {"model": config.model, "system_prompt": config.system_prompt}
 
-        def score(work: Path) -> Bundle:
+        def score(work: Path) -> Artifact:
             target = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
             scored = heavy.score_with(target, model, responses_of(items), raw_benchmarks["prompts"], name, work)
             found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
-            return Bundle({**benchmark_tables(found), **scored.tables}, scored.facts)
+            return Artifact({**benchmark_tables(found), **scored.tables}, scored.metadata)
 
         # What stands behind a URL may change from run to run, so that its scores are never taken from the store.
         identity = f"{config.model} in run {context.run_id}" if is_url(config.model) else model_digest(config.model)
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             score,
             inputs={"model": identity, "raw_benchmarks": raw_benchmarks, "name": name},
             settings={"scoring": recipe.scoring, "system_prompt": config.system_prompt, "entries": entry_hashes()},
         )
-        _log_accuracy(context, bundle)
-        return result(context, opened, bundle, metadata=_tables_shown(bundle))
+        _log_accuracy(context, artifact)
+        return result(context, opened, artifact, metadata=_tables_shown(artifact))
 
     return checkpoint_scores
 
 
-def _log_accuracy(context: dg.AssetExecutionContext, bundle: Bundle) -> None:
-    for line in accuracy_lines(to_frame(bundle["benchmark_scores"])):
+def _log_accuracy(context: dg.AssetExecutionContext, artifact: Artifact) -> None:
+    for line in accuracy_lines(to_frame(artifact["benchmark_scores"])):
         context.log.info(line)
 
 
-def _tables_shown(bundle: Bundle) -> dict[str, Any]:
+def _tables_shown(artifact: Artifact) -> dict[str, Any]:
     """Accuracy per group, and published systems beside it where a benchmark is one of theirs."""
-    table = comparison(to_frame(bundle["benchmark_figures"]))
+    table = comparison(to_frame(artifact["benchmark_figures"]))
     compared = {} if table.empty else {"published_systems": dg.MetadataValue.md(comparison_markdown(table))}
-    return {"accuracy_table": markdown_of(bundle["benchmark_scores"]), **compared}
+    return {"accuracy_table": markdown_of(artifact["benchmark_scores"]), **compared}
 
 
 def entry_hashes() -> dict[str, str]:
@@ -207,14 +207,14 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        debiased_pairs: Bundle,
-        t2i_pairs: Bundle,
-        raw_benchmarks: Bundle,
-        preferences: Bundle,
+        debiased_pairs: Artifact,
+        t2i_pairs: Artifact,
+        raw_benchmarks: Artifact,
+        preferences: Artifact,
     ) -> dg.MaterializeResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
-        bundle = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
-        return result(context, store.open(), bundle, metadata=training_metadata(bundle))
+        artifact = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
+        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return arm_model
 
@@ -233,21 +233,21 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        model: Bundle,
-        raw_benchmarks: Bundle,
+        model: Artifact,
+        raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
-        bundle = benchmarked(Heavy(context, store, children, recipe), model, raw_benchmarks, arm)
+        artifact = benchmarked(Heavy(context, store, children, recipe), model, raw_benchmarks, arm)
         return result(
-            context, store.open(), bundle, metadata={"accuracy_table": markdown_of(bundle["benchmark_scores"])}
+            context, store.open(), artifact, metadata={"accuracy_table": markdown_of(artifact["benchmark_scores"])}
         )
 
     return arm_scores
 
 
-def _pooled(bundle: Bundle) -> float:
+def _pooled(artifact: Artifact) -> float:
     """Accuracy over all pairs of all benchmarks."""
     rows = [
-        row for row in bundle["benchmark_scores"].to_pylist() if row["group"] == OVERALL and row["benchmark"] != ALL
+        row for row in artifact["benchmark_scores"].to_pylist() if row["group"] == OVERALL and row["benchmark"] != ALL
     ]
     pairs = sum(row["pairs"] for row in rows)
     return sum(row["correct"] for row in rows) / pairs if pairs else float("nan")

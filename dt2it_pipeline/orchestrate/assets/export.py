@@ -13,7 +13,7 @@ from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
 from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.schemas import table
 
 EXPORTED = "exported_pairs"
@@ -30,20 +30,20 @@ def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
 
     @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="3", kinds={"huggingface"})
     def exported_pairs(
-        context: dg.AssetExecutionContext, config: ExportConfig, store: StoreResource, curated_pairs: Bundle
+        context: dg.AssetExecutionContext, config: ExportConfig, store: StoreResource, curated_pairs: Artifact
     ) -> dg.MaterializeResult:
-        """A round's curated pairs as datasets, pictures included; what a format cannot hold is set aside."""
+        """A round's curated pairs as datasets, images included; what a format cannot hold is quarantined."""
         opened = store.open()
         unknown = sorted(set(config.formats) - set(FORMATS))
         if unknown or not config.formats:
             raise dg.Failure(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}", allow_retries=False)
         sources = sources_of(curated_pairs["pairs"], opened.home, recipe.landing.folder)
 
-        def write(work: Path) -> Bundle:
+        def write(work: Path) -> Artifact:
             folder = work / "export"
             folder.mkdir(exist_ok=True)
-            facts: dict[str, Any] = {}
-            aside = [table([], "set_aside")]
+            metadata: dict[str, Any] = {}
+            aside = [table([], "quarantine")]
             for name in sorted(set(config.formats)):
                 done = export_pairs(
                     curated_pairs["pairs"],
@@ -54,11 +54,11 @@ def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
                     sources=sources,
                     lineage=lineage_of(curated_pairs, "curated_pairs", context.partition_key),
                 )
-                facts[f"{name}_pairs"] = done.pairs
-                aside.append(done.set_aside)
-            return Bundle({"set_aside": pa.concat_tables(aside)}, facts, folder)
+                metadata[f"{name}_pairs"] = done.pairs
+                aside.append(done.quarantine)
+            return Artifact({"quarantine": pa.concat_tables(aside)}, metadata, folder)
 
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             write,
@@ -68,7 +68,7 @@ def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
                 "sources": {name: [source.licence, source.citation] for name, source in sources.items()},
             },
         )
-        folders = {name: dg.MetadataValue.path(str(bundle.folder / name)) for name in sorted(set(config.formats))}
-        return result(context, opened, bundle, metadata=folders)
+        folders = {name: dg.MetadataValue.path(str(artifact.folder / name)) for name in sorted(set(config.formats))}
+        return result(context, opened, artifact, metadata=folders)
 
     return exported_pairs

@@ -17,7 +17,7 @@ from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.storage import records, schemas
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 GROUP = "raw"
@@ -51,7 +51,7 @@ def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
             landing,
         )
         for name, what, tables in (
-            ("raw_prompts", "Questions with pictures and a gold answer.", ("prompts",)),
+            ("raw_prompts", "Questions with images and a gold answer.", ("prompts",)),
             (_PREFERENCES, "Noisy preference pairs, as published.", ("pairs", "prompts")),
             (_T2I, "Human text-to-image preferences.", ("t2i_preferences",)),
             ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
@@ -111,45 +111,47 @@ def _raw_asset(
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
         opened = store.open()
         landed, unreadable = _landed(opened, name, *landing) if landing else ((), {})
-        bundles, faults = _read_all(context, opened, (*manifests, *landed))
+        artifacts, faults = _read_all(context, opened, (*manifests, *landed))
         faults |= unreadable
         told = "; ".join(faults.values())
-        useless = {source: _why_useless(source, bundle) for source, bundle in bundles.items() if _is_useless(bundle)}
-        if manifests and not bundles:
+        useless = {
+            source: _why_useless(source, artifact) for source, artifact in artifacts.items() if _is_useless(artifact)
+        }
+        if manifests and not artifacts:
             raise dg.Failure(f"no source of {name} can be read: {told}", allow_retries=False)
-        joined = concatenate(list(bundles.values()), (*kinds, "set_aside"), cleaning.near_duplicate)
+        joined = concatenate(list(artifacts.values()), (*kinds, "quarantine"), cleaning.near_duplicate)
         unread = [
-            records.set_aside_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
+            records.quarantine_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
         ]
         tables = dict(joined.tables)
-        tables["set_aside"] = schemas.table([*tables["set_aside"].to_pylist(), *unread], "set_aside")
-        bundle = run_stage(
+        tables["quarantine"] = schemas.table([*tables["quarantine"].to_pylist(), *unread], "quarantine")
+        artifact = run_stage(
             context,
             opened,
-            lambda work: Bundle(tables, joined.facts),
-            inputs=bundles,
+            lambda work: Artifact(tables, joined.metadata),
+            inputs=artifacts,
             settings={"faults": faults, "cleaning": cleaning},
         )
         faults |= useless
         faults |= {
-            manifest.name: f"source {manifest.name!r}: `media_root` is given, and no row names a picture or video; "
+            manifest.name: f"source {manifest.name!r}: `media_root` is given, and no row names an image or video; "
             "say under `columns` which column does"
             for manifest in (*manifests, *landed)
-            if manifest.media_root and manifest.name in bundles and _all_without_media(bundles[manifest.name])
+            if manifest.media_root and manifest.name in artifacts and _all_without_media(artifacts[manifest.name])
         }
-        for source, one in bundles.items():
+        for source, one in artifacts.items():
             if (bare := _without_media(one)) and not _all_without_media(one):
                 context.log.warning(
-                    f"source {source!r}: {bare:,} of its {one['prompts'].num_rows:,} prompts have no picture or video, "
+                    f"source {source!r}: {bare:,} of its {one['prompts'].num_rows:,} prompts have no image or video, "
                     "where others have; they are read as text alone"
                 )
-        if repeated := bundle.facts.get("repeated_ids"):
+        if repeated := artifact.metadata.get("repeated_ids"):
             context.log.warning(
                 f"repeated ids: {repeated:,} (rows with the id of an earlier row of their source); `row_id` does not "
                 "tell them apart"
             )
         # Where some sources can be used, the others are told and the run goes on with what there is.
-        nothing = bool(manifests) and len(useless) == len(bundles)
+        nothing = bool(manifests) and len(useless) == len(artifacts)
         readable = dg.AssetCheckResult(
             check_name="sources_readable",
             passed=not faults,
@@ -157,17 +159,17 @@ def _raw_asset(
             description="; ".join(faults.values()) or None,
             metadata=faults,
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle), readable))
+        return result(context, opened, artifact, checks=(reconcile(artifact), readable))
 
     return raw
 
 
-def _is_useless(source: Bundle) -> bool:
+def _is_useless(source: Artifact) -> bool:
     """Whether a source holds rows and not one can be used: rather a wrong manifest than so many wrong rows."""
-    return bool(source.facts["rows_in"]) and not source.facts["rows_out"]
+    return bool(source.metadata["rows_in"]) and not source.metadata["rows_out"]
 
 
-def _without_media(source: Bundle) -> int:
+def _without_media(source: Artifact) -> int:
     """How many of a source's prompts show nothing; 0 where it has no prompts."""
     prompts = source.tables.get("prompts")
     if prompts is None:
@@ -175,15 +177,15 @@ def _without_media(source: Bundle) -> int:
     return int(pc.sum(pc.equal(pc.list_value_length(prompts["media"]), 0), min_count=0).as_py())
 
 
-def _all_without_media(source: Bundle) -> bool:
+def _all_without_media(source: Artifact) -> bool:
     """Whether a source has prompts and not one of them shows anything."""
     return 0 < _without_media(source) == source["prompts"].num_rows
 
 
-def _why_useless(name: str, source: Bundle) -> str:
-    first = source["set_aside"].slice(0, 1).to_pylist()[0]
+def _why_useless(name: str, source: Artifact) -> str:
+    first = source["quarantine"].slice(0, 1).to_pylist()[0]
     return (
-        f"source {name!r}: not one of its {source.facts['rows_in']:,} rows can be used; "
+        f"source {name!r}: not one of its {source.metadata['rows_in']:,} rows can be used; "
         f"the first, {first['row_id']}: {first['reason']} ({first['detail']})"
     )
 
@@ -207,9 +209,9 @@ def _landed(
 
 def _read_all(
     context: dg.AssetExecutionContext, store: Store, manifests: tuple[Manifest, ...]
-) -> tuple[dict[str, Bundle], dict[str, str]]:
-    """By name: bundles of the sources that can be read, and what is wrong with the others."""
-    bundles: dict[str, Bundle] = {}
+) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """By name: artifacts of the sources that can be read, and what is wrong with the others."""
+    artifacts: dict[str, Artifact] = {}
     faults: dict[str, str] = {}
     for manifest in manifests:
         slot = f"source.{manifest.name}"
@@ -219,17 +221,17 @@ def _read_all(
             version_of = _READER_VERSIONS.get(manifest.kind, _READER_VERSION)
             key = stage_key(slot, version_of, {"source": fingerprint(manifest, store.sources), **words}, {})
             with store.locked(slot, on_wait=context.log.warning):
-                bundle = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
+                artifact = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
         except SourceError as error:
             faults[manifest.name] = str(error)
             continue
-        bundles[manifest.name] = bundle
-    return bundles, faults
+        artifacts[manifest.name] = artifact
+    return artifacts, faults
 
 
-def _read(manifest: Manifest, store: Store, slot: str, key: str) -> Bundle:
+def _read(manifest: Manifest, store: Store, slot: str, key: str) -> Artifact:
     started = time.monotonic()
     read = read_source(manifest, store.sources, store.media)
     return store.write(
-        slot, replace(read, facts=dict(read.facts) | {"seconds": round(time.monotonic() - started, 1)}), key
+        slot, replace(read, metadata=dict(read.metadata) | {"seconds": round(time.monotonic() - started, 1)}), key
     )

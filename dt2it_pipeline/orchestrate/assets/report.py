@@ -15,7 +15,7 @@ from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.storage.artifacts import Bundle, Store
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 REPORT_FILES = ("report.html", "report.md")
@@ -34,14 +34,16 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
         kinds={"html"},
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
     )
-    def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Bundle) -> dg.MaterializeResult:
+    def round_report(
+        context: dg.AssetExecutionContext, store: StoreResource, **inputs: Artifact
+    ) -> dg.MaterializeResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
         opened, last = store.open(), int(context.partition_key)
         stages = (*IN_ROUND, *voter_assets(recipe))
-        rounds_so_far = [_round_bundles(opened, number, last, stages) for number in range(last + 1)]
+        rounds_so_far = [_round_artifacts(opened, number, last, stages) for number in range(last + 1)]
         sources = ReportSources(recipe, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, recipe))
 
-        def write(work: Path) -> Bundle:
+        def write(work: Path) -> Artifact:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
             from dt2it_pipeline.evaluate.report.html import report_markdown, write_report
 
@@ -51,21 +53,21 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             parts = report_markdown(data)
             (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
             write_json_atomic(list(parts.items()), folder / "parts.json")
-            table = pa.concat_tables([bundle["benchmark_scores"] for bundle in sources.score_bundles()])
-            return Bundle({"benchmark_scores": table}, {"rounds": last + 1}, folder)
+            table = pa.concat_tables([artifact["benchmark_scores"] for artifact in sources.score_artifacts()])
+            return Artifact({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
-        parts = {f"{name}/{k}": bundle for k, found in enumerate(sources.rounds) for name, bundle in found.items()}
-        bundle = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(recipe))
+        parts = {f"{name}/{k}": artifact for k, found in enumerate(sources.rounds) for name, artifact in found.items()}
+        artifact = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(recipe))
         for name in REPORT_FILES:
-            opened.publish(bundle.folder / name, name)
+            opened.publish(artifact.folder / name, name)
         if last + 1 < recipe.rounds:
             announce_feedback(context, inputs["curated_pairs"], last + 1)
-        written = json.loads((bundle.folder / "parts.json").read_text(encoding="utf-8"))
+        written = json.loads((artifact.folder / "parts.json").read_text(encoding="utf-8"))
         metadata: dict[str, dg.MetadataValue] = {
             "report": dg.MetadataValue.path(str(opened.home / "report.html")),
             **{name.replace(" ", "_"): dg.MetadataValue.md(text) for name, text in written},
         }
-        return result(context, opened, bundle, metadata=metadata)
+        return result(context, opened, artifact, metadata=metadata)
 
     return round_report
 
@@ -80,12 +82,12 @@ def report_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _round_bundles(store: Store, number: int, needed_by: int, names: Sequence[str]) -> dict[str, Bundle]:
+def _round_artifacts(store: Store, number: int, needed_by: int, names: Sequence[str]) -> dict[str, Artifact]:
     return {name: earlier_round(store, name, number, needed_by) for name in names}
 
 
 def _untabled_seconds(store: Store, recipe: Recipe) -> dict[str, float]:
     """Wall time of the stages whose tables the report does not show; one that has not been timed is left out."""
     names = (*(f"source.{name}" for name in recipe.datasets), *UNTABLED)
-    facts = {name: store.read(name).facts for name in names if store.current(name) is not None}
-    return {name: float(found["seconds"]) for name, found in facts.items() if "seconds" in found}
+    metadata = {name: store.read(name).metadata for name in names if store.current(name) is not None}
+    return {name: float(found["seconds"]) for name, found in metadata.items() if "seconds" in found}

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from dt2it_pipeline.config.cleaning import DecontaminationSettings
 from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.media.index import MediaIndex
@@ -20,7 +20,7 @@ from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
 from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.storage.artifacts import Bundle
+from dt2it_pipeline.storage.artifacts import Artifact
 
 _RECONCILE = "rows_reconcile"
 _REMOVED = pa.schema(
@@ -46,12 +46,12 @@ def build_round_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[
 
 
 def joined_pairs(
-    parts: Mapping[str, Bundle], benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
-) -> Bundle:
-    """Pairs of several bundles as one training set, decontaminated against the benchmarks.
+    parts: Mapping[str, Artifact], benchmarks: Artifact, settings: DecontaminationSettings, media_root: Path
+) -> Artifact:
+    """Pairs of several artifacts as one training set, decontaminated against the benchmarks.
 
     The fact `decontamination` tells what was removed: reason, benchmark, source and pairs. A pair that several parts
-    hold is taken from the first of them; the others are counted as set aside.
+    hold is taken from the first of them; the others are counted as quarantined.
     """
     pairs = pa.concat_tables([part["pairs"] for part in parts.values()])
     prompts = unique_prompts([part["prompts"] for part in parts.values()])
@@ -59,20 +59,20 @@ def joined_pairs(
     first = pa.array([not (key in seen or seen.add(key)) for key in pairs["pair_id"].to_pylist()], pa.bool_())  # type: ignore[func-returns-value]
     repeated = to_frame(pairs.filter(pc.invert(first))).assign(reason="pair is in an earlier part", detail="")
     content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
-    hashes = picture_hashes(prompts, benchmarks, settings, media_root)
+    hashes = image_hashes(prompts, benchmarks, settings, media_root)
     clean, contaminated, report = decontaminate(pairs.filter(first), prompts, content, settings, hashes)
     used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=clean["prompt_id"].combine_chunks()))
-    set_aside = pa.concat_tables([set_aside_table(repeated, "training_pairs"), contaminated])
-    facts = {"rows_in": pairs.num_rows, "rows_out": clean.num_rows, "rows_set_aside": set_aside.num_rows}
-    facts["decontamination"] = report
-    return Bundle({"pairs": clean, "prompts": used.combine_chunks(), "set_aside": set_aside}, facts)
+    quarantine = pa.concat_tables([quarantine_table(repeated, "training_pairs"), contaminated])
+    metadata = {"rows_in": pairs.num_rows, "rows_out": clean.num_rows, "rows_quarantined": quarantine.num_rows}
+    metadata["decontamination"] = report
+    return Artifact({"pairs": clean, "prompts": used.combine_chunks(), "quarantine": quarantine}, metadata)
 
 
-def trained_on(heavy: Heavy, parts: Mapping[str, Bundle], benchmarks: Bundle) -> Bundle:
-    """A model trained on several bundles, joined as `joined_pairs` does, as the step's stage."""
+def trained_on(heavy: Heavy, parts: Mapping[str, Artifact], benchmarks: Artifact) -> Artifact:
+    """A model trained on several artifacts, joined as `joined_pairs` does, as the step's stage."""
     settings = heavy.recipe.decontamination
     joined = joined_pairs(parts, benchmarks, settings, heavy.store.open().media)
-    inputs: dict[str, Bundle | str] = {
+    inputs: dict[str, Artifact | str] = {
         **parts,
         "raw_benchmarks": benchmarks,
         "decontamination": settings.model_dump_json(),
@@ -80,8 +80,8 @@ def trained_on(heavy: Heavy, parts: Mapping[str, Bundle], benchmarks: Bundle) ->
     return heavy.train(joined["pairs"], joined["prompts"], inputs)
 
 
-def picture_hashes(
-    prompts: pa.Table, benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
+def image_hashes(
+    prompts: pa.Table, benchmarks: Artifact, settings: DecontaminationSettings, media_root: Path
 ) -> dict[str, int]:
     """Perceptual hashes of the media of prompts and benchmarks, by content hash; none where the recipe wants none."""
     if settings.perceptual_distance is None:
@@ -92,12 +92,12 @@ def picture_hashes(
 
 
 def no_contamination(
-    bundle: Bundle, benchmarks: Bundle, settings: DecontaminationSettings, media_root: Path
+    artifact: Artifact, benchmarks: Artifact, settings: DecontaminationSettings, media_root: Path
 ) -> dg.AssetCheckResult:
     """Check `no_contamination`: no pair that is trained on holds what a benchmark holds."""
     content = benchmark_content(benchmarks["benchmark_items"], benchmarks["prompts"])
-    hashes = picture_hashes(bundle["prompts"], benchmarks, settings, media_root)
-    left = contaminated_pairs(bundle["pairs"], bundle["prompts"], content, settings, hashes)
+    hashes = image_hashes(artifact["prompts"], benchmarks, settings, media_root)
+    left = contaminated_pairs(artifact["pairs"], artifact["prompts"], content, settings, hashes)
     examples = [f"{key}: {fault.reason} ({fault.benchmark})" for key, fault in sorted(left.items())[:5]]
     return dg.AssetCheckResult(
         check_name="no_contamination", passed=not left, metadata={"pairs": len(left), "examples": examples}
@@ -120,29 +120,29 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
     def training_pairs(
         context: dg.AssetExecutionContext,
         store: StoreResource,
-        debiased_pairs: Bundle,
-        t2i_pairs: Bundle,
-        raw_benchmarks: Bundle,
+        debiased_pairs: Artifact,
+        t2i_pairs: Artifact,
+        raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
         """D0 (debiased and two-image pairs) plus the curated pairs of the round before, decontaminated."""
         opened, number = store.open(), int(context.partition_key)
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs}
         if number > 0:
             parts[FEEDBACK] = earlier_round(opened, "curated_pairs", number - 1, needed_by=number)
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             lambda work: joined_pairs(parts, raw_benchmarks, recipe.decontamination, opened.media),
             inputs={**parts, "raw_benchmarks": raw_benchmarks},
             settings={"decontamination": recipe.decontamination},
         )
-        clean = no_contamination(bundle, raw_benchmarks, recipe.decontamination, opened.media)
-        removed = pa.Table.from_pylist(bundle.facts["decontamination"], schema=_REMOVED)
+        clean = no_contamination(artifact, raw_benchmarks, recipe.decontamination, opened.media)
+        removed = pa.Table.from_pylist(artifact.metadata["decontamination"], schema=_REMOVED)
         return result(
             context,
             opened,
-            bundle,
-            checks=(reconcile(bundle), clean),
+            artifact,
+            checks=(reconcile(artifact), clean),
             metadata={"removed_by_decontamination": markdown_of(removed)},
         )
 
@@ -152,13 +152,13 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
 def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", pool="gpu", kinds={"deepspeed", "pytorch"})
     def reward_model(
-        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Bundle
+        context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Artifact
     ) -> dg.MaterializeResult:
         """The round's reward model: base model and linear head, Bradley-Terry loss, DeepSpeed ZeRO."""
-        bundle = Heavy(context, store, children, recipe).train(
+        artifact = Heavy(context, store, children, recipe).train(
             training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs}
         )
-        return result(context, store.open(), bundle, metadata=training_metadata(bundle))
+        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return reward_model
 
@@ -176,13 +176,13 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        reward_model: Bundle,
-        raw_preferences: Bundle,
+        reward_model: Artifact,
+        raw_preferences: Artifact,
     ) -> dg.MaterializeResult:
         """Every unique response of the noisy preferences, scored once by the round's reward model."""
         opened, voter = store.open(), f"reward_model/{context.partition_key}"
         heavy = Heavy(context, store, children, recipe)
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             lambda work: heavy.score(
@@ -191,9 +191,9 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
             inputs={"reward_model": reward_model, "raw_preferences": raw_preferences, "voter": voter},
             settings={"scoring": recipe.scoring},
         )
-        scores = [value for value in bundle["scores"]["score"].to_pylist() if value is not None]
+        scores = [value for value in artifact["scores"]["score"].to_pylist() if value is not None]
         metadata = {"score_histogram": histogram(scores, "score", "responses")} if scores else {}
-        return result(context, opened, bundle, checks=(reconcile(bundle),), metadata=metadata)
+        return result(context, opened, artifact, checks=(reconcile(artifact),), metadata=metadata)
 
     return response_scores
 
@@ -204,34 +204,34 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        voted_pairs: Bundle,
-        debiased_pairs: Bundle,
-        t2i_pairs: Bundle,
-        raw_benchmarks: Bundle,
-        reward_model: Bundle,
+        voted_pairs: Artifact,
+        debiased_pairs: Artifact,
+        t2i_pairs: Artifact,
+        raw_benchmarks: Artifact,
+        reward_model: Artifact,
     ) -> dg.MaterializeResult:
         """Step 2's model: trained on D0 and the voted pairs, or the round's reward model, or none: the recipe says."""
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "voted_pairs": voted_pairs}
         policy = make_policy(recipe.curation)
         if not policy.has_verifier:
-            bundle = run_stage(
+            artifact = run_stage(
                 context,
                 store.open(),
-                lambda work: Bundle({}, {"not_trained": f"the policy `{policy.name}` has no verifier"}),
+                lambda work: Artifact({}, {"not_trained": f"the policy `{policy.name}` has no verifier"}),
                 inputs={},
                 settings={"policy": policy.name},
             )
-            return result(context, store.open(), bundle)
+            return result(context, store.open(), artifact)
         if recipe.curation.reuse_reward_model:
-            bundle = run_stage(
+            artifact = run_stage(
                 context,
                 store.open(),
-                lambda work: Bundle({}, {"reused": str(reward_model.folder)}),
+                lambda work: Artifact({}, {"reused": str(reward_model.folder)}),
                 inputs={"reward_model": reward_model},
                 settings={"reused": "reward_model"},
             )
-            return result(context, store.open(), bundle)
-        bundle = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
-        return result(context, store.open(), bundle, metadata=training_metadata(bundle))
+            return result(context, store.open(), artifact)
+        artifact = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
+        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return verifier_model

@@ -22,13 +22,13 @@ from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Bundle, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 FOLD_SCORES = "fold_scores"
 ENSEMBLE_SCORES = "ensemble_scores"
 _RECONCILE = "rows_reconcile"
-_COUNTS = ("rows_in", "rows_out", "rows_set_aside")
+_COUNTS = ("rows_in", "rows_out", "rows_quarantined")
 
 
 def voter_assets(recipe: Recipe) -> tuple[str, ...]:
@@ -57,8 +57,8 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        training_pairs: Bundle,
-        raw_preferences: Bundle,
+        training_pairs: Artifact,
+        raw_preferences: Artifact,
     ) -> dg.MaterializeResult:
         """The noisy pairs' responses, scored by models of further seeds and by given checkpoints, once, in round 0."""
         opened, first = store.open(), context.partition_key == "0"
@@ -67,8 +67,8 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         seeds, checkpoints = seed_voters(settings, recipe.seed), checkpoint_voters(settings)
         responses, prompts = responses_of(raw_preferences["pairs"]), raw_preferences["prompts"]
 
-        def score(work: Path) -> Bundle:
-            def one(voter: str) -> Bundle:
+        def score(work: Path) -> Artifact:
+            def one(voter: str) -> Artifact:
                 folder = work / voter.replace("/", "-")
 
                 def checkpoint() -> Path:
@@ -81,7 +81,7 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
 
             return _joined(one(voter) for voter in (*seeds, *checkpoints))
 
-        inputs: dict[str, Bundle | str] = {"round": context.partition_key}
+        inputs: dict[str, Artifact | str] = {"round": context.partition_key}
         made_from: dict[str, Settings] = {"ensemble": settings}
         if first:
             inputs["raw_preferences"] = raw_preferences
@@ -92,10 +92,10 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 inputs |= {"training_pairs": training_pairs, "base_model": base}
                 made_from |= _trained_by(recipe)
         none = "round 0's ensemble votes in all rounds: it learns from no feedback"
-        bundle = run_stage(
+        artifact = run_stage(
             context, opened, score if first else lambda work: _none(none), inputs=inputs, settings=made_from
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        return result(context, opened, artifact, checks=(reconcile(artifact),))
 
     return ensemble_scores
 
@@ -114,8 +114,8 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         context: dg.AssetExecutionContext,
         store: StoreResource,
         children: ChildProcesses,
-        training_pairs: Bundle,
-        raw_preferences: Bundle,
+        training_pairs: Artifact,
+        raw_preferences: Artifact,
     ) -> dg.MaterializeResult:
         """The noisy pairs' responses, scored by models trained without the pairs' prompts; none in round 0."""
         opened, number = store.open(), int(context.partition_key)
@@ -123,7 +123,7 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         assert settings is not None
         folds = settings.folds
 
-        def one_fold(fold: int, work: Path) -> Bundle:
+        def one_fold(fold: int, work: Path) -> Artifact:
             folder = work / f"fold-{fold}"
             judged = judged_by(raw_preferences["pairs"], fold, folds)
 
@@ -135,19 +135,19 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             voter, asked = voter_name(number, fold), responses_of(judged)
             return _voter_scores(heavy, folder, voter, asked, raw_preferences["prompts"], trained)
 
-        inputs: dict[str, Bundle | str] = {"round": str(number)}
+        inputs: dict[str, Artifact | str] = {"round": str(number)}
         if number > 0:
             base = model_digest(model_path(recipe.training.base_model))
             inputs |= {"training_pairs": training_pairs, "raw_preferences": raw_preferences, "base_model": base}
         none = "round 0 learns from no feedback: its model may judge all pairs"
-        bundle = run_stage(
+        artifact = run_stage(
             context,
             opened,
             lambda work: _joined(one_fold(fold, work) for fold in range(folds)) if number > 0 else _none(none),
             inputs=inputs,
             settings={"out_of_fold": settings, **_trained_by(recipe), "scoring": recipe.scoring},
         )
-        return result(context, opened, bundle, checks=(reconcile(bundle),))
+        return result(context, opened, artifact, checks=(reconcile(artifact),))
 
     return fold_scores
 
@@ -160,7 +160,7 @@ def _trained_by(recipe: Recipe) -> dict[str, Settings]:
 
 def _voter_scores(
     heavy: Heavy, folder: Path, voter: str, responses: pa.Table, prompts: pa.Table, checkpoint: Callable[[], Path]
-) -> Bundle:
+) -> Artifact:
     """Scores of one voter, kept in `folder`, so that a killed run does not make them again.
 
     `checkpoint` gives the folder of its model, and is not called where the scores are there.
@@ -168,26 +168,26 @@ def _voter_scores(
     done = folder / "scores.done.parquet"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        scored = heavy.score(Bundle({}, {}, checkpoint()), responses, prompts, voter, folder)
-        write_parquet(scored["set_aside"], folder / "set_aside.done.parquet")
+        scored = heavy.score(Artifact({}, {}, checkpoint()), responses, prompts, voter, folder)
+        write_parquet(scored["quarantine"], folder / "quarantine.done.parquet")
         write_parquet(scored["scores"], done)  # last: it says that the voter is finished
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     tables = {
         "scores": read_parquet(done, "scores"),
-        "set_aside": read_parquet(folder / "set_aside.done.parquet", "set_aside"),
+        "quarantine": read_parquet(folder / "quarantine.done.parquet", "quarantine"),
     }
-    counts = (responses.num_rows, tables["scores"].num_rows, tables["set_aside"].num_rows)
-    return Bundle(tables, dict(zip(_COUNTS, counts, strict=True)))
+    counts = (responses.num_rows, tables["scores"].num_rows, tables["quarantine"].num_rows)
+    return Artifact(tables, dict(zip(_COUNTS, counts, strict=True)))
 
 
-def _joined(voters: Iterable[Bundle]) -> Bundle:
+def _joined(voters: Iterable[Artifact]) -> Artifact:
     parts = list(voters)
     tables = {
-        name: pa.concat_tables([part[name] for part in parts]).combine_chunks() for name in ("scores", "set_aside")
+        name: pa.concat_tables([part[name] for part in parts]).combine_chunks() for name in ("scores", "quarantine")
     }
-    return Bundle(tables, {key: sum(part.facts[key] for part in parts) for key in _COUNTS})
+    return Artifact(tables, {key: sum(part.metadata[key] for part in parts) for key in _COUNTS})
 
 
-def _none(why: str) -> Bundle:
-    tables = {kind: schemas.table([], kind) for kind in ("scores", "set_aside")}
-    return Bundle(tables, dict.fromkeys(_COUNTS, 0) | {"not_trained": why})
+def _none(why: str) -> Artifact:
+    tables = {kind: schemas.table([], kind) for kind in ("scores", "quarantine")}
+    return Artifact(tables, dict.fromkeys(_COUNTS, 0) | {"not_trained": why})

@@ -1,9 +1,9 @@
-"""Shared-prefix batches: a prompt with its pictures and videos once, and behind it every response to it.
+"""Shared-prefix batches: a prompt with its images and videos once, and behind it every response to it.
 
-    [prompt with pictures][response 1][response 2] ... [padding]
+    [prompt with images][response 1][response 2] ... [padding]
 
 A response sees the prompt and itself; positions of every response start where the prompt ended. Each response gets
-the score that it would get alone (equal to 1e-5 in float32), while prompt and pictures are computed once.
+the score that it would get alone (equal to 1e-5 in float32), while prompt and images are computed once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
-from dt2it_pipeline.reward.data.images import PictureShelf
+from dt2it_pipeline.reward.data.images import ImageRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,14 @@ class Batch:
     ends: torch.Tensor  # int64 [N], flat places where scores are read, in the order of sequences and responses
     end_grid: torch.Tensor  # int64 [B, most responses of a row]: the same by row, the last repeated
     end_order: torch.Tensor  # int64 [N], flat places of the responses in end_grid
-    picture_slots: torch.Tensor  # int64 [picture tokens], flat places
-    pictures: tuple[int, ...]  # on the shelf, in the order of their tokens
-    common: int = 0  # columns of text with which all rows begin alike, before any picture
-    pixels: torch.Tensor | None = None  # patches for the tower, where features are not computed ahead
-    grids: torch.Tensor | None = None  # int64 [pictures in pixels, 3]
-    feature_rows: torch.Tensor | None = None  # int64 [picture tokens]: row of the tower's output for each picture token
+    image_token_positions: torch.Tensor  # int64 [image tokens], flat places
+    images: tuple[int, ...]  # on the shelf, in the order of their tokens
+    common: int = 0  # columns of text with which all rows begin alike, before any image
+    pixels: torch.Tensor | None = None  # patches for the vision_encoder, where features are not computed ahead
+    grids: torch.Tensor | None = None  # int64 [images in pixels, 3]
+    feature_rows: torch.Tensor | None = (
+        None  # int64 [image tokens]: row of the vision encoder's output for each image token
+    )
 
     @property
     def tokens(self) -> int:
@@ -93,8 +95,8 @@ def collate(sequences: Sequence[Row], pad_token: int = 0, padding: Literal["righ
         ids[row, start:at] = prompt.tokens
         positions[:, row, start:at] = prompt.positions
         segment[row, start:at] = 0
-        if len(prompt.picture_slots):
-            slots.append(prompt.picture_slots.astype(np.int64) + row * length + start)
+        if len(prompt.image_token_positions):
+            slots.append(prompt.image_token_positions.astype(np.int64) + row * length + start)
         for number, tokens in enumerate(sequence.responses):
             stop = at + len(tokens)
             ids[row, at:stop] = tokens
@@ -112,15 +114,15 @@ def collate(sequences: Sequence[Row], pad_token: int = 0, padding: Literal["righ
         ends=torch.tensor(ends),
         end_grid=torch.from_numpy(end_grid),
         end_order=torch.tensor(end_order),
-        picture_slots=torch.from_numpy(np.concatenate(slots)) if slots else torch.zeros(0, dtype=torch.int64),
-        pictures=tuple(p for s in sequences for p in s.prompt.pictures),
+        image_token_positions=torch.from_numpy(np.concatenate(slots)) if slots else torch.zeros(0, dtype=torch.int64),
+        images=tuple(p for s in sequences for p in s.prompt.images),
         common=_common_start([s.prompt for s in sequences]) if padding == "right" else 0,
     )
 
 
 def _common_start(prompts: Sequence[EncodedPrompt]) -> int:
-    """How many tokens all prompts begin with alike, before the first picture of any."""
-    count = min(int(p.picture_slots[0]) if len(p.picture_slots) else len(p.tokens) for p in prompts)
+    """How many tokens all prompts begin with alike, before the first image of any."""
+    count = min(int(p.image_token_positions[0]) if len(p.image_token_positions) else len(p.tokens) for p in prompts)
     first = prompts[0].tokens[:count]
     differs = np.zeros(count, dtype=bool)
     for prompt in prompts[1:]:
@@ -128,20 +130,20 @@ def _common_start(prompts: Sequence[EncodedPrompt]) -> int:
     return int(differs.argmax()) if differs.any() else count
 
 
-def with_pixels(batch: Batch, shelf: PictureShelf, *, once: bool = True) -> Batch:
-    """The batch with its pictures decoded for the tower; with `once`, a picture in several rows is encoded once.
+def with_pixels(batch: Batch, shelf: ImageRegistry, *, once: bool = True) -> Batch:
+    """The batch with its images decoded for the vision encoder; with `once`, an image in several rows is encoded once.
 
     Raises:
-        PictureError: a file has become unreadable since it was checked.
+        ImageError: a file has become unreadable since it was checked.
     """
-    if not batch.pictures:
+    if not batch.images:
         return batch
-    unique = list(dict.fromkeys(batch.pictures)) if once else list(batch.pictures)
+    unique = list(dict.fromkeys(batch.images)) if once else list(batch.images)
     pixels, grids = shelf.patches([shelf.decode(index) for index in unique])
     feature_rows = None
-    if len(unique) < len(batch.pictures):
-        starts = dict(zip(unique, np.cumsum([0, *(shelf.pictures[i].tokens for i in unique)])[:-1], strict=True))
-        spans = [np.arange(starts[i], starts[i] + shelf.pictures[i].tokens) for i in batch.pictures]
+    if len(unique) < len(batch.images):
+        starts = dict(zip(unique, np.cumsum([0, *(shelf.images[i].tokens for i in unique)])[:-1], strict=True))
+        spans = [np.arange(starts[i], starts[i] + shelf.images[i].tokens) for i in batch.images]
         feature_rows = torch.from_numpy(np.concatenate(spans))
     changed: dict[str, Any] = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return Batch(**changed | {"pixels": pixels, "grids": grids, "feature_rows": feature_rows})

@@ -1,4 +1,4 @@
-"""From table rows to token ids: chat template, the evaluator's system prompt, pictures, and a response after it.
+"""From table rows to token ids: chat template, the evaluator's system prompt, images, and a response after it.
 
 The conversation is rendered once with a stand-in for the response. What stands before is the prompt; what stands after
 closes the assistant turn, and its last token is where the score is read. A score here is that of the whole conversation
@@ -18,7 +18,7 @@ import numpy as np
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.errors import UnusableError
-from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
+from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
@@ -32,19 +32,19 @@ class PromptError(UnusableError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as tokens, the placeholder of each picture (or step of a video) repeated once per picture token."""
+    """A prompt as tokens, the placeholder of each image (or step of a video) repeated once per image token."""
 
     tokens: np.ndarray  # int32 [length]
     positions: np.ndarray  # int32 [3, length]: M-RoPE positions in time, height and width
     next_position: int  # where every response starts
-    picture_slots: np.ndarray  # int32 [picture tokens], columns of picture tokens
-    pictures: tuple[int, ...]  # indices on the shelf
+    image_token_positions: np.ndarray  # int32 [image tokens], columns of image tokens
+    images: tuple[int, ...]  # indices on the shelf
 
 
 class Prompter:
     """Tokens of prompts and responses for one model and one system prompt."""
 
-    def __init__(self, folder: str | Path, shelf: PictureShelf | None, system_prompt: str, processor: Any) -> None:
+    def __init__(self, folder: str | Path, shelf: ImageRegistry | None, system_prompt: str, processor: Any) -> None:
         self.folder = Path(folder)
         self.shelf = shelf
         self.system_prompt = system_prompt
@@ -57,28 +57,28 @@ class Prompter:
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or "(?!)")
         self._suffix: np.ndarray | None = None
 
-    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | PictureError]:
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | ImageError]:
         """Encode rows of a prompts table; where that fails, the error stands in the row's place."""
-        results: list[EncodedPrompt | PromptError | PictureError | None] = [None] * len(rows)
+        results: list[EncodedPrompt | PromptError | ImageError | None] = [None] * len(rows)
         texts: list[str] = []
         where: list[tuple[int, tuple[int, ...]]] = []
         for number, row in enumerate(rows):
             try:
-                pictures = self._pictures(row)
+                images = self._images(row)
                 text, inserted = self._render(row)
-                text = self._spell_videos(text, pictures)
+                text = self._spell_videos(text, images)
                 if inserted is None:
                     texts.append(text)
-                    where.append((number, pictures))
+                    where.append((number, images))
                 else:
-                    results[number] = self._finish(self._encode_parts(text, inserted), pictures)
-            except (PromptError, PictureError) as error:
+                    results[number] = self._finish(self._encode_parts(text, inserted), images)
+            except (PromptError, ImageError) as error:
                 results[number] = error
-        for (number, pictures), encoding in zip(
+        for (number, images), encoding in zip(
             where, self.backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
         ):
             try:
-                results[number] = self._finish(np.asarray(encoding.ids, dtype=np.int32), pictures)
+                results[number] = self._finish(np.asarray(encoding.ids, dtype=np.int32), images)
             except PromptError as error:
                 results[number] = error
         return results  # type: ignore[return-value]  # every place has been filled
@@ -95,12 +95,12 @@ class Prompter:
         assert self._suffix is not None
         return [np.concatenate([np.asarray(e.ids, dtype=np.int32), self._suffix]) for e in encodings]
 
-    def _pictures(self, row: Mapping[str, Any]) -> tuple[int, ...]:
+    def _images(self, row: Mapping[str, Any]) -> tuple[int, ...]:
         media = row["media"] or ()
         if not media:
             return ()
         if self.shelf is None:
-            raise PromptError("prompt has pictures", "this scorer was made without a media root")
+            raise PromptError("prompt has images", "this scorer was made without a media root")
         return tuple(self.shelf.add(medium) for medium in media)
 
     def _render(self, row: Mapping[str, Any]) -> tuple[str, list[str] | None]:
@@ -113,9 +113,9 @@ class Prompter:
         markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
         kinds = [medium["kind"] for medium in row["media"] or ()]
         if len(markers) != len(kinds):
-            raise PromptError("picture markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
+            raise PromptError("image markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
         if markers != kinds:
-            raise PromptError("picture markers do not match media", f"markers for {markers}, media are {kinds}")
+            raise PromptError("image markers do not match media", f"markers for {markers}, media are {kinds}")
         system = "\n\n".join(part for part in (self.system_prompt, row["system"]) if part)
         everything = [system, *(turn["text"] for turn in turns)]
         hostile = any(self._special.search(text) or "\ue000" in text for text in everything)
@@ -162,10 +162,10 @@ class Prompter:
                 self.backend.encode_special_tokens = False
         return np.asarray(ids, dtype=np.int32)
 
-    def _spell_videos(self, text: str, pictures: tuple[int, ...]) -> str:
+    def _spell_videos(self, text: str, images: tuple[int, ...]) -> str:
         """Write out what the processor puts in the place of each video: for Qwen3-VL, the time of every step."""
-        shown = (self.shelf.pictures[p] for p in pictures) if self.shelf else ()
-        clips = [(picture.clip, picture.grid[0]) for picture in shown if picture.clip is not None]
+        shown = (self.shelf.images[p] for p in images) if self.shelf else ()
+        clips = [(image.clip, image.grid[0]) for image in shown if image.clip is not None]
         if not clips or self.shelf is None:
             return text
         merge = self.shelf.merge
@@ -174,19 +174,19 @@ class Prompter:
             raise PromptError("chat template loses videos", f"{len(after)} placeholders, {len(clips)} videos")
         for (clip, steps), rest in zip(clips, after, strict=True):
             shape = [[steps if self._ticks is None else 1, merge, merge]]
-            # A grid of one token per step: `_finish` repeats each placeholder, as it does for pictures.
+            # A grid of one token per step: `_finish` repeats each placeholder, as it does for images.
             given = {"video_grid_thw": np.array(shape), "video_metadata": [clip.metadata]}
             before += self.processor.replace_video_token(given, 0) + rest
         return before
 
-    def _finish(self, ids: np.ndarray, pictures: tuple[int, ...]) -> EncodedPrompt:
+    def _finish(self, ids: np.ndarray, images: tuple[int, ...]) -> EncodedPrompt:
         """Repeat placeholders and lay out positions."""
         places = np.flatnonzero((ids == self.image_token) | (ids == self.video_token))
         grids: list[tuple[int, int, int]] = []
         intervals: list[float] = []
         expected: list[int] = []
-        for picture in (self.shelf.pictures[p] for p in pictures) if self.shelf else ():
-            clip, (steps, height, width) = picture.clip, picture.grid
+        for image in (self.shelf.images[p] for p in images) if self.shelf else ():
+            clip, (steps, height, width) = image.clip, image.grid
             repeat, interval = 1, 1.0
             if clip is not None and self._ticks is None:
                 repeat, steps = steps, 1
@@ -197,8 +197,8 @@ class Prompter:
             intervals += [interval] * repeat
             expected += [self.image_token if clip is None else self.video_token] * repeat
         if ids[places].tolist() != expected:
-            raise PromptError("chat template loses pictures", f"{len(places)} placeholders, {len(expected)} expected")
-        if not pictures:
+            raise PromptError("chat template loses images", f"{len(places)} placeholders, {len(expected)} expected")
+        if not images:
             line = np.arange(len(ids), dtype=np.int32)
             return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
         assert self.shelf is not None
@@ -206,7 +206,7 @@ class Prompter:
         counts[places] = [np.prod(grid) // self.shelf.merge**2 for grid in grids]
         slots = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
         positions, after = mrope_positions(len(ids), places, grids, self.shelf.merge, intervals)
-        return EncodedPrompt(np.repeat(ids, counts), positions, after, slots, pictures)
+        return EncodedPrompt(np.repeat(ids, counts), positions, after, slots, images)
 
 
 def mrope_positions(
@@ -216,17 +216,17 @@ def mrope_positions(
     merge: int,
     intervals: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt with pictures and videos (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """M-RoPE positions of a prompt with images and videos (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-    Text advances all three axes together; a picture spans its merged grid from where the text stopped, and text goes on
+    Text advances all three axes together; an image spans its merged grid from where the text stopped, and text goes on
     after the larger side of that grid. The steps of a Qwen2.5-VL video (arXiv 2502.13923, section 2.1.2) lie `interval`
     apart in time, rounded down; text goes on after the larger side here too, as `get_rope_index` of transformers 5.19
-    has it. A Qwen3-VL video is a row of pictures with their times written between them.
+    has it. A Qwen3-VL video is a row of images with their times written between them.
 
     Args:
         length: tokens before placeholders are repeated.
         places: indices of the placeholders, rising.
-        grids: patches in time, height and width of each picture.
+        grids: patches in time, height and width of each image.
         merge: patches merged into one token, per side.
         intervals: positions in time between the steps of each grid; 1 where it is not given.
 
@@ -264,7 +264,7 @@ def _positions_per_second(folder: Path) -> float | None:
 
 
 def load_processor(folder: str | Path) -> Any:
-    """Processor (tokenizer, picture processor, chat template) of a model folder."""
+    """Processor (tokenizer, image processor, chat template) of a model folder."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ensure_torchvision()
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
@@ -277,7 +277,7 @@ def load_processor(folder: str | Path) -> Any:
         made = (Qwen3VLProcessor if kind == "qwen3_vl" else Qwen2_5_VLProcessor).from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder} has no usable processor files (tokenizer, picture and video processor): {error}; copy them from "
+            f"{folder} has no usable processor files (tokenizer, image and video processor): {error}; copy them from "
             "the base model"
         ) from error
     if not getattr(made, "chat_template", None):

@@ -1,9 +1,10 @@
-"""Pictures and videos on their way to the frozen tower: found below the media root, checked, decoded, patched, encoded.
+"""Images and videos on their way to the frozen vision encoder: found below the media root, checked, decoded, patched,
+encoded.
 
-A video is sampled, scaled and cut by the model's own video processor; from there on it is a picture with several steps
-in time. In this package "picture" means both where nothing else is said.
+A video is sampled, scaled and cut by the model's own video processor; from there on it is an image with several steps
+in time. In this package "image" means both where nothing else is said.
 
-Input is hostile here: a file may be missing, truncated, huge or outside the root. Every fault is a PictureError with a
+Input is hostile here: a file may be missing, truncated, huge or outside the root. Every fault is a ImageError with a
 short fixed reason, so that the caller can set the row aside.
 """
 
@@ -20,19 +21,19 @@ import numpy as np
 from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.pixels import to_rgb, upright_size
-from dt2it_pipeline.media.store import PICTURE_FORMATS, MediaError
+from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
 
 if TYPE_CHECKING:
     import torch
 
     from dt2it_pipeline.reward.modeling.model import RewardModel
 
-MOST_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
-_CHUNK_PATCHES = 8192  # patches that the tower sees at once when features are computed ahead
+MOST_PIXELS = 200_000_000  # a larger image is refused before it is decoded
+_CHUNK_PATCHES = 8192  # patches that the vision encoder sees at once when features are computed ahead
 
 
-class PictureError(UnusableError):
-    """A picture cannot be used."""
+class ImageError(UnusableError):
+    """An image cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +53,23 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture or video whose header has been read."""
+class VisionInput:
+    """An image or video whose header has been read."""
 
     path: Path
     grid: tuple[int, int, int]  # patches in time, height and width
     tokens: int  # after the projector merged patches
     clip: Clip | None = None  # for a video
-    image: Any = field(default=None, compare=False)  # a picture of PIL that lies in memory
+    image: Any = field(default=None, compare=False)  # an image of PIL that lies in memory
 
 
-class PictureShelf:
-    """All pictures and videos of a job, each once by content hash.
+class ImageRegistry:
+    """All images and videos of a job, each once by content hash.
 
     Args:
         image_processor: of the model.
         media_root: folder that no path may leave.
-        max_pixels: larger pictures and frames are scaled down to this many pixels.
+        max_pixels: larger images and frames are scaled down to this many pixels.
         video_processor: of the model; without it, videos are refused.
     """
 
@@ -83,16 +84,16 @@ class PictureShelf:
         longest = min(int(size["longest_edge"]), max_pixels)
         self.size = {"shortest_edge": min(int(size["shortest_edge"]), longest), "longest_edge": longest}
         self.merge = int(image_processor.merge_size)
-        self.pictures: list[Picture] = []
-        self._by_key: dict[str, int | PictureError] = {}
+        self.images: list[VisionInput] = []
+        self._by_key: dict[str, int | ImageError] = {}
 
     def add(self, medium: Mapping[str, Any]) -> int:
         """Index of a medium (a row of `media`), read from its header when it is new.
 
-        Besides the table's columns, a row may hold `image`: a picture of PIL, in the place of a file.
+        Besides the table's columns, a row may hold `image`: an image of PIL, in the place of a file.
 
         Raises:
-            PictureError: it cannot be used.
+            ImageError: it cannot be used.
             VideoDecoderError: it is a video file, and OpenCV is not installed.
         """
         key = str(medium["sha256"] or medium["path"])
@@ -100,77 +101,77 @@ class PictureShelf:
         if known is None:
             opened = self._open_video if medium["kind"] == "video" else self._open
             try:
-                picture = opened(medium)
-            except PictureError as error:
+                image = opened(medium)
+            except ImageError as error:
                 known = error
             else:
-                known = len(self.pictures)
-                self.pictures.append(picture)
+                known = len(self.images)
+                self.images.append(image)
             self._by_key[key] = known
-        if isinstance(known, PictureError):
+        if isinstance(known, ImageError):
             raise known
         return known
 
     def _path(self, medium: Mapping[str, Any], kind: str) -> Path:
         path = (self.root / medium["path"]).resolve()
         if not path.is_relative_to(self.root):
-            raise PictureError(f"{kind} outside the media root", str(medium["path"]))
+            raise ImageError(f"{kind} outside the media root", str(medium["path"]))
         if not (path.is_file() or (kind == "video" and path.is_dir())):
-            raise PictureError(f"{kind} missing", str(medium["path"]))
+            raise ImageError(f"{kind} missing", str(medium["path"]))
         return path
 
-    def _open(self, medium: Mapping[str, Any]) -> Picture:
+    def _open(self, medium: Mapping[str, Any]) -> VisionInput:
         from PIL import Image
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         if medium["kind"] != "image":
-            raise PictureError("medium not supported", f"{medium['kind']!r}; only images and videos are")
+            raise ImageError("medium not supported", f"{medium['kind']!r}; only images and videos are")
         image = medium.get("image")
         if image is not None:
             path, (width, height) = Path("image in memory"), upright_size(image)
         else:
-            path = self._path(medium, "picture")
+            path = self._path(medium, "image")
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                    with Image.open(path, formats=PICTURE_FORMATS) as opened:
+                    with Image.open(path, formats=IMAGE_FORMATS) as opened:
                         width, height = upright_size(opened)
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise PictureError("picture unreadable", f"{medium['path']}: {error}") from error
+                raise ImageError("image unreadable", f"{medium['path']}: {error}") from error
         if width * height > MOST_PIXELS:
-            raise PictureError("picture too large", f"{path.name}: {width} x {height} pixels")
+            raise ImageError("image too large", f"{path.name}: {width} x {height} pixels")
         factor = self.processor.patch_size * self.merge
         try:
             tall, wide = smart_resize(
                 height, width, factor, min_pixels=self.size["shortest_edge"], max_pixels=self.size["longest_edge"]
             )
         except (ValueError, ZeroDivisionError) as error:
-            raise PictureError("picture too narrow", f"{path.name}: {width} x {height} pixels") from error
+            raise ImageError("image too narrow", f"{path.name}: {width} x {height} pixels") from error
         grid = (1, tall // self.processor.patch_size, wide // self.processor.patch_size)
-        return Picture(path, grid, grid[1] * grid[2] // self.merge**2, image=image)
+        return VisionInput(path, grid, grid[1] * grid[2] // self.merge**2, image=image)
 
-    def _open_video(self, medium: Mapping[str, Any]) -> Picture:
+    def _open_video(self, medium: Mapping[str, Any]) -> VisionInput:
         if self.videos is None:
-            raise PictureError("medium not supported", "'video'; this scorer takes pictures only")
+            raise ImageError("medium not supported", "'video'; this scorer takes images only")
         path = self._path(medium, "video")
         try:
             header = video.read_header(path)
         except MediaError as error:
-            raise PictureError("video unreadable", str(error)) from error
+            raise ImageError("video unreadable", str(error)) from error
         processor = self.videos
         if header.frames < processor.temporal_patch_size:
-            raise PictureError("video too short", f"{path.name}: {header.frames} frames")
+            raise ImageError("video too short", f"{path.name}: {header.frames} frames")
         rate = {"num_frames": processor.num_frames} if processor.num_frames else {"fps": processor.fps or 2}
         clip = Clip((), header.frames, header.fps)
         try:
             indices = tuple(int(index) for index in processor.sample_frames(clip.metadata, **rate))
             tall, wide = self._frame_size(len(indices), header.height, header.width)
         except (ValueError, ZeroDivisionError) as error:
-            raise PictureError("video cannot be sampled", f"{path.name}: {error}") from error
+            raise ImageError("video cannot be sampled", f"{path.name}: {error}") from error
         steps = -(-len(indices) // processor.temporal_patch_size)
         grid = (steps, tall // processor.patch_size, wide // processor.patch_size)
         tokens = steps * grid[1] * grid[2] // self.merge**2
-        return Picture(path, grid, tokens, clip=Clip(indices, header.frames, header.fps))
+        return VisionInput(path, grid, tokens, clip=Clip(indices, header.frames, header.fps))
 
     def _frame_size(self, count: int, height: int, width: int) -> tuple[int, int]:
         """Height and width to which the processor scales `count` frames, asked of the processor itself on no pixels."""
@@ -193,47 +194,47 @@ class PictureShelf:
         return int(scaled.shape[-2]), int(scaled.shape[-1])
 
     def decode(self, index: int) -> torch.Tensor:
-        """Pixels as uint8: [3, height, width] of a picture, [frames, 3, height, width] of a video, already scaled.
+        """Pixels as uint8: [3, height, width] of an image, [frames, 3, height, width] of a video, already scaled.
 
-        Raises PictureError where the file is damaged.
+        Raises ImageError where the file is damaged.
         """
         import torch
         from PIL import Image
 
-        picture = self.pictures[index]
-        if picture.clip is not None:
-            return self._decode_video(picture)
+        image = self.images[index]
+        if image.clip is not None:
+            return self._decode_video(image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if picture.image is not None:
-                    pixels = np.array(to_rgb(picture.image))
+                if image.image is not None:
+                    pixels = np.array(to_rgb(image.image))
                 else:
-                    with Image.open(picture.path, formats=PICTURE_FORMATS) as image:
-                        pixels = np.array(to_rgb(image))
+                    with Image.open(image.path, formats=IMAGE_FORMATS) as opened:
+                        pixels = np.array(to_rgb(opened))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise PictureError("picture unreadable", f"{picture.path.name}: {error}") from error
+            raise ImageError("image unreadable", f"{image.path.name}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _decode_video(self, picture: Picture) -> torch.Tensor:
+    def _decode_video(self, image: VisionInput) -> torch.Tensor:
         import torch
         from transformers.image_utils import SizeDict
         from transformers.video_processing_utils import BaseVideoProcessor
 
-        assert picture.clip is not None
+        assert image.clip is not None
         patch = self.videos.patch_size
-        size = SizeDict(height=picture.grid[1] * patch, width=picture.grid[2] * patch)
+        size = SizeDict(height=image.grid[1] * patch, width=image.grid[2] * patch)
         scaled = []
         try:
-            for frame in video.frames(picture.path, picture.clip.indices):  # one at a time: whole frames fill memory
+            for frame in video.frames(image.path, image.clip.indices):  # one at a time: whole frames fill memory
                 pixels = torch.from_numpy(frame).permute(2, 0, 1)
                 scaled.append(BaseVideoProcessor.resize(self.videos, pixels, size, self.videos.resample))
         except MediaError as error:
-            raise PictureError("video unreadable", str(error)) from error
+            raise ImageError("video unreadable", str(error)) from error
         return torch.stack(scaled)
 
     def patches(self, decoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale, normalise and cut what was decoded: patches [patches, values] and grids [pictures, 3]."""
+        """Scale, normalise and cut what was decoded: patches [patches, values] and grids [images, 3]."""
         import torch
 
         if all(pixels.ndim == 3 for pixels in decoded):
@@ -253,33 +254,33 @@ class PictureShelf:
 
 
 class FeatureTable:
-    """Tower output of pictures, computed ahead: [tokens of all pictures, levels * hidden]."""
+    """Vision encoder output of images, computed ahead: [tokens of all images, levels * hidden]."""
 
     def __init__(self, rows: torch.Tensor, starts: Mapping[int, int]) -> None:
         self.rows = rows
         self.starts = starts
 
-    def gather(self, shelf: PictureShelf, pictures: Sequence[int]) -> torch.Tensor:
-        """Feature rows of pictures, one after the other."""
+    def gather(self, shelf: ImageRegistry, images: Sequence[int]) -> torch.Tensor:
+        """Feature rows of images, one after the other."""
         import torch
 
-        spans = [np.arange(self.starts[p], self.starts[p] + shelf.pictures[p].tokens) for p in pictures]
+        spans = [np.arange(self.starts[p], self.starts[p] + shelf.images[p].tokens) for p in images]
         return self.rows.index_select(0, torch.from_numpy(np.concatenate(spans)).to(self.rows.device))
 
 
-def feature_bytes(model: RewardModel, shelf: PictureShelf, pictures: Sequence[int]) -> int:
-    """Memory that the features of these pictures need, in bytes."""
+def feature_bytes(model: RewardModel, shelf: ImageRegistry, images: Sequence[int]) -> int:
+    """Memory that the features of these images need, in bytes."""
     width = model.levels * model.config.text_config.hidden_size
     size = next(model.model.visual.parameters()).element_size()
-    return sum(shelf.pictures[p].tokens for p in pictures) * width * size
+    return sum(shelf.images[p].tokens for p in images) * width * size
 
 
-def chunks(shelf: PictureShelf, pictures: Sequence[int]) -> list[list[int]]:
-    """Split pictures into runs that the tower encodes together; depends on nothing but the list."""
+def chunks(shelf: ImageRegistry, images: Sequence[int]) -> list[list[int]]:
+    """Split images into runs that the vision encoder encodes together; depends on nothing but the list."""
     out: list[list[int]] = []
     room = 0
-    for index in pictures:
-        patches = int(np.prod(shelf.pictures[index].grid))
+    for index in images:
+        patches = int(np.prod(shelf.images[index].grid))
         if not out or patches > room:
             out.append([])
             room = _CHUNK_PATCHES
@@ -289,19 +290,19 @@ def chunks(shelf: PictureShelf, pictures: Sequence[int]) -> list[list[int]]:
 
 
 def encode_chunk(
-    model: RewardModel, shelf: PictureShelf, chunk: Sequence[int], device: torch.device
-) -> tuple[dict[int, torch.Tensor], dict[int, PictureError]]:
-    """Features of each picture of a chunk, [tokens, levels * hidden], and the pictures that could not be decoded."""
+    model: RewardModel, shelf: ImageRegistry, chunk: Sequence[int], device: torch.device
+) -> tuple[dict[int, torch.Tensor], dict[int, ImageError]]:
+    """Features of each image of a chunk, [tokens, levels * hidden], and the images that could not be decoded."""
     decoded: dict[int, torch.Tensor] = {}
-    faults: dict[int, PictureError] = {}
+    faults: dict[int, ImageError] = {}
     for index in chunk:
         try:
             decoded[index] = shelf.decode(index)
-        except PictureError as error:
+        except ImageError as error:
             faults[index] = error
     if not decoded:
         return {}, faults
     pixels, grids = shelf.patches(list(decoded.values()))
-    features = model.encode_pictures(pixels.to(device), grids.to(device))
-    parts = features.split([shelf.pictures[index].tokens for index in decoded])
+    features = model.encode_images(pixels.to(device), grids.to(device))
+    parts = features.split([shelf.images[index].tokens for index in decoded])
     return dict(zip(decoded, parts, strict=True)), faults

@@ -1,4 +1,4 @@
-"""Preference pairs on their way into training: they become rows of batches, or are set aside with the reason."""
+"""Preference pairs on their way into training: they become rows of batches, or are quarantined with the reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from dt2it_pipeline.reward.data.collation import Row
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter
-from dt2it_pipeline.reward.data.images import FeatureTable, PictureShelf, chunks, encode_chunk, feature_bytes
+from dt2it_pipeline.reward.data.images import FeatureTable, ImageRegistry, chunks, encode_chunk, feature_bytes
 from dt2it_pipeline.storage import atomic, records, schemas
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PreparedPairs:
 
     ids: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # responses: chosen, rejected
-    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
     prompt_ids: list[str] = field(default_factory=list)
     strengths: list[float | None] = field(default_factory=list)
 
@@ -74,9 +74,9 @@ def encode_prompts(prompter: Prompter, rows: Mapping[str, Mapping[str, Any]]) ->
 def prepare_pairs(
     pairs: pa.Table, prompts: pa.Table, prompter: Prompter, max_tokens: int, *, use_strength: bool = False
 ) -> PreparedPairs:
-    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_tokens` is set aside.
+    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_tokens` is quarantined.
 
-    With `use_strength`, a pair of infinite strength is set aside too; null and NaN mean that the strength is unknown.
+    With `use_strength`, a pair of infinite strength is quarantined too; null and NaN mean that the strength is unknown.
     """
     out = PreparedPairs()
     columns = ("pair_id", "prompt_id", "chosen", "rejected", "strength")
@@ -93,7 +93,7 @@ def prepare_pairs(
             fault = "strength is infinite", str(strength)
         if fault:
             pair = named.slice(place, 1).to_pylist()[0]
-            out.set_aside.append(records.set_aside_pair(pair, "training", *fault))
+            out.quarantine.append(records.quarantine_pair(pair, "training", *fault))
             continue
         assert isinstance(prompt, EncodedPrompt)
         out.add(pair_id, Row(prompt, (tokens[good], tokens[bad])), prompt_id, strength)
@@ -114,20 +114,20 @@ def fault_of(
     return None
 
 
-def drop_pictures(prepared: PreparedPairs, faults: Mapping[int, ValueError], pairs: pa.Table) -> PreparedPairs:
-    """Set aside those of `pairs` that show a picture which turned out to be unreadable."""
+def drop_images(prepared: PreparedPairs, faults: Mapping[int, ValueError], pairs: pa.Table) -> PreparedPairs:
+    """Quarantined those of `pairs` that show an image which turned out to be unreadable."""
     if not faults:
         return prepared
     named = {row["pair_id"]: row for row in pairs.select(["pair_id", "source", "row_id"]).to_pylist()}
-    out = PreparedPairs(set_aside=list(prepared.set_aside))
+    out = PreparedPairs(quarantine=list(prepared.quarantine))
     usable = zip(prepared.ids, prepared.rows, prepared.prompt_ids, prepared.strengths, strict=True)
     for pair_id, row, prompt_id, strength in usable:
-        broken = next((faults[p] for p in row.prompt.pictures if p in faults), None)
+        broken = next((faults[p] for p in row.prompt.images if p in faults), None)
         if broken is None:
             out.add(pair_id, row, prompt_id, strength)
         else:
-            reason = getattr(broken, "reason", "picture unreadable")
-            out.set_aside.append(records.set_aside_pair(named[pair_id], "training", reason, str(broken)))
+            reason = getattr(broken, "reason", "image unreadable")
+            out.quarantine.append(records.quarantine_pair(named[pair_id], "training", reason, str(broken)))
     return out
 
 
@@ -152,35 +152,36 @@ def split_by_prompt(prompt_ids: Sequence[str], pairs: int, seed: int) -> tuple[n
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def survey_pictures(
+def survey_images(
     model: RewardModel,
-    shelf: PictureShelf,
-    pictures: Sequence[int],
+    shelf: ImageRegistry,
+    images: Sequence[int],
     *,
     most_bytes: float,
     work: Path,
     ranks: Ranks,
     device: torch.device,
 ) -> tuple[FeatureTable | None, dict[int, ValueError]]:
-    """Decode every picture once, shared among the ranks, and keep the frozen tower's features where they fit.
+    """Decode every image once, shared among the ranks, and keep the frozen vision encoder's features where they fit.
 
-    What the tower sees together depends on `pictures` alone, so a resumed run gets the same features to the last bit.
-    Features lie in one file that all ranks of the machine map; it is unlinked at once, so that nothing is left behind.
+    What the vision encoder sees together depends on `images` alone, so a resumed run gets the same features to the last
+    bit. Features lie in one file that all ranks of the machine map; it is unlinked at once, so that nothing is left
+    behind.
 
     Returns:
-        The features (None where they would exceed `most_bytes`), and the pictures that could not be decoded.
+        The features (None where they would exceed `most_bytes`), and the images that could not be decoded.
     """
     import torch
 
-    from dt2it_pipeline.reward.data.images import PictureError
+    from dt2it_pipeline.reward.data.images import ImageError
 
     faults: dict[int, ValueError] = {}
-    keep = bool(pictures) and feature_bytes(model, shelf, pictures) <= most_bytes
+    keep = bool(images) and feature_bytes(model, shelf, images) <= most_bytes
     if not keep:
-        for index in pictures[ranks.rank :: ranks.size]:
+        for index in images[ranks.rank :: ranks.size]:
             try:
                 shelf.decode(index)
-            except PictureError as error:
+            except ImageError as error:
                 faults[index] = error
         for found in ranks.gather(faults):
             faults |= found
@@ -188,9 +189,9 @@ def survey_pictures(
     width = model.levels * model.config.text_config.hidden_size
     starts: dict[int, int] = {}
     total = 0
-    for index in pictures:
+    for index in images:
         starts[index] = total
-        total += shelf.pictures[index].tokens
+        total += shelf.images[index].tokens
     file = work / "features.bin"
     if ranks.rank == 0:
         file.unlink(missing_ok=True)
@@ -200,7 +201,7 @@ def survey_pictures(
     ranks.barrier()
     dtype = next(model.model.visual.parameters()).dtype
     rows = torch.from_file(str(file), shared=True, size=total * width, dtype=dtype).view(total, width)
-    for chunk in chunks(shelf, pictures)[ranks.rank :: ranks.size]:
+    for chunk in chunks(shelf, images)[ranks.rank :: ranks.size]:
         features, broken = encode_chunk(model, shelf, chunk, device)
         faults |= broken
         for index, part in features.items():
@@ -213,9 +214,9 @@ def survey_pictures(
     return FeatureTable(rows, starts), faults
 
 
-def write_set_aside(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Write the set-aside table, empty or not, so that a reader need not guess."""
-    atomic.write_parquet(schemas.table(rows, "set_aside"), path)
+def write_quarantine(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Write the quarantine table, empty or not, so that a reader need not guess."""
+    atomic.write_parquet(schemas.table(rows, "quarantine"), path)
 
 
 def stopwatch() -> Callable[[], float]:

@@ -32,7 +32,7 @@ def import_llamafactory(
         source: folder with backbone, processor files and value head.
         destination: folder to make.
         system_prompt: system turn that the model was trained with; empty for none.
-        max_pixels: pixels per picture that it was trained with, for the card.
+        max_pixels: pixels per image that it was trained with, for the card.
 
     Returns:
         The dropped bias: scores of the original are ours plus this constant.
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of a LLaMA-Factory checkpoint")
     parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--system-prompt", default="", help="system turn that the model was trained with")
-    parser.add_argument("--max-pixels", type=int, help="pixels per picture that the model was trained with")
+    parser.add_argument("--max-pixels", type=int, help="pixels per image that the model was trained with")
     given = parser.parse_args(arguments)
     try:
         offset = import_llamafactory(

@@ -101,6 +101,6 @@ def pair_losses(
         losses = soft_label_loss(chosen, rejected, strength, settings.strength_scale)
     else:
         losses = bradley_terry(chosen, rejected)
-    if settings.center_coefficient:
-        losses = losses + settings.center_coefficient * centring(chosen, rejected)
+    if settings.center_rewards_coefficient:
+        losses = losses + settings.center_rewards_coefficient * centring(chosen, rejected)
     return losses

@@ -1,7 +1,8 @@
 """The reward model: a vision-language backbone without language-model head, and one linear head without bias.
 
-The score of a response is read at the last token of the assistant turn. The backbone's own tower encodes pictures;
-tower and projector are frozen in training, so their output may be computed once and handed in (pictures.py).
+The score of a response is read at the last token of the assistant turn. The backbone's own vision encoder encodes
+images; vision encoder and projector are frozen in training, so their output may be computed once and handed in
+(images.py).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from dt2it_pipeline.reward.data.collation import Batch
 
-CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per picture
+CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
 _PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
@@ -71,8 +72,8 @@ class ScoreHead(nn.Linear):
 
 
 class _Patches(nn.Conv3d):
-    """The tower's first layer as the matrix product that it is: its kernel covers exactly one patch, and the general
-    convolution is several times slower at it. Weight and its shape stay those of the convolution.
+    """The vision encoder's first layer as the matrix product that it is: its kernel covers exactly one patch, and the
+    general convolution is several times slower at it. Weight and its shape stay those of the convolution.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -105,7 +106,7 @@ class RewardModel(nn.Module):
 
     @property
     def levels(self) -> int:
-        """Feature rows per picture token: one for the input embedding, one for each DeepStack injection."""
+        """Feature rows per image token: one for the input embedding, one for each DeepStack injection."""
         return 1 + len(getattr(self.config.vision_config, "deepstack_visual_indexes", None) or ())
 
     @classmethod
@@ -143,7 +144,7 @@ class RewardModel(nn.Module):
         return model
 
     def freeze_vision(self) -> None:
-        """Keep tower and projector as they are: they take no gradient and stay in evaluation mode."""
+        """Keep vision encoder and projector as they are: they take no gradient and stay in evaluation mode."""
         self.model.visual.requires_grad_(False)
         self.model.visual.eval()
 
@@ -172,41 +173,42 @@ class RewardModel(nn.Module):
     def _windows(self) -> set[int | None]:
         return {_window(layer) for layer in self.model.language_model.layers}
 
-    def encode_pictures(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Run tower and projector over patches of pictures and videos.
+    def encode_images(self, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Run vision encoder and projector over patches of images and videos.
 
         Args:
             pixels: flattened patches of all of them, [patches, channels * temporal patch * patch * patch].
-            grids: patches per picture in time, height and width, [pictures, 3].
+            grids: patches per image in time, height and width, [images, 3].
 
         Returns:
-            [tokens of all pictures, levels * hidden]: input embedding, then one block per DeepStack level.
+            [tokens of all images, levels * hidden]: input embedding, then one block per DeepStack level.
         """
-        tower = self.model.visual
-        dtype = next(tower.parameters()).dtype
+        vision_encoder = self.model.visual
+        dtype = next(vision_encoder.parameters()).dtype
         with torch.no_grad():
-            out = tower(pixels.to(dtype), grid_thw=grids, return_dict=True)
+            out = vision_encoder(pixels.to(dtype), grid_thw=grids, return_dict=True)
         return torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or ())], dim=-1)
 
     def forward(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:
         """Scores of every response in the batch, in its order, [responses], float32.
 
         Args:
-            batch: token ids, positions, mask and the places of scores and picture tokens.
-            features: rows of `encode_pictures` for `batch.picture_slots`; else the tower encodes `batch.pixels`.
+            batch: token ids, positions, mask and the places of scores and image tokens.
+            features: rows of `encode_images` for `batch.image_token_positions`; else the vision encoder encodes
+            `batch.pixels`.
         """
         language = self.model.language_model
         hidden = language.embed_tokens(batch.input_ids)
         deepstack: list[torch.Tensor] = []
-        if batch.picture_slots.numel():
+        if batch.image_token_positions.numel():
             if features is None:
                 if batch.pixels is None or batch.grids is None:
-                    raise ValueError("the batch has picture tokens, but neither features nor pixels were given")
-                features = self.encode_pictures(batch.pixels, batch.grids)
+                    raise ValueError("the batch has image tokens, but neither features nor pixels were given")
+                features = self.encode_images(batch.pixels, batch.grids)
                 if batch.feature_rows is not None:
                     features = features[batch.feature_rows]
             first, *deepstack = features.to(hidden.dtype).split(hidden.shape[-1], dim=-1)
-            hidden = _put_rows(hidden, batch.picture_slots, first, add=False)
+            hidden = _put_rows(hidden, batch.image_token_positions, first, add=False)
         rotary = language.rotary_emb(hidden, batch.position_ids)
         if not batch.plain and (fault := self.sharing_fault()):
             raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
@@ -217,7 +219,7 @@ class RewardModel(nn.Module):
         lean_end = self.family == "qwen3_vl" and len(layers) > len(deepstack)
         last = layers.pop() if lean_end else None
         start, hidden = hidden[:1, :common], hidden[:, common:]
-        slots = batch.picture_slots - (batch.picture_slots // length + 1) * common
+        slots = batch.image_token_positions - (batch.image_token_positions // length + 1) * common
         for index, layer in enumerate(layers):
             seen = masks[_window(layer)]
             if common:
@@ -265,7 +267,7 @@ class RewardModel(nn.Module):
     ) -> list[np.ndarray]:
         """Score responses to prompts: the scorer of the pipeline, for a notebook.
 
-        Higher is better; a score has a meaning only beside others of the same prompt. Pictures are encoded once per
+        Higher is better; a score has a meaning only beside others of the same prompt. Images are encoded once per
         prompt, and all its responses go through the model in one sequence.
 
         >>> from PIL import Image
@@ -281,14 +283,14 @@ class RewardModel(nn.Module):
 
         Args:
             prompts: each a mapping with `turns` (a list of role and text, the last of the user; texts hold an `<image>`
-                or `<video>` marker for each medium), and, where there are any, `system`, `images` (paths or pictures of
+                or `<video>` marker for each medium), and, where there are any, `system`, `images` (paths or images of
                 PIL, in the order of their markers) and `videos` (paths of files or of folders of frames). Rows of a
                 prompts table, with `media`, are taken too.
             responses: the texts of each prompt, at least one.
             media_root: folder from which paths count and which they may not leave; needed for rows of a table. Without
                 it paths count from the working directory.
             max_tokens: longest prompt with response; by default what the backbone's positions allow.
-            max_pixels: larger pictures and frames are scaled down to this; by default as in training.
+            max_pixels: larger images and frames are scaled down to this; by default as in training.
             tokens_per_batch: token budget of one forward pass, padding included.
 
         Returns:

@@ -23,7 +23,7 @@ from dt2it_pipeline.storage import atomic
 
 UNKNOWN = "not known"
 _METRICS = ("step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm")
-_OUTCOME = ("steps", "pairs", "pairs_set_aside", "presentations", "loss", "accuracy", "ranks")
+_OUTCOME = ("steps", "pairs", "pairs_quarantine", "presentations", "loss", "accuracy", "ranks")
 
 
 def write_card(
@@ -50,7 +50,7 @@ def write_card(
     parts = [
         _front_matter(name, licence),
         f"# Reward model {card.get('name') or name}\n",
-        "Takes a conversation with pictures that ends with an assistant's answer, and gives one number: how good the "
+        "Takes a conversation with images that ends with an assistant's answer, and gives one number: how good the "
         "answer is. Only differences between answers to the same prompt mean something.\n",
         _table(
             ("", ""),
@@ -130,7 +130,7 @@ def _use(card: Mapping[str, Any]) -> str:
         "```python\n"
         "from dt2it_pipeline.reward.modeling.model import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'
-        'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["PICTURE.png"]}\n'
+        'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["IMAGE.png"]}\n'
         'print(model.score([prompt], [["ANSWER", "ANOTHER ANSWER"]]))\n'
         "```\n\n"
         "Many answers: `python -m dt2it_pipeline.reward.scoring.job job.json`. With vLLM as a server, "
@@ -139,13 +139,13 @@ def _use(card: Mapping[str, Any]) -> str:
         "```\n"
         "curl localhost:8000/classify -H 'Content-Type: application/json' -d '"
         + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")
-        + "'\n```\n\nThe picture here is a red square; `base64 -w0 PICTURE.png` makes the text of another. The score "
+        + "'\n```\n\nThe image here is a red square; `base64 -w0 IMAGE.png` makes the text of another. The score "
         "is the one entry of `probs`; it is a plain number and no probability.\n"
     )
 
 
 def _red_square() -> str:
-    """A small picture as a data URL, for a request that can be tried as it stands."""
+    """A small image as a data URL, for a request that can be tried as it stands."""
     from PIL import Image
 
     file = io.BytesIO()

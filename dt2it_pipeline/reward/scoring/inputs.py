@@ -130,7 +130,7 @@ def _medium(item: Any, kind: str, number: int, media_root: str | Path | None) ->
         digest.update(item.convert("RGBA").tobytes())
         return {"kind": kind, "sha256": digest.hexdigest(), "path": "", "image": item}
     if not isinstance(item, (str, Path)):
-        more = " or a picture of PIL" if kind == "image" else " of a file or of a folder of frames"
+        more = " or an image of PIL" if kind == "image" else " of a file or of a folder of frames"
         raise ValueError(f"prompt {number}: expected a path{more} for an <{kind}>, found {type(item).__name__}")
     path = str(item) if media_root is not None else str(Path(item).absolute())
     return {"kind": kind, "sha256": "", "path": path}

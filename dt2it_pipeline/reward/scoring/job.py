@@ -3,8 +3,8 @@
     python -m dt2it_pipeline.reward.scoring.job job.json
 
 job: {checkpoint, prompts, responses, media_root, output, work, settings (ScoringSettings), voter}, optionally ray
-(RaySettings). `output` is a scores table; responses that cannot be scored go to a set-aside table beside it,
-`<output stem>.set_aside.parquet`. The recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's
+(RaySettings). `output` is a scores table; responses that cannot be scored go to a quarantine table beside it,
+`<output stem>.quarantine.parquet`. The recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's
 pooling engine (vllm_scorer.py). Shards are shared out among local processes or, with `ray`, among Ray's workers.
 """
 
@@ -79,7 +79,7 @@ def _refuse_videos(responses: Any, prompts: Any, path: str) -> None:
     ]
     if shown:
         raise ScoringError(
-            f"scoring.engine: vllm takes texts and pictures, no video; {len(shown)} prompts of {path} show one, such "
+            f"scoring.engine: vllm takes texts and images, no video; {len(shown)} prompts of {path} show one, such "
             f"as {shown[0]}: choose transformers, or leave them out"
         )
 
@@ -90,7 +90,7 @@ Response = tuple[str, str, str]  # response_id, prompt_id, text
 def plan_shards(responses: Any, prompts: Any, most: int) -> list[list[Response]]:
     """Split unique responses into shards of about `most`, a pure function of the tables.
 
-    Responses of a prompt stay together, and so do prompts about the same picture: it is then encoded once.
+    Responses of a prompt stay together, and so do prompts about the same image: it is then encoded once.
     """
     columns = (responses.column(name).to_pylist() for name in ("response_id", "prompt_id", "text"))
     unique: dict[str, Response] = {}
@@ -292,9 +292,9 @@ def _work(
     for number, shard in mine:
         rows = prompt_rows(prompts, {prompt_id for _, prompt_id, _ in shard})
         scores, faults = scorer.score(rows, shard)
-        aside = [records.set_aside_row(name, "scoring", *fault) for name, fault in faults.items()]
+        aside = [records.quarantine_row(name, "scoring", *fault) for name, fault in faults.items()]
         path = _shard_path(Path(job["work"]), number)
-        atomic.write_parquet(schemas.table(aside, "set_aside"), path.with_suffix(".set_aside.parquet"))
+        atomic.write_parquet(schemas.table(aside, "quarantine"), path.with_suffix(".quarantine.parquet"))
         scored = [
             {"response_id": name, "voter": job["voter"], "score": scores[name]}
             for name, _, _ in shard
@@ -309,17 +309,17 @@ def _merge(job: Mapping[str, Any], responses: Any, work: Path, count: int) -> di
     import pyarrow as pa
 
     shards = [_shard_path(work, number) for number in range(count)]
-    empty = {kind: schemas.table([], kind) for kind in ("scores", "set_aside")}
+    empty = {kind: schemas.table([], kind) for kind in ("scores", "quarantine")}
     order = {name: place for place, name in reversed(list(enumerate(responses.column("response_id").to_pylist())))}
     scores = pa.concat_tables([empty["scores"], *(atomic.read_parquet(p, "scores") for p in shards)])
-    files = [path.with_suffix(".set_aside.parquet") for path in shards]
-    aside = pa.concat_tables([empty["set_aside"], *(atomic.read_parquet(p, "set_aside") for p in files)])
+    files = [path.with_suffix(".quarantine.parquet") for path in shards]
+    aside = pa.concat_tables([empty["quarantine"], *(atomic.read_parquet(p, "quarantine") for p in files)])
     scores = scores.take(_by_order(scores.column("response_id"), order))
     aside = aside.take(_by_order(aside.column("row_id"), order))
     output = Path(job["output"])
-    atomic.write_parquet(aside, output.with_name(f"{output.stem}.set_aside.parquet"))
+    atomic.write_parquet(aside, output.with_name(f"{output.stem}.quarantine.parquet"))
     atomic.write_parquet(schemas.validate(scores, "scores"), output)
-    return {"responses": len(order), "scored": scores.num_rows, "set_aside": aside.num_rows}
+    return {"responses": len(order), "scored": scores.num_rows, "quarantine": aside.num_rows}
 
 
 def _by_order(names: Any, order: Mapping[str, int]) -> Any:

@@ -13,8 +13,8 @@ from dt2it_pipeline.reward.data.collation import Row, collate, split
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
 from dt2it_pipeline.reward.data.images import (
     FeatureTable,
-    PictureError,
-    PictureShelf,
+    ImageError,
+    ImageRegistry,
     chunks,
     encode_chunk,
     feature_bytes,
@@ -23,7 +23,7 @@ from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, resolve_folder
 from dt2it_pipeline.reward.modeling.model import RewardModel
 
-_FEATURE_BYTES = 2 * 2**30  # tower output kept at once; beyond it every batch encodes its own pictures
+_FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
 # A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
 _ENOUGH_TOKENS, _PADDING = 2048, 0.03
 
@@ -34,8 +34,8 @@ class Scorer:
     Args:
         checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
         media_root: folder that no media path may leave.
-        max_tokens: a prompt and response that exceed it are set aside.
-        max_pixels: larger pictures and frames are scaled down to this many pixels.
+        max_tokens: a prompt and response that exceed it are quarantined.
+        max_pixels: larger images and frames are scaled down to this many pixels.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
 
@@ -80,7 +80,7 @@ class Scorer:
         Returns:
             Scores by response_id, as float32 computed them; and reason and detail of every response without one.
         """
-        shelf = PictureShelf(
+        shelf = ImageRegistry(
             self.processor.image_processor, self.media_root, self.max_pixels, self.processor.video_processor
         )
         self.prompter.shelf = shelf
@@ -99,7 +99,7 @@ class Scorer:
             prompt = encoded[prompt_id]
             assert isinstance(prompt, EncodedPrompt)
             rows += self._rows(prompt, members)
-        used = sorted({p for row, _ in rows for p in row.prompt.pictures})
+        used = sorted({p for row, _ in rows for p in row.prompt.images})
         table: FeatureTable | None = None
         if used and feature_bytes(self.model, shelf, used) <= _FEATURE_BYTES:
             table, broken = self._encode(shelf, used)
@@ -152,20 +152,20 @@ class Scorer:
     def _score_batch(
         self,
         members: list[tuple[Row, list[str]]],
-        shelf: PictureShelf,
+        shelf: ImageRegistry,
         table: FeatureTable | None,
         scores: dict[str, float],
         faults: dict[str, tuple[str, str]],
     ) -> None:
         if table is None:
-            used = list(dict.fromkeys(p for row, _ in members for p in row.prompt.pictures))
+            used = list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
             if used:
                 table, broken = self._encode(shelf, used)
                 members = self._without(members, broken, faults)
         if not members:
             return
         batch = collate([row for row, _ in members]).to(self.device)
-        features = table.gather(shelf, batch.pictures) if table is not None and batch.pictures else None
+        features = table.gather(shelf, batch.images) if table is not None and batch.images else None
         values = self.model(batch, features).cpu()
         names = [name for _, part in members for name in part]
         for name, value in zip(names, values.tolist(), strict=True):
@@ -174,10 +174,10 @@ class Scorer:
             else:
                 faults[name] = ("score is not a number", str(value))
 
-    def _encode(self, shelf: PictureShelf, used: list[int]) -> tuple[FeatureTable, dict[int, PictureError]]:
+    def _encode(self, shelf: ImageRegistry, used: list[int]) -> tuple[FeatureTable, dict[int, ImageError]]:
         parts: list[torch.Tensor] = []
         starts: dict[int, int] = {}
-        broken: dict[int, PictureError] = {}
+        broken: dict[int, ImageError] = {}
         total = 0
         for chunk in chunks(shelf, used):
             features, bad = encode_chunk(self.model, shelf, chunk, self.device)
@@ -192,13 +192,13 @@ class Scorer:
     @staticmethod
     def _without(
         rows: list[tuple[Row, list[str]]],
-        broken: Mapping[int, PictureError],
+        broken: Mapping[int, ImageError],
         faults: dict[str, tuple[str, str]],
     ) -> list[tuple[Row, list[str]]]:
-        """Rows whose pictures can all be read; the rest goes to `faults`."""
+        """Rows whose images can all be read; the rest goes to `faults`."""
         kept = []
         for row, names in rows:
-            fault = next((broken[p] for p in row.prompt.pictures if p in broken), None)
+            fault = next((broken[p] for p in row.prompt.images if p in broken), None)
             if fault is None:
                 kept.append((row, names))
             else:

@@ -1,7 +1,7 @@
-"""Scores of responses from vLLM's pooling engine: the same tokens, pictures and set-aside rules as scorer.py.
+"""Scores of responses from vLLM's pooling engine: the same tokens, images and quarantine rules as scorer.py.
 
-Prompts and responses are encoded by our own Prompter and pictures are checked by our own PictureShelf; vLLM gets token
-ids and decoded pictures. Its prefix cache plays the part of shared-prefix batches: a prompt is computed for the first
+Prompts and responses are encoded by our own Prompter and images are checked by our own ImageRegistry; vLLM gets token
+ids and decoded images. Its prefix cache plays the part of shared-prefix batches: a prompt is computed for the first
 of its responses and read back for the others.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
-from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
+from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.modeling.checkpoint import (
     CheckpointError,
@@ -28,7 +28,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
 )
 from dt2it_pipeline.reward.modeling.model import CARD
 
-_CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded pictures in memory
+_CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
 
 
 class VllmScorer:
@@ -36,11 +36,11 @@ class VllmScorer:
 
     Args:
         checkpoint: folder as `RewardModel.save_pretrained` writes it.
-        media_root: folder that no picture may leave.
-        max_tokens: longer prompt + response: the response is set aside.
-        max_pixels: pictures are scaled down to this many pixels.
+        media_root: folder that no image may leave.
+        max_tokens: longer prompt + response: the response is quarantined.
+        max_pixels: images are scaled down to this many pixels.
         tokens_per_batch: tokens that the engine computes in one step.
-        max_images: most pictures in one prompt.
+        max_images: most images in one prompt.
         engine: another engine than vLLM's own, for tests.
 
     Raises:
@@ -73,8 +73,8 @@ class VllmScorer:
             str(folder), max_tokens, self._shelf().size, max(1, max_images), tokens_per_batch
         )
 
-    def _shelf(self) -> PictureShelf:
-        return PictureShelf(self.processor.image_processor, self.media_root, self.max_pixels)
+    def _shelf(self) -> ImageRegistry:
+        return ImageRegistry(self.processor.image_processor, self.media_root, self.max_pixels)
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
@@ -111,39 +111,39 @@ class VllmScorer:
     @staticmethod
     def _requests(
         fine: Sequence[tuple[str, EncodedPrompt, np.ndarray]],
-        shelf: PictureShelf,
+        shelf: ImageRegistry,
         faults: dict[str, tuple[str, str]],
     ) -> Iterator[tuple[list[str], list[PoolingRequest]]]:
-        """Requests with decoded pictures, some hundred at a time; a damaged picture puts its responses aside."""
+        """Requests with decoded images, some hundred at a time; a damaged image puts its responses aside."""
         from PIL import Image
 
         for start in range(0, len(fine), _CONVERSATIONS_AT_ONCE):
             names: list[str] = []
             requests: list[PoolingRequest] = []
-            decoded: dict[int, Image.Image | PictureError] = {}
+            decoded: dict[int, Image.Image | ImageError] = {}
             for name, prompt, ids in fine[start : start + _CONVERSATIONS_AT_ONCE]:
-                for index in prompt.pictures:
+                for index in prompt.images:
                     if index not in decoded:
                         try:
                             decoded[index] = Image.fromarray(shelf.decode(index).permute(1, 2, 0).numpy())
-                        except PictureError as error:
+                        except ImageError as error:
                             decoded[index] = error
-                pictures = [decoded[index] for index in prompt.pictures]
-                broken = next((p for p in pictures if isinstance(p, PictureError)), None)
+                images = [decoded[index] for index in prompt.images]
+                broken = next((p for p in images if isinstance(p, ImageError)), None)
                 if broken is not None:
                     faults[name] = (broken.reason, str(broken))
                     continue
                 token_ids = tuple(np.concatenate([_one_placeholder_each(prompt, shelf), ids]).tolist())
                 names.append(name)
-                requests.append(PoolingRequest(token_ids, tuple(p for p in pictures if isinstance(p, Image.Image))))
+                requests.append(PoolingRequest(token_ids, tuple(p for p in images if isinstance(p, Image.Image))))
             if requests:
                 yield names, requests
 
 
-def _one_placeholder_each(prompt: EncodedPrompt, shelf: PictureShelf) -> np.ndarray:
-    """Tokens of a prompt with one placeholder per picture, int32; our own encoding repeats it per picture token."""
+def _one_placeholder_each(prompt: EncodedPrompt, shelf: ImageRegistry) -> np.ndarray:
+    """Tokens of a prompt with one placeholder per image, int32; our own encoding repeats it per image token."""
     keep = np.ones(len(prompt.tokens), dtype=bool)
-    keep[prompt.picture_slots] = False
-    counts = [shelf.pictures[index].tokens for index in prompt.pictures]
-    keep[prompt.picture_slots[np.cumsum([0, *counts])[:-1]]] = True
+    keep[prompt.image_token_positions] = False
+    counts = [shelf.images[index].tokens for index in prompt.images]
+    keep[prompt.image_token_positions[np.cumsum([0, *counts])[:-1]]] = True
     return prompt.tokens[keep]

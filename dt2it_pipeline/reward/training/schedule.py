@@ -14,7 +14,7 @@ class Schedule:
     """Optimiser steps over pairs 0 to n - 1 in a seeded order, a fresh one for each epoch."""
 
     pairs: int
-    pairs_per_step: int
+    global_batch_size: int
     epochs: float
     max_steps: int | None
     seed: int
@@ -23,17 +23,17 @@ class Schedule:
     def presentations(self) -> int:
         """Pairs seen in all, repetitions included."""
         whole = round(self.pairs * self.epochs) or 1
-        return whole if self.max_steps is None else min(whole, self.max_steps * self.pairs_per_step)
+        return whole if self.max_steps is None else min(whole, self.max_steps * self.global_batch_size)
 
     @property
     def steps(self) -> int:
         """Optimiser steps; the last one may hold fewer pairs."""
-        return math.ceil(self.presentations / self.pairs_per_step)
+        return math.ceil(self.presentations / self.global_batch_size)
 
     def step(self, number: int) -> np.ndarray:
         """Pairs of step `number` (from 0), int64."""
-        first = number * self.pairs_per_step
-        places = np.arange(first, min(first + self.pairs_per_step, self.presentations))
+        first = number * self.global_batch_size
+        places = np.arange(first, min(first + self.global_batch_size, self.presentations))
         out = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(places // self.pairs):
             inside = places // self.pairs == epoch

@@ -15,7 +15,7 @@ What a recipe may ask for under `training:`, beside sizes and rates (each settin
 - `lora`: low-rank adapters; the checkpoint holds merged weights in the ordinary layout.
 - `tensorboard`, `wandb_project`: curves, see tracking.py.
 
-A state to resume from is written every `checkpoint_every` steps. It belongs to the pairs, their labels and strengths,
+A state to resume from is written every `save_steps` steps. It belongs to the pairs, their labels and strengths,
 the base model, the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk
 training ends with an error that names the path, the last whole state is kept, and a new start goes on from it.
 """

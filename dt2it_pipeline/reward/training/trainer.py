@@ -21,7 +21,7 @@ from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.collation import Batch, Row, collate, split, with_pixels
 from dt2it_pipeline.reward.data.encoding import Prompter, load_processor
-from dt2it_pipeline.reward.data.images import PictureShelf
+from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling import lora, model_card
 from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
 from dt2it_pipeline.reward.modeling.loss import pair_losses
@@ -68,7 +68,7 @@ class Trainer:
             "seed": self.seed,
         }
         processor = load_processor(folder)
-        self.shelf = PictureShelf(
+        self.shelf = ImageRegistry(
             processor.image_processor, job["media_root"], settings.max_pixels, processor.video_processor
         )
         self.prompter = Prompter(folder, self.shelf, settings.system_prompt, processor)
@@ -77,7 +77,7 @@ class Trainer:
         self.strengths = torch.tensor([math.nan if s is None else s for s in self.prepared.strengths])
         self.trained, self.held_out = self._split()
         self.schedule = Schedule(
-            len(self.trained), settings.pairs_per_step, settings.epochs, settings.max_steps, self.seed
+            len(self.trained), settings.global_batch_size, settings.epochs, settings.max_steps, self.seed
         )
         self.engine = self._engine()
         self.log: list[dict[str, float]] = []
@@ -96,9 +96,9 @@ class Trainer:
         prepared = preparation.prepare_pairs(
             pairs, prompts, self.prompter, settings.max_tokens, use_strength=settings.loss.kind != "bradley_terry"
         )
-        used = sorted({p for row in prepared.rows for p in row.prompt.pictures})
-        with checkpointing.writing("the tower's features in", self.work):
-            self.features, faults = preparation.survey_pictures(
+        used = sorted({p for row in prepared.rows for p in row.prompt.images})
+        with checkpointing.writing("the vision encoder's features in", self.work):
+            self.features, faults = preparation.survey_images(
                 self.model,
                 self.shelf,
                 used,
@@ -107,11 +107,11 @@ class Trainer:
                 ranks=self.group,
                 device=self.group.device,
             )
-        prepared = preparation.drop_pictures(prepared, faults, pairs)
+        prepared = preparation.drop_images(prepared, faults, pairs)
         if not prepared.rows:
-            reasons = sorted({row["reason"] for row in prepared.set_aside})
+            reasons = sorted({row["reason"] for row in prepared.quarantine})
             raise TrainingError(
-                f"no pair to train on: {pairs.num_rows} in {self.job['pairs']}, {len(prepared.set_aside)} set aside"
+                f"no pair to train on: {pairs.num_rows} in {self.job['pairs']}, {len(prepared.quarantine)} quarantined"
                 + (f" ({'; '.join(reasons)})" if reasons else "")
             )
         return prepared
@@ -183,14 +183,14 @@ class Trainer:
             pairs = self.trained[schedule.step(step)]
             norm = self._step(step, pairs, rate)
             seen += len(pairs)
-            if (step + 1) % settings.report_every == 0 or step + 1 == schedule.steps:
+            if (step + 1) % settings.logging_steps == 0 or step + 1 == schedule.steps:
                 spent = since_report() - (self.evaluation_seconds - evaluated)
                 row = self._log_row(step, rate, norm, seen / max(spent, 1e-9))
                 since_report, seen, evaluated = preparation.stopwatch(), 0, self.evaluation_seconds
                 self.report(row | {"steps": schedule.steps})
-            if len(self.held_out) and validation.is_due(step + 1, schedule.steps, settings.evaluate_every):
+            if len(self.held_out) and validation.is_due(step + 1, schedule.steps, settings.eval_steps):
                 self._evaluate(step + 1)
-            if (step + 1) % settings.checkpoint_every == 0 and step + 1 < schedule.steps:
+            if (step + 1) % settings.save_steps == 0 and step + 1 < schedule.steps:
                 self._save_state(step + 1, digest)
         self.tracker.close()
         return self._summary(first, prepared_in, step_clock() - self.evaluation_seconds)
@@ -210,13 +210,13 @@ class Trainer:
 
     def _summary(self, first: int, prepared_in: float, trained_in: float) -> dict[str, Any]:
         schedule = self.schedule
-        pairs_done = schedule.presentations - first * schedule.pairs_per_step
+        pairs_done = schedule.presentations - first * schedule.global_batch_size
         last = self.log[-1] if self.log else {}
         summary = {
             "steps": schedule.steps,
             "resumed_from_step": first,
             "pairs": len(self.prepared.rows),
-            "pairs_set_aside": len(self.prepared.set_aside),
+            "pairs_quarantine": len(self.prepared.quarantine),
             "presentations": schedule.presentations,
             "loss": last.get("loss"),
             "accuracy": last.get("accuracy"),
@@ -292,7 +292,7 @@ class Trainer:
 
     def _passes(self, pairs: np.ndarray) -> list[np.ndarray]:
         settings, group = self.settings, self.group
-        most = settings.micro_batch_pairs, settings.micro_batch_tokens
+        most = settings.micro_batch_size, settings.micro_batch_tokens
         return micro_batches(pairs, self.sizes.lengths, group.rank, group.size, *most, self.sizes.widths)
 
     def _total(self, tally: Tally, number: int) -> list[float]:
@@ -315,9 +315,9 @@ class Trainer:
     def _load(self, rows: list[Row]) -> tuple[Batch, torch.Tensor | None]:
         batch = collate(rows)
         features = None
-        if batch.pictures and self.features is not None:
-            features = self.features.gather(self.shelf, batch.pictures).to(self.group.device)
-        elif batch.pictures:
+        if batch.images and self.features is not None:
+            features = self.features.gather(self.shelf, batch.images).to(self.group.device)
+        elif batch.images:
             batch = with_pixels(batch, self.shelf, once=self.shared)
         return batch.to(self.group.device), features
 
@@ -341,7 +341,7 @@ class Trainer:
         self.window = [0.0, 0.0, 0.0]
         row = {
             "step": step + 1,
-            "epoch": round((step + 1) * self.schedule.pairs_per_step / self.schedule.pairs, 4),
+            "epoch": round((step + 1) * self.schedule.global_batch_size / self.schedule.pairs, 4),
             "loss": loss / max(count, 1),
             "accuracy": right / max(count, 1),
             "learning_rate": rate,
@@ -389,11 +389,11 @@ class Trainer:
             )
 
     def write_tables(self, folder: Path) -> None:
-        """Write the logs, the curves and the set-aside table into the checkpoint folder."""
+        """Write the logs, the curves and the quarantine table into the checkpoint folder."""
         logs = {"training_log": self.log} | ({"validation_log": self.evaluations} if self.evaluations else {})
         for name, rows in logs.items():
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         if self.settings.tensorboard:
             shutil.copytree(self.work / TRACKING_FOLDER, folder / TRACKING_FOLDER)
-        atomic.write_parquet(schemas.table(self.prepared.set_aside, "set_aside"), folder / "set_aside.parquet")
+        atomic.write_parquet(schemas.table(self.prepared.quarantine, "quarantine"), folder / "quarantine.parquet")

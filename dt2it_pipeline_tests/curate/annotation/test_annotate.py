@@ -22,7 +22,7 @@ JUDGES = [
 
 
 class Colorist:
-    """Weighs a response by whether it names the colour of the true picture; `None` texts have no likelihood."""
+    """Weighs a response by whether it names the colour of the true image; `None` texts have no likelihood."""
 
     def __init__(self) -> None:
         self.questions: list[Question] = []
@@ -63,7 +63,7 @@ def _job(tmp_path: Path, prompts: list[dict], pairs: list[dict], **changes: obje
 def _run(job: dict, weigher: object) -> tuple[dict, list[dict], list[dict]]:
     summary = annotate.run(job, lambda progress: None, lambda judge, batch: weigher)
     votes = atomic.read_parquet(job["output"], "votes").to_pylist()
-    aside = atomic.read_parquet(Path(job["output"]).with_name("votes.set_aside.parquet"), "set_aside").to_pylist()
+    aside = atomic.read_parquet(Path(job["output"]).with_name("votes.quarantine.parquet"), "quarantine").to_pylist()
     return summary, votes, aside
 
 
@@ -82,7 +82,7 @@ def test_every_judge_votes_once_on_every_pair(tmp_path):
     assert (summary["pairs"], summary["votes"], summary["unusable"]) == (6, 12, 0)
 
 
-def test_the_second_judge_measures_against_other_pictures_and_words_the_question_in_its_way(tmp_path):
+def test_the_second_judge_measures_against_other_images_and_words_the_question_in_its_way(tmp_path):
     prompts = [prompt_row(tmp_path, color) for color in COLORS]
     colorist = Colorist()
     _run(_job(tmp_path, prompts, [_pair(p, "a", "b") for p in prompts]), colorist)
@@ -105,7 +105,7 @@ def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
     assert [vote["verdict"] for vote in votes[:5]] == ["chosen", None, "tie", None, None]
     reasons = {row["row_id"]: row["reason"] for row in aside}
     for judge in ("first", "second"):
-        assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "picture unreadable"
+        assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "image unreadable"
         assert reasons[f"{pairs[3]['pair_id']}/{judge}"] == "likelihood is not a number"
         assert reasons[f"{pairs[4]['pair_id']}/{judge}"] == "unknown prompt"
     assert summary["unusable"] == len(aside) == 6
@@ -183,7 +183,7 @@ def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
     assert together == pytest.approx(apart, abs=1e-3)
     assert all(value < 0 for value in together)
 
-    # The same by transformers alone: tokens of prompt and response in one row, no batch, no remembered pictures.
+    # The same by transformers alone: tokens of prompt and response in one row, no batch, no remembered images.
     prompt, text = sequences[0]
     rendered = alone._processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
     inputs = alone._processor(text=[rendered], images=list(prompt.images), return_tensors="pt")
@@ -192,7 +192,7 @@ def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
     for key in ("attention_mask", "mm_token_type_ids"):
         value = 1 if key == "attention_mask" else 0
         inputs[key] = torch.cat([inputs[key], torch.full_like(answer, value)], 1)
-    alone._model.model.visual = alone._model.model.visual.tower
+    alone._model.model.visual = alone._model.model.visual.vision_encoder
     with torch.inference_mode():
         logp = alone._model(**inputs).logits[0].log_softmax(-1)
     length = inputs["input_ids"].shape[1]
@@ -201,7 +201,7 @@ def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
     assert together[0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_evidence_is_the_gain_over_the_baseline_pictures(tiny, tmp_path):
+def test_evidence_is_the_gain_over_the_baseline_images(tiny, tmp_path):
     model = LikelihoodModel(tiny, 8)
     rows = [prompt_row(tmp_path, color) for color in COLORS[:3]]
     prompt, *others = (chat_prompt(row, tmp_path) for row in rows)
@@ -213,4 +213,4 @@ def test_evidence_is_the_gain_over_the_baseline_pictures(tiny, tmp_path):
     assert first == pytest.approx(values[0] - sum(values[1:3]) / 2, abs=1e-3)
     assert second == pytest.approx(values[3] - sum(values[4:6]) / 2, abs=1e-3)
     ((nothing, _),) = model.evidence([Question(prompt, (prompt.images,), ("red", "blue"))])
-    assert nothing == pytest.approx(0, abs=1e-3)  # a picture says nothing beyond itself
+    assert nothing == pytest.approx(0, abs=1e-3)  # an image says nothing beyond itself

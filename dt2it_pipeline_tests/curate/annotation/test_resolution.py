@@ -54,7 +54,7 @@ def test_pairs_that_verdicts_shake_are_judged_too() -> None:
     assert len(made.votes) == len(made.asked)
     assert made.beyond_budget == 0
     assert world.accuracy(merge(made.kept, made.annotated)) > world.accuracy(verified) + 0.05
-    assert set(made.facts) == {"estimated_verdict_accuracy", "vote_slope", "vote_style", "judge_style"}
+    assert set(made.metadata) == {"estimated_verdict_accuracy", "vote_slope", "vote_style", "judge_style"}
 
 
 @pytest.mark.parametrize("calls", [0, 1, 300])

@@ -12,7 +12,7 @@ import pytest
 
 from dt2it_pipeline.curate import CurationError, merge, resolve_annotations, verify, vote_and_flip
 from dt2it_pipeline.curate.out_of_core import published_steps, streaming
-from dt2it_pipeline.curate.tables import set_aside_table, to_frame, to_table
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.atomic import write_parquet
 
@@ -49,11 +49,11 @@ def test_every_step_agrees_with_the_frames(
     expected = vote_and_flip(frame, scores, 0.3)
     counts = published_steps.vote_and_flip_files(pairs, voters, tmp_path / "voted", 0.3)
     same(tmp_path / "voted/pairs.parquet", to_table(expected.voted, "pairs"))
-    same(tmp_path / "voted/set_aside.parquet", set_aside_table(expected.unscored, "voted_pairs"))
+    same(tmp_path / "voted/quarantine.parquet", quarantine_table(expected.unscored, "voted_pairs"))
     assert counts == {
         "rows_in": 101,
         "rows_out": len(expected.voted),
-        "rows_set_aside": len(expected.unscored),
+        "rows_quarantined": len(expected.unscored),
         "negative": expected.negative,
         "flipped": expected.flipped,
     }
@@ -63,8 +63,8 @@ def test_every_step_agrees_with_the_frames(
     counts = published_steps.verify_files(tmp_path / "voted/pairs.parquet", [verifier], tmp_path / "checked")
     same(tmp_path / "checked/verified.parquet", to_table(checked.verified, "pairs"))
     same(tmp_path / "checked/contested.parquet", to_table(checked.contested, "pairs"))
-    same(tmp_path / "checked/set_aside.parquet", set_aside_table(checked.unscored, "verified_pairs"))
-    assert counts["rows_in"] == counts["verified"] + counts["contested"] + counts["rows_set_aside"]
+    same(tmp_path / "checked/quarantine.parquet", quarantine_table(checked.unscored, "verified_pairs"))
+    assert counts["rows_in"] == counts["verified"] + counts["contested"] + counts["rows_quarantined"]
 
     random = np.random.default_rng(1)
     verdicts = ("chosen", "rejected", "tie", None)
@@ -82,8 +82,8 @@ def test_every_step_agrees_with_the_frames(
         tmp_path / "checked/contested.parquet", tmp_path / "votes.parquet", tmp_path / "resolved"
     )
     same(tmp_path / "resolved/annotated.parquet", to_table(resolved.annotated, "pairs"))
-    same(tmp_path / "resolved/set_aside.parquet", set_aside_table(resolved.dropped, "annotated_pairs"))
-    assert counts["annotated"] and counts["rows_set_aside"]
+    same(tmp_path / "resolved/quarantine.parquet", quarantine_table(resolved.dropped, "annotated_pairs"))
+    assert counts["annotated"] and counts["rows_quarantined"]
 
     published_steps.merge_files(
         tmp_path / "checked/verified.parquet", tmp_path / "resolved/annotated.parquet", tmp_path / "curated", 2
@@ -97,11 +97,11 @@ def test_every_step_agrees_with_the_frames(
     rows = {row["pair_id"]: row for row in merged.to_pylist()}
     ids = [key for key in pq.read_table(pairs)["pair_id"].to_pylist() if key in rows]
     same(tmp_path / "at once/pairs.parquet", pa.Table.from_pylist([rows[key] for key in ids], merged.schema))
-    aside = [tmp_path / name / "set_aside.parquet" for name in ("voted", "checked", "resolved")]
+    aside = [tmp_path / name / "quarantine.parquet" for name in ("voted", "checked", "resolved")]
     expected = [row for file in aside for row in pq.read_table(file).to_pylist()]
-    found = pq.read_table(tmp_path / "at once/set_aside.parquet").to_pylist()
+    found = pq.read_table(tmp_path / "at once/quarantine.parquet").to_pylist()
     assert sorted(found, key=str) == sorted(expected, key=str)
-    assert counts["rows_in"] == counts["rows_out"] + counts["rows_set_aside"]
+    assert counts["rows_in"] == counts["rows_out"] + counts["rows_quarantined"]
     assert (counts["verified"], counts["contested"]) == (len(checked.verified), len(checked.contested))
 
 
@@ -154,7 +154,7 @@ def test_strings_may_be_stored_as_other_writers_do(
     pairs, voters, _ = tables
     published_steps.vote_and_flip_files(pairs, voters, tmp_path / "plain")
     published_steps.vote_and_flip_files(stored(pairs), [stored(voter) for voter in voters], tmp_path / "other")
-    for name in ("pairs", "set_aside"):
+    for name in ("pairs", "quarantine"):
         same(tmp_path / f"other/{name}.parquet", pq.read_table(tmp_path / f"plain/{name}.parquet"))
 
 
@@ -194,4 +194,4 @@ def test_a_column_that_pandas_wrote_as_the_index_is_a_column(tmp_path: Path, ind
     counts = published_steps.resolve_annotations_files(
         tmp_path / "contested.parquet", tmp_path / "votes.parquet", tmp_path / "out"
     )
-    assert counts == {"rows_in": 1, "annotated": 1, "rows_set_aside": 0}
+    assert counts == {"rows_in": 1, "annotated": 1, "rows_quarantined": 0}

@@ -20,7 +20,7 @@ from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
 from dt2it_pipeline.media.video import VideoDecoderError
 from dt2it_pipeline.storage import atomic, schemas
-from dt2it_pipeline_tests.support.tiny import make_pictures, make_tiny
+from dt2it_pipeline_tests.support.tiny import make_images, make_tiny
 
 ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
 
@@ -48,11 +48,11 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
     shutil.copytree(base, root / "theirs")
     head = {"v_head.summary.weight": model.head.weight.data.clone(), "v_head.summary.bias": torch.tensor([7.0])}
     save_file(head, root / "theirs" / "value_head.safetensors")
-    media = make_pictures(root / "pictures", 3)
+    media = make_images(root / "images", 3)
     rows = [
         {
             "id": ("RLAIF-V-1", "mathverse_2", "mmmu_3", "wildvision-4")[i % 4],
-            "query": f"what colour is the shape {'in the picture' * (i % 2)}",
+            "query": f"what colour is the shape {'in the image' * (i % 2)}",
             "image": media[i % 3]["path"],
             "response": [ANSWERS[i % 6], ANSWERS[(i + 1) % 6]],
             "human_ranking": [0, 1] if i % 3 else [1, 0],
@@ -64,7 +64,7 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
 
 
 def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: int = 1024) -> list[str]:
-    given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "pictures"),
+    given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "images"),
              "output": str(output), "max-tokens": "512", "max-pixels": str(max_pixels)}  # fmt: skip
     return [part for name, value in given.items() for part in (f"--{name}", value)]
 
@@ -91,7 +91,7 @@ def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
 
 def test_chosen_is_the_side_that_the_row_ranks_first(world: dict[str, Any], tmp_path: Path) -> None:
     entry = get_entry("vl_rewardbench")
-    loaded = load_rows(entry, world["rows"], world["root"] / "pictures", tmp_path)
+    loaded = load_rows(entry, world["rows"], world["root"] / "images", tmp_path)
     texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
     for row, chosen, rejected in zip(world["rows"], loaded.chosen, loaded.rejected, strict=True):
         assert texts[chosen] == row["response"][row["human_ranking"].index(0)]
@@ -99,28 +99,28 @@ def test_chosen_is_the_side_that_the_row_ranks_first(world: dict[str, Any], tmp_
     assert all(p["turns"][0]["text"].count("<image>") == 1 == len(p["media"]) for p in loaded.prompts.to_pylist())
 
 
-def test_the_three_schemas_and_pictures_inside_a_parquet_file(world: dict[str, Any], tmp_path: Path) -> None:
-    pictures = world["root"] / "pictures"
+def test_the_three_schemas_and_images_inside_a_parquet_file(world: dict[str, Any], tmp_path: Path) -> None:
+    images = world["root"] / "images"
     name = world["rows"][0]["image"]
     second = {"ID": "a", "Text": "<image> q <image>", "Image": name, "Output1": "x", "Output2": "y", "Category": "vqa"}
     second["Better"] = "Output2"
-    loaded = load_rows(get_entry("multimodal_rewardbench"), [second], pictures, tmp_path)
+    loaded = load_rows(get_entry("multimodal_rewardbench"), [second], images, tmp_path)
     texts = {row["response_id"]: row["text"] for row in loaded.responses.to_pylist()}
     assert (texts[loaded.chosen[0]], texts[loaded.rejected[0]]) == ("y", "x")
     assert loaded.prompts["turns"].to_pylist()[0][0]["text"] == "<image>\nq"
     (tmp_path / "mcq").mkdir()
-    shutil.copy(pictures / name, tmp_path / "mcq" / "a.png")
+    shutil.copy(images / name, tmp_path / "mcq" / "a.png")
     third = {"id": "a", "image": "mcq/a.png", "prompt": "q", "chosen": "x", "rejected": "y"}
     loaded = load_rows(get_entry("mm_rlhf"), [third], tmp_path, tmp_path / "store")
     assert loaded.prompts.num_rows == 1
-    inside = {**world["rows"][0], "image": {"bytes": (pictures / name).read_bytes(), "path": name}}
+    inside = {**world["rows"][0], "image": {"bytes": (images / name).read_bytes(), "path": name}}
     pq.write_table(pa.Table.from_pylist([inside]), tmp_path / "rows.parquet")
     again = load_rows(get_entry("vl_rewardbench"), read_rows(tmp_path / "rows.parquet"), tmp_path, tmp_path / "store")
-    outside = load_rows(get_entry("vl_rewardbench"), world["rows"][:1], pictures, tmp_path / "store")
+    outside = load_rows(get_entry("vl_rewardbench"), world["rows"][:1], images, tmp_path / "store")
     assert again.prompts.equals(outside.prompts)
 
 
-def test_a_missing_picture_is_told_and_counts_as_wrong(
+def test_a_missing_image_is_told_and_counts_as_wrong(
     world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = world["root"]
@@ -166,8 +166,8 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
         command.main([*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf"])
     wrong = [*arguments(root, str(root / "ours"), tmp_path), "--media", str(root / "nowhere")]
     wrong.remove("--media")
-    wrong.remove(str(root / "pictures"))
-    with pytest.raises(SystemExit, match=r"error: there is no folder .*nowhere, where the pictures of vl_rewardbench"):
+    wrong.remove(str(root / "images"))
+    with pytest.raises(SystemExit, match=r"error: there is no folder .*nowhere, where the images of vl_rewardbench"):
         command.main(wrong)
     (root / "gone.jsonl").write_text("\n".join(json.dumps({**row, "image": "gone.png"}) for row in world["rows"]))
     with pytest.raises(SystemExit, match=r"error: not one row of gone\.jsonl can be scored; .*missing image"):
@@ -177,7 +177,7 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
         read_rows(root / "broken.jsonl")
     faulty = [{**world["rows"][0], "human_ranking": [1, 1]}]
     with pytest.raises(EvaluationError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
-        load_rows(get_entry("vl_rewardbench"), faulty, root / "pictures", tmp_path)
+        load_rows(get_entry("vl_rewardbench"), faulty, root / "images", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 10**5, "1" * 5000])
@@ -206,21 +206,21 @@ def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         ({"image": "loop.png"}, "missing image"),
         ({"image": "\ud800.png"}, "missing image"),
         ({"image": {"bytes": "text", "path": None}}, "missing image"),
-        ({"image": b"no picture"}, "unreadable image"),
-        ({"image": None}, "no picture"),
+        ({"image": b"no image"}, "unreadable image"),
+        ({"image": None}, "no image"),
         ({"image": 5}, "image paths are not text"),
         ({"query": "half \ud800"}, "not UTF-8"),
         ({"response": ["a", "\ud800"]}, "not UTF-8"),
     ],
 )
-def test_an_odd_row_is_set_aside_and_the_others_are_read(
+def test_an_odd_row_is_quarantine_and_the_others_are_read(
     world: dict[str, Any], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    shutil.copytree(world["root"] / "pictures", tmp_path / "pictures")
-    (tmp_path / "pictures" / "loop.png").symlink_to("loop.png")
+    shutil.copytree(world["root"] / "images", tmp_path / "images")
+    (tmp_path / "images" / "loop.png").symlink_to("loop.png")
     rows = [world["rows"][0] | change, world["rows"][1]]
-    loaded = load_rows(get_entry("vl_rewardbench"), rows, tmp_path / "pictures", tmp_path / "store")
-    assert loaded.set_aside["reason"].to_pylist() == [reason]
+    loaded = load_rows(get_entry("vl_rewardbench"), rows, tmp_path / "images", tmp_path / "store")
+    assert loaded.quarantine["reason"].to_pylist() == [reason]
     assert [name is None for name in loaded.chosen] == [True, False]
 
 

@@ -30,7 +30,7 @@ from dt2it_pipeline.style.probe import StyleProbe
 EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
 
 
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (300, 200), "red").save(buffer, "JPEG")
     return buffer.getvalue()
@@ -46,7 +46,7 @@ def full(text: str = "plain") -> ReportData:
     probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
     log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
     example = Example(
-        text, text, text, "other", [picture(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text, text
+        text, text, text, "other", [image(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text, text
     )
     return ReportData(
         scores=scores(
@@ -78,7 +78,7 @@ def full(text: str = "plain") -> ReportData:
         strength_unit=text,
         comparisons=[Comparison(text, text, [Change(text, text, 10, 3, 1, 0.2, -0.1, 0.5, 0.6, False)])],
         seconds={text: {text: 25.0}},
-        facts={text: text, "recipe": text},
+        metadata={text: text, "recipe": text},
     )
 
 
@@ -119,7 +119,7 @@ def test_everything_in_the_data_is_in_the_page() -> None:
     html = render_report(full("plain"))
     for expected in (
         "✗ 1 unaccounted",
-        "picture could not be read",
+        "image could not be read",
         "✓ truly better",
         "0.88–0.92",
         "1 min 15 s",
@@ -198,7 +198,7 @@ def test_long_texts_are_cut_and_markers_are_words() -> None:
     sides = "<script>" + "x" * 5000 + "END", "y" * 5000 + "END"
     example = Example("k", "<image>\nWhat?", *sides, source="mine", row_id="line 7")
     html = render_report(ReportData(scores(("round 0", "overall", 80)), examples=[example]))
-    assert "[picture] What?" in html
+    assert "[image] What?" in html
     assert "from mine, row &ldquo;line 7&rdquo;" in html
     assert "END" not in html
     assert "&lt;script&gt;xxx" in html and "<script" not in html
@@ -235,9 +235,9 @@ def test_written_by_a_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_thumbnails_are_small_and_decoded_afresh(tmp_path: Path) -> None:
     file = tmp_path / "p.jpg"
-    file.write_bytes(picture())
+    file.write_bytes(image())
     uri = thumbnail(file)
-    assert uri is not None and uri == thumbnail(picture())
+    assert uri is not None and uri == thumbnail(image())
     with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as small:
         assert (small.format, small.size) == ("PNG", (144, 96))
     assert thumbnail(tmp_path / "absent.png") is None

@@ -15,8 +15,8 @@ from dt2it_pipeline_tests.support.tiny import make_prompt
 
 def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
     model, prompter, _ = setup()
-    root, pictures = media
-    row = make_prompt(pictures[1:3], "what shape is it", system="Be strict.")
+    root, images = media
+    row = make_prompt(images[1:3], "what shape is it", system="Be strict.")
     (prompt,) = prompter.prompts([row])
     (response,) = prompter.responses(["it is green"])
     messages = [
@@ -28,7 +28,7 @@ def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., An
         {"role": "assistant", "content": "it is green"},
     ]
     text = prompter.processor.apply_chat_template(messages, tokenize=False)
-    shown = [Image.open(root / p["path"]) for p in pictures[1:3]]
+    shown = [Image.open(root / p["path"]) for p in images[1:3]]
     expected = prompter.processor(text=[text], images=shown, return_tensors="pt")
     ids = np.concatenate([prompt.tokens, response])
     assert ids.tolist() == expected["input_ids"][0].tolist()
@@ -45,7 +45,7 @@ def test_special_tokens_in_a_text_stay_text(setup: Callable[..., Any], media: tu
     hostile = "a <|im_end|> b <|image_pad|> c \ue0000\ue001"
     (prompt,) = prompter.prompts([make_prompt(media[1][:1], hostile)])
     assert isinstance(prompt, EncodedPrompt)
-    assert (prompt.tokens == prompter.image_token).sum() == prompter.shelf.pictures[prompt.pictures[0]].tokens
+    assert (prompt.tokens == prompter.image_token).sum() == prompter.shelf.images[prompt.images[0]].tokens
     end = prompter.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (prompt.tokens == end).sum() == 2  # system and user turn
     (response,) = prompter.responses(["x <|im_end|> y"])
@@ -68,8 +68,8 @@ def test_earlier_turns_are_part_of_the_prompt(setup: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
-        ([{"role": "user", "text": "<image><image> two markers"}], "picture markers do not match media"),
-        ([{"role": "user", "text": "none"}], "picture markers do not match media"),
+        ([{"role": "user", "text": "<image><image> two markers"}], "image markers do not match media"),
+        ([{"role": "user", "text": "none"}], "image markers do not match media"),
         ([], "prompt does not end with a user turn"),
         (
             [{"role": "user", "text": "<image>"}, {"role": "assistant", "text": "x"}],

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.engines.chat import open_picture
+from dt2it_pipeline.engines.chat import open_image
 from dt2it_pipeline.media.store import store_image
-from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
+from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, sideways, transparent
 
 
@@ -19,55 +19,55 @@ def medium(path: str, kind: str = "image") -> dict[str, str]:
 
 
 @pytest.fixture
-def shelf(setup: Callable[..., Any], tmp_path: Path) -> PictureShelf:
+def shelf(setup: Callable[..., Any], tmp_path: Path) -> ImageRegistry:
     root = tmp_path / "root"
     root.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(root / "good.png")
     whole = (root / "good.png").read_bytes()
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (root / "text.png").write_text("not a picture")
+    (root / "text.png").write_text("not an image")
     (tmp_path / "outside.png").write_bytes(whole)
     Image.new("RGB", (1, 1000)).save(root / "narrow.png")
     Image.new("LA", (32, 32)).save(root / "grey.png")
     _, prompter, _ = setup()
-    return PictureShelf(prompter.processor.image_processor, root, 1024)
+    return ImageRegistry(prompter.processor.image_processor, root, 1024)
 
 
 @pytest.mark.parametrize(
     ("path", "kind", "reason"),
     [
-        ("absent.png", "image", "picture missing"),
-        ("text.png", "image", "picture unreadable"),
-        ("../outside.png", "image", "picture outside the media root"),
-        ("narrow.png", "image", "picture too narrow"),
+        ("absent.png", "image", "image missing"),
+        ("text.png", "image", "image unreadable"),
+        ("../outside.png", "image", "image outside the media root"),
+        ("narrow.png", "image", "image too narrow"),
         ("good.png", "video", "medium not supported"),
     ],
 )
-def test_a_bad_picture_has_a_reason(shelf: PictureShelf, path: str, kind: str, reason: str) -> None:
+def test_a_bad_image_has_a_reason(shelf: ImageRegistry, path: str, kind: str, reason: str) -> None:
     for _ in range(2):  # remembered, and still an error
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             shelf.add(medium(path, kind))
         assert caught.value.reason == reason
 
 
-def test_a_truncated_picture_fails_when_decoded(shelf: PictureShelf) -> None:
+def test_a_truncated_image_fails_when_decoded(shelf: ImageRegistry) -> None:
     index = shelf.add(medium("cut.png"))
-    with pytest.raises(PictureError, match=r"cut\.png"):
+    with pytest.raises(ImageError, match=r"cut\.png"):
         shelf.decode(index)
 
 
-def test_grid_is_that_of_the_processor_and_respects_max_pixels(shelf: PictureShelf) -> None:
+def test_grid_is_that_of_the_processor_and_respects_max_pixels(shelf: ImageRegistry) -> None:
     index = shelf.add(medium("good.png"))
     assert shelf.add(medium("good.png")) == index
     patches, grids = shelf.patches([shelf.decode(index)])
-    picture = shelf.pictures[index]
-    assert tuple(grids[0].tolist()) == picture.grid
-    assert len(patches) == int(np.prod(picture.grid)) == picture.tokens * 4
-    assert picture.grid[1] * picture.grid[2] * 64 <= 1024
+    image = shelf.images[index]
+    assert tuple(grids[0].tolist()) == image.grid
+    assert len(patches) == int(np.prod(image.grid)) == image.tokens * 4
+    assert image.grid[1] * image.grid[2] * 64 <= 1024
 
 
-def test_grey_with_alpha_becomes_rgb(shelf: PictureShelf) -> None:
+def test_grey_with_alpha_becomes_rgb(shelf: ImageRegistry) -> None:
     assert shelf.decode(shelf.add(medium("grey.png"))).shape == (3, 32, 32)
 
 
@@ -82,13 +82,13 @@ def test_our_model_and_vllm_see_the_same_pixels(tmp_path: Path, kind: str, setup
     stored = store_image(content, tmp_path, tmp_path / "media").row
     (tmp_path / "media/as_it_came").write_bytes(content)  # a user's own file, which no import has seen
     _, prompter, _ = setup()
-    shelf = PictureShelf(prompter.processor.image_processor, tmp_path / "media", 4096)
+    shelf = ImageRegistry(prompter.processor.image_processor, tmp_path / "media", 4096)
     seen = [
         shelf.decode(shelf.add(stored | {"path": path, "sha256": path})).permute(1, 2, 0).numpy()
         for path in (stored["path"], "as_it_came")
     ]
-    chat = np.asarray(open_picture(tmp_path / "media", stored["path"]))
+    chat = np.asarray(open_image(tmp_path / "media", stored["path"]))
     assert all(np.array_equal(pixels, chat) for pixels in seen)
-    assert shelf.pictures[0].grid == shelf.pictures[1].grid
+    assert shelf.images[0].grid == shelf.images[1].grid
     _, grids = shelf.patches([shelf.decode(1)])
-    assert tuple(grids[0].tolist()) == shelf.pictures[1].grid
+    assert tuple(grids[0].tolist()) == shelf.images[1].grid

@@ -15,8 +15,8 @@ from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.media.video import VideoDecoderError
 from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptError
-from dt2it_pipeline.reward.data.images import PictureError, PictureShelf
-from dt2it_pipeline_tests.support.tiny import make_frames, make_pictures, make_prompt, make_video_file, moving
+from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
+from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt, make_video_file, moving
 
 ensure_torchvision()
 from transformers.video_utils import VideoMetadata, load_video  # noqa: E402
@@ -31,13 +31,13 @@ def videos(setup: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     def get(family: str, max_pixels: int = 65536) -> tuple[Any, Any, Any]:
         model, prompter, _ = setup(family)
         processor = prompter.processor
-        prompter.shelf = PictureShelf(processor.image_processor, tmp_path, max_pixels, processor.video_processor)
+        prompter.shelf = ImageRegistry(processor.image_processor, tmp_path, max_pixels, processor.video_processor)
         return model, prompter, prompter.shelf
 
     return get
 
 
-def reference(prompter: Any, row: dict[str, Any], pictures: list[Any], clips: list[tuple[np.ndarray, Any]]) -> Any:
+def reference(prompter: Any, row: dict[str, Any], images: list[Any], clips: list[tuple[np.ndarray, Any]]) -> Any:
     """What the processor of transformers makes of the same conversation; clips are sampled frames and metadata."""
     content: list[dict[str, str]] = [{"type": medium["kind"]} for medium in row["media"]]
     content.append({"type": "text", "text": row["turns"][0]["text"].rsplit(">", 1)[1]})
@@ -48,7 +48,7 @@ def reference(prompter: Any, row: dict[str, Any], pictures: list[Any], clips: li
     ]
     text = prompter.processor.apply_chat_template(messages, tokenize=False)
     return prompter.processor(
-        text=[text], images=pictures or None, videos=[frames for frames, _ in clips],
+        text=[text], images=images or None, videos=[frames for frames, _ in clips],
         video_metadata=[metadata for _, metadata in clips], do_sample_frames=False, return_tensors="pt",
     )  # fmt: skip
 
@@ -74,14 +74,14 @@ def test_a_folder_of_frames_is_what_the_processor_makes_of_it(
     sampler = prompter.processor.video_processor
     whole = VideoMetadata(count, fps or 2.0, frames_indices=list(range(count)))
     indices = [int(i) for i in sampler.sample_frames(whole, fps=2)]
-    assert list(shelf.pictures[prompt.pictures[0]].clip.indices) == indices
+    assert list(shelf.images[prompt.images[0]].clip.indices) == indices
     clip = np.stack(moving(count, (32, 48)))[indices]
     made = reference(prompter, row, [], [(clip, VideoMetadata(count, fps or 2.0, frames_indices=indices))])
 
     assert np.concatenate([prompt.tokens, response]).tolist() == made["input_ids"][0].tolist()
-    pixels, grids = shelf.patches([shelf.decode(prompt.pictures[0])])
+    pixels, grids = shelf.patches([shelf.decode(prompt.images[0])])
     assert torch.equal(grids, made["video_grid_thw"])
-    assert grids[0].tolist() == list(shelf.pictures[prompt.pictures[0]].grid)
+    assert grids[0].tolist() == list(shelf.images[prompt.images[0]].grid)
     assert torch.equal(pixels, made["pixel_values_videos"])
     after = np.arange(prompt.next_position, prompt.next_position + len(response))
     ours = np.concatenate([prompt.positions, np.broadcast_to(after, (3, len(after)))], axis=1)
@@ -89,14 +89,14 @@ def test_a_folder_of_frames_is_what_the_processor_makes_of_it(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_video_between_pictures_scores_as_transformers_does(
+def test_a_video_between_images_scores_as_transformers_does(
     videos: Callable[..., Any], tmp_path: Path, family: str
 ) -> None:
     from PIL import Image
 
     model, prompter, shelf = videos(family)
     model.eval()
-    first, second = make_pictures(tmp_path, 2)
+    first, second = make_images(tmp_path, 2)
     clips = [make_frames(tmp_path / "a", 6, 1.5), make_frames(tmp_path / "b", 5, 2.0, (48, 32))]
     row = make_prompt([first, clips[0], second, clips[1]], "is it red")
     (prompt,) = prompter.prompts([row])
@@ -106,8 +106,8 @@ def test_a_video_between_pictures_scores_as_transformers_does(
 
     shown = [Image.open(tmp_path / m["path"]) for m in (first, second)]
     given = []
-    for index, (count, fps, shape) in zip(prompt.pictures[1::2], [(6, 1.5, (32, 48)), (5, 2.0, (48, 32))], strict=True):
-        indices = list(shelf.pictures[index].clip.indices)
+    for index, (count, fps, shape) in zip(prompt.images[1::2], [(6, 1.5, (32, 48)), (5, 2.0, (48, 32))], strict=True):
+        indices = list(shelf.images[index].clip.indices)
         given.append((np.stack(moving(count, shape))[indices], VideoMetadata(count, fps, frames_indices=indices)))
     made = reference(prompter, row, shown, given)
     assert np.concatenate([prompt.tokens, response]).tolist() == made["input_ids"][0].tolist()
@@ -127,7 +127,7 @@ def test_a_video_file_is_read_as_transformers_reads_it(videos: Callable[..., Any
 
     frames, metadata = load_video(str(tmp_path / "clip.avi"), backend="opencv", sample_indices_fn=sample)
     index = shelf.add(medium)
-    assert list(shelf.pictures[index].clip.indices) == list(metadata.frames_indices)
+    assert list(shelf.images[index].clip.indices) == list(metadata.frames_indices)
     made = sampler(videos=[frames], do_sample_frames=False, return_tensors="pt")
     pixels, grids = shelf.patches([shelf.decode(index)])
     assert torch.equal(grids, made["video_grid_thw"])
@@ -138,9 +138,9 @@ def test_a_video_file_is_read_as_transformers_reads_it(videos: Callable[..., Any
 def test_max_pixels_holds_for_every_frame(videos: Callable[..., Any], tmp_path: Path, family: str) -> None:
     _, _, shelf = videos(family, 1024)
     medium = make_frames(tmp_path / "clip", 6, 2.0, (64, 96))
-    picture = shelf.pictures[shelf.add(medium)]
-    assert picture.grid[1] * picture.grid[2] * 64 <= 1024
-    assert tuple(shelf.patches([shelf.decode(0)])[1][0].tolist()) == picture.grid
+    image = shelf.images[shelf.add(medium)]
+    assert image.grid[1] * image.grid[2] * 64 <= 1024
+    assert tuple(shelf.patches([shelf.decode(0)])[1][0].tolist()) == image.grid
 
 
 def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) -> None:
@@ -160,19 +160,19 @@ def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) ->
         "list.m3u8": "video unreadable", "cut.avi": "video unreadable",
     }  # fmt: skip
     for path, reason in cases.items():
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             shelf.add({"kind": "video", "sha256": "", "path": path})
         assert caught.value.reason == reason, path
     damaged = make_frames(tmp_path / "damaged", 4, 2.0)
     (tmp_path / "damaged" / "frame2.png").write_bytes(b"nothing")
     index = shelf.add(damaged)
-    with pytest.raises(PictureError, match=r"frame2\.png"):
+    with pytest.raises(ImageError, match=r"frame2\.png"):
         shelf.decode(index)
     swapped = make_prompt([make_frames(tmp_path / "fine", 4, 2.0)], "x")
     swapped["turns"] = [{"role": "user", "text": "<image>x"}]
     (error,) = prompter.prompts([swapped])
     assert isinstance(error, PromptError)
-    assert error.reason == "picture markers do not match media"
+    assert error.reason == "image markers do not match media"
 
 
 def test_without_opencv_the_extra_is_named(

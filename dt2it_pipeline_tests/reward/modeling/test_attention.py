@@ -68,7 +68,7 @@ def test_scores_and_gradients_in_blocks_are_those_of_the_dense_mask(
     setup: Callable[..., Any], base: Callable[..., Path], media: tuple[Path, Any], family: str, common: bool
 ) -> None:
     _, prompter, _ = setup(family)
-    words = "the shape in the middle of this picture is of which colour "
+    words = "the shape in the middle of this image is of which colour "
     prompts = prompter.prompts(
         [make_prompt(media[1][:1], words * 30 + end) if common else make_prompt([], end + words * 25) for end in "ab"]
     )
@@ -123,8 +123,8 @@ def test_sliding_windows_take_the_concatenated_path_and_say_so(
         for number, text in enumerate(prompter.responses(RESPONSES)):
             ids = torch.tensor([[*prompt.tokens, *text]])
             given = {}
-            if prompt.pictures:
-                pixels, grids = prompter.shelf.patches([prompter.shelf.decode(i) for i in prompt.pictures])
+            if prompt.images:
+                pixels, grids = prompter.shelf.patches([prompter.shelf.decode(i) for i in prompt.images])
                 given = {"pixel_values": pixels, "image_grid_thw": grids}
             types = (ids == prompter.image_token).int()
             hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state

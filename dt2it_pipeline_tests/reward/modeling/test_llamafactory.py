@@ -57,7 +57,7 @@ def test_scores_are_the_hidden_state_times_the_head(
         ids = torch.from_numpy(np.concatenate([prompt.tokens, response])).long()[None]
         given = {}
         if shown:
-            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.pictures])
+            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.images])
             given = {"pixel_values": pixels, "image_grid_thw": grids}
         types = (ids == prompter.image_token).int()
         hidden = backbone.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state

@@ -90,7 +90,7 @@ def test_the_recipe_chooses() -> None:
     scores = doubles(1.0, -2.0), doubles(0.5, 0.5), doubles(2.0, math.nan)
     plain = bradley_terry(*scores[:2])
     assert pair_losses(*scores, LossSettings()).tolist() == plain.tolist()
-    centred = pair_losses(*scores, LossSettings(center_coefficient=0.01))
+    centred = pair_losses(*scores, LossSettings(center_rewards_coefficient=0.01))
     assert centred.tolist() == (plain + 0.01 * centring(*scores[:2])).tolist()
     margin = LossSettings(kind="margin", strength_scale=0.5)
     assert pair_losses(*scores, margin).tolist() == margin_loss(*scores, 0.5).tolist()

@@ -38,7 +38,7 @@ def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Pat
     pairs = [records.make_pair("p", f"a{i}", f"b{i}", source="demo_preferences", label="flipped") for i in range(3)]
     pairs += [records.make_pair("p", "c", "d", source="some|where")]
     atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
-    summary = {"pairs": 4, "pairs_set_aside": 1, "loss": 0.123456, "training_seconds": 12.5}
+    summary = {"pairs": 4, "pairs_quarantine": 1, "loss": 0.123456, "training_seconds": 12.5}
     settings = TrainingSettings(learning_rate=3e-5)
     write_card(checkpoint, base_model=base, pairs=tmp_path / "pairs.parquet", settings=settings, summary=summary)
     text = (checkpoint / "README.md").read_text()
@@ -90,8 +90,8 @@ def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
     body = request_of((checkpoint / "README.md").read_text())
     assert body["messages"][0] == {"role": "system", "content": "You're a judge."}
     url = body["messages"][1]["content"][0]["image_url"]["url"]
-    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as picture:
-        assert picture.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
+    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as image:
+        assert image.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
 
 
 def request_of(card_text: str) -> dict[str, Any]:

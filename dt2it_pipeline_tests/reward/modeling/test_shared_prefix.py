@@ -13,23 +13,23 @@ import torch
 from dt2it_pipeline.reward.data.collation import Row, collate, split, with_pixels
 from dt2it_pipeline_tests.support.tiny import make_frames, make_prompt
 
-RESPONSES = ["red", "it looks green to me", "a blue circle", "no", "yes it is the picture"]
+RESPONSES = ["red", "it looks green to me", "a blue circle", "no", "yes it is the image"]
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 VIDEO: dict[str, dict[str, str]] = {}
 
 
 def encoded(prompter: Any, media: tuple[Path, list[dict[str, str]]], responses: int) -> tuple[list[Any], list[Any]]:
-    """Prompts of every kind: one picture, two pictures, text alone, a video, several turns."""
-    root, pictures = media
+    """Prompts of every kind: one image, two images, text alone, a video, several turns."""
+    root, images = media
     if "video" not in VIDEO:
         VIDEO["video"] = make_frames(root / "video", 5, 2.0)
-    turns = make_prompt(pictures[3:4], "and which shape", system="Be strict.")
+    turns = make_prompt(images[3:4], "and which shape", system="Be strict.")
     turns["turns"] = [{"role": "user", "text": "is it red"}, {"role": "assistant", "text": "no"}, *turns["turns"]]
     rows = [
-        make_prompt(pictures[:1], "what colour is the shape"),
-        make_prompt(pictures[1:3], "is it a circle"),
+        make_prompt(images[:1], "what colour is the shape"),
+        make_prompt(images[1:3], "is it a circle"),
         make_prompt([], "is red a colour"),
-        make_prompt([VIDEO["video"]], "what is in the picture"),
+        make_prompt([VIDEO["video"]], "what is in the image"),
         turns,
     ]
     return prompter.prompts(rows), prompter.responses(RESPONSES[:responses])
@@ -103,8 +103,8 @@ def test_score_is_the_head_on_the_hidden_state_of_transformers(
             continue  # see test_video.py
         ids = torch.from_numpy(np.concatenate([prompt.tokens, texts[1]])).long()[None]
         given = {}
-        if prompt.pictures:
-            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.pictures])
+        if prompt.images:
+            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.images])
             given = {"pixel_values": pixels, "image_grid_thw": grids}
         types = (ids == prompter.image_token).int()
         hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
@@ -115,20 +115,20 @@ def test_score_is_the_head_on_the_hidden_state_of_transformers(
 def test_features_computed_ahead_give_the_same_scores(
     setup: Callable[..., Any], media: tuple[Path, Any], family: str
 ) -> None:
-    from dt2it_pipeline.reward.data.preparation import survey_pictures
+    from dt2it_pipeline.reward.data.preparation import survey_images
     from dt2it_pipeline.reward.training.distributed import Alone
 
     model, prompter, shelf = setup(family)
     prompts, texts = encoded(prompter, media, 2)
     batch = collate([Row(p, tuple(texts)) for p in prompts])
-    used = sorted(set(batch.pictures))
-    table, faults = survey_pictures(
+    used = sorted(set(batch.images))
+    table, faults = survey_images(
         model, shelf, used, most_bytes=1e9, work=media[0], ranks=Alone(), device=torch.device("cpu")
     )
     assert table is not None
     assert not faults
     assert not (media[0] / "features.bin").exists()
-    ahead = model(batch, table.gather(shelf, batch.pictures))
+    ahead = model(batch, table.gather(shelf, batch.images))
     assert torch.allclose(ahead, model(with_pixels(batch, shelf)), atol=1e-5, rtol=0)
 
 

@@ -55,7 +55,7 @@ def test_every_response_once_in_table_order(job: dict[str, Any]) -> None:
     ids = atomic.read_parquet(job["responses"], "responses").column("response_id").to_pylist()
     assert list(scores(job)) == ids
     assert summary["scored"] == summary["responses"] == len(ids)
-    assert summary["set_aside"] == 0
+    assert summary["quarantine"] == 0
     assert reports[-1]["responses"] == reports[-1]["responses_total"] == len(ids)
     assert atomic.read_parquet(job["output"], "scores").column("voter").unique().to_pylist() == ["round-0"]
 
@@ -96,7 +96,7 @@ def test_several_processes_give_the_same_scores(job: dict[str, Any], tmp_path: P
     np.testing.assert_allclose(one["score"], two["score"], rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_scored_is_set_aside(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantine(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts = atomic.read_parquet(tables["prompts"], "prompts").to_pylist()
     shown = [p["media"][0]["path"] for p in prompts if p["media"]]
@@ -110,10 +110,10 @@ def test_what_cannot_be_scored_is_set_aside(job: dict[str, Any], tables: dict[st
     atomic.write_parquet(schemas.table([*rows, stray, long, rows[0]], "responses"), tmp_path / "responses.parquet")
     job |= {"media_root": str(tmp_path / "media"), "responses": str(tmp_path / "responses.parquet")}
     summary = scoring_job.run(job, silent)
-    aside = atomic.read_parquet(tmp_path / "scores.set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(tmp_path / "scores.quarantine.parquet", "quarantine").to_pylist()
     reasons = {row["reason"] for row in aside}
-    assert reasons == {"picture missing", "picture unreadable", "prompt not in the table", "longer than max_tokens"}
-    assert summary["scored"] + summary["set_aside"] == summary["responses"] == len(rows) + 2
+    assert reasons == {"image missing", "image unreadable", "prompt not in the table", "longer than max_tokens"}
+    assert summary["scored"] + summary["quarantine"] == summary["responses"] == len(rows) + 2
     assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
 
 

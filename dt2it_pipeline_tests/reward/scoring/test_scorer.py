@@ -19,23 +19,23 @@ from dt2it_pipeline.reward.modeling import model as model_module
 from dt2it_pipeline.reward.modeling.model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic, schemas
-from dt2it_pipeline_tests.support.tiny import make_frames, make_pictures, make_prompt
+from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
-ANSWERS = ["red", "it looks green to me", "a blue circle", "no", "yes it is the picture"]
+ANSWERS = ["red", "it looks green to me", "a blue circle", "no", "yes it is the image"]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> tuple[Path, dict[str, Any], list[tuple[str, str, str]]]:
     """Media root, prompts of every kind by id, and responses to them, two to five each."""
-    pictures = make_pictures(tmp_path, 4)
+    images = make_images(tmp_path, 4)
     clip = make_frames(tmp_path / "clip", 6, 2.0)
     prompts = {
-        "a": make_prompt(pictures[:1], "what colour"),
-        "b": make_prompt(pictures[1:3], "is it a circle"),
+        "a": make_prompt(images[:1], "what colour"),
+        "b": make_prompt(images[1:3], "is it a circle"),
         "c": make_prompt([], "is red a colour"),
-        "d": make_prompt([clip], "what is in the picture"),
-        "e": make_prompt([pictures[3], pictures[0]], "and the shape", system="Be strict."),
+        "d": make_prompt([clip], "what is in the image"),
+        "e": make_prompt([images[3], images[0]], "and the shape", system="Be strict."),
     }
     counts = dict(zip(prompts, (5, 2, 3, 4, 2), strict=True))
     return tmp_path, prompts, [(f"{key}{n}", key, ANSWERS[n]) for key in prompts for n in range(counts[key])]
@@ -133,9 +133,9 @@ def user(text: str) -> list[dict[str, str]]:
         ({"turns": []}, ["a"], "does not end with a user turn"),
         ({"turns": ["x"]}, ["a"], "prompt 1, turn 0"),
         ({"text": "x"}, ["a"], "prompt 1 is not a mapping with `turns`"),
-        ({"turns": user("x"), "picture": []}, ["a"], r"unknown keys \['picture'\]"),
-        ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or a picture of PIL.*found int"),
-        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: picture missing"),
+        ({"turns": user("x"), "image": []}, ["a"], r"unknown keys \['image'\]"),
+        ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or an image of PIL.*found int"),
+        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: image missing"),
         ({"turns": user("x " * 5000)}, ["a"], "longer than max_tokens, which may be raised"),
         (make_prompt([{"kind": "image", "sha256": "", "path": "a.png"}], "x"), ["a"], "say in media_root"),
     ],
@@ -175,11 +175,11 @@ def test_a_medium_that_breaks_sets_only_its_responses_aside(
         monkeypatch.setattr("dt2it_pipeline.reward.scoring.scorer._FEATURE_BYTES", 0)
     model = loaded(base())
     whole, _ = scorer(model, root).score(prompts, responses)
-    (root / "clip" / "frame3.png").write_bytes(b"no picture")
+    (root / "clip" / "frame3.png").write_bytes(b"no image")
     (root / "2.png").write_bytes((root / "2.png").read_bytes()[:70])  # header whole, pixels missing
     scores, faults = scorer(model, root).score(prompts, responses)
     assert {name[0] for name in faults} == {"b", "d"}
-    assert {reason for reason, _ in faults.values()} == {"picture unreadable", "video unreadable"}
+    assert {reason for reason, _ in faults.values()} == {"image unreadable", "video unreadable"}
     assert scores.keys() | faults.keys() == whole.keys()
     assert max(abs(scores[name] - whole[name]) for name in scores) < 1e-5
 

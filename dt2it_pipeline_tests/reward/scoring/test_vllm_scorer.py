@@ -24,7 +24,7 @@ from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline_tests.support.tiny import make_prompt, make_tiny
 
-SMALL_PICTURES = 1024  # pixels; less than most test pictures have, so that both sides must scale them down
+SMALL_IMAGES = 1024  # pixels; less than most test images have, so that both sides must scale them down
 
 
 class FakeEngine:
@@ -45,7 +45,7 @@ class FakeEngine:
 def saved(folder: Path, family: str, hidden: int = 32) -> Path:
     (folder / "base").mkdir(parents=True)
     model = RewardModel.from_pretrained(make_tiny(folder / "base", family, hidden=hidden))
-    model.card |= {"system_prompt": "You judge.", "max_pixels": SMALL_PICTURES}
+    model.card |= {"system_prompt": "You judge.", "max_pixels": SMALL_IMAGES}
     model.head.weight.data *= 30  # spread the scores
     with atomic.atomic_directory(folder / "checkpoint") as out:
         model.save_pretrained(out)
@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scorer(checkpoint: Path, media_root: str | Path, engine: Any, **changes: int) -> VllmScorer:
-    settings = {"max_tokens": 512, "max_pixels": SMALL_PICTURES, "tokens_per_batch": 8192, "max_images": 2} | changes
+    settings = {"max_tokens": 512, "max_pixels": SMALL_IMAGES, "tokens_per_batch": 8192, "max_images": 2} | changes
     return VllmScorer(checkpoint, media_root, engine=engine, **settings)
 
 
@@ -68,7 +68,7 @@ def rows_of(tables: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, 
     return prompt_rows(atomic.read_parquet(tables["prompts"], "prompts"), {t[1] for t in triples}), triples
 
 
-def test_one_placeholder_per_picture_and_every_response_once(checkpoint: Path, tables: dict[str, str]) -> None:
+def test_one_placeholder_per_image_and_every_response_once(checkpoint: Path, tables: dict[str, str]) -> None:
     engine = FakeEngine()
     made = scorer(checkpoint, tables["media_root"], engine)
     prompts, responses = rows_of(tables)
@@ -80,7 +80,7 @@ def test_one_placeholder_per_picture_and_every_response_once(checkpoint: Path, t
     assert set(placeholders) == {0, 1, 2}
 
 
-def test_what_cannot_be_scored_is_set_aside(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantine(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts, responses = rows_of(tables)
     shown = list(dict.fromkeys(p["media"][0]["path"] for p in prompts.values() if p["media"]))
@@ -92,7 +92,7 @@ def test_what_cannot_be_scored_is_set_aside(checkpoint: Path, tables: dict[str, 
     assert set(scores) | set(faults) == {name for name, _, _ in responses}
     assert set(scores).isdisjoint(faults)
     assert {reason for reason, _ in faults.values()} == {
-        "picture missing", "picture unreadable", "prompt not in the table", "longer than max_tokens", "refused by vLLM"
+        "image missing", "image unreadable", "prompt not in the table", "longer than max_tokens", "refused by vLLM"
     }  # fmt: skip
 
 
@@ -155,13 +155,13 @@ def test_vllm_gives_our_scores(
 ) -> None:
     """Real vLLM on a checkpoint as it is on disk, in one process and in two; with shards resumed.
 
-    No picture, one and two, scaled down; earlier turns; the model's system prompt and the prompt's own.
+    No image, one and two, scaled down; earlier turns; the model's system prompt and the prompt's own.
     """
     paths = conversations(tables, tmp_path)
     folder = saved(tmp_path, family, hidden=128)
 
     def job_of(engine: str, processes: int) -> dict[str, Any]:
-        settings = ScoringSettings(engine=engine, processes=processes, shard_responses=20, max_pixels=SMALL_PICTURES)
+        settings = ScoringSettings(engine=engine, processes=processes, shard_responses=20, max_pixels=SMALL_IMAGES)
         return paths | {
             "checkpoint": str(folder), "output": str(tmp_path / f"{engine}.parquet"), "voter": "round-0",
             "work": str(tmp_path / engine), "settings": settings.model_dump(),
@@ -169,7 +169,7 @@ def test_vllm_gives_our_scores(
 
     # Other tests of this process may need the packages that a scoring process hides.
     monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
-    assert scoring_job.run(job_of("transformers", 1), lambda progress: None)["set_aside"] == 0
+    assert scoring_job.run(job_of("transformers", 1), lambda progress: None)["quarantine"] == 0
     job = job_of("vllm", processes)
     (tmp_path / "job.json").write_text(json.dumps(job))
     done = subprocess.run(
@@ -177,7 +177,7 @@ def test_vllm_gives_our_scores(
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["set_aside"] == 0
+    assert json.loads(done.stdout.splitlines()[-1])["quarantine"] == 0
     found: dict[str, dict[str, float]] = {}
     for engine in ("transformers", "vllm"):
         table = atomic.read_parquet(tmp_path / f"{engine}.parquet", "scores")

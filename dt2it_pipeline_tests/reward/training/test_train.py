@@ -32,11 +32,11 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
     summary = run(job, reports.append)
     assert reports[-1]["step"] == reports[-1]["steps"] == summary["steps"]
     out = Path(job["output"])
-    aside = atomic.read_parquet(out / "set_aside.parquet", "set_aside").to_pylist()
+    aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {
-        "picture unreadable", "picture missing", "prompt not in the table", "longer than max_tokens"
+        "image unreadable", "image missing", "prompt not in the table", "longer than max_tokens"
     }  # fmt: skip
-    assert summary["pairs"] + summary["pairs_set_aside"] == len(pairs) + 2
+    assert summary["pairs"] + summary["pairs_quarantine"] == len(pairs) + 2
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == summary["steps"]
     assert log[-1]["loss"] < log[0]["loss"]
@@ -47,14 +47,14 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
 
 def test_nothing_to_train_on_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
     job["settings"] = job["settings"] | {"max_tokens": 16}
-    with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 set aside \(longer than max_tokens\)"):
+    with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 quarantined \(longer than max_tokens\)"):
         run(job, [].append)
     assert not Path(job["output"]).exists()
 
 
 def test_an_empty_table_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
     atomic.write_parquet(schemas.table([], "pairs"), tmp_path / "none.parquet")
-    with pytest.raises(TrainingError, match=r"no pair to train on: 0 in .*none\.parquet, 0 set aside"):
+    with pytest.raises(TrainingError, match=r"no pair to train on: 0 in .*none\.parquet, 0 quarantined"):
         run(job | {"pairs": str(tmp_path / "none.parquet")}, [].append)
     assert not Path(job["output"]).exists()
 
@@ -63,7 +63,7 @@ def test_bfloat16_follows_float32(job: dict[str, Any], tmp_path: Path) -> None:
     """As on a GPU, but on this CPU: half-precision weights, score in float32, several passes a step."""
     norms = {}
     for precision in ("float32", "bfloat16"):
-        run(changed(job, precision, tmp_path, precision=precision, micro_batch_pairs=1, max_steps=2), [].append)
+        run(changed(job, precision, tmp_path, precision=precision, micro_batch_size=1, max_steps=2), [].append)
         (row,) = log_of(tmp_path / precision)
         norms[precision] = row["grad_norm"], row["loss"]
     assert norms["bfloat16"] == pytest.approx(norms["float32"], rel=0.01)
@@ -87,7 +87,7 @@ def test_nan_stops_the_run_and_names_pairs(job: dict[str, Any], tmp_path: Path) 
 def test_nan_of_one_pair_is_named_where_batches_accumulate(job: dict[str, Any], tmp_path: Path) -> None:
     job, guilty = poisoned(job, tmp_path)
     with pytest.raises(TrainingError, match="loss is not a number") as caught:
-        run(changed(job, "out", tmp_path, micro_batch_pairs=2), [].append)
+        run(changed(job, "out", tmp_path, micro_batch_size=2), [].append)
     ids = atomic.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
     assert [name for name in ids if name in str(caught.value)] == [guilty]
     assert "embed_tokens.weight" in str(caught.value)
@@ -99,7 +99,7 @@ def test_another_base_model_does_not_go_on_from_the_state_of_the_one_before(
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(job["base_model"], tmp_path / "base")
-    job = changed(job, "out", tmp_path, max_steps=2, checkpoint_every=1) | {"base_model": str(tmp_path / "base")}
+    job = changed(job, "out", tmp_path, max_steps=2, save_steps=1) | {"base_model": str(tmp_path / "base")}
     assert run(job, [].append)["resumed_from_step"] == 0
     shutil.rmtree(job["output"])
     assert run(job, [].append)["resumed_from_step"] == 1

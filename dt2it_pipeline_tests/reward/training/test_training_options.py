@@ -36,8 +36,8 @@ def test_a_token_budget_changes_rounding_alone(job: dict[str, Any], tmp_path: Pa
     assert losses(job, "tokens", tmp_path, micro_batch_tokens=100) == pytest.approx(pairs, abs=1e-5)
     single = changed(job, "single", tmp_path, micro_batch_tokens=16, max_steps=2)
     assert run(single, [].append)["padding_share"] == 0
-    assert run(changed(job, "wide", tmp_path, micro_batch_pairs=8, max_steps=2), [].append)["padding_share"] > 0.02
-    wide = changed(job, "separate", tmp_path, micro_batch_pairs=8, max_steps=2, shared_prefix=False)
+    assert run(changed(job, "wide", tmp_path, micro_batch_size=8, max_steps=2), [].append)["padding_share"] > 0.02
+    wide = changed(job, "separate", tmp_path, micro_batch_size=8, max_steps=2, shared_prefix=False)
     assert run(wide, [].append)["padding_share"] > 0.02
 
 
@@ -48,21 +48,21 @@ def test_losses_of_the_recipe_reach_the_training(job: dict[str, Any], tmp_path: 
     assert losses(strong, "margin", tmp_path, loss={"kind": "margin"})[0] > plain[0] + 0.5
     assert losses(strong, "soft", tmp_path, loss={"kind": "soft_label"}) != plain
     assert losses(job, "nobody", tmp_path, loss={"kind": "margin"}) == plain
-    centred = losses(job, "centred", tmp_path, loss={"center_coefficient": 10.0})
+    centred = losses(job, "centred", tmp_path, loss={"center_rewards_coefficient": 10.0})
     assert centred[0] > plain[0]
 
 
-def test_pairs_without_strength_are_counted_and_infinite_ones_set_aside(job: dict[str, Any], tmp_path: Path) -> None:
+def test_pairs_without_strength_are_counted_and_infinite_ones_quarantine(job: dict[str, Any], tmp_path: Path) -> None:
     mixed = strengths(job, tmp_path, 1.0, None, float("nan"), float("inf"))
     summary = run(changed(mixed, "out", tmp_path, loss={"kind": "margin"}, max_steps=1), [].append)
-    assert summary["pairs_set_aside"] == summary["pairs_without_strength"] / 2 == 6
-    aside = atomic.read_parquet(tmp_path / "out" / "set_aside.parquet", "set_aside").to_pylist()
+    assert summary["pairs_quarantine"] == summary["pairs_without_strength"] / 2 == 6
+    aside = atomic.read_parquet(tmp_path / "out" / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {"strength is infinite"}
 
 
 def test_the_best_weights_are_kept(job: dict[str, Any], tmp_path: Path) -> None:
     reports: list[Mapping[str, Any]] = []
-    settings = {"validation_pairs": 6, "evaluate_every": 1, "keep": "best", "learning_rate": 0.1}  # far too high
+    settings = {"validation_pairs": 6, "eval_steps": 1, "keep": "best", "learning_rate": 0.1}  # far too high
     this = changed(job, "best", tmp_path, **settings)
     summary = run(this, reports.append)
     rows = log_of(this["output"], "validation_log")
@@ -92,7 +92,7 @@ def test_holding_out_every_prompt_is_refused(job: dict[str, Any], tmp_path: Path
 def test_event_files_hold_every_point(job: dict[str, Any], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    this = changed(job, "out", tmp_path, tensorboard=True, validation_pairs=4, evaluate_every=3)
+    this = changed(job, "out", tmp_path, tensorboard=True, validation_pairs=4, eval_steps=3)
     run(this, [].append)
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
     for tag, name in (("train/loss", "training_log"), ("validation/loss", "validation_log")):
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_last_good_state(
 
 
 def test_a_full_disk_at_the_best_weights(job: dict[str, Any], tmp_path: Path, limit: Any) -> None:
-    this = changed(job, "out", tmp_path, validation_pairs=4, evaluate_every=2, keep="best")
+    this = changed(job, "out", tmp_path, validation_pairs=4, eval_steps=2, keep="best")
     with pytest.raises(TrainingError, match=r"cannot write the best weights .*File too large"):
         run(this, lambda progress: limit(30_000))
     limit(resource.RLIM_INFINITY)
@@ -184,7 +184,7 @@ def stop_at(step: int) -> Callable[[Mapping[str, Any]], None]:
 
 def test_the_best_weights_outlive_a_stop(job: dict[str, Any], tmp_path: Path) -> None:
     settings = {
-        "validation_pairs": 6, "evaluate_every": 1, "keep": "best", "learning_rate": 0.1, "tensorboard": True,
+        "validation_pairs": 6, "eval_steps": 1, "keep": "best", "learning_rate": 0.1, "tensorboard": True,
         "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}, "micro_batch_tokens": 100,
     }  # fmt: skip
     whole, job = (changed(job, name, tmp_path, **settings) for name in ("whole", "stopped"))

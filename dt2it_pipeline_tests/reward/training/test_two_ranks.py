@@ -43,13 +43,13 @@ FEW = {"max_steps": 4}
 ADAPTERS = {"lora": {"rank": 4, "alpha": 8.0}}
 ZERO2, ZERO3 = {"deepspeed_config": "zero2_cpu"}, {"deepspeed_config": "zero3_cpu"}
 EVERYTHING = {
-    "validation_fraction": 0.2, "evaluate_every": 1, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
-    "loss": {"kind": "margin", "center_coefficient": 0.01},
+    "validation_fraction": 0.2, "eval_steps": 1, "keep": "best", "micro_batch_tokens": 120, "tensorboard": True,
+    "loss": {"kind": "margin", "center_rewards_coefficient": 0.01},
 }  # fmt: skip
 DROPOUT = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
 # 24 steps, or some less where pairs are held out. One keeps its last weights, the other its best.
 LONG = {
-    name: {"epochs": 8.0, "checkpoint_every": 3} | settings
+    name: {"epochs": 8.0, "save_steps": 3} | settings
     for name, settings in {
         "zero2": ZERO2 | EVERYTHING | {"keep": "last"},
         "zero3-lora": ZERO3 | EVERYTHING | DROPOUT,
@@ -59,9 +59,9 @@ IN_TWO = {
     "zero2": FEW,
     "zero3": FEW | ZERO3,
     "separate": FEW | {"shared_prefix": False},
-    "tower": FEW | {"cache_vision": False},
+    "vision encoder": FEW | {"cache_vision": False},
     "checkpointing": FEW | {"gradient_checkpointing": True},
-    "tokens": FEW | {"micro_batch_tokens": 100, "micro_batch_pairs": 64},
+    "tokens": FEW | {"micro_batch_tokens": 100, "micro_batch_size": 64},
     "lora-zero2": FEW | ADAPTERS,
     "lora-zero3": FEW | ADAPTERS | ZERO3,
     **{f"whole-{name}": settings for name, settings in LONG.items()},
@@ -77,7 +77,7 @@ def trained(base: Any, tables: dict[str, str], tmp_path_factory: pytest.TempPath
     bad, guilty = poisoned(job, folder)
     (folder / "guilty").write_text(guilty)
     poisonous = [
-        changed(bad, f"poisoned-{name}", folder, micro_batch_pairs=2, **stage)
+        changed(bad, f"poisoned-{name}", folder, micro_batch_size=2, **stage)
         for name, stage in (("zero2", ZERO2), ("zero3", ZERO3))
     ]
     # What fails stands before what must not be disturbed by it.
@@ -89,7 +89,7 @@ def trained(base: Any, tables: dict[str, str], tmp_path_factory: pytest.TempPath
 
 def test_zero_stages_ranks_and_layouts_agree(trained: Path) -> None:
     for first, others in (
-        ("zero2", ("zero3", "alone", "separate", "tower", "checkpointing", "tokens")),
+        ("zero2", ("zero3", "alone", "separate", "vision encoder", "checkpointing", "tokens")),
         ("lora-zero2", ("lora-zero3", "lora-alone")),
     ):
         losses = [row["loss"] for row in log_of(trained / first)]
@@ -195,7 +195,7 @@ def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: dict[str, 
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     variables = environment() | {"PATH": path, "DS_ACCELERATOR": "cpu", REMOTE_ENVIRONMENT: str(tmp_path / "env")}
     write_remote_environment(tmp_path / "env", variables, {"DS_ACCELERATOR": "cpu"})
-    (tmp_path / "job.json").write_text(json.dumps(changed(job, "out", tmp_path, **IN_TWO["tower"])))
+    (tmp_path / "job.json").write_text(json.dumps(changed(job, "out", tmp_path, **IN_TWO["vision encoder"])))
     module = ["dt2it_pipeline.reward.training.train", str(tmp_path / "job.json")]
     line = deepspeed_command(module, 1, hostfile=tmp_path / "hosts")
     done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=240)
@@ -204,4 +204,4 @@ def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: dict[str, 
     assert ranks is not None
     assert ranks[1] == "2"
     assert "node_rank=1" in done.stdout + done.stderr
-    assert weights_digest(tmp_path / "out") == weights_digest(trained / "tower")
+    assert weights_digest(tmp_path / "out") == weights_digest(trained / "vision encoder")
