@@ -166,6 +166,7 @@ def test_cuda_builds_need_no_index_of_their_own(place):
     assert [arguments[-2:] for arguments, _ in place.uv_calls()] == [["--editable", ".[gpu,demo]"]]
 
 
+@pytest.mark.heavy  # Python makes a whole environment, pip included
 def test_an_interrupted_environment_is_completed(place):
     place.add_uv()
     place.add_cpu_torch()

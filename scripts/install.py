@@ -99,7 +99,7 @@ def install(venv, extras, project):
             return subprocess.run([str(part) for part in command], stdout=log, stderr=log, **settings).returncode == 0
 
         # Where the making of the environment was interrupted, there is a Python without pip.
-        usable = python.exists() and succeeds(python, "-m", "pip", "--version")
+        usable = python.exists() and succeeds(python, "-c", "import pip")
         if not usable and not succeeds(sys.executable, "-m", "venv", venv):
             return (
                 f"Python could not make the virtual environment {venv}. On Debian and Ubuntu, "
