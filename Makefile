@@ -56,12 +56,16 @@ ui: $(VENV)/.installed-demo
 clean:
 	rm -rf "$(DT2IT_HOME)" $(VENV)
 
-# Python compiles what it imports; --no-compile spares compiling the rest, which is a third of the installation.
-$(VENV)/.installed-demo: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$(ENGINES),demo]"
-	touch $@
+# scripts/install.py says what it fetches from where. Nothing is compiled by it: Python compiles what it imports, and to
+# compile the rest would take a third of the installation.
+$(VENV)/.installed-demo: pyproject.toml scripts/install.py
+	@$(PYTHON) scripts/install.py $(VENV) $(ENGINES) demo
+	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed-demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$(ENGINES),demo,dev]"
-	touch $@
+# All at once, so that `make test` in a fresh clone installs in one go.
+$(VENV)/.installed-dev: pyproject.toml scripts/install.py
+	@$(PYTHON) scripts/install.py $(VENV) $(ENGINES) demo dev
+	@touch $(VENV)/.installed-demo $@
+
+# Two installations into one environment would disturb each other.
+.NOTPARALLEL:
