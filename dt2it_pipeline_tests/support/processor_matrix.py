@@ -45,7 +45,8 @@ def best_capability() -> str:
 
 def run_cell(capability: str, threads: int, testers: int) -> int:
     """Run the tests of one cell; returns pytest's exit code."""
-    wanted = CAPABILITIES[capability] | {"OMP_NUM_THREADS": str(threads)}
+    # There may be more threads than cores: one that waits for others is not to spin on a core that these need.
+    wanted = CAPABILITIES[capability] | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     kept = {name: value for name, value in os.environ.items() if name not in wanted}
     environment = kept | {name: value for name, value in wanted.items() if value is not None}
     command = [sys.executable, "-m", "pytest", "-m", "numerics and not heavy", "-n", str(testers), "--dist", "loadfile"]
