@@ -1,9 +1,10 @@
 # make demo   the whole method on this machine: install, run rounds 0 and 1, print where the report lies
 # make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
 # make ui     the web UI on what has been run        make lint         format, lint and types
+# make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
 # ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts,
-# TESTERS how many processes share the test files.
+# TESTERS how many processes share the test files, CELLS which processors and threads `test-numerics` takes (default:1).
 
 PYTHON ?= python3
 ENGINES ?= cpu
@@ -23,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy ui lint clean
+.PHONY: demo test test-heavy test-numerics ui lint clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -43,6 +44,9 @@ test: $(VENV)/.installed-dev
 
 test-heavy: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile -m heavy --durations=12
+
+test-numerics: $(VENV)/.installed-dev
+	python -m dt2it_pipeline_tests.support.processor_matrix --testers $(TESTERS) $(CELLS)
 
 lint: $(VENV)/.installed-dev
 	ruff format --check .

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from dt2it_pipeline.construct import restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.build_rewriter import STYLE, Pupil, draw, prompt_text
@@ -11,6 +13,8 @@ from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.judges.llm import ModelJudge
 from dt2it_pipeline.judges.protocol import JudgeRequest
 from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
+from dt2it_pipeline_tests.support.threads import use_tested_threads
+from dt2it_pipeline_tests.support.tolerance import logit_tolerance
 
 
 def test_what_it_is_taught_says_what_the_answer_says() -> None:
@@ -32,10 +36,11 @@ def test_it_is_taught_with_the_prompt_that_the_pipeline_sends(tmp_path) -> None:
     assert prompt_text(question, text) == f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.numerics
 def test_an_instruction_that_is_read_once_gives_the_numbers_of_the_whole_prompt() -> None:
     import torch
 
-    torch.set_num_threads(1)
+    use_tested_threads()
     pupil = Pupil(0)
     rng = random.Random(2)
     examples = [pupil._example(rng) for _ in range(2)]
@@ -48,4 +53,5 @@ def test_an_instruction_that_is_read_once_gives_the_numbers_of_the_whole_prompt(
             logits = pupil.model(input_ids=ids).logits[0]
             alone.append(logits[-len(reply) - 1 : -1])
     assert wanted.tolist() == [token for _, reply in examples for token in reply]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-3)
+    tokens = len(pupil._beginning) + max(len(prompt) + len(reply) for prompt, reply in examples)
+    assert torch.allclose(together, torch.cat(alone), atol=logit_tolerance(pupil.model, tokens), rtol=0)

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -122,26 +120,22 @@ def test_two_manifests_of_one_name_are_a_fault_of_the_second(tmp_path: Path) -> 
     assert "a.yaml has the name 'a' already" in found.faults["b.yaml"]
 
 
-def test_a_file_that_is_still_being_copied_is_left_for_the_next_run(tmp_path: Path) -> None:
+def test_a_file_that_is_still_being_copied_is_left_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     landing = tmp_path / "landing"
     drop(landing, "slow")
     drop(landing, "whole")
-    stop = threading.Event()
+    waited = []
 
-    def write() -> None:
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
         with (landing / "slow.jsonl").open("a") as stream:
-            while not stop.is_set():
-                stream.write("{}\n")
-                stream.flush()
-                time.sleep(0.01)
+            stream.write("{}\n")
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        found = landed_manifests(tmp_path, settle_seconds=0.3)
-    finally:
-        stop.set()
-        thread.join()
+    monkeypatch.setattr("time.sleep", wait)
+    found = landed_manifests(tmp_path, settle_seconds=0.3)
+    assert waited == [0.3]
     assert [manifest.name for manifest in found.manifests] == ["whole"]
     assert not found.faults
 

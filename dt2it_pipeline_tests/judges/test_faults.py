@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.construct import judge
+from dt2it_pipeline.engines.endpoint import EndpointEngine
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.judges.protocol import JudgeError, JudgeStopped
 from dt2it_pipeline.storage import atomic, schemas
@@ -191,14 +193,31 @@ def test_an_endpoint_that_answers_nobody_stops_the_run_with_one_error(tmp_path, 
     assert len(server.bodies) < 20
 
 
-def test_a_retry_after_holds_all_requests_back_and_no_more_are_in_flight_than_allowed(tmp_path):
+def test_a_retry_after_holds_all_requests_back_and_no_more_are_in_flight_than_allowed(tmp_path, monkeypatch):
+    started, holds = [], []
+    once, wait = EndpointEngine._once, EndpointEngine._wait
+
+    async def timed_once(self, client, body):
+        started.append(time.monotonic())
+        return await once(self, client, body)
+
+    async def timed_wait(self, attempt, fault):
+        before = time.monotonic()
+        await wait(self, attempt, fault)
+        holds.append((before, time.monotonic(), self._held_until))
+
+    monkeypatch.setattr(EndpointEngine, "_once", timed_once)
+    monkeypatch.setattr(EndpointEngine, "_wait", timed_wait)
     texts = [[f"item-{n}"] for n in range(12)]
     server = FaultServer({"item-0": ("429", 1)})
     with serving(server):
         _run(judging_job(tmp_path, server.url, texts, modes=["pointwise"], concurrency=2))
     assert server.most_at_once <= 2
-    gaps = [later - earlier for earlier, later in zip(server.sent_at, server.sent_at[1:], strict=False)]
-    assert max(gaps) >= 0.25  # the server asked for 0.3 s
+    ((before, held, until),) = holds
+    assert until - before >= 0.3  # as the server asked
+    assert len(started) == 13
+    assert all(moment <= held or moment >= until for moment in started)
+    assert max(started) >= until
 
 
 def test_images_words_schema_and_sampling_reach_the_endpoint(tmp_path):

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline_tests.support.threads import tested_threads, use_tested_threads
 from dt2it_pipeline_tests.support.tiny import make_images, make_tables, make_tiny
 from dt2it_pipeline_tests.support.training_jobs import small_job
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many threads here as the environment says, and no more in a training, which would take every core."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(tested_threads()))
+    use_tested_threads()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,7 +57,6 @@ class FaultServer:
         self.answer = answer
         self.seen: Counter[str] = Counter()  # requests per item
         self.bodies: list[dict[str, Any]] = []
-        self.sent_at: list[float] = []
         self.most_at_once = 0
         self.keys: set[str] = set()
         self.url = ""
@@ -69,7 +67,6 @@ class FaultServer:
         item = next(iter(_ITEM.findall(words)), "")
         with self._lock:
             self.bodies.append(body)
-            self.sent_at.append(time.monotonic())
             self.seen[item] += 1
             fault, times = self.faults.get(item, ("", 0))
             return fault if self.seen[item] <= times else ""

@@ -17,10 +17,12 @@ from dt2it_pipeline.reward.modeling.model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.tiny import make_prompt
+from dt2it_pipeline_tests.support.tolerance import float32_tolerance, score_tolerance
 
 HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"}
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", list(HEADS))
 def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
     setup: Callable[..., Any], media: tuple[Path, Any], tmp_path: Path, family: str
@@ -42,15 +44,21 @@ def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
     assert again.card == model.card
     prompts = prompter.prompts([make_prompt(media[1][:1], "what colour")])
     batch = with_pixels(collate([Row(prompts[0], tuple(prompter.responses(["red", "blue"])))]), shelf)
-    assert torch.equal(model(batch), again(batch))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    # Weights of the same values may lie elsewhere in memory, which decides how a processor adds.
+    assert torch.allclose(model(batch), again(batch), atol=score_tolerance(model, batch.input_ids.shape[1]), rtol=0)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("family", list(HEADS))
 def test_patches_by_a_matrix_product_are_those_of_the_convolution(setup: Callable[..., Any], family: str) -> None:
     model, *_ = setup(family)
     first = model.model.visual.patch_embed.proj
-    patches = torch.randn(5, first.in_channels, *first.kernel_size)
-    assert torch.allclose(first(patches).flatten(1), nn.Conv3d.forward(first, patches).flatten(1), atol=1e-6)
+    patches = torch.randn(5, first.in_channels, *first.kernel_size, generator=torch.Generator().manual_seed(0))
+    products = first.weight[0].numel()
+    terms = (patches.flatten(1).norm(dim=1).max() * first.weight.flatten(1).norm(dim=1).max()).item()
+    found, expected = first(patches).flatten(1), nn.Conv3d.forward(first, patches).flatten(1)
+    assert torch.allclose(found, expected, atol=float32_tolerance(products) * terms, rtol=0)
 
 
 def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:

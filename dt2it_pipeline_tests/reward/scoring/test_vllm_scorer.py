@@ -23,6 +23,7 @@ from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline_tests.support.tiny import make_prompt, make_tiny
+from dt2it_pipeline_tests.support.tolerance import score_tolerance
 
 SMALL_IMAGES = 1024  # pixels; less than most test images have, so that both sides must scale them down
 
@@ -187,7 +188,7 @@ def test_vllm_gives_our_scores(
     assert found["vllm"].keys() == found["transformers"].keys()
     differences = [abs(found["vllm"][name] - value) for name, value in found["transformers"].items()]
     print(f"{family}: largest difference {max(differences):.2e} over {len(differences)} responses")
-    assert max(differences) < 1e-5
+    assert max(differences) < score_tolerance(RewardModel.from_pretrained(folder), tokens=512)
     values = found["transformers"].values()
     assert max(values) - min(values) > 1
     again = scoring_job.run(job, lambda progress: None)  # every shard is there: nothing is loaded
