@@ -100,9 +100,9 @@ def test_unusable_prompts_are_quarantine_with_the_reason_and_counts_reconcile(tm
     _, aside = _tables(job)
     reasons = {row["row_id"]: row["reason"] for row in aside}
     assert [reasons[row["prompt_id"]] for row in rows] == [
-        "image unreadable",
-        "image missing",
-        "image outside the media root",
+        "unreadable image",
+        "missing image",
+        "path outside the media root",
         "control token in the prompt",
         "no usable answer",
     ]

@@ -111,7 +111,7 @@ def test_what_it_cannot_answer_is_no_vote_with_a_reason(tmp_path):
         "the judge's answer was cut off",
         None,
         None,
-        "image unreadable",
+        "unreadable image",
     ]
 
 

@@ -24,7 +24,7 @@ from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 

@@ -18,7 +18,7 @@ from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.evaluate.benchmarks import command
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_images, make_tiny
 

@@ -37,9 +37,9 @@ def shelf(setup: Callable[..., Any], tmp_path: Path) -> ImageRegistry:
 @pytest.mark.parametrize(
     ("path", "kind", "reason"),
     [
-        ("absent.png", "image", "image missing"),
-        ("text.png", "image", "image unreadable"),
-        ("../outside.png", "image", "image outside the media root"),
+        ("absent.png", "image", "missing image"),
+        ("text.png", "image", "unreadable image"),
+        ("../outside.png", "image", "path outside the media root"),
         ("narrow.png", "image", "image too narrow"),
         ("good.png", "video", "medium not supported"),
     ],

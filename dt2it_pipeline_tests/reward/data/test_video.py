@@ -155,9 +155,9 @@ def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) ->
     make_video_file(tmp_path / "cut.avi", 30, 10.0)
     (tmp_path / "cut.avi").write_bytes((tmp_path / "cut.avi").read_bytes()[:200])
     cases = {
-        "absent.mp4": "video missing", "../x": "video outside the media root", "single": "video too short",
-        "odd": "video unreadable", "still": "video unreadable", "empty": "video unreadable",
-        "list.m3u8": "video unreadable", "cut.avi": "video unreadable",
+        "absent.mp4": "missing video", "../x": "path outside the media root", "single": "video too short",
+        "odd": "unreadable video", "still": "unreadable video", "empty": "unreadable video",
+        "list.m3u8": "unreadable video", "cut.avi": "unreadable video",
     }  # fmt: skip
     for path, reason in cases.items():
         with pytest.raises(ImageError) as caught:

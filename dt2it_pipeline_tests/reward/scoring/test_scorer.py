@@ -135,7 +135,7 @@ def user(text: str) -> list[dict[str, str]]:
         ({"text": "x"}, ["a"], "prompt 1 is not a mapping with `turns`"),
         ({"turns": user("x"), "image": []}, ["a"], r"unknown keys \['image'\]"),
         ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or an image of PIL.*found int"),
-        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: image missing"),
+        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: missing image"),
         ({"turns": user("x " * 5000)}, ["a"], "longer than max_tokens, which may be raised"),
         (make_prompt([{"kind": "image", "sha256": "", "path": "a.png"}], "x"), ["a"], "say in media_root"),
     ],
@@ -179,7 +179,7 @@ def test_a_medium_that_breaks_sets_only_its_responses_aside(
     (root / "2.png").write_bytes((root / "2.png").read_bytes()[:70])  # header whole, pixels missing
     scores, faults = scorer(model, root).score(prompts, responses)
     assert {name[0] for name in faults} == {"b", "d"}
-    assert {reason for reason, _ in faults.values()} == {"image unreadable", "video unreadable"}
+    assert {reason for reason, _ in faults.values()} == {"unreadable image", "unreadable video"}
     assert scores.keys() | faults.keys() == whole.keys()
     assert max(abs(scores[name] - whole[name]) for name in scores) < 1e-5
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_scored_is_quarantine(checkpoint: Path, tables: dict[str,
     assert set(scores) | set(faults) == {name for name, _, _ in responses}
     assert set(scores).isdisjoint(faults)
     assert {reason for reason, _ in faults.values()} == {
-        "image missing", "image unreadable", "prompt not in the table", "longer than max_tokens", "refused by vLLM"
+        "missing image", "unreadable image", "prompt not in the table", "longer than max_tokens", "refused by vLLM"
     }  # fmt: skip
 
 

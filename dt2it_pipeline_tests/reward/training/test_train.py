@@ -34,7 +34,7 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
     out = Path(job["output"])
     aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {
-        "image unreadable", "image missing", "prompt not in the table", "longer than max_tokens"
+        "unreadable image", "missing image", "prompt not in the table", "longer than max_tokens"
     }  # fmt: skip
     assert summary["pairs"] + summary["pairs_quarantine"] == len(pairs) + 2
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
