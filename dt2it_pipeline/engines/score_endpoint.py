@@ -46,7 +46,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class EndpointScorer:
-    """A reward model behind a URL, with the interface of `reward.scorer.Scorer`.
+    """A reward model behind a URL, with the interface of `reward.scoring.scorer.Scorer`.
 
     Args:
         url: of the server, or of its path that scores (`/classify`, the default, or `/pooling`).

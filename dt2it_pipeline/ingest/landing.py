@@ -22,7 +22,7 @@ import yaml
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.media.paths import OUTSIDE, confined
 
 FOLDER = "landing"
 _SETTLE_SECONDS = 1.0
@@ -174,9 +174,8 @@ def _placed(manifest: Manifest, folder: Path) -> Manifest:
         try:
             update[key] = str(confined(given, root, "file"))
         except MediaError as error:
-            raise ManifestError(
-                f"{manifest.name}: {key} {given!r} leaves the landing folder; lay the data beside it"
-            ) from error
+            fault = "leaves the landing folder; lay the data beside it" if error.reason == OUTSIDE else error.detail
+            raise ManifestError(f"{manifest.name}: {key} {given!r} {fault}") from error
     return manifest.model_copy(update=update)
 
 
@@ -190,9 +189,8 @@ def _require_confined(manifest: Manifest, root: Path) -> None:
         try:
             confined(file, root, "file")
         except MediaError as error:
-            raise ManifestError(
-                f"{manifest.name}: {file.name} leads out of the landing folder; lay the data there"
-            ) from error
+            fault = "leads out of the landing folder; lay the data there" if error.reason == OUTSIDE else error.detail
+            raise ManifestError(f"{manifest.name}: {file.name} {fault}") from error
         if not file.is_dir() and not file.is_file():
             raise ManifestError(f"{manifest.name}: {file.name} is no regular file")
 

@@ -1,7 +1,7 @@
 """What lies between a source's file and our tables: a row as it was read, and the neutral items that are made of it.
 
-A row's way: reading.py gives a `Row`, an adapter makes items of it, media.py imports their media, sources.py records
-them. Whatever cannot go on becomes a `SetAside`, at whichever step.
+A row's way: reading.py gives a `Row`, an adapter makes items of it, media/bulk_import.py imports their media,
+sources.py records them. Whatever cannot go on becomes a `SetAside`, at whichever step.
 """
 
 from __future__ import annotations

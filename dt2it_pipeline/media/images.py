@@ -88,6 +88,24 @@ def png_thumbnail(source: ImageSource, side: int) -> bytes:
     return buffer.getvalue()
 
 
+def open_file(path: Path, name: str, kind: str = "image") -> IO[bytes]:
+    """The file of an image or frame, open for reading. Arguments are those of `opened_image`.
+
+    Raises:
+        MediaError: there is none, it is no regular file (a pipe would never end), or larger than MAX_BYTES.
+        OSError: it may not be read.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # also a name that is too long, or holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"missing {kind}", f"{name[:200]}: {reason}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError(f"missing {kind}", f"{name}: not a file")
+    check_bytes(found.st_size, name, kind)
+    return path.open("rb")
+
+
 def check_bytes(size: int, name: str, kind: str = "image") -> None:
     """Raise MediaError where a file of `size` bytes is larger than any image may be."""
     if size > MAX_BYTES:
@@ -100,18 +118,10 @@ def _check_pixels(image: Image.Image, name: str, kind: str) -> None:
 
 
 def _stream(source: Path | bytes, name: str, kind: str) -> IO[bytes]:
-    if isinstance(source, bytes):
-        check_bytes(len(source), name, kind)
-        return io.BytesIO(source)
-    try:
-        found = source.stat()
-    except (OSError, ValueError) as error:  # also a name that is too long, or holds a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise MediaError(f"missing {kind}", f"{name[:200]}: {reason}") from error
-    if not stat.S_ISREG(found.st_mode):  # a pipe would never end
-        raise MediaError(f"missing {kind}", f"{name}: not a file")
-    check_bytes(found.st_size, name, kind)
-    return source.open("rb")
+    if isinstance(source, Path):
+        return open_file(source, name, kind)
+    check_bytes(len(source), name, kind)
+    return io.BytesIO(source)
 
 
 def _header(stream: IO[bytes]) -> Image.Image:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dt2it_pipeline.media.errors import MediaError
 
+OUTSIDE = "path outside the media root"  # reason of a path that leaves its root
+
 
 def confined(name: str | Path, root: Path, kind: str = "image") -> Path:
     """The file or folder that `name` means below `root`, links resolved; it need not exist.
@@ -26,5 +28,5 @@ def confined(name: str | Path, root: Path, kind: str = "image") -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no file system can write
         raise MediaError(f"missing {kind}", f"{str(name)[:200]!r}: {error}") from error
     if not file.is_relative_to(root):
-        raise MediaError("path outside the media root", str(name))
+        raise MediaError(OUTSIDE, str(name))
     return file

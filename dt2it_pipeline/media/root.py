@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import stat
 import tarfile
 import threading
 import zipfile
@@ -14,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import check_bytes
+from dt2it_pipeline.media.images import check_bytes, open_file
 from dt2it_pipeline.media.paths import confined
 
 
@@ -103,14 +102,13 @@ class MediaRoot:
         file = self.locate(name)
         assert self.root is not None
         try:
-            found = file.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would never end
-                raise MediaError("missing image", f"{name}: not a file")
-            check_bytes(found.st_size, name)
-            return file.read_bytes()
-        except OSError as error:
+            with open_file(file, name) as stream:
+                return stream.read()
+        except (MediaError, OSError) as error:
             if not self.root.exists():
                 raise MediaError("missing image", f"{name}: there is no media_root {self.root}") from error
+            if isinstance(error, MediaError):
+                raise
             raise MediaError("missing image", f"{name}: {error.strerror}") from error
 
     def _located(self, name: str) -> Path:

@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, opened_image
+from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, open_file, opened_image
 from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
 from dt2it_pipeline.media.root import MediaRoot
 
@@ -162,7 +162,8 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
 
 def _frame(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with open_file(file, file.name, "video") as stream:
+            return stream.read()
     except OSError as error:
         raise MediaError("unreadable video", f"{file.name}: {error.strerror}") from error
 

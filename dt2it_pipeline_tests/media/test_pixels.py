@@ -1,4 +1,4 @@
-"""What an image looks like to every reader: upright, 8 bits, on white; and what its hash tells."""
+"""What an image looks like to every reader: upright, 8 bits, on white; and what its hash says."""
 
 from __future__ import annotations
 

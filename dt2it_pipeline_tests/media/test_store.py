@@ -128,7 +128,7 @@ def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, 
     for name in ("a.png", "./a.png"):
         with pytest.raises(MediaError, match=r"ambiguous image: .*a\.png: the archive holds several files"):
             store_image(name, root, tmp_path / "store")
-    assert store_image("b.png", root, tmp_path / "store").row == store_image("green.png", tmp_path, tmp_path / "store")
+    assert store_image("b.png", root, tmp_path / "store") == store_image("green.png", tmp_path, tmp_path / "store")
     root.close()
 
 
