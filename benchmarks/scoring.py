@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import run_as_worker, spread
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.storage import content_ids
 
@@ -69,7 +69,7 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
     from transformers import AutoModelForImageTextToText
 
     from dt2it_pipeline.reward.data.encoding import load_processor
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
     processor = load_processor(base)
     head = RewardModel.from_pretrained(checkpoint).head
@@ -101,32 +101,32 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
     """Batches of 16 whole conversations, sorted by length, without LM head."""
     import torch
 
-    from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
-    from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
+    from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
+    from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
     from dt2it_pipeline.reward.data.images import ImageRegistry
     from dt2it_pipeline.reward.data.preparation import encode_prompts
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
     processor = load_processor(checkpoint)
     model = RewardModel.from_pretrained(checkpoint).eval()
 
     def run(rows: Rows) -> dict[str, float]:
         prompts, responses = rows
-        shelf = ImageRegistry(processor.image_processor, media, 10**9)
-        prompter = Prompter(checkpoint, shelf, SYSTEM, processor)
-        encoded = encode_prompts(prompter, prompts)
-        tokens = prompter.responses([text for _, _, text in responses])
+        registry = ImageRegistry(processor.image_processor, media, 10**9)
+        prompt_encoder = PromptEncoder(checkpoint, registry, SYSTEM, processor)
+        encoded = encode_prompts(prompt_encoder, prompts)
+        tokens = prompt_encoder.responses([text for _, _, text in responses])
         all_rows = []
         for (name, key, _), ids in zip(responses, tokens, strict=True):
             prompt = encoded[key]
             assert isinstance(prompt, EncodedPrompt)
-            all_rows.append((name, Row(prompt, (ids,))))
+            all_rows.append((name, PackedExample(prompt, (ids,))))
         all_rows.sort(key=lambda item: len(item[1]))
         scores: dict[str, float] = {}
         with torch.inference_mode():
             for start in range(0, len(all_rows), 16):
                 part = all_rows[start : start + 16]
-                values = model(with_pixels(collate([row for _, row in part]), shelf, once=False))
+                values = model(with_pixels(collate([row for _, row in part]), registry, once=False))
                 scores.update(zip((name for name, _ in part), values.tolist(), strict=True))
         return scores
 
@@ -138,7 +138,7 @@ def ours(checkpoint: Path, media: Path, tokens_per_batch: int) -> Way:
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
     scorer = Scorer(
-        checkpoint, media, max_tokens=ScoringSettings().max_tokens, max_pixels=10**9, tokens_per_batch=tokens_per_batch
+        checkpoint, media, max_length=ScoringSettings().max_length, max_pixels=10**9, tokens_per_batch=tokens_per_batch
     )
 
     def run(rows: Rows) -> dict[str, float]:
@@ -212,7 +212,7 @@ def main() -> None:
         peak_memory(given)
         return
     prepare(given.threads)
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

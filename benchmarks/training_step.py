@@ -19,31 +19,31 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import run_as_worker, spread
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 
 SHARES = (0.5, 0.8, 0.95)
 SIDE = 128  # pixels; every prompt shows one square image
 
 
-def make_rows(shelf: Any, image_token: int, images: list[int], length: int, share: float, seed: int) -> list[Any]:
+def make_rows(registry: Any, image_token: int, images: list[int], length: int, share: float, seed: int) -> list[Any]:
     """Pairs whose prompt has `share` of the `length` tokens of prompt and response, an image among them."""
-    from dt2it_pipeline.reward.data.collation import Row
+    from dt2it_pipeline.reward.data.collation import PackedExample
     from dt2it_pipeline.reward.data.encoding import EncodedPrompt, mrope_positions
 
     generator = np.random.default_rng(seed)
     prompt_tokens = round(length * share)
     rows = []
     for image in images:
-        shown = shelf.images[image]
+        shown = registry.images[image]
         text = generator.integers(10, 200, size=prompt_tokens - shown.tokens + 1).astype(np.int32)
         text[4] = image_token
         tokens = np.repeat(text, np.where(np.arange(len(text)) == 4, shown.tokens, 1))
-        positions, after = mrope_positions(len(text), np.array([4]), [shown.grid], shelf.merge)
+        positions, after = mrope_positions(len(text), np.array([4]), [shown.grid], registry.merge)
         slots = np.flatnonzero(tokens == image_token).astype(np.int32)
         prompt = EncodedPrompt(tokens, positions, after, slots, (image,))
         sides = (generator.integers(10, 200, size=length - prompt_tokens).astype(np.int32) for _ in range(2))
-        rows.append(Row(prompt, tuple(sides)))
+        rows.append(PackedExample(prompt, tuple(sides)))
     return rows
 
 
@@ -66,11 +66,12 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     import torch
     from PIL import Image
 
-    from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+    from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
     from dt2it_pipeline.reward.data.encoding import load_processor
-    from dt2it_pipeline.reward.data.images import FeatureTable, ImageRegistry, encode_chunk
+    from dt2it_pipeline.reward.data.images import ImageRegistry
+    from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_chunk
     from dt2it_pipeline.reward.modeling.loss import bradley_terry
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline.reward.training.distributed import flush_denormals
 
     torch.set_num_threads(given.threads)
@@ -79,14 +80,14 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     model = RewardModel.from_pretrained(base)
     model.freeze_vision()
     processor = load_processor(base)
-    shelf = ImageRegistry(processor.image_processor, folder, 10**9)
+    registry = ImageRegistry(processor.image_processor, folder, 10**9)
     generator = np.random.default_rng(0)
     images = []
     for number in range(given.pairs):
         noise = generator.integers(0, 255, size=(SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
-        images.append(shelf.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
-    encoded, _ = encode_chunk(model, shelf, images, torch.device("cpu"))
+        images.append(registry.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
+    encoded, _ = encode_chunk(model, registry, images, torch.device("cpu"))
     starts = dict(zip(encoded, np.cumsum([0, *(len(part) for part in encoded.values())])[:-1].tolist(), strict=True))
     table = FeatureTable(torch.cat(list(encoded.values())), starts)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
@@ -94,11 +95,11 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     def step(rows: list[Any], shared: bool, cached: bool) -> tuple[float, float]:
         started = time.perf_counter()
         if not shared:
-            rows = [Row(row.prompt, (response,)) for row in rows for response in row.responses]
+            rows = [PackedExample(row.prompt, (response,)) for row in rows for response in row.responses]
         batch = collate(rows)
-        features = table.gather(shelf, batch.images) if cached else None
+        features = table.gather(registry, batch.images) if cached else None
         if not cached:
-            batch = with_pixels(batch, shelf, once=shared)
+            batch = with_pixels(batch, registry, once=shared)
         scores = model(batch, features).view(-1, 2)
         loss = bradley_terry(scores[:, 0], scores[:, 1]).mean()
         loss.backward()
@@ -116,7 +117,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for cached in (True, False):
         for share in SHARES:
-            rows = make_rows(shelf, int(processor.image_token_id), images, given.tokens, share, seed=1)
+            rows = make_rows(registry, int(processor.image_token_id), images, given.tokens, share, seed=1)
             prompt = len(rows[0].prompt.tokens)
             answer = given.tokens - prompt
             ratio = 2 * (prompt + answer) / (prompt + 2 * answer)

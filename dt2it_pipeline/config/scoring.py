@@ -20,5 +20,5 @@ class ScoringSettings(Settings):
     shard_responses: int = Field(
         4096, ge=1, description="responses per shard; a killed run loses at most one shard a process"
     )
-    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the response is quarantined")
+    max_length: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the response is quarantined")
     max_pixels: int = Field(1_310_720, ge=1024, description="images are scaled down to this many pixels")

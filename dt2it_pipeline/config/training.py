@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
         4.0, gt=0, description="GiB; where the vision encoder's output needs more, it is computed at every step instead"
     )
     gradient_checkpointing: bool = False
-    max_tokens: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is quarantined")
+    max_length: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is quarantined")
     max_pixels: int = Field(268_324, ge=1024, description="images are scaled down to this many pixels")
     system_prompt: str = Field(
         "You are an impartial evaluator. Judge how well the assistant answers the question about the picture.",

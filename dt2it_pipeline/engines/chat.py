@@ -1,13 +1,12 @@
 """Prompt rows as chat messages and open images, the form in which models take them.
 
-What belongs here: reading images that may be damaged, and turning `<image>` markers into message parts. What does
-not: a model, or anything about how its chat template words things; templates come with the model.
+What belongs here: turning prompts with `<image>` markers into message parts and decoded images. What does not: a model,
+or anything about how its chat template words things; templates come with the model.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.errors import UnusableError
-from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import IMAGE_FORMATS
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import open_image
+from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
+from dt2it_pipeline.media.paths import confined
 
-MAX_FILE_PIXELS = 100_000_000  # an image beyond this is refused before it is decoded
-_MARKER = re.compile(r"(<image>|<video>)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
 
@@ -64,13 +63,13 @@ def chat_prompt(
         images: the row's images where they have been read before; they are not read again.
 
     Raises:
-        ChatError: an image cannot be read, a medium is a video, markers and media do not match in number, or the words
-            spell out a control token.
+        ChatError: an image cannot be read (with the reason of the MediaError), a medium is a video, markers and media
+            do not match in number, or the words spell out a control token.
     """
     if any(medium["kind"] != "image" for medium in row["media"]):
         raise ChatError("medium not supported", "only images are")
     turns = [(turn["role"], turn["text"]) for turn in row["turns"]]
-    markers = sum(len(_MARKER.findall(text)) for _, text in turns)
+    markers = sum(len(marker_kinds(text)) for _, text in turns)
     if markers != len(row["media"]):
         raise ChatError("image markers do not match media", f"{markers} markers, {len(row['media'])} media")
     for words in (row["system"] if system is None else system, *(words for _, words in turns)):
@@ -83,33 +82,15 @@ def chat_prompt(
     messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
     messages += [{"role": role, "content": _parts(words)} for role, words in turns]
     if images is None:
-        images = tuple(open_image(media_root, medium["path"]) for medium in row["media"])
+        images = tuple(_image(media_root, medium["path"]) for medium in row["media"])
     return ChatPrompt(row["prompt_id"], tuple(messages), images)
 
 
-def open_image(media_root: Path, relative: str) -> Image.Image:
-    """Decode one image below `media_root` as RGB; its content decides the format, not its name.
-
-    Raises:
-        ChatError: the path leaves the root, or the file is missing, damaged or larger than MAX_FILE_PIXELS.
-    """
-    root = media_root.resolve()
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root):
-        raise ChatError("image outside the media root", relative)
+def _image(media_root: Path, path: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is stricter
-            with Image.open(path, formats=IMAGE_FORMATS) as opened:
-                if opened.width * opened.height > MAX_FILE_PIXELS:
-                    raise ChatError("image too large", f"{relative}: {opened.width} x {opened.height} pixels")
-                return to_rgb(opened)
-    except ChatError:
-        raise
-    except FileNotFoundError:
-        raise ChatError("image missing", relative) from None
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise ChatError("image unreadable", f"{relative}: {error}") from error
+        return open_image(confined(path, media_root), path)
+    except MediaError as error:
+        raise ChatError(error.reason, error.detail) from error
 
 
 def fit_pixels(image: Image.Image, most: int | None) -> Image.Image:
@@ -121,10 +102,6 @@ def fit_pixels(image: Image.Image, most: int | None) -> Image.Image:
 
 
 def _parts(text: str) -> list[dict[str, str]]:
-    parts: list[dict[str, str]] = []
-    for piece in _MARKER.split(text):
-        if _MARKER.fullmatch(piece):
-            parts.append({"type": piece[1:-1]})
-        elif piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
+    return [
+        {"type": "text", "text": piece} if kind == "text" else {"type": kind} for kind, piece in split_at_markers(text)
+    ]

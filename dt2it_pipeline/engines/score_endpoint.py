@@ -25,11 +25,14 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.config.credentials import Redactor, check_url, checked_key
-from dt2it_pipeline.engines.chat import ChatError, open_image
+from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.media.images import opened_image
+from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
+from dt2it_pipeline.media.paths import confined
 
 KEY_VARIABLE = "VLLM_API_KEY"
-_MARKER = re.compile(r"<(image|video)>")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # a server would take these for control tokens
 _TRIES = 5
 _FIRST_WAIT = 0.5  # seconds; doubled at every try
@@ -43,7 +46,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class EndpointScorer:
-    """A reward model behind a URL, with the interface of `reward.scorer.Scorer`.
+    """A reward model behind a URL, with the interface of `reward.scoring.scorer.Scorer`.
 
     Args:
         url: of the server, or of its path that scores (`/classify`, the default, or `/pooling`).
@@ -111,7 +114,7 @@ class EndpointScorer:
             return ("prompt not found", prompt_id)
         try:
             body = {"model": self.model, "messages": self._messages(prompt, text), "add_generation_prompt": False}
-        except ChatError as error:
+        except UnusableError as error:  # a ChatError or a MediaError
             return (error.reason, error.detail)
         answer = self._ask(self._path, body)
         if isinstance(answer, tuple):
@@ -125,7 +128,7 @@ class EndpointScorer:
         """The conversation in OpenAI's form, images where their markers stand."""
         media = list(prompt["media"] or ())
         turns = prompt["turns"]
-        kinds = [kind for turn in turns if turn["role"] == "user" for kind in _MARKER.findall(turn["text"])]
+        kinds = user_marker_kinds(turns)
         if kinds != [medium["kind"] for medium in media]:
             raise ChatError("image markers do not match media", f"{len(kinds)} markers, {len(media)} media")
         system = "\n\n".join(part for part in (self.system_prompt, prompt["system"]) if part)
@@ -138,11 +141,9 @@ class EndpointScorer:
             if turn["role"] != "user":
                 messages.append({"role": turn["role"], "content": turn["text"]})
                 continue
-            pieces = _MARKER.split(turn["text"])  # text, kind, text, kind, ...
             content = [
-                self._image(next(shown)) if number % 2 else {"type": "text", "text": piece}
-                for number, piece in enumerate(pieces)
-                if piece
+                {"type": "text", "text": piece} if kind == "text" else self._image(next(shown))
+                for kind, piece in split_at_markers(turn["text"])
             ]
             messages.append({"role": "user", "content": content})
         return [*messages, {"role": "assistant", "content": text}]
@@ -150,10 +151,10 @@ class EndpointScorer:
     def _image(self, medium: Mapping[str, str]) -> dict[str, Any]:
         if medium["kind"] != "image":
             raise ChatError("medium not supported", "an endpoint is asked about images alone")
-        open_image(self._root, medium["path"])  # confined to the root, and whole
-        file = self._root / medium["path"]
-        with Image.open(file) as opened:
-            kind = Image.MIME[opened.format or "PNG"]
+        file = confined(medium["path"], self._root)
+        with opened_image(file, medium["path"]) as image:
+            image.load()  # a damaged image is not sent
+            kind = Image.MIME[image.format or "PNG"]
         content = base64.b64encode(file.read_bytes()).decode()
         return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{content}"}}
 

@@ -1,11 +1,11 @@
 """Lets transformers and vLLM import beside a CPU-only torch when its sister packages are CUDA builds.
 
-The package registry's torchvision, torchaudio and torchcodec are built against CUDA; beside a CPU torch their C++
-libraries cannot load, and `import transformers` goes down with them.
+The torchvision, torchaudio and torchcodec of PyPI are built against CUDA; beside a CPU torch their C++ libraries cannot
+load, and `import transformers` fails with them.
 
-- torchvision dies because the operators `torchvision::nms` and `torchvision::qnms` do not exist when it registers
+- torchvision fails because the operators `torchvision::nms` and `torchvision::qnms` do not exist when it registers
   their fake kernels. Declaring the two schemas first is enough: the Qwen processors use only its transforms.
-- torchaudio and torchcodec die while they load their libraries. Nothing here needs audio or a video decoder of theirs,
+- torchaudio and torchcodec fail while they load their libraries. Nothing here needs audio or a video decoder of theirs,
   so they are hidden: transformers and vLLM then take the same path as where they are not installed.
 
 Where the three import by themselves, nothing is declared or hidden. Call `ensure_torchvision()` before the first import

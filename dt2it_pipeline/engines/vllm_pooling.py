@@ -27,7 +27,7 @@ class PoolingRequest:
 
 
 class PoolingEngine(Protocol):
-    """Whatever gives conversations their scores."""
+    """What gives conversations their scores: vLLM, or a test's own."""
 
     def score(self, requests: Sequence[PoolingRequest]) -> list[float | EngineError]:
         """One score per request, or the error that only this request met."""
@@ -72,7 +72,10 @@ class VllmPoolingEngine:
             raise EngineError(f"vLLM cannot load the reward model {model}: {error}") from error
 
     def score(self, requests: Sequence[PoolingRequest]) -> list[float | EngineError]:
-        """Score a batch; see PoolingEngine."""
+        """Score a batch; see PoolingEngine.
+
+        vLLM refuses a batch for one bad request. Halving finds it, so that only that request gets an error.
+        """
         from vllm.exceptions import VLLMClientError
 
         if not requests:

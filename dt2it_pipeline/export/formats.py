@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.media.pair_rows import MARKER, ROW_ID, Row, RowFault
+from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
+from dt2it_pipeline.media.pair_rows import ROW_ID, Row, RowFault
 
 _GROUP_BYTES = 64 * 2**20  # of one row group: what is in memory
 _FILE_BYTES = 512 * 2**20  # of one Parquet file, roughly
@@ -168,11 +169,9 @@ class TRL(_ParquetFormat):
             raise RowFault("video not supported", _VIDEO)
         messages = [{"role": "system", "content": [_text(row.prompt["system"])]}] if row.prompt["system"] else []
         for turn in row.prompt["turns"]:
-            pieces = MARKER.split(turn["text"]) if turn["role"] == "user" else [turn["text"]]
+            pieces = split_at_markers(turn["text"]) if turn["role"] == "user" else [("text", turn["text"])]
             content = [
-                {"type": "image", "text": None} if number % 2 else _text(piece)
-                for number, piece in enumerate(pieces)
-                if piece
+                _text(piece) if kind == "text" else {"type": "image", "text": None} for kind, piece in pieces if piece
             ]
             messages.append({"role": turn["role"], "content": content})
         sides = {side: [{"role": "assistant", "content": [_text(row.pair[side])]}] for side in ("chosen", "rejected")}
@@ -218,7 +217,7 @@ class LlamaFactory:
             raise RowFault("turns do not alternate", f"{roles}; LLaMA-Factory would skip the pair")
         texts = [row.prompt["system"], row.pair["chosen"], row.pair["rejected"]]
         texts += [turn["text"] for turn in row.prompt["turns"] if turn["role"] != "user"]
-        if any(MARKER.search(text) for text in texts):
+        if any(marker_kinds(text) for text in texts):
             raise RowFault("media marker in an answer", "LLaMA-Factory counts markers in every message")
         made = {
             "conversations": [

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dt2it_pipeline.media.pair_rows import MARKER, ROW_ID, Row, RowFault
+from dt2it_pipeline.media.markers import split_at_markers
+from dt2it_pipeline.media.pair_rows import ROW_ID, Row, RowFault
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 BETTER = "better"  # name of the question
@@ -171,12 +172,12 @@ def _prompt(row: Row) -> str:
     turns = [{"role": "system", "text": row.prompt["system"]}] if row.prompt["system"] else []
     shown = []
     for turn in [*turns, *row.prompt["turns"]]:
-        pieces = MARKER.split(turn["text"]) if turn["role"] == "user" else [turn["text"]]
+        pieces = split_at_markers(turn["text"]) if turn["role"] == "user" else [("text", turn["text"])]
         words = "".join(
-            f'<br><img src="{_data_uri(next(images))}" style="max-width: 100%"><br>'
-            if number % 2
-            else "<br>".join(html.escape(line) for line in piece.splitlines()) + "<br>" * piece.endswith("\n")
-            for number, piece in enumerate(pieces)
+            "<br>".join(html.escape(line) for line in piece.splitlines()) + "<br>" * piece.endswith("\n")
+            if kind == "text"
+            else f'<br><img src="{_data_uri(next(images))}" style="max-width: 100%"><br>'
+            for kind, piece in pieces
         )
         shown.append(f"<p><b>{html.escape(turn['role'])}</b>: {words}</p>")
     return "".join(shown)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.storage import records, schemas
 
 CONTRADICTORY = "contradictory pair"
@@ -24,7 +25,6 @@ IDENTICAL = "identical sides"
 _NAMED = 5  # rows that a detail names
 _SHINGLE = 5  # characters; the measure is the same for languages that write no spaces
 _HAN_SHARE = 0.3  # of a text's letters, from which on it is Chinese
-_MARKER = re.compile("<(?:image|video)>")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 _OTHER_EAST_ASIAN = re.compile(r"[\u3040-\u30ff\uac00-\ud7af]")  # kana and Hangul
 
@@ -50,7 +50,7 @@ def language_of(text: str, default: str) -> str:
 
 def normalised(text: str) -> str:
     """Text in one width and case, with single spaces, without media markers."""
-    return " ".join(unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", without_markers(text, " ")).casefold().split())
 
 
 def similarity(first: str, second: str) -> float:

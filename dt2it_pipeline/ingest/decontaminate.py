@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.storage import records, schemas
 
 SAME_IMAGE = "image is in a benchmark"
 ALIKE_IMAGE = "image looks like one of a benchmark"
 SAME_QUESTION = "question is in a benchmark"
 SAME_ANSWER = "question and response are in a benchmark"
-_MARKER = re.compile("<(?:image|video)>")
 _LETTER = r"[^\W\d_]"
 _WORD = re.compile(  # words, and the symbols that make another question of the same words; not Markdown's nor hyphens
     r"\w+|[+<>=^%°$€£¥±×÷√∞≤≥≠≈∈∉∪∩⊂⊆∧∨¬→←↔]|(?<=\w)#"
@@ -134,7 +134,7 @@ def plain_words(text: str) -> str:
 
     Its characters where it has none.
     """
-    text = unicodedata.normalize("NFKC", _MARKER.sub(" ", text)).casefold().replace("\N{MINUS SIGN}", "-")
+    text = unicodedata.normalize("NFKC", without_markers(text, " ")).casefold().replace("\N{MINUS SIGN}", "-")
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
 

@@ -21,6 +21,8 @@ import yaml
 
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.paths import OUTSIDE, confined
 
 FOLDER = "landing"
 _SETTLE_SECONDS = 1.0
@@ -169,10 +171,11 @@ def _placed(manifest: Manifest, folder: Path) -> Manifest:
         given = getattr(manifest, key)
         if given is None:
             continue
-        path = (root / given).resolve()
-        if not path.is_relative_to(root):
-            raise ManifestError(f"{manifest.name}: {key} {given!r} leaves the landing folder; lay the data beside it")
-        update[key] = str(path)
+        try:
+            update[key] = str(confined(given, root, "file"))
+        except MediaError as error:
+            fault = "leaves the landing folder; lay the data beside it" if error.reason == OUTSIDE else error.detail
+            raise ManifestError(f"{manifest.name}: {key} {given!r} {fault}") from error
     return manifest.model_copy(update=update)
 
 
@@ -183,8 +186,11 @@ def _require_confined(manifest: Manifest, root: Path) -> None:
     """
     data = Path(manifest.path or "")
     for file in [data] if not data.is_dir() else sorted(data.rglob("*")):
-        if not file.resolve().is_relative_to(root):
-            raise ManifestError(f"{manifest.name}: {file.name} leads out of the landing folder; lay the data there")
+        try:
+            confined(file, root, "file")
+        except MediaError as error:
+            fault = "leads out of the landing folder; lay the data there" if error.reason == OUTSIDE else error.detail
+            raise ManifestError(f"{manifest.name}: {file.name} {fault}") from error
         if not file.is_dir() and not file.is_file():
             raise ManifestError(f"{manifest.name}: {file.name} is no regular file")
 

@@ -25,7 +25,8 @@ from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
 from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
-from dt2it_pipeline.media.store import MediaError, confined
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.paths import confined
 
 __all__ = ["SourceError", "data_files", "read_rows"]
 
@@ -309,8 +310,8 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
         if not isinstance(part, dict) or not all(isinstance(part.get(key), str) for key in ("annotation", "root")):
             raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
         try:
-            file = confined(part["annotation"], root)
-        except (MediaError, ValueError) as error:  # ValueError: a NUL
+            file = confined(part["annotation"], root, "file")
+        except MediaError as error:
             raise SourceError(f"part {name!r} of {path.name}: {error}") from error
         _require_regular(file)
         with file.open("rb") as stream:

@@ -1,18 +1,18 @@
 """What lies between a source's file and our tables: a row as it was read, and the neutral items that are made of it.
 
-A row's way: reading.py gives a `Row`, an adapter makes items of it, media.py imports their media, sources.py records
-them. Whatever cannot go on becomes a `SetAside`, at whichever step.
+A row's way: reading.py gives a `Row`, an adapter makes items of it, media/bulk_import.py imports their media,
+sources.py records them. Whatever cannot go on becomes a `SetAside`, at whichever step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.media.store import Medium, MediumKind
 
-MediumKind = Literal["image", "video"]
 Turn = dict[str, str]  # role (user or assistant) and text
 TIE = "tie"  # reason under which rows without a preference are quarantined
 
@@ -27,14 +27,6 @@ class SourceError(ValueError):
 
 class ColumnError(RowError):
     """A column that the adapter needs is not in the row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Medium:
-    """An image or video as the source gives it: a path below the media root, or the file's content."""
-
-    kind: MediumKind
-    value: str | bytes
 
 
 @dataclass(frozen=True, slots=True)

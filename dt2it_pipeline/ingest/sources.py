@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import tarfile
 import zipfile
 from collections import Counter
@@ -28,9 +27,9 @@ from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Row, RowError, SetAside, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
+from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
+from dt2it_pipeline.media.markers import marker_kinds, without_markers
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.media.store import MediaError
-from dt2it_pipeline.media.video import VideoDecoderError
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.storage import content_ids, records, schemas
@@ -42,7 +41,6 @@ STAGE = "ingest"
 _BATCH = 256  # items whose media are imported together
 _FLUSH = 8192  # rows that are held as Python objects at a time
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
-_MARKER = re.compile("<(image|video)>")
 _COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
 
 
@@ -327,7 +325,7 @@ def _preference(
 
 
 def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]]) -> dict[str, Any]:
-    markers = [kind for turn in item.turns for kind in _MARKER.findall(turn["text"])]
+    markers = [kind for turn in item.turns for kind in marker_kinds(turn["text"])]
     kinds = [medium["kind"] for medium in media]
     if markers and sorted(markers) != sorted(kinds):
         raise RowError("image markers and images differ", f"markers {markers}, media {kinds}"[:200])
@@ -345,7 +343,7 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
         "turns": turns,
         "media": media,
         "reference": item.reference,
-        "language": language_of(_MARKER.sub("", turns[-1]["text"]), manifest.language),
+        "language": language_of(without_markers(turns[-1]["text"]), manifest.language),
         "meta": meta,
     }
 

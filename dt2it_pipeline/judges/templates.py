@@ -14,6 +14,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.judges.answers import question_text
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
+from dt2it_pipeline.media.markers import MARKER, without_markers
 from dt2it_pipeline.storage import content_ids
 
 FALLBACK_LANGUAGE = "en"
@@ -83,10 +84,10 @@ def _conversation(request: JudgeRequest) -> str:
     if len(turns) == 1:
         return _fenced(question_text(request.prompt))
     lines = [f"[{turn['role']}] {turn['text']}" for turn in turns]
-    return _fenced("\n".join(lines).replace("<image>", "").replace("<video>", ""))
+    return _fenced(without_markers("\n".join(lines)))
 
 
 def _fenced(text: str) -> str:
     """Text that cannot be taken for one of the template's === lines, nor for an image's marker."""
-    cleaned = text.replace("<image>", "< image >").replace("<video>", "< video >")
+    cleaned = MARKER.sub(r"< \1 >", text)
     return _FENCE.sub("= = =", cleaned)

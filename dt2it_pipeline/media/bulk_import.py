@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
-
-from dt2it_pipeline.ingest.rows import Medium
+from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.media.store import MediaError, Stored, inline_content, store_image, store_video
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.store import Medium, Stored, inline_content, store_image, store_video
 
 Imported = dict[str, str] | Exception
 
@@ -52,9 +48,7 @@ class MediaImporter:
             if known is not None:
                 made[one] = known
         todo = [one for one in unique if one not in made]
-        with warnings.catch_warnings():  # here, since filters belong to the process and not to a thread
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the import has a limit of its own
-            made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
+        made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
         self.index.add((stamps[one], new) for one in todo if isinstance(new := made[one], Stored))
         return [found.row if isinstance(found := made[one], Stored) else found for one in media]
 
@@ -67,7 +61,7 @@ class MediaImporter:
             return error  # also a decoder's own, a path with a NUL, ...
 
     def _stamp(self, medium: Medium) -> str | None:
-        """Stamp of an image's file. A folder of frames has none: its time does not tell of changes within a frame."""
+        """Stamp of an image's file. A folder of frames has none: its time does not show changes within a frame."""
         if medium.kind != "image" or isinstance(medium.value, bytes) or len(medium.value) > 1024:
             return None
         return self.root.stamp(medium.value)

@@ -16,8 +16,11 @@ from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.media import video
+from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
+from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.pixels import perceptual_hash
-from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError, Stored
+from dt2it_pipeline.media.store import Stored
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS media (sha256 TEXT PRIMARY KEY, kind TEXT, path TEXT, perceptual BLOB) WITHOUT ROWID;
@@ -83,16 +86,14 @@ class MediaIndex:
         return {key: medium.perceptual for key, medium in found.items() if medium.perceptual is not None}
 
     def _computed(self, row: Mapping[str, str]) -> Stored:
-        from dt2it_pipeline.media import video
-
         try:
             if row["kind"] == "video":
                 value = perceptual_hash(Image.fromarray(next(iter(video.frames(self.store / row["path"], (0,))))))
             else:
-                with Image.open(self.store / row["path"], formats=IMAGE_FORMATS) as image:
+                with opened_image(self.store / row["path"]) as image:
                     value = perceptual_hash(image)
-        except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError, video.VideoDecoderError):
-            value = None  # a stage that needs the image tells; equal files are found all the same
+        except (MediaError, VideoDecoderError, OSError):
+            value = None  # a stage that needs the image reports it; equal files are found all the same
         return Stored(dict(row), value)
 
     def _mended(self) -> None:

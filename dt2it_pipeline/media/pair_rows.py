@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline.media.store import MediaError, confined
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.markers import user_marker_kinds
+from dt2it_pipeline.media.paths import confined
 
-MARKER = re.compile(r"<(image|video)>")
 ROW_ID = "row of the data source: its own id, else its place there; null where the pipeline constructed the pair"
 _BATCH = 1000  # pairs turned into Python objects at once
 
@@ -57,18 +57,18 @@ def rows_of(pairs: pa.Table, prompts: pa.Table, media: Path) -> Iterator[Row | t
 
 
 def _row(pair: Mapping[str, Any], prompt: Mapping[str, Any], media: Path) -> Row:
-    markers = [kind for turn in prompt["turns"] if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+    markers = user_marker_kinds(prompt["turns"])
     kinds = [medium["kind"] for medium in prompt["media"]]
     if markers != kinds:
         raise RowFault("markers do not match media", f"markers {markers}, media {kinds}")
     files: dict[str, list[Path]] = {"image": [], "video": []}
     for medium in prompt["media"]:
         try:
-            file = confined(medium["path"], media)
+            file = confined(medium["path"], media, medium["kind"])
             folder, there = file.is_dir(), file.is_file()
         except MediaError as error:
             raise RowFault(error.reason, error.detail) from error
-        except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL in it
+        except OSError as error:  # a path that is too long
             raise RowFault(f"missing {medium['kind']}", f"{medium['path']!r}: {error}") from error
         if folder:
             raise RowFault("video is a folder of frames", medium["path"])

@@ -1,7 +1,7 @@
-"""From an image's file to RGB: the one way in which every reader of the pipeline sees an image.
+"""From an opened image to RGB: the one way in which every reader of the pipeline sees an image.
 
 Upright by its EXIF orientation, 16-bit values scaled to 8 bits, transparency on white, first frame of an animation.
-Nothing else belongs here; where images lie, and whether they may be read, is media.py's task.
+Nothing else belongs here; opening a file that may be hostile is the task of images.py.
 """
 
 from __future__ import annotations

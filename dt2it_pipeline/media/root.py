@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import stat
 import tarfile
 import threading
 import zipfile
@@ -13,7 +12,9 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from dt2it_pipeline.media.store import MOST_BYTES, MediaError, confined
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import check_bytes, open_file
+from dt2it_pipeline.media.paths import confined
 
 
 class MediaRoot:
@@ -71,7 +72,7 @@ class MediaRoot:
                 return _digest(self.root, name, found)
             file = self.locate(name)
             found = file.stat()
-        except (OSError, ValueError):  # told when the file is read
+        except (OSError, ValueError):  # reported when the file is read
             return None
         return _digest(file, "", found)
 
@@ -96,19 +97,18 @@ class MediaRoot:
             offset, size = self._tar.get(self._name(name).removeprefix("./"), (0, -1))
             if size < 0:
                 raise MediaError("missing image", f"{name}: not in the archive")
-            _check_size(size, name)
+            check_bytes(size, name)
             return os.pread(self._file, size, offset)
         file = self.locate(name)
         assert self.root is not None
         try:
-            found = file.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would never end
-                raise MediaError("missing image", f"{name}: not a file")
-            _check_size(found.st_size, name)
-            return file.read_bytes()
-        except OSError as error:
+            with open_file(file, name) as stream:
+                return stream.read()
+        except (MediaError, OSError) as error:
             if not self.root.exists():
                 raise MediaError("missing image", f"{name}: there is no media_root {self.root}") from error
+            if isinstance(error, MediaError):
+                raise
             raise MediaError("missing image", f"{name}: {error.strerror}") from error
 
     def _located(self, name: str) -> Path:
@@ -130,7 +130,7 @@ class MediaRoot:
         assert self._zip is not None
         try:
             entry = self._zip.getinfo(name.removeprefix("./"))
-            _check_size(entry.file_size, name)
+            check_bytes(entry.file_size, name)
             with self._lock:
                 return self._zip.read(entry)
         except KeyError:
@@ -152,8 +152,3 @@ class MediaRoot:
 def _digest(file: Path, name: str, found: os.stat_result) -> str:
     text = f"{file}\0{name}\0{found.st_size}\0{found.st_mtime_ns}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # names need not be UTF-8
-
-
-def _check_size(size: int, name: str) -> None:
-    if size > MOST_BYTES:
-        raise MediaError("image too large", f"{name}: {size} bytes")

@@ -20,26 +20,27 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.media import video
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, open_file, opened_image
 from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
+from dt2it_pipeline.media.root import MediaRoot
 
-if TYPE_CHECKING:
-    from dt2it_pipeline.media.root import MediaRoot
-
-_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
-IMAGE_FORMATS = tuple(_EXTENSIONS)  # no other decoder is tried: some of Pillow's start programs
-MOST_BYTES = 256 << 20  # of an image's file
-_MAX_PIXELS = 100_000_000  # a decompression bomb fills memory long before it shows anything
+MediumKind = Literal["image", "video"]
 _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
-class MediaError(UnusableError):
-    """A medium cannot be used."""
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """An image or video as a source gives it: a path below the media root, or the file's content."""
+
+    kind: MediumKind
+    value: str | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,11 @@ class Stored:
     perceptual: int | None
 
 
-def import_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> dict[str, str]:
-    """Check one image and put it into the media store; returns its row (kind, sha256, path).
+def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
+    """Check one image and put it into the media store; returns its row (kind, sha256, path) and perceptual hash.
 
-    The format is told by content, not by the file's name. Safe to call twice, and from several processes and threads.
+    The format is read from the content, not from the file's name. Safe to call twice, and from several processes and
+    threads.
 
     Args:
         value: a path below `root`, the file's bytes, or these in base64 (with or without `data:image/...;base64,`).
@@ -63,16 +65,9 @@ def import_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> dic
     Raises:
         MediaError: the path leaves the root, or the file is missing, truncated, too large or not an image.
     """
-    return store_image(value, root, store).row
-
-
-def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
-    """The same, with the perceptual hash, which is computed while the image is decoded anyway."""
     content = inline_content(value)
     name = "image in the row" if content is not None else str(value)
     if content is None:
-        from dt2it_pipeline.media.root import MediaRoot
-
         content = (MediaRoot(root) if isinstance(root, Path) else root).read(name)
     extension, upright, perceptual = _examine(content, name)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -98,8 +93,9 @@ def inline_content(value: str | bytes) -> bytes | None:
         raise MediaError("unreadable image", f"neither a path nor base64 ({len(value)} characters): {error}") from error
 
 
-def import_video(name: str, root: Path | MediaRoot, store: Path) -> dict[str, str]:
-    """Check one video below `root` and put it into the media store; returns its row (kind, sha256, path).
+def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
+    """Check one video below `root` and put it into the media store; returns its row (kind, sha256, path), and the
+    perceptual hash of its first frame.
 
     A video file is stored as it is. A folder of frames is stored as a folder of its frames, numbered in order, and the
     video.json that says their rate. Damage behind the first frame of a file shows when it is scored.
@@ -108,14 +104,6 @@ def import_video(name: str, root: Path | MediaRoot, store: Path) -> dict[str, st
         MediaError: the path leaves the root, or the video is missing or none that can be read.
         VideoDecoderError: it is a video file, and OpenCV is not installed.
     """
-    return store_video(name, root, store).row
-
-
-def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
-    """The same, with the perceptual hash of the first frame."""
-    from dt2it_pipeline.media import video
-    from dt2it_pipeline.media.root import MediaRoot
-
     if isinstance(name, bytes):
         raise MediaError("unreadable video", f"{len(name)} bytes in the row; a video is a file or a folder of frames")
     source = (MediaRoot(root) if isinstance(root, Path) else root).locate(name)
@@ -140,11 +128,9 @@ def store_video(name: str | bytes, root: Path | MediaRoot, store: Path) -> Store
 
 
 def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str, str]:
-    from dt2it_pipeline.media.video import frame_files
-
     digest = hashlib.sha256(f"frames at {fps!r} per second".encode())
     frames: list[tuple[Path, str]] = []  # file and extension of the stored frame
-    for file in frame_files(folder):
+    for file in video.frame_files(folder):
         content = _frame(file)
         extension, upright, _ = _examine(content, f"{name}/{file.name}")
         digest.update(hashlib.sha256(content).digest())
@@ -176,21 +162,10 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
 
 def _frame(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with open_file(file, file.name, "video") as stream:
+            return stream.read()
     except OSError as error:
         raise MediaError("unreadable video", f"{file.name}: {error.strerror}") from error
-
-
-def confined(name: str, root: Path) -> Path:
-    """The file that `name` means, refused where it leaves `root` by `..`, by an absolute path or through a link."""
-    try:
-        root = root.resolve()
-        file = (root / name).resolve()
-    except RuntimeError as error:  # so pathlib tells links that lead to themselves
-        raise MediaError("missing image", f"{name}: {error}") from error
-    if not file.is_relative_to(root):
-        raise MediaError("path outside the media root", name)
-    return file
 
 
 def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
@@ -199,30 +174,19 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
     Returns the extension of the format that will be stored, the bytes to store where they are not `content`, and the
     perceptual hash.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise MediaError("image too large", f"{name}: {image.width} x {image.height} pixels")
-            # A JPEG with further images behind it, as telephones write them, opens as MPO.
-            extension = _EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
-            if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
-                return extension, None, perceptual_hash(image)
-            image.load()
-            deep = image.mode.startswith("I") or image.mode == "F"
-            if not deep and orientation(image) == 1:
-                return extension, None, perceptual_hash(image)
-            upright = ImageOps.exif_transpose(image)
-            if deep:
-                upright = eight_bits(upright)
-            return "png", _png(upright), perceptual_hash(upright)
-    except MediaError:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-        raise MediaError("image too large", f"{name}: {error}") from error
-    except UnidentifiedImageError as error:  # its words hold an address in memory
-        raise MediaError("unreadable image", f"{name}: no image of a known format") from error
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise MediaError("unreadable image", f"{name}: {error}") from error
+    with opened_image(content, name) as image:
+        # A JPEG with further images behind it, as telephones write them, opens as MPO.
+        extension = IMAGE_EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
+        if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
+            return extension, None, perceptual_hash(image)
+        image.load()
+        deep = image.mode.startswith("I") or image.mode == "F"
+        if not deep and orientation(image) == 1:
+            return extension, None, perceptual_hash(image)
+        upright = ImageOps.exif_transpose(image)
+        if deep:
+            upright = eight_bits(upright)
+        return "png", _png(upright), perceptual_hash(upright)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -9,26 +9,19 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dt2it_pipeline.media.pixels import to_rgb, upright_size
-from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
+from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
+from dt2it_pipeline.media.images import MAX_PIXELS, image_size, open_image
 
 DEFAULT_FPS = 2.0  # at which the Qwen-VL processors sample videos (their `fps`)
 FRAME_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-MOST_FRAME_PIXELS = 100_000_000
 _CONTAINERS = ((4, b"ftyp", "mp4"), (0, b"\x1a\x45\xdf\xa3", "mkv"), (8, b"AVI ", "avi"))
-
-
-class VideoDecoderError(RuntimeError):
-    """Video files cannot be read in this installation, whatever they hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,7 @@ def read_header(path: Path) -> VideoHeader:
     """
     if path.is_dir():
         files = frame_files(path)
-        width, height = upright_size(_open_frame(files[0]))
+        width, height = image_size(files[0], f"frame {files[0].name}", "video")
         return _checked(VideoHeader(len(files), folder_fps(path), height, width), path)
     container(path)
     cv2, capture = _capture(path)
@@ -107,7 +100,7 @@ def folder_fps(folder: Path) -> float:
 
 
 def container(path: Path) -> str:
-    """File name extension of a video file, told by content.
+    """File name extension of a video file, by its content.
 
     Only containers that hold their own data are let through: a playlist would make the decoder open what it names.
 
@@ -128,30 +121,15 @@ def container(path: Path) -> str:
 def _checked(header: VideoHeader, path: Path) -> VideoHeader:
     if header.frames < 1 or not (math.isfinite(header.fps) and header.fps > 0):
         raise MediaError("unreadable video", f"{path.name}: {header.frames} frames, {header.fps} per second")
-    if not 0 < header.width * header.height <= MOST_FRAME_PIXELS:
+    if not 0 < header.width * header.height <= MAX_PIXELS:
         raise MediaError("video too large", f"{path.name}: frames of {header.width} x {header.height} pixels")
     return header
-
-
-def _open_frame(file: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands in `_checked`
-            return Image.open(file, formats=IMAGE_FORMATS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError("unreadable video", f"frame {file.name}: {error}") from error
 
 
 def _folder_frames(folder: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     files = frame_files(folder)
     for number in wanted:
-        with _open_frame(files[number]) as image:
-            if image.width * image.height > MOST_FRAME_PIXELS:
-                raise MediaError("video too large", f"{files[number].name}: {image.width} x {image.height} pixels")
-            try:
-                yield np.array(to_rgb(image))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise MediaError("unreadable video", f"frame {files[number].name}: {error}") from error
+        yield np.array(open_image(files[number], f"frame {files[number].name}", "video"))
 
 
 def _file_frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:

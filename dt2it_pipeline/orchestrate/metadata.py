@@ -17,8 +17,8 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.evaluate.report.formatting import excerpt, strength_unit
-from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import IMAGE_FORMATS
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import png_thumbnail
 from dt2it_pipeline.storage.artifacts import Artifact
 
 _EXAMPLES = 3  # of every label
@@ -164,17 +164,11 @@ def _examples(
 
 
 def _thumbnail(path: Path) -> str:
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            small = to_rgb(image)
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            buffer = io.BytesIO()
-            small.save(buffer, format="PNG")
-    except OSError:
+        small = png_thumbnail(path, _THUMBNAIL)
+    except MediaError:
         return "(no image)"
-    return f"![image](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    return f"![image](data:image/png;base64,{base64.b64encode(small).decode()})"
 
 
 def _shorten(text: str) -> str:

@@ -11,9 +11,10 @@ import yaml
 
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.media.markers import IMAGE
 from dt2it_pipeline.storage import content_ids
 
-CAPTION, IMAGE = "{caption}", "<image>"
+CAPTION = "{caption}"
 FALLBACK_LANGUAGE = "en"
 _KEYS = {"question", "first", "second"}
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.media.markers import MARKER, without_markers
 from dt2it_pipeline.reformulate import columns
 from dt2it_pipeline.reformulate.phrasings import CAPTION, Phrasing, Phrasings, language_of, load_phrasings
 from dt2it_pipeline.storage import content_ids, records, schemas
@@ -42,7 +43,7 @@ def verdict_pair(
     media = sides if preferred_first else sides[::-1]
     own = phrasings[language_of(preference["language"], phrasings)]
     phrasing = own[columns.draw(preference["preference_id"]) % len(own)]
-    caption = preference["caption"].replace("<image>", " ").replace("<video>", " ")
+    caption = without_markers(preference["caption"], " ")
     turns = [{"role": "user", "text": phrasing.question.replace(CAPTION, caption)}]
     prompt = {
         "prompt_id": content_ids.prompt_id("", turns, [medium["sha256"] for medium in media]),
@@ -86,7 +87,7 @@ def reformulate(
     rows["strength"] = table["strength"].to_numpy(zero_copy_only=False)
     for side in ("preferred", "other"):
         rows[side] = pc.struct_field(table[side], "sha256").to_pandas()
-    rows["caption"] = rows["caption"].str.replace("<image>", " ", regex=False).str.replace("<video>", " ", regex=False)
+    rows["caption"] = rows["caption"].str.replace(MARKER, " ", regex=True)
     rows["reason"] = _unusable(rows)
     rng = np.random.default_rng(seed)
     usable = np.flatnonzero(rows["reason"].to_numpy() == "")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
@@ -100,9 +100,9 @@ def test_unusable_prompts_are_quarantine_with_the_reason_and_counts_reconcile(tm
     _, aside = _tables(job)
     reasons = {row["row_id"]: row["reason"] for row in aside}
     assert [reasons[row["prompt_id"]] for row in rows] == [
-        "image unreadable",
-        "image missing",
-        "image outside the media root",
+        "unreadable image",
+        "missing image",
+        "path outside the media root",
         "control token in the prompt",
         "no usable answer",
     ]

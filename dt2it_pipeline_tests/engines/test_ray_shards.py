@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, RecipeError, load_recipe, parse_recipe
+from dt2it_pipeline.config.recipe import RecipeError, load_recipe, parse_recipe
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.engines import ray_shards
@@ -150,7 +151,7 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
     """A scoring job of the demo's base model with a head that spreads its scores."""
     import torch
 
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
     torch.manual_seed(0)
     model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL))

@@ -116,8 +116,8 @@ def test_what_cannot_be_scored_is_told_and_what_may_help_is_tried_again(server: 
     assert scores == {"1": 4.0}
     assert {name: reason for name, (reason, _) in faults.items()} == {
         "2": "refused by the endpoint",
-        "3": "image missing",
-        "4": "image outside the media root",
+        "3": "missing image",
+        "4": "path outside the media root",
         "5": "image markers do not match media",
         "6": "prompt not found",
         "7": "control token in the conversation",

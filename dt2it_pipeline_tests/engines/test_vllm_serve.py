@@ -14,8 +14,8 @@ from PIL import Image
 
 from dt2it_pipeline.engines.vllm_serve import main, serve_arguments
 from dt2it_pipeline.evaluate.benchmarks import command
-from dt2it_pipeline.reward.modeling.model import RewardModel
 from dt2it_pipeline.reward.modeling.model_card import write_card
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.evaluate.benchmarks.test_command import arguments, make_world
 from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of

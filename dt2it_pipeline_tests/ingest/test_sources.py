@@ -8,7 +8,8 @@ from PIL import Image
 
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
-from dt2it_pipeline.media.store import MediaError, import_image
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.store import store_image
 
 
 def image(path: Path, colour="red", kind="PNG", size=(8, 8)):
@@ -152,13 +153,13 @@ def test_t2i_rows_and_benchmarks(tmp_path, root):
 
 def test_the_true_format_counts_not_the_name(tmp_path, root):
     image(root / "really_jpeg.png", kind="JPEG")
-    assert import_image("really_jpeg.png", root, tmp_path / "media")["path"].endswith(".jpg")
+    assert store_image("really_jpeg.png", root, tmp_path / "media").row["path"].endswith(".jpg")
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path, root, monkeypatch):
-    monkeypatch.setattr("dt2it_pipeline.media.store._MAX_PIXELS", 63)
+    monkeypatch.setattr("dt2it_pipeline.media.images.MAX_PIXELS", 63)
     with pytest.raises(MediaError, match=r"image too large: a\.png: 8 x 8 pixels"):
-        import_image("a.png", root, tmp_path / "media")
+        store_image("a.png", root, tmp_path / "media")
 
 
 def test_the_fingerprint_changes_with_data_media_and_manifest(tmp_path, root):

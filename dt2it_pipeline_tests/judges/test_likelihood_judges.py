@@ -9,10 +9,10 @@ import random
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.rendering import draw
@@ -111,7 +111,7 @@ def test_what_cannot_be_weighed_is_an_error_of_its_own(model, prompts, tmp_path)
     requests = [JudgeRequest(row, ("It is a circle.", "It is a triangle."), PAIRWISE) for row in prompts[:2]]
     found = dict(LikelihoodScores("l", "m", model, tmp_path, "yes").judge(requests))
     assert json.loads(found[0].text) == {"better": 1}
-    assert isinstance(found[1], JudgeError) and "image missing" in str(found[1])
+    assert isinstance(found[1], JudgeError) and "missing image" in str(found[1])
 
 
 def test_texts_that_say_the_same_are_told_from_others_by_whether_both_are_right(model, prompts, tmp_path):

@@ -103,7 +103,7 @@ def test_faults_stay_with_their_request(tmp_path):
     found = dict(ModelJudge("m", ScriptedEngine(lambda r: next(replies)), tmp_path, 9).judge(requests))
     first, second, third, fourth = (found[place] for place in range(4))
     assert (first.text, first.finished) == ("{}", True)
-    assert "image missing" in str(second)
+    assert "missing image" in str(second)
     assert (third.text, third.finished) == ('{"resp', False)
     assert "too long" in str(fourth)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
 from dt2it_pipeline.storage import atomic, records, schemas
@@ -111,7 +111,7 @@ def test_what_it_cannot_answer_is_no_vote_with_a_reason(tmp_path):
         "the judge's answer was cut off",
         None,
         None,
-        "image unreadable",
+        "unreadable image",
     ]
 
 

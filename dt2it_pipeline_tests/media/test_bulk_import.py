@@ -15,9 +15,10 @@ from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import SourceError, read_source
 from dt2it_pipeline.media import bulk_import
 from dt2it_pipeline.media.bulk_import import MediaImporter
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.media.store import MediaError, store_image
+from dt2it_pipeline.media.store import store_image
 from dt2it_pipeline_tests.support.ingest_world import image, numbered_image, source
 
 

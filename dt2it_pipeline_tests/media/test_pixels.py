@@ -1,4 +1,4 @@
-"""What an image looks like to every reader: upright, 8 bits, on white; and what its hash tells."""
+"""What an image looks like to every reader: upright, 8 bits, on white; and what its hash says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.pixels import perceptual_hash, to_rgb
-from dt2it_pipeline.media.store import MediaError, import_image, inline_content, store_image
+from dt2it_pipeline.media.store import inline_content, store_image
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, RNG, encoded, sideways, transparent
 
 
@@ -62,7 +63,7 @@ def test_images_in_the_row_are_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     text = base64.b64encode(content).decode()
     forms: list[str | bytes] = ["a.png", content, text, f"data:image/png;base64,{text[:60]}\n{text[60:]}"]
-    rows = [import_image(form, tmp_path, tmp_path / "media") for form in forms]
+    rows = [store_image(form, tmp_path, tmp_path / "media").row for form in forms]
     assert all(row == rows[0] for row in rows)
 
 
@@ -79,7 +80,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, size: int) -> None:
     head[16:24] = struct.pack(">II", size, size)
     head[29:33] = struct.pack(">I", zlib.crc32(head[12:29]))
     with pytest.raises(MediaError, match=r"image too large: image in the row"):
-        import_image(bytes(head), tmp_path, tmp_path / "media")
+        store_image(bytes(head), tmp_path, tmp_path / "media")
     assert not (tmp_path / "media").exists()
 
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.media import video
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.root import MediaRoot
-from dt2it_pipeline.media.store import MediaError, import_image, import_video
+from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, image
 from dt2it_pipeline_tests.support.tiny import make_frames, make_video_file, moving
 
@@ -21,7 +22,7 @@ def test_a_folder_of_frames_is_stored_once_by_content(tmp_path: Path) -> None:
     make_frames(root / "a", 12, 5.0)
     make_frames(root / "b", 12, 5.0)
     make_frames(root / "slow", 12, 1.0)
-    first, second, slow = (import_video(name, root, media) for name in ("a", "b", "slow"))
+    first, second, slow = (store_video(name, root, media).row for name in ("a", "b", "slow"))
     assert first == second
     assert first["sha256"] != slow["sha256"]
     stored = media / first["path"]
@@ -37,7 +38,7 @@ def test_a_video_file_is_stored_by_content(tmp_path: Path) -> None:
     root, media = tmp_path / "root", tmp_path / "media"
     root.mkdir()
     made = make_video_file(root / "clip.dat.avi", 20, 10.0)
-    row = import_video("clip.dat.avi", root, media)
+    row = store_video("clip.dat.avi", root, media).row
     assert row == {"kind": "video", "sha256": made["sha256"], "path": f"{made['sha256'][:2]}/{made['sha256']}.avi"}
     assert video.read_header(media / row["path"]) == video.VideoHeader(20, 10.0, 32, 48)
     every = list(video.frames(media / row["path"], range(20)))
@@ -68,14 +69,14 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path, name:
     (root / "text.mp4").write_text("not a video at all")
     (root / "header.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 64)
     with pytest.raises(MediaError) as caught:
-        import_video(name, root, media)
+        store_video(name, root, media)
     assert caught.value.reason == reason
     assert not media.exists() or not list(media.rglob("*"))
 
 
 def test_a_photograph_with_further_images_behind_it_is_a_jpeg(tmp_path: Path) -> None:
     photo = Image.fromarray(PIXELS)
-    row = import_image(encoded(photo, "MPO", save_all=True, append_images=[photo]), tmp_path, tmp_path / "store")
+    row = store_image(encoded(photo, "MPO", save_all=True, append_images=[photo]), tmp_path, tmp_path / "store").row
     assert row["path"].endswith(".jpg")
 
 
@@ -95,8 +96,8 @@ def test_a_damaged_image_in_a_zip_costs_no_other(tmp_path: Path, damage: str) ->
     (tmp_path / "m.zip").write_bytes(raw)
     root = MediaRoot(tmp_path / "m.zip")
     with pytest.raises(MediaError, match=r"unreadable image: a\.bmp"):
-        import_image("a.bmp", root, tmp_path / "store")
-    assert import_image("b.bmp", root, tmp_path / "store")["path"].endswith(".bmp")
+        store_image("a.bmp", root, tmp_path / "store")
+    assert store_image("b.bmp", root, tmp_path / "store").row["path"].endswith(".bmp")
     root.close()
 
 
@@ -107,7 +108,7 @@ def test_a_link_that_leads_to_itself_is_a_missing_image(tmp_path: Path, name: st
     root = MediaRoot(tmp_path / "root")
     assert root.stamp(name) is None
     with pytest.raises(MediaError, match="missing image: loop"):
-        import_image(name, root, tmp_path / "store")
+        store_image(name, root, tmp_path / "store")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -126,8 +127,8 @@ def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, 
     root = MediaRoot(tmp_path / f"m.{kind}")
     for name in ("a.png", "./a.png"):
         with pytest.raises(MediaError, match=r"ambiguous image: .*a\.png: the archive holds several files"):
-            import_image(name, root, tmp_path / "store")
-    assert import_image("b.png", root, tmp_path / "store") == import_image("green.png", tmp_path, tmp_path / "store")
+            store_image(name, root, tmp_path / "store")
+    assert store_image("b.png", root, tmp_path / "store") == store_image("green.png", tmp_path, tmp_path / "store")
     root.close()
 
 
@@ -139,6 +140,6 @@ def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> No
             archive.add(tmp_path / name, f"./{name}")
         assert archive.getmembers()[1].islnk()
     root = MediaRoot(tmp_path / "m.tar")
-    first, second = (import_image(name, root, tmp_path / "store") for name in ("a.png", "b.png"))
+    first, second = (store_image(name, root, tmp_path / "store").row for name in ("a.png", "b.png"))
     assert first == second
     root.close()

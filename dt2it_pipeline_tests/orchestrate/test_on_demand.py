@@ -53,7 +53,7 @@ def test_a_round_is_exported_in_every_format_and_found_finished_again(recipe: Re
 
 @pytest.mark.heavy
 def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline_tests.support.tiny import make_tiny
 
     (tmp_path / "base").mkdir()

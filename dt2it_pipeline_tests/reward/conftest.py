@@ -47,17 +47,17 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[..., tuple[Any, Any, Any]]:
-    """Model, prompter and shelf of a family."""
+    """Model, prompt_encoder and registry of a family."""
 
     def get(family: str = "qwen3_vl") -> tuple[Any, Any, Any]:
-        from dt2it_pipeline.reward.data.encoding import Prompter, load_processor
+        from dt2it_pipeline.reward.data.encoding import PromptEncoder, load_processor
         from dt2it_pipeline.reward.data.images import ImageRegistry
-        from dt2it_pipeline.reward.modeling.model import RewardModel
+        from dt2it_pipeline.reward.reward_model import RewardModel
 
         folder = base(family)
         processor = load_processor(folder)
-        shelf = ImageRegistry(processor.image_processor, media[0], 65536, processor.video_processor)
-        return RewardModel.from_pretrained(folder), Prompter(folder, shelf, "You judge.", processor), shelf
+        registry = ImageRegistry(processor.image_processor, media[0], 65536, processor.video_processor)
+        return RewardModel.from_pretrained(folder), PromptEncoder(folder, registry, "You judge.", processor), registry
 
     return get
 

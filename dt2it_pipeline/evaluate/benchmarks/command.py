@@ -24,7 +24,7 @@ from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
@@ -149,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write to")
     parser.add_argument("--system-prompt", help="that the model was trained with, where its files do not say it")
     parser.add_argument("--processes", type=int, default=1, help="scorers on this machine")
-    parser.add_argument("--max-tokens", type=int, default=12_288, help="longer prompt + response: unscored")
+    parser.add_argument("--max-length", type=int, default=12_288, help="longer prompt + response: unscored")
     parser.add_argument("--max-pixels", type=int, default=1_310_720, help="larger images are scaled down")
     given = parser.parse_args(arguments)
     if not len(given.benchmark) == len(given.rows) == len(given.media):
         raise SystemExit("error: give --rows and --media once for every --benchmark")
     try:
-        settings = ScoringSettings(processes=given.processes, max_tokens=given.max_tokens, max_pixels=given.max_pixels)
+        settings = ScoringSettings(processes=given.processes, max_length=given.max_length, max_pixels=given.max_pixels)
         for name in given.benchmark:
             get_entry(name)  # a misspelt one is told before any is scored
         results = [

@@ -7,7 +7,6 @@ which counts as wrong. A row that lacks a column ends the reading: such rows are
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,12 @@ import pyarrow as pa
 
 from dt2it_pipeline.evaluate.benchmarks.spec import Entry, EvaluationError
 from dt2it_pipeline.ingest.rows import RowError, medium, require_unicode
-from dt2it_pipeline.media.store import MediaError, store_image, store_video
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.markers import marker_kinds, without_markers
+from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.atomic import read_parquet
 
-_MARKER = re.compile(r"<(?:image|video)>")
 _STAGE = "benchmark"
 
 
@@ -138,9 +138,9 @@ def _is_null(value: Any) -> bool:
 
 
 def _prompt(entry: Entry, question: str, media: Sequence[dict[str, str]]) -> dict[str, Any]:
-    kinds = [f"<{medium['kind']}>" for medium in media]
-    if _MARKER.findall(question) != kinds:
-        question = "".join(f"{kind}\n" for kind in kinds) + _MARKER.sub("", question).strip()
+    kinds = [medium["kind"] for medium in media]
+    if marker_kinds(question) != kinds:
+        question = "".join(f"<{kind}>\n" for kind in kinds) + without_markers(question).strip()
     turns = [{"role": "user", "text": question}]
     return {
         "prompt_id": content_ids.prompt_id("", turns, [medium["sha256"] for medium in media]),

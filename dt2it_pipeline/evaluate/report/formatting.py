@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dt2it_pipeline.media.markers import MARKER
+
 _MAX_TEXT = 700  # characters of a question or response
 _JOINERS = "\u200c\u200d"  # emoji and some scripts are spelt with them
 
@@ -38,8 +40,7 @@ def clean(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """The beginning of a long text, with media markers in words."""
-    text = re.sub(r"<image>\s*", "[image] ", text)
-    text = re.sub(r"<video>\s*", "[video] ", text).strip()
+    text = re.sub(MARKER.pattern + r"\s*", r"[\1] ", text).strip()
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT].rstrip() + " …"
 
 

@@ -7,16 +7,13 @@ network access to itself, and images are decoded and encoded afresh before they 
 from __future__ import annotations
 
 import base64
-import io
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-from PIL import Image
 
 from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
 from dt2it_pipeline.evaluate.benchmarks.metrics import MACRO, wilson_interval
@@ -33,11 +30,10 @@ from dt2it_pipeline.evaluate.report.formatting import (
     percent,
     points,
 )
-from dt2it_pipeline.media.pixels import to_rgb
-from dt2it_pipeline.media.store import IMAGE_FORMATS
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import png_thumbnail
 
 THUMBNAIL = 144  # pixels of the longer side
-_MAX_PIXELS = 50_000_000  # a larger image is not decoded for a thumbnail
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:
@@ -219,17 +215,7 @@ def _example_groups(data: ReportData) -> list[tuple[str, list[tuple[Example, lis
 def thumbnail(image: Path | str | bytes) -> str | None:
     """An image as a small PNG data URI, pixels only; None where it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=IMAGE_FORMATS) as opened:
-                if opened.width * opened.height > _MAX_PIXELS:
-                    return None
-                small = to_rgb(opened)
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        bare = Image.new("RGB", small.size)
-        bare.paste(small)
-        buffer = io.BytesIO()
-        bare.save(buffer, "PNG", optimize=True)
-    except Exception:  # Pillow raises nearly anything on a hostile file; the page then says that it could not be read
+        small = png_thumbnail(image if isinstance(image, bytes) else Path(image), THUMBNAIL)
+    except MediaError:  # the page then says that it could not be read
         return None
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(small).decode("ascii")

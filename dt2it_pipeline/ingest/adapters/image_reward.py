@@ -7,7 +7,8 @@ from typing import Any
 
 from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows, per_row, quarantine
 from dt2it_pipeline.ingest.adapters.shared import ranked_pairs
-from dt2it_pipeline.ingest.rows import Item, Medium, Row, RowError
+from dt2it_pipeline.ingest.rows import Item, Row, RowError
+from dt2it_pipeline.media.store import Medium
 
 
 @per_row("image_reward", ("t2i", "t2i_benchmark"), ("id", "prompt", "generations", "ranking"))

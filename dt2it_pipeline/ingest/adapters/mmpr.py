@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat
-from dt2it_pipeline.ingest.rows import Conversation, Item, Medium, Row
+from dt2it_pipeline.ingest.rows import Conversation, Item, Row
+from dt2it_pipeline.media.store import Medium
 
 PART_ROOT = "part_root"  # column that the reader adds: the folder of the part's images, below the media root
 

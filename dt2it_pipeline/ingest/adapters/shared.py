@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Medium, Row, RowError, SetAside, Turn, checked_text
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Row, RowError, SetAside, Turn, checked_text
+from dt2it_pipeline.media.store import Medium
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

@@ -18,11 +18,13 @@ import numpy as np
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.errors import UnusableError
-from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
+from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, family_of, read_json
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
-MARKER = re.compile("<(image|video)>")
 _ROLES = ("user", "assistant", "system")
 
 
@@ -35,31 +37,38 @@ class EncodedPrompt:
     """A prompt as tokens, the placeholder of each image (or step of a video) repeated once per image token."""
 
     tokens: np.ndarray  # int32 [length]
-    positions: np.ndarray  # int32 [3, length]: M-RoPE positions in time, height and width
+    positions: np.ndarray  # int32 [3, length], M-RoPE positions in time, height and width
     next_position: int  # where every response starts
     image_token_positions: np.ndarray  # int32 [image tokens], columns of image tokens
-    images: tuple[int, ...]  # indices on the shelf
+    images: tuple[int, ...]  # indices in the registry
 
 
-class Prompter:
-    """Tokens of prompts and responses for one model and one system prompt."""
+class PromptEncoder:
+    """Tokens of prompts and responses for one model and one system prompt.
 
-    def __init__(self, folder: str | Path, shelf: ImageRegistry | None, system_prompt: str, processor: Any) -> None:
+    Args:
+        folder: of the model, for its family and its messages.
+        registry: where images of prompts go; None where none is expected yet, so that a prompt with one is refused.
+        system_prompt: system turn that the model is trained with, before the row's own; empty for none.
+        processor: of the model, as `load_processor` gives it.
+    """
+
+    def __init__(self, folder: str | Path, registry: ImageRegistry | None, system_prompt: str, processor: Any) -> None:
         self.folder = Path(folder)
-        self.shelf = shelf
+        self.registry = registry
         self.system_prompt = system_prompt
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.backend = self.tokenizer.backend_tokenizer
         self.image_token, self.video_token = int(processor.image_token_id), int(processor.video_token_id)
-        self._ticks = _positions_per_second(self.folder)
+        self._positions_per_second = family_of(self.folder).positions_per_second(read_json(self.folder / "config.json"))
         special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or "(?!)")
         self._suffix: np.ndarray | None = None
 
-    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | ImageError]:
+    def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | MediaError]:
         """Encode rows of a prompts table; where that fails, the error stands in the row's place."""
-        results: list[EncodedPrompt | PromptError | ImageError | None] = [None] * len(rows)
+        results: list[EncodedPrompt | PromptError | MediaError | None] = [None] * len(rows)
         texts: list[str] = []
         where: list[tuple[int, tuple[int, ...]]] = []
         for number, row in enumerate(rows):
@@ -72,7 +81,7 @@ class Prompter:
                     where.append((number, images))
                 else:
                     results[number] = self._finish(self._encode_parts(text, inserted), images)
-            except (PromptError, ImageError) as error:
+            except (PromptError, MediaError) as error:
                 results[number] = error
         for (number, images), encoding in zip(
             where, self.backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
@@ -99,9 +108,9 @@ class Prompter:
         media = row["media"] or ()
         if not media:
             return ()
-        if self.shelf is None:
+        if self.registry is None:
             raise PromptError("prompt has images", "this scorer was made without a media root")
-        return tuple(self.shelf.add(medium) for medium in media)
+        return tuple(self.registry.add(medium) for medium in media)
 
     def _render(self, row: Mapping[str, Any]) -> tuple[str, list[str] | None]:
         """Text before the response; and the inserted texts by number where stand-ins had to be used for them."""
@@ -110,7 +119,7 @@ class Prompter:
             raise PromptError("prompt does not end with a user turn", f"{[turn['role'] for turn in turns or ()]}")
         if unknown := [turn["role"] for turn in turns if turn["role"] not in _ROLES]:
             raise PromptError("unknown role", f"{unknown[0]!r}; known: {', '.join(_ROLES)}")
-        markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+        markers = user_marker_kinds(turns)
         kinds = [medium["kind"] for medium in row["media"] or ()]
         if len(markers) != len(kinds):
             raise PromptError("image markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
@@ -132,12 +141,10 @@ class Prompter:
             if turn["role"] != "user":
                 messages.append({"role": turn["role"], "content": put(turn["text"])})
                 continue
-            content: list[dict[str, str]] = []
-            for number, piece in enumerate(MARKER.split(turn["text"])):
-                if number % 2:
-                    content.append({"type": piece})
-                elif piece:
-                    content.append({"type": "text", "text": put(piece)})
+            content = [
+                {"type": "text", "text": put(piece)} if kind == "text" else {"type": kind}
+                for kind, piece in split_at_markers(turn["text"])
+            ]
             messages.append({"role": "user", "content": content})
         messages.append({"role": "assistant", "content": _STAND_IN.format(999_999)})
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
@@ -164,16 +171,16 @@ class Prompter:
 
     def _spell_videos(self, text: str, images: tuple[int, ...]) -> str:
         """Write out what the processor puts in the place of each video: for Qwen3-VL, the time of every step."""
-        shown = (self.shelf.images[p] for p in images) if self.shelf else ()
+        shown = (self.registry.images[p] for p in images) if self.registry else ()
         clips = [(image.clip, image.grid[0]) for image in shown if image.clip is not None]
-        if not clips or self.shelf is None:
+        if not clips or self.registry is None:
             return text
-        merge = self.shelf.merge
+        merge = self.registry.merge
         before, *after = text.split(self.processor.video_token)
         if len(after) != len(clips):
             raise PromptError("chat template loses videos", f"{len(after)} placeholders, {len(clips)} videos")
         for (clip, steps), rest in zip(clips, after, strict=True):
-            shape = [[steps if self._ticks is None else 1, merge, merge]]
+            shape = [[steps if self._positions_per_second is None else 1, merge, merge]]
             # A grid of one token per step: `_finish` repeats each placeholder, as it does for images.
             given = {"video_grid_thw": np.array(shape), "video_metadata": [clip.metadata]}
             before += self.processor.replace_video_token(given, 0) + rest
@@ -185,14 +192,14 @@ class Prompter:
         grids: list[tuple[int, int, int]] = []
         intervals: list[float] = []
         expected: list[int] = []
-        for image in (self.shelf.images[p] for p in images) if self.shelf else ():
+        for image in (self.registry.images[p] for p in images) if self.registry else ():
             clip, (steps, height, width) = image.clip, image.grid
             repeat, interval = 1, 1.0
-            if clip is not None and self._ticks is None:
+            if clip is not None and self._positions_per_second is None:
                 repeat, steps = steps, 1
-            elif clip is not None and self.shelf:
-                seconds = self.shelf.videos.temporal_patch_size / clip.metadata.sampled_fps
-                interval = float(np.float32(self._ticks) * np.float32(seconds))
+            elif clip is not None and self.registry:
+                seconds = self.registry.videos.temporal_patch_size / clip.metadata.sampled_fps
+                interval = float(np.float32(self._positions_per_second) * np.float32(seconds))
             grids += [(steps, height, width)] * repeat
             intervals += [interval] * repeat
             expected += [self.image_token if clip is None else self.video_token] * repeat
@@ -201,12 +208,12 @@ class Prompter:
         if not images:
             line = np.arange(len(ids), dtype=np.int32)
             return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
-        assert self.shelf is not None
+        assert self.registry is not None
         counts = np.ones(len(ids), dtype=np.int64)
-        counts[places] = [np.prod(grid) // self.shelf.merge**2 for grid in grids]
-        slots = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
-        positions, after = mrope_positions(len(ids), places, grids, self.shelf.merge, intervals)
-        return EncodedPrompt(np.repeat(ids, counts), positions, after, slots, images)
+        counts[places] = [np.prod(grid) // self.registry.merge**2 for grid in grids]
+        image_tokens = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
+        positions, after = mrope_positions(len(ids), places, grids, self.registry.merge, intervals)
+        return EncodedPrompt(np.repeat(ids, counts), positions, after, image_tokens, images)
 
 
 def mrope_positions(
@@ -250,31 +257,17 @@ def mrope_positions(
     return np.concatenate(parts, axis=1).astype(np.int32), int(at + length - start)
 
 
-def _positions_per_second(folder: Path) -> float | None:
-    """Time scale of Qwen2.5-VL's M-RoPE; None for Qwen3-VL, which writes times as text."""
-    from dt2it_pipeline.reward.modeling.checkpoint import read_json
-
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "qwen3_vl":
-        return None
-    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-
-    default = Qwen2_5_VLVisionConfig().tokens_per_second
-    return float(config.get("vision_config", {}).get("tokens_per_second", default))
-
-
 def load_processor(folder: str | Path) -> Any:
-    """Processor (tokenizer, image processor, chat template) of a model folder."""
+    """Processor (tokenizer, image and video processor, chat template) of a model folder.
+
+    Raises:
+        CheckpointError: the folder is no model of a supported family, or lacks usable processor files.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ensure_torchvision()
-    from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-
-    from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, read_json
-
-    kind = read_json(Path(folder) / "config.json").get("model_type")
+    kind = family_of(Path(folder)).processor_class()
     try:
-        made = (Qwen3VLProcessor if kind == "qwen3_vl" else Qwen2_5_VLProcessor).from_pretrained(folder)
+        made = kind.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has no usable processor files (tokenizer, image and video processor): {error}; copy them from "

@@ -1,16 +1,13 @@
-"""Images and videos on their way to the frozen vision encoder: found below the media root, checked, decoded, patched,
-encoded.
+"""Images and videos on their way to the frozen vision encoder: found below the media root, checked, decoded, patched.
 
 A video is sampled, scaled and cut by the model's own video processor; from there on it is an image with several steps
 in time. In this package "image" means both where nothing else is said.
 
-Input is hostile here: a file may be missing, truncated, huge or outside the root. Every fault is a ImageError with a
-short fixed reason, so that the caller can set the row aside.
+Every fault of an image is a MediaError with a short fixed reason, so that the caller can quarantine the row.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,22 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dt2it_pipeline.errors import UnusableError
 from dt2it_pipeline.media import video
-from dt2it_pipeline.media.pixels import to_rgb, upright_size
-from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import image_size, open_image
+from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.reward.modeling.families import limits_pixels_in_total
 
 if TYPE_CHECKING:
     import torch
-
-    from dt2it_pipeline.reward.modeling.model import RewardModel
-
-MOST_PIXELS = 200_000_000  # a larger image is refused before it is decoded
-_CHUNK_PATCHES = 8192  # patches that the vision encoder sees at once when features are computed ahead
-
-
-class ImageError(UnusableError):
-    """An image cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +74,7 @@ class ImageRegistry:
         self.size = {"shortest_edge": min(int(size["shortest_edge"]), longest), "longest_edge": longest}
         self.merge = int(image_processor.merge_size)
         self.images: list[VisionInput] = []
-        self._by_key: dict[str, int | ImageError] = {}
+        self._by_key: dict[str, int | MediaError] = {}
 
     def add(self, medium: Mapping[str, Any]) -> int:
         """Index of a medium (a row of `media`), read from its header when it is new.
@@ -93,7 +82,7 @@ class ImageRegistry:
         Besides the table's columns, a row may hold `image`: an image of PIL, in the place of a file.
 
         Raises:
-            ImageError: it cannot be used.
+            MediaError: it cannot be used.
             VideoDecoderError: it is a video file, and OpenCV is not installed.
         """
         key = str(medium["sha256"] or medium["path"])
@@ -102,72 +91,62 @@ class ImageRegistry:
             opened = self._open_video if medium["kind"] == "video" else self._open
             try:
                 image = opened(medium)
-            except ImageError as error:
+            except MediaError as error:
                 known = error
             else:
                 known = len(self.images)
                 self.images.append(image)
             self._by_key[key] = known
-        if isinstance(known, ImageError):
+        if isinstance(known, MediaError):
             raise known
         return known
 
     def _path(self, medium: Mapping[str, Any], kind: str) -> Path:
-        path = (self.root / medium["path"]).resolve()
-        if not path.is_relative_to(self.root):
-            raise ImageError(f"{kind} outside the media root", str(medium["path"]))
-        if not (path.is_file() or (kind == "video" and path.is_dir())):
-            raise ImageError(f"{kind} missing", str(medium["path"]))
+        path = confined(medium["path"], self.root, kind)
+        try:
+            found = path.is_file() or (kind == "video" and path.is_dir())
+        except OSError:  # a name that is too long
+            found = False
+        if not found:
+            raise MediaError(f"missing {kind}", str(medium["path"]))
         return path
 
     def _open(self, medium: Mapping[str, Any]) -> VisionInput:
-        from PIL import Image
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         if medium["kind"] != "image":
-            raise ImageError("medium not supported", f"{medium['kind']!r}; only images and videos are")
+            raise MediaError("medium not supported", f"{medium['kind']!r}; only images and videos are")
         image = medium.get("image")
-        if image is not None:
-            path, (width, height) = Path("image in memory"), upright_size(image)
-        else:
-            path = self._path(medium, "image")
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                    with Image.open(path, formats=IMAGE_FORMATS) as opened:
-                        width, height = upright_size(opened)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ImageError("image unreadable", f"{medium['path']}: {error}") from error
-        if width * height > MOST_PIXELS:
-            raise ImageError("image too large", f"{path.name}: {width} x {height} pixels")
+        path = Path("image in memory") if image is not None else self._path(medium, "image")
+        width, height = image_size(path if image is None else image, str(medium["path"] or path))
         factor = self.processor.patch_size * self.merge
         try:
             tall, wide = smart_resize(
                 height, width, factor, min_pixels=self.size["shortest_edge"], max_pixels=self.size["longest_edge"]
             )
         except (ValueError, ZeroDivisionError) as error:
-            raise ImageError("image too narrow", f"{path.name}: {width} x {height} pixels") from error
+            raise MediaError("image too narrow", f"{path.name}: {width} x {height} pixels") from error
         grid = (1, tall // self.processor.patch_size, wide // self.processor.patch_size)
         return VisionInput(path, grid, grid[1] * grid[2] // self.merge**2, image=image)
 
     def _open_video(self, medium: Mapping[str, Any]) -> VisionInput:
         if self.videos is None:
-            raise ImageError("medium not supported", "'video'; this scorer takes images only")
+            raise MediaError("medium not supported", "'video'; this scorer takes images only")
         path = self._path(medium, "video")
         try:
             header = video.read_header(path)
         except MediaError as error:
-            raise ImageError("video unreadable", str(error)) from error
+            raise MediaError("unreadable video", str(error)) from error
         processor = self.videos
         if header.frames < processor.temporal_patch_size:
-            raise ImageError("video too short", f"{path.name}: {header.frames} frames")
+            raise MediaError("video too short", f"{path.name}: {header.frames} frames")
         rate = {"num_frames": processor.num_frames} if processor.num_frames else {"fps": processor.fps or 2}
         clip = Clip((), header.frames, header.fps)
         try:
             indices = tuple(int(index) for index in processor.sample_frames(clip.metadata, **rate))
             tall, wide = self._frame_size(len(indices), header.height, header.width)
         except (ValueError, ZeroDivisionError) as error:
-            raise ImageError("video cannot be sampled", f"{path.name}: {error}") from error
+            raise MediaError("video cannot be sampled", f"{path.name}: {error}") from error
         steps = -(-len(indices) // processor.temporal_patch_size)
         grid = (steps, tall // processor.patch_size, wide // processor.patch_size)
         tokens = steps * grid[1] * grid[2] // self.merge**2
@@ -177,10 +156,9 @@ class ImageRegistry:
         """Height and width to which the processor scales `count` frames, asked of the processor itself on no pixels."""
         import torch
         from transformers.image_utils import SizeDict
-        from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
         processor = self.videos
-        most = self.max_pixels * (count if isinstance(processor, Qwen3VLVideoProcessor) else 1)  # its limit is in total
+        most = self.max_pixels * (count if limits_pixels_in_total(processor) else 1)
         longest = min(int(processor.size["longest_edge"]), most)
         size = SizeDict(shortest_edge=min(int(processor.size["shortest_edge"]), longest), longest_edge=longest)
         scaled = processor.resize(
@@ -196,24 +174,14 @@ class ImageRegistry:
     def decode(self, index: int) -> torch.Tensor:
         """Pixels as uint8: [3, height, width] of an image, [frames, 3, height, width] of a video, already scaled.
 
-        Raises ImageError where the file is damaged.
+        Raises MediaError where the file is damaged.
         """
         import torch
-        from PIL import Image
 
         image = self.images[index]
         if image.clip is not None:
             return self._decode_video(image)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                if image.image is not None:
-                    pixels = np.array(to_rgb(image.image))
-                else:
-                    with Image.open(image.path, formats=IMAGE_FORMATS) as opened:
-                        pixels = np.array(to_rgb(opened))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ImageError("image unreadable", f"{image.path.name}: {error}") from error
+        pixels = np.array(open_image(image.path if image.image is None else image.image, image.path.name))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _decode_video(self, image: VisionInput) -> torch.Tensor:
@@ -230,11 +198,15 @@ class ImageRegistry:
                 pixels = torch.from_numpy(frame).permute(2, 0, 1)
                 scaled.append(BaseVideoProcessor.resize(self.videos, pixels, size, self.videos.resample))
         except MediaError as error:
-            raise ImageError("video unreadable", str(error)) from error
+            raise MediaError("unreadable video", str(error)) from error
         return torch.stack(scaled)
 
     def patches(self, decoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale, normalise and cut what was decoded: patches [patches, values] and grids [images, 3]."""
+        """Scale, normalise and cut what was decoded.
+
+        Returns:
+            Patches, float32 [patches, values of a patch], and grids, int64 [images, 3]: patches in time, height, width.
+        """
         import torch
 
         if all(pixels.ndim == 3 for pixels in decoded):
@@ -251,58 +223,3 @@ class ImageRegistry:
             return_tensors="pt",
         )
         return out["pixel_values_videos"], out["video_grid_thw"]
-
-
-class FeatureTable:
-    """Vision encoder output of images, computed ahead: [tokens of all images, levels * hidden]."""
-
-    def __init__(self, rows: torch.Tensor, starts: Mapping[int, int]) -> None:
-        self.rows = rows
-        self.starts = starts
-
-    def gather(self, shelf: ImageRegistry, images: Sequence[int]) -> torch.Tensor:
-        """Feature rows of images, one after the other."""
-        import torch
-
-        spans = [np.arange(self.starts[p], self.starts[p] + shelf.images[p].tokens) for p in images]
-        return self.rows.index_select(0, torch.from_numpy(np.concatenate(spans)).to(self.rows.device))
-
-
-def feature_bytes(model: RewardModel, shelf: ImageRegistry, images: Sequence[int]) -> int:
-    """Memory that the features of these images need, in bytes."""
-    width = model.levels * model.config.text_config.hidden_size
-    size = next(model.model.visual.parameters()).element_size()
-    return sum(shelf.images[p].tokens for p in images) * width * size
-
-
-def chunks(shelf: ImageRegistry, images: Sequence[int]) -> list[list[int]]:
-    """Split images into runs that the vision encoder encodes together; depends on nothing but the list."""
-    out: list[list[int]] = []
-    room = 0
-    for index in images:
-        patches = int(np.prod(shelf.images[index].grid))
-        if not out or patches > room:
-            out.append([])
-            room = _CHUNK_PATCHES
-        out[-1].append(index)
-        room -= patches
-    return out
-
-
-def encode_chunk(
-    model: RewardModel, shelf: ImageRegistry, chunk: Sequence[int], device: torch.device
-) -> tuple[dict[int, torch.Tensor], dict[int, ImageError]]:
-    """Features of each image of a chunk, [tokens, levels * hidden], and the images that could not be decoded."""
-    decoded: dict[int, torch.Tensor] = {}
-    faults: dict[int, ImageError] = {}
-    for index in chunk:
-        try:
-            decoded[index] = shelf.decode(index)
-        except ImageError as error:
-            faults[index] = error
-    if not decoded:
-        return {}, faults
-    pixels, grids = shelf.patches(list(decoded.values()))
-    features = model.encode_images(pixels.to(device), grids.to(device))
-    parts = features.split([shelf.images[index].tokens for index in decoded])
-    return dict(zip(decoded, parts, strict=True)), faults

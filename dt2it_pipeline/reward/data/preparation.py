@@ -1,42 +1,26 @@
-"""Preference pairs on their way into training: they become rows of batches, or are quarantined with the reason."""
+"""Preference pairs on their way into training: they become packed examples, or are quarantined with the reason."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dt2it_pipeline.reward.data.collation import Row
-from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter
-from dt2it_pipeline.reward.data.images import FeatureTable, ImageRegistry, chunks, encode_chunk, feature_bytes
+from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.reward.data.collation import PackedExample
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder
 from dt2it_pipeline.storage import atomic, records, schemas
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
-
-    from dt2it_pipeline.reward.modeling.model import RewardModel
 
 _SPLIT_STREAM = 7_919  # keeps the draw of the held-out prompts apart from those of the epochs
-
-
-class Ranks(Protocol):
-    """What data preparation needs of the process group; `distributed.Group` and `distributed.Alone` have it."""
-
-    rank: int
-    size: int
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank."""
 
 
 @dataclass
@@ -44,15 +28,15 @@ class PreparedPairs:
     """Pairs that training can use, in table order, and those that it cannot."""
 
     ids: list[str] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)  # responses: chosen, rejected
+    rows: list[PackedExample] = field(default_factory=list)  # responses: chosen, rejected
     quarantine: list[dict[str, Any]] = field(default_factory=list)
     prompt_ids: list[str] = field(default_factory=list)
     strengths: list[float | None] = field(default_factory=list)
 
-    def add(self, pair_id: str, row: Row, prompt_id: str, strength: float | None) -> None:
+    def add(self, pair_id: str, example: PackedExample, prompt_id: str, strength: float | None) -> None:
         """Append a pair that can be used."""
         self.ids.append(pair_id)
-        self.rows.append(row)
+        self.rows.append(example)
         self.prompt_ids.append(prompt_id)
         self.strengths.append(strength)
 
@@ -66,29 +50,36 @@ def prompt_rows(table: pa.Table, wanted: set[str]) -> dict[str, dict[str, Any]]:
     return {row["prompt_id"]: row for row in found.to_pylist()}
 
 
-def encode_prompts(prompter: Prompter, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, EncodedPrompt | ValueError]:
-    """Encode prompts by id; an error stands in the place of a prompt that cannot be."""
-    return dict(zip(rows, prompter.prompts(list(rows.values())), strict=True))
+def encode_prompts(
+    prompt_encoder: PromptEncoder, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, EncodedPrompt | UnusableError]:
+    """Encode rows of a prompts table by id; an error stands in the place of a prompt that cannot be encoded."""
+    return dict(zip(rows, prompt_encoder.prompts(list(rows.values())), strict=True))
 
 
 def prepare_pairs(
-    pairs: pa.Table, prompts: pa.Table, prompter: Prompter, max_tokens: int, *, use_strength: bool = False
+    pairs: pa.Table, prompts: pa.Table, prompt_encoder: PromptEncoder, max_length: int, *, use_strength: bool = False
 ) -> PreparedPairs:
-    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_tokens` is quarantined.
+    """Encode pairs. Nothing is truncated: a pair whose prompt and longer response exceed `max_length` is quarantined.
 
-    With `use_strength`, a pair of infinite strength is quarantined too; null and NaN mean that the strength is unknown.
+    Args:
+        pairs: a pairs table.
+        prompts: the prompts table that has their prompts.
+        prompt_encoder: of the model and its system prompt.
+        max_length: tokens of a prompt with one response.
+        use_strength: quarantine pairs of infinite strength too; null and NaN mean that the strength is unknown.
     """
     out = PreparedPairs()
     columns = ("pair_id", "prompt_id", "chosen", "rejected", "strength")
     ids, prompt_ids, chosen, rejected, strengths = (pairs.column(name).to_pylist() for name in columns)
-    encoded = encode_prompts(prompter, prompt_rows(prompts, set(prompt_ids)))
+    encoded = encode_prompts(prompt_encoder, prompt_rows(prompts, set(prompt_ids)))
     unique = list(dict.fromkeys(chosen + rejected))
-    tokens = dict(zip(unique, prompter.responses(unique), strict=True))
+    tokens = dict(zip(unique, prompt_encoder.responses(unique), strict=True))
     named = pairs.select(["pair_id", "source", "row_id"])
     rows = zip(ids, prompt_ids, chosen, rejected, strengths, strict=True)
     for place, (pair_id, prompt_id, good, bad, strength) in enumerate(rows):
         prompt = encoded.get(prompt_id)
-        fault = fault_of(prompt, prompt_id, max(len(tokens[good]), len(tokens[bad])), max_tokens)
+        fault = fault_of(prompt, prompt_id, max(len(tokens[good]), len(tokens[bad])), max_length)
         if fault is None and use_strength and strength is not None and math.isinf(strength):
             fault = "strength is infinite", str(strength)
         if fault:
@@ -96,38 +87,37 @@ def prepare_pairs(
             out.quarantine.append(records.quarantine_pair(pair, "training", *fault))
             continue
         assert isinstance(prompt, EncodedPrompt)
-        out.add(pair_id, Row(prompt, (tokens[good], tokens[bad])), prompt_id, strength)
+        out.add(pair_id, PackedExample(prompt, (tokens[good], tokens[bad])), prompt_id, strength)
     return out
 
 
 def fault_of(
-    prompt: EncodedPrompt | ValueError | None, prompt_id: str, response_tokens: int, max_tokens: int
+    prompt: EncodedPrompt | UnusableError | None, prompt_id: str, response_tokens: int, max_length: int
 ) -> tuple[str, str] | None:
     """Reason and detail why a response to this prompt cannot be used, or None."""
     if prompt is None:
         return "prompt not in the table", prompt_id
-    if isinstance(prompt, ValueError):
-        return getattr(prompt, "reason", "prompt cannot be encoded"), str(prompt)
+    if isinstance(prompt, UnusableError):
+        return prompt.reason, str(prompt)
     length = len(prompt.tokens) + response_tokens
-    if length > max_tokens:
-        return "longer than max_tokens", f"{length} tokens, the limit is {max_tokens}"
+    if length > max_length:
+        return "longer than max_length", f"{length} tokens, the limit is {max_length}"
     return None
 
 
-def drop_images(prepared: PreparedPairs, faults: Mapping[int, ValueError], pairs: pa.Table) -> PreparedPairs:
-    """Quarantined those of `pairs` that show an image which turned out to be unreadable."""
+def drop_images(prepared: PreparedPairs, faults: Mapping[int, MediaError], pairs: pa.Table) -> PreparedPairs:
+    """Quarantine those of `pairs` that show an image which turned out to be unreadable."""
     if not faults:
         return prepared
     named = {row["pair_id"]: row for row in pairs.select(["pair_id", "source", "row_id"]).to_pylist()}
     out = PreparedPairs(quarantine=list(prepared.quarantine))
     usable = zip(prepared.ids, prepared.rows, prepared.prompt_ids, prepared.strengths, strict=True)
-    for pair_id, row, prompt_id, strength in usable:
-        broken = next((faults[p] for p in row.prompt.images if p in faults), None)
+    for pair_id, example, prompt_id, strength in usable:
+        broken = next((faults[p] for p in example.prompt.images if p in faults), None)
         if broken is None:
-            out.add(pair_id, row, prompt_id, strength)
+            out.add(pair_id, example, prompt_id, strength)
         else:
-            reason = getattr(broken, "reason", "image unreadable")
-            out.quarantine.append(records.quarantine_pair(named[pair_id], "training", reason, str(broken)))
+            out.quarantine.append(records.quarantine_pair(named[pair_id], "training", broken.reason, str(broken)))
     return out
 
 
@@ -150,68 +140,6 @@ def split_by_prompt(prompt_ids: Sequence[str], pairs: int, seed: int) -> tuple[n
     taken = int(np.searchsorted(np.cumsum(counts[order]), pairs)) + 1 if pairs else 0
     held_out = np.isin(prompt_of, order[:taken])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def survey_images(
-    model: RewardModel,
-    shelf: ImageRegistry,
-    images: Sequence[int],
-    *,
-    most_bytes: float,
-    work: Path,
-    ranks: Ranks,
-    device: torch.device,
-) -> tuple[FeatureTable | None, dict[int, ValueError]]:
-    """Decode every image once, shared among the ranks, and keep the frozen vision encoder's features where they fit.
-
-    What the vision encoder sees together depends on `images` alone, so a resumed run gets the same features to the last
-    bit. Features lie in one file that all ranks of the machine map; it is unlinked at once, so that nothing is left
-    behind.
-
-    Returns:
-        The features (None where they would exceed `most_bytes`), and the images that could not be decoded.
-    """
-    import torch
-
-    from dt2it_pipeline.reward.data.images import ImageError
-
-    faults: dict[int, ValueError] = {}
-    keep = bool(images) and feature_bytes(model, shelf, images) <= most_bytes
-    if not keep:
-        for index in images[ranks.rank :: ranks.size]:
-            try:
-                shelf.decode(index)
-            except ImageError as error:
-                faults[index] = error
-        for found in ranks.gather(faults):
-            faults |= found
-        return None, faults
-    width = model.levels * model.config.text_config.hidden_size
-    starts: dict[int, int] = {}
-    total = 0
-    for index in images:
-        starts[index] = total
-        total += shelf.images[index].tokens
-    file = work / "features.bin"
-    if ranks.rank == 0:
-        file.unlink(missing_ok=True)
-        with file.open("wb") as handle:
-            # Reserved, not sparse: on a full disk this is an error here, where a write through the map would be SIGBUS.
-            os.posix_fallocate(handle.fileno(), 0, total * width * next(model.model.visual.parameters()).element_size())
-    ranks.barrier()
-    dtype = next(model.model.visual.parameters()).dtype
-    rows = torch.from_file(str(file), shared=True, size=total * width, dtype=dtype).view(total, width)
-    for chunk in chunks(shelf, images)[ranks.rank :: ranks.size]:
-        features, broken = encode_chunk(model, shelf, chunk, device)
-        faults |= broken
-        for index, part in features.items():
-            rows[starts[index] : starts[index] + len(part)] = part.to("cpu", dtype)
-    for found in ranks.gather(faults):
-        faults |= found
-    ranks.barrier()
-    if ranks.rank == 0:
-        file.unlink(missing_ok=True)
-    return FeatureTable(rows, starts), faults
 
 
 def write_quarantine(rows: Sequence[Mapping[str, str]], path: Path) -> None:

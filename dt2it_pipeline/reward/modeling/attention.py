@@ -1,4 +1,4 @@
-"""Attention over shared-prefix sequences: who sees whom, in the form that each attention implementation takes.
+"""Attention over packed sequences: who sees whom, in the form that each attention implementation takes.
 
 Segments say what a column holds: -1 padding, 0 prompt, k >= 1 response k. A token sees the tokens before it of its own
 segment and of the prompt.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from dt2it_pipeline.reward.data.collation import Batch
+from dt2it_pipeline.reward.modeling.batch import Batch
 
 FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
 BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
 TAKE_MASKS = ("sdpa", "eager", FLEX, BLOCKS)  # implementations that a shared prefix can go through
-_QUERIES = 128  # in a block; shorter ones spare little more and cost calls
+_QUERIES = 128  # in a block; shorter ones save little more and cost calls
 _NOT_CAUSAL = ("eager", FLEX)  # without a mask, every token sees every other
 
 
@@ -29,9 +28,9 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
 
     `sdpa` and `eager` take an additive mask [B, 1, L, L], and so does `sdpa_blocks`, which `in_blocks` then cuts up.
     `flex` (FlexAttention, arXiv 2412.05496) takes a block mask, which skips blocks that nobody sees and never holds
-    L x L numbers; on CUDA it should be the faster one for long prompts with many responses. That was not measured: this
-    was developed without a GPU. So `sdpa` is the default there, and of `flex` only the numbers were checked, on a CPU,
-    where it runs without its fused kernel. On a CPU the default is `sdpa_blocks`.
+    L x L numbers; on CUDA it should be the faster one for long prompts with many responses. Its speed has not been
+    measured; its numbers have been checked on a CPU, where it runs without its fused kernel. The default is `sdpa` on
+    CUDA and `sdpa_blocks` on a CPU.
 
     Args:
         batch: for its segments.
@@ -39,7 +38,7 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
         dtype: type of the additive mask.
         window: sliding-window layers see this many tokens back, by column; single responses only.
     """
-    if batch.plain and window is None and implementation not in _NOT_CAUSAL:
+    if batch.is_causal and window is None and implementation not in _NOT_CAUSAL:
         return None
     if implementation == FLEX and window is None:
         return block_mask(batch.segment)
@@ -165,7 +164,7 @@ def block_mask(segment: torch.Tensor) -> Any:
     return create_block_mask(seen, rows, None, length, length, device=str(segment.device))
 
 
-class _CommonStart:
+class _CommonPrefixCache:
     """Keys and values of the columns with which all rows begin; a layer takes it for a cache of transformers."""
 
     def __init__(self) -> None:
@@ -183,16 +182,16 @@ class _CommonStart:
         )
 
 
-def layer_after_common_start(
+def layer_with_common_prefix(
     layer: Any, start: torch.Tensor, rest: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], masks: Sequence[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder layer over rows that begin alike: their first columns once, then the rest of every row.
+    """A decoder layer over rows that begin alike: their common prefix once, then the rest of every row.
 
     Nothing in those columns depends on what follows, so the numbers are those of running whole rows.
 
     Args:
         layer: of transformers.
-        start: hidden states of the common columns, [1, common, hidden].
+        start: hidden states of the common prefix, [1, common, hidden].
         rest: of all other columns, [rows, L - common, hidden].
         rotary: for whole rows.
         masks: of the common columns among themselves, and of the others over all columns.
@@ -201,7 +200,7 @@ def layer_after_common_start(
         `start` and `rest` behind the layer.
     """
     common = start.shape[1]
-    cache = _CommonStart()
+    cache = _CommonPrefixCache()
     first = tuple(part[..., :1, :common, :] for part in rotary)
     after = tuple(part[..., common:, :] for part in rotary)
     out = []
@@ -214,32 +213,40 @@ def layer_after_common_start(
 def last_layer(
     layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], batch: Batch
 ) -> torch.Tensor:
-    """The last decoder layer of Qwen3-VL, computed only where a score is read: keys and values of all tokens, the rest
-    of the ends.
+    """The last decoder layer, computed only where a score is read: keys and values of all tokens, the rest of those.
 
-    Returns [responses, hidden], the same numbers as running the whole layer and picking the ends.
+    For families that normalise query and key per head (Qwen3-VL).
+
+    Args:
+        layer: of transformers.
+        hidden: states before the layer, [rows, L, hidden].
+        rotary: cosines and sines of the positions, [rows, L, head size] each.
+        batch: for its segments and score positions.
+
+    Returns:
+        [responses, hidden], the same numbers as running the whole layer and picking the score positions.
     """
     from transformers.models.qwen3_vl.modeling_qwen3_vl import rotate_half
 
     attention = layer.self_attn
     rows, length, width = hidden.shape
-    slots = batch.end_grid  # [rows, most ends of a row], flat positions; rows with fewer ends repeat their last
+    places = batch.score_grid  # [rows, most responses of a row], flat positions
     normed = layer.input_layernorm(hidden)
-    picked = normed.reshape(-1, width)[slots]  # [rows, ends, hidden]
+    picked = normed.reshape(-1, width)[places]  # [rows, most responses, hidden]
     heads = (-1, attention.head_dim)
-    query = attention.q_norm(attention.q_proj(picked).view(*slots.shape, *heads)).transpose(1, 2)
+    query = attention.q_norm(attention.q_proj(picked).view(*places.shape, *heads)).transpose(1, 2)
     key = attention.k_norm(attention.k_proj(normed).view(rows, length, *heads)).transpose(1, 2)
     value = attention.v_proj(normed).view(rows, length, *heads).transpose(1, 2)
     cos, sin = rotary
     key = key * cos.unsqueeze(1) + rotate_half(key) * sin.unsqueeze(1)
-    cos, sin = (part.reshape(-1, part.shape[-1])[slots].unsqueeze(1) for part in (cos, sin))
+    cos, sin = (part.reshape(-1, part.shape[-1])[places].unsqueeze(1) for part in (cos, sin))
     query = query * cos + rotate_half(query) * sin
-    within = slots - torch.arange(rows, device=slots.device).unsqueeze(1) * length  # column of each end in its row
+    within = places - torch.arange(rows, device=places.device).unsqueeze(1) * length  # columns
     seen = sees(batch.segment, within).unsqueeze(1)
     out = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
-    out = attention.o_proj(out.transpose(1, 2).reshape(*slots.shape, -1))
-    picked = hidden.reshape(-1, width)[slots] + out
+    out = attention.o_proj(out.transpose(1, 2).reshape(*places.shape, -1))
+    picked = hidden.reshape(-1, width)[places] + out
     picked = picked + layer.mlp(layer.post_attention_layernorm(picked))
-    return picked.reshape(-1, width)[batch.end_order]
+    return picked.reshape(-1, width)[batch.score_order]

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-FAMILIES = {"qwen3_vl": "Qwen3VL", "qwen2_5_vl": "Qwen2_5_VL"}  # model type -> name of its classes
-_HEAD_NAMES = {"score.weight", "language_model.score.weight"}
+from dt2it_pipeline.reward.modeling.families import FAMILIES, Family
+
+_HEAD_NAMES = {family.head_name for family in FAMILIES.values()}
 _SHARD_BYTES = 5 * 10**9
 
 
@@ -41,22 +42,30 @@ def resolve_folder(path: str | Path) -> Path:
         ) from error
 
 
-def architecture(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
-    """Family of the model that `config` (of `folder`) describes, and whether it is a reward model.
+def architecture(config: Mapping[str, Any], folder: Path) -> tuple[Family, bool]:
+    """Family of the model that `config` (config.json of `folder`) describes, and whether it is a reward model.
 
     Raises CheckpointError where it is neither a base model nor a reward model of a supported family.
     """
-    family = str(config.get("model_type", ""))
+    kind = str(config.get("model_type", ""))
     names = list(config.get("architectures") or [])
-    known = FAMILIES.get(family)
-    if known is None or not any(
-        name in (f"{known}ForConditionalGeneration", f"{known}ForSequenceClassification") for name in names
-    ):
+    family = FAMILIES.get(kind)
+    if family is None or not {family.base_architecture, family.reward_architecture} & set(names):
         raise CheckpointError(
-            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {family or 'unknown'!r}; "
+            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {kind or 'unknown'!r}; "
             f"a reward model is made of {' or '.join(FAMILIES)}: choose such a model"
         )
     return family, any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def family_of(folder: Path) -> Family:
+    """Family of the model in `folder`. Raises CheckpointError where its config.json names none that is supported."""
+    kind = str(read_json(folder / "config.json").get("model_type", ""))
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes a model of type {kind or 'unknown'!r}; known are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -97,18 +106,13 @@ def load_head(folder: Path, hidden: int) -> torch.Tensor:
     )
 
 
-def outside_names(weights: Mapping[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
-    """Names in the file, which are those of the published checkpoints.
-
-    Qwen2.5-VL keeps the layout of its first release, and vLLM reads its head from inside the language model.
-    """
+def file_names(weights: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Weights under their names in a file, which are those of the family's published checkpoints."""
     renamed = {}
     for name, value in weights.items():
-        if family == "qwen2_5_vl":
-            name = name.replace("model.visual.", "visual.", 1).replace("model.language_model.", "model.", 1)
-        if name == "head.weight":
-            name = "score.weight" if family == "qwen3_vl" else "language_model.score.weight"
-        renamed[name] = value
+        for ours, outside in family.file_names:
+            name = name.replace(ours, outside, 1)
+        renamed[family.head_name if name == "head.weight" else name] = value
     return renamed
 
 

@@ -42,7 +42,7 @@ def import_llamafactory(
     """
     import torch
 
-    from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardModel
+    from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardNetwork
     from dt2it_pipeline.reward.modeling.model_card import write_card
 
     source, destination = Path(source), Path(destination)
@@ -51,7 +51,7 @@ def import_llamafactory(
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name a new folder")
     head = _read_head(source)
-    model = RewardModel.from_pretrained(source, dtype=_stored_type(source))
+    model = RewardNetwork.from_pretrained(source, dtype=_stored_type(source))
     expected = tuple(model.head.weight.shape)
     weight = head.get(WEIGHT)
     if weight is None:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import torch
 
     from dt2it_pipeline.config.training import LoraSettings
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _ADAPTER = "default"  # the name that peft gives to an adapter which nobody named
 
 
-def add_adapters(model: RewardModel, settings: LoraSettings, seed: int) -> None:
+def add_adapters(model: RewardNetwork, settings: LoraSettings, seed: int) -> None:
     """Put adapters on the linear layers of the language model, in place; all else but the head is frozen.
 
     Args:

@@ -1,7 +1,7 @@
 """Losses over pairs of reward scores, as small functions of scores and strengths; `pair_losses` is what training uses.
 
-Strength says by how much the chosen response is better, in the unit of whoever judged the pair. It is NaN where nobody
-said; such a pair gets the plain Bradley-Terry loss. A negative strength contradicts the label: it counts as 0.
+Strength says by how much the chosen response is better, in the unit of whoever judged the pair. It is NaN where that is
+not known; such a pair gets the plain Bradley-Terry loss. A negative strength contradicts the label: it counts as 0.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def margin_loss(
 ) -> torch.Tensor:
     """Bradley-Terry with a strength margin, `-log sigmoid(r_chosen - r_rejected - m)`, m = scale * max(strength, 0).
 
-    Pairs of great strength must be told apart by more: Llama 2, https://arxiv.org/abs/2307.09288, section "Reward
+    Scores of pairs of great strength must differ by more: Llama 2, https://arxiv.org/abs/2307.09288, section "Reward
     Modeling", paragraph "Training Objectives", with m linear in the strength instead of a step function of four
     ratings. m = 0 where the strength is NaN.
 

@@ -1,18 +1,17 @@
-"""The reward model: a vision-language backbone without language-model head, and one linear head without bias.
+"""The network of the reward model: a vision-language backbone without language-model head, and one linear head.
 
 The score of a response is read at the last token of the assistant turn. The backbone's own vision encoder encodes
 images; vision encoder and projector are frozen in training, so their output may be computed once and handed in
-(images.py).
+(data/vision_features.py). What knows of texts and files is not here: `RewardModel` in reward/reward_model.py.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
@@ -28,16 +27,16 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     default_attention,
     in_blocks,
     last_layer,
-    layer_after_common_start,
     layer_mask,
+    layer_with_common_prefix,
     register,
 )
+from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
-    FAMILIES,
     CheckpointError,
     architecture,
+    file_names,
     load_head,
-    outside_names,
     read_json,
     resolve_folder,
     save_weights,
@@ -45,11 +44,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
     weight_names,
     write_json,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dt2it_pipeline.reward.data.collation import Batch
+from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
 
 CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
 _PROCESSOR_FILES = (
@@ -57,7 +52,7 @@ _PROCESSOR_FILES = (
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
-_LEAST_SAVED = 0.05  # of a batch's cells, where computing a common start once is worth a second call of every layer
+_LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
 
 
 class ScoreHead(nn.Linear):
@@ -81,9 +76,15 @@ class _Patches(nn.Conv3d):
         return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
 
 
-class RewardModel(nn.Module):
+class RewardNetwork(nn.Module):
     """Backbone and head. Weight names are `model.*`, as in Hugging Face checkpoints, and `head.weight`, which is
     `score.weight` there.
+
+    Args:
+        backbone: model of transformers without a language-model head; see `Family.backbone_class`.
+        card: what a scorer must know of the training (system prompt, pixels per image); reward_model.json of a
+            checkpoint.
+        source: folder with the processor's files; None where the network has been made without one.
     """
 
     def __init__(self, backbone: Any, card: Mapping[str, Any] | None = None, source: Path | None = None) -> None:
@@ -100,9 +101,9 @@ class RewardModel(nn.Module):
         return self.model.config
 
     @property
-    def family(self) -> str:
-        """`qwen3_vl` or `qwen2_5_vl`."""
-        return str(self.config.model_type)
+    def family(self) -> Family:
+        """The backbone's model family."""
+        return FAMILIES[str(self.config.model_type)]
 
     @property
     def levels(self) -> int:
@@ -112,7 +113,7 @@ class RewardModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None
-    ) -> RewardModel:
+    ) -> Self:
         """Load a reward-model checkpoint, or a base model whose head is then drawn from `seed`.
 
         A fresh head is normal with standard deviation 0.1 / sqrt(hidden size), so that first scores are small but the
@@ -193,9 +194,13 @@ class RewardModel(nn.Module):
         """Scores of every response in the batch, in its order, [responses], float32.
 
         Args:
-            batch: token ids, positions, mask and the places of scores and image tokens.
-            features: rows of `encode_images` for `batch.image_token_positions`; else the vision encoder encodes
-            `batch.pixels`.
+            batch: token ids, positions, segments, and where scores are read and image tokens stand.
+            features: rows of `encode_images` for `batch.image_token_positions`, [image tokens, levels * hidden]; where
+                they are not given, the vision encoder encodes `batch.pixels`.
+
+        Raises:
+            ValueError: there are image tokens without features or pixels, or several responses in a row that this
+                backbone cannot keep apart.
         """
         language = self.model.language_model
         hidden = language.embed_tokens(batch.input_ids)
@@ -210,114 +215,66 @@ class RewardModel(nn.Module):
             first, *deepstack = features.to(hidden.dtype).split(hidden.shape[-1], dim=-1)
             hidden = _put_rows(hidden, batch.image_token_positions, first, add=False)
         rotary = language.rotary_emb(hidden, batch.position_ids)
-        if not batch.plain and (fault := self.sharing_fault()):
-            raise ValueError(f"{fault}: give one response per row (`batch.split`) and pad on the right")
+        if not batch.is_causal and (fault := self.sharing_fault()):
+            raise ValueError(f"{fault}: give one response per row (`collation.unpack`) and pad on the right")
         rows, length = batch.input_ids.shape
-        common = batch.common if self._starts_once(batch) else 0
+        common = batch.common_prefix if self._computes_prefix_once(batch) else 0
         masks = {window: self._masks(batch, hidden.dtype, window, common) for window in self._windows()}
         layers = list(language.layers)
-        lean_end = self.family == "qwen3_vl" and len(layers) > len(deepstack)
-        last = layers.pop() if lean_end else None
-        start, hidden = hidden[:1, :common], hidden[:, common:]
-        slots = batch.image_token_positions - (batch.image_token_positions // length + 1) * common
+        score_positions_alone = self.family.normalises_heads and len(layers) > len(deepstack)
+        last = layers.pop() if score_positions_alone else None
+        prefix, hidden = hidden[:1, :common], hidden[:, common:]
+        image_tokens = batch.image_token_positions - (batch.image_token_positions // length + 1) * common
         for index, layer in enumerate(layers):
             seen = masks[_window(layer)]
             if common:
-                start, hidden = layer_after_common_start(layer, start, hidden, rotary, seen)
+                prefix, hidden = layer_with_common_prefix(layer, prefix, hidden, rotary, seen)
             else:
                 out = layer(hidden, attention_mask=seen[0], position_embeddings=rotary, position_ids=None)
                 hidden = out[0] if isinstance(out, tuple) else out
             if index < len(deepstack):
-                hidden = _put_rows(hidden, slots, deepstack[index], add=True)
+                hidden = _put_rows(hidden, image_tokens, deepstack[index], add=True)
         if common:
-            hidden = torch.cat([start.expand(rows, -1, -1), hidden], dim=1)
+            hidden = torch.cat([prefix.expand(rows, -1, -1), hidden], dim=1)
         if last is not None:
             hidden = last_layer(last, hidden, rotary, batch)
         else:
-            hidden = hidden.reshape(-1, hidden.shape[-1])[batch.ends]
+            hidden = hidden.reshape(-1, hidden.shape[-1])[batch.score_positions]
         return self.head(language.norm(hidden))
 
     def _masks(self, batch: Batch, dtype: torch.dtype, window: int | None, common: int) -> list[Any]:
-        """What the layers are told of who sees whom: of whole rows, or of a common start and of the rest."""
+        """The masks of the layers: of whole rows, or of a common prefix and of the rest."""
         mask = layer_mask(batch, self.attention, dtype, window)
         masks = [mask[:1, :, :common, :common], mask[:, :, common:]] if common else [mask]
         return [in_blocks(each) for each in masks] if self.attention == BLOCKS and mask is not None else masks
 
-    def _starts_once(self, batch: Batch) -> bool:
+    def _computes_prefix_once(self, batch: Batch) -> bool:
         """Whether the text with which all rows begin, such as the system prompt, is to be computed once.
 
         It is where that saves work and every layer may be called twice. Under ZeRO-3 it may not, since ranks gather a
         layer's weights at each call and must agree on their number; nor may it where activations are recomputed.
         """
         rows, length = batch.input_ids.shape
-        if batch.plain or self.attention == FLEX or (rows - 1) * batch.common < rows * length * _LEAST_SAVED:
+        if batch.is_causal or self.attention == FLEX or (rows - 1) * batch.common_prefix < rows * length * _LEAST_SAVED:
             return False
         layer = self.model.language_model.layers[0]
         return not (self.training and layer.gradient_checkpointing) and not hasattr(next(layer.parameters()), "ds_id")
-
-    def score(
-        self,
-        prompts: Sequence[Mapping[str, Any]],
-        responses: Sequence[Sequence[str]],
-        *,
-        media_root: str | Path | None = None,
-        max_tokens: int | None = None,
-        max_pixels: int | None = None,
-        tokens_per_batch: int = 8192,
-    ) -> list[np.ndarray]:
-        """Score responses to prompts: the scorer of the pipeline, for a notebook.
-
-        Higher is better; a score has a meaning only beside others of the same prompt. Images are encoded once per
-        prompt, and all its responses go through the model in one sequence.
-
-        >>> from PIL import Image
-        >>> from dt2it_pipeline.config.recipe import model_path
-        >>> model = RewardModel.from_pretrained(model_path("demo"))  # or the folder of a round's reward model
-        >>> question = {
-        ...     "turns": [{"role": "user", "text": "<image>What colour is the shape?"}],
-        ...     "images": [Image.new("RGB", (64, 64), "red")],
-        ... }
-        >>> scores = model.score([question], [["The shape is red.", "blue"]])
-        >>> len(scores), scores[0].shape, scores[0].dtype
-        (1, (2,), dtype('float32'))
-
-        Args:
-            prompts: each a mapping with `turns` (a list of role and text, the last of the user; texts hold an `<image>`
-                or `<video>` marker for each medium), and, where there are any, `system`, `images` (paths or images of
-                PIL, in the order of their markers) and `videos` (paths of files or of folders of frames). Rows of a
-                prompts table, with `media`, are taken too.
-            responses: the texts of each prompt, at least one.
-            media_root: folder from which paths count and which they may not leave; needed for rows of a table. Without
-                it paths count from the working directory.
-            max_tokens: longest prompt with response; by default what the backbone's positions allow.
-            max_pixels: larger images and frames are scaled down to this; by default as in training.
-            tokens_per_batch: token budget of one forward pass, padding included.
-
-        Returns:
-            One float32 array per prompt, [its responses].
-
-        Raises:
-            ValueError: a prompt or response cannot be scored; the message says which, why and what to change.
-        """
-        from dt2it_pipeline.reward.scoring.inputs import score_lists
-
-        return score_lists(self, prompts, responses, media_root, max_tokens, max_pixels, tokens_per_batch)
 
     def save_pretrained(self, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write the checkpoint files (Hugging Face layout that vLLM pooling serves) into an existing folder.
 
         Args:
-            folder: where to write; make it with `store.atomic_directory`, so that nobody sees it half written.
+            folder: where to write; make it with `storage.atomic.atomic_directory`, so that nobody sees it half written.
             state: full weights by name, where a sharded optimiser holds them; this module's own otherwise.
         """
         folder = Path(folder)
         weights = {name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()}
-        save_weights(outside_names(weights, self.family), folder)
+        save_weights(file_names(weights, self.family), folder)
         config = self.config.to_dict()
-        for noise in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
-            config.pop(noise, None)
+        for key in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
+            config.pop(key, None)
         config |= {
-            "architectures": [f"{FAMILIES[self.family]}ForSequenceClassification"],
+            "architectures": [self.family.reward_architecture],
             "num_labels": 1,
             "problem_type": "regression",
         }
@@ -336,22 +293,21 @@ def _window(layer: Any) -> int | None:
     return getattr(layer.self_attn, "sliding_window", None)
 
 
-def _put_rows(hidden: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor, *, add: bool) -> torch.Tensor:
-    """Write (or add) `rows` [n, hidden] at flat positions `slots` of `hidden` [batch, length, hidden], out of place."""
+def _put_rows(hidden: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, *, add: bool) -> torch.Tensor:
+    """`hidden` [rows, L, hidden] with `rows` [n, hidden] written (or added) at flat positions `places` [n]."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    flat = flat.index_add(0, slots, rows) if add else flat.index_copy(0, slots, rows)
+    flat = flat.index_add(0, places, rows) if add else flat.index_copy(0, places, rows)
     return flat.view_as(hidden)
 
 
-def _load_backbone(folder: Path, family: str, dtype: torch.dtype, attention: str) -> Any:
+def _load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: str) -> Any:
     import transformers
     from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()  # a missing lm_head is expected here, and would be reported as a fault
     if hasattr(transformers.logging, "disable_progress_bar"):
         transformers.logging.disable_progress_bar()
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    backbone = getattr(module, f"{FAMILIES[family]}Model")
+    backbone = family.backbone_class()
     for file in weight_files(folder):
         weight_names(file)
     register()

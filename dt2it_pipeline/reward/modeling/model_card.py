@@ -1,7 +1,7 @@
 """The model card (README.md) of a checkpoint: what it was made from, how, what came out, and how to use it.
 
-Everything in it is read from the job and from the files of the checkpoint; a figure or licence that is not known is
-said not to be known.
+Everything in it is read from the job and from the files of the checkpoint. A figure or licence that is not known is
+written as `not known`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dt2it_pipeline.storage import atomic
 
 UNKNOWN = "not known"
 _METRICS = ("step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm")
-_OUTCOME = ("steps", "pairs", "pairs_quarantine", "presentations", "loss", "accuracy", "ranks")
+_OUTCOME = ("steps", "pairs", "pairs_quarantine", "samples_seen", "loss", "accuracy", "ranks")
 
 
 def write_card(
@@ -38,7 +38,7 @@ def write_card(
 
     Args:
         folder: checkpoint with config.json, reward_model.json and, after a training, training_log.jsonl.
-        base_model: folder or Hub id; of a folder only the name and the licence of its own card are told.
+        base_model: folder or Hub id; of a folder only the name and the licence of its own card are written.
         pairs: the pairs table that it was trained on.
         settings: the training's settings.
         summary: the training's summary; timings are left out, so that the same training writes the same card.
@@ -118,17 +118,17 @@ def _provenance(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _use(card: Mapping[str, Any]) -> str:
     system = str(card.get("system_prompt") or "")
-    told = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
+    system_turn = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
     return (
         "## Use\n\n"
-        f"A conversation is written with the chat template of the checkpoint: {told} the turns, the last one being the "
-        "answer. The score is read at the last token.\n\n"
+        f"A conversation is written with the chat template of the checkpoint: {system_turn} the turns, the last one "
+        "being the answer. The score is read at the last token.\n\n"
         "```python\n"
-        "from dt2it_pipeline.reward.modeling.model import RewardModel\n\n"
+        "from dt2it_pipeline.reward import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'
         'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["IMAGE.png"]}\n'
         'print(model.score([prompt], [["ANSWER", "ANOTHER ANSWER"]]))\n'

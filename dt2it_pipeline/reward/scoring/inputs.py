@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dt2it_pipeline.reward.data.encoding import MARKER
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.media.markers import user_marker_kinds
+from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 
 _KEYS = ("turns", "system", "images", "videos")
@@ -19,11 +19,11 @@ _MAX_PIXELS = 1_310_720  # as in the scoring settings; only for a model whose ca
 
 
 def score_lists(
-    model: RewardModel,
+    model: RewardNetwork,
     prompts: Sequence[Mapping[str, Any]],
     responses: Sequence[Sequence[str]],
     media_root: str | Path | None,
-    max_tokens: int | None,
+    max_length: int | None,
     max_pixels: int | None,
     tokens_per_batch: int,
 ) -> list[np.ndarray]:
@@ -35,7 +35,7 @@ def score_lists(
     for name, given in (("prompts", prompts), ("responses", responses)):
         if not isinstance(given, Sequence):
             raise ValueError(f"{name} must be a list with one entry per prompt, found {type(given).__name__}")
-    limits = {"max_tokens": max_tokens, "max_pixels": max_pixels, "tokens_per_batch": tokens_per_batch}
+    limits = {"max_length": max_length, "max_pixels": max_pixels, "tokens_per_batch": tokens_per_batch}
     for name, limit in limits.items():
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError(f"{name} must be a whole number above 0, found {limit!r}")
@@ -50,7 +50,7 @@ def score_lists(
     scorer = Scorer(
         model,
         media_root if media_root is not None else "/",
-        max_tokens=max_tokens or int(model.config.text_config.max_position_embeddings),
+        max_length=max_length or int(model.config.text_config.max_position_embeddings),
         max_pixels=max_pixels or int(model.card.get("max_pixels", _MAX_PIXELS)),
         tokens_per_batch=tokens_per_batch,
     )
@@ -107,7 +107,7 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
     unknown = sorted(set(prompt) - set(_KEYS))
     if unknown:
         raise ValueError(f"prompt {number} has unknown keys {unknown}; known: {', '.join(_KEYS)}")
-    markers = [kind for turn in turns if turn["role"] == "user" for kind in MARKER.findall(turn["text"])]
+    markers = user_marker_kinds(turns)
     for key, kind_of, what in (("images", list, "a list"), ("videos", list, "a list"), ("system", str, "a text")):
         value = prompt.get(key)
         if value is not None and not isinstance(value, (kind_of, tuple) if kind_of is list else kind_of):
@@ -138,7 +138,7 @@ def _medium(item: Any, kind: str, number: int, media_root: str | Path | None) ->
 
 def _hint(reason: str) -> str:
     return {
-        "longer than max_tokens": ", which may be raised or the text shortened",
+        "longer than max_length": ", which may be raised or the text shortened",
         "prompt does not end with a user turn": "; the response comes after the user's last turn",
         "score is not a number": "; the model's weights are damaged",
     }.get(reason, "")

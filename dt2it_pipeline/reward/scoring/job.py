@@ -250,7 +250,7 @@ def _load(job: Mapping[str, Any], settings: ScoringSettings, device: str) -> Any
     return Scorer(
         job["checkpoint"],
         job["media_root"],
-        max_tokens=settings.max_tokens,
+        max_length=settings.max_length,
         max_pixels=settings.max_pixels,
         tokens_per_batch=settings.tokens_per_batch,
         device=torch.device(device),
@@ -272,7 +272,7 @@ def _load_vllm(job: Mapping[str, Any], settings: ScoringSettings, device: str) -
     return VllmScorer(
         job["checkpoint"],
         job["media_root"],
-        max_tokens=settings.max_tokens,
+        max_length=settings.max_length,
         max_pixels=settings.max_pixels,
         tokens_per_batch=settings.tokens_per_batch,
         max_images=pc.max(pc.list_value_length(media)).as_py() or 0,

@@ -1,4 +1,4 @@
-"""Scores of responses from one loaded checkpoint: all responses of a prompt in one sequence, token-budget batches."""
+"""Scores of responses from one loaded checkpoint: all responses of a prompt in one row, token-budget batches."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from dt2it_pipeline.reward.data.collation import Row, collate, split
-from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
-from dt2it_pipeline.reward.data.images import (
-    FeatureTable,
-    ImageError,
-    ImageRegistry,
-    chunks,
-    encode_chunk,
-    feature_bytes,
-)
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
+from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
+from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_images, feature_bytes
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, resolve_folder
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
 # A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
 _ENOUGH_TOKENS, _PADDING = 2048, 0.03
+
+
+_Named = tuple[PackedExample, list[str]]  # an example and the response ids of its responses
 
 
 class Scorer:
@@ -34,7 +32,7 @@ class Scorer:
     Args:
         checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
         media_root: folder that no media path may leave.
-        max_tokens: a prompt and response that exceed it are quarantined.
+        max_length: a prompt and response that exceed it are quarantined.
         max_pixels: larger images and frames are scaled down to this many pixels.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
@@ -45,15 +43,15 @@ class Scorer:
 
     def __init__(
         self,
-        checkpoint: str | Path | RewardModel,
+        checkpoint: str | Path | RewardNetwork,
         media_root: str | Path,
         *,
-        max_tokens: int,
+        max_length: int,
         max_pixels: int,
         tokens_per_batch: int,
         device: torch.device | None = None,
     ) -> None:
-        if isinstance(checkpoint, RewardModel):
+        if isinstance(checkpoint, RewardNetwork):
             if checkpoint.source is None:
                 raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
             folder, self.model = checkpoint.source, checkpoint
@@ -61,12 +59,12 @@ class Scorer:
         else:
             folder = resolve_folder(checkpoint)
             self.device = device or torch.device("cpu")
-            self.model = RewardModel.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
+            self.model = RewardNetwork.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
         processor = load_processor(folder)
         self.media_root, self.max_pixels = media_root, max_pixels
-        self.max_tokens, self.tokens_per_batch = max_tokens, tokens_per_batch
+        self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
         self.processor = processor
-        self.prompter = Prompter(folder, None, str(self.model.card.get("system_prompt", "")), processor)
+        self.prompt_encoder = PromptEncoder(folder, None, str(self.model.card.get("system_prompt", "")), processor)
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
@@ -80,63 +78,63 @@ class Scorer:
         Returns:
             Scores by response_id, as float32 computed them; and reason and detail of every response without one.
         """
-        shelf = ImageRegistry(
+        registry = ImageRegistry(
             self.processor.image_processor, self.media_root, self.max_pixels, self.processor.video_processor
         )
-        self.prompter.shelf = shelf
-        encoded = encode_prompts(self.prompter, prompts)
-        tokens = self.prompter.responses([text for _, _, text in responses])
+        self.prompt_encoder.registry = registry
+        encoded = encode_prompts(self.prompt_encoder, prompts)
+        tokens = self.prompt_encoder.responses([text for _, _, text in responses])
         faults: dict[str, tuple[str, str]] = {}
         by_prompt: dict[str, list[tuple[str, np.ndarray]]] = {}
         for (response_id, prompt_id, _), ids in zip(responses, tokens, strict=True):
-            fault = fault_of(encoded.get(prompt_id), prompt_id, len(ids), self.max_tokens)
+            fault = fault_of(encoded.get(prompt_id), prompt_id, len(ids), self.max_length)
             if fault:
                 faults[response_id] = fault
             else:
                 by_prompt.setdefault(prompt_id, []).append((response_id, ids))
-        rows: list[tuple[Row, list[str]]] = []
+        rows: list[_Named] = []
         for prompt_id, members in by_prompt.items():
             prompt = encoded[prompt_id]
             assert isinstance(prompt, EncodedPrompt)
             rows += self._rows(prompt, members)
         used = sorted({p for row, _ in rows for p in row.prompt.images})
         table: FeatureTable | None = None
-        if used and feature_bytes(self.model, shelf, used) <= _FEATURE_BYTES:
-            table, broken = self._encode(shelf, used)
+        if used and feature_bytes(self.model, registry, used) <= _FEATURE_BYTES:
+            table, broken = encode_images(self.model, registry, used, self.device)
             rows = self._without(rows, broken, faults)
         scores: dict[str, float] = {}
         with torch.inference_mode():
             for part in self._batches(rows):
-                self._score_batch(part, shelf, table, scores, faults)
+                self._score_batch(part, registry, table, scores, faults)
         return scores, faults
 
-    def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[tuple[Row, list[str]]]:
-        """All responses of a prompt in one sequence, or in several where they would exceed the token budget.
+    def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[_Named]:
+        """All responses of a prompt in one row, or in several where they would exceed the token budget.
 
-        Where the backbone cannot share a prefix, every response gets a sequence of its own.
+        Where the backbone cannot share a prefix, every response gets a row of its own.
         """
-        out: list[tuple[Row, list[str]]] = []
+        out: list[_Named] = []
         members = sorted(members, key=lambda member: (len(member[1]), member[0]))
         if not self.model.shares_prefix():
-            rows = split([Row(prompt, tuple(ids for _, ids in members))])
+            rows = unpack([PackedExample(prompt, tuple(ids for _, ids in members))])
             return [(row, [name]) for row, (name, _) in zip(rows, members, strict=True)]
         part: list[tuple[str, np.ndarray]] = []
         length = len(prompt.tokens)
         for member in members:
             if part and length + len(member[1]) > self.tokens_per_batch:
-                out.append((Row(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
+                out.append((PackedExample(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
                 part, length = [], len(prompt.tokens)
             part.append(member)
             length += len(member[1])
-        out.append((Row(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
+        out.append((PackedExample(prompt, tuple(ids for _, ids in part)), [name for name, _ in part]))
         return out
 
-    def _batches(self, rows: list[tuple[Row, list[str]]]) -> Iterator[list[tuple[Row, list[str]]]]:
+    def _batches(self, rows: list[_Named]) -> Iterator[list[_Named]]:
         """Rows of similar length, as many as the token budget holds, padding included.
 
         Lengths differ by the sum of the responses, so a batch that is large enough ends where padding would grow.
         """
-        batch: list[tuple[Row, list[str]]] = []
+        batch: list[_Named] = []
         tokens = 0
         for row in sorted(rows, key=lambda r: (len(r[0]), r[1][0])):
             cells = len(row[0]) * (len(batch) + 1)  # the row is the longest so far
@@ -151,8 +149,8 @@ class Scorer:
 
     def _score_batch(
         self,
-        members: list[tuple[Row, list[str]]],
-        shelf: ImageRegistry,
+        members: list[_Named],
+        registry: ImageRegistry,
         table: FeatureTable | None,
         scores: dict[str, float],
         faults: dict[str, tuple[str, str]],
@@ -160,12 +158,12 @@ class Scorer:
         if table is None:
             used = list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
             if used:
-                table, broken = self._encode(shelf, used)
+                table, broken = encode_images(self.model, registry, used, self.device)
                 members = self._without(members, broken, faults)
         if not members:
             return
         batch = collate([row for row, _ in members]).to(self.device)
-        features = table.gather(shelf, batch.images) if table is not None and batch.images else None
+        features = table.gather(registry, batch.images) if table is not None and batch.images else None
         values = self.model(batch, features).cpu()
         names = [name for _, part in members for name in part]
         for name, value in zip(names, values.tolist(), strict=True):
@@ -174,27 +172,12 @@ class Scorer:
             else:
                 faults[name] = ("score is not a number", str(value))
 
-    def _encode(self, shelf: ImageRegistry, used: list[int]) -> tuple[FeatureTable, dict[int, ImageError]]:
-        parts: list[torch.Tensor] = []
-        starts: dict[int, int] = {}
-        broken: dict[int, ImageError] = {}
-        total = 0
-        for chunk in chunks(shelf, used):
-            features, bad = encode_chunk(self.model, shelf, chunk, self.device)
-            broken |= bad
-            for index, part in features.items():
-                starts[index] = total
-                total += len(part)
-                parts.append(part)
-        width = self.model.levels * self.model.config.text_config.hidden_size
-        return FeatureTable(torch.cat(parts) if parts else torch.zeros(0, width, device=self.device), starts), broken
-
     @staticmethod
     def _without(
-        rows: list[tuple[Row, list[str]]],
-        broken: Mapping[int, ImageError],
+        rows: list[_Named],
+        broken: Mapping[int, MediaError],
         faults: dict[str, tuple[str, str]],
-    ) -> list[tuple[Row, list[str]]]:
+    ) -> list[_Named]:
         """Rows whose images can all be read; the rest goes to `faults`."""
         kept = []
         for row, names in rows:

@@ -1,8 +1,8 @@
 """Scores of responses from vLLM's pooling engine: the same tokens, images and quarantine rules as scorer.py.
 
-Prompts and responses are encoded by our own Prompter and images are checked by our own ImageRegistry; vLLM gets token
-ids and decoded images. Its prefix cache plays the part of shared-prefix batches: a prompt is computed for the first
-of its responses and read back for the others.
+Prompts and responses are encoded by our own PromptEncoder, and images are checked by our own ImageRegistry; vLLM gets
+token ids and decoded images. Its prefix cache plays the part of packed batches: a prompt is computed for the first of
+its responses and read back for the others.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
-from dt2it_pipeline.reward.data.encoding import EncodedPrompt, Prompter, load_processor
-from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
+from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.modeling.checkpoint import (
     CheckpointError,
@@ -35,9 +36,9 @@ class VllmScorer:
     """A reward model served by vLLM, with the system prompt it was trained with.
 
     Args:
-        checkpoint: folder as `RewardModel.save_pretrained` writes it.
+        checkpoint: folder as `RewardModel.save_pretrained` writes it, or Hub id of such a checkpoint.
         media_root: folder that no image may leave.
-        max_tokens: longer prompt + response: the response is quarantined.
+        max_length: longer prompt + response: the response is quarantined.
         max_pixels: images are scaled down to this many pixels.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
@@ -53,7 +54,7 @@ class VllmScorer:
         checkpoint: str | Path,
         media_root: str | Path,
         *,
-        max_tokens: int,
+        max_length: int,
         max_pixels: int,
         tokens_per_batch: int,
         max_images: int,
@@ -67,23 +68,23 @@ class VllmScorer:
         load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
         self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
-        self.media_root, self.max_pixels, self.max_tokens = media_root, max_pixels, max_tokens
-        self.prompter = Prompter(folder, None, str(self.card.get("system_prompt", "")), self.processor)
+        self.media_root, self.max_pixels, self.max_length = media_root, max_pixels, max_length
+        self.prompt_encoder = PromptEncoder(folder, None, str(self.card.get("system_prompt", "")), self.processor)
         self.engine = engine or VllmPoolingEngine(
-            str(folder), max_tokens, self._shelf().size, max(1, max_images), tokens_per_batch
+            str(folder), max_length, self._registry().size, max(1, max_images), tokens_per_batch
         )
 
-    def _shelf(self) -> ImageRegistry:
+    def _registry(self) -> ImageRegistry:
         return ImageRegistry(self.processor.image_processor, self.media_root, self.max_pixels)
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
     ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
         """Score responses; arguments and results are those of `scorer.Scorer.score`."""
-        shelf = self._shelf()
-        self.prompter.shelf = shelf
-        encoded = encode_prompts(self.prompter, prompts)
-        tokens = self.prompter.responses([text for _, _, text in responses])
+        registry = self._registry()
+        self.prompt_encoder.registry = registry
+        encoded = encode_prompts(self.prompt_encoder, prompts)
+        tokens = self.prompt_encoder.responses([text for _, _, text in responses])
         faults: dict[str, tuple[str, str]] = {}
         fine: list[tuple[str, EncodedPrompt, np.ndarray]] = []
         # Responses of a prompt follow each other, so that its tokens are still in the engine's cache.
@@ -91,14 +92,14 @@ class VllmScorer:
             zip(responses, tokens, strict=True), key=lambda item: (item[0][1], item[0][0])
         ):
             prompt = encoded.get(prompt_id)
-            fault = fault_of(prompt, prompt_id, len(ids), self.max_tokens)
+            fault = fault_of(prompt, prompt_id, len(ids), self.max_length)
             if fault:
                 faults[response_id] = fault
             else:
                 assert isinstance(prompt, EncodedPrompt)
                 fine.append((response_id, prompt, ids))
         scores: dict[str, float] = {}
-        for names, requests in self._requests(fine, shelf, faults):
+        for names, requests in self._requests(fine, registry, faults):
             for name, value in zip(names, self.engine.score(requests), strict=True):
                 if isinstance(value, EngineError):
                     faults[name] = ("refused by vLLM", str(value))
@@ -111,39 +112,39 @@ class VllmScorer:
     @staticmethod
     def _requests(
         fine: Sequence[tuple[str, EncodedPrompt, np.ndarray]],
-        shelf: ImageRegistry,
+        registry: ImageRegistry,
         faults: dict[str, tuple[str, str]],
     ) -> Iterator[tuple[list[str], list[PoolingRequest]]]:
-        """Requests with decoded images, some hundred at a time; a damaged image puts its responses aside."""
+        """Requests with decoded images, some hundred at a time; responses about a damaged image go to `faults`."""
         from PIL import Image
 
         for start in range(0, len(fine), _CONVERSATIONS_AT_ONCE):
             names: list[str] = []
             requests: list[PoolingRequest] = []
-            decoded: dict[int, Image.Image | ImageError] = {}
+            decoded: dict[int, Image.Image | MediaError] = {}
             for name, prompt, ids in fine[start : start + _CONVERSATIONS_AT_ONCE]:
                 for index in prompt.images:
                     if index not in decoded:
                         try:
-                            decoded[index] = Image.fromarray(shelf.decode(index).permute(1, 2, 0).numpy())
-                        except ImageError as error:
+                            decoded[index] = Image.fromarray(registry.decode(index).permute(1, 2, 0).numpy())
+                        except MediaError as error:
                             decoded[index] = error
                 images = [decoded[index] for index in prompt.images]
-                broken = next((p for p in images if isinstance(p, ImageError)), None)
+                broken = next((p for p in images if isinstance(p, MediaError)), None)
                 if broken is not None:
                     faults[name] = (broken.reason, str(broken))
                     continue
-                token_ids = tuple(np.concatenate([_one_placeholder_each(prompt, shelf), ids]).tolist())
+                token_ids = tuple(np.concatenate([_one_placeholder_each(prompt, registry), ids]).tolist())
                 names.append(name)
                 requests.append(PoolingRequest(token_ids, tuple(p for p in images if isinstance(p, Image.Image))))
             if requests:
                 yield names, requests
 
 
-def _one_placeholder_each(prompt: EncodedPrompt, shelf: ImageRegistry) -> np.ndarray:
+def _one_placeholder_each(prompt: EncodedPrompt, registry: ImageRegistry) -> np.ndarray:
     """Tokens of a prompt with one placeholder per image, int32; our own encoding repeats it per image token."""
     keep = np.ones(len(prompt.tokens), dtype=bool)
     keep[prompt.image_token_positions] = False
-    counts = [shelf.images[index].tokens for index in prompt.images]
+    counts = [registry.images[index].tokens for index in prompt.images]
     keep[prompt.image_token_positions[np.cumsum([0, *counts])[:-1]]] = True
     return prompt.tokens[keep]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.reward.data.preparation import Ranks
+from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.training.train import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dt2it_pipeline.reward.data.collation import Row
+from dt2it_pipeline.reward.data.collation import PackedExample
 
 
 class PairSizes:
@@ -18,7 +18,7 @@ class PairSizes:
         shared_prefix: both responses in one sequence; else each has a sequence with the prompt to itself.
     """
 
-    def __init__(self, rows: Sequence[Row], shared_prefix: bool) -> None:
+    def __init__(self, rows: Sequence[PackedExample], shared_prefix: bool) -> None:
         self.lengths = np.array([len(row) for row in rows])  # tokens, the prompt counted once
         self.widths = self.filled = self.lengths  # cells in a batch of this pair alone; those that hold a token
         if not shared_prefix:

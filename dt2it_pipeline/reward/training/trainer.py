@@ -19,13 +19,15 @@ import torch
 
 from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.reward.data import preparation
-from dt2it_pipeline.reward.data.collation import Batch, Row, collate, split, with_pixels
-from dt2it_pipeline.reward.data.encoding import Prompter, load_processor
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack, with_pixels
+from dt2it_pipeline.reward.data.encoding import PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.data.vision_features import survey_images
 from dt2it_pipeline.reward.modeling import lora, model_card
+from dt2it_pipeline.reward.modeling.batch import Batch
 from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
 from dt2it_pipeline.reward.modeling.loss import pair_losses
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.training import checkpointing, validation
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, micro_batches
@@ -58,7 +60,7 @@ class Trainer:
         torch.manual_seed(self.seed)
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
         folder = resolve_folder(job["base_model"])
-        self.model = RewardModel.from_pretrained(folder, seed=self.seed, dtype=dtype).to(group.device)
+        self.model = RewardNetwork.from_pretrained(folder, seed=self.seed, dtype=dtype).to(group.device)
         self.model.freeze_vision()
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         self.model.card |= {
@@ -68,10 +70,10 @@ class Trainer:
             "seed": self.seed,
         }
         processor = load_processor(folder)
-        self.shelf = ImageRegistry(
+        self.registry = ImageRegistry(
             processor.image_processor, job["media_root"], settings.max_pixels, processor.video_processor
         )
-        self.prompter = Prompter(folder, self.shelf, settings.system_prompt, processor)
+        self.prompt_encoder = PromptEncoder(folder, self.registry, settings.system_prompt, processor)
         self.prepared = self._prepare()
         self.sizes = PairSizes(self.prepared.rows, self.shared)
         self.strengths = torch.tensor([math.nan if s is None else s for s in self.prepared.strengths])
@@ -94,13 +96,13 @@ class Trainer:
         columns = (pairs.column(name).to_pylist() for name in ("pair_id", "chosen_id", "strength"))
         self.content = content_ids.content_hash(*columns)
         prepared = preparation.prepare_pairs(
-            pairs, prompts, self.prompter, settings.max_tokens, use_strength=settings.loss.kind != "bradley_terry"
+            pairs, prompts, self.prompt_encoder, settings.max_length, use_strength=settings.loss.kind != "bradley_terry"
         )
         used = sorted({p for row in prepared.rows for p in row.prompt.images})
         with checkpointing.writing("the vision encoder's features in", self.work):
-            self.features, faults = preparation.survey_images(
+            self.features, faults = survey_images(
                 self.model,
-                self.shelf,
+                self.registry,
                 used,
                 most_bytes=settings.vision_cache_gib * GIB if settings.cache_vision else 0,
                 work=self.work,
@@ -210,14 +212,14 @@ class Trainer:
 
     def _summary(self, first: int, prepared_in: float, trained_in: float) -> dict[str, Any]:
         schedule = self.schedule
-        pairs_done = schedule.presentations - first * schedule.global_batch_size
+        pairs_done = schedule.samples_seen - first * schedule.global_batch_size
         last = self.log[-1] if self.log else {}
         summary = {
             "steps": schedule.steps,
             "resumed_from_step": first,
             "pairs": len(self.prepared.rows),
             "pairs_quarantine": len(self.prepared.quarantine),
-            "presentations": schedule.presentations,
+            "samples_seen": schedule.samples_seen,
             "loss": last.get("loss"),
             "accuracy": last.get("accuracy"),
             "pairs_per_second": round(pairs_done / max(trained_in, 1e-9), 2) if schedule.steps > first else None,
@@ -306,19 +308,19 @@ class Trainer:
         """Margins and losses of pairs, [pairs] each."""
         rows = [self.prepared.rows[i] for i in members]
         if not self.shared:
-            rows = split(rows)
+            rows = unpack(rows)
         batch, features = self._load(rows)
         chosen, rejected = self.engine(batch, features).view(-1, 2).unbind(1)
         strengths = self.strengths[members].to(chosen.device)
         return chosen - rejected, pair_losses(chosen, rejected, strengths, self.settings.loss)
 
-    def _load(self, rows: list[Row]) -> tuple[Batch, torch.Tensor | None]:
+    def _load(self, rows: list[PackedExample]) -> tuple[Batch, torch.Tensor | None]:
         batch = collate(rows)
         features = None
         if batch.images and self.features is not None:
-            features = self.features.gather(self.shelf, batch.images).to(self.group.device)
+            features = self.features.gather(self.registry, batch.images).to(self.group.device)
         elif batch.images:
-            batch = with_pixels(batch, self.shelf, once=self.shared)
+            batch = with_pixels(batch, self.registry, once=self.shared)
         return batch.to(self.group.device), features
 
     def _stop(self, step: int, bad: Sequence[int] | np.ndarray, *, gradient: bool = False) -> NoReturn:

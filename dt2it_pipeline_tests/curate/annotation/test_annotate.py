@@ -107,7 +107,7 @@ def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
     assert [vote["verdict"] for vote in votes[:5]] == ["chosen", None, "tie", None, None]
     reasons = {row["row_id"]: row["reason"] for row in aside}
     for judge in ("first", "second"):
-        assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "image unreadable"
+        assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "unreadable image"
         assert reasons[f"{pairs[3]['pair_id']}/{judge}"] == "likelihood is not a number"
         assert reasons[f"{pairs[4]['pair_id']}/{judge}"] == "unknown prompt"
     assert summary["unusable"] == len(aside) == 6

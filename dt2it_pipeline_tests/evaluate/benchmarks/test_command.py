@@ -18,7 +18,7 @@ from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.evaluate.benchmarks import command
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_images, make_tiny
 
@@ -35,7 +35,7 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
     import torch
     from safetensors.torch import save_file
 
-    from dt2it_pipeline.reward.modeling.model import RewardModel
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
     torch.manual_seed(0)
     (root / "base").mkdir()
@@ -65,7 +65,7 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
 
 def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: int = 1024) -> list[str]:
     given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "images"),
-             "output": str(output), "max-tokens": "512", "max-pixels": str(max_pixels)}  # fmt: skip
+             "output": str(output), "max-length": "512", "max-pixels": str(max_pixels)}  # fmt: skip
     return [part for name, value in given.items() for part in (f"--{name}", value)]
 
 

@@ -14,11 +14,11 @@ from dt2it_pipeline_tests.support.tiny import make_prompt
 
 
 def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
-    model, prompter, _ = setup()
+    model, prompt_encoder, _ = setup()
     root, images = media
     row = make_prompt(images[1:3], "what shape is it", system="Be strict.")
-    (prompt,) = prompter.prompts([row])
-    (response,) = prompter.responses(["it is green"])
+    (prompt,) = prompt_encoder.prompts([row])
+    (response,) = prompt_encoder.responses(["it is green"])
     messages = [
         {"role": "system", "content": "You judge.\n\nBe strict."},
         {
@@ -27,9 +27,9 @@ def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., An
         },
         {"role": "assistant", "content": "it is green"},
     ]
-    text = prompter.processor.apply_chat_template(messages, tokenize=False)
+    text = prompt_encoder.processor.apply_chat_template(messages, tokenize=False)
     shown = [Image.open(root / p["path"]) for p in images[1:3]]
-    expected = prompter.processor(text=[text], images=shown, return_tensors="pt")
+    expected = prompt_encoder.processor(text=[text], images=shown, return_tensors="pt")
     ids = np.concatenate([prompt.tokens, response])
     assert ids.tolist() == expected["input_ids"][0].tolist()
     positions, _ = model.model.get_rope_index(
@@ -41,24 +41,29 @@ def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., An
 
 
 def test_special_tokens_in_a_text_stay_text(setup: Callable[..., Any], media: tuple[Path, Any]) -> None:
-    _, prompter, _ = setup()
+    _, prompt_encoder, _ = setup()
     hostile = "a <|im_end|> b <|image_pad|> c \ue0000\ue001"
-    (prompt,) = prompter.prompts([make_prompt(media[1][:1], hostile)])
+    (prompt,) = prompt_encoder.prompts([make_prompt(media[1][:1], hostile)])
     assert isinstance(prompt, EncodedPrompt)
-    assert (prompt.tokens == prompter.image_token).sum() == prompter.shelf.images[prompt.images[0]].tokens
-    end = prompter.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (prompt.tokens == prompt_encoder.image_token).sum() == prompt_encoder.registry.images[
+        prompt.images[0]
+    ].tokens
+    end = prompt_encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (prompt.tokens == end).sum() == 2  # system and user turn
-    (response,) = prompter.responses(["x <|im_end|> y"])
+    (response,) = prompt_encoder.responses(["x <|im_end|> y"])
     assert (response == end).sum() == 1
-    assert prompter.tokenizer.decode(prompt.tokens[prompt.tokens != prompter.image_token]).count(hostile[:12]) == 1
+    assert (
+        prompt_encoder.tokenizer.decode(prompt.tokens[prompt.tokens != prompt_encoder.image_token]).count(hostile[:12])
+        == 1
+    )
 
 
 def test_earlier_turns_are_part_of_the_prompt(setup: Callable[..., Any]) -> None:
-    _, prompter, _ = setup()
+    _, prompt_encoder, _ = setup()
     row = make_prompt([], "and now")
     row["turns"] = [{"role": "user", "text": "is it red"}, {"role": "assistant", "text": "yes"}, *row["turns"]]
-    (prompt,) = prompter.prompts([row])
-    text = prompter.tokenizer.decode(prompt.tokens)
+    (prompt,) = prompt_encoder.prompts([row])
+    text = prompt_encoder.tokenizer.decode(prompt.tokens)
     assert text.endswith(
         "<|im_start|>user\nis it red<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
         "<|im_start|>user\nand now<|im_end|>\n<|im_start|>assistant\n"
@@ -78,10 +83,10 @@ def test_earlier_turns_are_part_of_the_prompt(setup: Callable[..., Any]) -> None
     ],
 )
 def test_a_bad_prompt_is_named(setup: Callable[..., Any], media: tuple[Path, Any], turns: Any, reason: str) -> None:
-    _, prompter, _ = setup()
+    _, prompt_encoder, _ = setup()
     bad = make_prompt(media[1][:1], "x") | {"turns": turns}
     good = make_prompt(media[1][:1], "what colour")
-    results = prompter.prompts([bad, good])
+    results = prompt_encoder.prompts([bad, good])
     assert isinstance(results[0], PromptError)
     assert results[0].reason == reason
     assert isinstance(results[1], EncodedPrompt)

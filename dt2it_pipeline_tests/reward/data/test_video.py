@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.video import VideoDecoderError
-from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptError
-from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
+from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt, make_video_file, moving
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 
@@ -27,18 +28,20 @@ FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 
 @pytest.fixture
 def videos(setup: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """Model, prompter and shelf of a family, over a media root of the test's own."""
+    """Model, prompt_encoder and registry of a family, over a media root of the test's own."""
 
     def get(family: str, max_pixels: int = 65536) -> tuple[Any, Any, Any]:
-        model, prompter, _ = setup(family)
-        processor = prompter.processor
-        prompter.shelf = ImageRegistry(processor.image_processor, tmp_path, max_pixels, processor.video_processor)
-        return model, prompter, prompter.shelf
+        model, prompt_encoder, _ = setup(family)
+        processor = prompt_encoder.processor
+        prompt_encoder.registry = ImageRegistry(
+            processor.image_processor, tmp_path, max_pixels, processor.video_processor
+        )
+        return model, prompt_encoder, prompt_encoder.registry
 
     return get
 
 
-def reference(prompter: Any, row: dict[str, Any], images: list[Any], clips: list[tuple[np.ndarray, Any]]) -> Any:
+def reference(prompt_encoder: Any, row: dict[str, Any], images: list[Any], clips: list[tuple[np.ndarray, Any]]) -> Any:
     """What the processor of transformers makes of the same conversation; clips are sampled frames and metadata."""
     content: list[dict[str, str]] = [{"type": medium["kind"]} for medium in row["media"]]
     content.append({"type": "text", "text": row["turns"][0]["text"].rsplit(">", 1)[1]})
@@ -47,8 +50,8 @@ def reference(prompter: Any, row: dict[str, Any], images: list[Any], clips: list
         {"role": "user", "content": content},
         {"role": "assistant", "content": "it is green"},
     ]
-    text = prompter.processor.apply_chat_template(messages, tokenize=False)
-    return prompter.processor(
+    text = prompt_encoder.processor.apply_chat_template(messages, tokenize=False)
+    return prompt_encoder.processor(
         text=[text], images=images or None, videos=[frames for frames, _ in clips],
         video_metadata=[metadata for _, metadata in clips], do_sample_frames=False, return_tensors="pt",
     )  # fmt: skip
@@ -65,24 +68,24 @@ def rope(model: Any, made: Any) -> torch.Tensor:
 def test_a_folder_of_frames_is_what_the_processor_makes_of_it(
     videos: Callable[..., Any], tmp_path: Path, family: str, count: int, fps: float | None
 ) -> None:
-    model, prompter, shelf = videos(family)
+    model, prompt_encoder, registry = videos(family)
     medium = make_frames(tmp_path / "clip", count, fps)
     row = make_prompt([medium], "what colour")
-    (prompt,) = prompter.prompts([row])
+    (prompt,) = prompt_encoder.prompts([row])
     assert isinstance(prompt, EncodedPrompt), prompt
-    (response,) = prompter.responses(["it is green"])
+    (response,) = prompt_encoder.responses(["it is green"])
 
-    sampler = prompter.processor.video_processor
+    sampler = prompt_encoder.processor.video_processor
     whole = VideoMetadata(count, fps or 2.0, frames_indices=list(range(count)))
     indices = [int(i) for i in sampler.sample_frames(whole, fps=2)]
-    assert list(shelf.images[prompt.images[0]].clip.indices) == indices
+    assert list(registry.images[prompt.images[0]].clip.indices) == indices
     clip = np.stack(moving(count, (32, 48)))[indices]
-    made = reference(prompter, row, [], [(clip, VideoMetadata(count, fps or 2.0, frames_indices=indices))])
+    made = reference(prompt_encoder, row, [], [(clip, VideoMetadata(count, fps or 2.0, frames_indices=indices))])
 
     assert np.concatenate([prompt.tokens, response]).tolist() == made["input_ids"][0].tolist()
-    pixels, grids = shelf.patches([shelf.decode(prompt.images[0])])
+    pixels, grids = registry.patches([registry.decode(prompt.images[0])])
     assert torch.equal(grids, made["video_grid_thw"])
-    assert grids[0].tolist() == list(shelf.images[prompt.images[0]].grid)
+    assert grids[0].tolist() == list(registry.images[prompt.images[0]].grid)
     assert torch.equal(pixels, made["pixel_values_videos"])
     after = np.arange(prompt.next_position, prompt.next_position + len(response))
     ours = np.concatenate([prompt.positions, np.broadcast_to(after, (3, len(after)))], axis=1)
@@ -96,22 +99,22 @@ def test_a_video_between_images_scores_as_transformers_does(
 ) -> None:
     from PIL import Image
 
-    model, prompter, shelf = videos(family)
+    model, prompt_encoder, registry = videos(family)
     model.eval()
     first, second = make_images(tmp_path, 2)
     clips = [make_frames(tmp_path / "a", 6, 1.5), make_frames(tmp_path / "b", 5, 2.0, (48, 32))]
     row = make_prompt([first, clips[0], second, clips[1]], "is it red")
-    (prompt,) = prompter.prompts([row])
+    (prompt,) = prompt_encoder.prompts([row])
     assert isinstance(prompt, EncodedPrompt), prompt
-    (response,) = prompter.responses(["it is green"])
-    score = model(with_pixels(collate([Row(prompt, (response,))]), shelf))
+    (response,) = prompt_encoder.responses(["it is green"])
+    score = model(with_pixels(collate([PackedExample(prompt, (response,))]), registry))
 
     shown = [Image.open(tmp_path / m["path"]) for m in (first, second)]
     given = []
     for index, (count, fps, shape) in zip(prompt.images[1::2], [(6, 1.5, (32, 48)), (5, 2.0, (48, 32))], strict=True):
-        indices = list(shelf.images[index].clip.indices)
+        indices = list(registry.images[index].clip.indices)
         given.append((np.stack(moving(count, shape))[indices], VideoMetadata(count, fps, frames_indices=indices)))
-    made = reference(prompter, row, shown, given)
+    made = reference(prompt_encoder, row, shown, given)
     assert np.concatenate([prompt.tokens, response]).tolist() == made["input_ids"][0].tolist()
     hidden = model.model(**made).last_hidden_state
     within = score_tolerance(model, made["input_ids"].shape[1])
@@ -121,34 +124,34 @@ def test_a_video_between_images_scores_as_transformers_does(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_video_file_is_read_as_transformers_reads_it(videos: Callable[..., Any], tmp_path: Path, family: str) -> None:
     pytest.importorskip("cv2")
-    _, prompter, shelf = videos(family)
+    _, prompt_encoder, registry = videos(family)
     medium = make_video_file(tmp_path / "clip.avi", 30, 10.0)
-    sampler = prompter.processor.video_processor
+    sampler = prompt_encoder.processor.video_processor
 
     def sample(metadata: Any, **_: Any) -> Any:
         return np.asarray(sampler.sample_frames(metadata, fps=2))
 
     frames, metadata = load_video(str(tmp_path / "clip.avi"), backend="opencv", sample_indices_fn=sample)
-    index = shelf.add(medium)
-    assert list(shelf.images[index].clip.indices) == list(metadata.frames_indices)
+    index = registry.add(medium)
+    assert list(registry.images[index].clip.indices) == list(metadata.frames_indices)
     made = sampler(videos=[frames], do_sample_frames=False, return_tensors="pt")
-    pixels, grids = shelf.patches([shelf.decode(index)])
+    pixels, grids = registry.patches([registry.decode(index)])
     assert torch.equal(grids, made["video_grid_thw"])
     assert torch.equal(pixels, made["pixel_values_videos"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_max_pixels_holds_for_every_frame(videos: Callable[..., Any], tmp_path: Path, family: str) -> None:
-    _, _, shelf = videos(family, 1024)
+    _, _, registry = videos(family, 1024)
     medium = make_frames(tmp_path / "clip", 6, 2.0, (64, 96))
-    image = shelf.images[shelf.add(medium)]
+    image = registry.images[registry.add(medium)]
     assert image.grid[1] * image.grid[2] * 64 <= 1024
-    assert tuple(shelf.patches([shelf.decode(0)])[1][0].tolist()) == image.grid
+    assert tuple(registry.patches([registry.decode(0)])[1][0].tolist()) == image.grid
 
 
 def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("cv2")
-    _, prompter, shelf = videos("qwen3_vl")
+    _, prompt_encoder, registry = videos("qwen3_vl")
     make_frames(tmp_path / "single", 1, 2.0)
     make_frames(tmp_path / "odd", 4, 2.0)
     (tmp_path / "odd" / "video.json").write_text('{"fps": "fast"}')
@@ -158,22 +161,22 @@ def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) ->
     make_video_file(tmp_path / "cut.avi", 30, 10.0)
     (tmp_path / "cut.avi").write_bytes((tmp_path / "cut.avi").read_bytes()[:200])
     cases = {
-        "absent.mp4": "video missing", "../x": "video outside the media root", "single": "video too short",
-        "odd": "video unreadable", "still": "video unreadable", "empty": "video unreadable",
-        "list.m3u8": "video unreadable", "cut.avi": "video unreadable",
+        "absent.mp4": "missing video", "../x": "path outside the media root", "single": "video too short",
+        "odd": "unreadable video", "still": "unreadable video", "empty": "unreadable video",
+        "list.m3u8": "unreadable video", "cut.avi": "unreadable video",
     }  # fmt: skip
     for path, reason in cases.items():
-        with pytest.raises(ImageError) as caught:
-            shelf.add({"kind": "video", "sha256": "", "path": path})
+        with pytest.raises(MediaError) as caught:
+            registry.add({"kind": "video", "sha256": "", "path": path})
         assert caught.value.reason == reason, path
     damaged = make_frames(tmp_path / "damaged", 4, 2.0)
     (tmp_path / "damaged" / "frame2.png").write_bytes(b"nothing")
-    index = shelf.add(damaged)
-    with pytest.raises(ImageError, match=r"frame2\.png"):
-        shelf.decode(index)
+    index = registry.add(damaged)
+    with pytest.raises(MediaError, match=r"frame2\.png"):
+        registry.decode(index)
     swapped = make_prompt([make_frames(tmp_path / "fine", 4, 2.0)], "x")
     swapped["turns"] = [{"role": "user", "text": "<image>x"}]
-    (error,) = prompter.prompts([swapped])
+    (error,) = prompt_encoder.prompts([swapped])
     assert isinstance(error, PromptError)
     assert error.reason == "image markers do not match media"
 
@@ -181,8 +184,8 @@ def test_a_bad_video_has_a_reason(videos: Callable[..., Any], tmp_path: Path) ->
 def test_without_opencv_the_extra_is_named(
     videos: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, shelf = videos("qwen3_vl")
+    _, _, registry = videos("qwen3_vl")
     (tmp_path / "clip.avi").write_bytes(b"RIFF....AVI LIST....")
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(VideoDecoderError, match=r"dt2it-pipeline\[video\]"):
-        shelf.add({"kind": "video", "sha256": "x", "path": "clip.avi"})
+        registry.add({"kind": "video", "sha256": "x", "path": "clip.avi"})

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from dt2it_pipeline.reward.data.collation import Row, collate, split, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack, with_pixels
 from dt2it_pipeline.reward.modeling.attention import block_mask, in_blocks, sees
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import float32_tolerance, gradient_tolerance, score_tolerance
@@ -74,13 +74,13 @@ def test_blocks_of_queries_leave_out_what_none_of_them_sees() -> None:
 def test_scores_and_gradients_in_blocks_are_those_of_the_dense_mask(
     setup: Callable[..., Any], base: Callable[..., Path], media: tuple[Path, Any], family: str, common: bool
 ) -> None:
-    _, prompter, _ = setup(family)
+    _, prompt_encoder, _ = setup(family)
     words = "the shape in the middle of this image is of which colour "
-    prompts = prompter.prompts(
+    prompts = prompt_encoder.prompts(
         [make_prompt(media[1][:1], words * 30 + end) if common else make_prompt([], end + words * 25) for end in "ab"]
     )
-    texts = prompter.responses([words * 6, words * 9, "red"])
-    batch = with_pixels(collate([Row(prompt, tuple(texts)) for prompt in prompts]), prompter.shelf)
+    texts = prompt_encoder.responses([words * 6, words * 9, "red"])
+    batch = with_pixels(collate([PackedExample(prompt, tuple(texts)) for prompt in prompts]), prompt_encoder.registry)
     assert batch.input_ids.shape[1] > 500
     found = []
     for attention in ("sdpa", "sdpa_blocks"):
@@ -118,7 +118,7 @@ def questions(media: tuple[Path, Any]) -> dict[str, Any]:
 def test_sliding_windows_take_the_concatenated_path_and_say_so(
     sliding: Path, media: tuple[Path, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    scorer = Scorer(sliding, media[0], max_tokens=512, max_pixels=65536, tokens_per_batch=2048)
+    scorer = Scorer(sliding, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
     responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES)]
     with caplog.at_level(logging.WARNING, "dt2it_pipeline"):
         scores, faults = scorer.score(questions(media), responses)
@@ -126,21 +126,23 @@ def test_sliding_windows_take_the_concatenated_path_and_say_so(
     assert not faults
     assert [record.message.count("sliding-window") for record in caplog.records] == [1]
 
-    prompter, model = scorer.prompter, scorer.model
+    prompt_encoder, model = scorer.prompt_encoder, scorer.model
     for key, row in questions(media).items():
-        (prompt,) = prompter.prompts([row])
-        for number, text in enumerate(prompter.responses(RESPONSES)):
+        (prompt,) = prompt_encoder.prompts([row])
+        for number, text in enumerate(prompt_encoder.responses(RESPONSES)):
             ids = torch.tensor([[*prompt.tokens, *text]])
             given = {}
             if prompt.images:
-                pixels, grids = prompter.shelf.patches([prompter.shelf.decode(i) for i in prompt.images])
+                pixels, grids = prompt_encoder.registry.patches(
+                    [prompt_encoder.registry.decode(i) for i in prompt.images]
+                )
                 given = {"pixel_values": pixels, "image_grid_thw": grids}
-            types = (ids == prompter.image_token).int()
+            types = (ids == prompt_encoder.image_token).int()
             hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
             within = score_tolerance(model, ids.shape[1])
             assert scores[f"{key}{number}"] == pytest.approx(model.head(hidden[0, -1]).item(), abs=within, rel=0)
     assert model.model.language_model.layers[1].self_attn.sliding_window == 6
-    shared = collate([Row(prompter.prompts([row])[0], tuple(prompter.responses(RESPONSES)))])
+    shared = collate([PackedExample(prompt_encoder.prompts([row])[0], tuple(prompt_encoder.responses(RESPONSES)))])
     with pytest.raises(ValueError, match="one response per row"):
         model(shared)
 
@@ -152,7 +154,7 @@ def test_other_attention_scores_the_same(base: Callable[..., Path], media: tuple
         found = []
         for name in ("sdpa", attention):
             model = RewardModel.from_pretrained(base("qwen2_5_vl"), attention=name).eval()
-            scorer = Scorer(model, media[0], max_tokens=512, max_pixels=65536, tokens_per_batch=2048)
+            scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
             found.append(scorer.score(questions(media), responses)[0])
         assert len(found[0]) == 2 * count
         assert max(abs(found[0][name] - found[1][name]) for name in found[0]) < score_tolerance(model, TOKENS)
@@ -173,7 +175,7 @@ def test_attention_that_takes_no_mask_scores_the_same(
     found = []
     for attention in ("sdpa", "causal_only"):
         model = RewardModel.from_pretrained(base(), attention=attention).eval()
-        scorer = Scorer(model, media[0], max_tokens=512, max_pixels=65536, tokens_per_batch=2048)
+        scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
         with caplog.at_level(logging.WARNING, "dt2it_pipeline"):
             found.append(scorer.score(questions(media), responses)[0])
     assert len(found[0]) == len(responses)
@@ -193,11 +195,11 @@ def test_flash_attention_cannot_share_and_is_refused_where_it_is_missing(base: C
         RewardModel.from_pretrained(base(), attention="nonsense")
 
 
-def test_split_keeps_order(setup: Callable[..., Any]) -> None:
-    _, prompter, _ = setup()
-    (prompt,) = prompter.prompts([make_prompt([], "is red a colour")])
-    texts = prompter.responses(RESPONSES)
-    rows = split([Row(prompt, tuple(texts))])
+def test_unpacking_keeps_the_order(setup: Callable[..., Any]) -> None:
+    _, prompt_encoder, _ = setup()
+    (prompt,) = prompt_encoder.prompts([make_prompt([], "is red a colour")])
+    texts = prompt_encoder.responses(RESPONSES)
+    rows = unpack([PackedExample(prompt, tuple(texts))])
     assert [row.responses[0].tolist() for row in rows] == [text.tolist() for text in texts]
-    assert collate(rows).plain
-    assert not collate(rows, padding="left").plain
+    assert collate(rows).is_causal
+    assert not collate(rows, padding="left").is_causal

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.preparation import prompt_rows
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.llamafactory import BIAS, WEIGHT, import_llamafactory, main
-from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -49,22 +50,22 @@ def test_scores_are_the_hidden_state_times_the_head(
     offset = import_llamafactory(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536)
     assert offset == 0.75
 
-    backbone, prompter, shelf = setup(family)
+    backbone, prompt_encoder, registry = setup(family)
     model = RewardModel.from_pretrained(tmp_path / "made").eval()
     assert model.card["dropped_bias"] == 0.75
     assert "0.75" in (tmp_path / "made" / "README.md").read_text()
     for shown in (0, 1, 2):
-        (prompt,) = prompter.prompts([make_prompt(media[1][:shown], "what colour")])
-        (response,) = prompter.responses(["it looks red to me"])
+        (prompt,) = prompt_encoder.prompts([make_prompt(media[1][:shown], "what colour")])
+        (response,) = prompt_encoder.responses(["it looks red to me"])
         ids = torch.from_numpy(np.concatenate([prompt.tokens, response])).long()[None]
         given = {}
         if shown:
-            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.images])
+            pixels, grids = registry.patches([registry.decode(i) for i in prompt.images])
             given = {"pixel_values": pixels, "image_grid_thw": grids}
-        types = (ids == prompter.image_token).int()
+        types = (ids == prompt_encoder.image_token).int()
         hidden = backbone.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
         original = (hidden[0, -1] * head()["v_head.summary.weight"][0]).sum() + 0.75
-        ours = model(with_pixels(collate([Row(prompt, (response,))]), shelf))
+        ours = model(with_pixels(collate([PackedExample(prompt, (response,))]), registry))
         within = score_tolerance(model, ids.shape[1])
         assert ours.item() + offset == pytest.approx(original.item(), abs=within, rel=0)
 
@@ -176,7 +177,7 @@ def test_a_checkpoint_that_llamafactory_wrote_keeps_its_scores(tmp_path: Path) -
     assert {name: tuple(value.shape) for name, value in written.items()} == WRITTEN
 
     offset = import_llamafactory(tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6)
-    scorer = Scorer(tmp_path / "made", data["media"], max_tokens=512, max_pixels=10**6, tokens_per_batch=4096)
+    scorer = Scorer(tmp_path / "made", data["media"], max_length=512, max_pixels=10**6, tokens_per_batch=4096)
     pairs = atomic.read_parquet(data["pairs"], "pairs").to_pylist()
     prompts = prompt_rows(atomic.read_parquet(data["prompts"], "prompts"), {row["prompt_id"] for row in pairs})
     asked = [(row[f"{side}_id"], row["prompt_id"], row[side]) for row in pairs for side in ("chosen", "rejected")]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dt2it_pipeline.config.training import LoraSettings
-from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling.lora import add_adapters, merge
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.train import TrainingError, run
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
@@ -24,10 +24,10 @@ SETTINGS = LoraSettings(rank=4, alpha=6.0)
 def test_merged_weights_give_the_scores_of_the_adapted_model(
     setup: Callable[..., Any], media: tuple[Path, Any], tmp_path: Path, family: str
 ) -> None:
-    model, prompter, shelf = setup(family)
-    prompt = prompter.prompts([make_prompt(media[1][:1], "what colour is the circle")])[0]
-    row = Row(prompt, tuple(prompter.responses(["red", "it looks green to me"])))
-    batch = with_pixels(collate([row]), shelf)
+    model, prompt_encoder, registry = setup(family)
+    prompt = prompt_encoder.prompts([make_prompt(media[1][:1], "what colour is the circle")])[0]
+    row = PackedExample(prompt, tuple(prompt_encoder.responses(["red", "it looks green to me"])))
+    batch = with_pixels(collate([row]), registry)
     names = set(model.state_dict())
     before = model(batch)
     add_adapters(model, SETTINGS, seed=1)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dt2it_pipeline.reward.data.collation import Row, collate, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -27,7 +27,7 @@ HEADS = {"qwen3_vl": "score.weight", "qwen2_5_vl": "language_model.score.weight"
 def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
     setup: Callable[..., Any], media: tuple[Path, Any], tmp_path: Path, family: str
 ) -> None:
-    model, prompter, shelf = setup(family)
+    model, prompt_encoder, registry = setup(family)
     model.card["system_prompt"] = "You judge."
     with atomic.atomic_directory(tmp_path / "checkpoint") as folder:
         model.save_pretrained(folder)
@@ -42,8 +42,10 @@ def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
 
     again = RewardModel.from_pretrained(tmp_path / "checkpoint")
     assert again.card == model.card
-    prompts = prompter.prompts([make_prompt(media[1][:1], "what colour")])
-    batch = with_pixels(collate([Row(prompts[0], tuple(prompter.responses(["red", "blue"])))]), shelf)
+    prompts = prompt_encoder.prompts([make_prompt(media[1][:1], "what colour")])
+    batch = with_pixels(
+        collate([PackedExample(prompts[0], tuple(prompt_encoder.responses(["red", "blue"])))]), registry
+    )
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     # Weights of the same values may lie elsewhere in memory, which decides how a processor adds.
     assert torch.allclose(model(batch), again(batch), atol=score_tolerance(model, batch.input_ids.shape[1]), rtol=0)
@@ -115,7 +117,7 @@ def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> Non
     folder = damaged(base(), tmp_path / "x")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no usable processor files"):
-        Scorer(folder, tmp_path, max_tokens=64, max_pixels=4096, tokens_per_batch=64)
+        Scorer(folder, tmp_path, max_length=64, max_pixels=4096, tokens_per_batch=64)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
         RewardModel.from_pretrained(folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dt2it_pipeline.reward.data.collation import Row, collate, split, with_pixels
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack, with_pixels
 from dt2it_pipeline_tests.support.tiny import make_frames, make_prompt
 from dt2it_pipeline_tests.support.tolerance import gradient_tolerance, score_tolerance
 
@@ -21,7 +21,9 @@ FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 VIDEO: dict[str, dict[str, str]] = {}
 
 
-def encoded(prompter: Any, media: tuple[Path, list[dict[str, str]]], responses: int) -> tuple[list[Any], list[Any]]:
+def encoded(
+    prompt_encoder: Any, media: tuple[Path, list[dict[str, str]]], responses: int
+) -> tuple[list[Any], list[Any]]:
     """Prompts of every kind: one image, two images, text alone, a video, several turns."""
     root, images = media
     if "video" not in VIDEO:
@@ -35,7 +37,7 @@ def encoded(prompter: Any, media: tuple[Path, list[dict[str, str]]], responses: 
         make_prompt([VIDEO["video"]], "what is in the image"),
         turns,
     ]
-    return prompter.prompts(rows), prompter.responses(RESPONSES[:responses])
+    return prompt_encoder.prompts(rows), prompt_encoder.responses(RESPONSES[:responses])
 
 
 def gradients(model: Any, scores: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,21 +54,21 @@ def gradients(model: Any, scores: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_shared_equals_separate(
     setup: Callable[..., Any], media: tuple[Path, Any], family: str, responses: int, padding: Any, checkpointing: bool
 ) -> None:
-    model, prompter, shelf = setup(family)
+    model, prompt_encoder, registry = setup(family)
     model.freeze_vision()
     model.train()
     if checkpointing:
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    prompts, texts = encoded(prompter, media, responses)
+    prompts, texts = encoded(prompt_encoder, media, responses)
 
-    rows = [Row(p, tuple(texts)) for p in prompts]
-    batch = with_pixels(collate(rows, padding=padding), shelf)
+    rows = [PackedExample(p, tuple(texts)) for p in prompts]
+    batch = with_pixels(collate(rows, padding=padding), registry)
     shared = model(batch)
     shared_gradients = gradients(model, shared)
-    alone = split(rows)
-    separate = torch.cat([model(with_pixels(collate([row]), shelf)) for row in alone])
+    alone = unpack(rows)
+    separate = torch.cat([model(with_pixels(collate([row]), registry)) for row in alone])
     separate_gradients = gradients(model, separate)
-    together = model(with_pixels(collate(alone, padding=padding), shelf, once=False))
+    together = model(with_pixels(collate(alone, padding=padding), registry, once=False))
 
     assert shared.shape == (len(prompts) * responses,)
     tokens = batch.input_ids.shape[1]
@@ -85,14 +87,14 @@ def test_shared_equals_separate(
 def test_every_kind_of_prompt_by_itself(
     setup: Callable[..., Any], media: tuple[Path, Any], family: str, kind: int
 ) -> None:
-    model, prompter, shelf = setup(family)
+    model, prompt_encoder, registry = setup(family)
     model.freeze_vision()
-    prompts, texts = encoded(prompter, media, 5)
-    row = Row(prompts[kind], tuple(texts))
-    batch = with_pixels(collate([row]), shelf)
+    prompts, texts = encoded(prompt_encoder, media, 5)
+    row = PackedExample(prompts[kind], tuple(texts))
+    batch = with_pixels(collate([row]), registry)
     shared = model(batch)
     shared_gradients = gradients(model, shared)
-    separate = torch.cat([model(with_pixels(collate([one]), shelf)) for one in split([row])])
+    separate = torch.cat([model(with_pixels(collate([one]), registry)) for one in unpack([row])])
     tokens = batch.input_ids.shape[1]
     assert torch.allclose(shared, separate, atol=score_tolerance(model, tokens), rtol=0)
     separate_gradients = gradients(model, separate)
@@ -105,19 +107,19 @@ def test_every_kind_of_prompt_by_itself(
 def test_score_is_the_head_on_the_hidden_state_of_transformers(
     setup: Callable[..., Any], media: tuple[Path, Any], family: str
 ) -> None:
-    model, prompter, shelf = setup(family)
+    model, prompt_encoder, registry = setup(family)
     model.eval()
-    prompts, texts = encoded(prompter, media, 2)
-    scores = model(with_pixels(collate([Row(p, tuple(texts)) for p in prompts]), shelf)).view(-1, 2)
+    prompts, texts = encoded(prompt_encoder, media, 2)
+    scores = model(with_pixels(collate([PackedExample(p, tuple(texts)) for p in prompts]), registry)).view(-1, 2)
     for prompt, found in zip(prompts, scores, strict=True):
-        if (prompt.tokens == prompter.video_token).any():
+        if (prompt.tokens == prompt_encoder.video_token).any():
             continue  # see test_video.py
         ids = torch.from_numpy(np.concatenate([prompt.tokens, texts[1]])).long()[None]
         given = {}
         if prompt.images:
-            pixels, grids = shelf.patches([shelf.decode(i) for i in prompt.images])
+            pixels, grids = registry.patches([registry.decode(i) for i in prompt.images])
             given = {"pixel_values": pixels, "image_grid_thw": grids}
-        types = (ids == prompter.image_token).int()
+        types = (ids == prompt_encoder.image_token).int()
         hidden = model.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
         within = score_tolerance(model, ids.shape[1])
         assert found[1].item() == pytest.approx(model.head(hidden[0, -1]).item(), abs=within, rel=0)
@@ -127,30 +129,30 @@ def test_score_is_the_head_on_the_hidden_state_of_transformers(
 def test_features_computed_ahead_give_the_same_scores(
     setup: Callable[..., Any], media: tuple[Path, Any], family: str
 ) -> None:
-    from dt2it_pipeline.reward.data.preparation import survey_images
+    from dt2it_pipeline.reward.data.vision_features import survey_images
     from dt2it_pipeline.reward.training.distributed import Alone
 
-    model, prompter, shelf = setup(family)
-    prompts, texts = encoded(prompter, media, 2)
-    batch = collate([Row(p, tuple(texts)) for p in prompts])
+    model, prompt_encoder, registry = setup(family)
+    prompts, texts = encoded(prompt_encoder, media, 2)
+    batch = collate([PackedExample(p, tuple(texts)) for p in prompts])
     used = sorted(set(batch.images))
     table, faults = survey_images(
-        model, shelf, used, most_bytes=1e9, work=media[0], ranks=Alone(), device=torch.device("cpu")
+        model, registry, used, most_bytes=1e9, work=media[0], ranks=Alone(), device=torch.device("cpu")
     )
     assert table is not None
     assert not faults
     assert not (media[0] / "features.bin").exists()
-    ahead = model(batch, table.gather(shelf, batch.images))
+    ahead = model(batch, table.gather(registry, batch.images))
     within = score_tolerance(model, batch.input_ids.shape[1])
-    assert torch.allclose(ahead, model(with_pixels(batch, shelf)), atol=within, rtol=0)
+    assert torch.allclose(ahead, model(with_pixels(batch, registry)), atol=within, rtol=0)
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_padding_does_not_matter(setup: Callable[..., Any], media: tuple[Path, Any], padding: Any) -> None:
-    model, prompter, shelf = setup()
-    prompts, texts = encoded(prompter, media, 5)
-    long = Row(prompts[1], tuple(texts))
-    short = Row(prompts[2], tuple(texts[:2]))
-    both = with_pixels(collate([short, long], pad_token=7, padding=padding), shelf)
-    alone = model(with_pixels(collate([short]), shelf))
+    model, prompt_encoder, registry = setup()
+    prompts, texts = encoded(prompt_encoder, media, 5)
+    long = PackedExample(prompts[1], tuple(texts))
+    short = PackedExample(prompts[2], tuple(texts[:2]))
+    both = with_pixels(collate([short, long], pad_token=7, padding=padding), registry)
+    alone = model(with_pixels(collate([short]), registry))
     assert torch.allclose(model(both)[:2], alone, atol=score_tolerance(model, both.input_ids.shape[1]), rtol=0)

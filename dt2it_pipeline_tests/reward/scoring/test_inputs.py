@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.inputs import score_lists
 
 TURNS = [{"role": "user", "text": "what?"}]
@@ -16,7 +16,7 @@ TURNS = [{"role": "user", "text": "what?"}]
 
 def score(prompts: Any, responses: Any, **limits: Any) -> None:
     model: Any = SimpleNamespace()  # the model is not reached
-    score_lists(model, prompts, responses, None, **({"max_tokens": 8, "max_pixels": 8, "tokens_per_batch": 8} | limits))
+    score_lists(model, prompts, responses, None, **({"max_length": 8, "max_pixels": 8, "tokens_per_batch": 8} | limits))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def test_a_wrong_type_is_named(prompts: Any, responses: Any, message: str) -> No
 
 
 def test_a_limit_that_is_no_number_is_named() -> None:
-    with pytest.raises(ValueError, match="max_tokens must be a whole number above 0, found 'many'"):
-        score([{"turns": TURNS}], [["a"]], max_tokens="many")
+    with pytest.raises(ValueError, match="max_length must be a whole number above 0, found 'many'"):
+        score([{"turns": TURNS}], [["a"]], max_length="many")
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", "nobody/nothing", "not a name"])

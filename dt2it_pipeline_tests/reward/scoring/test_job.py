@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.processes import alive_in_group, wait_until
@@ -120,7 +120,7 @@ def test_what_cannot_be_scored_is_quarantine(job: dict[str, Any], tables: dict[s
     summary = scoring_job.run(job, silent)
     aside = atomic.read_parquet(tmp_path / "scores.quarantine.parquet", "quarantine").to_pylist()
     reasons = {row["reason"] for row in aside}
-    assert reasons == {"image missing", "image unreadable", "prompt not in the table", "longer than max_tokens"}
+    assert reasons == {"missing image", "unreadable image", "prompt not in the table", "longer than max_length"}
     assert summary["scored"] + summary["quarantine"] == summary["responses"] == len(rows) + 2
     assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
 

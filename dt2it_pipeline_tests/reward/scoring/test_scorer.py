@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.reward.data.collation import Row
+from dt2it_pipeline.reward import reward_model as model_module
+from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
-from dt2it_pipeline.reward.modeling import model as model_module
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
@@ -44,7 +44,7 @@ def world(tmp_path: Path) -> tuple[Path, dict[str, Any], list[tuple[str, str, st
 
 
 def scorer(model: RewardModel, root: Path, tokens_per_batch: int = 4096) -> Scorer:
-    return Scorer(model, root, max_tokens=512, max_pixels=65536, tokens_per_batch=tokens_per_batch)
+    return Scorer(model, root, max_length=512, max_pixels=65536, tokens_per_batch=tokens_per_batch)
 
 
 def loaded(folder: Path) -> RewardModel:
@@ -75,7 +75,7 @@ def test_a_batch_that_is_large_enough_ends_where_padding_would_grow(base: Callab
     line = np.zeros(100, np.int32)
     prompt = EncodedPrompt(line, np.zeros((3, 100), np.int32), 100, np.zeros(0, np.int32), ())
     lengths = [1] * 30 + [10] * 30 + [40] * 4
-    rows = [(Row(prompt, (np.zeros(length, np.int32),)), [f"{n:03d}"]) for n, length in enumerate(lengths)]
+    rows = [(PackedExample(prompt, (np.zeros(length, np.int32),)), [f"{n:03d}"]) for n, length in enumerate(lengths)]
     batches = list(made._batches(rows[::-1]))
     assert sorted(name for part in batches for _, (name,) in part) == [f"{n:03d}" for n in range(64)]
     assert [[len(row) for row, _ in part] for part in batches] == [[101] * 30, [110] * 30, [140] * 4]
@@ -139,8 +139,8 @@ def user(text: str) -> list[dict[str, str]]:
         ({"text": "x"}, ["a"], "prompt 1 is not a mapping with `turns`"),
         ({"turns": user("x"), "image": []}, ["a"], r"unknown keys \['image'\]"),
         ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or an image of PIL.*found int"),
-        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: image missing"),
-        ({"turns": user("x " * 5000)}, ["a"], "longer than max_tokens, which may be raised"),
+        ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: missing image"),
+        ({"turns": user("x " * 5000)}, ["a"], "longer than max_length, which may be raised"),
         (make_prompt([{"kind": "image", "sha256": "", "path": "a.png"}], "x"), ["a"], "say in media_root"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_medium_that_breaks_sets_only_its_responses_aside(
     (root / "2.png").write_bytes((root / "2.png").read_bytes()[:70])  # header whole, pixels missing
     scores, faults = scorer(model, root).score(prompts, responses)
     assert {name[0] for name in faults} == {"b", "d"}
-    assert {reason for reason, _ in faults.values()} == {"image unreadable", "video unreadable"}
+    assert {reason for reason, _ in faults.values()} == {"unreadable image", "unreadable video"}
     assert scores.keys() | faults.keys() == whole.keys()
     assert max(abs(scores[name] - whole[name]) for name in scores) < score_tolerance(model, TOKENS)
 

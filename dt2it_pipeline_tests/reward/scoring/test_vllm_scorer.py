@@ -18,7 +18,8 @@ from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
 from dt2it_pipeline.reward.data.preparation import prompt_rows
-from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardModel
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
 from dt2it_pipeline.storage import atomic, content_ids, schemas
@@ -59,7 +60,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scorer(checkpoint: Path, media_root: str | Path, engine: Any, **changes: int) -> VllmScorer:
-    settings = {"max_tokens": 512, "max_pixels": SMALL_IMAGES, "tokens_per_batch": 8192, "max_images": 2} | changes
+    settings = {"max_length": 512, "max_pixels": SMALL_IMAGES, "tokens_per_batch": 8192, "max_images": 2} | changes
     return VllmScorer(checkpoint, media_root, engine=engine, **settings)
 
 
@@ -76,7 +77,7 @@ def test_one_placeholder_per_image_and_every_response_once(checkpoint: Path, tab
     scores, faults = made.score(prompts, responses)
     assert set(scores) == {name for name, _, _ in responses}
     assert not faults
-    placeholders = [request.token_ids.count(made.prompter.image_token) for request in engine.seen]
+    placeholders = [request.token_ids.count(made.prompt_encoder.image_token) for request in engine.seen]
     assert placeholders == [len(request.images) for request in engine.seen]
     assert set(placeholders) == {0, 1, 2}
 
@@ -93,7 +94,7 @@ def test_what_cannot_be_scored_is_quarantine(checkpoint: Path, tables: dict[str,
     assert set(scores) | set(faults) == {name for name, _, _ in responses}
     assert set(scores).isdisjoint(faults)
     assert {reason for reason, _ in faults.values()} == {
-        "image missing", "image unreadable", "prompt not in the table", "longer than max_tokens", "refused by vLLM"
+        "missing image", "unreadable image", "prompt not in the table", "longer than max_length", "refused by vLLM"
     }  # fmt: skip
 
 

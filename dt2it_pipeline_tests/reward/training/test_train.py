@@ -37,7 +37,7 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
     out = Path(job["output"])
     aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {
-        "image unreadable", "image missing", "prompt not in the table", "longer than max_tokens"
+        "unreadable image", "missing image", "prompt not in the table", "longer than max_length"
     }  # fmt: skip
     assert summary["pairs"] + summary["pairs_quarantine"] == len(pairs) + 2
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
@@ -49,8 +49,8 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
 
 
 def test_nothing_to_train_on_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
-    job["settings"] = job["settings"] | {"max_tokens": 16}
-    with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 quarantined \(longer than max_tokens\)"):
+    job["settings"] = job["settings"] | {"max_length": 16}
+    with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 quarantined \(longer than max_length\)"):
         run(job, [].append)
     assert not Path(job["output"]).exists()
 

@@ -79,7 +79,7 @@ def test_the_best_weights_are_kept(job: dict[str, Any], tmp_path: Path) -> None:
     assert best["step"] < summary["steps"]
     assert (summary["kept_step"], summary["validation_loss"]) == (best["step"], best["loss"])
     assert summary["validation_pairs"] == rows[0]["pairs"] >= 6
-    assert summary["presentations"] == 3 * (summary["pairs"] - summary["validation_pairs"])
+    assert summary["samples_seen"] == 3 * (summary["pairs"] - summary["validation_pairs"])
     assert [r["validation_loss"] for r in reports if "validation_loss" in r] == [row["loss"] for row in rows]
 
     again = changed(this, "again", tmp_path, learning_rate=1e-12, max_steps=1)

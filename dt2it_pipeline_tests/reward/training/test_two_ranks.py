@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, write_remote_environment
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.train import weights_digest
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.training_jobs import (
