@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import guessed_key
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, config_folders, looked_in, named_file, project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
@@ -143,13 +143,13 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     Raises:
         ManifestError: a manifest is missing or wrong, or two have one name.
     """
-    folder = project_root() / "configs/datasets"
     manifests = []
     for name in names:
-        path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+        path = named_file("datasets", name)
         if not _is_file(path):
-            raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name, folder)}")
-        manifests.append(_placed(load_manifest(path), project_root() if path.parent == folder else path.parent))
+            raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name)}")
+        ours = path.parent in config_folders("datasets")
+        manifests.append(_placed(load_manifest(path), project_root() if ours else path.parent))
     seen: set[str] = set()
     for manifest in manifests:
         if manifest.name in seen:
@@ -165,15 +165,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _instead(name: str, folder: Path) -> str:
+def _instead(name: str) -> str:
     """What somebody may have meant by the name of a manifest that there is not."""
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    known = [file.stem for file in config_files("datasets", "*.yaml").values()]
     said = Path(name).stem
     close = difflib.get_close_matches(said.lower(), known, n=3, cutoff=0.7)
     close += [stem for stem in known if said and stem.startswith(said.lower()) and stem not in close]
     if said in known:  # by a path, where none was needed
         return f"did you mean {said}, which lies in configs/datasets? A path counts from the project's root"
-    return (f"did you mean {' or '.join(close)}? " if close else "") + f"configs/datasets has: {', '.join(known)}"
+    places = looked_in("datasets")
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"{places} have: {', '.join(known)}"
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:
