@@ -1,7 +1,7 @@
 """Every setting of the pipeline: a recipe and its sections, where their files lie, and a reference of all settings.
 
-What belongs here: one module per section, reading of YAML, the places of configuration files, and credentials. What does
-not: anything that a stage computes. Start with `load_recipe`.
+What belongs here: one module per section, reading of YAML, the places of configuration files, and credentials. What
+does not: anything that a stage computes. Start with `load_recipe`.
 """
 
 from dt2it_pipeline.config.annotation import AnnotationSettings, PairJudgeSettings

@@ -32,8 +32,13 @@ class Manifest(Settings):
     that it has in the source; a column that is not named there is looked for under its own name.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
-    kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
+    name: str = Field(
+        min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$", description="name of the source in tables and in the report"
+    )
+    kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"] = Field(
+        description="prompts: questions with a reference answer. preferences: noisy pairs. t2i: text-to-image "
+        "preferences. benchmark, t2i_benchmark: the same, held out. truth: true labels of the demo"
+    )
     path: str | None = Field(
         None,
         min_length=1,
@@ -52,21 +57,23 @@ class Manifest(Settings):
         None,
         description="by the files' names when absent. parts: MMPR's meta.json; dataset: a folder for `datasets`",
     )
-    adapter: str = Field("flat", description="which schema the rows have; see ingest/adapters")
+    adapter: str = Field("flat", description="schema of the rows; ingest/adapters has one module each")
     media_root: str | None = Field(
         None,
         min_length=1,
         description="folder, .zip or .tar that no media path may leave; none where rows hold their images",
     )
     media_prefix: str = Field(
-        "", description="taken off the front of media paths, for sources that write their own root"
+        "", description="removed from the front of media paths, for sources that write the root of another machine"
     )
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field: name of the column in the source, where they differ"
+    )
     benchmark: str | None = Field(None, description="benchmark that the rows belong to; else the manifest's name")
     group: str | None = Field(None, description="benchmark group of every row; else the adapter's")
-    language: str = "en"
-    licence: str = Field(min_length=1)
-    citation: str = ""
+    language: str = Field("en", description="language of the rows, where their text does not show it")
+    licence: str = Field(min_length=1, description="licence of the data, for the cards of models and exports")
+    citation: str = Field("", description="how the data is cited, for the same cards")
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
     phrasings: int | None = Field(
         None, ge=1, description="t2i_benchmark: ask in the first so many phrasings of each language; all when absent"
