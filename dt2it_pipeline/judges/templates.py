@@ -23,7 +23,7 @@ _FENCE = re.compile(r"(?m)^\s*={3,}")
 
 @dataclass(frozen=True)
 class Template:
-    """One template: its words, and their hash, which a judgement schemas."""
+    """One template: its words, and their hash, which a judgement records."""
 
     text: str
 
@@ -33,15 +33,22 @@ class Template:
         return content_ids.content_hash("template", self.text)
 
     def render(self, request: JudgeRequest, values: Mapping[str, str] | None = None) -> str:
-        """The judge's prompt for one request, without media markers; `values` are further words for the template."""
+        """The judge's prompt for one request, without media markers; `values` are further words for the template.
+
+        Raises:
+            JudgeError: the template is malformed, or uses a name that it is not given.
+        """
         environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(self.text).render(
-            question=_conversation(request),
-            reference=request.prompt["reference"] or "",
-            responses=[_fenced(text) for text in request.responses],
-            images=len(request.prompt["media"]),
-            **(values or {}),
-        )
+        try:
+            return environment.from_string(self.text).render(
+                question=_conversation(request),
+                reference=request.prompt["reference"] or "",
+                responses=[_fenced(text) for text in request.responses],
+                images=len(request.prompt["media"]),
+                **(values or {}),
+            )
+        except jinja2.TemplateError as error:
+            raise JudgeError(f"a prompt template cannot be used: {error}") from error
 
 
 def load_template(mode: str, language: str, folder: Path | None = None) -> Template:

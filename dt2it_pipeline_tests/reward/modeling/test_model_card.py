@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from dt2it_pipeline.config.training import TrainingSettings
-from dt2it_pipeline.reward.modeling import model_card
 from dt2it_pipeline.reward.modeling.model_card import licence_of_model, licence_of_source, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
 
