@@ -65,7 +65,8 @@ def write_project(folder: Path, data: Path | None = None) -> NewProject:
         ".env": _ENV,
         ".gitignore": _GITIGNORE,
     }
-    recipe_file, proposal, notes = f"configs/recipes/{name}.yaml", None, []
+    recipe_file, proposal = f"configs/recipes/{name}.yaml", None
+    notes: list[str] = []
     if data is None:
         texts[recipe_file] = _DEMO_RECIPE.format(name=name)
     else:

@@ -214,7 +214,8 @@ def _type(annotation: Any) -> str:
 
 def _range(field: FieldInfo) -> str:
     """The values that a field takes, from its constraints."""
-    least, most, lengths, pattern = "", "", {}, ""
+    least, most, pattern = "", "", ""
+    lengths: dict[str, int] = {}
     for each in field.metadata:
         least = f"{each.ge:,}" if hasattr(each, "ge") else f"above {each.gt:,}" if hasattr(each, "gt") else least
         most = f"{each.le:,}" if hasattr(each, "le") else f"below {each.lt:,}" if hasattr(each, "lt") else most
