@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config import RecipeError, load_recipe
+from dt2it_pipeline.config import RecipeError, load_recipe, parse_recipe, require_files
 from dt2it_pipeline.config.paths import (
     KINDS,
     ConfigFileError,
@@ -19,6 +19,7 @@ from dt2it_pipeline.config.paths import (
     project_root,
     shipped_configs,
 )
+from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry, load_entries
 from dt2it_pipeline.export.lineage import sources_of
 from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
@@ -148,3 +149,17 @@ def test_a_model_folder_counts_from_the_project(project: Path, monkeypatch: pyte
     assert model_path("models/m") == str(project / "models/m")
     assert model_path("Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"
     assert Path(model_path("demo"), "config.json").is_file()
+
+
+def test_checkpoints_of_an_ensemble_count_from_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = MINIMAL.format("x") + "curation: {ensemble: {checkpoints: [models/other]}}\n"
+    with pytest.raises(RecipeError, match=r"checkpoints\.0: no reward model in models/other"):
+        require_files(parse_recipe(text))
+    (project / "models/other").mkdir(parents=True)
+    (project / "models/other/reward_model.json").write_text("{}")
+    (project / "below").mkdir()
+    monkeypatch.chdir(project / "below")
+    recipe = parse_recipe(text)
+    require_files(recipe)
+    assert recipe.curation.ensemble is not None
+    assert checkpoint_voters(recipe.curation.ensemble) == {"checkpoint/other": str(project / "models/other")}
