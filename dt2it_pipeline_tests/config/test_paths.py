@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config import RecipeError, load_recipe, parse_recipe, require_files
+from dt2it_pipeline.config import RecipeError, load_recipe, parse_recipe, paths, require_files
 from dt2it_pipeline.config.paths import (
     KINDS,
     ConfigFileError,
@@ -78,6 +78,17 @@ def test_files_of_the_project_win_one_by_one(project: Path) -> None:
 def test_in_the_checkout_both_places_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(shipped_configs().parent))
     assert config_folders("recipes") == (shipped_configs() / "recipes",)
+
+
+def test_a_tree_that_was_copied_without_the_link_has_its_configs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "dt2it_pipeline")
+    (tmp_path / "configs").mkdir()
+    assert paths.shipped_configs() == tmp_path / "configs"
+    (tmp_path / "dt2it_pipeline").mkdir()
+    (tmp_path / "dt2it_pipeline/_configs").symlink_to("../configs")
+    assert paths.shipped_configs() == tmp_path / "configs"
 
 
 def test_every_user_sees_the_projects_files_beside_the_packages(project: Path) -> None:
