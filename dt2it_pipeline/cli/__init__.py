@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import typer
 
+from dt2it_pipeline.cli import project
+
 app = typer.Typer(name="dt2it", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+project.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Section `annotation`: the judges of contested pairs."""
+"""Section `annotation`: the judges that decide about contested pairs."""
 
 from __future__ import annotations
 
@@ -6,34 +6,51 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
 from dt2it_pipeline.config.judging import EndpointJudgeSettings, VllmJudgeSettings
+from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME
 
 
-class JudgeSettings(Settings):
-    """One annotator of contested pairs."""
+class PairJudgeSettings(Settings):
+    """A local model that votes on contested pairs without writing a judgement."""
 
-    name: str = Field(min_length=1)
-    model: str = Field(
-        DEMO_BASE_MODEL,
-        min_length=1,
-        description="model folder or Hub id; `demo` is the model that ships with the package",
-    )
+    name: str = Field(min_length=1, description=JUDGE_NAME)
+    model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
     kind: Literal["likelihood", "answer"] = Field(
         "likelihood",
-        description="votes for the response that seeing the image makes more probable, or that agrees with the "
-        "model's own answer (short factual questions)",
+        description="likelihood: votes for the response that seeing the image makes more probable. answer: the model "
+        "answers the question itself and votes for the response that agrees (short factual questions)",
     )
-    prompt: str = Field("", description="words added to the question")
+    prompt: str = Field("", description="text added to the question, for instance how long to answer")
     baseline: Literal["blank", "mismatched"] = Field(
-        "mismatched", description="the image against which the judge compares: grey, or of other prompts"
+        "mismatched",
+        description="likelihood: the image that the pair's own is compared with. blank: a grey one; mismatched: images "
+        "of other prompts",
     )
-    baselines: int = Field(4, ge=1, le=64, description="images of other prompts, where baseline is mismatched")
+    baselines: int = Field(
+        4,
+        ge=1,
+        le=64,
+        json_schema_extra=unit("images"),
+        description="likelihood: images of other prompts per pair, where baseline is mismatched",
+    )
     tie_margin: float = Field(
-        0.0, ge=0, le=100, description="likelihood: nats; a smaller difference of evidence is a tie"
+        0.0,
+        ge=0,
+        le=100,
+        json_schema_extra=unit("nats"),
+        description="likelihood: a smaller difference in log-likelihood gain is a tie and no vote",
     )
-    max_new_tokens: int = Field(48, ge=1, le=8192, description="answer: tokens; a longer one is no vote")
-    max_model_len: int = Field(512, ge=64, le=131_072, description="answer: tokens of prompt and answer together")
+    max_new_tokens: int = Field(
+        48, ge=1, le=8192, json_schema_extra=unit("tokens"), description="answer: a longer answer is no vote"
+    )
+    max_model_len: int = Field(
+        512,
+        ge=64,
+        le=131_072,
+        json_schema_extra=unit("tokens"),
+        description="answer: context length, prompt and answer together",
+    )
 
 
 def _kind(judge: Any) -> str:
@@ -41,7 +58,7 @@ def _kind(judge: Any) -> str:
     return "likelihood" if isinstance(judge, dict) and "kind" not in judge else kind_of(judge)
 
 
-AnnotatorChoice: TypeAlias = JudgeSettings | EndpointJudgeSettings | VllmJudgeSettings
+AnnotatorChoice: TypeAlias = PairJudgeSettings | EndpointJudgeSettings | VllmJudgeSettings
 
 
 class AnnotationSettings(Settings):
@@ -49,8 +66,8 @@ class AnnotationSettings(Settings):
 
     judges: tuple[
         Annotated[
-            Annotated[JudgeSettings, Tag("likelihood")]
-            | Annotated[JudgeSettings, Tag("answer")]
+            Annotated[PairJudgeSettings, Tag("likelihood")]
+            | Annotated[PairJudgeSettings, Tag("answer")]
             | Annotated[EndpointJudgeSettings, Tag("endpoint")]
             | Annotated[VllmJudgeSettings, Tag("vllm")],
             Discriminator(_kind),
@@ -60,15 +77,20 @@ class AnnotationSettings(Settings):
         strict=False,
         min_length=1,
         max_length=2,
-        description="each with one vote on every contested pair; two under the policy paper, one or two under "
-        "posterior; kind: likelihood, answer, endpoint or vllm",
+        description="each has one vote on every contested pair. The policy `paper` needs two, `posterior` one or two",
     )
-    batch_pairs: int = Field(64, ge=1, description="pairs per forward pass, and per shard that a killed run keeps")
+    batch_pairs: int = Field(
+        64,
+        ge=1,
+        json_schema_extra=unit("pairs"),
+        description="pairs per forward pass, and per shard: a killed run loses at most one shard",
+    )
     budget_calls: int | None = Field(
         None,
         ge=0,
-        description="most judge calls per round, one a pair and judge; under `paper` the least sure pairs come first, "
-        "under `posterior` the surest of the contested ones. None: no limit",
+        json_schema_extra=unit("judge calls"),
+        description="most judge calls per round, one per pair and judge. `paper` asks about the least certain pairs "
+        "first, `posterior` about the most certain of the contested ones. null: no limit",
     )
 
     @model_validator(mode="after")

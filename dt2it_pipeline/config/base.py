@@ -1,4 +1,4 @@
-"""What sections of a recipe share, and the section `ray`; see recipe.py, config/construction.py, config/curation.py."""
+"""What all sections of a recipe share: the strict base class, units, and the search for a misspelt key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
 
@@ -17,10 +17,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
+def unit(name: str) -> dict[str, JsonValue]:
+    """The unit of a setting, as its `json_schema_extra`: reference.py and the JSON schema show it."""
+    return {"unit": name}
+
+
 def kind_of(section: Any) -> str:
     """The `kind` of a section of which there are several, empty where it has none; for `pydantic.Discriminator`.
 
-    A function, since pydantic then tells the kinds that there are of a section without any, too.
+    A function, since pydantic's error then names the kinds that there are, also for a section without any.
     """
     found = section.get("kind") if isinstance(section, dict) else getattr(section, "kind", None)
     return found if isinstance(found, str) else ""

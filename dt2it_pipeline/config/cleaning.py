@@ -1,37 +1,40 @@
-"""Sections `cleaning` and `decontamination`: what is taken out of preference pairs before training."""
+"""Sections `cleaning` and `decontamination`: which preference pairs are quarantined before training."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from dt2it_pipeline.config.base import Settings
+from dt2it_pipeline.config.base import Settings, unit
 
 
 class CleaningSettings(Settings):
-    """What is taken out of the preference pairs when they come in, besides repeated and contradictory ones."""
+    """Which preference pairs are quarantined at ingestion, besides repeated and contradictory ones."""
 
     near_duplicate: float | None = Field(
         0.9,
         gt=0,
         le=1,
-        description="Jaccard similarity of both sides' 5-character shingles to those of an earlier pair "
-        "of the same question, from which on a pair is a near-duplicate; null: not looked for",
+        json_schema_extra=unit("Jaccard similarity"),
+        description="a pair whose two sides are at least this similar to those of an earlier pair of the same question "
+        "is a near-duplicate (similarity of 5-character shingles). null: near-duplicates stay",
     )
 
 
 class DecontaminationSettings(Settings):
-    """What counts as a benchmark's content in training pairs, besides equal files and equal questions without media."""
+    """When a training pair counts as benchmark content, besides equal files and equal questions without media."""
 
     perceptual_distance: int | None = Field(
         6,
         ge=0,
         le=16,
-        description="bits of 64 in which the perceptual hashes of two images may differ that count as one image, "
-        "scaled or recompressed; null: equal files only, for drawn images that look alike without being the same",
+        json_schema_extra=unit("bits of 64"),
+        description="two images whose perceptual hashes differ in at most this many bits are one image, scaled or "
+        "recompressed. null: only equal files count, for drawn images that look alike without being the same",
     )
     response_characters: int | None = Field(
         64,
         ge=1,
-        description="a response of at least this many characters whose question and words are a benchmark's counts, "
-        "whatever the image; null: never, for answers that follow templates",
+        json_schema_extra=unit("characters"),
+        description="a response of at least this length whose question and text are in a benchmark counts, whatever "
+        "the image. null: never, for answers that follow templates",
     )

@@ -1,4 +1,4 @@
-"""Sections of a recipe about curation: policies, and the judges of contested pairs (arXiv 2604.19544, part 3)."""
+"""Section `curation`: the policy that decides which labels are kept, flipped or dropped (arXiv 2604.19544, part 3)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dt2it_pipeline.config.base import Settings
+from dt2it_pipeline.config.base import Settings, unit
 
 
 class OutOfFoldSettings(Settings):
-    """Voters for feedback pairs that were trained without their prompts; each fold is one more training per round."""
+    """Voters on feedback pairs that were trained without the prompts of these pairs."""
 
-    folds: int = Field(2, ge=2, le=20, description="parts into which the noisy pairs' prompts are cut")
+    folds: int = Field(
+        2,
+        ge=2,
+        le=20,
+        json_schema_extra=unit("folds"),
+        description="parts into which the prompts of the noisy pairs are split; each is one more training per round",
+    )
 
 
 class EnsembleSettings(Settings):
-    """Voters that learn from no feedback and judge all pairs in all rounds, beside the rounds' own models."""
+    """Voters that do not learn from the noisy pairs; they score all pairs in all rounds, beside the rounds' models."""
 
     seeds: int = Field(
-        0, ge=0, le=16, description="reward models of further seeds, trained as round 0's is: one more training each"
+        0,
+        ge=0,
+        le=16,
+        json_schema_extra=unit("reward models"),
+        description="reward models of further seeds, trained as the one of round 0 is: one more training each",
     )
     checkpoints: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         strict=False,
-        description="folders of reward models, of this project or imported; they must not have learned these labels",
+        description="folders of reward models, trained here or converted (a relative one counts from the project); "
+        "they must not have learned these labels",
     )
 
     @model_validator(mode="after")
@@ -42,32 +53,49 @@ class CurationSettings(Settings):
     """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
 
     policy: Literal["paper", "posterior"] = Field(
-        "paper", description="the published vote, flip and verify; or by the probability that a label is right"
+        "paper",
+        description="paper: the published vote, flip and verify. posterior: decides by the probability that a label is "
+        "right",
     )
-    flip_fraction: float = Field(0.5, ge=0, le=1, description="paper: share of the negatively voted pairs to flip")
+    flip_fraction: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        json_schema_extra=unit("share"),
+        description="paper: share of the negatively voted pairs that is flipped, the most negative first",
+    )
     reuse_reward_model: bool = Field(
         False, description="paper: verify with the round's reward model instead of training a verifier"
     )
     keep_probability: float = Field(
-        0.8, ge=0.5, lt=1, description="posterior: a label that is right with less than this goes to the judges"
+        0.8,
+        ge=0.5,
+        lt=1,
+        json_schema_extra=unit("probability"),
+        description="posterior: a pair whose label is right with a lower probability is contested and goes to the "
+        "judges",
     )
     keep_judged_probability: float = Field(
         0.8,
         ge=0.5,
         lt=1,
-        description="posterior: a judged pair whose better side is right with less than this is dropped; 0.5 drops "
-        "none. What is hard to judge is no chance sample, so dropping it leaves a bias",
+        json_schema_extra=unit("probability"),
+        description="posterior: a judged pair whose more likely label is right with a lower probability is dropped. "
+        "0.5: none is dropped. Pairs that are hard to judge are no random sample, so dropping them leaves a bias",
     )
     smallest_source: int = Field(
-        100, ge=1, description="posterior: pairs; smaller sources share one estimate of their share of right labels"
+        100,
+        ge=1,
+        json_schema_extra=unit("pairs"),
+        description="posterior: sources with fewer pairs share one estimate of label accuracy",
     )
     ensemble: EnsembleSettings | None = Field(
-        None, description="more voters for all rounds; when absent, only the rounds' own models vote"
+        None, description="more voters for all rounds. null: only the models of the rounds vote"
     )
     out_of_fold: OutOfFoldSettings | None = Field(
         None,
-        description="posterior: from round 1 on, models trained without a fold's prompts vote on its pairs; when "
-        "absent, only models of earlier rounds do",
+        description="posterior: from round 1 on, models trained without the prompts of a fold vote on its pairs. null: "
+        "only models of earlier rounds vote",
     )
 
     def deciding(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Section `judging`, and the judges that it and other sections choose from."""
+"""Section `judging`: who judges sampled responses, and the kinds of judges that other sections choose from too."""
 
 from __future__ import annotations
 
@@ -7,55 +7,72 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of
-from dt2it_pipeline.config.models import MODEL_NAME, EndpointSettings, VllmSettings
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
+from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME, EndpointSettings, VllmSettings
 
 
-class _AskedInWords(Settings):
-    """What every judge that is a model has in common."""
+class _PromptedJudge(Settings):
+    """What judges that write a judgement have in common."""
 
-    name: str = Field(min_length=1, description="how judgements call this judge")
-    max_new_tokens: int = Field(4096, ge=16, le=131_072, description="tokens of a reply")
-    max_pixels: int = Field(1_310_720, ge=1024, description="images are scaled down to this many pixels")
-    temperature: float = Field(0.0, ge=0, le=2, description="of the first attempt; later ones use at least 0.5")
-    attempts: int = Field(3, ge=1, le=20, description="times a judge is asked whose reply cannot be used")
+    name: str = Field(min_length=1, description=JUDGE_NAME)
+    max_new_tokens: int = Field(
+        4096, ge=16, le=131_072, json_schema_extra=unit("tokens"), description="length limit of a reply"
+    )
+    max_pixels: int = Field(
+        1_310_720, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"
+    )
+    temperature: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        json_schema_extra=unit("sampling temperature"),
+        description="temperature of the first attempt; later ones use at least 0.5",
+    )
+    attempts: int = Field(
+        3,
+        ge=1,
+        le=20,
+        json_schema_extra=unit("attempts"),
+        description="how often a judge is asked before a reply that cannot be used counts as no judgement",
+    )
 
 
 class ReferenceJudgeSettings(Settings):
     """Rules that compare a response with the reference answer; no model is asked."""
 
-    kind: Literal["reference"] = "reference"
-    name: str = Field("reference", min_length=1)
+    kind: Literal["reference"] = Field("reference", description="which kind of judge this is")
+    name: str = Field("reference", min_length=1, description=JUDGE_NAME)
 
 
-class EndpointJudgeSettings(_AskedInWords, EndpointSettings):
-    """A model behind an endpoint, asked in words."""
+class EndpointJudgeSettings(_PromptedJudge, EndpointSettings):
+    """A model behind an endpoint that writes its judgement."""
 
-    kind: Literal["endpoint"] = "endpoint"
+    kind: Literal["endpoint"] = Field("endpoint", description="which kind of judge this is")
 
 
-class VllmJudgeSettings(_AskedInWords, VllmSettings):
-    """A model that vLLM runs here, asked in words; its replies are constrained to the form of a judgement."""
+class VllmJudgeSettings(_PromptedJudge, VllmSettings):
+    """A model that vLLM runs here and that writes its judgement; replies are constrained to the form of a judgement."""
 
-    kind: Literal["vllm"] = "vllm"
+    kind: Literal["vllm"] = Field("vllm", description="which kind of judge this is")
 
 
 class _Likelihood(Settings):
-    """A model of transformers whose probabilities are read; it writes nothing."""
+    """A Transformers model whose probabilities are read; it writes nothing."""
 
-    kind: Literal["likelihood"] = "likelihood"
-    name: str = Field(min_length=1, description="how judgements call this judge")
+    kind: Literal["likelihood"] = Field("likelihood", description="which kind of judge this is")
+    name: str = Field(min_length=1, description=JUDGE_NAME)
     model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
-    batch: int = Field(64, ge=1, description="sequences per forward pass")
+    batch: int = Field(64, ge=1, json_schema_extra=unit("sequences"), description="sequences per forward pass")
 
 
 class LikelihoodJudgeSettings(_Likelihood):
-    """Judges responses by their likelihood; `construct.judges.likelihood` has the formulas."""
+    """Judges responses by their likelihood; `judges/likelihood_judges.py` has the formulas."""
 
     measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
         "evidence",
-        description="evidence: how much more probable the image makes one response than the other; judges pairs "
-        "only. mean_log_likelihood (per token), or yes (P(yes), asked whether it is correct): scores, in all modes",
+        description="evidence: how much more probable the image makes one response than the other, which judges pairs "
+        "only. mean_log_likelihood: per token. yes: probability of `yes` to whether the response is correct. The last "
+        "two give scores, in all modes",
     )
 
     @property
@@ -65,24 +82,30 @@ class LikelihoodJudgeSettings(_Likelihood):
 
 
 class LikelihoodCheckSettings(_Likelihood):
-    """Tells whether two texts say the same, by a probability; `construct.judges.likelihood` has the formulas."""
+    """Decides by a probability whether two texts say the same; `judges/likelihood_judges.py` has the formulas."""
 
     asks: Literal["same_content", "right"] = Field(
         "same_content",
-        description="P(yes) to whether the two say the same; or the probability that, with the image, both are right "
-        "answers or both are not",
+        description="same_content: probability of `yes` to whether the two say the same. right: probability that, "
+        "with the image, both are right answers or both are not",
     )
-    threshold: float = Field(0.5, gt=0, lt=1, description="least probability of texts that count as the same")
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        json_schema_extra=unit("probability"),
+        description="least probability of texts that count as the same",
+    )
 
 
 class WordsCheckSettings(Settings):
-    """No model tells whether two texts say the same: numbers and the reference answer do, which are compared anyway.
+    """Decides whether two texts say the same without a model: numbers and the reference answer must agree.
 
-    For short factual questions. A text that they cannot check, for want of a short reference, is quarantined.
+    For short factual questions. A text that cannot be checked, because there is no short reference, is quarantined.
     """
 
-    kind: Literal["words"] = "words"
-    name: str = Field("words", min_length=1)
+    kind: Literal["words"] = Field("words", description="which kind of check this is")
+    name: str = Field("words", min_length=1, description="name of the check in the quarantine table")
 
 
 JudgeChoice: TypeAlias = ReferenceJudgeSettings | EndpointJudgeSettings | VllmJudgeSettings | LikelihoodJudgeSettings
@@ -110,18 +133,40 @@ class JudgingSettings(Settings):
             Discriminator(kind_of),
         ],
         ...,
-    ] = Field((ReferenceJudgeSettings(),), strict=False, min_length=1, description="each judges everything")
+    ] = Field((ReferenceJudgeSettings(),), strict=False, min_length=1, description="every judge judges every response")
     modes: tuple[Literal["listwise", "pointwise", "pairwise"], ...] = Field(
-        ("listwise", "pointwise"), strict=False, min_length=1, description="all must agree on the order of a pair"
+        ("listwise", "pointwise"),
+        strict=False,
+        min_length=1,
+        description="ways in which responses are judged: all of a prompt at once, one by one, or two at a time. All "
+        "modes must agree on the order of a pair",
     )
-    orders: int = Field(1, ge=1, le=8, description="presentation orders per list, none of them the identity")
+    orders: int = Field(
+        1,
+        ge=1,
+        le=8,
+        json_schema_extra=unit("orders"),
+        description="shuffled presentation orders per list; two or more measure order consistency",
+    )
     diversity: Literal["always", "uniform"] = Field(
-        "always", description="judge answers to another image always, or where the others are all alike"
+        "always",
+        description="answers to another image are judged always, or (uniform) only where the other answers of the "
+        "prompt all get about the same score",
     )
     uniform_spread: float = Field(
-        1.0, ge=0, le=10, description="uniform: overall scores of a prompt that lie no further apart are alike"
+        1.0,
+        ge=0,
+        le=10,
+        json_schema_extra=unit("score, 0 to 10"),
+        description="uniform: the answers of a prompt are alike if their overall scores lie no further apart",
     )
-    uniform_high: float = Field(6.0, ge=0, le=10, description="uniform: a mean overall score from here on is good")
+    uniform_high: float = Field(
+        6.0,
+        ge=0,
+        le=10,
+        json_schema_extra=unit("score, 0 to 10"),
+        description="uniform: alike answers are all good if their mean overall score is at least this, else all bad",
+    )
 
     @model_validator(mode="after")
     def _judges_fit(self) -> JudgingSettings:
@@ -147,7 +192,7 @@ class JudgingSettings(Settings):
 
     @property
     def in_words(self) -> bool:
-        """Whether a judge is asked in words, those of the templates."""
+        """Whether a judge writes its judgement, asked by the prompt templates."""
         return any(judge.kind in ("vllm", "endpoint") for judge in self.judges)
 
     @property

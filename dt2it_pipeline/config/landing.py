@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dt2it_pipeline.config.base import Settings
+from dt2it_pipeline.config.base import Settings, unit
 
 
 class LandingSettings(Settings):
-    """The folder where manifests are dropped with their data, and who looks there."""
+    """The folder where manifests are dropped with their data, and how often Dagster looks there."""
 
     folder: str = Field(
         "landing",
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
         description="name of a folder in the artifact home",
     )
-    every_seconds: int = Field(30, ge=1, le=86_400, description="seconds between two looks of the landing sensor")
+    every_seconds: int = Field(
+        30,
+        ge=1,
+        le=86_400,
+        json_schema_extra=unit("seconds"),
+        description="time between two looks of the landing sensor",
+    )
     fresh_round_cron: str = Field(
-        "0 * * * *", min_length=9, description="when the schedule asks for a fresh round if something has landed"
+        "0 * * * *",
+        min_length=9,
+        json_schema_extra=unit("cron expression"),
+        description="when the schedule starts a fresh round if something has landed",
     )

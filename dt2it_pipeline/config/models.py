@@ -1,4 +1,4 @@
-"""Settings of models that answer in words: a chat endpoint, or a model that vLLM runs here."""
+"""Settings of models that write text: a chat endpoint, or a model that vLLM runs here. Other sections build on them."""
 
 from __future__ import annotations
 
@@ -8,51 +8,71 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
 from dt2it_pipeline.config.credentials import check_url, checked_key
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-MODEL_NAME = "model folder or Hub id; `demo` is the model that ships with the package"
+MODEL_NAME = "model folder (a relative one counts from the project) or Hub id; `demo` ships with the package"
+JUDGE_NAME = "name of the judge in tables and in the report"
 
 
 class EndpointSettings(Settings):
     """A chat endpoint that speaks OpenAI's protocol: a vendor's API, or `vllm serve`.
 
-    The key is read from the environment variable that `api_key_env` names; it stands in no file and no log.
+    The key is read from the environment variable that `api_key_env` names; it is written to no file and no log.
     """
 
-    base_url: str = Field(pattern=r"^https?://[^/\s]+", description="up to /v1, for instance https://host.example/v1")
-    model: str = Field(
-        min_length=1, description="name by which the endpoint knows the model; replies are kept under it"
+    base_url: str = Field(
+        pattern=r"^https?://[^/\s]+", description="URL up to /v1, for instance https://host.example/v1"
     )
+    model: str = Field(min_length=1, description="name of the model at the endpoint; replies are cached under it")
     api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="environment variable that holds the key; no key when absent",
+        description="environment variable that holds the key. null: no key is sent",
     )
-    concurrency: int = Field(8, ge=1, le=1024, description="requests in flight at once")
-    timeout_seconds: float = Field(120, gt=0, le=3600, description="seconds that one request may take")
-    retries: int = Field(6, ge=0, le=100, description="times a request is sent again after 429, 5xx or a broken line")
-    longest_wait_seconds: float = Field(60, gt=0, le=3600, description="seconds; most that is waited before a retry")
+    concurrency: int = Field(
+        8, ge=1, le=1024, json_schema_extra=unit("requests"), description="requests in flight at once"
+    )
+    timeout_seconds: float = Field(
+        120, gt=0, le=3600, json_schema_extra=unit("seconds"), description="time limit of one request"
+    )
+    retries: int = Field(
+        6,
+        ge=0,
+        le=100,
+        json_schema_extra=unit("retries"),
+        description="how often a request is sent again after HTTP 429, 5xx or a broken connection",
+    )
+    longest_wait_seconds: float = Field(
+        60, gt=0, le=3600, json_schema_extra=unit("seconds"), description="longest wait before a retry"
+    )
     give_up_after: int = Field(
-        20, ge=1, description="requests in a row that found no answer after all retries; then the run stops"
+        20,
+        ge=1,
+        json_schema_extra=unit("requests"),
+        description="the run stops after this many requests in a row that failed after all retries",
     )
     structured: Literal["json_schema", "json_object", "none"] = Field(
-        "json_schema", description="how the endpoint is asked to keep to the form of a judgement"
+        "json_schema", description="how the endpoint is asked to constrain its reply to the form of a judgement"
     )
     ordered_schema: bool = Field(
         False,
-        description="json_schema: every response of a list has its place in the schema, so that a weak model gives no "
-        "number twice; vLLM takes such a schema (prefixItems), others are known to refuse it",
+        description="json_schema: the schema has a place for every response of a list, so a weak model scores none "
+        "twice. vLLM accepts such a schema (prefixItems), some other endpoints refuse it",
     )
     length_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="what the endpoint calls the length limit of a reply"
+        "max_tokens", description="name of the request field that limits the length of a reply"
     )
-    seeded: bool = Field(True, description="send a seed; some endpoints refuse one")
-    input_price: float = Field(0.0, ge=0, description="price of a million tokens read, in your currency")
-    output_price: float = Field(0.0, ge=0, description="price of a million tokens written, in your currency")
+    seeded: bool = Field(True, description="whether a seed is sent; some endpoints refuse one")
+    input_price: float = Field(
+        0.0, ge=0, json_schema_extra=unit("your currency"), description="price of a million tokens read"
+    )
+    output_price: float = Field(
+        0.0, ge=0, json_schema_extra=unit("your currency"), description="price of a million tokens written"
+    )
 
     @model_validator(mode="after")
     def _no_key_in_the_clear(self) -> EndpointSettings:
@@ -82,5 +102,13 @@ class VllmSettings(Settings):
     """A model that vLLM runs here."""
 
     model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
-    max_model_len: int = Field(8192, ge=64, le=1_048_576, description="tokens of prompt and answer together")
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")
+    max_model_len: int = Field(
+        8192,
+        ge=64,
+        le=1_048_576,
+        json_schema_extra=unit("tokens"),
+        description="context length, prompt and reply together",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
+    )

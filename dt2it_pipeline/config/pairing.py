@@ -1,4 +1,4 @@
-"""Section `pairing`: pairs over a spread of strengths, balanced in style."""
+"""Section `pairing`: which judged responses become pairs, over which strengths, and how style is balanced."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dt2it_pipeline.config.base import Settings, kind_of
+from dt2it_pipeline.config.base import Settings, kind_of, unit
 from dt2it_pipeline.config.judging import EndpointChoice, LikelihoodCheckSettings, VllmChoice, WordsCheckSettings
 
 
 class StrengthBin(Settings):
     """Pairs whose strength is at least `from_strength` (and below the next bin's), and how many of them are wanted."""
 
-    from_strength: float = Field(ge=0, le=10)
-    share: float = Field(gt=0, le=1, description="share of all pairs that this bin should have")
+    from_strength: float = Field(
+        ge=0, le=10, json_schema_extra=unit("score, 0 to 10"), description="least strength of the pairs of this bin"
+    )
+    share: float = Field(
+        gt=0, le=1, json_schema_extra=unit("share"), description="share of all pairs that this bin should have"
+    )
 
 
 class RestyleSettings(Settings):
-    """One rewriter that puts both sides of every pair into one style; metadata stay.
+    """One rewriter that puts both sides of every pair into one style; what they say stays the same.
 
-    That they do is checked in three ways: numbers and, by comparison with the reference, the answer may not change; and
-    `check` says whether the two texts say the same.
+    This is checked in three ways: numbers may not change; the answer, compared with the reference, may not change; and
+    `check` decides whether the two texts say the same.
     """
 
-    rewriter: Annotated[EndpointChoice | VllmChoice, Discriminator(kind_of)]
+    rewriter: Annotated[EndpointChoice | VllmChoice, Discriminator(kind_of)] = Field(
+        description="the model that rewrites both sides"
+    )
     check: (
         Annotated[
             EndpointChoice
@@ -36,13 +42,13 @@ class RestyleSettings(Settings):
         | None
     ) = Field(
         None,
-        description="who tells whether a rewritten text still says the same; the rewriter when absent. Of two "
-        "different models on one GPU, serve one as an endpoint",
+        description="what decides whether a rewritten text still says the same. null: the rewriter does. Where both "
+        "are different models on one GPU, serve one of them as an endpoint",
     )
     style: str = Field(
         "one plain paragraph without headings, lists or bold type, and without opening or closing courtesies",
         min_length=1,
-        description="the style that both sides get, in words",
+        description="the style that both sides get, as the rewriter is asked for it",
     )
 
     @property
@@ -54,23 +60,41 @@ class RestyleSettings(Settings):
 class PairingSettings(Settings):
     """Pairs over a spread of strengths, both sides in one style."""
 
-    max_pairs_per_prompt: int = Field(3, ge=1, le=100)
-    min_strength: float = Field(1.0, ge=0, le=10, description="least difference of overall scores (0 to 10)")
+    max_pairs_per_prompt: int = Field(
+        3, ge=1, le=100, json_schema_extra=unit("pairs"), description="most pairs that are made of one prompt"
+    )
+    min_strength: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        json_schema_extra=unit("score, 0 to 10"),
+        description="least difference between the overall scores of the two sides",
+    )
     strength_bins: tuple[StrengthBin, ...] = Field(
-        (), strict=False, description="target histogram of strengths; bins 1 wide with equal shares when empty"
+        (), strict=False, description="target histogram of strengths. Empty: bins of width 1 with equal shares"
     )
     near_identical: float = Field(
-        0.95, gt=0, le=1, description="texts of 20 or more words that agree by more than this share make no pair"
+        0.95,
+        gt=0,
+        le=1,
+        json_schema_extra=unit("similarity"),
+        description="two texts of 20 or more words that are more similar than this make no pair",
     )
     style_probe_bound: float = Field(
-        0.55, ge=0.5, le=1, description="the check fails when the probe's AUC is above this"
+        0.55,
+        ge=0.5,
+        le=1,
+        json_schema_extra=unit("AUC"),
+        description="the asset check fails where style alone predicts the chosen side with a higher AUC",
     )
     balance_models: bool = Field(
         True,
-        description="who wrote a side counts as style, where answers come from several models: none of them wins more "
-        "often than the bound allows. false: a better model may win always, and the asset only reports it",
+        description="true: which model wrote a side counts as style, where answers come from several models, so none "
+        "of them wins more often than the bound allows. false: a better model may always win, and the asset reports it",
     )
-    restyle: RestyleSettings | None = Field(None, description="both sides of a pair stay as sampled when absent")
+    restyle: RestyleSettings | None = Field(
+        None, description="rewrites both sides in one style. null: both sides stay as they were sampled"
+    )
 
     @model_validator(mode="after")
     def _bins_ascend(self) -> PairingSettings:

@@ -1,4 +1,9 @@
-"""Where a project's files lie: its configuration, its artifacts, the models that a recipe names."""
+"""Where a project's files lie: its configuration, its artifacts, the models that a recipe names.
+
+A project is a folder with a `configs/` of its own. The recipes, manifests, benchmarks, prompts and DeepSpeed files of
+the package come with it, in a checkout and in an installed wheel alike. A project's file wins over the package's file
+of the same name; a project without one uses the package's.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,90 @@ from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 
+KINDS = ("recipes", "datasets", "benchmarks", "deepspeed", "prompts")  # the folders below configs/
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class ConfigFileError(ValueError):
+    """There is no such file of configuration; the message lists the places that were looked at and what is there."""
+
+
+def shipped_configs() -> Path:
+    """The configs/ that comes with the package: the repository's own in a checkout, a copy of it in a wheel."""
+    inside = _PACKAGE / "_configs"  # in a checkout a link to the top-level folder, where people edit
+    return inside.resolve() if inside.is_dir() else _PACKAGE.parent / "configs"  # a copied tree may have lost the link
+
 
 def project_root() -> Path:
-    """Folder that holds configs/: `DT2IT_PROJECT` if set, else the checkout that this package was installed from."""
-    return Path(os.environ.get("DT2IT_PROJECT") or Path(__file__).resolve().parents[2])
+    """The project's folder: configuration is looked for in its configs/, and a recipe's relative paths count from it.
+
+    `DT2IT_PROJECT` if set. Else the nearest folder, from the working directory upwards, whose configs/ holds one of
+    KINDS. Else the checkout that the package lies in; where it lies in none, the working directory.
+    """
+    given = os.environ.get("DT2IT_PROJECT")
+    if given:
+        return Path(given).absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if any((folder / "configs" / kind).is_dir() for kind in KINDS):
+            return folder
+    shipped = shipped_configs()
+    return shipped.parent if shipped.parent != _PACKAGE else here
+
+
+def config_folders(kind: str) -> tuple[Path, ...]:
+    """Folders in which files of one of KINDS are looked for: the project's, then the package's."""
+    own, shipped = project_root() / "configs" / kind, shipped_configs() / kind
+    return (own,) if own.resolve() == shipped else (own, shipped)
+
+
+def config_files(kind: str, pattern: str, folder: Path | None = None) -> dict[str, Path]:
+    """Files of one of KINDS by their names, in the order of these; the project's win over the package's.
+
+    Args:
+        kind: one of KINDS.
+        pattern: of the names, as `Path.glob` takes it.
+        folder: look here instead, and nowhere else.
+    """
+    folders = config_folders(kind) if folder is None else (folder,)
+    found = {path.name: path for place in reversed(folders) for path in place.glob(pattern)}
+    return {name: found[name] for name in sorted(found)}
+
+
+def find_config(kind: str, name: str) -> Path:
+    """The file `name` (with its extension) of one of KINDS: the project's, else the package's.
+
+    Raises:
+        ConfigFileError: there is none in either place.
+    """
+    for folder in config_folders(kind):
+        if _is_file(folder / name):
+            return folder / name
+    known = ", ".join(path.stem for path in config_files(kind, f"*{Path(name).suffix}").values()) or "none"
+    raise ConfigFileError(f"there is no {name} in {looked_in(kind)}; there are: {known}")
+
+
+def named_file(kind: str, name: str) -> Path:
+    """The YAML file that a person names: `NAME` (in configs/KIND), or a path that ends in .yaml or .yml.
+
+    A relative path counts from the project. `configs/KIND/NAME.yaml` may be the package's, as `NAME` may. The file need
+    not exist.
+    """
+    if Path(name).is_absolute():
+        return Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        return next((f / f"{name}.yaml" for f in config_folders(kind) if _is_file(f / f"{name}.yaml")),
+                    config_folders(kind)[0] / f"{name}.yaml")  # fmt: skip
+    path = project_root() / name
+    if Path(name).parent == Path("configs", kind) and not _is_file(path):
+        shipped = shipped_configs() / kind / path.name
+        return shipped if _is_file(shipped) else path
+    return path
+
+
+def looked_in(kind: str) -> str:
+    """The places where files of one of KINDS are looked for, for errors."""
+    return " or ".join(map(str, config_folders(kind)))
 
 
 def artifact_home() -> Path:
@@ -19,5 +104,25 @@ def artifact_home() -> Path:
 
 
 def model_path(name: str) -> str:
-    """Folder or Hub id of a model that a recipe names; `demo` becomes the model that ships with the package."""
-    return str(Path(__file__).resolve().parents[1] / "demo" / "base_model") if name == DEMO_BASE_MODEL else name
+    """Folder or Hub id of a model that a recipe names; `demo` becomes the model that ships with the package.
+
+    A relative path of a folder that the project holds counts from the project.
+    """
+    if name == DEMO_BASE_MODEL:
+        return str(_PACKAGE / "demo" / "base_model")
+    own = project_root() / name
+    return str(own) if not Path(name).is_absolute() and _is_folder(own) else name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have, or a folder that may not be looked into
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.annotation import AnnotationSettings
-from dt2it_pipeline.config.base import Settings, guessed_key
+from dt2it_pipeline.config.base import Settings, guessed_key, unit
 from dt2it_pipeline.config.cleaning import CleaningSettings, DecontaminationSettings
 from dt2it_pipeline.config.curation import CurationSettings
 from dt2it_pipeline.config.demo import DemoSettings
@@ -24,7 +24,7 @@ from dt2it_pipeline.config.evaluation import EvaluationSettings
 from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.config.landing import LandingSettings
 from dt2it_pipeline.config.pairing import PairingSettings
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, looked_in, named_file, project_root
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.sampling import SamplingSettings
 from dt2it_pipeline.config.scoring import ScoringSettings
@@ -42,26 +42,38 @@ class RecipeError(ValueError):
 class Recipe(Settings):
     """One way of running the whole pipeline."""
 
-    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    rounds: int = Field(2, ge=1, le=20, description="rounds 0 to rounds - 1")
-    datasets: tuple[str, ...] = Field(
-        (), strict=False, description="manifests: names in configs/datasets, or paths that end in .yaml"
+    name: str = Field(
+        min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$", description="name of the recipe, in the report and in exports"
     )
-    demo: DemoSettings | None = None
-    sampling: SamplingSettings = SamplingSettings()
-    judging: JudgingSettings = JudgingSettings()
-    pairing: PairingSettings = PairingSettings()
-    t2i: T2ISettings = T2ISettings()
-    cleaning: CleaningSettings = CleaningSettings()
-    decontamination: DecontaminationSettings = DecontaminationSettings()
-    training: TrainingSettings = TrainingSettings()
-    scoring: ScoringSettings = ScoringSettings()
-    curation: CurationSettings = CurationSettings()
-    annotation: AnnotationSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
-    landing: LandingSettings = LandingSettings()
-    ray: RaySettings | None = Field(None, description="scoring and sampling on Ray; in local processes when absent")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, json_schema_extra=unit("seed"), description="the one seed of all random choices"
+    )
+    rounds: int = Field(
+        2, ge=1, le=20, json_schema_extra=unit("rounds"), description="number of rounds: 0 to rounds - 1"
+    )
+    datasets: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="manifests of the sources: names of files in configs/datasets, or paths that end in .yaml",
+    )
+    demo: DemoSettings | None = Field(None, description="sources from the embedded world. null: none")
+    sampling: SamplingSettings = Field(SamplingSettings(), description="candidate responses")
+    judging: JudgingSettings = Field(JudgingSettings(), description="judgements of the candidate responses")
+    pairing: PairingSettings = Field(PairingSettings(), description="pairs of judged responses, balanced in style")
+    t2i: T2ISettings = Field(T2ISettings(), description="text-to-image preferences as two-image questions")
+    cleaning: CleaningSettings = Field(CleaningSettings(), description="pairs that are quarantined at ingestion")
+    decontamination: DecontaminationSettings = Field(
+        DecontaminationSettings(), description="when training pairs count as benchmark content"
+    )
+    training: TrainingSettings = Field(TrainingSettings(), description="training of reward models")
+    scoring: ScoringSettings = Field(ScoringSettings(), description="scores of all responses by a reward model")
+    curation: CurationSettings = Field(CurationSettings(), description="which labels are kept, flipped or dropped")
+    annotation: AnnotationSettings = Field(description="judges of contested pairs")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="control arms, report, end of rounds")
+    landing: LandingSettings = Field(LandingSettings(), description="the folder where new sources are dropped")
+    ray: RaySettings | None = Field(
+        None, description="scoring and sampling on a Ray cluster. null: in processes on this machine"
+    )
 
     @model_validator(mode="after")
     def _published_policy_has_two_judges(self) -> Recipe:
@@ -99,7 +111,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {_told(fault, raw)}" for fault in _faults(error)]
+        lines = [f"  {_described(fault, raw)}" for fault in _faults(error)]
         raise RecipeError(f"{where} has {len(lines)} wrong setting(s):\n" + "\n".join(lines)) from None
 
 
@@ -114,7 +126,7 @@ def _faults(error: ValidationError) -> list[ErrorDetails]:
     return [fault for fault in found if fault["type"] != "too_short" or not caused(fault["loc"])]
 
 
-def _told(fault: ErrorDetails, raw: Any) -> str:
+def _described(fault: ErrorDetails, raw: Any) -> str:
     """One fault in a line: the key as it stands in the recipe, what is wrong, and what was found."""
     loc, value, message = _as_written(fault, raw), fault["input"], fault["msg"]
     if fault["type"] == "extra_forbidden":
@@ -151,18 +163,44 @@ def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
 
 
 def load_recipe(path: str | Path | None = None) -> Recipe:
-    """Load a recipe from `path`, else from `DT2IT_RECIPE`, else the demo. Relative paths count from the project root.
+    """Load and check a recipe.
+
+    Args:
+        path: `NAME` of a file in configs/recipes (the project's, else the package's), or a path that ends in .yaml;
+            a relative one counts from the project. When None: what `DT2IT_RECIPE` says, else the only recipe that the
+            project has, else the demo.
 
     Raises:
         RecipeError: there is no such file, or it is not a valid recipe.
     """
-    chosen = Path(path or os.environ.get("DT2IT_RECIPE") or DEFAULT_RECIPE)
-    full = chosen if chosen.is_absolute() else project_root() / chosen
+    chosen = str(path or os.environ.get("DT2IT_RECIPE") or _default_recipe())
+    full = recipe_path(chosen)
     try:
         text = full.read_text(encoding="utf-8")
-    except OSError as error:
-        known = ", ".join(sorted(p.name for p in (project_root() / "configs/recipes").glob("*.yaml"))) or "none"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        known = ", ".join(config_files("recipes", "*.yaml")) or "none"
+        raise RecipeError(f"cannot read recipe {full}: {reason}; recipes in {looked_in('recipes')}: {known}") from error
+    return parse_recipe(text, where=chosen)
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The file that a recipe's name or path means; see `load_recipe`. It need not exist."""
+    return named_file("recipes", str(name))
+
+
+def _default_recipe() -> str:
+    """The recipe where none is named: the project's own if it has one, else the demo.
+
+    Raises:
+        RecipeError: the project has several of its own and no demo; to choose one would be a guess.
+    """
+    own = sorted((project_root() / "configs" / "recipes").glob("*.yaml"))
+    names = [file.name for file in own]
+    if not own or "demo.yaml" in names:
+        return DEFAULT_RECIPE
+    if len(own) > 1:
         raise RecipeError(
-            f"cannot read recipe {full}: {error.strerror}; recipes in configs/recipes: {known}"
-        ) from error
-    return parse_recipe(text, where=str(chosen))
+            f"the project {project_root()} has several recipes: {', '.join(names)}; choose one by DT2IT_RECIPE"
+        )
+    return str(own[0])

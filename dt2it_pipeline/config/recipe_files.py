@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.paths import model_path, project_root
+from dt2it_pipeline.config.paths import ConfigFileError, find_config, model_path, project_root
 from dt2it_pipeline.config.recipe import Recipe, RecipeError
 from dt2it_pipeline.config.training import TrainingSettings
 
@@ -29,14 +29,14 @@ def require_files(recipe: Recipe) -> None:
 
 def read_deepspeed_config(name: str) -> dict[str, Any]:
     """Content of a file in configs/deepspeed, by its name without .json. Raises RecipeError naming file and fault."""
-    path = project_root() / "configs" / "deepspeed" / f"{name}.json"
+    try:
+        path = find_config("deepspeed", f"{name}.json")
+    except ConfigFileError as error:
+        raise RecipeError(f"training.deepspeed_config: {error}") from None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("expected a JSON object")
-    except FileNotFoundError:
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
-        raise RecipeError(f"training.deepspeed_config: there is no file {path}; there are: {known}") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"training.deepspeed_config: cannot read {path}: {error}") from error
     return config
@@ -87,10 +87,10 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield f"{key}: {fault}"
     ensemble = recipe.curation.ensemble
     for n, name in enumerate(ensemble.checkpoints if ensemble else ()):
-        if not (Path(name) / "reward_model.json").is_file():
+        if not (Path(model_path(name)) / "reward_model.json").is_file():
             yield (
                 f"curation.ensemble.checkpoints.{n}: no reward model in {name}: reward_model.json is not there; "
-                "checkpoints of others are imported first"
+                "convert a checkpoint of another trainer first"
             )
 
 

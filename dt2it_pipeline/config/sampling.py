@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
 from dt2it_pipeline.config.models import MODEL_NAME
 
 
@@ -19,33 +19,82 @@ class SamplingSettings(Settings):
 
     model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
     models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), strict=False, description="several models, instead of `model`; they should write in one style"
+        (), strict=False, description="several models instead of `model`; they should write in one style"
     )
     instructions: tuple[str, ...] = Field(
-        ("",), strict=False, min_length=1, description="words added to the question, for instance how long to answer"
+        ("",), strict=False, min_length=1, description="texts added to the question, for instance how long to answer"
     )
-    samples: int = Field(4, ge=1, le=64, description="answers per prompt to the true image")
+    samples: int = Field(
+        4, ge=1, le=64, json_schema_extra=unit("answers"), description="answers per prompt to the true image"
+    )
     mismatched_samples: int = Field(
-        2, ge=0, le=64, description="answers per prompt to another prompt's image (diversity)"
+        2,
+        ge=0,
+        le=64,
+        json_schema_extra=unit("answers"),
+        description="answers per prompt to the image of another prompt (diversity)",
     )
     noised_samples: int = Field(
-        0, ge=0, le=64, description="answers per prompt to its own image under noise (diversity)"
+        0,
+        ge=0,
+        le=64,
+        json_schema_extra=unit("answers"),
+        description="answers per prompt to its own image under noise (diversity)",
     )
-    noise: float = Field(0.7, gt=0, le=1, description="share of a noised image that is noise")
-    temperature: float = Field(1.0, ge=0, le=5)
+    noise: float = Field(
+        0.7, gt=0, le=1, json_schema_extra=unit("share"), description="share of a noised image that is noise"
+    )
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        le=5,
+        json_schema_extra=unit("sampling temperature"),
+        description="temperature of sampling; 0: greedy",
+    )
     temperatures: tuple[float, ...] = Field(
-        (), strict=False, description="a schedule instead of `temperature`: answers are drawn at these in turn"
+        (),
+        strict=False,
+        json_schema_extra=unit("sampling temperature"),
+        description="several temperatures, 0 to 5, instead of `temperature`: answers are sampled at these in turn",
     )
-    top_p: float = Field(0.95, gt=0, le=1)
-    max_new_tokens: int = Field(48, ge=1, le=8192, description="tokens; a longer answer is quarantined")
-    min_characters: int = Field(1, ge=1, le=100_000, description="characters; a shorter answer is quarantined")
-    max_model_len: int = Field(512, ge=64, le=131_072, description="tokens of prompt and answer together")
+    top_p: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        json_schema_extra=unit("probability"),
+        description="nucleus sampling: the likeliest tokens up to this cumulative probability",
+    )
+    max_new_tokens: int = Field(
+        48, ge=1, le=8192, json_schema_extra=unit("tokens"), description="a longer answer is quarantined"
+    )
+    min_characters: int = Field(
+        1, ge=1, le=100_000, json_schema_extra=unit("characters"), description="a shorter answer is quarantined"
+    )
+    max_model_len: int = Field(
+        512,
+        ge=64,
+        le=131_072,
+        json_schema_extra=unit("tokens"),
+        description="context length, prompt and answer together",
+    )
     max_pixels: int | None = Field(
-        None, ge=1024, description="images are scaled down to this many pixels; the model's own limit when absent"
+        None,
+        ge=1024,
+        json_schema_extra=unit("pixels"),
+        description="larger images are scaled down to this size. null: the model's own limit",
     )
-    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that share one copy of the model")
-    data_parallel: int = Field(1, ge=1, le=64, description="copies of the model that share the prompts")
-    shard_prompts: int = Field(512, ge=1, description="prompts per shard; a killed run loses at most one shard a copy")
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
+    )
+    data_parallel: int = Field(
+        1, ge=1, le=64, json_schema_extra=unit("copies"), description="copies of the model that share the prompts"
+    )
+    shard_prompts: int = Field(
+        512,
+        ge=1,
+        json_schema_extra=unit("prompts"),
+        description="prompts per shard; a killed run loses at most one shard per copy",
+    )
 
     @property
     def pool(self) -> tuple[str, ...]:

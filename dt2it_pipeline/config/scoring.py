@@ -6,19 +6,40 @@ from typing import Literal
 
 from pydantic import Field
 
-from dt2it_pipeline.config.base import Settings
+from dt2it_pipeline.config.base import Settings, unit
 
 
 class ScoringSettings(Settings):
     """Scoring every unique response once, for the votes of iterative training (arXiv 2604.19544)."""
 
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="who computes: our own model in shared-prefix batches, or vLLM's pooling engine"
+        "transformers",
+        description="transformers: our model, with one prompt for all its responses (shared prefix). vllm: its pooling "
+        "engine",
     )
-    processes: int = Field(2, ge=1, le=1024, description="data-parallel scorers on this machine")
-    tokens_per_batch: int = Field(8192, ge=64, description="token budget of one forward pass")
+    processes: int = Field(
+        2,
+        ge=1,
+        le=1024,
+        json_schema_extra=unit("processes"),
+        description="scoring processes on this machine, each with a copy of the model",
+    )
+    tokens_per_batch: int = Field(
+        8192, ge=64, json_schema_extra=unit("tokens"), description="most tokens of one forward pass"
+    )
     shard_responses: int = Field(
-        4096, ge=1, description="responses per shard; a killed run loses at most one shard a process"
+        4096,
+        ge=1,
+        json_schema_extra=unit("responses"),
+        description="responses per shard; a killed run loses at most one shard per process",
     )
-    max_length: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the response is quarantined")
-    max_pixels: int = Field(1_310_720, ge=1024, description="images are scaled down to this many pixels")
+    max_length: int = Field(
+        512,
+        ge=16,
+        le=131_072,
+        json_schema_extra=unit("tokens"),
+        description="a response that is longer than this together with its prompt is quarantined",
+    )
+    max_pixels: int = Field(
+        1_310_720, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"
+    )

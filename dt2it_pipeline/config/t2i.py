@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dt2it_pipeline.config.base import Settings
+from dt2it_pipeline.config.base import Settings, unit
 
 
 class T2ISettings(Settings):
     """Text-to-image preferences as two-image questions (arXiv 2604.19544, reformulation of T2I preferences)."""
 
-    max_pairs: int | None = Field(None, ge=1, description="use at most this many; all when absent")
+    max_pairs: int | None = Field(
+        None, ge=1, json_schema_extra=unit("pairs"), description="most pairs that are made. null: no limit"
+    )
     phrasings: int | None = Field(
         None,
         ge=1,
-        description="ask in the first so many phrasings of each language (configs/prompts/t2i.*.yaml); all when absent",
+        json_schema_extra=unit("phrasings"),
+        description="use only the first phrasings of each language (configs/prompts/t2i.*.yaml). null: all of them",
     )

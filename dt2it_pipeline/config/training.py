@@ -1,4 +1,4 @@
-"""Section `training`: the reward model's training (arXiv 2604.19544, implementation details)."""
+"""Section `training`: how reward models are trained (arXiv 2604.19544, implementation details)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
+from dt2it_pipeline.config.models import MODEL_NAME
 
 
 class LossSettings(Settings):
-    """What training minimises; the formulas and their sources stand in reward/modeling/loss.py.
+    """What training minimises; reward/modeling/loss.py has the formulas and their sources.
 
     `strength` is the pairs table's column, in the unit of whoever wrote it (0 to 10 for constructed pairs, reward
     margins for verified ones). A pair without a strength gets the plain Bradley-Terry loss; a negative one counts as 0.
@@ -18,13 +19,22 @@ class LossSettings(Settings):
 
     kind: Literal["bradley_terry", "margin", "soft_label"] = Field(
         "bradley_terry",
-        description="plain; margin: strong pairs must be told apart by more; soft_label: weak pairs count as near ties",
+        description="bradley_terry: strength does not count. margin: the scores of strong pairs must differ by more. "
+        "soft_label: weak pairs count as near ties",
     )
     strength_scale: float = Field(
-        1.0, gt=0, le=1000, description="margin, or logit of the soft label, per unit of strength"
+        1.0,
+        gt=0,
+        le=1000,
+        json_schema_extra=unit("score per unit of strength"),
+        description="margin, or logit of the soft label, per unit of strength",
     )
     center_rewards_coefficient: float = Field(
-        0.0, ge=0, le=100, description="weight of (chosen score + rejected score)^2; 0.01 keeps scores around zero"
+        0.0,
+        ge=0,
+        le=100,
+        json_schema_extra=unit("loss weight"),
+        description="weight of (chosen score + rejected score)^2 in the loss; 0.01 keeps scores around zero",
     )
 
 
@@ -35,11 +45,23 @@ class LoraSettings(Settings):
     gradients and optimiser falls to that of the adapters; ten times the learning rate of full training is usual.
     """
 
-    rank: int = Field(16, ge=1, le=1024)
-    alpha: float = Field(32.0, gt=0, le=8192, description="the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' input, in training")
+    rank: int = Field(
+        16, ge=1, le=1024, json_schema_extra=unit("dimensions"), description="inner dimension of every adapter"
+    )
+    alpha: float = Field(
+        32.0, gt=0, le=8192, json_schema_extra=unit("factor"), description="the update is scaled by alpha / rank"
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        json_schema_extra=unit("probability"),
+        description="dropout on the input of the adapters, in training",
+    )
     target_modules: tuple[str, ...] = Field(
-        (), strict=False, description="names of linear layers, such as q_proj; all of the language model when empty"
+        (),
+        strict=False,
+        description="names of linear layers, such as q_proj. Empty: all linear layers of the language model",
     )
 
 
@@ -50,64 +72,125 @@ class TrainingSettings(Settings):
     side), evaluated every `eval_steps` optimiser steps and at the end.
     """
 
-    base_model: str = Field(
-        DEMO_BASE_MODEL,
-        min_length=1,
-        description="model folder or Hub id; `demo` is the model that ships with the package",
+    base_model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
+    processes: int = Field(
+        2,
+        ge=1,
+        le=1024,
+        json_schema_extra=unit("ranks"),
+        description="ranks that the DeepSpeed launcher starts on this machine, one per GPU",
     )
-    processes: int = Field(2, ge=1, le=1024, description="ranks that the DeepSpeed launcher starts on this machine")
     hostfile: str | None = Field(
         None,
         min_length=1,
-        description="machines of a multi-node run, `host slots=n` per line (relative: from the project root); "
-        "`processes` then counts ranks per machine, and this machine stands first",
+        description="file with the machines of a multi-node run, `host slots=n` per line, this machine first (a "
+        "relative path counts from the project); `processes` then counts ranks per machine. null: this machine alone",
     )
-    deepspeed_config: str = Field("zero2_cpu", description="file in configs/deepspeed, without .json")
-    global_batch_size: int = Field(64, ge=1, le=65_536, description="pairs per optimiser step, over all ranks")
-    micro_batch_size: int = Field(32, ge=1, le=4096, description="most pairs per forward pass of one rank")
+    deepspeed_config: str = Field("zero2_cpu", description="name of a file in configs/deepspeed, without .json")
+    global_batch_size: int = Field(
+        64, ge=1, le=65_536, json_schema_extra=unit("pairs"), description="pairs per optimiser step, over all ranks"
+    )
+    micro_batch_size: int = Field(
+        32, ge=1, le=4096, json_schema_extra=unit("pairs"), description="most pairs per forward pass of one rank"
+    )
     micro_batch_tokens: int | None = Field(
         None,
         ge=16,
         le=10_000_000,
+        json_schema_extra=unit("tokens"),
         description="most tokens per forward pass of one rank, padding included; a longer pair has a pass to itself. "
-        "`micro_batch_size` holds too: raise it to let tokens alone decide",
+        "`micro_batch_size` limits too: raise it to let tokens alone decide. null: only pairs are counted",
     )
-    epochs: float = Field(2.0, gt=0, le=100)
+    epochs: float = Field(
+        2.0, gt=0, le=100, json_schema_extra=unit("epochs"), description="how often every pair is seen"
+    )
     max_steps: int | None = Field(
-        None, ge=1, description="stop after this many optimiser steps, whatever `epochs` says"
+        None,
+        ge=1,
+        json_schema_extra=unit("optimiser steps"),
+        description="training stops after this many steps, whatever `epochs` says. null: `epochs` decides",
     )
-    learning_rate: float = Field(5e-4, gt=0, le=1)
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    loss: LossSettings = LossSettings()
-    lora: LoraSettings | None = Field(None, description="all weights of the language model are trained when absent")
-    validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the pairs; 0: nothing is held out")
-    validation_pairs: int | None = Field(None, ge=1, description="pairs, instead of a share")
-    eval_steps: int = Field(50, ge=1, description="optimiser steps between evaluations of the held-out pairs")
+    learning_rate: float = Field(
+        5e-4,
+        gt=0,
+        le=1,
+        json_schema_extra=unit("learning rate"),
+        description="highest learning rate, reached after warm-up and then lowered to zero along a cosine",
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, le=1, json_schema_extra=unit("share of all steps"), description="length of the linear warm-up"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, json_schema_extra=unit("factor"), description="weight decay of AdamW; not on norms and biases"
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, json_schema_extra=unit("L2 norm"), description="larger gradients are scaled down to this norm"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="number format of weights and activations; gradients are summed, and updates made, in float32",
+    )
+    loss: LossSettings = Field(LossSettings(), description="what training minimises")
+    lora: LoraSettings | None = Field(
+        None, description="low-rank adapters. null: all weights of the language model are trained"
+    )
+    validation_fraction: float = Field(
+        0.0, ge=0, lt=1, json_schema_extra=unit("share"), description="share of the pairs that is held out; 0: none"
+    )
+    validation_pairs: int | None = Field(
+        None, ge=1, json_schema_extra=unit("pairs"), description="number of pairs to hold out, instead of a share"
+    )
+    eval_steps: int = Field(
+        50,
+        ge=1,
+        json_schema_extra=unit("optimiser steps"),
+        description="steps between evaluations of the held-out pairs",
+    )
     keep: Literal["last", "best"] = Field(
-        "last", description="which weights become the checkpoint; best: lowest loss on the held-out pairs"
+        "last",
+        description="which weights become the checkpoint. best: those with the lowest loss on the held-out pairs",
     )
     shared_prefix: bool = Field(
-        True, description="both responses behind one prompt in one sequence, instead of two sequences"
+        True, description="compute the prompt once for both responses, in one sequence instead of two; same gradients"
     )
-    cache_vision: bool = Field(True, description="keep the frozen vision encoder's output per image in memory")
+    cache_vision: bool = Field(True, description="keep the output of the frozen vision encoder in memory")
     vision_cache_gib: float = Field(
-        4.0, gt=0, description="GiB; where the vision encoder's output needs more, it is computed at every step instead"
+        4.0,
+        gt=0,
+        json_schema_extra=unit("GiB"),
+        description="limit of `cache_vision`; where more is needed, the vision encoder runs at every step instead",
     )
-    gradient_checkpointing: bool = False
-    max_length: int = Field(512, ge=16, le=131_072, description="longer prompt + response: the pair is quarantined")
-    max_pixels: int = Field(268_324, ge=1024, description="images are scaled down to this many pixels")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about a third more computation"
+    )
+    max_length: int = Field(
+        512,
+        ge=16,
+        le=131_072,
+        json_schema_extra=unit("tokens"),
+        description="a pair whose prompt and longer response exceed this together is quarantined",
+    )
+    max_pixels: int = Field(
+        268_324, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"
+    )
     system_prompt: str = Field(
         "You are an impartial evaluator. Judge how well the assistant answers the question about the picture.",
         description="system turn before every training and scoring prompt",
     )
-    logging_steps: int = Field(10, ge=1, description="optimiser steps")
-    save_steps: int = Field(50, ge=1, description="optimiser steps")
+    logging_steps: int = Field(
+        10, ge=1, json_schema_extra=unit("optimiser steps"), description="steps between two logged lines"
+    )
+    save_steps: int = Field(
+        50,
+        ge=1,
+        json_schema_extra=unit("optimiser steps"),
+        description="steps between saved training states; a killed run repeats at most this many",
+    )
     tensorboard: bool = Field(False, description="write TensorBoard event files into the checkpoint's folder")
     wandb_project: str | None = Field(
-        None, min_length=1, description="also log to this Weights & Biases project; needs the package wandb"
+        None,
+        min_length=1,
+        description="also log to this Weights & Biases project; needs the package wandb. null: do not",
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.engines import jobs
 
@@ -190,6 +191,7 @@ def _environment(settings: RaySettings) -> dict[str, str]:
     """Variables of a worker: those of every worker process of ours, and its share of the cores."""
     own = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     threads = {"OMP_NUM_THREADS": str(threads_of(settings))}
+    own["DT2IT_PROJECT"] = str(project_root())  # a worker's working directory need not lie in the project
     return own | jobs.WORKER_ENVIRONMENT | threads | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files
 from dt2it_pipeline.export.card import Source
 from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
@@ -19,7 +19,7 @@ from dt2it_pipeline.storage.artifacts import Artifact
 def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:
     """Licence and citation of every source of the pairs whose manifest is known: of the project, or landed."""
     known: dict[str, Manifest] = {}
-    for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
+    for path in config_files("datasets", "*.yaml").values():
         try:
             manifest = load_manifest(path)
         except ManifestError:

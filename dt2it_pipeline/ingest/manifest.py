@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import guessed_key
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, config_folders, looked_in, named_file, project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
@@ -32,8 +32,13 @@ class Manifest(Settings):
     that it has in the source; a column that is not named there is looked for under its own name.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$")
-    kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"]
+    name: str = Field(
+        min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$", description="name of the source in tables and in the report"
+    )
+    kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"] = Field(
+        description="prompts: questions with a reference answer. preferences: noisy pairs. t2i: text-to-image "
+        "preferences. benchmark, t2i_benchmark: the same, held out. truth: true labels of the demo"
+    )
     path: str | None = Field(
         None,
         min_length=1,
@@ -52,21 +57,23 @@ class Manifest(Settings):
         None,
         description="by the files' names when absent. parts: MMPR's meta.json; dataset: a folder for `datasets`",
     )
-    adapter: str = Field("flat", description="which schema the rows have; see ingest/adapters")
+    adapter: str = Field("flat", description="schema of the rows; ingest/adapters has one module each")
     media_root: str | None = Field(
         None,
         min_length=1,
         description="folder, .zip or .tar that no media path may leave; none where rows hold their images",
     )
     media_prefix: str = Field(
-        "", description="taken off the front of media paths, for sources that write their own root"
+        "", description="removed from the front of media paths, for sources that write the root of another machine"
     )
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our field: name of the column in the source, where they differ"
+    )
     benchmark: str | None = Field(None, description="benchmark that the rows belong to; else the manifest's name")
     group: str | None = Field(None, description="benchmark group of every row; else the adapter's")
-    language: str = "en"
-    licence: str = Field(min_length=1)
-    citation: str = ""
+    language: str = Field("en", description="language of the rows, where their text does not show it")
+    licence: str = Field(min_length=1, description="licence of the data, for the cards of models and exports")
+    citation: str = Field("", description="how the data is cited, for the same cards")
     limit: int | None = Field(None, ge=1, description="read at most this many rows")
     phrasings: int | None = Field(
         None, ge=1, description="t2i_benchmark: ask in the first so many phrasings of each language; all when absent"
@@ -143,13 +150,13 @@ def load_catalogue(names: tuple[str, ...]) -> list[Manifest]:
     Raises:
         ManifestError: a manifest is missing or wrong, or two have one name.
     """
-    folder = project_root() / "configs/datasets"
     manifests = []
     for name in names:
-        path = project_root() / name if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+        path = named_file("datasets", name)
         if not _is_file(path):
-            raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name, folder)}")
-        manifests.append(_placed(load_manifest(path), project_root() if path.parent == folder else path.parent))
+            raise ManifestError(f"datasets: there is no manifest {path}; {_instead(name)}")
+        ours = path.parent in config_folders("datasets")
+        manifests.append(_placed(load_manifest(path), project_root() if ours else path.parent))
     seen: set[str] = set()
     for manifest in manifests:
         if manifest.name in seen:
@@ -165,15 +172,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _instead(name: str, folder: Path) -> str:
+def _instead(name: str) -> str:
     """What somebody may have meant by the name of a manifest that there is not."""
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    known = [file.stem for file in config_files("datasets", "*.yaml").values()]
     said = Path(name).stem
     close = difflib.get_close_matches(said.lower(), known, n=3, cutoff=0.7)
     close += [stem for stem in known if said and stem.startswith(said.lower()) and stem not in close]
     if said in known:  # by a path, where none was needed
         return f"did you mean {said}, which lies in configs/datasets? A path counts from the project's root"
-    return (f"did you mean {' or '.join(close)}? " if close else "") + f"configs/datasets has: {', '.join(known)}"
+    places = looked_in("datasets")
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"{places} have: {', '.join(known)}"
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from dt2it_pipeline.config.annotation import JudgeSettings
+from dt2it_pipeline.config.annotation import PairJudgeSettings
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
 from dt2it_pipeline.judges.agreement import is_yes_or_no, side_that_agrees
@@ -71,7 +71,7 @@ class Prompts:
     media_root: Path
     seed: int
 
-    def chat(self, pair: Row, settings: JudgeSettings) -> tuple[Row, ChatPrompt]:
+    def chat(self, pair: Row, settings: PairJudgeSettings) -> tuple[Row, ChatPrompt]:
         """A pair's prompt as the judge words it. Raises ChatError where there is none or it cannot be shown."""
         row = self.rows.get(pair["prompt_id"])
         if row is None:
@@ -82,7 +82,7 @@ class Prompts:
 class LikelihoodJudge:
     """Votes for the response with more evidence; a difference of `tie_margin` nats or less is a tie."""
 
-    def __init__(self, settings: JudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
+    def __init__(self, settings: PairJudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
         self._settings, self._weigher, self._prompts = settings, weigher, prompts
         self._images = _OtherImages(settings, prompts)
         self.calls = 0
@@ -128,7 +128,7 @@ class AnswerJudge:
     """
 
     def __init__(
-        self, settings: JudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
+        self, settings: PairJudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
     ) -> None:
         self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
         self._model = model_digest(settings.model)
@@ -216,7 +216,7 @@ class _OtherImages:
     never compared with its own image.
     """
 
-    def __init__(self, settings: JudgeSettings, prompts: Prompts) -> None:
+    def __init__(self, settings: PairJudgeSettings, prompts: Prompts) -> None:
         self._settings = settings
         self._pool: dict[int, list[tuple[frozenset[str], tuple[Image.Image, ...]]]] = {}
         if settings.baseline == "blank":

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.judges.answers import question_text
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.media.markers import MARKER, without_markers
@@ -24,7 +24,7 @@ _FENCE = re.compile(r"(?m)^\s*={3,}")
 
 @dataclass(frozen=True)
 class Template:
-    """One template: its words, and their hash, which a judgement schemas."""
+    """One template: its words, and their hash, which a judgement records."""
 
     text: str
 
@@ -34,15 +34,22 @@ class Template:
         return content_ids.content_hash("template", self.text)
 
     def render(self, request: JudgeRequest, values: Mapping[str, str] | None = None) -> str:
-        """The judge's prompt for one request, without media markers; `values` are further words for the template."""
+        """The judge's prompt for one request, without media markers; `values` are further words for the template.
+
+        Raises:
+            JudgeError: the template is malformed, or uses a name that it is not given.
+        """
         environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.from_string(self.text).render(
-            question=_conversation(request),
-            reference=request.prompt["reference"] or "",
-            responses=[_fenced(text) for text in request.responses],
-            images=len(request.prompt["media"]),
-            **(values or {}),
-        )
+        try:
+            return environment.from_string(self.text).render(
+                question=_conversation(request),
+                reference=request.prompt["reference"] or "",
+                responses=[_fenced(text) for text in request.responses],
+                images=len(request.prompt["media"]),
+                **(values or {}),
+            )
+        except jinja2.TemplateError as error:
+            raise JudgeError(f"a prompt template cannot be used: {error}") from error
 
 
 def load_template(mode: str, language: str, folder: Path | None = None) -> Template:
@@ -53,11 +60,11 @@ def load_template(mode: str, language: str, folder: Path | None = None) -> Templ
     Raises:
         JudgeError: there is none in English either.
     """
-    folder = folder or project_root() / "configs" / "prompts"
+    files = config_files("prompts", f"{_stem(mode)}.*.jinja", folder)
     for name in (f"{_stem(mode)}.{language}.jinja", f"{_stem(mode)}.{FALLBACK_LANGUAGE}.jinja"):
-        if (folder / name).is_file():
-            return Template((folder / name).read_text(encoding="utf-8"))
-    raise JudgeError(f"there is no judge template {name} in {folder}")
+        if name in files:
+            return Template(files[name].read_text(encoding="utf-8"))
+    raise JudgeError(f"there is no judge template {name} in {folder or looked_in('prompts')}")
 
 
 def question_row(prompt: Mapping[str, Any], words: str, with_images: bool = True) -> dict[str, Any]:
@@ -69,9 +76,10 @@ def question_row(prompt: Mapping[str, Any], words: str, with_images: bool = True
 
 def version(modes: Iterable[str], folder: Path | None = None) -> str:
     """Content hash of the templates of some modes in every language that there is."""
-    folder = folder or project_root() / "configs" / "prompts"
-    files = {file for mode in modes for file in folder.glob(f"{_stem(mode)}.*.jinja")}
-    return content_ids.content_hash(*((file.name, file.read_text(encoding="utf-8")) for file in sorted(files)))
+    files: dict[str, Path] = {}
+    for mode in modes:
+        files |= config_files("prompts", f"{_stem(mode)}.*.jinja", folder)
+    return content_ids.content_hash(*((name, files[name].read_text(encoding="utf-8")) for name in sorted(files)))
 
 
 def _stem(mode: str) -> str:

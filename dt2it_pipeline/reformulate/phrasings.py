@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.media.markers import IMAGE
 from dt2it_pipeline.storage import content_ids
@@ -44,15 +44,15 @@ def load_phrasings(folder: Path | None = None, count: int | None = None) -> Phra
     """Phrasings by language; English must be among them, since other languages fall back to it.
 
     Args:
-        folder: of the files t2i.LANGUAGE.yaml; the project's when None.
+        folder: of the files t2i.LANGUAGE.yaml; the project's and the package's when None.
         count: only the first so many of every language; all when None.
 
     Raises:
         PhrasingError: a file is malformed, or there is none in English.
     """
-    folder = folder or project_root() / "configs" / "prompts"
-    files = tuple(sorted(folder.glob("t2i.*.yaml")))
-    found = _load(files, tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files), str(folder))
+    files = tuple(config_files("prompts", "t2i.*.yaml", folder).values())
+    stamps = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    found = _load(files, stamps, str(folder or looked_in("prompts")))
     return {language: own[:count] for language, own in found.items()}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.annotation import AnnotationSettings, AnnotatorChoice, JudgeSettings
+from dt2it_pipeline.config.annotation import AnnotationSettings, AnnotatorChoice, PairJudgeSettings
 from dt2it_pipeline.config.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
@@ -34,8 +34,8 @@ _CALLS = "calls.json"  # of a shard, beside its votes
 
 Row = dict[str, Any]
 Report = Callable[[Mapping[str, Any]], None]
-MakeWeigher = Callable[[JudgeSettings, int], Weigher]
-MakeEngine = Callable[[JudgeSettings, int], SamplingEngine]
+MakeWeigher = Callable[[PairJudgeSettings, int], Weigher]
+MakeEngine = Callable[[PairJudgeSettings, int], SamplingEngine]
 
 
 def run(
@@ -126,7 +126,7 @@ def _built(
     make_engine: MakeEngine | None,
 ) -> PairJudge:
     """The judge that settings describe, its model loaded."""
-    if not isinstance(judge, JudgeSettings):
+    if not isinstance(judge, PairJudgeSettings):
         return PairwiseVotes(make_judge(judge, prompts.rows.values(), prompts.media_root), prompts.rows, order, replies)
     if judge.kind == "likelihood":
         return LikelihoodJudge(judge, (make_weigher or _transformers)(judge, batch), prompts)
@@ -151,7 +151,7 @@ def _votes(
     return votes, aside
 
 
-def _transformers(judge: JudgeSettings, batch: int) -> Weigher:
+def _transformers(judge: PairJudgeSettings, batch: int) -> Weigher:
     return _loaded(judge.model, batch)
 
 
@@ -160,7 +160,7 @@ def _loaded(model: str, batch: int) -> LikelihoodModel:
     return LikelihoodModel(model, batch)
 
 
-def _vllm(judge: JudgeSettings, most_images: int) -> SamplingEngine:
+def _vllm(judge: PairJudgeSettings, most_images: int) -> SamplingEngine:
     return _started(judge.model, judge.max_model_len, most_images)
 
 

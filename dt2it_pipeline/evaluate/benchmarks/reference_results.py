@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import ConfigFileError, find_config
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL
@@ -52,14 +52,16 @@ class Published(Settings):
 
 def load_published(path: Path | None = None) -> Published:
     """The data file. Raises EvaluationError naming the key that is wrong."""
-    path = path or project_root() / "configs" / "benchmarks" / "published.yaml"
     try:
+        path = path or find_config("benchmarks", "published.yaml")
         return Published.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+    except ConfigFileError as error:
+        raise EvaluationError(str(error)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EvaluationError(f"cannot read {path}: {error}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-        raise EvaluationError(f"{path.name}: {faults}") from None
+        raise EvaluationError(f"{path}: {faults}") from None
 
 
 def comparison(figures: pd.DataFrame, published: Published | None = None) -> pd.DataFrame:

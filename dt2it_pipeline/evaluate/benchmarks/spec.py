@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.storage import content_ids
@@ -170,13 +170,13 @@ def canonical(name: str) -> str:
 
 
 def load_entries(folder: Path | None = None) -> dict[str, Entry]:
-    """All entries by name.
+    """All entries by name: the project's and the package's, or those of `folder`.
 
     Raises:
         EvaluationError: a file is malformed, or two entries share a name or an alias.
     """
-    folder = folder or project_root() / "configs" / "benchmarks"
-    files = tuple(file for file in sorted(folder.glob("*.yaml")) if file.name != _PUBLISHED)
+    found = config_files("benchmarks", "*.yaml", folder)
+    files = tuple(file for name, file in found.items() if name != _PUBLISHED)
     return dict(_load(files, tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)))
 
 
@@ -194,7 +194,7 @@ def get_entry(name: str, folder: Path | None = None) -> Entry:
     found = find_entry(name, folder)
     if found is None:
         known = ", ".join(sorted(load_entries(folder)))
-        raise EvaluationError(f"there is no benchmark {name!r} in configs/benchmarks; known: {known}")
+        raise EvaluationError(f"there is no benchmark {name!r} in {folder or looked_in('benchmarks')}; known: {known}")
     return found
 
 

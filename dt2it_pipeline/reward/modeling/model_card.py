@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline.config.paths import config_files
 from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
 from dt2it_pipeline.storage import atomic
@@ -90,7 +90,7 @@ def licence_of_source(source: str) -> str:
     Manifests of one name with different licences leave it not known.
     """
     found = set()
-    for path in sorted((project_root() / "configs" / "datasets").glob("*.yaml")):
+    for path in config_files("datasets", "*.yaml").values():
         try:
             manifest = load_manifest(path)
         except ManifestError:  # of another source, or the ingestion of this one would have failed

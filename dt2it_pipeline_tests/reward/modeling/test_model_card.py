@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from dt2it_pipeline.config.training import TrainingSettings
-from dt2it_pipeline.reward.modeling import model_card
 from dt2it_pipeline.reward.modeling.model_card import licence_of_model, licence_of_source, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
 
@@ -73,7 +72,7 @@ def test_what_is_not_known_is_said(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_licence_is_found_by_the_name_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = tmp_path / "configs" / "datasets"
     datasets.mkdir(parents=True)
-    monkeypatch.setattr(model_card, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     text = "name: {}\nkind: prompts\npath: x.jsonl\nmedia_root: .\nlicence: {}\n"
     (datasets / "filed_elsewhere.yaml").write_text(text.format("vqa", "CC-BY-4.0"))
     (datasets / "other.yaml").write_text(text.format("filed_elsewhere", "MIT"))

@@ -1,0 +1,299 @@
+"""The files of a new project, as `dt2it init` writes them: a recipe, manifests, Dagster's settings.
+
+What belongs here: their texts, and writing them without overwriting anything. What does not: the look at the user's
+data (ingest/proposal.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dt2it_pipeline.config.recipe import parse_recipe
+from dt2it_pipeline.config.reference import recipe_schema
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.proposal import Proposal, manifest_text, propose
+
+MODEL = "Qwen/Qwen3-VL-2B-Instruct"
+_RECIPE_SCHEMA, _MANIFEST_SCHEMA = "configs/recipe.schema.json", "configs/manifest.schema.json"
+
+
+class ProjectExistsError(ValueError):
+    """The folder holds files that a new project would overwrite."""
+
+
+@dataclass(frozen=True)
+class NewProject:
+    """What was written.
+
+    Attributes:
+        folder: the project.
+        recipe: its recipe, from there.
+        files: all files, from there.
+        proposal: what the user's data looks like; None where none was given.
+        notes: what is left to the user, one sentence each.
+    """
+
+    folder: Path
+    recipe: str
+    files: tuple[str, ...]
+    proposal: Proposal | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def write_project(folder: Path, data: Path | None = None) -> NewProject:
+    """Write a project that loads as it is.
+
+    Args:
+        folder: where; it is made if there is none.
+        data: the user's file of prompts, pairs or preferences, which stays where it is. None: the recipe runs the demo.
+
+    Raises:
+        ProjectExistsError: a file of the project is there already; nothing is written.
+        SourceError: the data cannot be read; nothing is written.
+    """
+    folder = folder.absolute()
+    name = _name(folder.name)
+    texts: dict[str, str] = {
+        _RECIPE_SCHEMA: _json(recipe_schema()),
+        _MANIFEST_SCHEMA: _json(Manifest.model_json_schema()),
+        "dagster.yaml": _DAGSTER,
+        "workspace.yaml": _WORKSPACE,
+        ".env": _ENV,
+        ".gitignore": _GITIGNORE,
+    }
+    recipe_file, proposal = f"configs/recipes/{name}.yaml", None
+    notes: list[str] = []
+    if data is None:
+        texts[recipe_file] = _DEMO_RECIPE.format(name=name)
+    else:
+        proposal = propose(data)
+        source = _name(data.name.split(".")[0])
+        root = None if proposal.media_root is None else _from(folder, proposal.media_root)
+        manifest = manifest_text(proposal, source, _from(folder, data), root)
+        texts[f"configs/datasets/{source}.yaml"] = _MANIFEST_HEAD + manifest
+        notes += proposal.questions
+        datasets = [source]
+        if proposal.kind not in ("prompts", "t2i"):
+            prompts = "prompts" if source != "prompts" else "construction_prompts"
+            texts[f"configs/datasets/{prompts}.yaml"] = _MANIFEST_HEAD + _PROMPTS.format(name=prompts)
+            datasets.insert(0, prompts)
+            notes.append(
+                "Round 0 trains on pairs that are made of questions with reference answers (or of text-to-image "
+                f"preferences): put such questions into sources/prompts.jsonl; see configs/datasets/{prompts}.yaml."
+            )
+        texts[recipe_file] = _OWN_RECIPE.format(name=name, datasets=", ".join(datasets), model=MODEL)
+    parse_recipe(texts[recipe_file], recipe_file)
+    _write(folder, texts)
+    return NewProject(folder, recipe_file, tuple(sorted(texts)), proposal, tuple(notes))
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    present = sorted(path for path in texts if os.path.lexists(folder / path))
+    if present:
+        raise ProjectExistsError(
+            f"{folder} holds {', '.join(present)} already, and nothing is overwritten: choose another folder, or move "
+            "these files away"
+        )
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / path).open("x", encoding="utf-8") as file:
+            file.write(text)
+    (folder / "data").mkdir(exist_ok=True)
+
+
+def _name(text: str) -> str:
+    """A name that recipes and manifests may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("._-") or "project"
+
+
+def _from(folder: Path, path: Path) -> str:
+    """A path as a manifest of the project has it: relative where it lies in the project."""
+    full = path.resolve()
+    return full.relative_to(folder.resolve()).as_posix() if full.is_relative_to(folder.resolve()) else str(full)
+
+
+def _json(schema: dict[str, object]) -> str:
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+_MANIFEST_HEAD = "# yaml-language-server: $schema=../manifest.schema.json\n"
+
+_PROMPTS = """\
+# Questions with a reference answer, from which round 0's training set is made. TO BE SUPPLIED: one JSON object a line,
+#   {{"image": "cats.jpg", "question": "How many cats are there?", "reference": "Three."}}
+# in sources/prompts.jsonl, with the images in sources/images. Or write here where yours are and how their columns are
+# called. A project with text-to-image preferences (kind t2i) needs none.
+name: {name}
+kind: prompts
+path: sources/prompts.jsonl
+media_root: sources/images
+columns: {{image: image, question: question, reference: reference}}
+language: en
+licence: to be stated by whoever supplies the data
+"""
+
+_DEMO_RECIPE = """\
+# yaml-language-server: $schema=../recipe.schema.json
+# The demo: an embedded world of small images with 30% wrong labels, on this machine, in some minutes.
+#   dt2it check        before a run        dt2it settings training        what can be set there
+# Your own data: describe it by a manifest in configs/datasets (the package's are examples), name it under `datasets`,
+# remove the section `demo`, and name your models in place of the demo's.
+name: {name}
+seed: 0
+rounds: 2
+
+datasets: [demo_prompts, demo_preferences, demo_t2i, demo_benchmark, demo_benchmark_t2i, demo_truth]
+
+demo:
+  prompts: 700
+  preferences: 2000
+  t2i: 400
+  benchmark_per_group: 250
+  noise: 0.3                # share of wrong labels among the preferences
+
+sampling:
+  samples: 3                # answers per prompt to its own image
+  mismatched_samples: 3     # and to another prompt's image
+
+# The demo's images look alike without being the same, so only equal files count as benchmark content.
+decontamination: {{perceptual_distance: null, response_characters: null}}
+
+t2i:
+  phrasings: 1
+
+training:
+  processes: 2
+  deepspeed_config: zero2_cpu
+
+scoring:
+  processes: 2
+  shard_responses: 1000
+
+curation:
+  policy: posterior         # by the probability that a label is right; `paper` is the published policy
+  keep_probability: 0.95
+  ensemble: {{seeds: 2}}
+
+annotation:
+  batch_pairs: 256
+  judges:
+    - {{name: base-plain, kind: answer}}
+"""
+
+_OWN_RECIPE = """\
+# yaml-language-server: $schema=../recipe.schema.json
+# A reward model from your own data, on one GPU with 24 GB. `dt2it check` says what is missing before anything runs.
+#   hf download {model}        # once; or name a folder below
+#   dt2it settings training                     # what can be set there, with units, ranges and defaults
+name: {name}
+seed: 0
+rounds: 2                       # round 0 trains on D0; every later round on D0 and the curated pairs
+
+datasets: [{datasets}]
+
+# Candidate answers to your prompts, from which D0 is made. The model that is trained writes them, so that style does
+# not show which side is the better one.
+sampling:
+  model: {model}
+  max_new_tokens: 512
+  max_model_len: 8192
+
+# By reference answer, which needs no key. To ask a strong model, put an endpoint in its place:
+# judging:
+#   judges:
+#     - {{kind: endpoint, name: strong, base_url: https://host.example/v1, model: NAME, api_key_env: JUDGE_KEY}}
+
+training:
+  base_model: {model}
+  processes: 1                  # one per GPU
+  deepspeed_config: zero2
+  precision: bfloat16
+  lora: {{rank: 16, alpha: 32}}   # remove the line to train all weights; then 1.0e-5 is a usual learning rate
+  learning_rate: 1.0e-4
+  epochs: 1
+  global_batch_size: 64
+  micro_batch_size: 2
+  gradient_checkpointing: true
+  cache_vision: false           # its output takes about 1 MB an image: set to true for some thousand images
+
+scoring:
+  processes: 1
+
+# Labels by the probability that they are right. One judge is asked about contested pairs.
+curation:
+  policy: posterior
+  ensemble: {{seeds: 1}}
+
+annotation:
+  batch_pairs: 8
+  judges:
+    - {{name: likelihood, kind: likelihood, model: {model}}}
+"""
+
+_WORKSPACE = """\
+load_from:
+  - python_module: dt2it_pipeline.definitions
+"""
+
+_ENV = """\
+# Dagster reads this in the folder where it is started. What is exported already stays as it is.
+DT2IT_HOME=${DT2IT_HOME:-data}
+"""
+
+_GITIGNORE = """\
+/data/
+/sources/
+.telemetry/
+.nux/
+.logs_queue/
+"""
+
+_DAGSTER = """\
+# Dagster reads this where DAGSTER_HOME says: `export DAGSTER_HOME=$PWD` here. Runs, events and logs lie in DT2IT_HOME.
+# SQLite is for one person; a team sets `storage: postgres`, since SQLite locks under parallel writers.
+storage:
+  sqlite:
+    base_dir:
+      env: DT2IT_HOME
+
+local_artifact_storage:
+  module: dagster._core.storage.root
+  class: LocalArtifactStorage
+  config:
+    base_dir:
+      env: DT2IT_HOME
+
+compute_logs:
+  module: dagster._core.storage.local_compute_log_manager
+  class: LocalComputeLogManager
+  config:
+    base_dir:
+      env: DT2IT_HOME
+
+run_coordinator:
+  module: dagster._core.run_coordinator
+  class: QueuedRunCoordinator
+
+# Heavy steps (training, sampling, scoring) take the pool `gpu`: one at a time on one machine.
+concurrency:
+  pools:
+    default_limit: 1
+    granularity: op
+
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 30
+
+python_logs:
+  python_log_level: INFO
+
+telemetry:
+  enabled: false
+
+nux:
+  enabled: false
+"""

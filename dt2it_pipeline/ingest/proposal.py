@@ -1,0 +1,271 @@
+"""A manifest for a file that nobody has described yet: its first rows are read, and adapter and columns proposed.
+
+What belongs here: the guess, and what it rests on. What does not: reading itself, and the checks of a whole source.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.ingest.adapters import ADAPTERS
+from dt2it_pipeline.ingest.adapters.flat import REQUIRED
+from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
+from dt2it_pipeline.ingest.reading import read_rows
+from dt2it_pipeline.ingest.rows import Medium, Row, SetAside, SourceError
+
+_ROWS = 20
+# Names that public files give to the fields of `flat`, the likeliest first.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "question": ("question", "prompt", "query", "instruction", "input", "text"),
+    "chosen": ("chosen", "chosen_response", "response_chosen", "preferred_response", "winner", "better", "accepted"),
+    "rejected": ("rejected", "rejected_response", "response_rejected", "dispreferred_response", "loser", "worse"),
+    "reference": ("reference", "answer", "ground_truth", "gt_answer", "gold", "gold_answer", "solution", "label"),
+    "caption": ("caption", "prompt", "text"),
+    "preferred": ("preferred", "image_chosen", "chosen_image", "preferred_image", "image_preferred", "best_image"),
+    "other": ("other", "image_rejected", "rejected_image", "other_image", "image_other", "worst_image"),
+    "image": ("image", "image_path", "img", "img_path", "image_file", "file_name", "filename"),
+    "images": ("images", "image_paths", "image_list"),
+    "video": ("video", "video_path"),
+    "videos": ("videos", "video_paths"),
+    "id": ("id", "uid", "pair_id", "question_id", "sample_id", "idx", "index"),
+    "group": ("group", "category", "subset", "task"),
+    "system": ("system", "system_prompt"),
+    "strength": ("strength", "margin", "score_difference"),
+    "tie": ("tie", "is_tie"),
+}
+_OPTIONAL = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
+_T2I_UNUSED = ("image", "images", "video", "videos", "system")  # the two images are `preferred` and `other`
+# In order: a benchmark looks like preferences, and only its owner knows.
+_KINDS = ("preferences", "t2i", "prompts")
+_MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "videos", "..", "../images")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a file's first rows suggest.
+
+    Attributes:
+        kind: kind of source; `preferences` where nothing fits.
+        adapter: how its rows are read.
+        columns: our field -> the file's column, where they differ from the adapter's own names.
+        media_root: folder of the media, None where rows hold their images or where it was not found.
+        media_prefix: taken off the front of media paths.
+        found: the file's columns, in order.
+        rows: rows that were looked at.
+        usable: of these, rows that the proposal can read.
+        fault: why the others cannot be read, the commonest reason.
+        others: other adapters that read as many rows, as `kind by adapter`.
+        questions: what only the owner of the file can say, one sentence each.
+    """
+
+    kind: str
+    adapter: str
+    columns: Mapping[str, str]
+    media_root: Path | None
+    media_prefix: str
+    found: tuple[str, ...]
+    rows: int
+    usable: int
+    fault: str = ""
+    others: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+
+
+@dataclass
+class _Trial:
+    kind: str
+    adapter: str
+    columns: dict[str, str]
+    usable: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    media: list[Medium] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} by {self.adapter}"
+
+
+def propose(data: Path, rows: int = _ROWS) -> Proposal:
+    """Look at a file's first rows and propose how they are read.
+
+    Args:
+        data: a file, folder or archive in a format that sources may have.
+        rows: how many rows are looked at.
+
+    Raises:
+        SourceError: it cannot be read, or holds no rows.
+    """
+    provisional = Manifest(name="proposal", kind="preferences", path=str(data.absolute()), licence="-", limit=rows)
+    read = list(read_rows(provisional, data.parent))
+    whole = [row for row in read if isinstance(row, Row)]
+    if not whole:
+        first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, SetAside)), "")
+        raise SourceError(f"{data} holds no row that can be read{first}")
+    found = tuple(dict.fromkeys(name for row in whole for name in row.values))
+    trials = [_tried(trial, whole) for trial in _trials(found)]
+    trials.sort(key=lambda trial: -trial.usable)  # stable: `flat` comes first among equals
+    if not trials or not trials[0].usable:
+        return _unknown(found, len(read), trials)
+    best = trials[0]
+    others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
+    root, prefix, question = _media_place(best.media, data)
+    questions = [question] if question else []
+    if best.kind == "preferences":
+        questions.append("Are these held-out pairs? Then set `kind: benchmark`, and no training set will contain them.")
+    fault = best.faults.most_common(1)[0][0] if best.faults else ""
+    return Proposal(
+        best.kind,
+        best.adapter,
+        best.columns,
+        root,
+        prefix,
+        found,
+        len(read),
+        best.usable,
+        fault,
+        others,
+        tuple(questions),
+    )
+
+
+def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | None) -> str:
+    """The proposal as a manifest in YAML, with comments on what it rests on and what is to be filled in.
+
+    Args:
+        proposal: as `propose` made it.
+        name: of the source.
+        path: of the data, as the manifest is to have it.
+        media_root: likewise; None: none is written.
+
+    Raises:
+        ManifestError: what would be written is no manifest, for instance because of the name.
+    """
+    counted = f"{proposal.usable} of the first {proposal.rows} rows can be read this way"
+    lines = [
+        f"# Proposed from the first {proposal.rows} rows. Columns found: {', '.join(proposal.found)}.",
+        f"# {counted}{f'; the others: {proposal.fault}' if proposal.fault else ''}.",
+    ]
+    if proposal.others:
+        lines.append(
+            f"# As many rows can be read as: {', '.join(proposal.others)}. Choose by where the file comes from."
+        )
+    lines += [f"# TO BE ANSWERED: {question}" for question in proposal.questions]
+    lines = [wrapped for line in lines for wrapped in _wrapped(line)]
+    lines += [f"name: {name}", f"kind: {proposal.kind}"]
+    lines += [f"adapter: {proposal.adapter}"] if proposal.adapter != "flat" else []
+    lines.append(f"path: {_quoted(path)}")
+    lines += [f"media_root: {_quoted(media_root)}"] if media_root is not None else []
+    lines += [f"media_prefix: {_quoted(proposal.media_prefix)}"] if proposal.media_prefix else []
+    if proposal.columns:
+        lines += ["columns:  # our field: the file's column", *_mapping(proposal.columns)]
+    lines += ["language: en", "licence: to be stated by whoever supplies the data"]
+    text = "\n".join(lines) + "\n"
+    _check(text, name)
+    return text
+
+
+def _trials(found: Sequence[str]) -> Iterator[_Trial]:
+    """Ways of reading rows with these columns: `flat` by mapped names first, then every published schema."""
+    for kind in _KINDS:
+        columns = _flat_columns(found, kind)
+        if columns is not None:
+            yield _Trial(kind, "flat", columns)
+    names = ["llamafactory", *(name for name in ADAPTERS if name not in ("flat", "llamafactory"))]
+    for name in names:
+        for kind in ADAPTERS[name].kinds:
+            yield _Trial(kind, name, {})
+
+
+def _flat_columns(found: Sequence[str], kind: str) -> dict[str, str] | None:
+    """Which column is which field of `flat`; None where a field that this kind needs has none."""
+    plain = {name.lower().replace("-", "_").replace(" ", "_"): name for name in reversed(found)}
+    columns: dict[str, str] = {}
+    optional = [name for name in _OPTIONAL if kind != "t2i" or name not in _T2I_UNUSED]
+    for field_name in (*REQUIRED[kind], *optional):
+        taken = set(columns.values())
+        match = next((plain[n] for n in _NAMES[field_name] if n in plain and plain[n] not in taken), None)
+        if match is not None and (match != field_name or field_name in REQUIRED[kind]):
+            columns[field_name] = match
+        elif field_name in REQUIRED[kind]:
+            return None
+    return columns
+
+
+def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
+    """Read the rows this way and count."""
+    # The row's place is its id here: a file may use one id for several rows.
+    mapped = [Row(str(place), row.values, trial.columns, trial.kind, row.where) for place, row in enumerate(rows)]
+    usable: set[str] = set()
+    for item in ADAPTERS[trial.adapter].items(iter(mapped)):
+        if isinstance(item, SetAside):
+            trial.faults[f"{item.reason} ({item.detail})" if item.detail else item.reason] += 1
+        else:
+            usable.add(item.row_id)
+            trial.media.extend(item.media)
+    trial.usable = len(usable)
+    return trial
+
+
+def _unknown(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> Proposal:
+    """Nothing reads the rows: which columns would be needed, for their owner to name."""
+    needs = "; ".join(f"{kind}: {', '.join(REQUIRED[kind])}" for kind in _KINDS)
+    question = (
+        f"No adapter reads these columns. Name the columns under `columns`, for the fields of one kind ({needs})."
+    )
+    fault = trials[0].faults.most_common(1)[0][0] if trials and trials[0].faults else "unknown columns"
+    return Proposal("preferences", "flat", {}, None, "", found, rows, 0, fault, (), (question,))
+
+
+def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str, str]:
+    """Root and prefix of the media that rows name by path, and a question where they are not found."""
+    paths = [one.value for one in media if isinstance(one.value, str) and _is_path(one.value)]
+    if not paths:
+        return None, "", ""
+    base = data if data.is_dir() else data.parent
+    if all(Path(path).is_absolute() for path in paths):
+        root = Path(os.path.commonpath([Path(path).parent for path in paths]))
+        there = sum(Path(path).is_file() for path in paths)
+        missing = "" if there else f"The first image is {paths[0]}, and there is no such file: where are the images?"
+        return (root, f"{root}/", "") if there else (None, "", missing)
+    counts = {folder: sum((base / folder / path).exists() for path in paths) for folder in _MEDIA_FOLDERS}
+    best = max(counts, key=lambda folder: counts[folder])
+    if counts[best]:
+        return (base / best).resolve(), "", ""
+    question = f"The first image is {paths[0]!r}, which is not below {base}: fill in `media_root`, the folder of it."
+    return None, "", question
+
+
+def _is_path(value: str) -> bool:
+    """Whether text names a file; base64 is much longer and has no extension."""
+    return len(value) < 1024 and re.search(r"\.[A-Za-z0-9]{1,5}$", value) is not None
+
+
+def _wrapped(line: str) -> Iterable[str]:
+    """A comment in lines of at most 118 characters."""
+    return textwrap.wrap(line.replace("\n", " "), 118, subsequent_indent="#   ") or [line]
+
+
+def _mapping(columns: Mapping[str, str]) -> Iterator[str]:
+    return (f"  {ours}: {_quoted(theirs)}" for ours, theirs in columns.items())
+
+
+def _quoted(text: str) -> str:
+    """Text as YAML, in quotes where it needs them."""
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000, default_style=None).split("\n...")[0].strip()
+
+
+def _check(text: str, name: str) -> None:
+    try:
+        Manifest.model_validate(load_yaml(text))
+    except ValidationError as error:
+        raise ManifestError(f"a manifest {name!r} would be wrong: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,133 @@
+"""An estimate of the GPU memory that training takes, from the headers of the weights; no model is loaded.
+
+Bytes per GPU, for P trained parameters and F frozen ones (the vision encoder; with LoRA the language model too), N
+ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed's ZeRO keeps them (arXiv 1910.02054, with
+gradients summed in float32):
+
+    weights     b (P + F)     / N in stage 3
+    gradients   4 P           / N from stage 2 on
+    optimiser   12 P          / N from stage 1 on: float32 copy and AdamW's two moments
+
+Activations come on top. They grow with the tokens of a micro batch, so the estimate is a lower bound.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dt2it_pipeline.config.training import LoraSettings, TrainingSettings
+
+GIB = 2**30
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_VISION = ("visual.", "vision_tower.", "vision_model.", "vision_encoder.")
+_NOT_ADAPTED = ("embed", "lm_head", "norm")
+
+
+class WeightsError(ValueError):
+    """A model folder has no weights in safetensors, or their headers cannot be read."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of a model.
+
+    Attributes:
+        language: of the language model.
+        vision: of the vision encoder, which is frozen.
+        linear: rows + columns of each linear layer of the language model, summed: one adapter of rank r adds r times
+            that.
+        file_bytes: size of the weights on disk.
+    """
+
+    language: int
+    vision: int
+    linear: int
+    file_bytes: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.language + self.vision
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of GPU memory per rank, activations not counted."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.weights + self.gradients + self.optimiser
+
+
+def count_parameters(folder: Path) -> Parameters:
+    """Count a model's parameters in the headers of its safetensors files.
+
+    Raises:
+        WeightsError: there are no such files, or one is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise WeightsError(f"{folder} holds no *.safetensors")
+    language = vision = linear = 0
+    for file in files:
+        for name, entry in _header(file).items():
+            if name == "__metadata__":
+                continue
+            shape = entry["shape"]
+            if any(part in name for part in _VISION):
+                vision += prod(shape)
+                continue
+            language += prod(shape)
+            if len(shape) == 2 and not any(part in name for part in _NOT_ADAPTED):
+                linear += sum(shape)
+    return Parameters(language, vision, linear, sum(file.stat().st_size for file in files))
+
+
+def training_memory(parameters: Parameters, settings: TrainingSettings, stage: int) -> Estimate:
+    """Bytes per GPU that training takes; see the module's docstring for the formula.
+
+    Args:
+        parameters: of the base model.
+        settings: precision, LoRA and the number of ranks (of one machine, where there are several).
+        stage: of ZeRO, 0 to 3.
+    """
+    width = 2 if settings.precision == "bfloat16" else 4
+    ranks = settings.processes
+    trained = parameters.language if settings.lora is None else _adapters(parameters, settings.lora)
+    held = parameters.total + (0 if settings.lora is None else trained)
+    return Estimate(
+        weights=width * held / (ranks if stage == 3 else 1),
+        gradients=4 * trained / (ranks if stage >= 2 else 1),
+        optimiser=12 * trained / (ranks if stage >= 1 else 1),
+    )
+
+
+def _adapters(parameters: Parameters, lora: LoraSettings) -> int:
+    return lora.rank * parameters.linear
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: names -> dtype, shape and offsets."""
+    try:
+        with file.open("rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > _LARGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(stream.read(size))
+        if not isinstance(header, dict) or any(
+            not isinstance(entry.get("shape"), list) for name, entry in header.items() if name != "__metadata__"
+        ):
+            raise ValueError("no tensors in its header")
+    except (OSError, ValueError, struct.error, AttributeError) as error:
+        raise WeightsError(f"{file} cannot be read as safetensors: {error}") from error
+    return header

@@ -1,0 +1,262 @@
+"""`dt2it init`, `check` and `settings`: what they write, print and return."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from dt2it_pipeline.cli import app
+from dt2it_pipeline.cli.flight_check import flight_check
+from dt2it_pipeline.cli.project import setting_lines
+from dt2it_pipeline.config import load_recipe, recipe_schema, settings_reference
+from dt2it_pipeline.config.paths import shipped_configs
+from dt2it_pipeline.config.reference import section_descriptions
+from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.ingest.manifest import load_catalogue
+from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving
+from dt2it_pipeline_tests.support.ingest_world import image
+
+PROMPTS = [{"image": f"{n}.png", "question": f"What is it, {n}?", "reference": "A square."} for n in range(3)]
+PAIRS = [{"prompt": f"What is {n}?", "chosen_response": "Two.", "rejected_response": "Six."} for n in range(3)]
+
+
+def dt2it(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is no project, in which no variable names one."""
+    for name in ("DT2IT_PROJECT", "DT2IT_RECIPE", "DT2IT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines_file(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# settings
+
+
+def test_settings_are_printed_as_text_of_at_most_120_columns() -> None:
+    shown = dt2it("settings")
+    assert shown.exit_code == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 120
+    for row in settings_reference():
+        assert f"{row.key}: {row.type.split(' ')[0]}" in shown.stdout
+    assert "[training.lora] Low-rank adapters" in shown.stdout
+
+
+def test_one_setting_and_json() -> None:
+    shown = dt2it("settings", "training.lora.rank").stdout
+    assert "training.lora.rank: integer; unit: dimensions; range: 1 to 1,024; default: 16" in shown
+    (row,) = json.loads(dt2it("settings", "training.lora.rank", "--json").stdout)
+    assert (row["key"], row["unit"], row["kinds"], row["section"]) == (
+        "training.lora.rank", "dimensions", [], "training.lora"
+    )  # fmt: skip
+    wrong = dt2it("settings", "training.lora.rnk")
+    assert wrong.exit_code == 1 and wrong.stdout == ""
+
+
+def test_narrow_lines_lose_nothing() -> None:
+    rows = settings_reference("curation")
+    narrow = list(setting_lines(rows, section_descriptions(), width=60))
+    assert max(map(len, narrow)) <= 60
+    assert "".join("".join(narrow).split()) == "".join("".join(setting_lines(rows, section_descriptions())).split())
+
+
+def test_the_schema_is_written(tmp_path: Path) -> None:
+    assert dt2it("settings", "--schema", tmp_path / "s.json").exit_code == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == recipe_schema()
+    assert json.loads(dt2it("settings", "--schema", "-").stdout) == recipe_schema()
+
+
+# init
+
+
+def test_a_new_project_runs_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dt2it("init", "mine")
+    assert made.exit_code == 0
+    assert made.stdout.splitlines()[-4:] == [
+        "next:", f"  cd {tmp_path / 'mine'}", "  dt2it check", "  dt2it run construct"
+    ]  # fmt: skip
+    monkeypatch.chdir("mine")
+    recipe = load_recipe()
+    assert recipe.name == "mine" and recipe.demo is not None
+    build_defs(recipe, tmp_path / "home")
+    demo = load_recipe("demo")
+    assert recipe.model_copy(update={"name": "demo"}) == demo  # the demo that the package's recipe describes
+    text = Path("configs/recipes/mine.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=../recipe.schema.json\n")
+    jsonschema.validate(yaml.safe_load(text), json.loads(Path("configs/recipe.schema.json").read_text()))
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/dagster.yaml").write_text("ours: 1\n")
+    refused = dt2it("init", "mine")
+    assert refused.exit_code == 1 and "dagster.yaml" in str(refused.exception or refused.output)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["dagster.yaml"]
+    (tmp_path / "mine/dagster.yaml").rename(tmp_path / "mine/README.md")
+    assert dt2it("init", "mine").exit_code == 0 and dt2it("init", "mine").exit_code == 1
+
+
+def test_dagsters_settings_are_the_repositorys(tmp_path: Path) -> None:
+    dt2it("init", "mine")
+    repository = shipped_configs().parent
+    for name in ("dagster.yaml", "workspace.yaml"):
+        assert yaml.safe_load((tmp_path / "mine" / name).read_text()) == yaml.safe_load((repository / name).read_text())
+
+
+def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = lines_file(tmp_path / "my pairs.jsonl", PAIRS)
+    made = dt2it("init", "mine", "--data", data)
+    assert made.exit_code == 0, made.output
+    assert max(map(len, made.stdout.splitlines())) <= 120 or str(tmp_path) in made.stdout
+    assert "columns of your file: prompt, chosen_response, rejected_response" in made.stdout
+    said = " ".join(made.stdout.split())
+    assert "put such questions into sources/prompts.jsonl" in said and "kind: benchmark" in said
+    monkeypatch.chdir("mine")
+    recipe = load_recipe()
+    prompts, pairs = load_catalogue(recipe.datasets)
+    assert (prompts.kind, pairs.name, pairs.kind, pairs.path) == ("prompts", "my_pairs", "preferences", str(data))
+    build_defs(recipe, tmp_path / "home")
+    schema = json.loads(Path("configs/manifest.schema.json").read_text())
+    for file in Path("configs/datasets").glob("*.yaml"):
+        assert file.read_text().startswith("# yaml-language-server: $schema=../manifest.schema.json\n")
+        jsonschema.validate(yaml.safe_load(file.read_text()), schema)
+    levels = {line.topic: line for line in flight_check()}
+    assert levels["source my_pairs"].level == "ok" and levels["source my_pairs"].details["usable"] == 3
+    assert levels["source prompts"].level == "error" and "No such file" in levels["source prompts"].text
+
+
+def test_data_within_the_project_is_named_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in PROMPTS:
+        image(tmp_path / "mine/own" / row["image"])
+    lines_file(tmp_path / "mine/own/prompts.jsonl", PROMPTS)
+    assert dt2it("init", "mine", "--data", "mine/own/prompts.jsonl").exit_code == 0
+    manifest = yaml.safe_load((tmp_path / "mine/configs/datasets/prompts.yaml").read_text())
+    assert (manifest["kind"], manifest["path"], manifest["media_root"]) == ("prompts", "own/prompts.jsonl", "own")
+    monkeypatch.chdir("mine")
+    assert load_recipe().datasets == ("prompts",)
+    result = json.loads(dt2it("check", "--json").stdout)
+    (source,) = [line for line in result["lines"] if line["topic"] == "source prompts"]
+    assert source["level"] == "ok" and source["details"]["columns"] == ["image", "question", "reference"]
+
+
+def test_data_that_cannot_be_read_writes_nothing(tmp_path: Path) -> None:
+    assert dt2it("init", "mine", "--data", "none.jsonl").exit_code == 1
+    assert not (tmp_path / "mine").exists()
+
+
+# check
+
+
+def project(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "", **sources: list[dict]) -> None:
+    """A project with sources of the kinds that are named, as JSON Lines, and the demo's model."""
+    for kind, rows in sources.items():
+        lines_file(folder / f"{kind}.jsonl", rows)
+        manifest = f"name: {kind}\nkind: {kind}\npath: {kind}.jsonl\nmedia_root: .\nlicence: MIT\n"
+        (folder / "configs/datasets").mkdir(parents=True, exist_ok=True)
+        (folder / f"configs/datasets/{kind}.yaml").write_text(manifest)
+    recipe = f"name: mine\ndatasets: [{', '.join(sources)}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n{more}"
+    (folder / "configs/recipes").mkdir(parents=True)
+    (folder / "configs/recipes/mine.yaml").write_text(recipe)
+    monkeypatch.chdir(folder)
+
+
+def test_a_project_that_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in PROMPTS:
+        image(tmp_path / row["image"])
+    held_out = [{"question": "Why?", "chosen": "So.", "rejected": "No.", "group": "g"}]
+    project(tmp_path, monkeypatch, prompts=PROMPTS, benchmark=held_out)
+    shown = dt2it("check")
+    assert shown.exit_code == 0, shown.output
+    assert max(len(line) for line in shown.stdout.splitlines() if str(tmp_path) not in line) <= 120
+    for expected in (
+        "OK      recipe: mine: every setting is valid; rounds 0 to 1",
+        "OK      source prompts: prompts; 3 of the first 3 items are usable",
+        "OK      benchmark benchmark: accuracy by group; rows come from source benchmark",
+        "OK      model demo: ",
+        "OK      GPU memory: ",
+        "OK      judge reference (judging.judges.0): reference: compares with the reference answer",
+        "OK      judge a (annotation.judges.0): likelihood: loads demo on this machine",
+        "ready to run: ",
+    ):
+        assert expected in shown.stdout
+    assert not (tmp_path / "data").exists()
+
+
+def test_faults_are_named_with_what_to_do_and_the_exit_code_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (
+        "training: {base_model: models/none, deepspeed_config: zero9}\n"
+        "judging: {judges: [{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, api_key_env: NO_SUCH_KEY}]}\n"
+    )
+    ties = [
+        {"question": "Why?", "chosen": "So.", "rejected": "So."},
+        {"question": "Why?", "chosen": "A.", "rejected": "B."},
+    ]
+    project(
+        tmp_path,
+        monkeypatch,
+        more,
+        prompts=PROMPTS,
+        preferences=[*ties, {"question": "Why?", "chosen": "", "rejected": "x"}],
+    )
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    result = dt2it("check", "--json")
+    assert result.exit_code == 1
+    found = {line["topic"]: line for line in json.loads(result.stdout)["lines"]}
+    assert found["files"]["level"] == "error" and "zero9.json" in found["files"]["text"]
+    assert found["source prompts"]["level"] == "error" and "0 of the first 3" in found["source prompts"]["text"]
+    assert found["source prompts"]["details"]["quarantined"] == {"missing image": 3}
+    assert found["source preferences"]["level"] == "warning"
+    assert found["source preferences"]["details"]["quarantined"] == {"identical sides": 1, "missing value": 1}
+    assert found["benchmarks"]["level"] == "warning" and "no accuracy is measured" in found["benchmarks"]["text"]
+    assert found["model models/none"]["level"] == "warning"
+    judge = found["judge e (judging.judges.0)"]
+    assert judge["level"] == "error" and judge["advice"] == "export NO_SUCH_KEY=..."
+
+
+def test_a_wrong_recipe_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path, monkeypatch, "rouds: 3\n", prompts=PROMPTS)
+    shown = dt2it("check")
+    assert shown.exit_code == 1
+    assert "rouds: unknown key; did you mean rounds?" in shown.stdout and "1 error(s)" in shown.stdout
+    (tmp_path / "other.yaml").write_text("name: [")
+    assert "other.yaml is not valid YAML" in dt2it("check", "--recipe", "other.yaml").stdout
+
+
+def test_without_a_source_for_round_0_the_check_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path, monkeypatch, preferences=[{"question": "Why?", "chosen": "A.", "rejected": "B."}])
+    found = {line.topic: line for line in flight_check()}
+    assert found["sources"].level == "error" and "no source of kind `prompts` or `t2i`" in found["sources"].text
+
+
+def test_judges_behind_endpoints_are_called_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for row in PROMPTS:
+        image(tmp_path / row["image"])
+    with serving(FaultServer({}, lambda words, responses: '{"reference": "", "analysis": "", "better": 1}')) as server:
+        judge = f"{{kind: endpoint, name: e, base_url: '{server.url}', model: m, api_key_env: JUDGE_KEY}}"
+        project(tmp_path, monkeypatch, f"judging: {{judges: [{judge}]}}\n", prompts=PROMPTS)
+        shown = dt2it("check")
+        assert "not called, since a call may cost money" in shown.stdout and server.bodies == []
+        called = dt2it("check", "--call-judges")
+        assert len(server.bodies) == 1 and server.keys == {f"Bearer {KEY}"}
+    text = " ".join(called.stdout.split())
+    assert called.exit_code == 0 and "understood: response 1 is better" in text and "1 image of 224 x 224" in text
+    assert '"better": 1' in text and KEY not in called.output

@@ -1,0 +1,138 @@
+"""Manifests that are proposed from a file's first rows: the mapping, the media's folder, and what is asked back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.ingest.first_rows import look_at_source
+from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
+from dt2it_pipeline.ingest.proposal import manifest_text, propose
+from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline_tests.support.ingest_world import image
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
+    file = folder / name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def pair(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "uid": number,
+        "prompt": "What is it?",
+        "chosen_response": f"A cat {number}.",
+        "rejected_response": "No.",
+    } | more
+
+
+def test_other_names_of_the_columns_are_mapped(tmp_path: Path) -> None:
+    for number in range(3):
+        image(tmp_path / f"images/{number}.png", (number, 0, 0))
+    found = propose(written(tmp_path, [pair(n, img=f"{n}.png") for n in range(3)]))
+    assert (found.kind, found.adapter, found.rows, found.usable) == ("preferences", "flat", 3, 3)
+    assert dict(found.columns) == {
+        "question": "prompt", "chosen": "chosen_response", "rejected": "rejected_response", "id": "uid", "image": "img"
+    }  # fmt: skip
+    assert found.media_root == tmp_path / "images"
+    assert found.found == ("uid", "prompt", "chosen_response", "rejected_response", "img")
+    assert any("kind: benchmark" in question for question in found.questions)
+
+
+def test_what_is_proposed_reads_the_file(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    data = written(tmp_path, [pair(1, image="a.png"), pair(2, image="gone.png"), pair(3, image="a.png", prompt="")])
+    found = propose(data)
+    assert found.usable == 2 and "missing value" in found.fault
+    text = manifest_text(found, "ours", str(data), str(found.media_root))
+    looked = look_at_source(Manifest.model_validate(load_yaml(text)), tmp_path, 50)
+    assert (looked.items, looked.usable) == (3, 1)
+    assert looked.quarantined == {"missing image": 1, "missing value": 1}
+    assert looked.example.startswith("2: missing image") and "chosen_response" in looked.columns
+    assert "# 2 of the first 3 rows can be read this way; the others: missing value" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "How many?", "ground_truth": "Two."}, ("prompts", "flat")),
+        ({"caption": "a cat", "image_chosen": "a.png", "image_rejected": "b.png"}, ("t2i", "flat")),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Hello?"}],
+                "chosen": {"from": "gpt", "value": "Hello."},
+                "rejected": {"from": "gpt", "value": "No."},
+            },
+            ("preferences", "llamafactory"),
+        ),
+    ],
+)
+def test_kind_and_adapter_follow_from_the_columns(
+    tmp_path: Path, row: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    found = propose(written(tmp_path, [row]))
+    assert (found.kind, found.adapter) == expected
+
+
+def test_a_csv_is_looked_at_too(tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["Question", "Chosen", "Rejected"], ["Why?", "So.", "No."]])
+    found = propose(tmp_path / "rows.csv")
+    assert dict(found.columns) == {"question": "Question", "chosen": "Chosen", "rejected": "Rejected"}
+
+
+def test_several_readings_are_named(tmp_path: Path) -> None:
+    found = propose(written(tmp_path, [{"question": "Why?", "chosen": "So.", "rejected": "No.", "image": "a.png"}]))
+    assert found.adapter == "flat" and "preferences by rlaif_v" in found.others
+    assert "As many rows can be read as: " in manifest_text(found, "ours", "x.jsonl", None)
+
+
+def test_images_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
+    found = propose(written(tmp_path, [pair(1, image="far/a.png")]))
+    assert found.media_root is None
+    assert any("'far/a.png', which is not below" in question for question in found.questions)
+    assert "# TO BE ANSWERED: The first image is" in manifest_text(found, "ours", "x.jsonl", None)
+
+
+def test_absolute_paths_of_images_get_root_and_prefix(tmp_path: Path) -> None:
+    image(tmp_path / "far/a.png")
+    image(tmp_path / "far/b.png", "blue")
+    data = written(tmp_path, [pair(n, image=str(tmp_path / f"far/{name}.png")) for n, name in enumerate("ab")])
+    found = propose(data)
+    assert (found.media_root, found.media_prefix) == (tmp_path / "far", f"{tmp_path}/far/")
+    text = manifest_text(found, "ours", str(data), str(found.media_root))
+    assert look_at_source(Manifest.model_validate(load_yaml(text)), tmp_path, 50).usable == 2
+
+
+def test_columns_that_nothing_reads_are_asked_for(tmp_path: Path) -> None:
+    found = propose(written(tmp_path, [{"left": "a", "right": "b", "who": 1}]))
+    assert found.usable == 0 and found.found == ("left", "right", "who")
+    text = manifest_text(found, "ours", "x.jsonl", None)
+    assert (
+        "TO BE ANSWERED: No adapter reads these columns" in text and "preferences: question, chosen, rejected" in text
+    )
+
+
+def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="No such file"):
+        propose(tmp_path / "none.jsonl")
+    (tmp_path / "rows.jsonl").write_text("{\n")
+    with pytest.raises(SourceError, match="no row that can be read: malformed JSON in line 1"):
+        propose(tmp_path / "rows.jsonl")
+    found = propose(written(tmp_path, [pair(1)], "good.jsonl"))
+    with pytest.raises(ManifestError, match="would be wrong"):
+        manifest_text(found, "a name", "x.jsonl", None)
+
+
+def test_no_more_rows_are_read_than_asked_for(tmp_path: Path) -> None:
+    data = written(tmp_path, [pair(n) for n in range(30)])
+    assert propose(data, rows=7).rows == 7
+    text = manifest_text(propose(data), "ours", str(data), None)
+    assert look_at_source(Manifest.model_validate(load_yaml(text)), tmp_path, 10).items == 10

@@ -1,0 +1,60 @@
+"""One test call to a judge behind an endpoint: what was sent, what came back, and how it was understood."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.judges.protocol import JudgeError
+from dt2it_pipeline.judges.trial import RIGHT, try_judge
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
+
+
+def judge(url: str, **more) -> EndpointJudgeSettings:
+    return EndpointJudgeSettings(name="remote", base_url=url, model="m", longest_wait_seconds=0.05, **more)
+
+
+def answering(text: str) -> FaultServer:
+    return FaultServer({}, lambda words, responses: text)
+
+
+@pytest.mark.parametrize(
+    ("better", "understood", "right"),
+    [(1, "response 1 is better", True), (2, "response 2 is better", False), (0, "a tie", False)],
+)
+def test_a_judgement_is_understood(better: int, understood: str, right: bool) -> None:
+    with serving(answering(json.dumps({"reference": "red", "analysis": "", "better": better}))) as server:
+        trial = try_judge(judge(server.url, input_price=1.0))
+        (body,) = server.bodies
+    assert (trial.usable, trial.understood, trial.right) == (True, understood, right)
+    assert "1 image of 224 x 224 pixels" in trial.request and "tokens in" in trial.request
+    assert json.loads(trial.reply)["better"] == better and trial.cost is not None
+    image, text = body["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/") and RIGHT in text["text"]
+
+
+def test_a_reply_that_is_no_judgement_is_shown() -> None:
+    with serving(answering("I would rather not say.")) as server:
+        trial = try_judge(judge(server.url))
+        assert len(server.bodies) == 1  # once, whatever `attempts` says
+    assert not trial.usable and trial.right is None and trial.cost is None
+    assert trial.reply == "I would rather not say." and trial.understood == "no judgement: unparsable"
+
+
+def test_a_template_of_the_project_with_a_mistake_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs/prompts").mkdir(parents=True)
+    (tmp_path / "configs/prompts/judge_pairwise.en.jinja").write_text("{{ no_such_name }}")
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    with serving(answering("")) as server, pytest.raises(JudgeError, match="template cannot be used: 'no_such_name'"):
+        try_judge(judge(server.url))
+
+
+def test_a_call_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(JudgeError, match="connection"):
+        try_judge(judge("http://127.0.0.1:9/v1"))
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(JudgeError, match=r"JUDGE_KEY.*is not set"):
+        try_judge(judge("http://127.0.0.1:9/v1", api_key_env="JUDGE_KEY"))
