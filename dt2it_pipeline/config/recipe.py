@@ -153,8 +153,19 @@ def _as_written(fault: ErrorDetails, raw: Any) -> list[int | str]:
 def load_recipe(path: str | Path | None = None) -> Recipe:
     """Load a recipe from `path`, else from `DT2IT_RECIPE`, else the demo. Relative paths count from the project root.
 
+    >>> from dt2it_pipeline import load_recipe
+    >>> recipe = load_recipe("configs/recipes/demo.yaml")
+    >>> recipe.name, recipe.rounds, recipe.training.base_model
+    ('demo', 2, 'demo')
+
+    Args:
+        path: YAML file; every setting has its unit, range and default in the section's class.
+
+    Returns:
+        The recipe: frozen, every setting checked and every default filled in.
+
     Raises:
-        RecipeError: there is no such file, or it is not a valid recipe.
+        RecipeError: there is no such file, or it is not a valid recipe; the message names every wrong key.
     """
     chosen = Path(path or os.environ.get("DT2IT_RECIPE") or DEFAULT_RECIPE)
     full = chosen if chosen.is_absolute() else project_root() / chosen

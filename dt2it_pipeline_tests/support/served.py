@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.reward.training.distributed import free_port
 
 
@@ -29,7 +29,7 @@ def patient_model(folder: Path) -> Path:
 
 
 ONE_PROCESS_LESS = ("--distributed-executor-backend", "uni")
-OUR_COMMAND = (sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve")
+OUR_COMMAND = (sys.executable, "-c", "from dt2it_pipeline.cli import main; main()", "serve")
 
 
 @contextmanager

@@ -271,7 +271,7 @@ class RewardModel(nn.Module):
         prompt, and all its responses go through the model in one sequence.
 
         >>> from PIL import Image
-        >>> from dt2it_pipeline.config.recipe import model_path
+        >>> from dt2it_pipeline.config.paths import model_path
         >>> model = RewardModel.from_pretrained(model_path("demo"))  # or the folder of a round's reward model
         >>> question = {
         ...     "turns": [{"role": "user", "text": "<image>What colour is the shape?"}],
