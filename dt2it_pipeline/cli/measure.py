@@ -35,7 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def benchmark(
     model: Annotated[
-        str, typer.Argument(help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+        ),
     ],
     name: Annotated[
         list[str],
@@ -99,8 +102,9 @@ def style(
     file: Annotated[
         Path,
         typer.Argument(
+            metavar="FILE",
             help="Pairs: JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export "
-            "for TRL."
+            "for TRL.",
         ),
     ],
     chosen: Annotated[

@@ -172,13 +172,16 @@ def _state(line: str) -> dict[str, Any]:
 def score(
     model: Annotated[
         str,
-        typer.Argument(help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."),
+        typer.Argument(
+            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+        ),
     ],
     responses: Annotated[
         Path,
         typer.Argument(
+            metavar="RESPONSES",
             help="JSON Lines, one object per line: `responses`, `prompt` or `turns`, and, where there are any, "
-            "`system`, `images`, `videos`, `id`. Or a Parquet table of kind `responses`, with --prompts and --media."
+            "`system`, `images`, `videos`, `id`. Or a Parquet table of kind `responses`, with --prompts and --media.",
         ),
     ],
     output: Annotated[
@@ -301,7 +304,7 @@ def _write_scores(
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, model folder, Hub id, or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, model folder, Hub id, or `demo`.")],
 ) -> None:
     """Serve a model over HTTP with vLLM: a reward model for scores, any other as a chat endpoint (a judge).
 
@@ -314,8 +317,10 @@ def serve(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Checkpoint folder of LLaMA-Factory, with its value head.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Checkpoint folder of LLaMA-Factory, with its value head.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="Folder to make.")],
     system_prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="System turn that the model was trained with; empty for none.")
     ] = "",

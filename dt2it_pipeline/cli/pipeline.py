@@ -78,8 +78,9 @@ def run(
     job: Annotated[
         Job,
         typer.Argument(
+            metavar="JOB",
             help="construct: sources and D0. round: train, score, curate and benchmark. benchmark: any checkpoint on "
-            "the recipe's benchmarks. export: a round's curated pairs in every format."
+            "the recipe's benchmarks. export: a round's curated pairs in every format.",
         ),
     ],
     number: Annotated[
@@ -186,10 +187,10 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
     """Run a command and print those of its lines that are for people; returns its exit code.
 
     Progress within a step moves on one line of a terminal, and is left out elsewhere. What programs print beside it is
-    left out, too, and kept by Dagster; where the run fails, the last of it follows.
+    left out, too, and kept by Dagster; where the run fails without a reason, the last of it follows.
     """
     hidden: deque[str] = deque(maxlen=_REMEMBERED)
-    shown = False
+    shown = explained = False
     with contextlib.ExitStack() as stack:
         status: Any = None
         if is_interactive() and not verbose:
@@ -212,15 +213,17 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
             line = line.rstrip("\n")
             found = _LINE.match(line)
             moving = found is not None and found["text"].startswith(_PROGRESS)
-            if moving and status is not None and found is not None:
-                status.update(f"{found['step']}: {found['text'].removeprefix(_PROGRESS)}", spinner="dots")
-            shown = verbose or (found is not None and not moving) or line.startswith("error: ") or (
-                shown and line.startswith("  ") and bool(line.strip())
-            )  # fmt: skip
-            if shown:
+            if found is not None and status is not None:
+                status.update(f"{found['step']}: {found['text'].removeprefix(_PROGRESS)}")
+            goes_on = shown and line.startswith("  ") and bool(line.strip())
+            shown = verbose or (found is not None and not moving) or line.startswith("error: ") or goes_on
+            explained |= shown and ("ERROR" in line or line.startswith("error: "))
+            if shown and status is not None:
+                status.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the moving line
+            elif shown:
                 note(line)
             elif not moving and line.strip():
                 hidden.append(line)
-    if process.returncode and hidden:
+    if process.returncode and hidden and not explained:
         note("\n".join(["what was printed beside:", *hidden]))
     return process.returncode

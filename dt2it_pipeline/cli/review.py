@@ -39,7 +39,9 @@ def export_tasks(
 
 
 def import_answers(
-    answers: Annotated[Path, typer.Argument(help="Label Studio's export as JSON, or Argilla's records.json.")],
+    answers: Annotated[
+        Path, typer.Argument(metavar="ANSWERS", help="Label Studio's export as JSON, or Argilla's records.json.")
+    ],
     home: Home = None,
     as_json: Json = False,
 ) -> None:

@@ -62,7 +62,7 @@ class Answers:
 
 
 def read_answers(file: Path) -> Answers:
-    """Read what people did: Label Studio's export as JSON, or Argilla's schemas.json.
+    """Read what people did: Label Studio's export as JSON, or Argilla's records.json.
 
     Raises:
         AnswersError: the file is neither.
@@ -71,7 +71,7 @@ def read_answers(file: Path) -> Answers:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AnswersError(
-            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's schemas.json"
+            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's records.json"
         ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
@@ -110,7 +110,7 @@ def read_answers(file: Path) -> Answers:
             last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(
-            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's schemas.json should hold; the "
+            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's records.json should hold; the "
             f"first: {unusable[0][1]}"
         )
     return Answers(list(last.values()), unusable, unfinished)
