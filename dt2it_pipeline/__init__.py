@@ -1,1 +1,41 @@
-"""Multimodal reward models from noisy preference data: DT2IT-MRM as a Dagster pipeline (arXiv 2604.19544)."""
+"""Multimodal reward models from noisy preference data: DT2IT-MRM as a Dagster pipeline (arXiv 2604.19544).
+
+    from dt2it_pipeline import RewardModel, export_pairs, load_recipe, score_benchmark, style_probe
+
+What belongs here: the names that notebooks and other programs use. Each is imported from its home when it is first
+asked for, so that `import dt2it_pipeline` loads neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
+    from dt2it_pipeline.export import export_pairs
+    from dt2it_pipeline.reward.reward_model import RewardModel
+    from dt2it_pipeline.style import style_probe
+
+__all__ = ["RewardModel", "export_pairs", "load_recipe", "score_benchmark", "style_probe"]
+
+_HOMES = {
+    "RewardModel": "dt2it_pipeline.reward",
+    "export_pairs": "dt2it_pipeline.export",
+    "load_recipe": "dt2it_pipeline.config.recipe",
+    "score_benchmark": "dt2it_pipeline.evaluate.benchmarks.metrics",
+    "style_probe": "dt2it_pipeline.style",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,6 +20,7 @@ from dagster_graphql import DagsterGraphQLClient
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.curate.voters.out_of_fold import fold_of
 from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline_tests.support.commands import dt2it
 from dt2it_pipeline_tests.support.processes import wait_until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1800)]
@@ -74,15 +75,6 @@ def run(home: Path, *job: str, recipe: str = SMOKE) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
-
-
-def run_module(home: Path, module: str, *arguments: str) -> str:
-    """Run one of the package's commands to its end; what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], env=environment(home), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def recipe_without_arms(folder: Path, *changes: tuple[str, str]) -> str:
@@ -257,13 +249,13 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
     run(copy, *ROUND_1, recipe=recipe)
     before = Store(copy).read("annotated_pairs", "1")
     tasks = tmp_path / "tasks"
-    run_module(copy, "dt2it_pipeline.export", "--round=1", "--undecided", "--format=argilla", f"--output={tasks}")
+    dt2it("review", "export", "--round", 1, "--format", "argilla", "--output", tasks, "--home", copy)
     entries = json.loads((tasks / "records.json").read_text())
     assert len(entries) == before["quarantine"].num_rows > 0
     for entry in entries:
         entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (tmp_path / "answers.json").write_text(json.dumps(entries))
-    told = run_module(copy, "dt2it_pipeline.human_review.answers", str(tmp_path / "answers.json"))
+    told = dt2it("review", "import", tmp_path / "answers.json", "--home", copy)
     assert f"{len(entries)} votes of 1 people" in told
     log = run(copy, *ROUND_1, recipe=recipe)
     after = Store(copy).read("annotated_pairs", "1")

@@ -170,8 +170,19 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
             a relative one counts from the project. When None: what `DT2IT_RECIPE` says, else the only recipe that the
             project has, else the demo.
 
+    >>> from dt2it_pipeline import load_recipe
+    >>> recipe = load_recipe("configs/recipes/demo.yaml")
+    >>> recipe.name, recipe.rounds, recipe.training.base_model
+    ('demo', 2, 'demo')
+
+    Args:
+        path: YAML file; every setting has its unit, range and default in the section's class.
+
+    Returns:
+        The recipe: frozen, every setting checked and every default filled in.
+
     Raises:
-        RecipeError: there is no such file, or it is not a valid recipe.
+        RecipeError: there is no such file, or it is not a valid recipe; the message names every wrong key.
     """
     chosen = str(path or os.environ.get("DT2IT_RECIPE") or _default_recipe())
     full = recipe_path(chosen)

@@ -1,6 +1,6 @@
 """What became of every row of the preference sources in a round: kept, flipped, or quarantined with the reason.
 
-    python -m dt2it_pipeline.curate.outcomes --round 1 --output outcomes.parquet [--home DT2IT_HOME]
+    dt2it outcomes --round 1 --output outcomes.parquet [--home DT2IT_HOME]
 
 The file joins a source's own rows to the cleaned set: `source` and `row_id` say which row (its own id as text, else its
 place, such as `line 17`), `pair_id` is that of the exports. A row that makes several pairs stands there once for each.
@@ -9,17 +9,12 @@ What belongs here: the account. What does not: any decision about a pair.
 
 from __future__ import annotations
 
-import argparse
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.paths import artifact_home
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline.storage.atomic import StoreError, write_parquet
 
 KEPT, FLIPPED, QUARANTINED = "kept", "flipped", "quarantined"
 _CURATED = "curated_pairs"
@@ -94,36 +89,3 @@ def outcomes_of_round(store: Store, number: str) -> pa.Table:
 
 def _columns(table: pa.Table, *names: str) -> list[list[str]]:
     return [table[name].to_pylist() for name in names]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dt2it_pipeline.curate.outcomes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--round", required=True, help="a finished round")
-    parser.add_argument("--output", required=True, type=Path, help="file to write: .parquet or .csv")
-    parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
-    given = parser.parse_args(arguments)
-    if given.output.suffix not in (".parquet", ".csv"):
-        raise SystemExit(f"error: --output {given.output}: name a file that ends in .parquet or .csv")
-    try:
-        table = outcomes_of_round(Store(given.home), given.round)
-        if given.output.suffix == ".csv":
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            table.to_pandas().to_csv(given.output, index=False)
-        else:
-            write_parquet(table, given.output)
-    except (OutcomesError, StoreError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except OSError as error:
-        raise SystemExit(f"error: cannot write {given.output}: {error}") from None
-    counts = Counter(zip(*_columns(table, "source", "outcome", "reason"), strict=True))
-    for (source, outcome, reason), rows in sorted(counts.items()):
-        print(f"{source}: {rows:,} {outcome} ({reason})")
-
-
-if __name__ == "__main__":
-    main()

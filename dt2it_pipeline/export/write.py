@@ -47,7 +47,21 @@ def export_pairs(
     sources: Mapping[str, Source] | None = None,
     lineage: Mapping[str, str] | None = None,
 ) -> Exported:
-    """Write a pairs table with its prompts and media.
+    """Write a pairs table with its prompts and media, as others train on them, and a card of counts and licences.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from dt2it_pipeline import export_pairs
+    >>> from dt2it_pipeline.storage.records import make_pair
+    >>> from dt2it_pipeline.storage.schemas import table
+    >>> turns = [{"role": "user", "text": "What is 2 + 2?"}]
+    >>> prompt = {"prompt_id": "p", "source": "mine", "system": "", "turns": turns, "media": []}
+    >>> prompts = table([prompt | {"reference": None, "language": "en", "meta": "{}"}], "prompts")
+    >>> pairs = table([make_pair("p", "4", "5", source="mine")], "pairs")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = export_pairs(pairs, prompts, Path(folder, "media"), Path(folder, "out"), "trl")
+    ...     print(done.pairs, sorted(path.name for path in done.folder.iterdir() if path.suffix == ".md"))
+    1 ['README.md']
 
     Args:
         pairs: table of kind `pairs`.
@@ -58,6 +72,9 @@ def export_pairs(
         title: heading of the dataset card.
         sources: what is known of the data sources, for the card.
         lineage: what the pairs were made from and by, for the card.
+
+    Returns:
+        The folder, the number of pairs in it, and the pairs that the format cannot hold (table kind `quarantine`).
 
     Raises:
         ExportError: there is no such format, or what lies at `folder` may not be replaced.

@@ -1,7 +1,7 @@
 """What people say about doubtful pairs: their answers are read, kept, and decide.
 
-    python -m dt2it_pipeline.export --round 1 --undecided --format label_studio --output FOLDER
-    python -m dt2it_pipeline.human_review.answers ANSWERS.json [--home DT2IT_HOME]
+    dt2it review export --round 1 --format label_studio --output FOLDER
+    dt2it review import ANSWERS.json [--home DT2IT_HOME]
 
 A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round heeds their
 votes, on verified pairs too; so run the round again. What is imported later replaces what the same person said of the
@@ -11,7 +11,6 @@ addresses become a short hash, since votes travel with exported pairs.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +23,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.config.paths import artifact_home
 from dt2it_pipeline.human_review.tasks import BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline.storage.atomic import StoreError, write_parquet
+from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline.storage.locks import exclusive
 from dt2it_pipeline.storage.schemas import RecordError
 
@@ -64,7 +62,7 @@ class Answers:
 
 
 def read_answers(file: Path) -> Answers:
-    """Read what people did: Label Studio's export as JSON, or Argilla's schemas.json.
+    """Read what people did: Label Studio's export as JSON, or Argilla's records.json.
 
     Raises:
         AnswersError: the file is neither.
@@ -73,7 +71,7 @@ def read_answers(file: Path) -> Answers:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AnswersError(
-            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's schemas.json"
+            f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's records.json"
         ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
@@ -112,7 +110,7 @@ def read_answers(file: Path) -> Answers:
             last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(
-            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's schemas.json should hold; the "
+            f"no answer in {file} can be used, which Label Studio's JSON or Argilla's records.json should hold; the "
             f"first: {unusable[0][1]}"
         )
     return Answers(list(last.values()), unusable, unfinished)
@@ -128,7 +126,7 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
     with exclusive(home / ".people_votes.lock", on_wait=print):  # two may import at once
         kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
         kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
-        write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), _file(home))
+        write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), votes_file(home))
     return len(kept)
 
 
@@ -217,12 +215,13 @@ def _text(value: Any) -> str:
     return value
 
 
-def _file(home: Path) -> Path:
+def votes_file(home: Path) -> Path:
+    """Where an artifact home keeps people's votes."""
     return home / f"{_KIND}.parquet"
 
 
 def _kept(home: Path) -> list[dict[str, Any]]:
-    file = _file(home)
+    file = votes_file(home)
     if not file.exists():
         return []
     try:
@@ -233,46 +232,3 @@ def _kept(home: Path) -> list[dict[str, Any]]:
             f"the file of people's votes {file} cannot be read: {error}; bring a copy of it back, or remove it and "
             "import the answers again"
         ) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dt2it_pipeline.human_review.answers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("answers", type=Path, help="Label Studio's export as JSON, or Argilla's schemas.json")
-    parser.add_argument("--home", type=Path, default=artifact_home(), help="artifact home; by default DT2IT_HOME")
-    given = parser.parse_args(arguments)
-    if not given.home.is_dir():
-        raise SystemExit(f"error: there is no artifact home {given.home}; name it with --home, or set DT2IT_HOME")
-    try:
-        found = read_answers(given.answers)
-        total = keep_answers(given.home, found.votes)
-    except AnswersError as error:
-        raise SystemExit(f"error: {error}") from None
-    except OSError as error:
-        raise SystemExit(f"error: cannot write {_file(given.home)}: {error}") from None
-    people, pairs = ({row[name] for row in found.votes} for name in ("person", "pair_id"))
-    print(f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {_file(given.home)} holds {total}")
-    for what, count in found.unfinished.items():
-        print(f"no vote: {count} {what}")
-    for place, reason in found.unusable:
-        print(f"no vote: {place}: {reason}")
-    try:
-        strange = unknown_pairs(given.home, found.votes)
-    except StoreError as error:
-        strange = []
-        print(f"whether rounds know these pairs cannot be told: {error}")
-    if strange:
-        print(
-            f"{len(strange)} of the pairs voted on are in no round of {given.home}, for example "
-            f"{strange[0]}: their votes are kept, and decide nothing until a round has them. Is --home right?"
-        )
-    if found.votes:
-        print("Run the round again: what it has made already is used, and people's votes decide the pairs they are on.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""Style of answers: its features, and the probe that measures how far style alone tells chosen from rejected."""
+
+from dt2it_pipeline.style.probe import StyleProbe, all_probes, style_features, style_probe
+
+__all__ = ["StyleProbe", "all_probes", "style_features", "style_probe"]

@@ -5,18 +5,13 @@ arXiv:2604.19544). The probe measures how far that is possible: a classifier tha
 what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
 style says it all. Who wrote a side counts as style, where pairs say so: a model has more habits than can be listed.
 
-    python -m dt2it_pipeline.style.probe FILE
-
-runs it on a file of published or own pairs; --help lists the forms that are understood, and how to name other columns.
+What belongs here: features of texts and what they tell of pairs. What does not: reading files (see `dt2it style`).
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,7 +119,19 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
 
     Each pair becomes the difference of the features of its two sides (`pair_difference`), in an order that a seeded
     coin decides, and a logistic regression without intercept predicts whether the first is the chosen one. Pairs of one
-    prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there).
+    prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there). The bias that it
+    measures is that of DT2IT-MRM (arXiv 2604.19544); the interval is DeLong's (1988).
+
+    >>> import pandas as pd
+    >>> from dt2it_pipeline import style_probe
+    >>> words = ["red", "blue", "green", "round", "square"]
+    >>> plain = [f"{a} {b}" for a in words for b in words]
+    >>> pairs = pd.DataFrame({"chosen": [f"**Sure!** It is {text}." for text in plain], "rejected": plain})
+    >>> probe = style_probe(pairs)
+    >>> probe.auc, probe.n
+    (1.0, 25)
+    >>> probe.leaks[0]
+    ('characters', 1.0)
 
     Args:
         pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);
@@ -142,6 +149,24 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
     if missing:
         raise ValueError(f"pairs have no columns {sorted(missing)}; they have {list(pairs.columns)}")
     return probe_differences(pair_difference, pairs, folds, seed)
+
+
+def all_probes(pairs: pd.DataFrame) -> dict[str, StyleProbe]:
+    """The probes of pairs by what they see: `style`, `source model`, and both together where pairs name their writers.
+
+    Args:
+        pairs: as for `style_probe`.
+
+    Raises:
+        ValueError: as `style_probe`.
+    """
+    probes = {
+        "style": style_probe(pairs.drop(columns=list(MODELS), errors="ignore")),
+        "source model": source_probe(pairs),
+    }
+    if not model_difference(pairs).empty:
+        probes["style and source model"] = style_probe(pairs)
+    return probes
 
 
 def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
@@ -284,53 +309,3 @@ def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
     below = 1 - (ranks[m:] - rankdata(negative)) / m  # share of positives above each negative
     variance = above.var(ddof=1) / m + below.var(ddof=1) / n
     return float(above.mean()), float(np.sqrt(variance))
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Command line: prints the probe of one file of pairs, and which features leak."""
-    from dt2it_pipeline.ingest.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
-
-    parser = argparse.ArgumentParser(
-        prog="python -m dt2it_pipeline.style.probe",
-        description="How far style alone tells the chosen side of a file's pairs, and which features of it do.",
-        epilog=FORMS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export for TRL",
-    )
-    for name, what in (
-        ("chosen", "the better answer"),
-        ("rejected", "the worse answer"),
-        ("prompt", "the question; pairs of one prompt never lie in two folds"),
-        ("image", "the image's path, where it is part of the prompt"),
-    ):
-        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds {what}")
-    given = parser.parse_args(arguments)
-    if (given.chosen is None) != (given.rejected is None):
-        parser.error("--chosen and --rejected are given together")
-    try:
-        pairs, left_out = read_preferences(given.file, Columns(given.chosen, given.rejected, given.prompt, given.image))
-    except PreferenceFileError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(
-        f"{len(pairs)} pairs of {pairs['prompt_id'].nunique()} prompts"
-        + "".join(f"; {count} rows left out: {reason}" for reason, count in sorted(left_out.items()))
-    )
-    probes = {"style": style_probe(pairs.drop(columns=list(MODELS))), "source model": source_probe(pairs)}
-    if not model_difference(pairs).empty:
-        probes["style and source model"] = style_probe(pairs)
-    for name, probe in probes.items():
-        if probe.auc is None:
-            print(f"{name}: not measured ({probe.reason})")
-            continue
-        print(f"{name}: area under the ROC curve {probe.auc:.3f} (95%: {probe.ci_low:.3f} to {probe.ci_high:.3f})")
-        for feature, share in probe.leaks[:12]:
-            print(f"    {feature:<24} more on the chosen side in {share:.1%} of pairs")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

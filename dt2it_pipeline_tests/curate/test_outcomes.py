@@ -14,7 +14,7 @@ import pytest
 
 from dt2it_pipeline.curate import merge, resolve_annotations, verify, vote_and_flip
 from dt2it_pipeline.curate.out_of_core.published_steps import curate_files
-from dt2it_pipeline.curate.outcomes import OutcomesError, main, row_outcomes
+from dt2it_pipeline.curate.outcomes import OutcomesError, row_outcomes
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.ingest.manifest import Manifest
@@ -23,6 +23,7 @@ from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline_tests.ingest.test_clean import LONG
+from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.ingest_world import image
 
 
@@ -100,9 +101,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("ids", ["own", "number", "digits", "none", "some"])
-def test_every_row_of_a_users_file_is_accounted_for_once(
-    tmp_path: Path, ids: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_row_of_a_users_file_is_accounted_for_once(tmp_path: Path, ids: str) -> None:
     rows = users_rows()
     if ids != "none":
         named = {"own": "row/{}".format, "number": int, "digits": "00{}".format, "some": int}[ids]
@@ -113,9 +112,12 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
         del rows[10]["id"]
     raw = ingested(tmp_path, rows)
     round_of(tmp_path, raw)
-    main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "outcomes.parquet")])
-    assert "mine: 2 quarantined (contradictory pair)" in capsys.readouterr().out
-    main(["--round", "0", "--home", str(tmp_path / "home"), "--output", str(tmp_path / "new/outcomes.csv")])
+    given = ("outcomes", "--round", 0, "--home", tmp_path / "home", "--output")
+    assert "mine: 2 quarantined (contradictory pair)" in dt2it(*given, tmp_path / "outcomes.parquet")
+    told = json.loads(dt2it(*given, tmp_path / "new/outcomes.csv", "--json"))
+    aside = {"source": "mine", "outcome": "quarantined", "reason": "contradictory pair", "rows": 2}
+    assert aside in told["outcomes"] and sum(row["rows"] for row in told["outcomes"]) == len(rows)
+    assert "name a file that ends in .parquet or .csv" in failing(*given, tmp_path / "outcomes.txt")
     as_text = pd.read_csv(tmp_path / "new/outcomes.csv", dtype=str)
     assert as_text["row_id"].tolist() == pd.read_parquet(tmp_path / "outcomes.parquet")["row_id"].tolist()
 

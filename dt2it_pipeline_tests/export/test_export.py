@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,54 +15,9 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
-from dt2it_pipeline.export.__main__ import main
 from dt2it_pipeline.export.card import Source
-from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.storage.artifacts import Artifact, Store
-
-COLORS = ("red", "green", "blue", "yellow")
-
-
-def image(media: Path, color: str, kind: str = "PNG") -> dict[str, str]:
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 7), color).save(buffer, kind)
-    sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
-    path = media / sha256[:2] / f"{sha256}.{kind.lower()}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
-    return {"kind": "image", "sha256": sha256, "path": f"{sha256[:2]}/{path.name}"}
-
-
-def prompt_row(
-    turns: list[tuple[str, str]], media: list[dict[str, str]], system: str = "", language: str = "en"
-) -> dict:
-    said = [{"role": role, "text": text} for role, text in turns]
-    return {
-        "prompt_id": content_ids.prompt_id(system, said, [m["sha256"] for m in media]), "source": "s", "system": system,
-        "turns": said, "media": media, "reference": None, "language": language, "meta": "{}",
-    }  # fmt: skip
-
-
-def world(media: Path) -> tuple[pa.Table, pa.Table]:
-    """Pairs of every shape: one image, two, none; several turns; a system prompt; Chinese; votes and strengths."""
-    prompts = [
-        prompt_row([("user", "<image>\nwhat colour?")], [image(media, "red")]),
-        prompt_row([("user", "first <image> then <image>?")], [image(media, "green", "JPEG"), image(media, "blue")]),
-        prompt_row([("user", 'just words "quoted" \u2028 | 图')], [], language="zh"),
-        prompt_row(
-            [("user", "<image>hi"), ("assistant", "hello"), ("user", "and now?")],
-            [image(media, "yellow")],
-            "Be kind.",
-        ),
-    ]
-    pairs = [
-        records.make_pair(
-            p["prompt_id"], f"better {i}\n", f"worse {i}", source="ab"[i % 2], label=("flipped", "annotated")[i // 2],
-            round=0, strength=i / 3 if i else None, votes=[{"voter": "reward_model/0", "margin": i - 1.5}],
-        )
-        for i, p in enumerate(prompts)
-    ]  # fmt: skip
-    return schemas.table(pairs, "pairs"), schemas.table(prompts, "prompts")
+from dt2it_pipeline.storage import records, schemas
+from dt2it_pipeline_tests.support.export_world import image, prompt_row, world
 
 
 def loaded(folder: Path, cache: Path) -> Any:
@@ -362,57 +316,3 @@ def test_only_an_empty_folder_or_an_untouched_export_is_replaced(
     with pytest.raises(ExportError, match="cannot be replaced while it is in use"):
         export_pairs(pairs, prompts, media, Path(), "trl")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "loop", "media", "out"]
-
-
-def test_the_command_exports_a_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store(tmp_path / "home")
-    pairs, prompts = world(store.media)
-    store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", "0")
-    given = ["--home", str(store.home), "--format", "trl", "--output", str(tmp_path / "out")]
-    main([*given, "--round", "0"])
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(SystemExit, match="is a file; name a folder"):
-        main([*given[:-1], str(tmp_path / "file"), "--round", "0"])
-    assert "4 pairs" in capsys.readouterr().out
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "| voters | reward_model/0 |" in card
-    with pytest.raises(SystemExit, match=r"curated_pairs, partition 1 has not been materialised in .*; there are: 0$"):
-        main([*given, "--round", "1"])
-    for name in ("10", "2"):
-        store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", name)
-    with pytest.raises(SystemExit, match=r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10$"):
-        main(given)
-    with pytest.raises(SystemExit, match=r"t2i_pairs has not been materialised in .*; materialise it first$"):
-        main([*given, "--asset", "t2i_pairs"])
-    with pytest.raises(
-        SystemExit, match=r"curated_pair has not been materialised in .*; did you mean curated_pairs\?$"
-    ):
-        main([*given, "--asset", "curated_pair"])
-    store.write("debiased_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k")
-    assert store.partitions("debiased_pairs") == []
-    with pytest.raises(SystemExit, match=r"debiased_pairs is not made by rounds; leave round 0 out$"):
-        main([*given, "--asset", "debiased_pairs", "--round", "0"])
-
-
-def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_there_was_a_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = Store(tmp_path / "home")
-    pairs, prompts = world(store.media)
-    rows = [row | {"row_id": "one row"} for row in pairs.to_pylist()]
-    for name, part in (("contested_pairs", rows[:1]), ("verified_pairs", rows[1:])):  # one that verdicts shook
-        store.write(name, Artifact({"pairs": schemas.table(part, "pairs"), "prompts": prompts}), "k", "0")
-    given = ["--home", str(store.home), "--round", "0", "--undecided", "--format", "argilla", "--output"]
-    aside = schemas.table(
-        [records.quarantine_pair(row, "annotated_pairs", "no vote") for row in rows[:1]], "quarantine"
-    )
-    old = [records.quarantine_row(row["pair_id"], "annotated_pairs", "no vote") for row in rows[:2]]
-    for name, table in (("new", aside), ("old", schemas.table(old, "quarantine"))):
-        store.write("annotated_pairs", Artifact({"quarantine": table}), name, "0")
-        main([*given, str(tmp_path / name)])
-        tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))
-        assert [task["id"] for task in tasks] == [row["pair_id"] for row in rows[: table.num_rows]]
-        assert tasks[0]["metadata"]["row_id"] == "one row"
-    with pytest.raises(SystemExit):
-        main([*given[:-3], "--format", "trl", "--output", str(tmp_path / "no")])
-    assert "--undecided needs --format argilla or label_studio: nobody has said" in capsys.readouterr().err

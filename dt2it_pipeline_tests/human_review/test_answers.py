@@ -22,13 +22,13 @@ from dt2it_pipeline.human_review.answers import (
     CANCELLED,
     AnswersError,
     keep_answers,
-    main,
     people_votes,
     read_answers,
     unknown_pairs,
 )
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
+from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.construct_world import prompt_row
 
 
@@ -132,13 +132,12 @@ def test_a_malformed_answer_costs_itself_alone_and_a_nameless_one_is_somebody(pa
     assert [place for place, _ in found.unusable] == ["entry 0"] * 2
 
 
-def test_an_id_that_is_no_text_costs_its_entry_and_a_byte_order_mark_nothing(pairs, tmp_path, capsys):
+def test_an_id_that_is_no_text_costs_its_entry_and_a_byte_order_mark_nothing(pairs, tmp_path):
     tasks = json.loads((tmp_path / "label_studio/tasks.json").read_text())[:2]
     tasks[0]["data"]["pair_id"] = "\ud800"
     entries = [label_studio(task, (1, "first", "2026-01-01")) for task in tasks]
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
-    main([str(tmp_path / "marked.json"), "--home", str(tmp_path)])
-    told = capsys.readouterr().out
+    told = dt2it("review", "import", tmp_path / "marked.json", "--home", tmp_path)
     assert "1 votes of 1 people on 1 pairs" in told and "no vote: entry 0: not as the tool exports it: an id" in told
     assert r"'\ud800'" in told
 
@@ -158,13 +157,12 @@ def test_damaged_votes_are_told_with_what_to_do(pairs, tmp_path, content):
     with pytest.raises(AnswersError, match=r"people_votes\.parquet cannot be read: (?s:.*) bring a copy of it back"):
         people_votes(tmp_path, pairs)
     file = answered(tmp_path, json.loads((tmp_path / "argilla/records.json").read_text()))
-    with pytest.raises(SystemExit, match="error: the file of people's votes"):
-        main([str(file), "--home", str(tmp_path)])
-    with pytest.raises(SystemExit, match="there is no artifact home"):
-        main([str(file), "--home", str(tmp_path / "nowhere")])
+    told = failing("review", "import", file, "--home", tmp_path)
+    assert told.startswith("the file of people's votes")
+    assert "there is no artifact home" in failing("review", "import", file, "--home", tmp_path / "nowhere")
 
 
-def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_then(pairs, tmp_path, capsys):
+def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_then(pairs, tmp_path):
     entries = json.loads((tmp_path / "argilla/records.json").read_text())
     home = tmp_path / "home"
     home.mkdir()
@@ -173,8 +171,7 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         answers = [{"value": side_of(entries[place], text), "user_id": f"p{n}"} for n, text in enumerate(texts)]
         entries[place] |= {"responses": {"better": answers}, "status": "completed"}
     entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending
-    main([str(answered(tmp_path, entries)), "--home", str(home)])
-    told = capsys.readouterr().out
+    told = dt2it("review", "import", answered(tmp_path, entries), "--home", home)
     assert "6 votes of 3 people on 3 pairs" in told and "no vote: 1 records that are not completed" in told
     ids = pairs["pair_id"].tolist()
     assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in told
@@ -182,7 +179,9 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         stored = Artifact({"pairs": to_table(part, "pairs"), "prompts": schemas.table([], "prompts")})
         Store(home).write(name, stored, "k", "0")
     assert unknown_pairs(home, read_answers(tmp_path / "answers.json").votes) == ids[:1]
-    main([str(answered(tmp_path, entries)), "--home", str(home)])  # once more changes nothing
+    # Once more changes nothing.
+    again = json.loads(dt2it("review", "import", answered(tmp_path, entries), "--home", home, "--json"))
+    assert (again["votes"], again["people"], again["kept_votes"], again["unknown_pairs"]) == (6, 3, 6, ids[:1])
     assert keep_answers(home, []) == 6
 
     swapped = pairs.rename(
@@ -214,5 +213,4 @@ def test_another_file_is_refused(tmp_path, text):
     (tmp_path / "answers.json").write_text(text)
     with pytest.raises(AnswersError, match=r"answers\.json"):
         read_answers(tmp_path / "answers.json")
-    with pytest.raises(SystemExit, match="error: "):
-        main([str(tmp_path / "answers.json"), "--home", str(tmp_path)])
+    assert "answers.json" in failing("review", "import", tmp_path / "answers.json", "--home", tmp_path)

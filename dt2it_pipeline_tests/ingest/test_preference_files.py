@@ -1,8 +1,9 @@
-"""Published forms of preference rows, and the probe's command line on them."""
+"""Published forms of preference rows, and `dt2it style` on them."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,9 @@ import pytest
 
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.ingest.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
-from dt2it_pipeline.style import probe
-from dt2it_pipeline_tests.export.test_export import world
+from dt2it_pipeline.style import style_probe
+from dt2it_pipeline_tests.support.commands import dt2it, failing
+from dt2it_pipeline_tests.support.export_world import world
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
 
@@ -119,7 +121,7 @@ def test_a_parquet_pairs_table_is_read(tmp_path):
     assert read_preferences(tmp_path / "pairs.parquet")[0]["prompt_id"].tolist() == ["p", "q"]
 
 
-def test_files_that_are_of_no_use_are_one_clear_error(tmp_path, capsys):
+def test_files_that_are_of_no_use_are_one_clear_error(tmp_path):
     with pytest.raises(PreferenceFileError, match=r"gone\.json"):
         read_preferences(tmp_path / "gone.json")
     with pytest.raises(PreferenceFileError, match="columns found: answer"):
@@ -130,46 +132,39 @@ def test_files_that_are_of_no_use_are_one_clear_error(tmp_path, capsys):
     (tmp_path / "not.jsonl").write_text("name: mine\nkind: preferences\n")
     with pytest.raises(PreferenceFileError, match=r"not\.jsonl, line 1: .*; JSON \(a list\)"):
         read_preferences(tmp_path / "not.jsonl")
-    with pytest.raises(SystemExit, match=r"gone\.json"):
-        probe.main([str(tmp_path / "gone.json")])
+    assert "gone.json" in failing("style", tmp_path / "gone.json")
 
 
-def test_columns_may_have_any_name(tmp_path, capsys):
+def test_columns_may_have_any_name(tmp_path):
     rows = [{"q": f"q{i // 2}", "photo": "p", "better": f"good {i}", "worse": f"bad {i}"} for i in range(40)]
     path = tmp_path / "own.json"
     path.write_text(json.dumps([*rows, {"q": "x", "better": "same", "worse": "same"}]))
     sides = ["--chosen", "better", "--rejected", "worse"]
     pairs, _ = read_preferences(path, Columns("better", "worse", "q", "photo"))
     assert (pairs.loc[3, "chosen"], pairs.loc[3, "rejected"]) == ("good 3", "bad 3")
-    probe.main([str(path), *sides, "--prompt", "q", "--image", "photo"])
-    assert capsys.readouterr().out.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
-    with pytest.raises(SystemExit) as caught:
-        probe.main([str(path)])
-    told = str(caught.value)
+    shown = dt2it("style", path, *sides, "--prompt", "q", "--image", "photo")
+    assert shown.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
+    told = failing("style", path)
     assert "columns found: better, photo, q, worse\nName the columns of the two sides" in told and FORMS in told
-    with pytest.raises(SystemExit, match=r"there is no column 'wrose'; columns found: better, photo, q, worse$"):
-        probe.main([str(path), "--chosen", "better", "--rejected", "wrose"])
-    with pytest.raises(SystemExit):
-        probe.main([str(path), "--chosen", "better"])
-    assert "--chosen and --rejected are given together" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        probe.main(["--help"])
-    shown = capsys.readouterr().out
-    assert FORMS in shown and "--rejected COLUMN" in shown
+    told = failing("style", path, "--chosen", "better", "--rejected", "wrose")
+    assert told.endswith("there is no column 'wrose'; columns found: better, photo, q, worse")
+    told = failing("style", path, "--chosen", "better", code=2)
+    assert "--chosen and --rejected are given together" in told
+    shown = dt2it("style", "--help")
+    assert FORMS in shown and re.search(r"--rejected +COLUMN", shown)
 
 
 @pytest.mark.parametrize(
     ("name", "count", "least"),
     [("vl_rewardbench/data.json", 1250, 0.7), ("mm_rlhf_rewardbench/mm_reward_bench.jsonl", 170, 0.7)],
 )
-def test_published_benchmarks_leak_style(name, count, least, capsys):
+def test_published_benchmarks_leak_style(name, count, least):
     if not (REAL / name).is_file():
         pytest.skip(f"{name} of the published data does not lie beside the project")
     pairs, _ = read_preferences(REAL / name)
-    found = probe.style_probe(pairs)
+    found = style_probe(pairs)
     assert (found.n, found.auc >= least) == (count, True)
-    probe.main([str(REAL / name)])
-    shown = capsys.readouterr().out
+    shown = dt2it("style", REAL / name)
     assert f"{count} pairs" in shown and f"{found.auc:.3f}" in shown and found.leaks[0][0] in shown
 
 

@@ -29,7 +29,7 @@ def patient_model(folder: Path) -> Path:
 
 
 ONE_PROCESS_LESS = ("--distributed-executor-backend", "uni")
-OUR_COMMAND = (sys.executable, "-m", "dt2it_pipeline.engines.vllm_serve")
+OUR_COMMAND = (sys.executable, "-c", "from dt2it_pipeline.cli import main; main()", "serve")
 
 
 @contextmanager

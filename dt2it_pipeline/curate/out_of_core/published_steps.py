@@ -42,6 +42,7 @@ from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replac
 
 MARKER = ".dt2it_curation.json"  # says that a folder was written here, and what in it
 _SCORE_ROWS = 1 << 20
+_OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
 
 
 def vote_and_flip_files(
@@ -159,12 +160,15 @@ def curate_files(
     output: Path,
     flip_fraction: float = 0.5,
     round_number: int | None = None,
+    *,
+    votes_on_given_sides: bool = False,
 ) -> dict[str, int]:
     """All steps of a round in one pass, where verifier's scores and judges' votes are there already.
 
     It decides as `vote_and_flip_files`, `verify_files`, `resolve_annotations_files` and `merge_files` do one after the
     other; the texts are read and written once instead of three times. Writes `output`/pairs.parquet (curated, in the
-    order of `pairs`) and quarantine.parquet (of all steps).
+    order of `pairs`) and quarantine.parquet (of all steps). Votes are on the sides that a pair has after step 1, or,
+    with `votes_on_given_sides`, on those that it has in `pairs`.
 
     Returns:
         rows_in, rows_out, rows_quarantined, negative, flipped, verified, contested.
@@ -182,6 +186,8 @@ def curate_files(
         flips = choose_flips(margins, ids, flip_fraction)
         checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
         places, cast = sorting.result()
+    if votes_on_given_sides:
+        cast = _turned(cast, (places >= 0) & flips.where[places] if len(ids) else np.zeros(len(places), dtype=bool))
     totals = {"verified": 0, "contested": 0}
     guard = Lock()
 
@@ -226,6 +232,12 @@ def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.Data
     places = IdIndex(pair_ids).positions(table["pair_id"])
     order = np.argsort(places, kind="stable")
     return places[order], table.select(["judge", "verdict"]).to_pandas(ignore_metadata=True).iloc[order]
+
+
+def _turned(cast: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """Votes of which those marked in `where` (bool [votes]) are turned to the other side of their pair."""
+    verdict = cast["verdict"].astype(object)
+    return cast.assign(verdict=np.where(where, verdict.map(_OTHER_SIDE), verdict))
 
 
 def _votes_of(

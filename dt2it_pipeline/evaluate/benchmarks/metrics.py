@@ -123,6 +123,18 @@ def score_benchmark(
 ) -> BenchmarkResult:
     """The authors' figures of a benchmark from a model's scores. Pure: nothing is read but the benchmark's entry.
 
+    A pair is right when its chosen side scores higher; ties and pairs without a score count as wrong. Intervals are 95%
+    bootstrap intervals over pairs, or over ids where the benchmark has Acc+ (arXiv 2604.19544).
+
+    >>> from dt2it_pipeline import score_benchmark
+    >>> rows = [
+    ...     {"id": "mathverse_1", "query": "2 + 2?", "response": ["4", "5"], "human_ranking": [0, 1]},
+    ...     {"id": "RLAIF-V-2", "query": "What is shown?", "response": ["A cat.", "A dog."], "human_ranking": [0, 1]},
+    ... ]
+    >>> found = score_benchmark("vl_rewardbench", rows, [1.5, -0.5], [0.5, 0.25])
+    >>> found.overall, found.groups
+    (0.5, {'hallucination': 0.0, 'reasoning': 1.0})
+
     Args:
         name: name or alias of an entry in configs/benchmarks, in any spelling (VL-RewardBench, vl_reward_bench).
         rows: the published rows, in their published columns.
@@ -130,6 +142,9 @@ def score_benchmark(
         rejected_scores: [rows], of the other side.
         repeats: bootstrap resamples for the intervals; 0 for none.
         seed: of the bootstrap.
+
+    Returns:
+        Every figure of the benchmark as a share, 0 to 1, by name, with its interval; and one row per pair.
 
     Raises:
         EvaluationError: no such benchmark, the numbers of rows and scores differ, a row fits no group, or has no

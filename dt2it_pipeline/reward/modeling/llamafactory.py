@@ -1,6 +1,6 @@
 """Imports a reward model that LLaMA-Factory trained (such as Skywork-VL-Reward-7B) into our checkpoint layout.
 
-    python -m dt2it_pipeline.reward.modeling.llamafactory SOURCE DESTINATION [--system-prompt TEXT] [--max-pixels N]
+    dt2it convert SOURCE DESTINATION [--system-prompt TEXT] [--max-pixels PIXELS]
 
 SOURCE holds a backbone in Hugging Face layout and the head in `value_head.safetensors` or `value_head.bin`:
 `v_head.summary.weight` [1, hidden] and `v_head.summary.bias` [1]. Our head has no bias and needs none: a constant added
@@ -9,7 +9,6 @@ to every score changes no preference. It is noted in the card.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,28 +111,3 @@ def _read_head(source: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"{source}: the value head cannot be read: {error}") from error
     raise CheckpointError(f"{source} has no value head: neither {' nor '.join(_FILES)} is there")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    from dt2it_pipeline.reward.modeling.model import CheckpointError
-
-    parser = argparse.ArgumentParser(
-        prog="python -m dt2it_pipeline.reward.modeling.llamafactory", description="Import a LLaMA-Factory reward model."
-    )
-    parser.add_argument("source", type=Path, help="folder of a LLaMA-Factory checkpoint")
-    parser.add_argument("destination", type=Path, help="folder to write")
-    parser.add_argument("--system-prompt", default="", help="system turn that the model was trained with")
-    parser.add_argument("--max-pixels", type=int, help="pixels per image that the model was trained with")
-    given = parser.parse_args(arguments)
-    try:
-        offset = import_llamafactory(
-            given.source, given.destination, system_prompt=given.system_prompt, max_pixels=given.max_pixels
-        )
-    except CheckpointError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(f"{given.destination}: written; the original's scores are these plus {offset:.6g}")
-
-
-if __name__ == "__main__":
-    main()

@@ -128,14 +128,13 @@ def _use(card: Mapping[str, Any]) -> str:
         f"A conversation is written with the chat template of the checkpoint: {system_turn} the turns, the last one "
         "being the answer. The score is read at the last token.\n\n"
         "```python\n"
-        "from dt2it_pipeline.reward import RewardModel\n\n"
+        "from dt2it_pipeline import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'
         'prompt = {"turns": [{"role": "user", "text": "<image>QUESTION"}], "images": ["IMAGE.png"]}\n'
         'print(model.score([prompt], [["ANSWER", "ANOTHER ANSWER"]]))\n'
         "```\n\n"
-        "Many answers: `python -m dt2it_pipeline.reward.scoring.job job.json`. With vLLM as a server, "
-        "`vllm serve CHECKPOINT --runner pooling` (or `python -m dt2it_pipeline.engines.vllm_serve CHECKPOINT`), "
-        "then\n\n"
+        "Many answers: `dt2it score CHECKPOINT RESPONSES.jsonl --output SCORES.parquet`. With vLLM as a server, "
+        "`vllm serve CHECKPOINT --runner pooling` (or `dt2it serve CHECKPOINT`), then\n\n"
         "```\n"
         "curl localhost:8000/classify -H 'Content-Type: application/json' -d '"
         + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.video import VideoDecoderError
+from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptError
 from dt2it_pipeline.reward.data.images import ImageRegistry

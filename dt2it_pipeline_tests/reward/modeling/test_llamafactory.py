@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.preparation import prompt_rows
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.llamafactory import BIAS, WEIGHT, import_llamafactory, main
-from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.modeling.llamafactory import BIAS, WEIGHT, import_llamafactory
+from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 
@@ -77,7 +78,8 @@ def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) 
     config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
     (source / "config.json").write_text(json.dumps(config))
     save_file(head(), source / "value_head.safetensors")
-    main([str(source), str(tmp_path / "made")])
+    told = dt2it("convert", source, tmp_path / "made")
+    assert "the original's scores are these plus 0.75" in told
     made = load_file(tmp_path / "made" / "model.safetensors")
     assert made["score.weight"].dtype == torch.float32
     assert {value.dtype for name, value in made.items() if name != "score.weight"} == {torch.bfloat16}
@@ -120,8 +122,7 @@ def test_other_folders_are_refused(base: Callable[..., Path], tmp_path: Path) ->
         import_llamafactory(source, tmp_path / "made")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["Llama"]}))
-    with pytest.raises(SystemExit, match=r"Llama.*made of qwen3_vl or qwen2_5_vl"):
-        main([str(source), str(tmp_path / "other")])
+    assert re.search(r"Llama.*made of qwen3_vl or qwen2_5_vl", failing("convert", source, tmp_path / "other"))
 
 
 # Names and shapes in a value_head.safetensors that LLaMA-Factory 0.9.5 wrote for a model of hidden size 128.

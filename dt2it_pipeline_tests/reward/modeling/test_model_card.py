@@ -84,7 +84,7 @@ def test_a_licence_is_found_by_the_name_in_the_manifest(tmp_path: Path, monkeypa
 
 
 def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
-    """As far as no server is needed; engines/test_vllm_serve.py sends it to one."""
+    """As far as no server is needed; serve/test_vllm_server.py sends it to one."""
     write_card(checkpoint, base_model="someone/some-model")
     body = request_of((checkpoint / "README.md").read_text())
     assert body["messages"][0] == {"role": "system", "content": "You're a judge."}

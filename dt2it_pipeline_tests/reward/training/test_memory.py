@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dt2it_pipeline.config import LoraSettings, TrainingSettings, model_path
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.memory import Parameters, WeightsError, count_parameters, training_memory
 
 BILLION = Parameters(language=1_000_000_000, vision=200_000_000, linear=3_000_000, file_bytes=2_400_000_000)

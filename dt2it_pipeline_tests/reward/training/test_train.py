@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.train import TrainingError, run
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.tolerance import bfloat16_norm_tolerance, bfloat16_tolerance, stored_operations

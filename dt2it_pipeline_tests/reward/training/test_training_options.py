@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.reward.modeling.model import RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.train import TrainingError, run, weights_digest
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tolerance import score_tolerance

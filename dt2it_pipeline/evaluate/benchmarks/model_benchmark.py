@@ -1,35 +1,44 @@
 """Benchmarks any reward model on published rows.
 
-    dt2it benchmark --model MODEL --benchmark NAME --rows FILE --media FOLDER --output OUT
+    dt2it benchmark MODEL --benchmark NAME --rows FILE --media FOLDER --output OUT
 
 MODEL is a checkpoint folder of ours or of LLaMA-Factory, a Hub id, or the URL of a server (`vllm serve CHECKPOINT
 --runner pooling`); FILE holds the benchmark's rows as published (JSON, JSON Lines or Parquet). Several benchmarks are
-given as several --benchmark, --rows and --media, in the same order; both overalls are then told too. The output folder
-holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes on there.
+given as several --benchmark, --rows and --media, in the same order; both overalls are then computed too. The output
+folder holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes on
+there.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.engines.jobs import print_progress
+from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, combined, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
-from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
 
-def benchmark(
+@dataclass(frozen=True)
+class ModelBenchmark:
+    """What a model scores on a benchmark, and the rows that could not be scored (table kind `quarantine`)."""
+
+    result: BenchmarkResult
+    quarantine: pa.Table
+
+
+def benchmark_model(
     model: str,
     name: str,
     rows: Path,
@@ -38,7 +47,8 @@ def benchmark(
     *,
     settings: ScoringSettings | None = None,
     system_prompt: str | None = None,
-) -> BenchmarkResult:
+    report: Reporter = print_progress,
+) -> ModelBenchmark:
     """Score a benchmark's published rows with a model and compute the authors' figures.
 
     Args:
@@ -48,7 +58,8 @@ def benchmark(
         media: folder that no media path may leave.
         output: folder for the scores, and for what a killed run resumes from.
         settings: of the scoring; those of a recipe's defaults when absent.
-        system_prompt: of a server or a LLaMA-Factory model; see `checkpoint.run`.
+        system_prompt: of a server or a LLaMA-Factory model; see `model_scores.run`.
+        report: is called with `responses` and `responses_total` as responses are scored.
 
     Raises:
         EvaluationError: the rows are not those of the benchmark.
@@ -87,15 +98,13 @@ def benchmark(
         "settings": settings.model_dump(mode="json"),
         "system_prompt": system_prompt,
     }
-    run(job, print_progress)
+    run(job, report)
     if is_url(model):
         shutil.rmtree(folder / "work")  # another model may stand behind the same URL the next time
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
     found = dict(zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True))
-    for row in loaded.quarantine.to_pylist():
-        print(f"not scored: {row['row_id']}: {row['reason']} ({row['detail']})")
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
-    return score_benchmark(entry.name, published, *sides)
+    return ModelBenchmark(score_benchmark(entry.name, published, *sides), loaded.quarantine)
 
 
 def figure_rows(model: str, results: Sequence[BenchmarkResult]) -> pd.DataFrame:
@@ -131,48 +140,3 @@ def write_results(model: str, results: Sequence[BenchmarkResult], output: Path) 
     text = "\n".join(lines) + "\n\n" + comparison_markdown(comparison(figures))
     (output / "comparison.md").write_text(text, encoding="utf-8")
     return text
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
-    from dt2it_pipeline.engines.vllm_engine import EngineError
-
-    parser = argparse.ArgumentParser(
-        prog="python -m dt2it_pipeline.evaluate.benchmarks.command",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or URL of a server")
-    parser.add_argument("--benchmark", required=True, action="append", help="name of a file in configs/benchmarks")
-    parser.add_argument("--rows", required=True, action="append", type=Path, help="file of published rows")
-    parser.add_argument("--media", required=True, action="append", type=Path, help="folder of their images and videos")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write to")
-    parser.add_argument("--system-prompt", help="that the model was trained with, where its files do not say it")
-    parser.add_argument("--processes", type=int, default=1, help="scorers on this machine")
-    parser.add_argument("--max-length", type=int, default=12_288, help="longer prompt + response: unscored")
-    parser.add_argument("--max-pixels", type=int, default=1_310_720, help="larger images are scaled down")
-    given = parser.parse_args(arguments)
-    if not len(given.benchmark) == len(given.rows) == len(given.media):
-        raise SystemExit("error: give --rows and --media once for every --benchmark")
-    try:
-        settings = ScoringSettings(processes=given.processes, max_length=given.max_length, max_pixels=given.max_pixels)
-        for name in given.benchmark:
-            get_entry(name)  # a misspelt one is told before any is scored
-        results = [
-            benchmark(given.model, *one, given.output, settings=settings, system_prompt=given.system_prompt)
-            for one in zip(given.benchmark, given.rows, given.media, strict=True)
-        ]
-        text = write_results(given.model, results, given.output)
-    except OSError as error:
-        raise SystemExit(f"error: {error.filename or given.output}: {error.strerror or error}") from None
-    except (EvaluationError, EngineError, VideoDecoderError, schemas.RecordError, atomic.StoreError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except (ValueError, RuntimeError) as error:  # of a checkpoint or its scoring; their classes live beside torch
-        if type(error).__name__ not in ("CheckpointError", "ScoringError"):
-            raise
-        raise SystemExit(f"error: {error}") from None
-    print(text)
-
-
-if __name__ == "__main__":
-    main()

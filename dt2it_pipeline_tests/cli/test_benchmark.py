@@ -1,11 +1,12 @@
-"""The command on published rows: a checkpoint of ours and one of LLaMA-Factory give the same figures.
+"""`dt2it benchmark` on published rows: a checkpoint of ours and one of LLaMA-Factory give the same figures.
 
-A served checkpoint gives them too: engines/test_vllm_serve.py.
+A served checkpoint gives them too: serve/test_vllm_server.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dt2it_pipeline.engines import score_endpoint
-from dt2it_pipeline.evaluate.benchmarks import command
+from dt2it_pipeline.evaluate.benchmarks import model_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
 from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, schemas
-from dt2it_pipeline_tests.support.tiny import make_images, make_tiny
-
-ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
+from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
 
 
 @pytest.fixture(scope="module")
@@ -30,53 +30,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[str, Any]:
-    """A tiny reward model in our form and in LLaMA-Factory's, and eight rows as VL-RewardBench has them."""
-    import torch
-    from safetensors.torch import save_file
-
-    from dt2it_pipeline.reward.reward_model import RewardModel
-
-    torch.manual_seed(0)
-    (root / "base").mkdir()
-    base = make_tiny(root / "base", family, hidden=hidden)
-    model = RewardModel.from_pretrained(base)
-    model.head.weight.data *= 30
-    model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
-    with atomic.atomic_directory(root / "ours") as folder:
-        model.save_pretrained(folder)
-    shutil.copytree(base, root / "theirs")
-    head = {"v_head.summary.weight": model.head.weight.data.clone(), "v_head.summary.bias": torch.tensor([7.0])}
-    save_file(head, root / "theirs" / "value_head.safetensors")
-    media = make_images(root / "images", 3)
-    rows = [
-        {
-            "id": ("RLAIF-V-1", "mathverse_2", "mmmu_3", "wildvision-4")[i % 4],
-            "query": f"what colour is the shape {'in the image' * (i % 2)}",
-            "image": media[i % 3]["path"],
-            "response": [ANSWERS[i % 6], ANSWERS[(i + 1) % 6]],
-            "human_ranking": [0, 1] if i % 3 else [1, 0],
-        }
-        for i in range(8)
-    ]
-    (root / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return {"root": root, "rows": rows}
-
-
-def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: int = 1024) -> list[str]:
-    given = {"model": model, "benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "images"),
-             "output": str(output), "max-length": "512", "max-pixels": str(max_pixels)}  # fmt: skip
-    return [part for name, value in given.items() for part in (f"--{name}", value)]
-
-
-def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
-    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ours_and_the_import_of_llamafactory_give_the_same_figures(world: dict[str, Any], tmp_path: Path) -> None:
     root = world["root"]
+    said = ""
     for model in ("ours", "theirs"):
         given = arguments(root, str(root / model), tmp_path / model)
-        command.main([*given, *(["--system-prompt", "You judge."] if model == "theirs" else [])])
-    said = capsys.readouterr().out
+        said += dt2it(*given, *(["--system-prompt", "You judge."] if model == "theirs" else []))
     assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
     assert "| DT2IT-MRM | 83.5 |" in said
     figures = [atomic.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in ("ours", "theirs")]
@@ -120,20 +79,22 @@ def test_the_three_schemas_and_images_inside_a_parquet_file(world: dict[str, Any
     assert again.prompts.equals(outside.prompts)
 
 
-def test_a_missing_image_is_told_and_counts_as_wrong(
-    world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_image_is_reported_and_counts_as_wrong(world: dict[str, Any], tmp_path: Path) -> None:
     root = world["root"]
     rows = [{**row, "image": "gone.png"} if i == 2 else row for i, row in enumerate(world["rows"])]
     (root / "gone.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    command.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
-    said = capsys.readouterr().out
-    assert "not scored: mmmu_3: missing image (gone.png" in said
-    assert "1 unscored" in said
+    result = invoke(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    assert "not scored: mmmu_3: missing image (gone.png" in result.stderr
+    assert "1 unscored" in result.stdout
+    counted = json.loads(dt2it(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"), "--json"))
+    assert counted["benchmarks"] == [
+        {"benchmark": "vl_rewardbench", "version": 1, "pairs": 8, "ties": 0, "unscored": 1}
+    ]  # fmt: skip
+    assert {figure["figure"] for figure in counted["figures"]} >= {"overall", "macro"}
 
 
 def test_a_server_is_asked_in_the_same_way(
-    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wire itself is tested in engines/; here a server that scores by the length of the answer."""
 
@@ -146,7 +107,7 @@ def test_a_server_is_asked_in_the_same_way(
             return {name: float(len(text)) for name, _, text in responses}, {}
 
     monkeypatch.setattr(score_endpoint, "EndpointScorer", Stub)
-    command.main(arguments(world["root"], "http://localhost:1", tmp_path))
+    dt2it(*arguments(world["root"], "http://localhost:1", tmp_path))
     pairs = atomic.read_parquet(tmp_path / "results.parquet").to_pylist()
     for row, pair in zip(world["rows"], pairs, strict=True):
         best = row["human_ranking"].index(0)
@@ -158,20 +119,18 @@ def test_a_server_is_asked_in_the_same_way(
 
 def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path) -> None:
     root = world["root"]
-    with pytest.raises(SystemExit, match="error: there is no model folder /nowhere"):
-        command.main(arguments(root, "/nowhere", tmp_path))
-    with pytest.raises(SystemExit, match=r"error: cannot read benchmark rows .*none\.jsonl"):
-        command.main(arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
-    with pytest.raises(SystemExit, match="--rows and --media once for every --benchmark"):
-        command.main([*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf"])
+    assert failing(*arguments(root, "/nowhere", tmp_path)).startswith("there is no model folder /nowhere")
+    told = failing(*arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
+    assert re.match(r"cannot read benchmark rows .*none\.jsonl", told)
+    told = failing(*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf", code=2)
+    assert "--rows and --media once for every --benchmark" in told
     wrong = [*arguments(root, str(root / "ours"), tmp_path), "--media", str(root / "nowhere")]
     wrong.remove("--media")
     wrong.remove(str(root / "images"))
-    with pytest.raises(SystemExit, match=r"error: there is no folder .*nowhere, where the images of vl_rewardbench"):
-        command.main(wrong)
+    assert re.match(r"there is no folder .*nowhere, where the images of vl_rewardbench", failing(*wrong))
     (root / "gone.jsonl").write_text("\n".join(json.dumps({**row, "image": "gone.png"}) for row in world["rows"]))
-    with pytest.raises(SystemExit, match=r"error: not one row of gone\.jsonl can be scored; .*missing image"):
-        command.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    told = failing(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    assert re.match(r"not one row of gone\.jsonl can be scored; .*missing image", told)
     (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
     with pytest.raises(EvaluationError, match="line 2"):
         read_rows(root / "broken.jsonl")
@@ -242,15 +201,14 @@ def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Pat
 def test_a_fault_outside_the_rows_is_one_sentence(
     world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
 ) -> None:
-    def failing(*_: Any, **__: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise fault
 
-    monkeypatch.setattr(command, "benchmark", failing)
-    with pytest.raises(SystemExit, match=f"^error: {told}$"):
-        command.main(arguments(world["root"], "m", tmp_path))
+    monkeypatch.setattr(model_benchmark, "benchmark_model", broken)
+    assert failing(*arguments(world["root"], "m", tmp_path)) == told
 
 
 def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match=r"^error: .*file.*: (Not a directory|File exists)$"):
-        command.main(arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
+    told = failing(*arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
+    assert re.fullmatch(r".*file.*: (Not a directory|File exists)", told)

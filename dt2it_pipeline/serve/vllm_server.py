@@ -1,6 +1,6 @@
 """Serves a model over HTTP with vLLM: a reward-model checkpoint for scores, any other model as a chat endpoint.
 
-    python -m dt2it_pipeline.engines.vllm_serve MODEL [options of `vllm serve`]
+    dt2it serve MODEL [options of `vllm serve`]
 
 MODEL is a folder, a Hub id, or `demo` for the model that ships with the package. A reward-model checkpoint is served as
 by `vllm serve MODEL --runner pooling` with what the checkpoint asks for; another model as by `vllm serve MODEL`, ready
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,16 +28,20 @@ from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
 
 
+class ServeError(ValueError):
+    """A model cannot be served; the message says why and what to do."""
+
+
 def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list[str]:
     """Arguments of `vllm` that serve a model; `options` are passed on and win over ours.
 
     Raises:
-        SystemExit: a folder is given that holds no model.
+        ServeError: a folder is given that holds no model.
     """
     folder = Path(model_path(model))
     card = folder / "reward_model.json"
     if folder.is_dir() and not card.is_file() and not (folder / "config.json").is_file():
-        raise SystemExit(
+        raise ServeError(
             f"{model} holds no model: neither reward_model.json (a reward-model checkpoint) nor config.json is there"
         )
     given = {option.split("=", 1)[0] for option in options if option.startswith("--")}
@@ -62,20 +65,25 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     return [*arguments, *options]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; runs until it is interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0].startswith("-"):
-        raise SystemExit("usage: python -m dt2it_pipeline.engines.vllm_serve MODEL [options of vllm serve]")
+def serve(model: str, options: Sequence[str]) -> None:
+    """Serve a model in this process until it is interrupted; vllm_main.py must be the program's main module.
+
+    Args:
+        model: folder, Hub id, or `demo`.
+        options: of `vllm serve`.
+
+    Raises:
+        ServeError: a folder is given that holds no model.
+    """
     ensure_torchvision()
     import torch
 
     on_cpu = not torch.cuda.is_available()
-    arguments = serve_arguments(given[0], given[1:], on_cpu=on_cpu)
+    arguments = serve_arguments(model, options, on_cpu=on_cpu)
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        register_in_process(model_path(given[0]))
+        register_in_process(model_path(model))
     # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
     from vllm.entrypoints.cli.serve import cmd_init
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -88,9 +96,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     command.validate(parsed)
     command.cmd(parsed)
-
-
-if __name__ == "__mp_main__":  # vLLM's engine process is spawned, and reads this module before anything else
-    ensure_torchvision()
-elif __name__ == "__main__":
-    main()

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.engines.vllm_serve import main, serve_arguments
-from dt2it_pipeline.evaluate.benchmarks import command
 from dt2it_pipeline.reward.modeling.model_card import write_card
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.serve.vllm_server import ServeError, serve_arguments
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline_tests.evaluate.benchmarks.test_command import arguments, make_world
 from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of
+from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
+from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +52,11 @@ def test_another_model_is_served_as_a_chat_endpoint(tmp_path: Path) -> None:
 
 
 def test_something_else_than_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"neither reward_model\.json .* nor config\.json"):
+    with pytest.raises(ServeError, match=r"neither reward_model\.json .* nor config\.json"):
         serve_arguments(str(tmp_path), [], on_cpu=False)
-    with pytest.raises(SystemExit, match="usage"):
-        main([])
+    assert "neither reward_model.json" in failing("serve", tmp_path)
+    assert "Missing argument 'MODEL'" in failing("serve", code=2)
+    assert "MODEL comes first" in failing("serve", "--port", 1, tmp_path, code=2)
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def test_a_server_answers_the_request_of_the_card_with_our_score(server: Served)
 @pytest.mark.heavy
 def test_the_benchmark_command_scores_a_served_checkpoint_as_the_checkpoint(server: Served, tmp_path: Path) -> None:
     for name, model in (("served", server.url), ("loaded", str(server.checkpoint))):
-        command.main(arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
+        dt2it(*arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
     scored, loaded = (atomic.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
     for side in ("chosen_score", "rejected_score"):
         assert scored[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)

@@ -1,0 +1,338 @@
+"""Commands on reward models: `train`, `score`, `serve`, `convert`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from dt2it_pipeline.cli.options import Json, MediaRoot, RecipeFile
+from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dt2it_pipeline.reward.scoring.response_files import ResponseFile
+
+PANEL = "Reward models"
+_TRAINER = "dt2it_pipeline.reward.training.train"
+_SERVER = "dt2it_pipeline.serve.vllm_main"
+_REPORTED = re.compile(r"(\w+)=(\S+)")
+_RAISED = re.compile(r"(?:\[rank\d+\]: )?[\w.]*(?:Error|Exception): (?P<message>.*)")
+_REMEMBERED = 2000  # lines of a training's output that are searched for its error
+_SERVE_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="System turn that the model was trained with, where its files do not say it.",
+        show_default="as its files say",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(rich_help_panel=PANEL)(train)
+    app.command(rich_help_panel=PANEL)(score)
+    app.command(rich_help_panel=PANEL, context_settings=_SERVE_CONTEXT)(serve)
+    app.command(rich_help_panel=PANEL)(convert)
+
+
+def train(
+    pairs: Annotated[Path, typer.Option(metavar="FILE", help="Parquet table of kind `pairs`.")],
+    prompts: Annotated[Path, typer.Option(metavar="FILE", help="Parquet table of kind `prompts` with their prompts.")],
+    media: Annotated[Path, typer.Option(metavar="FOLDER", help="Media store from which paths in `prompts` count.")],
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Checkpoint to make; the folder must not exist yet.")],
+    recipe: RecipeFile = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks on this machine, one GPU each where there are GPUs.",
+            show_default="the recipe's training.processes",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Seed of head, order and held-out pairs.", show_default="the recipe's"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a reward model on a table of pairs, with the recipe's section `training`.
+
+    What a killed training needs to go on is kept in OUTPUT.work until it has ended; call it again in the same way.
+    """
+    from dt2it_pipeline.config.paths import model_path
+    from dt2it_pipeline.config.recipe import load_recipe
+
+    chosen = load_recipe(recipe.resolve() if recipe is not None and recipe.is_file() else recipe)
+    settings = chosen.training if processes is None else chosen.training.model_copy(update={"processes": processes})
+    if output.exists():
+        raise CommandError(f"{output} exists already; name a new folder")
+    for file in (pairs, prompts):
+        if not file.is_file():
+            raise CommandError(f"there is no file {file}")
+    if not media.is_dir():
+        raise CommandError(f"there is no folder {media}")
+    work = output.with_name(f"{output.name}.work")
+    job = {
+        "name": output.name,
+        "base_model": model_path(settings.base_model),
+        "pairs": str(pairs.absolute()),
+        "prompts": str(prompts.absolute()),
+        "media_root": str(media.absolute()),
+        "output": str(output.absolute()),
+        "work": str(work.absolute()),
+        "settings": settings.model_dump(mode="json"),
+        "seed": chosen.seed if seed is None else seed,
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    with progress("training", "step", "steps") as report:
+        summary = _train(job, settings, work, report)
+    shutil.rmtree(work)
+    lines = [f"{output}: {summary['steps']} steps" if "steps" in summary else f"{output}: trained"]
+    lines += [f"{key}: {value}" for key, value in sorted(summary.items()) if isinstance(value, int | float | str)]
+    show({"checkpoint": str(output), **summary}, lines, as_json=as_json)
+
+
+def _train(job: Mapping[str, Any], settings: Any, work: Path, report: Report) -> dict[str, Any]:
+    """Train in processes of its own, started as the pipeline starts them; returns the summary."""
+    from dt2it_pipeline.config.recipe_files import hostfile_path
+    from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+    from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
+    from dt2it_pipeline.storage.atomic import write_json_atomic
+
+    file, log = work / "job.json", work / "training.log"
+    write_json_atomic(dict(job), file)
+    module = [_TRAINER, str(file)]
+    hosts = hostfile_path(settings)
+    command = [sys.executable, "-m", *module]
+    if settings.processes > 1 or hosts is not None:
+        command = deepspeed_command(module, settings.processes, hostfile=hosts)
+    environment = {**WORKER_ENVIRONMENT, **os.environ, **rank_environment(settings.processes)}
+    summary: dict[str, Any] | None = None
+    last: deque[str] = deque(maxlen=_REMEMBERED)
+    with (
+        log.open("w", encoding="utf-8") as kept,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            kept.write(line)
+            last.append(line.strip())
+            if line.startswith("{"):
+                with contextlib.suppress(ValueError):
+                    summary = json.loads(line)
+            elif state := _state(line):
+                report(state)
+    if process.returncode or summary is None:
+        raised = [found["message"] for found in map(_RAISED.fullmatch, last) if found]
+        why = raised[-1] if raised else f"it ended with code {process.returncode}"
+        raise CommandError(f"training failed: {why}. All that it printed stands in {log}")
+    return summary
+
+
+def _state(line: str) -> dict[str, Any]:
+    """What a line of progress says (`step=3 steps=10 loss=0.6`), nothing where it is another line."""
+    words = line.split()
+    found = [_REPORTED.fullmatch(word) for word in words]
+    if not words or not all(found):
+        return {}
+    state: dict[str, Any] = {}
+    for match in found:
+        assert match is not None
+        with contextlib.suppress(ValueError):
+            state[match[1]] = int(match[2]) if match[2].isdigit() else float(match[2])
+    return state
+
+
+def score(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+        ),
+    ],
+    responses: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RESPONSES",
+            help="JSON Lines, one object per line: `responses`, `prompt` or `turns`, and, where there are any, "
+            "`system`, `images`, `videos`, `id`. Or a Parquet table of kind `responses`, with --prompts and --media.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help=".parquet: one row per response with its score. .jsonl: the lines as given, each with `scores`.",
+        ),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parquet table of kind `prompts`, for a table of responses.")
+    ] = None,
+    media: MediaRoot = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="Who computes: our own model, or vLLM.")
+    ] = "transformers",
+    processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
+    max_length: Annotated[
+        int,
+        typer.Option(metavar="TOKENS", min=16, max=131_072, help="A longer prompt with response is not scored."),
+    ] = 12_288,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
+    ] = 1_310_720,
+    system_prompt: SystemPrompt = None,
+    as_json: Json = False,
+) -> None:
+    """Score responses with a reward model; higher is better, among responses to one prompt.
+
+    What a killed call has scored is kept in OUTPUT.work, and is not scored again by the same call.
+    """
+    from dt2it_pipeline.config.scoring import ScoringSettings
+    from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
+    from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
+    from dt2it_pipeline.reward.scoring.response_files import read_response_file
+    from dt2it_pipeline.storage.artifacts import model_digest
+    from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
+    from dt2it_pipeline.storage.content_ids import content_hash
+
+    tables = responses.suffix == ".parquet"
+    if output.suffix not in (".parquet", ".jsonl") or (tables and output.suffix == ".jsonl"):
+        raise typer.BadParameter(f"--output {output}: name a .parquet file" + ("" if tables else " or a .jsonl file"))
+    if tables and (prompts is None or media is None):
+        raise typer.BadParameter("a table of responses needs --prompts and --media")
+    settings = ScoringSettings(engine=engine, processes=processes, max_length=max_length, max_pixels=max_pixels)
+    work = output.with_name(f"{output.name}.work")
+    read: ResponseFile | None = None
+    store = media
+    if not tables:
+        store = work / "media"
+        read = read_response_file(responses, media or responses.absolute().parent, store)
+        prompts, responses = work / "prompts.parquet", work / "responses.parquet"
+        write_parquet(read.prompts, prompts)
+        write_parquet(read.responses, responses)
+    # What a killed call has scored counts for the same model, settings and responses alone.
+    identity = f"{model} in process {os.getpid()}" if is_url(model) else model_digest(model)
+    tables_read = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (prompts, responses)]
+    key = content_hash(identity, settings.model_dump(mode="json"), system_prompt, tables_read)[:12]
+    job = {
+        "model": model,
+        "prompts": str(prompts),
+        "responses": str(responses),
+        "media_root": str(store),
+        "output": str(work / "scores.parquet"),
+        "work": str(work / key),
+        "voter": model,
+        "settings": settings.model_dump(mode="json"),
+        "system_prompt": system_prompt,
+    }
+    with progress("scoring", "responses", "responses_total") as report:
+        summary = score_job(job, report)
+    scored = read_parquet(work / "scores.parquet", "scores")
+    aside = read_parquet(work / "scores.quarantine.parquet", "quarantine")
+    if read is None:
+        write_parquet(scored, output)
+        faults = [f"{row['row_id']}: {row['reason']} ({row['detail']})" for row in aside.to_pylist()]
+        counts = {"responses": summary["responses"], "scored": summary["scored"]}
+    else:
+        faults, counts = _write_scores(read, scored, aside, output)
+    shutil.rmtree(work)
+    for fault in faults:
+        note(f"not scored: {fault}")
+    line = f"{output}: {counts['scored']} of {counts['responses']} responses scored"
+    show({"output": str(output), **counts}, [line], as_json=as_json)
+
+
+def _write_scores(
+    read: ResponseFile, scored: pa.Table, aside: pa.Table, output: Path
+) -> tuple[list[str], dict[str, int]]:
+    """Write the scores of a file of responses; returns what was not scored and why, and the counts."""
+    import pandas as pd
+
+    from dt2it_pipeline.storage.atomic import replace_text, write_parquet
+
+    scores = dict(zip(scored["response_id"].to_pylist(), scored["score"].to_pylist(), strict=True))
+    reasons = {row["row_id"]: (row["reason"], row["detail"]) for row in aside.to_pylist()}
+    columns = ("row_id", "place", "response_id", "score", "reason", "detail")
+    lines, rows, faults = [], [], []
+    for number, (name, own) in enumerate(zip(read.names, read.ids, strict=True)):
+        for place, key in enumerate(own):
+            reason, detail = reasons.get(key, ("", ""))
+            rows.append((name, place, key, scores.get(key), reason, detail))
+            if key not in scores:
+                faults.append(f"{name}, response {place}: {reason} ({detail})")
+        if number in read.faults:
+            reason, detail = read.faults[number]
+            rows.append((name, None, None, None, reason, detail))
+            faults.append(f"{name}: {reason} ({detail})")
+        lines.append({**read.rows[number], "scores": [scores.get(key) for key in own]})
+    if output.suffix == ".jsonl":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(output, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+    else:
+        types = {"place": "Int64", "score": "Float32", "response_id": "str", "detail": "str", "reason": "str"}
+        write_parquet(pd.DataFrame(rows, columns=list(columns)).astype(types), output)
+    total = sum(map(len, read.ids))
+    done = sum(key in scores for own in read.ids for key in own)
+    return faults, {"responses": total, "scored": done, "rows": len(read.rows), "rows_quarantined": len(read.faults)}
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, model folder, Hub id, or `demo`.")],
+) -> None:
+    """Serve a model over HTTP with vLLM: a reward model for scores, any other as a chat endpoint (a judge).
+
+    Whatever follows MODEL is passed to `vllm serve`, such as --host 127.0.0.1 --port 8000.
+    """
+    if model.startswith("-"):
+        raise typer.BadParameter(f"MODEL comes first, then the options of `vllm serve`; found {model}")
+    sys.argv[1:] = [model, *context.args]
+    runpy.run_module(_SERVER, run_name="__main__", alter_sys=True)
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Checkpoint folder of LLaMA-Factory, with its value head.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="Folder to make.")],
+    system_prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="System turn that the model was trained with; empty for none.")
+    ] = "",
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", min=1024, help="Pixels per image that it was trained with, for its card."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Import a reward model that LLaMA-Factory trained into our checkpoint layout."""
+    from dt2it_pipeline.reward.modeling.llamafactory import import_llamafactory
+
+    offset = import_llamafactory(source, destination, system_prompt=system_prompt, max_pixels=max_pixels)
+    line = f"{destination}: written; the original's scores are these plus {offset:.6g}"
+    show({"checkpoint": str(destination), "dropped_bias": offset}, [line], as_json=as_json)

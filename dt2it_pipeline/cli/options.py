@@ -1,0 +1,56 @@
+"""Options that several commands share, each with one name and one text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.storage.artifacts import Store
+
+Home: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Artifact home: folder of tables, checkpoints and media.",
+        show_default="DT2IT_HOME, else data/ in the project",
+    ),
+]
+RecipeFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Recipe (YAML).",
+        show_default="DT2IT_RECIPE, else the demo's",
+    ),
+]
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on standard output.", show_default="lines")
+]
+OutputFolder: TypeAlias = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="Folder to make. An earlier output of this command is replaced, nothing else."),
+]
+MediaRoot: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder from which paths of images and videos count, and which they may not leave."
+    ),
+]
+FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
+
+
+def home_folder(home: Path | None) -> Path:
+    """The artifact home that a command was given, else the usual one."""
+    from dt2it_pipeline.config.paths import artifact_home
+
+    return artifact_home() if home is None else home
+
+
+def open_store(home: Path | None) -> Store:
+    """The store of the artifact home that a command was given, else of the usual one."""
+    from dt2it_pipeline.storage.artifacts import Store
+
+    return Store(home_folder(home))

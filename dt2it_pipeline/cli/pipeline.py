@@ -1,0 +1,229 @@
+"""Commands that run the pipeline: `demo`, `run`, `ui`.
+
+They start Dagster's own command line in a child process, so that a run is the same whoever starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dt2it_pipeline.cli.options import Home, RecipeFile, home_folder
+from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note
+
+PANEL = "Run the pipeline"
+_DEFINITIONS = "dt2it_pipeline.definitions"
+# A line of a run that is for people begins with the time and the step; what follows `…` is progress within the step.
+_LINE = re.compile(r"\d\d:\d\d:\d\d  (?P<step>\S+) +(?P<text>.*)")
+_PROGRESS = "… "
+_REMEMBERED = 40  # lines that are not shown, and are when a run fails
+# Notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
+_WARNINGS = "ignore:Function,ignore::FutureWarning"
+
+
+class Job(StrEnum):
+    """The jobs of the pipeline."""
+
+    construct = "construct"
+    round = "round"
+    benchmark = "benchmark"
+    export = "export"
+
+
+_PARTITIONED = (Job.round, Job.export)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(rich_help_panel=PANEL)(demo)
+    app.command(rich_help_panel=PANEL)(run)
+    app.command(rich_help_panel=PANEL)(ui)
+
+
+def demo(
+    home: Home = None,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rounds to run: 0 to N - 1. Each takes about five minutes.")
+    ] = 2,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print everything that runs print.")] = False,
+) -> None:
+    """Run the whole method on a small world, without a GPU, and print the report."""
+    from dt2it_pipeline.config.recipe import DEFAULT_RECIPE, load_recipe
+
+    recipe = load_recipe(DEFAULT_RECIPE)
+    if rounds > recipe.rounds:
+        raise CommandError(f"the demo has {recipe.rounds} rounds; --rounds {rounds} is too many")
+    folder = home_folder(home)
+    environment = _environment(folder, Path(DEFAULT_RECIPE)) | {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}
+    _execute(Job.construct, environment, verbose=verbose)
+    for number in range(rounds):
+        _execute(Job.round, environment, number, verbose=verbose)
+    typer.echo((folder / "report.md").read_text(encoding="utf-8"))
+    typer.echo(f"Report: {folder / 'report.html'}")
+
+
+def run(
+    job: Annotated[
+        Job,
+        typer.Argument(
+            metavar="JOB",
+            help="construct: sources and D0. round: train, score, curate and benchmark. benchmark: any checkpoint on "
+            "the recipe's benchmarks. export: a round's curated pairs in every format.",
+        ),
+    ],
+    number: Annotated[
+        int | None, typer.Option("--round", metavar="K", min=0, help="Round, for the jobs round and export.")
+    ] = None,
+    recipe: RecipeFile = None,
+    home: Home = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Checkpoint folder, Hub id or server URL, for the job benchmark."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Dagster run configuration (YAML), as `dagster job execute -c`.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print everything that the run prints.")] = False,
+) -> None:
+    """Run a job of the recipe, as `dagster job execute` does; finished stages are used again."""
+    from dt2it_pipeline.config.recipe import load_recipe
+
+    if (job in _PARTITIONED) != (number is not None):
+        wanted = "needs --round" if job in _PARTITIONED else "takes no --round"
+        raise typer.BadParameter(f"the job {job} {wanted}")
+    if model is not None and (job is not Job.benchmark or config is not None):
+        raise typer.BadParameter("--model is for the job benchmark, without --config")
+    if job is Job.benchmark and model is None and config is None:
+        raise typer.BadParameter("the job benchmark needs --model (or --config)")
+    chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
+    bound = load_recipe(chosen).rounds
+    if number is not None and number >= bound:
+        raise CommandError(
+            f"there is no round {number}: the recipe's `rounds` is {bound}, so rounds are 0 to {bound - 1}"
+        )
+    with _run_configuration(model, config) as file:
+        _execute(job, _environment(home_folder(home), chosen), number, file, verbose=verbose)
+
+
+def ui(
+    recipe: RecipeFile = None,
+    home: Home = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Port to listen on.")] = 3000,
+) -> None:
+    """Open the web UI (Dagster) on what has been run; end it with Ctrl-C."""
+    chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
+    environment = _environment(home_folder(home), chosen)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", _DEFINITIONS, "--host", host, "--port", str(port)]
+    os.execve(sys.executable, command, environment)
+
+
+def _environment(home: Path, recipe: Path | None) -> dict[str, str]:
+    """Variables of a run: which recipe, which artifact home, and where Dagster's settings lie."""
+    home = home.absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ) | {"DT2IT_HOME": str(home)}
+    if recipe is not None:
+        environment["DT2IT_RECIPE"] = str(recipe)
+    environment["DAGSTER_HOME"] = str(_dagster_home(home))
+    environment.setdefault("PYTHONWARNINGS", _WARNINGS)
+    # Every stage starts programs of its own. Where Python may not keep what it compiles, each of them would compile
+    # torch, transformers and vLLM anew: 12 s of processor time a start.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environment
+
+
+def _dagster_home(home: Path) -> Path:
+    """Folder of dagster.yaml: DAGSTER_HOME, else the working directory or the project, else the artifact home."""
+    from dt2it_pipeline.config.paths import project_root
+
+    if given := os.environ.get("DAGSTER_HOME"):
+        return Path(given).absolute()
+    return next((place for place in (Path.cwd(), project_root()) if (place / "dagster.yaml").is_file()), home)
+
+
+@contextlib.contextmanager
+def _run_configuration(model: str | None, config: Path | None) -> Iterator[Path | None]:
+    """The file of a run's configuration: the one that is given, or one that names the model."""
+    if model is None:
+        yield config
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.yaml"
+        file.write_text(json.dumps({"ops": {"checkpoint_scores": {"config": {"model": model}}}}), encoding="utf-8")
+        yield file
+
+
+def _execute(
+    job: Job, environment: Mapping[str, str], number: int | None = None, config: Path | None = None, *, verbose: bool
+) -> None:
+    """Run a job in a child process and print its lines; ends the command where the run fails."""
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-m", _DEFINITIONS, "-j", str(job)]
+    if number is not None:
+        command += ["--tags", json.dumps({"dagster/partition": str(number)})]
+    if config is not None:
+        command += ["-c", str(config.absolute())]
+    note(f"dt2it run {job}" + ("" if number is None else f" --round {number}"))
+    code = _follow(command, environment, verbose=verbose)
+    if code:
+        raise CommandError(
+            f"the job {job} failed (exit code {code}); its last lines say why, and `dt2it ui` has all of its output"
+        )
+
+
+def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: bool) -> int:
+    """Run a command and print those of its lines that are for people; returns its exit code.
+
+    Progress within a step moves on one line of a terminal, and is left out elsewhere. What programs print beside it is
+    left out, too, and kept by Dagster; where the run fails without a reason, the last of it follows.
+    """
+    hidden: deque[str] = deque(maxlen=_REMEMBERED)
+    shown = explained = False
+    with contextlib.ExitStack() as stack:
+        status: Any = None
+        if is_interactive() and not verbose:
+            from rich.console import Console
+
+            status = stack.enter_context(Console(stderr=True).status("starting"))
+        process = stack.enter_context(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            line = line.rstrip("\n")
+            found = _LINE.match(line)
+            moving = found is not None and found["text"].startswith(_PROGRESS)
+            if found is not None and status is not None:
+                status.update(f"{found['step']}: {found['text'].removeprefix(_PROGRESS)}")
+            goes_on = shown and line.startswith("  ") and bool(line.strip())
+            shown = verbose or (found is not None and not moving) or line.startswith("error: ") or goes_on
+            explained |= shown and ("ERROR" in line or line.startswith("error: "))
+            if shown and status is not None:
+                status.console.print(line, markup=False, highlight=False, soft_wrap=True)  # above the moving line
+            elif shown:
+                note(line)
+            elif not moving and line.strip():
+                hidden.append(line)
+    if process.returncode and hidden and not explained:
+        note("\n".join(["what was printed beside:", *hidden]))
+    return process.returncode

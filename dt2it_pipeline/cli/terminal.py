@@ -1,0 +1,161 @@
+"""How every command speaks: lines or JSON on standard output; progress, notes and errors on standard error.
+
+What belongs here: the terminal and the exit code. What does not: any command, and any work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+Report = Callable[[Mapping[str, Any]], None]
+_USAGE_ERROR: Any = typer.BadParameter.__base__  # typer exports its subclass alone
+_PACKAGE = __name__.partition(".")[0]
+_PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+class CommandError(ValueError):
+    """A command cannot go on; the message says why and what to do."""
+
+
+class Commands(TyperGroup):
+    """The group of all commands: errors of this package become one line, `error: ...`, and an exit code.
+
+    1: what was asked for cannot be done. 2: it was asked for in the wrong way. With `--debug`, errors of the first kind
+    keep their traceback.
+    """
+
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        """As of typer; wrong options of `dt2it` itself are reported as those of commands are."""
+        with _errors_in_a_line(debug=False):
+            return super().make_context(*given, **more)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command that is named."""
+        with _errors_in_a_line(debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _errors_in_a_line(debug: bool) -> Iterator[None]:
+    try:
+        yield
+    except _USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        _print_error(error.format_message())
+        if error.ctx is not None:
+            typer.echo(f"{error.ctx.command_path} --help shows how it is called", err=True)
+        raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise  # whoever read the output has seen enough; typer ends quietly
+    except OSError as error:
+        if debug:
+            raise
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if debug or not any(kind.__module__.partition(".")[0] == _PACKAGE for kind in type(error).__mro__):
+            raise
+        _print_error(str(error))
+        raise typer.Exit(1) from None
+
+
+def _print_error(message: str) -> None:
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
+    typer.secho(message, fg=typer.colors.RED, err=True)
+
+
+def note(line: str) -> None:
+    """Print a line for people alone, on standard error."""
+    typer.echo(line, err=True)
+
+
+def show(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """Print a command's result on standard output: one JSON object, or lines.
+
+    Numbers that JSON does not have (NaN, infinity) become null.
+    """
+    if as_json:
+        typer.echo(json.dumps(_plain(result), ensure_ascii=False))
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def is_interactive() -> bool:
+    """Whether a person watches standard error: it is a terminal, and not that of a CI system."""
+    return sys.stderr.isatty() and not os.environ.get("CI")
+
+
+@contextlib.contextmanager
+def progress(what: str, done: str, total: str) -> Iterator[Report]:
+    """Show how far a job is: a bar with the time left on a terminal, else a plain line every 15 seconds and at the end.
+
+    Args:
+        what: what is being done, such as `scoring`.
+        done: name of the reported number of units that are done.
+        total: name of the reported number of all units.
+
+    Yields:
+        What a job hands its reports to.
+    """
+    if not is_interactive():
+        yield _plain_report(what, done, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("time left"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def report(state: Mapping[str, Any]) -> None:
+            if done in state:
+                bar.update(task, completed=float(state[done]), total=state.get(total))
+
+        yield report
+
+
+def _plain_report(what: str, done: str, total: str) -> Report:
+    last = -math.inf
+
+    def report(state: Mapping[str, Any]) -> None:
+        nonlocal last
+        if done not in state:
+            return
+        ended = state[done] == state.get(total)
+        if not ended and time.monotonic() - last < _PLAIN_SECONDS:
+            return
+        last = time.monotonic()
+        rest = (f", {key} {_number(value)}" for key, value in state.items() if key not in (done, total))
+        of = f" of {state[total]}" if total in state else ""
+        note(f"{what}: {done} {state[done]}{of}{''.join(rest)}")
+
+    return report
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a scalar of NumPy
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,280 @@
+"""Curation of a user's own tables: pairs, scores and votes in; cleaned pairs and the outcome of every pair out.
+
+The policies are those of the pipeline (`policies`), and one call does what a round does from `voted_pairs` to
+`curated_pairs`, with scores and votes that are there already. What belongs here: the order of the steps and the account
+of every pair. What does not: any decision about a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.curate.annotation.resolution import decide_pairs
+from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
+from dt2it_pipeline.curate.pair_frames import stack
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.curate.voters.margins import CurationError, check_columns, check_pairs
+from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
+from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
+from dt2it_pipeline.storage.schemas import SCHEMAS
+
+KEPT, FLIPPED, DROPPED, QUARANTINED = "kept", "flipped", "dropped", "quarantined"
+_OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
+_JUDGED = "annotated_pairs"  # stage of what judges' votes decided; pairs that end there without a label are dropped
+_OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
+_MOST_JUDGES = 2
+
+
+@dataclass(frozen=True)
+class CleanedPairs:
+    """Result of `clean_pairs`.
+
+    Attributes:
+        pairs: the kept and the flipped pairs in the order given, with all their columns, `strength`, `label` and
+            `votes`.
+        outcomes: one row per given pair, in the order given: `pair_id`, `source` and `row_id` where there are such
+            columns, `outcome` (kept, flipped, dropped, quarantined), and the `stage`, `reason` and `detail` of it.
+        summary: counts, and what the policy fitted.
+    """
+
+    pairs: pd.DataFrame
+    outcomes: pd.DataFrame
+    summary: dict[str, Any]
+
+
+def clean_pairs(
+    pairs: pd.DataFrame,
+    scores: pd.DataFrame,
+    votes: pd.DataFrame | None = None,
+    verifier_scores: pd.DataFrame | None = None,
+    settings: CurationSettings | None = None,
+    judges: Sequence[str] = (),
+) -> CleanedPairs:
+    """Clean the labels of pairs by a policy, from scores and votes that are there already.
+
+    Args:
+        pairs: pair_id, chosen_id, rejected_id and anything else. `source` tells data sources apart (one where absent);
+            `chosen` and `rejected` (texts) let the policy `posterior` allow for length bias (not without them).
+        scores: response_id, voter, score of reward models that were not trained on these pairs.
+        votes: pair_id, judge, verdict of the judges (`chosen`, `rejected`, `tie` or null), on the sides as `pairs` has
+            them; without votes, contested pairs are dropped.
+        verifier_scores: as `scores`, of a model that was trained on the voted pairs, for the policy `paper`. Without
+            them it ends with step 1: pairs are voted and flipped, and none is contested.
+        settings: of the recipe's section `curation`; the policy `posterior` with its defaults when None.
+        judges: the one or two judges whose votes count; all that voted when empty.
+
+    Raises:
+        CurationError: malformed tables, repeated ids, contradicting scores, or more judges than the policy takes.
+    """
+    settings = settings or CurationSettings(policy="posterior")
+    policy = make_policy(settings)
+    check_pairs(pairs)
+    count, votes = _votes_that_count(votes, judges, settings.policy)
+    voted, fitted = policy.vote(pairs, scores, {})
+    aside = [voted.unscored.assign(stage="voted_pairs")]
+    if policy.has_verifier and verifier_scores is None:
+        curated = voted.voted
+    else:
+        checked = policy.check(voted.voted, scores if verifier_scores is None else verifier_scores)
+        given = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
+
+        def ask(asked: pd.DataFrame) -> pd.DataFrame:
+            return _on_present_sides(votes[votes["pair_id"].isin(asked["pair_id"])], asked, given)
+
+        people = pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
+        decision = decide_pairs(policy, checked.verified, checked.contested, people, ask, count)
+        curated = stack(decision.kept, decision.annotated)
+        aside += [checked.unscored.assign(stage="verified_pairs"), decision.dropped.assign(stage=_JUDGED)]
+        fitted |= {"contested": len(checked.contested), "reopened": decision.recalled, **decision.metadata}
+    curated = curated.set_index("pair_id", drop=False)
+    curated = curated.loc[[key for key in pairs["pair_id"] if key in curated.index]].reset_index(drop=True)
+    outcomes = _outcomes(pairs, curated, pd.concat([part[list(_columns_of(part))] for part in aside]))
+    summary = _counts(outcomes) | {
+        "policy": policy.name,
+        "voters": list(voted.voters),
+        "flipped_by_vote": voted.flipped,
+    }
+    return CleanedPairs(curated, outcomes, summary | fitted)
+
+
+def clean_files(
+    pairs: Path,
+    scores: Sequence[Path],
+    output: Path,
+    votes: Path | None = None,
+    verifier_scores: Sequence[Path] = (),
+    settings: CurationSettings | None = None,
+    judges: Sequence[str] = (),
+    *,
+    out_of_core: bool = False,
+) -> dict[str, Any]:
+    """`clean_pairs` on Parquet files: writes `output`/pairs.parquet and outcomes.parquet; returns the summary.
+
+    Args:
+        pairs: file of pairs; out of core it must be a table of kind `pairs`.
+        scores: files of scores.
+        output: folder to make, which appears whole or not at all; an earlier output there is replaced, nothing else is.
+        votes: file of votes.
+        verifier_scores: files of scores.
+        settings: as for `clean_pairs`.
+        judges: as for `clean_pairs`.
+        out_of_core: texts pass through in batches, so that memory grows with the number of pairs alone, about 250 bytes
+            each; for the policy `paper`. It writes quarantine.parquet, too.
+
+    Raises:
+        CurationError: as `clean_pairs`; a file cannot be read; or `output` holds something else.
+    """
+    settings = settings or CurationSettings(policy="posterior")
+    if out_of_core and settings.policy != "paper":
+        raise CurationError("out of core there is the policy `paper` alone; leave it out, or choose that policy")
+    try:
+        target = replaceable(output, MARKER, "output of curation")
+    except OutputFolderError as error:
+        raise CurationError(str(error)) from error
+    with atomic_directory(target) as folder:
+        if out_of_core:
+            summary = _stream(pairs, scores, votes, verifier_scores, settings, judges, folder)
+        else:
+            cleaned = clean_pairs(
+                _read([pairs]),
+                _read(scores),
+                None if votes is None else _read([votes]),
+                _read(verifier_scores) if verifier_scores else None,
+                settings,
+                judges,
+            )
+            write_parquet(cleaned.pairs, folder / "pairs.parquet")
+            write_parquet(cleaned.outcomes, folder / "outcomes.parquet")
+            summary = cleaned.summary
+        mark(folder, MARKER)
+    return summary
+
+
+def _stream(
+    pairs: Path,
+    scores: Sequence[Path],
+    votes: Path | None,
+    verifier_scores: Sequence[Path],
+    settings: CurationSettings,
+    judges: Sequence[str],
+    folder: Path,
+) -> dict[str, Any]:
+    """The policy `paper` from files to files."""
+    there = _schema(pairs).names
+    missing = [name for name in SCHEMAS["pairs"].names if name not in (*there, "strength", "label", "votes", "row_id")]
+    if missing:
+        raise CurationError(f"{pairs}: out of core, a table of kind `pairs` is needed; columns {missing} are missing")
+    work = folder / "work"
+    if verifier_scores:
+        chosen = work.with_suffix(".votes.parquet")
+        counted = _votes_that_count(None if votes is None else _read([votes]), judges, settings.policy)[1]
+        write_parquet(counted, chosen)
+        counts = curate_files(
+            pairs, scores, verifier_scores, chosen, work, settings.flip_fraction, votes_on_given_sides=True
+        )
+        chosen.unlink()
+    else:
+        counts = vote_and_flip_files(pairs, scores, work, settings.flip_fraction)
+    for name in ("pairs.parquet", "quarantine.parquet"):
+        (work / name).rename(folder / name)
+    (work / MARKER).unlink()
+    work.rmdir()
+    names = [name for name in ("pair_id", "chosen_id", "source", "row_id") if name in there]
+    curated = to_frame(pq.read_table(folder / "pairs.parquet", columns=["pair_id", "chosen_id", "label"]))
+    aside = to_frame(pq.read_table(folder / "quarantine.parquet", columns=["pair_id", "stage", "reason", "detail"]))
+    outcomes = _outcomes(to_frame(pq.read_table(pairs, columns=names)), curated, aside)
+    write_parquet(outcomes, folder / "outcomes.parquet")
+    fitted = {"contested": counts["contested"]} if "contested" in counts else {}
+    return _counts(outcomes) | {"policy": settings.policy, "flipped_by_vote": counts["flipped"]} | fitted
+
+
+def _outcomes(given: pd.DataFrame, curated: pd.DataFrame, aside: pd.DataFrame) -> pd.DataFrame:
+    """The outcome of every given pair; `aside` has pair_id, stage, reason and detail of those that are not curated."""
+    made = given[[name for name in ("pair_id", "source", "row_id") if name in given]].reset_index(drop=True)
+    ended = curated.set_index("pair_id").reindex(made["pair_id"])
+    left = aside.set_index("pair_id").reindex(made["pair_id"])
+    stays = ended["chosen_id"].notna().to_numpy(dtype=bool)
+    same = ended["chosen_id"].to_numpy(dtype=object) == given["chosen_id"].to_numpy(dtype=object)
+    dropped = (left["stage"] == _JUDGED).to_numpy(dtype=bool)
+    outcome = np.select([stays & same, stays, dropped], [KEPT, FLIPPED, DROPPED], QUARANTINED)
+    made["outcome"] = pd.Series(outcome, dtype="str")
+    for name, kept in (("stage", "curated_pairs"), ("reason", None), ("detail", "")):
+        of_kept = ended["label"].to_numpy(dtype=object) if kept is None else np.full(len(made), kept, dtype=object)
+        made[name] = pd.Series(np.where(stays, of_kept, left[name].to_numpy(dtype=object)), dtype="str")
+    return made
+
+
+def _counts(outcomes: pd.DataFrame) -> dict[str, Any]:
+    found = outcomes["outcome"].value_counts()
+    return {"pairs": len(outcomes)} | {name: int(found.get(name, 0)) for name in (KEPT, FLIPPED, DROPPED, QUARANTINED)}
+
+
+def _columns_of(part: pd.DataFrame) -> Sequence[str]:
+    return [name for name in _OUTCOMES if name in part]
+
+
+def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy: str) -> tuple[int, pd.DataFrame]:
+    """How many votes decide a pair, and the votes of the judges that count.
+
+    Raises:
+        CurationError: a column or a judge is missing, or there are more judges than the policy takes.
+    """
+    if votes is None:
+        empty = pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
+        return _MOST_JUDGES, empty
+    check_columns(votes, ("pair_id", "judge", "verdict"), "votes")
+    there = sorted(votes["judge"].dropna().astype(str).unique())
+    if unknown := sorted(set(judges) - set(there)):
+        raise CurationError(f"votes: there is no judge {', '.join(map(repr, unknown))}; there are: {', '.join(there)}")
+    counted = sorted(set(judges) or set(there))
+    least = _MOST_JUDGES if policy == "paper" else 1
+    if not least <= len(counted) <= _MOST_JUDGES:
+        wanted = "two judges" if policy == "paper" else "one or two judges"
+        raise CurationError(
+            f"votes: the policy `{policy}` takes the votes of {wanted}, and these are of {len(counted)}: "
+            f"{', '.join(counted)}; name the judges whose votes count"
+        )
+    return len(counted), votes[votes["judge"].isin(counted)].reset_index(drop=True)
+
+
+def _on_present_sides(votes: pd.DataFrame, pairs: pd.DataFrame, given: dict[str, str]) -> pd.DataFrame:
+    """Votes on the sides that pairs had when they were `given`, turned to the sides that they have now."""
+    turned = {pair: given[pair] != chosen for pair, chosen in zip(pairs["pair_id"], pairs["chosen_id"], strict=True)}
+    where = votes["pair_id"].map(turned).to_numpy(dtype=bool)
+    verdict = votes["verdict"].astype(object)
+    return votes.assign(verdict=np.where(where, verdict.map(_OTHER_SIDE), verdict))
+
+
+def _read(files: Sequence[Path]) -> pd.DataFrame:
+    """The rows of Parquet files, one after the other.
+
+    Raises:
+        CurationError: a file cannot be read, or their columns differ.
+    """
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.read_table(file, partitioning=None).replace_schema_metadata(None))
+        except (OSError, pa.ArrowException) as error:
+            raise CurationError(f"{file} cannot be read: {error}; give a Parquet file") from error
+    try:
+        return to_frame(pa.concat_tables(tables, promote_options="permissive"))
+    except pa.ArrowException as error:
+        raise CurationError(f"{', '.join(map(str, files))} have different columns: {error}") from error
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise CurationError(f"{file} cannot be read: {error}; give a Parquet file") from error

@@ -1,0 +1,170 @@
+"""Files of prompts and responses that a person brings to be scored: JSON Lines, one prompt with its responses per line.
+
+    {"prompt": "<image>What is shown?", "images": ["a.png"], "responses": ["A cat.", "A dog."]}
+
+What belongs here: reading them into tables. What does not: scoring (scorer.py) and the pipeline's sources (ingest/).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dt2it_pipeline.ingest.rows import RowError, checked_text, medium
+from dt2it_pipeline.media.store import MediaError, store_image, store_video
+from dt2it_pipeline.storage import content_ids, schemas
+
+FORM = (
+    "one JSON object per line: `responses` (a list of texts), `prompt` (a text) or `turns` (a list of role and text, "
+    "the last of the user), and, where there are any, `system`, `images`, `videos` (paths; base64 of images) and `id`"
+)
+_MARKER = re.compile(r"<(image|video)>")
+
+
+class ResponseFileError(ValueError):
+    """A file of responses cannot be read; the message says why and what it should hold."""
+
+
+@dataclass(frozen=True)
+class ResponseFile:
+    """What a file holds.
+
+    Attributes:
+        rows: the objects of its lines, as read; a line that is no object is {}.
+        names: of each row: its own `id` as text, else `line N`.
+        prompts: table of kind `prompts`.
+        responses: table of kind `responses`, each response once.
+        ids: of each row: the ids of its responses in their order; none where the row cannot be used.
+        faults: reason and detail of each row that cannot be used, by its place in `rows`.
+    """
+
+    rows: list[dict[str, Any]]
+    names: list[str]
+    prompts: pa.Table
+    responses: pa.Table
+    ids: list[list[str]]
+    faults: Mapping[int, tuple[str, str]]
+
+
+def read_response_file(path: Path, media_root: Path, store: Path) -> ResponseFile:
+    """Read a file of prompts and responses. What is wrong with a row costs that row.
+
+    Args:
+        path: JSON Lines, in the form of FORM.
+        media_root: folder from which paths of images and videos count, and which they may not leave.
+        store: media store into which images and videos are imported; paths of the prompts are relative to it.
+
+    Raises:
+        ResponseFileError: the file cannot be read, or no row of it can be used.
+        VideoDecoderError: there are video files, and OpenCV is not installed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ResponseFileError(f"{path} cannot be read: {error}; it should hold {FORM}") from error
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
+    ids: list[list[str]] = []
+    faults: dict[int, tuple[str, str]] = {}
+    prompts: dict[str, dict[str, Any]] = {}
+    responses: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row: Any = {}
+        own: list[str] = []
+        try:
+            row = _object(line)
+            prompt = _prompt(row, media_root, store)
+            texts = row.get("responses")
+            if not isinstance(texts, list) or not texts:
+                raise RowError("no responses", f"`responses` must be a list of texts, found {texts!r}"[:200])
+            own = [content_ids.response_id(prompt["prompt_id"], checked_text(each, "a response")) for each in texts]
+        except (MediaError, RowError) as error:
+            faults[len(rows)] = (error.reason, error.detail)
+        else:
+            prompts[prompt["prompt_id"]] = prompt
+            for name, each in zip(own, texts, strict=True):
+                responses[name] = {
+                    "response_id": name, "prompt_id": prompt["prompt_id"], "text": each, "generator": ""
+                }  # fmt: skip
+        rows.append(row)
+        names.append(f"line {number}" if row.get("id") in (None, "") else str(row["id"]))
+        ids.append([] if len(rows) - 1 in faults else own)
+    if not prompts:
+        first = next(iter(faults.items()), None)
+        why = f"{names[first[0]]}: {first[1][0]} ({first[1][1]})" if first else "it is empty"
+        raise ResponseFileError(f"no row of {path} can be scored; the first: {why}. It should hold {FORM}")
+    return ResponseFile(
+        rows,
+        names,
+        schemas.table(prompts.values(), "prompts"),
+        schemas.table([responses[name] for name in sorted(responses)], "responses"),
+        ids,
+        faults,
+    )
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RowError("malformed JSON", str(error)[:200]) from None
+    if not isinstance(row, dict):
+        raise RowError("not an object", type(row).__name__)
+    return row
+
+
+def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, Any]:
+    """A row of a prompts table, its media imported."""
+    turns = row.get("turns") if "turns" in row else [{"role": "user", "text": row.get("prompt")}]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
+        raise RowError("no prompt", "`turns` must be a list of {role, text}, or `prompt` a text")
+    said = [
+        {"role": checked_text(turn.get("role"), "a turn's role"), "text": checked_text(turn.get("text"), "a turn")}
+        for turn in turns
+    ]
+    system = row.get("system")
+    given = {kind: _listed(row.get(f"{kind}s"), kind) for kind in ("image", "video")}
+    shown = [kind for turn in said if turn["role"] == "user" for kind in _MARKER.findall(turn["text"])]
+    if not shown:  # markers may be left out: media then come first
+        shown = ["image"] * len(given["image"]) + ["video"] * len(given["video"])
+        first = next((turn for turn in said if turn["role"] == "user"), said[0])
+        first["text"] = "".join(f"<{kind}>\n" for kind in shown) + first["text"]
+    for kind, items in given.items():
+        if shown.count(kind) != len(items):
+            raise RowError(
+                "markers do not fit", f"{shown.count(kind)} <{kind}> markers in the user's turns, {len(items)} {kind}s"
+            )
+    queues = {kind: iter(items) for kind, items in given.items()}
+    media = []
+    for kind in shown:
+        if kind == "image":
+            media.append(store_image(medium(next(queues[kind]), "image", "images").value, media_root, store).row)
+        else:
+            media.append(store_video(medium(next(queues[kind]), "video", "videos").value, media_root, store).row)
+    words = "" if system in (None, "") else checked_text(system, "`system`")
+    return {
+        "prompt_id": content_ids.prompt_id(words, said, [each["sha256"] for each in media]),
+        "source": "",
+        "system": words,
+        "turns": said,
+        "media": media,
+        "reference": None,
+        "language": "",
+        "meta": "{}",
+    }
+
+
+def _listed(value: Any, kind: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise RowError(f"{kind}s are not a list", repr(value)[:120])
+    return value

@@ -1,0 +1,132 @@
+"""The command as a whole: what it loads, what it lists, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import typer
+
+from dt2it_pipeline.cli import app, main, terminal
+from dt2it_pipeline.config.recipe import RecipeError
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
+
+COMMANDS = {
+    "demo", "run", "ui", "train", "score", "serve", "convert", "benchmark", "style", "clean", "outcomes", "export",
+    "review",
+}  # fmt: skip
+
+
+def every_command() -> list[tuple[str, typer.core.TyperCommand]]:
+    found = []
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(f"{name} {part}", each) for part, each in inner.items()] if inner else [(name, command)]
+    return found
+
+
+def test_help_loads_nothing_heavy_and_lists_every_command() -> None:
+    check = (
+        "import sys\n"
+        "from dt2it_pipeline.cli import main\n"
+        "sys.argv = ['dt2it', '--help']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'dagster', 'pandas', 'numpy', 'pyarrow', 'pydantic', 'sklearn'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    words = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and len(line.split()) > 2}
+    assert words >= COMMANDS
+    assert {"Run", "Reward", "Measure", "Preference"} <= {
+        line.split()[1] for line in done.stdout.splitlines() if line.startswith("╭─ ")
+    }
+
+
+def test_every_option_and_argument_has_a_text() -> None:
+    for name, command in every_command():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in every_command()])
+def test_every_command_has_a_help_page(name: str) -> None:
+    assert f"Usage: dt2it {name}" in dt2it(*name.split(), "--help")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert dt2it("--version") == f"dt2it {version('dt2it-pipeline')}\n"
+
+
+def test_a_call_that_is_wrong_ends_with_code_2_and_says_where_help_is() -> None:
+    assert failing("trian", code=2).startswith("No such command 'trian'")
+    assert failing("style", "file", "--colour", "red", code=2).endswith("dt2it style --help shows how it is called")
+    assert failing("--colour", code=2).startswith("No such option: --colour")
+    assert failing("run", "constructs", code=2).startswith("Invalid value for 'JOB'")
+    assert failing("run", code=2).startswith("Missing argument 'JOB'")
+
+
+def test_our_errors_are_one_line_and_others_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: Exception) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("dt2it_pipeline.config.recipe.load_recipe", fail)
+
+    raising(RecipeError("recipe.yaml: training.epochs is wrong"))
+    assert failing("run", "construct") == "recipe.yaml: training.epochs is wrong"
+    kept = invoke("--debug", "run", "construct")
+    assert isinstance(kept.exception, RecipeError) and kept.exit_code == 1
+    raising(FileNotFoundError(2, "No such file or directory", "/x"))
+    assert failing("run", "construct") == "/x: No such file or directory"
+    raising(KeyError("a fault of ours"))
+    assert isinstance(invoke("run", "construct").exception, KeyError)
+
+
+def test_main_is_the_console_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["anything", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and capsys.readouterr().out.startswith("dt2it ")
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show({"auc": float("nan"), "by": {"a": (1, float("inf"))}}, ["a line"], as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"auc": None, "by": {"a": [1, None]}}
+    terminal.show({}, ["a line"], as_json=False)
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.progress("scoring", "responses", "responses_total") as report:
+        for done in range(1, 101):
+            report({"responses": done, "responses_total": 100, "responses_per_second": 12.3456})
+        report({"validation_loss": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "scoring: responses 1 of 100, responses_per_second 12.35"
+    assert lines[-1].startswith("scoring: responses 100 of 100")
+    assert len(lines) < 100
+
+
+def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", shown)
+    with terminal.progress("scoring", "responses", "responses_total") as report:
+        report({"responses": 5, "responses_total": 10})
+    assert "scoring" in shown.getvalue() and "5/10" in shown.getvalue() and "time left" in shown.getvalue()
+    monkeypatch.setenv("CI", "true")
+    assert not terminal.is_interactive()

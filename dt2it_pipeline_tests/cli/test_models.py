@@ -1,0 +1,123 @@
+"""`dt2it train` and `dt2it score`: a checkpoint from tables, and the scores that the checkpoint itself gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from dt2it_pipeline.storage import atomic, schemas
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
+from dt2it_pipeline_tests.support.tiny import make_tables, make_tiny
+from dt2it_pipeline_tests.support.training_jobs import SMALL
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Small tables, a recipe for a tiny model, and the checkpoint that `dt2it train` makes of them."""
+    root = tmp_path_factory.mktemp("world")
+    tables = make_tables(root / "tables", 24)
+    (root / "base").mkdir()
+    training = SMALL | {"base_model": str(make_tiny(root / "base")), "processes": 1, "epochs": 1.0}
+    recipe = {"name": "tiny", "seed": 5, "training": training, "annotation": {"judges": [{"name": "a"}, {"name": "b"}]}}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    given = ["--pairs", tables["pairs"], "--prompts", tables["prompts"], "--media", tables["media_root"]]
+    call = ["train", *given, "--recipe", root / "recipe.yaml", "--output"]
+    summary = json.loads(dt2it(*call, root / "checkpoint", "--json"))
+    return {"root": root, "tables": tables, "call": call, "summary": summary, "checkpoint": root / "checkpoint"}
+
+
+def test_train_makes_the_checkpoint_that_the_recipe_asks_for(world: dict[str, Any]) -> None:
+    assert (world["checkpoint"] / "reward_model.json").is_file()
+    assert world["summary"]["checkpoint"] == str(world["checkpoint"])
+    assert world["summary"]["weights_sha256"]
+    steps = [json.loads(line)["step"] for line in (world["checkpoint"] / "training_log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 3  # an epoch of 24 pairs in steps of 8
+    assert not world["checkpoint"].with_name("checkpoint.work").exists()
+
+
+def test_what_training_cannot_do_is_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    assert failing(*world["call"], world["checkpoint"]).endswith("exists already; name a new folder")
+    wrong = ["/nowhere.parquet" if part == world["tables"]["pairs"] else part for part in world["call"]]
+    assert failing(*wrong, tmp_path / "out") == "there is no file /nowhere.parquet"
+    atomic.write_parquet(schemas.table([], "pairs"), tmp_path / "empty.parquet")
+    wrong = [tmp_path / "empty.parquet" if part == world["tables"]["pairs"] else part for part in world["call"]]
+    told = failing(*wrong, tmp_path / "out")
+    assert told.startswith("training failed: ") and "pair" in told and told.endswith("out.work/training.log")
+    assert not (tmp_path / "out").exists()
+
+
+def lines_of(world: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with and without images, in every form, and three that cannot be used."""
+    image = sorted(Path(world["tables"]["media_root"]).glob("*.png"))[0].name
+    return [
+        {"id": 7, "prompt": "<image>what colour is the shape", "images": [image], "responses": ["red", "it is blue"]},
+        {"prompt": "what is the shape", "images": [image], "responses": ["a circle"]},
+        {"turns": [{"role": "user", "text": "is it red"}], "system": "You judge.", "responses": ["yes", "no", "to me"]},
+        {"prompt": "what", "images": ["gone.png"], "responses": ["a"]},
+        {"prompt": "what <image> <image>", "images": [image], "responses": ["a"]},
+        {"prompt": "what", "responses": []},
+    ]
+
+
+def test_scores_of_lines_are_those_of_the_checkpoint(world: dict[str, Any], tmp_path: Path) -> None:
+    from dt2it_pipeline.reward.reward_model import RewardModel
+
+    rows = lines_of(world)
+    file = tmp_path / "responses.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
+    call = ["score", world["checkpoint"], file, "--media", world["tables"]["media_root"], "--max-length", 512]
+    result = invoke(*map(str, call), "--output", str(tmp_path / "scores.jsonl"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'scores.jsonl'}: 6 of 6 responses scored\n"
+    for fault in (
+        "line 4: missing image",
+        "line 5: markers do not fit",
+        "line 6: no responses",
+        "line 7: malformed JSON",
+    ):
+        assert f"not scored: {fault}" in result.stderr
+    made = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [{key: value for key, value in row.items() if key != "scores"} for row in made] == [*rows, {}]
+    model = RewardModel.from_pretrained(world["checkpoint"])
+    prompts = [
+        {"turns": [{"role": "user", "text": rows[0]["prompt"]}], "images": rows[0]["images"]},
+        {"turns": [{"role": "user", "text": "<image>\n" + rows[1]["prompt"]}], "images": rows[1]["images"]},
+        {"turns": rows[2]["turns"], "system": rows[2]["system"]},
+    ]
+    responses = [row["responses"] for row in rows[:3]]
+    own = model.score(prompts, responses, media_root=world["tables"]["media_root"])
+    for row, expected in zip(made[:3], own, strict=True):
+        assert row["scores"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [row["scores"] for row in made[3:]] == [[], [], [], []]
+    dt2it(*call, "--output", tmp_path / "scores.parquet")
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    assert table["row_id"].tolist() == ["7", "7", "line 2", *["line 3"] * 3, "line 4", "line 5", "line 6", "line 7"]
+    assert table["score"].dropna().tolist() == pytest.approx([score for row in made for score in row["scores"]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl", "scores.jsonl", "scores.parquet"]
+
+
+def test_a_table_of_responses_is_scored_as_the_pipeline_scores_it(world: dict[str, Any], tmp_path: Path) -> None:
+    tables = world["tables"]
+    call = ["score", world["checkpoint"], tables["responses"], "--prompts", tables["prompts"], "--output"]
+    counts = json.loads(dt2it(*call, tmp_path / "s.parquet", "--media", tables["media_root"], "--json"))
+    scores = atomic.read_parquet(tmp_path / "s.parquet", "scores")
+    wanted = atomic.read_parquet(tables["responses"], "responses")["response_id"].to_pylist()
+    assert scores["response_id"].to_pylist() == wanted and counts["scored"] == counts["responses"] == len(wanted)
+    assert "needs --prompts and --media" in failing(*call, tmp_path / "s.parquet", code=2)
+    assert "name a .parquet file" in failing(*call, tmp_path / "s.jsonl", code=2)
+
+
+def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    call = ["score", world["checkpoint"], tmp_path / "r.jsonl", "--output", tmp_path / "out.jsonl"]
+    assert "r.jsonl cannot be read: " in failing(*call)
+    (tmp_path / "r.jsonl").write_text('{"question": "what"}\n')
+    told = failing(*call)
+    assert "no row of" in told and "line 1: " in told and "`responses` (a list of texts)" in told
+    (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a"]}\n')
+    call[1] = "/nowhere"
+    assert failing(*call).startswith("there is no model folder /nowhere")

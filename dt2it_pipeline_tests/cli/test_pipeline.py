@@ -1,0 +1,146 @@
+"""`dt2it run`, `demo` and `ui`: what they start, and what of its output they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.cli import pipeline
+from dt2it_pipeline.config.paths import project_root
+from dt2it_pipeline_tests.support.commands import dt2it, failing
+
+SMOKE = "configs/recipes/smoke.yaml"
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str], str]]:
+    """Commands that are started instead of Dagster's, their variables, and the run configuration that they name."""
+    calls: list[tuple[list[str], dict[str, str], str]] = []
+
+    def follow(command: list[str], environment: dict[str, str], *, verbose: bool) -> int:
+        config = Path(command[-1]).read_text() if command[-2] == "-c" else ""
+        calls.append((command, environment, config))
+        return 0
+
+    monkeypatch.setattr(pipeline, "_follow", follow)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return calls
+
+
+def test_run_starts_the_job_that_dagster_would_execute(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the recipe counts from the project
+    home = tmp_path / "home"
+    dt2it("run", "construct", "--recipe", SMOKE, "--home", home)
+    dt2it("run", "round", "--round", 1, "--recipe", SMOKE, "--home", home)
+    dt2it("run", "benchmark", "--model", "a model", "--recipe", SMOKE, "--home", home)
+    start = [sys.executable, "-m", "dagster", "job", "execute", "-m", "dt2it_pipeline.definitions", "-j"]
+    commands = [command for command, _, _ in started]
+    assert commands[0] == [*start, "construct"]
+    assert commands[1] == [*start, "round", "--tags", '{"dagster/partition": "1"}']
+    assert commands[2][:-1] == [*start, "benchmark", "-c"]
+    assert json.loads(started[2][2]) == {"ops": {"checkpoint_scores": {"config": {"model": "a model"}}}}
+    for _, environment, _ in started:
+        assert environment["DT2IT_HOME"] == str(home) and home.is_dir()
+        assert environment["DT2IT_RECIPE"] == SMOKE
+        assert (Path(environment["DAGSTER_HOME"]) / "dagster.yaml").is_file()
+        assert "PYTHONDONTWRITEBYTECODE" not in environment
+
+
+def test_a_recipe_beside_the_working_directory_is_found_from_everywhere(
+    started: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text((project_root() / SMOKE).read_text())
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("{}")
+    dt2it("run", "export", "--round", 0, "--recipe", "mine.yaml", "--home", "home", "--config", "run.yaml")
+    command, environment, _ = started[0]
+    assert environment["DT2IT_RECIPE"] == str(tmp_path / "mine.yaml")
+    assert (environment["DT2IT_HOME"], environment["DAGSTER_HOME"]) == (str(tmp_path / "home"), str(tmp_path))
+    assert command[-2:] == ["-c", str(tmp_path / "run.yaml")]
+
+
+def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("# the report\n")
+    said = dt2it("demo", "--home", tmp_path)
+    assert [command[8:] for command, _, _ in started] == [
+        ["construct"],
+        ["round", "--tags", '{"dagster/partition": "0"}'],
+        ["round", "--tags", '{"dagster/partition": "1"}'],
+    ]
+    assert started[0][1]["DT2IT_RECIPE"] == "configs/recipes/demo.yaml" and started[0][1]["HF_HUB_OFFLINE"] == "1"
+    assert said == f"# the report\n\nReport: {tmp_path / 'report.html'}\n"
+    assert "is too many" in failing("demo", "--home", tmp_path, "--rounds", 9)
+
+
+def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *call: given.extend(call))
+    dt2it("ui", "--home", tmp_path, "--port", 4000)
+    program, command, environment = given
+    assert (program, command[1:5]) == (sys.executable, ["-m", "dagster", "dev", "-m"])
+    assert command[-4:] == ["--host", "127.0.0.1", "--port", "4000"]
+    assert environment["DT2IT_HOME"] == str(tmp_path)
+
+
+def test_a_job_that_cannot_be_run_is_said_before_anything_starts(started: list[Any], tmp_path: Path) -> None:
+    given = ("--recipe", SMOKE, "--home", tmp_path)
+    assert "the job round needs --round" in failing("run", "round", *given, code=2)
+    assert "the job construct takes no --round" in failing("run", "construct", "--round", 0, *given, code=2)
+    assert "needs --model" in failing("run", "benchmark", *given, code=2)
+    assert "--model is for the job benchmark" in failing("run", "construct", "--model", "m", *given, code=2)
+    assert "rounds are 0 to 1" in failing("run", "round", "--round", 2, *given)
+    assert "cannot read recipe" in failing("run", "construct", "--recipe", "none.yaml")
+    assert started == []
+
+
+LINES = """
+print("noise of an engine")
+print("20:00:01  good                  good: 5 in, 5 out")
+print("20:00:02  good                  … step 1")
+print("  noise that is no line of the run")
+print("20:00:03  run                   ERROR FAILED")
+print("  bad: ValueError: what is wrong")
+raise SystemExit(3)
+"""
+
+
+def test_lines_for_people_are_printed_and_noise_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-c", LINES]
+    assert pipeline._follow(command, os.environ, verbose=False) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "20:00:01  good                  good: 5 in, 5 out",
+        "20:00:03  run                   ERROR FAILED",
+        "  bad: ValueError: what is wrong",
+    ]
+    pipeline._follow(command, os.environ, verbose=True)
+    assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+def test_a_run_that_fails_without_a_reason_shows_what_was_printed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pipeline._follow([sys.executable, "-c", "print('a clue'); raise SystemExit(1)"], os.environ, verbose=False)
+    assert capsys.readouterr().err.splitlines() == ["what was printed beside:", "a clue"]
+    assert pipeline._follow([sys.executable, "-c", "print('a clue')"], os.environ, verbose=False) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(pipeline, "_follow", lambda *_, **__: 7)
+    told = failing("run", "construct", "--recipe", SMOKE, "--home", tmp_path)
+    assert told.startswith("the job construct failed (exit code 7)")
+
+
+@pytest.mark.heavy
+def test_a_round_without_d0_fails_with_dagsters_own_reason(tmp_path: Path) -> None:
+    import subprocess
+
+    call = [sys.executable, "-c", "from dt2it_pipeline.cli import main; main()", "run", "round", "--round", "1"]
+    done = subprocess.run([*call, "--recipe", SMOKE, "--home", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "debiased_pairs has not been made" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the job round failed (exit code 1)")
