@@ -20,7 +20,7 @@ class Schedule:
     seed: int
 
     @property
-    def presentations(self) -> int:
+    def samples_seen(self) -> int:
         """Pairs seen in all, repetitions included."""
         whole = round(self.pairs * self.epochs) or 1
         return whole if self.max_steps is None else min(whole, self.max_steps * self.global_batch_size)
@@ -28,12 +28,12 @@ class Schedule:
     @property
     def steps(self) -> int:
         """Optimiser steps; the last one may hold fewer pairs."""
-        return math.ceil(self.presentations / self.global_batch_size)
+        return math.ceil(self.samples_seen / self.global_batch_size)
 
     def step(self, number: int) -> np.ndarray:
         """Pairs of step `number` (from 0), int64."""
         first = number * self.global_batch_size
-        places = np.arange(first, min(first + self.global_batch_size, self.presentations))
+        places = np.arange(first, min(first + self.global_batch_size, self.samples_seen))
         out = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(places // self.pairs):
             inside = places // self.pairs == epoch
