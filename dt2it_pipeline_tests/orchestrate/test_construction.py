@@ -11,11 +11,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, Recipe, load_recipe
-from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.construct.sample import SampleJob
+from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas

@@ -12,8 +12,6 @@ from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline_tests.support.child_jobs import Chatter, Crash, Echo, Killed
 from dt2it_pipeline_tests.support.processes import alive, wait_until
 
-
-
 IMPORTS = (
     "from dt2it_pipeline_tests.orchestrate.test_pipes_worker import start\n"
     "from dt2it_pipeline_tests.support.child_jobs import Hang\n"
@@ -64,8 +62,7 @@ def test_a_child_that_prints_much_does_not_hang(tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_a_step_that_is_killed(tmp_path, how):
     script = (
-        f"from pathlib import Path\n{IMPORTS}"
-        f"start(Hang(pids=Path({str(tmp_path / 'pids')!r})), {str(tmp_path)!r})\n"
+        f"from pathlib import Path\n{IMPORTS}start(Hang(pids=Path({str(tmp_path / 'pids')!r})), {str(tmp_path)!r})\n"
     )
     step = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 60)

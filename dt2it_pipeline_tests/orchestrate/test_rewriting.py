@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.demo import language
-from dt2it_pipeline.demo.build_rewriter import STYLE, build
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.construct.sample import SampleJob
+from dt2it_pipeline.demo import language
+from dt2it_pipeline.demo.build_rewriter import STYLE, build
 from dt2it_pipeline.engines.jobs import Job
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses

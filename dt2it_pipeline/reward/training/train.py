@@ -42,7 +42,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
             learning_rate, grad_norm, pairs_per_second) and `steps`, and after each evaluation of held-out pairs.
 
     Returns:
-        steps, resumed_from_step, pairs, pairs_quarantine, samples_seen (pairs, repetitions included), the last loss and
+        steps, resumed_from_step, pairs, pairs_quarantined, samples_seen (pairs, repetitions included), last loss and
         accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`.
 
     Raises:

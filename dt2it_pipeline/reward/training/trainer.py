@@ -213,7 +213,7 @@ class Trainer:
             "steps": schedule.steps,
             "resumed_from_step": first,
             "pairs": len(self.prepared.rows),
-            "pairs_quarantine": len(self.prepared.quarantine),
+            "pairs_quarantined": len(self.prepared.quarantine),
             "samples_seen": schedule.samples_seen,
             "loss": last.get("loss"),
             "accuracy": last.get("accuracy"),

@@ -9,7 +9,7 @@ from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup
 def test_every_epoch_shows_every_pair_once() -> None:
     schedule = Schedule(pairs=50, global_batch_size=8, epochs=2, max_steps=None, seed=3)
     seen = np.concatenate([schedule.step(n) for n in range(schedule.steps)])
-    assert len(seen) == schedule.presentations == 100
+    assert len(seen) == schedule.samples_seen == 100
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
     assert seen[:50].tolist() != seen[50:].tolist()
 
