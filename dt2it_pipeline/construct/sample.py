@@ -93,7 +93,7 @@ def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = No
 
     Returns:
         Counts of prompts (rows_in = rows_out + rows_quarantined), of answers (sampled = kept + duplicates +
-        answers_quarantinedd) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
+        answers_quarantined) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
         tokens_per_second.
 
     Raises:
