@@ -148,7 +148,7 @@ def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(h
         def answer(request: Any) -> list[Sample]:
             right = color_of(request)
             wrong = COLORS[(COLORS.index(right) + 1) % len(COLORS)]
-            return [Sample(f"It is {right if Path(job['model']).name == 'first' else wrong}.", 4, True, 20)]
+            return [Sample(f"It is {right if Path(job.model).name == 'first' else wrong}.", 4, True, 20)]
 
         return sample.run(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))
 
