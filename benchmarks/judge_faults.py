@@ -31,7 +31,7 @@ def main() -> None:
         status = {
             r["response_id"]: r["status"] for r in atomic.read_parquet(folder / "judged/judgements.parquet").to_pylist()
         }
-        found = {r["text"]: status[r["response_id"]] for r in atomic.read_parquet(job["responses"]).to_pylist()}
+        found = {r["text"]: status[r["response_id"]] for r in atomic.read_parquet(job.responses).to_pylist()}
     print("| the endpoint | times | requests | in the end | requests of a second run |")
     print("|---|---|---|---|---|")
     for item, (fault, times, _, _) in test_faults.FAULTS.items():

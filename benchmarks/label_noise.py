@@ -14,7 +14,6 @@ The judges are the recipe's own models; each answers once about every pair, and 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -88,29 +87,28 @@ def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
 def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
     """Verdicts of all of the recipe's judges about all pairs."""
     from dt2it_pipeline.config.paths import model_path
+    from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
     from dt2it_pipeline.curate.tables import to_frame, to_table
     from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
-    settings = recipe.annotation.model_dump(mode="json")
-    for judge in settings["judges"]:
-        judge["model"] = model_path(judge["model"])
+    judges = tuple(judge.model_copy(update={"model": model_path(judge.model)}) for judge in recipe.annotation.judges)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_parquet(to_table(pairs, "pairs"), work / "pairs.parquet")
-        job = {
-            "pairs": str(work / "pairs.parquet"),
-            "prompts": str(store.read("raw_preferences").table_path("prompts")),
-            "media_root": str(store.media),
-            "output": str(work / "votes.parquet"),
-            "work": str(work / "judging"),
-            "cache": str(store.cache / "judge_replies.sqlite"),
-            "settings": settings,
-            "seed": recipe.seed,
-        }
+        job = AnnotateJob(
+            pairs=work / "pairs.parquet",
+            prompts=store.read("raw_preferences").table_path("prompts"),
+            media_root=store.media,
+            output=work / "votes.parquet",
+            work=work / "judging",
+            cache=store.cache / "judge_replies.sqlite",
+            settings=recipe.annotation.model_copy(update={"judges": judges}),
+            seed=recipe.seed,
+        )
         path = work / "job.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
+        job.write(path)
         # In a process of its own, which gives its memory back, and whose progress bars stay out of the table.
-        command = [sys.executable, "-m", "dt2it_pipeline.curate.annotation.annotate", str(path)]
+        command = [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{done.stderr}")

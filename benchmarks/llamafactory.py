@@ -9,7 +9,7 @@ own that this script takes and never makes:
 
 Both train the same float32 model on the same pairs, one image each: same batch, learning rate, optimiser (AdamW) and
 thread count, one process, vision encoder and projector frozen, no gradient checkpointing. Ours runs as the command
-`python -m dt2it_pipeline.reward.training.train job.json` (ZeRO-2 on the CPU), with the vision encoder's output cached
+`python -m dt2it_pipeline.engines.jobs job.json` (ZeRO-2 on the CPU), with the vision encoder's output cached
 and without; LLaMA-Factory runs through its own entry point `run_exp`, with a callback that prints a line per step.
 
 All trainers live at once and take turns: one runs a few steps while the others are stopped (SIGSTOP), so that a noisy
@@ -31,9 +31,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.storage import atomic, records
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.reward.training.job import TrainJob
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = "LLaMA-Factory"
@@ -116,10 +119,11 @@ def make_model(source: Path, folder: Path) -> None:
         save_file(weights, file, metadata={"format": "pt"})
 
 
-def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cached: bool) -> dict[str, Any]:
+def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cached: bool) -> TrainJob:
     """Job of this project's trainer."""
     from benchmarks.scoring import SYSTEM
     from dt2it_pipeline.config.training import TrainingSettings
+    from dt2it_pipeline.reward.training.job import TrainJob
 
     settings = TrainingSettings(
         base_model=str(folder / "model"),
@@ -135,17 +139,17 @@ def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cache
         save_steps=steps,
     )
     place = folder / ("cached" if cached else "uncached")
-    return {
-        "base_model": str(folder / "model"),
-        "pairs": data["pairs"],
-        "prompts": data["prompts"],
-        "media_root": data["media"],
-        "output": str(place / "checkpoint"),
-        "work": str(place / "work"),
-        "settings": settings.model_dump(),
-        "seed": 0,
-        "name": "benchmark",
-    }
+    return TrainJob(
+        base_model=str(folder / "model"),
+        pairs=Path(data["pairs"]),
+        prompts=Path(data["prompts"]),
+        media_root=Path(data["media"]),
+        output=place / "checkpoint",
+        work=place / "work",
+        settings=settings,
+        seed=0,
+        name="benchmark",
+    )
 
 
 def their_arguments(folder: Path, batch: int, steps: int) -> dict[str, Any]:
@@ -253,8 +257,8 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     jobs = {"ours": True, "ours, vision encoder at every step": False}
     for name, cached in jobs.items():
         job = folder / f"{'cached' if cached else 'uncached'}.json"
-        job.write_text(json.dumps(our_job(folder, data, given.batch, steps, cached=cached)), encoding="utf-8")
-        commands[name] = [sys.executable, "-m", "dt2it_pipeline.reward.training.train", str(job)]
+        our_job(folder, data, given.batch, steps, cached=cached).write(job)
+        commands[name] = [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(job)]
     theirs = folder / "theirs.json"
     theirs.write_text(json.dumps(their_arguments(folder, given.batch, steps)), encoding="utf-8")
     commands[THEIRS] = [given.python, "-m", "benchmarks.llamafactory", "--arguments", str(theirs)]

@@ -305,47 +305,49 @@ class Bench:
         """The training of the pipeline, as its assets start it (orchestrate/model_jobs.py); it resumes in `work`."""
         from dt2it_pipeline.config.paths import model_path
         from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+        from dt2it_pipeline.reward.training.job import TrainJob
 
         settings = self.recipe.training
         work.mkdir(parents=True, exist_ok=True)
         _write(joined, work)
-        job = {
-            "name": "reward_model",
-            "base_model": model_path(settings.base_model),
-            "pairs": str(work / "pairs.parquet"),
-            "prompts": str(work / "prompts.parquet"),
-            "media_root": str(self.store.media),
-            "output": str(work / "checkpoint"),
-            "work": str(work / "training"),
-            "settings": settings.model_dump(mode="json"),
-            "seed": seed,
-        }
+        job = TrainJob(
+            name="reward_model",
+            base_model=model_path(settings.base_model),
+            pairs=work / "pairs.parquet",
+            prompts=work / "prompts.parquet",
+            media_root=self.store.media,
+            output=work / "checkpoint",
+            work=work / "training",
+            settings=settings,
+            seed=seed,
+        )
         path = work / "train.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
-        command = deepspeed_command(["dt2it_pipeline.reward.training.train", str(path)], settings.processes)
+        job.write(path)
+        command = deepspeed_command(["dt2it_pipeline.engines.jobs", str(path)], settings.processes)
         return _run(command, rank_environment(settings.processes))
 
     def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str) -> None:
         """Scores of the model in `work`, as the pipeline computes them."""
+        from dt2it_pipeline.reward.scoring.job import ScoreJob
         from dt2it_pipeline.storage.atomic import write_parquet
 
         shards = work / f"{output.stem}-shards"
         shards.mkdir(exist_ok=True)
         write_parquet(responses, shards / "responses.parquet")
         write_parquet(prompts, shards / "prompts.parquet")
-        job = {
-            "checkpoint": str(work / "checkpoint"),
-            "prompts": str(shards / "prompts.parquet"),
-            "responses": str(shards / "responses.parquet"),
-            "media_root": str(self.store.media),
-            "output": str(output),
-            "work": str(shards),
-            "voter": voter,
-            "settings": self.recipe.scoring.model_dump(mode="json"),
-        }
+        job = ScoreJob(
+            checkpoint=str(work / "checkpoint"),
+            prompts=shards / "prompts.parquet",
+            responses=shards / "responses.parquet",
+            media_root=self.store.media,
+            output=output,
+            work=shards,
+            voter=voter,
+            settings=self.recipe.scoring,
+        )
         path = work / "score.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
-        _run([sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(path)], {})
+        job.write(path)
+        _run([sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(path)], {})
 
     def _scores(self, seed: int) -> Path:
         return self.output / f"scores-{seed}.parquet"

@@ -9,10 +9,7 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
-from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,13 +22,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from dt2it_pipeline.reward.scoring.response_files import ResponseFile
+    from dt2it_pipeline.reward.training.job import TrainJob
 
 PANEL = "Reward models"
-_TRAINER = "dt2it_pipeline.reward.training.train"
 _SERVER = "dt2it_pipeline.serve.vllm_main"
 _REPORTED = re.compile(r"(\w+)=(\S+)")
-_RAISED = re.compile(r"(?:\[rank\d+\]: )?[\w.]*(?:Error|Exception): (?P<message>.*)")
-_REMEMBERED = 2000  # lines of a training's output that are searched for its error
 _SERVE_CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 SystemPrompt = Annotated[
@@ -79,6 +74,7 @@ def train(
     """
     from dt2it_pipeline.config.paths import model_path
     from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.reward.training.job import TrainJob
 
     chosen = load_recipe(recipe.resolve() if recipe is not None and recipe.is_file() else recipe)
     settings = chosen.training if processes is None else chosen.training.model_copy(update={"processes": processes})
@@ -90,69 +86,46 @@ def train(
     if not media.is_dir():
         raise CommandError(f"there is no folder {media}")
     work = output.with_name(f"{output.name}.work")
-    job = {
-        "name": output.name,
-        "base_model": model_path(settings.base_model),
-        "pairs": str(pairs.absolute()),
-        "prompts": str(prompts.absolute()),
-        "media_root": str(media.absolute()),
-        "output": str(output.absolute()),
-        "work": str(work.absolute()),
-        "settings": settings.model_dump(mode="json"),
-        "seed": chosen.seed if seed is None else seed,
-    }
+    job = TrainJob(
+        name=output.name,
+        base_model=model_path(settings.base_model),
+        pairs=pairs.absolute(),
+        prompts=prompts.absolute(),
+        media_root=media.absolute(),
+        output=output.absolute(),
+        work=work.absolute(),
+        settings=settings,
+        seed=chosen.seed if seed is None else seed,
+    )
     work.mkdir(parents=True, exist_ok=True)
     with progress("training", "step", "steps") as report:
-        summary = _train(job, settings, work, report)
+        summary = _train(job, work, report)
     shutil.rmtree(work)
     lines = [f"{output}: {summary['steps']} steps" if "steps" in summary else f"{output}: trained"]
     lines += [f"{key}: {value}" for key, value in sorted(summary.items()) if isinstance(value, int | float | str)]
     show({"checkpoint": str(output), **summary}, lines, as_json=as_json)
 
 
-def _train(job: Mapping[str, Any], settings: Any, work: Path, report: Report) -> dict[str, Any]:
+def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
     """Train in processes of its own, started as the pipeline starts them; returns the summary."""
     from dt2it_pipeline.config.recipe_files import hostfile_path
-    from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
-    from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
-    from dt2it_pipeline.storage.atomic import write_json_atomic
+    from dt2it_pipeline.engines.deepspeed_launcher import rank_environment
+    from dt2it_pipeline.engines.launcher import JobFailed, Resources
+    from dt2it_pipeline.engines.local_launcher import LocalLauncher
 
-    file, log = work / "job.json", work / "training.log"
-    write_json_atomic(dict(job), file)
-    module = [_TRAINER, str(file)]
-    hosts = hostfile_path(settings)
-    command = [sys.executable, "-m", *module]
-    if settings.processes > 1 or hosts is not None:
-        command = deepspeed_command(module, settings.processes, hostfile=hosts)
-    environment = {**WORKER_ENVIRONMENT, **os.environ, **rank_environment(settings.processes)}
-    summary: dict[str, Any] | None = None
-    last: deque[str] = deque(maxlen=_REMEMBERED)
-    with (
-        log.open("w", encoding="utf-8") as kept,
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as process,
-    ):
-        assert process.stdout is not None
-        for line in process.stdout:
+    log, processes = work / "training.log", job.settings.processes
+    ranks = Resources(processes, hostfile=hostfile_path(job.settings), environment=rank_environment(processes))
+    with log.open("w", encoding="utf-8") as kept:
+
+        def read(line: str) -> None:
             kept.write(line)
-            last.append(line.strip())
-            if line.startswith("{"):
-                with contextlib.suppress(ValueError):
-                    summary = json.loads(line)
-            elif state := _state(line):
+            if state := _state(line):
                 report(state)
-    if process.returncode or summary is None:
-        raised = [found["message"] for found in map(_RAISED.fullmatch, last) if found]
-        why = raised[-1] if raised else f"it ended with code {process.returncode}"
-        raise CommandError(f"training failed: {why}. All that it printed stands in {log}")
-    return summary
+
+        try:
+            return LocalLauncher(on_line=read).launch(job, work=work, resources=ranks)
+        except JobFailed as error:
+            raise CommandError(f"training failed: {error}. All that it printed is in {log}") from None
 
 
 def _state(line: str) -> dict[str, Any]:
@@ -214,7 +187,7 @@ def score(
     What a killed call has scored is kept in OUTPUT.work, and is not scored again by the same call.
     """
     from dt2it_pipeline.config.scoring import ScoringSettings
-    from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
+    from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url
     from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
     from dt2it_pipeline.reward.scoring.response_files import read_response_file
     from dt2it_pipeline.storage.artifacts import model_digest
@@ -240,17 +213,17 @@ def score(
     identity = f"{model} in process {os.getpid()}" if is_url(model) else model_digest(model)
     tables_read = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (prompts, responses)]
     key = content_hash(identity, settings.model_dump(mode="json"), system_prompt, tables_read)[:12]
-    job = {
-        "model": model,
-        "prompts": str(prompts),
-        "responses": str(responses),
-        "media_root": str(store),
-        "output": str(work / "scores.parquet"),
-        "work": str(work / key),
-        "voter": model,
-        "settings": settings.model_dump(mode="json"),
-        "system_prompt": system_prompt,
-    }
+    job = BenchmarkScoreJob(
+        model=model,
+        prompts=Path(str(prompts)),
+        responses=responses,
+        media_root=Path(str(store)),
+        output=work / "scores.parquet",
+        work=work / key,
+        voter=model,
+        settings=settings,
+        system_prompt=system_prompt,
+    )
     with progress("scoring", "responses", "responses_total") as report:
         summary = score_job(job, report)
     scored = read_parquet(work / "scores.parquet", "scores")
@@ -279,7 +252,9 @@ def _write_scores(
     scores = dict(zip(scored["response_id"].to_pylist(), scored["score"].to_pylist(), strict=True))
     reasons = {row["row_id"]: (row["reason"], row["detail"]) for row in aside.to_pylist()}
     columns = ("row_id", "place", "response_id", "score", "reason", "detail")
-    lines, rows, faults = [], [], []
+    lines: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
+    faults: list[str] = []
     for number, (name, own) in enumerate(zip(read.names, read.ids, strict=True)):
         for place, key in enumerate(own):
             reason, detail = reasons.get(key, ("", ""))

@@ -1,6 +1,6 @@
 """Listwise, pointwise and pairwise judgements of candidate responses (DT2IT-MRM, part 1, steps 2 to 5).
 
-Run as `python -m dt2it_pipeline.construct.judge job.json`.
+Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.construct.sampling_plan import CORRUPTED
-from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.judges.ask import Tally, ask
 from dt2it_pipeline.judges.factory import MakeEngine, make_judge
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
@@ -36,7 +36,6 @@ _BATCH = 512  # requests handed to a judge at once
 _ALL_ORDERS = 4  # lists up to this long have few enough orders (24) to draw from without repetition
 
 Row = dict[str, Any]
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,37 @@ class Judged:
     enhanced: dict[str, int] = field(default_factory=dict)
 
 
-def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = None) -> dict[str, Any]:
+class JudgeJob(Job):
+    """Judge a responses table.
+
+    Attributes:
+        prompts: Parquet of kind `prompts`.
+        responses: Parquet of kind `responses`.
+        media_root: folder that the prompts' media paths are relative to.
+        output: folder for judgements.parquet, responses.parquet and quarantine.parquet.
+        cache: SQLite file that keeps replies: a killed run goes on where it was.
+        settings: the recipe's section `judging`.
+        seed: of the orders in which responses are presented.
+    """
+
+    entry_point: ClassVar[str] = "dt2it_pipeline.construct.judge:run"
+
+    prompts: Path
+    responses: Path
+    media_root: Path
+    output: Path
+    cache: Path
+    settings: JudgingSettings
+    seed: int
+
+
+def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) -> Summary:
     """Judge a responses table; writes judgements, responses and quarantine as Parquet into the output folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was, and the same calls cost nothing again.
 
     Args:
-        job: prompts, responses (Parquet), media_root, output (folder), cache (file), settings (JudgingSettings), seed.
+        job: what to judge, and by whom.
         report: called after each batch with judge, calls, and how many found their reply on disk.
         make_engine: see `make_judge`.
 
@@ -87,19 +110,18 @@ def run(job: dict[str, Any], report: Report, make_engine: MakeEngine | None = No
         JudgeError: a judge cannot be built.
         JudgeStopped: a judge cannot answer any more; run again when it can.
     """
-    settings = JudgingSettings.model_validate(job["settings"])
-    prompts = atomic.read_parquet(job["prompts"], "prompts")
-    responses = atomic.read_parquet(job["responses"], "responses")
+    settings = job.settings
+    prompts = atomic.read_parquet(job.prompts, "prompts")
+    responses = atomic.read_parquet(job.responses, "responses")
     rows = prompts.to_pylist()
-    judges = [make_judge(chosen, rows, Path(job["media_root"]), make_engine) for chosen in settings.judges]
-    cache = ReplyCache(Path(job["cache"]))
+    judges = [make_judge(chosen, rows, job.media_root, make_engine) for chosen in settings.judges]
+    cache = ReplyCache(job.cache)
     try:
-        judged = judge_responses(prompts, responses, judges, settings, job["seed"], cache, report)
+        judged = judge_responses(prompts, responses, judges, settings, job.seed, cache, report)
     finally:
         cache.close()
-    output = Path(job["output"])
     for name in ("judgements", "responses", "quarantine"):
-        atomic.write_parquet(getattr(judged, name), output / f"{name}.parquet")
+        atomic.write_parquet(getattr(judged, name), job.output / f"{name}.parquet")
     quality = judge_quality(judged.judgements)
     metadata: dict[str, Any] = {}
     for chosen, judge in zip(settings.judges, judges, strict=True):
@@ -128,7 +150,7 @@ def judge_responses(
     settings: JudgingSettings,
     seed: int,
     cache: ReplyCache | None = None,
-    report: Report = lambda progress: None,
+    report: Reporter = lambda progress: None,
 ) -> Judged:
     """Have every judge judge every response in the recipe's modes, lists in `settings.orders` shuffled orders.
 
@@ -183,7 +205,7 @@ class _Bench:
     settings: JudgingSettings
     seed: int
     cache: ReplyCache
-    report: Report
+    report: Reporter
 
     def __post_init__(self) -> None:
         self.tallies = {judge.name: Tally() for judge in self.judges}
@@ -347,7 +369,3 @@ def _writable(text: str) -> str:
 
 def _aside(row_id: str, reason: str, detail: str, source: str) -> dict[str, str]:
     return records.quarantine_row(row_id, STAGE, reason, detail, source)
-
-
-if __name__ == "__main__":
-    jobs.main(run)

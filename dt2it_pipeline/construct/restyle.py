@@ -5,7 +5,7 @@ every response into the same style instead. A rewriter may also mend or spoil wh
 wrong: a pair is quarantined where a number changed, where the answer changed (by comparison with the reference), or
 where the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not say the same.
 
-Run as `python -m dt2it_pipeline.construct.restyle job.json`.
+Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ from dt2it_pipeline.config.judging import (
 from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
 from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.construct.pairs import bare_words, near_identical
-from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 from dt2it_pipeline.judges import answers
 from dt2it_pipeline.judges.ask import Tally, replies
@@ -74,18 +74,41 @@ class Restyled:
     tallies: dict[str, Tally]
 
 
-def run(
-    job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: MakeEngine | None = None
-) -> dict[str, Any]:
+class RestyleJob(Job):
+    """Rewrite both sides of every pair into one style.
+
+    Attributes:
+        pairs: Parquet of kind `pairs`.
+        prompts: Parquet of kind `prompts`.
+        responses: Parquet of kind `responses`, which says who wrote the sides.
+        media_root: folder that the prompts' media paths are relative to.
+        output: folder for pairs.parquet, responses.parquet and quarantine.parquet.
+        cache: SQLite file that keeps replies: a killed run goes on where it was.
+        settings: the recipe's section `pairing.restyle`.
+        near_identical: share of common words from which sides count as near-identical; see `pairs.near_identical`.
+    """
+
+    entry_point: ClassVar[str] = "dt2it_pipeline.construct.restyle:run"
+
+    pairs: Path
+    prompts: Path
+    responses: Path
+    media_root: Path
+    output: Path
+    cache: Path
+    settings: RestyleSettings
+    near_identical: float
+
+
+def run(job: RestyleJob, report: Reporter, make_engine: MakeEngine | None = None) -> Summary:
     """Rewrite both sides of every pair; writes pairs.parquet, responses.parquet and quarantine.parquet into a folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was.
 
     Args:
-        job: pairs, prompts, responses (Parquet; who wrote the sides), media_root, output (folder), cache (file),
-            settings (RestyleSettings), near_identical (share of words; see `pairs.near_identical`).
+        job: what to rewrite, and by whom.
         report: called when texts are rewritten and when they are compared.
-        make_engine: see `judges.make`.
+        make_engine: see `judges.factory.make_judge`.
 
     Returns:
         rows_in = rows_out + rows_quarantined (pairs), and the counts and costs of `Tally` for rewriting and comparing.
@@ -95,27 +118,27 @@ def run(
         JudgeStopped: one of them cannot answer any more.
         CacheError: replies cannot be kept.
     """
-    settings = RestyleSettings.model_validate(job["settings"])
-    pairs = atomic.read_parquet(job["pairs"], "pairs")
-    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
-    written = atomic.read_parquet(job["responses"], "responses").select(["response_id", "generator"]).to_pylist()
+    settings = job.settings
+    pairs = atomic.read_parquet(job.pairs, "pairs")
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
+    written = atomic.read_parquet(job.responses, "responses").select(["response_id", "generator"]).to_pylist()
     rewriter = _asked_in_words(settings.rewriter, settings.style, make_engine)
     check: Judge | None = rewriter
     if isinstance(settings.check, WordsCheckSettings):
         check = None
     elif isinstance(settings.check, LikelihoodCheckSettings):
-        check = likelihood_judge(settings.check, Path(job["media_root"]))
+        check = likelihood_judge(settings.check, job.media_root)
     elif settings.check is not None:
         shared = rewriter.engine if _same_engine(settings.rewriter, settings.check) else None
         check = _asked_in_words(settings.check, settings.style, make_engine, shared)
-    cache = ReplyCache(Path(job["cache"]))
+    cache = ReplyCache(job.cache)
     try:
         generators = {row["response_id"]: row["generator"] for row in written}
-        found = restyle(pairs, prompts, generators, rewriter, cache, report, job["near_identical"], check)
+        found = restyle(pairs, prompts, generators, rewriter, cache, report, job.near_identical, check)
     finally:
         cache.close()
     for name in ("pairs", "responses", "quarantine"):
-        atomic.write_parquet(getattr(found, name), Path(job["output"]) / f"{name}.parquet")
+        atomic.write_parquet(getattr(found, name), job.output / f"{name}.parquet")
     asked = {RESTYLE: settings.rewriter, SAME: settings.check or settings.rewriter}
     return {
         "rows_in": pairs.num_rows,
@@ -165,7 +188,7 @@ def restyle(
     generators: Mapping[str, str],
     rewriter: Judge,
     cache: ReplyCache,
-    report: Callable[[Mapping[str, Any]], None] = lambda progress: None,
+    report: Reporter = lambda progress: None,
     bound: float = 1.0,
     check: Judge | None = None,
 ) -> Restyled:
@@ -316,7 +339,3 @@ def _schema(properties: dict[str, Any]) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
-
-
-if __name__ == "__main__":
-    jobs.main(run)

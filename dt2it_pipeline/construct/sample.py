@@ -7,34 +7,34 @@ always answers well yields pairs too. The generator column tells them apart.
 With a pool of several models the job is run once per model (`place` says which it is, so that each draws its part), and
 `join` makes one table of them.
 
-Run as `python -m dt2it_pipeline.construct.sample job.json`.
+Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.sampling import SamplingSettings
 from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
-from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.chat import ChatError
-from dt2it_pipeline.engines.ray_shards import run_shards
+from dt2it_pipeline.engines.jobs import Reporter, ShardedJob, Summary
+from dt2it_pipeline.engines.launcher import Resources, WorkerPlace
+from dt2it_pipeline.engines.local_shards import InThisProcess
+from dt2it_pipeline.engines.shards import shard_launcher
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "sample"
-_COUNTS = ("rows_in", "rows_out", "rows_quarantined", "sampled", "kept", "duplicates", "answers_quarantine", "tokens")
+_COUNTS = ("rows_in", "rows_out", "rows_quarantined", "sampled", "kept", "duplicates", "answers_quarantined", "tokens")
 
 Row = dict[str, Any]
 EngineFactory = Callable[[int], SamplingEngine]
@@ -49,9 +49,36 @@ class _Shard:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTS, 0))
 
 
-def run(
-    job: dict[str, Any], report: Callable[[Mapping[str, Any]], None], make_engine: EngineFactory | None = None
-) -> dict[str, Any]:
+class SampleJob(ShardedJob):
+    """Sample answers to every prompt from one model of the pool.
+
+    Attributes:
+        model: model folder or Hub id; its last part is the answers' `generator`.
+        place: the model's place in the pool, from 0.
+        prompts: Parquet of kind `prompts`.
+        media_root: folder that the prompts' media paths are relative to.
+        output: Parquet of kind `responses` to write; `<stem>.quarantine.parquet` is written beside it.
+        work: folder for finished shards, from which a killed run goes on.
+        settings: the recipe's section `sampling`.
+        seed: of the draws; each prompt's depend only on it and on the prompt.
+        ray: the recipe's section `ray`; None: on this machine.
+    """
+
+    entry_point: ClassVar[str] = "dt2it_pipeline.construct.sample:run"
+    shard_worker: ClassVar[str] = "dt2it_pipeline.construct.sample:shard_worker"
+
+    model: str
+    place: int = 0
+    prompts: Path
+    media_root: Path
+    output: Path
+    work: Path
+    settings: SamplingSettings
+    seed: int
+    ray: RaySettings | None = None
+
+
+def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = None) -> Summary:
     """Sample answers to every prompt and write a responses table and, beside it, `<stem>.quarantine.parquet`.
 
     Every answer that is sampled is kept, a duplicate (counted) or quarantined: cut off at the length limit, or empty. A
@@ -60,40 +87,54 @@ def run(
     Finished shards in the job's work folder are not sampled again; the same job gives the same bytes.
 
     Args:
-        job: model, prompts (Parquet), media_root, output (Parquet), work (folder), settings (SamplingSettings), seed;
-            optionally place: the model's place in the pool (0), and ray (RaySettings): shards are then sampled by its
-            workers.
-        report: called after each shard with prompts, responses and samples_per_second.
-        make_engine: builds the engine from the most images in one prompt; vLLM when None.
+        job: what to sample, with which model.
+        report: called after each shard with shards, shards_total, sampled, startup_seconds and samples_per_second.
+        make_engine: builds the engine from the most images in one prompt; vLLM, where the job's launcher says, if None.
 
     Returns:
         Counts of prompts (rows_in = rows_out + rows_quarantined), of answers (sampled = kept + duplicates +
-        answers_quarantine) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
+        answers_quarantined) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
         tokens_per_second.
 
     Raises:
-        EngineError: the model cannot be loaded, or a copy of it ended early.
-        RayShardsError: Ray, where it is asked for, is missing or out of reach, or a shard failed there.
+        EngineError: the model cannot be loaded.
+        ShardsError: a copy of the model ended early or cannot be had, or a shard failed there.
     """
-    settings = SamplingSettings.model_validate(job["settings"])
-    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
-    work, output = Path(job["work"]), Path(job["output"])
-    shards = list(_shards(prompts, settings.shard_prompts))
-    todo = [number for number in range(len(shards)) if not _folder(work, number).is_dir()]
-    copies = min(settings.data_parallel, len(todo))
-    if job.get("ray") is not None and make_engine is None:
-        timing = _on_ray(job, todo, report)
-    elif copies > 1 and make_engine is None:
-        timing = _in_copies(job, copies, report)
-    else:
-        timing = _work(job, prompts, todo, report, make_engine)
-    counts = _finish(work, len(shards), output)
-    seconds, sampled = timing["seconds"], timing["sampled"]
-    return counts | {
-        "startup_seconds": round(timing["startup_seconds"], 2),
+    settings = job.settings
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
+    shards = len(list(_shards(prompts, settings.shard_prompts)))
+    todo = {number: number for number in range(shards) if not _folder(job.work, number).is_dir()}
+    copies = Resources(
+        settings.data_parallel, settings.tensor_parallel, settings="sampling.data_parallel, sampling.tensor_parallel"
+    )
+    launcher = shard_launcher(job.ray, copies)
+    if make_engine is not None:
+        launcher = InThisProcess(partial(shard_worker, make_engine=make_engine))
+    started, done, startup, seconds = time.monotonic(), 0, 0.0, 0.0
+    made = dict.fromkeys(("sampled", "tokens"), 0)
+
+    def finished(number: int, shard: Mapping[str, float]) -> None:
+        nonlocal done, startup, seconds
+        done, startup = done + 1, max(startup, shard["startup_seconds"])
+        seconds = max(0.0, time.monotonic() - started - startup)
+        for key in made:
+            made[key] += int(shard[key])
+        report(
+            {
+                "shards": done,
+                "shards_total": len(todo),
+                "sampled": made["sampled"],
+                "startup_seconds": startup,
+                "samples_per_second": made["sampled"] / max(seconds, 1e-9),
+            }
+        )
+
+    launcher.run(job, todo, finished)
+    return _finish(job.work, shards, job.output) | {
+        "startup_seconds": round(startup, 2),
         "seconds": round(seconds, 2),
-        "samples_per_second": round(sampled / seconds, 2) if seconds else 0.0,
-        "tokens_per_second": round(timing["tokens"] / seconds, 2) if seconds else 0.0,
+        "samples_per_second": round(made["sampled"] / seconds, 2) if seconds else 0.0,
+        "tokens_per_second": round(made["tokens"] / seconds, 2) if seconds else 0.0,
     }
 
 
@@ -101,7 +142,7 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
     """One responses table, one quarantine table and one summary of what the models of a pool have drawn.
 
     An answer that several models gave is kept once, from the first. A prompt counts as quarantined where no model could
-    answer it; where another could, what set it aside with the one is dropped.
+    answer it; where another could, the quarantine row of the one is left out.
     """
     if len(parts) == 1:
         return parts[0][0], parts[0][1], dict(parts[0][2])
@@ -130,146 +171,29 @@ def join(parts: Sequence[tuple[pa.Table, pa.Table, Mapping[str, Any]]]) -> tuple
     return schemas.table(responses, "responses"), schemas.table(aside.values(), "quarantine"), totals
 
 
-class _Sampler:
-    """One copy of the model, which samples one shard after the other."""
+def shard_worker(
+    job: SampleJob, shared: None, place: WorkerPlace, make_engine: EngineFactory | None = None
+) -> Callable[[int], dict[str, float]]:
+    """A worker's function: loads a copy of the model; what it returns samples the shard of a number into its folder.
 
-    def __init__(self, job: Mapping[str, Any], prompts: Sequence[Row], make_engine: EngineFactory | None) -> None:
-        self.settings, self.work = SamplingSettings.model_validate(job["settings"]), Path(job["work"])
-        started = time.monotonic()
-        self.engine = (make_engine or _vllm(str(job["model"]), self.settings, job["seed"]))(
-            max(1, _most_images(prompts))
-        )
-        self.startup_seconds = time.monotonic() - started
-        self.shards = list(_shards(prompts, self.settings.shard_prompts))
-        place, media_root = int(job.get("place", 0)), Path(job["media_root"])
-        self.drawer = Drawer(self.settings, job["seed"], _name(job["model"]), place, media_root, donors_of(prompts))
+    That gives `sampled` and `tokens` of the shard, and the worker's `startup_seconds`.
+    """
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
+    started = time.monotonic()
+    engine = (make_engine or _vllm(job))(max(1, _most_images(prompts)))
+    startup = time.monotonic() - started
+    shards = list(_shards(prompts, job.settings.shard_prompts))
+    drawer = Drawer(job.settings, job.seed, Path(job.model).name, job.place, job.media_root, donors_of(prompts))
 
-    def do(self, number: int) -> dict[str, float]:
-        """Sample one shard into its folder; returns what that took."""
-        started = time.monotonic()
-        shard = _sample_shard(self.shards[number], self.drawer, self.engine)
-        seconds = time.monotonic() - started
-        with atomic.atomic_directory(_folder(self.work, number)) as folder:
+    def do(number: int) -> dict[str, float]:
+        shard = _sample_shard(shards[number], drawer, engine)
+        with atomic.atomic_directory(_folder(job.work, number)) as folder:
             atomic.write_parquet(schemas.table(shard.responses, "responses"), folder / "responses.parquet")
             atomic.write_parquet(schemas.table(shard.quarantine, "quarantine"), folder / "quarantine.parquet")
             atomic.write_json_atomic(shard.counts, folder / "counts.json")
-        return {"seconds": seconds, "sampled": shard.counts["sampled"], "tokens": shard.counts["tokens"]}
+        return {"sampled": shard.counts["sampled"], "tokens": shard.counts["tokens"], "startup_seconds": startup}
 
-
-def _work(
-    job: Mapping[str, Any],
-    prompts: Sequence[Row],
-    todo: Sequence[int],
-    report: Callable[[Mapping[str, Any]], None],
-    make_engine: EngineFactory | None,
-) -> dict[str, float]:
-    """Sample the shards in `todo` with one engine; returns what that took."""
-    timing = {"startup_seconds": 0.0, "seconds": 0.0, "sampled": 0.0, "tokens": 0.0}
-    if not todo:
-        return timing
-    sampler = _Sampler(job, prompts, make_engine)
-    timing["startup_seconds"] = sampler.startup_seconds
-    for number in todo:
-        for key, value in sampler.do(number).items():
-            timing[key] += value
-        report(
-            {
-                "prompts": min((number + 1) * sampler.settings.shard_prompts, len(prompts)),
-                "sampled": int(timing["sampled"]),
-                "startup_seconds": timing["startup_seconds"],
-                "samples_per_second": timing["sampled"] / max(timing["seconds"], 1e-9),
-            }
-        )
-    return timing
-
-
-def ray_worker(job: Mapping[str, Any], shared: None) -> Callable[[int], dict[str, float]]:
-    """What a Ray worker does with the number of a shard: it samples it and returns what that took."""
-    sampler = _Sampler(job, atomic.read_parquet(job["prompts"], "prompts").to_pylist(), None)
-    return lambda number: sampler.do(number) | {"startup_seconds": sampler.startup_seconds}
-
-
-def _on_ray(
-    job: Mapping[str, Any], todo: Sequence[int], report: Callable[[Mapping[str, Any]], None]
-) -> dict[str, float]:
-    """Sample the shards in `todo` on Ray workers, a copy of the model in each; returns what that took."""
-    timing = {"startup_seconds": 0.0, "seconds": 0.0, "sampled": 0.0, "tokens": 0.0}
-    started, done = time.monotonic(), 0
-
-    def finished(number: int, took: Mapping[str, float]) -> None:
-        nonlocal done
-        done += 1
-        timing["startup_seconds"] = max(timing["startup_seconds"], took["startup_seconds"])
-        timing["sampled"] += took["sampled"]
-        timing["tokens"] += took["tokens"]
-        timing["seconds"] = max(0.0, time.monotonic() - started - timing["startup_seconds"])
-        report({"shards": done, "shards_total": len(todo), "sampled": int(timing["sampled"])})
-
-    target = "dt2it_pipeline.construct.sample:ray_worker"
-    run_shards(RaySettings.model_validate(job["ray"]), target, job, {number: number for number in todo}, finished)
-    return timing
-
-
-def _in_copies(job: Mapping[str, Any], copies: int, report: Callable[[Mapping[str, Any]], None]) -> dict[str, float]:
-    """Sample with several copies of the model, each in a process of its own with its share of the shards and GPUs."""
-    started = time.monotonic()
-    work = Path(job["work"])
-    settings = SamplingSettings.model_validate(job["settings"])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = [name for name in visible.split(",") if name] if visible else [str(n) for n in range(_gpus())]
-    width = settings.tensor_parallel
-    if devices and len(devices) < copies * width:
-        raise EngineError(
-            f"sampling.data_parallel ({copies}) x tensor_parallel ({width}) asks for more GPUs than {len(devices)}"
-        )
-    processes = []
-    for copy in range(copies):
-        path = work / f"copy-{copy}.json"
-        atomic.write_json_atomic({**job, "copy": copy, "copies": copies}, path)
-        environment = dict(os.environ)
-        if devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[copy * width : (copy + 1) * width])
-        command = [sys.executable, "-c", "from dt2it_pipeline.construct.sample import run_copy; run_copy()", str(path)]
-        processes.append(subprocess.Popen(command, env=environment))
-    try:
-        codes = [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-    if any(codes):
-        raise EngineError(f"copies of the model ended with codes {codes}; the error stands above")
-    timings = [json.loads((work / f"copy-{copy}.timing.json").read_text(encoding="utf-8")) for copy in range(copies)]
-    total = {key: sum(timing[key] for timing in timings) for key in ("sampled", "tokens")}
-    startup = max(timing["startup_seconds"] for timing in timings)
-    seconds = max(0.0, time.monotonic() - started - startup)
-    report(
-        {
-            "copies": copies,
-            "sampled": int(total["sampled"]),
-            "samples_per_second": total["sampled"] / max(seconds, 1e-9),
-        }
-    )
-    return total | {"startup_seconds": startup, "seconds": seconds}
-
-
-def run_copy() -> None:
-    """The process of one copy of the model: samples every `copies`-th of the shards that are left."""
-    path = Path(sys.argv[1])
-    job = jobs.read_job(path)
-    settings = SamplingSettings.model_validate(job["settings"])
-    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
-    shards = list(_shards(prompts, settings.shard_prompts))
-    work = Path(job["work"])
-    mine = [number for number in range(job["copy"], len(shards), job["copies"]) if not _folder(work, number).is_dir()]
-    timing = _work(job, prompts, mine, jobs.print_progress, None)
-    atomic.write_json_atomic(timing, path.with_suffix(".timing.json"))
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    return do
 
 
 def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -> _Shard:
@@ -300,7 +224,7 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
             fault = _fault(sample, text, settings)
             response_id = content_ids.response_id(prompt_id, text)
             if fault:
-                shard.counts["answers_quarantine"] += 1
+                shard.counts["answers_quarantined"] += 1
                 row_id = content_ids.content_hash(prompt_id, item.generator, item.request.seed, index)
                 shard.quarantine.append(_aside(row_id, fault, f"prompt {prompt_id}: {text[:200]}", item.row))
             elif response_id in seen:
@@ -342,8 +266,9 @@ def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
     return {key: sum(count[key] for count in counts) for key in _COUNTS}
 
 
-def _vllm(model: str, settings: SamplingSettings, seed: int) -> EngineFactory:
-    return lambda most_images: VllmEngine(model, settings.max_model_len, most_images, seed, settings.tensor_parallel)
+def _vllm(job: SampleJob) -> EngineFactory:
+    length, gpus = job.settings.max_model_len, job.settings.tensor_parallel
+    return lambda most_images: VllmEngine(job.model, length, most_images, job.seed, gpus)
 
 
 def _shards(prompts: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
@@ -359,13 +284,5 @@ def _folder(work: Path, number: int) -> Path:
     return work / f"shard-{number:06d}"
 
 
-def _name(model: object) -> str:
-    return Path(str(model)).name
-
-
 def _aside(row_id: str, reason: str, detail: str, row: Row) -> dict[str, str]:
     return records.quarantine_row(row_id, STAGE, reason, detail, row["source"])
-
-
-if __name__ == "__main__":
-    jobs.main(run)

@@ -63,7 +63,7 @@ def deepspeed_command(
         return command + list(module_args)
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
     command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={port or _free_port()}", "--log_level=warning"]
+    command += ["--master_addr=127.0.0.1", f"--master_port={port or free_port()}", "--log_level=warning"]
     return [*command, "--no_local_rank", "--module", *module_args]
 
 
@@ -79,7 +79,8 @@ def rank_environment(processes: int) -> dict[str, str]:
     return environment
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

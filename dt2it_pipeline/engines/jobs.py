@@ -1,7 +1,10 @@
-"""Jobs that run in a process of their own: a plain function `run(job, report) -> summary`, and its command line.
+"""Jobs: what one process asks another to do, as a typed file; and their command line.
 
-Heavy stages (training, sampling, scoring, local judges) live in such functions, so that memory is given back when the
-process ends. Dagster starts them through `orchestrate.child`; `python -m MODULE job.json` starts them without it.
+    python -m dt2it_pipeline.engines.jobs job.json
+
+Heavy stages (training, sampling, scoring, judging) are plain functions `run(job, report) -> summary`, so that their
+memory is given back when their process ends. Each has a class of its own below `Job`, beside the function, which names
+the function as its entry point. Who starts the process stands in `launcher.py`; what happens inside it, in `worker.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.storage.atomic import write_json_atomic
 
 # Of every worker process; glibc and OpenMP read it once, at the start.
 WORKER_ENVIRONMENT = {
@@ -22,27 +31,102 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
 }
+_CLASS = "job"  # key of a job file that names the job's class
+_USAGE = "usage: python -m dt2it_pipeline.engines.jobs job.json, where the file was written by a job's `write`"
 
 Reporter = Callable[[Mapping[str, Any]], None]
-Run = Callable[[dict[str, Any], Reporter], dict[str, Any]]
+"""Is handed what a job has done so far: names and numbers, such as `{"step": 10, "loss": 0.4}`."""
+
+Summary = dict[str, Any]
+"""What a job came to, as JSON can hold it."""
 
 
-def load_run(target: str) -> Run:
-    """The job function that `package.module:function` names."""
-    function: Run = load_function(target)
-    return function
+class JobError(UserError, ValueError):
+    """A job file cannot be read, or a key in it is unknown, missing or wrong; the message names file and key."""
+
+    help_page: ClassVar[str] = "troubleshooting#job"
+
+
+class Job(BaseModel):
+    """One piece of work for a process of its own. Frozen; unknown keys are errors; values are not coerced.
+
+    A subclass has the fields that its function reads: paths as `pathlib.Path`, settings as the recipe's own sections.
+
+    Attributes:
+        entry_point: "package.module:function" of `function(job, report) -> summary`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    entry_point: ClassVar[str]
+
+    def run(self, report: Reporter) -> Summary:
+        """Do the work in this process; returns the summary of the entry point."""
+        summary: Summary = load_function(self.entry_point)(self, report)
+        return summary
+
+    def write(self, path: str | Path) -> None:
+        """Write the job as JSON, with the name of its class under `job`; the file appears whole or not at all."""
+        name = f"{type(self).__module__}:{type(self).__qualname__}"
+        write_json_atomic({_CLASS: name, **self.model_dump(mode="json")}, Path(path))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """A job of this class or of one below it, from the file that `write` wrote.
+
+        Raises:
+            JobError: there is no such file, it holds no job of this class, or a key in it is unknown, missing or wrong.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise JobError(f"the job file {path} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise JobError(f"the job file {path} must hold a JSON object, and holds a {type(content).__name__}")
+        chosen = cls._class_of(content.pop(_CLASS, None), path)
+        try:
+            return chosen.model_validate_json(json.dumps(content))
+        except ValidationError as error:
+            faults = "; ".join(_fault(each) for each in error.errors(include_url=False))
+            raise JobError(f"the job file {path} is no {chosen.__name__}: {faults}") from None
+
+    @classmethod
+    def _class_of(cls, name: object, path: str | Path) -> type[Self]:
+        if not isinstance(name, str):
+            raise JobError(
+                f"the job file {path} does not say whose job it is: its key `{_CLASS}` must name a class, such as "
+                "`dt2it_pipeline.reward.training.job:TrainJob`"
+            )
+        try:
+            found = load_function(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise JobError(
+                f"the job file {path}: its key `{_CLASS}` names {name}, which is not there: {error}"
+            ) from None
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise JobError(f"the job file {path}: its key `{_CLASS}` names {name}, which is no {cls.__name__}")
+        return found
+
+
+class ShardedJob(Job):
+    """A job whose work falls into shards, which several workers can share; see `launcher.ShardLauncher`.
+
+    Attributes:
+        shard_worker: "package.module:function" of `function(job, shared, place) -> do`. The function loads what a
+            worker needs, once; `do(shard) -> value` does one shard.
+    """
+
+    shard_worker: ClassVar[str]
 
 
 def load_function(target: str) -> Any:
-    """Whatever `package.module:function` names."""
+    """Whatever `package.module:name` names.
+
+    Raises:
+        ImportError, AttributeError, ValueError: it is not there.
+    """
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def read_job(path: str | Path) -> dict[str, Any]:
-    """A job description from its JSON file."""
-    job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return job
 
 
 def print_progress(progress: Mapping[str, Any]) -> None:
@@ -51,17 +135,32 @@ def print_progress(progress: Mapping[str, Any]) -> None:
     print(" ".join(shown), flush=True)
 
 
-def main(run: Run, arguments: list[str] | None = None) -> None:
-    """Command line of a job: `python -m MODULE job.json` runs it, prints progress and, last, the summary as JSON."""
-    given = sys.argv[1:] if arguments is None else arguments
-    paths = [a for a in given if not a.startswith("--local_rank")]  # the DeepSpeed launcher adds this one
-    usage = "usage: python -m MODULE job.json, where the file holds what the module's function `run` takes"
+def job_path(arguments: list[str]) -> str:
+    """The one path that a job's command line holds. Raises SystemExit with the usage where it is not one."""
+    paths = [a for a in arguments if not a.startswith("--local_rank")]  # the command `deepspeed` adds this one
     if len(paths) != 1 or paths[0] in ("-h", "--help"):
-        raise SystemExit(usage)
+        raise SystemExit(_USAGE)
+    return paths[0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the job in a file, print its progress and, last, its summary as JSON."""
     try:
-        job = read_job(paths[0])
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: the job {paths[0]} cannot be read: {error}\n{usage}") from None
-    summary = run(job, print_progress)
+        job = Job.read(job_path(sys.argv[1:] if arguments is None else arguments))
+    except JobError as error:
+        raise SystemExit(f"error: {error}") from None
+    summary = job.run(print_progress)
     if int(os.environ.get("RANK", "0")) == 0:  # ranks share a terminal
         print(json.dumps(summary, ensure_ascii=False, sort_keys=True))
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """One fault of a job file: its key and what is wrong."""
+    key = ".".join(map(str, fault["loc"])) or "(the job)"
+    words = {"missing": "is missing", "extra_forbidden": "is unknown"}.get(fault["type"])
+    return f"`{key}` {words}" if words else f"`{key}`: {fault['msg']}"
+
+
+if __name__ == "__main__":
+    # By its name: jobs derive from the classes of that module, not from those of `__main__`.
+    importlib.import_module("dt2it_pipeline.engines.jobs").main()

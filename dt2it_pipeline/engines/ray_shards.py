@@ -19,25 +19,27 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, ShardedJob, load_function
+from dt2it_pipeline.engines.launcher import ShardsError, WorkerPlace
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
 _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
 
 
-class RayShardsError(RuntimeError):
+class RayShardsError(ShardsError):
     """Shards cannot be done on Ray; the message says why."""
 
 
 class _Worker:
     """One Ray actor. The model is loaded with the first shard, so that a failure to load counts as that shard's."""
 
-    def __init__(self, target: str, job: Mapping[str, Any]) -> None:
-        self._target, self._job = target, job
+    def __init__(self, job: ShardedJob, place: WorkerPlace) -> None:
+        self._job, self._place = job, place
         self._do: Callable[[Any], Any] | None = None
 
     def ready(self) -> None:
@@ -46,50 +48,48 @@ class _Worker:
     def do(self, shard: Any, shared: Any) -> Any:
         """Do one shard."""
         if self._do is None:
-            self._do = jobs.load_function(self._target)(self._job, shared)
+            self._do = load_function(self._job.shard_worker)(self._job, shared, self._place)
         return self._do(shard)
 
 
-def run_shards(
-    settings: RaySettings,
-    target: str,
-    job: Mapping[str, Any],
-    shards: Mapping[int, Any],
-    finished: Callable[[int, Any], None],
-    shared: Any = None,
-) -> None:
-    """Do all shards on Ray workers; returns when the last is done.
+@dataclass(frozen=True)
+class RayShards:
+    """Workers on a Ray cluster.
 
-    Args:
+    Attributes:
         settings: the recipe's section `ray`.
-        target: "package.module:function"; `function(job, shared)` loads what a worker needs and returns a function that
-            does one shard and returns what is to be told of it.
-        job: the job's description, handed to every worker.
-        shards: number -> what the worker is handed, in the order in which they are begun.
-        finished: called here with the number of each shard that is done, and what the worker returned.
-        shared: a table that all workers read; it is sent to each machine once.
-
-    Raises:
-        RayShardsError: Ray is not installed or not reached, no worker could be started, a shard failed, or it ended
-            its worker more than `retries` times.
     """
-    if not shards:
-        return
-    with _connected(settings) as ray:
-        remote = ray.remote(_Worker).options(
-            num_cpus=settings.cpus_per_worker,
-            num_gpus=settings.gpus_per_worker,
-            max_restarts=-1,  # the retries of its shard bound how often it dies
-            max_task_retries=settings.retries,
-            runtime_env={"env_vars": _environment(settings)},
-        )
-        table = ray.put(shared)
-        workers = [remote.remote(target, dict(job)) for _ in range(min(settings.workers, len(shards)))]
-        try:
-            _share_out(ray, settings, workers, shards, table, finished)
-        finally:
-            for worker in workers:
-                ray.kill(worker)
+
+    settings: RaySettings
+
+    def run(
+        self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
+    ) -> None:
+        """Do all shards on Ray workers; see `ShardLauncher`. `shared` is sent to each machine once.
+
+        Raises:
+            RayShardsError: Ray is not installed or not reached, no worker could be started, a shard failed, or it ended
+                its worker more than `retries` times.
+        """
+        settings = self.settings
+        if not shards:
+            return
+        place = WorkerPlace("cuda" if settings.gpus_per_worker else "cpu", threads_of(settings))
+        with _connected(settings) as ray:
+            remote = ray.remote(_Worker).options(
+                num_cpus=settings.cpus_per_worker,
+                num_gpus=settings.gpus_per_worker,
+                max_restarts=-1,  # the retries of its shard bound how often it dies
+                max_task_retries=settings.retries,
+                runtime_env={"env_vars": _environment(settings)},
+            )
+            table = ray.put(shared)
+            workers = [remote.remote(job, place) for _ in range(min(settings.workers, len(shards)))]
+            try:
+                _share_out(ray, settings, workers, shards, table, finished)
+            finally:
+                for worker in workers:
+                    ray.kill(worker)
 
 
 def _share_out(
@@ -149,7 +149,7 @@ def _connected(settings: RaySettings) -> Iterator[Any]:
     """Ray, connected as the settings say; a connection that was there before is used and left."""
     if importlib.util.find_spec("ray") is None:
         raise RayShardsError("the recipe has a section `ray`, and Ray is not installed: pip install -e '.[ray]'")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers about this run
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -177,7 +177,7 @@ def _connected(settings: RaySettings) -> Iterator[Any]:
 
 
 def _reach(address: str | None) -> None:
-    """Say at once that nothing answers at an address: Ray's client would end this process without an error."""
+    """Raise at once where nothing answers at an address: Ray's client would end this process without an error."""
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -192,7 +192,7 @@ def _environment(settings: RaySettings) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     threads = {"OMP_NUM_THREADS": str(threads_of(settings))}
     own["DT2IT_PROJECT"] = str(project_root())  # a worker's working directory need not lie in the project
-    return own | jobs.WORKER_ENVIRONMENT | threads | {"RAY_USAGE_STATS_ENABLED": "0"}
+    return own | WORKER_ENVIRONMENT | threads | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def threads_of(settings: RaySettings) -> int:

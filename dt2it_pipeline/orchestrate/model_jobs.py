@@ -1,4 +1,4 @@
-"""Training and scoring as the assets call them: the job description, the launcher, and the result as an artifact."""
+"""Training and scoring as the assets call them: the job, what it asks for, and the result as an artifact."""
 
 from __future__ import annotations
 
@@ -12,104 +12,126 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe_files import hostfile_path, read_deepspeed_config
-from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, rank_environment
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.engines.deepspeed_launcher import rank_environment
+from dt2it_pipeline.engines.jobs import Summary
+from dt2it_pipeline.engines.launcher import Resources
+from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob
 from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 
 @dataclass(frozen=True)
-class Heavy:
-    """What a heavy step needs: its context, the store, child processes and the recipe."""
+class ModelJobs:
+    """Trains and scores reward models for one step.
+
+    Attributes:
+        context: of the step.
+        store: where results, media and work lie.
+        children: launches the jobs.
+        training, scoring, ray: sections of the recipe.
+        seed: the recipe's.
+    """
 
     context: dg.AssetExecutionContext
     store: StoreResource
     children: ChildProcesses
-    recipe: Recipe
+    training: TrainingSettings
+    scoring: ScoringSettings
+    ray: RaySettings | None
+    seed: int
 
     def train(self, pairs: pa.Table, prompts: pa.Table, inputs: Mapping[str, Artifact | str]) -> Artifact:
         """Train a reward model on a pairs table and its prompts; the checkpoint is the artifact's folder."""
-        settings = self.recipe.training
 
         def compute(work: Path) -> Artifact:
-            summary = self.train_in(work, pairs, prompts, self.recipe.seed)
+            summary = self.train_in(work, pairs, prompts, self.seed)
             quarantine = read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")
             return Artifact({"quarantine": quarantine}, summary, work / "checkpoint")
 
         return run_stage(
             self.context,
-            self._opened,
+            self.store.open(),
             compute,
-            inputs={**inputs, "base_model": model_digest(model_path(settings.base_model))},
+            inputs={**inputs, "base_model": model_digest(model_path(self.training.base_model))},
             settings={
-                "training": settings,
-                "deepspeed_config": read_deepspeed_config(settings.deepspeed_config),
-                "seed": self.recipe.seed,
+                "training": self.training,
+                "deepspeed_config": read_deepspeed_config(self.training.deepspeed_config),
+                "seed": self.seed,
             },
         )
 
-    def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table, seed: int) -> dict[str, Any]:
+    def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table, seed: int) -> Summary:
         """Train within a stage: the checkpoint lies in `work`/checkpoint; what is returned sums the training up."""
-        settings = self.recipe.training
+        settings = self.training
         write_parquet(pairs, work / "pairs.parquet")
         write_parquet(prompts, work / "prompts.parquet")
-        job = {
-            "name": self.context.asset_key.to_user_string(),
-            "base_model": model_path(settings.base_model),
-            "pairs": str(work / "pairs.parquet"),
-            "prompts": str(work / "prompts.parquet"),
-            "media_root": str(self._opened.media),
-            "output": str(work / "checkpoint"),
-            "work": str(work / "training"),
-            "settings": settings.model_dump(mode="json"),
-            "seed": seed,
-        }
-        return self.children.run(
-            self.context,
-            "dt2it_pipeline.reward.training.train:run",
-            job,
-            work,
-            launch=lambda module: deepspeed_command(module, settings.processes, hostfile=hostfile_path(settings)),
-            env=rank_environment(settings.processes)
-            | ({REMOTE_ENVIRONMENT: str(work / "remote_environment")} if settings.hostfile else {}),
+        job = TrainJob(
+            name=self.context.asset_key.to_user_string(),
+            base_model=model_path(settings.base_model),
+            pairs=work / "pairs.parquet",
+            prompts=work / "prompts.parquet",
+            media_root=self.store.open().media,
+            output=work / "checkpoint",
+            work=work / "training",
+            settings=settings,
+            seed=seed,
         )
+        ranks = Resources(
+            settings.processes,
+            gpus=1,
+            hostfile=hostfile_path(settings),
+            environment=rank_environment(settings.processes),
+            settings="training.processes",
+        )
+        return self.children.run(self.context, job, work, ranks)
 
     def score(self, checkpoint: Artifact, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Artifact:
         """Score a responses table with a checkpoint; the artifact holds `scores` and `quarantine`."""
-        target = "dt2it_pipeline.reward.scoring.job:run"
-        return self.score_with(target, {"checkpoint": str(checkpoint.folder)}, responses, prompts, voter, work)
+        shared = self._responses_job(responses, prompts, voter, work)
+        return self._scored(ScoreJob(checkpoint=str(checkpoint.folder), **shared), responses, work)
 
-    def score_with(
+    def score_any(
         self,
-        target: str,
-        model: Mapping[str, str | None],
+        model: str,
+        system_prompt: str | None,
         responses: pa.Table,
         prompts: pa.Table,
         voter: str,
         work: Path,
     ) -> Artifact:
-        """Score a responses table with the job function `target`, to which `model` says which model it is."""
+        """Score as `score` does with any reward model; see `BenchmarkScoreJob` for `model` and `system_prompt`."""
+        shared = self._responses_job(responses, prompts, voter, work)
+        return self._scored(BenchmarkScoreJob(model=model, system_prompt=system_prompt, **shared), responses, work)
+
+    def _responses_job(self, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> dict[str, Any]:
+        """The fields that all scoring jobs share; writes their tables."""
         write_parquet(responses, work / "responses.parquet")
         write_parquet(prompts, work / "prompts.parquet")
-        job = {
-            **model,
-            "prompts": str(work / "prompts.parquet"),
-            "responses": str(work / "responses.parquet"),
-            "media_root": str(self._opened.media),
-            "output": str(work / "scores.parquet"),
-            "work": str(work / "shards"),
+        return {
+            "prompts": work / "prompts.parquet",
+            "responses": work / "responses.parquet",
+            "media_root": self.store.open().media,
+            "output": work / "scores.parquet",
+            "work": work / "shards",
             "voter": voter,
-            "settings": self.recipe.scoring.model_dump(mode="json"),
-            "ray": ray_job(self.recipe),
+            "settings": self.scoring,
+            "ray": self.ray,  # in no stage's key: where shards are done changes no result
         }
-        summary = self.children.run(self.context, target, job, work)
+
+    def _scored(self, job: ResponsesJob, responses: pa.Table, work: Path) -> Artifact:
+        summary = self.children.run(self.context, job, work)
         tables = {
-            "scores": read_parquet(work / "scores.parquet", "scores"),
+            "scores": read_parquet(job.output, "scores"),
             "quarantine": read_parquet(work / "scores.quarantine.parquet", "quarantine"),
         }
         counts = {
@@ -118,15 +140,6 @@ class Heavy:
             "rows_quarantined": tables["quarantine"].num_rows,
         }
         return Artifact(tables, summary | counts)
-
-    @property
-    def _opened(self) -> Store:
-        return self.store.open()
-
-
-def ray_job(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's `ray` as a job carries it. It is in no stage's key: where shards are done changes no result."""
-    return None if recipe.ray is None else recipe.ray.model_dump(mode="json")
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ import pytest
 
 from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.construct import restyle
+from dt2it_pipeline.construct.restyle import RestyleJob
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, prompt_row, response_rows
@@ -58,19 +59,19 @@ def job(tmp_path):
     responses = response_rows(rows[0], *dict.fromkeys(text for both in sides for text in both))
     atomic.write_parquet(schemas.table(responses, "responses"), tmp_path / "responses.parquet")
 
-    def made(url: str) -> dict:
+    def made(url: str) -> RestyleJob:
         rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": url, "model": "m", "attempts": 2}
         settings = RestyleSettings.model_validate({"rewriter": rewriter, "style": "one plain sentence"})
-        return {
-            "pairs": str(tmp_path / "pairs.parquet"),
-            "prompts": str(tmp_path / "prompts.parquet"),
-            "responses": str(tmp_path / "responses.parquet"),
-            "media_root": str(tmp_path),
-            "output": str(tmp_path / "restyled"),
-            "cache": str(tmp_path / "replies.sqlite"),
-            "near_identical": 0.95,
-            "settings": settings.model_dump(mode="json"),
-        }
+        return RestyleJob(
+            pairs=tmp_path / "pairs.parquet",
+            prompts=tmp_path / "prompts.parquet",
+            responses=tmp_path / "responses.parquet",
+            media_root=tmp_path,
+            output=tmp_path / "restyled",
+            cache=tmp_path / "replies.sqlite",
+            near_identical=0.95,
+            settings=settings,
+        )
 
     return made
 
@@ -115,7 +116,9 @@ def test_words_alone_check_what_has_a_short_reference_and_nothing_else(tmp_path,
     server = FaultServer({}, _chat)
     with serving(server):
         asked = job(server.url)
-        asked["settings"] |= {"check": {"kind": "words"}}
+        asked = asked.model_copy(
+            update={"settings": RestyleSettings(**asked.settings.model_dump() | {"check": {"kind": "words"}})}
+        )
         metadata = restyle.run(asked, lambda progress: None)
         prompts = atomic.read_parquet(tmp_path / "prompts.parquet", "prompts").to_pylist()
         rows = [row | {"reference": "a long and winding story about " * 9} for row in prompts]
@@ -140,9 +143,7 @@ def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
 
     for check, expected in (({}, ["r"]), ({"max_model_len": 512}, ["r", "r", "c"])):
         settings["check"] |= check
-        asked = job("http://127.0.0.1:9/v1") | {
-            "settings": RestyleSettings.model_validate(settings).model_dump(mode="json")
-        }
+        asked = job("http://127.0.0.1:9/v1").model_copy(update={"settings": RestyleSettings.model_validate(settings)})
         metadata = restyle.run(asked, lambda progress: None, make_engine)
         assert built == expected and metadata["rows_out"] == 2
 

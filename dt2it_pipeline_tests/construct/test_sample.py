@@ -8,38 +8,39 @@ import pytest
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sampling import SamplingSettings
 from dt2it_pipeline.construct import sample
+from dt2it_pipeline.construct.sample import SampleJob
 from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, color_of, prompt_row
 
 
-def _job(tmp_path: Path, rows: list[dict], **settings: object) -> dict:
+def _job(tmp_path: Path, rows: list[dict], **settings: object) -> SampleJob:
     atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
-    return {
-        "model": "somewhere/base_model",
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "out" / "responses.parquet"),
-        "work": str(tmp_path / "work"),
-        "settings": {"samples": 2, "mismatched_samples": 1, "shard_prompts": 2, **settings},
-        "seed": 0,
-    }
+    return SampleJob(
+        model="somewhere/base_model",
+        prompts=tmp_path / "prompts.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "out" / "responses.parquet",
+        work=tmp_path / "work",
+        settings=SamplingSettings(**{"samples": 2, "mismatched_samples": 1, "shard_prompts": 2, **settings}),
+        seed=0,
+    )
 
 
 def _honest(request):
     return [Sample(f" It is {color_of(request)}{'!' * i}.", 4, True) for i in range(request.n)]
 
 
-def _run(job: dict, engine: ScriptedEngine) -> dict:
+def _run(job: SampleJob, engine: ScriptedEngine) -> dict:
     return sample.run(job, lambda progress: None, lambda most_images: engine)
 
 
-def _tables(job: dict) -> tuple[list[dict], list[dict]]:
-    output = Path(job["output"])
-    aside = atomic.read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
-    return atomic.read_parquet(output, "responses").to_pylist(), aside.to_pylist()
+def _tables(job: SampleJob) -> tuple[list[dict], list[dict]]:
+    aside = atomic.read_parquet(job.output.with_name("responses.quarantine.parquet"), "quarantine")
+    return atomic.read_parquet(job.output, "responses").to_pylist(), aside.to_pylist()
 
 
 def test_answers_are_stripped_found_by_content_and_say_how_they_came_about(tmp_path):
@@ -84,11 +85,11 @@ def test_duplicates_are_counted_and_every_sample_is_accounted_for(tmp_path):
     summary = _run(job, ScriptedEngine(lambda request: next(answers)))
     responses, aside = _tables(job)
     assert [row["text"] for row in responses] == ["Red.", "Blue."]
-    assert summary["sampled"] == summary["kept"] + summary["duplicates"] + summary["answers_quarantine"] == 5
+    assert summary["sampled"] == summary["kept"] + summary["duplicates"] + summary["answers_quarantined"] == 5
     assert sorted(row["reason"] for row in aside) == ["empty answer", "longer than 48 tokens", "refused by the engine"]
 
 
-def test_unusable_prompts_are_quarantine_with_the_reason_and_counts_reconcile(tmp_path):
+def test_unusable_prompts_are_quarantined_with_the_reason_and_counts_reconcile(tmp_path):
     rows = [prompt_row(tmp_path, color) for color in COLORS[:5]]
     (tmp_path / "red.png").write_bytes(b"\x89PNG not really")
     (tmp_path / "blue.png").unlink()
@@ -113,9 +114,9 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     rows = [prompt_row(tmp_path, color) for color in COLORS]
     job = _job(tmp_path, rows)
     _run(job, ScriptedEngine(_honest))
-    whole = Path(job["output"]).read_bytes()
+    whole = job.output.read_bytes()
 
-    again = job | {"work": str(tmp_path / "work2"), "output": str(tmp_path / "out2" / "responses.parquet")}
+    again = job.model_copy(update={"work": tmp_path / "work2", "output": tmp_path / "out2" / "responses.parquet"})
     calls = 0
 
     def dies_in_the_second_shard(request):
@@ -130,7 +131,7 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     engine = ScriptedEngine(_honest)
     _run(again, engine)
     assert len(engine.requests) == 8  # the first shard's four requests are not repeated
-    assert Path(again["output"]).read_bytes() == whole
+    assert again.output.read_bytes() == whole
     untouched = ScriptedEngine(_honest)
     _run(again, untouched)
     assert untouched.requests == []
@@ -140,7 +141,7 @@ def test_seeds_depend_on_the_prompt_and_not_on_its_neighbours(tmp_path):
     rows = [prompt_row(tmp_path, color) for color in COLORS]
     together, alone = ScriptedEngine(_honest), ScriptedEngine(_honest)
     _run(_job(tmp_path, rows, mismatched_samples=0), together)
-    _run(_job(tmp_path, rows[3:4], mismatched_samples=0) | {"work": str(tmp_path / "w2")}, alone)
+    _run(_job(tmp_path, rows[3:4], mismatched_samples=0).model_copy(update={"work": tmp_path / "w2"}), alone)
     assert together.requests[3].seed == alone.requests[0].seed
     assert len({request.seed for request in together.requests}) == 6
 
@@ -149,17 +150,18 @@ def test_seeds_depend_on_the_prompt_and_not_on_its_neighbours(tmp_path):
 def test_vllm_answers_from_the_image_and_copies_of_the_model_that_share_the_shards_repeat_it(tmp_path):
     rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:5]]
     rows[2]["turns"] = [{"role": "user", "text": "<image>\n" + "what color is the shape? " * 300}]
-    job = _job(tmp_path, rows, max_new_tokens=24, max_model_len=512, shard_prompts=1)
-    job["model"] = model_path(DEMO_BASE_MODEL)
+    settings = {"max_new_tokens": 24, "max_model_len": 512, "shard_prompts": 1}
+    demo = {"model": model_path(DEMO_BASE_MODEL)}
+    job = _job(tmp_path, rows, **settings).model_copy(update=demo)
     one = sample.run(job, lambda progress: None)
     responses, aside = _tables(job)
     assert one["rows_out"] == 4
     assert {row["row_id"]: row["reason"] for row in aside}[rows[2]["prompt_id"]] == "refused by the engine"
     assert any(color in row["text"].lower() for row in responses for color in DEMO_COLORS)
-    alone = Path(job["output"]).read_bytes()
-    job["settings"] = job["settings"] | {"data_parallel": 2}
-    two = sample.run(job | {"work": str(tmp_path / "copies")}, lambda progress: None)
-    assert Path(job["output"]).read_bytes() == alone
+    alone = job.output.read_bytes()
+    copies = _job(tmp_path, rows, **settings, data_parallel=2).model_copy(update={**demo, "work": tmp_path / "copies"})
+    two = sample.run(copies, lambda progress: None)
+    assert job.output.read_bytes() == alone
     assert {key: one[key] for key in ("sampled", "kept", "rows_out")} == {
         key: two[key] for key in ("sampled", "kept", "rows_out")
     }
@@ -176,7 +178,8 @@ def test_a_pool_shares_the_answers_out_and_every_way_of_drawing_occurs(tmp_path)
     parts, engines = [], []
     for place, model in enumerate(pool["models"]):
         output = tmp_path / f"{place}" / "responses.parquet"
-        mine = job | {"model": model, "place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
+        own = {"model": model, "place": place, "output": output, "work": tmp_path / f"work{place}"}
+        mine = job.model_copy(update=own)
         engines.append(ScriptedEngine(_named(model)))
         summary = _run(mine, engines[-1])
         parts.append(
@@ -214,7 +217,7 @@ def test_an_answer_that_two_models_give_is_kept_once_and_a_prompt_that_one_canno
     parts = []
     for place, answer in enumerate((never_blue, lambda request: [Sample("Red.", 2, True)] * request.n)):
         output = tmp_path / f"{place}" / "responses.parquet"
-        mine = job | {"place": place, "output": str(output), "work": str(tmp_path / f"work{place}")}
+        mine = job.model_copy(update={"place": place, "output": output, "work": tmp_path / f"work{place}"})
         summary = _run(mine, ScriptedEngine(answer))
         parts.append(
             (
@@ -241,7 +244,7 @@ def test_noised_images_are_the_prompts_own_under_noise(tmp_path):
     assert [row["generator"].split("|")[-1] for row in responses] == ["t=1", "noised_image", "noised_image"]
 
 
-def test_images_are_scaled_down_and_short_answers_quarantine(tmp_path):
+def test_images_are_scaled_down_and_short_answers_quarantined(tmp_path):
     engine = ScriptedEngine(lambda request: [Sample("Red.", 2, True), Sample("It is red.", 4, True)])
     job = _job(tmp_path, [prompt_row(tmp_path, "red")], mismatched_samples=0, max_pixels=1024, min_characters=5)
     _run(job, engine)

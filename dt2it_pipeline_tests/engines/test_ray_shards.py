@@ -19,17 +19,18 @@ from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe import RecipeError, load_recipe, parse_recipe
+from dt2it_pipeline.config.sampling import SamplingSettings
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.engines import ray_shards
-from dt2it_pipeline.engines.ray_shards import RayShardsError, run_shards
+from dt2it_pipeline.engines.ray_shards import RayShards, RayShardsError
 from dt2it_pipeline.reward.scoring import job
+from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support import ray_jobs
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
 from dt2it_pipeline_tests.support.tiny import make_tables
 
-JOBS = "dt2it_pipeline_tests.support.ray_jobs"
 TWO = RaySettings(workers=2, retries=1, wait_seconds=60)
 
 
@@ -49,9 +50,9 @@ def two_workers() -> Iterator[None]:
     os.environ |= before
 
 
-def done(settings: RaySettings, job: Mapping[str, Any], shared: Any = None, target: str = "squares") -> dict[int, Any]:
+def done(settings: RaySettings, job: ray_jobs.SquaresJob, shared: Any = None) -> dict[int, Any]:
     found: dict[int, Any] = {}
-    run_shards(settings, f"{JOBS}:{target}", job, {n: n for n in range(6)}, found.__setitem__, shared)
+    RayShards(settings).run(job, {n: n for n in range(6)}, found.__setitem__, shared)
     return found
 
 
@@ -59,7 +60,7 @@ def done(settings: RaySettings, job: Mapping[str, Any], shared: Any = None, targ
 @pytest.mark.usefixtures("two_workers")
 def test_every_shard_is_done_once_by_two_workers(tmp_path: Path) -> None:
     table = pa.table({"a": [1, 2, 3]})
-    assert done(TWO, {"folder": str(tmp_path)}, table) == {n: n * n + 3 for n in range(6)}
+    assert done(TWO, ray_jobs.SquaresJob(folder=tmp_path), table) == {n: n * n + 3 for n in range(6)}
     marks = list(tmp_path.iterdir())
     assert len(marks) == 6
     assert len({path.read_text() for path in marks}) <= 2
@@ -68,7 +69,7 @@ def test_every_shard_is_done_once_by_two_workers(tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
-    job = {"folder": str(tmp_path), "deadly": 1, "times": 1}
+    job = ray_jobs.SquaresJob(folder=tmp_path, deadly=1, times=1)
     assert done(TWO, job) == {n: n * n for n in range(6)}
     assert ray_jobs.tries(tmp_path, 1) == 2
     assert all(ray_jobs.tries(tmp_path, n) == 1 for n in (0, 2, 3, 4, 5))
@@ -77,7 +78,7 @@ def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_a_shard_that_always_ends_its_worker_is_an_error_after_the_retries(tmp_path: Path) -> None:
-    job = {"folder": str(tmp_path), "deadly": 1, "times": 99}
+    job = ray_jobs.SquaresJob(folder=tmp_path, deadly=1, times=99)
     with pytest.raises(RayShardsError, match=r"shard 1 failed .* ended the worker 2 times \(ray.retries: 1\)"):
         done(TWO, job)
     assert ray_jobs.tries(tmp_path, 1) == 2
@@ -86,12 +87,17 @@ def test_a_shard_that_always_ends_its_worker_is_an_error_after_the_retries(tmp_p
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 @pytest.mark.parametrize(
-    ("target", "words"),
-    [("squares", "shard 4 failed on a Ray worker: ValueError: 4 is no good"), ("unloadable", "OSError: no such")],
+    ("kind", "words"),
+    [
+        (ray_jobs.SquaresJob, "shard 4 failed on a Ray worker: ValueError: 4 is no good"),
+        (ray_jobs.UnloadableJob, "OSError: no such"),
+    ],
 )
-def test_an_error_of_a_shard_is_told_in_one_line_and_not_retried(tmp_path: Path, target: str, words: str) -> None:
+def test_an_error_of_a_shard_is_one_line_and_not_retried(
+    tmp_path: Path, kind: type[ray_jobs.SquaresJob], words: str
+) -> None:
     with pytest.raises(RayShardsError, match=words) as caught:
-        done(TWO, {"folder": str(tmp_path), "faulty": 4}, target=target)
+        done(TWO, kind(folder=tmp_path, faulty=4))
     assert "\n" not in str(caught.value)
     assert ray_jobs.tries(tmp_path, 4) <= 1
 
@@ -101,26 +107,33 @@ def test_an_error_of_a_shard_is_told_in_one_line_and_not_retried(tmp_path: Path,
 def test_a_cluster_without_room_for_a_worker_is_told(tmp_path: Path) -> None:
     greedy = RaySettings(workers=1, gpus_per_worker=8, wait_seconds=0.5)
     with pytest.raises(RayShardsError, match=r"1 CPUs and 8 GPUs .* the cluster has [0-9]+ CPUs and 0 GPUs"):
-        done(greedy, {"folder": str(tmp_path)})
+        done(greedy, ray_jobs.SquaresJob(folder=tmp_path))
 
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_more_workers_than_there_is_room_for_do_the_work_all_the_same(tmp_path: Path) -> None:
-    assert len(done(TWO.model_copy(update={"workers": 2 * (os.cpu_count() or 2) + 1}), {"folder": str(tmp_path)})) == 6
+    assert (
+        len(
+            done(
+                TWO.model_copy(update={"workers": 2 * (os.cpu_count() or 2) + 1}), ray_jobs.SquaresJob(folder=tmp_path)
+            )
+        )
+        == 6
+    )
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_shards.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RayShardsError, match=r"pip install -e '\.\[ray\]'"):
-        done(TWO, {"folder": str(tmp_path)})
+        done(TWO, ray_jobs.SquaresJob(folder=tmp_path))
 
 
 def test_no_cluster_at_the_address_is_told() -> None:
     """In a process of its own: this one has a Ray already."""
     code = (
-        "from dt2it_pipeline.engines.ray_shards import *\n"
-        "run_shards(RaySettings(address='127.0.0.1:1'), 'x:y', {}, {0: 0}, print)"
+        "from dt2it_pipeline.engines.ray_shards import RayShards, RaySettings\n"
+        "RayShards(RaySettings(address='127.0.0.1:1')).run(None, {0: 0}, print)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     last = found.stderr.strip().splitlines()[-1]
@@ -147,7 +160,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def scoring(tmp_path: Path) -> dict[str, Any]:
+def scoring(tmp_path: Path) -> ScoreJob:
     """A scoring job of the demo's base model with a head that spreads its scores."""
     import torch
 
@@ -159,24 +172,25 @@ def scoring(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "checkpoint").mkdir()
     model.save_pretrained(tmp_path / "checkpoint")
     tables = make_tables(tmp_path / "tables", 48)
-    return {
-        **{name: tables[name] for name in ("prompts", "responses", "media_root")},
-        "checkpoint": str(tmp_path / "checkpoint"),
-        "output": str(tmp_path / "local" / "scores.parquet"),
-        "work": str(tmp_path / "local"),
-        "settings": ScoringSettings(shard_responses=8).model_dump(),
-        "voter": "round-0",
-    }
+    return ScoreJob(
+        **{name: Path(tables[name]) for name in ("prompts", "responses", "media_root")},
+        checkpoint=str(tmp_path / "checkpoint"),
+        output=tmp_path / "local" / "scores.parquet",
+        work=tmp_path / "local",
+        settings=ScoringSettings(shard_responses=8, processes=1),
+        voter="round-0",
+    )
 
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
 def test_scores_are_those_of_one_local_process_though_a_worker_is_killed(
-    scoring: dict[str, Any], one_thread: None, tmp_path: Path
+    scoring: ScoreJob, one_thread: None, tmp_path: Path
 ) -> None:
     shards = job.run(scoring, lambda progress: None)["shards"]
-    there = scoring | {"work": str(tmp_path / "ray"), "output": str(tmp_path / "ray" / "scores.parquet")}
-    there["ray"] = TWO.model_dump()
+    there = scoring.model_copy(
+        update={"work": tmp_path / "ray", "output": tmp_path / "ray" / "scores.parquet", "ray": TWO}
+    )
     (tmp_path / "ray").mkdir()
     for table in (tmp_path / "local").glob("shard-000002.*"):  # as if an earlier run had made it
         shutil.copy(table, tmp_path / "ray")
@@ -202,18 +216,18 @@ def test_answers_are_those_of_one_local_copy_of_the_model(tmp_path: Path) -> Non
 
     rows = [prompt_row(tmp_path, color, "what color is the shape?") for color in COLORS[:4]]
     atomic.write_parquet(schemas.table(rows, "prompts"), tmp_path / "prompts.parquet")
-    job = {
-        "model": model_path(DEMO_BASE_MODEL),
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "local.parquet"),
-        "work": str(tmp_path / "local"),
-        "settings": {"samples": 2, "mismatched_samples": 0, "shard_prompts": 1, "max_new_tokens": 24},
-        "seed": 0,
-    }
+    job = sample.SampleJob(
+        model=model_path(DEMO_BASE_MODEL),
+        prompts=tmp_path / "prompts.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "local.parquet",
+        work=tmp_path / "local",
+        settings=SamplingSettings(samples=2, mismatched_samples=0, shard_prompts=1, max_new_tokens=24),
+        seed=0,
+    )
     sample.run(job, lambda progress: None)
-    one = TWO.model_copy(update={"workers": 1}).model_dump()
-    there = job | {"output": str(tmp_path / "ray.parquet"), "work": str(tmp_path / "ray"), "ray": one}
+    one = TWO.model_copy(update={"workers": 1})
+    there = job.model_copy(update={"output": tmp_path / "ray.parquet", "work": tmp_path / "ray", "ray": one})
     summary = sample.run(there, lambda progress: None)
     assert summary["rows_out"] == 4
     assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "local.parquet").read_bytes()

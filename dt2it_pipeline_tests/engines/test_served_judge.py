@@ -108,14 +108,14 @@ def test_it_checks_that_rewriting_kept_the_content(tmp_path: Path, own) -> None:
                 "check": own | {"name": "own", "max_new_tokens": 600, "attempts": 1},
             }
         )
-        files = {name: str(tmp_path / f"{name}.parquet") for name in ("pairs", "prompts", "responses")}
-        job = files | {
-            "media_root": str(tmp_path),
-            "output": str(tmp_path / "restyled"),
-            "cache": str(tmp_path / "replies.sqlite"),
-            "near_identical": 0.95,
-            "settings": settings.model_dump(mode="json"),
-        }
+        job = restyle.RestyleJob(
+            **{name: tmp_path / f"{name}.parquet" for name in ("pairs", "prompts", "responses")},
+            media_root=tmp_path,
+            output=tmp_path / "restyled",
+            cache=tmp_path / "replies.sqlite",
+            near_identical=0.95,
+            settings=settings,
+        )
         metadata = restyle.run(job, lambda progress: None)
         before = _asked(own)
         again = restyle.run(job, lambda progress: None)

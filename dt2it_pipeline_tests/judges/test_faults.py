@@ -10,6 +10,7 @@ import pytest
 
 from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.construct import judge
+from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.engines.endpoint import EndpointEngine
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.judges.protocol import JudgeError, JudgeStopped
@@ -49,7 +50,7 @@ def fault_texts() -> dict[str, str]:
     return {item: f"{item} {INJECTION if 'quoted' in item or 'obeyed' in item else 'worth-7'}" for item in FAULTS}
 
 
-def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: object) -> dict:
+def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: object) -> JudgeJob:
     """One prompt for each list of texts."""
     prompts, responses = [], []
     for number, group in enumerate(texts):
@@ -74,20 +75,20 @@ def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: ob
     }
     judging = {key: settings.pop(key) for key in list(settings) if key in ("orders", "modes")}
     chosen = {"judges": [endpoint | settings]} | judging
-    return {
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "responses": str(tmp_path / "responses.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "judged"),
-        "cache": str(tmp_path / "cache" / "replies.sqlite"),
-        "settings": JudgingSettings.model_validate(chosen).model_dump(mode="json"),
-        "seed": 0,
-    }
+    return JudgeJob(
+        prompts=tmp_path / "prompts.parquet",
+        responses=tmp_path / "responses.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "judged",
+        cache=tmp_path / "cache" / "replies.sqlite",
+        settings=JudgingSettings.model_validate(chosen),
+        seed=0,
+    )
 
 
-def _run(job: dict) -> tuple[dict, list[dict], list[dict]]:
+def _run(job: JudgeJob) -> tuple[dict, list[dict], list[dict]]:
     metadata = judge.run(job, lambda progress: None)
-    tables = (atomic.read_parquet(Path(job["output"]) / f"{n}.parquet", n) for n in ("judgements", "quarantine"))
+    tables = (atomic.read_parquet(job.output / f"{n}.parquet", n) for n in ("judgements", "quarantine"))
     return metadata, *(table.to_pylist() for table in tables)
 
 
@@ -107,7 +108,7 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
     by_id = {row["response_id"]: row for row in judgements}
     items = {
         text.split()[0]: row["response_id"]
-        for row in atomic.read_parquet(job["responses"]).to_pylist()
+        for row in atomic.read_parquet(job.responses).to_pylist()
         for text in [row["text"]]
     }
     assert {item: by_id[key]["status"] for item, key in items.items()} == {i: f[3] for i, f in FAULTS.items()}
@@ -280,9 +281,8 @@ def test_a_missing_key_and_a_key_in_the_clear_are_refused(tmp_path, monkeypatch)
 
 def test_a_model_that_vllm_runs_judges_through_the_recipe_and_its_replies_are_kept(tmp_path):
     job = judging_job(tmp_path, "http://127.0.0.1:9/v1", [["item-a worth-3", "item-b worth-8"]])
-    job["settings"] = JudgingSettings.model_validate(
-        {"judges": [{"kind": "vllm", "name": "local", "attempts": 2}]}
-    ).model_dump(mode="json")
+    settings = JudgingSettings.model_validate({"judges": [{"kind": "vllm", "name": "local", "attempts": 2}]})
+    job = job.model_copy(update={"settings": settings})
     engine = ScriptedEngine(lambda request: [Sample(_local(request), 20, True, 100)])
     built = []
 

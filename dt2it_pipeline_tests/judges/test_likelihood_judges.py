@@ -142,7 +142,7 @@ def test_asked_whether_two_texts_say_the_same_it_is_shown_both_and_no_image(prom
     assert asked[0].images == () and "It is round." in words and "A circle." in words and "yes or no" in words
 
 
-def _restyling(tmp_path, prompts, server, check: dict) -> dict:
+def _restyling(tmp_path, prompts, server, check: dict) -> restyle.RestyleJob:
     """A job over one pair per prompt, of which the reference says nothing: words alone do not find what changed."""
     prompts = [row | {"reference": None} for row in prompts]
     pairs, responses = [], []
@@ -154,14 +154,14 @@ def _restyling(tmp_path, prompts, server, check: dict) -> dict:
         atomic.write_parquet(schemas.table(rows, name), tmp_path / f"{name}.parquet")
     rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": server.url, "model": "m", "attempts": 1}
     settings = RestyleSettings.model_validate({"rewriter": rewriter, "style": "one sentence", "check": check})
-    files = {name: str(tmp_path / f"{name}.parquet") for name in ("pairs", "prompts", "responses")}
-    return files | {
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "restyled"),
-        "cache": str(tmp_path / "replies.sqlite"),
-        "near_identical": 0.95,
-        "settings": settings.model_dump(mode="json"),
-    }
+    return restyle.RestyleJob(
+        **{name: tmp_path / f"{name}.parquet" for name in ("pairs", "prompts", "responses")},
+        media_root=tmp_path,
+        output=tmp_path / "restyled",
+        cache=tmp_path / "replies.sqlite",
+        near_identical=0.95,
+        settings=settings,
+    )
 
 
 def _blocks(words: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.curate.annotation import annotate
@@ -33,18 +34,18 @@ def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engin
     ]
     atomic.write_parquet(schemas.table(prompts, "prompts"), tmp_path / "prompts.parquet")
     atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
-    job = {
-        "pairs": str(tmp_path / "pairs.parquet"),
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "votes.parquet"),
-        "work": str(tmp_path / "work"),
-        "settings": {"judges": JUDGES, "batch_pairs": 4} | changes,
-        "seed": 0,
-        "cache": str(tmp_path / "replies.sqlite"),
-    }
+    job = annotate.AnnotateJob(
+        pairs=tmp_path / "pairs.parquet",
+        prompts=tmp_path / "prompts.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "votes.parquet",
+        work=tmp_path / "work",
+        settings=AnnotationSettings.model_validate({"judges": JUDGES, "batch_pairs": 4} | changes),
+        seed=0,
+        cache=tmp_path / "replies.sqlite",
+    )
     summary = annotate.run(job, lambda progress: None, None, make_engine)
-    votes = atomic.read_parquet(job["output"], "votes").to_pylist()
+    votes = atomic.read_parquet(job.output, "votes").to_pylist()
     aside = atomic.read_parquet(tmp_path / "votes.quarantine.parquet", "quarantine").to_pylist()
     assert summary["calls"] <= summary["votes"]
     return votes, {row["row_id"]: row["reason"] for row in aside}, pairs

@@ -14,8 +14,9 @@ import pytest
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.recipe import Recipe, load_recipe
+from dt2it_pipeline.construct import sample
+from dt2it_pipeline.construct.sample import SampleJob
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
@@ -80,8 +81,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
     started: list[str] = []
 
-    def run(_: Any, context: Any, target: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-        name = Path(job["model"]).name
+    def run(_: Any, context: Any, job: SampleJob, work: Path) -> dict[str, Any]:
+        name = Path(job.model).name
         started.append(name)
 
         def answer(request: Any) -> list[Sample]:
@@ -89,7 +90,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             said = right if request.temperature == 0.5 else COLORS[(COLORS.index(right) + 1) % len(COLORS)]
             return [Sample(f"It is {said}." if name == "first" else f"- **{said}**", 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return sample.run(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))
 
     monkeypatch.setattr(ChildProcesses, "run", run)
     return started
@@ -143,13 +144,13 @@ def test_of_one_model_alone_nothing_is_said(home, pool, scripted):
 def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(home, pool, monkeypatch):
     """Both write alike, but all that `second` says is wrong."""
 
-    def run(_: Any, context: Any, target: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def run(_: Any, context: Any, job: SampleJob, work: Path) -> dict[str, Any]:
         def answer(request: Any) -> list[Sample]:
             right = color_of(request)
             wrong = COLORS[(COLORS.index(right) + 1) % len(COLORS)]
-            return [Sample(f"It is {right if Path(job['model']).name == 'first' else wrong}.", 4, True, 20)]
+            return [Sample(f"It is {right if Path(job.model).name == 'first' else wrong}.", 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return sample.run(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))
 
     monkeypatch.setattr(ChildProcesses, "run", run)
     free = recipe_of(pool, pairing={"balance_models": False})

@@ -9,18 +9,22 @@ import pytest
 
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline_tests.support.child_jobs import Chatter, Crash, Echo, Killed
 from dt2it_pipeline_tests.support.processes import alive, wait_until
 
-JOBS = "dt2it_pipeline_tests.support.child_jobs"
+IMPORTS = (
+    "from dt2it_pipeline_tests.orchestrate.test_pipes_worker import start\n"
+    "from dt2it_pipeline_tests.support.child_jobs import Hang\n"
+)
 
 
-def start(target, job, folder, retries=0):
+def start(job, folder, retries=0):
     """Run a child in an asset; returns the run's result and what the child returned."""
     returned = {}
 
     @dg.asset(retry_policy=dg.RetryPolicy(max_retries=retries) if retries else None)
     def heavy(context: dg.AssetExecutionContext, children: ChildProcesses) -> dg.MaterializeResult:
-        returned.update(children.run(context, f"{JOBS}:{target}", job, Path(folder)))
+        returned.update(children.run(context, job, Path(folder)))
         return dg.MaterializeResult()
 
     result = dg.materialize([heavy], resources={"children": ChildProcesses()}, raise_on_error=False)
@@ -32,34 +36,33 @@ def failure(result):
 
 
 def test_a_child_returns_its_summary_from_a_process_of_its_own(tmp_path):
-    result, returned = start("echo", {"value": 21}, tmp_path)
+    result, returned = start(Echo(value=21), tmp_path)
     assert result.success
     assert returned["doubled"] == 42
     assert returned["pid"] != os.getpid()
 
 
 def test_a_child_that_fails_is_one_clear_failure_and_is_not_retried(tmp_path):
-    result, _ = start("crash", {"attempts": str(tmp_path / "attempts")}, tmp_path, retries=1)
+    result, _ = start(Crash(attempts=tmp_path / "attempts"), tmp_path, retries=1)
     told = failure(result).user_failure_data.description
     assert told.endswith("child_jobs:crash ended with code 1: ValueError: the job's own words")
     assert (tmp_path / "attempts").read_text() == "."
 
 
 def test_a_child_that_is_killed_is_retried(tmp_path):
-    result, _ = start("killed", {"attempts": str(tmp_path / "attempts")}, tmp_path, retries=1)
+    result, _ = start(Killed(attempts=tmp_path / "attempts"), tmp_path, retries=1)
     assert "ended with code -9 (signal SIGKILL;" in failure(result).user_failure_data.description
     assert (tmp_path / "attempts").read_text() == ".."
 
 
 def test_a_child_that_prints_much_does_not_hang(tmp_path):
-    assert start("chatter", {}, tmp_path)[0].success
+    assert start(Chatter(), tmp_path)[0].success
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_a_step_that_is_killed(tmp_path, how):
     script = (
-        "from dt2it_pipeline_tests.orchestrate.test_pipes_worker import start\n"
-        f"start('hang_with_grandchild', {{'pids': {str(tmp_path / 'pids')!r}}}, {str(tmp_path)!r})\n"
+        f"from pathlib import Path\n{IMPORTS}start(Hang(pids=Path({str(tmp_path / 'pids')!r})), {str(tmp_path)!r})\n"
     )
     step = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 60)
@@ -72,10 +75,9 @@ def test_no_process_outlives_a_step_that_is_killed(tmp_path, how):
 
 def test_the_stage_of_a_killed_run_is_free_once_its_programs_have_ended(tmp_path):
     script = (
-        "from dt2it_pipeline.storage.artifacts import Store\n"
-        "from dt2it_pipeline_tests.orchestrate.test_pipes_worker import start\n"
+        f"from pathlib import Path\nfrom dt2it_pipeline.storage.artifacts import Store\n{IMPORTS}"
         f"with Store({str(tmp_path)!r}).locked('stage'):\n"
-        f"    start('hang_with_grandchild', {{'pids': {str(tmp_path / 'pids')!r}}}, {str(tmp_path)!r})\n"
+        f"    start(Hang(pids=Path({str(tmp_path / 'pids')!r})), {str(tmp_path)!r})\n"
     )
     step = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 60)

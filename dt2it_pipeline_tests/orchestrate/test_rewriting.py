@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.construct import sample
+from dt2it_pipeline.construct.sample import SampleJob
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.build_rewriter import STYLE, build
-from dt2it_pipeline.engines.jobs import load_run
+from dt2it_pipeline.engines.jobs import Job
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
@@ -50,9 +52,9 @@ def _sampling(monkeypatch: pytest.MonkeyPatch, prompts: list[dict[str, Any]]) ->
     by_id = {row["prompt_id"]: row for row in prompts}
     rng = random.Random(0)
 
-    def run(self: Any, context: Any, target: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-        if "sample" not in target:
-            return real(self, context, target, job, folder)
+    def run(self: Any, context: Any, job: Job, work: Path) -> dict[str, Any]:
+        if not isinstance(job, SampleJob):
+            return real(self, context, job, work)
 
         def answer(request: Any) -> list[Sample]:
             prompt = by_id[request.prompt.prompt_id]
@@ -62,7 +64,7 @@ def _sampling(monkeypatch: pytest.MonkeyPatch, prompts: list[dict[str, Any]]) ->
             style: language.Style = "verbose" if is_right == (rng.random() < 0.9) else "plain"
             return [Sample(language.answer_in_style(style, question, said, rng), 4, True, 20)]
 
-        return load_run(target)(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))  # type: ignore[call-arg]
+        return sample.run(job, lambda progress: None, lambda most_images: ScriptedEngine(answer))
 
     monkeypatch.setattr(ChildProcesses, "run", run)
 

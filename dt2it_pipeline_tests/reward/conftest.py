@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline_tests.support.threads import tested_threads, use_tested_threads
 from dt2it_pipeline_tests.support.tiny import make_images, make_tables, make_tiny
 from dt2it_pipeline_tests.support.training_jobs import small_job
@@ -65,7 +66,7 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
 @pytest.fixture
 def job(
     base: Callable[[str], Path], tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
+) -> TrainJob:
     """A small training job with folders of its own."""
     # Other tests of this process may need the packages that a training process hides.
     monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)

@@ -1,19 +1,53 @@
-"""Job functions that the tests start in child processes."""
+"""Jobs that the tests start in child processes."""
+
+from __future__ import annotations
 
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
+
+from dt2it_pipeline.engines.jobs import Job
+
+
+class Echo(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:echo"
+    value: int
+
+
+class Crash(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:crash"
+    attempts: Path
+
+
+class Killed(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:killed"
+    attempts: Path
+
+
+class Hang(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:hang_with_grandchild"
+    pids: Path
+
+
+class Chatter(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:chatter"
+
+
+class Rank(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:rank"
+    folder: Path
 
 
 def echo(job, report):
     report({"step": 1, "loss": 0.5})
-    return {"doubled": job["value"] * 2, "pid": os.getpid()}
+    return {"doubled": job.value * 2, "pid": os.getpid()}
 
 
 def _count_attempt(job):
-    with Path(job["attempts"]).open("a") as file:
+    with job.attempts.open("a") as file:
         file.write(".")
 
 
@@ -29,10 +63,18 @@ def killed(job, report):
 
 def hang_with_grandchild(job, report):
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-    Path(job["pids"]).write_text(f"{os.getpid()} {grandchild.pid}")
+    job.pids.write_text(f"{os.getpid()} {grandchild.pid}")
     time.sleep(300)
 
 
 def chatter(job, report):
     print("x" * 400_000)
     return {}
+
+
+def rank(job, report):
+    number = os.environ["RANK"]
+    (job.folder / f"rank-{number}").write_text(os.environ["WORLD_SIZE"])
+    if number == "1" and (job.folder / "fail").exists():
+        raise ValueError("rank 1 has seen enough")
+    return {"from": number}

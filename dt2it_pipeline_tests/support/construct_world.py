@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 
@@ -39,19 +40,19 @@ def prompt_row(
 
 def judging_job(
     folder: Path, prompts: Sequence[dict[str, Any]], responses: Sequence[dict[str, Any]], settings: JudgingSettings
-) -> dict[str, Any]:
+) -> JudgeJob:
     """A job of `construct.judge` on rows that are written into `folder`, where their images lie."""
     for name, rows in (("prompts", prompts), ("responses", responses)):
         atomic.write_parquet(schemas.table(rows, name), folder / f"{name}.parquet")
-    return {
-        "prompts": str(folder / "prompts.parquet"),
-        "responses": str(folder / "responses.parquet"),
-        "media_root": str(folder),
-        "output": str(folder / "judged"),
-        "cache": str(folder / "replies.sqlite"),
-        "settings": settings.model_dump(mode="json"),
-        "seed": 0,
-    }
+    return JudgeJob(
+        prompts=folder / "prompts.parquet",
+        responses=folder / "responses.parquet",
+        media_root=folder,
+        output=folder / "judged",
+        cache=folder / "replies.sqlite",
+        settings=settings,
+        seed=0,
+    )
 
 
 def response_rows(prompt: dict[str, Any], *texts: str) -> list[dict[str, Any]]:

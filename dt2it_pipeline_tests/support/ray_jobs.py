@@ -1,30 +1,50 @@
-"""Workers that the tests of ray_shards.py start on Ray; a job names a folder in which they leave marks."""
+"""Jobs whose shards the tests of ray_shards.py and local_shards.py share out; they leave marks in a folder."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from dt2it_pipeline.engines.jobs import ShardedJob
+from dt2it_pipeline.engines.launcher import WorkerPlace
 
 
-def squares(job: Mapping[str, Any], shared: Any) -> Callable[[int], int]:
+class SquaresJob(ShardedJob):
+    """Squares numbers; `deadly` ends its worker the first `times` times, `faulty` is an error."""
+
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:nothing"
+    shard_worker: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:squares"
+
+    folder: Path
+    deadly: int | None = None
+    times: int = 0
+    faulty: int | None = None
+
+
+class UnloadableJob(SquaresJob):
+    """A job whose workers cannot load what they need."""
+
+    shard_worker: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:unloadable"
+
+
+def squares(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int], int]:
     """Squares a number, leaves a mark per try, and dies on the job's `deadly` number until it has done so `times`."""
-    folder = Path(job["folder"])
 
     def do(number: int) -> int:
-        mark(folder, number)
-        if number == job.get("deadly") and tries(folder, number) <= job["times"]:
+        mark(job.folder, number)
+        if number == job.deadly and tries(job.folder, number) <= job.times:
             os.kill(os.getpid(), signal.SIGKILL)
-        if number == job.get("faulty"):
+        if number == job.faulty:
             raise ValueError(f"{number} is no good")
         return number * number + (0 if shared is None else shared.num_rows)
 
     return do
 
 
-def unloadable(job: Mapping[str, Any], shared: Any) -> Callable[[int], int]:
+def unloadable(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int], int]:
     """Cannot load what it needs."""
     raise OSError("no such checkpoint")
 

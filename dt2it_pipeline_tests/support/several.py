@@ -2,7 +2,7 @@
 
     deepspeed --num_accelerators 2 --module dt2it_pipeline_tests.support.several jobs.json
 
-jobs: a JSON list of jobs of dt2it_pipeline.reward.training.train. Every rank leaves how a job ended beside its output,
+jobs.json: a list of files of `TrainJob`s. Every rank leaves how a job ended beside its output,
 as `OUTPUT.rank0.json`: {"summary": ...} or, where training stopped with an error of its own, {"error": its message}.
 """
 
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.reward.training.train import TrainingError, run
+from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.training.job import TrainJob
 
 
 def main(path: str) -> None:
@@ -23,13 +24,14 @@ def main(path: str) -> None:
 
     leave = Group.close
     Group.close = lambda self: None  # type: ignore[method-assign]  # DeepSpeed cannot be started twice in a process
-    for job in json.loads(Path(path).read_text(encoding="utf-8")):
+    for file in json.loads(Path(path).read_text(encoding="utf-8")):
+        job = TrainJob.read(file)
         end: dict[str, Any]
         try:
-            end = {"summary": run(job, lambda progress: None)}
+            end = {"summary": job.run(lambda progress: None)}
         except TrainingError as error:
             end = {"error": str(error)}
-        Path(f"{job['output']}.rank{os.environ['RANK']}.json").write_text(json.dumps(end), encoding="utf-8")
+        Path(f"{job.output}.rank{os.environ['RANK']}.json").write_text(json.dumps(end), encoding="utf-8")
         gc.collect()  # the engine of the job before, which refers to itself
     leave(Group())
 

@@ -14,6 +14,7 @@ from typing import Any
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import atomic, records, schemas
 
 SMALL = {
@@ -22,43 +23,47 @@ SMALL = {
 }  # fmt: skip
 
 
-def small_job(base: Path, tables: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def small_job(base: Path, tables: Mapping[str, str], folder: Path) -> TrainJob:
     """A job that trains a tiny model for nine steps of eight pairs."""
-    return {
-        "base_model": str(base), "pairs": tables["pairs"], "prompts": tables["prompts"],
-        "media_root": tables["media_root"], "output": str(folder / "out"), "work": str(folder / "work"),
-        "settings": TrainingSettings(**SMALL).model_dump(), "seed": 5, "name": "test",
-    }  # fmt: skip
+    paths = {name: Path(tables[name]) for name in ("pairs", "prompts", "media_root")}
+    return TrainJob(
+        base_model=str(base), output=folder / "out", work=folder / "work", settings=TrainingSettings(**SMALL), seed=5,
+        name="test", **paths,
+    )  # fmt: skip
 
 
-def changed(job: Mapping[str, Any], name: str, folder: Path, **settings: Any) -> dict[str, Any]:
+def changed(job: TrainJob, name: str, folder: Path, **settings: Any) -> TrainJob:
     """The job with other settings and folders of its own."""
-    return dict(job) | {
-        "output": str(folder / name), "work": str(folder / f"work-{name}"), "settings": job["settings"] | settings,
-    }  # fmt: skip
+    return with_settings(job, **settings).model_copy(update={"output": folder / name, "work": folder / f"work-{name}"})
 
 
-def poisoned(job: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+def with_settings(job: TrainJob, **settings: Any) -> TrainJob:
+    """The job with other settings."""
+    return job.model_copy(update={"settings": TrainingSettings(**job.settings.model_dump() | settings)})
+
+
+def poisoned(job: TrainJob, folder: Path) -> tuple[TrainJob, str]:
     """The job with one more pair, whose score alone is not a number, and that pair's id."""
     from safetensors.torch import load_file, save_file
     from tokenizers import Tokenizer
 
-    shutil.copytree(job["base_model"], folder / "base")
+    shutil.copytree(job.base_model, folder / "base")
     token = Tokenizer.from_file(str(folder / "base" / "tokenizer.json")).encode("Z").ids
     weights = load_file(folder / "base" / "model.safetensors")
     weights["model.language_model.embed_tokens.weight"][token] = float("nan")
     save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
-    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
     pair = records.make_pair(prompts[0]["prompt_id"], "Z", "no", source="test")
-    pairs = [*atomic.read_parquet(job["pairs"], "pairs").to_pylist(), pair]
+    pairs = [*atomic.read_parquet(job.pairs, "pairs").to_pylist(), pair]
     atomic.write_parquet(schemas.table(pairs, "pairs"), folder / "pairs.parquet")
-    return dict(job) | {"base_model": str(folder / "base"), "pairs": str(folder / "pairs.parquet")}, pair["pair_id"]
+    changes = {"base_model": str(folder / "base"), "pairs": folder / "pairs.parquet"}
+    return job.model_copy(update=changes), pair["pair_id"]
 
 
-def command(job: Mapping[str, Any], path: Path, processes: int) -> list[str]:
+def command(job: TrainJob, path: Path, processes: int) -> list[str]:
     """Write the job and give the command line that runs it."""
-    path.write_text(json.dumps(job))
-    return deepspeed_command(["dt2it_pipeline.reward.training.train", str(path)], processes)
+    job.write(path)
+    return deepspeed_command(["dt2it_pipeline.engines.jobs", str(path)], processes)
 
 
 def environment() -> dict[str, str]:
@@ -66,7 +71,7 @@ def environment() -> dict[str, str]:
     return os.environ | rank_environment(2) | {"OMP_NUM_THREADS": "1"}
 
 
-def train(job: Mapping[str, Any], folder: Path, processes: int, limit: str = "") -> subprocess.CompletedProcess[str]:
+def train(job: TrainJob, folder: Path, processes: int, limit: str = "") -> subprocess.CompletedProcess[str]:
     """Run a job in processes of its own; `limit` is a shell command that runs before, such as `ulimit -f 64`."""
     line = command(job, folder / "job.json", processes)
     if limit:
@@ -74,9 +79,12 @@ def train(job: Mapping[str, Any], folder: Path, processes: int, limit: str = "")
     return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
 
 
-def train_several(jobs: Sequence[Mapping[str, Any]], path: Path, processes: int) -> None:
+def train_several(jobs: Sequence[TrainJob], path: Path, processes: int) -> None:
     """Run jobs one after the other in the same processes; see several.py for what they leave."""
-    path.write_text(json.dumps(jobs))
+    files = [path.with_name(f"{path.stem}-{number}.json") for number in range(len(jobs))]
+    for job, file in zip(jobs, files, strict=True):
+        job.write(file)
+    path.write_text(json.dumps([str(file) for file in files]))
     module = ["dt2it_pipeline_tests.support.several", str(path)]
     line = deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
     done = subprocess.run(line, env=environment(), cwd=project_root(), capture_output=True, text=True, timeout=600)

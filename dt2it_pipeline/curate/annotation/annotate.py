@@ -3,23 +3,23 @@
 Each judge gives one verdict per pair. The first judge is shown pairs in the order `forward`, the next in `reversed`, in
 turn. To judges that see each response alone (`pair_judges.py`) the order means nothing; it is recorded all the same.
 
-Run as `python -m dt2it_pipeline.curate.annotation.annotate job.json`.
+Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dt2it_pipeline.config.annotation import AnnotationSettings, AnnotatorChoice, PairJudgeSettings
 from dt2it_pipeline.config.judging import EndpointJudgeSettings
-from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood_model import LikelihoodModel
@@ -33,17 +33,42 @@ ORDERS = ("forward", "reversed")
 _CALLS = "calls.json"  # of a shard, beside its votes
 
 Row = dict[str, Any]
-Report = Callable[[Mapping[str, Any]], None]
 MakeWeigher = Callable[[PairJudgeSettings, int], Weigher]
 MakeEngine = Callable[[PairJudgeSettings, int], SamplingEngine]
 
 
+class AnnotateJob(Job):
+    """Have every judge vote on every pair.
+
+    Attributes:
+        pairs: Parquet of kind `pairs`.
+        prompts: Parquet of kind `prompts`.
+        media_root: folder that the prompts' media paths are relative to.
+        output: Parquet of kind `votes` to write; `<stem>.quarantine.parquet` is written beside it.
+        work: folder for finished shards, from which a killed run goes on.
+        cache: SQLite file that keeps replies and answers across runs; None: in memory.
+        settings: the recipe's section `annotation`.
+        seed: of the images of other prompts that likelihood judges compare with.
+    """
+
+    entry_point: ClassVar[str] = "dt2it_pipeline.curate.annotation.annotate:run"
+
+    pairs: Path
+    prompts: Path
+    media_root: Path
+    output: Path
+    work: Path
+    cache: Path | None = None
+    settings: AnnotationSettings
+    seed: int
+
+
 def run(
-    job: dict[str, Any],
-    report: Report,
+    job: AnnotateJob,
+    report: Reporter,
     make_weigher: MakeWeigher | None = None,
     make_engine: MakeEngine | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Let every judge vote on every pair; writes a votes table and, beside it, `<stem>.quarantine.parquet`.
 
     A pair that a judge cannot judge (no prompt, an unreadable image, a likelihood that is not a number) gets the
@@ -51,8 +76,7 @@ def run(
     folder are not judged again; the same job gives the same bytes.
 
     Args:
-        job: pairs, prompts (Parquet), media_root, output (Parquet), work (folder), settings (AnnotationSettings), seed,
-            and `cache`, a file that keeps replies and answers across runs (in memory where absent).
+        job: what to vote on, and by whom.
         report: called after each shard with judge, pairs and pairs_per_second.
         make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
         make_engine: builds an answering judge's engine from its settings and the most images in one prompt; vLLM
@@ -68,13 +92,12 @@ def run(
         LikelihoodError, EngineError, JudgeError: a judge's model cannot be loaded, or its key is not set.
         JudgeStopped: an endpoint gives no answers any more; what it has answered is kept.
     """
-    settings = AnnotationSettings.model_validate(job["settings"])
-    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
-    rows = {row["prompt_id"]: row for row in atomic.read_parquet(job["prompts"], "prompts").to_pylist()}
-    prompts = Prompts(rows, Path(job["media_root"]), job["seed"])
-    work, output = Path(job["work"]), Path(job["output"])
+    settings, work, output = job.settings, job.work, job.output
+    pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
+    rows = {row["prompt_id"]: row for row in atomic.read_parquet(job.prompts, "prompts").to_pylist()}
+    prompts = Prompts(rows, job.media_root, job.seed)
     starts = range(0, len(pairs), settings.batch_pairs)
-    replies = ReplyCache(Path(job["cache"]) if job.get("cache") else None)
+    replies = ReplyCache(job.cache)
     asked: dict[str, dict[str, Any]] = {}
     judged, seconds = 0, 0.0
     for place, judge in enumerate(settings.judges):
@@ -176,7 +199,3 @@ def _joined(folders: Sequence[Path], kind: str) -> pa.Table:
 
 def _folder(work: Path, judge: AnnotatorChoice, start: int) -> Path:
     return work / content_ids.content_hash(judge.model_dump(mode="json"))[:12] / f"{start:09d}"
-
-
-if __name__ == "__main__":
-    jobs.main(run)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, combined, score_benchmark
-from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url, run
+from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
@@ -58,7 +58,7 @@ def benchmark_model(
         media: folder that no media path may leave.
         output: folder for the scores, and for what a killed run resumes from.
         settings: of the scoring; those of a recipe's defaults when absent.
-        system_prompt: of a server or a LLaMA-Factory model; see `model_scores.run`.
+        system_prompt: of a server or a LLaMA-Factory model; see `BenchmarkScoreJob`.
         report: is called with `responses` and `responses_total` as responses are scored.
 
     Raises:
@@ -87,17 +87,17 @@ def benchmark_model(
     folder = output / f"{entry.name}-{content_ids.content_hash(scored, ids)[:12]}"
     atomic.write_parquet(loaded.prompts, folder / "prompts.parquet")
     atomic.write_parquet(loaded.responses, folder / "responses.parquet")
-    job = {
-        "model": model,
-        "prompts": str(folder / "prompts.parquet"),
-        "responses": str(folder / "responses.parquet"),
-        "media_root": str(media_store),
-        "output": str(folder / "scores.parquet"),
-        "work": str(folder / "work"),
-        "voter": model,
-        "settings": settings.model_dump(mode="json"),
-        "system_prompt": system_prompt,
-    }
+    job = BenchmarkScoreJob(
+        model=model,
+        prompts=folder / "prompts.parquet",
+        responses=folder / "responses.parquet",
+        media_root=media_store,
+        output=folder / "scores.parquet",
+        work=folder / "work",
+        voter=model,
+        settings=settings,
+        system_prompt=system_prompt,
+    )
     run(job, report)
     if is_url(model):
         shutil.rmtree(folder / "work")  # another model may stand behind the same URL the next time

@@ -15,16 +15,14 @@ from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.generators import Models, models_of, with_models
-from dt2it_pipeline.construct.judge import run as judge_run
+from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
-from dt2it_pipeline.construct.restyle import RESTYLE, SAME
-from dt2it_pipeline.construct.restyle import run as restyle_run
-from dt2it_pipeline.construct.sample import join
+from dt2it_pipeline.construct.restyle import RESTYLE, SAME, RestyleJob
+from dt2it_pipeline.construct.sample import SampleJob, join
 from dt2it_pipeline.judges import templates
 from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.checks import judges_answer, reconcile, rewriting_keeps_pairs, style_below_bound
 from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
-from dt2it_pipeline.orchestrate.model_jobs import ray_job
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
@@ -62,21 +60,20 @@ def _candidate_responses(recipe: Recipe) -> dg.AssetsDefinition:
             parts = []
             for place, model in enumerate(pool):  # a process each, so that its memory is free for the next
                 folder = work if len(pool) == 1 else work / f"model-{place}"
-                output = folder / "responses.parquet"
-                job = {
-                    "model": model,
-                    "place": place,
-                    "prompts": str(raw_prompts.table_path("prompts")),
-                    "media_root": str(opened.media),
-                    "output": str(output),
-                    "work": str(folder / "shards"),
-                    "settings": recipe.sampling.model_dump(mode="json"),
-                    "seed": recipe.seed,
-                    "ray": ray_job(recipe),
-                }
-                summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
-                aside = read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
-                parts.append((read_parquet(output, "responses"), aside, summary))
+                job = SampleJob(
+                    model=model,
+                    place=place,
+                    prompts=raw_prompts.table_path("prompts"),
+                    media_root=opened.media,
+                    output=folder / "responses.parquet",
+                    work=folder / "shards",
+                    settings=recipe.sampling,
+                    seed=recipe.seed,
+                    ray=recipe.ray,
+                )
+                summary = children.run(context, job, folder)
+                quarantine = read_parquet(folder / "responses.quarantine.parquet", "quarantine")
+                parts.append((read_parquet(job.output, "responses"), quarantine, summary))
             responses, quarantine, summary = join(parts)
             return Artifact({"responses": responses, "quarantine": quarantine}, summary)
 
@@ -120,19 +117,17 @@ def _judged_responses(recipe: Recipe) -> dg.AssetsDefinition:
         opened = store.open()
 
         def judge(work: Path) -> Artifact:
-            job = {
-                "prompts": str(raw_prompts.table_path("prompts")),
-                "responses": str(candidate_responses.table_path("responses")),
-                "media_root": str(opened.media),
-                "output": str(work / "judged"),
-                "cache": str(opened.cache / "judge_replies.sqlite"),
-                "settings": recipe.judging.model_dump(mode="json"),
-                "seed": recipe.seed,
-            }
-            if heavy:
-                metadata = children.run(context, "dt2it_pipeline.construct.judge:run", job, work)
-            else:  # no model to load, so no process to give its memory back
-                metadata = judge_run(job, _logger(context))
+            job = JudgeJob(
+                prompts=raw_prompts.table_path("prompts"),
+                responses=candidate_responses.table_path("responses"),
+                media_root=opened.media,
+                output=work / "judged",
+                cache=opened.cache / "judge_replies.sqlite",
+                settings=recipe.judging,
+                seed=recipe.seed,
+            )
+            # Without a model to load there is no process to give its memory back.
+            metadata = children.run(context, job, work) if heavy else job.run(_logger(context))
             names = ("judgements", "responses", "quarantine")
             return Artifact({name: read_parquet(work / "judged" / f"{name}.parquet", name) for name in names}, metadata)
 
@@ -323,20 +318,17 @@ def _rewritten(
     assert restyle is not None
     write_parquet(pairs, work / "formed.parquet")
     write_parquet(prompts, work / "prompts.parquet")
-    job = {
-        "pairs": str(work / "formed.parquet"),
-        "prompts": str(work / "prompts.parquet"),
-        "responses": str(judged.table_path("responses")),
-        "media_root": str(store.media),
-        "output": str(work / "restyled"),
-        "cache": str(store.cache / "judge_replies.sqlite"),
-        "settings": restyle.model_dump(mode="json"),
-        "near_identical": settings.near_identical,
-    }
-    if restyle.heavy:
-        metadata = children.run(context, "dt2it_pipeline.construct.restyle:run", job, work)
-    else:
-        metadata = restyle_run(job, _logger(context))
+    job = RestyleJob(
+        pairs=work / "formed.parquet",
+        prompts=work / "prompts.parquet",
+        responses=judged.table_path("responses"),
+        media_root=store.media,
+        output=work / "restyled",
+        cache=store.cache / "judge_replies.sqlite",
+        settings=restyle,
+        near_identical=settings.near_identical,
+    )
+    metadata = children.run(context, job, work) if restyle.heavy else job.run(_logger(context))
     names = ("pairs", "responses", "quarantine")
     return {name: read_parquet(work / "restyled" / f"{name}.parquet", name) for name in names}, metadata
 

@@ -7,8 +7,10 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
+from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.pair_frames import select_rows, stack
 from dt2it_pipeline.curate.policies import make_policy
@@ -18,7 +20,7 @@ from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
 from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
-from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
+from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
@@ -152,7 +154,8 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         reward_model: Artifact,
     ):
         opened, voter = store.open(), f"verifier_model/{context.partition_key}"
-        heavy, policy = Heavy(context, store, children, recipe), make_policy(recipe.curation)
+        policy = make_policy(recipe.curation)
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
         verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
         inputs: dict[str, Artifact | str] = {"voted_pairs": voted_pairs}
         settings: dict[str, Settings] = {"curation": recipe.curation.deciding()}
@@ -163,7 +166,7 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         def check(work: Path) -> Artifact:
             scored = Artifact({"scores": schemas.table([], "scores")}, {})
             if policy.has_verifier:
-                scored = heavy.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
+                scored = models.score(verifier, responses_of(voted_pairs["pairs"]), voted_pairs["prompts"], voter, work)
             checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(scored["scores"]))
             tables = {
                 "pairs": to_table(checked.verified, "pairs"),
@@ -244,28 +247,25 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         people = {"people": content_hash(told.to_pylist())} if told.num_rows else {}
 
         def annotate(work: Path) -> Artifact:
-            settings = recipe.annotation.model_dump(mode="json")
-            for judge in settings["judges"]:
-                if judge["kind"] != "endpoint":
-                    judge["model"] = model_path(judge["model"])
+            settings = _with_model_folders(recipe.annotation)
             summaries: list[dict[str, Any]] = []
 
             def ask(pairs: pd.DataFrame) -> pd.DataFrame:
                 folder = work / f"judging-{len(summaries)}"
                 folder.mkdir(exist_ok=True)
                 write_parquet(to_table(pairs, "pairs"), folder / "pairs.parquet")
-                job = {
-                    "pairs": str(folder / "pairs.parquet"),
-                    "prompts": str(contested_pairs.table_path("prompts")),
-                    "media_root": str(opened.media),
-                    "output": str(folder / "votes.parquet"),
-                    "work": str(folder),
-                    "cache": str(opened.cache / "judge_replies.sqlite"),
-                    "settings": settings,
-                    "seed": recipe.seed,
-                }
-                summaries.append(children.run(context, "dt2it_pipeline.curate.annotation.annotate:run", job, folder))
-                return to_frame(read_parquet(folder / "votes.parquet", "votes"))
+                job = AnnotateJob(
+                    pairs=folder / "pairs.parquet",
+                    prompts=contested_pairs.table_path("prompts"),
+                    media_root=opened.media,
+                    output=folder / "votes.parquet",
+                    work=folder,
+                    cache=opened.cache / "judge_replies.sqlite",
+                    settings=settings,
+                    seed=recipe.seed,
+                )
+                summaries.append(children.run(context, job, folder))
+                return to_frame(read_parquet(job.output, "votes"))
 
             decision = decide_pairs(
                 policy,
@@ -304,6 +304,15 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         return result(context, opened, artifact, checks=(reconcile(artifact),))
 
     return annotated_pairs
+
+
+def _with_model_folders(annotation: AnnotationSettings) -> AnnotationSettings:
+    """The section with the folder of every model that runs here, in the place of the recipe's name for it."""
+    judges = tuple(
+        judge if judge.kind == "endpoint" else judge.model_copy(update={"model": model_path(judge.model)})
+        for judge in annotation.judges
+    )
+    return annotation.model_copy(update={"judges": judges})
 
 
 def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:

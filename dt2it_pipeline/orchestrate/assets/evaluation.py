@@ -19,7 +19,7 @@ from dt2it_pipeline.evaluate.report.formatting import percent
 from dt2it_pipeline.orchestrate.assets.rounds import trained_on
 from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.metadata import markdown_of
-from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
@@ -44,24 +44,23 @@ def build_evaluation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
     return made
 
 
-def benchmarked(heavy: Heavy, model: Artifact, benchmarks: Artifact, name: str) -> Artifact:
+def benchmarked(models: ModelJobs, model: Artifact, benchmarks: Artifact, name: str) -> Artifact:
     """A model's accuracy per benchmark group (`benchmark_scores`) with the scores behind it, as the step's stage."""
 
     def score(work: Path) -> Artifact:
         items = benchmarks["benchmark_items"]
-        scored = heavy.score(model, responses_of(items), benchmarks["prompts"], name, work)
+        scored = models.score(model, responses_of(items), benchmarks["prompts"], name, work)
         found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
         return Artifact({**benchmark_tables(found), **scored.tables}, scored.metadata)
 
-    recipe = heavy.recipe
     artifact = run_stage(
-        heavy.context,
-        heavy.store.open(),
+        models.context,
+        models.store.open(),
         score,
         inputs={"model": model, "raw_benchmarks": benchmarks, "name": name},
-        settings={"scoring": recipe.scoring, "entries": entry_hashes()},
+        settings={"scoring": models.scoring, "entries": entry_hashes()},
     )
-    _log_accuracy(heavy.context, artifact)
+    _log_accuracy(models.context, artifact)
     return artifact
 
 
@@ -103,8 +102,8 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
     ) -> dg.MaterializeResult:
         """Accuracy of the round's reward model on every benchmark group; a tie counts as wrong."""
         opened, number = store.open(), int(context.partition_key)
-        heavy = Heavy(context, store, children, recipe)
-        artifact = benchmarked(heavy, reward_model, raw_benchmarks, f"round {number}")
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        artifact = benchmarked(models, reward_model, raw_benchmarks, f"round {number}")
         before = None
         if number > 0 and opened.current("benchmark_scores", str(number - 1)) is not None:
             before = _pooled(opened.read("benchmark_scores", str(number - 1)))
@@ -151,13 +150,14 @@ def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
         raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
         """Accuracy of any reward model on the recipe's benchmarks, beside published systems where there are some."""
-        heavy, opened = Heavy(context, store, children, recipe), store.open()
+        opened = store.open()
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
         name, items = config.name or config.model, raw_benchmarks["benchmark_items"]
-        model = {"model": config.model, "system_prompt": config.system_prompt}
 
         def score(work: Path) -> Artifact:
-            target = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
-            scored = heavy.score_with(target, model, responses_of(items), raw_benchmarks["prompts"], name, work)
+            scored = models.score_any(
+                config.model, config.system_prompt, responses_of(items), raw_benchmarks["prompts"], name, work
+            )
             found = score_items(to_frame(items), to_frame(scored["scores"]), model=name)
             return Artifact({**benchmark_tables(found), **scored.tables}, scored.metadata)
 
@@ -213,7 +213,8 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         preferences: Artifact,
     ) -> dg.MaterializeResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
-        artifact = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        artifact = trained_on(models, parts, raw_benchmarks, recipe.decontamination)
         return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return arm_model
@@ -236,7 +237,8 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
         model: Artifact,
         raw_benchmarks: Artifact,
     ) -> dg.MaterializeResult:
-        artifact = benchmarked(Heavy(context, store, children, recipe), model, raw_benchmarks, arm)
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        artifact = benchmarked(models, model, raw_benchmarks, arm)
         return result(
             context, store.open(), artifact, metadata={"accuracy_table": markdown_of(artifact["benchmark_scores"])}
         )

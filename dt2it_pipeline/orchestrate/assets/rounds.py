@@ -17,7 +17,7 @@ from dt2it_pipeline.media.index import MediaIndex
 from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
 from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
-from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage.artifacts import Artifact
@@ -68,16 +68,17 @@ def joined_pairs(
     return Artifact({"pairs": clean, "prompts": used.combine_chunks(), "quarantine": quarantine}, metadata)
 
 
-def trained_on(heavy: Heavy, parts: Mapping[str, Artifact], benchmarks: Artifact) -> Artifact:
+def trained_on(
+    models: ModelJobs, parts: Mapping[str, Artifact], benchmarks: Artifact, settings: DecontaminationSettings
+) -> Artifact:
     """A model trained on several artifacts, joined as `joined_pairs` does, as the step's stage."""
-    settings = heavy.recipe.decontamination
-    joined = joined_pairs(parts, benchmarks, settings, heavy.store.open().media)
+    joined = joined_pairs(parts, benchmarks, settings, models.store.open().media)
     inputs: dict[str, Artifact | str] = {
         **parts,
         "raw_benchmarks": benchmarks,
         "decontamination": settings.model_dump_json(),
     }
-    return heavy.train(joined["pairs"], joined["prompts"], inputs)
+    return models.train(joined["pairs"], joined["prompts"], inputs)
 
 
 def image_hashes(
@@ -155,9 +156,8 @@ def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsD
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Artifact
     ) -> dg.MaterializeResult:
         """The round's reward model: base model and linear head, Bradley-Terry loss, DeepSpeed ZeRO."""
-        artifact = Heavy(context, store, children, recipe).train(
-            training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs}
-        )
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        artifact = models.train(training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs})
         return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return reward_model
@@ -181,11 +181,11 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     ) -> dg.MaterializeResult:
         """Every unique response of the noisy preferences, scored once by the round's reward model."""
         opened, voter = store.open(), f"reward_model/{context.partition_key}"
-        heavy = Heavy(context, store, children, recipe)
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
         artifact = run_stage(
             context,
             opened,
-            lambda work: heavy.score(
+            lambda work: models.score(
                 reward_model, responses_of(raw_preferences["pairs"]), raw_preferences["prompts"], voter, work
             ),
             inputs={"reward_model": reward_model, "raw_preferences": raw_preferences, "voter": voter},
@@ -231,7 +231,8 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
                 settings={"reused": "reward_model"},
             )
             return result(context, store.open(), artifact)
-        artifact = trained_on(Heavy(context, store, children, recipe), parts, raw_benchmarks)
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        artifact = trained_on(models, parts, raw_benchmarks, recipe.decontamination)
         return result(context, store.open(), artifact, metadata=training_metadata(artifact))
 
     return verifier_model

@@ -18,7 +18,7 @@ from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters, seed_voters
 from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
 from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
 from dt2it_pipeline.orchestrate.checks import reconcile
-from dt2it_pipeline.orchestrate.model_jobs import Heavy, responses_of
+from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.storage import schemas
@@ -62,8 +62,9 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     ) -> dg.MaterializeResult:
         """The noisy pairs' responses, scored by models of further seeds and by given checkpoints, once, in round 0."""
         opened, first = store.open(), context.partition_key == "0"
-        heavy, settings = Heavy(context, store, children, recipe), recipe.curation.ensemble
+        settings = recipe.curation.ensemble
         assert settings is not None
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
         seeds, checkpoints = seed_voters(settings, recipe.seed), checkpoint_voters(settings)
         responses, prompts = responses_of(raw_preferences["pairs"]), raw_preferences["prompts"]
 
@@ -74,10 +75,10 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 def checkpoint() -> Path:
                     if voter in checkpoints:
                         return Path(checkpoints[voter])
-                    heavy.train_in(folder, training_pairs["pairs"], training_pairs["prompts"], seeds[voter])
+                    models.train_in(folder, training_pairs["pairs"], training_pairs["prompts"], seeds[voter])
                     return folder / "checkpoint"
 
-                return _voter_scores(heavy, folder, voter, responses, prompts, checkpoint)
+                return _voter_scores(models, folder, voter, responses, prompts, checkpoint)
 
             return _joined(one(voter) for voter in (*seeds, *checkpoints))
 
@@ -119,8 +120,9 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     ) -> dg.MaterializeResult:
         """The noisy pairs' responses, scored by models trained without the pairs' prompts; none in round 0."""
         opened, number = store.open(), int(context.partition_key)
-        heavy, settings = Heavy(context, store, children, recipe), recipe.curation.out_of_fold
+        settings = recipe.curation.out_of_fold
         assert settings is not None
+        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
         folds = settings.folds
 
         def one_fold(fold: int, work: Path) -> Artifact:
@@ -129,11 +131,11 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
 
             def trained() -> Path:
                 pairs, prompts = learned_by(training_pairs["pairs"], training_pairs["prompts"], judged)
-                heavy.train_in(folder, pairs, prompts, recipe.seed)
+                models.train_in(folder, pairs, prompts, recipe.seed)
                 return folder / "checkpoint"
 
             voter, asked = voter_name(number, fold), responses_of(judged)
-            return _voter_scores(heavy, folder, voter, asked, raw_preferences["prompts"], trained)
+            return _voter_scores(models, folder, voter, asked, raw_preferences["prompts"], trained)
 
         inputs: dict[str, Artifact | str] = {"round": str(number)}
         if number > 0:
@@ -159,7 +161,7 @@ def _trained_by(recipe: Recipe) -> dict[str, Settings]:
 
 
 def _voter_scores(
-    heavy: Heavy, folder: Path, voter: str, responses: pa.Table, prompts: pa.Table, checkpoint: Callable[[], Path]
+    models: ModelJobs, folder: Path, voter: str, responses: pa.Table, prompts: pa.Table, checkpoint: Callable[[], Path]
 ) -> Artifact:
     """Scores of one voter, kept in `folder`, so that a killed run does not make them again.
 
@@ -168,7 +170,7 @@ def _voter_scores(
     done = folder / "scores.done.parquet"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        scored = heavy.score(Artifact({}, {}, checkpoint()), responses, prompts, voter, folder)
+        scored = models.score(Artifact({}, {}, checkpoint()), responses, prompts, voter, folder)
         write_parquet(scored["quarantine"], folder / "quarantine.done.parquet")
         write_parquet(scored["scores"], done)  # last: it says that the voter is finished
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)

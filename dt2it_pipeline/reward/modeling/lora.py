@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dt2it_pipeline.reward.training.train import TrainingError
+from dt2it_pipeline.reward.errors import TrainingError
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from dt2it_pipeline.storage import atomic
 
 UNKNOWN = "not known"
 _METRICS = ("step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm")
-_OUTCOME = ("steps", "pairs", "pairs_quarantine", "samples_seen", "loss", "accuracy", "ranks")
+_OUTCOME = ("steps", "pairs", "pairs_quarantined", "samples_seen", "loss", "accuracy", "ranks")
 
 
 def write_card(

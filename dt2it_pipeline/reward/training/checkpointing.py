@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.reward.data.vision_features import Ranks
-from dt2it_pipeline.reward.training.train import TrainingError
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids
 
 _MARKER = "complete.json"

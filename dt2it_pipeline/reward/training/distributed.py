@@ -1,14 +1,15 @@
-"""The process group of a training job: what the launcher said about it, and the few exchanges that training needs."""
+"""The process group of a training job, as the launcher set it up, and the few exchanges that training needs."""
 
 from __future__ import annotations
 
 import os
-import socket
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from dt2it_pipeline.engines.deepspeed_launcher import free_port
 
 
 class Alone:
@@ -73,13 +74,6 @@ class Group:
         """Leave the group. A group of one stays for the next job of this process: DeepSpeed cannot be started twice."""
         if dist.is_initialized() and self.size > 1:
             dist.destroy_process_group()
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def flush_denormals() -> None:

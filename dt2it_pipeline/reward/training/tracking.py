@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.checkpointing import writing
-from dt2it_pipeline.reward.training.train import TrainingError
 
 FOLDER = "tensorboard"
 

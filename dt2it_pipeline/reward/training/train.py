@@ -1,12 +1,11 @@
 """Training entry point: Bradley-Terry training of backbone and head under DeepSpeed ZeRO.
 
-    deepspeed --num_accelerators 2 --module dt2it_pipeline.reward.training.train job.json
-    python -m dt2it_pipeline.reward.training.train job.json            # one process
+    python -m dt2it_pipeline.engines.jobs job.json            # one process
+    deepspeed --num_accelerators 2 --module dt2it_pipeline.engines.jobs job.json
 
-job: {base_model, pairs, prompts, media_root, output, work, settings (TrainingSettings), seed, name}. The checkpoint
-folder `output` appears whole or not at all; `work` holds what a killed run needs to go on to the same weights.
+The job is a `TrainJob` (job.py).
 
-What a recipe may ask for under `training:`, beside sizes and rates (each setting is described in recipe.py):
+What a recipe may ask for under `training:`, beside sizes and rates (config/training.py describes each setting):
 - `loss`: a margin or a soft label by the pair's strength, and centring of the scores; formulas in loss.py.
 - `micro_batch_tokens`: bounds a forward pass by its tokens, padding included. A step's pairs stay the same, so results
   differ by rounding alone. The summary's `padding_share` says which share of all cells was padding.
@@ -25,45 +24,31 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.recipe_files import read_deepspeed_config
-from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.engines import lean_imports
-
-GIB = 2**30
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says what to change."""
+from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.reward.training.job import TrainJob
 
 
-def deepspeed_config(settings: TrainingSettings, decay: float) -> dict[str, Any]:
-    """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings."""
-    config = read_deepspeed_config(settings.deepspeed_config)
-    optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
-    optimizer["params"] = {"lr": settings.learning_rate, "weight_decay": decay} | optimizer.get("params", {})
-    return config | {
-        "train_micro_batch_size_per_gpu": 1,  # nominal: the schedule says how many pairs a pass holds
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": settings.precision == "bfloat16"},
-        # Sums over the passes of a step: in bfloat16, a pass that adds less than 1/256 of the sum would be lost.
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": 2**31 - 1,
-    }
-
-
-def run(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+def run(job: TrainJob, report: Reporter) -> Summary:
     """Train one reward model. Every rank calls this; rank 0 reports and writes.
+
+    Args:
+        job: what to train on, with which settings.
+        report: called every `logging_steps` steps with the row of the training log (step, epoch, loss, accuracy,
+            learning_rate, grad_norm, pairs_per_second) and `steps`, and after each evaluation of held-out pairs.
+
+    Returns:
+        steps, resumed_from_step, pairs, pairs_quarantined, samples_seen (pairs, repetitions included), last loss and
+        accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`.
 
     Raises:
         TrainingError: no pair can be used, a setting does not fit, or loss or gradient stopped being a number.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
-    settings = TrainingSettings.model_validate(dict(job["settings"]))
     lean_imports.skip_unused()
     import torch
 
@@ -76,14 +61,13 @@ def run(job: Mapping[str, Any], report: Callable[[Mapping[str, Any]], None]) -> 
         local = int(os.environ.get("LOCAL_SIZE", group.size))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // local)))
     flush_denormals()
-    trainer = Trainer(job, settings, group, report if group.rank == 0 else _silent)
+    trainer = Trainer(job, group, report if group.rank == 0 else _silent)
     summary = trainer.fit()
-    output = Path(job["output"])
-    trainer.save(output, summary)
+    trainer.save(job.output, summary)
     if group.rank == 0:
-        summary["weights_sha256"] = weights_digest(output)
+        summary["weights_sha256"] = weights_digest(job.output)
     peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    summary["peak_memory_gib"] = round(sum(peaks) / GIB, 3)
+    summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)
     group.close()
     return summary
 
@@ -100,9 +84,3 @@ def weights_digest(folder: Path) -> str:
 
 def _silent(progress: Mapping[str, Any]) -> None:
     """The reporter of every rank but the first."""
-
-
-if __name__ == "__main__":
-    from dt2it_pipeline.engines.jobs import main
-
-    main(run)

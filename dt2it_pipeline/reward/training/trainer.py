@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,61 +17,58 @@ import deepspeed
 import numpy as np
 import torch
 
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack, with_pixels
 from dt2it_pipeline.reward.data.encoding import PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.vision_features import survey_images
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora, model_card
 from dt2it_pipeline.reward.modeling.batch import Batch
 from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
 from dt2it_pipeline.reward.modeling.loss import pair_losses
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.training import checkpointing, validation
+from dt2it_pipeline.reward.training.deepspeed_settings import deepspeed_config
 from dt2it_pipeline.reward.training.distributed import Group
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, micro_batches
 from dt2it_pipeline.reward.training.step_metrics import PairSizes, Tally
 from dt2it_pipeline.reward.training.tracking import FOLDER as TRACKING_FOLDER
 from dt2it_pipeline.reward.training.tracking import Tracker, require_packages
-from dt2it_pipeline.reward.training.train import GIB, TrainingError, deepspeed_config
 from dt2it_pipeline.storage import artifacts, atomic, content_ids, schemas
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+_GIB = 2**30
 
 
 class Trainer:
     """One training job on one rank."""
 
-    def __init__(
-        self,
-        job: Mapping[str, Any],
-        settings: TrainingSettings,
-        group: Group,
-        report: Callable[[Mapping[str, Any]], None],
-    ) -> None:
-        self.job, self.settings, self.group, self.report = job, settings, group, report
+    def __init__(self, job: TrainJob, group: Group, report: Reporter) -> None:
+        self.job, self.settings, self.group, self.report = job, job.settings, group, report
+        settings, self.seed, self.work = job.settings, job.seed, job.work
         require_packages(settings)
-        self.work = Path(job["work"])
         with checkpointing.writing("the work folder", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-        self.seed = int(job["seed"])
         self.clock = preparation.stopwatch()
         torch.manual_seed(self.seed)
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        folder = resolve_folder(job["base_model"])
+        folder = resolve_folder(job.base_model)
         self.model = RewardNetwork.from_pretrained(folder, seed=self.seed, dtype=dtype).to(group.device)
         self.model.freeze_vision()
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         self.model.card |= {
-            "name": job.get("name", ""),
+            "name": job.name,
             "system_prompt": settings.system_prompt,
             "max_pixels": settings.max_pixels,
             "seed": self.seed,
         }
         processor = load_processor(folder)
         self.registry = ImageRegistry(
-            processor.image_processor, job["media_root"], settings.max_pixels, processor.video_processor
+            processor.image_processor, str(job.media_root), settings.max_pixels, processor.video_processor
         )
         self.prompt_encoder = PromptEncoder(folder, self.registry, settings.system_prompt, processor)
         self.prepared = self._prepare()
@@ -91,8 +88,8 @@ class Trainer:
 
     def _prepare(self) -> preparation.PreparedPairs:
         settings = self.settings
-        pairs = atomic.read_parquet(self.job["pairs"], "pairs")
-        prompts = atomic.read_parquet(self.job["prompts"], "prompts")
+        pairs = atomic.read_parquet(self.job.pairs, "pairs")
+        prompts = atomic.read_parquet(self.job.prompts, "prompts")
         columns = (pairs.column(name).to_pylist() for name in ("pair_id", "chosen_id", "strength"))
         self.content = content_ids.content_hash(*columns)
         prepared = preparation.prepare_pairs(
@@ -104,7 +101,7 @@ class Trainer:
                 self.model,
                 self.registry,
                 used,
-                most_bytes=settings.vision_cache_gib * GIB if settings.cache_vision else 0,
+                most_bytes=settings.vision_cache_gib * _GIB if settings.cache_vision else 0,
                 work=self.work,
                 ranks=self.group,
                 device=self.group.device,
@@ -113,7 +110,7 @@ class Trainer:
         if not prepared.rows:
             reasons = sorted({row["reason"] for row in prepared.quarantine})
             raise TrainingError(
-                f"no pair to train on: {pairs.num_rows} in {self.job['pairs']}, {len(prepared.quarantine)} quarantined"
+                f"no pair to train on: {pairs.num_rows} in {self.job.pairs}, {len(prepared.quarantine)} quarantined"
                 + (f" ({'; '.join(reasons)})" if reasons else "")
             )
         return prepared
@@ -156,11 +153,11 @@ class Trainer:
         settings = self.settings
         if self.group.rank:  # curves come from one process
             settings = settings.model_copy(update={"tensorboard": False, "wandb_project": None})
-        tracker = Tracker(settings, self.work, name=str(self.job.get("name", "")), run_id=digest)
+        tracker = Tracker(settings, self.work, name=self.job.name, run_id=digest)
         tracker.replay(self.log, self.evaluations)
         return tracker
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> Summary:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
         source = str(self.model.source)
@@ -210,7 +207,7 @@ class Trainer:
         if self.group.rank == 0:
             self.best.drop_all_but(validation.best_of(self.evaluations))
 
-    def _summary(self, first: int, prepared_in: float, trained_in: float) -> dict[str, Any]:
+    def _summary(self, first: int, prepared_in: float, trained_in: float) -> Summary:
         schedule = self.schedule
         pairs_done = schedule.samples_seen - first * schedule.global_batch_size
         last = self.log[-1] if self.log else {}
@@ -218,7 +215,7 @@ class Trainer:
             "steps": schedule.steps,
             "resumed_from_step": first,
             "pairs": len(self.prepared.rows),
-            "pairs_quarantine": len(self.prepared.quarantine),
+            "pairs_quarantined": len(self.prepared.quarantine),
             "samples_seen": schedule.samples_seen,
             "loss": last.get("loss"),
             "accuracy": last.get("accuracy"),
@@ -384,8 +381,8 @@ class Trainer:
             self.write_tables(folder)
             model_card.write_card(
                 folder,
-                base_model=self.job["base_model"],
-                pairs=self.job["pairs"],
+                base_model=self.job.base_model,
+                pairs=str(self.job.pairs),
                 settings=self.settings,
                 summary=summary,
             )

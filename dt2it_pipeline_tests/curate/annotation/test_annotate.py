@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.curate.annotation import annotate
+from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines.chat import chat_prompt
 from dt2it_pipeline.judges.likelihood_model import LikelihoodError, LikelihoodModel, Question
 from dt2it_pipeline.storage import atomic, records, schemas
@@ -47,25 +49,25 @@ def _pair(prompt: dict, chosen: str, rejected: str) -> dict:
     return records.make_pair(prompt["prompt_id"], chosen, rejected, source="test")
 
 
-def _job(tmp_path: Path, prompts: list[dict], pairs: list[dict], **changes: object) -> dict:
+def _job(tmp_path: Path, prompts: list[dict], pairs: list[dict], **changes: object) -> AnnotateJob:
     atomic.write_parquet(schemas.table(prompts, "prompts"), tmp_path / "prompts.parquet")
     atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
-    job = {
-        "pairs": str(tmp_path / "pairs.parquet"),
-        "prompts": str(tmp_path / "prompts.parquet"),
-        "media_root": str(tmp_path),
-        "output": str(tmp_path / "votes.parquet"),
-        "work": str(tmp_path / "work"),
-        "settings": {"judges": JUDGES, "batch_pairs": 2},
-        "seed": 0,
-    }
-    return job | changes
+    job = AnnotateJob(
+        pairs=tmp_path / "pairs.parquet",
+        prompts=tmp_path / "prompts.parquet",
+        media_root=tmp_path,
+        output=tmp_path / "votes.parquet",
+        work=tmp_path / "work",
+        settings=AnnotationSettings.model_validate({"judges": JUDGES, "batch_pairs": 2}),
+        seed=0,
+    )
+    return job.model_copy(update=changes)
 
 
-def _run(job: dict, weigher: object) -> tuple[dict, list[dict], list[dict]]:
+def _run(job: AnnotateJob, weigher: object) -> tuple[dict, list[dict], list[dict]]:
     summary = annotate.run(job, lambda progress: None, lambda judge, batch: weigher)
-    votes = atomic.read_parquet(job["output"], "votes").to_pylist()
-    aside = atomic.read_parquet(Path(job["output"]).with_name("votes.quarantine.parquet"), "quarantine").to_pylist()
+    votes = atomic.read_parquet(job.output, "votes").to_pylist()
+    aside = atomic.read_parquet(job.output.with_name("votes.quarantine.parquet"), "quarantine").to_pylist()
     return summary, votes, aside
 
 
@@ -117,8 +119,8 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     prompts = [prompt_row(tmp_path, color) for color in COLORS]
     job = _job(tmp_path, prompts, [_pair(p, f"{p['reference']}", "pink") for p in prompts])
     _run(job, Colorist())
-    whole = Path(job["output"]).read_bytes()
-    job |= {"work": str(tmp_path / "work2"), "output": str(tmp_path / "again" / "votes.parquet")}
+    whole = job.output.read_bytes()
+    job = job.model_copy(update={"work": tmp_path / "work2", "output": tmp_path / "again" / "votes.parquet"})
 
     class Dies(Colorist):
         def evidence(self, questions):
@@ -131,7 +133,7 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     colorist = Colorist()
     _run(job, colorist)
     assert len(colorist.questions) == 4
-    assert Path(job["output"]).read_bytes() == whole
+    assert job.output.read_bytes() == whole
 
 
 def test_no_contested_pair_is_an_empty_table(tmp_path):
@@ -149,11 +151,13 @@ def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_pat
     pairs = [_pair(p, f"item-{n} worth-9", f"item-{n} worth-2 {p['reference']}") for n, p in enumerate(prompts)]
     with serving(FaultServer({"item-3": ("prose", 99)})) as server:
         remote = {"kind": "endpoint", "name": "remote", "base_url": server.url, "model": "m", "attempts": 2}
-        settings = {"judges": [JUDGES[0], remote | {"input_price": 1e6}], "batch_pairs": 4}
-        job = _job(tmp_path, prompts, pairs, settings=settings, cache=str(tmp_path / "replies.sqlite"))
+        settings = AnnotationSettings.model_validate(
+            {"judges": [JUDGES[0], remote | {"input_price": 1e6}], "batch_pairs": 4}
+        )
+        job = _job(tmp_path, prompts, pairs, settings=settings, cache=tmp_path / "replies.sqlite")
         summary, votes, aside = _run(job, Colorist())
         asked = len(server.bodies)
-        again = job | {"work": str(tmp_path / "work2"), "output": str(tmp_path / "again" / "votes.parquet")}
+        again = job.model_copy(update={"work": tmp_path / "work2", "output": tmp_path / "again" / "votes.parquet"})
         second, votes_again, _ = _run(again, Colorist())
         assert len(server.bodies) == asked  # every reply was kept
     assert [v["verdict"] for v in votes if v["judge"] == "first"] == ["rejected"] * 6

@@ -9,9 +9,11 @@ import torch
 
 from dt2it_pipeline.config.training import LoraSettings
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.lora import add_adapters, merge
 from dt2it_pipeline.reward.reward_model import RewardModel
-from dt2it_pipeline.reward.training.train import TrainingError, run
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of
@@ -62,13 +64,13 @@ def test_an_unknown_layer_is_named_with_those_that_exist(setup: Callable[..., An
         add_adapters(model, LoraSettings(target_modules=("query",)), seed=1)
 
 
-def test_training_changes_adapted_layers_and_head_alone(job: dict[str, Any], tmp_path: Path) -> None:
+def test_training_changes_adapted_layers_and_head_alone(job: TrainJob, tmp_path: Path) -> None:
     this = changed(job, "out", tmp_path, lora={"rank": 4, "alpha": 8.0, "target_modules": ["q_proj"]}, epochs=6.0)
     run(this, [].append)
-    log = log_of(this["output"])
+    log = log_of(this.output)
     assert log[-1]["loss"] < log[0]["loss"]
-    base = RewardModel.from_pretrained(job["base_model"], seed=job["seed"]).state_dict()
-    made = RewardModel.from_pretrained(this["output"]).state_dict()
+    base = RewardModel.from_pretrained(job.base_model, seed=job.seed).state_dict()
+    made = RewardModel.from_pretrained(this.output).state_dict()
     assert made.keys() == base.keys()
     different = {name for name in base if not torch.equal(base[name], made[name])}
     assert {name.split(".")[-2] for name in different} == {"q_proj", "head"}

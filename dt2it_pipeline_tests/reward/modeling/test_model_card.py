@@ -37,7 +37,7 @@ def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Pat
     pairs = [records.make_pair("p", f"a{i}", f"b{i}", source="demo_preferences", label="flipped") for i in range(3)]
     pairs += [records.make_pair("p", "c", "d", source="some|where")]
     atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
-    summary = {"pairs": 4, "pairs_quarantine": 1, "loss": 0.123456, "training_seconds": 12.5}
+    summary = {"pairs": 4, "pairs_quarantined": 1, "loss": 0.123456, "training_seconds": 12.5}
     settings = TrainingSettings(learning_rate=3e-5)
     write_card(checkpoint, base_model=base, pairs=tmp_path / "pairs.parquet", settings=settings, summary=summary)
     text = (checkpoint / "README.md").read_text()

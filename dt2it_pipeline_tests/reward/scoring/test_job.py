@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
+from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.processes import alive_in_group, wait_until
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
@@ -32,13 +32,16 @@ def checkpoint(base: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def job(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> dict[str, Any]:
-    paths = {name: tables[name] for name in ("prompts", "responses", "media_root")}
-    settings = ScoringSettings(processes=1, shard_responses=10).model_dump()
-    return paths | {
-        "checkpoint": str(checkpoint), "output": str(tmp_path / "scores.parquet"), "work": str(tmp_path / "work"),
-        "settings": settings, "voter": "round-0",
-    }  # fmt: skip
+def job(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> ScoreJob:
+    paths = {name: Path(tables[name]) for name in ("prompts", "responses", "media_root")}
+    return ScoreJob(
+        checkpoint=str(checkpoint), output=tmp_path / "scores.parquet", work=tmp_path / "work",
+        settings=ScoringSettings(processes=1, shard_responses=10), voter="round-0", **paths,
+    )  # fmt: skip
+
+
+def with_settings(job: ScoreJob, **settings: Any) -> ScoreJob:
+    return job.model_copy(update={"settings": job.settings.model_copy(update=settings)})
 
 
 def within(job: Mapping[str, Any]) -> float:
@@ -50,27 +53,27 @@ def silent(progress: Mapping[str, Any]) -> None:
     pass
 
 
-def scores(job: Mapping[str, Any]) -> dict[str, float]:
-    table = atomic.read_parquet(job["output"], "scores")
+def scores(job: ScoreJob) -> dict[str, float]:
+    table = atomic.read_parquet(job.output, "scores")
     return dict(zip(table.column("response_id").to_pylist(), table.column("score").to_pylist(), strict=True))
 
 
-def test_every_response_once_in_table_order(job: dict[str, Any]) -> None:
+def test_every_response_once_in_table_order(job: ScoreJob) -> None:
     reports: list[Mapping[str, Any]] = []
     summary = scoring_job.run(job, reports.append)
-    ids = atomic.read_parquet(job["responses"], "responses").column("response_id").to_pylist()
+    ids = atomic.read_parquet(job.responses, "responses").column("response_id").to_pylist()
     assert list(scores(job)) == ids
     assert summary["scored"] == summary["responses"] == len(ids)
-    assert summary["quarantine"] == 0
+    assert summary["quarantined"] == 0
     assert reports[-1]["responses"] == reports[-1]["responses_total"] == len(ids)
-    assert atomic.read_parquet(job["output"], "scores").column("voter").unique().to_pylist() == ["round-0"]
+    assert atomic.read_parquet(job.output, "scores").column("voter").unique().to_pylist() == ["round-0"]
 
 
 @pytest.mark.numerics
-def test_numbers_do_not_depend_on_batches(job: dict[str, Any], tmp_path: Path) -> None:
+def test_numbers_do_not_depend_on_batches(job: ScoreJob, tmp_path: Path) -> None:
     scoring_job.run(job, silent)
-    lone = job | {"work": str(tmp_path / "other"), "output": str(tmp_path / "other.parquet")}
-    lone["settings"] = job["settings"] | {"tokens_per_batch": 64, "shard_responses": 3}
+    lone = with_settings(job, tokens_per_batch=64, shard_responses=3)
+    lone = lone.model_copy(update={"work": tmp_path / "other", "output": tmp_path / "other.parquet"})
     scoring_job.run(lone, silent)
     first, second = scores(job), scores(lone)
     assert first.keys() == second.keys()
@@ -78,33 +81,33 @@ def test_numbers_do_not_depend_on_batches(job: dict[str, Any], tmp_path: Path) -
     assert max(first.values()) - min(first.values()) > 1e-3
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bytes(job: ScoreJob, tmp_path: Path) -> None:
     scoring_job.run(job, silent)
-    whole = Path(job["output"]).read_bytes()
-    shards = sorted(Path(job["work"]).glob("shard-??????.parquet"))
+    whole = job.output.read_bytes()
+    shards = sorted(job.work.glob("shard-??????.parquet"))
     assert len(shards) > 2
     shards[1].unlink()
-    (Path(job["work"]) / ".shard-000001.parquet.half").write_bytes(b"PAR1")
+    (job.work / ".shard-000001.parquet.half").write_bytes(b"PAR1")
     before = shards[0].stat().st_mtime_ns
     summary = scoring_job.run(job, silent)
     assert summary["shards_resumed"] == len(shards) - 1
     assert shards[0].stat().st_mtime_ns == before
-    assert Path(job["output"]).read_bytes() == whole
+    assert job.output.read_bytes() == whole
 
 
 @pytest.mark.numerics
-def test_several_processes_give_the_same_scores(job: dict[str, Any], tmp_path: Path) -> None:
+def test_several_processes_give_the_same_scores(job: ScoreJob, tmp_path: Path) -> None:
     scoring_job.run(job, silent)
-    both = job | {"work": str(tmp_path / "w2"), "output": str(tmp_path / "two.parquet")}
-    both["settings"] = job["settings"] | {"processes": 2}
+    both = with_settings(job, processes=2)
+    both = both.model_copy(update={"work": tmp_path / "w2", "output": tmp_path / "two.parquet"})
     assert as_a_program(both, tmp_path).returncode == 0
-    one, two = (atomic.read_parquet(path, "scores") for path in (job["output"], both["output"]))
+    one, two = (atomic.read_parquet(path, "scores") for path in (job.output, both.output))
     assert one.drop_columns(["score"]).equals(two.drop_columns(["score"]))
     # Not the same bytes: a process with more threads splits its sums in another way.
     np.testing.assert_allclose(one["score"], two["score"], rtol=0, atol=within(job))
 
 
-def test_what_cannot_be_scored_is_quarantine(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantine(job: ScoreJob, tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts = atomic.read_parquet(tables["prompts"], "prompts").to_pylist()
     shown = [p["media"][0]["path"] for p in prompts if p["media"]]
@@ -116,36 +119,33 @@ def test_what_cannot_be_scored_is_quarantine(job: dict[str, Any], tables: dict[s
     stray = {"response_id": "r-stray", "prompt_id": "p-unknown", "text": "x", "generator": "t"}
     long = {"response_id": "r-long", "prompt_id": prompts[0]["prompt_id"], "text": "red " * 600, "generator": "t"}
     atomic.write_parquet(schemas.table([*rows, stray, long, rows[0]], "responses"), tmp_path / "responses.parquet")
-    job |= {"media_root": str(tmp_path / "media"), "responses": str(tmp_path / "responses.parquet")}
+    job = job.model_copy(update={"media_root": tmp_path / "media", "responses": tmp_path / "responses.parquet"})
     summary = scoring_job.run(job, silent)
     aside = atomic.read_parquet(tmp_path / "scores.quarantine.parquet", "quarantine").to_pylist()
     reasons = {row["reason"] for row in aside}
     assert reasons == {"missing image", "unreadable image", "prompt not in the table", "longer than max_length"}
-    assert summary["scored"] + summary["quarantine"] == summary["responses"] == len(rows) + 2
+    assert summary["scored"] + summary["quarantined"] == summary["responses"] == len(rows) + 2
     assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
 
 
-def test_a_failing_worker_is_reported(job: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    job["settings"] = job["settings"] | {"processes": 2}
-    job["media_root"] = None  # Path(None) fails inside the workers
-    done = as_a_program(job, tmp_path)
+def test_a_failing_worker_is_reported(job: ScoreJob, tmp_path: Path) -> None:
+    (tmp_path / "work" / "shard-000001.quarantine.parquet").mkdir(parents=True)  # a folder where a file is to be
+    done = as_a_program(with_settings(job, processes=2), tmp_path)
     assert done.returncode != 0
-    assert "a scoring process failed" in done.stderr and "TypeError" in done.stderr
+    assert "ShardsError: shard 1 failed in a worker process: IsADirectoryError" in done.stderr
+    assert not job.output.exists()
 
 
-def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -> None:
-    rows = atomic.read_parquet(job["responses"], "responses").to_pylist()
+def test_workers_end_with_a_killed_parent(job: ScoreJob, tmp_path: Path) -> None:
+    rows = atomic.read_parquet(job.responses, "responses").to_pylist()
     many = [row | {"response_id": f"{row['response_id']}-{copy}"} for copy in range(2000) for row in rows]
     atomic.write_parquet(schemas.table(many, "responses"), tmp_path / "many.parquet")
-    settings = job["settings"] | {"processes": 2}
-    (tmp_path / "job.json").write_text(
-        json.dumps(job | {"settings": settings, "responses": str(tmp_path / "many.parquet")})
-    )
-    command = [sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(tmp_path / "job.json")]
+    job = with_settings(job, processes=2).model_copy(update={"responses": tmp_path / "many.parquet"})
+    job.write(tmp_path / "job.json")
+    command = [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(tmp_path / "job.json")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as parent:
         try:
-            wait_until(lambda: len(list(Path(job["work"]).glob("shard-??????.parquet"))) > 1, 120)
+            wait_until(lambda: len(list(job.work.glob("shard-??????.parquet"))) > 1, 120)
             assert len(alive_in_group(parent.pid)) >= 3  # where workers are spawned, Python's own tracker too
             parent.kill()
             parent.wait()
@@ -153,18 +153,18 @@ def test_workers_end_with_a_killed_parent(job: dict[str, Any], tmp_path: Path) -
         finally:
             for process in alive_in_group(parent.pid):
                 os.kill(process, signal.SIGKILL)
-    assert not Path(job["output"]).exists()
+    assert not job.output.exists()
 
 
-def as_a_program(job: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+def as_a_program(job: ScoreJob, folder: Path) -> subprocess.CompletedProcess[str]:
     """Score as stages do, in a process of its own, whose workers are forked; those of this one would start anew."""
-    (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(folder / "job.json")]
+    job.write(folder / "job.json")
+    command = [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(folder / "job.json")]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_an_empty_table_gives_an_empty_table(job: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_table_gives_an_empty_table(job: ScoreJob, tmp_path: Path) -> None:
     atomic.write_parquet(schemas.table([], "responses"), tmp_path / "none.parquet")
-    summary = scoring_job.run(job | {"responses": str(tmp_path / "none.parquet")}, silent)
+    summary = scoring_job.run(job.model_copy(update={"responses": tmp_path / "none.parquet"}), silent)
     assert summary["scored"] == 0
-    assert atomic.read_parquet(job["output"], "scores").num_rows == 0
+    assert atomic.read_parquet(job.output, "scores").num_rows == 0

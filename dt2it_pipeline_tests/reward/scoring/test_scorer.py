@@ -17,6 +17,7 @@ from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
@@ -202,14 +203,14 @@ def test_shards_and_processes_do_not_change_a_score(base: Callable[..., Path], w
     for processes, shard, tokens in ((1, 1, 64), (2, 3, 4096), (1, 4, 200)):
         settings = ScoringSettings(
             processes=processes, shard_responses=shard, tokens_per_batch=tokens, max_pixels=65536
-        ).model_dump()
-        job = {
-            "checkpoint": str(tmp_path / "checkpoint"), "prompts": str(tmp_path / "prompts.parquet"),
-            "responses": str(tmp_path / "responses.parquet"), "media_root": str(root), "settings": settings,
-            "output": str(tmp_path / f"{shard}.parquet"), "work": str(tmp_path / f"work{shard}"), "voter": "v",
-        }  # fmt: skip
-        job.run(job, lambda progress: None)
-        found = atomic.read_parquet(job["output"], "scores").to_pylist()
+        )
+        job = ScoreJob(
+            checkpoint=str(tmp_path / "checkpoint"), prompts=tmp_path / "prompts.parquet",
+            responses=tmp_path / "responses.parquet", media_root=Path(root), settings=settings,
+            output=tmp_path / f"{shard}.parquet", work=tmp_path / f"work{shard}", voter="v",
+        )  # fmt: skip
+        job.run(lambda progress: None)
+        found = atomic.read_parquet(job.output, "scores").to_pylist()
         assert [row["response_id"] for row in found] == [name for name, _, _ in responses]
         difference = max(abs(row["score"] - direct[row["response_id"]]) for row in found)
         assert difference < score_tolerance(model, TOKENS)

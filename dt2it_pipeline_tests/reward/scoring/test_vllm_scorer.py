@@ -18,9 +18,11 @@ from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
 from dt2it_pipeline.reward.data.preparation import prompt_rows
+from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
+from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline_tests.support.tiny import make_prompt, make_tiny
@@ -111,7 +113,7 @@ def test_a_base_model_or_a_lost_head_is_refused(checkpoint: Path, base: Callable
         scorer(tmp_path / "headless", tmp_path, FakeEngine())
 
 
-def conversations(tables: Mapping[str, str], folder: Path) -> dict[str, str]:
+def conversations(tables: Mapping[str, str], folder: Path) -> dict[str, Path]:
     """The tables, and beside their prompts some with earlier turns, a system prompt of their own, and both."""
     prompts, responses = (atomic.read_parquet(tables[kind], kind).to_pylist() for kind in ("prompts", "responses"))
     shown = next(row["media"] for row in prompts if len(row["media"]) == 2)
@@ -127,8 +129,8 @@ def conversations(tables: Mapping[str, str], folder: Path) -> dict[str, str]:
             responses.append(made)
     atomic.write_parquet(schemas.table(prompts, "prompts"), folder / "prompts.parquet")
     atomic.write_parquet(schemas.table(responses, "responses"), folder / "responses.parquet")
-    paths = {kind: str(folder / f"{kind}.parquet") for kind in ("prompts", "responses")}
-    return paths | {"media_root": tables["media_root"]}
+    paths = {kind: folder / f"{kind}.parquet" for kind in ("prompts", "responses")}
+    return paths | {"media_root": Path(tables["media_root"])}
 
 
 def test_videos_are_refused_before_any_work(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
@@ -139,13 +141,12 @@ def test_videos_are_refused_before_any_work(checkpoint: Path, tables: dict[str, 
     responses.append({"response_id": name, "prompt_id": row["prompt_id"], "text": "it", "generator": "test"})
     atomic.write_parquet(schemas.table([*prompts, row, unasked], "prompts"), tmp_path / "prompts.parquet")
     atomic.write_parquet(schemas.table(responses, "responses"), tmp_path / "responses.parquet")
-    job = {
-        "checkpoint": str(checkpoint), "prompts": str(tmp_path / "prompts.parquet"),
-        "responses": str(tmp_path / "responses.parquet"), "media_root": tables["media_root"], "voter": "round-0",
-        "output": str(tmp_path / "out.parquet"), "work": str(tmp_path / "work"),
-        "settings": ScoringSettings(engine="vllm").model_dump(),
-    }  # fmt: skip
-    with pytest.raises(job.ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
+    job = ScoreJob(
+        checkpoint=str(checkpoint), prompts=tmp_path / "prompts.parquet", responses=tmp_path / "responses.parquet",
+        media_root=Path(tables["media_root"]), voter="round-0", output=tmp_path / "out.parquet",
+        work=tmp_path / "work", settings=ScoringSettings(engine="vllm"),
+    )  # fmt: skip
+    with pytest.raises(ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
         scoring_job.run(job, lambda progress: None)
     assert not (tmp_path / "work").exists()
 
@@ -162,24 +163,24 @@ def test_vllm_gives_our_scores(
     paths = conversations(tables, tmp_path)
     folder = saved(tmp_path, family, hidden=128)
 
-    def job_of(engine: str, processes: int) -> dict[str, Any]:
+    def job_of(engine: str, processes: int) -> ScoreJob:
         settings = ScoringSettings(engine=engine, processes=processes, shard_responses=20, max_pixels=SMALL_IMAGES)
-        return paths | {
-            "checkpoint": str(folder), "output": str(tmp_path / f"{engine}.parquet"), "voter": "round-0",
-            "work": str(tmp_path / engine), "settings": settings.model_dump(),
-        }  # fmt: skip
+        return ScoreJob(
+            checkpoint=str(folder), output=tmp_path / f"{engine}.parquet", voter="round-0",
+            work=tmp_path / engine, settings=settings, **paths,
+        )  # fmt: skip
 
     # Other tests of this process may need the packages that a scoring process hides.
     monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
-    assert scoring_job.run(job_of("transformers", 1), lambda progress: None)["quarantine"] == 0
+    assert scoring_job.run(job_of("transformers", 1), lambda progress: None)["quarantined"] == 0
     job = job_of("vllm", processes)
-    (tmp_path / "job.json").write_text(json.dumps(job))
+    job.write(tmp_path / "job.json")
     done = subprocess.run(
-        [sys.executable, "-m", "dt2it_pipeline.reward.scoring.job", str(tmp_path / "job.json")],
+        [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(tmp_path / "job.json")],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["quarantine"] == 0
+    assert json.loads(done.stdout.splitlines()[-1])["quarantined"] == 0
     found: dict[str, dict[str, float]] = {}
     for engine in ("transformers", "vllm"):
         table = atomic.read_parquet(tmp_path / f"{engine}.parquet", "scores")

@@ -11,35 +11,37 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.reward_model import RewardModel
-from dt2it_pipeline.reward.training.train import TrainingError, run
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.tolerance import bfloat16_norm_tolerance, bfloat16_tolerance, stored_operations
-from dt2it_pipeline_tests.support.training_jobs import changed, log_of, poisoned
+from dt2it_pipeline_tests.support.training_jobs import changed, log_of, poisoned, with_settings
 
 
-def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_path: Path) -> None:
-    shutil.copytree(job["media_root"], tmp_path / "media")
-    prompts = atomic.read_parquet(job["prompts"], "prompts").to_pylist()
+def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Path) -> None:
+    shutil.copytree(job.media_root, tmp_path / "media")
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
     shown = list(dict.fromkeys(p["media"][0]["path"] for p in prompts if p["media"]))
     cut = tmp_path / "media" / shown[0]
     cut.write_bytes(cut.read_bytes()[:70])
     (tmp_path / "media" / shown[1]).unlink()
-    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
     long = records.make_pair(prompts[0]["prompt_id"], "red " * 600, "no", source="test")
     stray = records.make_pair("p-unknown", "yes", "no", source="test")
     atomic.write_parquet(schemas.table([*pairs, long, stray], "pairs"), tmp_path / "pairs.parquet")
-    job |= {"media_root": str(tmp_path / "media"), "pairs": str(tmp_path / "pairs.parquet")}
+    job = job.model_copy(update={"media_root": tmp_path / "media", "pairs": tmp_path / "pairs.parquet"})
 
     reports: list[Mapping[str, Any]] = []
     summary = run(job, reports.append)
     assert reports[-1]["step"] == reports[-1]["steps"] == summary["steps"]
-    out = Path(job["output"])
+    out = job.output
     aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {
         "unreadable image", "missing image", "prompt not in the table", "longer than max_length"
     }  # fmt: skip
-    assert summary["pairs"] + summary["pairs_quarantine"] == len(pairs) + 2
+    assert summary["pairs"] + summary["pairs_quarantined"] == len(pairs) + 2
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == summary["steps"]
     assert log[-1]["loss"] < log[0]["loss"]
@@ -48,22 +50,22 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: dict[str, Any], tmp_pa
     assert card["system_prompt"] == "You judge."
 
 
-def test_nothing_to_train_on_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
-    job["settings"] = job["settings"] | {"max_length": 16}
+def test_nothing_to_train_on_is_one_clear_error(job: TrainJob, tmp_path: Path) -> None:
+    job = with_settings(job, max_length=16)
     with pytest.raises(TrainingError, match=r"no pair to train on: 24 in .* 24 quarantined \(longer than max_length\)"):
         run(job, [].append)
-    assert not Path(job["output"]).exists()
+    assert not job.output.exists()
 
 
-def test_an_empty_table_is_one_clear_error(job: dict[str, Any], tmp_path: Path) -> None:
+def test_an_empty_table_is_one_clear_error(job: TrainJob, tmp_path: Path) -> None:
     atomic.write_parquet(schemas.table([], "pairs"), tmp_path / "none.parquet")
     with pytest.raises(TrainingError, match=r"no pair to train on: 0 in .*none\.parquet, 0 quarantined"):
-        run(job | {"pairs": str(tmp_path / "none.parquet")}, [].append)
-    assert not Path(job["output"]).exists()
+        run(job.model_copy(update={"pairs": tmp_path / "none.parquet"}), [].append)
+    assert not job.output.exists()
 
 
 @pytest.mark.numerics
-def test_bfloat16_follows_float32(job: dict[str, Any], tmp_path: Path) -> None:
+def test_bfloat16_follows_float32(job: TrainJob, tmp_path: Path) -> None:
     """As on a GPU, but on this CPU: half-precision weights, score in float32, several passes a step."""
     settings = {"micro_batch_size": 1, "max_steps": 2, "logging_steps": 1}
     for precision in ("float32", "bfloat16"):
@@ -87,41 +89,40 @@ def test_bfloat16_follows_float32(job: dict[str, Any], tmp_path: Path) -> None:
     assert half_second["grad_norm"] == pytest.approx(second["grad_norm"], abs=changed_by / 2, rel=within)
 
 
-def test_nan_stops_the_run_and_names_pairs(job: dict[str, Any], tmp_path: Path) -> None:
+def test_nan_stops_the_run_and_names_pairs(job: TrainJob, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(job["base_model"], tmp_path / "base")
+    shutil.copytree(job.base_model, tmp_path / "base")
     weights = load_file(tmp_path / "base" / "model.safetensors")
     weights["model.language_model.norm.weight"][3] = float("nan")
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match="not a number at step 1") as caught:
-        run(job | {"base_model": str(tmp_path / "base")}, [].append)
-    ids = atomic.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
+        run(job.model_copy(update={"base_model": str(tmp_path / "base")}), [].append)
+    ids = atomic.read_parquet(job.pairs, "pairs").column("pair_id").to_pylist()
     assert any(name in str(caught.value) for name in ids)
     assert "language_model.norm.weight" in str(caught.value)
-    assert not Path(job["output"]).exists()
+    assert not job.output.exists()
 
 
-def test_nan_of_one_pair_is_named_where_batches_accumulate(job: dict[str, Any], tmp_path: Path) -> None:
+def test_nan_of_one_pair_is_named_where_batches_accumulate(job: TrainJob, tmp_path: Path) -> None:
     job, guilty = poisoned(job, tmp_path)
     with pytest.raises(TrainingError, match="loss is not a number") as caught:
         run(changed(job, "out", tmp_path, micro_batch_size=2), [].append)
-    ids = atomic.read_parquet(job["pairs"], "pairs").column("pair_id").to_pylist()
+    ids = atomic.read_parquet(job.pairs, "pairs").column("pair_id").to_pylist()
     assert [name for name in ids if name in str(caught.value)] == [guilty]
     assert "embed_tokens.weight" in str(caught.value)
 
 
-def test_another_base_model_does_not_go_on_from_the_state_of_the_one_before(
-    job: dict[str, Any], tmp_path: Path
-) -> None:
+def test_another_base_model_does_not_go_on_from_the_state_of_the_one_before(job: TrainJob, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(job["base_model"], tmp_path / "base")
-    job = changed(job, "out", tmp_path, max_steps=2, save_steps=1) | {"base_model": str(tmp_path / "base")}
+    shutil.copytree(job.base_model, tmp_path / "base")
+    job = changed(job, "out", tmp_path, max_steps=2, save_steps=1)
+    job = job.model_copy(update={"base_model": str(tmp_path / "base")})
     assert run(job, [].append)["resumed_from_step"] == 0
-    shutil.rmtree(job["output"])
+    shutil.rmtree(job.output)
     assert run(job, [].append)["resumed_from_step"] == 1
-    shutil.rmtree(job["output"])
+    shutil.rmtree(job.output)
     weights = load_file(tmp_path / "base" / "model.safetensors")
     weights["model.language_model.norm.weight"] *= 1.5
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})

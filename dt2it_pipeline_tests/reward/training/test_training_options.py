@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.reward_model import RewardModel
-from dt2it_pipeline.reward.training.train import TrainingError, run, weights_digest
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.train import run, weights_digest
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of
@@ -21,22 +23,22 @@ from dt2it_pipeline_tests.support.training_jobs import changed, log_of
 TOKENS = 128  # more than any sequence of the job has
 
 
-def strengths(job: Mapping[str, Any], folder: Path, *values: float | None) -> dict[str, Any]:
+def strengths(job: TrainJob, folder: Path, *values: float | None) -> TrainJob:
     """The job with these strengths, repeated over its pairs."""
-    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
     rows = [row | {"strength": values[number % len(values)]} for number, row in enumerate(pairs)]
     atomic.write_parquet(schemas.table(rows, "pairs"), folder / "strong.parquet")
-    return dict(job) | {"pairs": str(folder / "strong.parquet")}
+    return job.model_copy(update={"pairs": folder / "strong.parquet"})
 
 
-def losses(job: Mapping[str, Any], name: str, folder: Path, **settings: Any) -> list[float]:
+def losses(job: TrainJob, name: str, folder: Path, **settings: Any) -> list[float]:
     this = changed(job, name, folder, **{"max_steps": 4} | settings)
     run(this, [].append)
-    return [row["loss"] for row in log_of(this["output"])]
+    return [row["loss"] for row in log_of(this.output)]
 
 
 @pytest.mark.numerics
-def test_a_token_budget_changes_rounding_alone(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_token_budget_changes_rounding_alone(job: TrainJob, tmp_path: Path) -> None:
     pairs = losses(job, "pairs", tmp_path)
     # A loss moves by half the errors of two scores at most; four steps add the roundings of one after the other.
     within = 4 * score_tolerance(RewardModel.from_pretrained(tmp_path / "pairs"), TOKENS)
@@ -48,7 +50,7 @@ def test_a_token_budget_changes_rounding_alone(job: dict[str, Any], tmp_path: Pa
     assert run(wide, [].append)["padding_share"] > 0.02
 
 
-def test_losses_of_the_recipe_reach_the_training(job: dict[str, Any], tmp_path: Path) -> None:
+def test_losses_of_the_recipe_reach_the_training(job: TrainJob, tmp_path: Path) -> None:
     plain = losses(job, "plain", tmp_path)
     strong = strengths(job, tmp_path, 2.0)
     assert losses(strong, "ignored", tmp_path) == plain
@@ -59,21 +61,21 @@ def test_losses_of_the_recipe_reach_the_training(job: dict[str, Any], tmp_path: 
     assert centred[0] > plain[0]
 
 
-def test_pairs_without_strength_are_counted_and_infinite_ones_quarantine(job: dict[str, Any], tmp_path: Path) -> None:
+def test_pairs_without_strength_are_counted_and_infinite_ones_quarantine(job: TrainJob, tmp_path: Path) -> None:
     mixed = strengths(job, tmp_path, 1.0, None, float("nan"), float("inf"))
     summary = run(changed(mixed, "out", tmp_path, loss={"kind": "margin"}, max_steps=1), [].append)
-    assert summary["pairs_quarantine"] == summary["pairs_without_strength"] / 2 == 6
+    assert summary["pairs_quarantined"] == summary["pairs_without_strength"] / 2 == 6
     aside = atomic.read_parquet(tmp_path / "out" / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {"strength is infinite"}
 
 
 @pytest.mark.numerics
-def test_the_best_weights_are_kept(job: dict[str, Any], tmp_path: Path) -> None:
+def test_the_best_weights_are_kept(job: TrainJob, tmp_path: Path) -> None:
     reports: list[Mapping[str, Any]] = []
     settings = {"validation_pairs": 6, "eval_steps": 1, "keep": "best", "learning_rate": 0.1}  # far too high
     this = changed(job, "best", tmp_path, **settings)
     summary = run(this, reports.append)
-    rows = log_of(this["output"], "validation_log")
+    rows = log_of(this.output, "validation_log")
     assert [row["step"] for row in rows] == list(range(1, summary["steps"] + 1))
     best = min(rows, key=lambda row: row["loss"])
     assert best["step"] < summary["steps"]
@@ -83,35 +85,35 @@ def test_the_best_weights_are_kept(job: dict[str, Any], tmp_path: Path) -> None:
     assert [r["validation_loss"] for r in reports if "validation_loss" in r] == [row["loss"] for row in rows]
 
     again = changed(this, "again", tmp_path, learning_rate=1e-12, max_steps=1)
-    run(again | {"base_model": this["output"]}, [].append)
-    within = score_tolerance(RewardModel.from_pretrained(this["output"]), TOKENS)
-    assert log_of(again["output"], "validation_log")[0]["loss"] == pytest.approx(best["loss"], abs=within, rel=0)
+    run(again.model_copy(update={"base_model": str(this.output)}), [].append)
+    within = score_tolerance(RewardModel.from_pretrained(this.output), TOKENS)
+    assert log_of(again.output, "validation_log")[0]["loss"] == pytest.approx(best["loss"], abs=within, rel=0)
 
     last = changed(job, "last", tmp_path, **settings | {"keep": "last"})
     assert run(last, [].append)["validation_loss"] == rows[-1]["loss"]
-    assert log_of(last["output"], "validation_log") == rows
-    assert weights_digest(Path(last["output"])) != weights_digest(Path(this["output"]))
+    assert log_of(last.output, "validation_log") == rows
+    assert weights_digest(Path(last.output)) != weights_digest(this.output)
 
 
-def test_holding_out_every_prompt_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+def test_holding_out_every_prompt_is_refused(job: TrainJob, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no pair is left to train on: 24 of 24 pairs are held out"):
         run(changed(job, "out", tmp_path, validation_pairs=24), [].append)
 
 
-def test_event_files_hold_every_point(job: dict[str, Any], tmp_path: Path) -> None:
+def test_event_files_hold_every_point(job: TrainJob, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     this = changed(job, "out", tmp_path, tensorboard=True, validation_pairs=4, eval_steps=3)
     run(this, [].append)
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload()
     for tag, name in (("train/loss", "training_log"), ("validation/loss", "validation_log")):
-        rows = log_of(this["output"], name)
+        rows = log_of(this.output, name)
         assert [point.step for point in events.Scalars(tag)] == [row["step"] for row in rows]
         assert [point.value for point in events.Scalars(tag)] == pytest.approx([row["loss"] for row in rows])
 
 
 def test_a_missing_package_is_named_with_its_setting(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TrainingError, match=r"training\.wandb_project is set, but the package wandb is not installed"):
@@ -119,7 +121,7 @@ def test_a_missing_package_is_named_with_its_setting(
     assert not (tmp_path / "work-out").exists()
 
 
-def test_wandb_is_told_every_row(job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_told_every_row(job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is not among the dependencies: a recorder with its interface stands in."""
     told: list[tuple[int, dict[str, float]]] = []
     made: dict[str, Any] = {}
@@ -149,7 +151,7 @@ def limit() -> Iterator[Any]:
     [(4, "the state to resume from", 2), (9, "the checkpoint", 8)],
 )
 def test_a_full_disk_leaves_the_last_good_state(
-    job: dict[str, Any], tmp_path: Path, limit: Any, step: int, what: str, resumed: int
+    job: TrainJob, tmp_path: Path, limit: Any, step: int, what: str, resumed: int
 ) -> None:
     whole = changed(job, "whole", tmp_path)
     run(whole, [].append)
@@ -164,14 +166,14 @@ def test_a_full_disk_leaves_the_last_good_state(
     limit(resource.RLIM_INFINITY)
     assert str(tmp_path) in str(caught.value)
     assert [p.name for p in (tmp_path / "work" / "checkpoints").glob("step-*")] == [f"step-{resumed:08d}"]
-    assert not Path(job["output"]).exists()
+    assert not job.output.exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole", "work", "work-whole"]
 
     assert run(job, [].append)["resumed_from_step"] == resumed
-    assert weights_digest(Path(job["output"])) == weights_digest(Path(whole["output"]))
+    assert weights_digest(job.output) == weights_digest(whole.output)
 
 
-def test_a_full_disk_at_the_best_weights(job: dict[str, Any], tmp_path: Path, limit: Any) -> None:
+def test_a_full_disk_at_the_best_weights(job: TrainJob, tmp_path: Path, limit: Any) -> None:
     this = changed(job, "out", tmp_path, validation_pairs=4, eval_steps=2, keep="best")
     with pytest.raises(TrainingError, match=r"cannot write the best weights .*File too large"):
         run(this, lambda progress: limit(30_000))
@@ -191,7 +193,7 @@ def stop_at(step: int) -> Callable[[Mapping[str, Any]], None]:
     return report
 
 
-def test_the_best_weights_outlive_a_stop(job: dict[str, Any], tmp_path: Path) -> None:
+def test_the_best_weights_outlive_a_stop(job: TrainJob, tmp_path: Path) -> None:
     settings = {
         "validation_pairs": 6, "eval_steps": 1, "keep": "best", "learning_rate": 0.1, "tensorboard": True,
         "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}, "micro_batch_tokens": 100,
@@ -202,21 +204,21 @@ def test_the_best_weights_outlive_a_stop(job: dict[str, Any], tmp_path: Path) ->
         run(job, stop_at(6))
     summary = run(job, [].append)
     assert summary["resumed_from_step"] == 4 > kept == summary["kept_step"]
-    assert weights_digest(Path(job["output"])) == weights_digest(Path(whole["output"]))
+    assert weights_digest(job.output) == weights_digest(whole.output)
     for name in ("training_log", "validation_log"):
-        assert log_of(job["output"], name) == log_of(whole["output"], name)
+        assert log_of(job.output, name) == log_of(whole.output, name)
     assert len(list((tmp_path / "stopped" / "tensorboard").iterdir())) == 1
 
 
-def test_a_state_of_other_labels_is_not_resumed(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_state_of_other_labels_is_not_resumed(job: TrainJob, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(job, stop_at(4))
     assert json.loads(next((tmp_path / "work").glob("checkpoints/*/complete.json")).read_text())["step"] == 2
-    pairs = atomic.read_parquet(job["pairs"], "pairs").to_pylist()
+    pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
     swapped = [
         row | {a: row[b] for a, b in (("chosen", "rejected"), ("rejected", "chosen"))}
         | {"chosen_id": row["rejected_id"], "rejected_id": row["chosen_id"]}
         for row in pairs
     ]  # fmt: skip
     atomic.write_parquet(schemas.table(swapped, "pairs"), tmp_path / "swapped.parquet")
-    assert run(job | {"pairs": str(tmp_path / "swapped.parquet")}, [].append)["resumed_from_step"] == 0
+    assert run(job.model_copy(update={"pairs": tmp_path / "swapped.parquet"}), [].append)["resumed_from_step"] == 0

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, write_remote_environment
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import weights_digest
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.training_jobs import (
@@ -110,25 +110,23 @@ def test_nan_of_one_pair_is_named_over_two_ranks(trained: Path, stage: str) -> N
     assert not (trained / f"poisoned-{stage}").exists()
 
 
-def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: TrainJob, tmp_path: Path) -> None:
     done = train(job, tmp_path, 2, limit="ulimit -f 150")  # kB: room for everything but the state to resume from
     assert done.returncode != 0
     assert "TrainingError: cannot write the state to resume from" in done.stderr
     assert "training then goes on from step 0" in done.stderr
-    assert not list(Path(job["work"]).glob("checkpoints/step-*"))
-    assert not Path(job["output"]).exists()
+    assert not list(job.work.glob("checkpoints/step-*"))
+    assert not job.output.exists()
 
 
 @pytest.mark.parametrize("name", list(LONG))
-def test_killed_training_ends_in_the_same_weights(
-    trained: Path, job: dict[str, Any], tmp_path: Path, name: str
-) -> None:
+def test_killed_training_ends_in_the_same_weights(trained: Path, job: TrainJob, tmp_path: Path, name: str) -> None:
     """Killed twice, each time a random while after the state of a random step was whole: within a step, an evaluation,
     the next state, or the start where that step had been passed before. Then started once more.
     """
     whole, job = trained / f"whole-{name}", changed(job, "killed", tmp_path, **LONG[name])
     generator = random.Random(name)
-    marks = Path(job["work"]) / "checkpoints"
+    marks = job.work / "checkpoints"
     for wanted in sorted(generator.sample(range(10), 2)):
         before = killed_behind(job, tmp_path, wanted, pause=generator.uniform(0, 0.2))
     (marks / "step-00000999").mkdir()  # half written: no marker
@@ -138,17 +136,17 @@ def test_killed_training_ends_in_the_same_weights(
     resumed = re.search(r'"resumed_from_step": (\d+)', done.stdout)
     assert resumed is not None
     assert int(resumed[1]) == before
-    assert weights_digest(Path(job["output"])) == weights_digest(whole)
+    assert weights_digest(job.output) == weights_digest(whole)
     for log in ("training_log", "validation_log"):
-        assert log_of(job["output"], log) == log_of(whole, log)
+        assert log_of(job.output, log) == log_of(whole, log)
 
 
-def killed_behind(job: Mapping[str, Any], folder: Path, step: int, pause: float) -> int:
+def killed_behind(job: TrainJob, folder: Path, step: int, pause: float) -> int:
     """Start the training, kill it `pause` seconds after a state of more than `step` steps is whole; that state's steps.
 
     The pause may let it write another state, or catch it while it does.
     """
-    marks = Path(job["work"]) / "checkpoints"
+    marks = job.work / "checkpoints"
     launcher = subprocess.Popen(
         command(job, folder / "killed.json", 2), env=environment(), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -159,7 +157,7 @@ def killed_behind(job: Mapping[str, Any], folder: Path, step: int, pause: float)
     time.sleep(pause)
     os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
-    assert not Path(job["output"]).exists(), "the training ended before it was killed"
+    assert not job.output.exists(), "the training ended before it was killed"
     assert whole_state(marks) > step
     return whole_state(marks)
 
@@ -185,7 +183,7 @@ case "$*" in *"hostname -I") echo 127.0.0.1 ;; *) hostname ;; esac
 """
 
 
-def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: dict[str, Any], tmp_path: Path) -> None:
+def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: TrainJob, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
@@ -195,8 +193,8 @@ def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: dict[str, 
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     variables = environment() | {"PATH": path, "DS_ACCELERATOR": "cpu", REMOTE_ENVIRONMENT: str(tmp_path / "env")}
     write_remote_environment(tmp_path / "env", variables, {"DS_ACCELERATOR": "cpu"})
-    (tmp_path / "job.json").write_text(json.dumps(changed(job, "out", tmp_path, **IN_TWO["vision encoder"])))
-    module = ["dt2it_pipeline.reward.training.train", str(tmp_path / "job.json")]
+    changed(job, "out", tmp_path, **IN_TWO["vision encoder"]).write(tmp_path / "job.json")
+    module = ["dt2it_pipeline.engines.jobs", str(tmp_path / "job.json")]
     line = deepspeed_command(module, 1, hostfile=tmp_path / "hosts")
     done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,101 @@
+"""What runs inside the process of a launched job: it ends with its starter, and leaves its end as a file.
+
+    python -m dt2it_pipeline.engines.worker job.json
+
+Several ranks may run the same job; each calls `run_file`. The summary (rank 0) or the first rank's error lies beside
+the job file then, where whoever launched the job finds it, on this machine or on another that shares the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, job_path, print_progress
+from dt2it_pipeline.storage.atomic import write_json_atomic
+
+PARENT_PID = "DT2IT_PARENT_PID"  # set by the launcher; ranks are its grandchildren, so their own parent says nothing
+_WATCH_SECONDS = 2.0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the job that the command line names; progress is printed."""
+    end_with_parent()
+    run_file(job_path(sys.argv[1:] if arguments is None else arguments), print_progress)
+
+
+def run_file(path: str | Path, report: Reporter) -> Summary:
+    """Run the job in a file. What came of it is written beside the file: `summary.json`, or `error.txt`.
+
+    Args:
+        path: the job file.
+        report: called by rank 0 alone.
+
+    Raises:
+        JobError: the file holds no job.
+        Exception: whatever the job raises; `error.txt` has the class and message of the first rank that fails.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        summary = Job.read(path).run(report if first else _silent)
+    except Exception as error:
+        line = "".join(traceback.format_exception_only(error)).strip()
+        with contextlib.suppress(OSError), error_file(path).open("x", encoding="utf-8") as file:
+            file.write(line)
+        raise
+    if first:
+        write_json_atomic(summary, summary_file(path))
+    return summary
+
+
+def error_file(job: str | Path) -> Path:
+    """Where the ranks of a job say why it failed."""
+    return Path(job).with_name("error.txt")
+
+
+def summary_file(job: str | Path) -> Path:
+    """Where rank 0 leaves the summary of a job that has come to its end."""
+    return Path(job).with_name("summary.json")
+
+
+def read_summary(job: str | Path) -> Summary | None:
+    """The summary of a job; None where the job did not come to its end."""
+    try:
+        summary: Summary = json.loads(summary_file(job).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary
+
+
+def end_with_parent() -> None:
+    """End this process group when the process that PARENT_PID names is gone; nothing where the variable is not set."""
+    parent = os.environ.get(PARENT_PID)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(int(parent), 0)
+            except ProcessLookupError:
+                os.killpg(os.getpgid(0), signal.SIGKILL)
+            except PermissionError:
+                return
+            time.sleep(_WATCH_SECONDS)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _silent(progress: object) -> None:
+    """The reporter of every rank but the first."""
+
+
+if __name__ == "__main__":
+    main()

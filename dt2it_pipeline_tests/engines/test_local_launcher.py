@@ -1,0 +1,46 @@
+"""Jobs in child processes, without Dagster; orchestrate/test_pipes_worker.py has them with it, and their kills."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline.engines.launcher import JobFailed, Resources
+from dt2it_pipeline.engines.local_launcher import LocalLauncher
+from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, Rank
+
+
+def test_a_job_returns_its_summary_from_a_process_of_its_own(tmp_path: Path) -> None:
+    summary = LocalLauncher().launch(Echo(value=21), work=tmp_path)
+    assert summary["doubled"] == 42
+    assert summary["pid"] != os.getpid()
+
+
+def test_an_error_is_brought_back_and_the_next_launch_starts_clean(tmp_path: Path) -> None:
+    with pytest.raises(
+        JobFailed, match=r"child_jobs:crash ended with code 1: ValueError: the job's own words$"
+    ) as caught:
+        LocalLauncher().launch(Crash(attempts=tmp_path / "attempts"), work=tmp_path)
+    assert not caught.value.was_killed and caught.value.job_file == tmp_path / "job.json"
+    assert LocalLauncher().launch(Echo(value=1), work=tmp_path)["doubled"] == 2
+    assert not (tmp_path / "error.txt").exists()
+
+
+def test_a_summary_of_an_earlier_launch_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    LocalLauncher().launch(Echo(value=1), work=tmp_path)
+    with pytest.raises(JobFailed, match="signal SIGKILL") as caught:
+        LocalLauncher().launch(Killed(attempts=tmp_path / "attempts"), work=tmp_path)
+    assert caught.value.was_killed
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.heavy
+def test_ranks_run_one_job_and_the_first_rank_that_fails_is_heard(tmp_path: Path) -> None:
+    job = Rank(folder=tmp_path)
+    assert LocalLauncher().launch(job, work=tmp_path, resources=Resources(2)) == {"from": "0"}
+    assert [(tmp_path / f"rank-{number}").read_text() for number in (0, 1)] == ["2", "2"]
+    (tmp_path / "fail").touch()
+    with pytest.raises(JobFailed, match="ValueError: rank 1 has seen enough"):
+        LocalLauncher().launch(job, work=tmp_path, resources=Resources(2))

@@ -1,0 +1,78 @@
+"""Shards in this process and in worker processes of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from dt2it_pipeline.config.ray import RaySettings
+from dt2it_pipeline.engines import local_shards
+from dt2it_pipeline.engines.launcher import Resources, ShardsError
+from dt2it_pipeline.engines.local_shards import LocalShards
+from dt2it_pipeline.engines.ray_shards import RayShards
+from dt2it_pipeline.engines.shards import shard_launcher
+from dt2it_pipeline_tests.support.ray_jobs import SquaresJob, UnloadableJob, tries
+
+SHARDS = {number: number for number in range(6)}
+
+
+def done(workers: int, job: SquaresJob, shared: Any = None) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    LocalShards(Resources(workers)).run(job, SHARDS, found.__setitem__, shared)
+    return found
+
+
+def pids(folder: Path) -> set[str]:
+    return {path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_shard_is_done_once(tmp_path: Path, workers: int) -> None:
+    table = pa.table({"a": [1, 2, 3]})
+    assert done(workers, SquaresJob(folder=tmp_path), table) == {n: n * n + 3 for n in SHARDS}
+    assert all(tries(tmp_path, n) == 1 for n in SHARDS)
+    assert (str(os.getpid()) in pids(tmp_path)) == (workers == 1)
+
+
+def test_an_error_in_a_worker_is_one_sentence_and_one_here_is_raised_as_it_is(tmp_path: Path) -> None:
+    job = SquaresJob(folder=tmp_path, faulty=4)
+    with pytest.raises(ShardsError, match=r"^shard 4 failed in a worker process: ValueError: 4 is no good$"):
+        done(2, job)
+    with pytest.raises(ValueError, match=r"^4 is no good$"):
+        done(1, job)
+
+
+def test_a_worker_that_cannot_load_is_named_with_its_shard(tmp_path: Path) -> None:
+    with pytest.raises(ShardsError, match=r"^shard [01] failed in a worker process: OSError: no such checkpoint$"):
+        done(2, UnloadableJob(folder=tmp_path))
+
+
+def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ShardsError, match="a worker process ended with exit code -9 at shard 2"):
+        done(2, SquaresJob(folder=tmp_path, deadly=2, times=9))
+
+
+def test_too_few_gpus_are_reported_before_any_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_shards, "visible_gpus", lambda: ["0", "1", "2"])
+    wanted = Resources(2, gpus=2, settings="sampling.data_parallel, sampling.tensor_parallel")
+    with pytest.raises(
+        ShardsError, match=r"2 GPUs each need 4 GPUs, and this machine shows 3: .*\(sampling\.data_para"
+    ):
+        LocalShards(wanted).run(SquaresJob(folder=tmp_path), SHARDS, lambda number, value: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("own", "masks"), [(1, ["GPU-a", "1", "2"]), (0, ["GPU-a", "1", "2", "GPU-a", "1"])])
+def test_workers_see_gpus_of_their_own_or_share_them_in_turn(own: int, masks: list[str]) -> None:
+    launcher = LocalShards(Resources(len(masks), gpus=own))
+    assert [launcher._gpus_of(n, len(masks), ["GPU-a", "1", "2"]) for n in range(len(masks))] == masks
+
+
+def test_the_section_ray_alone_decides_who_does_the_shards() -> None:
+    settings, local = RaySettings(workers=3), Resources(2)
+    assert shard_launcher(settings, local) == RayShards(settings)
+    assert shard_launcher(None, local, fork=True) == LocalShards(local, fork=True)
