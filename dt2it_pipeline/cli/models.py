@@ -279,7 +279,9 @@ def _write_scores(
     scores = dict(zip(scored["response_id"].to_pylist(), scored["score"].to_pylist(), strict=True))
     reasons = {row["row_id"]: (row["reason"], row["detail"]) for row in aside.to_pylist()}
     columns = ("row_id", "place", "response_id", "score", "reason", "detail")
-    lines, rows, faults = [], [], []
+    lines: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
+    faults: list[str] = []
     for number, (name, own) in enumerate(zip(read.names, read.ids, strict=True)):
         for place, key in enumerate(own):
             reason, detail = reasons.get(key, ("", ""))

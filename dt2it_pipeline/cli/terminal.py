@@ -39,7 +39,7 @@ class Commands(TyperGroup):
         with _errors_in_a_line(debug=False):
             return super().make_context(*given, **more)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command that is named."""
         with _errors_in_a_line(debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
