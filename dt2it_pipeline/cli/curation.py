@@ -150,7 +150,7 @@ def outcomes(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Tell of every row of the preference sources whether a round kept, flipped or quarantined it, and why."""
+    """Write of every row of the preference sources whether a round kept, flipped or quarantined it, and why."""
     from dt2it_pipeline.curate.outcomes import outcomes_of_round
     from dt2it_pipeline.storage.atomic import write_parquet
 

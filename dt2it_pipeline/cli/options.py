@@ -27,7 +27,7 @@ RecipeFile: TypeAlias = Annotated[
     ),
 ]
 Json: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON object on standard output.", show_default="lines")
+    bool, typer.Option("--json", help="Print the result as one JSON object on standard output.")
 ]
 OutputFolder: TypeAlias = Annotated[
     Path,
