@@ -91,7 +91,7 @@ def _files(recipe: Recipe) -> Iterator[Line]:
     except RecipeError as error:
         yield Line("error", "files", str(error), "correct the recipe, or put the file where it says")
     else:
-        yield Line("ok", "files", "every file and model folder that the recipe names is there")
+        yield Line("ok", "files", "every file and folder that the recipe names is there; models of the Hub come below")
 
 
 def _engines(recipe: Recipe) -> Iterator[Line]:

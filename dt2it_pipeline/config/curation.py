@@ -35,7 +35,8 @@ class EnsembleSettings(Settings):
     checkpoints: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         strict=False,
-        description="folders of reward models, trained here or converted; they must not have learned these labels",
+        description="folders of reward models, trained here or converted (a relative one counts from the project); "
+        "they must not have learned these labels",
     )
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@ class ConfigFileError(ValueError):
 
 def shipped_configs() -> Path:
     """The configs/ that comes with the package: the repository's own in a checkout, a copy of it in a wheel."""
-    return (_PACKAGE / "_configs").resolve()  # in a checkout a link to the top-level folder, where people edit
+    inside = _PACKAGE / "_configs"  # in a checkout a link to the top-level folder, where people edit
+    return inside.resolve() if inside.is_dir() else _PACKAGE.parent / "configs"  # a copied tree may have lost the link
 
 
 def project_root() -> Path:

@@ -87,10 +87,10 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield f"{key}: {fault}"
     ensemble = recipe.curation.ensemble
     for n, name in enumerate(ensemble.checkpoints if ensemble else ()):
-        if not (Path(name) / "reward_model.json").is_file():
+        if not (Path(model_path(name)) / "reward_model.json").is_file():
             yield (
                 f"curation.ensemble.checkpoints.{n}: no reward model in {name}: reward_model.json is not there; "
-                "checkpoints of others are imported first"
+                "convert a checkpoint of another trainer first"
             )
 
 

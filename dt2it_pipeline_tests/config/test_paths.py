@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config import RecipeError, load_recipe
+from dt2it_pipeline.config import RecipeError, load_recipe, parse_recipe, paths, require_files
 from dt2it_pipeline.config.paths import (
     KINDS,
     ConfigFileError,
@@ -19,6 +19,7 @@ from dt2it_pipeline.config.paths import (
     project_root,
     shipped_configs,
 )
+from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters
 from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry, load_entries
 from dt2it_pipeline.export.lineage import sources_of
 from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
@@ -77,6 +78,17 @@ def test_files_of_the_project_win_one_by_one(project: Path) -> None:
 def test_in_the_checkout_both_places_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(shipped_configs().parent))
     assert config_folders("recipes") == (shipped_configs() / "recipes",)
+
+
+def test_a_tree_that_was_copied_without_the_link_has_its_configs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "dt2it_pipeline")
+    (tmp_path / "configs").mkdir()
+    assert paths.shipped_configs() == tmp_path / "configs"
+    (tmp_path / "dt2it_pipeline").mkdir()
+    (tmp_path / "dt2it_pipeline/_configs").symlink_to("../configs")
+    assert paths.shipped_configs() == tmp_path / "configs"
 
 
 def test_every_user_sees_the_projects_files_beside_the_packages(project: Path) -> None:
@@ -148,3 +160,17 @@ def test_a_model_folder_counts_from_the_project(project: Path, monkeypatch: pyte
     assert model_path("models/m") == str(project / "models/m")
     assert model_path("Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"
     assert Path(model_path("demo"), "config.json").is_file()
+
+
+def test_checkpoints_of_an_ensemble_count_from_the_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = MINIMAL.format("x") + "curation: {ensemble: {checkpoints: [models/other]}}\n"
+    with pytest.raises(RecipeError, match=r"checkpoints\.0: no reward model in models/other"):
+        require_files(parse_recipe(text))
+    (project / "models/other").mkdir(parents=True)
+    (project / "models/other/reward_model.json").write_text("{}")
+    (project / "below").mkdir()
+    monkeypatch.chdir(project / "below")
+    recipe = parse_recipe(text)
+    require_files(recipe)
+    assert recipe.curation.ensemble is not None
+    assert checkpoint_voters(recipe.curation.ensemble) == {"checkpoint/other": str(project / "models/other")}

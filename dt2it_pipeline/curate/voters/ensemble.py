@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dt2it_pipeline.config.curation import EnsembleSettings
+from dt2it_pipeline.config.paths import model_path
 
 
 def seed_voters(settings: EnsembleSettings, seed: int) -> dict[str, int]:
@@ -19,4 +20,4 @@ def seed_voters(settings: EnsembleSettings, seed: int) -> dict[str, int]:
 
 def checkpoint_voters(settings: EnsembleSettings) -> dict[str, str]:
     """Voter -> folder of its checkpoint, by the folders' names."""
-    return {f"checkpoint/{Path(path).name}": path for path in settings.checkpoints}
+    return {f"checkpoint/{Path(path).name}": model_path(path) for path in settings.checkpoints}
