@@ -12,8 +12,10 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe_files import hostfile_path, read_deepspeed_config
+from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, rank_environment
 from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.metadata import training_curve
@@ -24,20 +26,23 @@ from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 
 @dataclass(frozen=True)
-class Heavy:
-    """What a heavy step needs: its context, the store, child processes and the recipe."""
+class ModelJobs:
+    """What a step that trains or scores needs: its context, the store, child processes and the recipe's sections."""
 
     context: dg.AssetExecutionContext
     store: StoreResource
     children: ChildProcesses
-    recipe: Recipe
+    training: TrainingSettings
+    scoring: ScoringSettings
+    ray: RaySettings | None
+    seed: int
 
     def train(self, pairs: pa.Table, prompts: pa.Table, inputs: Mapping[str, Artifact | str]) -> Artifact:
         """Train a reward model on a pairs table and its prompts; the checkpoint is the artifact's folder."""
-        settings = self.recipe.training
+        settings = self.training
 
         def compute(work: Path) -> Artifact:
-            summary = self.train_in(work, pairs, prompts, self.recipe.seed)
+            summary = self.train_in(work, pairs, prompts, self.seed)
             quarantine = read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")
             return Artifact({"quarantine": quarantine}, summary, work / "checkpoint")
 
@@ -49,13 +54,13 @@ class Heavy:
             settings={
                 "training": settings,
                 "deepspeed_config": read_deepspeed_config(settings.deepspeed_config),
-                "seed": self.recipe.seed,
+                "seed": self.seed,
             },
         )
 
     def train_in(self, work: Path, pairs: pa.Table, prompts: pa.Table, seed: int) -> dict[str, Any]:
         """Train within a stage: the checkpoint lies in `work`/checkpoint; what is returned sums the training up."""
-        settings = self.recipe.training
+        settings = self.training
         write_parquet(pairs, work / "pairs.parquet")
         write_parquet(prompts, work / "prompts.parquet")
         job = {
@@ -104,8 +109,8 @@ class Heavy:
             "output": str(work / "scores.parquet"),
             "work": str(work / "shards"),
             "voter": voter,
-            "settings": self.recipe.scoring.model_dump(mode="json"),
-            "ray": ray_job(self.recipe),
+            "settings": self.scoring.model_dump(mode="json"),
+            "ray": ray_job(self.ray),
         }
         summary = self.children.run(self.context, target, job, work)
         tables = {
@@ -124,9 +129,9 @@ class Heavy:
         return self.store.open()
 
 
-def ray_job(recipe: Recipe) -> dict[str, Any] | None:
+def ray_job(ray: RaySettings | None) -> dict[str, Any] | None:
     """The recipe's `ray` as a job carries it. It is in no stage's key: where shards are done changes no result."""
-    return None if recipe.ray is None else recipe.ray.model_dump(mode="json")
+    return None if ray is None else ray.model_dump(mode="json")
 
 
 def responses_of(pairs: pa.Table) -> pa.Table:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._utils.warnings import PreviewWarning
+from pydantic import Field
 
 from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, write_remote_environment
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
@@ -29,7 +29,7 @@ _CHILD = "dt2it_pipeline.orchestrate.pipes_worker"
 class StoreResource(dg.ConfigurableResource):
     """The artifact store below one home folder."""
 
-    home: str
+    home: str = Field(description="Folder of the artifacts (DT2IT_HOME).")
 
     def open(self) -> Store:
         """The store itself."""
@@ -66,7 +66,7 @@ class ChildProcesses(dg.ConfigurableResource):
         error_file(path).unlink(missing_ok=True)
         with contextlib.ExitStack() as stack:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PreviewWarning)  # Dagster's, about its own message reader
+                warnings.simplefilter("ignore", dg.PreviewWarning)  # Dagster's, about its own message reader
                 session = stack.enter_context(
                     dg.open_pipes_session(
                         context=context,
