@@ -72,7 +72,7 @@ def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResul
 
 
 def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
-    """Check `style_probe`: style alone does not tell which side is chosen.
+    """Check `style_probe`: style alone does not predict which side is chosen.
 
     An error where the area under the ROC curve is above the bound by more than chance (its whole confidence interval),
     a warning where only the point estimate is.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,5 +152,8 @@ def code_reference(file: str, line: int) -> dict[str, Any]:
 
     `dagster.with_source_code_references` would name the file of the decorator that wraps an asset's function.
     """
-    place = dg.LocalFileCodeReference(file_path=file, line_number=line)
-    return dict(CodeReferencesMetadataSet(code_references=dg.CodeReferencesMetadataValue(code_references=[place])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # Dagster's, about these two classes
+        place = dg.LocalFileCodeReference(file_path=file, line_number=line)
+        value = dg.CodeReferencesMetadataValue(code_references=[place])
+    return dict(CodeReferencesMetadataSet(code_references=value))

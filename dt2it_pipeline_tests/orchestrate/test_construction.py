@@ -11,8 +11,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, Recipe, load_recipe
+from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.jobs import load_run
 from dt2it_pipeline.engines.vllm_engine import Sample

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe import load_recipe
-from dt2it_pipeline.orchestrate.model_jobs import Heavy
+from dt2it_pipeline.orchestrate.model_jobs import ModelJobs
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.atomic import write_parquet
@@ -33,9 +34,11 @@ def test_scoring_goes_to_ray_where_the_recipe_has_it_and_nowhere_else(tmp_path: 
     children, recipe = Recorded(), load_recipe("configs/recipes/demo.yaml")
     ray = RaySettings(workers=3, gpus_per_worker=1)
     for one in (recipe, recipe.model_copy(update={"ray": ray})):
-        heavy = Heavy(cast(Any, None), StoreResource(home=str(tmp_path)), cast(ChildProcesses, children), one)
+        models = ModelJobs(
+            cast(Any, None), StoreResource(home=str(tmp_path)), cast(ChildProcesses, children), *ModelSections.of(one)
+        )
         tables = (schemas.table([], "responses"), schemas.table([], "prompts"))
-        heavy.score(Artifact({}, {}, tmp_path), *tables, "reward_model/0", tmp_path)
+        models.score(Artifact({}, {}, tmp_path), *tables, "reward_model/0", tmp_path)
     without, with_ray = children.jobs
     assert without["ray"] is None
     assert RaySettings.model_validate(with_ray["ray"]) == ray

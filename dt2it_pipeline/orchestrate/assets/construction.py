@@ -70,8 +70,8 @@ def _candidate_responses(settings: SamplingSettings, ray: RaySettings | None, se
                     "ray": ray_job(ray),
                 }
                 summary = children.run(context, "dt2it_pipeline.construct.sample:run", job, folder)
-                aside = read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
-                parts.append((read_parquet(output, "responses"), aside, summary))
+                quarantined = read_parquet(output.with_name("responses.quarantine.parquet"), "quarantine")
+                parts.append((read_parquet(output, "responses"), quarantined, summary))
             responses, quarantine, summary = join(parts)
             return Artifact({"responses": responses, "quarantine": quarantine}, summary)
 

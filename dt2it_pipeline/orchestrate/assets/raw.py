@@ -1,7 +1,6 @@
 """Group `raw`: the catalogue's sources as tables. A source that has not changed is not read again."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import dagster as dg
@@ -38,7 +37,7 @@ _KINDS = {
 
 def build_raw_assets(
     recipe_name: str,
-    datasets: Sequence[str],
+    datasets: tuple[str, ...],
     cleaning: CleaningSettings,
     landing: LandingSettings,
     demo: DemoSettings | None,
