@@ -58,8 +58,8 @@ def artifact_metadata(
 ) -> dict[str, Any]:
     """Metadata of a stored artifact, what a person looks for first coming first.
 
-    The headline, shares such as an accuracy, row counts, what else is known, quarantine reasons, example pairs and
-    strengths, and last its folder.
+    Numbers before tables: the headline, shares such as an accuracy, row counts, what else is known; then the same of
+    tables, with quarantine reasons, example pairs and strengths; last the duration and the folder.
 
     Args:
         artifact: stored.
@@ -73,12 +73,14 @@ def artifact_metadata(
             known[name] = float(f"{value:.4g}") if isinstance(value, float) else value
         elif value and isinstance(value, Mapping) and not any(isinstance(cell, Mapping) for cell in value.values()):
             known[name] = _markdown(("of", name), [(_shorten(str(key)), cell) for key, cell in value.items()])
-    metadata = dict(headline) | {name: known[name] for name in sorted(known, key=_place) if name not in headline}
+    last = {name: known.pop(name) for name in ("seconds",) if name in known}
+    found = dict(headline) | {name: known[name] for name in sorted(known, key=_place) if name not in headline}
+    tables = {name: value for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)}
+    metadata = {name: value for name, value in found.items() if name not in tables}
     if main is not None:
         metadata["dagster/row_count"] = artifact[main].num_rows
-    for kind, table in artifact.tables.items():
-        if kind != main:
-            metadata[f"{kind}_rows"] = table.num_rows
+    metadata |= {f"{kind}_rows": table.num_rows for kind, table in artifact.tables.items() if kind != main}
+    metadata |= tables
     quarantine = artifact.tables.get("quarantine")
     if quarantine is not None and quarantine.num_rows:
         reasons = Counter(zip(quarantine["reason"].to_pylist(), quarantine["source"].to_pylist(), strict=True))
@@ -96,14 +98,14 @@ def artifact_metadata(
         metadata["examples"] = _examples(pairs, units, artifact.tables.get("prompts"), media_root)
         if drawn := strength_histograms(pairs, units):
             metadata["strength_histogram"] = drawn
-    return metadata | {"path": dg.MetadataValue.path(str(artifact.folder))}
+    return metadata | last | {"path": dg.MetadataValue.path(str(artifact.folder))}
 
 
 def _place(name: str) -> int:
-    """Where a scalar stands: shares before counts, counts before the rest; duration last."""
+    """Where a value stands: shares before counts, counts before the rest."""
     if any(word in name for word in _SHARES):
         return 0
-    return 1 if name.startswith("rows_") else 3 if name == "seconds" else 2
+    return 1 if name.startswith("rows_") else 2
 
 
 def strength_in_words(strength: float, unit: str) -> str:
