@@ -100,7 +100,7 @@ def test_what_is_dropped_is_ingested_and_rounds_follow(tmp_path: Path, monkeypat
             )
             cursor = json.loads(state.instigator_data.cursor)  # type: ignore[union-attr]
             assert cursor["dropped.yaml"]["content"]
-            assert cursor["broken.yaml"]["told"]
+            assert cursor["broken.yaml"]["reported"]
         scored = store.read("response_scores", "1")["scores"]["response_id"].to_pylist()
         dropped = [r for r in store.read("raw_preferences")["pairs"].to_pylist() if r["source"] == "dropped"]
         assert {row["chosen_id"] for row in dropped} <= set(scored)

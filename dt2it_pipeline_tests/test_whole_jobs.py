@@ -68,13 +68,13 @@ def command(*job: str) -> list[str]:
 
 
 def run(home: Path, *job: str, recipe: str = SMOKE) -> str:
-    """Run a job to its end; its log."""
+    """Run a job to its end; its log as one line, since the terminal's lines are wrapped."""
     home.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         command(*job), env=environment(home, recipe), cwd=project_root(), capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
+    return " ".join((done.stdout + done.stderr).split())
 
 
 def recipe_without_arms(folder: Path, *changes: tuple[str, str]) -> str:
@@ -277,7 +277,7 @@ def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_
         command(*ROUND_1), env=environment(tmp_path), cwd=project_root(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode != 0
-    log = done.stdout + done.stderr
+    log = " ".join((done.stdout + done.stderr).split())
     assert "round 1 needs curated_pairs of round 0" in log
     assert """-j round --tags '{"dagster/partition": "0"}'""" in log
 

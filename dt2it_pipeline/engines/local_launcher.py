@@ -92,8 +92,14 @@ def _process_group(command: list[str], environment: dict[str, str], piped: bool)
 
     It keeps the locks of the stage: where this process is killed, the next one waits until the group has ended, too.
     """
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if piped else {}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=locks.held_here(), **streams)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        pass_fds=locks.held_here(),
+        stdout=subprocess.PIPE if piped else None,
+        stderr=subprocess.STDOUT if piped else None,
+    )
     try:
         yield process
     finally:

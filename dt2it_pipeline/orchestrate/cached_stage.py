@@ -1,4 +1,4 @@
-"""One stage of the graph: finds its result finished, or computes it, and tells Dagster what a person looks at.
+"""One stage of the graph: finds its result finished, or computes and stores it, and logs it in one line.
 
 A stage's result is found by its name, its inputs, its settings and the `code_version` of its asset. Whoever changes
 what a stage computes raises that asset's `code_version`; whoever changes how it is written leaves it as it is, and
@@ -17,7 +17,6 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
-from dt2it_pipeline.orchestrate.metadata import artifact_metadata
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.content_ids import content_hash
 
@@ -53,14 +52,14 @@ def run_stage(
     with store.locked(name, partition, context.log.warning):
         found = store.find(name, key, partition, context.log.warning)
         if found is not None:
-            context.log.info(_told(name, found, "reused, inputs and settings unchanged"))
+            context.log.info(_line(name, found, "reused, inputs and settings unchanged"))
             return found
         started = time.monotonic()
         artifact = compute(store.work(name, key, partition))
         metadata = dict(artifact.metadata) | {"seconds": round(time.monotonic() - started, 1)}
         stored = store.write(name, replace(artifact, metadata=metadata), key, partition)
         store.finish_work(name, partition)
-        context.log.info(_told(name, stored, f"{metadata['seconds']:.1f} s"))
+        context.log.info(_line(name, stored, f"{metadata['seconds']:.1f} s"))
         return stored
 
 
@@ -79,53 +78,36 @@ def stage_key(
     )
 
 
-def result(
-    context: dg.AssetExecutionContext,
-    store: Store,
-    artifact: Artifact,
-    *,
-    name: str | None = None,
-    checks: tuple[dg.AssetCheckResult, ...] = (),
-    metadata: Mapping[str, Any] | None = None,
-) -> dg.MaterializeResult:
-    """A stored artifact as Dagster's result, with its content as data version and its metadata and examples as
-    metadata.
+def _line(name: str, artifact: Artifact, made: str) -> str:
+    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do.
+
+    Contested pairs go on to the judges, so they are counted apart from what is quarantined.
     """
-    for check in checks:
-        if not check.passed:
-            log = context.log.error if check.severity is dg.AssetCheckSeverity.ERROR else context.log.warning
-            found = ", ".join(f"{key} {value.value}" for key, value in check.metadata.items())
-            log(f"check {check.check_name} did not pass: {check.description or found or 'it gives no reason'}")
-    return dg.MaterializeResult(
-        asset_key=name or context.asset_key,
-        metadata={**artifact_metadata(artifact, store.media), **(metadata or {})},
-        data_version=dg.DataVersion(artifact.digest),
-        check_results=list(checks),
-    )
-
-
-def _told(name: str, artifact: Artifact, made: str) -> str:
-    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
-    metadata = artifact.metadata
+    metadata = dict(artifact.metadata)
     if "not_trained" in metadata:
         return f"{name}: not trained, {metadata['not_trained']}"
-    aside = "quarantined" + _reasons(artifact)
-    counts = (("rows_in", "in"), ("rows_out", "out"), ("rows_quarantined", aside), ("pairs", "pairs"))
-    shown = [f"{metadata[key]:,} {word}" for key, word in counts if isinstance(metadata.get(key), int)]
+    if isinstance(metadata.get("contested"), int):
+        metadata["rows_quarantined"] -= metadata["contested"]
+    quarantined = "quarantined" + _reasons(artifact, metadata.get("rows_quarantined"))
+    words = {"rows_in": "in", "rows_out": "out", "contested": "contested"}
+    words |= {"rows_quarantined": quarantined, "pairs": "pairs"}
+    shown = [f"{metadata[key]:,} {word}" for key, word in words.items() if isinstance(metadata.get(key), int)]
     return f"{name}: " + ", ".join([*shown, made])
 
 
-def _reasons(artifact: Artifact) -> str:
-    """The commonest reasons of an artifact's quarantine rows in brackets, where the table counts the rows that metadata
-    do.
-    """
+def _reasons(artifact: Artifact, quarantined: int | None) -> str:
+    """The commonest reasons of an artifact's quarantine rows in brackets, where its table holds as many as counted."""
     table = artifact.tables.get("quarantine")
-    if table is None or not table.num_rows or table.num_rows != artifact.metadata.get("rows_quarantined"):
+    if table is None:
         return ""
-    found = Counter(table["reason"].to_pylist()).most_common()
+    reasons = Counter(table["reason"].to_pylist())
+    del reasons["contested"]
+    if not quarantined or reasons.total() != quarantined:
+        return ""
+    found = reasons.most_common()
     others = sum(count for _, count in found[_REASONS:])
-    told = [*found[:_REASONS], *([("other", others)] if others else [])]
-    return f" ({', '.join(f'{reason}: {count:,}' for reason, count in told)})"
+    shown = [*found[:_REASONS], *([("other", others)] if others else [])]
+    return f" ({', '.join(f'{reason}: {count:,}' for reason, count in shown)})"
 
 
 def _spec(context: dg.AssetExecutionContext, name: str) -> dg.AssetSpec:

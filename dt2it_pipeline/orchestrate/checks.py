@@ -1,8 +1,9 @@
-"""Asset checks that several assets share. Each returns the result of a check that its asset declares by name."""
+"""Asset checks: what each of them says, declared in one place, and those that several assets share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -11,13 +12,56 @@ from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.style.probe import StyleProbe
 
 
+@dataclass(frozen=True)
+class Check:
+    """A check as an asset declares it. What does not pass a blocking one with an error stops whatever follows."""
+
+    name: str
+    description: str
+    blocking: bool = False
+
+    def spec(self, asset: str) -> dg.AssetCheckSpec:
+        """Its declaration on an asset."""
+        return dg.AssetCheckSpec(self.name, asset=asset, blocking=self.blocking, description=self.description)
+
+
+ROWS_RECONCILE = Check(
+    "rows_reconcile", "Rows in are rows out plus rows quarantined: nothing is lost silently.", blocking=True
+)
+SOURCES_READABLE = Check(
+    "sources_readable",
+    "Every source can be read, some of its rows can be used, and images are found where its manifest promises them. "
+    "An error where no source is of use, else a warning.",
+    blocking=True,
+)
+JUDGES_ANSWER = Check("judges_answer", "Each judge gave a usable reply to at least 95% of its calls.")
+STYLE_PROBE = Check(
+    "style_probe",
+    "Style alone does not predict which side is chosen: the probe's area under the ROC curve is below the recipe's "
+    "bound. An error where its whole confidence interval is above it.",
+)
+REWRITING_KEEPS_PAIRS = Check(
+    "rewriting_keeps_pairs",
+    "Rewriting costs at most a quarter of the pairs. An error where none is left.",
+    blocking=True,
+)
+POSITIONS_BALANCED = Check(
+    "positions_balanced", "The preferred image stands first in exactly half of the questions.", blocking=True
+)
+NO_CONTAMINATION = Check(
+    "no_contamination", "No pair of a benchmark, nor its images or answers, is in the training set.", blocking=True
+)
+NO_REGRESSION = Check("no_regression", "Accuracy over all benchmark pairs is not below that of the round before.")
+BENCHMARKS_GIVEN = Check("benchmarks_given", "The recipe has benchmark pairs, so that an accuracy is measured.")
+
+
 def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResult:
     """Check `rows_reconcile`: rows in = rows out + rows quarantined, by the stage's own counts and by its tables."""
     metadata = artifact.metadata
     counts = {key: int(metadata[key]) for key in ("rows_in", "rows_out", "rows_quarantined")}
     passed = counts["rows_in"] == counts["rows_out"] + counts["rows_quarantined"]
     return dg.AssetCheckResult(
-        check_name="rows_reconcile",
+        check_name=ROWS_RECONCILE.name,
         passed=passed,
         metadata=counts,
         description=None
@@ -28,7 +72,7 @@ def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResul
 
 
 def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
-    """Check `style_probe`: style alone does not tell which side is chosen.
+    """Check `style_probe`: style alone does not predict which side is chosen.
 
     An error where the area under the ROC curve is above the bound by more than chance (its whole confidence interval),
     a warning where only the point estimate is.
@@ -36,7 +80,7 @@ def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
     metadata: dict[str, Any] = {"pairs": probe.n, "bound": bound}
     if probe.auc is None or probe.ci_low is None or probe.ci_high is None:
         return dg.AssetCheckResult(
-            check_name="style_probe",
+            check_name=STYLE_PROBE.name,
             passed=False,
             severity=dg.AssetCheckSeverity.WARN,
             metadata=metadata,
@@ -45,7 +89,7 @@ def style_below_bound(probe: StyleProbe, bound: float) -> dg.AssetCheckResult:
     metadata |= {"auc": probe.auc, "auc_low": probe.ci_low, "auc_high": probe.ci_high}
     above_by_chance = probe.ci_low <= bound
     return dg.AssetCheckResult(
-        check_name="style_probe",
+        check_name=STYLE_PROBE.name,
         passed=probe.auc <= bound,
         severity=dg.AssetCheckSeverity.WARN if above_by_chance else dg.AssetCheckSeverity.ERROR,
         metadata=metadata,
@@ -58,7 +102,7 @@ def judges_answer(judges: Mapping[str, Mapping[str, Any]], most_faulty: float = 
     shares = {name: 1 - judge["judged"] / judge["calls"] if judge["calls"] else 0.0 for name, judge in judges.items()}
     worst = max(shares, key=lambda name: shares[name])
     return dg.AssetCheckResult(
-        check_name="judges_answer",
+        check_name=JUDGES_ANSWER.name,
         passed=shares[worst] <= most_faulty,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={f"without_usable_reply: {name}": share for name, share in shares.items()},
@@ -70,7 +114,7 @@ def rewriting_keeps_pairs(rewriting: Mapping[str, Any], most_lost: float = 0.25)
     """Check `rewriting_keeps_pairs`: a warning where rewriting costs many pairs, an error where it leaves none."""
     given, lost = int(rewriting["rows_in"]), int(rewriting["rows_quarantined"])
     return dg.AssetCheckResult(
-        check_name="rewriting_keeps_pairs",
+        check_name=REWRITING_KEEPS_PAIRS.name,
         passed=lost <= most_lost * given,
         severity=dg.AssetCheckSeverity.ERROR if given and lost == given else dg.AssetCheckSeverity.WARN,
         metadata={"pairs": given, "quarantine": lost},

@@ -1,15 +1,19 @@
 """What a run in a terminal prints: a line per stage, progress now and then, and at the end why it failed.
 
-Everything else (every event of Dagster, tracebacks, the output of child processes) is kept by the instance, for the UI.
+No line is wider than WIDTH, but for commands and paths, which stay whole so that they can be copied. Everything else
+(every event of Dagster, tracebacks, what steps and their processes print) is kept by the instance, for the UI.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
+import textwrap
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import dagster as dg
 
@@ -22,28 +26,92 @@ _NOISE = ("[pipes] external process", "Dependencies for step")
 _PROGRESS_SECONDS = 15.0
 
 
-class _Lines(logging.Formatter):
-    """One line per record; remembers why steps failed, to say it again last."""
+WIDTH = 120  # columns
+_STEP = 20  # columns of a step's name
+_COMMAND = re.compile(r" (dagster job execute .+)$", re.DOTALL)
+
+
+class Console(logging.Logger):
+    """The logger of runs in a terminal; see the module.
+
+    Attributes:
+        output: folder of what the run's steps printed, which is named where a run fails; None: not known.
+    """
 
     def __init__(self) -> None:
+        super().__init__("dt2it_pipeline", logging.INFO)
+        self.output: str | None = None
+        handler = logging.StreamHandler(_terminal())
+        handler.setFormatter(_Lines(self))
+        handler.addFilter(_Worth())
+        self.addHandler(handler)
+
+
+def _terminal() -> TextIO:
+    """Standard error as it is now, whatever takes its place while a step runs (see FileComputeLogManager)."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    except (OSError, ValueError):  # of no file, as in a notebook or under pytest
+        return sys.stderr
+
+
+class _Lines(logging.Formatter):
+    """One entry per record, wrapped to the width; remembers why steps failed, to say it again last."""
+
+    def __init__(self, console: Console) -> None:
         super().__init__()
+        self._console = console
         self._causes: dict[str, str] = {}
 
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", {})
         step, event = meta.get("step_key") or "run", meta.get("dagster_event")
-        message = str(meta.get("orig_message") or record.getMessage())
+        message = str(meta.get("orig_message") or record.getMessage()).removeprefix(f"{step}: ")
         if event is not None and event.is_step_failure:
             message = self._causes[step] = _cause(event.step_failure_data)
         elif event is not None and event.is_run_failure:
-            whole = event.job_failure_data.error
-            steps: dict[str, list[str]] = {}
-            for name, cause in self._causes.items():
-                steps.setdefault(cause, []).append(name)
-            told = [f"\n  {', '.join(names)}: {cause}" for cause, names in steps.items()]
-            message = "FAILED" + ("".join(told) if told or whole is None else f": {_root(whole)}")
+            message = self._failed(event.job_failure_data.error)
         level = "" if record.levelno < logging.WARNING else f"{record.levelname} "
-        return f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step:<20}  {level}{message}"
+        head = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step:<{_STEP}}  "
+        return wrapped(head, level + message)
+
+    def _failed(self, error: Any) -> str:
+        """Why the run failed: once per reason, with the steps that ended by it, and where their output is."""
+        steps: dict[str, list[str]] = {}
+        for name, cause in self._causes.items():
+            steps.setdefault(cause, []).append(name)
+        if not steps:
+            return "FAILED" if error is None else f"FAILED: {_root(error)}"
+        reasons = [f"\n  {', '.join(names)}: {cause}" for cause, names in steps.items()]
+        where = [] if self._console.output is None else [f"\n  what the steps printed: {self._console.output}"]
+        return "FAILED" + "".join(reasons + where)
+
+
+def wrapped(head: str, message: str) -> str:
+    """A message after a head, in lines of at most WIDTH columns; those that follow stand below its beginning.
+
+    A command at its end has a line of its own and stays whole, and so do words that are longer than a line.
+    """
+    command = _COMMAND.search(message)
+    parts = [message[: command.start()], command.group(1)] if command else [message]
+    lines: list[str] = []
+    for part in parts:
+        for line in part.splitlines() or [""]:
+            indent = line[: len(line) - len(line.lstrip())]
+            if part is not message and part is parts[-1]:
+                lines.append(line)
+                continue
+            lines += textwrap.wrap(
+                line,
+                WIDTH - (0 if indent else len(head)),
+                subsequent_indent=indent * 2,
+                break_long_words=False,
+                break_on_hyphens=False,
+            ) or [""]
+    # What is indented already (the reasons of a failed run) begins at the margin.
+    return head + "\n".join(
+        line if number == 0 or line.startswith(" ") else " " * len(head) + line for number, line in enumerate(lines)
+    )
 
 
 class _Worth(logging.Filter):
@@ -69,17 +137,7 @@ class _Worth(logging.Filter):
         return True
 
 
-def console_logger() -> logging.Logger:
-    """The logger of runs in a terminal; see the module."""
-    logger = logging.Logger("dt2it_pipeline", logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    handler.addFilter(_Worth())
-    logger.addHandler(handler)
-    return logger
-
-
-def tell_mistakes_plainly() -> None:
+def print_mistakes_plainly() -> None:
     """Let a mistake in a recipe, a manifest or a run's configuration end a command with one sentence: `error: ...`.
 
     It changes what the interpreter prints of an error that nobody catches, and only of those: a traceback through
@@ -88,23 +146,13 @@ def tell_mistakes_plainly() -> None:
     """
     others = sys.excepthook
 
-    def told(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def printed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, _MISTAKES):
             print(f"error: {error}", file=sys.stderr)
         else:
             others(kind, error, traceback)
 
-    sys.excepthook = told
-
-
-def print_lines(log: dg.DagsterLogManager, console: logging.Logger) -> None:
-    """Put a logger of `console_logger` in the place of Dagster's own, unless the run's configuration asks for others.
-
-    Dagster takes a job's logger from the configuration of each run alone, which `dagster job execute` leaves empty.
-    """
-    handler = log._dagster_handler
-    if [logger.name for logger in handler._loggers] == ["dagster"]:
-        handler._loggers = [console]
+    sys.excepthook = printed
 
 
 def _cause(failure: Any) -> str:

@@ -14,66 +14,47 @@ knows that such a machine is gone marks its run as failed in the UI (Runs > Term
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.execution.api import ExecuteRunWithPlanIterable
-from dagster._core.execution.context_creation_job import PlanExecutionContextManager
-from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.in_process import InProcessExecutor, inprocess_execution_iterator
 
-from dt2it_pipeline.orchestrate.console import console_logger, print_lines
+from dt2it_pipeline.orchestrate.console import Console
+from dt2it_pipeline.orchestrate.dagster_internals import (
+    HIDDEN_TAG_PREFIX,
+    StepsInThisProcess,
+    list_under_job,
+    output_folder,
+    print_with,
+)
 from dt2it_pipeline.storage.locks import hold_until_exit, is_free
 
-HOST_TAG = "dt2it/host"
-BOOT_TAG = "dt2it/boot"  # of the kernel, the same in all containers of a machine
-LOCK_TAG = "dt2it/lock"
+HOST_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_host"  # hidden: they say nothing to a person, and would stand beside every run
+BOOT_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_boot"  # of the kernel, the same in all containers of a machine
+LOCK_TAG = f"{HIDDEN_TAG_PREFIX}dt2it_lock"
 PARTITION, PARTITION_RANGE = "dagster/partition", "dagster/asset_partition_range_start"
 _ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
-class OneProcessExecutor(InProcessExecutor):
-    """Dagster's in-process executor, which first frees what killed runs left behind and notes where it runs."""
-
-    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
-        """Run the plan; yields its events."""
-        instance, run_id = plan_context.instance, plan_context.dagster_run.run_id
-        console = console_logger()
-        print_lines(plan_context.log, console)
-        run = plan_context.dagster_run
-        require_partition(plan_context.job.get_definition(), run.tags, run.asset_selection)
-        for dead in end_dead_runs(instance):
-            plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")
-        mark_alive(instance, run_id)
-
-        def steps(job_context: Any, execution_plan: Any) -> Iterator[Any]:
-            print_lines(job_context.log, console)  # steps have a log of their own
-            yield from inprocess_execution_iterator(job_context, execution_plan)
-
-        # As the parent does, which has no place to hand in another iterator.
-        yield from ExecuteRunWithPlanIterable(
-            execution_plan=plan_context.execution_plan,
-            iterator=steps,
-            execution_context_manager=PlanExecutionContextManager(
-                job=plan_context.job,
-                retry_mode=plan_context.retry_mode,
-                execution_plan=plan_context.execution_plan,
-                run_config=plan_context.run_config,
-                dagster_run=plan_context.dagster_run,
-                instance=plan_context.instance,
-                raise_on_error=plan_context.raise_on_error,
-                output_capture=plan_context.output_capture,
-                step_dependency_config=self.step_dependency_config,
-            ),
-        )
-
-
 @dg.executor(name="one_process", requirements=[])
-def one_process_executor(init_context: dg.InitExecutorContext) -> OneProcessExecutor:
+def one_process_executor(init_context: dg.InitExecutorContext) -> StepsInThisProcess:
     """All steps of a run in one process."""
-    return OneProcessExecutor(retries=RetryMode.ENABLED)
+    console = Console()
+    return StepsInThisProcess(
+        before=lambda plan_context: _before(plan_context, console), on_log=lambda log: print_with(log, console)
+    )
+
+
+def _before(plan_context: Any, console: Console) -> None:
+    """What every run does before its first step: free what killed runs hold, and note where it runs."""
+    run, instance = plan_context.dagster_run, plan_context.instance
+    console.output = output_folder(instance, run.run_id)
+    require_partition(plan_context.job.get_definition(), run.tags, run.asset_selection)
+    for dead in end_dead_runs(instance):
+        plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")
+    mark_alive(instance, run.run_id)
+    list_under_job(instance, run.run_id)
 
 
 def require_partition(

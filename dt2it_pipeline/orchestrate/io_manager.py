@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field
 
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError
@@ -18,12 +19,12 @@ _COMPANIONS = {"prompts", "quarantine"}  # tables that go with a main table
 class ArtifactIOManager(dg.ConfigurableIOManager):
     """Writes artifacts, Arrow tables and pandas frames to the store, and reads them back in the type that is asked for.
 
-    A table or frame needs its kind (a key of `records.SCHEMAS`) in the asset's metadata, under `table`. Read as
+    A table or frame needs its kind (a key of `schemas.SCHEMAS`) in the asset's metadata, under `table`. Read as
     `pyarrow.Table` or `pandas.DataFrame`, an asset of several tables gives its main one; read as `Artifact`, all of
     them.
     """
 
-    home: str
+    home: str = Field(description="Folder of the artifacts (DT2IT_HOME).")
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Store an asset's value; an artifact that its stage has stored already is left as it is."""

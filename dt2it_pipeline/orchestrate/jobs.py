@@ -1,4 +1,4 @@
-"""The jobs that people run: `construct` makes D0, `round` runs one round on it; `benchmark` and `export` on demand."""
+"""The jobs that people run: `construct` makes D0 and `round` one round on it; `benchmark` and `export` on demand."""
 
 from __future__ import annotations
 

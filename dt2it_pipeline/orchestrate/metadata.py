@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,25 +21,66 @@ from dt2it_pipeline.evaluate.report.formatting import excerpt, strength_unit
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import png_thumbnail
 from dt2it_pipeline.storage.artifacts import Artifact
+from dt2it_pipeline.storage.schemas import COLUMNS, SCHEMAS
 
+_SHARES = ("accuracy", "share", "auc")  # of which a headline is made
+_LOG_ODDS = "log-odds of"  # so begins the unit of a strength that is a probability
+_PROBABILITIES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)  # ticks of their histogram
+_TYPES = {"double": "float64", "float": "float32"}  # Arrow's names of them mislead
 _EXAMPLES = 3  # of every label
 _LABEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # as many as there are labels
 _THUMBNAIL = 96  # pixels
 _TEXT = 160  # characters of a text that are shown
 
 
-def artifact_metadata(artifact: Artifact, media_root: Path) -> dict[str, Any]:
-    """Metadata of a stored artifact: its metadata, row counts, quarantine reasons, example pairs and a strength
-    histogram.
+def main_table(kinds: Sequence[str]) -> str | None:
+    """The table that an asset is about: the first of its kinds; None where it holds files, and at most a quarantine."""
+    return kinds[0] if kinds and kinds[0] != "quarantine" else None
+
+
+def table_schema(kind: str) -> dg.TableSchema:
+    """Columns of one kind of table with their types and descriptions, as the UI shows them."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=_TYPES.get(str(column.type), str(column.type).split("<")[0]),
+                description=COLUMNS[kind][column.name],
+                constraints=dg.TableColumnConstraints(nullable=column.nullable),
+            )
+            for column in SCHEMAS[kind]
+        ]
+    )
+
+
+def artifact_metadata(
+    artifact: Artifact, media_root: Path, headline: Mapping[str, Any], main: str | None = None
+) -> dict[str, Any]:
+    """Metadata of a stored artifact, what a person looks for first coming first.
+
+    Numbers before tables: the headline, shares such as an accuracy, row counts, what else is known; then the same of
+    tables, with quarantine reasons, example pairs and strengths; last the duration and the folder.
+
+    Args:
+        artifact: stored.
+        media_root: of the store, for thumbnails.
+        headline: what the asset itself leads with.
+        main: kind of the asset's main table, whose rows are its `dagster/row_count`.
     """
-    metadata: dict[str, Any] = {"path": dg.MetadataValue.path(str(artifact.folder))}
+    known: dict[str, Any] = {}
     for name, value in artifact.metadata.items():
         if isinstance(value, bool | int | float | str):
-            metadata[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+            known[name] = float(f"{value:.4g}") if isinstance(value, float) else value
         elif value and isinstance(value, Mapping) and not any(isinstance(cell, Mapping) for cell in value.values()):
-            metadata[name] = _markdown(("of", name), [(_shorten(str(key)), cell) for key, cell in value.items()])
-    for kind, table in artifact.tables.items():
-        metadata[f"{kind}_rows"] = table.num_rows
+            known[name] = _markdown(("of", name), [(_shorten(str(key)), cell) for key, cell in value.items()])
+    last = {name: known.pop(name) for name in ("seconds",) if name in known}
+    found = dict(headline) | {name: known[name] for name in sorted(known, key=_place) if name not in headline}
+    tables = {name: value for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)}
+    metadata = {name: value for name, value in found.items() if name not in tables}
+    if main is not None:
+        metadata["dagster/row_count"] = artifact[main].num_rows
+    metadata |= {f"{kind}_rows": table.num_rows for kind, table in artifact.tables.items() if kind != main}
+    metadata |= tables
     quarantine = artifact.tables.get("quarantine")
     if quarantine is not None and quarantine.num_rows:
         reasons = Counter(zip(quarantine["reason"].to_pylist(), quarantine["source"].to_pylist(), strict=True))
@@ -56,7 +98,23 @@ def artifact_metadata(artifact: Artifact, media_root: Path) -> dict[str, Any]:
         metadata["examples"] = _examples(pairs, units, artifact.tables.get("prompts"), media_root)
         if drawn := strength_histograms(pairs, units):
             metadata["strength_histogram"] = drawn
-    return metadata
+    return metadata | last | {"path": dg.MetadataValue.path(str(artifact.folder))}
+
+
+def _place(name: str) -> int:
+    """Where a value stands: shares before counts, counts before the rest."""
+    if any(word in name for word in _SHARES):
+        return 0
+    return 1 if name.startswith("rows_") else 2
+
+
+def strength_in_words(strength: float, unit: str) -> str:
+    """A strength with its unit; log-odds as a probability first, since few people read log-odds."""
+    if not unit.startswith(_LOG_ODDS):
+        return f"{strength:.2f} {unit}"
+    right = 100 / (1 + math.exp(-strength))
+    shown = "over 99%" if right > 99.5 else f"{right:.0f}%"
+    return f"{shown} likely right ({strength:.2f} log-odds)"
 
 
 def histogram(values: Sequence[float], x_label: str, y_label: str) -> dg.MarkdownMetadataValue:
@@ -90,7 +148,14 @@ def strength_histograms(pairs: pa.Table, units: Sequence[str]) -> dg.MarkdownMet
             color=_LABEL_COLOURS[: len(by_label)],
             label=list(by_label),
         )
-        axes.set_xlabel(f"strength, {unit}")
+        if unit.startswith(_LOG_ODDS):
+            low, high = min(everything), max(everything)
+            ticks = [(math.log(p / (1 - p)), f"{100 * p:g}%") for p in _PROBABILITIES]
+            shown = [tick for tick in ticks if low <= tick[0] <= high]
+            axes.set_xticks([place for place, _ in shown], [words for _, words in shown])
+            axes.set_xlabel("probability that the label is right (log-odds scale)")
+        else:
+            axes.set_xlabel(f"strength, {unit}")
         axes.set_ylabel("pairs")
         axes.legend(frameon=False, fontsize=8)
     return _image(figure)
@@ -158,7 +223,7 @@ def _examples(
         prompt = by_id.get(row["prompt_id"])
         images = "".join(_thumbnail(media_root / medium["path"]) for medium in prompt["media"]) if prompt else ""
         question = _shorten(excerpt(prompt["turns"][-1]["text"])) if prompt else ""
-        strength = "" if row["strength"] is None else f"{row['strength']:.2f} {_shorten(units[place])}"
+        strength = "" if row["strength"] is None else _shorten(strength_in_words(row["strength"], units[place]))
         rows.append((images, question, _shorten(row["chosen"]), _shorten(row["rejected"]), row["label"], strength))
     return _markdown(("image", "question", "chosen", "rejected", "label", "strength"), rows)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dagster as dg
 
-from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 GROUP = "rounds"
@@ -12,9 +11,9 @@ ROUND_JOB = "round"
 FEEDBACK = "feedback_pairs"
 
 
-def rounds_partitions(recipe: Recipe) -> dg.StaticPartitionsDefinition:
-    """One partition per round, "0" to the recipe's bound."""
-    return dg.StaticPartitionsDefinition([str(number) for number in range(recipe.rounds)])
+def rounds_partitions(rounds: int) -> dg.StaticPartitionsDefinition:
+    """One partition per round, "0" to `rounds` - 1."""
+    return dg.StaticPartitionsDefinition([str(number) for number in range(rounds)])
 
 
 def earlier_round(store: Store, name: str, number: int, needed_by: int) -> Artifact:

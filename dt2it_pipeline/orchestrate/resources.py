@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import dagster as dg
+from pydantic import Field
 
 from dt2it_pipeline.engines.jobs import Job, Summary
 from dt2it_pipeline.engines.launcher import ONE_PROCESS, JobFailed, Resources
@@ -19,7 +20,7 @@ _WORKER = "dt2it_pipeline.orchestrate.pipes_worker"
 class StoreResource(dg.ConfigurableResource):
     """The artifact store below one home folder."""
 
-    home: str
+    home: str = Field(description="Folder of the artifacts (DT2IT_HOME).")
 
     def open(self) -> Store:
         """The store itself."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.landing import LandingSettings
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.benchmarks.gains import Gain, gain, stalled
 from dt2it_pipeline.ingest.landing import Landed, look
@@ -35,29 +35,31 @@ _IN_FLIGHT = (
 )
 
 
-def build_sensors(recipe: Recipe, jobs: Jobs, home: Path) -> list[dg.SensorDefinition]:
+def build_sensors(
+    rounds: int, patience: int | None, landing: LandingSettings, jobs: Jobs, home: Path
+) -> list[dg.SensorDefinition]:
     """The round sensor and the landing sensor."""
-    return [_round_sensor(recipe, jobs, home), _landing_sensor(recipe, jobs, home)]
+    return [_round_sensor(rounds, patience, jobs, home), _landing_sensor(landing, jobs, home)]
 
 
-def build_schedules(recipe: Recipe, jobs: Jobs, home: Path) -> list[dg.ScheduleDefinition]:
+def build_schedules(landing: LandingSettings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
     """The schedule that asks for a fresh round where something has landed."""
-    return [_fresh_round_schedule(recipe, jobs, home)]
+    return [_fresh_round_schedule(landing.fresh_round_cron, jobs)]
 
 
-def _round_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefinition:
+def _round_sensor(rounds: int, patience: int | None, jobs: Jobs, home: Path) -> dg.SensorDefinition:
     @dg.run_status_sensor(
         name="round_sensor",
+        description="When a round has succeeded, starts the next one, up to the recipe's number of rounds and while "
+        "the benchmarks still gain (evaluation.patience).",
         run_status=dg.DagsterRunStatus.SUCCESS,
         monitored_jobs=[jobs.round],
         request_job=jobs.round,
     )
     def round_sensor(context: dg.RunStatusSensorContext) -> dg.RunRequest | dg.SkipReason:
-        """Ask for round k+1 when round k has succeeded, up to the recipe's bound, and while rounds still gain."""
         number = int(context.partition_key or 0) + 1
-        if number >= recipe.rounds:
-            return dg.SkipReason(f"the recipe ends after round {recipe.rounds - 1}")
-        patience = recipe.evaluation.patience
+        if number >= rounds:
+            return dg.SkipReason(f"the recipe ends after round {rounds - 1}")
         gains = [] if patience is None else round_gains(Store(home), number - 1, patience)
         if stalled(gains, patience):
             shown = ", ".join(f"{100 * g.value:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f})" for g in gains)
@@ -83,12 +85,17 @@ def round_gains(store: Store, last: int, most: int) -> list[Gain]:
     return [gain(before, after) for after, before in itertools.pairwise(results)][::-1]
 
 
-def _landing_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefinition:
-    @dg.sensor(name="landing_sensor", job=jobs.construct, minimum_interval_seconds=recipe.landing.every_seconds)
+def _landing_sensor(settings: LandingSettings, jobs: Jobs, home: Path) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="landing_sensor",
+        description=f"Watches the folder {settings.folder}/: when a manifest has landed whole or has changed, starts "
+        "ingestion and construction.",
+        job=jobs.construct,
+        minimum_interval_seconds=settings.every_seconds,
+    )
     def landing_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        """Ask for ingestion and construction when a manifest has landed whole or has changed."""
         before = json.loads(context.cursor) if context.cursor else {}
-        now, faults = landing_state(look(home / recipe.landing.folder), before)
+        now, faults = landing_state(look(home / settings.folder), before)
         for name, fault in faults.items():
             context.log.error(f"landing/{name} is not read: {fault}")
         taken = {name: state["content"] for name, state in now.items() if state.get("content")}
@@ -103,19 +110,19 @@ def _landing_sensor(recipe: Recipe, jobs: Jobs, home: Path) -> dg.SensorDefiniti
             context.log.info(f"landed: {', '.join(sorted(fresh))}")
             return dg.SensorResult(run_requests=[request], cursor=cursor)
         waiting = sorted(name for name, state in now.items() if state["waits"])
-        said = [f"not read: {name}: {fault}" for name, fault in faults.items()]
-        said += [f"still changing: {', '.join(waiting)}"] if waiting else []
-        return dg.SensorResult(skip_reason="; ".join(said) or "nothing new has landed", cursor=cursor)
+        reasons = [f"not read: {name}: {fault}" for name, fault in faults.items()]
+        reasons += [f"still changing: {', '.join(waiting)}"] if waiting else []
+        return dg.SensorResult(skip_reason="; ".join(reasons) or "nothing new has landed", cursor=cursor)
 
     return landing_sensor
 
 
 def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """State of the landing folder after this look, by file name, and the faults that were not told before.
+    """State of the landing folder after this look, by file name, and the faults that were not reported before.
 
     A state is `stamp`; `waits` while the stamp is not that of the look before; `content` once a manifest has been taken
     (kept while a newer version of it is on its way, but not through a fault: a run that looks then leaves it out, so
-    that it is new once it is mended); `told`, the stamp whose fault has been reported.
+    that it is new once it is mended); `reported`, the stamp whose fault has been reported.
     """
     now: dict[str, Any] = {}
     faults: dict[str, str] = {}
@@ -123,12 +130,17 @@ def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str
         name = landed.file.name
         old = before.get(name, {})
         settled = old.get("stamp") == landed.stamp
-        state = {"stamp": landed.stamp, "waits": not settled, "content": old.get("content"), "told": old.get("told")}
+        state = {
+            "stamp": landed.stamp,
+            "waits": not settled,
+            "content": old.get("content"),
+            "reported": old.get("reported"),
+        }
         if settled and landed.manifest is None:
             state["content"] = None
-            if state["told"] != landed.stamp:
+            if state["reported"] != landed.stamp:
                 faults[name] = landed.fault
-                state["told"] = landed.stamp
+                state["reported"] = landed.stamp
         elif settled and (old.get("waits") or state["content"] is None):
             try:
                 state["content"] = landed.content
@@ -138,10 +150,15 @@ def landing_state(found: list[Landed], before: dict[str, Any]) -> tuple[dict[str
     return now, faults
 
 
-def _fresh_round_schedule(recipe: Recipe, jobs: Jobs, home: Path) -> dg.ScheduleDefinition:
-    @dg.schedule(name="fresh_round_schedule", job=jobs.round, cron_schedule=recipe.landing.fresh_round_cron)
+def _fresh_round_schedule(cron: str, jobs: Jobs) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name="fresh_round_schedule",
+        description="Starts round 0 anew when data has landed and been constructed since the last one; the round "
+        "sensor starts the rounds after it.",
+        job=jobs.round,
+        cron_schedule=cron,
+    )
     def fresh_round_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        """Ask for round 0 anew where something has landed and been constructed since the last one; others follow it."""
         landed = latest_landing(context.instance, jobs.construct.name)
         if landed is None:
             return dg.SkipReason("nothing has landed yet")

@@ -1,7 +1,7 @@
-"""Arrow schemas of every table, and the content ids by which rows are found.
+"""Arrow schemas of every table, with a description of every table and column.
 
-What belongs here: the shape of the tables and the ids. What does not: where tables lie (store.py) and how they are made
-(the stage packages).
+What belongs here: the shape of the tables. What does not: ids (content_ids.py), where tables lie (artifacts.py) and how
+they are made (the stage packages).
 """
 
 from __future__ import annotations
@@ -16,123 +16,164 @@ _TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())]
 _VOTE = pa.struct([pa.field("voter", pa.string()), pa.field("margin", pa.float64())])
 
 
-def _schema(*fields: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
-    return pa.schema([pa.field(f[0], f[1], nullable=len(f) > 2 and bool(f[2])) for f in fields])
-
-
 NULLABLE = True
 
+_Column = tuple[str, pa.DataType, str] | tuple[str, pa.DataType, str, bool]  # name, type, description, nullable
+
+
+def _table(description: str, *columns: _Column) -> tuple[str, tuple[_Column, ...]]:
+    return description, columns
+
+
+# Every kind of table: what a row is, and its columns. Columns hold no null unless they are NULLABLE.
+_TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
+    "prompts": _table(
+        "Questions with their images or videos.",
+        ("prompt_id", pa.string(), "Content id: hash of system prompt, turns and the media's hashes."),
+        ("source", pa.string(), "Name of the source (its manifest)."),
+        ("system", pa.string(), "System prompt; empty where there is none."),
+        ("turns", pa.list_(_TURN), "Conversation, with one `<image>` or `<video>` marker per medium, in their order."),
+        ("media", pa.list_(_MEDIUM), "Images and videos: kind, content hash, and path in the media store."),
+        ("reference", pa.string(), "Right answer, where the source has one.", NULLABLE),
+        ("language", pa.string(), "Language code, such as `en`."),
+        ("meta", pa.string(), "JSON object with whatever else the source says."),
+    ),
+    "responses": _table(
+        "Answers to prompts.",
+        ("response_id", pa.string(), "Content id: hash of prompt id and text."),
+        ("prompt_id", pa.string(), "Prompt that is answered."),
+        ("text", pa.string(), "The answer."),
+        ("generator", pa.string(), "Model and temperature that made it; empty where that is not known."),
+    ),
+    "judgements": _table(
+        "What judges made of answers: one row per judge, mode and answer.",
+        ("prompt_id", pa.string(), "Prompt that is answered."),
+        ("response_id", pa.string(), "Answer that is judged."),
+        ("judge", pa.string(), "Name of the judge in the recipe."),
+        ("mode", pa.string(), "`listwise`, `pointwise` or `pairwise`."),
+        ("order", pa.list_(pa.int32()), "Order in which a list was presented; empty when pointwise."),
+        ("score", pa.float64(), "Judge's points (0 to 10); null where the reply could not be used.", NULLABLE),
+        ("criteria", pa.string(), "JSON object: criterion to its weight and score."),
+        ("status", pa.string(), "`ok`, or why the reply could not be used."),
+        ("template_hash", pa.string(), "Hash of the prompt template."),
+    ),
+    "pairs": _table(
+        "Preference pairs: two answers to one prompt, of which one is chosen.",
+        ("pair_id", pa.string(), "Content id: hash of prompt id and both answers in any order; a flip keeps it."),
+        ("prompt_id", pa.string(), "Prompt that both sides answer."),
+        ("chosen", pa.string(), "The preferred answer."),
+        ("rejected", pa.string(), "The other answer."),
+        ("chosen_id", pa.string(), "Response id of the chosen side."),
+        ("rejected_id", pa.string(), "Response id of the rejected side."),
+        ("strength", pa.float64(), "Preference strength, in the unit of whoever gave it; null if unknown.", NULLABLE),
+        ("label", pa.string(), "`original`, `flipped`, `annotated`, `constructed` or `reformulated`."),
+        ("round", pa.int32(), "Round that curated the pair; -1 before curation."),
+        ("source", pa.string(), "Name of the source (its manifest)."),
+        ("votes", pa.list_(_VOTE), "Voters' margins: score of the chosen side minus that of the rejected one."),
+        # The source's own id of the row, else its place there, such as `line 17`. Rankings and ratings give several
+        # pairs of one row.
+        ("row_id", pa.string(), "Row of the source it comes from; null for pairs that are constructed.", NULLABLE),
+    ),
+    "scores": _table(
+        "Scores of reward models.",
+        ("response_id", pa.string(), "Answer that is scored."),
+        ("voter", pa.string(), "Model that scored it, such as `reward_model/0`."),
+        ("score", pa.float32(), "Reward; only differences within one prompt have a meaning."),
+    ),
+    "votes": _table(
+        "Verdicts of judges and people on contested pairs.",
+        ("pair_id", pa.string(), "Pair that is judged."),
+        ("judge", pa.string(), "Name of the judge in the recipe, or of the person."),
+        (
+            "order",
+            pa.string(),
+            "`forward`: the answer with the lower id was shown first; `reversed`: second; `people`.",
+        ),
+        ("verdict", pa.string(), "`chosen`, `rejected` or `tie`; null where the reply could not be used.", NULLABLE),
+    ),
+    "people_votes": _table(
+        "What people say of pairs.",
+        ("pair_id", pa.string(), "Pair that was shown."),
+        ("person", pa.string(), "Who answered."),
+        ("preferred_id", pa.string(), "Response id of the preferred answer; null for neither.", NULLABLE),
+    ),
+    "t2i_preferences": _table(
+        "Human text-to-image preferences: two images for one caption.",
+        ("preference_id", pa.string(), "Content id: hash of the caption and both images."),
+        ("caption", pa.string(), "What the images were to show."),
+        ("preferred", _MEDIUM, "The preferred image."),
+        ("other", _MEDIUM, "The other image."),
+        ("strength", pa.float64(), "Preference strength in the source's own unit; null if unknown.", NULLABLE),
+        ("language", pa.string(), "Language code of the caption."),
+        ("source", pa.string(), "Name of the source (its manifest)."),
+        ("row_id", pa.string(), "Row of the source it comes from.", NULLABLE),
+    ),
+    "benchmark_items": _table(
+        "Held-out pairs of benchmarks.",
+        ("item_id", pa.string(), "Id of the item in its benchmark."),
+        ("benchmark", pa.string(), "Name of the benchmark."),
+        ("group", pa.string(), "Group of the benchmark that the item counts for."),
+        ("pair_id", pa.string(), "Content id of the pair."),
+        ("prompt_id", pa.string(), "Prompt that both sides answer."),
+        ("chosen_id", pa.string(), "Response id of the better answer."),
+        ("rejected_id", pa.string(), "Response id of the worse answer."),
+        ("chosen", pa.string(), "The better answer."),
+        ("rejected", pa.string(), "The worse answer."),
+    ),
+    "benchmark_scores": _table(
+        "Accuracy of a model per benchmark and group.",
+        ("model", pa.string(), "Name of the model in the tables."),
+        ("benchmark", pa.string(), "Name of the benchmark."),
+        ("group", pa.string(), "Group, or a mean over groups."),
+        ("pairs", pa.int64(), "Pairs of the group."),
+        ("correct", pa.int64(), "Pairs whose better answer scored higher."),
+        ("ties", pa.int64(), "Pairs whose answers scored the same; they count as wrong."),
+        ("unscored", pa.int64(), "Pairs without a score for both answers; they count as wrong."),
+        ("accuracy", pa.float64(), "Share of correct pairs (0 to 1); null without pairs.", NULLABLE),
+    ),
+    "benchmark_figures": _table(
+        "Every figure of a benchmark's entry with its bootstrap interval.",
+        ("model", pa.string(), "Name of the model in the tables."),
+        ("benchmark", pa.string(), "Name of the benchmark."),
+        ("figure", pa.string(), "Name of the figure in the benchmark's entry."),
+        ("value", pa.float64(), "Share (0 to 1); null where it cannot be computed.", NULLABLE),
+        ("low", pa.float64(), "Lower end of the 95% bootstrap interval.", NULLABLE),
+        ("high", pa.float64(), "Upper end of the 95% bootstrap interval.", NULLABLE),
+        ("count", pa.int64(), "What it is a share of: number of pairs, or of ids."),
+    ),
+    "benchmark_results": _table(
+        "What a model made of every single pair of a benchmark.",
+        ("model", pa.string(), "Name of the model in the tables."),
+        ("benchmark", pa.string(), "Name of the benchmark."),
+        ("item_id", pa.string(), "Id of the item in its benchmark."),
+        ("pair_id", pa.string(), "Content id of the pair."),
+        ("prompt_id", pa.string(), "Prompt that both sides answer."),
+        ("group", pa.string(), "Group of the benchmark that the item counts for."),
+        ("chosen_score", pa.float64(), "Score of the better answer; null if unscored.", NULLABLE),
+        ("rejected_score", pa.float64(), "Score of the worse answer; null if unscored.", NULLABLE),
+        ("outcome", pa.string(), "`correct`, `wrong`, `tie` or `unscored`."),
+    ),
+    # Nothing is lost silently: rows in = rows out + rows here.
+    "quarantine": _table(
+        "Rows that a stage could not use, each with its reason.",
+        ("row_id", pa.string(), "Row of the source where there is one, else the id of what was quarantined."),
+        ("stage", pa.string(), "Stage that quarantined it."),
+        ("reason", pa.string(), "Why, in a short fixed phrase."),
+        ("detail", pa.string(), "What was found."),
+        ("source", pa.string(), "Name of the source (its manifest)."),
+        ("pair_id", pa.string(), "Pair that was quarantined, or that the row repeats.", NULLABLE),
+    ),
+}
+
 SCHEMAS: dict[str, pa.Schema] = {
-    # A question with its images. `turns` hold one `<image>` or `<video>` marker per medium, in the order of `media`.
-    "prompts": _schema(
-        ("prompt_id", pa.string()),
-        ("source", pa.string()),
-        ("system", pa.string()),
-        ("turns", pa.list_(_TURN)),
-        ("media", pa.list_(_MEDIUM)),
-        ("reference", pa.string(), NULLABLE),
-        ("language", pa.string()),
-        ("meta", pa.string()),  # JSON object with whatever else the source says
-    ),
-    "responses": _schema(
-        ("response_id", pa.string()), ("prompt_id", pa.string()), ("text", pa.string()), ("generator", pa.string())
-    ),
-    "judgements": _schema(
-        ("prompt_id", pa.string()),
-        ("response_id", pa.string()),
-        ("judge", pa.string()),
-        ("mode", pa.string()),  # listwise, pointwise or pairwise
-        ("order", pa.list_(pa.int32())),  # presentation order of the list; empty when pointwise
-        ("score", pa.float64(), NULLABLE),
-        ("criteria", pa.string()),  # JSON object: criterion -> {weight, score}
-        ("status", pa.string()),
-        ("template_hash", pa.string()),
-    ),
-    "pairs": _schema(
-        ("pair_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("chosen_id", pa.string()),
-        ("rejected_id", pa.string()),
-        ("strength", pa.float64(), NULLABLE),
-        ("label", pa.string()),
-        ("round", pa.int32()),
-        ("source", pa.string()),
-        ("votes", pa.list_(_VOTE)),
-        # The row of the source that the pair comes from: the source's own id of it, else its place there, such as
-        # `line 17`. Rankings and ratings give several pairs of one row. Null for pairs that the pipeline constructs.
-        ("row_id", pa.string(), NULLABLE),
-    ),
-    "scores": _schema(("response_id", pa.string()), ("voter", pa.string()), ("score", pa.float32())),
-    "votes": _schema(
-        ("pair_id", pa.string()), ("judge", pa.string()), ("order", pa.string()), ("verdict", pa.string(), NULLABLE)
-    ),
-    # What people say of pairs: the id of the response that they prefer, null for neither.
-    "people_votes": _schema(("pair_id", pa.string()), ("person", pa.string()), ("preferred_id", pa.string(), NULLABLE)),
-    # Human T2I preferences as they are found: two images for one caption.
-    "t2i_preferences": _schema(
-        ("preference_id", pa.string()),  # hash of the caption and both images
-        ("caption", pa.string()),
-        ("preferred", _MEDIUM),
-        ("other", _MEDIUM),
-        ("strength", pa.float64(), NULLABLE),
-        ("language", pa.string()),
-        ("source", pa.string()),
-        ("row_id", pa.string(), NULLABLE),  # as that of pairs
-    ),
-    "benchmark_items": _schema(
-        ("item_id", pa.string()),
-        ("benchmark", pa.string()),
-        ("group", pa.string()),
-        ("pair_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("chosen_id", pa.string()),
-        ("rejected_id", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-    ),
-    "benchmark_scores": _schema(
-        ("model", pa.string()),
-        ("benchmark", pa.string()),
-        ("group", pa.string()),
-        ("pairs", pa.int64()),
-        ("correct", pa.int64()),
-        ("ties", pa.int64()),
-        ("unscored", pa.int64()),
-        ("accuracy", pa.float64(), NULLABLE),
-    ),
-    # Every figure of a benchmark's entry with its bootstrap interval; `count` is of what it is a share: pairs, or ids.
-    "benchmark_figures": _schema(
-        ("model", pa.string()),
-        ("benchmark", pa.string()),
-        ("figure", pa.string()),
-        ("value", pa.float64(), NULLABLE),
-        ("low", pa.float64(), NULLABLE),
-        ("high", pa.float64(), NULLABLE),
-        ("count", pa.int64()),
-    ),
-    # What a model made of every single pair of a benchmark.
-    "benchmark_results": _schema(
-        ("model", pa.string()),
-        ("benchmark", pa.string()),
-        ("item_id", pa.string()),
-        ("pair_id", pa.string()),
-        ("prompt_id", pa.string()),
-        ("group", pa.string()),
-        ("chosen_score", pa.float64(), NULLABLE),
-        ("rejected_score", pa.float64(), NULLABLE),
-        ("outcome", pa.string()),  # correct, wrong, tie or unscored
-    ),
-    # Rows that a stage could not use. Nothing is lost silently: rows in = rows out + rows here.
-    "quarantine": _schema(
-        ("row_id", pa.string()),  # the source's row where there is one, else the id of what was quarantined
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("source", pa.string()),
-        ("pair_id", pa.string(), NULLABLE),  # of the pair that was quarantined, or that the row repeats
-    ),
+    kind: pa.schema([pa.field(column[0], column[1], nullable=len(column) == 4) for column in columns])
+    for kind, (_, columns) in _TABLES.items()
+}
+
+# What a row of each kind is, and what each of its columns holds: for the UI and the reference.
+DESCRIPTIONS: dict[str, str] = {kind: description for kind, (description, _) in _TABLES.items()}
+COLUMNS: dict[str, dict[str, str]] = {
+    kind: {column[0]: column[2] for column in columns} for kind, (_, columns) in _TABLES.items()
 }
 
 # Columns that tables of earlier versions lack; such a table is read with null in their place.

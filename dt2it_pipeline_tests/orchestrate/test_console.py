@@ -1,14 +1,15 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._utils.error import serializable_error_info_from_exc_info
 
-from dt2it_pipeline.orchestrate.console import _root
+from dt2it_pipeline.orchestrate.console import WIDTH, _root, wrapped
 from dt2it_pipeline.orchestrate.executor import require_partition
 
 RUN = """
+import subprocess
 import sys
 import dagster as dg
 from dt2it_pipeline.orchestrate.console import PROGRESS
@@ -17,6 +18,8 @@ from dt2it_pipeline.orchestrate.executor import one_process_executor
 @dg.asset
 def good(context):
     context.log.info("good: 5 in, 5 out")
+    print("noise of an engine", file=sys.stderr)
+    subprocess.run([sys.executable, "-c", "print('noise of its process')"], check=True)
     for step in range(100):
         context.log.info(f"{PROGRESS}step {step}")
 
@@ -43,7 +46,15 @@ def job():
 
 if __name__ == "__main__":  # not when the job is loaded again to run it
     # On a machine new to Dagster, telemetry introduces itself on the terminal once.
-    settings = {"python_logs": {"python_log_level": "INFO"}, "telemetry": {"enabled": False}}
+    settings = {
+        "python_logs": {"python_log_level": "INFO"},
+        "telemetry": {"enabled": False},
+        "compute_logs": {
+            "module": "dt2it_pipeline.orchestrate.dagster_internals",
+            "class": "FileComputeLogManager",
+            "config": {"base_dir": sys.argv[1]},
+        },
+    }
     with dg.DagsterInstance.local_temp(sys.argv[1], overrides=settings) as instance:
         with dg.execute_job(dg.reconstructable(job), instance) as result:
             types = {event.event_type_value for event in result.all_events}
@@ -59,14 +70,35 @@ def test_a_run_prints_a_line_per_stage_and_last_why_it_failed(tmp_path):
         [sys.executable, str(tmp_path / "script.py"), str(tmp_path)], capture_output=True, text=True, check=True
     )
     lines = done.stderr.splitlines()
-    assert [line[10:] for line in lines[:-2]] == [
-        "good                  good: 5 in, 5 out",
+    assert done.stdout == ""
+    begin = lines.index("  worse: in our own words") + 1
+    shown, (where, folder) = lines[:begin], " ".join(lines[begin:]).split(":", 1)  # a long path has its own line
+    assert [line[10:] for line in shown[:-2]] == [
+        "good                  5 in, 5 out",
         "good                  … step 0",
         "bad                   ERROR ValueError: what is really wrong",
         "worse                 ERROR in our own words",
         "run                   ERROR FAILED",
     ]
-    assert lines[-2:] == ["  bad: ValueError: what is really wrong", "  worse: in our own words"]
+    assert shown[-2:] == ["  bad: ValueError: what is really wrong", "  worse: in our own words"]
+    assert where == "  what the steps printed"
+    kept = "".join(path.read_text() for path in Path(folder.strip()).iterdir())  # for the UI
+    assert "noise of an engine" in kept
+    assert "noise of its process" in kept
+
+
+def test_no_line_is_wider_than_the_terminal_but_for_commands_and_paths():
+    head = "12:00:00  voted_pairs           "
+    lines = wrapped(head, "word " * 60 + "end").splitlines()
+    assert len(lines) > 2
+    assert max(len(line) for line in lines) <= WIDTH
+    assert all(line.startswith(" " * len(head) + "w") for line in lines[1:])
+    command = "dagster job execute -m dt2it_pipeline.definitions -j round --tags " + "x" * 99
+    assert wrapped(head, f"there is no round; run it first: {command}").splitlines() == [
+        f"{head}there is no round; run it first:", " " * len(head) + command
+    ]  # fmt: skip
+    path = "/a" * 80
+    assert wrapped(head, f"FAILED\n  one: {'because ' * 20}{path}").splitlines()[-1] == f"    {path}"
 
 
 def partitioned():
@@ -96,11 +128,14 @@ def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "words"),
     [(dg.Failure("round 7: is not there"), "round 7: is not there"), (KeyError("k"), "KeyError: 'k'")],
 )
-def test_a_failure_is_told_in_its_own_words_and_another_error_with_its_name(error, told):
-    try:
+def test_a_failure_is_printed_in_its_own_words_and_another_error_with_its_name(error, words):
+    @dg.asset
+    def failing() -> None:
         raise error
-    except Exception:
-        assert _root(serializable_error_info_from_exc_info(sys.exc_info())) == told
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([failing], instance=instance, raise_on_error=False)
+    assert _root(result.failure_data_for_node("failing").error) == words

@@ -13,6 +13,7 @@ from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.assets.report import report_settings
 from dt2it_pipeline.orchestrate.cached_stage import stage_key
 from dt2it_pipeline.orchestrate.partitions import earlier_round
+from dt2it_pipeline.orchestrate.sections import ReportSections
 from dt2it_pipeline.storage.artifacts import Store
 
 # asset -> what it is made from, group by group: the asset graph of the README
@@ -89,7 +90,8 @@ def test_only_the_report_reads_the_hidden_truth(defs):
 def test_the_report_is_made_anew_where_the_recipe_says_something_else_of_it(change):
     recipe = load_recipe("configs/recipes/demo.yaml")
     given = {key: getattr(recipe, key).model_copy(update=v) if isinstance(v, dict) else v for key, v in change.items()}
-    keys = [stage_key("report", "1", {}, report_settings(each)) for each in (recipe, recipe.model_copy(update=given))]
+    both = (recipe, recipe.model_copy(update=given))
+    keys = [stage_key("report", "1", {}, report_settings(ReportSections.of(each))) for each in both]
     assert keys[0] != keys[1]
 
 

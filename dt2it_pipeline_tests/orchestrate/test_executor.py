@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -86,3 +87,35 @@ def test_a_run_of_this_process_is_alive(instance):
     tags = instance.get_run_by_id(run.run_id).tags
     assert Path(tags[LOCK_TAG]).is_file()
     assert end_dead_runs(instance) == []
+
+
+MODULE = """
+import dagster as dg
+from dt2it_pipeline.orchestrate.executor import one_process_executor
+
+@dg.asset
+def one() -> None: ...
+
+defs = dg.Definitions(assets=[one], executor=one_process_executor, jobs=[dg.define_asset_job("everything")])
+"""
+
+
+def test_a_headless_run_is_listed_as_one_from_the_ui_and_its_bookkeeping_is_hidden(tmp_path):
+    (tmp_path / "some_definitions.py").write_text(MODULE)
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    subprocess.run(
+        [sys.executable, "-m", "dagster", "job", "execute", "-m", "some_definitions", "-j", "everything"],
+        env=os.environ
+        | {"DAGSTER_HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        # As the UI asks for a job's runs.
+        tags = {".dagster/repository": "__repository__@some_definitions"}
+        (run,) = instance.get_runs(dg.RunsFilter(job_name="everything", tags=tags))
+        assert run.status == dg.DagsterRunStatus.SUCCESS
+        assert run.remote_job_origin.location_name == "some_definitions"  # as its landing page does
+        ours = [name for name in run.tags if "dt2it" in name]
+        assert len(ours) == 3 and all(name.startswith(".dagster/") for name in ours)

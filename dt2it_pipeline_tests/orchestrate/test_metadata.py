@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.orchestrate.cached_stage import _told
-from dt2it_pipeline.orchestrate.metadata import artifact_metadata, training_curve
+from dt2it_pipeline.orchestrate.cached_stage import _line
+from dt2it_pipeline.orchestrate.metadata import artifact_metadata, strength_in_words, table_schema, training_curve
 from dt2it_pipeline.orchestrate.model_jobs import training_metadata, validation_log
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
@@ -85,22 +85,23 @@ def test_every_label_has_examples_and_every_strength_its_unit(tmp_path: Path, mo
 
     labels: list[str] = []
     monkeypatch.setattr(Axes, "set_xlabel", lambda self, text: labels.append(text))
-    found = artifact_metadata(pairs_artifact(tmp_path, policy="posterior"), tmp_path)
+    found = artifact_metadata(pairs_artifact(tmp_path, policy="posterior"), tmp_path, {}, "pairs")
     assert labels == [
-        "strength, log-odds of a right label (nats)",
+        "probability that the label is right (log-odds scale)",
         "strength, judge's points (0 to 10)",
     ]
     rows = found["examples"].md_str.splitlines()[2:]
     assert [row.split(" | ")[-2] for row in rows] == ["original"] * 3 + ["flipped", "constructed", "annotated"]
+    assert rows[0].endswith("88% likely right \\(2.00 log-odds\\) |")
     assert rows[-2].endswith("6.50 judge's points \\(0 to 10\\) |")
     assert "\\[image\\] What?" in rows[0]
     assert "<script" not in found["examples"].md_str
     assert "(no image)" in rows[0]
 
 
-def test_facts_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: Path) -> None:
+def test_metadata_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: Path) -> None:
     found = artifact_metadata(
-        pairs_artifact(tmp_path, accuracy=0.9479166666, steps=12345678, weights={"m/0": 3.4}), tmp_path
+        pairs_artifact(tmp_path, accuracy=0.9479166666, steps=12345678, weights={"m/0": 3.4}), tmp_path, {}, "pairs"
     )
     assert (found["accuracy"], found["steps"]) == (0.9479, 12345678)
     assert "| m/0 | 3.4 |" in found["weights"].md_str
@@ -108,7 +109,50 @@ def test_facts_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path: P
 
 def test_a_stage_without_anything_to_train_says_so_instead_of_its_seconds() -> None:
     metadata = {"not_trained": "the policy `posterior` has no verifier", "seconds": 0.0}
-    assert _told("verifier_model", Artifact({}, metadata), "0.0 s") == (
+    assert _line("verifier_model", Artifact({}, metadata), "0.0 s") == (
         "verifier_model: not trained, the policy `posterior` has no verifier"
     )
-    assert _told("voted_pairs", Artifact({}, {"rows_in": 2000}), "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
+    assert _line("voted_pairs", Artifact({}, {"rows_in": 2000}), "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
+
+
+def test_contested_pairs_are_counted_apart_from_what_is_quarantined() -> None:
+    rows = [records.quarantine_row(f"r{i}", "s", reason) for i, reason in enumerate(["contested"] * 3 + ["no score"])]
+    counts = {"rows_in": 9, "rows_out": 5, "rows_quarantined": 4, "contested": 3}
+    verified = Artifact({"quarantine": schemas.table(rows, "quarantine")}, counts)
+    line = "verified_pairs: 9 in, 5 out, 3 contested, 1 quarantined (no score: 1), 0.1 s"
+    assert _line("verified_pairs", verified, "0.1 s") == line
+
+
+def test_what_is_looked_for_first_stands_first(tmp_path: Path) -> None:
+    given = {"seconds": 2.0, "steps": 3, "rows_in": 15, "estimated_verdict_accuracy": 0.9, "weights": {"m/0": 3.4}}
+    found = list(artifact_metadata(pairs_artifact(tmp_path, **given), tmp_path, {"auc": 0.5}, "pairs"))
+    assert found[:5] == ["auc", "estimated_verdict_accuracy", "rows_in", "steps", "dagster/row_count"]
+    assert found.index("weights") > found.index("prompts_rows")
+    assert found[-1] == "path" and found.index("seconds") > found.index("examples")
+
+
+def test_rows_of_the_main_table_are_the_row_count(tmp_path: Path) -> None:
+    found = artifact_metadata(pairs_artifact(tmp_path), tmp_path, {}, "pairs")
+    assert (found["dagster/row_count"], found["prompts_rows"], "pairs_rows" in found) == (13, 1, False)
+    assert "dagster/row_count" not in artifact_metadata(pairs_artifact(tmp_path), tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("strength", "unit", "words"),
+    [
+        (2.49, "log-odds of a right label (nats)", "92% likely right (2.49 log-odds)"),
+        (-1.0, "log-odds of a right label (nats)", "27% likely right (-1.00 log-odds)"),
+        (9.0, "log-odds of a right label (nats)", "over 99% likely right (9.00 log-odds)"),
+        (2.0, "judge votes ahead (of 2)", "2.00 judge votes ahead (of 2)"),
+    ],
+)
+def test_log_odds_are_a_probability_first(strength: float, unit: str, words: str) -> None:
+    assert strength_in_words(strength, unit) == words
+
+
+def test_a_schema_for_the_ui_has_every_column_with_its_type_and_description() -> None:
+    shown = {column.name: column for column in table_schema("pairs").columns}
+    assert list(shown) == schemas.SCHEMAS["pairs"].names
+    assert all(column.description for column in shown.values())
+    assert (shown["strength"].type, shown["strength"].constraints.nullable) == ("float64", True)
+    assert (shown["votes"].type, shown["votes"].constraints.nullable) == ("list", False)

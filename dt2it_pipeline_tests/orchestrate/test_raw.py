@@ -38,8 +38,12 @@ def reading(*names: str) -> Recipe:
     return demo.model_copy(update={"datasets": names, "demo": None})
 
 
+def raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
+    return raw.build_raw_assets(recipe.name, recipe.datasets, recipe.cleaning, recipe.landing, recipe.demo, recipe.seed)
+
+
 def materialised(recipe: Recipe, home: Path) -> dg.ExecuteInProcessResult:
-    assets = [asset for asset in raw.build_raw_assets(recipe) if asset.key.to_user_string() == "raw_preferences"]
+    assets = [asset for asset in raw_assets(recipe) if asset.key.to_user_string() == "raw_preferences"]
     return dg.materialize(assets, resources={"store": StoreResource(home=str(home))})
 
 
@@ -82,7 +86,7 @@ def logged(recipe: Recipe, home: Path) -> tuple[dict[str, list[str]], dict[str, 
     said: dict[str, list[str]] = {}
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(
-            raw.build_raw_assets(recipe),
+            raw_assets(recipe),
             resources={"store": StoreResource(home=str(home))},
             instance=instance,
             raise_on_error=False,

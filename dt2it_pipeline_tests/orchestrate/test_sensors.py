@@ -113,7 +113,7 @@ def test_a_file_that_grows_is_not_taken(recipe: Recipe, tmp_path: Path, instance
     assert len(looker.tick()[0]) == 1
 
 
-def test_a_broken_manifest_is_told_once_and_blocks_nothing(
+def test_a_broken_manifest_is_reported_once_and_blocks_nothing(
     recipe: Recipe, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     looker = Looker(recipe, tmp_path, instance)

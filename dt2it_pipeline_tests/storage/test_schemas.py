@@ -82,3 +82,14 @@ def test_validate_says_what_is_wrong(change, named):
 def test_unknown_kind_lists_the_known_ones():
     with pytest.raises(schemas.RecordError, match="known: prompts, responses"):
         schemas.table([], "pear")
+
+
+def test_every_table_and_column_has_a_description():
+    assert set(schemas.DESCRIPTIONS) == set(schemas.SCHEMAS)
+    for kind, schema in schemas.SCHEMAS.items():
+        assert list(schemas.COLUMNS[kind]) == schema.names
+    texts = [
+        *schemas.DESCRIPTIONS.values(),
+        *(text for columns in schemas.COLUMNS.values() for text in columns.values()),
+    ]
+    assert all(text.endswith(".") and len(text) > 10 for text in texts)

@@ -1,56 +1,50 @@
-"""Group `rounds`, continued: vote and flip, verify, annotate, merge (part 3, steps 1 to 3)."""
+"""Group `rounds`, continued: vote and flip, verify, merge (part 3, steps 1 and 2). Step 3 is annotation.py."""
 
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
-from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import Recipe
-from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
-from dt2it_pipeline.curate.annotation.resolution import decide_pairs
-from dt2it_pipeline.curate.pair_frames import select_rows, stack
+from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.curate.pair_frames import select_rows
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
-from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
-from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
-from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.cached_stage import Settings, run_stage
+from dt2it_pipeline.orchestrate.checks import ROWS_RECONCILE
 from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
+from dt2it_pipeline.orchestrate.stage_asset import GPU_POOL, StageResult, materialized, stage_asset, stage_spec
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Artifact, model_digest
-from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
-from dt2it_pipeline.storage.content_ids import content_hash
-
-_RECONCILE = "rows_reconcile"
+from dt2it_pipeline.storage.artifacts import Artifact
 
 
-def build_curation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """Assets of steps 1 to 3."""
+def build_curation_assets(
+    sections: ModelSections, curation: CurationSettings, rounds: dg.PartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """The assets of steps 1 and 2, and `curated_pairs`."""
     return [
-        _voted_pairs(recipe, rounds),
-        _verified_and_contested(recipe, rounds),
-        _annotated_pairs(recipe, rounds),
-        _curated_pairs(recipe, rounds),
+        _voted_pairs(curation, rounds),
+        _verified_and_contested(sections, curation, rounds),
+        _curated_pairs(rounds),
     ]
 
 
-def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    more = voter_assets(recipe)
+def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    more = voter_assets(curation)
 
-    @dg.asset(
-        partitions_def=rounds,
-        group_name=GROUP,
+    @stage_asset(
+        group=GROUP,
+        part="curation",
+        stage="vote",
         code_version="3",
         kinds={"pandas"},
+        tables=("pairs", "prompts", "quarantine"),
+        partitions_def=rounds,
         ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *more)},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
     )
     def voted_pairs(
         context: dg.AssetExecutionContext,
@@ -58,10 +52,10 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         response_scores: Artifact,
         raw_preferences: Artifact,
         **own: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
         opened, number = store.open(), int(context.partition_key)
-        policy = make_policy(recipe.curation)
+        policy = make_policy(curation)
         voters = {
             f"response_scores/{k}": earlier_round(opened, "response_scores", k, needed_by=number) for k in range(number)
         }
@@ -104,46 +98,53 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             opened,
             vote,
             inputs={**voters, **training, "raw_preferences": raw_preferences},
-            settings={"curation": recipe.curation.deciding()},
+            settings={"curation": curation.deciding()},
         )
         weights = artifact.metadata.get("voter_weights") or {"-": 1.0}
         if not any(weights.values()):
             context.log.warning(
-                "no voter agrees with the labels more often than a coin would, so nothing is relabelled and every pair "
-                "is contested, for the judges alone to decide, who can be measured by nothing then; look at the "
-                "benchmark of the rounds before: " + ", ".join(weights)
+                "no voter agrees with the labels by more than chance (50% plus three standard errors), so none has a "
+                "weight: nothing is relabelled, every pair is contested, and the judges alone decide, whose accuracy "
+                "cannot be estimated then; look at the benchmark of the rounds before: " + ", ".join(weights)
             )
-        return result(context, opened, artifact, checks=(reconcile(artifact),))
+        return StageResult(artifact)
 
     return voted_pairs
 
 
-def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def _verified_and_contested(
+    sections: ModelSections, curation: CurationSettings, rounds: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
     upstream = ("verifier_model", "voted_pairs", "reward_model")
+    tables = {"verified_pairs": ("pairs", "prompts", "scores", "quarantine"), "contested_pairs": ("pairs", "prompts")}
+
+    def spec(name: str, description: str) -> dg.AssetSpec:
+        return stage_spec(
+            name,
+            _verified_and_contested,
+            part="curation",
+            stage="verify",
+            tables=tables[name],
+            description=description,
+            code_version="1",
+            kinds={"pytorch"},
+            deps=upstream,
+        )
 
     @dg.multi_asset(
         name="verify_pairs",
         partitions_def=rounds,
         group_name=GROUP,
-        pool="gpu",
+        pool=GPU_POOL,
         specs=[
-            dg.AssetSpec(
-                "verified_pairs",
-                description="Step 2: pairs whose labels a verifier confirms, or that are sure enough.",
-                code_version="1",
-                kinds={"pytorch"},
-                deps=upstream,
-            ),
-            dg.AssetSpec(
+            spec("verified_pairs", "Step 2: pairs whose labels a verifier confirms, or that are sure enough."),
+            spec(
                 "contested_pairs",
-                description="Step 2: pairs that go to the judges: not confirmed by the verifier, or not sure enough.",
-                code_version="1",
-                kinds={"pytorch"},
-                deps=upstream,
+                "Step 2: pairs that go to the judges: not confirmed by the verifier, or not sure enough.",
             ),
         ],
         ins={name: dg.AssetIn(name) for name in upstream},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="verified_pairs", blocking=True)],
+        check_specs=[ROWS_RECONCILE.spec("verified_pairs")],
     )
     def verify_pairs(  # type: ignore[no-untyped-def]  # Dagster takes no annotation for several results
         context: dg.AssetExecutionContext,
@@ -154,14 +155,13 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
         reward_model: Artifact,
     ):
         opened, voter = store.open(), f"verifier_model/{context.partition_key}"
-        policy = make_policy(recipe.curation)
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
-        verifier = reward_model if recipe.curation.reuse_reward_model else verifier_model
+        models, policy = ModelJobs(context, store, children, *sections), make_policy(curation)
+        verifier = reward_model if curation.reuse_reward_model else verifier_model
         inputs: dict[str, Artifact | str] = {"voted_pairs": voted_pairs}
-        settings: dict[str, Settings] = {"curation": recipe.curation.deciding()}
+        settings: dict[str, Settings] = {"curation": curation.deciding()}
         if policy.has_verifier:
             inputs |= {"verifier": verifier, "voter": voter}
-            settings = {"scoring": recipe.scoring}
+            settings = {"scoring": sections.scoring}
 
         def check(work: Path) -> Artifact:
             scored = Artifact({"scores": schemas.table([], "scores")}, {})
@@ -187,14 +187,7 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             }
             return Artifact(tables, metadata | {"scoring": dict(scored.metadata)})
 
-        verified = run_stage(
-            context,
-            opened,
-            check,
-            inputs=inputs,
-            settings=settings,
-            name="verified_pairs",
-        )
+        verified = run_stage(context, opened, check, inputs=inputs, settings=settings, name="verified_pairs")
 
         def contest(work: Path) -> Artifact:
             checked = policy.check(to_frame(voted_pairs["pairs"]), to_frame(verified["scores"]))
@@ -209,118 +202,27 @@ def _verified_and_contested(recipe: Recipe, rounds: dg.PartitionsDefinition) -> 
             settings={},
             name="contested_pairs",
         )
-        yield result(context, opened, verified, name="verified_pairs", checks=(reconcile(verified),))
-        yield result(context, opened, contested, name="contested_pairs")
+        for name, made, reconciles in (("verified_pairs", verified, True), ("contested_pairs", contested, False)):
+            yield materialized(context, opened, StageResult(made), tables[name], name=name, reconciles=reconciles)
 
     return verify_pairs
 
 
-def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
+def _curated_pairs(rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="curation",
+        stage="merge",
+        code_version="2",
+        kinds={"pandas"},
+        tables=("pairs", "prompts"),
+        reconciles=False,
         partitions_def=rounds,
-        group_name=GROUP,
-        code_version="6",
-        pool="gpu",
-        kinds={"pytorch"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
     )
-    def annotated_pairs(
-        context: dg.AssetExecutionContext,
-        store: StoreResource,
-        children: ChildProcesses,
-        verified_pairs: Artifact,
-        contested_pairs: Artifact,
-    ) -> dg.MaterializeResult:
-        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
-
-        Pairs that people have voted on are theirs to decide. Verified pairs that people voted on, or that the judges'
-        verdicts on others shake (`recalled`), are decided here too. What verdicts teach: the vote's log-odds count
-        times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of rejected);
-        judges lean by `judge_style` per unit to the longer side, and are right in `estimated_verdict_accuracy` of pairs
-        with sides of one length. `swapped`: judges exchanged the sides.
-        """
-        opened, policy = store.open(), make_policy(recipe.curation)
-        own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
-        models = " ".join(model_digest(model_path(judge.model)) for judge in own)
-        verified, contested = (to_frame(artifact["pairs"]) for artifact in (verified_pairs, contested_pairs))
-        told = people_votes(opened.home, stack(verified, contested))
-        people = {"people": content_hash(told.to_pylist())} if told.num_rows else {}
-
-        def annotate(work: Path) -> Artifact:
-            settings = _with_model_folders(recipe.annotation)
-            summaries: list[dict[str, Any]] = []
-
-            def ask(pairs: pd.DataFrame) -> pd.DataFrame:
-                folder = work / f"judging-{len(summaries)}"
-                folder.mkdir(exist_ok=True)
-                write_parquet(to_table(pairs, "pairs"), folder / "pairs.parquet")
-                job = AnnotateJob(
-                    pairs=folder / "pairs.parquet",
-                    prompts=contested_pairs.table_path("prompts"),
-                    media_root=opened.media,
-                    output=folder / "votes.parquet",
-                    work=folder,
-                    cache=opened.cache / "judge_replies.sqlite",
-                    settings=settings,
-                    seed=recipe.seed,
-                )
-                summaries.append(children.run(context, job, folder))
-                return to_frame(read_parquet(job.output, "votes"))
-
-            decision = decide_pairs(
-                policy,
-                verified,
-                contested,
-                to_frame(told),
-                ask,
-                len(recipe.annotation.judges),
-                recipe.annotation.budget_calls,
-            )
-            tables = {
-                "pairs": to_table(decision.annotated, "pairs"),
-                "prompts": contested_pairs["prompts"],
-                "votes": pa.concat_tables([to_table(decision.votes, "votes"), told]).combine_chunks(),
-                "quarantine": quarantine_table(decision.dropped, "annotated_pairs"),
-            }
-            metadata = {
-                "rows_in": len(verified) + len(contested) - len(decision.kept),
-                "rows_out": tables["pairs"].num_rows,
-                "rows_quarantined": tables["quarantine"].num_rows,
-                "swapped": decision.swapped,
-                "recalled": decision.recalled,
-                "people_votes": told.num_rows,
-                "judge_calls": sum(summary["calls"] for summary in summaries),
-                "beyond_budget": decision.beyond_budget,
-            }
-            return Artifact(tables, {"judging": summaries} | metadata | decision.metadata)
-
-        artifact = run_stage(
-            context,
-            opened,
-            annotate,
-            inputs={"verified_pairs": verified_pairs, "contested_pairs": contested_pairs, "models": models, **people},
-            settings={"annotation": recipe.annotation, "seed": recipe.seed, "curation": recipe.curation.deciding()},
-        )
-        return result(context, opened, artifact, checks=(reconcile(artifact),))
-
-    return annotated_pairs
-
-
-def _with_model_folders(annotation: AnnotationSettings) -> AnnotationSettings:
-    """The section with the folder of every model that runs here, in the place of the recipe's name for it."""
-    judges = tuple(
-        judge if judge.kind == "endpoint" else judge.model_copy(update={"model": model_path(judge.model)})
-        for judge in annotation.judges
-    )
-    return annotation.model_copy(update={"judges": judges})
-
-
-def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", kinds={"pandas"})
     def curated_pairs(
         context: dg.AssetExecutionContext, store: StoreResource, verified_pairs: Artifact, annotated_pairs: Artifact
-    ) -> dg.MaterializeResult:
-        """The round's result: annotated pairs, and verified ones that step 3 left alone; they train the next round."""
+    ) -> StageResult:
+        """The round's result: annotated pairs, and the verified ones not reopened; they train the next round."""
         opened, number = store.open(), int(context.partition_key)
 
         def join(work: Path) -> Artifact:
@@ -338,6 +240,6 @@ def _curated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Assets
             inputs={"verified_pairs": verified_pairs, "annotated_pairs": annotated_pairs},
             settings={"round": number},
         )
-        return result(context, opened, artifact)
+        return StageResult(artifact)
 
     return curated_pairs

@@ -1,5 +1,6 @@
 """Group `evaluation`: benchmark accuracy of every round, beside control arms, and the report across rounds."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.evaluation import EvaluationSettings
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, ItemScores, score_items
 from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
@@ -17,10 +19,13 @@ from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, com
 from dt2it_pipeline.evaluate.benchmarks.spec import load_entries
 from dt2it_pipeline.evaluate.report.formatting import percent
 from dt2it_pipeline.orchestrate.assets.rounds import trained_on
-from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
+from dt2it_pipeline.orchestrate.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.checks import BENCHMARKS_GIVEN, NO_REGRESSION
 from dt2it_pipeline.orchestrate.metadata import markdown_of
 from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"
@@ -29,18 +34,26 @@ CHECKPOINT_SCORES = "checkpoint_scores"
 CONTROL, CEILING = "control", "ceiling"
 
 
-def arms(recipe: Recipe) -> dict[str, str]:
+_TABLES = ("benchmark_scores", "benchmark_figures", "benchmark_results", "scores", "quarantine")
+
+
+def arms(settings: EvaluationSettings) -> dict[str, str]:
     """Arms that the recipe asks for: name -> the asset whose preferences join D0 in its training set."""
-    asked = {CONTROL: recipe.evaluation.control_arm, CEILING: recipe.evaluation.ceiling_arm}
+    asked = {CONTROL: settings.control_arm, CEILING: settings.ceiling_arm}
     preferences = {CONTROL: "raw_preferences", CEILING: "demo_truth"}
     return {arm: preferences[arm] for arm, wanted in asked.items() if wanted}
 
 
-def build_evaluation_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+def build_evaluation_assets(
+    sections: ModelSections,
+    decontamination: DecontaminationSettings,
+    settings: EvaluationSettings,
+    rounds: dg.PartitionsDefinition,
+) -> list[dg.AssetsDefinition]:
     """Benchmark scores of the rounds, and a model with its scores for every arm that the recipe asks for."""
-    made = [_benchmark_scores(recipe, rounds), _checkpoint_scores(recipe)]
-    for arm, preferences in arms(recipe).items():
-        made += [_arm_model(recipe, arm, preferences), _arm_scores(recipe, arm)]
+    made = [_benchmark_scores(sections, rounds), _checkpoint_scores(sections)]
+    for arm, preferences in arms(settings).items():
+        made += [_arm_model(sections, decontamination, arm, preferences), _arm_scores(sections, arm)]
     return made
 
 
@@ -70,9 +83,9 @@ def accuracy_lines(scores: pd.DataFrame) -> list[str]:
     for (model, benchmark), rows in scores[scores["group"] != MACRO].groupby(["model", "benchmark"], sort=True):
         overall, groups = rows[rows["group"] == OVERALL].iloc[0], rows[rows["group"] != OVERALL]
         parts = [f"{group} {percent(share)}%" for group, share in zip(groups["group"], groups["accuracy"], strict=True)]
-        told = f" ({', '.join(parts)})" if parts else ""
+        by_group = f" ({', '.join(parts)})" if parts else ""
         right = f"{percent(overall['accuracy'])}% of {overall['pairs']:,} pairs"
-        lines.append(f"{model} is right in {right} of {benchmark}{told}")
+        lines.append(f"{model} is right in {right} of {benchmark}{by_group}")
     return lines
 
 
@@ -81,17 +94,18 @@ def benchmark_tables(found: ItemScores) -> dict[str, pa.Table]:
     return {field.name: to_table(getattr(found, field.name), field.name) for field in fields(found)}
 
 
-def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        partitions_def=rounds,
-        group_name=GROUP,
+def _benchmark_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="evaluation",
+        stage="benchmark",
         code_version="2",
-        pool="gpu",
         kinds={"pytorch"},
-        check_specs=[
-            dg.AssetCheckSpec("no_regression", asset="benchmark_scores"),
-            dg.AssetCheckSpec("benchmarks_given", asset="benchmark_scores"),
-        ],
+        tables=_TABLES,
+        gpu=True,
+        reconciles=False,
+        checks=(NO_REGRESSION, BENCHMARKS_GIVEN),
+        partitions_def=rounds,
     )
     def benchmark_scores(
         context: dg.AssetExecutionContext,
@@ -99,10 +113,10 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         children: ChildProcesses,
         reward_model: Artifact,
         raw_benchmarks: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """Accuracy of the round's reward model on every benchmark group; a tie counts as wrong."""
         opened, number = store.open(), int(context.partition_key)
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        models = ModelJobs(context, store, children, *sections)
         artifact = benchmarked(models, reward_model, raw_benchmarks, f"round {number}")
         before = None
         if number > 0 and opened.current("benchmark_scores", str(number - 1)) is not None:
@@ -111,7 +125,7 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
         items = raw_benchmarks["benchmark_items"].num_rows
         accuracy = {"accuracy": now} if items else {}
         given = dg.AssetCheckResult(
-            check_name="benchmarks_given",
+            check_name=BENCHMARKS_GIVEN.name,
             passed=items > 0,
             severity=dg.AssetCheckSeverity.WARN,
             metadata={"pairs": items},
@@ -121,13 +135,12 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
             "`benchmark` or `t2i_benchmark` with a usable row",
         )
         regression = dg.AssetCheckResult(
-            check_name="no_regression",
+            check_name=NO_REGRESSION.name,
             passed=before is None or not items or now >= before,
             severity=dg.AssetCheckSeverity.WARN,
             metadata=accuracy | ({} if before is None else {"round_before": before}),
         )
-        table = {**_tables_shown(artifact), **accuracy}
-        return result(context, opened, artifact, checks=(regression, given), metadata=table)
+        return StageResult(artifact, checks=(regression, given), metadata=_headline(artifact))
 
     return benchmark_scores
 
@@ -135,23 +148,34 @@ def _benchmark_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Ass
 class CheckpointConfig(dg.Config):
     """Which reward model is benchmarked."""
 
-    model: str = Field(description="checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server")
-    name: str = Field("", description="its name in the tables; by default the model itself")
-    system_prompt: str | None = Field(None, description="that it was trained with, where its files do not say it")
+    model: str = Field(description="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server.")
+    name: str = Field("", description="Name of the model in the tables; by default the model itself.")
+    system_prompt: str | None = Field(
+        None, description="System prompt that the model was trained with, where its files do not name it."
+    )
 
 
-def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
-    @dg.asset(name=CHECKPOINT_SCORES, group_name=ON_DEMAND, code_version="1", pool="gpu", kinds={"pytorch"})
+def _checkpoint_scores(sections: ModelSections) -> dg.AssetsDefinition:
+    @stage_asset(
+        name=CHECKPOINT_SCORES,
+        group=ON_DEMAND,
+        part="evaluation",
+        stage="benchmark",
+        code_version="1",
+        kinds={"pytorch"},
+        tables=_TABLES,
+        gpu=True,
+        reconciles=False,
+    )
     def checkpoint_scores(
         context: dg.AssetExecutionContext,
         config: CheckpointConfig,
         store: StoreResource,
         children: ChildProcesses,
         raw_benchmarks: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """Accuracy of any reward model on the recipe's benchmarks, beside published systems where there are some."""
-        opened = store.open()
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        models, opened = ModelJobs(context, store, children, *sections), store.open()
         name, items = config.name or config.model, raw_benchmarks["benchmark_items"]
 
         def score(work: Path) -> Artifact:
@@ -168,10 +192,10 @@ def _checkpoint_scores(recipe: Recipe) -> dg.AssetsDefinition:
             opened,
             score,
             inputs={"model": identity, "raw_benchmarks": raw_benchmarks, "name": name},
-            settings={"scoring": recipe.scoring, "system_prompt": config.system_prompt, "entries": entry_hashes()},
+            settings={"scoring": sections.scoring, "system_prompt": config.system_prompt, "entries": entry_hashes()},
         )
         _log_accuracy(context, artifact)
-        return result(context, opened, artifact, metadata=_tables_shown(artifact))
+        return StageResult(artifact, metadata=_headline(artifact))
 
     return checkpoint_scores
 
@@ -181,11 +205,13 @@ def _log_accuracy(context: dg.AssetExecutionContext, artifact: Artifact) -> None
         context.log.info(line)
 
 
-def _tables_shown(artifact: Artifact) -> dict[str, Any]:
-    """Accuracy per group, and published systems beside it where a benchmark is one of theirs."""
+def _headline(artifact: Artifact) -> dict[str, Any]:
+    """Accuracy over all pairs and per group, and published systems beside it where a benchmark is one of theirs."""
+    pooled = _pooled(artifact)
+    accuracy = {} if math.isnan(pooled) else {"accuracy": float(f"{pooled:.4g}")}
     table = comparison(to_frame(artifact["benchmark_figures"]))
     compared = {} if table.empty else {"published_systems": dg.MetadataValue.md(comparison_markdown(table))}
-    return {"accuracy_table": markdown_of(artifact["benchmark_scores"]), **compared}
+    return {**accuracy, "accuracy_table": markdown_of(artifact["benchmark_scores"]), **compared}
 
 
 def entry_hashes() -> dict[str, str]:
@@ -193,14 +219,20 @@ def entry_hashes() -> dict[str, str]:
     return {name: entry.hash for name, entry in load_entries().items()}
 
 
-def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinition:
-    @dg.asset(
+def _arm_model(
+    sections: ModelSections, decontamination: DecontaminationSettings, arm: str, preferences: str
+) -> dg.AssetsDefinition:
+    @stage_asset(
         name=f"{arm}_model",
-        group_name=GROUP,
+        description=f"Arm for comparison: trained on D0 and {preferences} as they are, uncurated.",
+        group=GROUP,
+        part="evaluation",
+        stage="train",
         code_version="2",
-        pool="gpu",
         kinds={"deepspeed", "pytorch"},
-        description=f"Arm for comparison: trained on D0 and {preferences} as they are.",
+        tables=("quarantine",),
+        gpu=True,
+        reconciles=False,
         ins={"preferences": dg.AssetIn(preferences)},
     )
     def arm_model(
@@ -211,23 +243,27 @@ def _arm_model(recipe: Recipe, arm: str, preferences: str) -> dg.AssetsDefinitio
         t2i_pairs: Artifact,
         raw_benchmarks: Artifact,
         preferences: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
-        artifact = trained_on(models, parts, raw_benchmarks, recipe.decontamination)
-        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
+        models = ModelJobs(context, store, children, *sections)
+        artifact = trained_on(models, parts, raw_benchmarks, decontamination)
+        return StageResult(artifact, metadata=training_metadata(artifact))
 
     return arm_model
 
 
-def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
-    @dg.asset(
+def _arm_scores(sections: ModelSections, arm: str) -> dg.AssetsDefinition:
+    @stage_asset(
         name=f"{arm}_scores",
-        group_name=GROUP,
-        code_version="2",
-        pool="gpu",
-        kinds={"pytorch"},
         description=f"Benchmark accuracy of the {arm} arm.",
+        group=GROUP,
+        part="evaluation",
+        stage="benchmark",
+        code_version="2",
+        kinds={"pytorch"},
+        tables=_TABLES,
+        gpu=True,
+        reconciles=False,
         ins={"model": dg.AssetIn(f"{arm}_model")},
     )
     def arm_scores(
@@ -236,12 +272,10 @@ def _arm_scores(recipe: Recipe, arm: str) -> dg.AssetsDefinition:
         children: ChildProcesses,
         model: Artifact,
         raw_benchmarks: Artifact,
-    ) -> dg.MaterializeResult:
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+    ) -> StageResult:
+        models = ModelJobs(context, store, children, *sections)
         artifact = benchmarked(models, model, raw_benchmarks, arm)
-        return result(
-            context, store.open(), artifact, metadata={"accuracy_table": markdown_of(artifact["benchmark_scores"])}
-        )
+        return StageResult(artifact, metadata=_headline(artifact))
 
     return arm_scores
 

@@ -7,12 +7,12 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.export import DATASETS, FORMATS, export_pairs
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
-from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
+from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.schemas import table
 
@@ -22,28 +22,41 @@ EXPORTED = "exported_pairs"
 class ExportConfig(dg.Config):
     """What is written."""
 
-    formats: list[str] = Field(default=sorted(DATASETS), description=f"any of {', '.join(FORMATS)}")
+    formats: list[str] = Field(default=sorted(DATASETS), description=f"Formats to write: any of {', '.join(FORMATS)}.")
 
 
-def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    """Folders huggingface/, llamafactory/ and trl/ of one round."""
+def build_exported_pairs(landing_folder: str, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """The asset `exported_pairs`: folders huggingface/, llamafactory/ and trl/ of one round.
 
-    @dg.asset(name=EXPORTED, partitions_def=rounds, group_name=ON_DEMAND, code_version="3", kinds={"huggingface"})
+    `landing_folder` is where manifests land, for the licences of the sources.
+    """
+
+    @stage_asset(
+        name=EXPORTED,
+        group=ON_DEMAND,
+        part="export",
+        stage="export",
+        code_version="3",
+        kinds={"huggingface"},
+        tables=("quarantine",),
+        reconciles=False,
+        partitions_def=rounds,
+    )
     def exported_pairs(
         context: dg.AssetExecutionContext, config: ExportConfig, store: StoreResource, curated_pairs: Artifact
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """A round's curated pairs as datasets, images included; what a format cannot hold is quarantined."""
         opened = store.open()
         unknown = sorted(set(config.formats) - set(FORMATS))
         if unknown or not config.formats:
             raise dg.Failure(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}", allow_retries=False)
-        sources = sources_of(curated_pairs["pairs"], opened.home, recipe.landing.folder)
+        sources = sources_of(curated_pairs["pairs"], opened.home, landing_folder)
 
         def write(work: Path) -> Artifact:
             folder = work / "export"
             folder.mkdir(exist_ok=True)
             metadata: dict[str, Any] = {}
-            aside = [table([], "quarantine")]
+            quarantined = [table([], "quarantine")]
             for name in sorted(set(config.formats)):
                 done = export_pairs(
                     curated_pairs["pairs"],
@@ -55,8 +68,8 @@ def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
                     lineage=lineage_of(curated_pairs, "curated_pairs", context.partition_key),
                 )
                 metadata[f"{name}_pairs"] = done.pairs
-                aside.append(done.quarantine)
-            return Artifact({"quarantine": pa.concat_tables(aside)}, metadata, folder)
+                quarantined.append(done.quarantine)
+            return Artifact({"quarantine": pa.concat_tables(quarantined)}, metadata, folder)
 
         artifact = run_stage(
             context,
@@ -69,6 +82,6 @@ def build_export_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             },
         )
         folders = {name: dg.MetadataValue.path(str(artifact.folder / name)) for name in sorted(set(config.formats))}
-        return result(context, opened, artifact, metadata=folders)
+        return StageResult(artifact, metadata=folders)
 
     return exported_pairs

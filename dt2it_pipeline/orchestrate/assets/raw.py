@@ -8,13 +8,14 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.config.cleaning import CleaningSettings
 from dt2it_pipeline.config.demo import DemoSettings
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
-from dt2it_pipeline.orchestrate.cached_stage import result, run_stage, stage_key
-from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.cached_stage import run_stage, stage_key
+from dt2it_pipeline.orchestrate.checks import SOURCES_READABLE
 from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
@@ -34,43 +35,53 @@ _KINDS = {
 }
 
 
-def build_raw_assets(recipe: Recipe) -> list[dg.AssetsDefinition]:
+def build_raw_assets(
+    recipe_name: str,
+    datasets: tuple[str, ...],
+    cleaning: CleaningSettings,
+    landing: LandingSettings,
+    demo: DemoSettings | None,
+    seed: int,
+) -> list[dg.AssetsDefinition]:
     """Assets that read the recipe's sources: one per kind; with a demo also its files and its truth."""
-    manifests = load_catalogue(recipe.datasets)
-    require_first_training_set(manifests, recipe.name)
-    deps = [] if recipe.demo is None else [_DEMO]
-    landing = (recipe.landing.folder, tuple(manifest.name for manifest in manifests))
+    manifests = load_catalogue(datasets)
+    require_first_training_set(manifests, recipe_name)
+    deps = [] if demo is None else [_DEMO]
+    landed = (landing.folder, tuple(manifest.name for manifest in manifests))
     made = [
-        _raw_asset(
-            name,
-            what,
-            tuple(m for m in manifests if m.kind in _KINDS[name]),
-            tables,
-            deps,
-            recipe.cleaning,
-            landing,
-        )
+        _raw_asset(name, what, tuple(m for m in manifests if m.kind in _KINDS[name]), tables, deps, cleaning, landed)
         for name, what, tables in (
-            ("raw_prompts", "Questions with images and a gold answer.", ("prompts",)),
+            ("raw_prompts", "Questions with images and a reference answer.", ("prompts",)),
             (_PREFERENCES, "Noisy preference pairs, as published.", ("pairs", "prompts")),
             (_T2I, "Human text-to-image preferences.", ("t2i_preferences",)),
             ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
         )
     ]
-    if recipe.demo is not None:
+    if demo is not None:
         truth = tuple(m for m in manifests if m.kind == "truth")
-        what = "The demo's hidden truth about raw_preferences. Read by the report's grading and the ceiling arm alone."
+        what = (
+            "The demo's true labels of raw_preferences. Only the report's grading and the ceiling arm read them; "
+            "curation never does."
+        )
         made += [
-            _demo_sources(recipe.demo, recipe.seed),
+            _demo_sources(demo, seed),
             _raw_asset("demo_truth", what, truth, ("pairs", "prompts"), deps, CleaningSettings(near_duplicate=None)),
         ]
     return made
 
 
 def _demo_sources(settings: DemoSettings, seed: int) -> dg.AssetsDefinition:
-    @dg.asset(name=_DEMO, group_name=GROUP, code_version=_WORLD_VERSION, kinds={"python"})
+    @stage_asset(
+        name=_DEMO,
+        group=GROUP,
+        part="sources",
+        stage="ingest",
+        code_version=_WORLD_VERSION,
+        kinds={"python"},
+        reconciles=False,
+    )
     def demo_sources(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
-        """The embedded world: files as a user would have them, made from easy-VQA with a fixed seed."""
+        """The demo's source files, as a user would have them: made from easy-VQA with a fixed seed."""
         from dt2it_pipeline.demo.world import write_world
 
         folder = store.open().sources / "demo"
@@ -96,29 +107,28 @@ def _raw_asset(
     cleaning: CleaningSettings,
     landing: tuple[str, tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
-    @dg.asset(
+    @stage_asset(
         name=name,
-        group_name=GROUP,
         description=what,
-        deps=deps,
+        group=GROUP,
+        part="sources",
+        stage="ingest",
         code_version="3" if name in (_PREFERENCES, _T2I) else "2",
         kinds={"parquet"},
-        check_specs=[
-            dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),
-            dg.AssetCheckSpec("sources_readable", asset=name, blocking=True),
-        ],
+        tables=(*kinds, "quarantine"),
+        checks=(SOURCES_READABLE,),
+        deps=deps,
     )
-    def raw(context: dg.AssetExecutionContext, store: StoreResource) -> dg.MaterializeResult:
+    def raw(context: dg.AssetExecutionContext, store: StoreResource) -> StageResult:
         opened = store.open()
         landed, unreadable = _landed(opened, name, *landing) if landing else ((), {})
         artifacts, faults = _read_all(context, opened, (*manifests, *landed))
         faults |= unreadable
-        told = "; ".join(faults.values())
         useless = {
             source: _why_useless(source, artifact) for source, artifact in artifacts.items() if _is_useless(artifact)
         }
         if manifests and not artifacts:
-            raise dg.Failure(f"no source of {name} can be read: {told}", allow_retries=False)
+            raise dg.Failure(f"no source of {name} can be read: {'; '.join(faults.values())}", allow_retries=False)
         joined = concatenate(list(artifacts.values()), (*kinds, "quarantine"), cleaning.near_duplicate)
         unread = [
             records.quarantine_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
@@ -150,16 +160,16 @@ def _raw_asset(
                 f"repeated ids: {repeated:,} (rows with the id of an earlier row of their source); `row_id` does not "
                 "tell them apart"
             )
-        # Where some sources can be used, the others are told and the run goes on with what there is.
+        # Where some sources can be used, the others are reported and the run goes on with what there is.
         nothing = bool(manifests) and len(useless) == len(artifacts)
         readable = dg.AssetCheckResult(
-            check_name="sources_readable",
+            check_name=SOURCES_READABLE.name,
             passed=not faults,
             severity=dg.AssetCheckSeverity.ERROR if nothing else dg.AssetCheckSeverity.WARN,
             description="; ".join(faults.values()) or None,
             metadata=faults,
         )
-        return result(context, opened, artifact, checks=(reconcile(artifact), readable))
+        return StageResult(artifact, checks=(readable,))
 
     return raw
 
@@ -195,7 +205,7 @@ def _landed(
 ) -> tuple[tuple[Manifest, ...], dict[str, str]]:
     """Manifests for an asset that have landed, and by file name why others that are its own cannot be read.
 
-    One that does not say which kind it is of is the preferences' own, so that every fault is told, and once.
+    One that does not say which kind it is of is the preferences' own, so that every fault is reported, and once.
     """
     found = landed_manifests(store.home, folder, taken)
     others = {kind for name, kinds in _KINDS.items() if name != asset for kind in kinds}

@@ -8,46 +8,52 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP, arms
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
-from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
+from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
+from dt2it_pipeline.orchestrate.report_data import report_data
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
+from dt2it_pipeline.orchestrate.sections import ReportSections
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 REPORT_FILES = ("report.html", "report.md")
 
 
-def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """The asset `round_report`. It is the last of its round, so it also records the feedback for the next one."""
-    before = (*BEFORE, *(["demo_truth"] if recipe.demo is not None else []))
+    before = (*BEFORE, *(["demo_truth"] if sections.has_truth else []))
     own = ("benchmark_scores", "curated_pairs")
-    others = [f"{arm}_{what}" for arm in arms(recipe) for what in ("scores", "model")]
+    others = [f"{arm}_{what}" for arm in arms(sections.evaluation) for what in ("scores", "model")]
 
-    @dg.asset(
-        partitions_def=rounds,
-        group_name=GROUP,
+    @stage_asset(
+        group=GROUP,
+        part="evaluation",
+        stage="report",
         code_version="6",
         kinds={"html"},
+        tables=("benchmark_scores",),
+        reconciles=False,
+        partitions_def=rounds,
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
     )
-    def round_report(
-        context: dg.AssetExecutionContext, store: StoreResource, **inputs: Artifact
-    ) -> dg.MaterializeResult:
+    def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Artifact) -> StageResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
         opened, last = store.open(), int(context.partition_key)
-        stages = (*IN_ROUND, *voter_assets(recipe))
+        stages = (*IN_ROUND, *voter_assets(sections.curation))
         rounds_so_far = [_round_artifacts(opened, number, last, stages) for number in range(last + 1)]
-        sources = ReportSources(recipe, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, recipe))
+        sources = ReportSources(
+            sections, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, sections.sources)
+        )
 
         def write(work: Path) -> Artifact:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
             from dt2it_pipeline.evaluate.report.html import report_markdown, write_report
 
-            data = sources.report_data()
+            data = report_data(sources)
             folder = work / "report"
             write_report(data, folder / "report.html")
             parts = report_markdown(data)
@@ -57,28 +63,28 @@ def build_report_asset(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.As
             return Artifact({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
         parts = {f"{name}/{k}": artifact for k, found in enumerate(sources.rounds) for name, artifact in found.items()}
-        artifact = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(recipe))
+        artifact = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(sections))
         for name in REPORT_FILES:
             opened.publish(artifact.folder / name, name)
-        if last + 1 < recipe.rounds:
+        if last + 1 < sections.rounds:
             announce_feedback(context, inputs["curated_pairs"], last + 1)
         written = json.loads((artifact.folder / "parts.json").read_text(encoding="utf-8"))
         metadata: dict[str, dg.MetadataValue] = {
             "report": dg.MetadataValue.path(str(opened.home / "report.html")),
             **{name.replace(" ", "_"): dg.MetadataValue.md(text) for name, text in written},
         }
-        return result(context, opened, artifact, metadata=metadata)
+        return StageResult(artifact, metadata=metadata)
 
     return round_report
 
 
-def report_settings(recipe: Recipe) -> dict[str, Any]:
-    """What of the recipe the report tells or computes by, as its key counts it."""
+def report_settings(sections: ReportSections) -> dict[str, Any]:
+    """What of the recipe the report prints or computes by, as its key counts it."""
     return {
-        "evaluation": recipe.evaluation,
-        "curation": recipe.curation,
-        "annotation": recipe.annotation,
-        "told": [recipe.name, recipe.seed, recipe.rounds, recipe.demo is not None],
+        "evaluation": sections.evaluation,
+        "curation": sections.curation,
+        "annotation": sections.annotation,
+        "printed": [sections.name, sections.seed, sections.rounds, sections.has_truth],
     }
 
 
@@ -86,8 +92,8 @@ def _round_artifacts(store: Store, number: int, needed_by: int, names: Sequence[
     return {name: earlier_round(store, name, number, needed_by) for name in names}
 
 
-def _untabled_seconds(store: Store, recipe: Recipe) -> dict[str, float]:
+def _untabled_seconds(store: Store, sources: Sequence[str]) -> dict[str, float]:
     """Wall time of the stages whose tables the report does not show; one that has not been timed is left out."""
-    names = (*(f"source.{name}" for name in recipe.datasets), *UNTABLED)
+    names = (*(f"source.{name}" for name in sources), *UNTABLED)
     metadata = {name: store.read(name).metadata for name in names if store.current(name) is not None}
     return {name: float(found["seconds"]) for name, found in metadata.items() if "seconds" in found}

@@ -8,40 +8,49 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.config.cleaning import DecontaminationSettings
-from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.config.curation import CurationSettings
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.media.index import MediaIndex
-from dt2it_pipeline.orchestrate.cached_stage import result, run_stage
-from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.checks import NO_CONTAMINATION
 from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
 from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
+from dt2it_pipeline.orchestrate.stage_asset import OWNERS, PART, STAGE, StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact
 
-_RECONCILE = "rows_reconcile"
 _REMOVED = pa.schema(
     [("reason", pa.string()), ("benchmark", pa.string()), ("source", pa.string()), ("pairs", pa.int64())]
 )
 
 
-def build_round_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+def build_round_assets(
+    sections: ModelSections,
+    decontamination: DecontaminationSettings,
+    curation: CurationSettings,
+    rounds: dg.PartitionsDefinition,
+) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """Assets that train and score, and the external asset that brings the feedback of the round before."""
     feedback = dg.AssetSpec(
         FEEDBACK,
         partitions_def=rounds,
         group_name=GROUP,
+        owners=OWNERS,
+        tags={PART: "curation", STAGE: "merge"},
+        kinds={"parquet"},
         description="Curated pairs of the round before. Recorded when a round succeeds; round 0 has none.",
     )
     return [
         feedback,
-        _training_pairs(recipe, rounds),
-        _reward_model(recipe, rounds),
-        _response_scores(recipe, rounds),
-        _verifier_model(recipe, rounds),
+        _training_pairs(decontamination, rounds),
+        _reward_model(sections, rounds),
+        _response_scores(sections, rounds),
+        _verifier_model(sections, decontamination, curation, rounds),
     ]
 
 
@@ -50,7 +59,7 @@ def joined_pairs(
 ) -> Artifact:
     """Pairs of several artifacts as one training set, decontaminated against the benchmarks.
 
-    The fact `decontamination` tells what was removed: reason, benchmark, source and pairs. A pair that several parts
+    The metadata `decontamination` says what was removed: reason, benchmark, source and pairs. A pair that several parts
     hold is taken from the first of them; the others are counted as quarantined.
     """
     pairs = pa.concat_tables([part["pairs"] for part in parts.values()])
@@ -101,22 +110,22 @@ def no_contamination(
     left = contaminated_pairs(artifact["pairs"], artifact["prompts"], content, settings, hashes)
     examples = [f"{key}: {fault.reason} ({fault.benchmark})" for key, fault in sorted(left.items())[:5]]
     return dg.AssetCheckResult(
-        check_name="no_contamination", passed=not left, metadata={"pairs": len(left), "examples": examples}
+        check_name=NO_CONTAMINATION.name, passed=not left, metadata={"pairs": len(left), "examples": examples}
     )
 
 
-def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        partitions_def=rounds,
-        group_name=GROUP,
+def _training_pairs(settings: DecontaminationSettings, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="training",
+        stage="join",
         code_version="4",
         kinds={"python"},
-        op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be told at once
+        tables=("pairs", "prompts", "quarantine"),
+        checks=(NO_CONTAMINATION,),
+        partitions_def=rounds,
+        op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be reported at once
         deps=[FEEDBACK],
-        check_specs=[
-            dg.AssetCheckSpec(_RECONCILE, asset="training_pairs", blocking=True),
-            dg.AssetCheckSpec("no_contamination", asset="training_pairs", blocking=True),
-        ],
     )
     def training_pairs(
         context: dg.AssetExecutionContext,
@@ -124,7 +133,7 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         debiased_pairs: Artifact,
         t2i_pairs: Artifact,
         raw_benchmarks: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """D0 (debiased and two-image pairs) plus the curated pairs of the round before, decontaminated."""
         opened, number = store.open(), int(context.partition_key)
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs}
@@ -133,44 +142,51 @@ def _training_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         artifact = run_stage(
             context,
             opened,
-            lambda work: joined_pairs(parts, raw_benchmarks, recipe.decontamination, opened.media),
+            lambda work: joined_pairs(parts, raw_benchmarks, settings, opened.media),
             inputs={**parts, "raw_benchmarks": raw_benchmarks},
-            settings={"decontamination": recipe.decontamination},
+            settings={"decontamination": settings},
         )
-        clean = no_contamination(artifact, raw_benchmarks, recipe.decontamination, opened.media)
+        clean = no_contamination(artifact, raw_benchmarks, settings, opened.media)
         removed = pa.Table.from_pylist(artifact.metadata["decontamination"], schema=_REMOVED)
-        return result(
-            context,
-            opened,
-            artifact,
-            checks=(reconcile(artifact), clean),
-            metadata={"removed_by_decontamination": markdown_of(removed)},
-        )
+        return StageResult(artifact, checks=(clean,), metadata={"removed_by_decontamination": markdown_of(removed)})
 
     return training_pairs
 
 
-def _reward_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", pool="gpu", kinds={"deepspeed", "pytorch"})
+def _reward_model(sections: ModelSections, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="training",
+        stage="train",
+        code_version="2",
+        kinds={"deepspeed", "pytorch"},
+        tables=("quarantine",),
+        gpu=True,
+        reconciles=False,
+        partitions_def=rounds,
+    )
     def reward_model(
         context: dg.AssetExecutionContext, store: StoreResource, children: ChildProcesses, training_pairs: Artifact
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """The round's reward model: base model and linear head, Bradley-Terry loss, DeepSpeed ZeRO."""
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
-        artifact = models.train(training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs})
-        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
+        artifact = ModelJobs(context, store, children, *sections).train(
+            training_pairs["pairs"], training_pairs["prompts"], {"training_pairs": training_pairs}
+        )
+        return StageResult(artifact, metadata=training_metadata(artifact))
 
     return reward_model
 
 
-def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
-        partitions_def=rounds,
-        group_name=GROUP,
+def _response_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="curation",
+        stage="score",
         code_version="1",
-        pool="gpu",
         kinds={"pytorch"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="response_scores", blocking=True)],
+        tables=("scores", "quarantine"),
+        gpu=True,
+        partitions_def=rounds,
     )
     def response_scores(
         context: dg.AssetExecutionContext,
@@ -178,10 +194,10 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         children: ChildProcesses,
         reward_model: Artifact,
         raw_preferences: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """Every unique response of the noisy preferences, scored once by the round's reward model."""
         opened, voter = store.open(), f"reward_model/{context.partition_key}"
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        models = ModelJobs(context, store, children, *sections)
         artifact = run_stage(
             context,
             opened,
@@ -189,17 +205,32 @@ def _response_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 reward_model, responses_of(raw_preferences["pairs"]), raw_preferences["prompts"], voter, work
             ),
             inputs={"reward_model": reward_model, "raw_preferences": raw_preferences, "voter": voter},
-            settings={"scoring": recipe.scoring},
+            settings={"scoring": sections.scoring},
         )
         scores = [value for value in artifact["scores"]["score"].to_pylist() if value is not None]
         metadata = {"score_histogram": histogram(scores, "score", "responses")} if scores else {}
-        return result(context, opened, artifact, checks=(reconcile(artifact),), metadata=metadata)
+        return StageResult(artifact, metadata=metadata)
 
     return response_scores
 
 
-def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(partitions_def=rounds, group_name=GROUP, code_version="2", pool="gpu", kinds={"deepspeed", "pytorch"})
+def _verifier_model(
+    sections: ModelSections,
+    decontamination: DecontaminationSettings,
+    curation: CurationSettings,
+    rounds: dg.PartitionsDefinition,
+) -> dg.AssetsDefinition:
+    @stage_asset(
+        group=GROUP,
+        part="curation",
+        stage="train",
+        code_version="2",
+        kinds={"deepspeed", "pytorch"},
+        tables=("quarantine",),
+        gpu=True,
+        reconciles=False,
+        partitions_def=rounds,
+    )
     def verifier_model(
         context: dg.AssetExecutionContext,
         store: StoreResource,
@@ -209,10 +240,10 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
         t2i_pairs: Artifact,
         raw_benchmarks: Artifact,
         reward_model: Artifact,
-    ) -> dg.MaterializeResult:
-        """Step 2's model: trained on D0 and the voted pairs, or the round's reward model, or none: the recipe says."""
+    ) -> StageResult:
+        """Step 2's model: trained on D0 and voted pairs; or, as the recipe says, the round's reward model or none."""
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "voted_pairs": voted_pairs}
-        policy = make_policy(recipe.curation)
+        policy = make_policy(curation)
         if not policy.has_verifier:
             artifact = run_stage(
                 context,
@@ -221,8 +252,8 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
                 inputs={},
                 settings={"policy": policy.name},
             )
-            return result(context, store.open(), artifact)
-        if recipe.curation.reuse_reward_model:
+            return StageResult(artifact)
+        if curation.reuse_reward_model:
             artifact = run_stage(
                 context,
                 store.open(),
@@ -230,9 +261,8 @@ def _verifier_model(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asset
                 inputs={"reward_model": reward_model},
                 settings={"reused": "reward_model"},
             )
-            return result(context, store.open(), artifact)
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
-        artifact = trained_on(models, parts, raw_benchmarks, recipe.decontamination)
-        return result(context, store.open(), artifact, metadata=training_metadata(artifact))
+            return StageResult(artifact)
+        artifact = trained_on(ModelJobs(context, store, children, *sections), parts, raw_benchmarks, decontamination)
+        return StageResult(artifact, metadata=training_metadata(artifact))
 
     return verifier_model

@@ -11,47 +11,57 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
+from dt2it_pipeline.config.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters, seed_voters
 from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
-from dt2it_pipeline.orchestrate.cached_stage import Settings, result, run_stage
-from dt2it_pipeline.orchestrate.checks import reconcile
+from dt2it_pipeline.orchestrate.cached_stage import Settings, run_stage
 from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
 FOLD_SCORES = "fold_scores"
 ENSEMBLE_SCORES = "ensemble_scores"
-_RECONCILE = "rows_reconcile"
 _COUNTS = ("rows_in", "rows_out", "rows_quarantined")
 
 
-def voter_assets(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the assets that `build_voter_assets` makes for a recipe."""
-    asked = {ENSEMBLE_SCORES: recipe.curation.ensemble, FOLD_SCORES: recipe.curation.out_of_fold}
+def voter_assets(curation: CurationSettings) -> tuple[str, ...]:
+    """Names of the assets that `build_voter_assets` makes."""
+    asked = {ENSEMBLE_SCORES: curation.ensemble, FOLD_SCORES: curation.out_of_fold}
     return tuple(name for name, settings in asked.items() if settings is not None)
 
 
-def build_voter_assets(recipe: Recipe, rounds: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+def build_voter_assets(
+    sections: ModelSections, curation: CurationSettings, rounds: dg.PartitionsDefinition
+) -> list[dg.AssetsDefinition]:
     """`ensemble_scores` and `fold_scores`, each where the recipe's `curation` asks for it."""
-    makers = {ENSEMBLE_SCORES: _ensemble_scores, FOLD_SCORES: _fold_scores}
-    return [makers[name](recipe, rounds) for name in voter_assets(recipe)]
+    made = []
+    if curation.ensemble is not None:
+        made.append(_ensemble_scores(sections, curation.ensemble, rounds))
+    if curation.out_of_fold is not None:
+        made.append(_fold_scores(sections, curation.out_of_fold, rounds))
+    return made
 
 
-def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
+def _ensemble_scores(
+    sections: ModelSections, settings: EnsembleSettings, rounds: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    @stage_asset(
         name=ENSEMBLE_SCORES,
-        partitions_def=rounds,
-        group_name=GROUP,
+        group=GROUP,
+        part="curation",
+        stage="score",
         code_version="1",
-        pool="gpu",
         kinds={"deepspeed", "pytorch"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset=ENSEMBLE_SCORES, blocking=True)],
+        tables=("scores", "quarantine"),
+        gpu=True,
+        partitions_def=rounds,
     )
     def ensemble_scores(
         context: dg.AssetExecutionContext,
@@ -59,13 +69,11 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         children: ChildProcesses,
         training_pairs: Artifact,
         raw_preferences: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """The noisy pairs' responses, scored by models of further seeds and by given checkpoints, once, in round 0."""
         opened, first = store.open(), context.partition_key == "0"
-        settings = recipe.curation.ensemble
-        assert settings is not None
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
-        seeds, checkpoints = seed_voters(settings, recipe.seed), checkpoint_voters(settings)
+        models = ModelJobs(context, store, children, *sections)
+        seeds, checkpoints = seed_voters(settings, sections.seed), checkpoint_voters(settings)
         responses, prompts = responses_of(raw_preferences["pairs"]), raw_preferences["prompts"]
 
         def score(work: Path) -> Artifact:
@@ -87,29 +95,33 @@ def _ensemble_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         if first:
             inputs["raw_preferences"] = raw_preferences
             inputs |= {voter: model_digest(path) for voter, path in checkpoints.items()}
-            made_from["scoring"] = recipe.scoring
+            made_from["scoring"] = sections.scoring
             if seeds:
-                base = model_digest(model_path(recipe.training.base_model))
+                base = model_digest(model_path(sections.training.base_model))
                 inputs |= {"training_pairs": training_pairs, "base_model": base}
-                made_from |= _trained_by(recipe)
+                made_from |= _trained_by(sections)
         none = "round 0's ensemble votes in all rounds: it learns from no feedback"
         artifact = run_stage(
             context, opened, score if first else lambda work: _none(none), inputs=inputs, settings=made_from
         )
-        return result(context, opened, artifact, checks=(reconcile(artifact),))
+        return StageResult(artifact)
 
     return ensemble_scores
 
 
-def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    @dg.asset(
+def _fold_scores(
+    sections: ModelSections, settings: OutOfFoldSettings, rounds: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    @stage_asset(
         name=FOLD_SCORES,
-        partitions_def=rounds,
-        group_name=GROUP,
+        group=GROUP,
+        part="curation",
+        stage="score",
         code_version="1",
-        pool="gpu",
         kinds={"deepspeed", "pytorch"},
-        check_specs=[dg.AssetCheckSpec(_RECONCILE, asset=FOLD_SCORES, blocking=True)],
+        tables=("scores", "quarantine"),
+        gpu=True,
+        partitions_def=rounds,
     )
     def fold_scores(
         context: dg.AssetExecutionContext,
@@ -117,12 +129,10 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
         children: ChildProcesses,
         training_pairs: Artifact,
         raw_preferences: Artifact,
-    ) -> dg.MaterializeResult:
+    ) -> StageResult:
         """The noisy pairs' responses, scored by models trained without the pairs' prompts; none in round 0."""
         opened, number = store.open(), int(context.partition_key)
-        settings = recipe.curation.out_of_fold
-        assert settings is not None
-        models = ModelJobs(context, store, children, recipe.training, recipe.scoring, recipe.ray, recipe.seed)
+        models = ModelJobs(context, store, children, *sections)
         folds = settings.folds
 
         def one_fold(fold: int, work: Path) -> Artifact:
@@ -131,7 +141,7 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
 
             def trained() -> Path:
                 pairs, prompts = learned_by(training_pairs["pairs"], training_pairs["prompts"], judged)
-                models.train_in(folder, pairs, prompts, recipe.seed)
+                models.train_in(folder, pairs, prompts, sections.seed)
                 return folder / "checkpoint"
 
             voter, asked = voter_name(number, fold), responses_of(judged)
@@ -139,7 +149,7 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
 
         inputs: dict[str, Artifact | str] = {"round": str(number)}
         if number > 0:
-            base = model_digest(model_path(recipe.training.base_model))
+            base = model_digest(model_path(sections.training.base_model))
             inputs |= {"training_pairs": training_pairs, "raw_preferences": raw_preferences, "base_model": base}
         none = "round 0 learns from no feedback: its model may judge all pairs"
         artifact = run_stage(
@@ -147,17 +157,17 @@ def _fold_scores(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
             opened,
             lambda work: _joined(one_fold(fold, work) for fold in range(folds)) if number > 0 else _none(none),
             inputs=inputs,
-            settings={"out_of_fold": settings, **_trained_by(recipe), "scoring": recipe.scoring},
+            settings={"out_of_fold": settings, **_trained_by(sections), "scoring": sections.scoring},
         )
-        return result(context, opened, artifact, checks=(reconcile(artifact),))
+        return StageResult(artifact)
 
     return fold_scores
 
 
-def _trained_by(recipe: Recipe) -> dict[str, Settings]:
+def _trained_by(sections: ModelSections) -> dict[str, Settings]:
     """What of the recipe decides about a training, as a stage's key counts it."""
-    deepspeed = read_deepspeed_config(recipe.training.deepspeed_config)
-    return {"training": recipe.training, "deepspeed_config": deepspeed, "seed": recipe.seed}
+    deepspeed = read_deepspeed_config(sections.training.deepspeed_config)
+    return {"training": sections.training, "deepspeed_config": deepspeed, "seed": sections.seed}
 
 
 def _voter_scores(

@@ -1,0 +1,145 @@
+"""Group `rounds`, continued: judges and people decide contested pairs (part 3, step 3)."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from dt2it_pipeline.config.annotation import AnnotationSettings
+from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
+from dt2it_pipeline.curate.annotation.resolution import decide_pairs
+from dt2it_pipeline.curate.pair_frames import stack
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
+from dt2it_pipeline.human_review.answers import people_votes
+from dt2it_pipeline.orchestrate.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.partitions import GROUP
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
+from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
+from dt2it_pipeline.storage.content_ids import content_hash
+
+
+def build_annotated_pairs(
+    settings: AnnotationSettings, curation: CurationSettings, seed: int, rounds: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    """The asset `annotated_pairs`."""
+
+    @stage_asset(
+        group=GROUP,
+        part="curation",
+        stage="annotate",
+        code_version="7",
+        kinds={"pytorch"},
+        tables=("pairs", "prompts", "votes", "quarantine"),
+        gpu=True,
+        partitions_def=rounds,
+    )
+    def annotated_pairs(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        children: ChildProcesses,
+        verified_pairs: Artifact,
+        contested_pairs: Artifact,
+    ) -> StageResult:
+        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
+
+        Rows in are the contested pairs, and the verified ones that people voted on or that the verdicts on other pairs
+        reopened (`reopened`). Where people voted on a pair, they decide it. What the policy fitted: the vote's log-odds
+        count times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of
+        rejected); judges' length bias is `judge_style` per unit, and their verdicts are right in
+        `estimated_verdict_accuracy` of the pairs whose sides have one length. `swapped`: pairs whose sides changed.
+        """
+        opened, policy = store.open(), make_policy(curation)
+        own = [judge for judge in settings.judges if judge.kind != "endpoint"]
+        models = " ".join(model_digest(model_path(judge.model)) for judge in own)
+        verified, contested = (to_frame(artifact["pairs"]) for artifact in (verified_pairs, contested_pairs))
+        from_people = people_votes(opened.home, stack(verified, contested))
+        people = {"people": content_hash(from_people.to_pylist())} if from_people.num_rows else {}
+
+        def annotate(work: Path) -> Artifact:
+            given = _with_model_folders(settings)
+            summaries: list[dict[str, Any]] = []
+
+            def ask(pairs: pd.DataFrame) -> pd.DataFrame:
+                folder = work / f"judging-{len(summaries)}"
+                folder.mkdir(exist_ok=True)
+                write_parquet(to_table(pairs, "pairs"), folder / "pairs.parquet")
+                job = AnnotateJob(
+                    pairs=folder / "pairs.parquet",
+                    prompts=contested_pairs.table_path("prompts"),
+                    media_root=opened.media,
+                    output=folder / "votes.parquet",
+                    work=folder,
+                    cache=opened.cache / "judge_replies.sqlite",
+                    settings=given,
+                    seed=seed,
+                )
+                summaries.append(children.run(context, job, folder))
+                return to_frame(read_parquet(job.output, "votes"))
+
+            decision = decide_pairs(
+                policy,
+                verified,
+                contested,
+                to_frame(from_people),
+                ask,
+                len(settings.judges),
+                settings.budget_calls,
+            )
+            tables = {
+                "pairs": to_table(decision.annotated, "pairs"),
+                "prompts": contested_pairs["prompts"],
+                "votes": pa.concat_tables([to_table(decision.votes, "votes"), from_people]).combine_chunks(),
+                "quarantine": quarantine_table(decision.dropped, "annotated_pairs"),
+            }
+            metadata = {
+                "rows_in": len(verified) + len(contested) - len(decision.kept),
+                "rows_out": tables["pairs"].num_rows,
+                "rows_quarantined": tables["quarantine"].num_rows,
+                "swapped": decision.swapped,
+                "reopened": decision.recalled,
+                "people_votes": from_people.num_rows,
+                "judge_calls": sum(summary["calls"] for summary in summaries),
+                "beyond_budget": decision.beyond_budget,
+            }
+            return Artifact(tables, {"judging": summaries} | metadata | decision.metadata)
+
+        artifact = run_stage(
+            context,
+            opened,
+            annotate,
+            inputs={"verified_pairs": verified_pairs, "contested_pairs": contested_pairs, "models": models, **people},
+            settings={"annotation": settings, "seed": seed, "curation": curation.deciding()},
+        )
+        context.log.info(annotated_in_words(contested_pairs["pairs"].num_rows, artifact))
+        return StageResult(artifact)
+
+    return annotated_pairs
+
+
+def _with_model_folders(annotation: AnnotationSettings) -> AnnotationSettings:
+    """The section with the folder of every model that runs here, in the place of the recipe's name for it."""
+    judges = tuple(
+        judge if judge.kind == "endpoint" else judge.model_copy(update={"model": model_path(judge.model)})
+        for judge in annotation.judges
+    )
+    return annotation.model_copy(update={"judges": judges})
+
+
+def annotated_in_words(contested: int, artifact: Artifact) -> str:
+    """Where the pairs of step 3 come from and where they go, so that its counts add up with those of step 2."""
+    metadata = artifact.metadata
+    others = int(metadata["rows_in"]) - contested
+    came = f"{contested:,} contested pairs"
+    if others:
+        came += f" and {others:,} verified ones that verdicts or people's votes reopened"
+    return (
+        f"of {came}, {metadata['rows_out']:,} are decided ({metadata['swapped']:,} changed sides) and "
+        f"{metadata['rows_quarantined']:,} dropped, after {metadata['judge_calls']:,} judge calls"
+    )

@@ -1,0 +1,149 @@
+"""The report's part on one round: what became of the noisy pool, label accuracy, counts, curves and examples."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pandas as pd
+
+from dt2it_pipeline.curate.annotation.budget import within_budget
+from dt2it_pipeline.curate.annotation.resolution import Decision, decide_pairs
+from dt2it_pipeline.curate.pair_frames import stack
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.published_algorithm import merge, resolve_annotations
+from dt2it_pipeline.curate.tables import to_frame
+from dt2it_pipeline.evaluate.report.call_curve import call_curve
+from dt2it_pipeline.evaluate.report.data import CallCurve, Funnel, Quality, Round, StageCounts
+from dt2it_pipeline.evaluate.report.text import curation_note
+from dt2it_pipeline.human_review.tasks import PERSON
+from dt2it_pipeline.orchestrate.report_sources import ReportSources, counts, curve, seconds_of
+from dt2it_pipeline.orchestrate.report_words import STAGE_WORDS
+from dt2it_pipeline.storage.artifacts import Artifact
+
+
+def round_part(sources: ReportSources, number: int) -> Round:
+    """Everything that the page shows of one round."""
+    found = sources.rounds[number]
+    pool = sources.before["raw_preferences"]["pairs"].num_rows
+    paper = sources.recipe.curation.policy == "paper"
+    sets = {
+        "after vote and flip" if paper else "after relabelling": "voted_pairs",
+        "verified" if paper else "sure enough": "verified_pairs",
+        "contested": "contested_pairs",
+        "annotated": "annotated_pairs",
+        "curated": "curated_pairs",
+    }
+    quality = []
+    for shown, name in sets.items():
+        pairs = to_frame(found[name]["pairs"])
+        calls = (
+            int(found["annotated_pairs"].metadata["judge_calls"]) if name in ("annotated_pairs", "curated_pairs") else 0
+        )
+        probe = sources.probe(pairs) if name in ("voted_pairs", "curated_pairs") else None
+        quality.append(
+            Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls)
+        )
+    voted = to_frame(found["voted_pairs"]["pairs"])
+    return Round(
+        number,
+        quality=quality,
+        stages=[
+            counts("training_pairs", found["training_pairs"]),
+            counts("voted_pairs", found["voted_pairs"]),
+            _verification_counts(found),
+            counts("annotated_pairs", found["annotated_pairs"]),
+        ],
+        curves=[
+            curve(f"round {number}: {name.replace('_', ' ')}", found[name])
+            for name in ("reward_model", "verifier_model")
+            if "not_trained" not in found[name].metadata
+        ],
+        strengths={
+            str(label): part["strength"].dropna().to_numpy() for label, part in voted.groupby("label", sort=True)
+        },
+        examples=[
+            *sources.examples(f"Flipped in round {number}", found["voted_pairs"], label="flipped"),
+            *sources.examples(f"Annotated in round {number}", found["annotated_pairs"]),
+        ],
+        seconds={name: seconds_of(one) for name, one in found.items() if "not_trained" not in one.metadata},
+        funnel=_funnel(sources, number),
+        note=_note(sources, number),
+        call_curves=_call_curves(sources, number),
+    )
+
+
+def _funnel(sources: ReportSources, number: int) -> Funnel:
+    """What became of the noisy pool in a round."""
+    found = sources.rounds[number]
+    curated = to_frame(found["curated_pairs"]["pairs"])
+    grade = sources.grade(curated)
+    left_out: Counter[str] = Counter()
+    for name in ("voted_pairs", "verified_pairs", "annotated_pairs"):
+        left_out.update(found[name]["quarantine"]["reason"].to_pylist())
+    del left_out["contested"]  # these went on to the judges
+    return Funnel(
+        pool=sources.before["raw_preferences"]["pairs"].num_rows,
+        flipped=int(found["voted_pairs"].metadata["flipped"]),
+        passed=len(curated) - found["annotated_pairs"]["pairs"].num_rows,
+        contested=found["contested_pairs"]["pairs"].num_rows,
+        recalled=int(found["annotated_pairs"].metadata["reopened"]),
+        confirmed=found["annotated_pairs"]["pairs"].num_rows,
+        left_out=dict(left_out.most_common()),
+        curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
+        right={} if grade is None else {label: right / count for label, (count, right) in grade.by_label.items()},
+        judge_calls=int(found["annotated_pairs"].metadata["judge_calls"]),
+    )
+
+
+def _call_curves(sources: ReportSources, number: int) -> list[CallCurve]:
+    """What a round would have curated with fewer judge calls: by its own rule, and by the judges' word alone."""
+    found, settings = sources.rounds[number], sources.recipe
+    policy, judges = make_policy(settings.curation), len(settings.annotation.judges)
+    votes = to_frame(found["annotated_pairs"]["votes"])
+    people = votes["judge"].str.startswith(PERSON)
+    verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
+
+    def ask(pairs: pd.DataFrame) -> pd.DataFrame:
+        return votes[~people & votes["pair_id"].isin(pairs["pair_id"])]
+
+    def decided(calls: int | None) -> Decision:
+        return decide_pairs(policy, verified, contested, votes[people], ask, judges, calls)
+
+    def by_policy(calls: int) -> pd.DataFrame:
+        made = decided(calls)
+        return merge(made.kept, made.annotated)
+
+    whole = decided(settings.annotation.budget_calls)
+    truth = to_frame(sources.before["demo_truth"]["pairs"]) if settings.has_truth else None
+    rules = {f"“{policy.name}”": by_policy}
+    if policy.name != "paper" and truth is not None:
+        settled, _ = policy.settle(stack(verified, contested), votes[people])
+
+        def by_judges(calls: int) -> pd.DataFrame:
+            asked, _ = within_budget(whole.asked, calls, judges, policy.surest_first)
+            return stack(whole.kept, settled.annotated, resolve_annotations(asked, whole.votes, judges).annotated)
+
+        rules["if the judges alone decided"] = by_judges
+    pool = sources.before["raw_preferences"]["pairs"].num_rows
+    return [call_curve(name, rule, len(whole.asked), judges, pool, truth) for name, rule in rules.items()]
+
+
+def _note(sources: ReportSources, number: int) -> str:
+    """How a round's curation differs from that of the round before."""
+    if number == 0:
+        return ""
+    before, now = (to_frame(sources.rounds[k]["curated_pairs"]["pairs"]) for k in (number - 1, number))
+    trained_on = None
+    if make_policy(sources.recipe.curation).heeds_training:
+        trained_on = set(sources.rounds[number]["training_pairs"]["pairs"]["pair_id"].to_pylist())
+    return curation_note(number, before, now, sources.rounds[number]["voted_pairs"]["pairs"], trained_on)
+
+
+def _verification_counts(found: Mapping[str, Artifact]) -> StageCounts:
+    """Counts of step 2, whose contested pairs go on to step 3 and are not quarantined."""
+    verified, contested = found["verified_pairs"], found["contested_pairs"]
+    reasons = Counter(verified["quarantine"]["reason"].to_pylist())
+    reasons.pop("contested", None)
+    out = {"verified": verified["pairs"].num_rows, "contested": contested["pairs"].num_rows}
+    return StageCounts(
+        "verified_pairs", int(verified.metadata["rows_in"]), out, dict(reasons), STAGE_WORDS["verified_pairs"]
+    )
