@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dt2it_pipeline.config.pairing import PairingSettings
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.quality import AGAINST
 from dt2it_pipeline.judges.rubric import OK
@@ -31,8 +32,10 @@ Row = dict[str, Any]
 _Presentation = tuple[str, str, tuple[int, ...]]  # judge, mode, order
 
 
-class PairingError(ValueError):
+class PairingError(UserError, ValueError):
     """No pair can be formed; the message says why and which setting to change."""
+
+    help_page: ClassVar[str] = "troubleshooting#no-pairs"
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.config.paths import artifact_home
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError, write_parquet
 
@@ -34,8 +36,10 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 
 
-class OutcomesError(ValueError):
+class OutcomesError(UserError, ValueError):
     """A round does not account for every pair; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#outcomes"
 
 
 def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation: Sequence[pa.Table]) -> pa.Table:

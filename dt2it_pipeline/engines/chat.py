@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.pixels import to_rgb
 from dt2it_pipeline.media.store import IMAGE_FORMATS
 
@@ -24,7 +24,7 @@ _MARKER = re.compile(r"(<image>|<video>)")
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
 
-class ChatError(UnusableError):
+class ChatError(RowError):
     """A prompt cannot be put to a model."""
 
 

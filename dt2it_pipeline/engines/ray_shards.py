@@ -23,12 +23,13 @@ from typing import Any
 
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.engines import jobs
+from dt2it_pipeline.errors import WorkerError
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
 _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
 
 
-class RayShardsError(RuntimeError):
+class RayShardsError(WorkerError):
     """Shards cannot be done on Ray; the message says why."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.export.card import Source, dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
 from dt2it_pipeline.human_review.tasks import Argilla, LabelStudio
@@ -23,8 +24,10 @@ DATASETS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": Llama
 FORMATS: Mapping[str, Any] = {**DATASETS, "label_studio": LabelStudio, "argilla": Argilla}  # the others are for people
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """Pairs cannot be exported; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#export"
 
 
 @dataclass(frozen=True)

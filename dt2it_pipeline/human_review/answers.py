@@ -18,13 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.config.paths import artifact_home
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.human_review.tasks import BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.artifacts import Store
@@ -38,8 +39,10 @@ CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
-class AnswersError(ValueError):
+class AnswersError(UserError, ValueError):
     """A file of answers, or of kept votes, cannot be read; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#answers"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -14,14 +14,17 @@ from dt2it_pipeline.config.base import guessed_key
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
 FORMATS = ("jsonl", "json", "csv", "parquet", "parts", "dataset")
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest cannot be read, or does not describe a source."""
+
+    help_page: ClassVar[str] = "troubleshooting#manifest"
 
 
 class Manifest(Settings):

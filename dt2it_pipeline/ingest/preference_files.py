@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.ingest.rows import RowError, require_unicode
+from dt2it_pipeline.errors import RowError, UserError
+from dt2it_pipeline.ingest.rows import require_unicode
 from dt2it_pipeline.storage import content_ids
 
 FORMS = """Forms of a row that are understood without being told:
@@ -37,8 +38,10 @@ _BATCH = 64  # rows of a Parquet file at a time; each may hold images
 _IMAGE = ("image", "images", "image_path", "Image", "video")
 
 
-class PreferenceFileError(ValueError):
+class PreferenceFileError(UserError, ValueError):
     """The file cannot be read, or no row in it has a known form."""
+
+    help_page: ClassVar[str] = "troubleshooting#preference-file"
 
 
 @dataclass(frozen=True)

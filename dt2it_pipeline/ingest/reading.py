@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
-from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
+from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError
 from dt2it_pipeline.media.store import MediaError, confined
 
 __all__ = ["SourceError", "data_files", "read_rows"]
@@ -40,8 +40,8 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 
-def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
-    """The rows of a source in order, at most `limit` of them, malformed ones among them as SetAside.
+def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
+    """The rows of a source in order, at most `limit` of them, malformed ones among them as Quarantined.
 
     Raises:
         SourceError: the source is missing, is not of its format, or must come from the Hub and has no pinned revision.
@@ -52,7 +52,7 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
         for number, read in enumerate(found):
             if manifest.limit is not None and number >= manifest.limit:
                 return
-            if isinstance(read, SetAside):
+            if isinstance(read, Quarantined):
                 yield read
                 continue
             where, values = read
@@ -115,7 +115,7 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             _refuse_repeated(file, [name for name, _ in held])
             for member in found:
                 if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
-                    yield SetAside(member.name, "link in an archive", f"it leads to {member.linkname}")
+                    yield Quarantined(member.name, "link in an archive", f"it leads to {member.linkname}")
             yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
     else:
         with file.open("rb") as stream:
@@ -164,7 +164,7 @@ def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
             if not isinstance(value, dict):
                 raise ValueError(f"expected an object, found {type(value).__name__}")
         except (ValueError, RecursionError) as error:
-            yield SetAside(where, "malformed JSON", str(error))
+            yield Quarantined(where, "malformed JSON", str(error))
             continue
         yield where, value
 
@@ -209,7 +209,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
             yield where, value
         else:
             fault = fault and f"{fault}, in the {size} characters up to the next element"
-            yield SetAside(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
+            yield Quarantined(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
         if at > _CHUNK:
             buffer, at = buffer[at:], 0
 
@@ -251,10 +251,10 @@ def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield SetAside(where, "malformed CSV", f"line {reader.line_num}: {error}")
+            yield Quarantined(where, "malformed CSV", f"line {reader.line_num}: {error}")
             continue
         if None in values or any(value is None for value in values.values()):
-            yield SetAside(
+            yield Quarantined(
                 where, "malformed CSV", f"line {reader.line_num}: not the {len(heading)} values of the heading"
             )
         else:
@@ -275,7 +275,7 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
             for values in rows:
                 number += 1
                 where = f"{prefix}row {number}"
-                yield (where, values) if isinstance(values, dict) else SetAside(where, "malformed value", values)
+                yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
     except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
@@ -315,7 +315,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
         _require_regular(file)
         with file.open("rb") as stream:
             for read in _json_lines(stream, f"{name} "):
-                yield read if isinstance(read, SetAside) else (read[0], {**read[1], PART_ROOT: part["root"]})
+                yield read if isinstance(read, Quarantined) else (read[0], {**read[1], PART_ROOT: part["root"]})
 
 
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:

@@ -1,28 +1,26 @@
 """What lies between a source's file and our tables: a row as it was read, and the neutral items that are made of it.
 
 A row's way: reading.py gives a `Row`, an adapter makes items of it, media.py imports their media, sources.py records
-them. Whatever cannot go on becomes a `SetAside`, at whichever step.
+them. Whatever cannot go on becomes a `Quarantined`, at whichever step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError, UserError
 
 MediumKind = Literal["image", "video"]
 Turn = dict[str, str]  # role (user or assistant) and text
 TIE = "tie"  # reason under which rows without a preference are quarantined
 
 
-class RowError(UnusableError):
-    """A row cannot be used."""
-
-
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
+
+    help_page: ClassVar[str] = "troubleshooting#source"
 
 
 class ColumnError(RowError):
@@ -76,7 +74,7 @@ class ImagePair:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class Quarantined:
     """Something in the source that becomes no record: a tie, a malformed line, a row that cannot be used."""
 
     row_id: str
@@ -85,8 +83,8 @@ class SetAside:
     missing_column: bool = False
 
 
-Item = Conversation | ImagePair | SetAside
-Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
+Item = Conversation | ImagePair | Quarantined
+Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its values, or what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,17 +25,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.errors import UserError
 
 YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its answer, whatever the language
 
 
-class LikelihoodError(RuntimeError):
+class LikelihoodError(UserError, RuntimeError):
     """A judge's model cannot be loaded, or cannot say yes or no."""
+
+    help_page: ClassVar[str] = "troubleshooting#likelihood-judge"
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from dt2it_pipeline.errors import UserError
 
 LISTWISE, POINTWISE, PAIRWISE = "listwise", "pointwise", "pairwise"
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError, RuntimeError):
     """A judge cannot be built, or cannot answer one request."""
 
+    help_page: ClassVar[str] = "troubleshooting#judge"
 
-class JudgeStopped(RuntimeError):
+
+class JudgeStopped(UserError, RuntimeError):
     """A judge cannot answer any request any more (its endpoint refuses the key, say): the run must stop."""
+
+    help_page: ClassVar[str] = "troubleshooting#judge-stopped"
 
 
 @dataclass(frozen=True)

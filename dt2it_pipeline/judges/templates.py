@@ -39,7 +39,7 @@ class Template:
             question=_conversation(request),
             reference=request.prompt["reference"] or "",
             responses=[_fenced(text) for text in request.responses],
-            images=len(request.prompt["media"]),
+            pictures=len(request.prompt["media"]),  # as the templates name it
             **(values or {}),
         )
 

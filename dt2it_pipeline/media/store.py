@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 
 
-class MediaError(UnusableError):
+class MediaError(RowError):
     """A medium cannot be used."""
 
 

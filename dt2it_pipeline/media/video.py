@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.media.pixels import to_rgb, upright_size
 from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
 
@@ -27,8 +28,10 @@ MOST_FRAME_PIXELS = 100_000_000
 _CONTAINERS = ((4, b"ftyp", "mp4"), (0, b"\x1a\x45\xdf\xa3", "mkv"), (8, b"AVI ", "avi"))
 
 
-class VideoDecoderError(RuntimeError):
+class VideoDecoderError(UserError, RuntimeError):
     """Video files cannot be read in this installation, whatever they hold."""
+
+    help_page: ClassVar[str] = "troubleshooting#video-decoder"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from dt2it_pipeline.errors import UserError
 
 
-class OutputFolderError(ValueError):
+class OutputFolderError(UserError, ValueError):
     """A folder may not be replaced; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#output-folder"
 
 
 def replaceable(folder: Path, marker: str, what: str) -> Path:

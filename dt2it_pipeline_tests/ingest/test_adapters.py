@@ -12,7 +12,7 @@ from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError
-from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, SetAside
+from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, Quarantined
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline_tests.support.ingest_world import image, items, source
@@ -137,7 +137,7 @@ def test_a_renamed_column_is_named_with_its_row_and_what_was_found(tmp_path: Pat
     (made,) = items(tmp_path, [renamed], name, columns={gone: "renamed"})
     assert isinstance(made, Conversation)
     broken, whole = items(tmp_path, [renamed, ROWS[name]], name)  # one bad row does not end the source
-    assert isinstance(broken, SetAside) and broken.reason == "missing column" and gone in broken.detail
+    assert isinstance(broken, Quarantined) and broken.reason == "missing column" and gone in broken.detail
     assert isinstance(whole, Conversation)
 
 
@@ -169,7 +169,7 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
     pairs = [(m.chosen, m.rejected, m.strength) for m in made if isinstance(m, Conversation)]
     assert pairs == [("a", "b", 0.666667), ("c", "b", 0.666667)]
     assert [(m.row_id, m.part) for m in made if isinstance(m, Conversation)] == [("1", "0-1"), ("1", "1-2")]
-    aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, SetAside)]
+    aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, Quarantined)]
     assert aside == [
         ("1", "rating is not a number", "answer 3"), ("1", "tie", "answers 0 and 2 are both rated 4.67")
     ]  # fmt: skip
@@ -225,7 +225,7 @@ TIES = [
 @pytest.mark.parametrize(("name", "change"), TIES)
 def test_ties_are_quarantine_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     (made,) = items(tmp_path, [ROWS[name] | change], name)
-    assert isinstance(made, SetAside) and made.reason == "tie"
+    assert isinstance(made, Quarantined) and made.reason == "tie"
 
 
 FAULTS = [
@@ -261,7 +261,7 @@ def test_a_bad_row_is_quarantine_with_its_reason(
     tmp_path: Path, name: str, change: dict[str, Any], reason: str
 ) -> None:
     bad, good = items(tmp_path, [ROWS[name] | change, ROWS[name]], name)
-    assert isinstance(bad, SetAside) and bad.reason == reason and isinstance(good, Conversation)
+    assert isinstance(bad, Quarantined) and bad.reason == reason and isinstance(good, Conversation)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_images_without_a_preference_are_quarantine(
     tmp_path: Path, name: str, row: dict[str, Any], reason: str
 ) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
-    assert isinstance(made, SetAside) and made.reason == reason
+    assert isinstance(made, Quarantined) and made.reason == reason
 
 
 def test_rows_of_one_image_each_are_ranked_within_their_prompt(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_rows_of_one_image_each_are_ranked_within_their_prompt(tmp_path: Path) -
     made = items(tmp_path, [*rows, {"prompt_id": "p"}], "image_reward_db", kind="t2i")
     pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, ImagePair)]
     assert pairs == [("caption p", "b", "a"), ("caption p", "b", "c")]
-    aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
+    aside = [(m.row_id, m.reason) for m in made if isinstance(m, Quarantined)]
     assert aside == [("line 6", "missing column"), ("p", "tie"), ("q", "tie")]
 
 
@@ -405,4 +405,4 @@ def test_groups_of_multimodal_rewardbench(tmp_path: Path, change: dict[str, Any]
 def test_what_multimodal_rewardbench_does_not_have(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     row = {"ID": "1", "Text": "q", "Image": "a.png", "Output1": "bad", "Output2": "good", "Better": "Output2"}
     (made,) = items(tmp_path, [row | change], "multimodal_rewardbench", kind="benchmark")
-    assert isinstance(made, SetAside) and made.reason == reason
+    assert isinstance(made, Quarantined) and made.reason == reason

@@ -13,7 +13,7 @@ import pytest
 
 from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
@@ -133,9 +133,9 @@ def test_published_rows_of_a_benchmark_raise_nothing_but_their_own_error(tmp_pat
     rows += [mutated(rng.choice(SCHEMAS[name])[1], rng) for _ in range(MUTATIONS)]
     read = 0
     for row in rows:
-        with contextlib.suppress(EvaluationError):
+        with contextlib.suppress(BenchmarkError):
             load_rows(get_entry(name), [row], root, tmp_path / "media")
             read += 1
-        with contextlib.suppress(EvaluationError):
+        with contextlib.suppress(BenchmarkError):
             score_benchmark(name, [row], [1], [0], repeats=0)
     assert 0 < read < len(rows)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.reward.training.distributed import free_port
 
 

@@ -13,7 +13,7 @@ from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, find_entry, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry, get_entry
 
 BOTH = ("pooled", "mean")  # over all three benchmarks; see measure.combine
 
@@ -51,15 +51,15 @@ class Published(Settings):
 
 
 def load_published(path: Path | None = None) -> Published:
-    """The data file. Raises EvaluationError naming the key that is wrong."""
+    """The data file. Raises BenchmarkError naming the key that is wrong."""
     path = path or project_root() / "configs" / "benchmarks" / "published.yaml"
     try:
         return Published.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EvaluationError(f"cannot read {path}: {error}") from error
+        raise BenchmarkError(f"cannot read {path}: {error}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-        raise EvaluationError(f"{path.name}: {faults}") from None
+        raise BenchmarkError(f"{path.name}: {faults}") from None
 
 
 def comparison(figures: pd.DataFrame, published: Published | None = None) -> pd.DataFrame:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat, kept, user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside, checked_text
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 
 _FIRST = r"(?:the\s+)?(?:first\s+(?:response|answer)|(?:response|answer)\s+(?:1|A))"
 _SECOND = r"(?:the\s+)?(?:second\s+(?:response|answer)|(?:response|answer)\s+(?:2|B))"
@@ -50,7 +51,7 @@ def items(row: Row) -> Iterator[Item]:
     if side is None:
         raise RowError("verdict cannot be told", words[-160:])
     if side == 0:
-        yield SetAside(row.row_id, TIE, words[:160])
+        yield Quarantined(row.row_id, TIE, words[:160])
         return
     chosen, rejected = (first, second) if side == 1 else (second, first)
     yield Conversation(row.row_id, user(question), row.media("image"), chosen, rejected, meta=kept(row, "source"))

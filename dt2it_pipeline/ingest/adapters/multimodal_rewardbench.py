@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
-from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Row, RowError
+from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Row
 
 _GROUPS = {  # by a word in the category
     "correctness": "general_correctness",

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import json_text, user
-from dt2it_pipeline.ingest.rows import Conversation, Item, Medium, Row, RowError, checked_text
+from dt2it_pipeline.ingest.rows import Conversation, Item, Medium, Row, checked_text
 
 _HEADINGS = ("[Response 1]:", "[Response 2]:")
 _FORM = re.compile(r"\n#+[ \t*]*Output Format[^\n]*\n\s*<think>.*\Z", re.S | re.I)  # how to answer, behind both answers

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.reward.data.images import ImageError, ImageRegistry
 
 _STAND_IN = "\ue000{}\ue001"
@@ -26,7 +26,7 @@ MARKER = re.compile("<(image|video)>")
 _ROLES = ("user", "assistant", "system")
 
 
-class PromptError(UnusableError):
+class PromptError(RowError):
     """A prompt cannot be rendered."""
 
 

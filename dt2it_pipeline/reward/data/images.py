@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.pixels import to_rgb, upright_size
 from dt2it_pipeline.media.store import IMAGE_FORMATS, MediaError
@@ -32,7 +32,7 @@ MOST_PIXELS = 200_000_000  # a larger image is refused before it is decoded
 _CHUNK_PATCHES = 8192  # patches that the vision encoder sees at once when features are computed ahead
 
 
-class ImageError(UnusableError):
+class ImageError(RowError):
     """An image cannot be used."""
 
 

@@ -17,19 +17,22 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.ray_shards import run_shards, threads_of
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import atomic, records, schemas
 
 Report = Callable[[Mapping[str, Any]], None]
 
 
-class ScoringError(RuntimeError):
+class ScoringError(UserError, RuntimeError):
     """Scoring cannot start or go on; the message says why."""
+
+    help_page: ClassVar[str] = "troubleshooting#scoring"
 
 
 def run(job: Mapping[str, Any], report: Report) -> dict[str, Any]:

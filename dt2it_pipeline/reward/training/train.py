@@ -27,17 +27,20 @@ import os
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.errors import UserError
 
 GIB = 2**30
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot start or go on; the message says what to change."""
+
+    help_page: ClassVar[str] = "troubleshooting#training"
 
 
 def deepspeed_config(settings: TrainingSettings, decay: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.evaluate.benchmarks.bootstrap import measure
-from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkResult, EvaluationError, combined, score_benchmark
+from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkError, BenchmarkResult, combined, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.presentation import present
 from dt2it_pipeline.evaluate.benchmarks.spec import Entry, find_entry, get_entry, load_entries
 from dt2it_pipeline_tests.support.real_data import real_rows
@@ -228,19 +228,19 @@ def test_a_benchmark_is_found_by_any_spelling(name: str) -> None:
 
 
 def test_what_is_wrong_is_named() -> None:
-    with pytest.raises(EvaluationError, match=r"'x'.*known: mm_rlhf_rewardbench, multimodal_rewardbench, vl_reward"):
+    with pytest.raises(BenchmarkError, match=r"'x'.*known: mm_rlhf_rewardbench, multimodal_rewardbench, vl_reward"):
         score_benchmark("x", [], [], [])
-    with pytest.raises(EvaluationError, match="1 rows, 2 chosen and 1 rejected"):
+    with pytest.raises(BenchmarkError, match="1 rows, 2 chosen and 1 rejected"):
         score_benchmark("vl_rewardbench", [{"id": "mmmu_1"}], [1, 2], [0])
-    with pytest.raises(EvaluationError, match=r"row 0: no group fits .*'haiku'"):
+    with pytest.raises(BenchmarkError, match=r"row 0: no group fits .*'haiku'"):
         score_benchmark("multimodal_rewardbench", [{"ID": "a", "Category": "haiku"}], [1], [0])
-    with pytest.raises(EvaluationError, match=r"no group fits .*category.*None.*has the columns \['ID', 'Kind'\]"):
+    with pytest.raises(BenchmarkError, match=r"no group fits .*category.*None.*has the columns \['ID', 'Kind'\]"):
         score_benchmark("multimodal_rewardbench", [{"ID": "a", "Kind": "vqa"}], [1], [0])
-    with pytest.raises(EvaluationError, match="row 0: no id"):
+    with pytest.raises(BenchmarkError, match="row 0: no id"):
         score_benchmark("mm_rlhf_rewardbench", [{"image": "mcq/1.png"}], [1], [0])
-    with pytest.raises(EvaluationError, match=r"row 0: \"\['a'\]\" is no usable id"):
+    with pytest.raises(BenchmarkError, match=r"row 0: \"\['a'\]\" is no usable id"):
         score_benchmark("mm_rlhf_rewardbench", [{"id": ["a"], "image": "mcq/1.png"}], [1], [0])
-    with pytest.raises(EvaluationError, match="chosen_scores"):
+    with pytest.raises(BenchmarkError, match="chosen_scores"):
         score_benchmark("vl_rewardbench", [{"id": "mmmu_1"}], ["high"], [0])
     assert find_entry("my own set") is None
 
@@ -250,10 +250,10 @@ def test_an_entry_with_an_unknown_group_or_a_shared_alias_is_refused(tmp_path: A
     (tmp_path / "one.yaml").write_text(good)
     assert load_entries(tmp_path)["one"].group_of({"id": "X1"}) == "a"
     (tmp_path / "two.yaml").write_text(good.replace("name: one", "name: two\naliases: [O-n-e]"))
-    with pytest.raises(EvaluationError, match=r"one\.yaml and two\.yaml share the name 'one'"):
+    with pytest.raises(BenchmarkError, match=r"one\.yaml and two\.yaml share the name 'one'"):
         load_entries(tmp_path)
     (tmp_path / "two.yaml").write_text(good.replace("name: one", "name: two") + "unions: {c: [b]}\n")
-    with pytest.raises(EvaluationError, match=r"two\.yaml.*unknown groups \['b'\]"):
+    with pytest.raises(BenchmarkError, match=r"two\.yaml.*unknown groups \['b'\]"):
         load_entries(tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_an_entry_in_which_one_figure_would_overwrite_another_is_refused(given: 
 def test_a_group_of_the_items_never_overwrites_a_figure_of_the_entry() -> None:
     entry = Entry.model_validate({"name": "x", "groups": [{"group": "g"}], "unions": {"u": ["g"]}})
     assert {"g", "u", "overall"} == set(measure(entry, np.ones(2, bool), ["g", "g"], ["", ""], [0, 1]).figures)
-    with pytest.raises(EvaluationError, match=r"groups \['u'\] have the names of other figures"):
+    with pytest.raises(BenchmarkError, match=r"groups \['u'\] have the names of other figures"):
         measure(entry, np.ones(2, bool), ["g", "u"], ["", ""], [0, 1])
 
 
