@@ -19,8 +19,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from benchmarks.environment import run_as_worker
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.engines.chat import ChatPrompt
 
 LENGTHS = (16, 128, 512)

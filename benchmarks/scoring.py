@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import run_as_worker, spread
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.storage import content_ids
 

@@ -47,11 +47,11 @@ class Tally:
         """The counts, the share of replies found on disk, and costs (prices are per million tokens)."""
         replies = self.looked_up + self.asked
         cost = (self.prompt_tokens * input_price + self.completion_tokens * output_price) / 1e6
-        spared = (self.cached_prompt_tokens * input_price + self.cached_completion_tokens * output_price) / 1e6
+        saved = (self.cached_prompt_tokens * input_price + self.cached_completion_tokens * output_price) / 1e6
         return asdict(self) | {
             "cache_hit_rate": round(self.looked_up / replies, 4) if replies else 0.0,
             "cost": round(cost, 6),
-            "cost_spared": round(spared, 6),
+            "cost_saved": round(saved, 6),
         }
 
 

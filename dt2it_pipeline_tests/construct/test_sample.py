@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample

@@ -1,5 +1,4 @@
-"""A user's rows, joined back: each is kept, flipped or quarantined with a reason, under the id that the user gave
-it.
+"""A user's rows, joined back by their own ids: each is kept, flipped, dropped or quarantined with a reason.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from dt2it_pipeline.ingest.sources import concatenate, read_source
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_parquet
-from dt2it_pipeline_tests.ingest.test_clean import LONG
-from dt2it_pipeline_tests.support.ingest_world import image
+from dt2it_pipeline_tests.support.ingest_world import LONG, image
 
 
 def users_rows() -> list[dict[str, object]]:
@@ -94,7 +92,7 @@ def round_of(folder: Path, raw: Artifact) -> None:
 EXPECTED = {
     0: ("kept", "original"), 1: ("kept", "original"), 2: ("quarantined", "duplicate row"),
     3: ("quarantined", "contradictory pair"), 4: ("quarantined", "contradictory pair"), 5: ("kept", "original"),
-    6: ("quarantined", "score missing"), 9: ("quarantined", "missing value"), 10: ("kept", "original"),
+    6: ("dropped", "score missing"), 9: ("quarantined", "missing value"), 10: ("kept", "original"),
     11: ("quarantined", "near-duplicate pair"),
 }  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
 
@@ -139,7 +137,7 @@ def test_every_row_of_a_users_file_is_accounted_for_once(
         exported = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"), split="train")
         frame = exported.select_columns(["row_id", "pair_id"]).to_pandas()
         there = mine.merge(frame, left_on="id", right_on="row_id", validate="1:m")
-        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "quarantined"]["row_id"])
+        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"].isin(["kept", "flipped"])]["row_id"])
 
 
 def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.recipe import DEMO_BASE_MODEL, RecipeError, load_recipe, parse_recipe
+from dt2it_pipeline.config.recipe import RecipeError, load_recipe, parse_recipe
 from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.engines import ray_shards

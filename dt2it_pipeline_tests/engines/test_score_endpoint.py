@@ -126,7 +126,9 @@ def test_what_cannot_be_scored_is_told_and_what_may_help_is_tried_again(server: 
     }
 
 
-@pytest.mark.parametrize(("code", "said"), [(401, "answers 401"), (302, "answers 302"), (500, "after 5 tries: http 500")])
+@pytest.mark.parametrize(
+    ("code", "said"), [(401, "answers 401"), (302, "answers 302"), (500, "after 5 tries: http 500")]
+)
 def test_a_server_that_cannot_be_used_ends_the_run(server: Server, tmp_path: Path, code: int, said: str) -> None:
     scorer = EndpointScorer(server.url, tmp_path)
     server.faults = {"x": [code] * 9}

@@ -17,8 +17,8 @@ from dt2it_pipeline.evaluate.benchmarks import command
 from dt2it_pipeline.reward.modeling.model import RewardModel
 from dt2it_pipeline.reward.modeling.model_card import write_card
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline_tests.evaluate.benchmarks.test_command import arguments, make_world
-from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of
+from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
+from dt2it_pipeline_tests.support.card_requests import request_of
 from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,108 +16,17 @@ from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, Quaranti
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline_tests.support.ingest_world import image, items, source
-
-HUMAN, GPT = "human", "gpt"
-
-
-def said(role: str, text: str) -> dict[str, str]:
-    return {"from": role, "value": text}
-
-
-def told(role: str, text: str) -> dict[str, str]:
-    return {"role": role, "content": text}
-
-
-def rated(response: str, *ratings: str) -> dict[str, Any]:
-    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
-    notes = {aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=True)}
-    return {"annotations": notes, "model": "m", "response": response}
-
-
-CRITIC = (
-    "<image>\nGiven an image and a question, judge the answers. Your task is provided as follows:\n"
-    "Question: [What is it?]\n"
-    "The first response: [A cat,\nand a mat.]\nThe second response: [A dog.]\nASSISTANT:\n"
+from dt2it_pipeline_tests.support.published_rows import (
+    CRITIC,
+    GPT,
+    HUMAN,
+    IMAGES,
+    JUDGE,
+    ROWS,
+    message,
+    rated,
+    turn,
 )
-JUDGE = "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Response 2]:\ngood"
-ROWS: dict[str, dict[str, Any]] = {
-    "flat": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
-    "rlaif_v": {
-        "ds_name": "RLAIF-V",
-        "image": "a.png",
-        "question": "What is it?",
-        "chosen": "good",
-        "rejected": "bad",
-        "origin_dataset": "COCO",
-        "origin_split": "{}",
-        "idx": "7",
-        "image_path": "b.png",
-    },
-    "rlhf_v": {
-        "ds_name": "RLHF-V",
-        "image_path": "a.png",
-        "image": None,
-        "origin_dataset": "COCO",
-        "idx": 3,
-        "text": json.dumps({"question": "What is it?", "chosen": "good", "rejected": "bad"}),
-    },
-    "spa_vl": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
-    "povid": {
-        "id": "1",
-        "image": "a.png",
-        "conversations": [said(HUMAN, "What is it?"), said(GPT, "good")],
-        "rejected_conversations": [said(HUMAN, "What is it?"), said(GPT, "bad")],
-    },
-    "mmpr": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad", "answer_gt": "B"},
-    "mm_rlhf": {
-        "id": "1",
-        "image": "a.png",
-        "prompt": "What is it?",
-        "chosen": "good",
-        "rejected": "bad",
-        "is_tie": False,
-    },
-    "r1_reward": {
-        "question": "What is it?",
-        "image": "a.png",
-        "answer": ["<answer>2</answer>"],
-        "message": json.dumps([told("user", JUDGE)]),
-    },
-    "llava_human_preference": {
-        "id": "1",
-        "image": "a.png",
-        "conversations": [said(HUMAN, "What is it?")],
-        "preference": 2,
-        "output_1": {"from": "llava", "value": "bad"},
-        "output_2": {"from": "llava", "value": "good"},
-        "hallucination": False,
-    },
-    "llamafactory": {
-        "conversations": [said(HUMAN, "What is it?")],
-        "images": ["a.png"],
-        "chosen": said(GPT, "good"),
-        "rejected": said(GPT, "bad"),
-    },
-    "wildvision": {
-        "question_id": "q",
-        "model_a": "x",
-        "model_b": "y",
-        "image": "a.png",
-        "winner": "model_b",
-        "language": "English",
-        "conversation_a": [told("user", "What is it?"), told("assistant", "bad")],
-        "conversation_b": [told("user", "What is it?"), told("assistant", "good")],
-    },
-    "llava_critic": {
-        "id": "1",
-        "source": "s",
-        "image": "a.png",
-        "conversations": [
-            said(HUMAN, CRITIC.replace("A cat,\nand a mat.", "bad").replace("A dog.", "good")),
-            said(GPT, "The second response is better, because it is good."),
-        ],
-    },
-}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -195,9 +104,24 @@ def test_pairs_of_one_row_name_that_row(tmp_path: Path) -> None:
 
 
 def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
-    first = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "good")]
-    second = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "bad")]
-    other = [told("user", "q1"), told("assistant", "else"), told("user", "q2"), told("assistant", "bad")]
+    first = [
+        message("user", "q1"),
+        message("assistant", "same"),
+        message("user", "q2"),
+        message("assistant", "good"),
+    ]
+    second = [
+        message("user", "q1"),
+        message("assistant", "same"),
+        message("user", "q2"),
+        message("assistant", "bad"),
+    ]
+    other = [
+        message("user", "q1"),
+        message("assistant", "else"),
+        message("user", "q2"),
+        message("assistant", "bad"),
+    ]
     row = ROWS["wildvision"] | {"conversation_b": first, "conversation_a": second}
     same, parted = items(tmp_path, [row, row | {"conversation_a": other}], "wildvision")
     assert isinstance(same, Conversation) and isinstance(parted, Conversation)
@@ -218,7 +142,7 @@ TIES = [
     ("wildvision", {"winner": "tie"}),
     ("wildvision", {"winner": "tie (bothbad)"}),
     ("wildvision", {"winner": "bothbad"}),
-    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Both are equally good.")]}),
+    ("llava_critic", {"conversations": [turn(HUMAN, CRITIC), turn(GPT, "Both are equally good.")]}),
 ]
 
 
@@ -241,15 +165,23 @@ FAULTS = [
     ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
     ("r1_reward", {"message": "[]"}, "answers cannot be told"),
     ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
-    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice images.")]}, "verdict cannot be told"),
     (
         "llava_critic",
-        {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]},
+        {"conversations": [turn(HUMAN, CRITIC), turn(GPT, "Nice images.")]},
+        "verdict cannot be told",
+    ),
+    (
+        "llava_critic",
+        {"conversations": [turn(HUMAN, "Hi"), turn(GPT, "The first response is better.")]},
         "answers cannot be told",
     ),
-    ("povid", {"conversations": [said("robot", "?")]}, "not a conversation"),
-    ("povid", {"rejected_conversations": [said(HUMAN, "Who?"), said(GPT, "bad")]}, "conversations do not begin alike"),
-    ("llamafactory", {"conversations": [said(HUMAN, "q"), said(GPT, "a")]}, "not a conversation"),
+    ("povid", {"conversations": [turn("robot", "?")]}, "not a conversation"),
+    (
+        "povid",
+        {"rejected_conversations": [turn(HUMAN, "Who?"), turn(GPT, "bad")]},
+        "conversations do not begin alike",
+    ),
+    ("llamafactory", {"conversations": [turn(HUMAN, "q"), turn(GPT, "a")]}, "not a conversation"),
     ("spa_vl", {"image": 7}, "image paths are not text"),
     ("spa_vl", {"chosen": None}, "missing value"),
     ("flat", {"strength": "high"}, "not a number"),
@@ -292,8 +224,8 @@ def test_verdicts_in_words(words: str, said: int | None) -> None:
 def test_the_form_of_the_reply_behind_a_judges_task_is_no_part_of_an_answer(tmp_path: Path) -> None:
     form = "  \n\n###### **Output Format (strictly follow):**  \n<think>Your reasons</think><answer>1/2</answer>"
     own = "\n# Output Format\nA table."
-    message = json.dumps([told("user", JUDGE + own + form)])
-    (made,) = items(tmp_path, [ROWS["r1_reward"] | {"message": message}], "r1_reward")
+    messages = json.dumps([message("user", JUDGE + own + form)])
+    (made,) = items(tmp_path, [ROWS["r1_reward"] | {"message": messages}], "r1_reward")
     assert isinstance(made, Conversation) and (made.chosen, made.rejected) == ("good" + own, "bad")
 
 
@@ -314,26 +246,6 @@ def test_mmpr_takes_one_several_or_no_images_below_the_root_of_the_part(tmp_path
     (tmp_path / "meta.json").write_text(json.dumps({"m3cot": part | {"annotation": "../elsewhere.jsonl"}}))
     with pytest.raises(SourceError, match=r"part 'm3cot' of meta.json: path outside the media root"):
         items(tmp_path, [], "mmpr", **more)
-
-
-IMAGES = [
-    ("flat", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
-    ("hpdv2", {"prompt": "c", "file_path": ["b", "a"], "human_preference": [0, 1]}, None),
-    ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
-    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b", "model1": "x", "model2": "y", "confidence": 0.9}, 0.9),
-    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b"}, None),
-    (
-        "pick_a_pic",
-        {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 1.0, "label_1": 0.0, "has_label": True},
-        None,
-    ),
-    (
-        "pick_a_pic",
-        {"caption": "c", "jpg_0": "b", "jpg_1": "a", "label_0": 0.0, "label_1": 1.0, "has_label": True},
-        None,
-    ),
-    ("image_reward", {"id": "1", "prompt": "c", "generations": ["b", "a"], "ranking": [4, 1]}, 3.0),
-]
 
 
 @pytest.mark.parametrize(("name", "row", "strength"), IMAGES)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -8,24 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from dt2it_pipeline.ingest.landing import landed_manifests, look
 from dt2it_pipeline.ingest.sources import read_source
-
-MANIFEST = "name: {name}\nkind: preferences\npath: {name}.jsonl\nmedia_root: images\nlicence: MIT\n"
-
-
-def drop(folder: Path, name: str, rows: int = 3, manifest: str = MANIFEST) -> Path:
-    """A manifest with its data beside it."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), "red").save(folder / "images" / "a.png")
-    lines = [
-        json.dumps({"image": "a.png", "question": f"q{i}", "chosen": "yes", "rejected": "no"}) for i in range(rows)
-    ]
-    (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    (folder / f"{name}.yaml").write_text(manifest.format(name=name))
-    return folder / f"{name}.yaml"
+from dt2it_pipeline_tests.support.landing_world import MANIFEST, drop
 
 
 def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
-from dt2it_pipeline_tests.ingest.test_adapters import IMAGES, ROWS, rated
 from dt2it_pipeline_tests.support.ingest_world import image, source
+from dt2it_pipeline_tests.support.published_rows import IMAGES, ROWS, rated
 
 MUTATIONS = 200
 MULTIMODAL = {"ID": "1", "Text": "q", "Image": "a", "Output1": "x", "Output2": "y", "Better": "Output2"}

@@ -11,7 +11,7 @@ import pytest
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.ingest.preference_files import FORMS, Columns, PreferenceFileError, read_preferences
 from dt2it_pipeline.style import probe
-from dt2it_pipeline_tests.export.test_export import world
+from dt2it_pipeline_tests.support.export_world import world
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
 

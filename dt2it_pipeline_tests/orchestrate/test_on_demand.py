@@ -14,7 +14,7 @@ from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline_tests.export.test_export import world
+from dt2it_pipeline_tests.support.export_world import world
 
 
 @pytest.fixture

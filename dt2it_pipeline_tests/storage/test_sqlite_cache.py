@@ -1,4 +1,4 @@
-"""The SQLite file of a cache: transactions, many keys, and damage. `judges/test_reply_cache.py` has several processes."""
+"""The SQLite file of a cache: transactions, many keys, damage. `judges/test_reply_cache.py` has several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_more_keys_than_a_query_takes_are_found(tmp_path: Path) -> None:
 
 def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with SqliteCache(NUMBERS, tmp_path / "numbers.sqlite") as cache:
-        with pytest.raises(CacheError, match="the file of numbers .* cannot be used: .*NOT NULL"):
+        with pytest.raises(CacheError, match=r"the file of numbers .* cannot be used: .*NOT NULL"):
             cache.write((INSERT, [(1, 1)]), (INSERT, [(2, None)]))
         assert cache.rows("SELECT * FROM numbers") == []
         cache.write((INSERT, [(1, 1)]))

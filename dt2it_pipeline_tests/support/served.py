@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
+from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.reward.training.distributed import free_port
 
 

@@ -1,7 +1,7 @@
 """The published steps from files to files, for tables that do not fit in memory.
 
-The decisions are those of `steps`, made on ids and numbers alone; the texts then pass through in batches. So memory
-grows with the number of pairs, by about 250 bytes each at three voters, and not with what is written in them.
+The decisions are those of `published_algorithm`, made on ids and numbers alone; the texts then pass through in batches.
+So memory grows with the number of pairs, by about 250 bytes each at three voters, and not with what is written in them.
 
 Every function writes a folder of tables, which appears whole or not at all, and returns its counts. Rows keep their
 order; rows in = rows of the written tables. What does not belong here: any decision about a pair.
@@ -47,7 +47,7 @@ _SCORE_ROWS = 1 << 20
 def vote_and_flip_files(
     pairs: Path, scores: Sequence[Path], output: Path, flip_fraction: float = 0.5
 ) -> dict[str, int]:
-    """`steps.vote_and_flip`: writes `output`/pairs.parquet (voted) and quarantine.parquet (unscored).
+    """`published_algorithm.vote_and_flip`: writes `output`/pairs.parquet (voted) and quarantine.parquet (unscored).
 
     Args:
         pairs: a table of kind `pairs`.
@@ -83,7 +83,7 @@ def vote_and_flip_files(
 
 
 def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str, int]:
-    """`steps.verify`: writes `output`/verified.parquet, contested.parquet and quarantine.parquet (unscored).
+    """`published_algorithm.verify`: writes verified.parquet, contested.parquet and quarantine.parquet (unscored).
 
     Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_quarantined.
     """
@@ -106,7 +106,7 @@ def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str,
 
 
 def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dict[str, int]:
-    """`steps.resolve_annotations`: writes `output`/annotated.parquet and quarantine.parquet (dropped).
+    """`published_algorithm.resolve_annotations`: writes `output`/annotated.parquet and quarantine.parquet (dropped).
 
     Args:
         contested: a table of kind `pairs`.
@@ -135,7 +135,7 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
 
 
 def merge_files(verified: Path, annotated: Path, output: Path, round_number: int | None = None) -> dict[str, int]:
-    """`steps.merge`: writes `output`/pairs.parquet, what step 2 kept and then what step 3 annotated.
+    """`published_algorithm.merge`: writes `output`/pairs.parquet, what step 2 kept and then what step 3 annotated.
 
     Raises:
         CurationError: a pair occurs in both or twice.

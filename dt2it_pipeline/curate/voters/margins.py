@@ -1,6 +1,7 @@
 """Scores joined to pairs by content id: the margin r(chosen) - r(rejected) of every pair, per voter.
 
-What belongs here: the join and the reasons why a pair has no margin. What does not: what a margin leads to (steps.py).
+What belongs here: the join and the reasons why a pair has no margin. What does not: what a margin leads to
+(published_algorithm.py).
 """
 
 from __future__ import annotations

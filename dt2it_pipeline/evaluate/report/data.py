@@ -58,7 +58,7 @@ class Funnel:
         flipped: labels that the voters turned.
         passed: pairs kept without asking a judge.
         contested: pairs put to judges.
-        recalled: pairs that step 2 was sure of, put to judges because the verdicts on others shook them.
+        reopened: pairs that step 2 was sure of, put to judges because the verdicts on others shook them.
         confirmed: pairs kept after the judges.
         left_out: reason -> pairs that are not in the curated set.
         curated: label -> pairs in the curated set.
@@ -74,7 +74,7 @@ class Funnel:
     left_out: Mapping[str, int]
     curated: Mapping[str, int]
     right: Mapping[str, float] = field(default_factory=dict)
-    recalled: int = 0
+    reopened: int = 0
     judge_calls: int = 0
 
     @property

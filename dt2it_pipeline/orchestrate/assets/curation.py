@@ -45,7 +45,7 @@ def _voted_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.AssetsDe
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="3",
+        code_version="4",
         kinds={"pandas"},
         ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *more)},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="voted_pairs", blocking=True)],
@@ -216,7 +216,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
     @dg.asset(
         partitions_def=rounds,
         group_name=GROUP,
-        code_version="6",
+        code_version="7",
         pool="gpu",
         kinds={"pytorch"},
         check_specs=[dg.AssetCheckSpec(_RECONCILE, asset="annotated_pairs", blocking=True)],
@@ -233,8 +233,8 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
         Pairs that people have voted on are theirs to decide. Verified pairs that people voted on, or that the judges'
         verdicts on others shake (`recalled`), are decided here too. What verdicts teach: the vote's log-odds count
         times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of rejected);
-        judges lean by `judge_style` per unit to the longer side, and are right in `estimated_verdict_accuracy` of pairs
-        with sides of one length. `swapped`: judges exchanged the sides.
+        judges lean by `judge_length_bias` per unit to the longer side, and are right in `estimated_verdict_accuracy` of
+        pairs with sides of one length. `swapped`: judges exchanged the sides.
         """
         opened, policy = store.open(), make_policy(recipe.curation)
         own = [judge for judge in recipe.annotation.judges if judge.kind != "endpoint"]
@@ -287,7 +287,7 @@ def _annotated_pairs(recipe: Recipe, rounds: dg.PartitionsDefinition) -> dg.Asse
                 "rows_out": tables["pairs"].num_rows,
                 "rows_quarantined": tables["quarantine"].num_rows,
                 "swapped": decision.swapped,
-                "recalled": decision.recalled,
+                "reopened": decision.reopened,
                 "people_votes": told.num_rows,
                 "judge_calls": sum(summary["calls"] for summary in summaries),
                 "beyond_budget": decision.beyond_budget,

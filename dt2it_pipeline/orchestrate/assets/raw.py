@@ -22,7 +22,7 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 
 GROUP = "raw"
 _DEMO = "demo_sources"
-_WORLD_VERSION = "1"  # as a stage's code_version: of writing the demo's world
+_WORLD_VERSION = "2"  # as a stage's code_version: of writing the demo's world
 _READER_VERSIONS = {"preferences": "4", "truth": "4", "t2i": "4"}  # and of reading a source, by its kind
 _READER_VERSION = "3"  # of the other kinds
 _PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
