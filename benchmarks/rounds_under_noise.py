@@ -48,7 +48,7 @@ from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
 ROUND_0, ROUND_1, ROUND_2, UNCURATED, CEILING = "round 0", "round 1", "round 2", "uncurated", "ceiling"
 UNJUDGED = "round 2's pairs, no judge in either round"
 SURE_SHARE = 0.85  # of all pairs: how many labels of the surest are right before any judge
-GROUPS = ("style_random", "style_agrees", "style_opposes")
+GROUPS = ("style-random", "style-congruent", "style-incongruent")
 KINDS = ("even", "style", "demo")
 
 

@@ -85,14 +85,14 @@ _STRENGTH_NOTES = {
     "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
     "Left of zero the voters disagree with the label; the most negative of these (half of them in the published "
     "method) are flipped and then count as positive.",
-    "posterior": "Strength is the logarithm of the odds that the label, as it now stands, is right: 0 is a coin flip, "
-    "2.2 is nine to one. A pair below the bound that the recipe sets goes to the judges.",
+    "posterior": "Strength is the logarithm of the odds that the label, as it now stands, is right: 0 is 50%, "
+    "2.2 is 90%. A pair below the bound that the recipe sets goes to the judges.",
 }
 _GROUP_NOTES = {
-    "style_random": "which side is verbose is a coin flip",
-    "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it; "
+    "style-random": "which side is verbose is random (50%)",
+    "style-congruent": "the better answer is the verbose one, as the noisy preferences would have it; "
     "a model that follows style alone gets 100",
-    "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences; "
+    "style-incongruent": "the better answer is the plain one, against the bias of the noisy preferences; "
     "a model that follows style alone gets 0",
     "t2i": "two images and a caption: which image fits better",
 }

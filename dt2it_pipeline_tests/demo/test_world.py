@@ -101,7 +101,7 @@ def test_slices_are_disjoint_and_test_images_feed_benchmarks_only(world):
 def test_benchmark_groups_have_their_styles(world):
     found = rows(world, "benchmark")
     assert Counter(row["group"] for row in found) == dict.fromkeys(GROUPS, 60)
-    styles = {"style_agrees": (True, False), "style_opposes": (False, True)}
+    styles = {"style-congruent": (True, False), "style-incongruent": (False, True)}
     for row in found:
         wanted = styles.get(row["group"])
         assert wanted in (None, (is_verbose(row["chosen"]), is_verbose(row["rejected"])))

@@ -4,7 +4,7 @@
 
 MODEL is a checkpoint folder of ours or of LLaMA-Factory, a Hub id, or the URL of a server (`vllm serve CHECKPOINT
 --runner pooling`); FILE holds the benchmark's rows as published (JSON, JSON Lines or Parquet). Several benchmarks are
-given as several --benchmark, --rows and --media, in the same order; both overalls are then told too. The output folder
+given as several --benchmark, --rows and --media, in the same order; both overall figures are then printed too. The output folder
 holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes on there.
 """
 
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = ScoringSettings(processes=given.processes, max_tokens=given.max_tokens, max_pixels=given.max_pixels)
         for name in given.benchmark:
-            get_entry(name)  # a misspelt one is told before any is scored
+            get_entry(name)  # a misspelt one is reported before any is scored
         results = [
             benchmark(given.model, *one, given.output, settings=settings, system_prompt=given.system_prompt)
             for one in zip(given.benchmark, given.rows, given.media, strict=True)
