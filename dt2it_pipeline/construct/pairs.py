@@ -40,7 +40,7 @@ class PairingError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class _Scored:
-    """A response with its scores by presentation, and what pairwise judges said of it and another."""
+    """A response with its scores by presentation, and pairwise judges' verdicts on it and another."""
 
     row: Row
     scores: Mapping[_Presentation, float]
@@ -81,7 +81,7 @@ def form_pairs(
 def form_pairs_with_spares(
     prompts: pa.Table, responses: pa.Table, judgements: pa.Table, settings: PairingSettings, seed: int
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """As `form_pairs`, with the good pairs of full prompts in the middle: whoever selects further may swap them in.
+    """As `form_pairs`, with the good pairs of full prompts in the middle: a later selection may swap them in.
 
     They are in quarantine, too (reason: the prompt has enough pairs).
     """

@@ -157,8 +157,7 @@ class PosteriorPolicy:
         return split_confident(voted, self.keep_probability)
 
     def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
-        """`published_algorithm.decide_by_people`; strength is in nats as for other labels, PERSON_RIGHT per vote.
-        """
+        """`published_algorithm.decide_by_people`; strength is in nats as for other labels, PERSON_RIGHT per vote."""
         return decide_by_people(contested, votes, float(logit(PERSON_RIGHT)))
 
     def reopened(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:

@@ -24,7 +24,7 @@ class EasyVQAMissingError(UserError, RuntimeError):
 class ShapeImage:
     """One image of easy-VQA and its (question, answer) rows.
 
-    `color` and `shape` are empty where no question of the image tells, as for one image in nine.
+    `color` and `shape` are empty where no question of the image shows them, as for one image in nine.
     """
 
     path: Path

@@ -84,7 +84,7 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch
 
 
 def train_vision_encoder(visual: Any, steps: int, seed: int, batch: int = 32, learning_rate: float = 1e-3) -> None:
-    """Teach the vision encoder to tell colours and shapes; every one of its output tokens must know both.
+    """Teach the vision encoder colours and shapes; every one of its output tokens must know both.
 
     That is more than a classifier of pooled features needs, but it lets the language model look at any token.
     """

@@ -18,7 +18,7 @@ from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.atomic import atomic_directory
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 
-MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
+MARKER = ".dt2it_export.json"  # marks a folder as an export and lists what was written there; `datasets` skips dotfiles
 TITLE = "Curated multimodal preference pairs"
 DATASETS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
 FORMATS: Mapping[str, Any] = {**DATASETS, "label_studio": LabelStudio, "argilla": Argilla}  # the others are for people
@@ -88,8 +88,10 @@ def export_pairs(
             written.append({name: row.pair[name] for name in ("source", "label", "round")})
             languages.add(row.prompt["language"])
         writer.close()
-        told = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
-        card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
+        origin = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
+        card = dataset_card(
+            title, writer.files, written, languages, sources or {}, origin, writer.columns, writer.notes
+        )
         (made / "README.md").write_text(card, encoding="utf-8")
         mark(made, MARKER, format=format_name)
     return Exported(folder, len(written), schemas.table(aside, "quarantine"))

@@ -1,4 +1,4 @@
-"""Manifests: one YAML per data source, which says what it holds, where it lies and how its columns are named."""
+"""Manifests: one YAML per data source: what it holds, where it lies and how its columns are named."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Manifest(Settings):
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
         if self.path is None and self.hub is None:
-            raise ValueError("say where the source lies: `path`, `hub` or both")
+            raise ValueError("name the source's place: `path`, `hub` or both")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`, which is not given")
         try:
@@ -171,18 +171,18 @@ def _is_file(path: Path) -> bool:
 def _instead(name: str, folder: Path) -> str:
     """What somebody may have meant by the name of a manifest that there is not."""
     known = sorted(file.stem for file in folder.glob("*.yaml"))
-    said = Path(name).stem
-    close = difflib.get_close_matches(said.lower(), known, n=3, cutoff=0.7)
-    close += [stem for stem in known if said and stem.startswith(said.lower()) and stem not in close]
-    if said in known:  # by a path, where none was needed
-        return f"did you mean {said}, which lies in configs/datasets? A path counts from the project's root"
+    stem = Path(name).stem
+    close = difflib.get_close_matches(stem.lower(), known, n=3, cutoff=0.7)
+    close += [other for other in known if stem and other.startswith(stem.lower()) and other not in close]
+    if stem in known:  # by a path, where none was needed
+        return f"did you mean {stem}, which lies in configs/datasets? A path counts from the project's root"
     return (f"did you mean {' or '.join(close)}? " if close else "") + f"configs/datasets has: {', '.join(known)}"
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:
-    """The same with absolute paths, which are said from the manifest's folder."""
-    said = {"path": manifest.path, "media_root": manifest.media_root}
-    placed = {key: str(folder / text) for key, text in said.items() if text is not None and SOURCES not in text}
+    """The same with absolute paths; those in the manifest count from its folder."""
+    given = {"path": manifest.path, "media_root": manifest.media_root}
+    placed = {key: str(folder / text) for key, text in given.items() if text is not None and SOURCES not in text}
     return manifest.model_copy(update=placed)
 
 

@@ -72,7 +72,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     """The data files of a local source: the file itself, or those of a folder in the order of their names.
 
     Raises:
-        SourceError: there is none, or the folder holds several formats and `format` does not say which is meant.
+        SourceError: there is none, or the folder holds several formats and `format` does not name one.
     """
     _require_regular(path)
     if not path.is_dir():
@@ -82,7 +82,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     kinds = sorted({kind for file in files if (kind := _format_of(file.name))})
     if format is None and len(kinds) > 1:
         raise SourceError(
-            f"{path} holds files of several formats {kinds}; say `format` in the manifest, or name a file"
+            f"{path} holds files of several formats {kinds}; set `format` in the manifest, or name a file"
         )
     files = [file for file in files if format in (None, _format_of(file.name))]
     if not files:
@@ -150,7 +150,7 @@ def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> It
     elif format == "jsonl":
         yield from _json_lines(stream, prefix)
     else:
-        raise SourceError(f"cannot tell the format of {name}; say `format` in the manifest ({', '.join(FORMATS)})")
+        raise SourceError(f"the format of {name} is not known; set `format` in the manifest ({', '.join(FORMATS)})")
 
 
 def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
@@ -179,7 +179,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
     if not buffer.startswith("["):
-        raise SourceError(f"{name} is not a JSON array; for one object per line say `format: jsonl`")
+        raise SourceError(f"{name} is not a JSON array; for one object per line set `format: jsonl`")
     at = 1
     while True:
         at = _skip(buffer, at, " \t\r\n,")
@@ -281,7 +281,7 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
 
 
 def _require_regular(path: Path) -> None:
-    """Raise SourceError for a pipe or a device, which would be read for ever; what is missing is told on opening."""
+    """Raise SourceError for a pipe or a device, which would never end; opening reports what is missing."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise SourceError(f"{path} is no regular file")
 
@@ -307,7 +307,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
         raise SourceError(f"{path} must be an object of parts, found {type(parts).__name__}")
     for name, part in parts.items():
         if not isinstance(part, dict) or not all(isinstance(part.get(key), str) for key in ("annotation", "root")):
-            raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
+            raise SourceError(f"part {name!r} of {path.name} must have `annotation` and `root`, found {part!r}"[:200])
         try:
             file = confined(part["annotation"], root)
         except (MediaError, ValueError) as error:  # ValueError: a NUL

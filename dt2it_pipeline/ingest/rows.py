@@ -39,7 +39,7 @@ class Medium:
 class Conversation:
     """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred.
 
-    `part` tells apart what one row gives several of, such as the pairs of a ranking.
+    `part` distinguishes what one row gives several of, such as the pairs of a ranking.
     """
 
     row_id: str
@@ -91,14 +91,14 @@ Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its
 class Row:
     """A row of a source as it was read.
 
-    Adapters name columns as the source's authors did; `columns` of the manifest says where a copy calls them otherwise.
+    Adapters name columns as the source's authors did; `columns` of the manifest renames them where a copy differs.
     """
 
     row_id: str
     values: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
     kind: str = "preferences"
-    where: str = ""  # where it stands, as errors say it; the id alone may not find it
+    where: str = ""  # where it stands, as errors name it; the id alone may not find it
 
     def has(self, name: str) -> bool:
         """Whether there is a value that is not null."""

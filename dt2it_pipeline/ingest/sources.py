@@ -84,7 +84,7 @@ class _Collected:
         self.counts: Counter[str] = Counter()
 
     def read(self, row: Row) -> None:
-        """Count a row whose own id an earlier row has: what becomes of it cannot be told by its id."""
+        """Count a row whose own id an earlier row has: its outcome cannot be found by its id."""
         if self.manifest.kind in ("preferences", "t2i") and row.row_id != row.where:
             key = hash(row.row_id)
             self.counts["repeated_ids"] += key in self.row_ids

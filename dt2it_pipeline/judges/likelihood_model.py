@@ -36,7 +36,7 @@ YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its
 
 
 class LikelihoodError(UserError, RuntimeError):
-    """A judge's model cannot be loaded, or cannot say yes or no."""
+    """A judge's model cannot be loaded, or cannot answer yes or no."""
 
     help_page: ClassVar[str] = "troubleshooting#likelihood-judge"
 
@@ -128,7 +128,7 @@ class LikelihoodModel:
         """P(yes) of each question, 0 to 1; NaN where the model gives no number.
 
         Raises:
-            LikelihoodError: the model's tokens do not tell yes from no.
+            LikelihoodError: the model has no separate tokens for yes and no.
         """
         import torch
 

@@ -48,10 +48,10 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Scores responses by the rubric, or tells which of two is better.
+    """Scores responses by the rubric, or decides which of two is better.
 
     `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used. One that scores
-    by something else than the six criteria says so by a further attribute `rubric` (`rubric.Rubric`).
+    by something else than the six criteria has a further attribute `rubric` (`rubric.Rubric`).
     """
 
     name: str
@@ -59,7 +59,7 @@ class Judge(Protocol):
     attempts: int
 
     def template_hash(self, mode: str, language: str) -> str:
-        """Content hash of the words or rules by which this judge judges, so that a judgement says how it came about."""
+        """Content hash of the words or rules by which this judge judges; judgements record it."""
         ...
 
     def fingerprint(self) -> Any:

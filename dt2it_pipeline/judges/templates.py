@@ -23,7 +23,7 @@ _FENCE = re.compile(r"(?m)^\s*={3,}")
 
 @dataclass(frozen=True)
 class Template:
-    """One template: its words, and their hash, which a judgement schemas."""
+    """One template: its words, and their hash, which a judgement records."""
 
     text: str
 

@@ -34,7 +34,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("media", pa.list_(_MEDIUM)),
         ("reference", pa.string(), NULLABLE),
         ("language", pa.string()),
-        ("meta", pa.string()),  # JSON object with whatever else the source says
+        ("meta", pa.string()),  # JSON object with what else the source has
     ),
     "responses": _schema(
         ("response_id", pa.string()), ("prompt_id", pa.string()), ("text", pa.string()), ("generator", pa.string())
@@ -70,7 +70,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "votes": _schema(
         ("pair_id", pa.string()), ("judge", pa.string()), ("order", pa.string()), ("verdict", pa.string(), NULLABLE)
     ),
-    # What people say of pairs: the id of the response that they prefer, null for neither.
+    # People's answers about pairs: the id of the response that they prefer, null for neither.
     "people_votes": _schema(("pair_id", pa.string()), ("person", pa.string()), ("preferred_id", pa.string(), NULLABLE)),
     # Human T2I preferences as they are found: two images for one caption.
     "t2i_preferences": _schema(

@@ -1,6 +1,6 @@
-"""Can style alone tell the chosen side of a pair from the rejected one?
+"""Can style alone predict the chosen side of a pair?
 
-A reward model trained on pairs whose chosen side can be told by its style learns the style (DT2IT-MRM,
+A reward model trained on pairs whose chosen side style predicts learns the style (DT2IT-MRM,
 arXiv:2604.19544). The probe measures how far that is possible: a classifier that sees only how a text is written, never
 what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
 style says it all. Who wrote a side counts as style, where pairs say so: a model has more habits than can be listed.
@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-MODELS = ("chosen_model", "rejected_model")  # columns of pairs that say who wrote a side, where that is known
+MODELS = ("chosen_model", "rejected_model")  # columns of pairs: who wrote a side, where that is known
 UNKNOWN = "unknown"  # who wrote a side of which nothing is known
 MIN_PAIRS = 20
-MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
+MAX_PAIRS = 20_000  # more add nothing: the interval is then 0.01 wide
 
 # Matches per text. Content words (yes, no, names, numbers as answers) stay out: the probe would find the right answer.
 _COUNTED = {
@@ -82,8 +82,8 @@ class StyleProbe:
         n: pairs used.
         features: the style features that count most, strongest first; positive means more of it on the chosen side.
         reason: why there is no AUC, else empty.
-        leaks: what each feature tells by itself, most telling first: the share of pairs with more of it on the chosen
-            side, where equal ones count half. Features that tell nothing (within 0.01 of 0.5) are left out.
+        leaks: what each feature predicts by itself, most predictive first: the share of pairs with more of it on the
+            chosen side, where equal ones count half. Features that predict nothing (within 0.01 of 0.5) are left out.
     """
 
     auc: float | None
@@ -122,15 +122,15 @@ def style_features(texts: pd.Series) -> pd.DataFrame:
 def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
     """Cross-validated style-only classifier of the chosen side.
 
-    Each pair becomes the difference of the features of its two sides (`pair_difference`), in an order that a seeded
-    coin decides, and a logistic regression without intercept predicts whether the first is the chosen one. Pairs of one
-    prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there).
+    Each pair becomes the difference of the features of its two sides (`pair_difference`), in a seeded
+    random order, and a logistic regression without intercept predicts whether the first is the chosen one.
+    Pairs of one prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there).
 
     Args:
         pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);
             a sample of 20,000 where there are more.
         folds: number of folds, 2 or more; fewer where there are fewer prompts.
-        seed: of the coin, the folds and the sample.
+        seed: of the order of sides, the folds and the sample.
 
     Returns:
         The probe; without an AUC, and with the reason, when there are fewer than 20 pairs or a single prompt.
@@ -151,7 +151,7 @@ def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StylePro
 
 
 def pair_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """All that the probe sees of pairs: `style_difference`, and `model_difference` where pairs say who wrote them."""
+    """All that the probe sees of pairs: `style_difference`, and `model_difference` where pairs have their writers."""
     return pd.concat([style_difference(pairs), model_difference(pairs)], axis=1)
 
 
@@ -163,7 +163,8 @@ def style_difference(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """How clearly style tells the chosen side of each pair, in log-odds; below 0 where it tells the wrong one.
+    """How clearly style predicts the chosen side of each pair, float [pairs], log-odds; below 0 where it predicts the
+    wrong one.
 
     By the classifier of the probe, fitted once on all pairs (a sample of 20,000 where there are more).
     """
@@ -173,8 +174,8 @@ def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
     if count < 2:
         return np.zeros(count)
     some = random.choice(count, MAX_PAIRS, replace=False) if count > MAX_PAIRS else np.arange(count)
-    coin = _balanced_coin(len(some), random)
-    scaler, model = _fitted(values[some] * np.where(coin, 1.0, -1.0)[:, None], coin)
+    first = _balanced_order(len(some), random)
+    scaler, model = _fitted(values[some] * np.where(first, 1.0, -1.0)[:, None], first)
     scores: np.ndarray = model.decision_function(scaler.transform(values))
     return scores
 
@@ -191,7 +192,7 @@ def model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
     """Who wrote the sides: a column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
 
     A null is a writer of its own, "unknown". Columns that are 0 throughout are left out, so that there are none where
-    both sides of every pair have one writer, or where pairs do not say who wrote them.
+    both sides of every pair have one writer, or where pairs have no writers.
     """
     if not set(MODELS) <= set(pairs.columns):
         return pd.DataFrame(index=range(len(pairs)))
@@ -230,7 +231,7 @@ def probe_differences(
     names = list(plain.columns)
     if not names:
         return StyleProbe(None, None, None, count, reason="both sides of every pair have one writer")
-    first_is_chosen = _balanced_coin(count, random)
+    first_is_chosen = _balanced_order(count, random)
     difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
     predicted = np.zeros(count)
     weights = np.zeros(len(names))
@@ -260,18 +261,18 @@ def _fitted(difference: np.ndarray, first_is_chosen: np.ndarray) -> tuple[Any, A
 
 
 def _leaks(difference: pd.DataFrame) -> tuple[tuple[str, float], ...]:
-    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most telling first."""
+    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most predictive first."""
     values = difference.to_numpy()
     shares = ((values > 1e-9) + 0.5 * (np.abs(values) <= 1e-9)).mean(axis=0)
     ranked = sorted(zip(difference.columns, shares.tolist(), strict=True), key=lambda item: -abs(item[1] - 0.5))
     return tuple((str(name), round(share, 4)) for name, share in ranked if abs(share - 0.5) > 0.01)
 
 
-def _balanced_coin(count: int, random: np.random.Generator) -> np.ndarray:
+def _balanced_order(count: int, random: np.random.Generator) -> np.ndarray:
     """Bool [count], half of them True (one less where the count is odd), in random order."""
-    coin = np.zeros(count, dtype=bool)
-    coin[: count // 2] = True
-    return random.permutation(coin)
+    first = np.zeros(count, dtype=bool)
+    first[: count // 2] = True
+    return random.permutation(first)
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:

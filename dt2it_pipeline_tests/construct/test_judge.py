@@ -108,7 +108,7 @@ def test_a_judge_that_raises_costs_only_the_requests_it_raises_on(world):
     assert sum(row["status"] == "ok" for row in judgements) == 15
 
 
-def test_a_response_without_its_prompt_is_quarantine(world):
+def test_a_response_without_its_prompt_is_quarantined(world):
     prompts, responses = world
     judge = ReferenceJudge(prompts.to_pylist())
     judged = judge_responses(prompts.slice(1), responses, [judge], JudgingSettings(), 0)

@@ -88,7 +88,7 @@ def test_duplicates_are_counted_and_every_sample_is_accounted_for(tmp_path):
     assert sorted(row["reason"] for row in aside) == ["empty answer", "longer than 48 tokens", "refused by the engine"]
 
 
-def test_unusable_prompts_are_quarantine_with_the_reason_and_counts_reconcile(tmp_path):
+def test_unusable_prompts_are_quarantined_with_the_reason_and_counts_reconcile(tmp_path):
     rows = [prompt_row(tmp_path, color) for color in COLORS[:5]]
     (tmp_path / "red.png").write_bytes(b"\x89PNG not really")
     (tmp_path / "blue.png").unlink()
@@ -241,7 +241,7 @@ def test_noised_images_are_the_prompts_own_under_noise(tmp_path):
     assert [row["generator"].split("|")[-1] for row in responses] == ["t=1", "noised_image", "noised_image"]
 
 
-def test_images_are_scaled_down_and_short_answers_quarantine(tmp_path):
+def test_images_are_scaled_down_and_short_answers_quarantined(tmp_path):
     engine = ScriptedEngine(lambda request: [Sample("Red.", 2, True), Sample("It is red.", 4, True)])
     job = _job(tmp_path, [prompt_row(tmp_path, "red")], mismatched_samples=0, max_pixels=1024, min_characters=5)
     _run(job, engine)

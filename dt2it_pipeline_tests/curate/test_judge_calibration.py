@@ -64,12 +64,8 @@ def test_a_verdict_counts_as_much_as_the_judges_accuracy_allows(skill: float) ->
     signs = np.where(before["chosen_id"].to_numpy() == result.annotated["chosen_id"].to_numpy(), 1, -1)
     strength = before["strength"].to_numpy()
     odds = np.minimum(calibration.slope * strength + calibration.style * length_difference(before), strength)
-    length_bias = (
-        calibration.judge_length_bias * signs * length_difference(before)
-    )  # for the side that the verdict chose
-    verdict = np.log(
-        expit(logit(calibration.accuracy) + lean) / expit(lean - logit(calibration.accuracy))
-    )
+    lean = calibration.judge_length_bias * signs * length_difference(before)  # for the side that the verdict chose
+    verdict = np.log(expit(logit(calibration.accuracy) + lean) / expit(lean - logit(calibration.accuracy)))
     np.testing.assert_allclose(result.annotated["strength"], signs * odds + verdict)
     assert (result.annotated["strength"] >= np.log(9) - 1e-9).all()
 

@@ -1,5 +1,4 @@
-"""A user's rows, joined back by their own ids: each is kept, flipped, dropped or quarantined with a reason.
-"""
+"""A user's rows, joined back by their own ids: each is kept, flipped, dropped or quarantined with a reason."""
 
 from __future__ import annotations
 

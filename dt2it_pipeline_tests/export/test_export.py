@@ -187,7 +187,7 @@ def test_the_same_pairs_give_the_same_bytes_and_a_failure_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_what_a_format_cannot_hold_is_quarantine_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
+def test_what_a_format_cannot_hold_is_quarantined_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
     pairs, prompts = world(media)
     (media / "v.mp4").write_bytes(b"film")
     (media / "frames").mkdir()

@@ -147,7 +147,7 @@ TIES = [
 
 
 @pytest.mark.parametrize(("name", "change"), TIES)
-def test_ties_are_quarantine_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+def test_ties_are_quarantined_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     (made,) = items(tmp_path, [ROWS[name] | change], name)
     assert isinstance(made, Quarantined) and made.reason == "tie"
 
@@ -158,22 +158,22 @@ FAULTS = [
     ("rlhf_v", {"text": "{"}, "malformed JSON"),
     ("rlhf_v", {"text": "[]"}, "malformed JSON"),
     ("rlhf_v", {"text": '{"question": "q", "chosen": "a"}'}, "missing value"),
-    ("llava_human_preference", {"preference": 0}, "verdict cannot be told"),
-    ("wildvision", {"winner": "nobody"}, "verdict cannot be told"),
-    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict cannot be told"),
-    ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict cannot be told"),
-    ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
-    ("r1_reward", {"message": "[]"}, "answers cannot be told"),
+    ("llava_human_preference", {"preference": 0}, "verdict unclear"),
+    ("wildvision", {"winner": "nobody"}, "verdict unclear"),
+    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict unclear"),
+    ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict unclear"),
+    ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict unclear"),
+    ("r1_reward", {"message": "[]"}, "answers not found"),
     ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
     (
         "llava_critic",
         {"conversations": [turn(HUMAN, CRITIC), turn(GPT, "Nice images.")]},
-        "verdict cannot be told",
+        "verdict unclear",
     ),
     (
         "llava_critic",
         {"conversations": [turn(HUMAN, "Hi"), turn(GPT, "The first response is better.")]},
-        "answers cannot be told",
+        "answers not found",
     ),
     ("povid", {"conversations": [turn("robot", "?")]}, "not a conversation"),
     (
@@ -189,7 +189,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), FAULTS)
-def test_a_bad_row_is_quarantine_with_its_reason(
+def test_a_bad_row_is_quarantined_with_its_reason(
     tmp_path: Path, name: str, change: dict[str, Any], reason: str
 ) -> None:
     bad, good = items(tmp_path, [ROWS[name] | change, ROWS[name]], name)
@@ -264,14 +264,14 @@ def test_a_row_of_each_image_schema(tmp_path: Path, name: str, row: dict[str, An
         (
             "pick_a_pic",
             {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.7, "label_1": 0.3},
-            "verdict cannot be told",
+            "verdict unclear",
         ),
         ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and images differ"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
     ],
 )
-def test_images_without_a_preference_are_quarantine(
+def test_images_without_a_preference_are_quarantined(
     tmp_path: Path, name: str, row: dict[str, Any], reason: str
 ) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
@@ -312,7 +312,7 @@ def test_groups_of_multimodal_rewardbench(tmp_path: Path, change: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"Category": "else"}, "unknown category"), ({"Category": "vqa", "Better": "both"}, "verdict cannot be told")],
+    [({"Category": "else"}, "unknown category"), ({"Category": "vqa", "Better": "both"}, "verdict unclear")],
 )
 def test_what_multimodal_rewardbench_does_not_have(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     row = {"ID": "1", "Text": "q", "Image": "a.png", "Output1": "bad", "Output2": "good", "Better": "Output2"}

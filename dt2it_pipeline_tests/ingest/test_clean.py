@@ -47,7 +47,7 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
         ([("q", LONG, "b"), ("q", LONG, "c")], {}),
     ],
 )
-def test_what_is_quarantine(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
+def test_what_is_quarantined(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
     pairs, prompts = tables(rows)
     assert {row: fault.reason for row, fault in faulty_pairs(pairs, prompts, 0.9).items()} == expected
     kept, aside = clean_pairs(pairs, prompts, 0.9, "ingest")

@@ -195,7 +195,7 @@ def test_json_columns_of_a_dataset_are_decoded(tmp_path: Path, saved: bool) -> N
     assert values(manifest(tmp_path / "copy", format="dataset"), tmp_path) == rows
 
 
-def test_malformed_lines_are_quarantine_with_their_number(tmp_path: Path) -> None:
+def test_malformed_lines_are_quarantined_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(ROWS[:1]) + b"\n{\n" + lines(ROWS[1:2]) + b"[]\n\xff\n")
     found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, Quarantined)]
     assert [(row.row_id, row.reason) for row in found] == [(f"line {n}", "malformed JSON") for n in (3, 5, 6)]
@@ -314,7 +314,7 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
     assert len(read) < 200
 
 
-def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantine(tmp_path: Path) -> None:
+def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantined(tmp_path: Path) -> None:
     def packed_rows(*members: tuple[str, bytes, str]) -> list[Any]:
         with tarfile.open(tmp_path / "rows.tar", "w") as archive:
             for name, kind, target in members:

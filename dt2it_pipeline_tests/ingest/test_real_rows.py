@@ -76,4 +76,4 @@ def test_one_published_row_of_a_schema(tmp_path: Path) -> None:
         assert isinstance(item, Conversation) and item.chosen != item.rejected
     (item,) = items_of(manifest("schema_examples/r1_reward_rl_readme_row.json", "r1_reward", "preferences"), tmp_path)
     # The page abbreviates the message, first answer included.
-    assert isinstance(item, Quarantined) and item.reason == "answers cannot be told"
+    assert isinstance(item, Quarantined) and item.reason == "answers not found"

@@ -78,7 +78,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(), "duplicate row"),
     ],
 )
-def test_a_bad_row_is_quarantine_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
+def test_a_bad_row_is_quarantined_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
     whole = image(root / "whole.png", size=(64, 64)).read_bytes()
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "text.png").write_text("hello")

@@ -135,7 +135,7 @@ def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(h
     assert done.success and not checks(done, "debiased_pairs")["style_probe"].passed  # nothing is left to measure
 
 
-def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantine(home, pool, scripted):
+def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantined(home, pool, scripted):
     with serving(rewriter(plain)) as server:
         done = construct(recipe_of(pool, settings_of(server)), home)
         asked = len(server.bodies)

@@ -4,8 +4,9 @@
 
 MODEL is a checkpoint folder of ours or of LLaMA-Factory, a Hub id, or the URL of a server (`vllm serve CHECKPOINT
 --runner pooling`); FILE holds the benchmark's rows as published (JSON, JSON Lines or Parquet). Several benchmarks are
-given as several --benchmark, --rows and --media, in the same order; both overall figures are then printed too. The output folder
-holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes on there.
+given as several --benchmark, --rows and --media, in the same order; both overall figures are then printed too. The
+output folder holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes
+on there.
 """
 
 from __future__ import annotations

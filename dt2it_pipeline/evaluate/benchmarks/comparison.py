@@ -1,6 +1,6 @@
 """Is one model better than another on the same benchmark items, or is the difference chance?
 
-Both models answer the same pairs, so the test is paired: pairs that both get right or both get wrong say nothing, and
+Both models answer the same pairs, so the test is paired: pairs that both get right or both get wrong do not count, and
 only the others count. Pairs of one prompt share an image and often a response and stand or fall together, so a prompt,
 not a pair, is the unit of the test and of the interval.
 """

@@ -66,8 +66,8 @@ class BenchmarkResult(Mapping[str, float]):
         return len(self.figures)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={figure.value:.4f}" for name, figure in self.figures.items())
-        return f"BenchmarkResult({self.name} v{self.version}: {shown}; {self.ties} ties, {self.unscored} unscored)"
+        figures = ", ".join(f"{name}={figure.value:.4f}" for name, figure in self.figures.items())
+        return f"BenchmarkResult({self.name} v{self.version}: {figures}; {self.ties} ties, {self.unscored} unscored)"
 
     @property
     def overall(self) -> float:
@@ -105,7 +105,7 @@ class BenchmarkResult(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Results of models on the pipeline's benchmark items, as tables of the kinds that their names say."""
+    """Results of models on the pipeline's benchmark items, as tables of the kinds of their names."""
 
     benchmark_scores: pd.DataFrame
     benchmark_figures: pd.DataFrame

@@ -57,13 +57,13 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
     """Import the media of published rows into a media store, and make prompts and responses.
 
     Args:
-        entry: says in which columns what stands.
+        entry: names the columns.
         rows: the published rows.
         media_root: folder that no media path may leave.
         store: media store; paths of the prompts are relative to it.
 
     Raises:
-        BenchmarkError: a row lacks its question or a side; the message says which row and which columns.
+        BenchmarkError: a row lacks its question or a side; the message names the row and the columns.
         VideoDecoderError: there are video files, and OpenCV is not installed.
     """
     prompts: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Benchmarks as declarative, versioned entries: configs/benchmarks/<name>.yaml.
 
-An entry says what the columns of the published rows are called, how a row's id or category maps to a group, and which
+An entry names the columns of the published rows, how a row's id or category maps to a group, and which
 figures are computed. What it computes follows from its content, so its hash goes into the keys of stages.
 """
 
@@ -65,7 +65,7 @@ class Rule(Settings):
 
 
 class Part(Rule):
-    """A part of a group that is shown beside it and does not count in the macro mean."""
+    """A part of a group that is reported beside it and does not count in the macro mean."""
 
     of: str
 

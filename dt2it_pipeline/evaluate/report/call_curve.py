@@ -1,6 +1,7 @@
 """Label accuracy and pairs kept against judge calls, after so many of a round's calls.
 
-The calls of a round are spent in an order (`curate.annotation.budget`). So the curve is what the round would have curated under
+The calls of a round are spent in an order (`curate.annotation.budget`). So the curve is what the round would have
+curated under
 smaller budgets, from the verdicts that it has: no judge is asked again.
 """
 

@@ -153,7 +153,9 @@ def call_sentence(rounds: Sequence[Round]) -> str:
     text += f"{_reached(curve, -1)} after all {number(curve.calls[-1])}."
     flat = next((place for place, kept in enumerate(curve.kept) if kept != curve.kept[0]), 1) - 1
     if flat:
-        text += f" The first {number(curve.calls[flat])} add none: one verdict is too little for the least certain pairs."
+        text += (
+            f" The first {number(curve.calls[flat])} add none: one verdict is too little for the least certain pairs."
+        )
     same = [str(item.number) for item in found[:-1] if same_curves(item, last)]
     if same:
         text += f" Round {_listed(same)} has the same lines." if len(same) == 1 else f" So have rounds {_listed(same)}."

@@ -49,7 +49,7 @@ def items(row: Row) -> Iterator[Item]:
     )
     side = verdict(words)
     if side is None:
-        raise RowError("verdict cannot be told", words[-160:])
+        raise RowError("verdict unclear", words[-160:])
     if side == 0:
         yield Quarantined(row.row_id, TIE, words[:160])
         return
@@ -60,20 +60,20 @@ def items(row: Row) -> Iterator[Item]:
 def verdict(words: str) -> int | None:
     """Which response a judge's words prefer: 1, 2, 0 for a tie, None where they name none or contradict themselves.
 
-    A verdict that is declared as such counts before what the reasoning says of single aspects.
+    A verdict that is declared as such counts before what the reasoning finds on single aspects.
     """
     declared = {1 if found[1] else 2 for found in _DECLARED.finditer(words)}
     if declared:
         return declared.pop() if len(declared) == 1 else None
-    said = set()
+    named = set()
     for number, (one, other) in enumerate(((_FIRST, _SECOND), (_SECOND, _FIRST)), start=1):
         if re.search(rf"\b{one}\s+{_BETTER}", words, re.I) or re.search(rf"\b{other}\s+{_WORSE}", words, re.I):
-            said.add(number)
+            named.add(number)
         if any(re.match(one + r"\b", words[m.end() :], re.I) for m in _FINAL.finditer(words)):
-            said.add(number)
-    if not said and _TIED.search(words):
+            named.add(number)
+    if not named and _TIED.search(words):
         return 0
-    return said.pop() if len(said) == 1 and not (_TIED.search(words) and said) else None
+    return named.pop() if len(named) == 1 and not (_TIED.search(words) and named) else None
 
 
 def _parts(task: str) -> tuple[str, str, str]:
@@ -82,7 +82,7 @@ def _parts(task: str) -> tuple[str, str, str]:
     for heading in _HEADINGS:
         found = heading.search(task, at)
         if not found:
-            raise RowError("answers cannot be told", "the task has no headings of a question and two responses")
+            raise RowError("answers not found", "the task has no headings of a question and two responses")
         spans.append(found.span())
         at = found.end()
     end = _END.search(task, at)

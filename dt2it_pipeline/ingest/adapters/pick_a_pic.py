@@ -22,7 +22,7 @@ def items(row: Row) -> Iterator[Item]:
         yield Quarantined(row.row_id, TIE, "label_0 = label_1 = 0.5")
         return
     if labels not in ((1.0, 0.0), (0.0, 1.0)):
-        raise RowError("verdict cannot be told", f"label_0 {labels[0]!r}, label_1 {labels[1]!r}")
+        raise RowError("verdict unclear", f"label_0 {labels[0]!r}, label_1 {labels[1]!r}")
     images = row.image("jpg_0"), row.image("jpg_1")
     better, other = images if labels[0] == 1 else images[::-1]
     yield ImagePair(row.row_id, row.text("caption"), better, other)

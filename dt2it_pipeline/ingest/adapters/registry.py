@@ -24,7 +24,7 @@ class Adapter:
     """One source schema.
 
     Attributes:
-        name: as manifests say it.
+        name: as manifests have it.
         kinds: kinds of manifest that it serves.
         columns: the columns that it reads, by the names that the source's authors gave them.
         items: turns rows into items, none of them lost: a row that gives none is quarantined.
@@ -89,5 +89,5 @@ def guarded(function: PerRow, row: Row) -> Iterator[Item]:
 
 
 def quarantine(row_id: str, error: RowError) -> Quarantined:
-    """An error as the item that says so."""
+    """An error as a quarantined item."""
     return Quarantined(row_id, error.reason, error.detail, isinstance(error, ColumnError))

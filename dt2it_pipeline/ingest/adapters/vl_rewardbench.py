@@ -21,7 +21,7 @@ def items(row: Row) -> Iterator[Item]:
         raise RowError("not two responses", repr(responses)[:120])
     first, second = (checked_text(text, f"response[{n}]") for n, text in enumerate(responses))
     if not isinstance(ranking, list) or sorted(ranking) not in ([0, 1], [0, 0], [1, 1]):
-        raise RowError("verdict cannot be told", f"human_ranking {ranking!r}"[:120])
+        raise RowError("verdict unclear", f"human_ranking {ranking!r}"[:120])
     row_id = str(row.need("id"))
     item_id = f"{row_id}#{content_ids.content_hash(query, first, second)[:8]}"
     if ranking[0] == ranking[1]:

@@ -32,7 +32,7 @@ def items(row: Row) -> Iterator[Item]:
         return
     names = [{side, str(row.get(side)).casefold()} for side in ("model_a", "model_b")]
     if (winner in names[0]) == (winner in names[1]):
-        raise RowError("verdict cannot be told", f"column 'winner' is {winner!r}")
+        raise RowError("verdict unclear", f"column 'winner' is {winner!r}")
     first, second = (chat(row.need(name), name)[1] for name in ("conversation_a", "conversation_b"))
     better, worse = (first, second) if winner in names[0] else (second, first)
     prompt, chosen, rejected = two_sides(better, worse)

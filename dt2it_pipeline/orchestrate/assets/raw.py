@@ -101,7 +101,7 @@ def _raw_asset(
         group_name=GROUP,
         description=what,
         deps=deps,
-        code_version="3" if name in (_PREFERENCES, _T2I) else "2",
+        code_version="4" if name in (_PREFERENCES, _T2I) else "3",
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec("rows_reconcile", asset=name, blocking=True),

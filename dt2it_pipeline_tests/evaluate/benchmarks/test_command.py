@@ -172,7 +172,7 @@ def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         ({"response": ["a", "\ud800"]}, "not UTF-8"),
     ],
 )
-def test_an_odd_row_is_quarantine_and_the_others_are_read(
+def test_an_odd_row_is_quarantined_and_the_others_are_read(
     world: dict[str, Any], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     shutil.copytree(world["root"] / "images", tmp_path / "images")

@@ -96,7 +96,7 @@ def test_several_processes_give_the_same_scores(job: dict[str, Any], tmp_path: P
     np.testing.assert_allclose(one["score"], two["score"], rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_scored_is_quarantine(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantined(job: dict[str, Any], tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts = atomic.read_parquet(tables["prompts"], "prompts").to_pylist()
     shown = [p["media"][0]["path"] for p in prompts if p["media"]]
