@@ -24,15 +24,8 @@ import pyarrow as pa
 
 from dt2it_pipeline.construct.generators import Models, with_models
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.style.probe import (
-    UNKNOWN,
-    StyleProbe,
-    leak_scores,
-    pair_difference,
-    probe_differences,
-    style_features,
-    style_probe,
-)
+from dt2it_pipeline.style.features import UNKNOWN, pair_difference, style_features
+from dt2it_pipeline.style.probe import StyleProbe, leak_scores, probe_differences, style_probe
 
 STAGE = "debias"
 SURPLUS = "no counterpart of the opposite style"

@@ -68,7 +68,7 @@ def test_every_response_is_judged_in_each_list_and_alone(world):
     assert all(len(item) == 7 and abs(item["Overall"]["difference"]) <= 0.005 for item in criteria)
 
 
-def test_scores_go_to_the_response_that_was_shown_and_not_to_its_place(world):
+def test_scores_go_to_the_response_that_was_presented_and_not_to_its_place(world):
     judgements, _ = _judge(world)
     prompts, responses = world
     text = {row["response_id"]: row["text"] for row in responses.to_pylist()}

@@ -156,7 +156,7 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
     assert sorted([*curated["pair_id"], *aside["pair_id"]]) == sorted(raw["pairs"]["pair_id"].to_pylist())
 
 
-def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
+def test_a_round_of_other_rows_is_reported(tmp_path: Path) -> None:
     pairs = schemas.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
     none = schemas.table([], "quarantine")
     assert row_outcomes(pairs, pairs, none, [none])["row_id"].to_pylist() == ["0", "1", "2"]

@@ -37,7 +37,7 @@ def test_a_voter_that_likes_the_labels_style_does_not_hide_wrong_labels() -> Non
     assert world.accuracy(result.voted) > 0.9
 
 
-def test_scale_does_not_matter_and_a_useless_voter_says_nothing() -> None:
+def test_scale_does_not_matter_and_a_useless_voter_has_no_weight() -> None:
     world = World(3000, 0.3)
     good, useless = world.voter("good"), world.voter("useless", quality=0.0)
     constant = good.assign(voter="constant", score=5.0)
@@ -61,7 +61,7 @@ def test_two_independent_voters_are_better_than_one_and_a_copy_is_not() -> None:
     assert copied.voted["strength"].mean() == pytest.approx(alone.voted["strength"].mean(), rel=0.1)
 
 
-def test_a_voter_alone_that_says_nothing_leaves_every_label() -> None:
+def test_a_voter_alone_at_chance_leaves_every_label() -> None:
     world = World(500, 0.3)
     constant = world.voter("a").assign(score=1.0)
     result = posterior_vote(world.pairs, constant)

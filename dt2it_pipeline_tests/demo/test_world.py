@@ -70,8 +70,8 @@ def test_noise_and_style_bias_are_exact_and_independent(world):
     for row in found:
         better = truth[row["id"]]
         assert {row["chosen"], row["rejected"]} == {better["chosen"], better["rejected"]}
-        said = [language.read_answer(row["question"], better[side]) for side in ("chosen", "rejected")]
-        assert None not in said and said[0] != said[1]
+        answered = [language.read_answer(row["question"], better[side]) for side in ("chosen", "rejected")]
+        assert None not in answered and answered[0] != answered[1]
 
 
 def test_kinds_of_questions_and_presence_are_balanced(world):

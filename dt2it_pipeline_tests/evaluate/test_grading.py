@@ -32,7 +32,7 @@ def test_grades_and_flips_by_comparison_with_before() -> None:
     assert grade.flip_precision == grade.flip_recall == 2 / 3
 
 
-def test_without_before_the_label_says_what_was_flipped() -> None:
+def test_without_before_the_label_marks_what_was_flipped() -> None:
     grade = grade_labels(after(), TRUTH)
     assert (grade.flips, grade.flips_right, grade.wrong_before) == (2, 1, 2)
 

@@ -236,7 +236,7 @@ def test_what_a_format_cannot_hold_is_quarantined_with_the_reason(media: Path, t
         assert (tmp_path / "out" / path).read_bytes() == b"film"
 
 
-def test_the_card_tells_licences_counts_and_lineage(media: Path, tmp_path: Path) -> None:
+def test_the_card_has_licences_counts_and_lineage(media: Path, tmp_path: Path) -> None:
     pairs, prompts = world(media)
     export_pairs(
         pairs, prompts, media, tmp_path / "out", "huggingface",

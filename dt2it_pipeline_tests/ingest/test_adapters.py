@@ -56,7 +56,7 @@ def test_every_adapter_is_tested_on_its_schema() -> None:
     assert set(ADAPTERS) == {*ROWS, *images, *benchmarks, "vlfeedback"}
 
 
-def test_an_unknown_adapter_is_told_with_those_there_are() -> None:
+def test_an_unknown_adapter_is_reported_with_those_there_are() -> None:
     with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
         adapter("rlaif")
 
@@ -197,7 +197,7 @@ def test_a_bad_row_is_quarantined_with_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected_verdict"),
     [
         ("The first response is better. It names the cat.", 1),
         ("Response 2 is clearly superior.", 2),
@@ -217,8 +217,8 @@ def test_a_bad_row_is_quarantined_with_its_reason(
         ("", None),
     ],
 )
-def test_verdicts_in_words(words: str, said: int | None) -> None:
-    assert verdict(words) == said
+def test_verdicts_in_words(words: str, expected_verdict: int | None) -> None:
+    assert verdict(words) == expected_verdict
 
 
 def test_the_form_of_the_reply_behind_a_judges_task_is_no_part_of_an_answer(tmp_path: Path) -> None:

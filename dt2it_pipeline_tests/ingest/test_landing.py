@@ -23,7 +23,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: [", "not valid YAML"),
         (MANIFEST.replace("licence: MIT\n", ""), "licence"),
@@ -44,7 +44,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
         (MANIFEST.replace("{name}.jsonl", "pipe"), "pipe is no regular file"),
     ],
 )
-def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_manifest_is_reported_and_does_not_block_the_others(tmp_path: Path, text: str, message: str) -> None:
     landing = tmp_path / "landing"
     drop(landing, "good")
     drop(landing, "broken", manifest=text)
@@ -53,11 +53,11 @@ def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path,
     found = landed_manifests(tmp_path, taken=("used",), settle_seconds=0)
     assert [manifest.name for manifest in found.manifests] == ["good"]
     assert list(found.faults) == ["broken.yaml"]
-    assert said in found.faults["broken.yaml"]
+    assert message in found.faults["broken.yaml"]
     assert len(found.faults["broken.yaml"].encode()) < 500
 
 
-def test_manifests_that_are_no_regular_files_are_told_and_not_opened(tmp_path: Path) -> None:
+def test_manifests_that_are_no_regular_files_are_reported_and_not_opened(tmp_path: Path) -> None:
     landing = tmp_path / "landing"
     drop(landing, "good")
     os.mkfifo(landing / "pipe.yaml")
@@ -74,7 +74,7 @@ def test_manifests_that_are_no_regular_files_are_told_and_not_opened(tmp_path: P
     }
 
 
-def test_a_link_or_a_pipe_in_a_landed_folder_is_told(tmp_path: Path) -> None:
+def test_a_link_or_a_pipe_in_a_landed_folder_is_reported(tmp_path: Path) -> None:
     landing = tmp_path / "landing"
     drop(landing, "sly", manifest=MANIFEST.replace("{name}.jsonl", "data"))
     (landing / "data").mkdir()

@@ -145,8 +145,8 @@ def test_columns_may_have_any_name(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
     with pytest.raises(SystemExit) as caught:
         probe.main([str(path)])
-    told = str(caught.value)
-    assert "columns found: better, photo, q, worse\nName the columns of the two sides" in told and FORMS in told
+    message = str(caught.value)
+    assert "columns found: better, photo, q, worse\nName the columns of the two sides" in message and FORMS in message
     with pytest.raises(SystemExit, match=r"there is no column 'wrose'; columns found: better, photo, q, worse$"):
         probe.main([str(path), "--chosen", "better", "--rejected", "wrose"])
     with pytest.raises(SystemExit):
@@ -154,8 +154,8 @@ def test_columns_may_have_any_name(tmp_path, capsys):
     assert "--chosen and --rejected are given together" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         probe.main(["--help"])
-    shown = capsys.readouterr().out
-    assert FORMS in shown and "--rejected COLUMN" in shown
+    output = capsys.readouterr().out
+    assert FORMS in output and "--rejected COLUMN" in output
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_published_benchmarks_leak_style(name, count, least, capsys):
     found = probe.style_probe(pairs)
     assert (found.n, found.auc >= least) == (count, True)
     probe.main([str(REAL / name)])
-    shown = capsys.readouterr().out
-    assert f"{count} pairs" in shown and f"{found.auc:.3f}" in shown and found.leaks[0][0] in shown
+    output = capsys.readouterr().out
+    assert f"{count} pairs" in output and f"{found.auc:.3f}" in output and found.leaks[0][0] in output
 
 
 def test_csv_and_exports_are_read(tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_csv_and_exports_are_read(tmp_path, capsys):
         read_preferences(tmp_path / "empty")
 
 
-def test_a_image_in_the_row_tells_prompts_apart(tmp_path):
+def test_an_image_in_the_row_distinguishes_prompts(tmp_path):
     row = {"question": "q", "chosen": "a", "rejected": "b"}
     images = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
     pd.DataFrame([row | {"image": image} for image in images]).to_parquet(tmp_path / "pairs.parquet")

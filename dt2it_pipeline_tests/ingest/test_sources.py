@@ -94,7 +94,7 @@ def test_a_bad_row_is_quarantined_with_its_reason_and_counts_reconcile(tmp_path,
     }  # fmt: skip
 
 
-def test_a_path_outside_the_media_root_is_told_whole(tmp_path, root):
+def test_a_path_outside_the_media_root_is_reported_whole(tmp_path, root):
     artifact = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
     assert artifact["quarantine"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
 
@@ -114,7 +114,7 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
     assert fingerprint(source(tmp_path, [row()]), tmp_path)
 
 
-def test_a_image_column_that_is_mapped_and_missing_is_told(tmp_path, root):
+def test_an_image_column_that_is_mapped_and_missing_is_reported(tmp_path, root):
     artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "image"}))
     assert artifact["pairs"].num_rows == 0
     assert artifact["quarantine"]["detail"].to_pylist() == [

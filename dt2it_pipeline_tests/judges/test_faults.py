@@ -61,8 +61,8 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
 
     # the key went to the endpoint, and nowhere else, though the endpoint repeats it
     assert server.keys == {f"Bearer {KEY}"}
-    said = [caplog.text, *capsys.readouterr(), json.dumps(metadata), *details.values()]
-    assert not any(KEY in text for text in said)
+    outputs = [caplog.text, *capsys.readouterr(), json.dumps(metadata), *details.values()]
+    assert not any(KEY in text for text in outputs)
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
     # again: what has a reply is found on disk, only what had none is asked

@@ -37,13 +37,13 @@ def test_an_endpoint_votes_for_the_better_side_wherever_it_stands(tmp_path, orde
         )
         votes = PairwiseVotes(make_judge(settings, prompts, tmp_path), by_id, order)
         verdicts = votes.verdicts(pairs)
-        shown = [body["messages"][0]["content"][1]["text"] for body in server.bodies]
+        questions = [body["messages"][0]["content"][1]["text"] for body in server.bodies]
     expected = ["chosen" if number % 2 else "rejected" for number in range(12)]
     assert [v for n, v in enumerate(verdicts[:12]) if n != 3] == [v for n, v in enumerate(expected) if n != 3]
     assert isinstance(verdicts[3], NoVerdict) and verdicts[3].detail.endswith("I would rather not say.")
     assert verdicts[12] == NoVerdict("unknown prompt", "no such prompt")
     assert (votes.tally.calls, votes.tally.judged, votes.tally.unusable) == (12, 11, 1)
-    chosen_first = [words.index("worth-9") < words.index("worth-2") for words in shown]
+    chosen_first = [words.index("worth-9") < words.index("worth-2") for words in questions]
     assert True in chosen_first and False in chosen_first  # the label does not decide the place
 
 

@@ -74,7 +74,7 @@ def test_what_is_quarantined_is_named_by_the_row_of_the_source_where_there_is_on
         (lambda t: t.set_column(t.column_names.index("round"), "round", pa.array(["x"])), "column 'round'"),
     ],
 )
-def test_validate_says_what_is_wrong(change, named):
+def test_validate_names_what_is_wrong(change, named):
     with pytest.raises(schemas.RecordError, match=named):
         schemas.validate(change(schemas.table([pair()], "pairs")), "pairs")
 

@@ -25,10 +25,10 @@ def image(media: Path, color: str, kind: str = "PNG") -> dict[str, str]:
 def prompt_row(
     turns: list[tuple[str, str]], media: list[dict[str, str]], system: str = "", language: str = "en"
 ) -> dict:
-    said = [{"role": role, "text": text} for role, text in turns]
+    messages = [{"role": role, "text": text} for role, text in turns]
     return {
-        "prompt_id": content_ids.prompt_id(system, said, [m["sha256"] for m in media]), "source": "s", "system": system,
-        "turns": said, "media": media, "reference": None, "language": language, "meta": "{}",
+        "prompt_id": content_ids.prompt_id(system, messages, [m["sha256"] for m in media]), "source": "s",
+        "system": system, "turns": messages, "media": media, "reference": None, "language": language, "meta": "{}",
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.curate.id_index import IdIndex
 from dt2it_pipeline.curate.out_of_core.streaming import Change, Written, read_ahead, rewrite
 from dt2it_pipeline.curate.published_algorithm import (
+    Flips,
     checked_frames,
     choose_flips,
     resolved_frames,
@@ -73,13 +74,7 @@ def vote_and_flip_files(
         }
 
     counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, vote)
-    return {
-        "rows_in": len(ids),
-        "rows_out": counts["pairs"],
-        "rows_quarantined": counts["quarantine"],
-        "negative": flips.negative,
-        "flipped": flips.count,
-    }
+    return _summary(len(ids), counts, flips)
 
 
 def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str, int]:
@@ -207,13 +202,17 @@ def curate_files(
         return {"pairs": curated, "quarantine": pa.concat_tables(aside)}
 
     counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, curate)
+    return _summary(len(ids), counts, flips) | totals
+
+
+def _summary(rows_in: int, counts: Mapping[str, int], flips: Flips) -> dict[str, int]:
+    """The counts of a step that votes."""
     return {
-        "rows_in": len(ids),
+        "rows_in": rows_in,
         "rows_out": counts["pairs"],
         "rows_quarantined": counts["quarantine"],
         "negative": flips.negative,
         "flipped": flips.count,
-        **totals,
     }
 
 

@@ -35,9 +35,9 @@ def test_ours_and_the_import_of_llamafactory_give_the_same_figures(
     for model in ("ours", "theirs"):
         given = arguments(root, str(root / model), tmp_path / model)
         command.main([*given, *(["--system-prompt", "You judge."] if model == "theirs" else [])])
-    said = capsys.readouterr().out
-    assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
-    assert "| DT2IT-MRM | 83.5 |" in said
+    output = capsys.readouterr().out
+    assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in output
+    assert "| DT2IT-MRM | 83.5 |" in output
     figures = [atomic.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in ("ours", "theirs")]
     assert figures[0].drop_columns("model").equals(figures[1].drop_columns("model"))
     pairs = atomic.read_parquet(tmp_path / "ours" / "results.parquet").to_pandas()
@@ -79,16 +79,16 @@ def test_the_three_schemas_and_images_inside_a_parquet_file(world: dict[str, Any
     assert again.prompts.equals(outside.prompts)
 
 
-def test_a_missing_image_is_told_and_counts_as_wrong(
+def test_a_missing_image_is_reported_and_counts_as_wrong(
     world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = world["root"]
     rows = [{**row, "image": "gone.png"} if i == 2 else row for i, row in enumerate(world["rows"])]
     (root / "gone.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     command.main(arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
-    said = capsys.readouterr().out
-    assert "not scored: mmmu_3: missing image (gone.png" in said
-    assert "1 unscored" in said
+    output = capsys.readouterr().out
+    assert "not scored: mmmu_3: missing image (gone.png" in output
+    assert "1 unscored" in output
 
 
 def test_a_server_is_asked_in_the_same_way(
@@ -190,7 +190,7 @@ def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (schemas.RecordError("table 'scores': no"), "table 'scores': no"),
         (atomic.StoreError("damaged"), "damaged"),
@@ -199,13 +199,13 @@ def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Pat
     ],
 )
 def test_a_fault_outside_the_rows_is_one_sentence(
-    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, message: str
 ) -> None:
     def failing(*_: Any, **__: Any) -> Any:
         raise fault
 
     monkeypatch.setattr(command, "benchmark", failing)
-    with pytest.raises(SystemExit, match=f"^error: {told}$"):
+    with pytest.raises(SystemExit, match=f"^error: {message}$"):
         command.main(arguments(world["root"], "m", tmp_path))
 
 

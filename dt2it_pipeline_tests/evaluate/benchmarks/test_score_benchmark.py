@@ -124,7 +124,7 @@ def test_multimodal_rewardbench_categories_and_overall_without_safety(nested: bo
     assert dict(frame) == dict(result)
 
 
-def test_a_tie_and_a_missing_score_are_wrong_and_told_apart() -> None:
+def test_a_tie_and_a_missing_score_are_wrong_and_counted_apart() -> None:
     rows = mm_rlhf_rows()[:4]  # one id
     result = score_benchmark("mm_rlhf_rewardbench", rows, [1, 2, None, 3], [0, 2, 0, math.nan])
     assert result.results["outcome"].tolist() == ["correct", "tie", "unscored", "unscored"]
@@ -132,7 +132,7 @@ def test_a_tie_and_a_missing_score_are_wrong_and_told_apart() -> None:
     assert (result.acc, result.acc_plus) == (1 / 4, 0)
 
 
-def test_rows_are_told_apart_by_content_where_an_id_is_used_twice() -> None:
+def test_rows_are_distinguished_by_content_where_an_id_is_used_twice() -> None:
     rows = vl_rows()
     ids = Counter(row["id"] for row in rows)
     assert sum(count > 1 for count in ids.values()) == 25
@@ -206,14 +206,14 @@ def test_always_the_first_scores_99_6_unshuffled_and_half_when_shuffled_by_conte
     worse = [row["response"][row["human_ranking"].index(1)] for row in rows]
     as_published = np.array([row["human_ranking"] == [0, 1] for row in rows], dtype=float)
     assert score_benchmark("vl_rewardbench", rows, as_published, 1 - as_published).overall == pytest.approx(0.996)
-    shown = present([row["query"] for row in rows], better, worse, seed=0)
-    always_first = score_benchmark("vl_rewardbench", rows, *shown.scores(["first"] * len(rows)))
+    presented = present([row["query"] for row in rows], better, worse, seed=0)
+    always_first = score_benchmark("vl_rewardbench", rows, *presented.scores(["first"] * len(rows)))
     assert abs(always_first.overall - 0.5) < 0.05
-    knows = ["second" if second else "first" for second in shown.chosen_is_second]
-    assert score_benchmark("vl_rewardbench", rows, *shown.scores(knows)).overall == 1
+    knows = ["second" if second else "first" for second in presented.chosen_is_second]
+    assert score_benchmark("vl_rewardbench", rows, *presented.scores(knows)).overall == 1
     swapped = present([row["query"] for row in rows], worse, better, seed=0)
-    assert (swapped.first, swapped.second) == (shown.first, shown.second)
-    assert present([row["query"] for row in rows], better, worse, seed=1).first != shown.first
+    assert (swapped.first, swapped.second) == (presented.first, presented.second)
+    assert present([row["query"] for row in rows], better, worse, seed=1).first != presented.first
     unsure = score_benchmark("vl_rewardbench", rows[:2], *present("ab", "cd", "ef").scores(["tie", None]), repeats=0)
     assert (unsure.ties, unsure.unscored) == (1, 1)
     with pytest.raises(ValueError, match="verdict 'A'"):
