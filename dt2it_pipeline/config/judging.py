@@ -50,7 +50,7 @@ class _Likelihood(Settings):
 
 
 class LikelihoodJudgeSettings(_Likelihood):
-    """Judges responses by their likelihood; `judges.likelihood_model` has the formulas."""
+    """Judges responses by their likelihood; `judges.likelihood.model` has the formulas."""
 
     measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
         "evidence",
@@ -65,7 +65,7 @@ class LikelihoodJudgeSettings(_Likelihood):
 
 
 class LikelihoodCheckSettings(_Likelihood):
-    """Tells whether two texts say the same, by a probability; `judges.likelihood_model` has the formulas."""
+    """Tells whether two texts say the same, by a probability; `judges.likelihood.model` has the formulas."""
 
     asks: Literal["same_content", "right"] = Field(
         "same_content",

@@ -27,7 +27,7 @@ from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
 from dt2it_pipeline.judges.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.judges.answers import question_text
-from dt2it_pipeline.judges.likelihood_model import Question
+from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache

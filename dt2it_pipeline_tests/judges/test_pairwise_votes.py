@@ -8,7 +8,7 @@ import pytest
 
 from dt2it_pipeline.config.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
-from dt2it_pipeline.judges.likelihood_judges import LikelihoodJudge
+from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache

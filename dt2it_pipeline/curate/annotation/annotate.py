@@ -22,7 +22,7 @@ from dt2it_pipeline.config.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines import jobs
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 from dt2it_pipeline.judges.factory import make_judge
-from dt2it_pipeline.judges.likelihood_model import LikelihoodModel
+from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
 from dt2it_pipeline.judges.reply_cache import ReplyCache

@@ -17,8 +17,8 @@ from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.rendering import draw
 from dt2it_pipeline.engines.chat import chat_prompt
-from dt2it_pipeline.judges.likelihood_judges import LikelihoodSameness, LikelihoodScores
-from dt2it_pipeline.judges.likelihood_model import NO, YES, LikelihoodModel
+from dt2it_pipeline.judges.likelihood.judges import LikelihoodSameness, LikelihoodScores
+from dt2it_pipeline.judges.likelihood.model import NO, YES, LikelihoodModel
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.judges.rubric import OK
 from dt2it_pipeline.storage import atomic, records, schemas

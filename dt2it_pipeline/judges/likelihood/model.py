@@ -81,7 +81,7 @@ class LikelihoodModel:
         self._model = loaded.to(self._device).eval()
         inner: Any = getattr(self._model, "model", None)
         if hasattr(inner, "visual"):  # the Qwen-VL family
-            from dt2it_pipeline.judges.vision_cache import RememberingVisionEncoder
+            from dt2it_pipeline.judges.likelihood.vision_cache import RememberingVisionEncoder
 
             inner.visual = RememberingVisionEncoder(inner.visual)
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column

@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
-from dt2it_pipeline.judges.likelihood_model import Question
+from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import MAX_SCORE, Rubric
 from dt2it_pipeline.judges.templates import IS_RIGHT, IS_SAME, load_template, question_row
