@@ -119,7 +119,7 @@ def calibrate_judges(
     detail = pd.Series(probability[~sure], index=annotated["pair_id"][~sure]).reindex(unsure["pair_id"])
     unsure = unsure.assign(
         reason=pd.Series(UNSURE, index=unsure.index, dtype="str"),
-        detail=pd.Series([f"the better side is right with {p:.2f}" for p in detail], index=unsure.index, dtype="str"),
+        detail=pd.Series([f"the better side is {p:.0%} likely right" for p in detail], index=unsure.index, dtype="str"),
     )
     swapped = int(((agrees == overruled) & sure).sum())
     return CalibratedResult(select_rows(annotated, sure), stack(decided.dropped, unsure), swapped, calibration)

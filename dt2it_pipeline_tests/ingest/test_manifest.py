@@ -44,7 +44,7 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
         ("hub: a/b\nrevision: main", "revision: String should match pattern"),
         ("hub: a/b/c", "hub: String should match pattern"),
         ("revision: " + "a" * 40 + "\npath: x", "`revision` belongs to `hub`"),
-        ("language: en", "say where the source lies: `path`, `hub` or both"),
+        ("language: en", "name the source's place: `path`, `hub` or both"),
         ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),
         ("path: x\nlicense: MIT", "license: unknown key; did you mean licence?"),
         ("path: x\nlimit: 0", "limit: Input should be greater"),
