@@ -115,10 +115,10 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
 
 
 def test_an_image_column_that_is_mapped_and_missing_is_reported(tmp_path, root):
-    artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "image"}))
+    artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "photo"}))
     assert artifact["pairs"].num_rows == 0
     assert artifact["quarantine"]["detail"].to_pylist() == [
-        "column 'image' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+        "column 'photo' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
     ]
 
 
