@@ -101,5 +101,5 @@ def test_a_damaged_row_of_the_cache_counts_as_unknown(tmp_path):
     cache = ReplyCache(tmp_path / "replies.sqlite")
     cache.put("good", Reply("x", True, 1, 1))
     for key, row in (("cut", "[1"), ("other", "3"), ("deep", "[" * 10**5)):
-        cache._database.execute("INSERT INTO replies VALUES (?, ?)", (key, row))
+        cache.file.rows("INSERT INTO replies VALUES (?, ?)", (key, row))
     assert cache.get(["good", "cut", "other", "deep"]) == {"good": Reply("x", True, 1, 1)}
