@@ -8,7 +8,7 @@ it contests. All ways read pairs, scores, verifier's scores and votes, and write
 resolve, merge, every step from files to published_steps.
 
 - "steps": `curate.files` on Parquet, step by step, as a round goes.
-- "at_once": the same in one pass (`curate.files.curate_files`), which decides alike.
+- "at_once": the same in one pass (`curate.out_of_core.published_steps.curate_files`), which decides alike.
 - "dictionaries": JSON Lines, one dictionary a row, scores in a dictionary keyed by response; as scripts do it.
 
 Each run is a process of its own; memory is its peak, Python and libraries included. The reference grows linearly, so it

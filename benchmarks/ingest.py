@@ -151,8 +151,8 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             rate = found["count"] / found["seconds"]
-            shown = f"{found['seconds']:.1f} | {rate:,.0f} | {found['peak_mib']:.0f}"
-            print(f"| {name} | {found['count']:,} {found['of']} | {shown} |", flush=True)
+            figures = f"{found['seconds']:.1f} | {rate:,.0f} | {found['peak_mib']:.0f}"
+            print(f"| {name} | {found['count']:,} {found['of']} | {figures} |", flush=True)
 
 
 def _measured(step: Callable[[Path], tuple[int, str]], folder: Path) -> dict[str, Any]:

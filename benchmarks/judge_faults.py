@@ -13,18 +13,18 @@ from pathlib import Path
 
 from dt2it_pipeline.construct import judge
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline_tests.judges import test_faults
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving
+from dt2it_pipeline_tests.support.judge_faults import FAULTS, fault_texts, judging_job
 
 
 def main() -> None:
     """Judge one response per fault, twice, and print what happened."""
     os.environ["DT2IT_TEST_KEY"] = KEY
-    server = FaultServer({item: (fault, times) for item, (fault, times, _, _) in test_faults.FAULTS.items()})
+    server = FaultServer({item: (fault, times) for item, (fault, times, _, _) in FAULTS.items()})
     with tempfile.TemporaryDirectory() as name, serving(server):
         folder = Path(name)
-        texts = test_faults.fault_texts()
-        job = test_faults.judging_job(folder, server.url, [[text] for text in texts.values()], modes=["pointwise"])
+        texts = fault_texts()
+        job = judging_job(folder, server.url, [[text] for text in texts.values()], modes=["pointwise"])
         metadata = judge.run(job, lambda progress: None)
         first = dict(server.seen)
         again = judge.run(job, lambda progress: None)
@@ -34,7 +34,7 @@ def main() -> None:
         found = {r["text"]: status[r["response_id"]] for r in atomic.read_parquet(job.responses).to_pylist()}
     print("| the endpoint | times | requests | in the end | requests of a second run |")
     print("|---|---|---|---|---|")
-    for item, (fault, times, _, _) in test_faults.FAULTS.items():
+    for item, (fault, times, _, _) in FAULTS.items():
         often = "always" if times > 9 else times or ""
         end = found[texts[item]]
         result = "judged" if end == "ok" else f"quarantined: {end}"

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Pairs with the truly better side chosen, round 0's voters' scores, and what each judge says of every pair."""
+    """Pairs with the truly better side chosen, round 0's voters' scores, and each judge's verdict on every pair."""
     import pyarrow as pa
 
     from dt2it_pipeline.curate.tables import to_frame
@@ -140,7 +140,7 @@ def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.n
 def curate(
     policy: Any, pairs: pd.DataFrame, scores: pd.DataFrame, verdicts: pd.DataFrame, wrong: np.ndarray, judges: int
 ) -> dict[str, float]:
-    """Shares of right labels, of kept pairs and of pairs asked about; `wrong` marks the labels that come in wrong."""
+    """Label accuracy, and shares of kept pairs and of pairs asked about; `wrong` marks the wrong labels."""
     from dt2it_pipeline.curate import decide_pairs, merge, vote_and_flip
     from dt2it_pipeline.curate.pair_frames import swap_sides
 

@@ -43,16 +43,16 @@ def export_some(folder: Path) -> list[dict[str, Any]]:
     from dt2it_pipeline.storage import schemas
 
     def prompt(turns: list[tuple[str, str]], colors: tuple[str, ...] = (), system: str = "") -> dict[str, Any]:
-        said = [{"role": role, "text": text} for role, text in turns]
+        texts = [{"role": role, "text": text} for role, text in turns]
         media = []
         for color in colors:
             file = folder / "media" / f"{color}.png"
             file.parent.mkdir(exist_ok=True)
             Image.new("RGB", (64, 32), color).save(file)
             media.append({"kind": "image", "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "path": file.name})
-        key = content_ids.prompt_id(system, said, [medium["sha256"] for medium in media])
+        key = content_ids.prompt_id(system, texts, [medium["sha256"] for medium in media])
         rest = {"source": "s", "reference": None, "language": "en", "meta": "{}"}
-        return {"prompt_id": key, "system": system, "turns": said, "media": media} | rest
+        return {"prompt_id": key, "system": system, "turns": texts, "media": media} | rest
 
     prompts = [
         prompt([("user", "<image>\nwhat colour?")], ("red",)),
@@ -184,9 +184,9 @@ def read_with_trl(folder: Path) -> list[dict[str, Any]]:
         for side in ("chosen", "rejected"):
             text = tokenizer.decode(row[f"{side}_ids"], skip_special_tokens=True).strip()
             original = next(one for one in words if one["pair_id"] == row["pair_id"])
-            said = [message["content"][0]["text"] for message in (*original["prompt"], *original[side])]
-            if not text.endswith(said[-1]) or not all(words_of in text for words_of in said):
-                raise SystemExit(f"RewardTrainer: exported {said}, read {text!r}")
+            texts = [message["content"][0]["text"] for message in (*original["prompt"], *original[side])]
+            if not text.endswith(texts[-1]) or not all(words_of in text for words_of in texts):
+                raise SystemExit(f"RewardTrainer: exported {texts}, read {text!r}")
     if len(reward.train_dataset) != len(words):
         raise SystemExit(f"RewardTrainer read {len(reward.train_dataset)} of {len(words)} pairs")
     reward.train()

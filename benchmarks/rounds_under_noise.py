@@ -16,8 +16,8 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
 out-of-fold voters (`curation.out_of_fold`) are trained on what round 0 curated and vote beside round 0's, and a fifth
 model, round 2, is trained on D0 and what is curated with them; its judge calls are those on pairs that were not asked
-about before. With --no-judge, what is curated so where neither round has a judge, and round 0 keeps what the vote alone
-is sure of, is told as well. With --ensembles, a second table tells how many of the surest 85% of labels are right,
+about before. With --no-judge, the table also has what is curated where neither round has a judge, and round 0 keeps
+what the vote alone verifies. With --ensembles, a second table has the label accuracy of the most certain 85% of pairs,
 before any judge, where round 0's models of several seeds vote (`curation.ensemble`): those of all cells so far. The
 command may be stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is
 not computed again. It ends with the table of all that stands there; without --cells it only prints that.
@@ -47,8 +47,8 @@ from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
 
 ROUND_0, ROUND_1, ROUND_2, UNCURATED, CEILING = "round 0", "round 1", "round 2", "uncurated", "ceiling"
 UNJUDGED = "round 2's pairs, no judge in either round"
-SURE_SHARE = 0.85  # of all pairs: how many labels of the surest are right before any judge
-GROUPS = ("style_random", "style_agrees", "style_opposes")
+SURE_SHARE = 0.85  # of all pairs: the most certain, whose label accuracy before any judge is reported
+GROUPS = ("style-random", "style-congruent", "style-incongruent")
 KINDS = ("even", "style", "demo")
 
 
@@ -85,10 +85,10 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", default=[], metavar="KIND:PERCENT:SEED")
     parser.add_argument("--out-of-fold", type=int, metavar="FOLDS", help="also train voters, one per fold, and round 2")
     parser.add_argument(
-        "--no-judge", action="store_true", help="with --out-of-fold: also tell what is curated so without any judge"
+        "--no-judge", action="store_true", help="with --out-of-fold: also report what is curated without any judge"
     )
     parser.add_argument(
-        "--ensembles", action="store_true", help="also tell what round 0's models of several seeds find"
+        "--ensembles", action="store_true", help="also report what round 0's models of several seeds find"
     )
     given = parser.parse_args()
     if given.no_judge and given.out_of_fold is None:
@@ -144,7 +144,7 @@ class Bench:
         noisy, voters = swap_sides(self.pairs, wrong), [self._scores(seed) for seed in seeds]
         curated, votes, metadata = self._curated(noisy, voters)
         self._model(cell, ROUND_1, curated, metadata)
-        self._model(cell, UNCURATED, noisy, {"labels_right": float(1 - wrong.mean()), "kept": 1.0})
+        self._model(cell, UNCURATED, noisy, {"label_accuracy": float(1 - wrong.mean()), "kept": 1.0})
         if folds is not None and cell.key(ROUND_2) not in self.done:
             with self._out_of_fold(cell, ROUND_2, noisy, curated, folds) as further:
                 again, more, metadata = self._curated(noisy, voters + further)
@@ -167,7 +167,7 @@ class Bench:
     ) -> Iterator[list[Path]]:
         """Scores of a voter per fold, trained on D0 and the other folds' curated pairs; deleted where all goes well.
 
-        Round 1's own reward model has no say on pairs that it was trained on, nor, for want of others, on any.
+        Round 1's own reward model does not vote on pairs that it was trained on; there are no others.
         """
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
@@ -197,7 +197,10 @@ class Bench:
 
         seeds = sorted(row["seed"] for row in read_results(self.output) if row["model"] == ROUND_0)
         scores = [to_frame(read_parquet(self._scores(seed), "scores")) for seed in seeds]
-        print(f"\n| wrong labels | draws | voters | right of the surest {SURE_SHARE:.0%} |\n|---|---|---|---|")
+        print(
+            f"\n| wrong labels | draws | voters | label accuracy of the most certain {SURE_SHARE:.0%} |"
+            "\n|---|---|---|---|"
+        )
         for kind in KINDS:
             wrongs = [self.demo_wrong]
             if kind != "demo":
@@ -207,11 +210,11 @@ class Bench:
                 print(f"| {percent}%, {kind} | {len(wrongs)} | {count} | {_spread(found)} |")
 
     def _right_of_the_surest(self, noisy: pd.DataFrame, scores: list[pd.DataFrame]) -> float:
-        """Share of right labels among the surest, after a vote."""
+        """Label accuracy of the most certain pairs, after a vote."""
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
         voted, _ = self.policy.vote(noisy, pd.concat(scores, ignore_index=True), {})
-        surest = _surest(voted.voted, len(noisy))
-        return float((surest["chosen_id"] == surest["pair_id"].map(better)).mean())
+        certain = _most_certain(voted.voted, len(noisy))
+        return float((certain["chosen_id"] == certain["pair_id"].map(better)).mean())
 
     def _curated(
         self, noisy: pd.DataFrame, voters: list[Path], judged: bool = True
@@ -240,11 +243,11 @@ class Bench:
             return float((found["chosen_id"] == found["pair_id"].map(better)).mean()) if len(found) else float("nan")
 
         metadata = {
-            "labels_right": right(curated),
+            "label_accuracy": right(curated),
             "kept": len(curated) / len(noisy),
-            "labels_right_without_judges": right(checked.verified),
+            "label_accuracy_without_judges": right(checked.verified),
             "kept_without_judges": len(checked.verified) / len(noisy),
-            "labels_right_of_the_surest": right(_surest(voted.voted, len(noisy))),
+            "label_accuracy_of_the_most_certain": right(_most_certain(voted.voted, len(noisy))),
             "pairs_asked_about": len(decided.asked),
             "judge_calls": len(decided.votes),
         }
@@ -353,8 +356,8 @@ class Bench:
         return self.output / f"scores-{seed}.parquet"
 
 
-def _surest(voted: pd.DataFrame, pairs: int) -> pd.DataFrame:
-    """The surest SURE_SHARE of so many pairs."""
+def _most_certain(voted: pd.DataFrame, pairs: int) -> pd.DataFrame:
+    """The certain SURE_SHARE of so many pairs."""
     return voted.nlargest(round(SURE_SHARE * pairs), "strength", keep="first")
 
 
@@ -398,8 +401,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     Cells with the same seeds stand together, below the models that they share.
     """
     print(
-        "| wrong labels | seeds | model | random | agrees | opposes | all | labels right | kept | judge calls "
-        "| no judge: right | kept | right of the surest 85% |"
+        "| wrong labels | seeds | model | style-random | style-congruent | style-incongruent | all | label accuracy "
+        "| kept | judge calls "
+        "| no judge: label accuracy | kept | label accuracy of the most certain 85% |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     cells: dict[tuple[int, ...], set[tuple[int, str]]] = {}
@@ -425,14 +429,14 @@ def _print_row(label: str, model: str, found: list[dict[str, Any]]) -> None:
     if not found:
         return
 
-    def shown_of(*names: str) -> list[str]:
+    def cells_of(*names: str) -> list[str]:
         values = ([row[name] for row in found if name in row] for name in names)
         return [_spread(given) if given else "" for given in values]
 
     calls = [row["judge_calls"] for row in found if "judge_calls" in row]
-    shown = [*shown_of(*GROUPS, "all", "labels_right", "kept"), f"{np.mean(calls):.0f}" if calls else ""]
-    shown += shown_of("labels_right_without_judges", "kept_without_judges", "labels_right_of_the_surest")
-    print(f"| {label} | {len(found)} | {model} | {' | '.join(shown)} |")
+    cells = [*cells_of(*GROUPS, "all", "label_accuracy", "kept"), f"{np.mean(calls):.0f}" if calls else ""]
+    cells += cells_of("label_accuracy_without_judges", "kept_without_judges", "label_accuracy_of_the_most_certain")
+    print(f"| {label} | {len(found)} | {model} | {' | '.join(cells)} |")
 
 
 def _spread(shares: list[float]) -> str:

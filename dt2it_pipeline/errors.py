@@ -1,7 +1,7 @@
 """The errors of the package: one base class, and below it who can do what about the error.
 
 - `UserError`: a person can mend it, such as a recipe with an unknown setting or a missing file.
-- `UnusableError`: one row, image or prompt cannot be used. It costs that row, which goes to the table `quarantine`.
+- `RowError`: one row, image or prompt cannot be used. It costs that row, which goes to the table `quarantine`.
 - `WorkerError`: another process failed.
 
 A message says what happened, where, and what to do.
@@ -27,7 +27,7 @@ class UserError(Dt2itError):
     help_page: ClassVar[str] = ""
 
 
-class UnusableError(Dt2itError, ValueError):
+class RowError(Dt2itError, ValueError):
     """A row, a medium or a prompt cannot be used.
 
     Attributes:

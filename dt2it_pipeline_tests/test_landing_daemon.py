@@ -20,7 +20,7 @@ import pytest
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.orchestrate.sensors import LANDED
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline_tests.ingest.test_landing import drop
+from dt2it_pipeline_tests.support.landing_world import drop
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(2400)]
 

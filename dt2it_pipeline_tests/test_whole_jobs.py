@@ -116,7 +116,7 @@ def test_no_row_is_lost_at_any_stage(home):
             ), name
 
 
-def test_damaged_images_are_quarantine_and_the_rest_goes_on(home):
+def test_damaged_images_are_quarantined_and_the_rest_goes_on(home):
     preferences = Store(home).read("raw_preferences")
     reasons = set(preferences["quarantine"]["reason"].to_pylist())
     assert reasons == {"unreadable image"}
@@ -154,7 +154,7 @@ def test_flips_are_half_of_the_negative_pairs(home):
     assert metadata["flipped"] == metadata["negative"] // 2
 
 
-def test_every_pair_ends_curated_or_quarantine(home):
+def test_every_pair_ends_curated_or_quarantined(home):
     store = Store(home)
     for number in "01":
         voted, verified, contested, annotated, curated = (

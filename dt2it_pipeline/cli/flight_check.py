@@ -18,7 +18,7 @@ from dt2it_pipeline.config.judging import EndpointJudgeSettings, ReferenceJudgeS
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, find_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry
 from dt2it_pipeline.ingest.first_rows import SourceError, look_at_source
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest, ManifestError, load_catalogue, require_first_training_set
@@ -155,7 +155,7 @@ def _benchmarks(manifests: list[Manifest]) -> Iterator[Line]:
         name = manifest.benchmark or manifest.name
         try:
             entry = find_entry(name)
-        except EvaluationError as error:
+        except BenchmarkError as error:
             yield Line("error", f"benchmark {name}", str(error), "correct the file in configs/benchmarks")
             continue
         known = "accuracy by group" if entry is None else f"{entry.title or entry.name}, version {entry.version}"

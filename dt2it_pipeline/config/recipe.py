@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -31,12 +31,15 @@ from dt2it_pipeline.config.scoring import ScoringSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.errors import UserError
 
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """The recipe cannot be read, or a setting in it is unknown, missing or out of range."""
+
+    help_page: ClassVar[str] = "troubleshooting#recipe"
 
 
 class Recipe(Settings):

@@ -1,9 +1,9 @@
-"""Style balance: choose pairs so that style no longer tells chosen from rejected (DT2IT-MRM, "Debiased").
+"""Style balance: choose pairs so that style no longer predicts the chosen side (DT2IT-MRM, "Debiased").
 
 The simplest selection that is right by construction (`balance_style`): pairs are put into strata by how the styles of
 their two sides differ, whichever of them is chosen, and of each stratum equally many are kept with the one side chosen
 and with the other. It keeps fewer pairs than needed: the probe (`evaluate.style.style_probe`) need not fall to 0.5 but
-to a bound. So `debias` takes pairs back, those first whose style tells least, as long as the probe stays below the
+to a bound. So `debias` takes pairs back, those first whose style predicts least, as long as the probe stays below the
 bound, and swaps in other pairs of the same prompts for what had to go.
 
 Who wrote a side counts as a part of its style where that is known: a set in which one model always wins teaches its
@@ -24,15 +24,8 @@ import pyarrow as pa
 
 from dt2it_pipeline.construct.generators import Models, with_models
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.style.probe import (
-    UNKNOWN,
-    StyleProbe,
-    leak_scores,
-    pair_difference,
-    probe_differences,
-    style_features,
-    style_probe,
-)
+from dt2it_pipeline.style.features import UNKNOWN, pair_difference, style_features
+from dt2it_pipeline.style.probe import StyleProbe, leak_scores, probe_differences, style_probe
 
 STAGE = "debias"
 SURPLUS = "no counterpart of the opposite style"
@@ -74,9 +67,9 @@ def debias(
     seed: int = 0,
     models: Models | None = None,
 ) -> Debiased:
-    """Keep as many pairs as possible while style tells the chosen side no better than the bound allows.
+    """Keep as many pairs as possible while style predicts the chosen side no better than the bound allows.
 
-    Starts with `balance_style` and takes pairs back in steps, those first whose style tells least (the probe's own
+    Starts with `balance_style` and takes pairs back in steps, those first whose style predicts least (the probe's own
     log-odds). The largest selection counts whose area under the ROC curve lies below the bound with its whole 95%
     interval: a selection that is made by the probe would otherwise profit from the probe's chance. Where no step is
     that clear, the strictest selection stays, whatever its probe. Then spare pairs of prompts that lost some are
@@ -127,7 +120,7 @@ def debias(
     if swapped:
         texts = pd.concat([frame[kept], spare_frame.iloc[swapped]], ignore_index=True)
         after = style_probe(texts, folds, seed + 1)
-        if after.auc is None or after.auc > bound:  # the counterparts are not as alike as their strata say
+        if after.auc is None or after.auc > bound:  # the counterparts are not as alike as their strata suggest
             kept, swapped, after = best, [], probes[enough]
     chosen = pa.concat_tables([pairs.filter(pa.array(kept)), spares.take(pa.array(swapped, pa.int64()))])
     ids = spares.column("pair_id").to_pylist()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.style.probe import MODELS
+from dt2it_pipeline.style.features import MODELS
 
 Models = Mapping[str, str | None]  # response_id -> the model that wrote it; not known where it is not there, or None
 

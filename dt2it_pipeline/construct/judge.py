@@ -319,9 +319,9 @@ def _corrupted(row: Row) -> bool:
     return any(row["generator"].endswith(mark) for mark in CORRUPTED)
 
 
-def _call(prompt: Row, shown: Sequence[Row], mode: str, order: tuple[int, ...]) -> _Call:
-    request = JudgeRequest(prompt, tuple(row["text"] for row in shown), mode)
-    return _Call(request, tuple(row["response_id"] for row in shown), order)
+def _call(prompt: Row, presented: Sequence[Row], mode: str, order: tuple[int, ...]) -> _Call:
+    request = JudgeRequest(prompt, tuple(row["text"] for row in presented), mode)
+    return _Call(request, tuple(row["response_id"] for row in presented), order)
 
 
 def _rows(call: _Call, verdicts: Sequence[Verdict], judge: Judge) -> list[Row]:

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from dt2it_pipeline.config.pairing import PairingSettings
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.quality import AGAINST
 from dt2it_pipeline.judges.rubric import OK
@@ -31,13 +32,15 @@ Row = dict[str, Any]
 _Presentation = tuple[str, str, tuple[int, ...]]  # judge, mode, order
 
 
-class PairingError(ValueError):
+class PairingError(UserError, ValueError):
     """No pair can be formed; the message says why and which setting to change."""
+
+    help_page: ClassVar[str] = "troubleshooting#no-pairs"
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """A response with its scores by presentation, and what pairwise judges said of it and another."""
+    """A response with its scores by presentation, and pairwise judges' verdicts on it and another."""
 
     row: Row
     scores: Mapping[_Presentation, float]
@@ -78,7 +81,7 @@ def form_pairs(
 def form_pairs_with_spares(
     prompts: pa.Table, responses: pa.Table, judgements: pa.Table, settings: PairingSettings, seed: int
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """As `form_pairs`, with the good pairs of full prompts in the middle: whoever selects further may swap them in.
+    """As `form_pairs`, with the good pairs of full prompts in the middle: a later selection may swap them in.
 
     They are in quarantine, too (reason: the prompt has enough pairs).
     """

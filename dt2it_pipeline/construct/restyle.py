@@ -3,7 +3,8 @@
 Where pairs come from several models, selection (debias.py) may have to leave out too many of them. A rewriter puts
 every response into the same style instead. A rewriter may also mend or spoil what it rewrites, and then the label is
 wrong: a pair is quarantined where a number changed, where the answer changed (by comparison with the reference), or
-where the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not say the same.
+where the recipe's check (the rewriter itself, asked again, where it names none) finds that the two do not mean the
+same.
 
 Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
@@ -164,7 +165,7 @@ def _asked_in_words(
     make_engine: MakeEngine | None,
     engine: SamplingEngine | None = None,
 ) -> ModelJudge:
-    """A model that rewrites and compares; it is shown no image, which would tempt it to answer the question."""
+    """A model that rewrites and compares; it sees no image, which would tempt it to answer the question."""
     return ModelJudge(
         chosen.name,
         engine or engine_of(chosen, 0, make_engine),
@@ -310,7 +311,7 @@ def _is_same(reply: str) -> bool | None:
 
 
 def _lexical_drift(original: str, text: str, prompt: Row, rivals: Mapping[str, frozenset[str]]) -> str:
-    """Why a rewritten text cannot say the same, from its words alone; empty where they do not tell."""
+    """Why a rewritten text cannot mean the same, from its words alone; empty where they do not show it."""
     if _numbers(original) != _numbers(text):
         return NUMBERS
     if _has_short_reference(prompt):

@@ -2,9 +2,9 @@
 
 DT2IT-MRM, part 1, step 1. Some answers are drawn over the image of another prompt, or over the prompt's own under
 noise (step 4, diversity): they are written in the same style and are more often wrong, so that a prompt that the model
-always answers well yields pairs too. The generator column tells them apart.
+always answers well yields pairs too. The generator column distinguishes them.
 
-With a pool of several models the job is run once per model (`place` says which it is, so that each draws its part), and
+With a pool of several models the job is run once per model (`place` is its number, so that each draws its part), and
 `join` makes one table of them.
 
 Run as `python -m dt2it_pipeline.engines.jobs job.json`.

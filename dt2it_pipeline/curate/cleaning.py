@@ -95,7 +95,7 @@ def clean_pairs(
         decision = decide_pairs(policy, checked.verified, checked.contested, people, ask, count)
         curated = stack(decision.kept, decision.annotated)
         aside += [checked.unscored.assign(stage="verified_pairs"), decision.dropped.assign(stage=_JUDGED)]
-        fitted |= {"contested": len(checked.contested), "reopened": decision.recalled, **decision.metadata}
+        fitted |= {"contested": len(checked.contested), "reopened": decision.reopened, **decision.metadata}
     curated = curated.set_index("pair_id", drop=False)
     curated = curated.loc[[key for key in pairs["pair_id"] if key in curated.index]].reset_index(drop=True)
     outcomes = _outcomes(pairs, curated, pd.concat([part[list(_columns_of(part))] for part in aside]))

@@ -6,7 +6,7 @@ square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
 
 1. Scale: x_iv = m_iv / rms(m_v). Scores of different voters have different scales. A margin beyond ten times the
    voter's median size counts as that much, so that one broken score does not set the scale. A constant voter is 0.
-2. Style: a voter that likes long answers shifts every margin by its taste, whatever is true. The shift is fitted by EM
+2. Style: a voter with a length bias shifts every margin by it, whatever is true. The shift is fitted by EM
    in the symmetric two-component mixture x_iv ~ N(z_i mu_v + b_v s_i, sigma_v^2), P(z_i = +1) = p_v, and taken away:
    y_iv = x_iv - b_v s_i.
 3. Labels: a voter cannot know which side was labelled chosen, so the density of y_i given z_i is that of -y_i given
@@ -15,24 +15,24 @@ square 1. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
 
        pi_g sigmoid(a.y_i) + (1 - pi_g) sigmoid(-a.y_i),
 
-   with pi_g the share of right labels in source g. Nothing else is assumed about the shape of f, so a voter that is
-   sure and wrong now and then is no reason to believe that labels are wrong: where voters contradict surely marked
-   pairs rarely, pi_g comes out near 1. EM: q_i = sigmoid(logit pi_g + a.y_i); pi_g = mean of q; a = logistic regression
-   of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3, 1 / voters per pair) on the sum of a (together
-   voters are right in 95% at a usual margin), keep small data finite, and the sum from growing, or falling to where
-   all labels look right, when much noise leaves the likelihood flat. How the sum is shared out is nearly left to the
-   data: 3 / voters per pair each, with variance 1.
+   with pi_g the label accuracy of source g. Nothing else is assumed about the shape of f, so a voter that is
+   confident and wrong now and then does not make labels look wrong: where voters rarely contradict the labels of pairs
+   they are confident of, pi_g comes out near 1. EM: q_i = sigmoid(logit pi_g + a.y_i); pi_g = mean of q; a = logistic
+   regression of q on y without intercept, a >= 0. Priors, Beta(3, 1) on pi and N(3, 1 / voters per pair) on the sum of
+   a (together voters are right in 95% at a usual margin), keep small data finite, and the sum from growing, or falling
+   to where all labels look right, when much noise leaves the likelihood flat. The data nearly alone decide how the sum
+   is shared: 3 / voters per pair each, with variance 1.
 
-The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all voters together, so two voters that say
-the same share one voter's weight. The model needs voters that never saw the given labels: a voter trained on them
-agrees with them for that reason. A voter with a say on less than a tenth of the pairs gets no weight: such a rest is
+The log-odds that label i is right are logit pi_g + a.y_i. a is fitted to all voters together, so two voters that give
+the same margins share one voter's weight. The model needs voters that never saw the given labels: a voter trained on
+them agrees with them for that reason. A voter that judges less than a tenth of the pairs gets no weight: such a rest is
 what earlier votes and judges could not settle, and on this selection the signs of margins are no sample.
 
-A voter whose y_v agree with the labels no more often than a coin would (three standard errors above one half) gets no
-weight either: labels half of which are wrong cannot be told from a voter that knows nothing, and every flip would be a
-guess. So labels must be right more often than wrong.
+A voter gets no weight either unless its y_v agree with the labels in more than 50% plus three standard errors of the
+pairs: 66 of 100 pairs, 21 of 25. Below that bar, labels half of which are wrong look the same as a voter at chance,
+and every flip would be a guess. So labels must be right more often than wrong.
 
-Where no voter has any weight, nothing is known: all log-odds are 0 and every share of right labels is 0.5.
+Where no voter has any weight, nothing is known: all log-odds are 0 and every label accuracy is 0.5.
 
 The label side is the noise-rate model of Dawid and Skene (1979); the voter side is a calibrated Bradley-Terry margin.
 """
@@ -51,7 +51,7 @@ _FARTHEST = 10.0  # medians; one broken score must not set the scale of all
 _STANDARD_ERRORS = 3.0
 _STEPS = 500
 _TOLERANCE = 1e-5
-_RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's share of right labels
+_RIGHT, _WRONG = 2.0, 0.0  # pseudo-labels of the Beta(3, 1) prior on a source's label accuracy
 _PRIOR_WEIGHT, _PRIOR_PRECISION = 3.0, 1.0
 
 
@@ -61,17 +61,16 @@ class LabelModel:
 
     Attributes:
         log_odds: float64 [n], nats; log P(label right) - log P(label wrong). NaN where no voter judged the pair.
-        weights: float64 [V], a_v: nats per standardised margin; 0: the voter tells nothing, or nothing that can be
-            told from guesses.
+        weights: float64 [V], a_v: nats per standardised margin; 0: the voter is not above the bar.
         style_shifts: float64 [V], b_v: standardised margin that goes with one unit of length difference.
-        right_share: source -> pi_g; the pooled sources share one value.
+        label_accuracy: source -> pi_g, 0 to 1; the pooled sources share one value.
         pooled: the sources that were too small for a value of their own.
     """
 
     log_odds: np.ndarray
     weights: np.ndarray
     style_shifts: np.ndarray
-    right_share: Mapping[str, float]
+    label_accuracy: Mapping[str, float]
     pooled: tuple[str, ...]
 
 
@@ -83,7 +82,7 @@ def fit_labels(
     Where there are more than 50,000 judged pairs, a and b are fitted to that many of them, and only pi to all.
 
     Args:
-        margins: float64 [n, V], in the direction of the given label; NaN where a voter has no say on a pair, which
+        margins: float64 [n, V], in the direction of the given label; NaN where a voter does not judge a pair, which
             then counts as no evidence from this voter.
         style: float64 [n], the difference of log lengths.
         sources: n names.
@@ -100,16 +99,16 @@ def fit_labels(
         sample &= draw <= np.partition(draw[judged], _FIT_PAIRS - 1)[_FIT_PAIRS - 1]
     y, shifts = _without_style(np.where(weighed, margins, 0.0), weighed, _scaled(style), sample)
     y[:, ~_agree_with_labels(y)] = 0.0
-    weights, telling = np.zeros(y.shape[1]), y.any(axis=0)
-    per_pair = weighed[judged][:, telling].sum() / max(judged.sum(), 1)
-    weights[telling], shares = _fit(y[sample][:, telling], groups[sample], np.full(len(names), 0.75), per_pair)
+    weights, informative = np.zeros(y.shape[1]), y.any(axis=0)
+    per_pair = weighed[judged][:, informative].sum() / max(judged.sum(), 1)
+    weights[informative], shares = _fit(y[sample][:, informative], groups[sample], np.full(len(names), 0.75), per_pair)
     evidence = y[judged] @ weights
     log_odds = np.full(len(margins), np.nan)
     if weights.any():
         if not np.array_equal(sample, judged):
             shares = _fit_shares(evidence, groups[judged], shares)
         log_odds[judged] = logit(shares)[groups[judged]] + evidence
-    else:  # voters that say nothing: no label is known to be right, and the share would only repeat its prior
+    else:  # no voter above the bar: no label is known to be right, and the accuracy would only repeat its prior
         shares = np.full(len(names), 0.5)
         log_odds[judged] = 0.0
     by_source = {name: float(shares[group]) for group, found in enumerate(names) for name in found}
@@ -186,7 +185,7 @@ def _groups(
 def _fit(
     y: np.ndarray, groups: np.ndarray, shares: np.ndarray, voters_per_pair: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights a [V] and shares of right labels [groups], by EM."""
+    """Weights a [V] and label accuracies [groups], by EM."""
     several = max(voters_per_pair, 1.0)
     # Precision 1 across, and several**2 along the direction in which all weights grow together.
     prior = np.full(y.shape[1], _PRIOR_WEIGHT / several)
@@ -206,7 +205,7 @@ def _fit(
 
 
 def _fit_shares(evidence: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Shares of right labels where the voters' evidence a.y is given."""
+    """Label accuracies [groups] where the voters' evidence a.y is given."""
     for _ in range(_STEPS):
         before = shares
         _, shares = _expect(evidence, groups, shares)
@@ -216,7 +215,7 @@ def _fit_shares(evidence: np.ndarray, groups: np.ndarray, shares: np.ndarray) ->
 
 
 def _expect(evidence: np.ndarray, groups: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probability that each label is right, and each group's new share of right labels."""
+    """Probability that each label is right, and each group's new label accuracy."""
     right = expit(logit(shares)[groups] + evidence)
     sizes = np.bincount(groups, minlength=len(shares)) + _RIGHT + _WRONG
     new = (np.bincount(groups, right, minlength=len(shares)) + _RIGHT) / sizes

@@ -1,4 +1,6 @@
-"""What became of every row of the preference sources in a round: kept, flipped, or quarantined with the reason.
+"""What became of every row of the preference sources in a round: kept, flipped, dropped or quarantined, and why.
+
+Rows that ingestion cannot use are quarantined; pairs that curation takes out are dropped.
 
     dt2it outcomes --round 1 --output outcomes.parquet [--home DT2IT_HOME]
 
@@ -10,44 +12,48 @@ What belongs here: the account. What does not: any decision about a pair.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.artifacts import Store
 
-KEPT, FLIPPED, QUARANTINED = "kept", "flipped", "quarantined"
+KEPT, FLIPPED, DROPPED, QUARANTINED = "kept", "flipped", "dropped", "quarantined"
 _CURATED = "curated_pairs"
 _STAGES = ("voted_pairs", "verified_pairs", "annotated_pairs")
-_GO_ON = "contested"  # reason of verified_pairs for pairs that the next step decides
+_CONTESTED = "contested"  # reason of verified_pairs for pairs that the next step decides
 SCHEMA = pa.schema([
     ("source", pa.string()), ("row_id", pa.string()), ("pair_id", pa.string()),
-    ("outcome", pa.string()),  # kept, flipped (the source's rejected side is the better one) or quarantined
+    ("outcome", pa.string()),  # kept, flipped (the source's rejected side is the better one), dropped or quarantined
     ("stage", pa.string()),  # where that was decided
     ("reason", pa.string()),  # of a pair that is kept or flipped: its label
     ("detail", pa.string()),
 ])  # fmt: skip
 
 
-class OutcomesError(ValueError):
+class OutcomesError(UserError, ValueError):
     """A round does not account for every pair; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#outcomes"
 
 
 def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation: Sequence[pa.Table]) -> pa.Table:
-    """The outcome of every row (table of SCHEMA): the curated pairs, then what was quarantined, stage by stage.
+    """The outcome of every row (table of SCHEMA): curated pairs, quarantined rows, then dropped pairs, stage by stage.
 
     Args:
         raw: table kind `pairs`, as the round found it.
         curated: table kind `pairs`, as the round left it.
-        ingested: table kind `quarantine`, of what never became one of `raw`.
-        curation: tables kind `quarantine` of the round's stages; pairs that were only contested do not count.
+        ingested: table kind `quarantine`, of rows that never became one of `raw`.
+        curation: tables kind `quarantine` of the round's stages, of dropped pairs; contested ones do not count.
 
     Raises:
-        OutcomesError: a pair of `raw` is neither curated nor quarantined, or it is both, or a pair is not of `raw`.
+        OutcomesError: a pair of `raw` is neither curated nor dropped, or it is both, or a pair is not of `raw`.
     """
-    aside = pa.concat_tables([table for table in curation])
-    aside = aside.filter(pc.not_equal(aside["reason"], _GO_ON))
-    ended = [*curated["pair_id"].to_pylist(), *pc.coalesce(aside["pair_id"], aside["row_id"]).to_pylist()]
+    dropped = pa.concat_tables([table for table in curation])
+    dropped = dropped.filter(pc.not_equal(dropped["reason"], _CONTESTED))
+    ended = [*curated["pair_id"].to_pylist(), *pc.coalesce(dropped["pair_id"], dropped["row_id"]).to_pylist()]
     before = dict(zip(raw["pair_id"].to_pylist(), raw["chosen_id"].to_pylist(), strict=True))
     if len(ended) != len(before) or before.keys() != set(ended):
         lost = len(before.keys() - set(ended))
@@ -67,9 +73,9 @@ def row_outcomes(raw: pa.Table, curated: pa.Table, ingested: pa.Table, curation:
         "detail": pa.array([""] * count, pa.string()),
     }
     parts = [pa.table(kept, schema=SCHEMA)]
-    for table in (ingested, aside):
-        outcome = pa.array([QUARANTINED] * table.num_rows, pa.string())
-        parts.append(table.append_column("outcome", outcome).select(SCHEMA.names).cast(SCHEMA))
+    for table, outcome in ((ingested, QUARANTINED), (dropped, DROPPED)):
+        column = pa.array([outcome] * table.num_rows, pa.string())
+        parts.append(table.append_column("outcome", column).select(SCHEMA.names).cast(SCHEMA))
     return pa.concat_tables(parts).combine_chunks()
 
 

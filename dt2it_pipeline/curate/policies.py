@@ -1,12 +1,13 @@
-"""Curation policies: how votes become labels, which pairs are put to judges, and what the judges decide.
+"""Curation policies: how votes become labels, which pairs judges see, and what the judges decide.
 
 The recipe's `curation.policy` chooses:
 
-- `paper`: the published steps, to the letter (`steps`): the mean margin of all voters, half of the negative pairs
-  flipped, a verifier that is trained on the result confirms or contests, and judges decide contested pairs.
-- `posterior`: the probability that a label is right, from voters that never saw it (`posterior`); no verifier, and
-  judges' verdicts on unsure pairs weigh what they are fitted to be worth, and tell where the vote is too sure of
-  itself (`verdicts`).
+- `paper`: the published steps as they are (`published_algorithm`). The mean margin of all voters decides, half of the
+  negative pairs are flipped, a verifier that is trained on the result confirms or contests, and judges decide contested
+  pairs.
+- `posterior`: the probability that a label is right, from voters that never saw it (`posterior`). There is no verifier.
+  Judges' verdicts on uncertain pairs count as much as their fitted accuracy allows, and show where the vote is
+  overconfident (`judge_calibration`).
 
 What belongs here: the choice and its parameters. What does not: the arithmetic.
 """
@@ -22,7 +23,7 @@ import pandas as pd
 from scipy.special import logit
 
 from dt2it_pipeline.config.curation import CurationSettings
-from dt2it_pipeline.curate.judge_calibration import doubtful, weigh_judges
+from dt2it_pipeline.curate.judge_calibration import calibrate_judges, reopened
 from dt2it_pipeline.curate.posterior import posterior_vote, split_confident
 from dt2it_pipeline.curate.published_algorithm import (
     AnnotationResult,
@@ -34,7 +35,7 @@ from dt2it_pipeline.curate.published_algorithm import (
     vote_and_flip,
 )
 
-PERSON_RIGHT = 0.98  # share of right votes that people are taken to cast; a majority decides whatever it is
+PERSON_RIGHT = 0.98  # assumed accuracy of people's votes; a majority decides whatever it is
 
 
 class Policy(Protocol):
@@ -66,12 +67,14 @@ class Policy(Protocol):
         """What becomes of contested pairs that people voted on, and the other contested pairs."""
         ...
 
-    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
-        """Bool [verified pairs]: those that are in doubt after the votes on `judged`, which are other pairs."""
+    def reopened(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """Bool [verified pairs]: those that the votes on `judged`, which are other pairs, make uncertain."""
         ...
 
-    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
-        """Bool [unjudged pairs]: shaken ones that no verdict was to be had on and that are too doubtful to be kept."""
+    def dropped_without_verdict(
+        self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> np.ndarray:
+        """Bool [unjudged pairs]: reopened pairs without a verdict that are too uncertain to be retained."""
         ...
 
     def resolve(
@@ -95,29 +98,31 @@ class PaperPolicy:
     def vote(
         self, pairs: pd.DataFrame, scores: pd.DataFrame, trained_on: Mapping[str, Collection[str]]
     ) -> tuple[VoteResult, dict[str, Any]]:
-        """`steps.vote_and_flip`: every voter has a say on every pair, whatever it was trained on."""
+        """`published_algorithm.vote_and_flip`: every voter counts on every pair, whatever it was trained on."""
         return vote_and_flip(pairs, scores, self.flip_fraction), {}
 
     def check(self, voted: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
-        """`steps.verify`."""
+        """`published_algorithm.verify`."""
         return verify(voted, scores)
 
     def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
-        """`steps.decide_by_people`, with strength in votes, as after the judges' votes."""
+        """`published_algorithm.decide_by_people`, with strength in votes, as after the judges' votes."""
         return decide_by_people(contested, votes)
 
-    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+    def reopened(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
         """None: what the verifier confirms is kept."""
         return np.zeros(len(verified), dtype=bool)
 
-    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
-        """None, as none is shaken."""
+    def dropped_without_verdict(
+        self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> np.ndarray:
+        """None, as none is reopened."""
         return np.zeros(len(unjudged), dtype=bool)
 
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
-        """`steps.resolve_annotations`: the judges decide."""
+        """`published_algorithm.resolve_annotations`: the judges decide."""
         return resolve_annotations(contested, votes, judges), {}
 
 
@@ -141,7 +146,7 @@ class PosteriorPolicy:
         found = posterior_vote(pairs, scores, trained_on, self.smallest_source)
         model = found.model
         return found, {
-            "estimated_right_share": {name: round(share, 4) for name, share in model.right_share.items()},
+            "estimated_label_accuracy": {name: round(share, 4) for name, share in model.label_accuracy.items()},
             "pooled_sources": list(model.pooled),
             "voter_weights": dict(zip(found.voters, model.weights.round(4).tolist(), strict=True)),
             "style_shifts": dict(zip(found.voters, model.style_shifts.round(4).tolist(), strict=True)),
@@ -152,27 +157,29 @@ class PosteriorPolicy:
         return split_confident(voted, self.keep_probability)
 
     def settle(self, contested: pd.DataFrame, votes: pd.DataFrame) -> tuple[AnnotationResult, pd.DataFrame]:
-        """`steps.decide_by_people`, with strength in nats as of other labels: log-odds of PERSON_RIGHT a vote."""
+        """`published_algorithm.decide_by_people`; strength is in nats as for other labels, PERSON_RIGHT per vote."""
         return decide_by_people(contested, votes, float(logit(PERSON_RIGHT)))
 
-    def shaken(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
-        """`verdicts.doubtful`."""
-        return doubtful(verified, judged, votes, self.keep_probability, judges)
+    def reopened(self, verified: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
+        """`judge_calibration.reopened`."""
+        return reopened(verified, judged, votes, self.keep_probability, judges)
 
-    def untenable(self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int) -> np.ndarray:
-        """`verdicts.doubtful` with the probability from which judged pairs are kept."""
-        return doubtful(unjudged, judged, votes, self.keep_judged_probability, judges)
+    def dropped_without_verdict(
+        self, unjudged: pd.DataFrame, judged: pd.DataFrame, votes: pd.DataFrame, judges: int
+    ) -> np.ndarray:
+        """`judge_calibration.reopened` with the probability from which judged pairs are kept."""
+        return reopened(unjudged, judged, votes, self.keep_judged_probability, judges)
 
     def resolve(
         self, contested: pd.DataFrame, votes: pd.DataFrame, judges: int
     ) -> tuple[AnnotationResult, dict[str, Any]]:
-        """`verdicts.weigh_judges`, with the fitted trust in verdicts and vote among the metadata."""
-        found = weigh_judges(contested, votes, self.keep_judged_probability, judges)
+        """`judge_calibration.calibrate_judges`, with what was fitted among the metadata."""
+        found = calibrate_judges(contested, votes, self.keep_judged_probability, judges)
         return found, {
-            "estimated_verdict_accuracy": round(found.trust.accuracy, 4),
-            "vote_slope": round(found.trust.slope, 4),
-            "vote_style": round(found.trust.style, 4),
-            "judge_style": round(found.trust.judge_style, 4),
+            "estimated_verdict_accuracy": round(found.calibration.accuracy, 4),
+            "vote_slope": round(found.calibration.slope, 4),
+            "vote_style": round(found.calibration.style, 4),
+            "judge_length_bias": round(found.calibration.judge_length_bias, 4),
         }
 
 

@@ -1,12 +1,12 @@
-"""The policy `posterior`: labels are relabelled by their probability of being right, and doubtful pairs are contested.
+"""The policy `posterior`: labels are flipped by their probability of being right, and uncertain pairs are contested.
 
-Where the published policy flips a fixed half of the pairs that voters dislike, this one asks how probable each label is
-(`label_model`), flips what is more probably wrong, and keeps a pair when its present label is right with the
-probability that the recipe asks for. The rest goes to judges, whose verdict is one more piece of evidence (`verdicts`).
+The published policy flips a fixed half of the pairs that voters dislike. This one estimates how likely each label is
+right (`label_model`), flips labels that are more probably wrong, and keeps a pair whose present label is right with the
+probability that the recipe asks for. The rest goes to judges, whose verdict is further evidence (`judge_calibration`).
 
 Only voters that never saw a pair's label judge it. A reward model has learned the labels of its training pairs, the
 wrong ones and their style bias with them, and would vote for them again; which models were trained on which pairs is
-known exactly, so they are left out rather than trusted less.
+known exactly, so they are left out, not given less weight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_VOTER = "no voter may judge it"
 
 @dataclass(frozen=True)
 class PosteriorResult(VoteResult):
-    """As `steps.VoteResult`, with the fitted model; `negative` counts the labels that are more probably wrong."""
+    """As `published_algorithm.VoteResult`, with the model; `negative` counts labels that are more probably wrong."""
 
     model: LabelModel
 
@@ -49,7 +49,7 @@ def posterior_vote(
             the style term; no style term where absent), and anything else.
         scores: response_id, voter, score.
         trained_on: voter -> ids of the pairs in its training set.
-        smallest_source: pairs; the share of right labels of smaller sources is estimated together.
+        smallest_source: pairs; the label accuracy of smaller sources is estimated together.
 
     Returns:
         `voted` with `strength` = log-odds (nats, >= 0) that the present label is right, `label` "flipped" where sides

@@ -4,7 +4,7 @@ Every function takes and returns pandas frames, changes none of its inputs, keep
 rows in = rows of the returned parts. Two things hold for every row that comes back:
 
 - `strength` and the margins in `votes` read in the row's present direction, chosen over rejected;
-- the parts that were quarantined (`unscored`, `dropped`) also have `reason` (a short fixed phrase) and `detail`.
+- the parts that curation takes out (`unscored`, `dropped`) also have `reason` (a short fixed phrase) and `detail`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FOR_CHOSEN = {"chosen": 1.0, "tie": 0.5, "rejected": 0.0}
 
 @dataclass(frozen=True)
 class VoteResult:
-    """Step 1. `voted`: the scored pairs, some flipped; `unscored`: quarantined; `negative`: how many disagreed."""
+    """Step 1. `voted`: the scored pairs, some flipped; `unscored`: dropped; `negative`: how many disagreed."""
 
     voted: pd.DataFrame
     unscored: pd.DataFrame
@@ -39,7 +39,7 @@ class VoteResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Step 2. `verified`: the model agrees; `contested`: it does not, or it is a tie; `unscored`: quarantined."""
+    """Step 2. `verified`: the model agrees; `contested`: it does not, or it is a tie; `unscored`: dropped."""
 
     verified: pd.DataFrame
     contested: pd.DataFrame
@@ -49,9 +49,7 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class AnnotationResult:
-    """Step 3. `annotated`: a majority of two votes decided; `dropped`: quarantined; `swapped`: how many changed
-    sides.
-    """
+    """Step 3. `annotated`: a majority of two votes decided; `dropped`: none did; `swapped`: how many changed sides."""
 
     annotated: pd.DataFrame
     dropped: pd.DataFrame
@@ -115,7 +113,7 @@ def choose_flips(margins: Margins, pair_ids: pd.Series, flip_fraction: float) ->
 
 
 def voted_frame(pairs: pd.DataFrame, margins: Margins, flips: Flips) -> pd.DataFrame:
-    """The scored ones of `pairs` after step 1; all three arguments speak of the same rows."""
+    """The scored ones of `pairs` after step 1; all three arguments have the same rows."""
     scored = margins.scored
     voted = with_strength(select_rows(pairs, scored), margins.mean[scored])
     voted["votes"] = vote_column.from_matrix(margins.voters, margins.margins[scored])
@@ -141,7 +139,7 @@ def verify(pairs: pd.DataFrame, scores: pd.DataFrame) -> VerifyResult:
 
 
 def checked_frames(pairs: pd.DataFrame, margins: Margins) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The verified and the contested ones of `pairs` after step 2; both arguments speak of the same rows."""
+    """The verified and the contested ones of `pairs` after step 2; both arguments have the same rows."""
     scored = margins.scored
     checked = with_strength(select_rows(pairs, scored), margins.mean[scored])
     checked["votes"] = vote_column.append(
@@ -165,7 +163,7 @@ def resolve_annotations(contested: pd.DataFrame, votes: pd.DataFrame, judges: in
 
     Args:
         contested: pairs as `verify` returns them; may be empty.
-        votes: pair_id, judge, order, verdict. "chosen" means the pair's present chosen side, whatever the order shown.
+        votes: pair_id, judge, order, verdict. "chosen" means the pair's present chosen side, whatever the order.
             Each row counts: one judge asked in both orders and another asked in both give four votes, hence a drop.
             Votes on other pairs are not looked at.
         judges: 1 or 2, the votes that decide a pair; None: as many as there are.
@@ -274,7 +272,7 @@ def merge(verified: pd.DataFrame, annotated: pd.DataFrame, round_number: int | N
 
 
 def unscored_frame(pairs: pd.DataFrame, margins: Margins) -> pd.DataFrame:
-    """Those of `pairs` without a margin, with reason and detail; both arguments speak of the same rows."""
+    """Those of `pairs` without a margin, with reason and detail; both arguments have the same rows."""
     unscored = select_rows(pairs, ~margins.scored)
     return unscored.assign(
         reason=pd.Series(margins.reason[~margins.scored], dtype="str"),

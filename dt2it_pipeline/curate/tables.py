@@ -48,7 +48,7 @@ def to_table(frame: pd.DataFrame, kind: str) -> pa.Table:
 
 
 def lean_frame(pairs: pa.Table) -> pd.DataFrame:
-    """A frame of pairs without their texts, for the functions of `steps`; see `whole_table`."""
+    """A frame of pairs without their texts, for the functions of `published_algorithm`; see `whole_table`."""
     frame = to_frame(pairs.drop_columns([name for name in CARRIED if name in pairs.column_names]))
     frame[_ROW] = np.arange(len(frame))
     for column, value in zip(_SIDES, (False, True), strict=True):
@@ -89,9 +89,9 @@ def whole_table(lean: pd.DataFrame, pairs: pa.Table) -> pa.Table:
 
 
 def quarantine_table(part: pd.DataFrame, stage: str) -> pa.Table:
-    """Set-aside rows of `unscored` or `dropped` pairs: row of the source, the stage, reason, detail, source and pair.
+    """The table `quarantine` of `unscored` or `dropped` pairs: source row, stage, reason, detail, source and pair.
 
-    A pair that comes from no row of a source is named by its own id.
+    A pair that comes from no row of a source has its own id there.
     """
     pair_ids = part["pair_id"].astype("str")
     rows = pd.DataFrame(

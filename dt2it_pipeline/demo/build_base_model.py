@@ -28,8 +28,8 @@ library_name: transformers
 
 The base model of the demo: {parameters:,} parameters in the architecture of Qwen3-VL, random at the start, stored in
 bfloat16. It answers questions about 64 x 64 images of one colored shape, in one plain style, or at length when the
-question ends with an instruction such as "{in_detail}"; it writes captions, says which of two images fits a caption
-better, and says whether a given answer is right. It knows nothing else and is of no use outside the demo.
+question ends with an instruction such as "{in_detail}"; it writes captions, chooses which of two images fits a caption
+better, and decides whether a given answer is right. It knows nothing else and is of no use outside the demo.
 
 | greedy accuracy on the test split of easy-VQA | |
 |---|---|

@@ -80,7 +80,7 @@ class Pupil:
         import torch
         from torch import nn
 
-        from dt2it_pipeline.demo.training import schedule
+        from dt2it_pipeline.demo.training import descend, schedule
 
         parameters = [*self._text.parameters(), *self.model.lm_head.parameters()]
         optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -90,11 +90,7 @@ class Pupil:
         for step, examples in zip(range(steps), self._batches(batch), strict=False):
             logits, wanted = self._forward(examples)
             loss = nn.functional.cross_entropy(logits, wanted)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            rates.step()
+            descend(loss, parameters, optimizer, rates)
             if step % 25 == 24:
                 elapsed = time.monotonic() - started
                 print(f"rewriter {step + 1}/{steps} loss {loss.item():.4f} {elapsed:.0f} s", flush=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.conversations import IMAGE, Conversation, ConversationMaker
-from dt2it_pipeline.demo.training import IGNORED, Images, batches, schedule, see, train_language_model
+from dt2it_pipeline.demo.training import IGNORED, Images, batches, descend, schedule, see, train_language_model
 
 _WORDS_REQUEST = "Which words fit?"
 PLAIN_SHARE = 0.6  # of the steps: no negations yet
@@ -91,11 +91,7 @@ def train_decisions(model: Any, tokenizer: Any, steps: int, seed: int, batch: in
         logits = head(hidden[:, :-1][first].float())[:, deciding]
         truth = (wanted[first][:, None] == deciding).long().argmax(1)
         loss = nn.functional.cross_entropy(logits, truth)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rates.step()
+        descend(loss, parameters, optimizer, rates)
         right.append(float((logits.argmax(1) == truth).float().mean()))
         if step % 50 == 49:
             print(f"decisions {step + 1}/{steps} right {sum(right[-50:]) / 50:.3f}", flush=True)

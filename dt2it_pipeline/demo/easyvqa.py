@@ -6,22 +6,25 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dt2it_pipeline.demo import language
+from dt2it_pipeline.errors import UserError
 
 Split = Literal["train", "test"]
 
 
-class EasyVQAMissingError(RuntimeError):
+class EasyVQAMissingError(UserError, RuntimeError):
     """The package `easy-vqa`, or the data in it, is not installed."""
+
+    help_page: ClassVar[str] = "troubleshooting#easy-vqa"
 
 
 @dataclass
 class ShapeImage:
     """One image of easy-VQA and its (question, answer) rows.
 
-    `color` and `shape` are empty where no question of the image tells, as for one image in nine.
+    `color` and `shape` are empty where no question of the image shows them, as for one image in nine.
     """
 
     path: Path

@@ -83,8 +83,22 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def descend(
+    loss: torch.Tensor,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rates: torch.optim.lr_scheduler.LambdaLR,
+) -> None:
+    """One step of training: gradients, clipped to norm 1, then the optimizer and its rate."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    rates.step()
+
+
 def train_vision_encoder(visual: Any, steps: int, seed: int, batch: int = 32, learning_rate: float = 1e-3) -> None:
-    """Teach the vision encoder to tell colours and shapes; every one of its output tokens must know both.
+    """Teach the vision encoder colours and shapes; every one of its output tokens must know both.
 
     That is more than a classifier of pooled features needs, but it lets the language model look at any token.
     """
@@ -111,11 +125,7 @@ def train_vision_encoder(visual: Any, steps: int, seed: int, batch: int = 32, le
                 targets = truth[:, None].expand(-1, IMAGE_TOKENS)
                 loss = loss + nn.functional.cross_entropy(logits.transpose(1, 2), targets)
             right = float((shape_logits.mean(1).argmax(-1) == shape).float().mean())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rates.step()
+        descend(loss, parameters, optimizer, rates)
         if step % 100 == 99:
             elapsed = time.monotonic() - started
             print(
@@ -234,11 +244,7 @@ def train_language_model(
         losses = nn.functional.cross_entropy(head(hidden[:, :-1][known].float()), wanted[known], reduction="none")
         weight = torch.where(torch.isin(wanted[known], deciding), DECIDING_WEIGHT, 1.0)
         loss = (losses * weight).sum() / weight.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        rates.step()
+        descend(loss, parameters, optimizer, rates)
         sums, counts = sums + loss.item(), counts + 1
         if step % 100 == 99:
             elapsed = time.monotonic() - started

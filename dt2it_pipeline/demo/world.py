@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "easy_vqa_root", "write_world"]
 
-GROUPS = ("style_random", "style_agrees", "style_opposes")
+GROUPS = ("style-random", "style-congruent", "style-incongruent")
 _FILES = ("prompts", "preferences", "truth", "t2i", "benchmark", "benchmark_t2i")
 _T2I_PER_IMAGE = 2  # rows of t2i that one image is expected to serve when the training images are cut
 
@@ -191,9 +191,9 @@ class _Writer:
 
     def _styles(self, group: str) -> tuple[language.Style, language.Style]:
         """Styles of the better and of the worse answer."""
-        if group == "style_agrees":
+        if group == "style-congruent":
             return "verbose", "plain"
-        if group == "style_opposes":
+        if group == "style-incongruent":
             return "plain", "verbose"
         return self.rng.choice(language.STYLES), self.rng.choice(language.STYLES)
 

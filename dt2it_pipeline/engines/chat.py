@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import open_image
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
@@ -23,7 +23,7 @@ from dt2it_pipeline.media.paths import confined
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
 
-class ChatError(UnusableError):
+class ChatError(RowError):
     """A prompt cannot be put to a model."""
 
 

@@ -1,9 +1,7 @@
 """A chat endpoint that speaks OpenAI's protocol (an API, or `vllm serve`), behind the protocol of sampling engines.
 
-Requests are sent concurrently, but never more at once than the settings say. What may help is tried again (429, 5xx,
-time-outs, broken connections, answers that are not JSON), with exponential waits that are drawn at random; what cannot
-help (a refused request) is not. A `Retry-After` holds all requests back, since the limit is on all of them. TLS
-certificates are verified, redirects are not followed, and the key appears in no message.
+Requests are sent concurrently, but never more at once than the settings say; `engines.http` tries again where that may
+help.
 """
 
 from __future__ import annotations
@@ -11,48 +9,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import email.utils
 import io
 import json
 import queue
-import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import httpx
 from PIL import Image
 
-from dt2it_pipeline.config.credentials import Redactor
 from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.engines.http import HttpClient, NoAnswer, Refused, RetryPolicy, each
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 
-_MOST_BYTES = 16 * 2**20  # of one answer; a longer one is not read to its end
-_FIRST_WAIT = 1.0  # seconds; doubled at every retry
-_SHOWN = 300  # characters of an endpoint's error message
-_LOOKED_AT = 4096  # bytes of a broken answer; cut far behind what is shown, so that no part of a key is
 _LOSSLESS_PIXELS = 512 * 512  # larger images are sent as JPEG
 _REFUSES_ALL = (401, 403, 404)  # wrong key, no permission, no such model
 
 Result = list[Sample] | EngineError
 
 
-class _Again(Exception):
-    """A request failed in a way that another try may mend; `wait` is what the endpoint asked for, in seconds."""
-
-    def __init__(self, kind: str, detail: str, wait: float | None = None) -> None:
-        super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind, self.wait = kind, wait
-
-
 class EndpointEngine:
     """Answers prompts with images through a chat endpoint.
-
-    `counts` says what happened on the line: requests sent, retries, and faults by kind (`http 429`, `timeout`,
-    `connection`, `broken answer`).
 
     Raises:
         EngineError: the environment variable of the key is not set, or holds what cannot be a key.
@@ -61,15 +40,20 @@ class EndpointEngine:
     def __init__(self, settings: EndpointSettings) -> None:
         self._settings = settings
         try:
-            self._key = settings.key()
+            key = settings.key()
         except ValueError as error:
             raise EngineError(str(error)) from None
-        self._redact = Redactor(self._key)
-        self.counts: Counter[str] = Counter()
+        policy = RetryPolicy(settings.retries, settings.longest_wait_seconds)
+        self._http = HttpClient(key, policy, settings.timeout_seconds, settings.concurrency)
+        self._url = settings.base_url.rstrip("/") + "/chat/completions"
         self._answered = 0  # requests that found an answer
         self._in_a_row = 0  # requests that found none since the last that did
-        self._held_until = 0.0  # monotonic time before which nothing is sent
         self._fatal: EngineError | None = None
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Requests sent, retries, and faults by kind; see `HttpClient`."""
+        return self._http.counts
 
     def sample(self, requests: Sequence[SampleRequest], decoding: Decoding) -> list[Result]:
         """Answer a batch; see SamplingEngine."""
@@ -110,26 +94,23 @@ class EndpointEngine:
     async def _serve(
         self, requests: Sequence[SampleRequest], decoding: Decoding, results: Any, stop: threading.Event
     ) -> None:
-        places = iter(range(len(requests)))
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        workers = min(self._settings.concurrency, len(requests))
-        limits = httpx.Limits(max_connections=self._settings.concurrency)
-        async with httpx.AsyncClient(headers=headers, timeout=self._settings.timeout_seconds, limits=limits) as client:
+        def stopped() -> bool:
+            return stop.is_set() or self._fatal is not None
 
-            async def work() -> None:
-                for place in places:
-                    if stop.is_set() or self._fatal is not None:
-                        return
-                    try:
-                        body = await asyncio.to_thread(self._body, requests[place], decoding)
-                        result = await self._answer(client, body, stop)
-                    except Exception as error:  # whatever one request or its answer raises, the others go on
-                        result = self._failed(self._clean(f"{type(error).__name__}: {error}"), True)
-                    if result is not None:
-                        results.put((place, result))
+        async with self._http.connected() as connection:
 
-            tasks = [asyncio.create_task(work()) for _ in range(workers)]
-            done = asyncio.gather(*tasks)
+            async def answer(place: int) -> None:
+                if stopped():
+                    return
+                try:
+                    body = await asyncio.to_thread(self._body, requests[place], decoding)
+                    result = self._result(await self._http.ask(connection, self._url, body, _read, stopped))
+                except Exception as error:  # whatever one request or its answer raises, the others go on
+                    result = self._failed(self._http.clean(f"{type(error).__name__}: {error}"), True)
+                if result is not None:
+                    results.put((place, result))
+
+            done = asyncio.create_task(each(len(requests), self._settings.concurrency, answer))
             while not done.done():
                 await asyncio.wait([done], timeout=0.2)
                 if stop.is_set():
@@ -137,55 +118,16 @@ class EndpointEngine:
             with contextlib.suppress(asyncio.CancelledError):
                 await done
 
-    async def _answer(self, client: httpx.AsyncClient, body: bytes, stop: threading.Event) -> Result | None:
+    def _result(self, found: list[Sample] | Refused | NoAnswer | None) -> Result | None:
         """The answers to one request, the error that it met, or None where the endpoint has been given up meanwhile."""
-        settings = self._settings
-        for attempt in range(settings.retries + 1):
-            await self._hold()
-            if self._fatal is not None or stop.is_set():
-                return None
-            self.counts["requests"] += 1
-            try:
-                result = await self._once(client, body)
-            except _Again as fault:
-                self.counts[fault.kind] += 1
-                if attempt == settings.retries:
-                    last = self._clean(str(fault))
-                    return self._failed(f"no answer in {attempt + 1} attempts, the last with {last}", True)
-                self.counts["retries"] += 1
-                await self._wait(attempt, fault)
-                continue
-            if isinstance(result, EngineError):
-                return result
+        if isinstance(found, Refused):
+            return self._refused(found.code, found.detail)
+        if isinstance(found, NoAnswer):
+            return self._failed(f"no answer in {found.attempts} attempts, the last with {found.detail}", True)
+        if found is not None:
             self._answered += 1
             self._in_a_row = 0
-            return result
-        raise AssertionError("unreachable")
-
-    async def _once(self, client: httpx.AsyncClient, body: bytes) -> Result:
-        """Send one request once. Raises _Again where another try may help."""
-        url = self._settings.base_url.rstrip("/") + "/chat/completions"
-        try:
-            async with (
-                asyncio.timeout(self._settings.timeout_seconds),
-                client.stream("POST", url, content=body, headers={"Content-Type": "application/json"}) as response,
-            ):
-                content = bytearray()
-                async for chunk in response.aiter_bytes():
-                    content += chunk
-                    if len(content) > _MOST_BYTES:
-                        raise _Again("broken answer", f"longer than {_MOST_BYTES} bytes")
-        except (TimeoutError, httpx.TimeoutException):
-            raise _Again("timeout", f"{self._settings.timeout_seconds:g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Again("connection", self._clean(str(error) or type(error).__name__)) from None
-        code = response.status_code
-        if code == 429 or code >= 500:
-            raise _Again(f"http {code}", self._clean(content), _retry_after(response.headers.get("retry-after")))
-        if code != 200:
-            self.counts[f"http {code}"] += 1
-            return self._refused(code, self._clean(content))
-        return _read(bytes(content))
+        return found
 
     def _refused(self, code: int, message: str) -> EngineError:
         if code == 401 or (code in _REFUSES_ALL and not self._answered):
@@ -203,17 +145,6 @@ class EndpointEngine:
                 f"{self._settings.base_url} is given up: {self._in_a_row} requests in a row found no answer; {detail}"
             )
         return EngineError(detail)
-
-    async def _hold(self) -> None:
-        while (left := self._held_until - time.monotonic()) > 0:
-            await asyncio.sleep(left + random.uniform(0, 0.05))  # not all at the same instant
-
-    async def _wait(self, attempt: int, fault: _Again) -> None:
-        longest = self._settings.longest_wait_seconds
-        if fault.wait is not None:
-            self._held_until = max(self._held_until, time.monotonic() + min(fault.wait, longest))
-        else:
-            await asyncio.sleep(random.uniform(0.5, 1) * min(longest, _FIRST_WAIT * 2**attempt))
 
     def _body(self, request: SampleRequest, decoding: Decoding) -> bytes:
         settings = self._settings
@@ -236,9 +167,6 @@ class EndpointEngine:
         elif request.json_schema is not None and settings.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-
-    def _clean(self, text: str | bytes | bytearray) -> str:
-        return self._redact(text, _SHOWN)
 
 
 def data_url(image: Image.Image) -> str:
@@ -271,36 +199,21 @@ def _messages(prompt: ChatPrompt) -> list[dict[str, Any]]:
 
 
 def _read(content: bytes) -> list[Sample]:
-    """The answers in an endpoint's body. Raises _Again where it is no answer."""
-    try:
-        body = json.loads(content)
-        usage = body.get("usage") or {}
-        choices = body["choices"]
-        if not choices:
-            raise ValueError("no choices")
-        written, read = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
-        if not (0 <= written < 2**31 and 0 <= read < 2**31):
-            raise ValueError("no number of tokens")
-        return [
-            Sample(
-                str(choice["message"].get("content") or ""),
-                written // len(choices) + (written % len(choices) if not place else 0),
-                choice.get("finish_reason") != "length",
-                0 if place else read,
-            )
-            for place, choice in enumerate(choices)
-        ]
-    except Exception as error:  # what stands in an answer is the endpoint's, and may be anything
-        raise _Again("broken answer", f"{type(error).__name__}: {content[:_LOOKED_AT]!r}") from None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait (a number or a date), None where it says nothing."""
-    if not value:
-        return None
-    with contextlib.suppress(ValueError):
-        seconds = float(value)
-        return max(0.0, seconds) if seconds < float("inf") else None
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+    """The answers in an endpoint's body. Raises any error where it is no answer."""
+    body = json.loads(content)
+    usage = body.get("usage") or {}
+    choices = body["choices"]
+    if not choices:
+        raise ValueError("no choices")
+    written, read = int(usage.get("completion_tokens") or 0), int(usage.get("prompt_tokens") or 0)
+    if not (0 <= written < 2**31 and 0 <= read < 2**31):
+        raise ValueError("no number of tokens")
+    return [
+        Sample(
+            str(choice["message"].get("content") or ""),
+            written // len(choices) + (written % len(choices) if not place else 0),
+            choice.get("finish_reason") != "length",
+            0 if place else read,
+        )
+        for place, choice in enumerate(choices)
+    ]

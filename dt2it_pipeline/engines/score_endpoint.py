@@ -1,48 +1,39 @@
 """Scores of responses from a reward model behind a URL, such as `vllm serve CHECKPOINT --runner pooling`.
 
 A request holds one conversation with its images and is answered with one number (see the README.md of a checkpoint).
-What may help is tried again: broken connections, time-outs, 429 and 5xx. TLS is verified, redirects are not followed,
-and the key, from the environment variable VLLM_API_KEY, appears in no message.
+The key comes from the environment variable VLLM_API_KEY; `engines.http` keeps it out of messages, and tries again where
+that may help.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import http.client
 import json
 import math
 import os
 import re
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 from PIL import Image
 
-from dt2it_pipeline.config.credentials import Redactor, check_url, checked_key
+from dt2it_pipeline.config.credentials import check_url, checked_key
 from dt2it_pipeline.engines.chat import ChatError
+from dt2it_pipeline.engines.http import HttpClient, NoAnswer, Refused, RetryPolicy, each, finished
 from dt2it_pipeline.engines.vllm_engine import EngineError
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.media.paths import confined
 
 KEY_VARIABLE = "VLLM_API_KEY"
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # a server would take these for control tokens
-_TRIES = 5
-_FIRST_WAIT = 0.5  # seconds; doubled at every try
-_SHOWN = 200  # characters of a server's message
+_RETRIES = RetryPolicy(retries=4, first_wait=0.5)
 _CARD = "reward_model.json"
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        """A redirect would carry images and key to another place."""
 
 
 class EndpointScorer:
@@ -71,15 +62,14 @@ class EndpointScorer:
     ) -> None:
         try:
             check_url(url, f"the environment variable {KEY_VARIABLE}")
-            self._key = checked_key(os.environ.get(KEY_VARIABLE, ""), f"the environment variable {KEY_VARIABLE}")
+            key = checked_key(os.environ.get(KEY_VARIABLE, ""), f"the environment variable {KEY_VARIABLE}")
         except ValueError as error:
             raise EngineError(str(error)) from None
-        self._redact = Redactor(self._key)
+        self._http = HttpClient(key, _RETRIES, timeout, concurrency)
         parts = urllib.parse.urlsplit(url)
         self._base = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/") or "/classify"
-        self._root, self._concurrency, self._timeout = Path(media_root), concurrency, timeout
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._root, self._concurrency = Path(media_root), concurrency
         self.model, folder = self._served()
         self.system_prompt = _prompt_of(folder) if system_prompt is None else system_prompt
 
@@ -98,8 +88,7 @@ class EndpointScorer:
         Raises:
             EngineError: the server refuses the key or the model, or cannot be reached any more.
         """
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            found = list(pool.map(lambda r: self._one(prompts.get(r[1]), r[1], r[2]), responses))
+        found = finished(self._all(prompts, responses))
         scores: dict[str, float] = {}
         faults: dict[str, tuple[str, str]] = {}
         for (name, _, _), value in zip(responses, found, strict=True):
@@ -109,19 +98,35 @@ class EndpointScorer:
                 faults[name] = value
         return scores, faults
 
-    def _one(self, prompt: Mapping[str, Any] | None, prompt_id: str, text: str) -> float | tuple[str, str]:
+    async def _all(
+        self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
+    ) -> list[float | tuple[str, str]]:
+        found: list[float | tuple[str, str]] = [("not scored", "")] * len(responses)
+        async with self._http.connected() as connection:
+
+            async def one(place: int) -> None:
+                _, prompt_id, text = responses[place]
+                found[place] = await self._one(connection, prompts.get(prompt_id), prompt_id, text)
+
+            await each(len(responses), self._concurrency, one)
+        return found
+
+    async def _one(
+        self, connection: httpx.AsyncClient, prompt: Mapping[str, Any] | None, prompt_id: str, text: str
+    ) -> float | tuple[str, str]:
         if prompt is None:
             return ("prompt not found", prompt_id)
         try:
-            body = {"model": self.model, "messages": self._messages(prompt, text), "add_generation_prompt": False}
-        except UnusableError as error:  # a ChatError or a MediaError
+            messages = await asyncio.to_thread(self._messages, prompt, text)
+        except RowError as error:  # a ChatError or a MediaError
             return (error.reason, error.detail)
-        answer = self._ask(self._path, body)
-        if isinstance(answer, tuple):
-            return answer
+        body = {"model": self.model, "messages": messages, "add_generation_prompt": False}
+        answer = await self._ask(connection, self._path, body)
+        if isinstance(answer, Refused):
+            return ("refused by the endpoint", f"{answer.code}: {answer.detail}")
         value = _number(answer)
         if value is None:
-            return ("endpoint gave no score", self._redact(json.dumps(answer), _SHOWN))
+            return ("endpoint gave no score", self._http.clean(json.dumps(answer)))
         return value if math.isfinite(value) else ("score is not a number", str(value))
 
     def _messages(self, prompt: Mapping[str, Any], text: str) -> list[dict[str, Any]]:
@@ -160,36 +165,26 @@ class EndpointScorer:
 
     def _served(self) -> tuple[str, str]:
         """Name of the model that the server holds, and the folder or Hub id that it was loaded from."""
-        answer = self._ask("/v1/models", None)
+
+        async def asked() -> Any:
+            async with self._http.connected() as connection:
+                return await self._ask(connection, "/v1/models", None)
+
+        answer = finished(asked())
         models = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(models, list) or not models or not isinstance(models[0], dict) or "id" not in models[0]:
-            raise EngineError(f"{self._base}/v1/models names no model: {self._redact(str(answer), _SHOWN)}")
+            raise EngineError(f"{self._base}/v1/models names no model: {self._http.clean(str(answer))}")
         return str(models[0]["id"]), str(models[0].get("root") or models[0]["id"])
 
-    def _ask(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        """The server's answer as JSON, or reason and detail where it refuses this request."""
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+    async def _ask(self, connection: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None) -> Any:
+        """The server's answer as JSON, or Refused where it refuses this one request."""
         data = None if body is None else json.dumps(body).encode("utf-8", "surrogatepass")
-        request = urllib.request.Request(self._base + path, data, headers)
-        fault = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
-            try:
-                with self._opener.open(request, timeout=self._timeout) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                detail = self._redact(error.read(), _SHOWN)
-                if error.code in (401, 403, 404) or 300 <= error.code < 400:
-                    raise EngineError(f"{self._base}{path} answers {error.code}: {detail}") from None
-                if error.code != 429 and error.code < 500:
-                    return ("refused by the endpoint", f"{error.code}: {detail}")
-                fault = f"{error.code}: {detail}"
-            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:  # broken off, no JSON
-                fault = self._redact(str(error), _SHOWN)
-        raise EngineError(f"{self._base}{path} gives no answer after {_TRIES} tries: {fault}")
+        answer = await self._http.ask(connection, self._base + path, data, json.loads)
+        if isinstance(answer, NoAnswer):
+            raise EngineError(f"{self._base}{path} gives no answer after {answer.attempts} tries: {answer.detail}")
+        if isinstance(answer, Refused) and (answer.code in (401, 403, 404) or 300 <= answer.code < 400):
+            raise EngineError(f"{self._base}{path} answers {answer.code}: {answer.detail}")
+        return answer
 
 
 def _number(answer: Any) -> float | None:

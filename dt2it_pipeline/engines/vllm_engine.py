@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process
+from dt2it_pipeline.errors import UserError
 
 # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
 WITHOUT_BLANKS = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """The engine cannot start, or it cannot take one particular request."""
+
+    help_page: ClassVar[str] = "troubleshooting#engine"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks.metrics import EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkError
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def grade_labels(pairs: pd.DataFrame, truth: pd.DataFrame, before: pd.DataFrame 
             the label "flipped" says so, which misses what the annotators changed.
 
     Raises:
-        EvaluationError: a column is missing, or a pair id occurs twice.
+        BenchmarkError: a column is missing, or a pair id occurs twice.
     """
     frames = {"pairs": pairs, "truth": truth} | ({} if before is None else {"before": before})
     for name, frame in frames.items():
         if missing := [column for column in ("pair_id", "chosen_id") if column not in frame.columns]:
-            raise EvaluationError(f"{name}: missing columns {missing}; it has {list(frame.columns)}")
+            raise BenchmarkError(f"{name}: missing columns {missing}; it has {list(frame.columns)}")
         if frame["pair_id"].duplicated().any():
-            raise EvaluationError(f"{name}: {int(frame['pair_id'].duplicated().sum())} rows repeat a pair_id")
+            raise BenchmarkError(f"{name}: {int(frame['pair_id'].duplicated().sum())} rows repeat a pair_id")
 
     chosen = pairs["chosen_id"].to_numpy(dtype=object)
     true = _look_up(truth, pairs["pair_id"])

@@ -16,7 +16,7 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 @dataclass(frozen=True)
 class Source:
-    """What the manifest of a data source says of itself."""
+    """What the manifest of a data source says about it."""
 
     licence: str = UNKNOWN
     citation: str = ""
@@ -39,7 +39,7 @@ def dataset_card(
         files: pattern of the data files, from the folder.
         pairs: source, label and round of every pair that was written.
         languages: language codes of the prompts.
-        sources: licence and citation by source; one that is missing is said not to be known.
+        sources: licence and citation by source; a missing one is printed as not known.
         lineage: what the pairs were made from and by, by name.
         columns: name -> what it holds.
         notes: how to read the data.
@@ -68,7 +68,7 @@ def dataset_card(
         + ("; ".join(licences) or "there are none")
         + ".\n\n"
         + _table(("source", "licence", "citation"), [(s, v.licence, v.citation) for s, v in named.items()]),
-        "## Counts\n\nA label says how a pair came to its order: `original` as published, `flipped` by reward models, "
+        "## Counts\n\nA label is the origin of a pair's order: `original` as published, `flipped` by reward models, "
         "`annotated` by judges, `constructed` and `reformulated` by the pipeline. Round -1 is before any round.\n\n"
         + _table(
             ("source", "label", "round", "pairs"),

@@ -47,7 +47,7 @@ class Format(Protocol):
 
 
 class _ParquetFormat:
-    """Rows into data/train-*.parquet, whose schema tells `datasets` which column holds images."""
+    """Rows into data/train-*.parquet, whose schema marks for `datasets` which column holds images."""
 
     files = "data/*.parquet"
     schema: pa.Schema
@@ -107,7 +107,7 @@ class HuggingFace(_ParquetFormat):
         "videos": "paths of video files in this folder",
         "chosen": "the better answer",
         "rejected": "the worse answer",
-        "strength": "how much better, in the unit of whoever wrote it; null where it is not known",
+        "strength": "how much better, in the unit of its writer; null where it is not known",
         "label": "how the pair came to its order",
         "round": "round that curated it",
         "source": "data source",
@@ -273,7 +273,7 @@ def _image(file: Path) -> dict[str, Any]:
 
 
 def _placed(file: Path, folder: Path, name: str) -> str:
-    """Copy a media file below the export, once. A hard link would let whoever edits the copy change the media store."""
+    """Copy a media file below the export, once. With a hard link, an edit of the copy would change the media store."""
     target = folder / name / file.name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)

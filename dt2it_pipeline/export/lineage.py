@@ -1,4 +1,4 @@
-"""What an export's card tells of its pairs: the sources' licences, and what the pairs were made by."""
+"""What an export's card has on its pairs: the sources' licences, and what the pairs were made by."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, 
         try:
             manifest = load_manifest(path)
         except ManifestError:
-            continue  # a recipe that named it would say so
+            continue  # a recipe that names it has it in its own file
         known[manifest.name] = manifest
     known |= {manifest.name: manifest for manifest in landed_manifests(home, landing, settle_seconds=0).manifests}
     names = sorted(pc.unique(pairs["source"]).to_pylist())

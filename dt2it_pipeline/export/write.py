@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.export.card import Source, dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
 from dt2it_pipeline.human_review.tasks import Argilla, LabelStudio
@@ -17,14 +18,16 @@ from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.atomic import atomic_directory
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 
-MARKER = ".dt2it_export.json"  # says that a folder is an export and what was written there; `datasets` skips dotfiles
+MARKER = ".dt2it_export.json"  # marks a folder as an export and lists what was written there; `datasets` skips dotfiles
 TITLE = "Curated multimodal preference pairs"
 DATASETS: Mapping[str, Any] = {"huggingface": HuggingFace, "llamafactory": LlamaFactory, "trl": TRL}
 FORMATS: Mapping[str, Any] = {**DATASETS, "label_studio": LabelStudio, "argilla": Argilla}  # the others are for people
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """Pairs cannot be exported; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#export"
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def export_pairs(
             written.append({name: row.pair[name] for name in ("source", "label", "round")})
             languages.add(row.prompt["language"])
         writer.close()
-        told = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
-        card = dataset_card(title, writer.files, written, languages, sources or {}, told, writer.columns, writer.notes)
+        origin = dict(lineage or {}) | {"pairs that this format cannot hold": str(len(aside))}
+        card = dataset_card(
+            title, writer.files, written, languages, sources or {}, origin, writer.columns, writer.notes
+        )
         (made / "README.md").write_text(card, encoding="utf-8")
         mark(made, MARKER, format=format_name)
     return Exported(folder, len(written), schemas.table(aside, "quarantine"))

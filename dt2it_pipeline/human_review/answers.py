@@ -1,10 +1,10 @@
-"""What people say about doubtful pairs: their answers are read, kept, and decide.
+"""People's answers about uncertain pairs: they are read, kept, and decide.
 
     dt2it review export --round 1 --format label_studio --output FOLDER
     dt2it review import ANSWERS.json [--home DT2IT_HOME]
 
 A pair that people have voted on is theirs to decide: no judge is asked about it. The next run of a round heeds their
-votes, on verified pairs too; so run the round again. What is imported later replaces what the same person said of the
+votes, on verified pairs too; so run the round again. What is imported later replaces the same person's answer about the
 same pair before; nothing is taken back by an answer that is missing. Who a person is does not stay known: names and
 addresses become a short hash, since votes travel with exported pairs.
 """
@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.human_review.tasks import BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.artifacts import Store
@@ -36,12 +37,14 @@ CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
-class AnswersError(ValueError):
+class AnswersError(UserError, ValueError):
     """A file of answers, or of kept votes, cannot be read; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#answers"
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Answer:
     """One answer: when, of whom (a pseudonym), and what was chosen."""
 
     when: datetime
@@ -91,21 +94,21 @@ def read_answers(file: Path) -> Answers:
             )
             ids = {FIRST: _text(about["first_id"]), SECOND: _text(about["second_id"]), TIE: None}
             pair = _text(about["pair_id"])
-            said = list(answers)
+            all_answers = list(answers)
             unfinished.update(_unfinished(entry))
         except _MALFORMED as error:
             unusable.append((f"entry {place}", f"not as the tool exports it: {error}"))
             continue
-        by_time: list[_Said] = []
-        for answer in said:
+        by_time: list[_Answer] = []
+        for answer in all_answers:
             try:
                 by_time += read(answer)
             except _MALFORMED as error:
                 unusable.append((f"entry {place}", f"an answer is malformed: {type(error).__name__} {error}"))
         for given in sorted(by_time, key=lambda each: each.when):
             if given.choice not in ids:
-                told = f"{given.choice!r} was chosen, which is none of {', '.join(ids)}"
-                unusable.append((f"entry {place}", told))
+                fault = f"{given.choice!r} was chosen, which is none of {', '.join(ids)}"
+                unusable.append((f"entry {place}", fault))
                 continue
             last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
     if entries and not last and len(unusable) == len(entries):
@@ -133,7 +136,7 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
 def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
     """Kept votes on these pairs as a table of kind `votes`.
 
-    A vote for a response that is no side of the pair (a file of answers may say anything) has no verdict: null.
+    A vote for a response that is no side of the pair (a file of answers may hold anything) has no verdict: null.
     """
     sides = {pair: (chosen, rejected) for pair, chosen, rejected in zip(
         pairs["pair_id"], pairs["chosen_id"], pairs["rejected_id"], strict=True
@@ -174,8 +177,8 @@ def _was_cancelled(annotation: Any) -> bool:
     return isinstance(annotation, Mapping) and bool(annotation.get("was_cancelled"))
 
 
-def _label_studio(annotation: Mapping[str, Any]) -> list[_Said]:
-    """What one annotation of a task says: nothing where it was cancelled."""
+def _label_studio(annotation: Mapping[str, Any]) -> list[_Answer]:
+    """The answer in one annotation of a task: none where it was cancelled."""
     if _was_cancelled(annotation):
         return []
     by = annotation.get("completed_by")
@@ -184,17 +187,17 @@ def _label_studio(annotation: Mapping[str, Any]) -> list[_Said]:
         who = f"annotation {annotation['id']}"
     when = _time(annotation.get("updated_at") or annotation.get("created_at"))
     chosen = [result["value"]["choices"][0] for result in annotation["result"] if result.get("from_name") == BETTER]
-    return [_Said(when, _pseudonym("label_studio", who), _text(choice)) for choice in chosen]
+    return [_Answer(when, _pseudonym("label_studio", who), _text(choice)) for choice in chosen]
 
 
-def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Said]]]:
+def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Answer]]]:
     """Metadata and answers of a record; its answers count once it is completed."""
     answers = (record["responses"].get(BETTER) or []) if record.get("status") == "completed" else []
     return record["metadata"], answers, _argilla
 
 
-def _argilla(answer: Mapping[str, Any]) -> list[_Said]:
-    return [_Said(_time(None), _pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
+def _argilla(answer: Mapping[str, Any]) -> list[_Answer]:
+    return [_Answer(_time(None), _pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
 
 
 def _pseudonym(tool: str, who: Any) -> str:

@@ -1,6 +1,6 @@
-"""Formats for people who are to say which of two answers is better: Label Studio and Argilla.
+"""Formats in which people choose the better of two answers: Label Studio and Argilla.
 
-Nothing tells them the present label: the answer with the lower id (a hash of its text) stands first. Images travel
+They do not see the present label: the answer with the lower id (a hash of its text) stands first. Images travel
 inside, as data URIs, so that no file server is needed. What people answer comes back by `curate.people`.
 """
 
@@ -97,7 +97,7 @@ class Argilla(_JsonList):
         "Load it with `argilla.Dataset.from_disk(FOLDER, name=..., workspace=...)`. Afterwards write what people did "
         "with `Dataset.to_disk` into another folder, and hand its records.json to "
         "`dt2it review import`. Records that are not completed are left out; a draft beside a "
-        "submitted answer is not told apart from one, so ask for submitted answers only where there may be drafts."
+        "submitted answer looks the same, so ask for submitted answers only where there may be drafts."
     )
     columns: ClassVar[Mapping[str, str]] = {
         "fields.prompt": "the conversation up to the answers, as HTML with its images",
@@ -114,7 +114,7 @@ class Argilla(_JsonList):
         settings.mkdir()
         common = {"guidelines": _GUIDELINES, "allow_extra_metadata": True}
         spread = {"distribution": {"strategy": "overlap", "min_submitted": 1}}
-        # The id only has to be one: whoever loads the dataset gets a new one.
+        # The id only has to be one: loading the dataset makes a new one.
         dataset = {"id": str(uuid.UUID(int=0)), "name": "contested_pairs", "status": "ready"} | common | spread
         form = common | spread | {
             "fields": [_field(name, name == "prompt") for name in ("prompt", FIRST, SECOND)],
@@ -167,10 +167,10 @@ def _ids(row: Row, sides: list[tuple[str, str]]) -> dict[str, str]:
 def _prompt(row: Row) -> str:
     """The conversation as HTML. Nothing of a source's text is taken for HTML."""
     if row.videos:
-        raise RowFault("video not supported", "people are shown images and text")
+        raise RowFault("video not supported", "people see images and text only")
     images = iter(row.images)
     turns = [{"role": "system", "text": row.prompt["system"]}] if row.prompt["system"] else []
-    shown = []
+    parts = []
     for turn in [*turns, *row.prompt["turns"]]:
         pieces = split_at_markers(turn["text"]) if turn["role"] == "user" else [("text", turn["text"])]
         words = "".join(
@@ -179,8 +179,8 @@ def _prompt(row: Row) -> str:
             else f'<br><img src="{_data_uri(next(images))}" style="max-width: 100%"><br>'
             for kind, piece in pieces
         )
-        shown.append(f"<p><b>{html.escape(turn['role'])}</b>: {words}</p>")
-    return "".join(shown)
+        parts.append(f"<p><b>{html.escape(turn['role'])}</b>: {words}</p>")
+    return "".join(parts)
 
 
 def _data_uri(file: Path) -> str:

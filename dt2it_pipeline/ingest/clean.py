@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 def language_of(text: str, default: str) -> str:
     """`zh` where at least 30% of a text's letters are Han and none is kana or Hangul, else `default`.
 
-    A guess from the script alone: it tells Chinese from languages of other scripts, and nothing else.
+    A guess from the script alone: it separates Chinese from languages of other scripts, and nothing else.
     """
     if text.isascii() or _OTHER_EAST_ASIAN.search(text):
         return default

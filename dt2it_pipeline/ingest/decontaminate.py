@@ -79,8 +79,9 @@ def contaminated_pairs(
 
     A pair is contaminated when one of its media has the content hash of a benchmark's medium, or a perceptual hash
     within `perceptual_distance` bits of one; when its prompt has no media and its question is a benchmark's; or when
-    its question and one of its responses, if that is long enough to be telling, are a benchmark's. A question is all
-    turns of a conversation, or its last one by the user. Words are compared without case, punctuation and white space.
+    its question and one of its responses, if that is long enough to be distinctive, are a benchmark's. A question is
+    all turns of a conversation, or its last one by the user. Words are compared without case, punctuation and white
+    space.
 
     Args:
         pairs: table kind `pairs`.

@@ -57,8 +57,8 @@ def undecoded(rows: Any, where: Any) -> Iterator[Read]:
     number = 0
     try:
         if not rows.features:
-            next(iter(rows), None)  # says why
-            raise ValueError("it cannot tell the columns")
+            next(iter(rows), None)  # raises the reason
+            raise ValueError("its columns are not known")
         found = iter(rows.cast(datasets.Features(_media_undecoded(dict(rows.features)))))
     except Exception as error:
         raise SourceError(f"`datasets` cannot read {where}: {_cause(error)}") from error
@@ -87,5 +87,5 @@ def _media_undecoded(feature: Any) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """What an error says, and the one that it was raised for: `datasets` wraps the telling one."""
+    """The message of an error and of the one that it was raised for: `datasets` wraps the informative one."""
     return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)

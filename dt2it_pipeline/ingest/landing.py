@@ -42,7 +42,7 @@ class Landed:
         stamp: hash of the names, sizes and times of the manifest, its data and its media.
         manifest: with absolute paths; None where there is a fault.
         fault: what is wrong with it, else "".
-        kind: which kind of source it says that it is, also where it has a fault; "" where it does not say so.
+        kind: the kind of source that it names, also where it has a fault; "" where it names none.
     """
 
     file: Path

@@ -1,10 +1,10 @@
-"""Manifests: one YAML per data source, which says what it holds, where it lies and how its columns are named."""
+"""Manifests: one YAML per data source: what it holds, where it lies and how its columns are named."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -14,14 +14,17 @@ from dt2it_pipeline.config.base import guessed_key
 from dt2it_pipeline.config.paths import config_files, config_folders, looked_in, named_file, project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
 FORMATS = ("jsonl", "json", "csv", "parquet", "parts", "dataset")
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest cannot be read, or does not describe a source."""
+
+    help_page: ClassVar[str] = "troubleshooting#manifest"
 
 
 class Manifest(Settings):
@@ -82,7 +85,7 @@ class Manifest(Settings):
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
         if self.path is None and self.hub is None:
-            raise ValueError("say where the source lies: `path`, `hub` or both")
+            raise ValueError("name the source's place: `path`, `hub` or both")
         if self.revision is not None and self.hub is None:
             raise ValueError("`revision` belongs to `hub`, which is not given")
         try:
@@ -185,9 +188,9 @@ def _instead(name: str) -> str:
 
 
 def _placed(manifest: Manifest, folder: Path) -> Manifest:
-    """The same with absolute paths, which are said from the manifest's folder."""
-    said = {"path": manifest.path, "media_root": manifest.media_root}
-    placed = {key: str(folder / text) for key, text in said.items() if text is not None and SOURCES not in text}
+    """The same with absolute paths; those in the manifest count from its folder."""
+    given = {"path": manifest.path, "media_root": manifest.media_root}
+    placed = {key: str(folder / text) for key, text in given.items() if text is not None and SOURCES not in text}
     return manifest.model_copy(update=placed)
 
 

@@ -1,4 +1,4 @@
-"""Preference pairs from a file as it is published: texts, a key of the prompt, and who wrote them where that is said.
+"""Preference pairs from a file as it is published: texts, a key of the prompt, and who wrote them where it is known.
 
 For measurements on text alone; images are not read. `ingest` is what brings sources into the pipeline.
 """
@@ -13,22 +13,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.ingest.rows import RowError, require_unicode
+from dt2it_pipeline.errors import RowError, UserError
+from dt2it_pipeline.ingest.rows import require_unicode
 from dt2it_pipeline.storage import content_ids
 
-FORMS = """Forms of a row that are understood without being told:
+FORMS = """Forms of a row that are understood without further options:
   chosen, rejected                          texts, objects with a text under `value` or `content`, or lists of such
                                             turns, the last of which is the answer (TRL's messages)
   response, human_ranking                   two texts and their ranks; the lower rank is the better
   Output1, Output2, Better                  two texts; Better names one of them
   conversations, rejected_conversations     lists of turns; the last ones are the answers
-What tells prompts apart: prompt_id, or question, prompt, query, Text or caption, with the image's path under image,
+Prompts are distinguished by prompt_id, or question, prompt, query, Text or caption, with the image's path under image,
 images, image_path, Image or video.
 Who wrote the sides: chosen_model and rejected_model, or models beside human_ranking."""
 _QUESTION = ("prompt_id", "question", "prompt", "query", "Text", "caption")
@@ -37,8 +38,10 @@ _BATCH = 64  # rows of a Parquet file at a time; each may hold images
 _IMAGE = ("image", "images", "image_path", "Image", "video")
 
 
-class PreferenceFileError(ValueError):
+class PreferenceFileError(UserError, ValueError):
     """The file cannot be read, or no row in it has a known form."""
+
+    help_page: ClassVar[str] = "troubleshooting#preference-file"
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def _are_turns(value: Any) -> TypeGuard[list[Any]]:
 
 
 def _image(value: Any) -> str | None:
-    """What tells an image from others: its path, or a hash of its bytes; of several, all of them."""
+    """The key of an image: its path, or a hash of its bytes; of several, all of them."""
     if isinstance(value, Mapping):
         content = value.get("bytes")
         return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else _image(value.get("path"))
@@ -228,6 +231,6 @@ def _prompt(row: Mapping[str, Any], names: Columns) -> str:
         turns = row.get("conversations") or row.get(names.chosen or "chosen")
         question = (turns[:-1] or None) if _are_turns(turns) else None
     image = next((found for name in image_names if (found := _image(row.get(name)))), None)
-    if question is None and image is None:  # nothing tells prompts apart: every pair counts as one of its own
+    if question is None and image is None:  # no key of a prompt: every pair counts as one of its own
         return content_ids.content_hash("pair", *sorted(_sides(row, names) or ()))
     return content_ids.content_hash(str(question), image)

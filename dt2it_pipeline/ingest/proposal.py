@@ -21,7 +21,7 @@ from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.flat import REQUIRED
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_rows
-from dt2it_pipeline.ingest.rows import Medium, Row, SetAside, SourceError
+from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
 
 _ROWS = 20
 # Names that public files give to the fields of `flat`, the likeliest first.
@@ -109,7 +109,7 @@ def propose(data: Path, rows: int = _ROWS) -> Proposal:
     read = list(read_rows(provisional, data.parent))
     whole = [row for row in read if isinstance(row, Row)]
     if not whole:
-        first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, SetAside)), "")
+        first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
     found = tuple(dict.fromkeys(name for row in whole for name in row.values))
     trials = [_tried(trial, whole) for trial in _trials(found)]
@@ -207,7 +207,7 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     mapped = [Row(str(place), row.values, trial.columns, trial.kind, row.where) for place, row in enumerate(rows)]
     usable: set[str] = set()
     for item in ADAPTERS[trial.adapter].items(iter(mapped)):
-        if isinstance(item, SetAside):
+        if isinstance(item, Quarantined):
             trial.faults[f"{item.reason} ({item.detail})" if item.detail else item.reason] += 1
         else:
             usable.add(item.row_id)

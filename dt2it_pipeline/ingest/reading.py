@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import FORMATS, Manifest
-from dt2it_pipeline.ingest.rows import Read, Row, SetAside, SourceError
+from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
 
@@ -41,8 +41,8 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 
-def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
-    """The rows of a source in order, at most `limit` of them, malformed ones among them as SetAside.
+def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
+    """The rows of a source in order, at most `limit` of them, malformed ones among them as Quarantined.
 
     Raises:
         SourceError: the source is missing, is not of its format, or must come from the Hub and has no pinned revision.
@@ -53,7 +53,7 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | SetAside]:
         for number, read in enumerate(found):
             if manifest.limit is not None and number >= manifest.limit:
                 return
-            if isinstance(read, SetAside):
+            if isinstance(read, Quarantined):
                 yield read
                 continue
             where, values = read
@@ -73,7 +73,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     """The data files of a local source: the file itself, or those of a folder in the order of their names.
 
     Raises:
-        SourceError: there is none, or the folder holds several formats and `format` does not say which is meant.
+        SourceError: there is none, or the folder holds several formats and `format` does not name one.
     """
     _require_regular(path)
     if not path.is_dir():
@@ -83,7 +83,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     kinds = sorted({kind for file in files if (kind := _format_of(file.name))})
     if format is None and len(kinds) > 1:
         raise SourceError(
-            f"{path} holds files of several formats {kinds}; say `format` in the manifest, or name a file"
+            f"{path} holds files of several formats {kinds}; set `format` in the manifest, or name a file"
         )
     files = [file for file in files if format in (None, _format_of(file.name))]
     if not files:
@@ -116,7 +116,7 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             _refuse_repeated(file, [name for name, _ in held])
             for member in found:
                 if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
-                    yield SetAside(member.name, "link in an archive", f"it leads to {member.linkname}")
+                    yield Quarantined(member.name, "link in an archive", f"it leads to {member.linkname}")
             yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
     else:
         with file.open("rb") as stream:
@@ -151,7 +151,7 @@ def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> It
     elif format == "jsonl":
         yield from _json_lines(stream, prefix)
     else:
-        raise SourceError(f"cannot tell the format of {name}; say `format` in the manifest ({', '.join(FORMATS)})")
+        raise SourceError(f"the format of {name} is not known; set `format` in the manifest ({', '.join(FORMATS)})")
 
 
 def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
@@ -165,7 +165,7 @@ def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
             if not isinstance(value, dict):
                 raise ValueError(f"expected an object, found {type(value).__name__}")
         except (ValueError, RecursionError) as error:
-            yield SetAside(where, "malformed JSON", str(error))
+            yield Quarantined(where, "malformed JSON", str(error))
             continue
         yield where, value
 
@@ -180,7 +180,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
     if not buffer.startswith("["):
-        raise SourceError(f"{name} is not a JSON array; for one object per line say `format: jsonl`")
+        raise SourceError(f"{name} is not a JSON array; for one object per line set `format: jsonl`")
     at = 1
     while True:
         at = _skip(buffer, at, " \t\r\n,")
@@ -210,7 +210,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
             yield where, value
         else:
             fault = fault and f"{fault}, in the {size} characters up to the next element"
-            yield SetAside(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
+            yield Quarantined(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
         if at > _CHUNK:
             buffer, at = buffer[at:], 0
 
@@ -252,10 +252,10 @@ def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield SetAside(where, "malformed CSV", f"line {reader.line_num}: {error}")
+            yield Quarantined(where, "malformed CSV", f"line {reader.line_num}: {error}")
             continue
         if None in values or any(value is None for value in values.values()):
-            yield SetAside(
+            yield Quarantined(
                 where, "malformed CSV", f"line {reader.line_num}: not the {len(heading)} values of the heading"
             )
         else:
@@ -276,13 +276,13 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
             for values in rows:
                 number += 1
                 where = f"{prefix}row {number}"
-                yield (where, values) if isinstance(values, dict) else SetAside(where, "malformed value", values)
+                yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
     except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
 
 def _require_regular(path: Path) -> None:
-    """Raise SourceError for a pipe or a device, which would be read for ever; what is missing is told on opening."""
+    """Raise SourceError for a pipe or a device, which would never end; opening reports what is missing."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise SourceError(f"{path} is no regular file")
 
@@ -308,7 +308,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
         raise SourceError(f"{path} must be an object of parts, found {type(parts).__name__}")
     for name, part in parts.items():
         if not isinstance(part, dict) or not all(isinstance(part.get(key), str) for key in ("annotation", "root")):
-            raise SourceError(f"part {name!r} of {path.name} must say `annotation` and `root`, found {part!r}"[:200])
+            raise SourceError(f"part {name!r} of {path.name} must have `annotation` and `root`, found {part!r}"[:200])
         try:
             file = confined(part["annotation"], root, "file")
         except MediaError as error:
@@ -316,7 +316,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
         _require_regular(file)
         with file.open("rb") as stream:
             for read in _json_lines(stream, f"{name} "):
-                yield read if isinstance(read, SetAside) else (read[0], {**read[1], PART_ROOT: part["root"]})
+                yield read if isinstance(read, Quarantined) else (read[0], {**read[1], PART_ROOT: part["root"]})
 
 
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:

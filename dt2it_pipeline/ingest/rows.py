@@ -1,28 +1,26 @@
 """What lies between a source's file and our tables: a row as it was read, and the neutral items that are made of it.
 
 A row's way: reading.py gives a `Row`, an adapter makes items of it, media/bulk_import.py imports their media,
-sources.py records them. Whatever cannot go on becomes a `SetAside`, at whichever step.
+sources.py records them. Whatever cannot go on becomes a `Quarantined`, at whichever step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError, UserError
 from dt2it_pipeline.media.store import Medium, MediumKind
 
 Turn = dict[str, str]  # role (user or assistant) and text
 TIE = "tie"  # reason under which rows without a preference are quarantined
 
 
-class RowError(UnusableError):
-    """A row cannot be used."""
-
-
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A whole source cannot be read: it is missing, or its columns are not those that the adapter needs."""
+
+    help_page: ClassVar[str] = "troubleshooting#source"
 
 
 class ColumnError(RowError):
@@ -33,7 +31,7 @@ class ColumnError(RowError):
 class Conversation:
     """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred.
 
-    `part` tells apart what one row gives several of, such as the pairs of a ranking.
+    `part` distinguishes what one row gives several of, such as the pairs of a ranking.
     """
 
     row_id: str
@@ -68,7 +66,7 @@ class ImagePair:
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class Quarantined:
     """Something in the source that becomes no record: a tie, a malformed line, a row that cannot be used."""
 
     row_id: str
@@ -77,22 +75,22 @@ class SetAside:
     missing_column: bool = False
 
 
-Item = Conversation | ImagePair | SetAside
-Read = tuple[str, Mapping[str, Any]] | SetAside  # where a row stands and its values, or what is wrong with it
+Item = Conversation | ImagePair | Quarantined
+Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its values, or what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of a source as it was read.
 
-    Adapters name columns as the source's authors did; `columns` of the manifest says where a copy calls them otherwise.
+    Adapters name columns as the source's authors did; `columns` of the manifest renames them where a copy differs.
     """
 
     row_id: str
     values: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
     kind: str = "preferences"
-    where: str = ""  # where it stands, as errors say it; the id alone may not find it
+    where: str = ""  # where it stands, as errors name it; the id alone may not find it
 
     def has(self, name: str) -> bool:
         """Whether there is a value that is not null."""

@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters import adapter
 from dt2it_pipeline.ingest.clean import clean_pairs, language_of
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
 from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
-from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Row, RowError, SetAside, require_unicode
+from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.markers import marker_kinds, without_markers
@@ -81,7 +82,7 @@ class _Collected:
         self.counts: Counter[str] = Counter()
 
     def read(self, row: Row) -> None:
-        """Count a row whose own id an earlier row has: what becomes of it cannot be told by its id."""
+        """Count a row whose own id an earlier row has: its outcome cannot be found by its id."""
         if self.manifest.kind in ("preferences", "t2i") and row.row_id != row.where:
             key = hash(row.row_id)
             self.counts["repeated_ids"] += key in self.row_ids
@@ -98,21 +99,21 @@ class _Collected:
             key = made.get("pair_id") or made.get("prompt_id") or made["preference_id"]
             same = (key, made.get("chosen_id") if self.manifest.kind == "preferences" else None)
             if _seen(self.seen, same):
-                self.quarantine(SetAside(item.row_id, "duplicate row", f"of {key}"), made.get("pair_id"))
+                self.quarantine(Quarantined(item.row_id, "duplicate row", f"of {key}"), made.get("pair_id"))
                 return
         except VideoDecoderError as error:
             raise SourceError(f"source {self.manifest.name!r}: {error}") from error
         except (MediaError, RowError) as error:
-            self.quarantine(SetAside(item.row_id, error.reason, error.detail))
+            self.quarantine(Quarantined(item.row_id, error.reason, error.detail))
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            self.quarantine(SetAside(item.row_id, "row cannot be read", f"{type(error).__name__}: {error}"))
+            self.quarantine(Quarantined(item.row_id, "row cannot be read", f"{type(error).__name__}: {error}"))
         else:
             self.main.add(made)
             self.counts["rows_out"] += 1
             if prompt is not None and not _seen(self.prompt_ids, (prompt["prompt_id"], None)):
                 self.prompts.add(prompt)
 
-    def quarantine(self, item: SetAside, pair_id: str | None = None) -> None:
+    def quarantine(self, item: Quarantined, pair_id: str | None = None) -> None:
         """Keep the reason for which something is no record, and which pair it repeats."""
         self.aside.add(
             records.quarantine_row(item.row_id, STAGE, item.reason, item.detail, self.manifest.name, pair_id)
@@ -171,25 +172,25 @@ def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = 
         SourceError: it cannot be read, or lacks a column that its adapter needs in every row.
     """
     known = adapter(manifest.adapter)
-    malformed: list[SetAside] = []
+    malformed: list[Quarantined] = []
 
     def rows() -> Iterator[Row]:
         for read in read_rows(manifest, sources):
-            if isinstance(read, SetAside):
+            if isinstance(read, Quarantined):
                 malformed.append(read)
             else:
                 on_row(read)
                 yield read
 
     hopeless = 0  # items so far, while every one of them lacked a column
-    fault: SetAside | None = None
+    fault: Quarantined | None = None
     for item in known.items(rows()):
         yield from malformed
         malformed.clear()
         if hopeless >= 0:
-            missing = isinstance(item, SetAside) and item.missing_column
+            missing = isinstance(item, Quarantined) and item.missing_column
             hopeless = hopeless + 1 if missing else -1
-            fault = fault or (item if missing and isinstance(item, SetAside) else None)  # the first row's
+            fault = fault or (item if missing and isinstance(item, Quarantined) else None)  # the first row's
             if hopeless >= _PATIENCE:
                 break
         yield item
@@ -225,9 +226,11 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifac
         items = items_of(manifest, sources, collected.read)
         while batch := list(itertools.islice(items, _BATCH)):
             collected.counts["rows_in"] += len(batch)
-            media = iter(importer.rows([one for item in batch if not isinstance(item, SetAside) for one in item.media]))
+            media = iter(
+                importer.rows([one for item in batch if not isinstance(item, Quarantined) for one in item.media])
+            )
             for item in batch:
-                if isinstance(item, SetAside):
+                if isinstance(item, Quarantined):
                     collected.quarantine(item)
                 else:
                     collected.record(item, list(itertools.islice(media, len(item.media))))

@@ -1,5 +1,5 @@
 """Judges of candidate responses, and the rubric by which they score.
 
 One protocol (`protocol.Judge`): a judge sees a question with one or several responses and returns JSON text in the
-form of `rubric`. Whoever wrote it, it is read by `rubric.parse_reply`: no judge is trusted to keep the form.
+form of `rubric`. `rubric.parse_reply` reads it whoever wrote it: no judge is assumed to keep the form.
 """

@@ -1,8 +1,8 @@
-"""Which of two responses says what a short answer says.
+"""Which of two responses agrees with a short answer.
 
-Yes and no are compared as what they assert (`construct.judges.answers.polarity`). Otherwise the words of the answer
+Yes and no are compared as what they assert (`answers.polarity`). Otherwise the words of the answer
 that tell this image from others decide: those that answers to the same question about other images lack. The more
-of these lack a word, the more it says; "the shape is red" differs from "the shape is blue" by "red".
+of these lack a word, the more specific it is; "the shape is red" differs from "the shape is blue" by "red".
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def side_that_agrees(question: str, answer: str, elsewhere: Sequence[str], chose
         chosen: one response.
         rejected: the other.
     """
-    said = words(answer)
+    answered = words(answer)
     if is_yes_or_no(answer):
         own = polarity(answer, question)
         return _side(int(polarity(chosen, question) == own) - int(polarity(rejected, question) == own))
-    telling: dict[int, list[str]] = {}
+    by_specificity: dict[int, list[str]] = {}
     others = [set(words(other)) for other in elsewhere]
-    for word in sorted(set(said) - set(words(question))):
+    for word in sorted(set(answered) - set(words(question))):
         lacking = sum(word not in other for other in others)
         if lacking or not others:
-            telling.setdefault(lacking, []).append(word)
-    for _, level in sorted(telling.items(), reverse=True):
+            by_specificity.setdefault(lacking, []).append(word)
+    for _, level in sorted(by_specificity.items(), reverse=True):
         difference = sum(_asserts(chosen, word, question) - _asserts(rejected, word, question) for word in level)
         if difference:
             return _side(difference)

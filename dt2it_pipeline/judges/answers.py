@@ -76,10 +76,10 @@ def assess(response: str, reference: str, question: str, rivals: Iterable[str]) 
     """Whether a response asserts the reference answer (correct), another (wrong), several (mixed) or nothing (none)."""
     gold = words(reference)
     if polarity_word(gold):
-        said = polarity(response, question)
-        if len(said) != 1:
-            return MIXED if said else NONE
-        return CORRECT if said == {polarity_word(gold)} else WRONG
+        asserted_sides = polarity(response, question)
+        if len(asserted_sides) != 1:
+            return MIXED if asserted_sides else NONE
+        return CORRECT if asserted_sides == {polarity_word(gold)} else WRONG
     asserted, denied = _assertions(words(response), {" ".join(gold), *rivals})
     if len(asserted) > 1:  # a rival that the question itself names may only be repeated
         asserted = {phrase for phrase in asserted if phrase == " ".join(gold) or not _contains(words(question), phrase)}
@@ -102,7 +102,7 @@ def polarity(response: str, question: str) -> set[str]:
     "There is no circle" answers "is there a circle?" with no, and "is there not a circle?" with yes. A response whose
     opening word and statement disagree asserts both.
     """
-    said: set[str] = set()
+    opening: set[str] = set()
     stated: set[str] = set()
     asked_negatively = _negated(words(question))
     for clause in _CLAUSE.split(response):
@@ -110,16 +110,16 @@ def polarity(response: str, question: str) -> set[str]:
         if not content:
             continue
         if word := polarity_word(content):
-            said.add(word)
+            opening.add(word)
             continue
         if (word := polarity_word(content[:1])) and (word == "yes" or content[1] in _PRONOUNS):
-            said.add(word)
+            opening.add(word)
             content = content[1:]
         if len(content) >= 3:
             stated.add("yes" if _negated(content) == asked_negatively else "no")
-    if not said:
+    if not opening:
         return stated
-    return said | stated if len(stated) == 1 and stated != said else said
+    return opening | stated if len(stated) == 1 and stated != opening else opening
 
 
 def overlap(response: str, reference: str) -> float:

@@ -47,11 +47,11 @@ class Tally:
         """The counts, the share of replies found on disk, and costs (prices are per million tokens)."""
         replies = self.looked_up + self.asked
         cost = (self.prompt_tokens * input_price + self.completion_tokens * output_price) / 1e6
-        spared = (self.cached_prompt_tokens * input_price + self.cached_completion_tokens * output_price) / 1e6
+        saved = (self.cached_prompt_tokens * input_price + self.cached_completion_tokens * output_price) / 1e6
         return asdict(self) | {
             "cache_hit_rate": round(self.looked_up / replies, 4) if replies else 0.0,
             "cost": round(cost, 6),
-            "cost_spared": round(spared, 6),
+            "cost_saved": round(saved, 6),
         }
 
 
@@ -59,7 +59,7 @@ def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally
     """The verdicts on each request, one per response; faults are verdicts, too.
 
     A reply that cannot be used is asked for again, `judge.attempts` times in all; then its fault stands, with the raw
-    text. A request that met an error is not asked again: whoever stands on the line has tried.
+    text. A request that met an error is not asked again: the engine has tried.
 
     Raises:
         JudgeStopped: the judge cannot answer any more. What it has answered is kept.
@@ -86,7 +86,7 @@ def replies(
     tally: Tally,
     usable: Callable[[int, Reply | JudgeError], bool],
 ) -> None:
-    """Hand every request's reply or error to `usable`, and ask again where it says that a reply is of no use.
+    """Hand every request's reply or error to `usable`, and ask again where it returns False.
 
     See `ask`; a place is handed over once per attempt.
     """

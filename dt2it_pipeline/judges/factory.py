@@ -66,8 +66,8 @@ def make_judge(
 def likelihood_judge(settings: LikelihoodJudgeSettings | LikelihoodCheckSettings, media_root: Path) -> Judge:
     """A judge, or a check of content, that reads probabilities. Raises JudgeError where its model cannot be had."""
     from dt2it_pipeline.config.paths import model_path
-    from dt2it_pipeline.judges.likelihood_judges import LikelihoodJudge, LikelihoodSameness, LikelihoodScores
-    from dt2it_pipeline.judges.likelihood_model import LikelihoodError, LikelihoodModel
+    from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge, LikelihoodSameness, LikelihoodScores
+    from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel
 
     try:
         model = LikelihoodModel(model_path(settings.model), settings.batch)

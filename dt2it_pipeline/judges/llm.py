@@ -37,7 +37,7 @@ class ModelJudge:
         prompt: words added to the judge's instructions.
         values: further words for the templates.
         schemas: JSON schemas of replies by mode, for modes that do not judge.
-        with_images: whether the model is shown the images.
+        with_images: whether the model sees the images.
         ordered: whether the engine takes a schema in which every response has its place; see `reply_schema`.
     """
 

@@ -1,12 +1,13 @@
 """Judges of contested pairs: what `annotate` asks of one, and the two that look at likelihoods and answers.
 
 - `likelihood`: which response does seeing the image make more probable (`likelihood.py`)?
-- `answer`: the model answers the question itself; which response says the same (`agreement.py`)?
+- `answer`: the model answers the question itself; which response agrees with it (`agreement.py`)?
 
-A judge that is asked in words, at an endpoint or by vLLM, is `construct.judges.votes.PairwiseVotes`.
+A judge that is asked in words, at an endpoint or by vLLM, is `pairwise_votes.PairwiseVotes`.
 
-Both see each response by itself, so no order of presentation enters. Both compare with what the model says about other
-images: a judge that would say the same whatever it is shown says nothing about this image.
+Both see each response by itself, so no order of presentation enters. Both compare with what the model answers about
+other
+images: a judge that answers the same for every image knows nothing about this one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
 from dt2it_pipeline.judges.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.judges.answers import question_text
-from dt2it_pipeline.judges.likelihood_model import Question
+from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
@@ -144,8 +145,8 @@ class AnswerJudge:
             except ChatError as error:
                 prompts.append(NoVerdict(error.reason, error.detail))
         own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
-        said = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
-        answers, fresh = [text for text, _ in said], [new for _, new in said]
+        given = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
+        answers, fresh = [text for text, _ in given], [new for _, new in given]
         found: list[str | NoVerdict] = [answer if isinstance(answer, NoVerdict) else TIE for answer in answers]
         others: list[ChatPrompt] = []
         compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own

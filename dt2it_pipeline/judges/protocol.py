@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+from dt2it_pipeline.errors import UserError
 
 LISTWISE, POINTWISE, PAIRWISE = "listwise", "pointwise", "pairwise"
 
 
-class JudgeError(RuntimeError):
+class JudgeError(UserError, RuntimeError):
     """A judge cannot be built, or cannot answer one request."""
 
+    help_page: ClassVar[str] = "troubleshooting#judge"
 
-class JudgeStopped(RuntimeError):
+
+class JudgeStopped(UserError, RuntimeError):
     """A judge cannot answer any request any more (its endpoint refuses the key, say): the run must stop."""
+
+    help_page: ClassVar[str] = "troubleshooting#judge-stopped"
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,10 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Scores responses by the rubric, or tells which of two is better.
+    """Scores responses by the rubric, or decides which of two is better.
 
     `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used. One that scores
-    by something else than the six criteria says so by a further attribute `rubric` (`rubric.Rubric`).
+    by something else than the six criteria has a further attribute `rubric` (`rubric.Rubric`).
     """
 
     name: str
@@ -53,7 +59,7 @@ class Judge(Protocol):
     attempts: int
 
     def template_hash(self, mode: str, language: str) -> str:
-        """Content hash of the words or rules by which this judge judges, so that a judgement says how it came about."""
+        """Content hash of the words or rules by which this judge judges; judgements record it."""
         ...
 
     def fingerprint(self) -> Any:

@@ -23,7 +23,7 @@ def judge_quality(judgements: pa.Table) -> dict[str, dict[str, float | int | Non
     """Per judge, from a judgements table:
 
     - position_consistency: share of (two responses, two orders of their list) in which both orders prefer the same one,
-      or neither prefers any; pairwise judgements of both orders count, too. None where everything was shown in one
+      or neither prefers any; pairwise judgements of both orders count, too. None where everything was presented in one
       order. `position_comparisons` is how many there were.
     - list_point_agreement: share of pairs of responses that lists and single judgements put in the same order.
     - stated_difference: mean absolute difference of the overall score that the judge stated to the one computed from

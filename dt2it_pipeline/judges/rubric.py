@@ -8,7 +8,7 @@ The form of a reply:
                     "overall": 8.45}, ...]}
 
 The overall score that counts is computed here from the scores and weights: judges are poor at arithmetic. What they
-wrote themselves is kept beside it. A reply on two responses (pairwise) only says which is better:
+wrote themselves is kept beside it. A reply on two responses (pairwise) only names the better one:
 
     {"reference": "the judge's own answer", "analysis": "...", "better": 1}    2 for the second, 0 for a tie
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 
 
-class MediaError(UnusableError):
+class MediaError(RowError):
     """An image or video cannot be used.
 
     Reasons, the same at every stage: `missing image`, `unreadable image`, `image too large`, the same of a video,

@@ -7,12 +7,9 @@ again, with the same result.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -21,13 +18,19 @@ from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.pixels import perceptual_hash
 from dt2it_pipeline.media.store import Stored
+from dt2it_pipeline.storage.sqlite_cache import CacheKind, SqliteCache
 
-_SCHEMA = """
+_VERSION = 1  # of the perceptual hash: another one is another file
+_MEDIA = CacheKind(
+    name="the index of the media store",
+    tables="""
 CREATE TABLE IF NOT EXISTS media (sha256 TEXT PRIMARY KEY, kind TEXT, path TEXT, perceptual BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (stamp TEXT PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
-"""
-_VERSION = 1  # of the perceptual hash: another one is another file
-_AT_ONCE = 500  # variables of a query
+""",
+    probe="SELECT (SELECT sha256 FROM media LIMIT 1), (SELECT sha256 FROM files LIMIT 1)",
+    if_lost="what it held is computed again",
+    durable=False,
+)
 
 
 class MediaIndex:
@@ -36,20 +39,18 @@ class MediaIndex:
     def __init__(self, store: Path) -> None:
         self.store = store
         self.file = store / f"index.{_VERSION}.sqlite"
-        if self.file.exists():
-            self._mended()
 
     def known(self, stamps: Sequence[str], hashes: Sequence[str]) -> tuple[dict[str, Stored], dict[str, Stored]]:
         """Media by the stamp of the file that they came from and by content hash, as far as they still lie there."""
         if not self.file.exists():
             return {}, {}
-        with self._open() as base:
-            by_stamp = dict(_select(base, "SELECT stamp, sha256 FROM files WHERE stamp IN", stamps))
+        with SqliteCache(_MEDIA, self.file) as cache:
+            by_stamp = dict(cache.select("SELECT stamp, sha256 FROM files WHERE stamp IN", stamps))
             wanted = sorted({*by_stamp.values(), *hashes})
             found = {
                 sha256: Stored({"kind": kind, "sha256": sha256, "path": path}, _number(value))
-                for sha256, kind, path, value in _select(
-                    base, "SELECT sha256, kind, path, perceptual FROM media WHERE sha256 IN", wanted
+                for sha256, kind, path, value in cache.select(
+                    "SELECT sha256, kind, path, perceptual FROM media WHERE sha256 IN", wanted
                 )
                 if (self.store / path).exists()
             }
@@ -60,14 +61,16 @@ class MediaIndex:
         rows = list(media)
         if not rows:
             return
-        self.store.mkdir(parents=True, exist_ok=True)
-        with self._open() as base:
-            base.executemany(
-                "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?)",
-                ((m.row["sha256"], m.row["kind"], m.row["path"], _blob(m.perceptual)) for _, m in rows),
-            )
-            base.executemany(
-                "INSERT OR REPLACE INTO files VALUES (?, ?)", ((s, m.row["sha256"]) for s, m in rows if s is not None)
+        with SqliteCache(_MEDIA, self.file) as cache:
+            cache.write(
+                (
+                    "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?)",
+                    ((m.row["sha256"], m.row["kind"], m.row["path"], _blob(m.perceptual)) for _, m in rows),
+                ),
+                (
+                    "INSERT OR REPLACE INTO files VALUES (?, ?)",
+                    ((stamp, m.row["sha256"]) for stamp, m in rows if stamp is not None),
+                ),
             )
 
     def perceptual_hashes(self, media: Iterable[Mapping[str, str]]) -> dict[str, int]:
@@ -95,31 +98,6 @@ class MediaIndex:
         except (MediaError, VideoDecoderError, OSError):
             value = None  # a stage that needs the image reports it; equal files are found all the same
         return Stored(dict(row), value)
-
-    def _mended(self) -> None:
-        """Make a new file where this one is damaged; nothing is lost that cannot be computed again."""
-        try:
-            with closing(sqlite3.connect(self.file, timeout=120)) as base:
-                base.executescript(_SCHEMA)
-                base.execute("SELECT (SELECT sha256 FROM media LIMIT 1), (SELECT sha256 FROM files LIMIT 1)").fetchall()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            self.file.unlink(missing_ok=True)
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.file, timeout=120)) as base:
-            base.execute("PRAGMA synchronous = OFF")  # a cache: what a fall of the machine loses is computed again
-            base.executescript(_SCHEMA)
-            with base:
-                yield base
-
-
-def _select(base: sqlite3.Connection, query: str, values: Sequence[str]) -> Iterator[Any]:
-    for start in range(0, len(values), _AT_ONCE):
-        part = values[start : start + _AT_ONCE]
-        yield from base.execute(f"{query} ({','.join('?' * len(part))})", part)
 
 
 def _blob(value: int | None) -> bytes | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import user_marker_kinds
 from dt2it_pipeline.media.paths import confined
@@ -17,12 +18,8 @@ ROW_ID = "row of the data source: its own id, else its place there; null where t
 _BATCH = 1000  # pairs turned into Python objects at once
 
 
-class RowFault(ValueError):
-    """One pair cannot be written; `reason` is a short fixed phrase, `detail` says what was found."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+class RowFault(RowError):
+    """One pair cannot be written."""
 
 
 @dataclass(frozen=True)

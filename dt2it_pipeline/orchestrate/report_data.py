@@ -10,7 +10,7 @@ from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison, compare
 from dt2it_pipeline.evaluate.report.data import Arm, Quality, ReportData
 from dt2it_pipeline.evaluate.report.formatting import strength_unit
-from dt2it_pipeline.orchestrate.assets.evaluation import CONTROL, arms
+from dt2it_pipeline.orchestrate.arms import CONTROL, arms
 from dt2it_pipeline.orchestrate.report_round import round_part
 from dt2it_pipeline.orchestrate.report_sources import BEFORE, ReportSources, counts, curve, seconds_of
 from dt2it_pipeline.orchestrate.report_words import ARM_NOTES, GROUP_NOTES, POLICY_NOTES, STRENGTH_NOTES

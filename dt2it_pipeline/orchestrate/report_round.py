@@ -85,7 +85,7 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
         flipped=int(found["voted_pairs"].metadata["flipped"]),
         passed=len(curated) - found["annotated_pairs"]["pairs"].num_rows,
         contested=found["contested_pairs"]["pairs"].num_rows,
-        recalled=int(found["annotated_pairs"].metadata["reopened"]),
+        reopened=int(found["annotated_pairs"].metadata["reopened"]),
         confirmed=found["annotated_pairs"]["pairs"].num_rows,
         left_out=dict(left_out.most_common()),
         curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},

@@ -17,7 +17,7 @@ from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.grading import Grade, grade_labels
 from dt2it_pipeline.evaluate.report.data import Curve, Example, StageCounts
 from dt2it_pipeline.evaluate.report.formatting import strength_unit
-from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL, arms
+from dt2it_pipeline.orchestrate.arms import CEILING, CONTROL, arms
 from dt2it_pipeline.orchestrate.model_jobs import training_log
 from dt2it_pipeline.orchestrate.report_words import STAGE_WORDS
 from dt2it_pipeline.orchestrate.sections import ReportSections

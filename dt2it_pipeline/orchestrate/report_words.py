@@ -1,6 +1,6 @@
 """What the recipe's choices and the stages mean, in the words that the report prints."""
 
-from dt2it_pipeline.orchestrate.assets.evaluation import CEILING, CONTROL
+from dt2it_pipeline.orchestrate.arms import CEILING, CONTROL
 
 STAGE_WORDS = {
     "raw_preferences": "the noisy pool, as published",

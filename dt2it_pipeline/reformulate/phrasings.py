@@ -6,11 +6,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 
 from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.media.markers import IMAGE
 from dt2it_pipeline.storage import content_ids
 
@@ -19,8 +21,10 @@ FALLBACK_LANGUAGE = "en"
 _KEYS = {"question", "first", "second"}
 
 
-class PhrasingError(ValueError):
+class PhrasingError(UserError, ValueError):
     """A file of phrasings cannot be read or does not hold what it should; the message names the file and the entry."""
+
+    help_page: ClassVar[str] = "troubleshooting#phrasings"
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class Store:
     def locked(
         self, name: str, partition: str | None = None, on_wait: Callable[[str], None] = _logger.warning
     ) -> Iterator[None]:
-        """Keep other processes from making the same output meanwhile; waits for one that does and says so to `on_wait`.
+        """Keep other processes from making the same output meanwhile; waits for one that does and calls `on_wait`.
 
         What a writer that was killed left behind is removed: while the lock is held, nobody writes there.
         """

@@ -9,19 +9,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
 
 _SYNC_ONE_BY_ONE = 100  # files
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """An artifact cannot be read or written; the message names it and says what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#artifact"
 
 
 def read_parquet(path: str | Path, kind: str | None = None) -> pa.Table:

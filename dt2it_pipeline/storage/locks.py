@@ -32,8 +32,8 @@ def exclusive(path: Path, on_wait: Callable[[str], None]) -> Iterator[bool]:
     """Hold the lock of a file (made if absent) during the block; waits while another process or thread holds it.
 
     Args:
-        path: the lock's file, in a folder that exists. It stays: whoever waits for it has it open.
-        on_wait: is told once, in words, who holds the lock, when there is somebody to wait for.
+        path: the lock's file, in a folder that exists. It stays: a waiting process has it open.
+        on_wait: called once with a sentence that names who holds the lock, where one has to wait.
 
     Yields:
         Whether this call took the lock: False where this thread holds it already, or the file system has no locks.
@@ -98,11 +98,11 @@ def _take(descriptor: int, path: Path, on_wait: Callable[[str], None]) -> bool:
 
 def _holder(path: Path) -> str:
     """Who holds a lock, in words."""
-    told = path.read_text(encoding="utf-8", errors="replace").strip()
-    found = _HOLDER.match(told)
+    holder = path.read_text(encoding="utf-8", errors="replace").strip()
+    found = _HOLDER.match(holder)
     if found and found[2] == socket.gethostname() and not _runs(int(found[1])):
-        return f"programs that were started by {told}; that process has ended, and they end next"
-    return told or "another process"
+        return f"programs that were started by {holder}; that process has ended, and they end next"
+    return holder or "another process"
 
 
 def _runs(process: int) -> bool:
@@ -127,7 +127,7 @@ def _close(descriptor: int) -> None:
     with _guard:
         if descriptor in _open:  # else this is a forked child that leaves its parent's block
             _open.discard(descriptor)
-            with contextlib.suppress(OSError):  # closing would leave the lock with whoever was handed it
+            with contextlib.suppress(OSError):  # closing would leave the lock with the process that it was handed to
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 

@@ -1,7 +1,7 @@
 """Folders that a person names for a command's output: what lies there is replaced only where this project made it.
 
-A command leaves a small hidden file in what it writes, which says what that was. So a folder that holds a thesis, or an
-output that somebody has since made a repository of, is refused instead of being replaced.
+A command leaves a small hidden file in what it writes, which lists what that was. So a folder that holds a thesis, or
+an output that somebody has since made a repository of, is refused instead of being replaced.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from dt2it_pipeline.errors import UserError
 
 
-class OutputFolderError(ValueError):
+class OutputFolderError(UserError, ValueError):
     """A folder may not be replaced; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#output-folder"
 
 
 def replaceable(folder: Path, marker: str, what: str) -> Path:

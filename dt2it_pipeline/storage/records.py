@@ -1,4 +1,4 @@
-"""Single rows of tables: pairs from two texts, and what quarantine says of a row."""
+"""Single rows of tables: pairs from two texts, and rows of quarantine."""
 
 from __future__ import annotations
 

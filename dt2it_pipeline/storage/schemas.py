@@ -7,9 +7,11 @@ they are made (the stage packages).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
+
+from dt2it_pipeline.errors import UserError
 
 _MEDIUM = pa.struct([pa.field("kind", pa.string()), pa.field("sha256", pa.string()), pa.field("path", pa.string())])
 _TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
@@ -182,8 +184,10 @@ ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "quaranti
 LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
 
 
-class RecordError(ValueError):
+class RecordError(UserError, ValueError):
     """A table does not have the columns or types of its kind."""
+
+    help_page: ClassVar[str] = "troubleshooting#tables"
 
 
 def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:

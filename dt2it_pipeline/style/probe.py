@@ -1,9 +1,10 @@
-"""Can style alone tell the chosen side of a pair from the rejected one?
+"""Can style alone predict the chosen side of a pair?
 
-A reward model trained on pairs whose chosen side can be told by its style learns the style (DT2IT-MRM,
-arXiv:2604.19544). The probe measures how far that is possible: a classifier that sees only how a text is written, never
-what it says, and is tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style says nothing; 1.0:
-style says it all. Who wrote a side counts as style, where pairs say so: a model has more habits than can be listed.
+A reward model trained on pairs whose chosen side style predicts learns the style (DT2IT-MRM, arXiv:2604.19544). The
+probe measures how far that is possible: a classifier that sees only how a text is written, never its content, and is
+tested on pairs that it was not fitted on. Area under the ROC curve 0.5: style predicts nothing; 1.0: style predicts
+every pair. Who wrote a side counts as style, where that is known: a model has more habits than can be listed.
+`features` has the features.
 
 What belongs here: features of texts and what they tell of pairs. What does not: reading files (see `dt2it style`).
 """
@@ -18,53 +19,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-MODELS = ("chosen_model", "rejected_model")  # columns of pairs that say who wrote a side, where that is known
-UNKNOWN = "unknown"  # who wrote a side of which nothing is known
-MIN_PAIRS = 20
-MAX_PAIRS = 20_000  # more say nothing new: the interval is then 0.01 wide
+from dt2it_pipeline.style.features import MODELS, model_difference, pair_difference
 
-# Matches per text. Content words (yes, no, names, numbers as answers) stay out: the probe would find the right answer.
-_COUNTED = {
-    "headings": r"^\s{0,3}#{1,6}\s",
-    "bold": r"\*\*[^*\n]+\*\*|__[^_\n]+__",
-    "italics": r"(?<![*\w])\*[^*\s][^*\n]*\*(?![*\w])",
-    "bullets": r"^\s*[-*+•]\s",
-    "numbered items": r"^\s*\d{1,2}[.)]\s",
-    "code": r"`[^`\n]+`|```",
-    "tables": r"^\s*\|.*\|\s*$",
-    "line breaks": r"\n",
-    "paragraphs": r"\n\s*\n",
-    "digits": r"\d",
-    "commas": r"[,，、]",
-    "colons": r"[:：;；]",
-    "exclamations": r"[!！]",
-    "questions": r"[?？]",
-    "brackets": r"[()\[\]（）]",
-    "quotes": r"[\"“”「」]",
-    "sentence ends": r"[.!?。！？](?:\s|$)",
-    "capital letters": r"[A-Z]",
-    "hedges": r"(?i)\b(?:perhaps|maybe|might|may|could|possibly|probably|likely|seems?|appears?|i think|i believe)\b"
-    r"|可能|也许|似乎|大概",
-    "certainty": r"(?i)\b(?:clearly|certainly|definitely|obviously|undoubtedly|indeed|of course)\b|显然|肯定|一定",
-    "connectives": r"(?i)\b(?:therefore|because|since|thus|however|overall|in summary|first|second|finally)\b"
-    r"|因此|因为|所以|然而|总之",
-    "mentions of the image": r"(?i)\b(?:images?|pictures?|photos?|photographs?)\b|图片|图像|照片",
-    "first person": r"(?i)\b(?:i|i'm|my|we|our)\b|我",
-}
-_WORD = r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+"  # Chinese characters count as words
-# The pieces into which tokenizers split a text first; no model's own tokens, so that the probe needs no model.
-_TOKEN = r"[A-Za-z]+|\d|[^\sA-Za-z\d]"
-_OPENINGS = {
-    "opens: the image": r"(?i)^\W*(?:the|this|in the|in this) (?:image|picture|photo)|^\W*(?:这张|图中|图片)",
-    "opens: based on": r"(?i)^\W*(?:based on|looking at|according to|upon|from the)",
-    "opens: courtesy": r"(?i)^\W*(?:sure|certainly|of course|great|thank|hello|hi\b|absolutely)",
-    "opens: first person": r"(?i)^\W*(?:i|we|let me|let's)\b",
-    "opens: article": r"(?i)^\W*(?:a|an|the)\b",
-    "opens: pronoun": r"(?i)^\W*(?:it|its|this|that|these|those|there|they|he|she)\b|^\W*(?:这|那|它)",
-    "opens: preposition": r"(?i)^\W*(?:in|on|at|from|to|with|by|for|as)\b|^\W*(?:在|根据|从)",
-    "opens: answer label": r"(?i)^\W*(?:answer|response|final answer|to answer|here)\b",
-    "opens: markup": r"^\s*[#*`>|-]",
-}
+MIN_PAIRS = 20
+MAX_PAIRS = 20_000  # more add nothing: the interval is then 0.01 wide
 
 
 @dataclass(frozen=True)
@@ -77,8 +35,8 @@ class StyleProbe:
         n: pairs used.
         features: the style features that count most, strongest first; positive means more of it on the chosen side.
         reason: why there is no AUC, else empty.
-        leaks: what each feature tells by itself, most telling first: the share of pairs with more of it on the chosen
-            side, where equal ones count half. Features that tell nothing (within 0.01 of 0.5) are left out.
+        leaks: what each feature predicts by itself, most predictive first: the share of pairs with more of it on the
+            chosen side, where equal ones count half. Features that predict nothing (within 0.01 of 0.5) are left out.
     """
 
     auc: float | None
@@ -88,30 +46,6 @@ class StyleProbe:
     features: tuple[tuple[str, float], ...] = ()
     reason: str = ""
     leaks: tuple[tuple[str, float], ...] = ()
-
-
-def style_features(texts: pd.Series) -> pd.DataFrame:
-    """How each text is written: one row per text, float64 columns; counts are log(1 + count), openings 0 or 1.
-
-    Null texts count as empty.
-    """
-    # Plain Python strings and `re`: half of the patterns use look-around, which the Arrow engine does not have.
-    plain = pd.Series(texts).fillna("").astype(object).reset_index(drop=True)
-    words = plain.str.count(_WORD).to_numpy(dtype=np.float64)
-    tokens = plain.str.count(_TOKEN).to_numpy(dtype=np.float64)
-    characters = plain.str.len().to_numpy(dtype=np.float64)
-    columns: dict[str, np.ndarray] = {
-        "characters": np.log1p(characters),
-        "words": np.log1p(words),
-        "tokens": np.log1p(tokens),
-        "word length": np.divide(characters, words, out=np.zeros_like(words), where=words > 0),
-    }
-    for name, pattern in _COUNTED.items():
-        columns[name] = np.log1p(plain.str.count(f"(?m){pattern}").to_numpy(dtype=np.float64))
-    for name, pattern in _OPENINGS.items():
-        columns[name] = plain.str.contains(pattern, regex=True).to_numpy(dtype=np.float64)
-    columns["no closing stop"] = (~plain.str.contains(r"[.!?。！？]\W*$", regex=True)).to_numpy(dtype=np.float64)
-    return pd.DataFrame(columns)
 
 
 def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProbe:
@@ -137,7 +71,7 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
         pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);
             a sample of 20,000 where there are more.
         folds: number of folds, 2 or more; fewer where there are fewer prompts.
-        seed: of the coin, the folds and the sample.
+        seed: of the order of sides, the folds and the sample.
 
     Returns:
         The probe; without an AUC, and with the reason, when there are fewer than 20 pairs or a single prompt.
@@ -175,20 +109,9 @@ def source_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StylePro
     return probe_differences(model_difference, known, folds, seed)
 
 
-def pair_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """All that the probe sees of pairs: `style_difference`, and `model_difference` where pairs say who wrote them."""
-    return pd.concat([style_difference(pairs), model_difference(pairs)], axis=1)
-
-
-def style_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Style features of the chosen side minus those of the rejected one: a row per pair."""
-    both = style_features(pd.concat([pairs["chosen"], pairs["rejected"]], ignore_index=True))
-    count = len(pairs)
-    return both.iloc[:count].reset_index(drop=True) - both.iloc[count:].reset_index(drop=True)
-
-
 def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """How clearly style tells the chosen side of each pair, in log-odds; below 0 where it tells the wrong one.
+    """How clearly style predicts the chosen side of each pair, float [pairs], log-odds; below 0 where it predicts the
+    wrong one.
 
     By the classifier of the probe, fitted once on all pairs (a sample of 20,000 where there are more).
     """
@@ -198,8 +121,8 @@ def leak_scores(difference: pd.DataFrame, seed: int = 0) -> np.ndarray:
     if count < 2:
         return np.zeros(count)
     some = random.choice(count, MAX_PAIRS, replace=False) if count > MAX_PAIRS else np.arange(count)
-    coin = _balanced_coin(len(some), random)
-    scaler, model = _fitted(values[some] * np.where(coin, 1.0, -1.0)[:, None], coin)
+    first = _balanced_order(len(some), random)
+    scaler, model = _fitted(values[some] * np.where(first, 1.0, -1.0)[:, None], first)
     scores: np.ndarray = model.decision_function(scaler.transform(values))
     return scores
 
@@ -210,25 +133,6 @@ def leak_table(probe: StyleProbe) -> pa.Table:
     return pa.table(
         {"feature": pa.array(names, pa.string()), "more_on_the_chosen_side": pa.array(shares, pa.float64())}
     )
-
-
-def model_difference(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Who wrote the sides: a column per model, float64; 1 where it wrote the chosen side, -1 the rejected one, else 0.
-
-    A null is a writer of its own, "unknown". Columns that are 0 throughout are left out, so that there are none where
-    both sides of every pair have one writer, or where pairs do not say who wrote them.
-    """
-    if not set(MODELS) <= set(pairs.columns):
-        return pd.DataFrame(index=range(len(pairs)))
-    chosen, rejected = (
-        np.array([UNKNOWN if pd.isna(model) else str(model) for model in pairs[name]], dtype=object) for name in MODELS
-    )
-    columns = {}
-    for name in sorted({*chosen, *rejected}):
-        difference = (chosen == name).astype(np.float64) - (rejected == name)
-        if difference.any():
-            columns[f"by {name}"] = difference
-    return pd.DataFrame(columns, index=range(len(pairs)))
 
 
 def probe_differences(
@@ -255,7 +159,7 @@ def probe_differences(
     names = list(plain.columns)
     if not names:
         return StyleProbe(None, None, None, count, reason="both sides of every pair have one writer")
-    first_is_chosen = _balanced_coin(count, random)
+    first_is_chosen = _balanced_order(count, random)
     difference = plain.to_numpy() * np.where(first_is_chosen, 1.0, -1.0)[:, None]
     predicted = np.zeros(count)
     weights = np.zeros(len(names))
@@ -285,18 +189,18 @@ def _fitted(difference: np.ndarray, first_is_chosen: np.ndarray) -> tuple[Any, A
 
 
 def _leaks(difference: pd.DataFrame) -> tuple[tuple[str, float], ...]:
-    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most telling first."""
+    """Per feature, the share of pairs with more of it on the chosen side, ties counting half; most predictive first."""
     values = difference.to_numpy()
     shares = ((values > 1e-9) + 0.5 * (np.abs(values) <= 1e-9)).mean(axis=0)
     ranked = sorted(zip(difference.columns, shares.tolist(), strict=True), key=lambda item: -abs(item[1] - 0.5))
     return tuple((str(name), round(share, 4)) for name, share in ranked if abs(share - 0.5) > 0.01)
 
 
-def _balanced_coin(count: int, random: np.random.Generator) -> np.ndarray:
+def _balanced_order(count: int, random: np.random.Generator) -> np.ndarray:
     """Bool [count], half of them True (one less where the count is odd), in random order."""
-    coin = np.zeros(count, dtype=bool)
-    coin[: count // 2] = True
-    return random.permutation(coin)
+    first = np.zeros(count, dtype=bool)
+    first[: count // 2] = True
+    return random.permutation(first)
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import pytest
 from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.evaluate.benchmarks import model_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.media.errors import VideoDecoderError
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
@@ -132,10 +132,10 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
     told = failing(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
     assert re.match(r"not one row of gone\.jsonl can be scored; .*missing image", told)
     (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
-    with pytest.raises(EvaluationError, match="line 2"):
+    with pytest.raises(BenchmarkError, match="line 2"):
         read_rows(root / "broken.jsonl")
     faulty = [{**world["rows"][0], "human_ranking": [1, 1]}]
-    with pytest.raises(EvaluationError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
+    with pytest.raises(BenchmarkError, match=r"row 0: column human_ranking/ranking holds '\[1, 1\]'"):
         load_rows(get_entry("vl_rewardbench"), faulty, root / "images", tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path)
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_rows_that_no_reader_takes_are_one_error(tmp_path: Path, text: str, name: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(EvaluationError, match=r"rows\.json"):
+    with pytest.raises(BenchmarkError, match=r"rows\.json"):
         read_rows(tmp_path / name)
 
 
@@ -154,7 +154,7 @@ def test_lines_end_at_line_breaks_alone_and_may_follow_a_mark(tmp_path: Path) ->
 
 def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
     row = {"id": "mmmu_1", "query": "q", "response": ["a", "b"], "human_ranking": [0, None]}
-    with pytest.raises(EvaluationError, match="row 0: column human_ranking"):
+    with pytest.raises(BenchmarkError, match="row 0: column human_ranking"):
         load_rows(get_entry("vl_rewardbench"), [row], tmp_path, tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
         ({"response": ["a", "\ud800"]}, "not UTF-8"),
     ],
 )
-def test_an_odd_row_is_quarantine_and_the_others_are_read(
+def test_an_odd_row_is_quarantined_and_the_others_are_read(
     world: dict[str, Any], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     shutil.copytree(world["root"] / "images", tmp_path / "images")
@@ -185,12 +185,12 @@ def test_an_odd_row_is_quarantine_and_the_others_are_read(
 
 @pytest.mark.parametrize("change", [{"query": b"bytes"}, {"response": [b"a", "b"]}, {"response": "ab"}])
 def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(EvaluationError, match="row 0: column "):
+    with pytest.raises(BenchmarkError, match="row 0: column "):
         load_rows(get_entry("vl_rewardbench"), [world["rows"][0] | change], tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (schemas.RecordError("table 'scores': no"), "table 'scores': no"),
         (atomic.StoreError("damaged"), "damaged"),
@@ -199,13 +199,13 @@ def test_a_row_that_holds_no_texts_is_named(world: dict[str, Any], tmp_path: Pat
     ],
 )
 def test_a_fault_outside_the_rows_is_one_sentence(
-    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, message: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise fault
 
     monkeypatch.setattr(model_benchmark, "benchmark_model", broken)
-    assert failing(*arguments(world["root"], "m", tmp_path)) == told
+    assert failing(*arguments(world["root"], "m", tmp_path)) == message
 
 
 def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_path: Path) -> None:

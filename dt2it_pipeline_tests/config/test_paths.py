@@ -20,7 +20,7 @@ from dt2it_pipeline.config.paths import (
     shipped_configs,
 )
 from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry, load_entries
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry, load_entries
 from dt2it_pipeline.export.lineage import sources_of
 from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
 from dt2it_pipeline.judges import templates
@@ -131,7 +131,7 @@ def test_what_is_missing_names_both_places(project: Path) -> None:
         load_recipe("nowhere")
     with pytest.raises(ManifestError, match=rf"{places % (('datasets',) * 2)} have: .*povid"):
         load_catalogue(("nothing_alike",))
-    with pytest.raises(EvaluationError, match=rf"'none' in {places % (('benchmarks',) * 2)}; known: .*vl_rewardbench"):
+    with pytest.raises(BenchmarkError, match=rf"'none' in {places % (('benchmarks',) * 2)}; known: .*vl_rewardbench"):
         get_entry("none")
 
 

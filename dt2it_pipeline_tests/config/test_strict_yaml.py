@@ -3,7 +3,7 @@ import yaml
 
 from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.config.strict_yaml import load_yaml
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, load_entries
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, load_entries
 from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
 
 
@@ -50,11 +50,11 @@ def test_a_value_that_pyyaml_stumbles_over_is_malformed_yaml(tmp_path, value):
     with pytest.raises(ManifestError, match=r"m\.yaml"):
         load_manifest(tmp_path / "m.yaml")
     (tmp_path / "m.yaml").write_text(f"name: m\ntitle: {value}\n")
-    with pytest.raises(EvaluationError, match=r"m\.yaml"):
+    with pytest.raises(BenchmarkError, match=r"m\.yaml"):
         load_entries(tmp_path)
 
 
 def test_a_key_that_stands_twice_in_a_benchmark_entry_is_named(tmp_path):
     (tmp_path / "m.yaml").write_text("name: m\nmacro: true\nmacro: false\n")
-    with pytest.raises(EvaluationError, match=r"m\.yaml.*'macro' stands twice, in lines 2 and 3"):
+    with pytest.raises(BenchmarkError, match=r"m\.yaml.*'macro' stands twice, in lines 2 and 3"):
         load_entries(tmp_path)

@@ -62,7 +62,7 @@ def test_the_seed_decides_and_repeats():
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=30))
-def test_every_pair_is_kept_or_quarantine_and_a_mirrored_set_is_kept_whole(texts):
+def test_every_pair_is_kept_or_quarantined_and_a_mirrored_set_is_kept_whole(texts):
     distinct = [(a, b) for a, b in dict.fromkeys(texts) if a != b]
     rows = [records.make_pair(f"p{i}", a, b, source="s") for i, (a, b) in enumerate(distinct)]
     mirrored = [records.make_pair(f"q{i}", b, a, source="s") for i, (a, b) in enumerate(distinct)]

@@ -68,7 +68,7 @@ def test_every_response_is_judged_in_each_list_and_alone(world):
     assert all(len(item) == 7 and abs(item["Overall"]["difference"]) <= 0.005 for item in criteria)
 
 
-def test_scores_go_to_the_response_that_was_shown_and_not_to_its_place(world):
+def test_scores_go_to_the_response_that_was_presented_and_not_to_its_place(world):
     judgements, _ = _judge(world)
     prompts, responses = world
     text = {row["response_id"]: row["text"] for row in responses.to_pylist()}
@@ -108,7 +108,7 @@ def test_a_judge_that_raises_costs_only_the_requests_it_raises_on(world):
     assert sum(row["status"] == "ok" for row in judgements) == 15
 
 
-def test_a_response_without_its_prompt_is_quarantine(world):
+def test_a_response_without_its_prompt_is_quarantined(world):
     prompts, responses = world
     judge = ReferenceJudge(prompts.to_pylist())
     judged = judge_responses(prompts.slice(1), responses, [judge], JudgingSettings(), 0)

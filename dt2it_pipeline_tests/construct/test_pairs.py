@@ -60,7 +60,7 @@ def test_strength_is_the_mean_of_the_listwise_and_pointwise_differences(tmp_path
         (([6.3], 6.2), ([6.0], 6.0), "weaker than min_strength"),
     ],
 )
-def test_pairs_without_a_clear_order_are_quarantine_with_the_reason(tmp_path, first, second, reason):
+def test_pairs_without_a_clear_order_are_quarantined_with_the_reason(tmp_path, first, second, reason):
     scored = {"one": first, "two": second, "clearly worse": ([0.0] * len(first[0]), 0.0)}
     pairs, aside = _form(tmp_path, scored)
     assert {frozenset((p["chosen"], p["rejected"])) for p in pairs} == {
@@ -112,7 +112,7 @@ def test_no_pair_at_all_is_one_error_that_names_the_settings(tmp_path):
         _form(tmp_path, {"a": ([5.2], 5.2), "b": ([5.0], 5.0)})
 
 
-def test_a_target_histogram_is_met_and_what_is_beyond_it_is_quarantine(tmp_path):
+def test_a_target_histogram_is_met_and_what_is_beyond_it_is_quarantined(tmp_path):
     # differences 1..5 in every prompt; many more weak pairs than strong ones
     scored = {f"text {i}": ([float(i)], float(i)) for i in range(6)}
     bins = [{"from_strength": low, "share": share} for low, share in ((0.0, 0.25), (2.0, 0.25), (4.0, 0.5))]

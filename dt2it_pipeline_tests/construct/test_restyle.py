@@ -76,7 +76,7 @@ def job(tmp_path):
     return made
 
 
-def test_pairs_are_rewritten_and_those_whose_content_changed_are_quarantine(tmp_path, job):
+def test_pairs_are_rewritten_and_those_whose_content_changed_are_quarantined(tmp_path, job):
     server = FaultServer({}, _chat)
     with serving(server):
         metadata = restyle.run(job(server.url), lambda progress: None)

@@ -61,7 +61,7 @@ def test_an_index_finds_what_it_holds_and_nothing_else(make) -> None:  # type: i
     assert IdIndex(pa.array([], pa.string())).positions(pa.array(asked)).tolist() == [-1, -1, -1]
 
 
-def test_ids_that_share_half_their_bits_are_told_apart() -> None:
+def test_ids_that_share_half_their_bits_are_distinguished() -> None:
     ids = [f"{'ab' * 8}{i:016x}" for i in range(20)]
     index = IdIndex(pa.array(ids))
     assert index.codes.tolist() == list(range(20))

@@ -1,6 +1,4 @@
-"""A user's rows, joined back: each is kept, flipped or quarantined with a reason, under the id that the user gave
-it.
-"""
+"""A user's rows, joined back by their own ids: each is kept, flipped, dropped or quarantined with a reason."""
 
 from __future__ import annotations
 
@@ -95,7 +93,7 @@ def round_of(folder: Path, raw: Artifact) -> None:
 EXPECTED = {
     0: ("kept", "original"), 1: ("kept", "original"), 2: ("quarantined", "duplicate row"),
     3: ("quarantined", "contradictory pair"), 4: ("quarantined", "contradictory pair"), 5: ("kept", "original"),
-    6: ("quarantined", "score missing"), 9: ("quarantined", "missing value"), 10: ("kept", "original"),
+    6: ("dropped", "score missing"), 9: ("quarantined", "missing value"), 10: ("kept", "original"),
     11: ("quarantined", "near-duplicate pair"),
 }  # fmt: skip  # of 7 and 8, one is flipped by the vote and one by the judges
 
@@ -141,7 +139,7 @@ def test_every_row_of_a_users_file_is_accounted_for_once(tmp_path: Path, ids: st
         exported = datasets.load_dataset(str(tmp_path / name), cache_dir=str(tmp_path / "cache"), split="train")
         frame = exported.select_columns(["row_id", "pair_id"]).to_pandas()
         there = mine.merge(frame, left_on="id", right_on="row_id", validate="1:m")
-        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"] != "quarantined"]["row_id"])
+        assert sorted(there["row_id"]) == sorted(joined[joined["outcome"].isin(["kept", "flipped"])]["row_id"])
 
 
 def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_files_to_files_keep_the_row_too(tmp_path: Path) -> None:
     assert sorted([*curated["pair_id"], *aside["pair_id"]]) == sorted(raw["pairs"]["pair_id"].to_pylist())
 
 
-def test_a_round_of_other_rows_is_told(tmp_path: Path) -> None:
+def test_a_round_of_other_rows_is_reported(tmp_path: Path) -> None:
     pairs = schemas.table([records.make_pair("p", f"a{n}", "b", source="s", row_id=str(n)) for n in range(3)], "pairs")
     none = schemas.table([], "quarantine")
     assert row_outcomes(pairs, pairs, none, [none])["row_id"].to_pylist() == ["0", "1", "2"]

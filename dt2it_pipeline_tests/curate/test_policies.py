@@ -3,7 +3,7 @@ import pytest
 
 from dt2it_pipeline.config.recipe import CurationSettings, RecipeError, parse_recipe
 from dt2it_pipeline.curate import make_policy, posterior_vote, verify, vote_and_flip
-from dt2it_pipeline_tests.curate.test_posterior import World
+from dt2it_pipeline_tests.support.label_worlds import World
 
 
 def test_paper_is_the_default_and_computes_what_the_published_steps_compute():

@@ -7,47 +7,7 @@ from scipy.special import expit
 
 from dt2it_pipeline.curate import CurationError, posterior_vote, split_confident
 from dt2it_pipeline.curate.posterior import NO_VOTER
-
-
-class World:
-    """Pairs with hidden truth: the truly better side, wrong labels, a style that labels prefer, calibrated voters."""
-
-    def __init__(self, count: int, noise: float, seed: int = 0, sources: tuple[str, ...] = ("s",)) -> None:
-        self.random = np.random.default_rng(seed)
-        self.right = self.random.random(count) >= noise
-        self.verbose_chosen = self.random.random(count) < 0.9
-        chosen, rejected = (np.where(self.verbose_chosen ^ flip, "w" * 40, "w" * 10) for flip in (False, True))
-        names = [f"{i:05d}" for i in range(count)]
-        self.pairs = pd.DataFrame(
-            {
-                "pair_id": [f"p{name}" for name in names],
-                "chosen": chosen,
-                "rejected": rejected,
-                "chosen_id": [f"c{name}" for name in names],
-                "rejected_id": [f"r{name}" for name in names],
-                "source": [sources[i % len(sources)] for i in range(count)],
-                "label": "original",
-            }
-        )
-
-    def voter(self, name: str, scale: float = 1.0, style: float = 0.0, quality: float = 3.0) -> pd.DataFrame:
-        """Scores whose margins for the truly better side are calibrated: P(right | |m|) = sigmoid(quality * |m|)."""
-        count = len(self.pairs)
-        size = np.abs(self.random.normal(1.0, 0.6, count))
-        agrees = self.random.random(count) < expit(quality * size)
-        margin = np.where(agrees == self.right, size, -size) + np.where(self.verbose_chosen, style, -style)
-        ids = np.concatenate([self.pairs["chosen_id"], self.pairs["rejected_id"]])
-        return pd.DataFrame(
-            {"response_id": ids, "voter": name, "score": scale * np.concatenate([margin, np.zeros(count)])}
-        )
-
-    def is_right(self, part: pd.DataFrame) -> np.ndarray:
-        """Bool [rows]: the truly better side is the chosen one."""
-        number = part["pair_id"].str[1:].astype(int).to_numpy()
-        return part["chosen_id"].str.startswith("c").to_numpy() == self.right[number]
-
-    def accuracy(self, part: pd.DataFrame) -> float:
-        return float(self.is_right(part).mean())
+from dt2it_pipeline_tests.support.label_worlds import World
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.4])
@@ -55,7 +15,7 @@ class World:
 def test_estimates_the_noise_and_probabilities_that_hold(noise: float, style: float) -> None:
     world = World(4000, noise)
     result = posterior_vote(world.pairs, world.voter("a", scale=7.0, style=style))
-    assert result.model.right_share["s"] == pytest.approx(1 - noise, abs=0.05)
+    assert result.model.label_accuracy["s"] == pytest.approx(1 - noise, abs=0.05)
     expected = float(expit(result.voted["strength"]).mean())
     assert world.accuracy(result.voted) == pytest.approx(expected, abs=0.04)
     sure = split_confident(result.voted, 0.85).verified
@@ -67,7 +27,7 @@ def test_no_harm_where_no_label_is_wrong() -> None:
     world = World(3000, 0.0)
     result = posterior_vote(world.pairs, world.voter("a"))
     assert result.flipped < 0.01 * len(world.pairs)
-    assert result.model.right_share["s"] > 0.98
+    assert result.model.label_accuracy["s"] > 0.98
 
 
 def test_a_voter_that_likes_the_labels_style_does_not_hide_wrong_labels() -> None:
@@ -77,7 +37,7 @@ def test_a_voter_that_likes_the_labels_style_does_not_hide_wrong_labels() -> Non
     assert world.accuracy(result.voted) > 0.9
 
 
-def test_scale_does_not_matter_and_a_useless_voter_says_nothing() -> None:
+def test_scale_does_not_matter_and_a_useless_voter_has_no_weight() -> None:
     world = World(3000, 0.3)
     good, useless = world.voter("good"), world.voter("useless", quality=0.0)
     constant = good.assign(voter="constant", score=5.0)
@@ -101,7 +61,7 @@ def test_two_independent_voters_are_better_than_one_and_a_copy_is_not() -> None:
     assert copied.voted["strength"].mean() == pytest.approx(alone.voted["strength"].mean(), rel=0.1)
 
 
-def test_a_voter_alone_that_says_nothing_leaves_every_label() -> None:
+def test_a_voter_alone_at_chance_leaves_every_label() -> None:
     world = World(500, 0.3)
     constant = world.voter("a").assign(score=1.0)
     result = posterior_vote(world.pairs, constant)
@@ -184,10 +144,10 @@ def test_sources_have_their_own_noise_and_tiny_ones_are_pooled() -> None:
         voter = world.voter("a")
         scores.append(voter.assign(response_id=name + voter["response_id"]))
     share = posterior_vote(pd.concat(parts, ignore_index=True), pd.concat(scores)).model
-    assert share.right_share["clean"] == pytest.approx(0.95, abs=0.04)
-    assert share.right_share["noisy"] == pytest.approx(0.6, abs=0.06)
+    assert share.label_accuracy["clean"] == pytest.approx(0.95, abs=0.04)
+    assert share.label_accuracy["noisy"] == pytest.approx(0.6, abs=0.06)
     assert share.pooled == ("tiny",)
-    assert share.right_share["tiny"] in (share.right_share["clean"], share.right_share["noisy"])
+    assert share.label_accuracy["tiny"] in (share.label_accuracy["clean"], share.label_accuracy["noisy"])
     small = posterior_vote(pd.concat(parts, ignore_index=True), pd.concat(scores), smallest_source=3)
     assert small.model.pooled == ()
 

@@ -17,7 +17,7 @@ from dt2it_pipeline_tests.support.threads import use_tested_threads
 from dt2it_pipeline_tests.support.tolerance import logit_tolerance
 
 
-def test_what_it_is_taught_says_what_the_answer_says() -> None:
+def test_what_it_is_taught_agrees_with_the_answer() -> None:
     rng = random.Random(0)
     for question, text, sentence in (draw(rng) for _ in range(200)):
         assert language.read_answer(question, text) == language.read_answer(question, sentence) is not None

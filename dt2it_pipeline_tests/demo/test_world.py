@@ -70,8 +70,8 @@ def test_noise_and_style_bias_are_exact_and_independent(world):
     for row in found:
         better = truth[row["id"]]
         assert {row["chosen"], row["rejected"]} == {better["chosen"], better["rejected"]}
-        said = [language.read_answer(row["question"], better[side]) for side in ("chosen", "rejected")]
-        assert None not in said and said[0] != said[1]
+        answered = [language.read_answer(row["question"], better[side]) for side in ("chosen", "rejected")]
+        assert None not in answered and answered[0] != answered[1]
 
 
 def test_kinds_of_questions_and_presence_are_balanced(world):
@@ -101,7 +101,7 @@ def test_slices_are_disjoint_and_test_images_feed_benchmarks_only(world):
 def test_benchmark_groups_have_their_styles(world):
     found = rows(world, "benchmark")
     assert Counter(row["group"] for row in found) == dict.fromkeys(GROUPS, 60)
-    styles = {"style_agrees": (True, False), "style_opposes": (False, True)}
+    styles = {"style-congruent": (True, False), "style-incongruent": (False, True)}
     for row in found:
         wanted = styles.get(row["group"])
         assert wanted in (None, (is_verbose(row["chosen"]), is_verbose(row["rejected"])))

@@ -20,7 +20,8 @@ from PIL import Image
 from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
-from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, _retry_after, data_url
+from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, data_url
+from dt2it_pipeline.engines.http import retry_after
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, StreamingEngine, stream
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, honest, serving
 
@@ -115,13 +116,13 @@ def test_nobody_at_the_address_is_an_error_that_names_it(monkeypatch):
     ("value", "seconds"), [(None, None), ("", None), ("3", 3), ("0.5", 0.5), ("-1", 0), ("soon", None), ("inf", None)]
 )
 def test_retry_after_in_seconds(value, seconds):
-    assert _retry_after(value) == seconds
+    assert retry_after(value) == seconds
 
 
 def test_retry_after_as_a_date(monkeypatch):
     monkeypatch.setattr("time.time", lambda: 2e9)
-    assert _retry_after(email.utils.formatdate(2e9 + 30, usegmt=True)) == 30
-    assert _retry_after(email.utils.formatdate(2e9 - 30, usegmt=True)) == 0
+    assert retry_after(email.utils.formatdate(2e9 + 30, usegmt=True)) == 30
+    assert retry_after(email.utils.formatdate(2e9 - 30, usegmt=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -142,8 +143,12 @@ def test_retry_after_as_a_date(monkeypatch):
     ],
 )
 def test_a_body_that_is_no_answer_is_tried_again(body):
-    with pytest.raises(Exception, match="broken answer"):
-        _read(body)
+    with _echoing(200, lambda *_: body) as url:
+        settings = EndpointSettings(base_url=url, model="m", retries=1, longest_wait_seconds=0.01)
+        engine = EndpointEngine(settings)
+        (found,) = engine.sample([_request("item-a")], Decoding())
+    assert "no answer in 2 attempts, the last with broken answer" in str(found)
+    assert engine.counts == {"requests": 2, "retries": 1, "broken answer": 2}
 
 
 def test_a_refusal_without_words_is_an_empty_answer():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.engines import score_endpoint
+from dt2it_pipeline.engines.http import RetryPolicy
 from dt2it_pipeline.engines.score_endpoint import EndpointScorer
 from dt2it_pipeline.engines.vllm_engine import EngineError
 
@@ -68,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(score_endpoint, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(score_endpoint, "_RETRIES", RetryPolicy(first_wait=0.01))
     monkeypatch.delenv(score_endpoint.KEY_VARIABLE, raising=False)
     made = Server()
     threading.Thread(target=made.serve_forever, daemon=True).start()
@@ -125,7 +126,9 @@ def test_what_cannot_be_scored_is_told_and_what_may_help_is_tried_again(server: 
     }
 
 
-@pytest.mark.parametrize(("code", "said"), [(401, "answers 401"), (302, "answers 302"), (500, "after 5 tries: 500")])
+@pytest.mark.parametrize(
+    ("code", "said"), [(401, "answers 401"), (302, "answers 302"), (500, "after 5 tries: http 500")]
+)
 def test_a_server_that_cannot_be_used_ends_the_run(server: Server, tmp_path: Path, code: int, said: str) -> None:
     scorer = EndpointScorer(server.url, tmp_path)
     server.faults = {"x": [code] * 9}
@@ -142,7 +145,7 @@ def test_the_system_prompt_is_that_of_a_served_folder(server: Server, tmp_path: 
 
 
 def test_a_url_with_a_password_or_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score_endpoint, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(score_endpoint, "_RETRIES", RetryPolicy(first_wait=0.001))
     with pytest.raises(EngineError, match="without user and password"):
         EndpointScorer("http://me:secret@localhost:1", tmp_path)
     with pytest.raises(EngineError, match="gives no answer"):

@@ -39,7 +39,7 @@ def _asked(own: dict) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total{"))
 
 
-def test_every_response_ends_judged_or_quarantine_and_a_second_run_asks_nothing(tmp_path: Path, own) -> None:
+def test_every_response_ends_judged_or_quarantined_and_a_second_run_asks_nothing(tmp_path: Path, own) -> None:
     """The whole rubric in three modes, two orders, in Chinese, from a model that knows no JSON."""
     prompt = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
     responses = response_rows(prompt, "图中的形状是蓝色的。", "红色。")

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.evaluate.benchmarks.metrics import EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkError
 from dt2it_pipeline.evaluate.grading import grade_labels
 
 TRUTH = pd.DataFrame({"pair_id": list("abcdef"), "chosen_id": [f"{x}+" for x in "abcdef"]})
@@ -32,7 +32,7 @@ def test_grades_and_flips_by_comparison_with_before() -> None:
     assert grade.flip_precision == grade.flip_recall == 2 / 3
 
 
-def test_without_before_the_label_says_what_was_flipped() -> None:
+def test_without_before_the_label_marks_what_was_flipped() -> None:
     grade = grade_labels(after(), TRUTH)
     assert (grade.flips, grade.flips_right, grade.wrong_before) == (2, 1, 2)
 
@@ -41,7 +41,7 @@ def test_no_truth_no_pairs_and_bad_tables() -> None:
     empty = grade_labels(after().iloc[:0], TRUTH)
     assert empty.pairs == 0 and math.isnan(empty.accuracy) and math.isnan(empty.flip_precision)
     assert grade_labels(after(), TRUTH.iloc[:0]).without_truth == 6
-    with pytest.raises(EvaluationError, match="truth: 1 rows repeat"):
+    with pytest.raises(BenchmarkError, match="truth: 1 rows repeat"):
         grade_labels(after(), pd.concat([TRUTH, TRUTH.iloc[:1]]))
-    with pytest.raises(EvaluationError, match="pairs: missing columns"):
+    with pytest.raises(BenchmarkError, match="pairs: missing columns"):
         grade_labels(after().drop(columns="chosen_id"), TRUTH)

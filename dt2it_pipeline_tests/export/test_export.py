@@ -183,7 +183,7 @@ def test_the_same_pairs_give_the_same_bytes_and_a_failure_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_what_a_format_cannot_hold_is_quarantine_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
+def test_what_a_format_cannot_hold_is_quarantined_with_the_reason(media: Path, tmp_path: Path, name: str) -> None:
     pairs, prompts = world(media)
     (media / "v.mp4").write_bytes(b"film")
     (media / "frames").mkdir()
@@ -232,7 +232,7 @@ def test_what_a_format_cannot_hold_is_quarantine_with_the_reason(media: Path, tm
         assert (tmp_path / "out" / path).read_bytes() == b"film"
 
 
-def test_the_card_tells_licences_counts_and_lineage(media: Path, tmp_path: Path) -> None:
+def test_the_card_has_licences_counts_and_lineage(media: Path, tmp_path: Path) -> None:
     pairs, prompts = world(media)
     export_pairs(
         pairs, prompts, media, tmp_path / "out", "huggingface",

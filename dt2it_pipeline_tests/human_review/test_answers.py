@@ -51,12 +51,12 @@ def answered(folder: Path, entries: list[dict[str, Any]]) -> Path:
 
 def side_of(entry: dict[str, Any], text: str) -> str:
     """What a person clicks who prefers the answer that begins so."""
-    shown = entry.get("data") or entry["fields"]
-    return "first" if shown["first"].startswith(text) else "second"
+    fields = entry.get("data") or entry["fields"]
+    return "first" if fields["first"].startswith(text) else "second"
 
 
-def label_studio(entry: dict[str, Any], *said: tuple[Any, str, str]) -> dict[str, Any]:
-    """A task as Label Studio exports it; `said` is person, choice and time."""
+def label_studio(entry: dict[str, Any], *given: tuple[Any, str, str]) -> dict[str, Any]:
+    """A task as Label Studio exports it; `given` is person, choice and time."""
     annotations = [
         {
             "completed_by": person,
@@ -64,7 +64,7 @@ def label_studio(entry: dict[str, Any], *said: tuple[Any, str, str]) -> dict[str
             "updated_at": when,
             "result": [{"from_name": "better", "to_name": "prompt", "type": "choices", "value": {"choices": [choice]}}],
         }
-        for person, choice, when in said
+        for person, choice, when in given
     ]
     return entry | {"id": 7, "annotations": annotations}
 
@@ -74,13 +74,13 @@ def test_tasks_show_images_and_both_answers_and_no_label(pairs, tmp_path):
         entries = json.loads((tmp_path / name / file).read_text())
         firsts = set()
         for entry, pair in zip(entries, pairs.to_dict("records"), strict=True):
-            shown = entry[inside]
-            assert {shown["first"], shown["second"]} == {pair["chosen"], pair["rejected"]}
-            image = shown["prompt"].split("base64,")[1].split('"')[0]
+            fields = entry[inside]
+            assert {fields["first"], fields["second"]} == {pair["chosen"], pair["rejected"]}
+            image = fields["prompt"].split("base64,")[1].split('"')[0]
             assert base64.b64decode(image).startswith(b"\x89PNG")
-            assert "&lt;b&gt;what&lt;/b&gt; &amp;" in shown["prompt"]
+            assert "&lt;b&gt;what&lt;/b&gt; &amp;" in fields["prompt"]
             assert "chosen" not in json.dumps(entry)
-            firsts.add(shown["first"] == pair["chosen"])
+            firsts.add(fields["first"] == pair["chosen"])
         assert firsts == {True, False}  # the place says nothing
     assert 'toName="prompt"' in (tmp_path / "label_studio/labeling.xml").read_text()
     settings = json.loads((tmp_path / "argilla/.argilla/settings.json").read_text())
@@ -152,7 +152,7 @@ def test_two_imports_at_once_lose_no_vote(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" + bytes(100) + b"PAR1"])
-def test_damaged_votes_are_told_with_what_to_do(pairs, tmp_path, content):
+def test_damaged_votes_are_reported_with_what_to_do(pairs, tmp_path, content):
     (tmp_path / "people_votes.parquet").write_bytes(content)
     with pytest.raises(AnswersError, match=r"people_votes\.parquet cannot be read: (?s:.*) bring a copy of it back"):
         people_votes(tmp_path, pairs)
@@ -166,8 +166,8 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
     entries = json.loads((tmp_path / "argilla/records.json").read_text())
     home = tmp_path / "home"
     home.mkdir()
-    said = {0: ["good", "good", "bad"], 1: ["good", "bad"], 2: ["bad"]}
-    for place, texts in said.items():
+    given = {0: ["good", "good", "bad"], 1: ["good", "bad"], 2: ["bad"]}
+    for place, texts in given.items():
         answers = [{"value": side_of(entries[place], text), "user_id": f"p{n}"} for n, text in enumerate(texts)]
         entries[place] |= {"responses": {"better": answers}, "status": "completed"}
     entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending

@@ -12,112 +12,21 @@ from dt2it_pipeline.config.t2i import T2ISettings
 from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError
-from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, SetAside
+from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Medium, Quarantined
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline_tests.support.ingest_world import image, items, source
-
-HUMAN, GPT = "human", "gpt"
-
-
-def said(role: str, text: str) -> dict[str, str]:
-    return {"from": role, "value": text}
-
-
-def told(role: str, text: str) -> dict[str, str]:
-    return {"role": role, "content": text}
-
-
-def rated(response: str, *ratings: str) -> dict[str, Any]:
-    aspects = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
-    notes = {aspect: {"Rating": rating, "Rationale": "so"} for aspect, rating in zip(aspects, ratings, strict=True)}
-    return {"annotations": notes, "model": "m", "response": response}
-
-
-CRITIC = (
-    "<image>\nGiven an image and a question, judge the answers. Your task is provided as follows:\n"
-    "Question: [What is it?]\n"
-    "The first response: [A cat,\nand a mat.]\nThe second response: [A dog.]\nASSISTANT:\n"
+from dt2it_pipeline_tests.support.published_rows import (
+    CRITIC,
+    GPT,
+    HUMAN,
+    IMAGES,
+    JUDGE,
+    ROWS,
+    message,
+    rated,
+    turn,
 )
-JUDGE = "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Response 2]:\ngood"
-ROWS: dict[str, dict[str, Any]] = {
-    "flat": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
-    "rlaif_v": {
-        "ds_name": "RLAIF-V",
-        "image": "a.png",
-        "question": "What is it?",
-        "chosen": "good",
-        "rejected": "bad",
-        "origin_dataset": "COCO",
-        "origin_split": "{}",
-        "idx": "7",
-        "image_path": "b.png",
-    },
-    "rlhf_v": {
-        "ds_name": "RLHF-V",
-        "image_path": "a.png",
-        "image": None,
-        "origin_dataset": "COCO",
-        "idx": 3,
-        "text": json.dumps({"question": "What is it?", "chosen": "good", "rejected": "bad"}),
-    },
-    "spa_vl": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
-    "povid": {
-        "id": "1",
-        "image": "a.png",
-        "conversations": [said(HUMAN, "What is it?"), said(GPT, "good")],
-        "rejected_conversations": [said(HUMAN, "What is it?"), said(GPT, "bad")],
-    },
-    "mmpr": {"image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad", "answer_gt": "B"},
-    "mm_rlhf": {
-        "id": "1",
-        "image": "a.png",
-        "prompt": "What is it?",
-        "chosen": "good",
-        "rejected": "bad",
-        "is_tie": False,
-    },
-    "r1_reward": {
-        "question": "What is it?",
-        "image": "a.png",
-        "answer": ["<answer>2</answer>"],
-        "message": json.dumps([told("user", JUDGE)]),
-    },
-    "llava_human_preference": {
-        "id": "1",
-        "image": "a.png",
-        "conversations": [said(HUMAN, "What is it?")],
-        "preference": 2,
-        "output_1": {"from": "llava", "value": "bad"},
-        "output_2": {"from": "llava", "value": "good"},
-        "hallucination": False,
-    },
-    "llamafactory": {
-        "conversations": [said(HUMAN, "What is it?")],
-        "images": ["a.png"],
-        "chosen": said(GPT, "good"),
-        "rejected": said(GPT, "bad"),
-    },
-    "wildvision": {
-        "question_id": "q",
-        "model_a": "x",
-        "model_b": "y",
-        "image": "a.png",
-        "winner": "model_b",
-        "language": "English",
-        "conversation_a": [told("user", "What is it?"), told("assistant", "bad")],
-        "conversation_b": [told("user", "What is it?"), told("assistant", "good")],
-    },
-    "llava_critic": {
-        "id": "1",
-        "source": "s",
-        "image": "a.png",
-        "conversations": [
-            said(HUMAN, CRITIC.replace("A cat,\nand a mat.", "bad").replace("A dog.", "good")),
-            said(GPT, "The second response is better, because it is good."),
-        ],
-    },
-}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -137,7 +46,7 @@ def test_a_renamed_column_is_named_with_its_row_and_what_was_found(tmp_path: Pat
     (made,) = items(tmp_path, [renamed], name, columns={gone: "renamed"})
     assert isinstance(made, Conversation)
     broken, whole = items(tmp_path, [renamed, ROWS[name]], name)  # one bad row does not end the source
-    assert isinstance(broken, SetAside) and broken.reason == "missing column" and gone in broken.detail
+    assert isinstance(broken, Quarantined) and broken.reason == "missing column" and gone in broken.detail
     assert isinstance(whole, Conversation)
 
 
@@ -147,7 +56,7 @@ def test_every_adapter_is_tested_on_its_schema() -> None:
     assert set(ADAPTERS) == {*ROWS, *images, *benchmarks, "vlfeedback"}
 
 
-def test_an_unknown_adapter_is_told_with_those_there_are() -> None:
+def test_an_unknown_adapter_is_reported_with_those_there_are() -> None:
     with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
         adapter("rlaif")
 
@@ -169,7 +78,7 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
     pairs = [(m.chosen, m.rejected, m.strength) for m in made if isinstance(m, Conversation)]
     assert pairs == [("a", "b", 0.666667), ("c", "b", 0.666667)]
     assert [(m.row_id, m.part) for m in made if isinstance(m, Conversation)] == [("1", "0-1"), ("1", "1-2")]
-    aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, SetAside)]
+    aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, Quarantined)]
     assert aside == [
         ("1", "rating is not a number", "answer 3"), ("1", "tie", "answers 0 and 2 are both rated 4.67")
     ]  # fmt: skip
@@ -195,9 +104,24 @@ def test_pairs_of_one_row_name_that_row(tmp_path: Path) -> None:
 
 
 def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
-    first = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "good")]
-    second = [told("user", "q1"), told("assistant", "same"), told("user", "q2"), told("assistant", "bad")]
-    other = [told("user", "q1"), told("assistant", "else"), told("user", "q2"), told("assistant", "bad")]
+    first = [
+        message("user", "q1"),
+        message("assistant", "same"),
+        message("user", "q2"),
+        message("assistant", "good"),
+    ]
+    second = [
+        message("user", "q1"),
+        message("assistant", "same"),
+        message("user", "q2"),
+        message("assistant", "bad"),
+    ]
+    other = [
+        message("user", "q1"),
+        message("assistant", "else"),
+        message("user", "q2"),
+        message("assistant", "bad"),
+    ]
     row = ROWS["wildvision"] | {"conversation_b": first, "conversation_a": second}
     same, parted = items(tmp_path, [row, row | {"conversation_a": other}], "wildvision")
     assert isinstance(same, Conversation) and isinstance(parted, Conversation)
@@ -218,14 +142,14 @@ TIES = [
     ("wildvision", {"winner": "tie"}),
     ("wildvision", {"winner": "tie (bothbad)"}),
     ("wildvision", {"winner": "bothbad"}),
-    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Both are equally good.")]}),
+    ("llava_critic", {"conversations": [turn(HUMAN, CRITIC), turn(GPT, "Both are equally good.")]}),
 ]
 
 
 @pytest.mark.parametrize(("name", "change"), TIES)
-def test_ties_are_quarantine_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+def test_ties_are_quarantined_as_ties(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     (made,) = items(tmp_path, [ROWS[name] | change], name)
-    assert isinstance(made, SetAside) and made.reason == "tie"
+    assert isinstance(made, Quarantined) and made.reason == "tie"
 
 
 FAULTS = [
@@ -234,22 +158,30 @@ FAULTS = [
     ("rlhf_v", {"text": "{"}, "malformed JSON"),
     ("rlhf_v", {"text": "[]"}, "malformed JSON"),
     ("rlhf_v", {"text": '{"question": "q", "chosen": "a"}'}, "missing value"),
-    ("llava_human_preference", {"preference": 0}, "verdict cannot be told"),
-    ("wildvision", {"winner": "nobody"}, "verdict cannot be told"),
-    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict cannot be told"),
-    ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict cannot be told"),
-    ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict cannot be told"),
-    ("r1_reward", {"message": "[]"}, "answers cannot be told"),
+    ("llava_human_preference", {"preference": 0}, "verdict unclear"),
+    ("wildvision", {"winner": "nobody"}, "verdict unclear"),
+    ("wildvision", {"winner": "x", "model_b": "x"}, "verdict unclear"),
+    ("r1_reward", {"answer": ["<answer>3</answer>"]}, "verdict unclear"),
+    ("r1_reward", {"answer": ["<answer>1</answer>", "<answer>2</answer>"]}, "verdict unclear"),
+    ("r1_reward", {"message": "[]"}, "answers not found"),
     ("r1_reward", {"message": '[{"role": "user", "content": [5]}]'}, "row cannot be read"),
-    ("llava_critic", {"conversations": [said(HUMAN, CRITIC), said(GPT, "Nice images.")]}, "verdict cannot be told"),
     (
         "llava_critic",
-        {"conversations": [said(HUMAN, "Hi"), said(GPT, "The first response is better.")]},
-        "answers cannot be told",
+        {"conversations": [turn(HUMAN, CRITIC), turn(GPT, "Nice images.")]},
+        "verdict unclear",
     ),
-    ("povid", {"conversations": [said("robot", "?")]}, "not a conversation"),
-    ("povid", {"rejected_conversations": [said(HUMAN, "Who?"), said(GPT, "bad")]}, "conversations do not begin alike"),
-    ("llamafactory", {"conversations": [said(HUMAN, "q"), said(GPT, "a")]}, "not a conversation"),
+    (
+        "llava_critic",
+        {"conversations": [turn(HUMAN, "Hi"), turn(GPT, "The first response is better.")]},
+        "answers not found",
+    ),
+    ("povid", {"conversations": [turn("robot", "?")]}, "not a conversation"),
+    (
+        "povid",
+        {"rejected_conversations": [turn(HUMAN, "Who?"), turn(GPT, "bad")]},
+        "conversations do not begin alike",
+    ),
+    ("llamafactory", {"conversations": [turn(HUMAN, "q"), turn(GPT, "a")]}, "not a conversation"),
     ("spa_vl", {"image": 7}, "image paths are not text"),
     ("spa_vl", {"chosen": None}, "missing value"),
     ("flat", {"strength": "high"}, "not a number"),
@@ -257,15 +189,15 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), FAULTS)
-def test_a_bad_row_is_quarantine_with_its_reason(
+def test_a_bad_row_is_quarantined_with_its_reason(
     tmp_path: Path, name: str, change: dict[str, Any], reason: str
 ) -> None:
     bad, good = items(tmp_path, [ROWS[name] | change, ROWS[name]], name)
-    assert isinstance(bad, SetAside) and bad.reason == reason and isinstance(good, Conversation)
+    assert isinstance(bad, Quarantined) and bad.reason == reason and isinstance(good, Conversation)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected_verdict"),
     [
         ("The first response is better. It names the cat.", 1),
         ("Response 2 is clearly superior.", 2),
@@ -285,15 +217,15 @@ def test_a_bad_row_is_quarantine_with_its_reason(
         ("", None),
     ],
 )
-def test_verdicts_in_words(words: str, said: int | None) -> None:
-    assert verdict(words) == said
+def test_verdicts_in_words(words: str, expected_verdict: int | None) -> None:
+    assert verdict(words) == expected_verdict
 
 
 def test_the_form_of_the_reply_behind_a_judges_task_is_no_part_of_an_answer(tmp_path: Path) -> None:
     form = "  \n\n###### **Output Format (strictly follow):**  \n<think>Your reasons</think><answer>1/2</answer>"
     own = "\n# Output Format\nA table."
-    message = json.dumps([told("user", JUDGE + own + form)])
-    (made,) = items(tmp_path, [ROWS["r1_reward"] | {"message": message}], "r1_reward")
+    messages = json.dumps([message("user", JUDGE + own + form)])
+    (made,) = items(tmp_path, [ROWS["r1_reward"] | {"message": messages}], "r1_reward")
     assert isinstance(made, Conversation) and (made.chosen, made.rejected) == ("good" + own, "bad")
 
 
@@ -316,26 +248,6 @@ def test_mmpr_takes_one_several_or_no_images_below_the_root_of_the_part(tmp_path
         items(tmp_path, [], "mmpr", **more)
 
 
-IMAGES = [
-    ("flat", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
-    ("hpdv2", {"prompt": "c", "file_path": ["b", "a"], "human_preference": [0, 1]}, None),
-    ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
-    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b", "model1": "x", "model2": "y", "confidence": 0.9}, 0.9),
-    ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b"}, None),
-    (
-        "pick_a_pic",
-        {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 1.0, "label_1": 0.0, "has_label": True},
-        None,
-    ),
-    (
-        "pick_a_pic",
-        {"caption": "c", "jpg_0": "b", "jpg_1": "a", "label_0": 0.0, "label_1": 1.0, "has_label": True},
-        None,
-    ),
-    ("image_reward", {"id": "1", "prompt": "c", "generations": ["b", "a"], "ranking": [4, 1]}, 3.0),
-]
-
-
 @pytest.mark.parametrize(("name", "row", "strength"), IMAGES)
 def test_a_row_of_each_image_schema(tmp_path: Path, name: str, row: dict[str, Any], strength: float | None) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
@@ -352,18 +264,18 @@ def test_a_row_of_each_image_schema(tmp_path: Path, name: str, row: dict[str, An
         (
             "pick_a_pic",
             {"caption": "c", "jpg_0": "a", "jpg_1": "b", "label_0": 0.7, "label_1": 0.3},
-            "verdict cannot be told",
+            "verdict unclear",
         ),
         ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and images differ"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
     ],
 )
-def test_images_without_a_preference_are_quarantine(
+def test_images_without_a_preference_are_quarantined(
     tmp_path: Path, name: str, row: dict[str, Any], reason: str
 ) -> None:
     (made,) = items(tmp_path, [row], name, kind="t2i")
-    assert isinstance(made, SetAside) and made.reason == reason
+    assert isinstance(made, Quarantined) and made.reason == reason
 
 
 def test_rows_of_one_image_each_are_ranked_within_their_prompt(tmp_path: Path) -> None:
@@ -374,7 +286,7 @@ def test_rows_of_one_image_each_are_ranked_within_their_prompt(tmp_path: Path) -
     made = items(tmp_path, [*rows, {"prompt_id": "p"}], "image_reward_db", kind="t2i")
     pairs = [(m.caption, m.preferred.value, m.other.value) for m in made if isinstance(m, ImagePair)]
     assert pairs == [("caption p", "b", "a"), ("caption p", "b", "c")]
-    aside = [(m.row_id, m.reason) for m in made if isinstance(m, SetAside)]
+    aside = [(m.row_id, m.reason) for m in made if isinstance(m, Quarantined)]
     assert aside == [("line 6", "missing column"), ("p", "tie"), ("q", "tie")]
 
 
@@ -400,9 +312,9 @@ def test_groups_of_multimodal_rewardbench(tmp_path: Path, change: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"Category": "else"}, "unknown category"), ({"Category": "vqa", "Better": "both"}, "verdict cannot be told")],
+    [({"Category": "else"}, "unknown category"), ({"Category": "vqa", "Better": "both"}, "verdict unclear")],
 )
 def test_what_multimodal_rewardbench_does_not_have(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     row = {"ID": "1", "Text": "q", "Image": "a.png", "Output1": "bad", "Output2": "good", "Better": "Output2"}
     (made,) = items(tmp_path, [row | change], "multimodal_rewardbench", kind="benchmark")
-    assert isinstance(made, SetAside) and made.reason == reason
+    assert isinstance(made, Quarantined) and made.reason == reason

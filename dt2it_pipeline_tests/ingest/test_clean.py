@@ -9,11 +9,7 @@ import pytest
 
 from dt2it_pipeline.ingest.clean import clean_pairs, faulty_pairs, language_of, normalised, similarity
 from dt2it_pipeline.storage import content_ids, records, schemas
-
-LONG = (
-    "The image shows a small red boat on a calm lake in front of snowy mountains, with two people in it. The sky is "
-    "clear but for a few clouds, so that the light falls from the left; a wooden jetty leads from the shore to it."
-)
+from dt2it_pipeline_tests.support.ingest_world import LONG
 
 
 def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.Table, pa.Table]:
@@ -51,7 +47,7 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
         ([("q", LONG, "b"), ("q", LONG, "c")], {}),
     ],
 )
-def test_what_is_quarantine(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
+def test_what_is_quarantined(rows: list[tuple[str, str, str]], expected: dict[int, str]) -> None:
     pairs, prompts = tables(rows)
     assert {row: fault.reason for row, fault in faulty_pairs(pairs, prompts, 0.9).items()} == expected
     kept, aside = clean_pairs(pairs, prompts, 0.9, "ingest")

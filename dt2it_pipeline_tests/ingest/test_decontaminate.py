@@ -170,11 +170,11 @@ def test_a_scaled_and_recompressed_photograph_of_a_benchmark_is_found_and_others
     copy = store_image("copy.jpg", root, media)
     assert copy.row["sha256"] != stored[0].row["sha256"]
 
-    def shown(key: str, row: dict[str, str]) -> dict[str, Any]:
+    def prompt_with(key: str, row: dict[str, str]) -> dict[str, Any]:
         return prompt(key, f"question {key}") | {"media": [row]}
 
-    benchmark = [shown("b", stored[0].row)]
-    ours = [shown("copy", copy.row), *(shown(photo.row["sha256"], photo.row) for photo in stored[1:])]
+    benchmark = [prompt_with("b", stored[0].row)]
+    ours = [prompt_with("copy", copy.row), *(prompt_with(photo.row["sha256"], photo.row) for photo in stored[1:])]
     parts = {"part": Artifact({"pairs": pairs_of(ours), "prompts": schemas.table(ours, "prompts")})}
     benchmarks = Artifact({"benchmark_items": items_of(benchmark), "prompts": schemas.table(benchmark, "prompts")})
     settings = DecontaminationSettings()

@@ -1,29 +1,14 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from dt2it_pipeline.ingest.landing import landed_manifests, look
 from dt2it_pipeline.ingest.sources import read_source
-
-MANIFEST = "name: {name}\nkind: preferences\npath: {name}.jsonl\nmedia_root: images\nlicence: MIT\n"
-
-
-def drop(folder: Path, name: str, rows: int = 3, manifest: str = MANIFEST) -> Path:
-    """A manifest with its data beside it."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), "red").save(folder / "images" / "a.png")
-    lines = [
-        json.dumps({"image": "a.png", "question": f"q{i}", "chosen": "yes", "rejected": "no"}) for i in range(rows)
-    ]
-    (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    (folder / f"{name}.yaml").write_text(manifest.format(name=name))
-    return folder / f"{name}.yaml"
+from dt2it_pipeline_tests.support.landing_world import MANIFEST, drop
 
 
 def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> None:
@@ -36,7 +21,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: [", "not valid YAML"),
         (MANIFEST.replace("licence: MIT\n", ""), "licence"),
@@ -57,7 +42,7 @@ def test_what_has_landed_is_read_from_beside_its_manifest(tmp_path: Path) -> Non
         (MANIFEST.replace("{name}.jsonl", "pipe"), "pipe is no regular file"),
     ],
 )
-def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_manifest_is_reported_and_does_not_block_the_others(tmp_path: Path, text: str, message: str) -> None:
     landing = tmp_path / "landing"
     drop(landing, "good")
     drop(landing, "broken", manifest=text)
@@ -66,11 +51,11 @@ def test_a_broken_manifest_is_told_and_does_not_block_the_others(tmp_path: Path,
     found = landed_manifests(tmp_path, taken=("used",), settle_seconds=0)
     assert [manifest.name for manifest in found.manifests] == ["good"]
     assert list(found.faults) == ["broken.yaml"]
-    assert said in found.faults["broken.yaml"]
+    assert message in found.faults["broken.yaml"]
     assert len(found.faults["broken.yaml"].encode()) < 500
 
 
-def test_manifests_that_are_no_regular_files_are_told_and_not_opened(tmp_path: Path) -> None:
+def test_manifests_that_are_no_regular_files_are_reported_and_not_opened(tmp_path: Path) -> None:
     landing = tmp_path / "landing"
     drop(landing, "good")
     os.mkfifo(landing / "pipe.yaml")
@@ -87,7 +72,7 @@ def test_manifests_that_are_no_regular_files_are_told_and_not_opened(tmp_path: P
     }
 
 
-def test_a_link_or_a_pipe_in_a_landed_folder_is_told(tmp_path: Path) -> None:
+def test_a_link_or_a_pipe_in_a_landed_folder_is_reported(tmp_path: Path) -> None:
     landing = tmp_path / "landing"
     drop(landing, "sly", manifest=MANIFEST.replace("{name}.jsonl", "data"))
     (landing / "data").mkdir()

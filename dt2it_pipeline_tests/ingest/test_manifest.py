@@ -44,7 +44,7 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
         ("hub: a/b\nrevision: main", "revision: String should match pattern"),
         ("hub: a/b/c", "hub: String should match pattern"),
         ("revision: " + "a" * 40 + "\npath: x", "`revision` belongs to `hub`"),
-        ("language: en", "say where the source lies: `path`, `hub` or both"),
+        ("language: en", "name the source's place: `path`, `hub` or both"),
         ("path: x\nformat: xml", "format: Input should be 'jsonl', 'json'"),
         ("path: x\nlicense: MIT", "license: unknown key; did you mean licence?"),
         ("path: x\nlimit: 0", "limit: Input should be greater"),
@@ -58,7 +58,7 @@ def test_a_wrong_manifest_names_its_fault(tmp_path: Path, lines: str, fault: str
         load_manifest(tmp_path / "m.yaml")
 
 
-def test_a_manifest_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_manifest_that_is_no_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "m.yaml").write_bytes(b"name: \xff")
     with pytest.raises(ManifestError, match=r"manifest m\.yaml is not UTF-8"):
         load_manifest(tmp_path / "m.yaml")
@@ -75,7 +75,7 @@ def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("given", "meant"),
     [
         ("rlaif-v", "did you mean rlaif_v"),
         ("RLHF_V", "did you mean rlhf_v"),
@@ -83,9 +83,9 @@ def test_a_recipe_names_manifests_by_name_or_path_and_an_unknown_one_lists_those
         ("datasets/povid.yaml", "did you mean povid, which lies in configs/datasets"),
     ],
 )
-def test_a_misspelt_name_is_answered_by_what_may_be_meant(said: str, meant: str) -> None:
+def test_a_misspelt_name_is_answered_by_what_may_be_meant(given: str, meant: str) -> None:
     with pytest.raises(ManifestError, match=rf"there is no manifest .*; {meant}"):
-        load_catalogue((said,))
+        load_catalogue((given,))
 
 
 def test_paths_in_a_manifest_count_from_its_folder(tmp_path: Path) -> None:

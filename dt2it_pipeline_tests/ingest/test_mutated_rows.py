@@ -13,12 +13,12 @@ import pytest
 
 from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
-from dt2it_pipeline_tests.ingest.test_adapters import IMAGES, ROWS, rated
 from dt2it_pipeline_tests.support.ingest_world import image, source
+from dt2it_pipeline_tests.support.published_rows import IMAGES, ROWS, rated
 
 MUTATIONS = 200
 MULTIMODAL = {"ID": "1", "Text": "q", "Image": "a", "Output1": "x", "Output2": "y", "Better": "Output2"}
@@ -133,9 +133,9 @@ def test_published_rows_of_a_benchmark_raise_nothing_but_their_own_error(tmp_pat
     rows += [mutated(rng.choice(SCHEMAS[name])[1], rng) for _ in range(MUTATIONS)]
     read = 0
     for row in rows:
-        with contextlib.suppress(EvaluationError):
+        with contextlib.suppress(BenchmarkError):
             load_rows(get_entry(name), [row], root, tmp_path / "media")
             read += 1
-        with contextlib.suppress(EvaluationError):
+        with contextlib.suppress(BenchmarkError):
             score_benchmark(name, [row], [1], [0], repeats=0)
     assert 0 < read < len(rows)

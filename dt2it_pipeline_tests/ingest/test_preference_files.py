@@ -192,7 +192,7 @@ def test_csv_and_exports_are_read(tmp_path, capsys):
         read_preferences(tmp_path / "empty")
 
 
-def test_a_image_in_the_row_tells_prompts_apart(tmp_path):
+def test_an_image_in_the_row_distinguishes_prompts(tmp_path):
     row = {"question": "q", "chosen": "a", "rejected": "b"}
     images = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
     pd.DataFrame([row | {"image": image} for image in images]).to_parquet(tmp_path / "pairs.parquet")

@@ -19,7 +19,7 @@ import pytest
 from dt2it_pipeline.ingest import reading
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
-from dt2it_pipeline.ingest.rows import Row, SetAside
+from dt2it_pipeline.ingest.rows import Quarantined, Row
 from dt2it_pipeline.ingest.sources import fingerprint, read_source
 from dt2it_pipeline_tests.support.ingest_world import image
 
@@ -111,7 +111,7 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     assert values(manifest(tmp_path / "data"), tmp_path) == ROWS
     first = fingerprint(manifest(tmp_path / "data"), tmp_path)
     (tmp_path / "data/3.json").write_text("[]")
-    with pytest.raises(SourceError, match=r"files of several formats \['json', 'jsonl'\]; say `format`"):
+    with pytest.raises(SourceError, match=r"files of several formats \['json', 'jsonl'\]; set `format`"):
         values(manifest(tmp_path / "data"), tmp_path)
     assert values(manifest(tmp_path / "data", format="jsonl"), tmp_path) == ROWS
     (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[3:]))
@@ -195,21 +195,25 @@ def test_json_columns_of_a_dataset_are_decoded(tmp_path: Path, saved: bool) -> N
     assert values(manifest(tmp_path / "copy", format="dataset"), tmp_path) == rows
 
 
-def test_malformed_lines_are_quarantine_with_their_number(tmp_path: Path) -> None:
+def test_malformed_lines_are_quarantined_with_their_number(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(ROWS[:1]) + b"\n{\n" + lines(ROWS[1:2]) + b"[]\n\xff\n")
-    found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, SetAside)]
+    found = [row for row in read_rows(manifest(tmp_path / "rows.jsonl"), tmp_path) if isinstance(row, Quarantined)]
     assert [(row.row_id, row.reason) for row in found] == [(f"line {n}", "malformed JSON") for n in (3, 5, 6)]
     (tmp_path / "rows.csv").write_text('question,chosen\na,b\nonly\nc,"d\ne"\nf,g,h\n')
     found = list(read_rows(manifest(tmp_path / "rows.csv"), tmp_path))
     assert [(type(row), row.row_id) for row in found] == [
         (Row, "row 1"),
-        (SetAside, "row 2"),
+        (Quarantined, "row 2"),
         (Row, "row 3"),
-        (SetAside, "row 4"),
+        (Quarantined, "row 4"),
     ]
-    assert isinstance(found[3], SetAside) and found[3].detail == "line 6: not the 2 values of the heading"
+    assert isinstance(found[3], Quarantined) and found[3].detail == "line 6: not the 2 values of the heading"
     (tmp_path / "rows.json").write_text("[1, {}, [2]]")
-    assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [SetAside, Row, SetAside]
+    assert [type(row) for row in read_rows(manifest(tmp_path / "rows.json"), tmp_path)] == [
+        Quarantined,
+        Row,
+        Quarantined,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +272,7 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
     assert [dict(row.values)["a"] if isinstance(row, Row) else row.reason for row in found] == [
         1, "malformed JSON", 2, "malformed JSON", 3, "malformed JSON", 4,
     ]  # fmt: skip
-    assert isinstance(found[1], SetAside) and found[1].row_id == "row 2"
+    assert isinstance(found[1], Quarantined) and found[1].row_id == "row 2"
     assert found[1].detail == "Expecting ',' delimiter, in the 28 characters up to the next element"
 
 
@@ -285,7 +289,7 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
         ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
         ("rows.tar", b"nothing", "cannot read .*rows.tar"),
         ("rows.zip", packed("zip", {"readme.txt": b"-"}), "holds no data file"),
-        ("rows.dat", b"", "cannot tell the format of rows.dat; say `format`"),
+        ("rows.dat", b"", "the format of rows.dat is not known; set `format`"),
     ],
 )
 def test_a_file_that_is_not_of_its_format_is_one_clear_error(
@@ -310,7 +314,7 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
     assert len(read) < 200
 
 
-def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantine(tmp_path: Path) -> None:
+def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantined(tmp_path: Path) -> None:
     def packed_rows(*members: tuple[str, bytes, str]) -> list[Any]:
         with tarfile.open(tmp_path / "rows.tar", "w") as archive:
             for name, kind, target in members:
@@ -323,7 +327,7 @@ def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantine(t
 
     links = (("b.jsonl", tarfile.LNKTYPE, "a.jsonl"), ("c.jsonl", tarfile.SYMTYPE, "/etc/passwd"))
     found = packed_rows(("a.jsonl", tarfile.REGTYPE, ""), *links)
-    assert [(one.row_id, one.detail) for one in found if isinstance(one, SetAside)] == [
+    assert [(one.row_id, one.detail) for one in found if isinstance(one, Quarantined)] == [
         ("b.jsonl", "it leads to a.jsonl"), ("c.jsonl", "it leads to /etc/passwd")
     ]  # fmt: skip
     assert [dict(one.values) for one in found if isinstance(one, Row)] == [{"a": 1}]

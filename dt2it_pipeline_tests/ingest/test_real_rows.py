@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.ingest.manifest import Manifest
-from dt2it_pipeline.ingest.rows import Conversation, ImagePair, SetAside
+from dt2it_pipeline.ingest.rows import Conversation, ImagePair, Quarantined
 from dt2it_pipeline.ingest.sources import items_of, read_source
 from dt2it_pipeline_tests.support.ingest_world import numbered_image, reasons
 from dt2it_pipeline_tests.support.real_data import real_file
@@ -57,7 +57,7 @@ def test_mm_rlhf_rewardbench(tmp_path: Path) -> None:
 def test_rankings_of_image_reward(tmp_path: Path) -> None:
     found = list(items_of(manifest("imagereward/test.json", "image_reward", "t2i"), tmp_path))
     assert sum(isinstance(item, ImagePair) for item in found) == 6399
-    assert [item.reason for item in found if isinstance(item, SetAside)] == ["tie"] * 831
+    assert [item.reason for item in found if isinstance(item, Quarantined)] == ["tie"] * 831
     assert len({item.row_id for item in found}) == 466
 
 
@@ -76,4 +76,4 @@ def test_one_published_row_of_a_schema(tmp_path: Path) -> None:
         assert isinstance(item, Conversation) and item.chosen != item.rejected
     (item,) = items_of(manifest("schema_examples/r1_reward_rl_readme_row.json", "r1_reward", "preferences"), tmp_path)
     # The page abbreviates the message, first answer included.
-    assert isinstance(item, SetAside) and item.reason == "answers cannot be told"
+    assert isinstance(item, Quarantined) and item.reason == "answers not found"

@@ -79,7 +79,7 @@ def test_rows_become_pairs_and_prompts_found_by_content(tmp_path, root):
         (row(), "duplicate row"),
     ],
 )
-def test_a_bad_row_is_quarantine_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
+def test_a_bad_row_is_quarantined_with_its_reason_and_counts_reconcile(tmp_path, root, bad, reason):
     whole = image(root / "whole.png", size=(64, 64)).read_bytes()
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "text.png").write_text("hello")
@@ -95,7 +95,7 @@ def test_a_bad_row_is_quarantine_with_its_reason_and_counts_reconcile(tmp_path, 
     }  # fmt: skip
 
 
-def test_a_path_outside_the_media_root_is_told_whole(tmp_path, root):
+def test_a_path_outside_the_media_root_is_reported_whole(tmp_path, root):
     artifact = read(tmp_path, source(tmp_path, [row(image="../secret.png"), row(image="/etc/passwd")]))
     assert artifact["quarantine"]["detail"].to_pylist() == ["../secret.png", "/etc/passwd"]
 
@@ -115,11 +115,11 @@ def test_what_lies_beside_the_data_does_not_end_a_source(tmp_path, root):
     assert fingerprint(source(tmp_path, [row()]), tmp_path)
 
 
-def test_a_image_column_that_is_mapped_and_missing_is_told(tmp_path, root):
-    artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "image"}))
+def test_an_image_column_that_is_mapped_and_missing_is_reported(tmp_path, root):
+    artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "photo"}))
     assert artifact["pairs"].num_rows == 0
     assert artifact["quarantine"]["detail"].to_pylist() == [
-        "column 'image' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+        "column 'photo' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
     ]
 
 

@@ -28,7 +28,7 @@ SHAPES = ["The image shows a circle.", "The image shows a triangle.", "This is a
         ("图中是什么形状？", "图中是圆形。", ["图中是方形。", "图中是三角形。"], "这是方形", "这是圆形", "rejected"),
     ],
 )
-def test_the_side_that_says_what_the_answer_says(question, answer, elsewhere, chosen, rejected, side):
+def test_the_side_that_agrees_with_the_answer(question, answer, elsewhere, chosen, rejected, side):
     assert side_that_agrees(question, answer, elsewhere, chosen, rejected) == side
     mirrored = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}[side]
     assert side_that_agrees(question, answer, elsewhere, rejected, chosen) == mirrored

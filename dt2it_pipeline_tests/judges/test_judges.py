@@ -93,14 +93,14 @@ def test_keys_that_a_judge_translated_are_understood():
 
 
 @pytest.mark.parametrize(("better", "scores"), [(1, [1, 0]), (2, [0, 1]), (0, [0.5, 0.5])])
-def test_a_pairwise_reply_says_which_is_better(better, scores):
+def test_a_pairwise_reply_names_the_better_one(better, scores):
     assert [verdict.score for verdict in parse_pairwise(json.dumps({"better": better}))] == scores
 
 
 @pytest.mark.parametrize(
     "text", ["", "1", '{"better": 3}', '{"better": true}', '{"better": "1"}', '{"better": 1} {"better": 2}']
 )
-def test_a_pairwise_reply_that_says_nothing_is_a_status(text):
+def test_a_pairwise_reply_without_a_verdict_is_a_status(text):
     assert {verdict.status for verdict in parse_pairwise(text)} == {"unparsable"}
 
 
@@ -140,8 +140,8 @@ def test_a_phrase_is_asserted_denied_or_contradicted(response, expected):
     ],
 )
 def test_yes_and_no_are_read_as_polarity(question, response, expected):
-    said = answers.polarity(response, question)
-    assert said == ({"yes", "no"} if expected == "both" else {expected} - {""})
+    polarity = answers.polarity(response, question)
+    assert polarity == ({"yes", "no"} if expected == "both" else {expected} - {""})
 
 
 def test_rivals_are_the_other_answers_to_the_same_questions(tmp_path):

@@ -124,7 +124,7 @@ def test_a_prompt_that_no_other_image_can_stand_in_for_is_no_vote(tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_demo_model_behind_vllm_tells_right_answers_from_wrong_ones(tmp_path):
+def test_the_demo_model_behind_vllm_prefers_right_answers_to_wrong_ones(tmp_path):
     from PIL import Image, ImageDraw
 
     prompts, sides = [], []

@@ -8,7 +8,7 @@ import pytest
 
 from dt2it_pipeline.config.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
-from dt2it_pipeline.judges.likelihood_judges import LikelihoodJudge
+from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
@@ -37,13 +37,13 @@ def test_an_endpoint_votes_for_the_better_side_wherever_it_stands(tmp_path, orde
         )
         votes = PairwiseVotes(make_judge(settings, prompts, tmp_path), by_id, order)
         verdicts = votes.verdicts(pairs)
-        shown = [body["messages"][0]["content"][1]["text"] for body in server.bodies]
+        questions = [body["messages"][0]["content"][1]["text"] for body in server.bodies]
     expected = ["chosen" if number % 2 else "rejected" for number in range(12)]
     assert [v for n, v in enumerate(verdicts[:12]) if n != 3] == [v for n, v in enumerate(expected) if n != 3]
     assert isinstance(verdicts[3], NoVerdict) and verdicts[3].detail.endswith("I would rather not say.")
     assert verdicts[12] == NoVerdict("unknown prompt", "no such prompt")
     assert (votes.tally.calls, votes.tally.judged, votes.tally.unusable) == (12, 11, 1)
-    chosen_first = [words.index("worth-9") < words.index("worth-2") for words in shown]
+    chosen_first = [words.index("worth-9") < words.index("worth-2") for words in questions]
     assert True in chosen_first and False in chosen_first  # the label does not decide the place
 
 
@@ -101,5 +101,5 @@ def test_a_damaged_row_of_the_cache_counts_as_unknown(tmp_path):
     cache = ReplyCache(tmp_path / "replies.sqlite")
     cache.put("good", Reply("x", True, 1, 1))
     for key, row in (("cut", "[1"), ("other", "3"), ("deep", "[" * 10**5)):
-        cache._database.execute("INSERT INTO replies VALUES (?, ?)", (key, row))
+        cache.file.rows("INSERT INTO replies VALUES (?, ?)", (key, row))
     assert cache.get(["good", "cut", "other", "deep"]) == {"good": Reply("x", True, 1, 1)}

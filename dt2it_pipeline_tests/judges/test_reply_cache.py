@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.judges.protocol import Reply
-from dt2it_pipeline.judges.reply_cache import CacheError, ReplyCache
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.storage.sqlite_cache import CacheError
 
 REPLY = Reply("x", True, 1, 1)
 
@@ -50,7 +51,7 @@ def damaged_pages(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbage, overwritten_header, cut, damaged_pages])
-def test_a_damaged_file_is_put_aside_with_a_warning_and_a_new_one_is_begun(path, damage, caplog):
+def test_a_damaged_file_is_renamed_with_a_warning_and_a_new_one_is_begun(path, damage, caplog):
     damage(path)
     before = path.read_bytes()
     cache = ReplyCache(path)
@@ -59,7 +60,7 @@ def test_a_damaged_file_is_put_aside_with_a_warning_and_a_new_one_is_begun(path,
     cache.close()
     assert path.with_name("replies.sqlite.damaged").read_bytes() == before
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "replies.sqlite is damaged" in warning and "put aside as replies.sqlite.damaged" in warning
+    assert "replies.sqlite is damaged" in warning and "renamed to replies.sqlite.damaged" in warning
     again = ReplyCache(path)
     assert again.get(["new"]) == {"new": REPLY}
     again.close()
@@ -73,7 +74,7 @@ def test_a_file_that_is_damaged_when_it_is_written_keeps_the_new_reply(path):
     assert cache.get(["new"]) == {"new": REPLY}
 
 
-def test_nothing_that_was_put_aside_is_overwritten(path):
+def test_no_renamed_file_is_overwritten(path):
     for _ in range(3):
         garbage(path)
         ReplyCache(path).close()
@@ -83,7 +84,7 @@ def test_nothing_that_was_put_aside_is_overwritten(path):
 
 
 def test_a_damaged_file_that_another_process_uses_is_left_where_it_is(path, monkeypatch):
-    monkeypatch.setattr("dt2it_pipeline.judges.reply_cache._WAIT", 0.001)
+    monkeypatch.setattr("dt2it_pipeline.storage.sqlite_cache._WAIT", 0.001)
     damaged_pages(path)
     other = ReplyCache(path)
     with pytest.raises(CacheError, match=r"replies\.sqlite is damaged .* another process uses it; run this again"):
@@ -96,8 +97,8 @@ def test_a_damaged_file_that_another_process_uses_is_left_where_it_is(path, monk
 WRITER = """
 import sys
 from pathlib import Path
-from dt2it_pipeline.construct.judges.cache import ReplyCache
-from dt2it_pipeline.construct.judges.protocol import Reply
+from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.judges.protocol import Reply
 sys.stdin.readline()  # all begin at once
 cache = ReplyCache(Path(sys.argv[1]))
 for number in range(100):
@@ -107,7 +108,7 @@ cache.close()
 """
 
 
-def test_processes_that_meet_a_damaged_file_at_once_put_it_aside_once_and_lose_no_reply(path):
+def test_processes_that_meet_a_damaged_file_at_once_rename_it_once_and_lose_no_reply(path):
     garbage(path)
     command = [sys.executable, "-c", WRITER, str(path)]
     writers = [subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE, text=True) for n in range(4)]
@@ -122,8 +123,8 @@ def test_processes_that_meet_a_damaged_file_at_once_put_it_aside_once_and_lose_n
 def test_a_full_disk_is_one_sentence_and_what_was_kept_stays(path):
     filled(path, 10)
     cache = ReplyCache(path)
-    (pages,) = cache._database.execute("PRAGMA page_count").fetchone()
-    cache._database.execute(f"PRAGMA max_page_count={pages}")
+    (pages,) = cache.file._database.execute("PRAGMA page_count").fetchone()
+    cache.file._database.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(CacheError, match=r"replies\.sqlite cannot be used: the disk is full; make room") as raised:
         for number in range(10, 100):
             cache.put(f"key {number}", Reply("y" * 500, True, 1, 1))
@@ -149,11 +150,11 @@ def test_a_damaged_row_is_unknown_and_the_others_are_found(path):
     cache = ReplyCache(path)
     assert len(cache.get(keys)) == 29
     for number, values in enumerate(("[null, true, 1, 2]", "[1, 2, 3, 4]", "{}", "7")):
-        cache._execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (f"odd {number}", values))
+        cache.file.rows("INSERT OR REPLACE INTO replies VALUES (?, ?)", (f"odd {number}", values))
     assert cache.get([f"odd {number}" for number in range(4)]) == {}
 
 
-def test_a_database_of_another_kind_is_put_aside(path):
+def test_a_database_of_another_kind_is_renamed(path):
     path.parent.mkdir(parents=True)
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE replies (a TEXT)")

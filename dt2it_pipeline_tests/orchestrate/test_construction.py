@@ -13,18 +13,15 @@ import pytest
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.construct.sample import SampleJob
-from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
+from dt2it_pipeline_tests.support.construct_jobs import STAGES, checks, construct, recipe_of
 from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, color_of, prompt_row
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
-
-STAGES = ("candidate_responses", "judged_responses", "debiased_pairs")
 
 
 @pytest.fixture
@@ -43,34 +40,9 @@ def pool(tmp_path: Path) -> list[str]:
     return [shutil.copytree(model_path(DEMO_BASE_MODEL), tmp_path / name).as_posix() for name in ("first", "second")]
 
 
-def recipe_of(
-    pool: list[str], restyle: dict[str, Any] | None = None, pairing: dict[str, Any] | None = None, **sampling: Any
-) -> Recipe:
-    demo = load_recipe("configs/recipes/demo.yaml")
-    changes = {
-        "sampling": {"models": pool, "temperatures": [0.5, 1.0], "samples": 4, "mismatched_samples": 0, **sampling},
-        "pairing": {"restyle": restyle} | (pairing or {}),
-    }
-    return Recipe.model_validate(
-        demo.model_dump() | {name: getattr(demo, name).model_dump() | new for name, new in changes.items()}
-    )
-
-
-def construct(recipe: Recipe, home: Store) -> dg.ExecuteInProcessResult:
-    with dg.DagsterInstance.ephemeral() as instance:
-        job = build_defs(recipe, home.home).resolve_job_def("construct")
-        selected = [dg.AssetKey(name) for name in STAGES]
-        return job.execute_in_process(asset_selection=selected, instance=instance, raise_on_error=False)
-
-
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
     (event,) = result.asset_materializations_for_node(asset)
     return {name: value.value for name, value in event.metadata.items()}
-
-
-def checks(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
-    found = result.get_asset_check_evaluations()
-    return {each.check_name: each for each in found if each.asset_key == dg.AssetKey(asset)}
 
 
 @pytest.fixture
@@ -164,7 +136,7 @@ def test_a_model_that_always_wins_is_balanced_unless_the_recipe_says_otherwise(h
     assert done.success and not checks(done, "debiased_pairs")["style_probe"].passed  # nothing is left to measure
 
 
-def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantine(home, pool, scripted):
+def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantined(home, pool, scripted):
     with serving(rewriter(plain)) as server:
         done = construct(recipe_of(pool, settings_of(server)), home)
         asked = len(server.bodies)

@@ -189,7 +189,7 @@ def test_images_that_no_column_names_and_repeated_ids_are_told(tmp_path: Path, m
     assert any(line.startswith("repeated ids: 1 ") for line in said["raw_preferences"])
 
 
-def test_prompts_without_a_image_are_told_where_others_have_one(
+def test_prompts_without_an_image_are_told_where_others_have_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))

@@ -18,7 +18,7 @@ from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline_tests.orchestrate.test_construction import checks, construct, recipe_of
+from dt2it_pipeline_tests.support.construct_jobs import checks, construct, recipe_of
 from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]

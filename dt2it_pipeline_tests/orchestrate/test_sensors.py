@@ -16,7 +16,7 @@ from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.sensors import LANDED, round_gains
 from dt2it_pipeline.storage import content_ids, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline_tests.ingest.test_landing import MANIFEST, drop
+from dt2it_pipeline_tests.support.landing_world import MANIFEST, drop
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_the_preferred_image_stands_first_in_exactly_half(count, language):
     assert sum(first for _, _, first in found) == count // 2 == artifact.metadata["preferred_first"]
 
 
-def test_no_phrasing_and_no_source_tells_which_position_is_preferred():
+def test_no_phrasing_and_no_source_predicts_which_position_is_preferred():
     rows = [preference(i, source="ab"[i % 2], language=("en", "zh", "de")[i % 3]) for i in range(301)]
     _, found = made(rows)
     strata = {}
@@ -129,9 +129,9 @@ def test_pairs_and_what_is_not_used_are_named_by_the_rows_of_the_source():
     rows += [rows[0] | {"row_id": "again"}, preference(8, strength=0.0) | {"row_id": "even"}, preference(9)]
     artifact, found = made(rows)
     by_content = {row["preference_id"]: row.get("row_id") for row in rows[:6] + rows[8:]}
-    shown = {prompt["media"][not first]["sha256"]: pair["row_id"] for pair, prompt, first in found}
-    assert shown == {row["preferred"]["sha256"]: row.get("row_id") for row in rows[:6] + rows[8:]}
-    assert None in by_content.values() and Counter(shown.values())["ranking 1"] == 3
+    preferred_images = {prompt["media"][not first]["sha256"]: pair["row_id"] for pair, prompt, first in found}
+    assert preferred_images == {row["preferred"]["sha256"]: row.get("row_id") for row in rows[:6] + rows[8:]}
+    assert None in by_content.values() and Counter(preferred_images.values())["ranking 1"] == 3
     assert sorted(artifact["quarantine"]["row_id"].to_pylist()) in (["again", "even"], ["even", "ranking 0"])
     prompt, pair = verdict_pair(rows[4], preferred_first=True)
     assert pair["row_id"] == "ranking 1" and prompt["media"][0] == rows[4]["preferred"]

@@ -50,9 +50,9 @@ def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
     write_parquet(pairs().rename_columns({"chosen": "better"}), written.table_path("pairs"))
     with pytest.raises(StoreError, match=r"stage was made by another version .*\['chosen'\].*; run its stage again"):
         store.read("stage")
-    told = []
-    assert store.find("stage", "k", on_damage=told.append) is None
-    assert told[0].endswith("it is made again now")
+    reported = []
+    assert store.find("stage", "k", on_damage=reported.append) is None
+    assert reported[0].endswith("it is made again now")
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
@@ -146,9 +146,9 @@ def test_a_damaged_manifest_is_named_and_the_version_made_again(tmp_path, garbag
     (tmp_path / "artifacts/stage/1/k/manifest.json").write_bytes(garbage)
     with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json cannot be read"):
         store.read("stage", "1")
-    told = []
-    assert store.find("stage", "k", "1", told.append) is None
-    assert len(told) == 1
+    reported = []
+    assert store.find("stage", "k", "1", reported.append) is None
+    assert len(reported) == 1
     store.write("stage", Artifact({"pairs": pairs(2)}), "k", "1")
     assert store.read("stage", "1")["pairs"].num_rows == 2
 
@@ -162,7 +162,7 @@ def test_a_damaged_table_is_made_again(tmp_path):
 
 WRITER = """
 import sys, time
-from dt2it_pipeline.store import Store
+from dt2it_pipeline.storage.artifacts import Store
 with Store({home!r}).writing("stage", "new") as folder:
     (folder / "half").write_text("half"); print("writing", flush=True); time.sleep(60)
 """
@@ -190,11 +190,11 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path, writer):
     assert sorted(p.name for p in slot.iterdir()) == ["current", "k"]
 
 
-def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, writer):
-    told, order = [], []
+def test_a_second_writer_waits_for_the_first_and_names_it(tmp_path, writer):
+    reported, order = [], []
 
     def second():
-        with Store(tmp_path).locked("stage", on_wait=lambda words: (told.append(words), order.append("waits"))):
+        with Store(tmp_path).locked("stage", on_wait=lambda words: (reported.append(words), order.append("waits"))):
             order.append("writes")
 
     thread = threading.Thread(target=second)
@@ -206,7 +206,7 @@ def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, writer)
     writer.kill()
     thread.join()
     assert order == ["waits", "killed", "writes"]
-    assert told[0].startswith(f"stage waits for process {writer.pid} on ")
+    assert reported[0].startswith(f"stage waits for process {writer.pid} on ")
 
 
 def test_partitions_are_locked_each_by_itself(tmp_path):

@@ -14,7 +14,7 @@ from dt2it_pipeline.storage.locks import exclusive, held_here, is_free
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dt2it_pipeline.locks import exclusive, held_here
+from dt2it_pipeline.storage.locks import exclusive, held_here
 
 path, how = Path(sys.argv[1]), sys.argv[2]
 
@@ -66,10 +66,10 @@ def test_the_lock_of_a_killed_process_is_free_unless_its_child_was_handed_it(hol
     process.wait()
     os.kill(child, 0)  # lives
     assert is_free(path) == (how != "handed")
-    told, order = [], []
+    reported, order = [], []
 
     def next_one():
-        with exclusive(path, lambda words: (told.append(words), order.append("waits"))) as taken:
+        with exclusive(path, lambda words: (reported.append(words), order.append("waits"))) as taken:
             assert taken and len(held_here()) == 1
             order.append("holds")
 
@@ -83,8 +83,8 @@ def test_the_lock_of_a_killed_process_is_free_unless_its_child_was_handed_it(hol
     thread.join(20)
     assert order == (["waits", "the child ends", "holds"] if how == "handed" else ["holds"])
     if how == "handed":
-        assert told[0].startswith(f"waits for programs that were started by process {process.pid} on ")
-        assert told[0].endswith("that process has ended, and they end next")
+        assert reported[0].startswith(f"waits for programs that were started by process {process.pid} on ")
+        assert reported[0].endswith("that process has ended, and they end next")
     assert is_free(path)
 
 

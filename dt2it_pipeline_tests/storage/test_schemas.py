@@ -52,7 +52,7 @@ def test_a_table_of_an_earlier_version_lacks_what_was_added_since():
     assert schemas.validate(old, "pairs")["row_id"].to_pylist() == [None]
 
 
-def test_what_is_quarantine_is_named_by_the_row_of_the_source_where_there_is_one():
+def test_what_is_quarantined_is_named_by_the_row_of_the_source_where_there_is_one():
     known, made = pair() | {"row_id": "line 7"}, pair()
     assert [records.quarantine_pair(row, "stage", "reason")["row_id"] for row in (known, made)] == [
         "line 7",
@@ -74,7 +74,7 @@ def test_what_is_quarantine_is_named_by_the_row_of_the_source_where_there_is_one
         (lambda t: t.set_column(t.column_names.index("round"), "round", pa.array(["x"])), "column 'round'"),
     ],
 )
-def test_validate_says_what_is_wrong(change, named):
+def test_validate_names_what_is_wrong(change, named):
     with pytest.raises(schemas.RecordError, match=named):
         schemas.validate(change(schemas.table([pair()], "pairs")), "pairs")
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.style.probe import StyleProbe, _auc, model_difference, source_probe, style_features, style_probe
+from dt2it_pipeline.style.features import model_difference, style_features
+from dt2it_pipeline.style.probe import StyleProbe, _auc, source_probe, style_probe
 
 WORDS = ["red", "blue", "green", "circle", "triangle", "rectangle", "it", "is", "a", "the", "shape", "image", "shows"]
 

@@ -70,3 +70,9 @@ def items(folder: Path, rows: Sequence[Any], adapter: str, kind: str = "preferen
 
 def reasons(artifact: Artifact) -> list[str]:
     return artifact["quarantine"]["reason"].to_pylist()
+
+
+LONG = (
+    "The image shows a small red boat on a calm lake in front of snowy mountains, with two people in it. The sky is "
+    "clear but for a few clouds, so that the light falls from the left; a wooden jetty leads from the shore to it."
+)

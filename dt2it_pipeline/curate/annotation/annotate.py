@@ -1,7 +1,7 @@
-"""Step 3 of curation: judges vote on every contested pair (DT2IT-MRM, part 3; `steps.resolve_annotations` counts).
+"""Step 3 of curation: judges vote on every contested pair (DT2IT-MRM, part 3).
 
-Each judge gives one verdict per pair. The first judge is shown pairs in the order `forward`, the next in `reversed`, in
-turn. To judges that see each response alone (`pair_judges.py`) the order means nothing; it is recorded all the same.
+Each judge gives one verdict per pair. The first judge sees pairs in the order `forward`, the next in `reversed`, in
+turn. For judges that see each response alone (`pair_judges.py`) the order has no meaning; it is recorded all the same.
 
 Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
@@ -22,7 +22,7 @@ from dt2it_pipeline.config.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 from dt2it_pipeline.judges.factory import make_judge
-from dt2it_pipeline.judges.likelihood_model import LikelihoodModel
+from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
 from dt2it_pipeline.judges.reply_cache import ReplyCache

@@ -16,10 +16,10 @@ def within_budget(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split contested pairs into those that judges are asked about and those that the budget does not reach.
 
-    A pair takes one call of each judge. Where judges alone decide, the least sure pairs come first: those whose
-    strength is nearest to zero. Where a verdict is added to what the strength says, the surest of the contested pairs
-    come first: one verdict makes them sure enough, while for the least sure ones it is too little, and says too little
-    of how far judges can be trusted. Equal ones come in the order of pair_id. Rows keep their order.
+    A pair takes one call of each judge. Where judges alone decide, the least certain pairs come first: those whose
+    strength is nearest to zero. Where a verdict is added to the strength, the most certain of the contested pairs come
+    first: one verdict is enough to keep them. For the least certain ones it is too little, and it says little about the
+    judges' accuracy. Equal ones come in the order of pair_id. Rows keep their order.
 
     Args:
         contested: pair_id, strength and anything else.

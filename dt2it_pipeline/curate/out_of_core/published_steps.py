@@ -1,7 +1,7 @@
 """The published steps from files to files, for tables that do not fit in memory.
 
-The decisions are those of `steps`, made on ids and numbers alone; the texts then pass through in batches. So memory
-grows with the number of pairs, by about 250 bytes each at three voters, and not with what is written in them.
+The decisions are those of `published_algorithm`, made on ids and numbers alone; the texts then pass through in batches.
+So memory grows with the number of pairs, by about 250 bytes each at three voters, and not with what is written in them.
 
 Every function writes a folder of tables, which appears whole or not at all, and returns its counts. Rows keep their
 order; rows in = rows of the written tables. What does not belong here: any decision about a pair.
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.curate.id_index import IdIndex
 from dt2it_pipeline.curate.out_of_core.streaming import Change, Written, read_ahead, rewrite
 from dt2it_pipeline.curate.published_algorithm import (
+    Flips,
     checked_frames,
     choose_flips,
     resolved_frames,
@@ -48,7 +49,7 @@ _OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
 def vote_and_flip_files(
     pairs: Path, scores: Sequence[Path], output: Path, flip_fraction: float = 0.5
 ) -> dict[str, int]:
-    """`steps.vote_and_flip`: writes `output`/pairs.parquet (voted) and quarantine.parquet (unscored).
+    """`published_algorithm.vote_and_flip`: writes `output`/pairs.parquet (voted) and quarantine.parquet (unscored).
 
     Args:
         pairs: a table of kind `pairs`.
@@ -74,17 +75,11 @@ def vote_and_flip_files(
         }
 
     counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, vote)
-    return {
-        "rows_in": len(ids),
-        "rows_out": counts["pairs"],
-        "rows_quarantined": counts["quarantine"],
-        "negative": flips.negative,
-        "flipped": flips.count,
-    }
+    return _summary(len(ids), counts, flips)
 
 
 def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str, int]:
-    """`steps.verify`: writes `output`/verified.parquet, contested.parquet and quarantine.parquet (unscored).
+    """`published_algorithm.verify`: writes verified.parquet, contested.parquet and quarantine.parquet (unscored).
 
     Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_quarantined.
     """
@@ -107,7 +102,7 @@ def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str,
 
 
 def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dict[str, int]:
-    """`steps.resolve_annotations`: writes `output`/annotated.parquet and quarantine.parquet (dropped).
+    """`published_algorithm.resolve_annotations`: writes `output`/annotated.parquet and quarantine.parquet (dropped).
 
     Args:
         contested: a table of kind `pairs`.
@@ -136,7 +131,7 @@ def resolve_annotations_files(contested: Path, votes: Path, output: Path) -> dic
 
 
 def merge_files(verified: Path, annotated: Path, output: Path, round_number: int | None = None) -> dict[str, int]:
-    """`steps.merge`: writes `output`/pairs.parquet, what step 2 kept and then what step 3 annotated.
+    """`published_algorithm.merge`: writes `output`/pairs.parquet, what step 2 kept and then what step 3 annotated.
 
     Raises:
         CurationError: a pair occurs in both or twice.
@@ -213,13 +208,17 @@ def curate_files(
         return {"pairs": curated, "quarantine": pa.concat_tables(aside)}
 
     counts = _rewrite([pairs], output, {"pairs": "pairs", "quarantine": "quarantine"}, curate)
+    return _summary(len(ids), counts, flips) | totals
+
+
+def _summary(rows_in: int, counts: Mapping[str, int], flips: Flips) -> dict[str, int]:
+    """The counts of a step that votes."""
     return {
-        "rows_in": len(ids),
+        "rows_in": rows_in,
         "rows_out": counts["pairs"],
         "rows_quarantined": counts["quarantine"],
         "negative": flips.negative,
         "flipped": flips.count,
-        **totals,
     }
 
 

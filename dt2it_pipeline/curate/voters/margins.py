@@ -1,6 +1,7 @@
 """Scores joined to pairs by content id: the margin r(chosen) - r(rejected) of every pair, per voter.
 
-What belongs here: the join and the reasons why a pair has no margin. What does not: what a margin leads to (steps.py).
+What belongs here: the join and the reasons why a pair has no margin. What does not: what a margin leads to
+(published_algorithm.py).
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.curate.id_index import IdIndex, Ids, chunks, present, repeats
+from dt2it_pipeline.errors import UserError
 
 MISSING = "score missing"
 NOT_FINITE = "score not finite"
 _REMEMBERED = 32  # batches of ids whose positions are kept
 
 
-class CurationError(ValueError):
+class CurationError(UserError, ValueError):
     """A curation table is malformed: a missing column, an id that is null or repeated, or contradicting scores."""
+
+    help_page: ClassVar[str] = "troubleshooting#curation-tables"
 
 
 @dataclass(frozen=True)

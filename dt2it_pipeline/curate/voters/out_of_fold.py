@@ -1,8 +1,8 @@
 """Cross-fitting: models that judge feedback pairs of prompts that they were not trained on (Chernozhukov et al. 2018).
 
-A round's reward model learned the labels of the feedback pairs and has no say on them. With out-of-fold voters, prompts
-are cut into folds, and per fold one more model is trained on everything but that fold's prompts: it may judge them.
-All pairs of a prompt lie in one fold, so that no voter has seen another label of the question it is asked about.
+A round's reward model learned the labels of the feedback pairs, so it does not vote on them. With out-of-fold voters,
+prompts are cut into folds, and per fold one more model is trained on everything but that fold's prompts: it may judge
+them. All pairs of a prompt lie in one fold, so that no voter has seen another label of the question it is asked about.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks.spec import RESERVED, Entry, EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.spec import RESERVED, BenchmarkError, Entry
 
 REPEATS = 2000
 LEVEL = 0.95
@@ -67,10 +67,10 @@ def measure(
         seed: of the resampling; every benchmark draws from a stream of its own.
 
     Raises:
-        EvaluationError: a group has the name of another figure.
+        BenchmarkError: a group has the name of another figure.
     """
     if taken := sorted(set(group) & {*RESERVED, *entry.figure_names}):
-        raise EvaluationError(f"{entry.name}: groups {taken} have the names of other figures; rename them")
+        raise BenchmarkError(f"{entry.name}: groups {taken} have the names of other figures; rename them")
     codes, _ = pd.factorize(np.asarray(cluster, dtype=object))
     clusters = int(codes.max(initial=-1)) + 1
     groups = sorted(set(group))

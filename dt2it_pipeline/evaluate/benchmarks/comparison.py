@@ -1,6 +1,6 @@
 """Is one model better than another on the same benchmark items, or is the difference chance?
 
-Both models answer the same pairs, so the test is paired: pairs that both get right or both get wrong say nothing, and
+Both models answer the same pairs, so the test is paired: pairs that both get right or both get wrong do not count, and
 only the others count. Pairs of one prompt share an image and often a response and stand or fall together, so a prompt,
 not a pair, is the unit of the test and of the interval.
 """
@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, BenchmarkError
 
 SIGNIFICANCE = 0.05
 
@@ -63,12 +63,12 @@ def outcomes(items: pd.DataFrame, scores: pd.DataFrame) -> np.ndarray:
         scores: response_id, score of one voter.
 
     Raises:
-        EvaluationError: a response has two different scores.
+        BenchmarkError: a response has two different scores.
     """
     unique = scores.drop_duplicates(["response_id", "score"])
     if unique["response_id"].duplicated().any():
         example = unique.loc[unique["response_id"].duplicated(), "response_id"].iloc[0]
-        raise EvaluationError(f"response {example!r} has two different scores")
+        raise BenchmarkError(f"response {example!r} has two different scores")
     lookup = unique.set_index("response_id")["score"].astype("float64")
     chosen = lookup.reindex(items["chosen_id"]).to_numpy()
     rejected = lookup.reindex(items["rejected_id"]).to_numpy()
@@ -86,7 +86,7 @@ def compare(items: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, name
         names: of the two models.
 
     Raises:
-        EvaluationError: a response has two different scores by one model.
+        BenchmarkError: a response has two different scores by one model.
     """
     signs = outcomes(items, after).astype(int) - outcomes(items, before).astype(int)
     prompts = items["prompt_id"].to_numpy(dtype=object)

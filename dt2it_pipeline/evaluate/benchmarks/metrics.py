@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.evaluate.benchmarks.bootstrap import REPEATS, Figure, Measured, combine, measure
-from dt2it_pipeline.evaluate.benchmarks.spec import RESERVED, SAME, Entry, EvaluationError, find_entry, get_entry, plain
+from dt2it_pipeline.evaluate.benchmarks.spec import RESERVED, SAME, BenchmarkError, Entry, find_entry, get_entry, plain
 from dt2it_pipeline.storage import content_ids, schemas
 
 OVERALL = "overall"  # group: all items of a benchmark, pooled
@@ -66,8 +66,8 @@ class BenchmarkResult(Mapping[str, float]):
         return len(self.figures)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={figure.value:.4f}" for name, figure in self.figures.items())
-        return f"BenchmarkResult({self.name} v{self.version}: {shown}; {self.ties} ties, {self.unscored} unscored)"
+        figures = ", ".join(f"{name}={figure.value:.4f}" for name, figure in self.figures.items())
+        return f"BenchmarkResult({self.name} v{self.version}: {figures}; {self.ties} ties, {self.unscored} unscored)"
 
     @property
     def overall(self) -> float:
@@ -105,7 +105,7 @@ class BenchmarkResult(Mapping[str, float]):
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Results of models on the pipeline's benchmark items, as tables of the kinds that their names say."""
+    """Results of models on the pipeline's benchmark items, as tables of the kinds of their names."""
 
     benchmark_scores: pd.DataFrame
     benchmark_figures: pd.DataFrame
@@ -147,14 +147,14 @@ def score_benchmark(
         Every figure of the benchmark as a share, 0 to 1, by name, with its interval; and one row per pair.
 
     Raises:
-        EvaluationError: no such benchmark, the numbers of rows and scores differ, a row fits no group, or has no
+        BenchmarkError: no such benchmark, the numbers of rows and scores differ, a row fits no group, or has no
             usable id by which Acc+ goes.
     """
     entry = get_entry(name)
     listed: list[Any] = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
     chosen, rejected = _floats(chosen_scores, "chosen_scores"), _floats(rejected_scores, "rejected_scores")
     if not len(listed) == len(chosen) == len(rejected):
-        raise EvaluationError(
+        raise BenchmarkError(
             f"{entry.name}: {len(listed)} rows, {len(chosen)} chosen and {len(rejected)} rejected scores; give one of "
             "each per row"
         )
@@ -168,7 +168,7 @@ def score_benchmark(
         if wrong is not None:
             columns = "/".join(entry.fields[entry.all_right_by])
             found = "no" if unit[wrong] is None else f"{str(unit[wrong])[:80]!r} is no usable"
-            raise EvaluationError(f"{entry.name}, row {wrong}: {found} {columns}, by which Acc+ goes")
+            raise BenchmarkError(f"{entry.name}, row {wrong}: {found} {columns}, by which Acc+ goes")
     outcome = outcomes_of(chosen, rejected)
     items = pd.DataFrame(
         {
@@ -212,16 +212,16 @@ def score_items(
         `benchmark_results` has one row per pair.
 
     Raises:
-        EvaluationError: a column is missing, a group has a reserved name, or one response has two scores by one voter.
+        BenchmarkError: a column is missing, a group has a reserved name, or one response has two scores by one voter.
     """
     _check(items, ("item_id", "benchmark", "group", "chosen_id", "rejected_id"), "benchmark items")
     _check(scores, ("response_id", "voter", "score"), "scores")
     reserved = sorted({MACRO, *RESERVED} & set(items["group"])) + sorted({ALL} & set(items["benchmark"]))
     if reserved:
-        raise EvaluationError(f"benchmark items use the reserved names {reserved}")
+        raise BenchmarkError(f"benchmark items use the reserved names {reserved}")
     voters = sorted(scores["voter"].unique())
     if model is not None and len(voters) > 1:
-        raise EvaluationError(f"scores hold {len(voters)} voters {voters}, so one model name {model!r} cannot fit")
+        raise BenchmarkError(f"scores hold {len(voters)} voters {voters}, so one model name {model!r} cannot fit")
     results, figures = [], []
     for voter in voters or ([] if model is None else [model]):
         name = str(voter) if model is None else model
@@ -277,7 +277,7 @@ def _results(items: pd.DataFrame, scores: pd.DataFrame, model: str) -> pd.DataFr
     unique = scores.drop_duplicates(["response_id", "score"])
     if unique["response_id"].duplicated().any():
         example = unique.loc[unique["response_id"].duplicated(), "response_id"].iloc[0]
-        raise EvaluationError(f"model {model!r} gives response {example!r} two different scores")
+        raise BenchmarkError(f"model {model!r} gives response {example!r} two different scores")
     lookup = unique.set_index("response_id")["score"].astype("float64")
     made = items[["item_id", "benchmark", "group"]].reset_index(drop=True).assign(model=model)
     for name in ("pair_id", "prompt_id"):
@@ -347,11 +347,11 @@ def _floats(values: Sequence[float | None] | np.ndarray, name: str) -> np.ndarra
     try:
         found = np.asarray([math.nan if value is None else float(value) for value in values], dtype=float)
     except (TypeError, ValueError, OverflowError) as error:
-        raise EvaluationError(f"{name}: {error}; give one number per row") from None
+        raise BenchmarkError(f"{name}: {error}; give one number per row") from None
     return found
 
 
 def _check(frame: pd.DataFrame, columns: tuple[str, ...], name: str) -> None:
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise EvaluationError(f"{name}: missing columns {missing}; it has {list(frame.columns)}")
+        raise BenchmarkError(f"{name}: missing columns {missing}; it has {list(frame.columns)}")

@@ -25,7 +25,7 @@ from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, com
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
@@ -62,7 +62,7 @@ def benchmark_model(
         report: is called with `responses` and `responses_total` as responses are scored.
 
     Raises:
-        EvaluationError: the rows are not those of the benchmark.
+        BenchmarkError: the rows are not those of the benchmark.
         CheckpointError, EngineError, ScoringError: the model cannot be used.
         VideoDecoderError: there are video files, and OpenCV is not installed.
         OSError: the output cannot be written.
@@ -73,12 +73,12 @@ def benchmark_model(
     for place, row in enumerate(published):
         entry.group_of(row, place)  # before anything is scored
     if not media.is_dir():
-        raise EvaluationError(f"there is no folder {media}, where the images of {entry.name} should lie")
+        raise BenchmarkError(f"there is no folder {media}, where the images of {entry.name} should lie")
     media_store = output / "media"
     loaded = load_rows(entry, published, media, media_store)
     if published and not loaded.responses.num_rows:
         first = loaded.quarantine.to_pylist()[0]
-        raise EvaluationError(
+        raise BenchmarkError(
             f"not one row of {rows.name} can be scored; the first: {first['row_id']}: {first['reason']} "
             f"({first['detail']}). Media paths count from {media}"
         )

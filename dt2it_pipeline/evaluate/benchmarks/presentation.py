@@ -1,8 +1,8 @@
-"""The order in which a judge that compares is shown two responses, and back from its verdicts to scores.
+"""The order in which a comparing judge sees two responses, and back from its verdicts to scores.
 
 Published benchmarks do not shuffle: in VL-RewardBench the better response stands first in 99.6% of rows, so a judge
 that always says "the first" would look almost perfect. Here the order is a pure function of the seed and the content of
-the pair, whichever side is the better one and wherever the row stands; a repeated row is shown the same way.
+the pair, whichever side is the better one and wherever the row stands; a repeated row is presented the same way.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FIRST, SECOND, TIE = "first", "second", "tie"
 
 @dataclass(frozen=True)
 class Presentation:
-    """Pairs as they are shown: the two columns of texts, and bool [pairs] whether the chosen side is the second."""
+    """Pairs as they are presented: the two columns of texts, and bool [pairs] whether the chosen side is the second."""
 
     first: list[str]
     second: list[str]
     chosen_is_second: np.ndarray
 
     def scores(self, verdicts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Verdicts on what was shown as scores of the chosen and the rejected side, float [pairs] each.
+        """Verdicts on presented pairs as scores of the chosen and the rejected side, float [pairs] each.
 
         `first` or `second` gives 1 to that side and 0 to the other, `tie` 0.5 to both, None (no usable verdict) NaN.
 
@@ -44,7 +44,7 @@ class Presentation:
 
 
 def present(questions: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], seed: int = 0) -> Presentation:
-    """Put each pair into an order that says nothing about which side is the better one.
+    """Put each pair into an order that does not depend on which side is the better one.
 
     Args:
         questions: [pairs], or ids of the prompts.

@@ -13,7 +13,7 @@ from dt2it_pipeline.config.paths import ConfigFileError, find_config
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError, find_entry, get_entry
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry, get_entry
 
 BOTH = ("pooled", "mean")  # over all three benchmarks; see measure.combine
 
@@ -51,17 +51,17 @@ class Published(Settings):
 
 
 def load_published(path: Path | None = None) -> Published:
-    """The data file. Raises EvaluationError naming the key that is wrong."""
+    """The data file. Raises BenchmarkError naming the key that is wrong."""
     try:
         path = path or find_config("benchmarks", "published.yaml")
         return Published.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except ConfigFileError as error:
-        raise EvaluationError(str(error)) from None
+        raise BenchmarkError(str(error)) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EvaluationError(f"cannot read {path}: {error}") from error
+        raise BenchmarkError(f"cannot read {path}: {error}") from error
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-        raise EvaluationError(f"{path}: {faults}") from None
+        raise BenchmarkError(f"{path}: {faults}") from None
 
 
 def comparison(figures: pd.DataFrame, published: Published | None = None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline.evaluate.benchmarks.spec import Entry, EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, Entry
 from dt2it_pipeline.ingest.rows import RowError, medium, require_unicode
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import marker_kinds, without_markers
@@ -37,18 +37,18 @@ class BenchmarkRows:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON (a list), JSON Lines or Parquet file. Raises EvaluationError naming the file and the line."""
+    """Rows of a JSON (a list), JSON Lines or Parquet file. Raises BenchmarkError naming the file and the line."""
     try:
         if path.suffix == ".parquet":
             return list(read_parquet(path).to_pylist())
         text = path.read_text(encoding="utf-8-sig")
         rows = json.loads(text) if path.suffix == ".json" else _lines(text, path)
-    except EvaluationError:
+    except BenchmarkError:
         raise
     except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
-        raise EvaluationError(f"cannot read benchmark rows {path}: {error}") from error
+        raise BenchmarkError(f"cannot read benchmark rows {path}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise EvaluationError(f"{path}: expected a list of objects, one per pair")
+        raise BenchmarkError(f"{path}: expected a list of objects, one per pair")
     return rows
 
 
@@ -56,13 +56,13 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
     """Import the media of published rows into a media store, and make prompts and responses.
 
     Args:
-        entry: says in which columns what stands.
+        entry: names the columns.
         rows: the published rows.
         media_root: folder that no media path may leave.
         store: media store; paths of the prompts are relative to it.
 
     Raises:
-        EvaluationError: a row lacks its question or a side; the message says which row and which columns.
+        BenchmarkError: a row lacks its question or a side; the message names the row and the columns.
         VideoDecoderError: there are video files, and OpenCV is not installed.
     """
     prompts: dict[str, dict[str, Any]] = {}
@@ -161,9 +161,9 @@ def _text(entry: Entry, fields: Mapping[str, Any], field: str, place: int) -> st
     return value
 
 
-def _fault(entry: Entry, place: int, field: str, found: Any) -> EvaluationError:
+def _fault(entry: Entry, place: int, field: str, found: Any) -> BenchmarkError:
     columns = "/".join(entry.fields.get(field, [field]))
-    return EvaluationError(f"{entry.name}, row {place}: column {columns} holds {str(found)[:120]!r}")
+    return BenchmarkError(f"{entry.name}, row {place}: column {columns} holds {str(found)[:120]!r}")
 
 
 def _lines(text: str, path: Path) -> list[Any]:
@@ -173,5 +173,5 @@ def _lines(text: str, path: Path) -> list[Any]:
             try:
                 rows.append(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise EvaluationError(f"{path}, line {number}: {error}") from error
+                raise BenchmarkError(f"{path}, line {number}: {error}") from error
     return rows

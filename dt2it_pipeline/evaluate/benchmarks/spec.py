@@ -1,6 +1,6 @@
 """Benchmarks as declarative, versioned entries: configs/benchmarks/<name>.yaml.
 
-An entry says what the columns of the published rows are called, how a row's id or category maps to a group, and which
+An entry names the columns of the published rows, how a row's id or category maps to a group, and which
 figures are computed. What it computes follows from its content, so its hash goes into the keys of stages.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import content_ids
 
 RESERVED = ("overall", "macro", "acc_plus")  # figures of every benchmark, so no name of a group
@@ -26,8 +27,10 @@ SAME = {"acc": "overall", "accuracy": "overall", "macro_mean": "macro"}  # other
 _PUBLISHED = "published.yaml"  # not an entry, but the figures of published systems
 
 
-class EvaluationError(ValueError):
+class BenchmarkError(UserError, ValueError):
     """An evaluation table, a benchmark's rows or its entry are malformed."""
+
+    help_page: ClassVar[str] = "troubleshooting#benchmark"
 
 
 class Rule(Settings):
@@ -62,7 +65,7 @@ class Rule(Settings):
 
 
 class Part(Rule):
-    """A part of a group that is shown beside it and does not count in the macro mean."""
+    """A part of a group that is reported beside it and does not count in the macro mean."""
 
     of: str
 
@@ -141,7 +144,7 @@ class Entry(Settings):
         """Group of one published row; `place` names the row in errors.
 
         Raises:
-            EvaluationError: no rule fits, with the values that were found.
+            BenchmarkError: no rule fits, with the values that were found.
         """
         fields = self.read(row)
         for rule in self.groups:
@@ -151,7 +154,7 @@ class Entry(Settings):
         found = ", ".join(f"{'/'.join(self.fields[field])}: {fields[field]!r}" for field in looked)
         missing = [field for field in looked if fields[field] is None]
         hint = f"; the row has the columns {sorted(row)}" if missing else ""
-        raise EvaluationError(f"{self.name}, row {place}: no group fits ({found[:300]}){hint}")
+        raise BenchmarkError(f"{self.name}, row {place}: no group fits ({found[:300]}){hint}")
 
     def parts_of(self, row: Mapping[str, Any], group: str) -> list[str]:
         """Part of the row's group that it belongs to: the first one that fits, as a list of at most one name."""
@@ -173,7 +176,7 @@ def load_entries(folder: Path | None = None) -> dict[str, Entry]:
     """All entries by name: the project's and the package's, or those of `folder`.
 
     Raises:
-        EvaluationError: a file is malformed, or two entries share a name or an alias.
+        BenchmarkError: a file is malformed, or two entries share a name or an alias.
     """
     found = config_files("benchmarks", "*.yaml", folder)
     files = tuple(file for name, file in found.items() if name != _PUBLISHED)
@@ -190,11 +193,11 @@ def find_entry(name: str, folder: Path | None = None) -> Entry | None:
 
 
 def get_entry(name: str, folder: Path | None = None) -> Entry:
-    """The entry that a name or alias means. Raises EvaluationError, naming those that exist, where there is none."""
+    """The entry that a name or alias means. Raises BenchmarkError, naming those that exist, where there is none."""
     found = find_entry(name, folder)
     if found is None:
         known = ", ".join(sorted(load_entries(folder)))
-        raise EvaluationError(f"there is no benchmark {name!r} in {folder or looked_in('benchmarks')}; known: {known}")
+        raise BenchmarkError(f"there is no benchmark {name!r} in {folder or looked_in('benchmarks')}; known: {known}")
     return found
 
 
@@ -206,13 +209,13 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> dict[s
         try:
             entry = Entry.model_validate(load_yaml(file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise EvaluationError(f"cannot read benchmark entry {file}: {error}") from error
+            raise BenchmarkError(f"cannot read benchmark entry {file}: {error}") from error
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or '(entry)'}: {f['msg']}" for f in error.errors())
-            raise EvaluationError(f"benchmark entry {file.name}: {faults}") from None
+            raise BenchmarkError(f"benchmark entry {file.name}: {faults}") from None
         for name in {canonical(n) for n in (entry.name, *entry.aliases)}:
             if name in owners:
-                raise EvaluationError(f"benchmark entries {owners[name]} and {file.name} share the name {name!r}")
+                raise BenchmarkError(f"benchmark entries {owners[name]} and {file.name} share the name {name!r}")
             owners[name] = file.name
         entries[entry.name] = entry
     return entries

@@ -1,6 +1,7 @@
-"""What judge calls buy: labels that are right, and pairs that are kept, after so many of a round's calls.
+"""Label accuracy and pairs kept against judge calls, after so many of a round's calls.
 
-The calls of a round are spent in an order (`curate.decide`). So the curve is what the round would have curated under
+The calls of a round are spent in an order (`curate.annotation.budget`). So the curve is what the round would have
+curated under
 smaller budgets, from the verdicts that it has: no judge is asked again.
 """
 
@@ -28,8 +29,8 @@ def call_curve(
         curate_with: most judge calls -> the pairs that are curated then: pair_id, and chosen_id as decided.
         asked: pairs that judges were asked about.
         judges: calls per pair.
-        pool: pairs of the uncurated pool, of which shares are told.
-        truth: pair_id, chosen_id of the truly better side; None where nobody knows it.
+        pool: pairs of the uncurated pool; shares are of these.
+        truth: pair_id, chosen_id of the truly better side; None without truth.
     """
     better = None if truth is None else truth.set_index("pair_id")["chosen_id"]
     calls = judges * np.unique(np.linspace(0, asked, POINTS).round().astype(int))

@@ -1,6 +1,6 @@
-"""What a report is made of: plain data, filled in by whoever ran the rounds; only the benchmark rows are required.
+"""The data of a report, filled in by whatever ran the rounds; only the benchmark rows are required.
 
-What belongs here: the structures and the numbers that follow from them. What does not: HTML (report.py) and figures
+What belongs here: the structures and the numbers that follow from them. What does not: HTML (html.py) and figures
 (figures.py).
 """
 
@@ -22,7 +22,7 @@ from dt2it_pipeline.style.probe import StyleProbe
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the headline table. `model` is the name in `ReportData.scores`; `note` says what it was trained on."""
+    """One row of the headline table. `model` is the name in `ReportData.scores`; `note`: what it was trained on."""
 
     model: str
     kind: Literal["round", "control", "ceiling"] = "round"
@@ -34,7 +34,7 @@ class StageCounts:
     """Rows into a stage and where they went.
 
     `rows_out` counts by label or by the part they went to ("verified", "contested"); `quarantine` by reason; `words`
-    say what the stage does.
+    describe the stage.
     """
 
     stage: str
@@ -51,19 +51,20 @@ class StageCounts:
 
 @dataclass(frozen=True)
 class Funnel:
-    """What became of the noisy pool in one round, in pairs.
+    """The outcomes of the noisy pool in one round, in pairs.
 
     Attributes:
         pool: pairs that came in.
-        flipped: labels that the voters turned.
+        flipped: labels that the vote flipped.
         passed: pairs kept without asking a judge.
-        contested: pairs put to judges.
-        recalled: pairs that step 2 was sure of, put to judges because the verdicts on others shook them.
+        contested: pairs that judges were asked about.
+        reopened: pairs that step 2 had verified and judges were asked about, because verdicts on others made them
+            uncertain.
         confirmed: pairs kept after the judges.
-        left_out: reason -> pairs that are not in the curated set.
+        left_out: reason -> dropped pairs.
         curated: label -> pairs in the curated set.
-        right: label -> share of these whose label is truly right; empty where nobody knows.
-        judge_calls: questions put to judge models.
+        right: label -> label accuracy, 0 to 1; empty without truth.
+        judge_calls: questions that judge models were asked.
     """
 
     pool: int
@@ -74,7 +75,7 @@ class Funnel:
     left_out: Mapping[str, int]
     curated: Mapping[str, int]
     right: Mapping[str, float] = field(default_factory=dict)
-    recalled: int = 0
+    reopened: int = 0
     judge_calls: int = 0
 
     @property
@@ -99,8 +100,8 @@ class Quality:
 class CallCurve:
     """What a round would have curated with fewer judge calls, decided by `rule`.
 
-    `calls`, ascending from 0; `kept`: curated pairs as a share of the pool; `right`: share of their labels that are
-    right, None where nobody knows.
+    `calls`, ascending from 0; `kept`: curated pairs as a share of the pool; `right`: their label accuracy, 0 to
+    1, None without truth.
     """
 
     rule: str
@@ -123,8 +124,8 @@ class Example:
     """A pair to look at.
 
     `images` are files or encoded bytes; `before` is (chosen, rejected) as they stood before curation, where they
-    changed; `truth` says which of the present sides is really the better one, where that is known; `strength` is
-    never shown without `strength_unit`, since it differs between kinds of pairs; `row_id` is the row of the source.
+    changed; `truth`: which of the present sides is truly better, where that is known; `strength` is
+    never printed without `strength_unit`, since it differs between kinds of pairs; `row_id` is the row of the source.
     """
 
     kind: str
@@ -146,7 +147,7 @@ class Example:
 class Round:
     """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step.
 
-    `note` says how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule.
+    `note`: how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule.
     """
 
     number: int
@@ -175,7 +176,7 @@ class ReportData:
         examples: examples from before the rounds (debiased, T2I).
         group_notes: what a benchmark group tests, one sentence per group name; the columns follow this order.
         policy_note: how labels were curated, in a sentence or two.
-        strength_note: what a pair's strength says under that policy.
+        strength_note: what a pair's strength means under that policy.
         strength_unit: unit of the rounds' `strengths`.
         comparisons: paired comparisons of arms, by name; those of a round with the one before it, and with the control.
         seconds: wall time of steps outside the rounds: group ("Before the rounds", "Control") -> step -> seconds.
@@ -218,7 +219,7 @@ class Cell:
 
     @property
     def against_guessing(self) -> Literal["better", "same", "worse"]:
-        """Where the accuracy lies against a coin's: its whole 95% interval (Wilson) above or below 50%, or neither."""
+        """The accuracy against chance: its whole 95% interval (Wilson) above or below 50%, or neither."""
         low, high = wilson_interval(self.correct, self.pairs)
         return "better" if low > 0.5 else "worse" if high < 0.5 else "same"
 

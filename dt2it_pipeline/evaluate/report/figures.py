@@ -111,7 +111,7 @@ def quality_figure(rounds: Sequence[Round], before: Sequence[Quality]) -> str | 
         axes.set_xlim(0, 138)
         axes.set_xticks(range(0, 101, 20))
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("labels that are right, %")
+        axes.set_xlabel("label accuracy, %")
         return _uri(figure)
 
 
@@ -141,7 +141,7 @@ def probe_figure(rounds: Sequence[Round], before: Sequence[Quality]) -> str | No
         axes.set_xlim(min(0.42, *(low for _, (_, low, _), _ in points)) - 0.02, 1.05)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
-        axes.set_xlabel("area under the ROC curve (dashed: style says nothing; 1.0: style tells every pair)")
+        axes.set_xlabel("area under the ROC curve (dashed: style predicts nothing; 1.0: every pair)")
         return _uri(figure)
 
 
@@ -208,7 +208,7 @@ def strength_figure(rounds: Sequence[Round], unit: str = "") -> str | None:
 
 
 def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> str | None:
-    """Labels right and pairs kept against judge calls, a line per round and rule; None where no judge was called."""
+    """Label accuracy and pairs kept against judge calls, a line per round and rule; None where no judge was called."""
     lines = [
         (f"round {number}, {curve.rule}", _round_colour(place, len(rounds)), second, curve)
         for place, (number, curves) in enumerate(rounds)
@@ -235,7 +235,7 @@ def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> str | None
                     linewidth=1.7,
                     label=_short(name, 60) if axes is panels[-1] else None,
                 )
-        titles = ["Labels that are right", "Pairs that are kept"][-len(panels) :]
+        titles = ["Label accuracy", "Pairs kept"][-len(panels) :]
         for axes, title in zip(panels, titles, strict=True):
             axes.set(title=title, xlabel="judge calls", ylabel="% of the pool" if axes is panels[-1] else "%")
             axes.set_xlim(left=0)

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file across the rounds so far, and the same headline table as Markdown.
 
 Texts in it come from models and from strangers' data: the template escapes everything, the page forbids scripts and
-network access to itself, and images are decoded and encoded afresh before they are shown.
+network access to itself, and images are decoded and encoded afresh.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def quality_markdown(data: ReportData) -> str:
             kept = "–" if item.kept_share is None else percent(item.kept_share)
             calls = "–" if item.judge_calls is None else number(item.judge_calls)
             rows.append([group + item.name, number(item.pairs), kept, accuracy, probe, calls])
-    return markdown_table(["set of pairs", "pairs", "kept %", "labels right %", "style AUC", "judge calls"], rows)
+    return markdown_table(["set of pairs", "pairs", "kept %", "label accuracy %", "style AUC", "judge calls"], rows)
 
 
 def _intervals(table: Headline) -> list[list[str]]:

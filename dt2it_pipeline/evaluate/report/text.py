@@ -1,6 +1,6 @@
-"""Sentences of the report, each computed from the numbers: what the headline says, and how rounds differ.
+"""Sentences of the report, each computed from the numbers: the headline, and how rounds differ.
 
-What belongs here: words. What does not: HTML (report.py) and the numbers themselves (report_data.py, comparison.py).
+What belongs here: words. What does not: HTML (html.py) and the numbers themselves (data.py, comparison.py).
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
         kept = "" if final.kept_share is None else f", keeping {percent(final.kept_share)}% of the pairs"
         before, after = percent(graded[0].grade.accuracy), percent(final.grade.accuracy)
         if before == after:
-            sentences.append(f"Curation left the share of right labels as it was, at {after}%{kept}.")
+            sentences.append(f"Label accuracy after curation is what it was before, {after}%{kept}.")
         else:
             verb = "raised" if final.grade.accuracy > graded[0].grade.accuracy else "lowered"
-            sentences.append(f"Curation {verb} the share of right labels from {before}% to {after}%{kept}.")
+            sentences.append(f"Curation {verb} label accuracy from {before}% to {after}%{kept}.")
     return sentences
 
 
 def round_sentence(made: Comparison) -> str:
     """What rose and what fell from one round to the next, and which of it chance explains."""
     groups = [change for change in made.changes if change.group != OVERALL] or list(made.changes)
-    sure = [change for change in groups if change.beyond_chance]
+    certain = [change for change in groups if change.beyond_chance]
     falls = [change for change in groups if change.difference < 0 and not change.beyond_chance]
     rises = [change for change in groups if change.difference > 0 and not change.beyond_chance]
-    parts = [f"“{c.group}” {'rose' if c.difference > 0 else 'fell'} by {_by(c)}, beyond chance" for c in sure]
+    parts = [f"“{c.group}” {'rose' if c.difference > 0 else 'fell'} by {_by(c)}, beyond chance" for c in certain]
     parts += [f"“{c.group}” fell by {_by(c)}, within chance" for c in falls]
     if rises:
         named = " and ".join(f"“{c.group}” ({points(c.difference)})" for c in rises)
@@ -140,51 +140,53 @@ def curation_note(
 
 
 def call_sentence(rounds: Sequence[Round]) -> str:
-    """What the judge calls of the last round with a curve brought, and which rounds have the same; empty without."""
-    shown = [item for item in rounds if item.call_curves and len(item.call_curves[0].calls) > 1]
-    if not shown:
+    """What the judge calls of the last round with a curve changed, and which rounds have the same; empty without."""
+    found = [item for item in rounds if item.call_curves and len(item.call_curves[0].calls) > 1]
+    if not found:
         return ""
-    told = shown[-1]
-    curve = told.call_curves[0]
+    last = found[-1]
+    curve = last.call_curves[0]
     half = len(curve.calls) // 2
-    text = f"Round {told.number} keeps {percent(curve.kept[0])}% of the pairs"
-    text += f", {percent(curve.right[0])}% of them rightly labelled," if curve.right is not None else ""
-    text += f" without a call; {_bought(curve, half)} after {number(curve.calls[half])} calls; "
-    text += f"{_bought(curve, -1)} after all {number(curve.calls[-1])}."
+    text = f"Round {last.number} keeps {percent(curve.kept[0])}% of the pairs"
+    text += f", label accuracy {percent(curve.right[0])}%," if curve.right is not None else ""
+    text += f" without a call; {_reached(curve, half)} after {number(curve.calls[half])} calls; "
+    text += f"{_reached(curve, -1)} after all {number(curve.calls[-1])}."
     flat = next((place for place, kept in enumerate(curve.kept) if kept != curve.kept[0]), 1) - 1
     if flat:
-        text += f" The first {number(curve.calls[flat])} add none: one verdict does not make so unsure a pair sure."
-    same = [str(item.number) for item in shown[:-1] if same_curves(item, told)]
+        text += (
+            f" The first {number(curve.calls[flat])} add none: one verdict is too little for the least certain pairs."
+        )
+    same = [str(item.number) for item in found[:-1] if same_curves(item, last)]
     if same:
         text += f" Round {_listed(same)} has the same lines." if len(same) == 1 else f" So have rounds {_listed(same)}."
-    if len(told.call_curves) > 1:
-        text += " Dashed: if the judges' word alone decided, whatever the voters say."
+    if len(last.call_curves) > 1:
+        text += " Dashed: if the judges' verdicts alone decided, without the voters."
     return text
 
 
 def same_curves(one: Round, other: Round) -> bool:
-    """Whether judge calls buy the same in two rounds."""
+    """Whether judge calls change the same in two rounds."""
     return list(one.call_curves) == list(other.call_curves)
 
 
-def _bought(curve: CallCurve, place: int) -> str:
+def _reached(curve: CallCurve, place: int) -> str:
     kept = f"{percent(curve.kept[place])}%"
     return kept if curve.right is None else f"{kept} and {percent(curve.right[place])}%"
 
 
 def style_sentence(data: ReportData) -> str:
-    """What gives the chosen side away in the first set where style tells it; empty where it does in none."""
+    """Which style features predict the chosen side, in the first set where style does; empty where it does in none."""
     for item in (*data.quality, *(quality for one in data.rounds for quality in one.quality)):
         if item.probe is not None and (item.probe.ci_low or 0) > 0.55 and item.probe.features:
             signs = [f"{name} ({'more' if weight > 0 else 'less'})" for name, weight in item.probe.features[:3]]
-            return f"In “{item.name}” the chosen side stands out most by: {', '.join(signs)}."
+            return f"In “{item.name}” these features predict the chosen side best: {', '.join(signs)}."
     return ""
 
 
 def guessing_notes(table: Headline) -> list[str]:
-    """Which models are no better, or worse, than a coin and on what, after a line that says what this means.
+    """Which models are no better, or worse, than chance (50%) and on what, after a line that explains it.
 
-    Models of which the same is to be said share a line; empty where every model is better than a coin everywhere.
+    Models with the same result share a line; empty where every model is better than chance everywhere.
     """
     names = [": ".join(part for part in head if part) for head in column_heads(table)]
     found: dict[str, list[str]] = {}
@@ -193,25 +195,25 @@ def guessing_notes(table: Headline) -> list[str]:
         for (_, group), name, cell in zip(table.columns, names, cells, strict=True):
             if cell is not None and cell.pairs and group != MACRO and cell.against_guessing != "better":
                 levels[cell.against_guessing].append(f"“{name}”")
-        said = [f"worse than guessing on {_listed(levels['worse'])}"] if levels["worse"] else []
-        said += [f"no better than guessing on {_listed(levels['same'])}"] if levels["same"] else []
-        if said:
-            found.setdefault("; ".join(said), []).append(arm.model)
+        notes = [f"worse than guessing on {_listed(levels['worse'])}"] if levels["worse"] else []
+        notes += [f"no better than guessing on {_listed(levels['same'])}"] if levels["same"] else []
+        if notes:
+            found.setdefault("; ".join(notes), []).append(arm.model)
     if not found:
         return []
     return [
-        "No better than guessing: the 95% interval includes 50%, so a coin may do as well. Worse than guessing: the "
-        "whole interval lies below, so the model follows something that speaks for the wrong answer, such as style.",
-        *(f"{_listed(models)}: {said}." for said, models in found.items()),
+        "No better than guessing: the 95% interval includes 50%, which is chance. Worse than guessing: the whole "
+        "interval lies below, so the model follows something that goes with the wrong answer, such as style.",
+        *(f"{_listed(models)}: {note}." for note, models in found.items()),
     ]
 
 
 def label_words(label: str) -> str:
-    """A pair's label in the words of the table that shows where the pool went."""
+    """A pair's label in the words of the table of outcomes."""
     return {
         "original": "label as it came (original)",
         "flipped": "chosen and rejected exchanged by the vote, no judge asked (flipped)",
-        "annotated": "label settled by judges (annotated)",
+        "annotated": "label decided by judges (annotated)",
     }.get(label, label)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Row, SetAside
+from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row
 
 REQUIRED = {
     "prompts": ("question", "reference"),
@@ -25,7 +25,7 @@ def items(row: Row) -> Iterator[Item]:
     for name in REQUIRED[row.kind]:
         row.need(name)
     if row.get("tie"):
-        yield SetAside(row.row_id, TIE)
+        yield Quarantined(row.row_id, TIE)
         return
     strength = row.number("strength")
     group = row.text("group") if row.has("group") else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import ranked_pairs
-from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Row, RowError, SetAside
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Quarantined, Row
 
 _COLUMNS = ("id", "prompt", "file_path", "human_preference", "image_path", "rank")
 
@@ -25,7 +26,7 @@ def items(row: Row) -> Iterator[Item]:
     if len(images) != 2 or not isinstance(marks, list) or len(marks) != 2 or not set(marks) <= {0, 1}:
         raise RowError("not two marked images", f"{len(images)} images, human_preference {marks!r}"[:120])
     if marks[0] == marks[1]:
-        yield SetAside(row.row_id, TIE, f"human_preference {marks}")
+        yield Quarantined(row.row_id, TIE, f"human_preference {marks}")
         return
     better = marks.index(1)
     yield ImagePair(row.row_id, caption, images[better], images[1 - better])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows, per_row, quarantine
 from dt2it_pipeline.ingest.adapters.shared import ranked_pairs
-from dt2it_pipeline.ingest.rows import Item, Row, RowError
+from dt2it_pipeline.ingest.rows import Item, Row
 from dt2it_pipeline.media.store import Medium
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat, message
-from dt2it_pipeline.ingest.rows import Conversation, Item, Row, RowError
+from dt2it_pipeline.ingest.rows import Conversation, Item, Row
 
 _COLUMNS = ("id", "conversations", "messages", "chosen", "rejected", "images", "videos", "system")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat, kept, user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside, checked_text
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 
 _FIRST = r"(?:the\s+)?(?:first\s+(?:response|answer)|(?:response|answer)\s+(?:1|A))"
 _SECOND = r"(?:the\s+)?(?:second\s+(?:response|answer)|(?:response|answer)\s+(?:2|B))"
@@ -48,9 +49,9 @@ def items(row: Row) -> Iterator[Item]:
     )
     side = verdict(words)
     if side is None:
-        raise RowError("verdict cannot be told", words[-160:])
+        raise RowError("verdict unclear", words[-160:])
     if side == 0:
-        yield SetAside(row.row_id, TIE, words[:160])
+        yield Quarantined(row.row_id, TIE, words[:160])
         return
     chosen, rejected = (first, second) if side == 1 else (second, first)
     yield Conversation(row.row_id, user(question), row.media("image"), chosen, rejected, meta=kept(row, "source"))
@@ -59,20 +60,20 @@ def items(row: Row) -> Iterator[Item]:
 def verdict(words: str) -> int | None:
     """Which response a judge's words prefer: 1, 2, 0 for a tie, None where they name none or contradict themselves.
 
-    A verdict that is declared as such counts before what the reasoning says of single aspects.
+    A verdict that is declared as such counts before what the reasoning finds on single aspects.
     """
     declared = {1 if found[1] else 2 for found in _DECLARED.finditer(words)}
     if declared:
         return declared.pop() if len(declared) == 1 else None
-    said = set()
+    named = set()
     for number, (one, other) in enumerate(((_FIRST, _SECOND), (_SECOND, _FIRST)), start=1):
         if re.search(rf"\b{one}\s+{_BETTER}", words, re.I) or re.search(rf"\b{other}\s+{_WORSE}", words, re.I):
-            said.add(number)
+            named.add(number)
         if any(re.match(one + r"\b", words[m.end() :], re.I) for m in _FINAL.finditer(words)):
-            said.add(number)
-    if not said and _TIED.search(words):
+            named.add(number)
+    if not named and _TIED.search(words):
         return 0
-    return said.pop() if len(said) == 1 and not (_TIED.search(words) and said) else None
+    return named.pop() if len(named) == 1 and not (_TIED.search(words) and named) else None
 
 
 def _parts(task: str) -> tuple[str, str, str]:
@@ -81,7 +82,7 @@ def _parts(task: str) -> tuple[str, str, str]:
     for heading in _HEADINGS:
         found = heading.search(task, at)
         if not found:
-            raise RowError("answers cannot be told", "the task has no headings of a question and two responses")
+            raise RowError("answers not found", "the task has no headings of a question and two responses")
         spans.append(found.span())
         at = found.end()
     end = _END.search(task, at)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat, kept, message
-from dt2it_pipeline.ingest.rows import Conversation, Item, Row, RowError
+from dt2it_pipeline.ingest.rows import Conversation, Item, Row
 
 _COLUMNS = ("id", "image", "conversations", "output_1", "output_2", "preference", "hallucination")
 
@@ -20,7 +21,7 @@ def items(row: Row) -> Iterator[Item]:
     outputs = [message(row.need(name), name) for name in ("output_1", "output_2")]
     preference = row.need("preference")
     if preference not in (1, 2):
-        raise RowError("verdict cannot be told", f"column 'preference' is {preference!r}, neither 1 nor 2")
+        raise RowError("verdict unclear", f"column 'preference' is {preference!r}, neither 1 nor 2")
     chosen, rejected = outputs if preference == 1 else outputs[::-1]
     meta = kept(row, "hallucination")
     yield Conversation(row.row_id, turns, row.media("image"), chosen, rejected, system=system, meta=meta)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row
 
 
 @per_row(
@@ -26,8 +27,8 @@ def pair(row: Row, group: str | None = None) -> Item:
     if row.has("image") == row.has("video"):
         raise RowError("not one of image and video", f"image {row.get('image')!r}, video {row.get('video')!r}"[:160])
     if row.get("is_tie"):
-        return SetAside(row.row_id, TIE, "is_tie")
+        return Quarantined(row.row_id, TIE, "is_tie")
     if row.get("mixed_up_image"):
-        return SetAside(row.row_id, "mixed-up image", "mixed_up_image is set")
+        return Quarantined(row.row_id, "mixed-up image", "mixed_up_image is set")
     chosen, rejected = row.text("chosen"), row.text("rejected")
     return Conversation(row.row_id, turns, media, chosen, rejected, system=system, group=group)

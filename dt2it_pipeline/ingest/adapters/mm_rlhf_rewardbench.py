@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.mm_rlhf import pair
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.rows import Item, Row, RowError
+from dt2it_pipeline.ingest.rows import Item, Row
 
 CATEGORIES = ("mcq", "long", "short", "safety", "video")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
-from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Row, RowError
+from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Row
 
 _GROUPS = {  # by a word in the category
     "correctness": "general_correctness",
@@ -25,7 +26,7 @@ def items(row: Row) -> Iterator[Item]:
     """One pair. Reasoning is split by ID into math and coding; safety is one group; IDs tell bias (`pairs`)."""
     better = row.text("Better")
     if better not in ("Output1", "Output2"):
-        raise RowError("verdict cannot be told", f"column 'Better' is {better!r}, neither Output1 nor Output2")
+        raise RowError("verdict unclear", f"column 'Better' is {better!r}, neither Output1 nor Output2")
     outputs = row.text("Output1"), row.text("Output2")
     chosen, rejected = outputs if better == "Output1" else outputs[::-1]
     row_id = str(row.need("ID"))

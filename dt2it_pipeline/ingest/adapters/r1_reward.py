@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import json_text, user
-from dt2it_pipeline.ingest.rows import Conversation, Item, Row, RowError, checked_text
+from dt2it_pipeline.ingest.rows import Conversation, Item, Row, checked_text
 from dt2it_pipeline.media.store import Medium
 
 _HEADINGS = ("[Response 1]:", "[Response 2]:")
@@ -27,7 +28,7 @@ def items(row: Row) -> Iterator[Item]:
     answer = row.need("answer")
     verdicts = {m for text in (answer if isinstance(answer, list) else [answer]) for m in _ANSWER.findall(str(text))}
     if len(verdicts) != 1:
-        raise RowError("verdict cannot be told", f"column 'answer': {answer!r}"[:120])
+        raise RowError("verdict unclear", f"column 'answer': {answer!r}"[:120])
     chosen, rejected = sides if verdicts == {"1"} else sides[::-1]
     yield Conversation(row.row_id, user(row.text("question")), row.media("image") or images, chosen, rejected)
 
@@ -41,7 +42,7 @@ def _sides(task: str) -> tuple[str, str]:
     if first >= 0:
         second = task.find(_HEADINGS[1], first)
     if second < 0:
-        raise RowError("answers cannot be told", f"the message has no headings {' and '.join(_HEADINGS)}")
+        raise RowError("answers not found", f"the message has no headings {' and '.join(_HEADINGS)}")
     lines = task[first + len(_HEADINGS[0]) : second].split("\n")
     if not lines[-1].strip("# \t"):
         lines.pop()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-from dt2it_pipeline.ingest.rows import ColumnError, Item, Row, RowError, SetAside
+from dt2it_pipeline.errors import RowError, UserError
+from dt2it_pipeline.ingest.rows import ColumnError, Item, Quarantined, Row
 
 PerRow = Callable[[Row], Iterator[Item]]
 OverRows = Callable[[Iterable[Row]], Iterator[Item]]
 
 
-class UnknownAdapterError(ValueError):
+class UnknownAdapterError(UserError, ValueError):
     """A manifest names an adapter that does not exist."""
+
+    help_page: ClassVar[str] = "troubleshooting#manifest"
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Adapter:
     """One source schema.
 
     Attributes:
-        name: as manifests say it.
+        name: as manifests have it.
         kinds: kinds of manifest that it serves.
         columns: the columns that it reads, by the names that the source's authors gave them.
         items: turns rows into items, none of them lost: a row that gives none is quarantined.
@@ -68,7 +72,7 @@ def adapter(name: str) -> Adapter:
 
 
 def guarded(function: PerRow, row: Row) -> Iterator[Item]:
-    """The items of one row; whatever is wrong with it, and a row that gives none, becomes a SetAside."""
+    """The items of one row; whatever is wrong with it, and a row that gives none, becomes a Quarantined."""
     made = False
     try:
         for item in function(row):
@@ -78,12 +82,12 @@ def guarded(function: PerRow, row: Row) -> Iterator[Item]:
         yield quarantine(row.row_id, error)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         # A value of a shape that the schema does not have; the adapters say what they expect, not all that may come.
-        yield SetAside(row.row_id, "row cannot be read", f"{type(error).__name__}: {error}"[:200])
+        yield Quarantined(row.row_id, "row cannot be read", f"{type(error).__name__}: {error}"[:200])
     else:
         if not made:
-            yield SetAside(row.row_id, "no preference in the row")
+            yield Quarantined(row.row_id, "no preference in the row")
 
 
-def quarantine(row_id: str, error: RowError) -> SetAside:
-    """An error as the item that says so."""
-    return SetAside(row_id, error.reason, error.detail, isinstance(error, ColumnError))
+def quarantine(row_id: str, error: RowError) -> Quarantined:
+    """An error as a quarantined item."""
+    return Quarantined(row_id, error.reason, error.detail, isinstance(error, ColumnError))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import json_text, kept, user
-from dt2it_pipeline.ingest.rows import Conversation, Item, Row, RowError, checked_text
+from dt2it_pipeline.ingest.rows import Conversation, Item, Row, checked_text
 
 
 @per_row("rlhf_v", ("preferences",), ("image", "image_path", "text", "origin_dataset", "idx", "id"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Row, RowError, SetAside, Turn, checked_text
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Quarantined, Row, RowError, Turn, checked_text
 from dt2it_pipeline.media.store import Medium
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -84,7 +84,7 @@ def ranked_pairs(row_id: str, caption: str, images: Sequence[Medium], ranks: Seq
         raise RowError("not a number", f"ranks {ranks!r}"[:120])
     for first, second in combinations(range(len(ranks)), 2):
         if ranks[first] == ranks[second]:
-            yield SetAside(row_id, TIE, f"images {first} and {second} both have rank {ranks[first]}")
+            yield Quarantined(row_id, TIE, f"images {first} and {second} both have rank {ranks[first]}")
             continue
         better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
         strength = float(ranks[worse] - ranks[better])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import kept, user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside, checked_text
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 from dt2it_pipeline.storage import content_ids
 
 _GROUPS = {"hallucination": ("rlaif", "rlhf", "hallucination_pair"), "reasoning": ("mathverse", "mmmu")}
@@ -20,11 +21,11 @@ def items(row: Row) -> Iterator[Item]:
         raise RowError("not two responses", repr(responses)[:120])
     first, second = (checked_text(text, f"response[{n}]") for n, text in enumerate(responses))
     if not isinstance(ranking, list) or sorted(ranking) not in ([0, 1], [0, 0], [1, 1]):
-        raise RowError("verdict cannot be told", f"human_ranking {ranking!r}"[:120])
+        raise RowError("verdict unclear", f"human_ranking {ranking!r}"[:120])
     row_id = str(row.need("id"))
     item_id = f"{row_id}#{content_ids.content_hash(query, first, second)[:8]}"
     if ranking[0] == ranking[1]:
-        yield SetAside(item_id, TIE, f"human_ranking {ranking}")
+        yield Quarantined(item_id, TIE, f"human_ranking {ranking}")
         return
     chosen, rejected = (first, second) if ranking[0] < ranking[1] else (second, first)
     group = next((name for name, starts in _GROUPS.items() if row_id.casefold().startswith(starts)), "general")

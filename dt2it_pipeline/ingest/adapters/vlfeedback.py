@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside, checked_text
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
@@ -30,12 +31,12 @@ def items(row: Row) -> Iterator[Item]:
             where = f"completions[{number}]"
             rated.append((number, checked_text(completion.get("response"), f"{where}.response"), _rating(completion)))
         except RowError as error:
-            yield SetAside(row.row_id, error.reason, f"answer {number}: {error.detail}")
+            yield Quarantined(row.row_id, error.reason, f"answer {number}: {error.detail}")
     if len(rated) < 2:
-        yield SetAside(row.row_id, "fewer than two rated answers", f"{len(rated)} with ratings")
+        yield Quarantined(row.row_id, "fewer than two rated answers", f"{len(rated)} with ratings")
     for (i, first, a), (j, second, b) in combinations(rated, 2):
         if a == b:
-            yield SetAside(row.row_id, TIE, f"answers {i} and {j} are both rated {a:.2f}")
+            yield Quarantined(row.row_id, TIE, f"answers {i} and {j} are both rated {a:.2f}")
         else:
             chosen, rejected = (first, second) if a > b else (second, first)
             # Means of thirds, so that equal sums are equal means; rounded where binary fractions would show.

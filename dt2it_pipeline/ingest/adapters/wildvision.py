@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import chat, kept, two_sides
-from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Row, RowError, SetAside
+from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row
 
 _COLUMNS = (
     "question_id",
@@ -27,11 +28,11 @@ def items(row: Row) -> Iterator[Item]:
     """One pair; all turns are kept. Ties, and battles in which both were bad, are quarantined."""
     winner = row.text("winner").strip().casefold()
     if winner in _TIES:
-        yield SetAside(row.row_id, TIE, winner)
+        yield Quarantined(row.row_id, TIE, winner)
         return
     names = [{side, str(row.get(side)).casefold()} for side in ("model_a", "model_b")]
     if (winner in names[0]) == (winner in names[1]):
-        raise RowError("verdict cannot be told", f"column 'winner' is {winner!r}")
+        raise RowError("verdict unclear", f"column 'winner' is {winner!r}")
     first, second = (chat(row.need(name), name)[1] for name in ("conversation_a", "conversation_b"))
     better, worse = (first, second) if winner in names[0] else (second, first)
     prompt, chosen, rejected = two_sides(better, worse)

@@ -52,7 +52,7 @@ def build_annotated_pairs(
         Rows in are the contested pairs, and the verified ones that people voted on or that the verdicts on other pairs
         reopened (`reopened`). Where people voted on a pair, they decide it. What the policy fitted: the vote's log-odds
         count times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of
-        rejected); judges' length bias is `judge_style` per unit, and their verdicts are right in
+        rejected); judges' length bias is `judge_length_bias` per unit, and their verdicts are right in
         `estimated_verdict_accuracy` of the pairs whose sides have one length. `swapped`: pairs whose sides changed.
         """
         opened, policy = store.open(), make_policy(curation)
@@ -103,7 +103,7 @@ def build_annotated_pairs(
                 "rows_out": tables["pairs"].num_rows,
                 "rows_quarantined": tables["quarantine"].num_rows,
                 "swapped": decision.swapped,
-                "reopened": decision.recalled,
+                "reopened": decision.reopened,
                 "people_votes": from_people.num_rows,
                 "judge_calls": sum(summary["calls"] for summary in summaries),
                 "beyond_budget": decision.beyond_budget,

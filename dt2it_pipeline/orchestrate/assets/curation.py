@@ -40,7 +40,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
         group=GROUP,
         part="curation",
         stage="vote",
-        code_version="3",
+        code_version="4",
         kinds={"pandas"},
         tables=("pairs", "prompts", "quarantine"),
         partitions_def=rounds,

@@ -27,21 +27,16 @@ from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
+from dt2it_pipeline.orchestrate.arms import arms
 
 GROUP = "evaluation"
 ON_DEMAND = "on_demand"
 CHECKPOINT_SCORES = "checkpoint_scores"
-CONTROL, CEILING = "control", "ceiling"
 
 
 _TABLES = ("benchmark_scores", "benchmark_figures", "benchmark_results", "scores", "quarantine")
 
 
-def arms(settings: EvaluationSettings) -> dict[str, str]:
-    """Arms that the recipe asks for: name -> the asset whose preferences join D0 in its training set."""
-    asked = {CONTROL: settings.control_arm, CEILING: settings.ceiling_arm}
-    preferences = {CONTROL: "raw_preferences", CEILING: "demo_truth"}
-    return {arm: preferences[arm] for arm, wanted in asked.items() if wanted}
 
 
 def build_evaluation_assets(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.reward.data.images import ImageRegistry
@@ -28,7 +28,7 @@ _STAND_INS = re.compile("\ue000(\\d+)\ue001")
 _ROLES = ("user", "assistant", "system")
 
 
-class PromptError(UnusableError):
+class PromptError(RowError):
     """A prompt cannot be rendered."""
 
 

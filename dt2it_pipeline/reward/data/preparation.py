@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dt2it_pipeline.errors import UnusableError
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder
@@ -52,7 +52,7 @@ def prompt_rows(table: pa.Table, wanted: set[str]) -> dict[str, dict[str, Any]]:
 
 def encode_prompts(
     prompt_encoder: PromptEncoder, rows: Mapping[str, Mapping[str, Any]]
-) -> dict[str, EncodedPrompt | UnusableError]:
+) -> dict[str, EncodedPrompt | RowError]:
     """Encode rows of a prompts table by id; an error stands in the place of a prompt that cannot be encoded."""
     return dict(zip(rows, prompt_encoder.prompts(list(rows.values())), strict=True))
 
@@ -92,12 +92,12 @@ def prepare_pairs(
 
 
 def fault_of(
-    prompt: EncodedPrompt | UnusableError | None, prompt_id: str, response_tokens: int, max_length: int
+    prompt: EncodedPrompt | RowError | None, prompt_id: str, response_tokens: int, max_length: int
 ) -> tuple[str, str] | None:
     """Reason and detail why a response to this prompt cannot be used, or None."""
     if prompt is None:
         return "prompt not in the table", prompt_id
-    if isinstance(prompt, UnusableError):
+    if isinstance(prompt, RowError):
         return prompt.reason, str(prompt)
     length = len(prompt.tokens) + response_tokens
     if length > max_length:

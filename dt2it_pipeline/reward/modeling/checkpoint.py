@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family
 
 _HEAD_NAMES = {family.head_name for family in FAMILIES.values()}
 _SHARD_BYTES = 5 * 10**9
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A model folder is not one that this reward model can be made from."""
+
+    help_page: ClassVar[str] = "troubleshooting#checkpoint"
 
 
 def resolve_folder(path: str | Path) -> Path:

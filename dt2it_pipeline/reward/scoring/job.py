@@ -52,6 +52,8 @@ class ResponsesJob(Job):
     settings: ScoringSettings
     ray: RaySettings | None = None
 
+    help_page: ClassVar[str] = "troubleshooting#scoring"
+
 
 class ScoreJob(ResponsesJob, ShardedJob):
     """Score a responses table with a checkpoint of ours.

@@ -11,7 +11,7 @@ from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines.chat import chat_prompt
-from dt2it_pipeline.judges.likelihood_model import LikelihoodError, LikelihoodModel, Question
+from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving

@@ -10,8 +10,7 @@ from dt2it_pipeline.curate import Decision, Policy, decide_pairs, make_policy, m
 from dt2it_pipeline.curate.annotation.budget import BEYOND
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.storage import schemas
-from dt2it_pipeline_tests.curate.test_judge_calibration import judged_with, misled
-from dt2it_pipeline_tests.curate.test_posterior import World
+from dt2it_pipeline_tests.support.label_worlds import World, judged_with, misled
 
 NOBODY = to_frame(schemas.table([], "votes"))
 
@@ -43,18 +42,18 @@ def decided(calls: int | None = None, people: pd.DataFrame = NOBODY) -> tuple[Wo
     return world, judge, checked.verified, made
 
 
-def test_pairs_that_verdicts_shake_are_judged_too() -> None:
+def test_pairs_that_verdicts_reopen_are_judged_too() -> None:
     world, judge, verified, made = decided()
     first, second, third = judge.asked
     assert not set(first) & set(verified["pair_id"])
     assert {*second, *third} < set(verified["pair_id"])
     assert len(second) > len(third) > 0
-    assert made.recalled == len(second) + len(third)
+    assert made.reopened == len(second) + len(third)
     assert made.asked["pair_id"].tolist() == [*first, *second, *third]
     assert len(made.votes) == len(made.asked)
     assert made.beyond_budget == 0
     assert world.accuracy(merge(made.kept, made.annotated)) > world.accuracy(verified) + 0.05
-    assert set(made.metadata) == {"estimated_verdict_accuracy", "vote_slope", "vote_style", "judge_style"}
+    assert set(made.metadata) == {"estimated_verdict_accuracy", "vote_slope", "vote_style", "judge_length_bias"}
 
 
 @pytest.mark.parametrize("calls", [0, 1, 300])
@@ -62,11 +61,11 @@ def test_a_budget_that_ends_among_the_contested_pairs_is_kept(calls: int) -> Non
     _, judge, _, made = decided(calls)
     assert sum(map(len, judge.asked)) == len(made.votes) == calls
     assert made.beyond_budget == int((made.dropped["reason"] == BEYOND).sum()) > 0
-    if calls == 0:  # nobody has said anything that could shake a pair
-        assert made.recalled == 0
+    if calls == 0:  # there is no verdict that could reopen a pair
+        assert made.reopened == 0
 
 
-def test_a_budget_that_ends_among_the_shaken_pairs_spares_those_that_would_be_kept_after_a_judge() -> None:
+def test_a_budget_that_ends_among_the_reopened_pairs_retains_those_that_a_judge_would_keep() -> None:
     _, judge, _, whole = decided()
     contested = len(judge.asked[0])
     _, judge, verified, made = decided(contested + 50)
@@ -75,7 +74,7 @@ def test_a_budget_that_ends_among_the_shaken_pairs_spares_those_that_would_be_ke
     reached = {pair for asked in judge.asked for pair in asked}
     lost = made.dropped[made.dropped["reason"] == BEYOND]["pair_id"]
     assert set(lost) <= set(verified["pair_id"]) - reached
-    assert made.recalled == 50 + len(lost)
+    assert made.reopened == 50 + len(lost)
     assert made.beyond_budget == len(lost)
 
 
@@ -84,7 +83,7 @@ def test_more_calls_keep_more_pairs() -> None:
     assert kept == sorted(kept)
 
 
-def test_a_shaken_pair_whose_judge_has_no_opinion_stays_what_it_was() -> None:
+def test_a_reopened_pair_whose_judge_has_no_opinion_is_retained() -> None:
     world, voted = misled(4000)
     judge, policy = Judge(world), posterior()
     checked = policy.check(voted, voted.iloc[:0])
@@ -94,9 +93,9 @@ def test_a_shaken_pair_whose_judge_has_no_opinion_stays_what_it_was() -> None:
         return votes if len(judge.asked) == 1 else votes.assign(verdict="tie")
 
     made = decide_pairs(policy, checked.verified, checked.contested, NOBODY, ask, 1)
-    shaken = {pair for asked in judge.asked[1:] for pair in asked}
-    assert len(shaken & set(made.kept["pair_id"])) > 100  # they are right with 0.8 or more all the same
-    assert not shaken & set(made.annotated["pair_id"])
+    again = {pair for asked in judge.asked[1:] for pair in asked}
+    assert len(again & set(made.kept["pair_id"])) > 100  # they are right with 0.8 or more all the same
+    assert not again & set(made.annotated["pair_id"])
     ends = [*made.kept["pair_id"], *made.annotated["pair_id"], *made.dropped["pair_id"]]
     assert sorted(ends) == sorted(voted["pair_id"])
 
@@ -120,7 +119,7 @@ def test_the_published_policy_asks_once() -> None:
     judge = Judge(world)
     verified, contested = voted.iloc[:300], voted.iloc[300:].reset_index(drop=True)
     made = decide_pairs(make_policy(CurationSettings()), verified, contested, NOBODY, judge, 1)
-    assert len(judge.asked) == 1 and len(made.kept) == 300 and made.recalled == 0
+    assert len(judge.asked) == 1 and len(made.kept) == 300 and made.reopened == 0
 
 
 def test_without_any_pair_nothing_is_lost() -> None:

@@ -31,15 +31,15 @@ def test_stages_without_an_ensemble_stay_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ensemble", "said"),
+    ("ensemble", "message"),
     [
         ("{}", "an ensemble needs seeds, checkpoints or both"),
         ("{checkpoints: [a/model, b/model]}", "under the names of their folders, which must differ"),
         ("{seeds: 17}", r"curation.ensemble.seeds: .* less than or equal to 16, found 17"),
     ],
 )
-def test_what_cannot_vote_is_refused(ensemble: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_what_cannot_vote_is_refused(ensemble: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         recipe_with(ensemble)
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from dt2it_pipeline.evaluate.benchmarks.comparison import compare, holm, paired_interval, paired_test
-from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, EvaluationError, score_items
+from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, BenchmarkError, score_items
 
 
 def items(*groups: tuple[str, str, int]) -> pd.DataFrame:
@@ -98,5 +98,5 @@ def test_a_tie_or_a_missing_score_is_wrong() -> None:
 
 def test_a_response_with_two_scores_is_refused() -> None:
     twice = pd.concat([scores([True]), scores([False])])
-    with pytest.raises(EvaluationError, match="'c0' has two different scores"):
+    with pytest.raises(BenchmarkError, match="'c0' has two different scores"):
         compare(items(("b", "g", 1)), twice, scores([True]), ("a", "b"))

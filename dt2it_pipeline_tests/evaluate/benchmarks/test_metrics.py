@@ -8,7 +8,7 @@ import pytest
 
 from dt2it_pipeline.curate.tables import to_table
 from dt2it_pipeline.evaluate.benchmarks import metrics
-from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, EvaluationError, wilson_interval
+from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, BenchmarkError, wilson_interval
 from dt2it_pipeline.storage import schemas
 
 
@@ -78,17 +78,17 @@ def test_voters_and_names() -> None:
     assert set(score_items(given, scores([1.0]), model="round 0")["model"]) == {"round 0"}
     failed = score_items(given, scores([1.0]).iloc[:0], model="round 0")
     assert row(failed, "b", "x")["unscored"] == 1
-    with pytest.raises(EvaluationError, match="2 voters"):
+    with pytest.raises(BenchmarkError, match="2 voters"):
         score_items(given, both, model="round 0")
 
 
 def test_empty_items_and_errors() -> None:
     assert len(score_items(items(("b", "x")).iloc[:0], scores([1.0]))) == 0
-    with pytest.raises(EvaluationError, match="reserved"):
+    with pytest.raises(BenchmarkError, match="reserved"):
         score_items(items(("b", OVERALL)), scores([1.0]))
-    with pytest.raises(EvaluationError, match="two different scores"):
+    with pytest.raises(BenchmarkError, match="two different scores"):
         score_items(items(("b", "x")), pd.concat([scores([1.0]), scores([2.0])]))
-    with pytest.raises(EvaluationError, match="missing columns"):
+    with pytest.raises(BenchmarkError, match="missing columns"):
         score_items(items(("b", "x")).drop(columns="group"), scores([1.0]))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dt2it_pipeline.evaluate.benchmarks.bootstrap import Measured, combine
 from dt2it_pipeline.evaluate.benchmarks.reference_results import BOTH, comparison, comparison_markdown, load_published
-from dt2it_pipeline.evaluate.benchmarks.spec import EvaluationError
+from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError
 
 
 def figures(*rows: tuple[str, str, str, float]) -> pd.DataFrame:
@@ -53,11 +53,11 @@ def test_nothing_to_compare_gives_an_empty_table() -> None:
 def test_a_figure_of_an_unknown_benchmark_is_named(tmp_path) -> None:
     path = tmp_path / "published.yaml"
     path.write_text("source: s\nbenchmarks: {a: overall}\nsystems: [{system: x, a: 1.0, b: 2.0}]\n")
-    with pytest.raises(EvaluationError, match=r"x: unknown figures \['b'\]"):
+    with pytest.raises(BenchmarkError, match=r"x: unknown figures \['b'\]"):
         load_published(path)
 
 
 def test_a_key_that_stands_twice_is_named(tmp_path) -> None:
     (tmp_path / "p.yaml").write_text("source: a\nsource: b\nbenchmarks: {}\nsystems: []\n")
-    with pytest.raises(EvaluationError, match="key 'source' stands twice, in lines 1 and 2"):
+    with pytest.raises(BenchmarkError, match="key 'source' stands twice, in lines 1 and 2"):
         load_published(tmp_path / "p.yaml")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.evaluate.benchmarks.bootstrap import measure
-from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkResult, EvaluationError, combined, score_benchmark
+from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkError, BenchmarkResult, combined, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.presentation import present
 from dt2it_pipeline.evaluate.benchmarks.spec import Entry, find_entry, get_entry, load_entries
 from dt2it_pipeline_tests.support.real_data import real_rows
@@ -124,7 +124,7 @@ def test_multimodal_rewardbench_categories_and_overall_without_safety(nested: bo
     assert dict(frame) == dict(result)
 
 
-def test_a_tie_and_a_missing_score_are_wrong_and_told_apart() -> None:
+def test_a_tie_and_a_missing_score_are_wrong_and_counted_apart() -> None:
     rows = mm_rlhf_rows()[:4]  # one id
     result = score_benchmark("mm_rlhf_rewardbench", rows, [1, 2, None, 3], [0, 2, 0, math.nan])
     assert result.results["outcome"].tolist() == ["correct", "tie", "unscored", "unscored"]
@@ -132,7 +132,7 @@ def test_a_tie_and_a_missing_score_are_wrong_and_told_apart() -> None:
     assert (result.acc, result.acc_plus) == (1 / 4, 0)
 
 
-def test_rows_are_told_apart_by_content_where_an_id_is_used_twice() -> None:
+def test_rows_are_distinguished_by_content_where_an_id_is_used_twice() -> None:
     rows = vl_rows()
     ids = Counter(row["id"] for row in rows)
     assert sum(count > 1 for count in ids.values()) == 25
@@ -206,14 +206,14 @@ def test_always_the_first_scores_99_6_unshuffled_and_half_when_shuffled_by_conte
     worse = [row["response"][row["human_ranking"].index(1)] for row in rows]
     as_published = np.array([row["human_ranking"] == [0, 1] for row in rows], dtype=float)
     assert score_benchmark("vl_rewardbench", rows, as_published, 1 - as_published).overall == pytest.approx(0.996)
-    shown = present([row["query"] for row in rows], better, worse, seed=0)
-    always_first = score_benchmark("vl_rewardbench", rows, *shown.scores(["first"] * len(rows)))
+    presented = present([row["query"] for row in rows], better, worse, seed=0)
+    always_first = score_benchmark("vl_rewardbench", rows, *presented.scores(["first"] * len(rows)))
     assert abs(always_first.overall - 0.5) < 0.05
-    knows = ["second" if second else "first" for second in shown.chosen_is_second]
-    assert score_benchmark("vl_rewardbench", rows, *shown.scores(knows)).overall == 1
+    knows = ["second" if second else "first" for second in presented.chosen_is_second]
+    assert score_benchmark("vl_rewardbench", rows, *presented.scores(knows)).overall == 1
     swapped = present([row["query"] for row in rows], worse, better, seed=0)
-    assert (swapped.first, swapped.second) == (shown.first, shown.second)
-    assert present([row["query"] for row in rows], better, worse, seed=1).first != shown.first
+    assert (swapped.first, swapped.second) == (presented.first, presented.second)
+    assert present([row["query"] for row in rows], better, worse, seed=1).first != presented.first
     unsure = score_benchmark("vl_rewardbench", rows[:2], *present("ab", "cd", "ef").scores(["tie", None]), repeats=0)
     assert (unsure.ties, unsure.unscored) == (1, 1)
     with pytest.raises(ValueError, match="verdict 'A'"):
@@ -228,19 +228,19 @@ def test_a_benchmark_is_found_by_any_spelling(name: str) -> None:
 
 
 def test_what_is_wrong_is_named() -> None:
-    with pytest.raises(EvaluationError, match=r"'x'.*known: mm_rlhf_rewardbench, multimodal_rewardbench, vl_reward"):
+    with pytest.raises(BenchmarkError, match=r"'x'.*known: mm_rlhf_rewardbench, multimodal_rewardbench, vl_reward"):
         score_benchmark("x", [], [], [])
-    with pytest.raises(EvaluationError, match="1 rows, 2 chosen and 1 rejected"):
+    with pytest.raises(BenchmarkError, match="1 rows, 2 chosen and 1 rejected"):
         score_benchmark("vl_rewardbench", [{"id": "mmmu_1"}], [1, 2], [0])
-    with pytest.raises(EvaluationError, match=r"row 0: no group fits .*'haiku'"):
+    with pytest.raises(BenchmarkError, match=r"row 0: no group fits .*'haiku'"):
         score_benchmark("multimodal_rewardbench", [{"ID": "a", "Category": "haiku"}], [1], [0])
-    with pytest.raises(EvaluationError, match=r"no group fits .*category.*None.*has the columns \['ID', 'Kind'\]"):
+    with pytest.raises(BenchmarkError, match=r"no group fits .*category.*None.*has the columns \['ID', 'Kind'\]"):
         score_benchmark("multimodal_rewardbench", [{"ID": "a", "Kind": "vqa"}], [1], [0])
-    with pytest.raises(EvaluationError, match="row 0: no id"):
+    with pytest.raises(BenchmarkError, match="row 0: no id"):
         score_benchmark("mm_rlhf_rewardbench", [{"image": "mcq/1.png"}], [1], [0])
-    with pytest.raises(EvaluationError, match=r"row 0: \"\['a'\]\" is no usable id"):
+    with pytest.raises(BenchmarkError, match=r"row 0: \"\['a'\]\" is no usable id"):
         score_benchmark("mm_rlhf_rewardbench", [{"id": ["a"], "image": "mcq/1.png"}], [1], [0])
-    with pytest.raises(EvaluationError, match="chosen_scores"):
+    with pytest.raises(BenchmarkError, match="chosen_scores"):
         score_benchmark("vl_rewardbench", [{"id": "mmmu_1"}], ["high"], [0])
     assert find_entry("my own set") is None
 
@@ -250,10 +250,10 @@ def test_an_entry_with_an_unknown_group_or_a_shared_alias_is_refused(tmp_path: A
     (tmp_path / "one.yaml").write_text(good)
     assert load_entries(tmp_path)["one"].group_of({"id": "X1"}) == "a"
     (tmp_path / "two.yaml").write_text(good.replace("name: one", "name: two\naliases: [O-n-e]"))
-    with pytest.raises(EvaluationError, match=r"one\.yaml and two\.yaml share the name 'one'"):
+    with pytest.raises(BenchmarkError, match=r"one\.yaml and two\.yaml share the name 'one'"):
         load_entries(tmp_path)
     (tmp_path / "two.yaml").write_text(good.replace("name: one", "name: two") + "unions: {c: [b]}\n")
-    with pytest.raises(EvaluationError, match=r"two\.yaml.*unknown groups \['b'\]"):
+    with pytest.raises(BenchmarkError, match=r"two\.yaml.*unknown groups \['b'\]"):
         load_entries(tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_an_entry_in_which_one_figure_would_overwrite_another_is_refused(given: 
 def test_a_group_of_the_items_never_overwrites_a_figure_of_the_entry() -> None:
     entry = Entry.model_validate({"name": "x", "groups": [{"group": "g"}], "unions": {"u": ["g"]}})
     assert {"g", "u", "overall"} == set(measure(entry, np.ones(2, bool), ["g", "g"], ["", ""], [0, 1]).figures)
-    with pytest.raises(EvaluationError, match=r"groups \['u'\] have the names of other figures"):
+    with pytest.raises(BenchmarkError, match=r"groups \['u'\] have the names of other figures"):
         measure(entry, np.ones(2, bool), ["g", "u"], ["", ""], [0, 1])
 
 

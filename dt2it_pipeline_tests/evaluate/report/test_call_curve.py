@@ -18,15 +18,15 @@ def pairs(*rows: tuple[str, float]) -> pd.DataFrame:
     return frame.assign(chosen_id=frame["pair_id"] + "+", rejected_id=frame["pair_id"] + "-", label="original")
 
 
-def verdicts(**said: tuple[str, str]) -> pd.DataFrame:
+def verdicts(**given: tuple[str, str]) -> pd.DataFrame:
     rows = [
-        (pair, judge, "given", word) for pair, words in said.items() for judge, word in zip("xy", words, strict=True)
+        (pair, judge, "given", word) for pair, words in given.items() for judge, word in zip("xy", words, strict=True)
     ]
     return pd.DataFrame(rows, columns=["pair_id", "judge", "order", "verdict"])
 
 
 def curate_with(kept: pd.DataFrame, asked: pd.DataFrame, votes: pd.DataFrame, surest_first: bool = False) -> CurateWith:
-    """What two judges' word makes of the asked pairs that so many calls reach, after the kept ones."""
+    """The kept pairs, then the asked ones that so many calls reach, as two judges decide them."""
 
     def curated(calls: int) -> pd.DataFrame:
         reached, _ = within_budget(asked, calls, 2, surest_first)
@@ -39,27 +39,27 @@ def curve_of(name: str, asked: pd.DataFrame, truth: pd.DataFrame | None, surest_
     return call_curve(name, curate_with(KEPT, asked, VOTES, surest_first), len(asked), 2, 10, truth)
 
 
-# Sure: a, b. Asked, the least sure first: d (turned, rightly), c (a tie), e (kept, wrongly).
+# Verified: a, b. Asked, the least certain first: d (flipped, rightly), c (a tie), e (kept, wrongly).
 KEPT = pairs(("a", 3.0), ("b", 3.0))
 ASKED = pairs(("c", 0.2), ("d", -0.1), ("e", 0.9))
 VOTES = verdicts(c=("chosen", "rejected"), d=("rejected", "rejected"), e=("chosen", "chosen"))
 TRUTH = pd.DataFrame({"pair_id": list("abcde"), "chosen_id": ["a+", "b-", "c+", "d-", "e-"]})
 
 
-def test_the_least_sure_pairs_are_bought_first() -> None:
+def test_judges_see_the_least_certain_pairs_first() -> None:
     curve = curve_of("paper", ASKED, TRUTH)
     assert curve.calls == (0, 2, 4, 6)
     assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
     assert curve.right == pytest.approx((1 / 2, 2 / 3, 2 / 3, 2 / 4))
 
 
-def test_the_surest_pairs_are_bought_first_where_the_policy_says_so() -> None:
+def test_judges_see_the_most_certain_pairs_first_where_the_policy_asks_for_it() -> None:
     curve = curve_of("posterior", ASKED, TRUTH, True)
     assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
     assert curve.right == pytest.approx((1 / 2, 1 / 3, 1 / 3, 2 / 4))
 
 
-def test_without_truth_only_what_is_kept_is_told() -> None:
+def test_without_truth_only_what_is_kept_is_reported() -> None:
     curve = curve_of("paper", ASKED, None)
     assert curve.right is None and curve.kept[-1] == pytest.approx(0.4)
     sentence = call_sentence([Round(0, call_curves=[curve])])
@@ -81,7 +81,7 @@ def test_where_no_judge_was_called_there_is_no_curve() -> None:
     rounds = [Round(0, call_curves=[curve])]
     assert call_sentence(rounds) == "" and call_figure([(0, [curve])]) is None
     page = render_report(ReportData(pd.DataFrame(columns=["model", "benchmark", "group"]), rounds=rounds))
-    assert "What judge calls buy" not in page
+    assert "What judge calls change" not in page
 
 
 def test_the_page_shows_the_curve_and_rounds_with_the_same_lines_once() -> None:
@@ -91,16 +91,16 @@ def test_the_page_shows_the_curve_and_rounds_with_the_same_lines_once() -> None:
         rounds=[Round(number, call_curves=[curve, curve]) for number in (0, 1)],
     )
     page = render_report(data)
-    assert "What judge calls buy." in page
-    assert "keeps 20.0% of the pairs, 50.0% of them rightly labelled, without a call; 30.0% and 66.7% after 4" in page
+    assert "What judge calls change." in page
+    assert "keeps 20.0% of the pairs, label accuracy 50.0%, without a call; 30.0% and 66.7% after 4" in page
     assert "40.0% and 50.0% after all 6." in page
     assert "Round 0 has the same lines." in page
     assert "Dashed: if the judges" in page
 
 
-def test_calls_that_add_no_pair_are_told() -> None:
+def test_calls_that_add_no_pair_are_reported() -> None:
     curve = CallCurve("r", (0, 2, 4, 6), (0.5, 0.5, 0.5, 0.7), (0.9, 0.9, 0.9, 0.95))
     text = call_sentence([Round(0, call_curves=[curve])])
-    assert "The first 4 add none: one verdict does not make so unsure a pair sure." in text
+    assert "The first 4 add none: one verdict is too little for the least certain pairs." in text
     rising = CallCurve("r", (0, 2, 4), (0.5, 0.6, 0.5), (0.9, 0.9, 0.9))
     assert "add none" not in call_sentence([Round(0, call_curves=[rising])])

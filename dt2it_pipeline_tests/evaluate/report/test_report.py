@@ -97,7 +97,7 @@ def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
     return parser.tags
 
 
-def test_hostile_text_is_shown_and_never_run() -> None:
+def test_hostile_text_is_printed_and_never_run() -> None:
     html = render_report(full(EVIL))
     html.encode("utf-8")  # no lone surrogate is left
     assert "\x00" not in html and "\u202e" not in html
@@ -125,7 +125,7 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "1 min 15 s",
         "77.8",
         "<p>Policy plain</p>",
-        "How sure the voters are.</b> Strength plain plain<",
+        "How certain the voters are.</b> Strength plain plain<",
         "strength 1.50 plain",
         "rose, within chance",
         "−10.0 to +50.0",
@@ -148,7 +148,7 @@ def test_a_balanced_funnel_says_so() -> None:
     assert "% right)" not in html
 
 
-def test_what_a_coin_does_as_well_or_better_is_said_beside_the_number_and_below_the_table() -> None:
+def test_what_is_no_better_than_chance_is_marked_beside_the_number_and_below_the_table() -> None:
     found = scores(("round 0", "overall", 80), ("control", "overall", 45), ("round 0", "g", 52), ("control", "g", 0))
     data = ReportData(found, arms=[Arm("round 0"), Arm("control", "control")])
     html = render_report(data)
@@ -160,7 +160,7 @@ def test_what_a_coin_does_as_well_or_better_is_said_beside_the_number_and_below_
     assert "guessing</span>" not in render_report(good) and "guessing" not in report_markdown(good)
 
 
-def test_the_pool_is_told_in_words_beside_its_labels() -> None:
+def test_the_outcomes_of_the_pool_are_in_words_beside_its_labels() -> None:
     funnel = Funnel(100, 20, 60, 40, 30, {}, {"original": 70, "flipped": 20, "annotated": 10}, {"flipped": 0.75})
     html = render_report(ReportData(scores(("round 0", "overall", 80)), rounds=[Round(0, funnel=funnel)]))
     for words, cell in (
@@ -169,7 +169,7 @@ def test_the_pool_is_told_in_words_beside_its_labels() -> None:
             "chosen and rejected exchanged by the vote, no judge asked (flipped)",
             '20 <span class="soft">(75.0% right)</span>',
         ),
-        ("label settled by judges (annotated)", "10"),
+        ("label decided by judges (annotated)", "10"),
     ):
         assert f'<td class="in">{words}</td><td>{cell}</td>' in html
 
@@ -211,7 +211,7 @@ def test_the_same_data_gives_the_same_page() -> None:
 
 def test_a_report_of_nothing_but_scores_and_of_nothing() -> None:
     html = render_report(ReportData(scores((("round 0"), "overall", 80))))
-    assert "80.0" in html and "No training log" in html
+    assert "80.0" in html and "There is no training log" in html
     empty = render_report(ReportData(scores()))
     assert "No benchmark has been scored yet." in empty
     nan = scores(("m", "overall", 0)).assign(accuracy=np.nan, pairs=0)
@@ -254,8 +254,8 @@ def test_thumbnails_show_what_the_models_see(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("I;16", (8, 8), 128 * 257).save(tmp_path / "deep.png")
     for name, grey in (("clear", 255), ("deep", 128)):
-        for shown in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
-            assert shown is not None and pixel(shown) == (grey,) * 3
+        for image in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
+            assert image is not None and pixel(image) == (grey,) * 3
 
 
 def test_markdown() -> None:

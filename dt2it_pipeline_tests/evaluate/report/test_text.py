@@ -27,7 +27,7 @@ def summary(accuracy: dict[str, int], *comparisons: Comparison, right: tuple[flo
     return " ".join(summary_sentences(data, headline(data)))
 
 
-def test_rises_and_falls_are_told_with_their_confidence() -> None:
+def test_rises_and_falls_come_with_their_intervals() -> None:
     made = Comparison("round 0", "round 1", [change("up", 0.052, True), change("down", -0.06), change("little", 0.01)])
     assert round_sentence(made) == (
         "From round 0 to round 1: “up” rose by 5.2 points (95% interval +0.2 to +10.2), beyond chance; "
@@ -39,25 +39,25 @@ def test_rises_and_falls_are_told_with_their_confidence() -> None:
     )
 
 
-def test_no_difference_is_said_as_such() -> None:
+def test_no_difference_is_reported_as_such() -> None:
     text = summary({"round 0": 80, "round 1": 80, "control": 80}, Comparison("control", "round 1", [change("g", 0.0)]))
     assert text == (
         "The reward model of round 1 prefers the right answer in 80.0% of 100 held-out pairs, as many as in round 0. "
         "Trained on the uncurated data instead (the control), it gets 80.0%, the same; no group differs beyond chance. "
-        "Curation left the share of right labels as it was, at 70.0%, keeping 100.0% of the pairs."
+        "Label accuracy after curation is what it was before, 70.0%, keeping 100.0% of the pairs."
     )
 
 
-def test_the_control_is_told_where_it_is_better() -> None:
+def test_the_control_is_named_where_it_is_better() -> None:
     made = Comparison("control", "round 1", [change("a", 0.5, True), change("b", -0.1, True), change("c", -0.2)])
     text = summary({"round 0": 80, "round 1": 82, "control": 60}, made, right=(0.7, 0.6))
     assert "gains most on “a” (+50.0 points), and it loses on “b” (−10.0), beyond chance." in text
     assert "“c”" not in text
     assert "against 80.0% in round 0." in text
-    assert "Curation lowered the share of right labels from 70.0% to 60.0%" in text
+    assert "Curation lowered label accuracy from 70.0% to 60.0%" in text
 
 
-def test_a_summary_says_where_a_coin_would_do() -> None:
+def test_a_summary_says_what_is_no_better_than_chance() -> None:
     assert "held-out pairs. 54.0% is no better than guessing (95% interval 44.3% to 63.4%)." in summary({"round 0": 54})
     assert "0.0% is worse than guessing (95% interval 0.0% to 3.7%)." in summary({"round 0": 0})
     assert "guessing" not in summary({"round 0": 61})

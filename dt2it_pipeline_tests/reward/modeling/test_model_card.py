@@ -3,9 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +12,7 @@ from PIL import Image
 from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.reward.modeling.model_card import licence_of_model, licence_of_source, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline_tests.support.card_requests import request_of
 
 
 @pytest.fixture
@@ -91,9 +90,3 @@ def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
     url = body["messages"][1]["content"][0]["image_url"]["url"]
     with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as image:
         assert image.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
-
-
-def request_of(card_text: str) -> dict[str, Any]:
-    """The body of the request in a model model_card."""
-    (line,) = (line for line in card_text.splitlines() if line.startswith("curl "))
-    return json.loads(shlex.split(line)[-1])  # type: ignore[no-any-return]

@@ -84,7 +84,7 @@ def test_one_placeholder_per_image_and_every_response_once(checkpoint: Path, tab
     assert set(placeholders) == {0, 1, 2}
 
 
-def test_what_cannot_be_scored_is_quarantine(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantined(checkpoint: Path, tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts, responses = rows_of(tables)
     shown = list(dict.fromkeys(p["media"][0]["path"] for p in prompts.values() if p["media"]))

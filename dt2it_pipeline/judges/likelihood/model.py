@@ -25,17 +25,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.errors import UserError
 
 YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its answer, whatever the language
 
 
-class LikelihoodError(RuntimeError):
-    """A judge's model cannot be loaded, or cannot say yes or no."""
+class LikelihoodError(UserError, RuntimeError):
+    """A judge's model cannot be loaded, or cannot answer yes or no."""
+
+    help_page: ClassVar[str] = "troubleshooting#likelihood-judge"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class LikelihoodModel:
         self._model = loaded.to(self._device).eval()
         inner: Any = getattr(self._model, "model", None)
         if hasattr(inner, "visual"):  # the Qwen-VL family
-            from dt2it_pipeline.judges.vision_cache import RememberingVisionEncoder
+            from dt2it_pipeline.judges.likelihood.vision_cache import RememberingVisionEncoder
 
             inner.visual = RememberingVisionEncoder(inner.visual)
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
@@ -125,7 +128,7 @@ class LikelihoodModel:
         """P(yes) of each question, 0 to 1; NaN where the model gives no number.
 
         Raises:
-            LikelihoodError: the model's tokens do not tell yes from no.
+            LikelihoodError: the model has no separate tokens for yes and no.
         """
         import torch
 

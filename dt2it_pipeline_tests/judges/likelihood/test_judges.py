@@ -17,8 +17,8 @@ from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.rendering import draw
 from dt2it_pipeline.engines.chat import chat_prompt
-from dt2it_pipeline.judges.likelihood_judges import LikelihoodSameness, LikelihoodScores
-from dt2it_pipeline.judges.likelihood_model import NO, YES, LikelihoodModel
+from dt2it_pipeline.judges.likelihood.judges import LikelihoodSameness, LikelihoodScores
+from dt2it_pipeline.judges.likelihood.model import NO, YES, LikelihoodModel
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.judges.rubric import OK
 from dt2it_pipeline.storage import atomic, records, schemas
@@ -114,19 +114,19 @@ def test_what_cannot_be_weighed_is_an_error_of_its_own(model, prompts, tmp_path)
     assert isinstance(found[1], JudgeError) and "missing image" in str(found[1])
 
 
-def test_texts_that_say_the_same_are_told_from_others_by_whether_both_are_right(model, prompts, tmp_path):
+def test_texts_that_mean_the_same_are_found_by_whether_both_are_right(model, prompts, tmp_path):
     check = LikelihoodSameness("l", "m", model, tmp_path, "right", 0.5)
     found: dict[bool, list[bool]] = {True: [], False: []}
     for prompt, (shape, other) in zip(prompts, _sides(), strict=True):
-        for said, changed in ((shape, other), (other, shape)):  # a wrong answer must stay wrong, a right one right
-            for kept, now in ((True, said), (False, changed)):
-                request = JudgeRequest(prompt, (f"It is a {said}.", f"The image shows a {now}."), restyle.SAME)
+        for named, changed in ((shape, other), (other, shape)):  # a wrong answer must stay wrong, a right one right
+            for kept, now in ((True, named), (False, changed)):
+                request = JudgeRequest(prompt, (f"It is a {named}.", f"The image shows a {now}."), restyle.SAME)
                 ((_, reply),) = check.judge([request])
                 found[kept].append(json.loads(reply.text)["same"])
     assert found == {True: [True] * 10, False: [False] * 10}
 
 
-def test_asked_whether_two_texts_say_the_same_it_is_shown_both_and_no_image(prompts, tmp_path):
+def test_asked_whether_two_texts_mean_the_same_it_sees_both_and_no_image(prompts, tmp_path):
     asked = []
 
     class Answers:
@@ -178,7 +178,7 @@ def _rewrite(words: str, _: list[str]) -> str:
     return json.dumps({"text": f"The shape is a {'rectangle' if shape == 'triangle' else shape}."})
 
 
-def test_the_recipe_says_who_checks_that_rewriting_kept_the_content_an_endpoint(prompts, tmp_path):
+def test_the_recipe_names_who_checks_that_rewriting_kept_the_content_an_endpoint(prompts, tmp_path):
     def compare(words: str, _: list[str]) -> str:
         first, second = map(_shape, _blocks(words))
         return json.dumps({"difference": "", "same": first == second})
@@ -194,7 +194,7 @@ def test_the_recipe_says_who_checks_that_rewriting_kept_the_content_an_endpoint(
     assert metadata["same_content"]["cost"] > 0 == metadata["restyle"]["cost"]
 
 
-def test_the_recipe_says_who_checks_that_rewriting_kept_the_content_a_likelihood(prompts, tmp_path):
+def test_the_recipe_names_who_checks_that_rewriting_kept_the_content_a_likelihood(prompts, tmp_path):
     """The model that ships with the package sees which answers are not right any more, or right all of a sudden."""
     with serving(FaultServer({}, _rewrite)) as rewriter:
         job = _restyling(tmp_path, prompts, rewriter, {"kind": "likelihood", "name": "check", "asks": "right"})

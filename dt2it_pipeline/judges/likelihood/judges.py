@@ -10,7 +10,7 @@
                              arXiv 2207.05221)
 
   A list is judged like its members by themselves: the order of presentation does not enter.
-- `LikelihoodSameness` tells whether two texts say the same (`construct.restyle`).
+- `LikelihoodSameness` decides whether two texts mean the same (`construct.restyle`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
-from dt2it_pipeline.judges.likelihood_model import Question
+from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import MAX_SCORE, Rubric
 from dt2it_pipeline.judges.templates import IS_RIGHT, IS_SAME, load_template, question_row
@@ -134,7 +134,7 @@ class LikelihoodScores:
         return ["likelihood", self._model, self._measure]
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
-        """See Judge. A prompt whose images cannot be shown is an error of its own."""
+        """See Judge. A prompt whose images cannot be read is an error of its own."""
         asked: dict[tuple[str, str], ChatPrompt] = {}
         faults: dict[int, str] = {}
         for place, request in enumerate(requests):
@@ -172,9 +172,9 @@ class LikelihoodScores:
 
 
 class LikelihoodSameness:
-    """Tells whether two texts say the same by a probability, which must reach a threshold.
+    """Decides by a probability, which must reach a threshold, whether two texts mean the same.
 
-    - `same_content`: P(yes), asked whether the two say the same; the image is not shown.
+    - `same_content`: P(yes), asked whether the two mean the same, without the image.
     - `right`: the probability that both are right or both are wrong, p q + (1 - p)(1 - q), where p and q are P(yes) of
       each, asked with the image whether it is a correct answer. It misses a change that leaves that as it was.
 
@@ -216,7 +216,7 @@ class LikelihoodSameness:
         return ["likelihood", self._model, self._asks, self._threshold]
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
-        """See Judge. Replies have the form of the template `same_content`; `difference` says the probability."""
+        """See Judge. Replies have the form of the template `same_content`; `difference` has the probability."""
         questions: dict[int, list[ChatPrompt]] = {}
         for place, request in enumerate(requests):
             try:
@@ -228,8 +228,8 @@ class LikelihoodSameness:
             found = [next(values) for _ in some]
             same = found[0] if len(found) == 1 else found[0] * found[1] + (1 - found[0]) * (1 - found[1])
             if math.isfinite(same):
-                said = {"difference": f"probability of the same {same:.4f}", "same": same >= self._threshold}
-                yield place, Reply(json.dumps(said))
+                reply = {"difference": f"probability of the same {same:.4f}", "same": same >= self._threshold}
+                yield place, Reply(json.dumps(reply))
             else:
                 yield place, JudgeError(f"likelihood is not a number: {found}")
 
@@ -242,7 +242,7 @@ class LikelihoodSameness:
 def _asked(
     request: JudgeRequest, texts: tuple[str, ...], template: str, media_root: Path, with_images: bool = True
 ) -> ChatPrompt:
-    """A question that yes or no answers, about some texts. Raises ChatError where it cannot be shown."""
+    """A question that yes or no answers, about some texts. Raises ChatError where it cannot be encoded."""
     words = load_template(template, request.prompt["language"]).render(JudgeRequest(request.prompt, texts, template))
     return chat_prompt(question_row(request.prompt, words, with_images), media_root)
 
