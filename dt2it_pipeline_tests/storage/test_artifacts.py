@@ -163,7 +163,7 @@ def test_a_damaged_table_is_made_again(tmp_path):
 
 WRITER = """
 import sys, time
-from dt2it_pipeline.store import Store
+from dt2it_pipeline.storage.artifacts import Store
 with Store({home!r}).writing("stage", "new") as folder:
     (folder / "half").write_text("half"); print("writing", flush=True); time.sleep(60)
 """

@@ -14,7 +14,7 @@ from dt2it_pipeline.storage.locks import exclusive, held_here, is_free
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dt2it_pipeline.locks import exclusive, held_here
+from dt2it_pipeline.storage.locks import exclusive, held_here
 
 path, how = Path(sys.argv[1]), sys.argv[2]
 
