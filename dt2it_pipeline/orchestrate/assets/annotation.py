@@ -140,6 +140,6 @@ def annotated_in_words(contested: int, artifact: Artifact) -> str:
     if others:
         came += f" and {others:,} verified ones that verdicts or people's votes reopened"
     return (
-        f"of {came}, {metadata['rows_out']:,} are decided ({metadata['swapped']:,} changed sides) and "
+        f"of {came}, {metadata['rows_out']:,} are decided (labels flipped: {metadata['swapped']:,}) and "
         f"{metadata['rows_quarantined']:,} dropped, after {metadata['judge_calls']:,} judge calls"
     )
