@@ -33,9 +33,9 @@ STRENGTH_NOTES = {
 }
 GROUP_NOTES = {
     "style_random": "which side is verbose is random",
-    "style_agrees": "the better answer is the verbose one, as the noisy preferences would have it; "
+    "style_congruent": "the better answer is the verbose one, as the noisy preferences would have it; "
     "a model that follows style alone gets 100",
-    "style_opposes": "the better answer is the plain one, against the bias of the noisy preferences; "
+    "style_incongruent": "the better answer is the plain one, against the bias of the noisy preferences; "
     "a model that follows style alone gets 0",
     "t2i": "two images and a caption: which image fits better",
 }

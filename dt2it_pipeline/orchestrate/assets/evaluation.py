@@ -18,6 +18,7 @@ from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.spec import load_entries
 from dt2it_pipeline.evaluate.report.formatting import percent
+from dt2it_pipeline.orchestrate.arms import arms
 from dt2it_pipeline.orchestrate.assets.rounds import trained_on
 from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.checks import BENCHMARKS_GIVEN, NO_REGRESSION
@@ -27,7 +28,6 @@ from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
-from dt2it_pipeline.orchestrate.arms import arms
 
 GROUP = "evaluation"
 ON_DEMAND = "on_demand"
@@ -35,8 +35,6 @@ CHECKPOINT_SCORES = "checkpoint_scores"
 
 
 _TABLES = ("benchmark_scores", "benchmark_figures", "benchmark_results", "scores", "quarantine")
-
-
 
 
 def build_evaluation_assets(

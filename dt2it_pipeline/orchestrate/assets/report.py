@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.arms import arms
+from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
 from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
