@@ -32,10 +32,10 @@ STRENGTH_NOTES = {
     "2.2 is 90%, 4.6 is 99%. A pair below the bound that the recipe sets goes to the judges.",
 }
 GROUP_NOTES = {
-    "style_random": "which side is verbose is random",
-    "style_congruent": "the better answer is the verbose one, as the noisy preferences would have it; "
+    "style-random": "which side is verbose is random",
+    "style-congruent": "the better answer is the verbose one, as the noisy preferences would have it; "
     "a model that follows style alone gets 100",
-    "style_incongruent": "the better answer is the plain one, against the bias of the noisy preferences; "
+    "style-incongruent": "the better answer is the plain one, against the bias of the noisy preferences; "
     "a model that follows style alone gets 0",
     "t2i": "two images and a caption: which image fits better",
 }
