@@ -1,6 +1,7 @@
 # make demo   the whole method on this machine: install, run rounds 0 and 1, print where the report lies
 # make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
-# make ui     the web UI on what has been run        make lint         format, lint and types
+# make ui     the web UI on what has been run        make lint         format, lint, types, imports
+# make docs   the documentation site, into site/
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
 # ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts,
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-numerics ui lint clean
+.PHONY: demo test test-heavy test-numerics ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -52,13 +53,17 @@ lint: $(VENV)/.installed-dev
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 ui: $(VENV)/.installed-demo
 	@mkdir -p "$(DT2IT_HOME)"
 	dagster dev -m dt2it_pipeline.definitions
 
 clean:
-	rm -rf "$(DT2IT_HOME)" $(VENV)
+	rm -rf "$(DT2IT_HOME)" $(VENV) site
 
 # scripts/install.py says what it fetches from where. Nothing is compiled by it: Python compiles what it imports, and to
 # compile the rest would take a third of the installation.
@@ -68,7 +73,7 @@ $(VENV)/.installed-demo: pyproject.toml scripts/install.py
 
 # All at once, so that `make test` in a fresh clone installs in one go.
 $(VENV)/.installed-dev: pyproject.toml scripts/install.py
-	@$(PYTHON) scripts/install.py $(VENV) $(ENGINES) demo dev
+	@$(PYTHON) scripts/install.py $(VENV) $(ENGINES) demo dev docs
 	@touch $(VENV)/.installed-demo $@
 
 # Two installations into one environment would disturb each other.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[s
 def settings() -> Iterator[str]:
     """Every setting of a recipe, by section."""
     from dt2it_pipeline.config import Recipe
+    from dt2it_pipeline.config.reference import section_descriptions
 
-    yield from _model(Recipe)
+    yield from _model(Recipe, section_descriptions())
 
 
 def manifest() -> Iterator[str]:
@@ -64,24 +65,19 @@ def benchmark() -> Iterator[str]:
     yield from _model(Entry)
 
 
-def _model(model: Any) -> Iterator[str]:
-    from dt2it_pipeline.config.reference import settings_reference
+def _model(model: Any, descriptions: Mapping[str, str] | None = None) -> Iterator[str]:
+    from dt2it_pipeline.config.reference import section_reference
 
-    section = None
-    rows: list[tuple[str, ...]] = []
-    for found in settings_reference(model):
-        name, _, key = found.key.rpartition(".")
-        if name != section:
-            yield from _section(section, rows)
-            section, rows = name, []
-        rows.append((f"`{key}`", f"`{found.type}`", found.range, f"`{found.default}`", found.description))
-    yield from _section(section, rows)
-
-
-def _section(name: str | None, rows: list[tuple[str, ...]]) -> Iterator[str]:
-    if rows:
-        yield from ([f"### `{name}`"] if name else [])
-        yield from table(("key", "type", "range", "default", "meaning"), rows)
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    for found in section_reference(model):
+        key = found.key.removeprefix(f"{found.section}.") if found.section else found.key
+        kinds = f" Kinds: {', '.join(found.kinds)}." if found.kinds else ""
+        limits = " ".join(part for part in (found.range, found.unit) if part)
+        row = (f"`{key}`", found.type, limits, f"`{found.default}`", found.description + kinds)
+        sections.setdefault(found.section, []).append(row)
+    for name, rows in sections.items():
+        yield from ([f"### `{name}`", "", (descriptions or {}).get(name, "")] if name else [])
+        yield from table(("key", "type", "range and unit", "default", "meaning"), rows)
 
 
 def adapters() -> Iterator[str]:
@@ -107,19 +103,16 @@ def benchmarks() -> Iterator[str]:
 
 def tables() -> Iterator[str]:
     """Every table kind with its columns."""
-    from dt2it_pipeline.storage.schemas import SCHEMAS
+    from dt2it_pipeline.storage.schemas import COLUMNS, DESCRIPTIONS, SCHEMAS
 
     for kind, schema in SCHEMAS.items():
         yield f"## `{kind}`"
+        yield ""
+        yield DESCRIPTIONS[kind]
         yield from table(
             ("column", "type", "null", "meaning"),
             (
-                (
-                    f"`{field.name}`",
-                    f"`{field.type}`",
-                    "yes" if field.nullable else "",
-                    (field.metadata or {}).get(b"description", b"").decode(),
-                )
+                (f"`{field.name}`", f"`{field.type}`", "yes" if field.nullable else "", COLUMNS[kind][field.name])
                 for field in schema
             ),
         )
@@ -146,7 +139,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
                 (
                     "`" + " ".join([*each.opts, *each.secondary_opts]) + "`"
                     if each.param_type_name == "option"
-                    else f"`{each.human_readable_name}`",
+                    else f"`{each.metavar or each.name.upper()}`",
                     "" if each.default is None or callable(each.default) else f"`{each.default}`",
                     getattr(each, "help", "") or "",
                 )

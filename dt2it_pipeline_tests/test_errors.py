@@ -37,6 +37,7 @@ def exceptions() -> list[type[BaseException]]:
 
 
 EXCEPTIONS = exceptions()
+MORE = {"JobFailed": (-9, "python -m job", Path("job.json"))}  # what an error holds beside its message
 
 
 def test_there_are_errors_to_look_at() -> None:
@@ -47,7 +48,8 @@ def test_there_are_errors_to_look_at() -> None:
 def test_an_error_derives_from_ours_and_its_message_survives_pickling(kind: type[BaseException]) -> None:
     assert issubclass(kind, Dt2itError)
     assert kind is Dt2itError or issubclass(kind, UserError | RowError | WorkerError)
-    error = kind("what happened", "where") if issubclass(kind, RowError) else kind("what happened")
+    more = ("where",) if issubclass(kind, RowError) else MORE.get(kind.__name__, ())
+    error = kind("what happened", *more)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert str(again) == str(error) == ("what happened: where" if issubclass(kind, RowError) else "what happened")
@@ -63,3 +65,5 @@ def test_help_pages_are_anchors_of_one_page() -> None:
     pages = [kind.help_page for kind in EXCEPTIONS if issubclass(kind, UserError)]
     assert all(re.fullmatch(r"(troubleshooting#[a-z-]+)?", page) for page in pages)
     assert sum(bool(page) for page in pages) > 20
+    explained = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert all(f"{{ #{page.partition('#')[2]} }}" in explained for page in pages if page)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dt2it_pipeline.config.recipe import parse_recipe
 from dt2it_pipeline.config.reference import recipe_schema
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.proposal import Proposal, manifest_text, propose
 
@@ -21,7 +22,7 @@ MODEL = "Qwen/Qwen3-VL-2B-Instruct"
 _RECIPE_SCHEMA, _MANIFEST_SCHEMA = "configs/recipe.schema.json", "configs/manifest.schema.json"
 
 
-class ProjectExistsError(ValueError):
+class ProjectExistsError(UserError, ValueError):
     """The folder holds files that a new project would overwrite."""
 
 

@@ -17,13 +17,15 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from dt2it_pipeline.errors import UserError
+
 Report = Callable[[Mapping[str, Any]], None]
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer exports its subclass alone
 _PACKAGE = __name__.partition(".")[0]
 _PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
 
 
-class CommandError(ValueError):
+class CommandError(UserError, ValueError):
     """A command cannot go on; the message says why and what to do."""
 
 
@@ -67,6 +69,8 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
         if debug or not any(kind.__module__.partition(".")[0] == _PACKAGE for kind in type(error).__mro__):
             raise
         _print_error(str(error))
+        if page := getattr(error, "help_page", ""):
+            typer.echo(f"More in the documentation: {page}", err=True)
         raise typer.Exit(1) from None
 
 

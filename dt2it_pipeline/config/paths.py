@@ -11,12 +11,13 @@ import os
 from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
+from dt2it_pipeline.errors import UserError
 
 KINDS = ("recipes", "datasets", "benchmarks", "deepspeed", "prompts")  # the folders below configs/
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class ConfigFileError(ValueError):
+class ConfigFileError(UserError, ValueError):
     """There is no such file of configuration; the message lists the places that were looked at and what is there."""
 
 

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from dt2it_pipeline.config.base import Settings
 from dt2it_pipeline.config.recipe import Recipe
+from dt2it_pipeline.errors import UserError
 
 _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -54,7 +55,7 @@ class Setting:
         return {**vars(self), "kinds": list(self.kinds)}
 
 
-class UnknownSettingError(ValueError):
+class UnknownSettingError(UserError, ValueError):
     """There is no setting of that name; the message names the nearest ones."""
 
 
@@ -67,7 +68,7 @@ def settings_reference(key: str | None = None) -> list[Setting]:
     Raises:
         UnknownSettingError: nothing has that key.
     """
-    rows = list(_rows(Recipe, "", ""))
+    rows = section_reference(Recipe)
     if key is None:
         return rows
     wanted = _plain(key)
@@ -75,6 +76,11 @@ def settings_reference(key: str | None = None) -> list[Setting]:
     if not found:
         raise UnknownSettingError(f"there is no setting {key!r}{_nearest(wanted, rows)}")
     return found
+
+
+def section_reference(section: type[Settings]) -> list[Setting]:
+    """All settings of any model of settings (a manifest, a benchmark spec), in its order."""
+    return list(_rows(section, "", ""))
 
 
 def section_descriptions() -> dict[str, str]:
@@ -203,8 +209,10 @@ def _type(annotation: Any) -> str:
         return _type(parts[0])
     if origin is Literal:
         return " | ".join(map(str, parts))
-    if origin is tuple:
+    if origin in (tuple, list):
         return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_type(part) for part in parts))
     if isinstance(annotation, type) and issubclass(annotation, Settings):

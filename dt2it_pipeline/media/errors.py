@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dt2it_pipeline.errors import RowError
+from dt2it_pipeline.errors import RowError, UserError
 
 
 class MediaError(RowError):
@@ -13,5 +13,5 @@ class MediaError(RowError):
     """
 
 
-class VideoDecoderError(RuntimeError):
+class VideoDecoderError(UserError, RuntimeError):
     """Video files cannot be read in this installation, whatever they hold."""

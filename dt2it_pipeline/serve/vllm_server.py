@@ -26,9 +26,10 @@ from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
+from dt2it_pipeline.errors import UserError
 
 
-class ServeError(ValueError):
+class ServeError(UserError, ValueError):
     """A model cannot be served; the message says why and what to do."""
 
 

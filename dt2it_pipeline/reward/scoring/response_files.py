@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.rows import RowError, checked_text, medium
 from dt2it_pipeline.media.store import MediaError, store_image, store_video
 from dt2it_pipeline.storage import content_ids, schemas
@@ -27,7 +28,7 @@ FORM = (
 _MARKER = re.compile(r"<(image|video)>")
 
 
-class ResponseFileError(ValueError):
+class ResponseFileError(UserError, ValueError):
     """A file of responses cannot be read; the message says why and what it should hold."""
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.config.training import LoraSettings, TrainingSettings
+from dt2it_pipeline.errors import UserError
 
 GIB = 2**30
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -28,7 +29,7 @@ _VISION = ("visual.", "vision_tower.", "vision_model.", "vision_encoder.")
 _NOT_ADAPTED = ("embed", "lm_head", "norm")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """A model folder has no weights in safetensors, or their headers cannot be read."""
 
 
