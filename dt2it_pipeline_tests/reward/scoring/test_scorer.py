@@ -17,6 +17,7 @@ from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
@@ -203,7 +204,7 @@ def test_shards_and_processes_do_not_change_a_score(base: Callable[..., Path], w
             "responses": str(tmp_path / "responses.parquet"), "media_root": str(root), "settings": settings,
             "output": str(tmp_path / f"{shard}.parquet"), "work": str(tmp_path / f"work{shard}"), "voter": "v",
         }  # fmt: skip
-        job.run(job, lambda progress: None)
+        scoring_job.run(job, lambda progress: None)
         found = atomic.read_parquet(job["output"], "scores").to_pylist()
         assert [row["response_id"] for row in found] == [name for name, _, _ in responses]
         assert max(abs(row["score"] - direct[row["response_id"]]) for row in found) < 1e-5

@@ -144,7 +144,7 @@ def test_videos_are_refused_before_any_work(checkpoint: Path, tables: dict[str, 
         "output": str(tmp_path / "out.parquet"), "work": str(tmp_path / "work"),
         "settings": ScoringSettings(engine="vllm").model_dump(),
     }  # fmt: skip
-    with pytest.raises(job.ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
+    with pytest.raises(scoring_job.ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
         scoring_job.run(job, lambda progress: None)
     assert not (tmp_path / "work").exists()
 
