@@ -77,8 +77,8 @@ def test_the_best_weights_are_kept(job: TrainJob, tmp_path: Path) -> None:
     assert [r["validation_loss"] for r in reports if "validation_loss" in r] == [row["loss"] for row in rows]
 
     again = changed(this, "again", tmp_path, learning_rate=1e-12, max_steps=1)
-    run(again | {"base_model": this.output}, [].append)
-    assert log_of(again["output"], "validation_log")[0]["loss"] == pytest.approx(best["loss"], abs=1e-5)
+    run(again.model_copy(update={"base_model": str(this.output)}), [].append)
+    assert log_of(again.output, "validation_log")[0]["loss"] == pytest.approx(best["loss"], abs=1e-5)
 
     last = changed(job, "last", tmp_path, **settings | {"keep": "last"})
     assert run(last, [].append)["validation_loss"] == rows[-1]["loss"]
