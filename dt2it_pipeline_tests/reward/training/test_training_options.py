@@ -82,8 +82,8 @@ def test_the_best_weights_are_kept(job: TrainJob, tmp_path: Path) -> None:
 
     last = changed(job, "last", tmp_path, **settings | {"keep": "last"})
     assert run(last, [].append)["validation_loss"] == rows[-1]["loss"]
-    assert log_of(last["output"], "validation_log") == rows
-    assert weights_digest(Path(last["output"])) != weights_digest(this.output)
+    assert log_of(last.output, "validation_log") == rows
+    assert weights_digest(last.output) != weights_digest(this.output)
 
 
 def test_holding_out_every_prompt_is_refused(job: TrainJob, tmp_path: Path) -> None:
