@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.clean import clean_pairs
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, decontaminate
 from dt2it_pipeline.ingest.manifest import Manifest

@@ -122,7 +122,7 @@ def make_model(source: Path, folder: Path) -> None:
 def our_job(folder: Path, data: dict[str, Any], batch: int, steps: int, *, cached: bool) -> TrainJob:
     """Job of this project's trainer."""
     from benchmarks.scoring import SYSTEM
-    from dt2it_pipeline.config.training import TrainingSettings
+    from dt2it_pipeline.config.sections.training import TrainingSettings
     from dt2it_pipeline.reward.training.job import TrainJob
 
     settings = TrainingSettings(

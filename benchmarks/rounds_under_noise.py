@@ -171,7 +171,7 @@ class Bench:
         """
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
-        from dt2it_pipeline.orchestrate.model_jobs import responses_of
+        from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of
 
         name, files = _name(cell.key(model)), []
         joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
@@ -259,7 +259,7 @@ class Bench:
         """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, score_items
-        from dt2it_pipeline.orchestrate.model_jobs import responses_of
+        from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of
         from dt2it_pipeline.storage.atomic import read_parquet
 
         key = cell.key(model)
@@ -305,9 +305,11 @@ class Bench:
         self.done.add(key)
 
     def _train(self, joined: Any, seed: int, work: Path) -> dict[str, Any]:
-        """The training of the pipeline, as its assets start it (orchestrate/model_jobs.py); it resumes in `work`."""
+        """The training of the pipeline, as its assets start it (orchestrate/stage/model_jobs.py); it resumes in
+        `work`.
+        """
         from dt2it_pipeline.config.paths import model_path
-        from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+        from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
         from dt2it_pipeline.reward.training.job import TrainJob
 
         settings = self.recipe.training

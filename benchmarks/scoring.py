@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.environment import run_as_worker, spread
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.storage import content_ids
 
 WAYS = ("one at a time", "plain batches", "ours")

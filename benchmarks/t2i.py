@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import reformulate, verdict_pair
 from dt2it_pipeline.storage import schemas

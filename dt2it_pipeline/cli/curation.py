@@ -108,7 +108,7 @@ def clean(
 
     Writes pairs.parquet (the kept and the flipped pairs) and outcomes.parquet (what became of every pair, and why).
     """
-    from dt2it_pipeline.config.curation import CurationSettings
+    from dt2it_pipeline.config.sections.curation import CurationSettings
     from dt2it_pipeline.curate.cleaning import DROPPED, FLIPPED, KEPT, QUARANTINED, clean_files
 
     if out_of_core and policy != "paper":

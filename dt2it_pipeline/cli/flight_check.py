@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dt2it_pipeline.config.annotation import PairJudgeSettings
-from dt2it_pipeline.config.judging import EndpointJudgeSettings, ReferenceJudgeSettings, WordsCheckSettings
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
+from dt2it_pipeline.config.sections.annotation import PairJudgeSettings
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings, ReferenceJudgeSettings, WordsCheckSettings
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry
 from dt2it_pipeline.ingest.first_rows import SourceError, look_at_source
 from dt2it_pipeline.ingest.landing import landed_manifests

@@ -71,7 +71,7 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Benchmark a reward model on published rows: the authors' figures with 95% intervals, beside published systems."""
-    from dt2it_pipeline.config.scoring import ScoringSettings
+    from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.evaluate.benchmarks.model_benchmark import benchmark_model, figure_rows, write_results
     from dt2it_pipeline.evaluate.benchmarks.spec import get_entry
 

@@ -109,9 +109,9 @@ def train(
 def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
     """Train in processes of its own, started as the pipeline starts them; returns the summary."""
     from dt2it_pipeline.config.recipe_files import hostfile_path
-    from dt2it_pipeline.engines.deepspeed_launcher import rank_environment
-    from dt2it_pipeline.engines.launcher import JobFailed, Resources
-    from dt2it_pipeline.engines.local_launcher import LocalLauncher
+    from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
+    from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
+    from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 
     log, processes = work / "training.log", job.settings.processes
     ranks = Resources(processes, hostfile=hostfile_path(job.settings), environment=rank_environment(processes))
@@ -186,7 +186,7 @@ def score(
 
     What a killed call has scored is kept in OUTPUT.work, and is not scored again by the same call.
     """
-    from dt2it_pipeline.config.scoring import ScoringSettings
+    from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url
     from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
     from dt2it_pipeline.reward.scoring.response_files import read_response_file

@@ -4,13 +4,18 @@ What belongs here: one module per section, reading of YAML, the places of config
 does not: anything that a stage computes. Start with `load_recipe`.
 """
 
-from dt2it_pipeline.config.annotation import AnnotationSettings, PairJudgeSettings
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
-from dt2it_pipeline.config.cleaning import CleaningSettings, DecontaminationSettings
-from dt2it_pipeline.config.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
-from dt2it_pipeline.config.demo import DemoSettings
-from dt2it_pipeline.config.evaluation import EvaluationSettings
-from dt2it_pipeline.config.judging import (
+from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
+from dt2it_pipeline.config.paths import ConfigFileError, artifact_home, find_config, model_path, project_root
+from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe, parse_recipe
+from dt2it_pipeline.config.recipe_files import require_files
+from dt2it_pipeline.config.reference import Setting, recipe_schema, settings_reference
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings, PairJudgeSettings
+from dt2it_pipeline.config.sections.cleaning import CleaningSettings, DecontaminationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
+from dt2it_pipeline.config.sections.demo import DemoSettings
+from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
+from dt2it_pipeline.config.sections.judging import (
     EndpointJudgeSettings,
     JudgingSettings,
     LikelihoodCheckSettings,
@@ -19,18 +24,13 @@ from dt2it_pipeline.config.judging import (
     VllmJudgeSettings,
     WordsCheckSettings,
 )
-from dt2it_pipeline.config.landing import LandingSettings
-from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
-from dt2it_pipeline.config.pairing import PairingSettings, RestyleSettings, StrengthBin
-from dt2it_pipeline.config.paths import ConfigFileError, artifact_home, find_config, model_path, project_root
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe, parse_recipe
-from dt2it_pipeline.config.recipe_files import require_files
-from dt2it_pipeline.config.reference import Setting, recipe_schema, settings_reference
-from dt2it_pipeline.config.sampling import SamplingSettings
-from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.config.t2i import T2ISettings
-from dt2it_pipeline.config.training import LoraSettings, LossSettings, TrainingSettings
+from dt2it_pipeline.config.sections.landing import LandingSettings
+from dt2it_pipeline.config.sections.pairing import PairingSettings, RestyleSettings, StrengthBin
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
+from dt2it_pipeline.config.sections.training import LoraSettings, LossSettings, TrainingSettings
 
 __all__ = [
     "DEMO_BASE_MODEL",

@@ -15,22 +15,22 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.config.base import Settings, guessed_key, unit
-from dt2it_pipeline.config.cleaning import CleaningSettings, DecontaminationSettings
-from dt2it_pipeline.config.curation import CurationSettings
-from dt2it_pipeline.config.demo import DemoSettings
-from dt2it_pipeline.config.evaluation import EvaluationSettings
-from dt2it_pipeline.config.judging import JudgingSettings
-from dt2it_pipeline.config.landing import LandingSettings
-from dt2it_pipeline.config.pairing import PairingSettings
 from dt2it_pipeline.config.paths import config_files, looked_in, named_file, project_root
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.sampling import SamplingSettings
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.cleaning import CleaningSettings, DecontaminationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
+from dt2it_pipeline.config.sections.demo import DemoSettings
+from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.landing import LandingSettings
+from dt2it_pipeline.config.sections.pairing import PairingSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
-from dt2it_pipeline.config.t2i import T2ISettings
-from dt2it_pipeline.config.training import TrainingSettings
 from dt2it_pipeline.errors import UserError
 
 DEFAULT_RECIPE = "configs/recipes/demo.yaml"

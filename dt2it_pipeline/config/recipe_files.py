@@ -10,7 +10,7 @@ from typing import Any
 
 from dt2it_pipeline.config.paths import ConfigFileError, find_config, model_path, project_root
 from dt2it_pipeline.config.recipe import Recipe, RecipeError
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HOST = re.compile(r"\S+\s+slots=\d+\s*(#.*)?")  # as DeepSpeed reads it

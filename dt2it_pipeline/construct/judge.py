@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.config.models import EndpointSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct.sampling_plan import CORRUPTED
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.judges.ask import Tally, ask

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.pairing import PairingSettings
+from dt2it_pipeline.config.sections.pairing import PairingSettings
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.quality import AGAINST

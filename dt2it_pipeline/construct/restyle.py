@@ -20,18 +20,18 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.judging import (
+from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
+from dt2it_pipeline.config.sections.judging import (
     EndpointJudgeSettings,
     LikelihoodCheckSettings,
     VllmJudgeSettings,
     WordsCheckSettings,
 )
-from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
-from dt2it_pipeline.config.pairing import RestyleSettings
+from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct.pairs import bare_words, near_identical
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
-from dt2it_pipeline.judges import answers
+from dt2it_pipeline.judges.answer_matching import answers
 from dt2it_pipeline.judges.ask import Tally, replies
 from dt2it_pipeline.judges.factory import MakeEngine, engine_of, likelihood_judge, model_key
 from dt2it_pipeline.judges.llm import ModelJudge

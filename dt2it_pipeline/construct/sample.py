@@ -22,14 +22,14 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
 from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.jobs import Reporter, ShardedJob, Summary
-from dt2it_pipeline.engines.launcher import Resources, WorkerPlace
-from dt2it_pipeline.engines.local_shards import InThisProcess
-from dt2it_pipeline.engines.shards import shard_launcher
+from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
+from dt2it_pipeline.engines.launch.local_shards import InThisProcess
+from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 

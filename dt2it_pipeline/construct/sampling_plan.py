@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import SampleRequest
 from dt2it_pipeline.storage import content_ids

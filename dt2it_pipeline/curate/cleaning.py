@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
 from dt2it_pipeline.curate.pair_frames import stack

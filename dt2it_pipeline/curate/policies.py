@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.judge_calibration import calibrate_judges, reopened
 from dt2it_pipeline.curate.posterior import posterior_vote, split_confident
 from dt2it_pipeline.curate.published_algorithm import (

@@ -20,7 +20,7 @@ from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.easyvqa import ShapeImage, easy_vqa_root, load_split
 
 if TYPE_CHECKING:
-    from dt2it_pipeline.config.demo import DemoSettings
+    from dt2it_pipeline.config.sections.demo import DemoSettings
 
 __all__ = ["GROUPS", "easy_vqa_root", "write_world"]
 

@@ -1,0 +1,1 @@
+"""Sources to tables: readers, manifests, adapters, cleaning, decontamination, the landing folder."""

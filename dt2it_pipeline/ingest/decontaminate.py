@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.storage import records, schemas
 

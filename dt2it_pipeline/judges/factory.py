@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.judging import (
+from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
+from dt2it_pipeline.config.sections.judging import (
     EndpointJudgeSettings,
     JudgeChoice,
     LikelihoodCheckSettings,
@@ -14,7 +15,6 @@ from dt2it_pipeline.config.judging import (
     ReferenceJudgeSettings,
     VllmJudgeSettings,
 )
-from dt2it_pipeline.config.models import EndpointSettings, VllmSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, SamplingEngine
 from dt2it_pipeline.judges.llm import ModelJudge
 from dt2it_pipeline.judges.protocol import Judge, JudgeError

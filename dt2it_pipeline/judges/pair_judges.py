@@ -22,11 +22,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from dt2it_pipeline.config.annotation import PairJudgeSettings
+from dt2it_pipeline.config.sections.annotation import PairJudgeSettings
 from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
-from dt2it_pipeline.judges.agreement import is_yes_or_no, side_that_agrees
-from dt2it_pipeline.judges.answers import question_text
+from dt2it_pipeline.judges.answer_matching.agreement import is_yes_or_no, side_that_agrees
+from dt2it_pipeline.judges.answer_matching.answers import question_text
 from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict
 from dt2it_pipeline.judges.protocol import Reply

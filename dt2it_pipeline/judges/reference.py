@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dt2it_pipeline.judges import answers
+from dt2it_pipeline.judges.answer_matching import answers
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import CRITERIA, MAX_SCORE, overall
 from dt2it_pipeline.storage import content_ids

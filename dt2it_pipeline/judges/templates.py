@@ -12,7 +12,7 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from dt2it_pipeline.config.paths import config_files, looked_in
-from dt2it_pipeline.judges.answers import question_text
+from dt2it_pipeline.judges.answer_matching.answers import question_text
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.media.markers import MARKER, without_markers
 from dt2it_pipeline.storage import content_ids

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError, JudgeRequest, JudgeStopped
 from dt2it_pipeline.judges.rubric import OK, read_reply

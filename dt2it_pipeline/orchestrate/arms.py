@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dt2it_pipeline.config.evaluation import EvaluationSettings
+from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
 
 CONTROL, CEILING = "control", "ceiling"
 

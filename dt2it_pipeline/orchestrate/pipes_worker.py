@@ -3,7 +3,7 @@
     python -m dt2it_pipeline.orchestrate.pipes_worker job.json
 
 Under the DeepSpeed launcher every rank runs this; only rank 0 opens the Pipes session. What is the same without Dagster
-(the end of the process, its summary and its error) stands in engines/worker.py.
+(the end of the process, its summary and its error) stands in engines/launch/worker.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dt2it_pipeline.engines.jobs import job_path
-from dt2it_pipeline.engines.worker import end_with_parent, run_file
+from dt2it_pipeline.engines.launch.worker import end_with_parent, run_file
 
 PROGRESS = "… "  # begins every report of progress, so that the console can thin them out
 

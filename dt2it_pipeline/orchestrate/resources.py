@@ -10,8 +10,8 @@ import dagster as dg
 from pydantic import Field
 
 from dt2it_pipeline.engines.jobs import Job, Summary
-from dt2it_pipeline.engines.launcher import ONE_PROCESS, JobFailed, Resources
-from dt2it_pipeline.engines.local_launcher import LocalLauncher
+from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Resources
+from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.storage.artifacts import Store
 
 _WORKER = "dt2it_pipeline.orchestrate.pipes_worker"

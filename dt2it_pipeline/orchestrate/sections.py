@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
-from dt2it_pipeline.config.curation import CurationSettings
-from dt2it_pipeline.config.evaluation import EvaluationSettings
-from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe import Recipe
-from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
+from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 
 
 class ModelSections(NamedTuple):

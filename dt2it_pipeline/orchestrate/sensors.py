@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from dt2it_pipeline.config.landing import LandingSettings
+from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.benchmarks.gains import Gain, gain, stalled
 from dt2it_pipeline.ingest.landing import Landed, look

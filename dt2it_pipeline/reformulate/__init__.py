@@ -1,0 +1,1 @@
+"""Part 2: text-to-image preferences become two-image questions with short textual answers."""

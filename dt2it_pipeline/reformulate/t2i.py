@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
 from dt2it_pipeline.media.markers import MARKER, without_markers
 from dt2it_pipeline.reformulate import columns
 from dt2it_pipeline.reformulate.phrasings import CAPTION, Phrasing, Phrasings, language_of, load_phrasings

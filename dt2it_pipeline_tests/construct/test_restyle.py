@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dt2it_pipeline.config.pairing import RestyleSettings
+from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct import restyle
 from dt2it_pipeline.construct.restyle import RestyleJob
 from dt2it_pipeline.engines.vllm_engine import Sample

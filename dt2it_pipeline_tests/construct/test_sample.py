@@ -8,7 +8,7 @@ import pytest
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct import sample
 from dt2it_pipeline.construct.sample import SampleJob
 from dt2it_pipeline.demo.language import COLORS as DEMO_COLORS

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from dt2it_pipeline.config.demo import DemoSettings
+from dt2it_pipeline.config.sections.demo import DemoSettings
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.easyvqa import EasyVQAMissingError
 from dt2it_pipeline.demo.world import GROUPS, write_world

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines.jobs import Job, JobError, main
 from dt2it_pipeline.reward.scoring.job import ScoreJob

@@ -10,8 +10,8 @@ import httpx
 import jsonschema
 import pytest
 
-from dt2it_pipeline.config.judging import JudgingSettings
-from dt2it_pipeline.config.pairing import RestyleSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE
 from dt2it_pipeline.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema

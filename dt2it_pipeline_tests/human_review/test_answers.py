@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.published_algorithm import decide_by_people
 from dt2it_pipeline.curate.tables import to_frame, to_table

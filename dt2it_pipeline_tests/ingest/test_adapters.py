@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
 from dt2it_pipeline.ingest.adapters import ADAPTERS, UnknownAdapterError, adapter
 from dt2it_pipeline.ingest.adapters.llava_critic import verdict
 from dt2it_pipeline.ingest.reading import SourceError

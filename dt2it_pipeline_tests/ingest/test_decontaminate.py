@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.ingest.decontaminate import (
     benchmark_content,
     contaminated_pairs,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct import judge
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.engines.endpoint import EndpointEngine

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dt2it_pipeline.judges import answers
+from dt2it_pipeline.judges.answer_matching import answers
 from dt2it_pipeline.judges.protocol import LISTWISE, POINTWISE, JudgeError, JudgeRequest
 from dt2it_pipeline.judges.reference import WEIGHTS, ReferenceJudge
 from dt2it_pipeline.judges.rubric import CRITERIA, parse_pairwise, parse_reply

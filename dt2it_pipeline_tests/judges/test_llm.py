@@ -8,7 +8,7 @@ from collections import Counter
 import jsonschema
 import pytest
 
-from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct import judge
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample, VllmEngine
 from dt2it_pipeline.judges.llm import ModelJudge

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.engines.vllm_engine import EngineError, Sample
 from dt2it_pipeline.storage import atomic, records, schemas

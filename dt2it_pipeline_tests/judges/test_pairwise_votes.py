@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.protocol import JudgeError
 from dt2it_pipeline.judges.trial import RIGHT, try_judge
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving

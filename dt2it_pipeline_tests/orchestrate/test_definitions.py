@@ -11,9 +11,9 @@ from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.orchestrate.assets.report import report_settings
-from dt2it_pipeline.orchestrate.cached_stage import stage_key
 from dt2it_pipeline.orchestrate.partitions import earlier_round
 from dt2it_pipeline.orchestrate.sections import ReportSections
+from dt2it_pipeline.orchestrate.stage.cached_stage import stage_key
 from dt2it_pipeline.storage.artifacts import Store
 
 # asset -> what it is made from, group by group: the asset graph of the README

@@ -17,7 +17,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 import dt2it_pipeline
 from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.orchestrate.stage_asset import OWNERS, PART, STAGE
+from dt2it_pipeline.orchestrate.stage.stage_asset import OWNERS, PART, STAGE
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from dt2it_pipeline.config.recipe import Recipe, load_recipe
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store

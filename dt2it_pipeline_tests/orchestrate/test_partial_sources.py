@@ -6,9 +6,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.recipe import parse_recipe
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
 from dt2it_pipeline.reformulate.phrasings import PhrasingError, load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate, verdict_pair
 from dt2it_pipeline.storage import content_ids, schemas

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SampleRequest
 from dt2it_pipeline.storage import atomic, content_ids, schemas

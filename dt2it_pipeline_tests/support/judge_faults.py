@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dt2it_pipeline.config.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.construct_world import prompt_row, response_rows

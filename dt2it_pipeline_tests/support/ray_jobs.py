@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dt2it_pipeline.engines.jobs import ShardedJob
-from dt2it_pipeline.engines.launcher import WorkerPlace
+from dt2it_pipeline.engines.launch.launcher import WorkerPlace
 
 
 class SquaresJob(ShardedJob):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 

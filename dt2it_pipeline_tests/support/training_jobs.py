@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.config.paths import project_root
-from dt2it_pipeline.config.training import TrainingSettings
-from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import atomic, records, schemas
 

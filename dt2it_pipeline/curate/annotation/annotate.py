@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from dt2it_pipeline.config.annotation import AnnotationSettings, AnnotatorChoice, PairJudgeSettings
-from dt2it_pipeline.config.judging import EndpointJudgeSettings
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings, AnnotatorChoice, PairJudgeSettings
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 from dt2it_pipeline.judges.factory import make_judge

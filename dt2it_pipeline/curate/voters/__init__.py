@@ -1,0 +1,1 @@
+"""Voters and their margins: scores joined to pairs, ensembles, out-of-fold models."""

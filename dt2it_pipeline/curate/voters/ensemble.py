@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dt2it_pipeline.config.curation import EnsembleSettings
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sections.curation import EnsembleSettings
 
 
 def seed_voters(settings: EnsembleSettings, seed: int) -> dict[str, int]:

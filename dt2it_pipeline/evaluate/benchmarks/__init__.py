@@ -1,0 +1,1 @@
+"""Benchmarks: specs, published rows, scores, figures with intervals, comparisons."""

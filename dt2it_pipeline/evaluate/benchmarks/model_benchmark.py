@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, combined, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url, run

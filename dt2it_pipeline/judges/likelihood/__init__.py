@@ -1,0 +1,1 @@
+"""Judges that read probabilities instead of words."""

@@ -7,19 +7,19 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
-from dt2it_pipeline.config.curation import CurationSettings
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.pair_frames import stack
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.human_review.answers import people_votes
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 from dt2it_pipeline.storage.content_ids import content_hash

@@ -8,19 +8,19 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.config.judging import JudgingSettings
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.construct.sample import SampleJob, join
 from dt2it_pipeline.judges import templates
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.checks import JUDGES_ANSWER, judges_answer
-from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.checks import JUDGES_ANSWER, judges_answer
+from dt2it_pipeline.orchestrate.stage.metadata import judge_table, markdown_of
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet
 

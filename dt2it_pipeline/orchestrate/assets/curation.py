@@ -5,19 +5,19 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.pair_frames import select_rows
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
-from dt2it_pipeline.orchestrate.cached_stage import Settings, run_stage
-from dt2it_pipeline.orchestrate.checks import ROWS_RECONCILE
-from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
-from dt2it_pipeline.orchestrate.stage_asset import GPU_POOL, StageResult, materialized, stage_asset, stage_spec
+from dt2it_pipeline.orchestrate.stage.cached_stage import Settings, run_stage
+from dt2it_pipeline.orchestrate.stage.checks import ROWS_RECONCILE
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of
+from dt2it_pipeline.orchestrate.stage.stage_asset import GPU_POOL, StageResult, materialized, stage_asset, stage_spec
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
-from dt2it_pipeline.config.evaluation import EvaluationSettings
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, ItemScores, score_items
 from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
@@ -20,13 +20,13 @@ from dt2it_pipeline.evaluate.benchmarks.spec import load_entries
 from dt2it_pipeline.evaluate.report.formatting import percent
 from dt2it_pipeline.orchestrate.arms import arms
 from dt2it_pipeline.orchestrate.assets.rounds import trained_on
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.checks import BENCHMARKS_GIVEN, NO_REGRESSION
-from dt2it_pipeline.orchestrate.metadata import markdown_of
-from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.checks import BENCHMARKS_GIVEN, NO_REGRESSION
+from dt2it_pipeline.orchestrate.stage.metadata import markdown_of
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"

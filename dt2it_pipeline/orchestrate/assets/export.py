@@ -10,9 +10,9 @@ from pydantic import Field
 from dt2it_pipeline.export import DATASETS, FORMATS, export_pairs
 from dt2it_pipeline.export.lineage import lineage_of, sources_of
 from dt2it_pipeline.orchestrate.assets.evaluation import ON_DEMAND
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.schemas import table
 

@@ -8,24 +8,24 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.pairing import PairingSettings, RestyleSettings
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sections.pairing import PairingSettings, RestyleSettings
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.generators import Models, models_of, with_models
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME, RestyleJob
 from dt2it_pipeline.judges import templates
 from dt2it_pipeline.orchestrate.assets.construction import GROUP, step_reporter, template_versions
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.checks import (
+from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.checks import (
     REWRITING_KEEPS_PAIRS,
     STYLE_PROBE,
     rewriting_keeps_pairs,
     style_below_bound,
 )
-from dt2it_pipeline.orchestrate.metadata import judge_table, markdown_of
-from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.metadata import judge_table, markdown_of
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 from dt2it_pipeline.style.probe import leak_table, source_probe, style_probe

@@ -6,16 +6,16 @@ from dataclasses import replace
 import dagster as dg
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.cleaning import CleaningSettings
-from dt2it_pipeline.config.demo import DemoSettings
-from dt2it_pipeline.config.landing import LandingSettings
+from dt2it_pipeline.config.sections.cleaning import CleaningSettings
+from dt2it_pipeline.config.sections.demo import DemoSettings
+from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
-from dt2it_pipeline.orchestrate.cached_stage import run_stage, stage_key
-from dt2it_pipeline.orchestrate.checks import SOURCES_READABLE
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, stage_key
+from dt2it_pipeline.orchestrate.stage.checks import SOURCES_READABLE
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from dt2it_pipeline.config.t2i import T2ISettings
+from dt2it_pipeline.config.sections.t2i import T2ISettings
 from dt2it_pipeline.orchestrate.assets.construction import GROUP
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.checks import POSITIONS_BALANCED
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.checks import POSITIONS_BALANCED
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
 from dt2it_pipeline.reformulate.t2i import reformulate
 from dt2it_pipeline.storage.artifacts import Artifact

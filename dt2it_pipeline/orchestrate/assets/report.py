@@ -11,13 +11,13 @@ import pyarrow as pa
 from dt2it_pipeline.orchestrate.arms import arms
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
-from dt2it_pipeline.orchestrate.report_data import report_data
-from dt2it_pipeline.orchestrate.report_sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
+from dt2it_pipeline.orchestrate.report.data import report_data
+from dt2it_pipeline.orchestrate.report.sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.sections import ReportSections
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_json_atomic
 

@@ -7,21 +7,21 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.cleaning import DecontaminationSettings
-from dt2it_pipeline.config.curation import CurationSettings
+from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
+from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.media.index import MediaIndex
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.checks import NO_CONTAMINATION
-from dt2it_pipeline.orchestrate.metadata import histogram, markdown_of
-from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
-from dt2it_pipeline.orchestrate.stage_asset import OWNERS, PART, STAGE, StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.checks import NO_CONTAMINATION
+from dt2it_pipeline.orchestrate.stage.metadata import histogram, markdown_of
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.stage.stage_asset import OWNERS, PART, STAGE, StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact
 
 _REMOVED = pa.schema(

@@ -11,17 +11,17 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.config.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
+from dt2it_pipeline.config.sections.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
 from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters, seed_voters
 from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
-from dt2it_pipeline.orchestrate.cached_stage import Settings, run_stage
-from dt2it_pipeline.orchestrate.model_jobs import ModelJobs, responses_of
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
-from dt2it_pipeline.orchestrate.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.orchestrate.stage.cached_stage import Settings, run_stage
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of
+from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet

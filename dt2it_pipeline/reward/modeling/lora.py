@@ -15,7 +15,7 @@ from dt2it_pipeline.reward.errors import TrainingError
 if TYPE_CHECKING:
     import torch
 
-    from dt2it_pipeline.config.training import LoraSettings
+    from dt2it_pipeline.config.sections.training import LoraSettings
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _ADAPTER = "default"  # the name that peft gives to an adapter which nobody named

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dt2it_pipeline.config.paths import config_files
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
 from dt2it_pipeline.storage import atomic
 

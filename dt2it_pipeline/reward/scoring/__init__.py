@@ -1,0 +1,1 @@
+"""Scores: the scorer, vLLM's, the sharded job, plain Python inputs."""

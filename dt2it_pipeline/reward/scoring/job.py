@@ -3,7 +3,7 @@
     python -m dt2it_pipeline.engines.jobs job.json
 
 The recipe's `scoring.engine` says who computes: our own model (scorer.py) or vLLM's pooling engine (vllm_scorer.py).
-Who does the shards, workers of this machine or of a Ray cluster, is the launcher's business (engines/shards.py).
+Who does the shards, workers of this machine or of a Ray cluster, is the launcher's business (engines/launch/shards.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
-from dt2it_pipeline.engines.launcher import Resources, WorkerPlace
-from dt2it_pipeline.engines.shards import shard_launcher
+from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
+from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.storage import atomic, records, schemas
 

@@ -1,0 +1,1 @@
+"""Training: the job, the loop, checkpoints to resume from, schedule, validation, curves."""

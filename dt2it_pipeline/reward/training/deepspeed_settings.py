@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 
 
 def deepspeed_config(settings: TrainingSettings, decay: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dt2it_pipeline.engines.deepspeed_launcher import free_port
+from dt2it_pipeline.engines.launch.deepspeed_launcher import free_port
 
 
 class Alone:

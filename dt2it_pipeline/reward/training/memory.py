@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.training import LoraSettings, TrainingSettings
+from dt2it_pipeline.config.sections.training import LoraSettings, TrainingSettings
 from dt2it_pipeline.errors import UserError
 
 GIB = 2**30

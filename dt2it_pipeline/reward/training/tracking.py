@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.checkpointing import writing
 

@@ -5,7 +5,8 @@
 
 The job is a `TrainJob` (job.py).
 
-What a recipe may ask for under `training:`, beside sizes and rates (config/training.py describes each setting):
+What a recipe may ask for under `training:`, beside sizes and rates (config/sections/training.py describes each
+setting):
 - `loss`: a margin or a soft label by the pair's strength, and centring of the scores; formulas in loss.py.
 - `micro_batch_tokens`: bounds a forward pass by its tokens, padding included. A step's pairs stay the same, so results
   differ by rounding alone. The summary's `padding_share` says which share of all cells was padding.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines.chat import chat_prompt

@@ -24,7 +24,7 @@ from dt2it_pipeline.evaluate.report.html import (
     thumbnail,
     write_report,
 )
-from dt2it_pipeline.orchestrate.metadata import _thumbnail
+from dt2it_pipeline.orchestrate.stage.metadata import _thumbnail
 from dt2it_pipeline.style.probe import StyleProbe
 
 EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
-from dt2it_pipeline.config.judging import JudgingSettings
-from dt2it_pipeline.config.pairing import RestyleSettings
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.rendering import draw

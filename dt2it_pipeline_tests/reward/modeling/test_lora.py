@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dt2it_pipeline.config.training import LoraSettings
+from dt2it_pipeline.config.sections.training import LoraSettings
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.lora import add_adapters, merge

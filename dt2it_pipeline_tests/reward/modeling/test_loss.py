@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dt2it_pipeline.config.training import LossSettings
+from dt2it_pipeline.config.sections.training import LossSettings
 from dt2it_pipeline.reward.modeling.loss import bradley_terry, centring, margin_loss, pair_losses, soft_label_loss
 from dt2it_pipeline_tests.support.tolerance import float64_tolerance
 

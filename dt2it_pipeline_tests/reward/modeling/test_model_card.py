@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from dt2it_pipeline.config.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.reward.modeling.model_card import licence_of_model, licence_of_source, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.card_requests import request_of

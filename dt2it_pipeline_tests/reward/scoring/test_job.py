@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.reward.scoring.job import ScoreJob

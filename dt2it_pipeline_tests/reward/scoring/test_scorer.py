@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt

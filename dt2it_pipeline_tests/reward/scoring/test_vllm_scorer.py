@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest

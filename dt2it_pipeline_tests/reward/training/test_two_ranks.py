@@ -21,7 +21,11 @@ from typing import Any
 import pytest
 import torch
 
-from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, write_remote_environment
+from dt2it_pipeline.engines.launch.deepspeed_launcher import (
+    REMOTE_ENVIRONMENT,
+    deepspeed_command,
+    write_remote_environment,
+)
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import weights_digest

@@ -16,9 +16,9 @@ from typing import Any
 
 import dagster as dg
 
-from dt2it_pipeline.orchestrate.checks import ROWS_RECONCILE, Check, reconcile
 from dt2it_pipeline.orchestrate.dagster_internals import code_reference
-from dt2it_pipeline.orchestrate.metadata import artifact_metadata, main_table, table_schema
+from dt2it_pipeline.orchestrate.stage.checks import ROWS_RECONCILE, Check, reconcile
+from dt2it_pipeline.orchestrate.stage.metadata import artifact_metadata, main_table, table_schema
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.schemas import DESCRIPTIONS
 

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.engines import local_shards
-from dt2it_pipeline.engines.launcher import Resources, ShardsError
-from dt2it_pipeline.engines.local_shards import LocalShards
-from dt2it_pipeline.engines.ray_shards import RayShards
-from dt2it_pipeline.engines.shards import shard_launcher
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.engines.launch import local_shards
+from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError
+from dt2it_pipeline.engines.launch.local_shards import LocalShards
+from dt2it_pipeline.engines.launch.ray_shards import RayShards
+from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline_tests.support.ray_jobs import SquaresJob, UnloadableJob, tries
 
 SHARDS = {number: number for number in range(6)}

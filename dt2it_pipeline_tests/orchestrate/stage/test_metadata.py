@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.orchestrate.cached_stage import _line
-from dt2it_pipeline.orchestrate.metadata import artifact_metadata, strength_in_words, table_schema, training_curve
-from dt2it_pipeline.orchestrate.model_jobs import training_metadata, validation_log
+from dt2it_pipeline.orchestrate.stage.cached_stage import _line
+from dt2it_pipeline.orchestrate.stage.metadata import artifact_metadata, strength_in_words, table_schema, training_curve
+from dt2it_pipeline.orchestrate.stage.model_jobs import training_metadata, validation_log
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 

@@ -12,17 +12,17 @@ import dagster as dg
 import pyarrow as pa
 
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe_files import hostfile_path, read_deepspeed_config
-from dt2it_pipeline.config.scoring import ScoringSettings
-from dt2it_pipeline.config.training import TrainingSettings
-from dt2it_pipeline.engines.deepspeed_launcher import rank_environment
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.jobs import Summary
-from dt2it_pipeline.engines.launcher import Resources
+from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
+from dt2it_pipeline.engines.launch.launcher import Resources
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob
-from dt2it_pipeline.orchestrate.cached_stage import run_stage
-from dt2it_pipeline.orchestrate.metadata import training_curve
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.metadata import training_curve
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import schemas

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.engines.launcher import JobFailed, Resources
-from dt2it_pipeline.engines.local_launcher import LocalLauncher
+from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
+from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, Rank
 
 

@@ -15,10 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dt2it_pipeline.engines.deepspeed_launcher import REMOTE_ENVIRONMENT, deepspeed_command, write_remote_environment
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
-from dt2it_pipeline.engines.launcher import ONE_PROCESS, JobFailed, Resources
-from dt2it_pipeline.engines.worker import PARENT_PID, error_file, read_summary, summary_file
+from dt2it_pipeline.engines.launch.deepspeed_launcher import (
+    REMOTE_ENVIRONMENT,
+    deepspeed_command,
+    write_remote_environment,
+)
+from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Resources
+from dt2it_pipeline.engines.launch.worker import PARENT_PID, error_file, read_summary, summary_file
 from dt2it_pipeline.storage import locks
 
 _GRACE_SECONDS = 10.0
@@ -34,7 +38,7 @@ class LocalLauncher:
         on_line: called with every line that the processes print; None: they print where this process does.
     """
 
-    worker: str = "dt2it_pipeline.engines.worker"
+    worker: str = "dt2it_pipeline.engines.launch.worker"
     environment: Mapping[str, str] = field(default_factory=dict)
     on_line: Callable[[str], None] | None = None
 

@@ -7,7 +7,12 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.config.base import Settings, kind_of, unit
-from dt2it_pipeline.config.judging import EndpointChoice, LikelihoodCheckSettings, VllmChoice, WordsCheckSettings
+from dt2it_pipeline.config.sections.judging import (
+    EndpointChoice,
+    LikelihoodCheckSettings,
+    VllmChoice,
+    WordsCheckSettings,
+)
 
 
 class StrengthBin(Settings):

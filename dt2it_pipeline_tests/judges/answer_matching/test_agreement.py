@@ -1,6 +1,6 @@
 import pytest
 
-from dt2it_pipeline.judges.agreement import side_that_agrees
+from dt2it_pipeline.judges.answer_matching.agreement import side_that_agrees
 
 IS_THERE = "is there a circle?"
 IS_THERE_NOT = "is there not a circle?"

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
-from dt2it_pipeline.config.judging import EndpointJudgeSettings, VllmJudgeSettings
 from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME
+from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings, VllmJudgeSettings
 
 
 class PairJudgeSettings(Settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dt2it_pipeline.judges.answers import CORRECT, assess, polarity, polarity_word, words
+from dt2it_pipeline.judges.answer_matching.answers import CORRECT, assess, polarity, polarity_word, words
 
 
 def is_yes_or_no(answer: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dt2it_pipeline.config.ray import RaySettings
-from dt2it_pipeline.engines.launcher import Resources, ShardLauncher
-from dt2it_pipeline.engines.local_shards import LocalShards
-from dt2it_pipeline.engines.ray_shards import RayShards
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher
+from dt2it_pipeline.engines.launch.local_shards import LocalShards
+from dt2it_pipeline.engines.launch.ray_shards import RayShards
 
 
 def shard_launcher(ray: RaySettings | None, local: Resources, *, fork: bool = False) -> ShardLauncher:

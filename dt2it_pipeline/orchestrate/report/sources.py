@@ -18,9 +18,9 @@ from dt2it_pipeline.evaluate.grading import Grade, grade_labels
 from dt2it_pipeline.evaluate.report.data import Curve, Example, StageCounts
 from dt2it_pipeline.evaluate.report.formatting import strength_unit
 from dt2it_pipeline.orchestrate.arms import CEILING, CONTROL, arms
-from dt2it_pipeline.orchestrate.model_jobs import training_log
-from dt2it_pipeline.orchestrate.report_words import STAGE_WORDS
+from dt2it_pipeline.orchestrate.report.words import STAGE_WORDS
 from dt2it_pipeline.orchestrate.sections import ReportSections
+from dt2it_pipeline.orchestrate.stage.model_jobs import training_log
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.style.probe import StyleProbe, style_probe
 

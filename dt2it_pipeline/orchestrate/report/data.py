@@ -11,9 +11,9 @@ from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison, compare
 from dt2it_pipeline.evaluate.report.data import Arm, Quality, ReportData
 from dt2it_pipeline.evaluate.report.formatting import strength_unit
 from dt2it_pipeline.orchestrate.arms import CONTROL, arms
-from dt2it_pipeline.orchestrate.report_round import round_part
-from dt2it_pipeline.orchestrate.report_sources import BEFORE, ReportSources, counts, curve, seconds_of
-from dt2it_pipeline.orchestrate.report_words import ARM_NOTES, GROUP_NOTES, POLICY_NOTES, STRENGTH_NOTES
+from dt2it_pipeline.orchestrate.report.round import round_part
+from dt2it_pipeline.orchestrate.report.sources import BEFORE, ReportSources, counts, curve, seconds_of
+from dt2it_pipeline.orchestrate.report.words import ARM_NOTES, GROUP_NOTES, POLICY_NOTES, STRENGTH_NOTES
 
 _COUNTED_BEFORE = ("raw_preferences", "debiased_pairs", "t2i_pairs")
 

@@ -15,8 +15,8 @@ from dt2it_pipeline.evaluate.report.call_curve import call_curve
 from dt2it_pipeline.evaluate.report.data import CallCurve, Funnel, Quality, Round, StageCounts
 from dt2it_pipeline.evaluate.report.text import curation_note
 from dt2it_pipeline.human_review.tasks import PERSON
-from dt2it_pipeline.orchestrate.report_sources import ReportSources, counts, curve, seconds_of
-from dt2it_pipeline.orchestrate.report_words import STAGE_WORDS
+from dt2it_pipeline.orchestrate.report.sources import ReportSources, counts, curve, seconds_of
+from dt2it_pipeline.orchestrate.report.words import STAGE_WORDS
 from dt2it_pipeline.storage.artifacts import Artifact
 
 

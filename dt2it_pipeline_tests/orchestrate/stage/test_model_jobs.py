@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe import load_recipe
-from dt2it_pipeline.orchestrate.model_jobs import ModelJobs
+from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dt2it_pipeline.config.paths import project_root
-from dt2it_pipeline.config.ray import RaySettings
+from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, ShardedJob, load_function
-from dt2it_pipeline.engines.launcher import ShardsError, WorkerPlace
+from dt2it_pipeline.engines.launch.launcher import ShardsError, WorkerPlace
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
 _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dt2it_pipeline.engines.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
 
 
 def test_one_machine() -> None:

@@ -1,6 +1,6 @@
 """What runs inside the process of a launched job: it ends with its starter, and leaves its end as a file.
 
-    python -m dt2it_pipeline.engines.worker job.json
+    python -m dt2it_pipeline.engines.launch.worker job.json
 
 Several ranks may run the same job; each calls `run_file`. The summary (rank 0) or the first rank's error lies beside
 the job file then, where whoever launched the job finds it, on this machine or on another that shares the folder.

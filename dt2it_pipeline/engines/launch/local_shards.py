@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from dt2it_pipeline.engines.jobs import ShardedJob, load_function
-from dt2it_pipeline.engines.launcher import Resources, ShardsError, WorkerPlace
+from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError, WorkerPlace
 
 Do = Callable[[Any], Any]
 Load = Callable[[Any, Any, WorkerPlace], Do]  # what a job's `shard_worker` names

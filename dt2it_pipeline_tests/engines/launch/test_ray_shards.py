@@ -17,13 +17,13 @@ import pytest
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.ray import RaySettings
 from dt2it_pipeline.config.recipe import RecipeError, load_recipe, parse_recipe
-from dt2it_pipeline.config.sampling import SamplingSettings
-from dt2it_pipeline.config.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
+from dt2it_pipeline.config.sections.sampling import SamplingSettings
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.construct import sample
-from dt2it_pipeline.engines import ray_shards
-from dt2it_pipeline.engines.ray_shards import RayShards, RayShardsError
+from dt2it_pipeline.engines.launch import ray_shards
+from dt2it_pipeline.engines.launch.ray_shards import RayShards, RayShardsError
 from dt2it_pipeline.reward.scoring import job
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.storage import atomic
@@ -37,7 +37,7 @@ TWO = RaySettings(workers=2, retries=1, wait_seconds=60)
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[None]:
     """Two workers' room; the tests' own code lies in the project's root."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     before = dict(os.environ)
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -132,7 +132,7 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
 def test_no_cluster_at_the_address_is_told() -> None:
     """In a process of its own: this one has a Ray already."""
     code = (
-        "from dt2it_pipeline.engines.ray_shards import RayShards, RaySettings\n"
+        "from dt2it_pipeline.engines.launch.ray_shards import RayShards, RaySettings\n"
         "RayShards(RaySettings(address='127.0.0.1:1')).run(None, {0: 0}, print)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

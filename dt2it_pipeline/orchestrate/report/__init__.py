@@ -1,0 +1,1 @@
+"""What the report shows, taken from stored artifacts."""

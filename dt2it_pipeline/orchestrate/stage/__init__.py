@@ -1,0 +1,1 @@
+"""What every asset does: find its result or compute it, check it, and describe it to Dagster."""
