@@ -12,10 +12,11 @@ from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, 
 from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 PANEL = "Preference data"
+_FLIP_FRACTION = 0.5  # of the published policy
 # Fitted values that a person reads; --json has all that was fitted.
 _FITTED = {
-    "estimated_right_share": "estimated label accuracy by source",
-    "voter_weights": "weight of each voter (log-odds per standardised margin; 0: no say)",
+    "estimated_label_accuracy": "estimated label accuracy by source",
+    "voter_weights": "weight of each voter (log-odds per standardised margin; 0: not counted)",
     "estimated_verdict_accuracy": "estimated accuracy of the judges' verdicts",
 }
 
@@ -75,7 +76,7 @@ def clean(
     ] = None,
     flip_fraction: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="paper: share of the negatively voted pairs to flip.")
-    ] = 0.5,
+    ] = _FLIP_FRACTION,
     keep_probability: Annotated[
         float,
         typer.Option(
@@ -115,6 +116,10 @@ def clean(
         raise typer.BadParameter("--out-of-core is for --policy paper")
     if verifier_scores and policy != "paper":
         raise typer.BadParameter("--verifier-scores are for --policy paper; `posterior` has no verifier")
+    if flip_fraction != _FLIP_FRACTION and policy != "paper":
+        raise typer.BadParameter("--flip-fraction is for --policy paper; `posterior` has no fixed share")
+    if judge and votes is None:
+        raise typer.BadParameter("--judge chooses among the judges of --votes, which is not given")
     settings = CurationSettings(
         policy=policy,
         flip_fraction=flip_fraction,
@@ -126,7 +131,10 @@ def clean(
     )
     ended = ", ".join(f"{summary[name]:,} {name}" for name in (KEPT, FLIPPED, DROPPED, QUARANTINED))
     lines = [f"{output}: {summary['pairs']:,} pairs: {ended}"]
-    lines += [f"{text}: {_listed(summary[name])}" for name, text in _FITTED.items() if name in summary]
+    fitted = {name: text for name, text in _FITTED.items() if name in summary}
+    if votes is None:  # nothing was fitted to verdicts
+        fitted.pop("estimated_verdict_accuracy", None)
+    lines += [f"{text}: {_listed(summary[name])}" for name, text in fitted.items()]
     weights = summary.get("voter_weights")
     if weights is not None and not any(weights.values()):
         note(
@@ -150,7 +158,7 @@ def outcomes(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Write of every row of the preference sources whether a round kept, flipped or quarantined it, and why."""
+    """Write of every row of the preference sources whether a round kept, flipped, dropped or quarantined it."""
     from dt2it_pipeline.curate.outcomes import outcomes_of_round
     from dt2it_pipeline.storage.atomic import write_parquet
 

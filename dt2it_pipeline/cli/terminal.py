@@ -70,7 +70,7 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
             raise
         _print_error(str(error))
         if page := getattr(error, "help_page", ""):
-            typer.echo(f"More in the documentation: {page}", err=True)
+            typer.echo(f"More: docs/{page.replace('#', '.md#')}", err=True)
         raise typer.Exit(1) from None
 
 

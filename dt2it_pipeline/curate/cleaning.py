@@ -22,6 +22,7 @@ from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
 from dt2it_pipeline.curate.pair_frames import stack
 from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.published_algorithm import WRONG_COUNT
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.curate.voters.margins import CurationError, check_columns, check_pairs
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
@@ -33,6 +34,7 @@ _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
 _JUDGED = "annotated_pairs"  # stage of what judges' votes decided; pairs that end there without a label are dropped
 _OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
 _MOST_JUDGES = 2
+_NO_JUDGE = "contested, and no judge voted"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ def clean_pairs(
     policy = make_policy(settings)
     check_pairs(pairs)
     count, votes = _votes_that_count(votes, judges, settings.policy)
+    if len(pairs) and not scores["response_id"].isin(pd.concat([pairs["chosen_id"], pairs["rejected_id"]])).any():
+        raise CurationError(
+            "scores: no response_id is a chosen_id or rejected_id of the pairs; are they of these pairs?"
+        )
     voted, fitted = policy.vote(pairs, scores, {})
     aside = [voted.unscored.assign(stage="voted_pairs")]
     if policy.has_verifier and verifier_scores is None:
@@ -99,6 +105,8 @@ def clean_pairs(
     curated = curated.set_index("pair_id", drop=False)
     curated = curated.loc[[key for key in pairs["pair_id"] if key in curated.index]].reset_index(drop=True)
     outcomes = _outcomes(pairs, curated, pd.concat([part[list(_columns_of(part))] for part in aside]))
+    if not len(votes):
+        outcomes["reason"] = outcomes["reason"].replace(list(filter(None, WRONG_COUNT.values())), _NO_JUDGE)
     summary = _counts(outcomes) | {
         "policy": policy.name,
         "voters": list(voted.voters),
@@ -227,7 +235,8 @@ def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy:
     """How many votes decide a pair, and the votes of the judges that count.
 
     Raises:
-        CurationError: a column or a judge is missing, or there are more judges than the policy takes.
+        CurationError: a column or a judge is missing, a verdict is none that there is, or there are more judges than
+            the policy takes.
     """
     if votes is None:
         empty = pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
@@ -243,6 +252,14 @@ def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy:
         raise CurationError(
             f"votes: the policy `{policy}` takes the votes of {wanted}, and these are of {len(counted)}: "
             f"{', '.join(counted)}; name the judges whose votes count"
+        )
+    verdicts = votes["verdict"]
+    odd = verdicts.notna() & ~verdicts.isin(_OTHER_SIDE)
+    if odd.any():
+        row = votes[odd].iloc[0]
+        raise CurationError(
+            f"votes: {int(odd.sum())} verdicts are none of {', '.join(_OTHER_SIDE)} or null; the first, of pair "
+            f"{row['pair_id']}, is {row['verdict']!r}"
         )
     return len(counted), votes[votes["judge"].isin(counted)].reset_index(drop=True)
 

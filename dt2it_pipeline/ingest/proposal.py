@@ -33,7 +33,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("caption", "prompt", "text"),
     "preferred": ("preferred", "image_chosen", "chosen_image", "preferred_image", "image_preferred", "best_image"),
     "other": ("other", "image_rejected", "rejected_image", "other_image", "image_other", "worst_image"),
-    "image": ("image", "image_path", "img", "img_path", "image_file", "file_name", "filename"),
+    "image": ("image", "image_path", "img", "img_path", "image_file", "photo", "picture", "file_name", "filename"),
     "images": ("images", "image_paths", "image_list"),
     "video": ("video", "video_path"),
     "videos": ("videos", "video_paths"),
@@ -47,7 +47,7 @@ _OPTIONAL = ("id", "image", "images", "video", "videos", "group", "system", "str
 _T2I_UNUSED = ("image", "images", "video", "videos", "system")  # the two images are `preferred` and `other`
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
-_MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "videos", "..", "../images")
+_MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "photos", "pictures", "videos", "..", "../images")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _PROGRESS_SECONDS = 15.0
 
 WIDTH = 120  # columns
 _STEP = 20  # columns of a step's name
-_COMMAND = re.compile(r" (dagster job execute .+)$", re.DOTALL)
+_COMMAND = re.compile(r" (dt2it run .+)$", re.DOTALL)
 
 
 class Console(logging.Logger):

@@ -78,8 +78,7 @@ def require_partition(
         name = "round" if job.name.startswith("__") else job.name  # Dagster's own job of all assets is no one's to name
         fault = "the run names no round" if given is None else f"there is no round {given!r}"
         raise dg.Failure(
-            f"{fault}; the recipe's rounds are {', '.join(known)}. Run one with: dagster job execute -m "
-            f'dt2it_pipeline.definitions -j {name} --tags \'{{"{PARTITION}": "{known[0]}"}}\'',
+            f"{fault}; the recipe's rounds are {', '.join(known)}. Run one with: dt2it run {name} --round {known[0]}",
             allow_retries=False,
         )
 

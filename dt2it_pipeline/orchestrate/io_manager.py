@@ -50,11 +50,8 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
         """Load the current version of an upstream asset, as the input's annotation asks."""
         store, name, partition = Store(self.home), context.asset_key.to_user_string(), _partition(context)
         if store.current(name, partition) is None:
-            job = "-j construct" if partition is None else f'-j round --tags \'{{"dagster/partition": "{partition}"}}\''
-            raise StoreError(
-                f"{name} has not been made in {self.home}. Run it first: "
-                f"dagster job execute -m dt2it_pipeline.definitions {job}"
-            )
+            job = "construct" if partition is None else f"round --round {partition}"
+            raise StoreError(f"{name} has not been made in {self.home}. Run it first: dt2it run {job}")
         artifact = store.read(name, partition)
         wanted = context.dagster_type.typing_type
         if wanted not in (pa.Table, pd.DataFrame):

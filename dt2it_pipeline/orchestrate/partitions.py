@@ -23,10 +23,9 @@ def earlier_round(store: Store, name: str, number: int, needed_by: int) -> Artif
         dagster.Failure: that round has not run; the message says which command runs it. A retry would not help.
     """
     if store.current(name, str(number)) is None:
-        tags = f'\'{{"dagster/partition": "{number}"}}\''
         raise dg.Failure(
             f"round {needed_by} needs {name} of round {number}, which has not been made in {store.home}. Run it first: "
-            f"dagster job execute -m dt2it_pipeline.definitions -j {ROUND_JOB} --tags {tags}",
+            f"dt2it run {ROUND_JOB} --round {number}",
             allow_retries=False,
         )
     return store.read(name, str(number))

@@ -222,7 +222,11 @@ class Store:
             return f"{name} is made for each round, and none is named; in {self.home} there are: {', '.join(there)}"
         if partition is not None and self.current(name) is not None:
             return f"{name} is not made by rounds; leave round {partition} out"
-        instead = f"there are: {', '.join(there)}" if there else "materialise it first"
+        instead = (
+            f"there are: {', '.join(there)}"
+            if there
+            else "run the job that makes it first (`dt2it run construct`, `dt2it run round --round K`)"
+        )
         made = [folder.name for folder in (self.home / "artifacts").glob("*")]
         if not there and (close := difflib.get_close_matches(name, made, n=3, cutoff=0.85)):
             instead = f"did you mean {' or '.join(close)}?"

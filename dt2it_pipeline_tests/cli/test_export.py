@@ -32,7 +32,7 @@ def test_the_command_exports_a_round(tmp_path: Path) -> None:
     told = failing(*given)
     assert re.fullmatch(r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10", told)
     told = failing(*given, "--asset", "t2i_pairs")
-    assert re.fullmatch(r"t2i_pairs has not been materialised in .*; materialise it first", told)
+    assert re.fullmatch(r"t2i_pairs has not been materialised in .*; run the job that makes it first .*", told)
     told = failing(*given, "--asset", "curated_pair")
     assert re.fullmatch(r"curated_pair has not been materialised in .*; did you mean curated_pairs\?", told)
     store.write("debiased_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k")

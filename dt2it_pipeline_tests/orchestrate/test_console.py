@@ -93,7 +93,7 @@ def test_no_line_is_wider_than_the_terminal_but_for_commands_and_paths():
     assert len(lines) > 2
     assert max(len(line) for line in lines) <= WIDTH
     assert all(line.startswith(" " * len(head) + "w") for line in lines[1:])
-    command = "dagster job execute -m dt2it_pipeline.definitions -j round --tags " + "x" * 99
+    command = "dt2it run round --recipe " + "x" * 119
     assert wrapped(head, f"there is no round; run it first: {command}").splitlines() == [
         f"{head}there is no round; run it first:", " " * len(head) + command
     ]  # fmt: skip

@@ -23,7 +23,7 @@ def failing(*arguments: object, code: int = 1) -> str:
     assert isinstance(result.exception, SystemExit), result.exception
     lines = result.stderr.split("error: ")
     assert len(lines) == 2 and "Traceback" not in result.output, result.output
-    return lines[1].partition("\nMore in the documentation: ")[0].rstrip("\n")
+    return lines[1].partition("\nMore: docs/")[0].rstrip("\n")
 
 
 def invoke(*arguments: object) -> Result:

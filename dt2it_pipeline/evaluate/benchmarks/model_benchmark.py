@@ -70,6 +70,8 @@ def benchmark_model(
     entry = get_entry(name)
     settings = settings or ScoringSettings()
     published = read_rows(rows)
+    if not published:
+        raise BenchmarkError(f"{rows} holds no row")
     for place, row in enumerate(published):
         entry.group_of(row, place)  # before anything is scored
     if not media.is_dir():
