@@ -29,7 +29,6 @@ from dt2it_pipeline.storage import content_ids, records
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "dt2it_pipeline/demo/base_model"
-_PAD = "<|image_pad|>"
 _SHOWN = "<|vision_start|>"  # once per image
 
 

@@ -110,7 +110,7 @@ def clean(
     Writes pairs.parquet (the kept and the flipped pairs) and outcomes.parquet (what became of every pair, and why).
     """
     from dt2it_pipeline.config.sections.curation import CurationSettings
-    from dt2it_pipeline.curate.cleaning import DROPPED, FLIPPED, KEPT, QUARANTINED, clean_files
+    from dt2it_pipeline.curate.cleaning import DROPPED, FLIPPED, KEPT, clean_files
 
     if out_of_core and policy != "paper":
         raise typer.BadParameter("--out-of-core is for --policy paper")
@@ -129,7 +129,7 @@ def clean(
     summary = clean_files(
         pairs, scores, output, votes, verifier_scores or (), settings, judge or (), out_of_core=out_of_core
     )
-    ended = ", ".join(f"{summary[name]:,} {name}" for name in (KEPT, FLIPPED, DROPPED, QUARANTINED))
+    ended = ", ".join(f"{summary[name]:,} {name}" for name in (KEPT, FLIPPED, DROPPED))
     lines = [f"{output}: {summary['pairs']:,} pairs: {ended}"]
     fitted = {name: text for name, text in _FITTED.items() if name in summary}
     if votes is None:  # nothing was fitted to verdicts

@@ -262,21 +262,21 @@ storage:
       env: DT2IT_HOME
 
 local_artifact_storage:
-  module: dagster._core.storage.root
+  module: dt2it_pipeline.orchestrate.dagster_internals
   class: LocalArtifactStorage
   config:
     base_dir:
       env: DT2IT_HOME
 
 compute_logs:
-  module: dagster._core.storage.local_compute_log_manager
-  class: LocalComputeLogManager
+  module: dt2it_pipeline.orchestrate.dagster_internals
+  class: FileComputeLogManager
   config:
     base_dir:
       env: DT2IT_HOME
 
 run_coordinator:
-  module: dagster._core.run_coordinator
+  module: dagster
   class: QueuedRunCoordinator
 
 # Heavy steps (training, sampling, scoring) take the pool `gpu`: one at a time on one machine.

@@ -342,7 +342,7 @@ def _rows(call: _Call, verdicts: Sequence[Verdict], judge: Judge) -> list[Row]:
         if mode == PAIRWISE:
             criteria[AGAINST] = call.response_ids[1 - place]
             if verdict.status != OK:
-                criteria["raw"] = _writable(verdict.detail)
+                criteria["raw"] = records.writable(verdict.detail)
         rows.append(
             shared
             | {
@@ -361,10 +361,6 @@ def _faults(call: _Call, verdicts: Sequence[Verdict]) -> list[tuple[str, str, st
     if faulty is None or call.request.mode == PAIRWISE:
         return []
     return [(response_id, faulty.status, faulty.detail) for response_id in call.response_ids]
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _aside(row_id: str, reason: str, detail: str, source: str) -> dict[str, str]:

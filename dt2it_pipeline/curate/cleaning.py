@@ -29,7 +29,7 @@ from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.storage.schemas import SCHEMAS
 
-KEPT, FLIPPED, DROPPED, QUARANTINED = "kept", "flipped", "dropped", "quarantined"
+KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
 _JUDGED = "annotated_pairs"  # stage of what judges' votes decided; pairs that end there without a label are dropped
 _OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
@@ -45,7 +45,7 @@ class CleanedPairs:
         pairs: the kept and the flipped pairs in the order given, with all their columns, `strength`, `label` and
             `votes`.
         outcomes: one row per given pair, in the order given: `pair_id`, `source` and `row_id` where there are such
-            columns, `outcome` (kept, flipped, dropped, quarantined), and the `stage`, `reason` and `detail` of it.
+            columns, `outcome` (kept, flipped, dropped), and the `stage`, `reason` and `detail` of it.
         summary: counts, and what the policy fitted.
     """
 
@@ -213,8 +213,7 @@ def _outcomes(given: pd.DataFrame, curated: pd.DataFrame, aside: pd.DataFrame) -
     left = aside.set_index("pair_id").reindex(made["pair_id"])
     stays = ended["chosen_id"].notna().to_numpy(dtype=bool)
     same = ended["chosen_id"].to_numpy(dtype=object) == given["chosen_id"].to_numpy(dtype=object)
-    dropped = (left["stage"] == _JUDGED).to_numpy(dtype=bool)
-    outcome = np.select([stays & same, stays, dropped], [KEPT, FLIPPED, DROPPED], QUARANTINED)
+    outcome = np.select([stays & same, stays], [KEPT, FLIPPED], DROPPED)
     made["outcome"] = pd.Series(outcome, dtype="str")
     for name, kept in (("stage", "curated_pairs"), ("reason", None), ("detail", "")):
         of_kept = ended["label"].to_numpy(dtype=object) if kept is None else np.full(len(made), kept, dtype=object)
@@ -224,7 +223,7 @@ def _outcomes(given: pd.DataFrame, curated: pd.DataFrame, aside: pd.DataFrame) -
 
 def _counts(outcomes: pd.DataFrame) -> dict[str, Any]:
     found = outcomes["outcome"].value_counts()
-    return {"pairs": len(outcomes)} | {name: int(found.get(name, 0)) for name in (KEPT, FLIPPED, DROPPED, QUARANTINED)}
+    return {"pairs": len(outcomes)} | {name: int(found.get(name, 0)) for name in (KEPT, FLIPPED, DROPPED)}
 
 
 def _columns_of(part: pd.DataFrame) -> Sequence[str]:

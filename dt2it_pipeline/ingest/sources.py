@@ -206,8 +206,9 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifac
     """Read one source whole.
 
     Returns an artifact with `quarantine` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
-    `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Facts: rows_in (items that its rows gave), rows_out,
-    rows_quarantined; where there are some, ties (of these) and repeated_ids (rows whose own id an earlier row has).
+    `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Metadata: rows_in (items that its rows gave),
+    rows_out, rows_quarantined; where there are some, ties (of these) and repeated_ids (rows whose own id an earlier row
+    has).
 
     Memory is that of the tables and of one batch of items with their images. A call that was killed is made again;
     images that it had imported are not decoded again.

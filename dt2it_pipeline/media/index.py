@@ -7,6 +7,7 @@ again, with the same result.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,8 @@ class MediaIndex:
     def known(self, stamps: Sequence[str], hashes: Sequence[str]) -> tuple[dict[str, Stored], dict[str, Stored]]:
         """Media by the stamp of the file that they came from and by content hash, as far as they still lie there."""
         if not self.file.exists():
+            return {}, {}
+        if not os.access(self.store, os.W_OK):  # a store that others wrote is read without its index
             return {}, {}
         with SqliteCache(_MEDIA, self.file) as cache:
             by_stamp = dict(cache.select("SELECT stamp, sha256 FROM files WHERE stamp IN", stamps))

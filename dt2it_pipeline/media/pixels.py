@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 _ORIENTATION = 0x0112  # the EXIF tag
-HASH_BITS = 64
 _GRID = 32  # pixels a side from which the perceptual hash is computed
 _KEPT = 8  # lowest frequencies a direction
 _FLAT = 4.0  # grey levels; an image that varies less has no structure to recognise

@@ -27,6 +27,7 @@ from dagster._core.executor.in_process import InProcessExecutor, inprocess_execu
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.storage.tags import CODE_LOCATION_TAG, HIDDEN_TAG_PREFIX, REPOSITORY_LABEL_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils import ensure_file
@@ -34,6 +35,7 @@ from dagster._utils import ensure_file
 __all__ = [
     "HIDDEN_TAG_PREFIX",
     "FileComputeLogManager",
+    "LocalArtifactStorage",
     "StepsInThisProcess",
     "code_reference",
     "list_under_job",

@@ -181,8 +181,6 @@ COLUMNS: dict[str, dict[str, str]] = {
 # Columns that tables of earlier versions lack; such a table is read with null in their place.
 ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "quarantine": ("pair_id",)}
 
-LABELS = ("original", "flipped", "annotated", "constructed", "reformulated")
-
 
 class RecordError(UserError, ValueError):
     """A table does not have the columns or types of its kind."""

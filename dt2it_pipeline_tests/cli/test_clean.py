@@ -1,4 +1,4 @@
-"""`dt2it clean`: every pair of a user's own tables ends kept, flipped, dropped or quarantined, by both policies."""
+"""`dt2it clean`: every pair of a user's own tables ends kept, flipped or dropped, by both policies."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def test_labels_are_cleaned_and_every_pair_is_accounted_for(
     assert pairs["chosen"].str.startswith("right").mean() >= least > 1 - WRONG / COUNT
     given = pd.read_parquet("pairs.parquet").set_index("pair_id")
     assert outcomes["pair_id"].tolist() == given.index.tolist()
-    counts = {name: int((outcomes["outcome"] == name).sum()) for name in ("kept", "flipped", "dropped", "quarantined")}
+    counts = {name: int((outcomes["outcome"] == name).sum()) for name in ("kept", "flipped", "dropped")}
     assert counts == {name: summary[name] for name in counts} and summary["pairs"] == COUNT == sum(counts.values())
     assert (
         counts["flipped"] > WRONG / 3
-        and counts["quarantined"] == 1
+        and (outcomes["reason"] == "score missing").sum() == 1
         and len(pairs) == counts["kept"] + counts["flipped"]
     )
-    assert outcomes.iloc[-1][["outcome", "stage", "reason"]].tolist() == ["quarantined", "voted_pairs", "score missing"]
+    assert outcomes.iloc[-1][["outcome", "stage", "reason"]].tolist() == ["dropped", "voted_pairs", "score missing"]
     ended = pairs.set_index("pair_id")
     assert ended.index.tolist() == [key for key in given.index if key in ended.index]
     same = ended["chosen_id"] == given["chosen_id"].reindex(ended.index)
@@ -93,7 +93,7 @@ def test_labels_are_cleaned_and_every_pair_is_accounted_for(
     assert (by_id["outcome"].reindex(ended.index) == np.where(same, "kept", "flipped")).all()
     assert (by_id["reason"].reindex(ended.index) == ended["label"]).all()
     dropped = by_id[by_id["outcome"] == "dropped"]
-    assert set(dropped["stage"]) <= {"annotated_pairs"} and (dropped["reason"] != "").all()
+    assert set(dropped["stage"]) <= {"annotated_pairs", "voted_pairs"} and (dropped["reason"] != "").all()
 
 
 def test_out_of_core_decides_as_in_memory(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +164,4 @@ def test_a_vote_that_knows_nothing_says_so(tables: Path, monkeypatch: pytest.Mon
     scores.to_parquet("scores.parquet")
     summary, pairs, outcomes = cleaned(tables)
     assert not any(summary["voter_weights"].values()) and (summary["flipped"], len(pairs)) == (0, 0)
-    assert set(outcomes["outcome"]) == {"dropped", "quarantined"}
+    assert set(outcomes["outcome"]) == {"dropped"}

@@ -104,7 +104,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/dagster.yaml").write_text("ours: 1\n")
     refused = dt2it("init", "mine")
-    assert refused.exit_code == 1 and "dagster.yaml" in str(refused.exception or refused.output)
+    assert refused.exit_code == 1 and "dagster.yaml" in refused.output
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["dagster.yaml"]
     (tmp_path / "mine/dagster.yaml").rename(tmp_path / "mine/README.md")
     assert dt2it("init", "mine").exit_code == 0 and dt2it("init", "mine").exit_code == 1

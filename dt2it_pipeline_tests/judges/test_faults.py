@@ -10,7 +10,7 @@ import pytest
 from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct import judge
 from dt2it_pipeline.construct.judge import JudgeJob
-from dt2it_pipeline.engines.endpoint import EndpointEngine
+from dt2it_pipeline.engines.http import HttpClient, HttpFault
 from dt2it_pipeline.engines.vllm_engine import Sample
 from dt2it_pipeline.judges.protocol import JudgeError, JudgeStopped
 from dt2it_pipeline.storage import atomic
@@ -128,29 +128,28 @@ def test_an_endpoint_that_answers_nobody_stops_the_run_with_one_error(tmp_path, 
 
 
 def test_a_retry_after_holds_all_requests_back_and_no_more_are_in_flight_than_allowed(tmp_path, monkeypatch):
-    started, holds = [], []
-    once, wait = EndpointEngine._once, EndpointEngine._wait
+    started, refused = [], []
+    once = HttpClient._once
 
-    async def timed_once(self, client, body):
+    async def timed_once(self, *request):
         started.append(time.monotonic())
-        return await once(self, client, body)
+        try:
+            return await once(self, *request)
+        except HttpFault:
+            refused.append((self, time.monotonic()))  # nothing else runs until the client holds all requests back
+            raise
 
-    async def timed_wait(self, attempt, fault):
-        before = time.monotonic()
-        await wait(self, attempt, fault)
-        holds.append((before, time.monotonic(), self._held_until))
-
-    monkeypatch.setattr(EndpointEngine, "_once", timed_once)
-    monkeypatch.setattr(EndpointEngine, "_wait", timed_wait)
+    monkeypatch.setattr(HttpClient, "_once", timed_once)
     texts = [[f"item-{n}"] for n in range(12)]
     server = FaultServer({"item-0": ("429", 1)})
     with serving(server):
         _run(judging_job(tmp_path, server.url, texts, modes=["pointwise"], concurrency=2))
     assert server.most_at_once <= 2
-    ((before, held, until),) = holds
+    ((client, before),) = refused
+    until = client._held_until
     assert until - before >= 0.3  # as the server asked
     assert len(started) == 13
-    assert all(moment <= held or moment >= until for moment in started)
+    assert all(moment <= before or moment >= until for moment in started)
     assert max(started) >= until
 
 

@@ -120,7 +120,7 @@ def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words)
     told = str(caught.value.description)
     assert words in told
     assert "rounds are 0, 1." in told
-    assert told.endswith("""-j round --tags '{"dagster/partition": "0"}'""")
+    assert told.endswith("Run one with: dt2it run round --round 0")
     with pytest.raises(dg.Failure):
         require_partition(partitioned(), tags, {dg.AssetKey("one"), dg.AssetKey("without")})
     require_partition(partitioned(), tags, {dg.AssetKey("without")})

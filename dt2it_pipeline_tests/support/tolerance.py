@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from dt2it_pipeline.reward.model import RewardModel
+
+    from dt2it_pipeline.reward import RewardModel
 
 BFLOAT16, FLOAT32, FLOAT64 = 2.0**-8, 2.0**-24, 2.0**-53  # unit roundoffs
 _DEVIATIONS = 5.0  # z
@@ -61,11 +62,11 @@ def model_operations(config: Any, tokens: int) -> int:
     A sum of k products rounds k times. A layer of width d, with heads of width h, an MLP of width m and n tokens: two
     norms (d each), the projection to queries and keys (d), their norm (h), rotation (3), products of queries and keys
     (h), softmax (n + 3), sum of values (n), output projection (d), MLP in (d), activation (4), MLP out (m), two
-    residual sums. A picture's features pass the layers of the vision encoder before those of the language model.
+    residual sums. A image's features pass the layers of the vision encoder before those of the language model.
 
     Args:
         config: of the backbone, with `text_config` and `vision_config`.
-        tokens: of the longest sequence, picture patches included.
+        tokens: of the longest sequence, image patches included.
     """
     text, vision = config.text_config, config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -107,7 +108,7 @@ def logit_tolerance(model: Any, tokens: int) -> float:
 
     Args:
         model: of transformers, with `lm_head`.
-        tokens: of the longest sequence, picture patches included.
+        tokens: of the longest sequence, image patches included.
     """
     head = model.lm_head.weight.detach().float() * model.model.language_model.norm.weight.detach().float()
     operations = model_operations(model.config, tokens) + head.shape[1]

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder
-from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline.storage import records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,11 +139,6 @@ def split_by_prompt(prompt_ids: Sequence[str], pairs: int, seed: int) -> tuple[n
     taken = int(np.searchsorted(np.cumsum(counts[order]), pairs)) + 1 if pairs else 0
     held_out = np.isin(prompt_of, order[:taken])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-def write_quarantine(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Write the quarantine table, empty or not, so that a reader need not guess."""
-    atomic.write_parquet(schemas.table(rows, "quarantine"), path)
 
 
 def stopwatch() -> Callable[[], float]:

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.preparation import prompt_rows
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.llamafactory import BIAS, WEIGHT, import_llamafactory
-from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardModel
+from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.commands import dt2it, failing

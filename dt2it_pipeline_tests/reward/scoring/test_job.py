@@ -46,7 +46,7 @@ def with_settings(job: ScoreJob, **settings: Any) -> ScoreJob:
 
 def within(job: Mapping[str, Any]) -> float:
     """By how much two scores of the same response may differ."""
-    return score_tolerance(RewardModel.from_pretrained(job["checkpoint"]), tokens=128)
+    return score_tolerance(RewardModel.from_pretrained(job.checkpoint), tokens=128)
 
 
 def silent(progress: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ def test_several_processes_give_the_same_scores(job: ScoreJob, tmp_path: Path) -
     np.testing.assert_allclose(one["score"], two["score"], rtol=0, atol=within(job))
 
 
-def test_what_cannot_be_scored_is_quarantine(job: ScoreJob, tables: dict[str, str], tmp_path: Path) -> None:
+def test_what_cannot_be_scored_is_quarantined(job: ScoreJob, tables: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(tables["media_root"], tmp_path / "media")
     prompts = atomic.read_parquet(tables["prompts"], "prompts").to_pylist()
     shown = [p["media"][0]["path"] for p in prompts if p["media"]]
