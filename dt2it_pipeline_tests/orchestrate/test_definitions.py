@@ -122,7 +122,7 @@ def test_definitions_load_without_the_engines():
 def test_a_round_without_its_predecessor_says_which_command_to_run(tmp_path):
     with pytest.raises(dg.Failure) as caught:
         earlier_round(Store(tmp_path), "curated_pairs", 0, needed_by=1)
-    assert """-j round --tags '{"dagster/partition": "0"}'""" in str(caught.value.description)
+    assert "dt2it run round --round 0" in str(caught.value.description)
     assert not caught.value.allow_retries
 
 
