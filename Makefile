@@ -37,7 +37,7 @@ demo: $(VENV)/.installed-demo
 		echo $(JOB) round --tags "{\"dagster/partition\": \"$$round\"}"; \
 		$(JOB) round --tags "{\"dagster/partition\": \"$$round\"}" || exit 1; \
 	done
-	@cat "$(DT2IT_HOME)/report.md"
+	@fold -s -w 120 "$(DT2IT_HOME)/report.md"
 	@echo "Report: $(DT2IT_HOME)/report.html"
 
 test: $(VENV)/.installed-dev
