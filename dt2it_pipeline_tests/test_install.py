@@ -1,4 +1,4 @@
-"""scripts/install.py: who is asked for torch's CPU build, and what is said where it cannot be had.
+"""scripts/install.py: who is asked for torch's CPU build, and the message where it cannot be had.
 
 pip is real and sees nothing but a folder of tiny wheels. One of them holds a program called `uv` that writes down how
 it was called: nothing is downloaded, so that what PyTorch's index answers is not tested here.

@@ -1,4 +1,4 @@
-"""Training over a hostfile: what the other machines are told; reward/training/test_two_ranks.py trains so."""
+"""Training over a hostfile: what the other machines are sent; reward/training/test_two_ranks.py trains so."""
 
 from __future__ import annotations
 
