@@ -233,7 +233,7 @@ def _range(field: FieldInfo) -> str:
         text = f"{least} to {most}" if least and most else (f"at least {least}" if least[:1] != "a" else least)
         return text if least else f"at most {most}"
     if pattern:
-        return f"matches {pattern}"
+        return f"matches `{pattern}`"
     what = "items" if _is_list(field.annotation) else "characters"
     low, high = lengths.get("min_length"), lengths.get("max_length")
     if low == 1 and high is None:
