@@ -10,8 +10,10 @@ artifact home on a file system that they share.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import random
 import re
 import socket
 import sys
@@ -25,6 +27,8 @@ _PASSED_ON = ("DT2IT_", "HF_", "OMP_", "TOKENIZERS_", "TORCH_", "WANDB_")
 # DeepSpeed writes what it passes on into its log and command line, so secrets stay where they are: a rank that needs
 # one must find it in the environment of its own machine.
 _SECRET = re.compile("TOKEN$|KEY|SECRET|PASSWORD")
+# Linux's ip_local_port_range starts at 32768.
+_PORTS = range(20_000, 32_768)
 
 
 def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
@@ -80,7 +84,17 @@ def rank_environment(processes: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of this machine that nobody listens on now.
+
+    It lies below the ports that Linux gives to outgoing connections, so that none of them takes it before it is used,
+    and is drawn at random, so that two jobs that start at once rarely draw the same.
+
+    Raises:
+        OSError: no port of many is free.
+    """
+    drawn = random.SystemRandom().sample(_PORTS, 64)
+    for port in drawn:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port among {len(drawn)} between {_PORTS.start} and {_PORTS.stop - 1}")

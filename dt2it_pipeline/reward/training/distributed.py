@@ -9,8 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dt2it_pipeline.engines.launch.deepspeed_launcher import free_port
-
 
 class Alone:
     """A group of one process, for scoring and for tests."""
@@ -30,7 +28,11 @@ class Group:
     """All ranks that the DeepSpeed launcher started; a process started without it is a group of one."""
 
     def __init__(self) -> None:
-        self._environment()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if "MASTER_ADDR" not in os.environ and not dist.is_initialized():
+            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            # A store in memory: no other process joins, so no port has to be free.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         import deepspeed
 
         # DeepSpeed would compile an operator for shared-memory collectives at first use (40 s, and a compiler). Gloo
@@ -41,18 +43,9 @@ class Group:
         self.device = torch.device("cuda", local) if self.cuda else torch.device("cpu")
         if self.cuda:
             torch.cuda.set_device(self.device)
-        deepspeed.init_distributed(
-            dist_backend="nccl" if self.cuda else "gloo", auto_mpi_discovery=False, verbose=False
-        )
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-
-    @staticmethod
-    def _environment() -> None:
-        if "RANK" in os.environ:
-            return
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(free_port())
 
     def barrier(self) -> None:
         """Wait for all ranks."""

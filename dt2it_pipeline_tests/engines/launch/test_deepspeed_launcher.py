@@ -3,10 +3,11 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, free_port, rank_environment
 
 
 def test_one_machine() -> None:
@@ -35,3 +36,10 @@ def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(rank_environment(1)["OMP_NUM_THREADS"]) >= int(rank_environment(2)["OMP_NUM_THREADS"]) >= 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert "OMP_NUM_THREADS" not in rank_environment(2)
+
+
+def test_a_free_port_is_none_that_an_outgoing_connection_may_take() -> None:
+    low = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    found = {free_port() for _ in range(50)}
+    assert max(found) < (int(low.read_text().split()[0]) if low.exists() else 32_768)
+    assert len(found) > 45  # drawn at random: jobs that start at once do not meet
