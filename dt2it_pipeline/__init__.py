@@ -1,6 +1,6 @@
 """Multimodal reward models from noisy preference data: DT2IT-MRM as a Dagster pipeline (arXiv 2604.19544).
 
-    from dt2it_pipeline import RewardModel, export_pairs, load_recipe, score_benchmark, style_probe
+    from dt2it_pipeline import RewardModel, clean_preferences, export_pairs, load_recipe, score_benchmark, style_probe
 
 What belongs here: the names that notebooks and other programs use. Each is imported from its home when it is first
 asked for, so that `import dt2it_pipeline` loads neither torch nor pandas.
@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.curate.preferences import clean_preferences
     from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
     from dt2it_pipeline.export import export_pairs
     from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline.style import style_probe
 
-__all__ = ["RewardModel", "export_pairs", "load_recipe", "score_benchmark", "style_probe"]
+__all__ = ["RewardModel", "clean_preferences", "export_pairs", "load_recipe", "score_benchmark", "style_probe"]
 
 _HOMES = {
     "RewardModel": "dt2it_pipeline.reward",
+    "clean_preferences": "dt2it_pipeline.curate.preferences",
     "export_pairs": "dt2it_pipeline.export",
     "load_recipe": "dt2it_pipeline.config.recipe",
     "score_benchmark": "dt2it_pipeline.evaluate.benchmarks.metrics",

@@ -1,0 +1,234 @@
+"""What follows from the joint model: keep, flip or drop every pair, and which pairs are worth a judge call.
+
+A kept pair whose label is right with probability p is worth U = p - c (1 - p): a wrong label costs as much as c right
+ones bring. A pair is kept if that is not negative, so from p = c / (1 + c) on; `keep_probability` names that bound
+directly. A label is flipped if its other side is worth keeping, and there is an anchor.
+
+Without an anchor nothing is flipped. How often labels and annotators agree is seen, which of them errs is not, and a
+flip would be a guess. A drop costs a pair, and no accuracy. The level of p is assumed then, too, so that only pairs are
+dropped that the evidence speaks against. Where the evidence goes with the labels no more than by chance, all pairs stay
+as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
+from dt2it_pipeline.curate.joint.model import Anchors, JointModel, label_log_odds, label_probabilities
+
+KEPT, FLIPPED, DROPPED = 1, -1, 0
+LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
+_STANDARD_ERRORS = 2.0
+_DRAWS = 128
+_MANY, _FEWER_DRAWS = 200_000, 48
+_VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        estimate: its mean.
+        low, high: bounds that hold it with a probability of 95%, by the model.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What becomes of n pairs.
+
+    Attributes:
+        outcome: int [n]: KEPT, FLIPPED or DROPPED.
+        label_right: float64 [n], probability that the given label is right.
+        probability: float64 [n], that the chosen side after the decision is the better one.
+        before: label accuracy of all pairs as given.
+        after: label accuracy of the kept and flipped pairs; not a number where there are none.
+        anchored: whether labels could be flipped.
+        informative: whether the evidence goes with the labels, or with what was checked, beyond chance.
+        agreement: share of pairs with evidence whose evidence is for the label.
+        compared: how many pairs have evidence for or against their label.
+    """
+
+    outcome: np.ndarray
+    label_right: np.ndarray
+    probability: np.ndarray
+    before: Estimate
+    after: Estimate
+    anchored: bool
+    informative: bool
+    agreement: float
+    compared: int
+
+
+def is_anchored(anchors: Anchors) -> bool:
+    """Whether there is enough that is known to be true for labels to be flipped."""
+    checked = int(np.count_nonzero(anchors.checked))
+    return checked >= LEAST_CHECKED or len(anchors.trusted) >= LEAST_TRUSTED or anchors.label_accuracy is not None
+
+
+def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float, seed: int = 0) -> Decisions:
+    """Decide about all pairs.
+
+    Args:
+        evidence: of n pairs.
+        anchors: as the model was fitted to; checked pairs end as they were answered.
+        model: the fitted model.
+        bound: least probability of a kept label, 0.5 to 1.
+        seed: of the draws.
+    """
+    anchored = is_anchored(anchors)
+    agreement, compared, informative = _agreement(evidence, anchors, model)
+    draws = model.draws(_DRAWS if len(evidence) <= _MANY else _FEWER_DRAWS, seed)
+    outcome = np.full(len(evidence), KEPT)
+    label_right = np.empty(len(evidence))
+    sums = np.zeros((2, len(draws)))  # of P(label right) as given, and of P(side right) among those that stay
+    variances = np.zeros(2)
+    neutral = _without_evidence(evidence, draws)
+    for part, p in label_probabilities(evidence, draws):
+        checked = anchors.checked[part]
+        known = checked != 0
+        p[known] = np.where(checked[known] > 0, anchors.auditor_accuracy, 1 - anchors.auditor_accuracy)[:, None]
+        mean = p.mean(axis=1, dtype=np.float64)
+        if informative:
+            against = mean < neutral[evidence.sources[part]]
+            drop = mean < bound if anchored else (mean < bound) & against
+            outcome[part] = np.where(drop, DROPPED, KEPT)
+            if anchored:
+                outcome[part][1 - mean >= bound] = FLIPPED
+        outcome[part][known] = np.where(checked[known] > 0, KEPT, FLIPPED)
+        label_right[part] = mean
+        stays, turned = outcome[part] != DROPPED, outcome[part] == FLIPPED
+        p_after = np.where(turned[:, None], 1 - p, p)[stays]
+        sums += [p.sum(axis=0, dtype=np.float64), p_after.sum(axis=0, dtype=np.float64)]
+        variances += [(mean * (1 - mean)).sum(), (mean * (1 - mean))[stays].sum()]
+    sizes = np.array([len(evidence), int((outcome != DROPPED).sum())])
+    before, after = (_estimate(sums[k], variances[k], int(sizes[k]), seed) for k in (0, 1))
+    probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
+    return Decisions(outcome, label_right, probability, before, after, anchored, informative, agreement, compared)
+
+
+def verdict_gain(
+    evidence: Evidence, model: JointModel, label_right: np.ndarray, asked: np.ndarray, cost: float, *, may_flip: bool
+) -> np.ndarray:
+    """What one judge call is expected to bring, float64 [n], in right labels; less than 0 where it costs more.
+
+    Args:
+        evidence: of n pairs.
+        model: the fitted model; it says how far a verdict can be believed.
+        label_right: float64 [n], probability that each label is right.
+        asked: bool [n], pairs that have verdicts: they are not asked again.
+        cost: price of a wrong label that is kept, in right ones.
+        may_flip: whether a label can be flipped.
+    """
+    single = np.flatnonzero(evidence.of(NET_VERDICT) & (evidence.levels == 1))
+    draws = model.draws(2 * len(model.components), 0)
+    evidence_of_one = float(draws[:, single].mean()) if len(single) else _VERDICT_ALONE
+    accuracy = expit(max(evidence_of_one, 0.0))
+    p = np.clip(label_right, 1e-6, 1 - 1e-6)
+    agrees = p * accuracy + (1 - p) * (1 - accuracy)
+    after_for, after_against = p * accuracy / agrees, p * (1 - accuracy) / (1 - agrees)
+
+    def worth(q: np.ndarray) -> np.ndarray:
+        value = np.maximum(q - cost * (1 - q), 0.0)
+        return np.maximum(value, (1 - q) - cost * q) if may_flip else value
+
+    gain = agrees * worth(after_for) + (1 - agrees) * worth(after_against) - worth(p)
+    return np.where(asked, -np.inf, gain)
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One explanation of the data, where nothing is checked.
+
+    Attributes:
+        annotator_accuracy: how often the side that voters and judges together prefer is the better one.
+        label_accuracy: of all labels as given.
+        accuracy_after: of the labels that are kept.
+        weight: how far the prior believes it.
+    """
+
+    annotator_accuracy: float
+    label_accuracy: float
+    accuracy_after: float
+    weight: float
+
+
+def assumptions(evidence: Evidence, model: JointModel, decisions: Decisions) -> list[Assumption]:
+    """What each explanation that the data leave open says, from the least accurate annotators to the most."""
+    places = np.linspace(0, max(len(evidence) - 1, 0), min(len(evidence), 20_000)).astype(int)
+    part = Evidence(
+        evidence.features[places],
+        evidence.kinds,
+        evidence.levels,
+        evidence.names,
+        evidence.sources[places],
+        evidence.source_names,
+    )
+    outcome = decisions.outcome[places]
+    found = []
+    for component in model.components:
+        p = expit(label_log_odds(part, component.mode))
+        u = part.features @ component.mode[: part.features.shape[1]]
+        heard = u != 0
+        after = np.where(outcome == FLIPPED, 1 - p, p)[outcome != DROPPED]
+        found.append(
+            Assumption(
+                float(np.where(u > 0, p, 1 - p)[heard].mean()) if heard.any() else 0.5,
+                float(p.mean()) if len(p) else float("nan"),
+                float(after.mean()) if len(after) else float("nan"),
+                component.weight,
+            )
+        )
+    return sorted(found, key=lambda each: each.annotator_accuracy)
+
+
+def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple[float, int, bool]:
+    """Share of pairs whose evidence is for the label, how many there are, and whether it goes with truth or label."""
+    annotators = evidence.of(VOTER, NET_VERDICT, JUDGE)
+    weights = sum(each.weight * each.mode for each in model.components) / sum(each.weight for each in model.components)
+    u = evidence.features[:, annotators] @ np.asarray(weights)[: len(annotators)][annotators]
+    heard = np.abs(u) > 1e-9
+    for_label = float((u[heard] > 0).mean()) if heard.any() else 0.5
+    count = int(heard.sum())
+    informative = count > 0 and 2 * for_label - 1 > _STANDARD_ERRORS / np.sqrt(count)
+    checked = heard & (anchors.checked != 0)
+    if checked.sum() >= LEAST_CHECKED:
+        right = float((np.sign(u[checked]) == anchors.checked[checked]).mean())
+        informative = informative or 2 * right - 1 > _STANDARD_ERRORS / np.sqrt(checked.sum())
+    return for_label, count, bool(informative or len(anchors.trusted) >= LEAST_TRUSTED)
+
+
+def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
+    """float64 [groups], probability that a label of each source is right whose pair has no evidence."""
+    groups = max(len(evidence.source_names), 1)
+    bare = Evidence(
+        np.zeros((groups, evidence.features.shape[1])),
+        evidence.kinds,
+        evidence.levels,
+        evidence.names,
+        np.arange(groups),
+        evidence.source_names,
+    )
+    return np.concatenate([p.mean(axis=1, dtype=np.float64) for _, p in label_probabilities(bare, draws)])
+
+
+def _estimate(sums: np.ndarray, variance: float, size: int, seed: int) -> Estimate:
+    """Mean and interval of a share: over the draws, and over which of the pairs are the right ones."""
+    if not size:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    chance = np.random.default_rng(seed).standard_normal((64, 1)) * np.sqrt(variance) / size
+    spread = np.clip(sums / size + chance, 0.0, 1.0)
+    low, high = np.quantile(spread, (0.025, 0.975))
+    return Estimate(float(sums.mean() / size), float(low), float(high))

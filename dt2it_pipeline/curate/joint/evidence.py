@@ -1,0 +1,107 @@
+"""What the joint model sees of a pair: margins of voters, verdicts of judges and lengths, as features of one scale.
+
+Every feature points in the direction of the given label: a positive value speaks for the label, a negative one against
+it, and the same pair with its sides swapped has the opposite features. What belongs here: scaling, and what happens to
+outlying and missing values. What does not: how far a feature can be believed (`model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+VOTER, NET_VERDICT, JUDGE, LENGTH = "voter", "net verdict", "judge", "length"
+_FARTHEST = 4.0  # medians; a margin beyond counts as that much, so that one broken score decides nothing
+_MOST_LEVELS = 3  # net verdicts of 3 and more share one accuracy
+_MOST_SOURCES = 24  # with a label accuracy of their own; the smaller ones share one
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Features of n pairs.
+
+    Attributes:
+        features: float64 [n, F], in the direction of the given label; 0 is no evidence.
+        kinds: F kinds: VOTER, NET_VERDICT, JUDGE or LENGTH.
+        levels: int [F]; of a NET_VERDICT, by how many verdicts one side leads; 0 for others.
+        names: F names.
+        sources: int [n], the group of every pair.
+        source_names: the sources of every group.
+    """
+
+    features: np.ndarray
+    kinds: tuple[str, ...]
+    levels: np.ndarray
+    names: tuple[str, ...]
+    sources: np.ndarray
+    source_names: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def of(self, *kinds: str) -> np.ndarray:
+        """Bool [F]: the features of these kinds."""
+        return np.isin(self.kinds, kinds)
+
+    @property
+    def length(self) -> np.ndarray:
+        """float64 [n], the scaled difference of log lengths."""
+        return self.features[:, -1]
+
+
+def gather_evidence(
+    margins: np.ndarray,
+    voters: Sequence[str],
+    verdicts: np.ndarray,
+    judges: Sequence[str],
+    length: np.ndarray,
+    sources: np.ndarray,
+) -> Evidence:
+    """Put what is known of n pairs on one scale.
+
+    Args:
+        margins: float64 [n, V], score of chosen minus score of rejected; not finite where a voter has none.
+        voters: V names.
+        verdicts: float64 [n, J]: for the label positive, against it negative, 0 for a tie or no verdict. A judge who
+            was asked in both orders has the sum.
+        judges: J names.
+        length: float64 [n], difference of log lengths, chosen minus rejected.
+        sources: n names of data sources.
+    """
+    scaled = [_scaled(margins[:, k]) for k in range(margins.shape[1])]
+    signs = np.sign(verdicts)
+    net = signs.sum(axis=1)
+    level = np.minimum(np.abs(net), _MOST_LEVELS)
+    levels = sorted(set(level[level > 0].astype(int).tolist()))
+    patterns = [np.where(level == each, np.sign(net), 0.0) for each in levels]
+    heard = [k for k in range(signs.shape[1]) if signs[:, k].any()] if signs.shape[1] > 1 else []
+    columns = [*scaled, *patterns, *(signs[:, k] for k in heard), _scaled(length)]
+    kinds = [VOTER] * len(scaled) + [NET_VERDICT] * len(patterns) + [JUDGE] * len(heard) + [LENGTH]
+    names = [*voters, *(f"lead of {each}" for each in levels), *(judges[k] for k in heard), LENGTH]
+    codes, source_names = _groups(sources)
+    places = np.zeros(len(columns), dtype=int)
+    places[len(scaled) : len(scaled) + len(levels)] = levels
+    return Evidence(np.column_stack(columns), tuple(kinds), places, tuple(names), codes, source_names)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values over their root mean square, outlying ones cut off; missing ones are 0."""
+    there = np.isfinite(values)
+    size = np.abs(values[there])
+    if not size.any():
+        return np.zeros(len(values))
+    farthest = _FARTHEST * np.median(size[size > 0])
+    cut = np.clip(np.where(there, values, 0.0), -farthest, farthest)
+    return np.asarray(cut / np.sqrt(np.mean(cut[there] ** 2)))
+
+
+def _groups(sources: np.ndarray) -> tuple[np.ndarray, tuple[tuple[str, ...], ...]]:
+    """Group of every pair, and the sources of every group: one each, the smallest ones together."""
+    names, codes = np.unique(np.asarray(sources, dtype=object).astype(str), return_inverse=True)
+    order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
+    place = np.empty(len(names), dtype=int)
+    place[order] = np.minimum(np.arange(len(names)), _MOST_SOURCES)
+    members = tuple(tuple(str(name) for name in names[place == group]) for group in range(place.max(initial=-1) + 1))
+    return place[codes], members

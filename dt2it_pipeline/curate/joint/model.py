@@ -1,0 +1,306 @@
+r"""The joint model: how far labels, voters and judges can be believed, from labels nobody checked and some that were.
+
+Data of pair i from source g, all in the direction of the given label: features x_i (scaled margins, verdicts, length;
+`evidence`), among them the difference of log lengths s_i. Unknown is z_i: +1 if the label is right, -1 if it is wrong.
+As in learning from crowds (Raykar et al. 2010), which joins a regression to the annotator model of Dawid and Skene
+(1979):
+
+    better side:  P(z_i | x_i) = sigmoid(z_i u_i),   u_i = w.x_i
+    label:        P(label as given | z_i, x_i) = sigmoid(z_i a_g + c_i),   c_i = kappa u_i + lambda s_i
+
+w is one antisymmetric regression on all voters and judges together, so that two that err alike share one weight, and a
+judge who repeats a voter adds nothing. Verdicts count by how far one side leads (one weight per lead), with a deviation
+for each judge; a tie is no evidence. Which pairs judges were asked about does not matter: all that decided it is among
+the features. a_g is the log-odds that a label of source g is right, drawn around a common a. lambda is the labellers'
+length bias. kappa is what labels and other annotators get wrong together: a pair that is hard for one is hard for the
+other.
+
+    log odds of z_i = u_i + log sigmoid(a_g + c_i) - log sigmoid(-a_g + c_i)
+
+A pair that nobody checked adds log P(label | x_i). That says how labels and features agree, and leaves open which of
+them is to blame where they do not: (a, w) and (logit of the annotators' accuracy, ...) explain the same data. So the
+prior decides there, and the answer is integrated over it. A checked pair (audit) adds log P(z_i | label, x_i) at full
+weight, and a trusted pair, whose truth is known and whose label comes from elsewhere, log sigmoid(u_i). The model is
+wrong in details that a million unchecked pairs would magnify, so these count together as WEIGHT_OF_UNCHECKED pairs, or
+as many as there are trusted ones, beside which they say how right the labels are.
+
+Priors (normal: mean, spread) were set on three sets with known truth (`benchmarks.real_noise`). There kappa is 0.2 to
+0.5 in all eight combinations of voters and judges, the weights of voters sum to 0.9 to 4.5, and lambda lies within 0.5.
+
+The posterior is a mixture of normal distributions: the mode and curvature of the other parameters (Laplace), for every
+a of a grid, weighted by what each explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, log_expit
+
+from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, VOTER, Evidence
+
+WEIGHT_OF_UNCHECKED = 20.0  # pairs
+_FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since they weigh 50 together
+_GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
+_LABEL = (1.4, 1.3)  # a: labels are right in 80%, give or take
+_SOURCE_SPREAD = 0.4
+_VOTERS, _VOTER_SPREAD = (2.5, 1.5), 1.5  # the sum of voters' weights; single ones
+_VERDICT, _PER_LEAD, _VERDICT_SPREAD = 1.3, 0.65, 1.2
+_JUDGE_SPREAD = 0.5
+_LENGTH_SPREAD = 1.0
+_KAPPA, _LAMBDA = (0.3, 0.15), (0.0, 0.4)
+_LEAST_CURVATURE = 1e-2
+_STEP = 1e-4  # of the numerical second derivatives
+_LIKELY = 1e-3  # components below are left out
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """What is known to be true.
+
+    Attributes:
+        checked: int [n], per pair: +1 the label was checked and is right, -1 it is wrong, 0 not checked.
+        trusted: float64 [m, F], features of other pairs, in the direction of their better side.
+        label_accuracy: what the user says it is, above 0 and below 1; None: not known.
+        auditor_accuracy: how many of an audit's answers are assumed right. At 0.5 they say nothing, so that the log
+            evidence of two fits shows whether answers fit the rest better than answers at random would.
+    """
+
+    checked: np.ndarray
+    trusted: np.ndarray
+    label_accuracy: float | None = None
+    auditor_accuracy: float = 0.98
+
+
+@dataclass(frozen=True)
+class Component:
+    """The posterior for one value of a: a normal distribution.
+
+    Attributes:
+        mode: float64 [parameters].
+        root: float64 [parameters - 1, parameters - 1]; mode + root @ N(0, 1) are draws of all but a.
+        weight: of the mixture.
+    """
+
+    mode: np.ndarray
+    root: np.ndarray
+    weight: float
+
+
+@dataclass(frozen=True)
+class JointModel:
+    """A fitted model.
+
+    Attributes:
+        components: of the mixture, by rising a.
+        log_evidence: logarithm of what the model gives to the data, up to a constant that depends on the unchecked
+            pairs alone.
+    """
+
+    components: tuple[Component, ...]
+    log_evidence: float
+
+    def draws(self, count: int, seed: int = 0) -> np.ndarray:
+        """float64 [count, parameters], draws of the posterior, in pairs that mirror each other; `count` is even."""
+        rng = np.random.default_rng(seed)
+        weights = np.array([each.weight for each in self.components])
+        # Evenly spaced: a component of weight 0.25 gets a quarter of the draws.
+        picked = np.searchsorted(np.cumsum(weights) / weights.sum(), (np.arange(count // 2) + 0.5) / (count // 2))
+        drawn = []
+        for place in picked:
+            component = self.components[min(int(place), len(self.components) - 1)]
+            offset = component.root @ rng.standard_normal(component.root.shape[1])
+            for sign in (1.0, -1.0):
+                one = component.mode.copy()
+                one[:-1] += sign * offset
+                drawn.append(one)
+        return np.array(drawn).reshape(-1, len(self.components[0].mode))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where each parameter stands: w, kappa, lambda, deviations of sources, a (last)."""
+
+    features: int
+    groups: int
+
+    @property
+    def size(self) -> int:
+        return self.features + 2 + self.groups + 1
+
+    @property
+    def kappa(self) -> int:
+        return self.features
+
+    @property
+    def length_bias(self) -> int:
+        return self.features + 1
+
+    @property
+    def deviations(self) -> slice:
+        return slice(self.features + 2, self.features + 2 + self.groups)
+
+
+def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> JointModel:
+    """Fit the model of this module.
+
+    Args:
+        evidence: of n pairs.
+        anchors: what is known to be true.
+        draw: n numbers, random and different: of more than 2,000 unchecked pairs, those with the lowest are fitted to.
+    """
+    layout = _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
+    problem = _Problem(layout, evidence, anchors, draw)
+    start = problem.mean.copy()
+    found = []
+    for a in _GRID[::-1]:  # from labels that are right: there the regression is an ordinary one
+        mode, value = problem.mode(start, float(a))
+        values, vectors = np.linalg.eigh(problem.curvature(mode))
+        values = np.maximum(values, _LEAST_CURVATURE)
+        found.append((mode, vectors / np.sqrt(values), value - 0.5 * float(np.log(values).sum())))
+        start = mode
+    logs = np.array([log for *_, log in found])
+    weights = np.exp(logs - logs.max())
+    evidence_log = float(logs.max() + np.log(weights.sum()))
+    weights /= weights.sum()
+    components = [
+        Component(mode, root, float(weight))
+        for (mode, root, _), weight in zip(found, weights, strict=True)
+        if weight >= _LIKELY
+    ]
+    return JointModel(tuple(components[::-1]), evidence_log)
+
+
+def label_log_odds(evidence: Evidence, parameters: np.ndarray) -> np.ndarray:
+    """float64 [n], nats: log-odds that each label is right under one draw of the parameters."""
+    for_right, for_wrong = _log_joint(
+        _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1)),
+        parameters,
+        evidence.features,
+        evidence.sources,
+    )[-2:]
+    return np.asarray(for_right - for_wrong)
+
+
+def label_probabilities(
+    evidence: Evidence, draws: np.ndarray, rows: int = 16_384
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """P(label right) of all pairs under every draw, in blocks: the rows, and float32 [rows, draws]."""
+    size = evidence.features.shape[1]
+    layout = _Layout(size, max(len(evidence.source_names), 1))
+    w, kappa, bias = draws[:, :size].T, draws[:, layout.kappa], draws[:, layout.length_bias]
+    by_group = np.exp((draws[:, -1:] + draws[:, layout.deviations]).T).astype(np.float32)  # e^a: [groups, draws]
+    for start in range(0, len(evidence), rows):
+        part = slice(start, min(start + rows, len(evidence)))
+        u = evidence.features[part] @ w
+        common = kappa * u + evidence.length[part, None] * bias
+        odds, inverse = (
+            np.exp(np.clip(u, -40, 40, dtype=np.float32)),
+            np.exp(np.clip(-common, -40, 40, dtype=np.float32)),
+        )
+        e_a = by_group[evidence.sources[part]]
+        # sigmoid(a + c) / sigmoid(-a + c) = (1 + e^a e^-c) / (1 + e^-a e^-c)
+        odds *= (1 + e_a * inverse) / (1 + inverse / e_a)
+        yield part, odds / (1 + odds)
+
+
+def _log_joint(
+    layout: _Layout, t: np.ndarray, x: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """u, a_g, c, and log P(label, z | x) for z = +1 and for z = -1."""
+    u = x @ t[: layout.features]
+    a = t[-1] + t[layout.deviations][groups]
+    c = t[layout.kappa] * u + t[layout.length_bias] * x[:, -1]
+    return u, a, c, log_expit(u) + log_expit(a + c), log_expit(-u) + log_expit(-a + c)
+
+
+class _Problem:
+    """The logarithm of the posterior of one fit, its mode and its curvature for a given a."""
+
+    def __init__(self, layout: _Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
+        self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
+        unchecked = np.flatnonzero(anchors.checked == 0)
+        weight = min(1.0, max(WEIGHT_OF_UNCHECKED, float(len(anchors.trusted))) / max(len(unchecked), 1))
+        if len(unchecked) > _FIT_PAIRS:
+            weight *= len(unchecked) / _FIT_PAIRS
+            unchecked = unchecked[np.argpartition(draw[unchecked], _FIT_PAIRS)[:_FIT_PAIRS]]
+        rows = np.concatenate([np.flatnonzero(anchors.checked), unchecked])
+        self.x, self.groups, self.checked = evidence.features[rows], evidence.sources[rows], anchors.checked[rows]
+        self.weight = np.where(self.checked == 0, weight, min(weight, 1.0))
+        self.mean, self.precision = _prior(layout, evidence, anchors)
+
+    def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
+        """Log posterior, and its gradient."""
+        layout, weight = self.layout, self.weight
+        u, a, c, right, wrong = _log_joint(layout, t, self.x, self.groups)
+        total, q = np.logaddexp(right, wrong), expit(right - wrong)
+        # P(answer) of checked pairs, by an auditor who errs now and then, and the derivative by the log-odds of z.
+        is_checked, slope = self.checked != 0, 2 * self.auditor - 1
+        answer = (1 - self.auditor) + slope * np.where(self.checked > 0, q, 1 - q)
+        by_odds = np.where(is_checked, self.checked * slope * q * (1 - q) / answer, 0.0)
+        by_right, by_wrong = weight * q + by_odds, weight * (1 - q) - by_odds
+        su, sp, sm = expit(u), expit(-(a + c)), expit(a - c)
+        d_c = by_right * sp + by_wrong * sm
+        d_a = by_right * sp - by_wrong * sm
+        d_u = by_right * (1 - su) - by_wrong * su + d_c * t[layout.kappa]
+        gradient = np.zeros(layout.size)
+        gradient[: layout.features] = self.x.T @ d_u
+        gradient[layout.kappa], gradient[layout.length_bias] = u @ d_c, self.x[:, -1] @ d_c
+        gradient[layout.deviations] = np.bincount(self.groups, d_a, layout.groups)
+        gradient[-1] = d_a.sum()
+        value = float(weight @ total + np.log(answer[is_checked]).sum())
+        if len(self.trusted):
+            known = self.trusted @ t[: layout.features]
+            value += float(log_expit(known).sum())
+            gradient[: layout.features] += self.trusted.T @ expit(-known)
+        off = t - self.mean
+        return value - 0.5 * float(off @ self.precision @ off), gradient - self.precision @ off
+
+    def mode(self, start: np.ndarray, a: float) -> tuple[np.ndarray, float]:
+        """The parameters that are most probable for this a, and the log posterior there."""
+        from scipy.optimize import minimize  # half a second, which programs that fit nothing save
+
+        def loss(rest: np.ndarray) -> tuple[float, np.ndarray]:
+            value, gradient = self.value(np.append(rest, a))
+            return -value, -gradient[:-1]
+
+        # Not L-BFGS-B: its small matrices go to a threaded library, which takes longer to start than to compute.
+        found = minimize(loss, start[:-1], jac=True, method="BFGS", options={"gtol": 1e-4})
+        return np.append(found.x, a), -float(found.fun)
+
+    def curvature(self, mode: np.ndarray) -> np.ndarray:
+        """Negative second derivatives by all parameters but a, float64 [parameters - 1, parameters - 1]."""
+        steps = _STEP * np.eye(len(mode))[:-1]
+        rows = [(self.value(mode - step)[1] - self.value(mode + step)[1])[:-1] / (2 * _STEP) for step in steps]
+        return (np.array(rows) + np.array(rows).T) / 2
+
+
+def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and precision matrix of the prior."""
+    mean, precision = np.zeros(layout.size), np.zeros((layout.size, layout.size))
+
+    def put(place: int, at: float, spread: float) -> None:
+        mean[place], precision[place, place] = at, spread**-2
+
+    voters = np.flatnonzero(evidence.of(VOTER))
+    if len(voters):  # the sum has a spread of its own; beside it, weights differ freely
+        ones = np.full((len(voters), len(voters)), 1 / len(voters))
+        precision[np.ix_(voters, voters)] = (np.eye(len(voters)) - ones) / _VOTER_SPREAD**2
+        precision[np.ix_(voters, voters)] += ones * len(voters) / _VOTERS[1] ** 2
+        mean[voters] = _VOTERS[0] / len(voters)
+    for place, kind in enumerate(evidence.kinds):
+        if kind == NET_VERDICT:
+            put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD)
+        elif kind in (JUDGE, LENGTH):
+            put(place, 0.0, _JUDGE_SPREAD if kind == JUDGE else _LENGTH_SPREAD)
+    put(layout.kappa, *_KAPPA)
+    put(layout.length_bias, *_LAMBDA)
+    for place in range(*layout.deviations.indices(layout.size)):
+        put(place, 0.0, _SOURCE_SPREAD)
+    if anchors.label_accuracy is None:
+        put(layout.size - 1, *_LABEL)
+    else:
+        put(layout.size - 1, float(np.log(anchors.label_accuracy / (1 - anchors.label_accuracy))), 0.1)
+    return mean, precision

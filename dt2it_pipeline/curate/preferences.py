@@ -1,0 +1,270 @@
+"""Label cleaning for any table: `clean_preferences`, from Python, with neither a recipe nor Dagster, torch or a GPU.
+
+What belongs here: the function, its result, and the sentences about it. What does not: the model (`joint.model`), what
+follows from it (`joint.decisions`) and how tables are read (`preference_tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from dt2it_pipeline.curate.joint.decisions import (
+    DROPPED,
+    FLIPPED,
+    KEPT,
+    LEAST_CHECKED,
+    Decisions,
+    Estimate,
+    assumptions,
+    decide,
+    is_anchored,
+    verdict_gain,
+)
+from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.model import Anchors, JointModel, fit_joint_model
+from dt2it_pipeline.curate.preference_tables import (
+    PairTable,
+    Unused,
+    read_audit,
+    read_margins,
+    read_pairs,
+    read_verdicts,
+)
+from dt2it_pipeline.curate.voters.margins import CurationError
+
+_NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}
+_ASSUMED = (0.7, 0.8, 0.9)  # accuracies of the annotators, of the sensitivity table
+_FEWEST_TO_DOUBT = 10  # answers; fewer are too few to tell an auditor who guesses
+_CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
+UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
+
+
+@dataclass(frozen=True)
+class LabelAccuracy:
+    """Label accuracy of all pairs as given, and of the pairs that stay, each with its interval."""
+
+    before: Estimate
+    after: Estimate
+
+
+@dataclass(frozen=True)
+class CleanedPreferences:
+    """Result of `clean_preferences`.
+
+    Attributes:
+        pairs: a row per input pair, in its order: `pair_id`, `outcome` (kept, flipped, dropped), `probability` (that
+            its chosen side after the decision is the better one; of a dropped pair: as given), `reason`.
+        label_accuracy: before and after, with intervals of 95% by the model.
+        wanted: pairs that are worth a judge call, best first: `pair_id`, `gain` (expected, in right labels; not a
+            number for pairs drawn at random to check sure ones) and `why`. Their outcome is the one without a verdict.
+        sensitivity: without an anchor, what follows if voters and judges together are right in 70, 80 or 90%:
+            `annotator_accuracy`, `label_accuracy`, `accuracy_after`, `weight` (how far the data and the prior allow
+            it; the weights of the whole range sum to 1).
+        notes: sentences: what is assumed, what was not used, why nothing was flipped.
+    """
+
+    pairs: pd.DataFrame
+    label_accuracy: LabelAccuracy
+    wanted: pd.DataFrame
+    sensitivity: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def clean_preferences(
+    pairs: pd.DataFrame,
+    scores: pd.DataFrame | None = None,
+    votes: pd.DataFrame | None = None,
+    audit: pd.DataFrame | None = None,
+    *,
+    trusted: pd.DataFrame | None = None,
+    chosen: str | None = None,
+    rejected: str | None = None,
+    chosen_scores: Sequence[str] = (),
+    rejected_scores: Sequence[str] = (),
+    label_accuracy: float | None = None,
+    wrong_label_cost: float = 4.0,
+    keep_probability: float | None = None,
+    call_cost: float = 0.05,
+    seed: int = 0,
+) -> CleanedPreferences:
+    """Keep, flip or drop preference pairs by what voters, judges and checked pairs say about their labels.
+
+    Everything but `pairs` is optional. Texts, prompts and ids are, too: without `pair_id`, the number of the row
+    (from 0) is a pair's id, and without ids of responses `better_id` is `chosen` or `rejected`.
+
+    Args:
+        pairs: one row per pair: `pair_id`, `chosen_id`, `rejected_id`, texts (`chosen`, `rejected`), `source`.
+        scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
+        votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie).
+        audit: `pair_id`, `better_id`, of pairs drawn at random and checked. With 15 or more, labels can be flipped.
+        trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
+            in `scores`) or with the columns of `chosen_scores`; voters must not have learned them. 50 or more are an
+            anchor as an audit is.
+        chosen: column with the texts of chosen sides, where it is not `chosen`; used for lengths.
+        rejected: the same of rejected sides.
+        chosen_scores: columns of `pairs` with scores of the chosen sides, one per voter.
+        rejected_scores: columns with scores of the rejected sides, in the same order.
+        label_accuracy: of the given labels, where it is known from elsewhere: above 0, below 1. Counts as an anchor.
+        wrong_label_cost: how many right labels a wrong one that is kept costs.
+        keep_probability: least probability of a kept label, 0.5 to 1, in place of wrong_label_cost.
+        call_cost: price of one judge call, in right labels.
+        seed: of draws of the posterior, and of pairs that are drawn at random.
+
+    Raises:
+        CurationError: a malformed table, or a setting out of its range. The message says where.
+    """
+    bound = _bound(wrong_label_cost, keep_probability)
+    if label_accuracy is not None and not 0 < label_accuracy < 1:
+        raise CurationError(f"label_accuracy must lie between 0 and 1, not at {label_accuracy}")
+    unused = Unused()
+    table = read_pairs(pairs, chosen, rejected)
+    margins, voters = read_margins(table, pairs, scores, chosen_scores, rejected_scores)
+    verdicts, judges = read_verdicts(table, votes, unused)
+    checked = read_audit(table, audit, unused)
+    own = len(table)
+    sources = table.sources
+    length = table.length
+    if trusted is not None and len(trusted):  # scaled together with the pairs, then taken off again
+        theirs = read_pairs(trusted, chosen, rejected)
+        more, same = read_margins(theirs, trusted, scores, chosen_scores, rejected_scores)
+        if same != voters:
+            raise CurationError(f"trusted: it has the voters {list(same)}, and the pairs have {list(voters)}")
+        margins = np.concatenate([margins, more])
+        verdicts = np.concatenate([verdicts, np.zeros((len(theirs), verdicts.shape[1]))])
+        length, sources = np.append(length, theirs.length), np.append(sources, np.full(len(theirs), ""))
+    joined = gather_evidence(margins, voters, verdicts, judges, length, sources)
+    evidence = replace(joined, features=joined.features[:own], sources=joined.sources[:own])
+    draw = pd.util.hash_array(table.keys.to_numpy(dtype=object), hash_key=f"{seed:016d}"[-16:])
+    anchors = Anchors(checked, joined.features[own:], label_accuracy)
+    model = fit_joint_model(evidence, anchors, draw)
+    notes = unused.notes
+    if (doubt := _doubt(evidence, anchors, model, draw)) is not None:
+        notes.append(doubt)
+        anchors = replace(anchors, checked=np.zeros(own, dtype=int))
+        model = fit_joint_model(evidence, anchors, draw)
+    decisions = decide(evidence, anchors, model, bound, seed)
+    same_side = table.sides[0] == table.sides[1]
+    if same_side.any():
+        decisions.outcome[same_side] = DROPPED
+    wanted = _wanted(table, evidence, model, decisions, verdicts, anchors, bound, call_cost, draw)
+    sensitivity = pd.DataFrame() if is_anchored(anchors) else _sensitivity(evidence, model, decisions)
+    notes += _sentences(decisions, anchors, sensitivity)
+    result = pd.DataFrame(
+        {
+            "pair_id": table.ids,
+            "outcome": pd.Series([_NAMES[each] for each in decisions.outcome.tolist()], dtype="str"),
+            "probability": decisions.probability,
+            "reason": pd.Series(_reasons(decisions, anchors, same_side), dtype="str"),
+        }
+    )
+    return CleanedPreferences(
+        result, LabelAccuracy(decisions.before, decisions.after), wanted, sensitivity, tuple(notes)
+    )
+
+
+def _bound(cost: float, keep_probability: float | None) -> float:
+    if keep_probability is not None:
+        if not 0.5 <= keep_probability < 1:
+            raise CurationError(f"keep_probability must be at least 0.5 and below 1, not {keep_probability}")
+        return keep_probability
+    if not cost >= 1:
+        raise CurationError(f"wrong_label_cost must be at least 1, not {cost}")
+    return cost / (1 + cost)
+
+
+def _doubt(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.ndarray) -> str | None:
+    """Why an audit is left out: its answers fit everything else worse than answers at random."""
+    count = int(np.count_nonzero(anchors.checked))
+    if count < _FEWEST_TO_DOUBT:
+        return None
+    random = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw)
+    if model.log_evidence >= random.log_evidence:
+        return None
+    right = float((anchors.checked > 0).sum()) / count
+    return (
+        f"the audit is left out: its {count} answers ({right:.0%} for the label) fit labels, voters and judges worse "
+        "than answers at random would; look at them, and at how their pair_id and better_id were joined"
+    )
+
+
+def _reasons(decisions: Decisions, anchors: Anchors, same_side: np.ndarray) -> np.ndarray:
+    outcome = decisions.outcome
+    against = np.where(decisions.label_right < 0.5, AGAINST, UNSURE)
+    reasons = np.select(
+        [same_side, anchors.checked != 0, outcome == DROPPED, outcome == FLIPPED],
+        ["both sides are one response", "checked", against, "the other side is more probably better"],
+        "likely right" if decisions.informative else "nothing speaks for or against it",
+    )
+    return np.asarray(reasons, dtype=object)
+
+
+def _wanted(
+    table: PairTable,
+    evidence: Evidence,
+    model: JointModel,
+    decisions: Decisions,
+    verdicts: np.ndarray,
+    anchors: Anchors,
+    bound: float,
+    call_cost: float,
+    draw: np.ndarray,
+) -> pd.DataFrame:
+    """Pairs that are worth a call, best first, with sure ones drawn at random among them."""
+    asked = (verdicts != 0).any(axis=1) | (anchors.checked != 0)
+    cost = bound / (1 - bound)
+    gain = verdict_gain(evidence, model, decisions.label_right, asked, cost, may_flip=decisions.anchored)
+    order = np.lexsort([draw, -gain])
+    best = order[gain[order] > call_cost]
+    sure = np.flatnonzero(~asked & (gain <= call_cost))
+    count = min(len(sure), int(np.ceil(_CHECK_SHARE * len(best))))
+    random = sure[np.argsort(draw[sure], kind="stable")[:count]]
+    places = np.concatenate([best, random]).astype(int)
+    return pd.DataFrame(
+        {
+            "pair_id": table.ids.iloc[places].reset_index(drop=True),
+            "gain": np.concatenate([gain[best], np.full(count, np.nan)]),
+            "why": pd.Series(["may change the outcome"] * len(best) + ["checks a sure pair"] * count, dtype="str"),
+        }
+    )
+
+
+def _sensitivity(evidence: Evidence, model: JointModel, decisions: Decisions) -> pd.DataFrame:
+    """What follows if annotators are as accurate as _ASSUMED, and the ends of what the data leave open."""
+    rows = assumptions(evidence, model, decisions)
+    at = np.array([row.annotator_accuracy for row in rows])
+    columns = {
+        name: np.array([getattr(row, name) for row in rows]) for name in ("label_accuracy", "accuracy_after", "weight")
+    }
+    open_to = [each for each in _ASSUMED if at.min() <= each <= at.max()]
+    wanted = sorted({float(at.min()), *open_to, float(at.max())})
+    return pd.DataFrame(
+        {"annotator_accuracy": wanted} | {name: np.interp(wanted, at, values) for name, values in columns.items()}
+    )
+
+
+def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame) -> list[str]:
+    """What a reader must know about the result."""
+    found = []
+    seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
+    if not decisions.compared:
+        found.append("no scores and no verdicts: all labels stay as they are")
+    elif not decisions.informative:
+        found.append(f"{seen}, which may be chance: all labels stay as they are")
+    if decisions.compared and not decisions.anchored:
+        few = int(np.count_nonzero(anchors.checked))
+        have = f"{few} checked pairs are too few" if few else "nothing is checked"
+        found.append(
+            f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no label was flipped. "
+            f"Have {LEAST_CHECKED} or better 50 pairs, drawn at random, checked by a person"
+        )
+        if len(sensitivity):
+            low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
+            found.append(
+                f"the label accuracy is assumed, not measured: the data allow {low:.0%} to {high:.0%}, by how accurate "
+                "voters and judges are"
+            )
+    return found

@@ -1,0 +1,144 @@
+"""The joint model against its formulas written out, in float64 and by brute force."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import norm
+
+from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.model import (
+    WEIGHT_OF_UNCHECKED,
+    Anchors,
+    fit_joint_model,
+    label_log_odds,
+    label_probabilities,
+)
+from dt2it_pipeline.curate.joint.model import _Layout as Layout
+from dt2it_pipeline.curate.joint.model import _Problem as Problem
+
+
+def one_voter(count: int, seed: int = 0, right: float = 0.8) -> tuple[Evidence, np.ndarray]:
+    """Evidence of one voter without texts, and whether each label is right."""
+    rng = np.random.default_rng(seed)
+    truth = np.where(rng.random(count) < right, 1, -1)
+    margins = truth * (1.0 + rng.standard_normal(count))
+    none = np.empty((count, 0))
+    return gather_evidence(margins[:, None], ["v"], none, [], np.zeros(count), np.full(count, "")), truth
+
+
+def no_anchor(evidence: Evidence) -> Anchors:
+    """Nothing is known."""
+    return Anchors(np.zeros(len(evidence), dtype=int), np.empty((0, evidence.features.shape[1])))
+
+
+def test_the_gradient_is_that_of_the_value() -> None:
+    rng = np.random.default_rng(3)
+    n = 60
+    evidence = gather_evidence(
+        rng.standard_normal((n, 2)),
+        ["a", "b"],
+        rng.integers(-1, 2, (n, 2)).astype(float),
+        ["j", "k"],
+        rng.standard_normal(n),
+        rng.choice(["s", "t"], n),
+    )
+    checked = rng.integers(-1, 2, n)
+    anchors = Anchors(checked, rng.standard_normal((7, evidence.features.shape[1])))
+    layout = Layout(evidence.features.shape[1], 2)
+    problem = Problem(layout, evidence, anchors, np.arange(n))
+    at = rng.standard_normal(layout.size)
+    numeric = [
+        (problem.value(at + step)[0] - problem.value(at - step)[0]) / 2e-6 for step in 1e-6 * np.eye(layout.size)
+    ]
+    np.testing.assert_allclose(problem.value(at)[1], numeric, rtol=1e-5, atol=1e-5)
+
+
+def test_probabilities_in_blocks_are_those_of_the_formula() -> None:
+    rng = np.random.default_rng(4)
+    n = 50
+    evidence = gather_evidence(
+        rng.standard_normal((n, 1)), ["a"], np.empty((n, 0)), [], rng.standard_normal(n), rng.choice(["s", "t"], n)
+    )
+    layout = Layout(2, 2)
+    draws = rng.standard_normal((6, layout.size))
+    found = np.concatenate([p for _, p in label_probabilities(evidence, draws, rows=16)])
+    for column, t in enumerate(draws):
+        u = evidence.features @ t[:2]
+        c = t[layout.kappa] * u + t[layout.length_bias] * evidence.length
+        a = t[-1] + t[layout.deviations][evidence.sources]
+        right, wrong = expit(u) * expit(a + c), expit(-u) * expit(-a + c)
+        np.testing.assert_allclose(found[:, column], right / (right + wrong), atol=1e-5)
+        np.testing.assert_allclose(label_log_odds(evidence, t), np.log(right / wrong), atol=1e-8)
+
+
+@pytest.mark.parametrize("answers", [0, 12])
+def test_probabilities_are_those_of_brute_force(answers: int) -> None:
+    """Sums over a grid of w, kappa and a, with the priors written out; length and sources say nothing here."""
+    evidence, truth = one_voter(40)
+    checked = np.where(np.arange(40) < answers, truth, 0)
+    anchors = replace(no_anchor(evidence), checked=checked)
+    x = evidence.features[:, 0]
+    weight = min(1.0, WEIGHT_OF_UNCHECKED / (40 - answers))
+    total, sums = 0.0, np.zeros(40)
+    spread_of_a = np.hypot(1.3, 0.4)  # of a and of the deviation of the only source
+    grid = itertools.product(np.linspace(-3, 8, 56), np.linspace(-0.2, 0.8, 11), np.linspace(-0.9, 6.0, 47))
+    for w, kappa, a in grid:
+        u = w * x
+        right, wrong = expit(u) * expit(a + kappa * u), expit(-u) * expit(-a + kappa * u)
+        q = right / (right + wrong)
+        answered = 0.02 + 0.96 * np.where(checked > 0, q, 1 - q)
+        log = weight * np.log(right + wrong).sum() + np.log(answered[checked != 0]).sum()
+        prior = norm.logpdf(w, 2.5, 1.5) + norm.logpdf(kappa, 0.3, 0.15) + norm.logpdf(a, 1.4, spread_of_a)
+        mass = np.exp(log + prior + 20)
+        total, sums = total + mass, sums + mass * q
+    draws = fit_joint_model(evidence, anchors, np.arange(40)).draws(4000)
+    found = np.concatenate([p.mean(axis=1) for _, p in label_probabilities(evidence, draws)])
+    np.testing.assert_allclose(found, sums / total, atol=0.04)  # Laplace's error, with 40 pairs
+
+
+def test_draws_mirror_each_other_and_follow_the_weights() -> None:
+    evidence, _ = one_voter(40)
+    model = fit_joint_model(evidence, no_anchor(evidence), np.arange(40))
+    draws = model.draws(400)
+    assert draws.shape == (400, len(model.components[0].mode))
+    np.testing.assert_allclose(draws[::2, -1], draws[1::2, -1])
+    top = max(model.components, key=lambda each: each.weight)
+    share = np.isclose(draws[:, -1], top.mode[-1]).mean()
+    assert share == pytest.approx(top.weight / sum(each.weight for each in model.components), abs=0.02)
+
+
+def test_checked_pairs_say_how_right_labels_are() -> None:
+    evidence, truth = one_voter(400, right=0.6)
+    checked = np.where(np.arange(400) < 100, truth, 0)
+    model = fit_joint_model(evidence, replace(no_anchor(evidence), checked=checked), np.arange(400))
+    p = np.concatenate([p.mean(axis=1) for _, p in label_probabilities(evidence, model.draws(128))])
+    assert p.mean() == pytest.approx((truth > 0).mean(), abs=0.05)
+
+
+def test_answers_at_random_fit_worse_than_a_coin() -> None:
+    evidence, truth = one_voter(400, right=0.9)
+    guessed = np.random.default_rng(5).choice([-1, 1], 60)
+    for answers, better in ((truth[:60], True), (guessed, False)):
+        checked = np.concatenate([answers, np.zeros(340, dtype=int)])
+        anchors = replace(no_anchor(evidence), checked=checked)
+        draw = np.arange(400)
+        fitted = fit_joint_model(evidence, anchors, draw).log_evidence
+        coin = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw).log_evidence
+        assert (fitted > coin) is better
+
+
+def test_a_fit_to_a_part_of_many_pairs_is_that_of_all() -> None:
+    evidence, truth = one_voter(30_000)
+    checked = np.where(np.arange(30_000) < 50, truth, 0)
+    anchors = replace(no_anchor(evidence), checked=checked)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2):
+        model = fit_joint_model(evidence, anchors, rng.permutation(30_000))
+        found.append(np.concatenate([p.mean(axis=1) for _, p in label_probabilities(evidence, model.draws(64))]))
+    np.testing.assert_allclose(found[0], found[1], atol=0.05)
