@@ -196,9 +196,11 @@ def export_table_audit(
         raise AuditError(f"{pairs} has no pair")
     probability = None if cleaned is None else _cleaned_probability(cleaned, frame)
     drawn = draw_audit(frame, count, seed, probability)
+    kind = source.schema.field("pair_id").type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     texts = source.to_table(
         columns=["pair_id", *(name for name in _TEXTS if name in names)],
-        filter=pc.field("pair_id").isin(pa.array(drawn["pair_id"], source.schema.field("pair_id").type)),
+        filter=pc.field("pair_id").isin(pa.array(drawn["pair_id"].astype("str"), kind)),
     )
     by_pair = {row["pair_id"]: row for row in texts.to_pylist()}
     given = (by_pair[row["pair_id"]] | row for row in drawn.to_dict("records"))

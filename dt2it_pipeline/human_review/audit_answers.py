@@ -42,17 +42,17 @@ class Audit:
     counts: Mapping[str, int]
 
 
-def read_votes(file: Path) -> Answers:
+def read_votes(file: str | Path) -> Answers:
     """Read what people did: Label Studio's JSON, Argilla's records.json, a filled spreadsheet, or a table of answers.
 
     Raises:
         AnswersError: a JSON file that is not one of the two.
         AuditError: another file that cannot be read.
     """
-    return _read(file)[0]
+    return _read(Path(file))[0]
 
 
-def load_audit(file: Path, sample: Path | pd.DataFrame | None = None) -> Audit:
+def load_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None) -> Audit:
     """Read the answers about audited pairs, with an account of what could not be used.
 
     Args:
@@ -64,10 +64,10 @@ def load_audit(file: Path, sample: Path | pd.DataFrame | None = None) -> Audit:
     Raises:
         AnswersError, AuditError: as `read_votes`; or the sample cannot be read.
     """
-    votes, replaced, weights = _read(file)
+    votes, replaced, weights = _read(Path(file))
     usable, unusable = list(votes.votes), list(votes.unusable)
     if sample is not None:
-        drawn = _sample(sample) if isinstance(sample, Path) else sample
+        drawn = sample if isinstance(sample, pd.DataFrame) else _sample(Path(sample))
         usable, foreign = of_sample(usable, drawn)
         unusable += foreign
         if foreign and not usable:
@@ -93,7 +93,7 @@ def load_audit(file: Path, sample: Path | pd.DataFrame | None = None) -> Audit:
     return Audit(table, unusable, counts)
 
 
-def read_audit(file: Path, sample: Path | pd.DataFrame | None = None) -> pd.DataFrame:
+def read_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     """The table of `load_audit`: pair_id, better_id (null: neither), auditor, answers, weight.
 
     Several auditors of a pair: the majority, and null where they are tied. Several answers of one auditor about one
@@ -159,14 +159,21 @@ def answered_weights(pair_ids: pd.Series, draws: pd.DataFrame) -> np.ndarray:
         pair_ids: answered pairs, each once.
         draws: pair_id, weight and, where there are several draws, `audit`.
     """
-    answered = draws[draws["pair_id"].isin(pair_ids)]
-    names = answered["audit"] if "audit" in draws else pd.Series("", index=answered.index)
-    all_names = draws["audit"] if "audit" in draws else pd.Series("", index=draws.index)
-    drawn = draws.groupby(all_names)["weight"].sum()
-    share = answered.groupby(names)["weight"].agg(["sum", "size"])
-    factor = drawn.reindex(share.index) / share["sum"] * share["size"] / max(len(answered), 1)
-    combined = (answered["weight"] * names.map(factor)).groupby(answered["pair_id"]).sum()
-    return pair_ids.map(combined).to_numpy(dtype=np.float64)
+    names = draws["audit"] if "audit" in draws else [""] * len(draws)
+    known = set(pair_ids)
+    drawn: Counter[str] = Counter()  # sums of weights, by draw
+    answered: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
+    rows = list(zip(names, draws["pair_id"], draws["weight"].tolist(), strict=True))
+    for name, pair, weight in rows:
+        drawn[name] += weight
+        answered[name] += weight * (pair in known)
+        pairs[name] += pair in known
+    combined: Counter[str] = Counter()
+    for name, pair, weight in rows:
+        if pair in known:
+            combined[pair] += weight * drawn[name] / answered[name] * pairs[name] / pairs.total()
+    return np.array([combined.get(pair, np.nan) for pair in pair_ids], dtype=np.float64)
 
 
 def _read(file: Path) -> tuple[Answers, int, Mapping[str, float]]:
