@@ -12,7 +12,6 @@ over the drawn pairs estimates the mean over all pairs without bias, however sma
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ def draw_audit(
     chance = _checked_probability(pairs, probability)
     source = np.full(len(pairs), "", dtype=object)
     if "source" in pairs:
-        source = np.array(["" if pd.isna(name) else str(name) for name in pairs["source"]], dtype=object)
+        source = pairs["source"].astype(object).where(pairs["source"].notna(), "").astype("str").to_numpy(dtype=object)
     # Which part a pair is in must not depend on the hash that draws it: else the first pairs of a tie are drawn more.
     order = np.lexsort((_hashes(ids, "order"), np.nan_to_num(chance, nan=-1.0)))
     ranks = _hashes(ids, f"draw {seed}")
@@ -434,7 +433,7 @@ def _checked_ids(pairs: pd.DataFrame) -> np.ndarray:
         raise AuditError(f"pairs have no column pair_id; they have: {', '.join(map(str, pairs.columns))[:200]}")
     ids = pairs["pair_id"].to_numpy(dtype=object)
     for row, value in enumerate(ids):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value != records.writable(value):
             raise AuditError(f"pair_id of row {row} is {value!r}; ids must be text")
     repeated = pairs["pair_id"].duplicated().to_numpy()
     if repeated.any():
@@ -460,11 +459,9 @@ def _checked_probability(pairs: pd.DataFrame, probability: Any) -> np.ndarray:
     return found
 
 
-def _hashes(ids: Iterable[str], salt: str) -> np.ndarray:
-    """Uint64 [ids]: independent of each other, of the order, and between salts."""
-    key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
-    hashed = (hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest() for name in ids)
-    return np.frombuffer(b"".join(hashed), dtype="<u8")
+def _hashes(ids: np.ndarray, salt: str) -> np.ndarray:
+    """Uint64 [ids]: a keyed hash (SipHash) of each id, whatever the order; salts give independent ones."""
+    return np.asarray(pd.util.hash_array(ids, hash_key=content_hash(salt)[:16], categorize=False))
 
 
 def _allocated(sizes: Sequence[int], count: int) -> list[int]:
