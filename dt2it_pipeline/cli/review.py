@@ -1,4 +1,4 @@
-"""Commands on the pairs that people decide: `review export`, `review import`."""
+"""Commands on the pairs that people decide or check: `review export`, `review sample`, `review import`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    review = typer.Typer(no_args_is_help=True, help="Let people decide the pairs that judges left undecided.")
+    review = typer.Typer(no_args_is_help=True, help="Let people decide undecided pairs, and check others.")
     review.command("export")(export_tasks)
+    review.command("sample")(sample)
     review.command("import")(import_answers)
     app.add_typer(review, name="review", rich_help_panel=PANEL)
 
@@ -38,21 +39,85 @@ def export_tasks(
     show_export(export_undecided(open_store(home), str(number), output, format_name), as_json=as_json)
 
 
+def sample(
+    output: OutputFolder,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs of your own (Parquet or CSV): pair_id, chosen_id, rejected_id, the texts `chosen` and "
+            "`rejected`, and where you have them `prompt` (text), `source` and `probability`.",
+        ),
+    ] = None,
+    cleaned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Output of `dt2it clean` for --pairs: its probabilities spread the sample over sure and unsure pairs.",
+        ),
+    ] = None,
+    number: Annotated[
+        int | None, typer.Option("--round", metavar="K", min=0, help="A finished round, instead of --pairs.")
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Number of pairs to draw.")] = 50,
+    format_name: Annotated[
+        Literal["spreadsheet", "label_studio", "argilla"],
+        typer.Option("--format", help="CSV for a spreadsheet program, or a tool in which people answer."),
+    ] = "spreadsheet",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Another seed draws other pairs.")] = 0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Draw pairs at random for people to check, from a table (--pairs) or from a round (--round).
+
+    The folder holds the pairs in the format, README.md for whoever checks them, and sample.parquet: how many pairs each
+    one stands for. A round's pairs have their images, and the artifact home keeps which pairs were drawn.
+    """
+    from dt2it_pipeline.human_review.audit import export_round_audit, export_table_audit
+
+    if (pairs is None) == (number is None):
+        raise typer.BadParameter("give either --pairs or --round")
+    if number is not None and cleaned is not None:
+        raise typer.BadParameter("--cleaned is for --pairs; a round has probabilities of its own")
+    if pairs is not None:
+        if home is not None:
+            raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
+        done = export_table_audit(pairs, output, count, format_name, seed, cleaned)
+    else:
+        done = export_round_audit(open_store(home), str(number), output, count, format_name, seed)
+    for row in done.quarantine.to_pylist():
+        note(f"not shown: {row['row_id']}: {row['reason']} ({row['detail']})")
+    drawn = done.sample.num_rows
+    lines = [f"{output}: {drawn:,} of {done.population:,} pairs; README.md there says what to do"]
+    result = {
+        "output": str(output),
+        "drawn": drawn,
+        "population": done.population,
+        "rows_quarantined": done.quarantine.num_rows,
+    }
+    show(result, lines, as_json=as_json)
+
+
 def import_answers(
     answers: Annotated[
-        Path, typer.Argument(metavar="ANSWERS", help="Label Studio's export as JSON, or Argilla's records.json.")
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="Label Studio's export as JSON, Argilla's records.json, or the filled spreadsheet of `review sample`.",
+        ),
     ],
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Read what people decided and keep it, under pseudonyms, for the next run of the round."""
-    from dt2it_pipeline.human_review.answers import keep_answers, read_answers, unknown_pairs, votes_file
+    from dt2it_pipeline.human_review.answers import keep_answers, unknown_pairs, votes_file
+    from dt2it_pipeline.human_review.audit import AuditError, read_votes, unanswered_of_home
     from dt2it_pipeline.storage.atomic import StoreError
 
     folder = home_folder(home)
     if not folder.is_dir():
         raise CommandError(f"there is no artifact home {folder}; name it with --home, or set DT2IT_HOME")
-    found = read_answers(answers)
+    found = read_votes(answers)
     total = keep_answers(folder, found.votes)
     people, pairs = ({row[name] for row in found.votes} for name in ("person", "pair_id"))
     lines = [
@@ -70,6 +135,13 @@ def import_answers(
             f"{len(unknown)} of the pairs voted on are in no round of {folder}, for example {unknown[0]}: their votes "
             "are kept, and decide nothing until a round has them. Is --home right?"
         )
+    drawn = unanswered = 0
+    try:
+        drawn, unanswered = unanswered_of_home(folder)
+    except AuditError as error:
+        note(f"which pairs were drawn at random is not known: {error}")
+    if drawn:
+        lines.append(f"audit: {drawn - unanswered} of the {drawn} pairs that were drawn at random have an answer")
     if found.votes:
         lines.append(
             "Run the round again: what it has made already is used, and people's votes decide the pairs they are on."
@@ -82,5 +154,6 @@ def import_answers(
         "unfinished": dict(found.unfinished),
         "unusable": [{"place": place, "reason": reason} for place, reason in found.unusable],
         "unknown_pairs": unknown,
+        "audit": {"drawn": drawn, "answered": drawn - unanswered},
     }
     show(result, lines, as_json=as_json)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.errors import UserError
-from dt2it_pipeline.human_review.tasks import BETTER, FIRST, PERSON, SECOND, TIE
+from dt2it_pipeline.human_review.tasks import AUDIT, BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import write_parquet
@@ -56,7 +56,8 @@ class _Answer:
 class Answers:
     """Votes (rows of kind `people_votes`, a person's last one per pair), and what was no vote.
 
-    `unusable`: place and reason of what is malformed; `unfinished`: how much people took back or have not finished.
+    `audit` of a vote is the draw that its task came from, null for a task that was not drawn at random. `unusable`:
+    place and reason of what is malformed; `unfinished`: how much people took back or have not finished.
     """
 
     votes: list[dict[str, Any]]
@@ -94,6 +95,7 @@ def read_answers(file: Path) -> Answers:
             )
             ids = {FIRST: _text(about["first_id"]), SECOND: _text(about["second_id"]), TIE: None}
             pair = _text(about["pair_id"])
+            drawn = None if about.get(AUDIT) is None else _text(about[AUDIT])
             all_answers = list(answers)
             unfinished.update(_unfinished(entry))
         except _MALFORMED as error:
@@ -110,7 +112,8 @@ def read_answers(file: Path) -> Answers:
                 fault = f"{given.choice!r} was chosen, which is none of {', '.join(ids)}"
                 unusable.append((f"entry {place}", fault))
                 continue
-            last[pair, given.person] = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice]}
+            vote = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice], AUDIT: drawn}
+            last[pair, given.person] = vote
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(
             f"no answer in {file} can be used, which Label Studio's JSON or Argilla's records.json should hold; the "
@@ -122,13 +125,18 @@ def read_answers(file: Path) -> Answers:
 def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
     """Add votes to those that the artifact home keeps; returns how many it holds then.
 
+    A vote that was given in an audit stays marked as such where the same person answers the pair again elsewhere.
+
     Raises:
         OSError: it cannot be written.
         AnswersError: what lies there is no table of votes.
     """
     with exclusive(home / ".people_votes.lock", on_wait=print):  # two may import at once
-        kept = {(row["pair_id"], row["person"]): row for row in _kept(home)}
-        kept |= {(row["pair_id"], row["person"]): dict(row) for row in votes}
+        kept = {(row["pair_id"], row["person"]): row for row in kept_votes(home)}
+        for row in votes:
+            key = row["pair_id"], row["person"]
+            drawn = row.get(AUDIT) or kept.get(key, {}).get(AUDIT)
+            kept[key] = {**row, AUDIT: drawn}
         write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), votes_file(home))
     return len(kept)
 
@@ -142,7 +150,7 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
         pairs["pair_id"], pairs["chosen_id"], pairs["rejected_id"], strict=True
     )}  # fmt: skip
     votes = []
-    for row in _kept(home):
+    for row in kept_votes(home):
         if row["pair_id"] in sides:
             verdicts = dict(zip(sides[row["pair_id"]], ("chosen", "rejected"), strict=True)) | {None: "tie"}
             verdict = verdicts.get(row["preferred_id"])
@@ -187,7 +195,7 @@ def _label_studio(annotation: Mapping[str, Any]) -> list[_Answer]:
         who = f"annotation {annotation['id']}"
     when = _time(annotation.get("updated_at") or annotation.get("created_at"))
     chosen = [result["value"]["choices"][0] for result in annotation["result"] if result.get("from_name") == BETTER]
-    return [_Answer(when, _pseudonym("label_studio", who), _text(choice)) for choice in chosen]
+    return [_Answer(when, pseudonym("label_studio", who), _text(choice)) for choice in chosen]
 
 
 def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Answer]]]:
@@ -197,10 +205,11 @@ def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable
 
 
 def _argilla(answer: Mapping[str, Any]) -> list[_Answer]:
-    return [_Answer(_time(None), _pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
+    return [_Answer(_time(None), pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
 
 
-def _pseudonym(tool: str, who: Any) -> str:
+def pseudonym(tool: str, who: Any) -> str:
+    """Short hash that stands for a person of a tool: 10 hex digits."""
     return content_ids.content_hash(tool, str(who))[:10]
 
 
@@ -223,7 +232,12 @@ def votes_file(home: Path) -> Path:
     return home / f"{_KIND}.parquet"
 
 
-def _kept(home: Path) -> list[dict[str, Any]]:
+def kept_votes(home: Path) -> list[dict[str, Any]]:
+    """The votes that an artifact home keeps, rows of kind `people_votes`; none where there is no file.
+
+    Raises:
+        AnswersError: the file cannot be read.
+    """
     file = votes_file(home)
     if not file.exists():
         return []

@@ -1,7 +1,7 @@
 """Formats in which people choose the better of two answers: Label Studio and Argilla.
 
-They do not see the present label: the answer with the lower id (a hash of its text) stands first. Images travel
-inside, as data URIs, so that no file server is needed. What people answer comes back by `curate.people`.
+They do not see the present label: the order of the answers is that of a hash of their ids. Images travel inside, as
+data URIs, so that no file server is needed. What people answer comes back by `human_review.answers`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any, ClassVar
 
 from dt2it_pipeline.media.markers import split_at_markers
 from dt2it_pipeline.media.pair_rows import ROW_ID, Row, RowFault
+from dt2it_pipeline.storage.content_ids import content_hash
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 BETTER = "better"  # name of the question
+AUDIT = "audit"  # marks a task that was drawn at random, by the id of the draw
 PERSON = "person:"  # begins the name of a person among voters
 _TITLES = {FIRST: "The first is better", SECOND: "The second is better", TIE: "Neither is better"}
-_GUIDELINES = "Which answer is better? Right answers come before well-written ones; length and layout do not count."
+GUIDELINES = "Which answer is better? Right answers come before well-written ones; length and layout do not count."
 
 _LABELLING = f"""<View>
-  <Header value="{_GUIDELINES}"/>
+  <Header value="{GUIDELINES}"/>
   <HyperText name="prompt" value="$prompt"/>
   <Header value="First answer"/>
   <Text name="first" value="$first"/>
@@ -85,7 +87,7 @@ class LabelStudio(_JsonList):
 
     def row(self, row: Row) -> dict[str, Any]:
         """A task."""
-        sides = _sides(row)
+        sides = shown_sides(row.pair)
         return {"data": {"prompt": _prompt(row)} | _texts(sides) | _ids(row, sides)}
 
 
@@ -112,7 +114,7 @@ class Argilla(_JsonList):
         super().__init__(folder / self.files)
         settings = folder / ".argilla"
         settings.mkdir()
-        common = {"guidelines": _GUIDELINES, "allow_extra_metadata": True}
+        common = {"guidelines": GUIDELINES, "allow_extra_metadata": True}
         spread = {"distribution": {"strategy": "overlap", "min_submitted": 1}}
         # The id only has to be one: loading the dataset makes a new one.
         dataset = {"id": str(uuid.UUID(int=0)), "name": "contested_pairs", "status": "ready"} | common | spread
@@ -138,7 +140,7 @@ class Argilla(_JsonList):
 
     def row(self, row: Row) -> dict[str, Any]:
         """A record."""
-        sides = _sides(row)
+        sides = shown_sides(row.pair)
         return {
             "id": row.id,
             "fields": {"prompt": _prompt(row)} | _texts(sides),
@@ -150,9 +152,13 @@ class Argilla(_JsonList):
         }
 
 
-def _sides(row: Row) -> list[tuple[str, str]]:
-    """Id and text of both answers, the lower id first."""
-    return sorted((row.pair[f"{side}_id"], row.pair[side]) for side in ("chosen", "rejected"))
+def shown_sides(pair: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Id and text of both answers, in the order in which people see them.
+
+    A hash of the ids gives the order, since ids of other people's tables may tell the label, such as `c7` and `r7`.
+    """
+    sides = [(pair[f"{side}_id"], pair[side]) for side in ("chosen", "rejected")]
+    return sorted(sides, key=lambda side: content_hash("shown side", side[0]))
 
 
 def _texts(sides: list[tuple[str, str]]) -> dict[str, str]:
@@ -161,7 +167,8 @@ def _texts(sides: list[tuple[str, str]]) -> dict[str, str]:
 
 def _ids(row: Row, sides: list[tuple[str, str]]) -> dict[str, str]:
     ids = {"pair_id": row.id, "first_id": sides[0][0], "second_id": sides[1][0], "source": row.pair["source"]}
-    return ids if row.pair["row_id"] is None else ids | {"row_id": row.pair["row_id"]}
+    more = {name: row.pair.get(name) for name in ("row_id", AUDIT)}
+    return ids | {name: value for name, value in more.items() if value is not None}
 
 
 def _prompt(row: Row) -> str:

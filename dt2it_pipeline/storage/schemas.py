@@ -98,6 +98,19 @@ _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
         ("pair_id", pa.string(), "Pair that was shown."),
         ("person", pa.string(), "Who answered."),
         ("preferred_id", pa.string(), "Response id of the preferred answer; null for neither.", NULLABLE),
+        ("audit", pa.string(), "Draw of `audit_pairs` that the answer was given for; null for none.", NULLABLE),
+    ),
+    "audit_pairs": _table(
+        "Pairs that were drawn at random for people to check.",
+        ("audit", pa.string(), "Id of the draw."),
+        ("pair_id", pa.string(), "Pair that was drawn."),
+        ("first_id", pa.string(), "Response id of the answer that is shown first."),
+        ("second_id", pa.string(), "Response id of the answer that is shown second."),
+        ("source", pa.string(), "Name of the source; empty where it is not known."),
+        ("stratum", pa.string(), "Part of the pairs that it was drawn from."),
+        ("weight", pa.float64(), "Pairs that it stands for: size of the stratum / pairs drawn from it."),
+        ("seed", pa.int64(), "Seed of the draw."),
+        ("round", pa.int32(), "Round whose pairs were drawn from; -1 for a table of one's own."),
     ),
     "t2i_preferences": _table(
         "Human text-to-image preferences: two images for one caption.",
@@ -179,7 +192,12 @@ COLUMNS: dict[str, dict[str, str]] = {
 }
 
 # Columns that tables of earlier versions lack; such a table is read with null in their place.
-ADDED_COLUMNS = {"pairs": ("row_id",), "t2i_preferences": ("row_id",), "quarantine": ("pair_id",)}
+ADDED_COLUMNS = {
+    "pairs": ("row_id",),
+    "t2i_preferences": ("row_id",),
+    "quarantine": ("pair_id",),
+    "people_votes": ("audit",),
+}
 
 
 class RecordError(UserError, ValueError):

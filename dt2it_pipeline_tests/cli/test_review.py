@@ -1,0 +1,98 @@
+"""`dt2it review sample` and `review import`: from a table or a round to answers that an artifact home keeps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline.human_review.audit import AUDIT_FORMATS, audit_file, audit_of_home, read_audit
+from dt2it_pipeline.storage.artifacts import Artifact, Store
+from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
+from dt2it_pipeline_tests.support.export_world import world
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An artifact home with a finished round of four pairs."""
+    store = Store(tmp_path / "home")
+    pairs, prompts = world(store.media)
+    for name, number in (("voted_pairs", "0"), ("contested_pairs", "0"), ("raw_preferences", None)):
+        store.write(name, Artifact({"pairs": pairs, "prompts": prompts}), "k", number)
+    return store.home
+
+
+def fill(file: Path, answers: list[str]) -> Path:
+    """Write the answers into a spreadsheet, one per row."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    filled = file.parents[1] / "filled.csv"
+    with filled.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "better": said} for row, said in zip(rows, answers, strict=True))
+    return filled
+
+
+def test_a_sample_of_a_table_is_drawn_filled_and_read(tmp_path: Path) -> None:
+    ids = {name: [f"{name[0]}{n}" for n in range(20)] for name in ("pair_id", "chosen_id", "rejected_id")}
+    texts = {"chosen": ["yes"] * 20, "rejected": ["no"] * 20, "prompt": ["what?"] * 20}
+    pd.DataFrame({**ids, **texts}).to_csv(tmp_path / "pairs.csv", index=False)
+    given = ["review", "sample", "--pairs", tmp_path / "pairs.csv", "--output", tmp_path / "out", "--count", 5]
+    assert dt2it(*given).rstrip() == f"{tmp_path / 'out'}: 5 of 20 pairs; README.md there says what to do"
+    counted = json.loads(dt2it(*given, "--seed", 3, "--json"))
+    assert counted == {"output": str(tmp_path / "out"), "drawn": 5, "population": 20, "rows_quarantined": 0}
+    readme = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "drawn at random from 20 pairs" in readme and "read_audit(FILE, sample)" in readme
+    filled = fill(tmp_path / "out/audit.csv", ["first"] * 4 + [""])
+    assert read_audit(filled, tmp_path / "out/sample.parquet")["weight"].tolist() == [5.0] * 4
+    (tmp_path / "out/mine.txt").write_text("mine")
+    assert "holds more than was written there" in failing(*given)
+
+
+def test_a_table_that_cannot_be_drawn_from_is_refused_with_its_help_page(tmp_path: Path) -> None:
+    pd.DataFrame({"pair_id": ["a"]}).to_parquet(tmp_path / "pairs.parquet")
+    given = ["review", "sample", "--pairs", tmp_path / "pairs.parquet", "--output", tmp_path / "out"]
+    assert "has no column chosen_id, rejected_id, chosen, rejected" in failing(*given)
+    assert "More: docs/troubleshooting.md#audit" in invoke(*given).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
+    given = ["review", "sample", "--output", tmp_path / "out"]
+    assert "give either --pairs or --round" in failing(*given, code=2)
+    assert "give either --pairs or --round" in failing(*given, "--pairs", "p.csv", "--round", 0, code=2)
+    assert "--cleaned is for --pairs" in failing(*given, "--round", 0, "--cleaned", "c", code=2)
+    assert "--home is for --round" in failing(*given, "--pairs", "p.csv", "--home", tmp_path, code=2)
+    told = failing(*given, "--round", 0, "--format", "none", code=2)
+    assert set(re.findall(r"'(\w+)'", told.partition("is not one of")[2])) == set(AUDIT_FORMATS)
+
+
+def test_a_round_is_sampled_and_its_answers_are_kept_as_an_audit(home: Path, tmp_path: Path) -> None:
+    given = ["review", "sample", "--round", 0, "--home", home, "--output", tmp_path / "out", "--count", 3]
+    assert "3 of 4 pairs" in dt2it(*given)
+    assert audit_file(home).is_file()
+    assert "`dt2it review import FILE`" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    filled = fill(tmp_path / "out/audit.csv", ["first", "secnd", "tie"])
+    told = dt2it("review", "import", filled, "--home", home)
+    assert "2 votes of 1 people on 2 pairs" in told
+    assert re.search(r"no vote: row 3, line \d+: `better` is 'secnd', which is none of first, second, tie", told)
+    assert "audit: 2 of the 3 pairs that were drawn at random have an answer" in told
+    counted = json.loads(dt2it("review", "import", filled, "--home", home, "--json"))
+    assert (counted["kept_votes"], counted["audit"]) == (2, {"drawn": 3, "answered": 2})
+    audit = audit_of_home(home)
+    assert (len(audit), audit["better_id"].isna().sum(), round(audit["weight"].sum())) == (2, 1, 4)
+    assert "partition 1 has not been materialised" in failing(*given[:3], 1, *given[4:])
+
+
+def test_a_damaged_table_of_draws_does_not_stop_an_import(home: Path, tmp_path: Path) -> None:
+    dt2it("review", "sample", "--round", 0, "--home", home, "--output", tmp_path / "out")
+    audit_file(home).write_bytes(b"garbage")
+    filled = fill(tmp_path / "out/audit.csv", ["first"] * 4)
+    result = invoke("review", "import", filled, "--home", home)
+    assert result.exit_code == 0 and "4 votes of 1 people" in result.stdout
+    assert "which pairs were drawn at random is not known" in result.stderr
