@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,41 +32,88 @@ def register(app: typer.Typer) -> None:
 def clean(
     pairs: Annotated[
         Path,
-        typer.Option(
+        typer.Argument(
             metavar="FILE",
-            help="Pairs (Parquet): pair_id, chosen_id, rejected_id, and any other columns, which are kept. `source` "
-            "tells data sources apart; the texts `chosen` and `rejected` let length bias be allowed for.",
-        ),
-    ],
-    scores: Annotated[
-        list[Path],
-        typer.Option(
-            metavar="FILE",
-            help="Scores (Parquet): response_id, voter, score, of reward models that were not trained on these pairs. "
-            "May be repeated.",
+            help="Pairs (Parquet, CSV or JSON Lines; Parquet alone with another policy than `joint`): pair_id, "
+            "chosen_id, rejected_id, and any other columns, which are kept. `source` tells data sources apart; the "
+            "texts `chosen` and `rejected` let length bias be allowed for. Under `joint` all of these are optional.",
         ),
     ],
     output: OutputFolder,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Scores: response_id, voter, score, of reward models that were not trained on these pairs. May be "
+            "repeated.",
+        ),
+    ] = None,
+    chosen_score: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="joint: column of FILE with a voter's scores of the chosen sides."),
+    ] = None,
+    rejected_score: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="joint: the same voter's scores of the rejected sides, in turn."),
+    ] = None,
+    chosen: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="joint: column with the texts of the chosen sides.")
+    ] = None,
+    rejected: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="joint: column with the texts of the rejected sides.")
+    ] = None,
     votes: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Votes (Parquet): pair_id, judge, verdict (chosen, rejected, tie or null), on the sides as --pairs "
-            "has them. Without them, contested pairs are dropped.",
+            help="Votes: pair_id, judge, verdict (chosen, rejected, tie or null), on the sides as FILE has them, or "
+            "under `joint` better_id.",
         ),
     ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Judge whose votes count; one or two, two under `paper`. May be repeated.",
+            help="Judge whose votes count; two under `paper`, one or two under `posterior`. May be repeated.",
             show_default="all",
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="joint: pairs drawn at random and checked by a person: pair_id, better_id. With 15 or more, labels "
+            "can be flipped.",
+        ),
+    ] = None,
+    trusted: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="joint: other pairs whose label is right, which voters did not learn."),
+    ] = None,
+    label_accuracy: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="joint: accuracy of the given labels, where it is known from elsewhere."),
+    ] = None,
+    wrong_label_cost: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C",
+            min=1,
+            help="joint: how many right labels a wrong one that is kept costs. Sets the bound in place of "
+            "--keep-probability, at C / (1 + C).",
+        ),
+    ] = None,
+    call_cost: Annotated[
+        float, typer.Option(metavar="C", min=0, help="joint: price of one judge call, in right labels.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(metavar="N", help="joint: of what is drawn at random.")] = 0,
     policy: Annotated[
-        Literal["posterior", "paper"],
-        typer.Option(help="By the probability that a label is right, or the published vote, flip and verify."),
-    ] = "posterior",
+        Literal["joint", "posterior", "paper"],
+        typer.Option(
+            help="joint: labels, voters, judges and checked pairs in one model; without checked pairs nothing is "
+            "flipped. posterior: as the pipeline's recipes. paper: the published vote, flip and verify."
+        ),
+    ] = "joint",
     verifier_scores: Annotated[
         list[Path] | None,
         typer.Option(
@@ -83,7 +131,8 @@ def clean(
             metavar="P",
             min=0.5,
             max=0.999999,
-            help="posterior: a label that is right with less than this is contested.",
+            help="joint: least probability of a label that is kept. posterior: a label that is right with less than "
+            "this is contested.",
         ),
     ] = 0.8,
     keep_judged_probability: Annotated[
@@ -100,35 +149,124 @@ def clean(
         typer.Option(
             "--out-of-core",
             help="paper: for tables that do not fit in memory; texts pass through in batches (about 250 bytes of "
-            "memory a pair). --pairs must then be a table of kind `pairs`.",
+            "memory a pair). FILE must then be a table of kind `pairs`.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Clean the labels of your own pairs: keep, flip or drop each by the scores of voters and the votes of judges.
+    """Clean the labels of your own pairs: keep, flip or drop each by what voters, judges and checked pairs say.
 
-    Writes pairs.parquet (the kept and the flipped pairs) and outcomes.parquet (what became of every pair, and why).
+    Writes pairs.parquet (the kept and the flipped pairs) and outcomes.parquet (what became of every pair, and why), and
+    under `joint` wanted.parquet (pairs that are worth a judge call).
     """
+    if judge and votes is None:
+        raise typer.BadParameter("--judge chooses among the judges of --votes, which is not given")
+    if policy != "paper":
+        for name, value in (("--out-of-core", out_of_core), ("--verifier-scores", verifier_scores)):
+            if value:
+                raise typer.BadParameter(f"{name} {'is' if value is True else 'are'} for --policy paper")
+        if flip_fraction != _FLIP_FRACTION:
+            raise typer.BadParameter(f"--flip-fraction is for --policy paper; `{policy}` has no fixed share")
+    if policy == "joint":
+        settings: dict[str, Any] = {"keep_probability": keep_probability}
+        if wrong_label_cost is not None:
+            settings = {"wrong_label_cost": wrong_label_cost}
+        settings |= {"label_accuracy": label_accuracy, "call_cost": call_cost, "seed": seed}
+        settings |= {"chosen": chosen, "rejected": rejected}
+        settings |= {"chosen_scores": chosen_score or (), "rejected_scores": rejected_score or ()}
+        _clean_jointly(pairs, output, scores or (), votes, audit, trusted, judge or (), settings, as_json=as_json)
+        return
+    own = {
+        "--audit": audit, "--trusted": trusted, "--label-accuracy": label_accuracy, "--chosen": chosen,
+        "--rejected": rejected, "--chosen-score": chosen_score, "--rejected-score": rejected_score,
+        "--wrong-label-cost": wrong_label_cost,
+    }  # fmt: skip
+    if named := [name for name, value in own.items() if value]:
+        raise typer.BadParameter(f"{', '.join(named)}: for --policy joint")
+    if not scores:
+        raise typer.BadParameter(f"--policy {policy} needs --scores")
+    _clean_by_policy(
+        pairs,
+        output,
+        scores,
+        votes,
+        judge or (),
+        verifier_scores or (),
+        {
+            "policy": policy,
+            "flip_fraction": flip_fraction,
+            "keep_probability": keep_probability,
+            "keep_judged_probability": keep_judged_probability,
+        },
+        out_of_core=out_of_core,
+        as_json=as_json,
+    )
+
+
+def _clean_jointly(
+    pairs: Path,
+    output: Path,
+    scores: Sequence[Path],
+    votes: Path | None,
+    audit: Path | None,
+    trusted: Path | None,
+    judges: Sequence[str],
+    settings: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """The policy `joint`."""
+    from dt2it_pipeline.curate.preference_files import clean_preference_files
+
+    cleaned = clean_preference_files(pairs, output, scores, votes, audit, trusted, judges, **settings)
+    ended = cleaned.pairs["outcome"].value_counts()
+    counts = {name: int(ended.get(name, 0)) for name in ("kept", "flipped", "dropped")}
+    before, after = cleaned.label_accuracy.before, cleaned.label_accuracy.after
+    lines = [
+        f"{output}: {len(cleaned.pairs):,} pairs: {', '.join(f'{count:,} {name}' for name, count in counts.items())}",
+        f"estimated label accuracy: {before} before, {after} of the pairs that stay (95% by the model)",
+        f"pairs that are worth a judge call: {len(cleaned.wanted):,}",
+    ]
+    if len(cleaned.sensitivity):
+        lines.append("nothing is checked, so this is assumed; the data allow:")
+        lines += [
+            f"  voters and judges right in {row.annotator_accuracy:.0%}: labels right in {row.label_accuracy:.0%} "
+            f"before, {row.accuracy_after:.0%} after"
+            for row in cleaned.sensitivity.itertuples()
+        ]
+    for sentence in cleaned.notes:
+        note(sentence)
+    summary = {
+        "output": str(output),
+        "policy": "joint",
+        "pairs": len(cleaned.pairs),
+        **counts,
+        "label_accuracy": {"before": vars(before), "after": vars(after)},
+        "wanted": len(cleaned.wanted),
+        "sensitivity": cleaned.sensitivity.to_dict(orient="records"),
+        "notes": list(cleaned.notes),
+    }
+    show(summary, lines, as_json=as_json)
+
+
+def _clean_by_policy(
+    pairs: Path,
+    output: Path,
+    scores: Sequence[Path],
+    votes: Path | None,
+    judges: Sequence[str],
+    verifier_scores: Sequence[Path],
+    settings: dict[str, Any],
+    *,
+    out_of_core: bool,
+    as_json: bool,
+) -> None:
+    """The policies of a recipe."""
     from dt2it_pipeline.config.sections.curation import CurationSettings
     from dt2it_pipeline.curate.cleaning import DROPPED, FLIPPED, KEPT, clean_files
 
-    if out_of_core and policy != "paper":
-        raise typer.BadParameter("--out-of-core is for --policy paper")
-    if verifier_scores and policy != "paper":
-        raise typer.BadParameter("--verifier-scores are for --policy paper; `posterior` has no verifier")
-    if flip_fraction != _FLIP_FRACTION and policy != "paper":
-        raise typer.BadParameter("--flip-fraction is for --policy paper; `posterior` has no fixed share")
-    if judge and votes is None:
-        raise typer.BadParameter("--judge chooses among the judges of --votes, which is not given")
-    settings = CurationSettings(
-        policy=policy,
-        flip_fraction=flip_fraction,
-        keep_probability=keep_probability,
-        keep_judged_probability=keep_judged_probability,
-    )
-    summary = clean_files(
-        pairs, scores, output, votes, verifier_scores or (), settings, judge or (), out_of_core=out_of_core
-    )
+    curation = CurationSettings(**settings)
+    summary = clean_files(pairs, scores, output, votes, verifier_scores, curation, judges, out_of_core=out_of_core)
     ended = ", ".join(f"{summary[name]:,} {name}" for name in (KEPT, FLIPPED, DROPPED))
     lines = [f"{output}: {summary['pairs']:,} pairs: {ended}"]
     fitted = {name: text for name, text in _FITTED.items() if name in summary}
@@ -141,7 +279,7 @@ def clean(
             "no voter agrees with the labels clearly more often than in half of the pairs (50% plus three standard "
             "errors), so no label was changed by the vote, and every pair is contested"
         )
-    if policy == "paper" and not verifier_scores:
+    if curation.policy == "paper" and not verifier_scores:
         note("no --verifier-scores were given: pairs were voted and flipped, and none was verified")
     show({"output": str(output), **summary}, lines, as_json=as_json)
 

@@ -73,6 +73,28 @@ class CleanedPreferences:
     sensitivity: pd.DataFrame
     notes: tuple[str, ...]
 
+    def apply(self, pairs: pd.DataFrame, swap: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+        """The pairs that stay, in their order, with `probability`; flipped ones have their sides swapped.
+
+        Args:
+            pairs: the table that was cleaned.
+            swap: columns of the chosen and of the rejected side that do not begin with these words, as pairs.
+
+        Raises:
+            CurationError: it has another number of rows than the table that was cleaned.
+        """
+        if len(pairs) != len(self.pairs):
+            raise CurationError(f"pairs: {len(pairs)} rows, and {len(self.pairs)} were cleaned; give the same table")
+        flipped = (self.pairs["outcome"] == "flipped").to_numpy()
+        made = pairs.reset_index(drop=True).assign(probability=self.pairs["probability"].to_numpy())
+        names = [name for name in map(str, pairs.columns) if name.startswith("chosen")]
+        named = [(name, "rejected" + name.removeprefix("chosen")) for name in names]
+        for left, right in dict.fromkeys([*named, *swap]):
+            if left in made and right in made:
+                sides = made[left].mask(flipped, made[right]), made[right].mask(flipped, made[left])
+                made[left], made[right] = sides
+        return made[(self.pairs["outcome"] != "dropped").to_numpy()].reset_index(drop=True)
+
 
 def clean_preferences(
     pairs: pd.DataFrame,
@@ -150,7 +172,7 @@ def clean_preferences(
     same_side = table.sides[0] == table.sides[1]
     if same_side.any():
         decisions.outcome[same_side] = DROPPED
-    wanted = _wanted(table, evidence, model, decisions, verdicts, anchors, bound, call_cost, draw)
+    wanted = _wanted(table, evidence, model, decisions, verdicts[:own], anchors, bound, call_cost, draw)
     sensitivity = pd.DataFrame() if is_anchored(anchors) else _sensitivity(evidence, model, decisions)
     notes += _sentences(decisions, anchors, sensitivity)
     result = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""`dt2it clean`: every pair of a user's own tables ends kept, flipped or dropped, by both policies."""
+"""`dt2it clean`: every pair of a user's own tables ends kept, flipped or dropped, by the policies of a recipe."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def tables(tmp_path: Path) -> Path:
 
 def cleaned(folder: Path, *more: object) -> tuple[dict[str, object], pd.DataFrame, pd.DataFrame]:
     """Summary, pairs and outcomes of the command on the fixture's tables."""
-    given = ["clean", "--pairs", folder / "pairs.parquet", "--scores", folder / "scores.parquet", "--output"]
-    summary = json.loads(dt2it(*given, folder / "out", *more, "--json"))
+    given = ["clean", folder / "pairs.parquet", "--scores", folder / "scores.parquet", "--output", folder / "out"]
+    policy = () if "--policy" in more else ("--policy", "posterior")
+    summary = json.loads(dt2it(*given, *policy, *more, "--json"))
     return summary, *(pd.read_parquet(folder / "out" / f"{name}.parquet") for name in ("pairs", "outcomes"))
 
 
@@ -133,7 +134,7 @@ def test_votes_are_on_the_sides_that_the_file_has(tables: Path) -> None:
 
 def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tables)
-    given = ["clean", "--pairs", "pairs.parquet", "--scores", "scores.parquet", "--output", "out"]
+    given = ["clean", "pairs.parquet", "--scores", "scores.parquet", "--output", "out", "--policy", "posterior"]
     told = failing(*given, "--votes", "votes.parquet")
     assert (
         "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count" in told
@@ -143,13 +144,13 @@ def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch
     assert "--out-of-core is for --policy paper" in failing(*given, "--out-of-core", code=2)
     assert "--verifier-scores are for --policy paper" in failing(*given, "--verifier-scores", "x", code=2)
     (tables / "none.parquet").write_text("no Parquet")
-    given[2] = "none.parquet"
+    given[1] = "none.parquet"
     assert failing(*given).startswith("none.parquet cannot be read: ")
     pd.DataFrame({"pair_id": ["p"]}).to_parquet(tables / "none.parquet")
     assert "missing columns ['chosen_id', 'rejected_id']" in failing(*given)
-    given[2] = "pairs.parquet"
+    given[1] = "pairs.parquet"
     pd.read_parquet("pairs.parquet").drop(columns="prompt_id").to_parquet("none.parquet")
-    told = failing("clean", "--pairs", "none.parquet", *given[3:], "--policy", "paper", "--out-of-core")
+    told = failing("clean", "none.parquet", *given[2:-1], "paper", "--out-of-core")
     assert "columns ['prompt_id'] are missing" in told
     assert not (tables / "out").exists()
     dt2it(*given)

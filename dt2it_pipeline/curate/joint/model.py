@@ -80,7 +80,7 @@ class Component:
 
     Attributes:
         mode: float64 [parameters].
-        root: float64 [parameters - 1, parameters - 1]; mode + root @ N(0, 1) are draws of all but a.
+        root: float64 [parameters - 1, parameters - 1]; symmetric; mode + root @ N(0, 1) are draws of all but a.
         weight: of the mixture.
     """
 
@@ -159,7 +159,7 @@ def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> J
         mode, value = problem.mode(start, float(a))
         values, vectors = np.linalg.eigh(problem.curvature(mode))
         values = np.maximum(values, _LEAST_CURVATURE)
-        found.append((mode, vectors / np.sqrt(values), value - 0.5 * float(np.log(values).sum())))
+        found.append((mode, (vectors / np.sqrt(values)) @ vectors.T, value - 0.5 * float(np.log(values).sum())))
         start = mode
     logs = np.array([log for *_, log in found])
     weights = np.exp(logs - logs.max())
@@ -267,7 +267,7 @@ class _Problem:
             return -value, -gradient[:-1]
 
         # Not L-BFGS-B: its small matrices go to a threaded library, which takes longer to start than to compute.
-        found = minimize(loss, start[:-1], jac=True, method="BFGS", options={"gtol": 1e-4})
+        found = minimize(loss, start[:-1], jac=True, method="BFGS", options={"gtol": 1e-5})
         return np.append(found.x, a), -float(found.fun)
 
     def curvature(self, mode: np.ndarray) -> np.ndarray:

@@ -1,0 +1,331 @@
+"""`clean_preferences`: no harm, honest claims, audits that help, and any table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dt2it_pipeline import clean_preferences
+from dt2it_pipeline.curate.voters.margins import CurationError
+from dt2it_pipeline_tests.support.noisy_world import NoisyWorld, noisy_world
+
+
+def significantly_worse(world: NoisyWorld, outcome: pd.Series) -> bool:
+    """The bootstrap interval of label accuracy after minus before lies below 0."""
+    rng = np.random.default_rng(0)
+    stays, flipped = (outcome != "dropped").to_numpy(), (outcome == "flipped").to_numpy()
+    rows = rng.integers(0, len(outcome), (500, len(outcome)))
+    after = ((world.right ^ flipped) & stays)[rows].sum(axis=1) / np.maximum(stays[rows].sum(axis=1), 1)
+    return bool(np.quantile(after - world.right[rows].mean(axis=1), 0.975) < 0)
+
+
+SHAPES = (("normal", 1), ("binary", 3), ("heavy", 3), ("rounded", 2))
+
+
+@pytest.mark.parametrize("label", [1.0, 0.98, 0.95, 0.7])
+@pytest.mark.parametrize(("place", "voter"), enumerate([0.6, 0.8, 0.99]))
+def test_labels_never_get_worse(label: float, place: int, voter: float) -> None:
+    shape, voters = SHAPES[(place + int(100 * label)) % len(SHAPES)]
+    for count, checked in ((25, 0), (400, 0), (400, 50)):
+        world = noisy_world(count, label, voter, voters, shape=shape, seed=count)
+        audit = world.audit(checked) if checked else None
+        found = clean_preferences(world.pairs, world.scores, audit=audit)
+        assert not significantly_worse(world, found.pairs["outcome"])
+        assert checked or not (found.pairs["outcome"] == "flipped").any()
+
+
+@pytest.mark.parametrize("judge", [0.2, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("label", [0.98, 0.75])
+def test_judges_alone_do_no_harm_whatever_they_are(judge: float, label: float) -> None:
+    for judges, checked in ((1, 0), (2, 0), (2, 50)):
+        world = noisy_world(400, label, voters=0, judges=judges, judge=judge)
+        audit = world.audit(checked) if checked else None
+        found = clean_preferences(world.pairs, votes=world.votes, audit=audit)
+        assert not significantly_worse(world, found.pairs["outcome"])
+        assert (found.pairs["outcome"] != "dropped").any()
+
+
+def test_verdicts_for_the_label_keep_it_where_no_voter_helps() -> None:
+    world = noisy_world(400, 0.75, voters=0, judges=2)
+    found = clean_preferences(world.pairs, votes=world.votes).pairs
+    verdicts = world.votes.merge(world.pairs, on="pair_id")
+    agrees = (verdicts["better_id"] == verdicts["chosen_id"]).groupby(verdicts["pair_id"]).sum().loc[found["pair_id"]]
+    assert (found["outcome"][(agrees == 2).to_numpy()] == "kept").all()
+    assert world.accuracy(found["outcome"]) > 0.85
+
+
+def test_fifty_checks_correct_labels_and_make_the_claims_true() -> None:
+    gaps, gains = [], []
+    for seed in range(4):
+        world = noisy_world(600, 0.7, 0.88, judges=1, judge=0.9, seed=seed)
+        audit = world.audit(50, seed)
+        found = clean_preferences(world.pairs, world.scores, world.votes, audit)
+        outcome = found.pairs["outcome"]
+        assert (outcome == "flipped").sum() > 50
+        stays = (outcome != "dropped").to_numpy()
+        gaps.append(found.pairs["probability"][stays].mean() - world.accuracy(outcome))
+        gains.append(world.accuracy(outcome) - world.right.mean())
+        for estimate, true in (
+            (found.label_accuracy.before, world.right.mean()),
+            (found.label_accuracy.after, world.accuracy(outcome)),
+        ):
+            assert estimate.low <= true <= estimate.high
+    assert abs(np.mean(gaps)) < 0.03
+    assert min(gains) > 0.15
+
+
+def test_without_an_anchor_the_range_of_assumptions_holds_the_truth() -> None:
+    world = noisy_world(600, 0.85, 0.8)
+    found = clean_preferences(world.pairs, world.scores)
+    table = found.sensitivity
+    assert set(table.columns) == {"annotator_accuracy", "label_accuracy", "accuracy_after", "weight"}
+    assert table["label_accuracy"].min() < 0.85 < table["label_accuracy"].max()
+    assert any("no label was flipped" in sentence for sentence in found.notes)
+    assert any("assumed, not measured" in sentence for sentence in found.notes)
+    assert clean_preferences(world.pairs, world.scores, audit=world.audit(50)).sensitivity.empty
+
+
+def test_twenty_five_pairs_that_a_voter_confirms_are_kept() -> None:
+    world = noisy_world(25, 1.0, 0.999999, voters=1)
+    assert (clean_preferences(world.pairs, world.scores).pairs["outcome"] == "kept").all()
+
+
+def test_a_voter_at_chance_changes_nothing() -> None:
+    world = noisy_world(400, 0.8, 0.5, voters=1, seed=3)
+    found = clean_preferences(world.pairs, world.scores)
+    assert (found.pairs["outcome"] == "kept").all()
+    assert any("may be chance" in sentence for sentence in found.notes)
+
+
+def test_pairs_alone_stay_as_they_are() -> None:
+    world = noisy_world(30)
+    found = clean_preferences(world.pairs)
+    assert (found.pairs["outcome"] == "kept").all() and len(found.pairs) == 30
+    assert any("no scores and no verdicts" in sentence for sentence in found.notes)
+
+
+def test_an_auditor_who_guesses_is_noticed() -> None:
+    world = noisy_world(400, 0.9, 0.85)
+    audit = world.audit(60)
+    sides = world.pairs.set_index("pair_id").loc[audit["pair_id"]]
+    heads = np.random.default_rng(1).random(60) < 0.5
+    guessed = audit.assign(better_id=np.where(heads, sides["chosen_id"], sides["rejected_id"]))
+    found = clean_preferences(world.pairs, world.scores, audit=guessed)
+    assert any("the audit is left out: its 60 answers" in sentence for sentence in found.notes)
+    without = clean_preferences(world.pairs, world.scores)
+    assert found.pairs["outcome"].tolist() == without.pairs["outcome"].tolist()
+    honest = clean_preferences(world.pairs, world.scores, audit=audit)
+    assert not any("left out" in sentence for sentence in honest.notes)
+
+
+def test_checked_pairs_end_as_they_were_answered() -> None:
+    world = noisy_world(60, 0.6, 0.7)
+    found = clean_preferences(world.pairs, world.scores, audit=world.truth)
+    assert (found.pairs["outcome"] == np.where(world.right, "kept", "flipped")).all()
+    assert set(found.pairs["reason"]) == {"checked"}
+    few = clean_preferences(world.pairs, world.scores, audit=world.truth[:5])
+    assert (few.pairs["outcome"][:5] == np.where(world.right[:5], "kept", "flipped")).all()
+    assert not (few.pairs["outcome"][5:] == "flipped").any()
+    assert any("5 checked pairs are too few" in sentence for sentence in few.notes)
+
+
+def test_answers_that_say_nothing_are_counted() -> None:
+    world = noisy_world(60)
+    audit = pd.concat(
+        [
+            world.truth[:20],
+            world.pairs[20:21].rename(columns={"rejected_id": "better_id"})[["pair_id", "better_id"]],
+            world.pairs[20:21].rename(columns={"chosen_id": "better_id"})[["pair_id", "better_id"]],
+            pd.DataFrame({"pair_id": ["p21", "gone"], "better_id": [None, "a1"]}),
+        ]
+    )
+    notes = clean_preferences(world.pairs, world.scores, audit=audit).notes
+    assert any("1 rows of audit are about pairs that are not in the table, for example 'gone'" in n for n in notes)
+    assert any("1 audited pairs have contradicting answers" in n and "'p20'" in n for n in notes)
+    assert any("1 audited pairs have no better side" in n for n in notes)
+
+
+def test_trusted_pairs_are_an_anchor() -> None:
+    both = noisy_world(900, 0.7, 0.9)
+    own = both.pairs[:600]
+    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
+    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
+    trusted = theirs.assign(
+        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
+        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
+    )
+    found = clean_preferences(own, both.scores, trusted=trusted)
+    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
+    assert (found.pairs["outcome"] == "flipped").sum() > 60
+    assert world.accuracy(found.pairs["outcome"]) > 0.9
+    assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.06)
+
+
+def test_a_known_label_accuracy_is_an_anchor() -> None:
+    world = noisy_world(600, 0.7, 0.9)
+    found = clean_preferences(world.pairs, world.scores, label_accuracy=0.7)
+    assert (found.pairs["outcome"] == "flipped").any()
+    assert world.accuracy(found.pairs["outcome"]) > 0.85
+
+
+def test_a_judge_who_repeats_the_voter_adds_nothing() -> None:
+    world = noisy_world(500, 0.95, 0.8, voters=1, shape="binary")
+    pair_of = pd.concat([world.pairs.set_index(side)["pair_id"] for side in ("chosen_id", "rejected_id")])
+    liked = world.scores["response_id"][world.scores["score"] > 0]
+    votes = pd.DataFrame({"pair_id": pair_of.loc[liked].to_numpy(), "judge": "same", "better_id": liked.to_numpy()})
+    once = clean_preferences(world.pairs, world.scores).pairs["probability"]
+    twice = clean_preferences(world.pairs, world.scores, votes).pairs["probability"]
+    assert abs(once.mean() - twice.mean()) < 0.05
+
+
+@pytest.mark.parametrize("change", ["order of rows", "units of scores", "names"])
+def test_what_says_nothing_changes_nothing(change: str) -> None:
+    world = noisy_world(300, 0.8, 0.8)
+    pairs, scores = world.pairs, world.scores
+    if change == "order of rows":
+        pairs = pairs.sample(frac=1, random_state=0)
+        scores = scores.sample(frac=1, random_state=1)
+    elif change == "units of scores":
+        scores = scores.assign(score=scores["score"] * 1000 + 7)
+    else:
+        pairs = pairs.assign(source="one")
+    one = clean_preferences(world.pairs, world.scores, audit=world.audit(40)).pairs.set_index("pair_id")
+    other = clean_preferences(pairs, scores, audit=world.audit(40)).pairs.set_index("pair_id").loc[one.index]
+    same = (one["outcome"] == other["outcome"]).to_numpy()
+    np.testing.assert_allclose(one["probability"][same], other["probability"][same], atol=0.01)
+    assert same.mean() > 0.99  # a pair at a bound may fall on either side of it
+
+
+@pytest.mark.parametrize("fault", ["missing", "infinite", "constant", "twice"])
+def test_voters_that_say_nothing_or_the_same_do_no_harm(fault: str) -> None:
+    world = noisy_world(300, 0.85, 0.85, voters=1)
+    scores = world.scores
+    if fault == "missing":
+        scores = scores[scores.index % 3 > 0]
+    elif fault == "infinite":
+        scores = scores.assign(score=scores["score"].mask(scores.index % 3 == 0, np.inf))
+    elif fault == "constant":
+        scores = pd.concat([scores, scores.assign(voter="flat", score=1.0)])
+    else:
+        scores = pd.concat([scores, scores.assign(voter="copy")])
+    found = clean_preferences(world.pairs, scores).pairs
+    assert len(found) == 300 and found["probability"].between(0, 1).all()
+    assert world.accuracy(found["outcome"]) >= world.right.mean()
+
+
+def test_a_wide_table_is_cleaned_as_long_ones_are() -> None:
+    world = noisy_world(200, 0.8, 0.85, voters=2)
+    by_voter = world.scores.pivot_table(index="response_id", columns="voter", values="score")
+    wide = pd.DataFrame(
+        {
+            f"{voter}_{side}": by_voter[voter].loc[world.pairs[f"{side}_id"]].to_numpy()
+            for voter in ("v0", "v1")
+            for side in ("chosen", "rejected")
+        }
+    )
+    named = {"chosen_scores": ["v0_chosen", "v1_chosen"], "rejected_scores": ["v0_rejected", "v1_rejected"]}
+    checked = world.audit(40)
+    rows = checked["pair_id"].str[1:].astype(int)
+    side = np.where(world.right[rows], "chosen", "rejected")
+    audit = pd.DataFrame({"pair_id": rows.to_numpy(), "better_id": side})
+    found = clean_preferences(wide, audit=audit, **named).pairs
+    assert found["pair_id"].tolist() == list(range(200))
+    long = clean_preferences(world.pairs, world.scores, audit=checked).pairs
+    np.testing.assert_allclose(found["probability"], long["probability"], atol=0.03)
+
+
+def test_applied_outcomes_swap_the_sides_of_flipped_pairs() -> None:
+    world = noisy_world(200, 0.6, 0.97)
+    pairs = world.pairs.assign(chosen="c", rejected="r", good=1.0, bad=0.0)
+    found = clean_preferences(pairs, world.scores, audit=world.audit(60))
+    made = found.apply(pairs, swap=[("good", "bad")])
+    stays = found.pairs[found.pairs["outcome"] != "dropped"]
+    assert made["pair_id"].tolist() == stays["pair_id"].tolist()
+    flipped = (stays["outcome"] == "flipped").to_numpy()
+    assert flipped.any() and (made["chosen"] == np.where(flipped, "r", "c")).all()
+    assert (made["good"] == np.where(flipped, 0.0, 1.0)).all()
+    better = made.merge(world.truth, on="pair_id")
+    assert (better["better_id"] == better["chosen_id"]).mean() > 0.95
+    with pytest.raises(CurationError, match="199 rows, and 200 were cleaned"):
+        found.apply(pairs[1:])
+
+
+def test_wanted_pairs_are_unsure_ones_and_some_sure_ones() -> None:
+    world = noisy_world(600, 0.8, 0.8)
+    found = clean_preferences(world.pairs, world.scores, audit=world.audit(60))
+    wanted = found.wanted
+    best = wanted[wanted["why"] == "may change the outcome"]
+    assert len(best) and best["gain"].is_monotonic_decreasing and (best["gain"] > 0.05).all()
+    assert 0 < len(wanted) - len(best) <= len(best) // 10 + 1
+    assert not set(wanted["pair_id"]) & set(world.audit(60)["pair_id"])
+    dear = clean_preferences(world.pairs, world.scores, audit=world.audit(60), call_cost=5.0)
+    assert dear.wanted.empty
+
+
+def test_a_dearer_wrong_label_keeps_fewer_pairs_and_righter_ones() -> None:
+    world = noisy_world(600, 0.8, 0.8)
+    kept = []
+    for cost in (1.5, 4.0, 19.0):
+        found = clean_preferences(world.pairs, world.scores, audit=world.audit(60), wrong_label_cost=cost).pairs
+        stays = found["outcome"] != "dropped"
+        assert (found["probability"][stays] >= cost / (1 + cost) - 1e-6).all()
+        kept.append(stays.mean())
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_both_sides_the_same_and_an_empty_table() -> None:
+    world = noisy_world(40)
+    pairs = world.pairs.assign(rejected_id=world.pairs["rejected_id"].where(world.pairs.index > 0, "a0"))
+    pairs = pairs.assign(chosen_id=pairs["chosen_id"].where(pairs.index > 0, "a0"))
+    found = clean_preferences(pairs, world.scores).pairs
+    assert found.loc[0, ["outcome", "reason"]].tolist() == ["dropped", "both sides are one response"]
+    empty = clean_preferences(world.pairs[:0], world.scores[:0])
+    assert len(empty.pairs) == 0 and np.isnan(empty.label_accuracy.before.estimate)
+
+
+def test_sources_of_three_pairs_and_many_sources() -> None:
+    world = noisy_world(120, 0.8, 0.85)
+    pairs = world.pairs.assign(source=[f"s{n // 3}" for n in range(120)])
+    found = clean_preferences(pairs, world.scores, audit=world.audit(30)).pairs
+    assert world.accuracy(found["outcome"]) > world.right.mean()
+
+
+def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
+    """Arguments of a call that must fail."""
+    given: dict[str, Any] = {"pairs": world.pairs, "scores": world.scores}
+    changes: dict[str, dict[str, Any]] = {
+        "repeated id": {"pairs": world.pairs.assign(pair_id="p")},
+        "half of the ids": {"pairs": world.pairs.drop(columns="rejected_id")},
+        "scores of others": {"scores": world.scores.assign(response_id="x" + world.scores["response_id"])},
+        "no side": {"audit": world.truth.assign(better_id="elsewhere")},
+        "no column": {"votes": pd.DataFrame({"pair_id": ["p0"]})},
+        "one list": {"chosen_scores": ["s"]},
+        "bound": {"keep_probability": 0.4},
+        "cost": {"wrong_label_cost": 0.5},
+        "accuracy": {"label_accuracy": 1.0},
+        "text column": {"chosen": "answer"},
+    }
+    return given | changes[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("repeated id", "39 rows repeat a pair_id"),
+        ("half of the ids", "chosen_id and rejected_id go together"),
+        ("scores of others", "no pair has finite scores of both its sides"),
+        ("no side", "40 values of better_id name no side of their pair; the first, of pair p0, is 'elsewhere'"),
+        ("no column", r"votes: missing columns \['verdict'\]"),
+        ("one list", "chosen_scores names 1 columns and rejected_scores 0"),
+        ("bound", "keep_probability must be at least 0.5"),
+        ("cost", "wrong_label_cost must be at least 1"),
+        ("accuracy", "label_accuracy must lie between 0 and 1"),
+        ("text column", r"pairs: missing columns \['answer'\]"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(fault: str, message: str) -> None:
+    with pytest.raises(CurationError, match=message):
+        clean_preferences(**broken(noisy_world(40), fault))
