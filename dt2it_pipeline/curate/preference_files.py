@@ -14,6 +14,7 @@ import pandas as pd
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER
 from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_preferences
 from dt2it_pipeline.curate.voters.margins import CurationError
+from dt2it_pipeline.human_review.audit_answers import read_audit
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 
@@ -39,13 +40,14 @@ def clean_preference_files(
             outcomes.parquet (every pair) and wanted.parquet (pairs that are worth a judge call).
         scores: tables of scores.
         votes: table of votes.
-        audit: table of checked pairs.
+        audit: checked pairs: a table of pair_id and better_id, or what people filled in of `dt2it review sample`.
         trusted: table of pairs whose label is right.
         judges: whose votes count; all that voted when empty.
         **settings: of `clean_preferences`.
 
     Raises:
         CurationError: as `clean_preferences`; a file cannot be read; or `output` holds something else.
+        AnswersError, AuditError: the audit cannot be read.
     """
     try:
         target = replaceable(output, MARKER, "output of curation")
@@ -57,7 +59,7 @@ def clean_preference_files(
         given,
         pd.concat([_read(file) for file in scores], ignore_index=True) if scores else None,
         voted,
-        None if audit is None else _read(audit),
+        None if audit is None else read_audit(audit),
         trusted=None if trusted is None else _read(trusted),
         **settings,
     )

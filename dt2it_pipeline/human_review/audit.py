@@ -407,13 +407,15 @@ def _opened(file: Path) -> pads.Dataset:
 def _cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
     """The probability that each pair's given label is right, float64 [pairs], by a cleaning result; NaN where dropped.
 
-    outcomes.parquet says so where it has the column `probability`; else the log-odds `strength` of the kept and the
+    outcomes.parquet says so where it has the column `probability`, which is of the side after a flip; else the log-odds `strength` of the kept and the
     flipped pairs do.
     """
     try:
         outcomes = pq.read_table(cleaned / "outcomes.parquet").to_pandas(ignore_metadata=True)
         if "probability" in outcomes:
-            found = outcomes.set_index("pair_id")["probability"]
+            flipped = outcomes["outcome"] == "flipped"
+            right = outcomes["probability"].mask(flipped, 1 - outcomes["probability"])
+            found = pd.Series(right.to_numpy(), outcomes["pair_id"])
         else:
             kept = pq.read_table(cleaned / "pairs.parquet", columns=["pair_id", "chosen_id", "strength"]).to_pandas()
             given = kept["pair_id"].map(pairs.set_index("pair_id")["chosen_id"])

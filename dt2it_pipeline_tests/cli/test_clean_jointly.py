@@ -75,10 +75,11 @@ def test_a_wide_csv_needs_no_ids(world: NoisyWorld, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--audit", "none.csv"), "none.csv: there is no such file"),
-        (("--audit", "notes.txt"), "notes.txt: the format is not known by the name; use .parquet, .csv"),
-        (("--audit", "empty.csv"), "empty.csv cannot be read: "),
-        (("--audit", "torn.parquet"), "torn.parquet cannot be read: "),
+        (("--trusted", "none.csv"), "none.csv: there is no such file"),
+        (("--trusted", "notes.txt"), "notes.txt: the format is not known by the name; use .parquet, .csv"),
+        (("--trusted", "empty.csv"), "empty.csv cannot be read: "),
+        (("--trusted", "torn.parquet"), "torn.parquet cannot be read: "),
+        (("--audit", "empty.csv"), "empty.csv has no column pair_id, better_id"),
         (("--judge", "x"), "votes: there is no judge 'x'; there are: j0"),
         (("--chosen-score", "up"), "chosen_scores names 1 columns and rejected_scores 0"),
     ],

@@ -438,7 +438,7 @@ def test_the_probability_of_a_cleaning_result_is_that_of_the_given_label(tmp_pat
         {"pair_id": [f"p{n}" for n in range(12)], "outcome": ["kept"] * 8 + ["flipped"] * 2 + ["dropped"] * 2}
     )
     if with_column:
-        outcomes["probability"] = [0.9] * 8 + [0.1] * 2 + [np.nan] * 2
+        outcomes["probability"] = [0.9] * 10 + [np.nan] * 2
     outcomes.to_parquet(tmp_path / "cleaned/outcomes.parquet")
     sides = [f"c{n}" for n in range(8)] + ["r8", "r9"]
     pairs = pd.DataFrame({"pair_id": outcomes["pair_id"][:10], "chosen_id": sides, "strength": np.log(9)})
