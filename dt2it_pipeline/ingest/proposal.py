@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.flat import REQUIRED
@@ -272,4 +273,4 @@ def _check(text: str, name: str) -> None:
     try:
         Manifest.model_validate(load_yaml(text))
     except ValidationError as error:
-        raise ManifestError(f"a manifest {name!r} would be wrong: {error.errors()[0]['msg']}") from None
+        raise ManifestError(f"a manifest {name!r} would be wrong: {fault_message(error.errors()[0])}") from None
