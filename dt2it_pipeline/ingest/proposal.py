@@ -226,8 +226,8 @@ def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> st
             return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
     needs = "; ".join(f"{kind}: {', '.join(REQUIRED[kind])}" for kind in _KINDS)
     return (
-        f"no adapter reads the columns {', '.join(found)}. Rename them to the fields of one kind ({needs}), or leave out "
-        "the data here and write a manifest that maps them under `columns`"
+        f"no adapter reads the columns {', '.join(found)}. Rename them to the fields of one kind ({needs}), or leave "
+        "out the data here and write a manifest that maps them under `columns`"
     )
 
 

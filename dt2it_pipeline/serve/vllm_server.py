@@ -28,7 +28,6 @@ from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
 from dt2it_pipeline.errors import UserError
 
-
 _HUB_SECONDS = 10.0  # to ask the Hub whether it has a model
 
 

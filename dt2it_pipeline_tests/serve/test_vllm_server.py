@@ -68,10 +68,12 @@ def test_a_model_that_is_nowhere_is_reported_at_once(tmp_path: Path, monkeypatch
     for there in ("demo", str(tmp_path), "some/model", "s3://bucket/model"):
         require_model(there)
     assert failing("serve", "some/none") == (
-        "some/none is no folder here and not in the Hub's cache on this machine, and HF_HUB_OFFLINE keeps it from being "
-        "fetched; `hf download some/none` fetches it"
+        "some/none is no folder here and not in the Hub's cache on this machine, and HF_HUB_OFFLINE keeps it from "
+        "being fetched; `hf download some/none` fetches it"
     )
-    assert failing("serve", tmp_path / "none") == f"{tmp_path / 'none'} is no folder here, and no id of a model on the Hub"
+    assert (
+        failing("serve", tmp_path / "none") == f"{tmp_path / 'none'} is no folder here, and no id of a model on the Hub"
+    )
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,9 @@ def curate_files(
         checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
         places, cast = sorting.result()
     if votes_on_given_sides:
-        cast = swap_verdicts(cast, (places >= 0) & flips.where[places] if len(ids) else np.zeros(len(places), dtype=bool))
+        cast = swap_verdicts(
+            cast, (places >= 0) & flips.where[places] if len(ids) else np.zeros(len(places), dtype=bool)
+        )
     totals = {"verified": 0, "contested": 0}
     guard = Lock()
 

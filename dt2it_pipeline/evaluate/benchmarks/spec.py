@@ -212,7 +212,9 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> dict[s
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise BenchmarkError(f"cannot read benchmark entry {file}: {error}") from error
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or '(entry)'}: {fault_message(f)}" for f in error.errors())
+            faults = "; ".join(
+                f"{'.'.join(map(str, f['loc'])) or '(entry)'}: {fault_message(f)}" for f in error.errors()
+            )
             raise BenchmarkError(f"benchmark entry {file.name}: {faults}") from None
         for name in {canonical(n) for n in (entry.name, *entry.aliases)}:
             if name in owners:

@@ -26,7 +26,7 @@ class Check:
 
 
 # What becomes of a stage's rows, under the names that its metadata count them by; a stage has those that occur in it.
-# Quarantined: a row that cannot be used. Dropped: a pair that curation takes out. Contested: one that goes to the judges.
+# Quarantined: a row that cannot be used. Dropped: a pair that curation takes out. Contested: one that judges decide.
 ROW_COUNTS = {
     "rows_out": "out",
     "rows_contested": "contested",
