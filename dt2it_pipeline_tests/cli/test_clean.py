@@ -135,12 +135,13 @@ def test_votes_are_on_the_sides_that_the_file_has(tables: Path) -> None:
 def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tables)
     given = ["clean", "--pairs", "pairs.parquet", "--scores", "scores.parquet", "--output", "out"]
-    told = failing(*given, "--votes", "votes.parquet")
+    message = failing(*given, "--votes", "votes.parquet")
     assert (
-        "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count" in told
+        "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count"
+        in message
     )
-    told = failing(*given, "--votes", "votes.parquet", "--judge", "w")
-    assert told == "votes: there is no judge 'w'; there are: x, y, z"
+    message = failing(*given, "--votes", "votes.parquet", "--judge", "w")
+    assert message == "votes: there is no judge 'w'; there are: x, y, z"
     assert "--out-of-core is for --policy paper" in failing(*given, "--out-of-core", code=2)
     assert "--verifier-scores are for --policy paper" in failing(*given, "--verifier-scores", "x", code=2)
     given[2] = "none.parquet"
@@ -152,8 +153,8 @@ def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch
     assert "missing columns ['chosen_id', 'rejected_id']" in failing(*given)
     given[2] = "pairs.parquet"
     pd.read_parquet("pairs.parquet").drop(columns="prompt_id").to_parquet("none.parquet")
-    told = failing("clean", "--pairs", "none.parquet", *given[3:], "--policy", "paper", "--out-of-core")
-    assert "columns ['prompt_id'] are missing" in told
+    message = failing("clean", "--pairs", "none.parquet", *given[3:], "--policy", "paper", "--out-of-core")
+    assert "columns ['prompt_id'] are missing" in message
     assert not (tables / "out").exists()
     dt2it(*given)
     (tables / "out" / "notes.txt").write_text("mine")
