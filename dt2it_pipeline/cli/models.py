@@ -197,6 +197,8 @@ def score(
     tables = responses.suffix == ".parquet"
     if output.suffix not in (".parquet", ".jsonl") or (tables and output.suffix == ".jsonl"):
         raise typer.BadParameter(f"--output {output}: name a .parquet file" + ("" if tables else " or a .jsonl file"))
+    if output.is_dir():
+        raise typer.BadParameter(f"--output {output} is a folder; name a file")
     if tables and (prompts is None or media is None):
         raise typer.BadParameter("a table of responses needs --prompts and --media")
     settings = ScoringSettings(engine=engine, processes=processes, max_length=max_length, max_pixels=max_pixels)

@@ -54,7 +54,7 @@ def write_project(folder: Path, data: Path | None = None) -> NewProject:
 
     Raises:
         ProjectExistsError: a file of the project is there already; nothing is written.
-        SourceError: the data cannot be read; nothing is written.
+        SourceError: the data cannot be read, or none of its first rows can be used; nothing is written.
     """
     folder = folder.absolute()
     name = _name(folder.name)

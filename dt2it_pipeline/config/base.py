@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic_core import ErrorDetails
 
 DEMO_BASE_MODEL = "demo"  # the name under which recipes ask for the base model that ships with the package
 
@@ -39,6 +40,11 @@ def guessed_key(section: type[Settings], place: Sequence[int | str]) -> str | No
         sections = [inner for annotation in found for inner in _sections(annotation)] or sections  # else a list's place
     known = {key for each in sections for key in each.model_fields}
     return next(iter(difflib.get_close_matches(str(place[-1]), sorted(known), n=1, cutoff=0.75)), None)
+
+
+def fault_message(fault: ErrorDetails) -> str:
+    """What is wrong, in the words of whoever checked it: pydantic puts `Value error, ` before those of a validator."""
+    return fault["msg"].removeprefix("Value error, ")
 
 
 def _sections(annotation: Any) -> list[type[Settings]]:

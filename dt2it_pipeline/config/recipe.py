@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from dt2it_pipeline.config.base import Settings, guessed_key, unit
+from dt2it_pipeline.config.base import Settings, fault_message, guessed_key, unit
 from dt2it_pipeline.config.paths import config_files, looked_in, named_file, project_root
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.cleaning import CleaningSettings, DecontaminationSettings
@@ -131,7 +131,7 @@ def _faults(error: ValidationError) -> list[ErrorDetails]:
 
 def _described(fault: ErrorDetails, raw: Any) -> str:
     """One fault in a line: the key as it stands in the recipe, what is wrong, and what was found."""
-    loc, value, message = _as_written(fault, raw), fault["input"], fault["msg"]
+    loc, value, message = _as_written(fault, raw), fault["input"], fault_message(fault)
     if fault["type"] == "extra_forbidden":
         meant = guessed_key(Recipe, loc)
         message = "unknown key" + (f"; did you mean {meant}?" if meant else "")

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
-from dt2it_pipeline.curate.pair_frames import stack
+from dt2it_pipeline.curate.pair_frames import OTHER_SIDE, stack, swap_verdicts
 from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.curate.published_algorithm import WRONG_COUNT
 from dt2it_pipeline.curate.tables import to_frame
@@ -32,7 +33,6 @@ from dt2it_pipeline.storage.schemas import SCHEMAS
 KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
 _JUDGED = "annotated_pairs"  # stage of what judges' votes decided; pairs that end there without a label are dropped
-_OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
 _MOST_JUDGES = 2
 _NO_JUDGE = "contested, and no judge voted"
 
@@ -145,6 +145,9 @@ def clean_files(
     settings = settings or CurationSettings(policy="posterior")
     if out_of_core and settings.policy != "paper":
         raise CurationError("out of core there is the policy `paper` alone; leave it out, or choose that policy")
+    for file in (pairs, *scores, *([] if votes is None else [votes]), *verifier_scores):
+        if not file.exists():
+            raise CurationError(f"there is no file {file}")
     try:
         target = replaceable(output, MARKER, "output of curation")
     except OutputFolderError as error:
@@ -202,8 +205,15 @@ def _stream(
     aside = to_frame(pq.read_table(folder / "quarantine.parquet", columns=["pair_id", "stage", "reason", "detail"]))
     outcomes = _outcomes(to_frame(pq.read_table(pairs, columns=names)), curated, aside)
     write_parquet(outcomes, folder / "outcomes.parquet")
-    fitted = {"contested": counts["contested"]} if "contested" in counts else {}
-    return _counts(outcomes) | {"policy": settings.policy, "flipped_by_vote": counts["flipped"]} | fitted
+    fitted = {"contested": counts["contested"], "reopened": 0} if "contested" in counts else {}
+    summary = {"policy": settings.policy, "voters": _voters(scores), "flipped_by_vote": counts["flipped"]}
+    return _counts(outcomes) | summary | fitted
+
+
+def _voters(scores: Sequence[Path]) -> list[str]:
+    """Names of all that gave scores."""
+    columns = (pq.read_table(file, columns=["voter"], read_dictionary=["voter"])["voter"] for file in scores)
+    return sorted({str(name) for column in columns for name in pc.unique(column).to_pylist()})
 
 
 def _outcomes(given: pd.DataFrame, curated: pd.DataFrame, aside: pd.DataFrame) -> pd.DataFrame:
@@ -253,11 +263,11 @@ def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy:
             f"{', '.join(counted)}; name the judges whose votes count"
         )
     verdicts = votes["verdict"]
-    odd = verdicts.notna() & ~verdicts.isin(_OTHER_SIDE)
+    odd = verdicts.notna() & ~verdicts.isin(OTHER_SIDE)
     if odd.any():
         row = votes[odd].iloc[0]
         raise CurationError(
-            f"votes: {int(odd.sum())} verdicts are none of {', '.join(_OTHER_SIDE)} or null; the first, of pair "
+            f"votes: {int(odd.sum())} verdicts are none of {', '.join(OTHER_SIDE)} or null; the first, of pair "
             f"{row['pair_id']}, is {row['verdict']!r}"
         )
     return len(counted), votes[votes["judge"].isin(counted)].reset_index(drop=True)
@@ -267,8 +277,7 @@ def _on_present_sides(votes: pd.DataFrame, pairs: pd.DataFrame, given: dict[str,
     """Votes on the sides that pairs had when they were `given`, turned to the sides that they have now."""
     turned = {pair: given[pair] != chosen for pair, chosen in zip(pairs["pair_id"], pairs["chosen_id"], strict=True)}
     where = votes["pair_id"].map(turned).to_numpy(dtype=bool)
-    verdict = votes["verdict"].astype(object)
-    return votes.assign(verdict=np.where(where, verdict.map(_OTHER_SIDE), verdict))
+    return swap_verdicts(votes, where)
 
 
 def _read(files: Sequence[Path]) -> pd.DataFrame:

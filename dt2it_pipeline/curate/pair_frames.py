@@ -10,6 +10,8 @@ import pandas as pd
 
 from dt2it_pipeline.curate.voters import votes as vote_column
 
+OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}  # verdict -> that on the swapped pair
+
 
 def select_rows(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
     """The rows marked in `where` (bool [n]), numbered from 0."""
@@ -49,3 +51,9 @@ def swap_sides(frame: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
     swapped["strength"] = np.where(where, -frame["strength"].to_numpy(), frame["strength"].to_numpy())
     swapped["votes"] = vote_column.negate(frame["votes"], where)
     return swapped
+
+
+def swap_verdicts(votes: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
+    """A copy in which the verdicts of the marked rows (bool [votes]) name the other side of their pair."""
+    verdict = votes["verdict"].astype(object)
+    return votes.assign(verdict=np.where(where, verdict.map(OTHER_SIDE), verdict))

@@ -94,7 +94,7 @@ def _read(file: Path) -> pd.DataFrame:
     kinds = [suffix for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")]
     kind = kinds[-1].lower() if kinds else ""
     if not file.is_file():
-        raise CurationError(f"{file}: there is no such file")
+        raise CurationError(f"there is no file {file}")
     try:
         if kind == ".parquet":
             found = pd.read_parquet(file)

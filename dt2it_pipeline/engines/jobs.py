@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
@@ -158,7 +159,7 @@ def _fault(fault: ErrorDetails) -> str:
     """One fault of a job file: its key and what is wrong."""
     key = ".".join(map(str, fault["loc"])) or "(the job)"
     words = {"missing": "is missing", "extra_forbidden": "is unknown"}.get(fault["type"])
-    return f"`{key}` {words}" if words else f"`{key}`: {fault['msg']}"
+    return f"`{key}` {words}" if words else f"`{key}`: {fault_message(fault)}"
 
 
 if __name__ == "__main__":

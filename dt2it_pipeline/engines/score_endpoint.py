@@ -30,7 +30,7 @@ from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.media.paths import confined
 
-KEY_VARIABLE = "VLLM_API_KEY"
+API_KEY_ENV = "VLLM_API_KEY"
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # a server would take these for control tokens
 _RETRIES = RetryPolicy(retries=4, first_wait=0.5)
 _CARD = "reward_model.json"
@@ -61,8 +61,8 @@ class EndpointScorer:
         timeout: float = 120.0,
     ) -> None:
         try:
-            check_url(url, f"the environment variable {KEY_VARIABLE}")
-            key = checked_key(os.environ.get(KEY_VARIABLE, ""), f"the environment variable {KEY_VARIABLE}")
+            check_url(url, f"the environment variable {API_KEY_ENV}")
+            key = checked_key(os.environ.get(API_KEY_ENV, ""), f"the environment variable {API_KEY_ENV}")
         except ValueError as error:
             raise EngineError(str(error)) from None
         self._http = HttpClient(key, _RETRIES, timeout, concurrency)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from dt2it_pipeline.config.base import guessed_key
+from dt2it_pipeline.config.base import fault_message, guessed_key
 from dt2it_pipeline.config.paths import config_files, config_folders, looked_in, named_file, project_root
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
@@ -132,12 +132,12 @@ def load_manifest(path: Path) -> Manifest:
     except yaml.YAMLError as error:
         raise ManifestError(f"manifest {path.name} is not valid YAML: {error}") from error
     except ValidationError as error:
-        raise ManifestError(f"manifest {path.name}: {'; '.join(map(_told, error.errors()))}") from None
+        raise ManifestError(f"manifest {path.name}: {'; '.join(map(_described, error.errors()))}") from None
 
 
-def _told(fault: ErrorDetails) -> str:
+def _described(fault: ErrorDetails) -> str:
     """A fault in words: the key, and what is wrong with it."""
-    key, message = ".".join(map(str, fault["loc"])) or "(manifest)", fault["msg"]
+    key, message = ".".join(map(str, fault["loc"])) or "(manifest)", fault_message(fault)
     if fault["type"] == "extra_forbidden":
         meant = guessed_key(Manifest, fault["loc"])
         message = "unknown key" + (f"; did you mean {meant}?" if meant else "")
@@ -178,11 +178,11 @@ def _is_file(path: Path) -> bool:
 def _instead(name: str) -> str:
     """What somebody may have meant by the name of a manifest that there is not."""
     known = [file.stem for file in config_files("datasets", "*.yaml").values()]
-    said = Path(name).stem
-    close = difflib.get_close_matches(said.lower(), known, n=3, cutoff=0.7)
-    close += [stem for stem in known if said and stem.startswith(said.lower()) and stem not in close]
-    if said in known:  # by a path, where none was needed
-        return f"did you mean {said}, which lies in configs/datasets? A path counts from the project's root"
+    given = Path(name).stem
+    close = difflib.get_close_matches(given.lower(), known, n=3, cutoff=0.7)
+    close += [stem for stem in known if given and stem.startswith(given.lower()) and stem not in close]
+    if given in known:  # by a path, where none was needed
+        return f"did you mean {given}, which lies in configs/datasets? A path counts from the project's root"
     places = looked_in("datasets")
     return (f"did you mean {' or '.join(close)}? " if close else "") + f"{places} have: {', '.join(known)}"
 

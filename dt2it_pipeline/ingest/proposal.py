@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.adapters.flat import REQUIRED
@@ -24,6 +25,7 @@ from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
 
 _ROWS = 20
+_REASONS = 3  # why no row can be used, that are named
 # Names that public files give to the fields of `flat`, the likeliest first.
 _NAMES: dict[str, tuple[str, ...]] = {
     "question": ("question", "prompt", "query", "instruction", "input", "text"),
@@ -55,14 +57,14 @@ class Proposal:
     """What a file's first rows suggest.
 
     Attributes:
-        kind: kind of source; `preferences` where nothing fits.
+        kind: kind of source.
         adapter: how its rows are read.
         columns: our field -> the file's column, where they differ from the adapter's own names.
         media_root: folder of the media, None where rows hold their images or where it was not found.
         media_prefix: taken off the front of media paths.
         found: the file's columns, in order.
         rows: rows that were looked at.
-        usable: of these, rows that the proposal can read.
+        usable: of these, rows that the proposal can read; at least one.
         fault: why the others cannot be read, the commonest reason.
         others: other adapters that read as many rows, as `kind by adapter`.
         questions: what only the owner of the file can say, one sentence each.
@@ -103,7 +105,7 @@ def propose(data: Path, rows: int = _ROWS) -> Proposal:
         rows: how many rows are looked at.
 
     Raises:
-        SourceError: it cannot be read, or holds no rows.
+        SourceError: it cannot be read, holds no rows, or none of the rows can be used.
     """
     provisional = Manifest(name="proposal", kind="preferences", path=str(data.absolute()), licence="-", limit=rows)
     read = list(read_rows(provisional, data.parent))
@@ -114,8 +116,8 @@ def propose(data: Path, rows: int = _ROWS) -> Proposal:
     found = tuple(dict.fromkeys(name for row in whole for name in row.values))
     trials = [_tried(trial, whole) for trial in _trials(found)]
     trials.sort(key=lambda trial: -trial.usable)  # stable: `flat` comes first among equals
-    if not trials or not trials[0].usable:
-        return _unknown(found, len(read), trials)
+    if not trials[0].usable:
+        raise SourceError(f"{data}: {_why_none(found, len(read), trials)}")
     best = trials[0]
     others = tuple(trial.name for trial in trials[1:] if trial.usable == best.usable and trial.adapter != best.adapter)
     root, prefix, question = _media_place(best.media, data)
@@ -216,14 +218,17 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     return trial
 
 
-def _unknown(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> Proposal:
-    """Nothing reads the rows: which columns would be needed, for their owner to name."""
+def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
+    """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
+    for trial in trials:
+        if trial.faults and (trial.adapter == "flat" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
+            reasons = "; ".join(f"{fault}: {count}" for fault, count in trial.faults.most_common(_REASONS))
+            return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
     needs = "; ".join(f"{kind}: {', '.join(REQUIRED[kind])}" for kind in _KINDS)
-    question = (
-        f"No adapter reads these columns. Name the columns under `columns`, for the fields of one kind ({needs})."
+    return (
+        f"no adapter reads the columns {', '.join(found)}. Rename them to the fields of one kind ({needs}), or leave "
+        "out the data here and write a manifest that maps them under `columns`"
     )
-    fault = trials[0].faults.most_common(1)[0][0] if trials and trials[0].faults else "unknown columns"
-    return Proposal("preferences", "flat", {}, None, "", found, rows, 0, fault, (), (question,))
 
 
 def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str, str]:
@@ -268,4 +273,4 @@ def _check(text: str, name: str) -> None:
     try:
         Manifest.model_validate(load_yaml(text))
     except ValidationError as error:
-        raise ManifestError(f"a manifest {name!r} would be wrong: {error.errors()[0]['msg']}") from None
+        raise ManifestError(f"a manifest {name!r} would be wrong: {fault_message(error.errors()[0])}") from None

@@ -28,6 +28,8 @@ from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
 from dt2it_pipeline.errors import UserError
 
+_HUB_SECONDS = 10.0  # to ask the Hub whether it has a model
+
 
 class ServeError(UserError, ValueError):
     """A model cannot be served; the message says why and what to do."""
@@ -66,6 +68,39 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     return [*arguments, *options]
 
 
+def require_model(model: str) -> None:
+    """Ask whether a model is there before minutes are spent on it: a folder, in the Hub's cache here, or on the Hub.
+
+    Names that are more than a Hub id (with a colon, as of object stores) are left to vLLM.
+
+    Raises:
+        ServeError: it is in none of these places, or the Hub cannot be asked.
+    """
+    if Path(model_path(model)).is_dir() or ":" in model:
+        return
+    from huggingface_hub import constants, model_info
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    nowhere = f"{model} is no folder here"
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise ServeError(f"{nowhere}, and no id of a model on the Hub") from None
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "snapshots"
+    if cached.is_dir():
+        return
+    nowhere += " and not in the Hub's cache on this machine"
+    if constants.HF_HUB_OFFLINE:
+        raise ServeError(f"{nowhere}, and HF_HUB_OFFLINE keeps it from being fetched; `hf download {model}` fetches it")
+    try:
+        model_info(model, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError:
+        raise ServeError(f"{nowhere}, and the Hub shows no model of that name; a private one needs HF_TOKEN") from None
+    except Exception as error:  # of whichever library the Hub's client uses for HTTP
+        raise ServeError(f"{nowhere}, and the Hub cannot be asked for it: {type(error).__name__}: {error}") from error
+
+
 def serve(model: str, options: Sequence[str]) -> None:
     """Serve a model in this process until it is interrupted; vllm_main.py must be the program's main module.
 
@@ -74,8 +109,9 @@ def serve(model: str, options: Sequence[str]) -> None:
         options: of `vllm serve`.
 
     Raises:
-        ServeError: a folder is given that holds no model.
+        ServeError: there is no such model, or a folder is given that holds none.
     """
+    require_model(model)
     ensure_torchvision()
     import torch
 

@@ -43,6 +43,7 @@ from dt2it_pipeline.storage.atomic import (
     write_parquet,
 )
 
+_ADVICE = "set DT2IT_HOME to a folder that can be written to"
 _CONTENT_SUFFIXES = {".parquet", ".safetensors"}
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Store:
     def work(self, name: str, key: str, partition: str | None = None) -> Path:
         """Folder where a stage keeps what it needs to resume; made if absent."""
         folder = _slot(self.home / "work", name, partition) / key
-        make_folder(folder)
+        make_folder(folder, _ADVICE)
         return folder
 
     def finish_work(self, name: str, partition: str | None = None) -> None:
@@ -128,8 +129,8 @@ class Store:
         What a writer that was killed left behind is removed: while the lock is held, nobody writes there.
         """
         path = self.home / "locks" / (name if partition is None else f"{name}.{partition}")
-        make_folder(path.parent)
-        with locks.exclusive(path, lambda words: on_wait(f"{_told(name, partition)} {words}")) as taken:
+        make_folder(path.parent, _ADVICE)
+        with locks.exclusive(path, lambda words: on_wait(f"{_described(name, partition)} {words}")) as taken:
             slot = _slot(self.home / "artifacts", name, partition)
             for left in slot.glob(".*") if taken else ():
                 if left.is_dir():
@@ -153,7 +154,7 @@ class Store:
             return None
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"{_told(name, partition)} is damaged: {file}: {error}; run its stage again, which mends it"
+                f"{_described(name, partition)} is damaged: {file}: {error}; run its stage again, which mends it"
             ) from error
         return key if (_slot(self.home / "artifacts", name, partition) / key).is_dir() else None
 
@@ -191,7 +192,7 @@ class Store:
             StoreError: there is none, or a file in it is damaged.
         """
         key = key or self.current(name, partition)
-        where = _told(name, partition)
+        where = _described(name, partition)
         if key is None:
             raise StoreError(self._absent(name, partition))
         folder = _slot(self.home / "artifacts", name, partition) / key
@@ -230,7 +231,7 @@ class Store:
         made = [folder.name for folder in (self.home / "artifacts").glob("*")]
         if not there and (close := difflib.get_close_matches(name, made, n=3, cutoff=0.85)):
             instead = f"did you mean {' or '.join(close)}?"
-        return f"{_told(name, partition)} has not been materialised in {self.home}; {instead}"
+        return f"{_described(name, partition)} has not been materialised in {self.home}; {instead}"
 
     @contextlib.contextmanager
     def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:
@@ -315,7 +316,7 @@ def model_digest(model: str) -> str:
     return _digest_once(folder, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 
-def _told(name: str, partition: str | None) -> str:
+def _described(name: str, partition: str | None) -> str:
     return name if partition is None else f"{name}, partition {partition}"
 
 

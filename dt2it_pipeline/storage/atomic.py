@@ -56,10 +56,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with _errors_name(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp's 0700 would hide shared artifacts from a team's other users
     try:
-        yield temporary
+        with _errors_name(path, temporary):
+            yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
         if len(files) > _SYNC_ONE_BY_ONE:
             os.sync()  # thousands of small files: one flush of everything takes less time than theirs, one by one
@@ -89,24 +91,39 @@ def replace_text(path: Path, text: str) -> None:
 def temporary_beside(path: Path) -> Iterator[Path]:
     """Give an empty temporary file in the folder of `path`; it is removed unless it was renamed."""
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _errors_name(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     temporary.chmod(0o644)
     try:
-        yield temporary
+        with _errors_name(path, temporary):
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents. Raises StoreError where the file system refuses."""
+def make_folder(folder: Path, advice: str = "choose a folder that can be written to") -> None:
+    """Make a folder and its parents. Raises StoreError, with the advice, where the file system refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(
-            f"cannot write below {folder}: {error.strerror}; set DT2IT_HOME to a writable folder"
-        ) from error
+        raise StoreError(f"cannot make the folder {folder}: {error.strerror}; {advice}") from error
+
+
+@contextlib.contextmanager
+def _errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let errors of the file system name `path` instead of the temporary place; None: it could not be made."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or (temporary is not None and str(temporary) not in str(error)):
+            raise
+        file, words = str(path), error.strerror or ""
+        if temporary is not None:
+            file = str(error.filename or path).replace(str(temporary), file)
+            words = words.replace(str(temporary), str(path))
+        raise OSError(error.errno, words, file) from error
 
 
 def _sync(path: Path) -> None:

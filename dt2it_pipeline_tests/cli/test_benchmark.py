@@ -120,17 +120,17 @@ def test_a_server_is_asked_in_the_same_way(
 def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path) -> None:
     root = world["root"]
     assert failing(*arguments(root, "/nowhere", tmp_path)).startswith("there is no model folder /nowhere")
-    told = failing(*arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
-    assert re.match(r"cannot read benchmark rows .*none\.jsonl", told)
-    told = failing(*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf", code=2)
-    assert "--rows and --media once for every --benchmark" in told
+    message = failing(*arguments(root, str(root / "ours"), tmp_path, "none.jsonl"))
+    assert re.match(r"cannot read benchmark rows .*none\.jsonl", message)
+    message = failing(*arguments(root, "m", tmp_path), "--benchmark", "mm_rlhf", code=2)
+    assert "--rows and --media once for every --benchmark" in message
     wrong = [*arguments(root, str(root / "ours"), tmp_path), "--media", str(root / "nowhere")]
     wrong.remove("--media")
     wrong.remove(str(root / "images"))
     assert re.match(r"there is no folder .*nowhere, where the images of vl_rewardbench", failing(*wrong))
     (root / "gone.jsonl").write_text("\n".join(json.dumps({**row, "image": "gone.png"}) for row in world["rows"]))
-    told = failing(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
-    assert re.match(r"not one row of gone\.jsonl can be scored; .*missing image", told)
+    message = failing(*arguments(root, str(root / "ours"), tmp_path, "gone.jsonl"))
+    assert re.match(r"not one row of gone\.jsonl can be scored; .*missing image", message)
     (root / "broken.jsonl").write_text('{"id": "mmmu_1"}\n{oops\n')
     with pytest.raises(BenchmarkError, match="line 2"):
         read_rows(root / "broken.jsonl")
@@ -210,5 +210,5 @@ def test_a_fault_outside_the_rows_is_one_sentence(
 
 def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    told = failing(*arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
-    assert re.fullmatch(r".*file.*: (Not a directory|File exists)", told)
+    message = failing(*arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
+    assert re.fullmatch(r".*file.*: (Not a directory|File exists)", message)

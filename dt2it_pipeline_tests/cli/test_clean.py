@@ -103,11 +103,12 @@ def test_out_of_core_decides_as_in_memory(tables: Path, monkeypatch: pytest.Monk
     inside = cleaned(tables, *options)
     outside = cleaned(tables, *options, "--out-of-core")
     assert inside[2].drop(columns="detail").equals(outside[2][inside[2].columns].drop(columns="detail"))
+    assert inside[0] == outside[0] and outside[0]["voters"] == ["a", "b"]
     names = ["pair_id", "chosen_id", "rejected_id", "chosen", "strength", "label"]
     pd.testing.assert_frame_equal(inside[1][names], outside[1][names])
     voted = ("--policy", "paper", "--flip-fraction", 0.3)
     inside, outside = cleaned(tables, *voted), cleaned(tables, *voted, "--out-of-core")
-    assert inside[2]["outcome"].tolist() == outside[2]["outcome"].tolist()
+    assert inside[2]["outcome"].tolist() == outside[2]["outcome"].tolist() and inside[0] == outside[0]
 
 
 def test_own_columns_are_kept_and_texts_may_be_absent(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,23 +136,26 @@ def test_votes_are_on_the_sides_that_the_file_has(tables: Path) -> None:
 def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tables)
     given = ["clean", "pairs.parquet", "--scores", "scores.parquet", "--output", "out", "--policy", "posterior"]
-    told = failing(*given, "--votes", "votes.parquet")
+    message = failing(*given, "--votes", "votes.parquet")
     assert (
-        "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count" in told
+        "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count"
+        in message
     )
-    told = failing(*given, "--votes", "votes.parquet", "--judge", "w")
-    assert told == "votes: there is no judge 'w'; there are: x, y, z"
+    message = failing(*given, "--votes", "votes.parquet", "--judge", "w")
+    assert message == "votes: there is no judge 'w'; there are: x, y, z"
     assert "--out-of-core is for --policy paper" in failing(*given, "--out-of-core", code=2)
     assert "--verifier-scores are for --policy paper" in failing(*given, "--verifier-scores", "x", code=2)
-    (tables / "none.parquet").write_text("no Parquet")
     given[1] = "none.parquet"
+    assert failing(*given) == "there is no file none.parquet"
+    assert failing(*given[:-1], "paper", "--out-of-core") == "there is no file none.parquet"
+    (tables / "none.parquet").write_text("no Parquet")
     assert failing(*given).startswith("none.parquet cannot be read: ")
     pd.DataFrame({"pair_id": ["p"]}).to_parquet(tables / "none.parquet")
     assert "missing columns ['chosen_id', 'rejected_id']" in failing(*given)
     given[1] = "pairs.parquet"
     pd.read_parquet("pairs.parquet").drop(columns="prompt_id").to_parquet("none.parquet")
-    told = failing("clean", "none.parquet", *given[2:-1], "paper", "--out-of-core")
-    assert "columns ['prompt_id'] are missing" in told
+    message = failing("clean", "none.parquet", *given[2:-1], "paper", "--out-of-core")
+    assert "columns ['prompt_id'] are missing" in message
     assert not (tables / "out").exists()
     dt2it(*given)
     (tables / "out" / "notes.txt").write_text("mine")

@@ -75,7 +75,7 @@ def test_a_wide_csv_needs_no_ids(world: NoisyWorld, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--trusted", "none.csv"), "none.csv: there is no such file"),
+        (("--trusted", "none.csv"), "there is no file none.csv"),
         (("--trusted", "notes.txt"), "notes.txt: the format is not known by the name; use .parquet, .csv"),
         (("--trusted", "empty.csv"), "empty.csv cannot be read: "),
         (("--trusted", "torn.parquet"), "torn.parquet cannot be read: "),

@@ -25,26 +25,26 @@ def test_the_command_exports_a_round(tmp_path: Path) -> None:
     assert counted == {"output": str(tmp_path / "out"), "pairs": 4, "rows_quarantined": 0}
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| voters | reward_model/0 |" in card
-    told = failing(*given, "--round", 1)
-    assert re.fullmatch(r"curated_pairs, partition 1 has not been materialised in .*; there are: 0", told)
+    message = failing(*given, "--round", 1)
+    assert re.fullmatch(r"curated_pairs, partition 1 has not been materialised in .*; there are: 0", message)
     for name in ("10", "2"):
         store.write("curated_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", name)
-    told = failing(*given)
-    assert re.fullmatch(r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10", told)
-    told = failing(*given, "--asset", "t2i_pairs")
-    assert re.fullmatch(r"t2i_pairs has not been materialised in .*; run the job that makes it first .*", told)
-    told = failing(*given, "--asset", "curated_pair")
-    assert re.fullmatch(r"curated_pair has not been materialised in .*; did you mean curated_pairs\?", told)
+    message = failing(*given)
+    assert re.fullmatch(r"curated_pairs is made for each round, and none is named; in .*: 0, 2, 10", message)
+    message = failing(*given, "--asset", "t2i_pairs")
+    assert re.fullmatch(r"t2i_pairs has not been materialised in .*; run the job that makes it first .*", message)
+    message = failing(*given, "--asset", "curated_pair")
+    assert re.fullmatch(r"curated_pair has not been materialised in .*; did you mean curated_pairs\?", message)
     store.write("debiased_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k")
     assert store.partitions("debiased_pairs") == []
-    told = failing(*given, "--asset", "debiased_pairs", "--round", 0)
-    assert told.endswith("debiased_pairs is not made by rounds; leave round 0 out")
+    message = failing(*given, "--asset", "debiased_pairs", "--round", 0)
+    assert message.endswith("debiased_pairs is not made by rounds; leave round 0 out")
 
 
 def test_the_formats_are_those_of_the_package() -> None:
     for call, formats in (("export", FORMATS.keys()), ("review export", FORMATS.keys() - DATASETS.keys())):
-        told = failing(*call.split(), "--round", 0, "--output", "out", "--format", "none", code=2)
-        assert set(re.findall(r"'(\w+)'", told.partition("is not one of")[2])) == set(formats)
+        message = failing(*call.split(), "--round", 0, "--output", "out", "--format", "none", code=2)
+        assert set(re.findall(r"'(\w+)'", message.partition("is not one of")[2])) == set(formats)
 
 
 def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_there_was_a_row(
@@ -66,5 +66,5 @@ def test_undecided_pairs_are_found_by_their_own_ids_also_in_tables_of_before_the
         tasks = json.loads((tmp_path / name / "records.json").read_text(encoding="utf-8"))
         assert [task["id"] for task in tasks] == [row["pair_id"] for row in rows[: table.num_rows]]
         assert tasks[0]["metadata"]["row_id"] == "one row"
-    told = failing(*given[:-3], "--format", "trl", "--output", tmp_path / "no", code=2)
-    assert "'trl' is not one of 'label_studio', 'argilla'" in told  # nobody has said which side is better
+    message = failing(*given[:-3], "--format", "trl", "--output", tmp_path / "no", code=2)
+    assert "'trl' is not one of 'label_studio', 'argilla'" in message  # nobody has said which side is better

@@ -46,8 +46,8 @@ def test_what_training_cannot_do_is_one_line(world: dict[str, Any], tmp_path: Pa
     assert failing(*wrong, tmp_path / "out") == "there is no file /nowhere.parquet"
     atomic.write_parquet(schemas.table([], "pairs"), tmp_path / "empty.parquet")
     wrong = [tmp_path / "empty.parquet" if part == world["tables"]["pairs"] else part for part in world["call"]]
-    told = failing(*wrong, tmp_path / "out")
-    assert told.startswith("training failed: ") and "pair" in told and told.endswith("out.work/training.log")
+    message = failing(*wrong, tmp_path / "out")
+    assert message.startswith("training failed: ") and "pair" in message and message.endswith("out.work/training.log")
     assert not (tmp_path / "out").exists()
 
 
@@ -116,8 +116,8 @@ def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: 
     call = ["score", world["checkpoint"], tmp_path / "r.jsonl", "--output", tmp_path / "out.jsonl"]
     assert "r.jsonl cannot be read: " in failing(*call)
     (tmp_path / "r.jsonl").write_text('{"question": "what"}\n')
-    told = failing(*call)
-    assert "no row of" in told and "line 1: " in told and "`responses` (a list of texts)" in told
+    message = failing(*call)
+    assert "no row of" in message and "line 1: " in message and "`responses` (a list of texts)" in message
     (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a"]}\n')
     call[1] = "/nowhere"
     assert failing(*call).startswith("there is no model folder /nowhere")

@@ -132,8 +132,8 @@ def test_a_run_that_fails_without_a_reason_shows_what_was_printed(
     assert pipeline._follow([sys.executable, "-c", "print('a clue')"], os.environ, verbose=False) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(pipeline, "_follow", lambda *_, **__: 7)
-    told = failing("run", "construct", "--recipe", SMOKE, "--home", tmp_path)
-    assert told.startswith("the job construct failed (exit code 7)")
+    message = failing("run", "construct", "--recipe", SMOKE, "--home", tmp_path)
+    assert message.startswith("the job construct failed (exit code 7)")
 
 
 @pytest.mark.heavy

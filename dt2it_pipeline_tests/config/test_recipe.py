@@ -44,7 +44,7 @@ ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concur
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             "annotation: {judges: [{name: a, kind: oracle}, {name: b}]}",
@@ -76,11 +76,11 @@ ENDPOINT = "{kind: endpoint, name: e, base_url: 'https://h/v1', model: m, concur
         ("annotation: {judges: [{name: a, likelihood: 1}, {name: b}]}", "annotation.judges.0.likelihood: unknown key"),
     ],
 )
-def test_a_wrong_kind_names_its_key_and_every_kind_of_its_place(text, told):
+def test_a_wrong_kind_names_its_key_and_every_kind_of_its_place(text, expected):
     rest = "" if text.startswith("annotation") else "annotation: {judges: [{name: a}, {name: b}]}\n"
     with pytest.raises(RecipeError) as caught:
         parse_recipe(f"name: x\n{rest}{text}\n")
-    assert str(caught.value).startswith("recipe has 1 wrong setting(s):\n  " + told)
+    assert str(caught.value).startswith("recipe has 1 wrong setting(s):\n  " + expected)
 
 
 def test_one_judge_is_enough_for_posterior_alone():

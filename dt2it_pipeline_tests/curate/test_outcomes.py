@@ -112,9 +112,9 @@ def test_every_row_of_a_users_file_is_accounted_for_once(tmp_path: Path, ids: st
     round_of(tmp_path, raw)
     given = ("outcomes", "--round", 0, "--home", tmp_path / "home", "--output")
     assert "mine: 2 quarantined (contradictory pair)" in dt2it(*given, tmp_path / "outcomes.parquet")
-    told = json.loads(dt2it(*given, tmp_path / "new/outcomes.csv", "--json"))
+    reported = json.loads(dt2it(*given, tmp_path / "new/outcomes.csv", "--json"))
     aside = {"source": "mine", "outcome": "quarantined", "reason": "contradictory pair", "rows": 2}
-    assert aside in told["outcomes"] and sum(row["rows"] for row in told["outcomes"]) == len(rows)
+    assert aside in reported["outcomes"] and sum(row["rows"] for row in reported["outcomes"]) == len(rows)
     assert "name a file that ends in .parquet or .csv" in failing(*given, tmp_path / "outcomes.txt")
     as_text = pd.read_csv(tmp_path / "new/outcomes.csv", dtype=str)
     assert as_text["row_id"].tolist() == pd.read_parquet(tmp_path / "outcomes.parquet")["row_id"].tolist()

@@ -1,12 +1,10 @@
-"""What the pages show works: commands exist or run, recipes and manifests are valid, Python compiles."""
+"""What the pages show works: commands exist and run, recipes and manifests are valid, Python runs."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,17 @@ from dt2it_pipeline.cli import app
 from dt2it_pipeline.config.recipe import parse_recipe
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline_tests.support.documents import ROOT, Block, all_blocks
+from dt2it_pipeline_tests.support.finished_project import PROJECT, make_models, make_pairs, make_project, shell
 
 BASH = all_blocks("bash")
 YAML = all_blocks("yaml")
 PYTHON = all_blocks("python")
 JOBS = ("construct", "round", "benchmark", "export")
+# The rounds that the pages have a reader run, and the blocks that stand on them; several pages have the same one.
+ROUNDS = "dt2it run construct\ndt2it run round --round 0\ndt2it run round --round 1\n"
+FINISHED = {block.text: block for block in BASH if block.how == "finished" and block.text != ROUNDS}
+_MODELS = re.compile(r"CHECKPOINT|SOURCE|data\.json")
+(JOIN,) = (block for block in PYTHON if block.how == "finished")
 
 
 def name(block: Block) -> str:
@@ -31,7 +35,7 @@ def name(block: Block) -> str:
 
 @pytest.mark.parametrize("block", BASH, ids=name)
 def test_every_command_says_how_it_is_tested(block: Block) -> None:
-    assert block.how in ("run", "parse", "make"), f"{block.place}: no `<!-- test: run|parse|make -->` before the block"
+    assert block.how in ("run", "finished", "parse", "make"), f"{block.place}: no `<!-- test: ... -->` before the block"
 
 
 @pytest.mark.parametrize("block", BASH, ids=name)
@@ -65,18 +69,78 @@ def check_options(words: list[str], block: Block) -> None:
             assert word.partition("=")[0] in known | {"--help"}, f"{block.place}: {command.name} has no {word}"
 
 
-@pytest.mark.parametrize("block", [block for block in BASH if block.how == "run"], ids=name)
-def test_commands_run(block: Block, tmp_path: Path) -> None:
-    rows = [
-        {"id": n, "question": f"What is in image {n}?", "chosen": f"A cat, number {n}.", "rejected": f"**Dogs** {n}!"}
-        for n in range(60)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    python = Path(sys.executable).parent
-    path = os.pathsep.join([str(python), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-ec", block.text], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
+def with_marks(blocks: Iterable[Block]) -> list[Any]:
+    """The blocks as parameters; those that load a model take ten seconds or more."""
+    return [pytest.param(block, marks=pytest.mark.heavy) if _MODELS.search(block.text) else block for block in blocks]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages call pairs.jsonl."""
+    folder = tmp_path_factory.mktemp("pairs")
+    make_pairs(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with what they call CHECKPOINT, SOURCE, data.json and images."""
+    folder = tmp_path_factory.mktemp("models")
+    make_pairs(folder)
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture
+def files(block: Block, request: pytest.FixtureRequest) -> Path:
+    """The folder that a block needs."""
+    return request.getfixturevalue("models" if _MODELS.search(block.text) else "pairs")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which the rounds have really run, which takes minutes: each starts five programs that load torch."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_project(folder, ROUNDS)
+    return folder / PROJECT
+
+
+def run_in_a_copy(block: Block, folder: Path, copy: Path) -> str:
+    """Run a block in a copy of a folder, so that every block finds it as the page has it; what it printed."""
+    shutil.copytree(folder, copy, symlinks=True)
+    done = shell(block.text, copy)
+    assert done.returncode == block.code, f"{block.place}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("block", with_marks(block for block in BASH if block.how == "run"), ids=name)
+def test_commands_run(block: Block, files: Path, tmp_path: Path) -> None:
+    printed = run_in_a_copy(block, files, tmp_path / "here")
+    if block.code:  # as the tutorial says of a new project
+        assert "a run would fail: " in printed and "1 error(s)" in printed
+        assert "sources/prompts.jsonl" in printed
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_the_rounds_run(finished: Path) -> None:
+    assert ROUNDS in {block.text for block in BASH if block.how == "finished"}
+    assert "From round 0 to round 1" in (finished / "data/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", FINISHED.values(), ids=name)
+def test_commands_on_finished_rounds_run(
+    block: Block, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    run_in_a_copy(block, finished, here)
+    if "outcomes.parquet" in block.text:  # the page goes on with it
+        monkeypatch.chdir(here)
+        found: dict[str, Any] = {}
+        exec(compile(JOIN.text, JOIN.place, "exec"), found)
+        assert len(found["joined"]) == len(found["rows"]) and found["joined"]["outcome"].notna().all()
 
 
 @pytest.mark.parametrize("block", YAML, ids=name)
@@ -96,3 +160,10 @@ def test_python_compiles_and_imports_what_is_there(block: Block) -> None:
     compile(block.text, block.place, "exec")
     for line in re.findall(r"^from dt2it_pipeline.* import .*$", block.text, re.M):
         exec(line, {})
+
+
+@pytest.mark.parametrize("block", with_marks(block for block in PYTHON if block.how == "run"), ids=name)
+def test_python_runs(block: Block, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    scores = [0.5] * 8  # of the rows of data.json
+    exec(compile(block.text, block.place, "exec"), {"chosen_scores": scores, "rejected_scores": [*scores[:-1], None]})

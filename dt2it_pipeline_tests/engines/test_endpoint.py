@@ -227,9 +227,9 @@ def test_settings_refuse_a_url_with_a_place_for_a_secret_and_do_not_show_it(url)
         EndpointSettings(base_url=url, model="m")
     assert "sekret" not in str(raised.value)
     judge = {"kind": "endpoint", "name": "j", "base_url": url, "model": "m"}
-    with pytest.raises(RecipeError, match="query and fragment") as told:
+    with pytest.raises(RecipeError, match="query and fragment") as raised:
         parse_recipe(json.dumps({"judging": {"judges": [judge]}}))
-    assert "sekret" not in str(told.value)
+    assert "sekret" not in str(raised.value)
 
 
 def test_one_answer_that_cannot_be_read_leaves_the_others():

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(score_endpoint, "_RETRIES", RetryPolicy(first_wait=0.01))
-    monkeypatch.delenv(score_endpoint.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(score_endpoint.API_KEY_ENV, raising=False)
     made = Server()
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
@@ -87,7 +87,7 @@ def test_conversations_go_out_as_the_model_was_trained_and_scores_come_back(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.jpg", "PNG")  # a wrong extension
-    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, "secret")
+    monkeypatch.setenv(score_endpoint.API_KEY_ENV, "secret")
     scorer = EndpointScorer(server.url, tmp_path, system_prompt="You judge.")
     scores, faults = scorer.score({"p": prompt("look: <image>what is it")}, [("r1", "p", "red"), ("r2", "p", "green")])
     assert scores == {"r1": 3.0, "r2": 5.0}
@@ -172,7 +172,7 @@ def test_a_url_with_a_query_or_a_fragment_is_refused_and_not_shown(server: Serve
 def test_the_key_appears_in_no_message(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, key)
+    monkeypatch.setenv(score_endpoint.API_KEY_ENV, key)
     scorer = EndpointScorer(server.url, tmp_path)
     server.replies["odd"] = json.dumps({"you sent": f"Bearer {key.strip()}"}).encode()
     server.faults = {"bad": [400], "slow": [500] * 9, "key": [401]}
@@ -189,7 +189,7 @@ def test_the_key_appears_in_no_message(
 def test_a_key_that_no_header_takes_is_told_and_not_sent(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(score_endpoint.KEY_VARIABLE, "sekret\nsekret")
+    monkeypatch.setenv(score_endpoint.API_KEY_ENV, "sekret\nsekret")
     with pytest.raises(EngineError, match="VLLM_API_KEY must be printable ASCII") as raised:
         EndpointScorer(server.url, tmp_path)
     assert "sekret" not in str(raised.value)

@@ -137,9 +137,11 @@ def test_an_id_that_is_no_text_costs_its_entry_and_a_byte_order_mark_nothing(pai
     tasks[0]["data"]["pair_id"] = "\ud800"
     entries = [label_studio(task, (1, "first", "2026-01-01")) for task in tasks]
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
-    told = dt2it("review", "import", tmp_path / "marked.json", "--home", tmp_path)
-    assert "1 votes of 1 people on 1 pairs" in told and "no vote: entry 0: not as the tool exports it: an id" in told
-    assert r"'\ud800'" in told
+    printed = dt2it("review", "import", tmp_path / "marked.json", "--home", tmp_path)
+    assert (
+        "1 votes of 1 people on 1 pairs" in printed and "no vote: entry 0: not as the tool exports it: an id" in printed
+    )
+    assert r"'\ud800'" in printed
 
 
 def test_two_imports_at_once_lose_no_vote(tmp_path):
@@ -157,8 +159,8 @@ def test_damaged_votes_are_reported_with_what_to_do(pairs, tmp_path, content):
     with pytest.raises(AnswersError, match=r"people_votes\.parquet cannot be read: (?s:.*) bring a copy of it back"):
         people_votes(tmp_path, pairs)
     file = answered(tmp_path, json.loads((tmp_path / "argilla/records.json").read_text()))
-    told = failing("review", "import", file, "--home", tmp_path)
-    assert told.startswith("the file of people's votes")
+    printed = failing("review", "import", file, "--home", tmp_path)
+    assert printed.startswith("the file of people's votes")
     assert "there is no artifact home" in failing("review", "import", file, "--home", tmp_path / "nowhere")
 
 
@@ -171,10 +173,10 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         answers = [{"value": side_of(entries[place], text), "user_id": f"p{n}"} for n, text in enumerate(texts)]
         entries[place] |= {"responses": {"better": answers}, "status": "completed"}
     entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending
-    told = dt2it("review", "import", answered(tmp_path, entries), "--home", home)
-    assert "6 votes of 3 people on 3 pairs" in told and "no vote: 1 records that are not completed" in told
+    printed = dt2it("review", "import", answered(tmp_path, entries), "--home", home)
+    assert "6 votes of 3 people on 3 pairs" in printed and "no vote: 1 records that are not completed" in printed
     ids = pairs["pair_id"].tolist()
-    assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in told
+    assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in printed
     for name, part in (("contested_pairs", pairs.iloc[1:3]), ("verified_pairs", pairs.iloc[3:])):
         stored = Artifact({"pairs": to_table(part, "pairs"), "prompts": schemas.table([], "prompts")})
         Store(home).write(name, stored, "k", "0")

@@ -144,12 +144,12 @@ def test_columns_may_have_any_name(tmp_path):
     assert (pairs.loc[3, "chosen"], pairs.loc[3, "rejected"]) == ("good 3", "bad 3")
     shown = dt2it("style", path, *sides, "--prompt", "q", "--image", "photo")
     assert shown.startswith("40 pairs of 20 prompts; 1 rows left out: identical sides\nstyle: area")
-    told = failing("style", path)
-    assert "columns found: better, photo, q, worse\nName the columns of the two sides" in told and FORMS in told
-    told = failing("style", path, "--chosen", "better", "--rejected", "wrose")
-    assert told.endswith("there is no column 'wrose'; columns found: better, photo, q, worse")
-    told = failing("style", path, "--chosen", "better", code=2)
-    assert "--chosen and --rejected are given together" in told
+    message = failing("style", path)
+    assert "columns found: better, photo, q, worse\nName the columns of the two sides" in message and FORMS in message
+    message = failing("style", path, "--chosen", "better", "--rejected", "wrose")
+    assert message.endswith("there is no column 'wrose'; columns found: better, photo, q, worse")
+    message = failing("style", path, "--chosen", "better", code=2)
+    assert "--chosen and --rejected are given together" in message
     shown = dt2it("style", "--help")
     assert FORMS in shown and re.search(r"--rejected +COLUMN", shown)
 

@@ -111,13 +111,24 @@ def test_absolute_paths_of_images_get_root_and_prefix(tmp_path: Path) -> None:
     assert look_at_source(Manifest.model_validate(load_yaml(text)), tmp_path, 50).usable == 2
 
 
-def test_columns_that_nothing_reads_are_asked_for(tmp_path: Path) -> None:
-    found = propose(written(tmp_path, [{"left": "a", "right": "b", "who": 1}]))
-    assert found.usable == 0 and found.found == ("left", "right", "who")
-    text = manifest_text(found, "ours", "x.jsonl", None)
-    assert (
-        "TO BE ANSWERED: No adapter reads these columns" in text and "preferences: question, chosen, rejected" in text
-    )
+def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
+    data = written(tmp_path, [{"left": "a", "right": "b", "who": 1}])
+    with pytest.raises(SourceError, match="no adapter reads the columns left, right, who") as raised:
+        propose(data)
+    assert str(raised.value).startswith(f"{data}: ")
+    assert "preferences: question, chosen, rejected" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "reading"),
+    [
+        (pair(1, chosen_response=""), "preferences by flat: missing value"),
+        ({"id": 1, "image": "a.png", "conversations": 3, "rejected_conversations": 4}, "preferences by povid: "),
+    ],
+)
+def test_data_of_which_no_row_can_be_used_is_an_error(tmp_path: Path, row: dict[str, Any], reading: str) -> None:
+    with pytest.raises(SourceError, match=f"none of the first 2 rows can be used as {reading}.*: 2$"):
+        propose(written(tmp_path, [row, row]))
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:

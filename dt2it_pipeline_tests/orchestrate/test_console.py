@@ -117,10 +117,10 @@ def partitioned():
 def test_a_run_without_a_round_says_which_there_are_and_the_command(tags, words):
     with pytest.raises(dg.Failure) as caught:
         require_partition(partitioned(), tags)
-    told = str(caught.value.description)
-    assert words in told
-    assert "rounds are 0, 1." in told
-    assert told.endswith("Run one with: dt2it run round --round 0")
+    message = str(caught.value.description)
+    assert words in message
+    assert "rounds are 0, 1." in message
+    assert message.endswith("Run one with: dt2it run round --round 0")
     with pytest.raises(dg.Failure):
         require_partition(partitioned(), tags, {dg.AssetKey("one"), dg.AssetKey("without")})
     require_partition(partitioned(), tags, {dg.AssetKey("without")})

@@ -95,8 +95,8 @@ def test_answers_of_a_pool_become_pairs_and_the_asset_says_who_wrote_them(home, 
     assert scripted == ["first", "second"]
     writers = Counter(row["generator"] for row in home.read("candidate_responses")["responses"].to_pylist())
     assert writers == {f"{name}|t={t}": 30 for name in ("first", "second") for t in ("0.5", "1")}
-    told = metadata(done, "candidate_responses")
-    assert "| first | 60 |" in told["answers_by_model"] and told["samples_per_second"] > 0
+    shown = metadata(done, "candidate_responses")
+    assert "| first | 60 |" in shown["answers_by_model"] and shown["samples_per_second"] > 0
     found = home.read("debiased_pairs")
     assert "rewriting" not in metadata(done, "debiased_pairs") and "responses" not in found.tables
     assert "rewriting_keeps_pairs" not in checks(done, "debiased_pairs")
@@ -163,10 +163,10 @@ def test_pairs_are_rewritten_on_request_and_what_changed_is_quarantined(home, po
     shown = metadata(done, "debiased_pairs")
     assert "same_content" in shown["rewriting"]
     assert "rewriting changed the answer" in shown["quarantine_by_reason"]
-    told = checks(done, "debiased_pairs")
-    assert told["rows_reconcile"].passed
-    assert told["rewriting_keeps_pairs"].severity == dg.AssetCheckSeverity.WARN
-    assert not told["rewriting_keeps_pairs"].passed  # two pairs of three became the same
+    found = checks(done, "debiased_pairs")
+    assert found["rows_reconcile"].passed
+    assert found["rewriting_keeps_pairs"].severity == dg.AssetCheckSeverity.WARN
+    assert not found["rewriting_keeps_pairs"].passed  # two pairs of three became the same
 
 
 def test_a_rewriter_of_no_use_ends_the_run_and_the_raw_text_is_kept(home, pool, scripted):

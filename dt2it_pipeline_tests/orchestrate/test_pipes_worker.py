@@ -44,8 +44,8 @@ def test_a_child_returns_its_summary_from_a_process_of_its_own(tmp_path):
 
 def test_a_child_that_fails_is_one_clear_failure_and_is_not_retried(tmp_path):
     result, _ = start(Crash(attempts=tmp_path / "attempts"), tmp_path, retries=1)
-    told = failure(result).user_failure_data.description
-    assert told.endswith("child_jobs:crash ended with code 1: ValueError: the job's own words")
+    message = failure(result).user_failure_data.description
+    assert message.endswith("child_jobs:crash ended with code 1: ValueError: the job's own words")
     assert (tmp_path / "attempts").read_text() == "."
 
 
@@ -85,13 +85,13 @@ def test_the_stage_of_a_killed_run_is_free_once_its_programs_have_ended(tmp_path
     os.kill(child, signal.SIGSTOP)  # it does not notice yet that its parent is gone
     step.kill()
     step.wait(30)
-    told = []
+    logged = []
 
     def told_of_it(words):
-        told.append((words, alive(child)))
+        logged.append((words, alive(child)))
         os.kill(child, signal.SIGCONT)
 
     with Store(tmp_path).locked("stage", on_wait=told_of_it):
         assert not alive(child)
-    assert told[0][0].startswith(f"stage waits for programs that were started by process {step.pid} on ")
-    assert told[0][1]
+    assert logged[0][0].startswith(f"stage waits for programs that were started by process {step.pid} on ")
+    assert logged[0][1]

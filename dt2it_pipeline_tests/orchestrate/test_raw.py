@@ -198,8 +198,8 @@ def test_prompts_without_an_image_are_told_where_others_have_one(
     names = (manifest(tmp_path, "mixed", [row("c", "d"), first]), manifest(tmp_path, "texts", [second]),
              manifest(tmp_path, "captions", [], kind="t2i"))  # fmt: skip
     said, _ = logged(reading(*names), tmp_path / "home")
-    told = [line for line in said["raw_preferences"] if "as text alone" in line]
-    assert len(told) == 1 and told[0].startswith("source 'mixed': 1 of its 2 prompts have no image")
+    warnings = [line for line in said["raw_preferences"] if "as text alone" in line]
+    assert len(warnings) == 1 and warnings[0].startswith("source 'mixed': 1 of its 2 prompts have no image")
 
 
 def test_contamination_blocks_what_follows(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_rewriting_keeps_most_pairs_and_style_no_longer_tells(
     assert before["style_auc_before"] > 0.85
     assert metadata["style_auc_before"] < 0.65  # of 64 pairs: half of the interval is 0.14
     assert metadata["rows_out"] > 2 * before["rows_out"]
-    told = checks(done, "debiased_pairs")
-    assert told["rewriting_keeps_pairs"].passed and told["rows_reconcile"].passed
+    found = checks(done, "debiased_pairs")
+    assert found["rewriting_keeps_pairs"].passed and found["rows_reconcile"].passed
     texts = [row[side] for row in artifact["pairs"].to_pylist() for side in ("chosen", "rejected")]
     assert sum(text.startswith("The shape is a ") for text in texts) > 0.9 * len(texts)

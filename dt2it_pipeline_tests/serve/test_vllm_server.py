@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from dt2it_pipeline.reward.modeling.model_card import write_card
 from dt2it_pipeline.reward.reward_model import RewardModel
-from dt2it_pipeline.serve.vllm_server import ServeError, serve_arguments
+from dt2it_pipeline.serve.vllm_server import ServeError, require_model, serve_arguments
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of
 from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
@@ -57,6 +59,44 @@ def test_something_else_than_a_model_is_refused(tmp_path: Path) -> None:
     assert "neither reward_model.json" in failing("serve", tmp_path)
     assert "Missing argument 'MODEL'" in failing("serve", code=2)
     assert "MODEL comes first" in failing("serve", "--port", 1, tmp_path, code=2)
+
+
+def test_a_model_that_is_nowhere_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models--some--model" / "snapshots").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for there in ("demo", str(tmp_path), "some/model", "s3://bucket/model"):
+        require_model(there)
+    assert failing("serve", "some/none") == (
+        "some/none is no folder here and not in the Hub's cache on this machine, and HF_HUB_OFFLINE keeps it from "
+        "being fetched; `hf download some/none` fetches it"
+    )
+    assert (
+        failing("serve", tmp_path / "none") == f"{tmp_path / 'none'} is no folder here, and no id of a model on the Hub"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RepositoryNotFoundError("404", response=MagicMock()), "the Hub shows no model of that name"),
+        (TimeoutError("no answer"), "the Hub cannot be asked for it: TimeoutError: no answer"),
+    ],
+)
+def test_the_hub_is_asked_once_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, words: str
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    def model_info(name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert words in failing("serve", "some/none")
+    assert asked == [("some/none", 10.0)]
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_a_damaged_table_is_named(tmp_path):
 
 def test_an_unwritable_home_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="set DT2IT_HOME to a writable folder"):
+    with pytest.raises(StoreError, match="set DT2IT_HOME to a folder that can be written to"):
         Store(tmp_path / "file").write("stage", Artifact({"pairs": pairs()}), "k")
 
 

@@ -1,8 +1,16 @@
 """Fenced blocks of the documentation, with what the page says about testing them.
 
-A `bash` block stands behind a comment: `<!-- test: run -->` (a test runs it), `<!-- test: parse -->` (it needs data, a
-GPU or a server: its commands and options are checked), or `<!-- test: make -->` (a target of the Makefile, which CI
-runs).
+A `bash` block stands behind a comment:
+
+- `<!-- test: run -->`: a test runs it beside a file of pairs; if it names a checkpoint, beside a small one, in a test
+  marked heavy. See finished_project.py.
+- `<!-- test: finished -->`: a test marked heavy runs it in a project whose rounds 0 and 1 have run.
+- `<!-- test: parse -->`: its commands and options are checked. It needs a GPU or the network, installs something, or
+  serves until it is stopped (the tests of these commands do that with ports and models of their own).
+- `<!-- test: make -->`: a target of the Makefile, which CI runs.
+
+`<!-- test: run, exit 1 -->`: its last command ends with that exit code, as the page says. A `python` block that stands
+behind no comment is compiled, and what it imports from the package must be there.
 """
 
 from __future__ import annotations
@@ -16,19 +24,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 _BLOCK = re.compile(
-    r"(?:^<!-- test: (?P<how>\w+) -->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *```", re.M | re.S
+    r"(?:^<!-- test: (?P<how>\w+)(?:, exit (?P<code>\d))? -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^ *```",
+    re.M | re.S,
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its page, the line it begins at, its language, its text, and how it is tested."""
+    """One fenced block: its page, the line it begins at, its language, its text, how it is tested, its exit code."""
 
     page: Path
     line: int
     language: str
     text: str
     how: str | None
+    code: int = 0
 
     @property
     def place(self) -> str:
@@ -49,7 +60,14 @@ def blocks(page: Path) -> list[Block]:
     """All fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(page, text.count("\n", 0, found.start()) + 1, found["language"], found["text"], found["how"])
+        Block(
+            page,
+            text.count("\n", 0, found.start()) + 1,
+            found["language"],
+            found["text"],
+            found["how"],
+            int(found["code"] or 0),
+        )
         for found in _BLOCK.finditer(text)
     ]
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.id_index import IdIndex
 from dt2it_pipeline.curate.out_of_core.streaming import Change, Written, read_ahead, rewrite
+from dt2it_pipeline.curate.pair_frames import swap_verdicts
 from dt2it_pipeline.curate.published_algorithm import (
     Flips,
     checked_frames,
@@ -43,7 +44,6 @@ from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replac
 
 MARKER = ".dt2it_curation.json"  # says that a folder was written here, and what in it
 _SCORE_ROWS = 1 << 20
-_OTHER_SIDE = {"chosen": "rejected", "rejected": "chosen", "tie": "tie"}
 
 
 def vote_and_flip_files(
@@ -182,7 +182,9 @@ def curate_files(
         checks = _with_scores(sides.swapped(flips.where), verifier_scores).margins()
         places, cast = sorting.result()
     if votes_on_given_sides:
-        cast = _turned(cast, (places >= 0) & flips.where[places] if len(ids) else np.zeros(len(places), dtype=bool))
+        cast = swap_verdicts(
+            cast, (places >= 0) & flips.where[places] if len(ids) else np.zeros(len(places), dtype=bool)
+        )
     totals = {"verified": 0, "contested": 0}
     guard = Lock()
 
@@ -231,12 +233,6 @@ def _sorted_votes(votes: Path, pair_ids: pd.Series) -> tuple[np.ndarray, pd.Data
     places = IdIndex(pair_ids).positions(table["pair_id"])
     order = np.argsort(places, kind="stable")
     return places[order], table.select(["judge", "verdict"]).to_pandas(ignore_metadata=True).iloc[order]
-
-
-def _turned(cast: pd.DataFrame, where: np.ndarray) -> pd.DataFrame:
-    """Votes of which those marked in `where` (bool [votes]) are turned to the other side of their pair."""
-    verdict = cast["verdict"].astype(object)
-    return cast.assign(verdict=np.where(where, verdict.map(_OTHER_SIDE), verdict))
 
 
 def _votes_of(

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.paths import ConfigFileError, find_config
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
@@ -60,7 +61,7 @@ def load_published(path: Path | None = None) -> Published:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BenchmarkError(f"cannot read {path}: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {fault_message(f)}" for f in error.errors())
         raise BenchmarkError(f"{path}: {faults}") from None
 
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.paths import config_files, looked_in
 from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
@@ -211,7 +212,9 @@ def _load(files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> dict[s
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise BenchmarkError(f"cannot read benchmark entry {file}: {error}") from error
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or '(entry)'}: {f['msg']}" for f in error.errors())
+            faults = "; ".join(
+                f"{'.'.join(map(str, f['loc'])) or '(entry)'}: {fault_message(f)}" for f in error.errors()
+            )
             raise BenchmarkError(f"benchmark entry {file.name}: {faults}") from None
         for name in {canonical(n) for n in (entry.name, *entry.aliases)}:
             if name in owners:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from dt2it_pipeline.evaluate.report.formatting import (
 )
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import png_thumbnail
+from dt2it_pipeline.storage.atomic import replace_text
 
 THUMBNAIL = 144  # pixels of the longer side
 
@@ -39,18 +38,7 @@ THUMBNAIL = 144  # pixels of the longer side
 def write_report(data: ReportData, path: str | Path) -> Path:
     """Render the report and put it at `path` by a rename: a reader sees the old page or the new. Returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = render_report(data)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    replace_text(path, render_report(data))
     return path
 
 

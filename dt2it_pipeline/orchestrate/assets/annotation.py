@@ -34,7 +34,7 @@ def build_annotated_pairs(
         group=GROUP,
         part="curation",
         stage="annotate",
-        code_version="7",
+        code_version="8",
         kinds={"pytorch"},
         tables=("pairs", "prompts", "votes", "quarantine"),
         gpu=True,
@@ -101,7 +101,7 @@ def build_annotated_pairs(
             metadata = {
                 "rows_in": len(verified) + len(contested) - len(decision.kept),
                 "rows_out": tables["pairs"].num_rows,
-                "rows_quarantined": tables["quarantine"].num_rows,
+                "rows_dropped": tables["quarantine"].num_rows,
                 "swapped": decision.swapped,
                 "reopened": decision.reopened,
                 "people_votes": from_people.num_rows,
@@ -141,5 +141,5 @@ def annotated_in_words(contested: int, artifact: Artifact) -> str:
         came += f" and {others:,} verified ones that verdicts or people's votes reopened"
     return (
         f"of {came}, {metadata['rows_out']:,} are decided (labels flipped: {metadata['swapped']:,}) and "
-        f"{metadata['rows_quarantined']:,} dropped, after {metadata['judge_calls']:,} judge calls"
+        f"{metadata['rows_dropped']:,} dropped, after {metadata['judge_calls']:,} judge calls"
     )

@@ -40,7 +40,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
         group=GROUP,
         part="curation",
         stage="vote",
-        code_version="4",
+        code_version="5",
         kinds={"pandas"},
         tables=("pairs", "prompts", "quarantine"),
         partitions_def=rounds,
@@ -85,7 +85,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
             metadata = {
                 "rows_in": raw_preferences["pairs"].num_rows,
                 "rows_out": len(voted.voted),
-                "rows_quarantined": len(voted.unscored),
+                "rows_dropped": len(voted.unscored),
                 "voters": len(voted.voters),
                 "negative": voted.negative,
                 "flipped": voted.flipped,
@@ -126,7 +126,7 @@ def _verified_and_contested(
             stage="verify",
             tables=tables[name],
             description=description,
-            code_version="1",
+            code_version="2",
             kinds={"pytorch"},
             deps=upstream,
         )
@@ -182,8 +182,8 @@ def _verified_and_contested(
             metadata = {
                 "rows_in": voted_pairs["pairs"].num_rows,
                 "rows_out": len(checked.verified),
-                "rows_quarantined": len(checked.contested) + len(checked.unscored),
-                "contested": len(checked.contested),
+                "rows_contested": len(checked.contested),
+                "rows_dropped": len(checked.unscored),
             }
             return Artifact(tables, metadata | {"scoring": dict(scored.metadata)})
 

@@ -17,10 +17,11 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
+from dt2it_pipeline.orchestrate.stage.checks import ROW_COUNTS
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.content_ids import content_hash
 
-_REASONS = 3  # why rows are quarantined, that a stage's line names
+_REASONS = 3  # why rows are quarantined or dropped, that a stage's line names
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
 
 
@@ -79,30 +80,25 @@ def stage_key(
 
 
 def _line(name: str, artifact: Artifact, made: str) -> str:
-    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do.
-
-    Contested pairs go on to the judges, so they are counted apart from what is quarantined.
-    """
-    metadata = dict(artifact.metadata)
+    """A finished stage in one line: its rows, and how it was come by; or why there was nothing to do."""
+    metadata = artifact.metadata
     if "not_trained" in metadata:
         return f"{name}: not trained, {metadata['not_trained']}"
-    if isinstance(metadata.get("contested"), int):
-        metadata["rows_quarantined"] -= metadata["contested"]
-    quarantined = "quarantined" + _reasons(artifact, metadata.get("rows_quarantined"))
-    words = {"rows_in": "in", "rows_out": "out", "contested": "contested"}
-    words |= {"rows_quarantined": quarantined, "pairs": "pairs"}
+    words = {"rows_in": "in", **ROW_COUNTS, "pairs": "pairs"}
+    for key in ("rows_quarantined", "rows_dropped"):
+        words[key] += _reasons(artifact, metadata.get(key))
     shown = [f"{metadata[key]:,} {word}" for key, word in words.items() if isinstance(metadata.get(key), int)]
     return f"{name}: " + ", ".join([*shown, made])
 
 
-def _reasons(artifact: Artifact, quarantined: int | None) -> str:
+def _reasons(artifact: Artifact, counted: int | None) -> str:
     """The commonest reasons of an artifact's quarantine rows in brackets, where its table holds as many as counted."""
     table = artifact.tables.get("quarantine")
     if table is None:
         return ""
     reasons = Counter(table["reason"].to_pylist())
     del reasons["contested"]
-    if not quarantined or reasons.total() != quarantined:
+    if not counted or reasons.total() != counted:
         return ""
     found = reasons.most_common()
     others = sum(count for _, count in found[_REASONS:])

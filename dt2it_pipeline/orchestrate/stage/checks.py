@@ -25,8 +25,18 @@ class Check:
         return dg.AssetCheckSpec(self.name, asset=asset, blocking=self.blocking, description=self.description)
 
 
+# What becomes of a stage's rows, under the names that its metadata count them by; a stage has those that occur in it.
+# Quarantined: a row that cannot be used. Dropped: a pair that curation takes out. Contested: one that judges decide.
+ROW_COUNTS = {
+    "rows_out": "out",
+    "rows_contested": "contested",
+    "rows_quarantined": "quarantined",
+    "rows_dropped": "dropped",
+}
 ROWS_RECONCILE = Check(
-    "rows_reconcile", "Rows in are rows out plus rows quarantined: nothing is lost silently.", blocking=True
+    "rows_reconcile",
+    "Rows in are rows out plus rows quarantined, dropped or contested: nothing is lost silently.",
+    blocking=True,
 )
 SOURCES_READABLE = Check(
     "sources_readable",
@@ -56,10 +66,10 @@ BENCHMARKS_GIVEN = Check("benchmarks_given", "The recipe has benchmark pairs, so
 
 
 def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResult:
-    """Check `rows_reconcile`: rows in = rows out + rows quarantined, by the stage's own counts and by its tables."""
+    """Check `rows_reconcile`: rows in = rows out + quarantined + dropped + contested, by the stage's own counts."""
     metadata = artifact.metadata
-    counts = {key: int(metadata[key]) for key in ("rows_in", "rows_out", "rows_quarantined")}
-    passed = counts["rows_in"] == counts["rows_out"] + counts["rows_quarantined"]
+    counts = {key: int(metadata[key]) for key in ("rows_in", *ROW_COUNTS) if key in metadata}
+    passed = counts["rows_in"] == sum(counts.get(key, 0) for key in ROW_COUNTS)
     return dg.AssetCheckResult(
         check_name=ROWS_RECONCILE.name,
         passed=passed,

@@ -64,7 +64,7 @@ def stage_asset(
         kinds: what it works with, shown as icons.
         tables: kinds of the tables in its artifact, the main one first.
         gpu: whether it takes the pool `gpu`, one step at a time.
-        reconciles: whether its artifact counts rows in, out and quarantined, and the check `rows_reconcile` adds up.
+        reconciles: whether its artifact counts its rows (`checks.ROW_COUNTS`), and the check `rows_reconcile` adds up.
         checks: further checks, whose results are in the StageResult.
         name: by default that of the function.
         description: by default the function's docstring.

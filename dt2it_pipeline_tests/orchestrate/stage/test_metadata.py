@@ -115,11 +115,11 @@ def test_a_stage_without_anything_to_train_says_so_instead_of_its_seconds() -> N
     assert _line("voted_pairs", Artifact({}, {"rows_in": 2000}), "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
 
 
-def test_contested_pairs_are_counted_apart_from_what_is_quarantined() -> None:
+def test_contested_pairs_are_counted_apart_from_what_is_dropped() -> None:
     rows = [records.quarantine_row(f"r{i}", "s", reason) for i, reason in enumerate(["contested"] * 3 + ["no score"])]
-    counts = {"rows_in": 9, "rows_out": 5, "rows_quarantined": 4, "contested": 3}
+    counts = {"rows_in": 9, "rows_out": 5, "rows_contested": 3, "rows_dropped": 1}
     verified = Artifact({"quarantine": schemas.table(rows, "quarantine")}, counts)
-    line = "verified_pairs: 9 in, 5 out, 3 contested, 1 quarantined (no score: 1), 0.1 s"
+    line = "verified_pairs: 9 in, 5 out, 3 contested, 1 dropped (no score: 1), 0.1 s"
     assert _line("verified_pairs", verified, "0.1 s") == line
 
 

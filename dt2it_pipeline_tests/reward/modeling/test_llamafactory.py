@@ -79,8 +79,8 @@ def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) 
     config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
     (source / "config.json").write_text(json.dumps(config))
     save_file(head(), source / "value_head.safetensors")
-    told = dt2it("convert", source, tmp_path / "made")
-    assert "the original's scores are these plus 0.75" in told
+    printed = dt2it("convert", source, tmp_path / "made")
+    assert "the original's scores are these plus 0.75" in printed
     made = load_file(tmp_path / "made" / "model.safetensors")
     assert made["score.weight"].dtype == torch.float32
     assert {value.dtype for name, value in made.items() if name != "score.weight"} == {torch.bfloat16}

@@ -123,19 +123,19 @@ def test_a_missing_package_is_named_with_its_setting(
 
 def test_wandb_is_told_every_row(job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package is not among the dependencies: a recorder with its interface stands in."""
-    told: list[tuple[int, dict[str, float]]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
     made: dict[str, Any] = {}
 
     def init(**given: Any) -> Any:
         made.update(given)
-        return SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: None)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
 
     fake = SimpleNamespace(init=init, __spec__=SimpleNamespace(name="wandb"))
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run(changed(job, "out", tmp_path, wandb_project="rewards", max_steps=4), [].append)
     assert (made["project"], made["name"], made["resume"]) == ("rewards", "test", "allow")
-    assert [step for step, _ in told] == [2, 4]
-    assert told[0][1]["train/loss"] == log_of(tmp_path / "out")[0]["loss"]
+    assert [step for step, _ in logged] == [2, 4]
+    assert logged[0][1]["train/loss"] == log_of(tmp_path / "out")[0]["loss"]
 
 
 @pytest.fixture
