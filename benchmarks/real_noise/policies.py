@@ -25,7 +25,11 @@ def posterior_95(evidence: Evidence) -> pd.DataFrame:
 
 
 def paper(evidence: Evidence) -> pd.DataFrame:
-    """`clean_pairs`, policy `paper`; the voters are the verifier, too, since no model was trained on these pairs."""
+    """`clean_pairs`, policy `paper`.
+
+    No model was trained on the voted pairs, so the last voter is the verifier and the others vote; a single voter does
+    both.
+    """
     return _clean_pairs(evidence, "paper", 0.8)
 
 
@@ -67,17 +71,23 @@ def _clean_pairs(evidence: Evidence, policy: str, keep_probability: float) -> pd
     from dt2it_pipeline.curate.cleaning import clean_pairs
 
     least = _JUDGES if policy == "paper" else 1
-    evidence.need_voters() if policy == "paper" else None
+    if policy == "paper":
+        evidence.need_voters()
     if evidence.judges:
         evidence.need_judges(least)
     judges = _nearest(evidence)
     votes = evidence.votes[evidence.votes["judge"].isin(judges)]
     scores = evidence.scores if evidence.voters else _no_say(evidence)
+    verifier = None
+    if policy == "paper":
+        last = scores["voter"] == evidence.voters[-1]
+        verifier = scores[last]
+        scores = scores[~last] if len(evidence.voters) > 1 else scores
     found = clean_pairs(
         evidence.pairs,
         scores,
         votes if judges else None,
-        scores if policy == "paper" else None,
+        verifier,
         CurationSettings(policy=policy, keep_probability=keep_probability),  # type: ignore[arg-type]
         judges,
     )
