@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SetError as error:
         parser.error(str(error))
     plan = Plan(given.sizes, given.repeats, given.cost, given.seed, given.methods)
-    records, left_out = run(sets, plan)
+    records, remarks = run(sets, plan)
     if given.output:
         given.output.write_text(json.dumps(as_json(records), indent=1) + "\n", encoding="utf-8")
     print(
@@ -86,8 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(tables(records))
     print(f"\n### Where this project's methods lose\n\n{losses(records, OURS)}")
     print(f"\n### Harm\n\n{harm_summary(records)}")
-    for name, reason in left_out.items():
-        print(f"\n{name} was left out: {reason}.")
+    for remark in remarks:
+        print(f"\n{remark}")
 
 
 if __name__ == "__main__":

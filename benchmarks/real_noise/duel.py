@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
-from benchmarks.real_noise.evidence import Evidence, NotApplicable
+from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
 from benchmarks.real_noise.measures import measure, resample_counts
 from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
 
@@ -68,14 +68,14 @@ class Plan:
     methods: Sequence[str] = tuple(METHODS)
 
 
-def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """The records, and per method that ran nowhere the reason.
+def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records, and sentences about methods that ran nowhere or refused evidence.
 
     A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
     label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}.
     """
     records: list[dict[str, Any]] = []
-    reasons: dict[str, str] = {}
+    reasons: dict[str, list[NotApplicable]] = {}
     for given in sets:
         for size in plan.sizes:
             if size is not None and size >= len(given.pairs):
@@ -91,10 +91,19 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], dic
                     records += [head | made for made in _one(evidence, given, plan, reasons)]
             print(f"{given.name}, {size or 'all'} pairs: done", file=sys.stderr, flush=True)
     ran = {record["method"] for record in records}
-    return records, {name: reason for name, reason in reasons.items() if name not in ran}
+    said = []
+    for name, errors in reasons.items():
+        refused = [error for error in errors if isinstance(error, Refused)]
+        if refused:
+            said.append(f"{name} refused {len(refused)} draws; the first: {refused[0]}")
+        elif name not in ran:
+            said.append(f"{name} was left out: {errors[0]}.")
+    return records, said
 
 
-def _one(evidence: Evidence, given: NoisySet, plan: Plan, reasons: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _one(
+    evidence: Evidence, given: NoisySet, plan: Plan, reasons: dict[str, list[NotApplicable]]
+) -> Iterator[dict[str, Any]]:
     """The records of all methods on one draw of one scenario."""
     truth = given.truth.set_index("pair_id")["better_id"]
     measured = ~evidence.audited
@@ -108,7 +117,7 @@ def _one(evidence: Evidence, given: NoisySet, plan: Plan, reasons: dict[str, str
                 warnings.simplefilter("ignore")
                 answers[name] = METHODS[name](evidence)
         except NotApplicable as error:
-            reasons.setdefault(name, str(error))
+            reasons.setdefault(name, []).append(error)
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
     for name in plan.methods:
         if name in answers:

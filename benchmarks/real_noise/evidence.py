@@ -18,6 +18,10 @@ class NotApplicable(Exception):
     """A method needs evidence (voters, judges, an audit, a package) that is not there; the text says which."""
 
 
+class Refused(NotApplicable):
+    """A method of the project raised an error for users on evidence that it should take; the text is the error's."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Pairs and what is known of them.

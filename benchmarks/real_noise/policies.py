@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from benchmarks.real_noise.evidence import Evidence, NotApplicable, answer
+from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
+from dt2it_pipeline.errors import UserError
 
 _JUDGES = 2  # that `clean_pairs` takes at most
 
@@ -41,13 +42,17 @@ def clean_preferences(evidence: Evidence) -> pd.DataFrame:
 
     Raises:
         NotApplicable: this version of the project has no such function.
+        Refused: it raised a UserError.
     """
     method = getattr(importlib.import_module("dt2it_pipeline.curate"), "clean_preferences", None)
     if method is None:
         raise NotApplicable("this version of the project has no clean_preferences")
     scores = evidence.scores if evidence.voters else None
     votes = evidence.votes if evidence.judges else None
-    found = method(evidence.pairs, scores=scores, votes=votes, audit=evidence.audit)
+    try:
+        found = method(evidence.pairs, scores=scores, votes=votes, audit=evidence.audit)
+    except UserError as error:
+        raise Refused(str(error)) from error
     rows = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
     outcome = rows["outcome"].to_numpy(dtype=object)
     probability = rows["probability"].to_numpy(dtype=np.float64)
@@ -66,6 +71,7 @@ def _clean_pairs(evidence: Evidence, policy: str, keep_probability: float) -> pd
 
     Raises:
         NotApplicable: no voter (`paper`), or one judge (`paper`).
+        Refused: it raised a UserError.
     """
     from dt2it_pipeline.config.sections.curation import CurationSettings
     from dt2it_pipeline.curate.cleaning import clean_pairs
@@ -83,14 +89,11 @@ def _clean_pairs(evidence: Evidence, policy: str, keep_probability: float) -> pd
         last = scores["voter"] == evidence.voters[-1]
         verifier = scores[last]
         scores = scores[~last] if len(evidence.voters) > 1 else scores
-    found = clean_pairs(
-        evidence.pairs,
-        scores,
-        votes if judges else None,
-        verifier,
-        CurationSettings(policy=policy, keep_probability=keep_probability),  # type: ignore[arg-type]
-        judges,
-    )
+    settings = CurationSettings(policy=policy, keep_probability=keep_probability)  # type: ignore[arg-type]
+    try:
+        found = clean_pairs(evidence.pairs, scores, votes if judges else None, verifier, settings, judges)
+    except UserError as error:
+        raise Refused(str(error)) from error
     outcomes = found.outcomes.set_index("pair_id").reindex(evidence.pairs["pair_id"])
     curated = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
     kept = (outcomes["outcome"] != "dropped").to_numpy(dtype=bool)

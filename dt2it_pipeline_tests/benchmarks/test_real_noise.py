@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
 from benchmarks.real_noise.__main__ import main
-from benchmarks.real_noise.evidence import Evidence, NotApplicable, answer
+from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
 from benchmarks.real_noise.measures import (
     difference,
     expected_calibration_error,
@@ -31,6 +31,7 @@ from benchmarks.real_noise.sets import (
     scenarios,
     subsample,
 )
+from dt2it_pipeline.errors import UserError
 
 
 def write_set(folder: Path, count: int = 40, seed: int = 0) -> Path:
@@ -291,6 +292,13 @@ def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.Monke
 
     monkeypatch.delattr(dt2it_pipeline.curate, "clean_preferences", raising=False)
     with pytest.raises(NotApplicable, match="no clean_preferences"):
+        policies.clean_preferences(evidence)
+
+    def refuses(pairs: pd.DataFrame, **_: object) -> object:
+        raise UserError("no")
+
+    monkeypatch.setattr(dt2it_pipeline.curate, "clean_preferences", refuses, raising=False)
+    with pytest.raises(Refused, match="no"):
         policies.clean_preferences(evidence)
 
     def fake(pairs: pd.DataFrame, scores: object = None, votes: object = None, audit: object = None) -> object:
