@@ -20,6 +20,7 @@ from benchmarks.real_noise.measures import (
     same_share,
     utility,
 )
+from benchmarks.real_noise.rebuild import main as rebuild
 from benchmarks.real_noise.report import harm_summary, losses, tables
 from benchmarks.real_noise.sets import (
     SetError,
@@ -365,3 +366,30 @@ def test_report_marks_harm_and_losses() -> None:
     assert losses(rows, ["theirs"]) == "- nowhere"
     assert harm_summary(rows).splitlines()[2].startswith("| ours | 1 | 1 | -10.0 | 1 |")
     assert harm_summary(rows).splitlines()[2].endswith("| 0 of 1 |")
+
+
+def test_pandalm_is_rebuilt_from_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "checkout" / "data"
+    data.mkdir(parents=True)
+    rows = [
+        {"idx": idx, "instruction": "Do it.", "input": given, "response1": "one", "response2": True} | annotators
+        for idx, (given, annotators) in enumerate(
+            [
+                ("", {"annotator1": 1, "annotator2": 1, "annotator3": 1}),
+                ("Now.", {"annotator1": 2, "annotator2": 2, "annotator3": 2}),
+                ("", {"annotator1": 0, "annotator2": 0, "annotator3": 0}),
+            ]
+        )
+    ]
+    gpt, own = [{"gpt_result": said} for said in ("2", "Tie", "1")], [{"pandalm_result": said} for said in (1, 2, 0)]
+    for name, made in (("testset-v1", rows), ("gpt-3.5-turbo-testset-v1", gpt), ("pandalm-7b-testset-v1", own)):
+        (data / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+    rebuild(["pandalm", str(tmp_path / "checkout"), "--output", str(tmp_path / "sets")])
+    made = load_set(tmp_path / "sets" / "pandalm")
+    assert list(made.pairs["pair_id"]) == ["pl-0000", "pl-0001"] and made.right.all()
+    assert list(made.pairs["prompt"]) == ["Do it.", "Do it.\nNow."] and list(made.pairs["chosen"]) == ["one", "True"]
+    assert list(made.votes["verdict"]) == ["rejected", "chosen", "tie", "chosen"]
+    assert list(made.scores["score"]) == [-0.5, 0.5, 0.5, -0.5, 0, 0, -0.5, 0.5]
+    with pytest.raises(SystemExit):
+        rebuild(["llmbar_palm", str(tmp_path / "checkout"), "--output", str(tmp_path / "sets")])
+    assert "is missing; is" in capsys.readouterr().err
