@@ -150,14 +150,13 @@ def measure(
     accuracy = float(right[keep].mean()) if keep.any() else math.nan
     claimed = answer["probability"].to_numpy(dtype=np.float64)
     claims = keep & np.isfinite(claimed)
-    rival, advantage = "", NO_INTERVAL
-    best = -math.inf
-    for name, other in simple.items():
+    rival, best = "", (-math.inf, right, kept)
+    for name, other in simple.items() if keep.any() else ():
         weight = same_share(other["score"].to_numpy(dtype=np.float64), keep.sum())
         theirs = label_right ^ other["flip"].to_numpy(dtype=bool)
-        if weight.sum() and (found := float(np.average(theirs, weights=weight))) > best:
-            best, rival = found, name
-            advantage = difference(right, kept, theirs, weight, counts)
+        found = float(np.average(theirs, weights=weight))
+        if found > best[0]:
+            rival, best = name, (found, theirs, weight)
     return Measured(
         kept=float(keep.mean()),
         accuracy=accuracy,
@@ -167,5 +166,5 @@ def measure(
         calls=float(answer["calls"].mean()),
         utility=utility(right, keep, cost),
         rival=rival,
-        advantage=advantage,
+        advantage=difference(right, kept, best[1], best[2], counts) if rival else NO_INTERVAL,
     )
