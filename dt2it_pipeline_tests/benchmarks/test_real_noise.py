@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
+from benchmarks.real_noise import baselines, crowds, duel, policies, prefcleanbench
 from benchmarks.real_noise.__main__ import main
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
 from benchmarks.real_noise.measures import (
@@ -329,7 +329,10 @@ def test_crowd_methods_find_wrong_labels(tmp_path: Path) -> None:
         assert (given.right ^ made["flip"])[made["keep"]].mean() > given.right.mean()
 
 
-def test_command_prints_tables_and_writes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_tables_and_writes_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duel, "scenarios", lambda given: scenarios(given)[4:6])
     write_set(tmp_path / "sets" / "one", 40)
     output = tmp_path / "records.json"
     arguments = ["--sets", str(tmp_path / "sets"), "--sizes", "20,all", "--repeats", "1", "--output", str(output)]
