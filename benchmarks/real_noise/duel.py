@@ -45,6 +45,7 @@ OURS: Mapping[str, Method] = {
     "posterior 0.80": policies.posterior_80,
     "posterior 0.95": policies.posterior_95,
     "clean_preferences": policies.clean_preferences,
+    "clean_preferences, wanted": policies.clean_preferences_wanted,
 }
 METHODS: Mapping[str, Method] = {**SIMPLE, **PUBLISHED, **OURS}
 
@@ -117,7 +118,8 @@ def _one(
                 warnings.simplefilter("ignore")
                 answers[name] = METHODS[name](evidence)
         except NotApplicable as error:
-            reasons.setdefault(name, []).append(error)
+            if name in plan.methods:
+                reasons.setdefault(name, []).append(error)
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
     for name in plan.methods:
         if name in answers:

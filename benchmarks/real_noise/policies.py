@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+import dt2it_pipeline
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
 from dt2it_pipeline.errors import UserError
 
+_NAME = "clean_preferences"
 _JUDGES = 2  # that `clean_pairs` takes at most
 
 
@@ -35,33 +36,54 @@ def paper(evidence: Evidence) -> pd.DataFrame:
 
 
 def clean_preferences(evidence: Evidence) -> pd.DataFrame:
-    """`dt2it_pipeline.curate.clean_preferences` with its defaults; all votes there are count as calls.
+    """`clean_preferences` with its defaults; all votes there are count as calls.
 
     `attrs["after"]` of the answer holds estimate, low and high of the label accuracy of kept pairs as it states them,
-    and `attrs["wanted"]` how many verdicts it asks for.
+    and `attrs["wanted"]` the number of pairs on which it wants a verdict.
 
     Raises:
         NotApplicable: this version of the project has no such function.
         Refused: it raised a UserError.
     """
-    method = getattr(importlib.import_module("dt2it_pipeline.curate"), "clean_preferences", None)
-    if method is None:
-        raise NotApplicable("this version of the project has no clean_preferences")
-    scores = evidence.scores if evidence.voters else None
-    votes = evidence.votes if evidence.judges else None
-    try:
-        found = method(evidence.pairs, scores=scores, votes=votes, audit=evidence.audit)
-    except UserError as error:
-        raise Refused(str(error)) from error
+    return _clean_preferences(evidence, evidence.votes)
+
+
+def clean_preferences_wanted(evidence: Evidence) -> pd.DataFrame:
+    """`clean_preferences` first without votes, then with those on the pairs that it wanted a verdict on.
+
+    Raises:
+        NotApplicable: this version of the project has no such function, or there is no judge.
+        Refused: it raised a UserError.
+    """
+    evidence.need_judges()
+    wanted = _call(evidence, evidence.votes.iloc[:0]).wanted["pair_id"]
+    return _clean_preferences(evidence, evidence.votes[evidence.votes["pair_id"].isin(wanted)])
+
+
+def _clean_preferences(evidence: Evidence, votes: pd.DataFrame) -> pd.DataFrame:
+    found = _call(evidence, votes)
     rows = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
     outcome = rows["outcome"].to_numpy(dtype=object)
     probability = rows["probability"].to_numpy(dtype=np.float64)
     kept = outcome != "dropped"
-    made = answer(evidence, kept, outcome == "flipped", probability + kept, probability, evidence.calls)
+    calls = votes["pair_id"].value_counts().reindex(evidence.pairs["pair_id"]).fillna(0).to_numpy(dtype=np.int64)
+    made = answer(evidence, kept, outcome == "flipped", probability + kept, probability, calls)
     after = found.label_accuracy.after
     made.attrs["after"] = tuple(float(getattr(after, name)) for name in ("estimate", "low", "high"))
-    made.attrs["wanted"] = len(found.wanted) if hasattr(found.wanted, "__len__") else int(found.wanted)
+    made.attrs["wanted"] = len(found.wanted)
     return made
+
+
+def _call(evidence: Evidence, votes: pd.DataFrame) -> Any:
+    """The result of `clean_preferences`; NotApplicable without such a function, Refused where it raises a UserError."""
+    method = getattr(dt2it_pipeline, _NAME, None)
+    if method is None:
+        raise NotApplicable(f"this version of the project has no {_NAME}")
+    scores = evidence.scores if evidence.voters else None
+    try:
+        return method(evidence.pairs, scores=scores, votes=votes if len(votes) else None, audit=evidence.audit)
+    except UserError as error:
+        raise Refused(str(error)) from error
 
 
 def _clean_pairs(evidence: Evidence, policy: str, keep_probability: float) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import dt2it_pipeline
 from benchmarks.real_noise import baselines, crowds, duel, policies, prefcleanbench
 from benchmarks.real_noise.__main__ import main
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
@@ -289,16 +290,15 @@ def test_policies_answer_about_every_pair(tmp_path: Path) -> None:
 
 def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = four_pairs()
-    import dt2it_pipeline.curate
-
-    monkeypatch.delattr(dt2it_pipeline.curate, "clean_preferences", raising=False)
-    with pytest.raises(NotApplicable, match="no clean_preferences"):
-        policies.clean_preferences(evidence)
+    with monkeypatch.context() as patch:
+        patch.setattr(policies, "_NAME", "no_such_function")
+        with pytest.raises(NotApplicable, match="has no no_such_function"):
+            policies.clean_preferences(evidence)
 
     def refuses(pairs: pd.DataFrame, **_: object) -> object:
         raise UserError("no")
 
-    monkeypatch.setattr(dt2it_pipeline.curate, "clean_preferences", refuses, raising=False)
+    monkeypatch.setattr(dt2it_pipeline, "clean_preferences", refuses, raising=False)
     with pytest.raises(Refused, match="no"):
         policies.clean_preferences(evidence)
 
@@ -309,11 +309,13 @@ def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.Monke
         accuracy = SimpleNamespace(before=after, after=after)
         return SimpleNamespace(pairs=table, label_accuracy=accuracy, wanted=table.iloc[:1])
 
-    monkeypatch.setattr(dt2it_pipeline.curate, "clean_preferences", fake, raising=False)
+    monkeypatch.setattr(dt2it_pipeline, "clean_preferences", fake, raising=False)
     made = policies.clean_preferences(evidence)
     assert list(made["keep"]) == [True, True, True, False]
     assert list(made["flip"]) == [False, True, False, False]
     assert made.attrs == {"after": (0.95, 0.9, 0.99), "wanted": 1}
+    assert list(made["calls"]) == [2, 2, 2, 2]
+    assert list(policies.clean_preferences_wanted(evidence)["calls"]) == [0, 0, 0, 2]
 
 
 def test_crowd_methods_find_wrong_labels(tmp_path: Path) -> None:
