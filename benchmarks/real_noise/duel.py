@@ -1,0 +1,134 @@
+"""Runs all methods on all sets, scenarios and sizes; one record per method and draw."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
+from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
+from benchmarks.real_noise.measures import measure, resample_counts
+from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
+
+Method = Callable[[Evidence], pd.DataFrame]
+
+SIMPLE: Mapping[str, Method] = {
+    "nothing": baselines.nothing,
+    "margin sign": baselines.margin_sign,
+    "drop, voters": baselines.drop_voters,
+    "drop, judges": baselines.drop_judges,
+    "drop, both": baselines.drop_both,
+    "judges' majority": baselines.judges_majority,
+    "audit regression": baselines.audit_regression,
+}
+PUBLISHED: Mapping[str, Method] = {
+    "LLM-Judge-R": prefcleanbench.llm_judge_r,
+    "LLM-Judge-F": prefcleanbench.llm_judge_f,
+    "RwGap-R": prefcleanbench.rw_gap_r,
+    "RwGap-F": prefcleanbench.rw_gap_f,
+    "VoteAll-R": prefcleanbench.vote_all_r,
+    "VoteAll-F": prefcleanbench.vote_all_f,
+    "VoteMaj-R": prefcleanbench.vote_maj_r,
+    "VoteMaj-F": prefcleanbench.vote_maj_f,
+    "Dawid-Skene": crowds.dawid_skene,
+    "CROWDLAB": crowds.crowdlab,
+    "confident learning": crowds.confident_learning,
+}
+OURS: Mapping[str, Method] = {
+    "paper": policies.paper,
+    "posterior 0.80": policies.posterior_80,
+    "posterior 0.95": policies.posterior_95,
+    "clean_preferences": policies.clean_preferences,
+    "clean_preferences, wanted": policies.clean_preferences_wanted,
+}
+METHODS: Mapping[str, Method] = {**SIMPLE, **PUBLISHED, **OURS}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        sizes: numbers of pairs; None is all pairs.
+        repeats: draws per size; of all pairs without an audit there is one.
+        cost: of a wrong label that is kept, for the utility.
+        seed: of all draws.
+        methods: names among METHODS.
+    """
+
+    sizes: Sequence[int | None]
+    repeats: int = 5
+    cost: float = 3.0
+    seed: int = 0
+    methods: Sequence[str] = tuple(METHODS)
+
+
+def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records, and sentences about methods that ran nowhere or refused evidence.
+
+    A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
+    label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}.
+    """
+    records: list[dict[str, Any]] = []
+    reasons: dict[str, list[NotApplicable]] = {}
+    for given in sets:
+        for size in plan.sizes:
+            if size is not None and size >= len(given.pairs):
+                continue
+            for scenario in scenarios(given):
+                if scenario.audit and (size or len(given.pairs)) < 2 * AUDITED:
+                    continue
+                for repeat in range(1 if size is None and not scenario.audit else plan.repeats):
+                    evidence = evidence_of(
+                        subsample(given, size or len(given.pairs), plan.seed + repeat), scenario, repeat
+                    )
+                    head = {"set": given.name, "scenario": scenario.name, "size": size or "all", "repeat": repeat}
+                    records += [head | made for made in _one(evidence, given, plan, reasons)]
+            print(f"{given.name}, {size or 'all'} pairs: done", file=sys.stderr, flush=True)
+    ran = {record["method"] for record in records}
+    said = []
+    for name, errors in reasons.items():
+        refused = [error for error in errors if isinstance(error, Refused)]
+        if refused:
+            said.append(f"{name} refused {len(refused)} draws; the first: {refused[0]}")
+        elif name not in ran:
+            said.append(f"{name} was left out: {errors[0]}.")
+    return records, said
+
+
+def _one(
+    evidence: Evidence, given: NoisySet, plan: Plan, reasons: dict[str, list[NotApplicable]]
+) -> Iterator[dict[str, Any]]:
+    """The records of all methods on one draw of one scenario."""
+    truth = given.truth.set_index("pair_id")["better_id"]
+    measured = ~evidence.audited
+    better = evidence.pairs["pair_id"].map(truth)
+    right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)[measured]
+    counts = resample_counts(len(right), plan.seed)
+    answers: dict[str, pd.DataFrame] = {}
+    for name in dict.fromkeys([*SIMPLE, *plan.methods]):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answers[name] = METHODS[name](evidence)
+        except NotApplicable as error:
+            if name in plan.methods:
+                reasons.setdefault(name, []).append(error)
+    simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
+    for name in plan.methods:
+        if name in answers:
+            found = measure(answers[name][measured], right, simple, counts, plan.cost)
+            attrs = {key: answers[name].attrs[key] for key in ("after", "wanted") if key in answers[name].attrs}
+            yield {"method": name, "pairs": len(right), "before": float(right.mean())} | asdict(found) | attrs
+
+
+def one_thread() -> None:
+    """Keep numeric libraries to one thread, unless the environment says otherwise; call before they start any."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")

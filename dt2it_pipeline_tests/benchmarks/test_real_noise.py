@@ -1,0 +1,400 @@
+"""`benchmarks.real_noise`: sets, methods and measures on tables small enough to work out by hand."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dt2it_pipeline
+from benchmarks.real_noise import baselines, crowds, duel, policies, prefcleanbench
+from benchmarks.real_noise.__main__ import main
+from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
+from benchmarks.real_noise.measures import (
+    difference,
+    expected_calibration_error,
+    measure,
+    resample_counts,
+    same_share,
+    utility,
+)
+from benchmarks.real_noise.rebuild import main as rebuild
+from benchmarks.real_noise.report import harm_summary, losses, tables
+from benchmarks.real_noise.sets import (
+    SetError,
+    evidence_of,
+    judge_accuracy,
+    judge_agreement,
+    load_set,
+    load_sets,
+    scenarios,
+    subsample,
+)
+from dt2it_pipeline.errors import UserError
+
+
+def write_set(folder: Path, count: int = 40, seed: int = 0) -> Path:
+    """A set whose label is right in 3 of 4 pairs, two voters, two judges that are right and one that never is."""
+    draw = np.random.default_rng(seed)
+    right = draw.random(count) < 0.75
+    pairs = pd.DataFrame(
+        {
+            "pair_id": [f"p{i}" for i in range(count)],
+            "source": "s",
+            "chosen_id": [f"p{i}-c" for i in range(count)],
+            "rejected_id": [f"p{i}-r" for i in range(count)],
+            "chosen": ["word " * (1 + i % 3) for i in range(count)],
+            "rejected": ["word " * (1 + i % 4) for i in range(count)],
+        }
+    )
+    better = np.where(right, pairs["chosen_id"], pairs["rejected_id"])
+    scores = [
+        {"response_id": response, "voter": voter, "score": (response == good) + draw.normal(0, spread)}
+        for chosen, rejected, good in zip(pairs["chosen_id"], pairs["rejected_id"], better, strict=True)
+        for response in (chosen, rejected)
+        for voter, spread in (("sharp", 0.3), ("blunt", 0.8))
+    ]
+    votes = [
+        {"pair_id": pair, "judge": judge, "order": "ab", "better_id": None, "verdict": verdict}
+        for pair, good in zip(pairs["pair_id"], right, strict=True)
+        for judge, verdict in (
+            ("good", "chosen" if good else "rejected"),
+            ("bad", "rejected" if good else "chosen"),
+            ("lenient", "chosen" if good else "tie"),
+        )
+    ]
+    folder.mkdir(parents=True)
+    pairs.to_parquet(folder / "pairs.parquet")
+    pd.DataFrame(scores).to_parquet(folder / "scores.parquet")
+    pd.DataFrame(votes).to_parquet(folder / "votes.parquet")
+    pd.DataFrame({"pair_id": pairs["pair_id"], "better_id": better}).to_parquet(folder / "truth.parquet")
+    return folder
+
+
+def four_pairs(audit: pd.DataFrame | None = None) -> Evidence:
+    """Margins +1, -3, +1, 0 by voter v and +1, +1, -1, none by w (before scaling); judges j and k."""
+    sides = [(f"c{i}", f"r{i}") for i in range(4)]
+    pairs = pd.DataFrame(
+        [(f"p{i}", "s", chosen, rejected) for i, (chosen, rejected) in enumerate(sides)],
+        columns=["pair_id", "source", "chosen_id", "rejected_id"],
+    )
+    margins = {"v": (1.0, -3.0, 1.0, 0.0), "w": (1.0, 1.0, -1.0, None)}
+    scores = pd.DataFrame(
+        [
+            (side, voter, value if side == chosen else 0.0)
+            for voter, values in margins.items()
+            for (chosen, rejected), value in zip(sides, values, strict=True)
+            for side in (chosen, rejected)
+            if value is not None
+        ],
+        columns=["response_id", "voter", "score"],
+    )
+    said = {"j": ("chosen", "rejected", "tie", None), "k": ("chosen", "rejected", "rejected", "chosen")}
+    votes = pd.DataFrame(
+        [(f"p{i}", judge, "ab", None, verdict) for judge, all_ in said.items() for i, verdict in enumerate(all_)],
+        columns=["pair_id", "judge", "order", "better_id", "verdict"],
+    )
+    return Evidence(pairs, scores, votes, audit)
+
+
+def test_margins_are_scaled_and_not_centred() -> None:
+    evidence = four_pairs()
+    scale = math.sqrt((1 + 9 + 1 + 0) / 4)
+    np.testing.assert_allclose(evidence.margins[:, 0], np.array([1, -3, 1, 0]) / scale)
+    np.testing.assert_allclose(evidence.margins[:, 1], [1, 1, -1, np.nan])
+    np.testing.assert_allclose(
+        evidence.margin, [(1 / scale + 1) / 2, (-3 / scale + 1) / 2, (1 / scale - 1) / 2, 0], atol=1e-12
+    )
+    np.testing.assert_array_equal(evidence.net, [2, -2, -1, 1])
+    np.testing.assert_array_equal(evidence.calls, [2, 2, 2, 2])
+
+
+def test_simple_methods_by_hand() -> None:
+    evidence = four_pairs()
+    keep = {
+        name: list(getattr(baselines, name)(evidence)["keep"]) for name in ("drop_voters", "drop_judges", "drop_both")
+    }
+    assert keep == {
+        "drop_voters": [True, False, False, True],
+        "drop_judges": [True, False, False, True],
+        "drop_both": [True, False, False, True],
+    }
+    assert list(baselines.judges_majority(evidence)["flip"]) == [False, True, True, False]
+    assert list(baselines.margin_sign(evidence)["flip"]) == [False, True, True, False]
+
+
+def test_prefcleanbench_by_hand() -> None:
+    evidence = four_pairs()
+    assert list(prefcleanbench.vote_all_r(evidence)["keep"]) == [True, True, True, False]
+    assert list(prefcleanbench.vote_maj_r(evidence)["keep"]) == [True, True, True, False]
+    assert list(prefcleanbench.vote_all_f(evidence)["flip"]) == [False, False, False, True]
+    assert list(prefcleanbench.llm_judge_r(evidence)["keep"]) == [True, False, True, True]
+    assert list(prefcleanbench.llm_judge_f(evidence)["flip"]) == [False, True, False, False]
+    assert list(prefcleanbench.llm_judge_f(evidence)["calls"]) == [1, 1, 1, 1]
+    assert prefcleanbench.rw_gap_r(evidence)["keep"].all()  # 20% of four pairs is less than one
+
+
+def test_evidence_that_is_not_there_is_named() -> None:
+    evidence = four_pairs()
+    silent = Evidence(evidence.pairs, evidence.scores.iloc[:0], evidence.votes.iloc[:0])
+    for method in (baselines.drop_voters, baselines.drop_both, baselines.audit_regression, prefcleanbench.vote_all_r):
+        with pytest.raises(NotApplicable, match=r"needs a|needs an"):
+            method(silent)
+
+
+def test_an_audit_of_right_labels_alone_gives_the_rule_of_succession() -> None:
+    evidence = four_pairs(pd.DataFrame({"pair_id": ["p0", "p3"], "better_id": ["c0", "c3"]}))
+    made = baselines.audit_regression(evidence)
+    np.testing.assert_allclose(made["probability"], 0.75)  # (2 + 1) / (2 + 2)
+    assert not made["keep"].any()
+
+
+def test_same_share_splits_ties() -> None:
+    np.testing.assert_allclose(same_share(np.array([3.0, 1.0, 1.0, 0.0]), 2), [1, 0.5, 0.5, 0])
+    np.testing.assert_allclose(same_share(np.zeros(4), 3), 0.75)
+    assert same_share(np.array([1.0, 2.0]), 0).sum() == 0
+
+
+def test_measures_by_hand() -> None:
+    label_right = np.array([True, True, True, False])
+    pairs = pd.DataFrame({"pair_id": list("abcd"), "chosen_id": list("1234"), "rejected_id": list("5678")})
+    evidence = Evidence(pairs, pd.DataFrame(columns=["response_id", "voter", "score"]), pd.DataFrame(columns=["judge"]))
+    made = answer(
+        evidence,
+        keep=np.array([True, True, False, True]),
+        flip=np.array([False, True, False, True]),
+        probability=np.array([0.9, 0.8, np.nan, 1.0]),
+        calls=np.array([2, 0, 0, 0]),
+    )
+    simple = {
+        "nothing": answer(evidence),
+        "oracle": answer(evidence, score=np.array([3.0, 2.0, 1.0, 0.0])),
+    }
+    found = measure(made, label_right, simple, resample_counts(4, 0), cost=3.0)
+    assert found.kept == 0.75
+    assert found.accuracy == pytest.approx(2 / 3)  # a stays right, b is flipped wrongly, d is flipped rightly
+    assert found.harm.estimate == pytest.approx(2 / 3 - 3 / 4)
+    assert found.overclaim == pytest.approx(0.9 - 2 / 3)
+    assert found.calibration_error == pytest.approx((0.8 + 0.1 + 0.0) / 3)
+    assert found.calls == 0.5
+    assert found.utility == pytest.approx((1 - 3 + 0 + 1) / 4)
+    assert (found.rival, found.advantage.estimate) == ("oracle", pytest.approx(2 / 3 - 1))
+
+
+def test_nothing_kept_is_no_number() -> None:
+    evidence = four_pairs()
+    found = measure(
+        answer(evidence, np.zeros(4, dtype=bool)),
+        np.ones(4, dtype=bool),
+        {"nothing": answer(evidence)},
+        resample_counts(4, 0),
+    )
+    assert math.isnan(found.accuracy) and math.isnan(found.harm.estimate) and not found.harm.below
+    assert found.utility == 0
+
+
+def test_doing_nothing_is_no_harm_and_its_interval_is_zero() -> None:
+    right = np.arange(50) % 5 > 0
+    found = difference(right, np.ones(50), right, np.ones(50), resample_counts(50, 0))
+    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+    assert not found.below and not found.above
+
+
+def test_bootstrap_interval_is_as_wide_as_the_normal_one() -> None:
+    count = 2000
+    right = np.arange(count) % 10 > 0
+    worse = right & (np.arange(count) % 10 > 1)
+    found = difference(worse, np.ones(count), right, np.ones(count), resample_counts(count, 0))
+    error = math.sqrt(0.1 * 0.9 / count)
+    assert found.estimate == pytest.approx(-0.1) and found.below
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_calibration_error_has_bins_of_equal_mass() -> None:
+    probability, right = np.repeat([0.6, 0.9], 10), np.repeat([True, False], 10)
+    assert expected_calibration_error(probability, right, bins=2) == pytest.approx((0.4 + 0.9) / 2)
+    assert math.isnan(expected_calibration_error(probability[:0], right[:0]))
+    assert utility(np.array([True, False]), np.array([True, True]), 3) == -1
+
+
+def test_missing_files_and_columns_are_reported(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "one", 12)
+    (folder / "truth.parquet").unlink()
+    (folder / "votes.parquet").unlink()
+    with pytest.raises(SetError, match=r"one: votes\.parquet, truth\.parquet missing; a set needs pairs\.parquet"):
+        load_set(folder)
+    folder = write_set(tmp_path / "two", 12)
+    pd.read_parquet(folder / "scores.parquet").drop(columns="voter").to_parquet(folder / "scores.parquet")
+    with pytest.raises(SetError, match=r"scores\.parquet: columns \['voter'\] missing"):
+        load_set(folder)
+    folder = write_set(tmp_path / "three", 12)
+    pd.read_parquet(folder / "truth.parquet").iloc[1:].to_parquet(folder / "truth.parquet")
+    with pytest.raises(SetError, match=r"1 pairs have no better_id .* the first is p0"):
+        load_set(folder)
+    with pytest.raises(SetError, match="there are no set folders"):
+        load_sets(tmp_path / "absent")
+    with pytest.raises(SetError, match="no set four"):
+        load_sets(tmp_path, ["four"])
+
+
+def test_subsample_has_the_scores_and_votes_of_its_pairs(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one"))
+    small = subsample(given, 10, seed=3)
+    assert len(small.pairs) == len(small.truth) == 10
+    assert len(small.scores) == 40 and len(small.votes) == 30
+    pd.testing.assert_frame_equal(small.pairs, subsample(given, 10, seed=3).pairs)
+    assert list(small.pairs["pair_id"]) != list(subsample(given, 10, seed=4).pairs["pair_id"])
+
+
+def test_scenarios_differ_and_know_good_judges_from_bad(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one"))
+    right = given.right.mean()
+    assert judge_accuracy(given) == pytest.approx({"bad": 0, "good": 1, "lenient": 1 - (1 - right) / 2})
+    assert judge_agreement(given) == pytest.approx({"bad": 1 - right, "good": right, "lenient": (1 + right) / 2})
+    found = {scenario.name: scenario for scenario in scenarios(given)}
+    assert found["all voters, 2 best judges"].judges == ("good", "lenient")
+    assert found["all voters, 2 worst judges"].judges == ("bad", "lenient")
+    assert found["first voter"].voters == ("sharp",) and found["last voter"].voters == ("blunt",)
+    assert len({(s.voters, tuple(sorted(s.judges)), s.audit) for s in found.values()}) == len(found)
+    with pytest.raises(SetError, match="an audit of 50 needs 100 pairs"):
+        evidence_of(given, found["all voters, audit"], 0)
+    evidence = evidence_of(given, found["all voters, audit"], 0, audited=20)
+    assert evidence.audited.sum() == len(evidence.audited_right) == 20
+    np.testing.assert_array_equal(evidence.audited_right, given.right[evidence.audited])
+
+
+def test_audit_regression_learns_from_the_audit_alone(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one", 200))
+    scenario = next(s for s in scenarios(given) if s.audit)
+    evidence = evidence_of(given, scenario, 0)
+    made = baselines.audit_regression(evidence)
+    kept = made["keep"].to_numpy() & ~evidence.audited
+    assert (given.right ^ made["flip"].to_numpy())[kept].mean() > given.right.mean() + 0.1
+
+
+def test_policies_answer_about_every_pair(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one", 120))
+    found = {scenario.name: scenario for scenario in scenarios(given)}
+    for method in (policies.paper, policies.posterior_95):
+        evidence = evidence_of(given, found["all voters, 2 best judges"], 0)
+        made = method(evidence)
+        assert list(made["pair_id"]) == list(given.pairs["pair_id"])
+        assert 0 < made["calls"].sum() < evidence.calls.sum()
+        assert (given.right ^ made["flip"])[made["keep"]].mean() > given.right.mean()
+    judged = policies.posterior_80(evidence_of(given, found["no voter, 2 best judges"], 0))
+    assert judged.loc[judged["keep"], "probability"].between(0.5, 1).all()
+
+
+def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = four_pairs()
+    with monkeypatch.context() as patch:
+        patch.setattr(policies, "_NAME", "no_such_function")
+        with pytest.raises(NotApplicable, match="has no no_such_function"):
+            policies.clean_preferences(evidence)
+
+    def refuses(pairs: pd.DataFrame, **_: object) -> object:
+        raise UserError("no")
+
+    monkeypatch.setattr(dt2it_pipeline, "clean_preferences", refuses, raising=False)
+    with pytest.raises(Refused, match="no"):
+        policies.clean_preferences(evidence)
+
+    def fake(pairs: pd.DataFrame, scores: object = None, votes: object = None, audit: object = None) -> object:
+        outcome = ["dropped", "kept", "flipped", "kept"]
+        table = pairs.iloc[::-1][["pair_id"]].assign(outcome=outcome, probability=[0.6, 0.9, 0.95, 0.99], reason="")
+        after = SimpleNamespace(estimate=0.95, low=0.9, high=0.99)
+        accuracy = SimpleNamespace(before=after, after=after)
+        return SimpleNamespace(pairs=table, label_accuracy=accuracy, wanted=table.iloc[:1])
+
+    monkeypatch.setattr(dt2it_pipeline, "clean_preferences", fake, raising=False)
+    made = policies.clean_preferences(evidence)
+    assert list(made["keep"]) == [True, True, True, False]
+    assert list(made["flip"]) == [False, True, False, False]
+    assert made.attrs == {"after": (0.95, 0.9, 0.99), "wanted": 1}
+    assert list(made["calls"]) == [2, 2, 2, 2]
+    assert list(policies.clean_preferences_wanted(evidence)["calls"]) == [0, 0, 0, 2]
+
+
+def test_crowd_methods_find_wrong_labels(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one", 120))
+    found = {scenario.name: scenario for scenario in scenarios(given)}
+    for package, method, scenario in (
+        ("crowdkit", crowds.dawid_skene, "all voters, 2 best judges"),
+        ("cleanlab", crowds.crowdlab, "all voters, 2 best judges"),
+        ("cleanlab", crowds.confident_learning, "all voters"),
+    ):
+        pytest.importorskip(package)
+        made = method(evidence_of(given, found[scenario], 0))
+        assert (given.right ^ made["flip"])[made["keep"]].mean() > given.right.mean()
+
+
+def test_command_prints_tables_and_writes_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duel, "scenarios", lambda given: scenarios(given)[4:6])
+    write_set(tmp_path / "sets" / "one", 40)
+    output = tmp_path / "records.json"
+    arguments = ["--sets", str(tmp_path / "sets"), "--sizes", "20,all", "--repeats", "1", "--output", str(output)]
+    arguments += ["--methods", "nothing;drop, voters;LLM-Judge-F"]
+    main(arguments)
+    first = capsys.readouterr().out
+    records = json.loads(output.read_text(encoding="utf-8"))
+    assert {record["size"] for record in records} == {"all", 20}
+    assert "### one, 20 pairs" in first and "### Harm" in first and "nowhere" in first
+    again = [*arguments, "--sizes", "20"]
+    main(again)
+    assert capsys.readouterr().out.splitlines()[:8] == first.splitlines()[:8]
+    with pytest.raises(SystemExit):
+        main(["--sets", str(tmp_path / "absent")])
+    assert "there are no set folders" in capsys.readouterr().err
+
+
+def test_report_marks_harm_and_losses() -> None:
+    none = {"estimate": math.nan, "low": math.nan, "high": math.nan}
+    base = {
+        "set": "s", "size": "all", "scenario": "all voters", "repeat": 0, "before": 0.9, "kept": 0.5, "overclaim": 0.1,
+        "calibration_error": 0.1, "calls": 1.0, "utility": 0.2, "rival": "nothing",
+    }  # fmt: skip
+    bad = {"estimate": -0.1, "low": -0.2, "high": -0.01}
+    rows = [
+        base | {"method": "ours", "accuracy": 0.8, "harm": bad, "advantage": bad, "after": (0.9, 0.85, 0.95)},
+        base | {"method": "theirs", "accuracy": math.nan, "harm": none, "advantage": none},
+    ]
+    assert "| ours | 80.0 of 50 !< | -10.0 |" in tables(rows)
+    assert losses(rows, ["ours"]) == (
+        "- ours; s, all pairs; all voters: harm -10.0 (-20.0 to -1.0) in 1 of 1 draws; -10.0 (-20.0 to -1.0) against "
+        "`nothing` in 1 of 1 draws"
+    )
+    assert losses(rows, ["theirs"]) == "- nowhere"
+    assert harm_summary(rows).splitlines()[2].startswith("| ours | 1 | 1 | -10.0 | 1 |")
+    assert harm_summary(rows).splitlines()[2].endswith("| 0 of 1 |")
+
+
+def test_pandalm_is_rebuilt_from_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "checkout" / "data"
+    data.mkdir(parents=True)
+    rows = [
+        {"idx": idx, "instruction": "Do it.", "input": given, "response1": "one", "response2": True} | annotators
+        for idx, (given, annotators) in enumerate(
+            [
+                ("", {"annotator1": 1, "annotator2": 1, "annotator3": 1}),
+                ("Now.", {"annotator1": 2, "annotator2": 2, "annotator3": 2}),
+                ("", {"annotator1": 0, "annotator2": 0, "annotator3": 0}),
+            ]
+        )
+    ]
+    gpt, own = [{"gpt_result": said} for said in ("2", "Tie", "1")], [{"pandalm_result": said} for said in (1, 2, 0)]
+    for name, made in (("testset-v1", rows), ("gpt-3.5-turbo-testset-v1", gpt), ("pandalm-7b-testset-v1", own)):
+        (data / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
+    rebuild(["pandalm", str(tmp_path / "checkout"), "--output", str(tmp_path / "sets")])
+    made = load_set(tmp_path / "sets" / "pandalm")
+    assert list(made.pairs["pair_id"]) == ["pl-0000", "pl-0001"] and made.right.all()
+    assert list(made.pairs["prompt"]) == ["Do it.", "Do it.\nNow."] and list(made.pairs["chosen"]) == ["one", "True"]
+    assert list(made.votes["verdict"]) == ["rejected", "chosen", "tie", "chosen"]
+    assert list(made.scores["score"]) == [-0.5, 0.5, 0.5, -0.5, 0, 0, -0.5, 0.5]
+    with pytest.raises(SystemExit):
+        rebuild(["llmbar_palm", str(tmp_path / "checkout"), "--output", str(tmp_path / "sets")])
+    assert "is missing; is" in capsys.readouterr().err
