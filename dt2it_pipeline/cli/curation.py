@@ -82,8 +82,8 @@ def clean(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="joint: pairs drawn at random and checked by a person: pair_id and better_id, or the filled-in file of "
-            "`dt2it review sample`. With 15 or more, labels can be flipped.",
+            help="joint: pairs drawn at random and checked by a person: pair_id and better_id, or the filled-in file "
+            "of `dt2it review sample`. With 15 or more, labels can be flipped.",
         ),
     ] = None,
     trusted: Annotated[

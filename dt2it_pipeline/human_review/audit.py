@@ -407,8 +407,8 @@ def _opened(file: Path) -> pads.Dataset:
 def _cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
     """The probability that each pair's given label is right, float64 [pairs], by a cleaning result; NaN where dropped.
 
-    outcomes.parquet says so where it has the column `probability`, which is of the side after a flip; else the log-odds `strength` of the kept and the
-    flipped pairs do.
+    outcomes.parquet says so where it has the column `probability`, which is of the side that is chosen after a flip;
+    else the log-odds `strength` of the kept and the flipped pairs do.
     """
     try:
         outcomes = pq.read_table(cleaned / "outcomes.parquet").to_pandas(ignore_metadata=True)
