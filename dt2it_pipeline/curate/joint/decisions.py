@@ -7,7 +7,8 @@ directly. A label is flipped if its other side is worth keeping, and there is an
 Without an anchor nothing is flipped. How often labels and annotators agree is seen, which of them errs is not, and a
 flip would be a guess. A drop costs a pair, and no accuracy. The level of p is assumed then, too, so that only pairs are
 dropped that the evidence speaks against. Where the evidence goes with the labels no more than by chance, all pairs stay
-as they are.
+as they are. Nothing is dropped either where the dropped labels may well be as right as all are: to drop a few labels
+that are right after all would be a loss.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dt2it_pipeline.curate.joint.model import Anchors, JointModel, label_log_odd
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 _STANDARD_ERRORS = 2.0
+_ONE_SIDED = 1.645  # standard deviations: 95%
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
@@ -93,8 +95,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     draws = model.draws(_DRAWS if len(evidence) <= _MANY else _FEWER_DRAWS, seed)
     outcome = np.full(len(evidence), KEPT)
     label_right = np.empty(len(evidence))
-    sums = np.zeros((2, len(draws)))  # of P(label right) as given, and of P(side right) among those that stay
-    variances = np.zeros(2)
+    groups = {name: _Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
     neutral = _without_evidence(evidence, draws)
     for part, p in label_probabilities(evidence, draws):
         checked = anchors.checked[part]
@@ -109,12 +110,13 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
                 outcome[part][1 - mean >= bound] = FLIPPED
         outcome[part][known] = np.where(checked[known] > 0, KEPT, FLIPPED)
         label_right[part] = mean
-        stays, turned = outcome[part] != DROPPED, outcome[part] == FLIPPED
-        p_after = np.where(turned[:, None], 1 - p, p)[stays]
-        sums += [p.sum(axis=0, dtype=np.float64), p_after.sum(axis=0, dtype=np.float64)]
-        variances += [(mean * (1 - mean)).sum(), (mean * (1 - mean))[stays].sum()]
-    sizes = np.array([len(evidence), int((outcome != DROPPED).sum())])
-    before, after = (_estimate(sums[k], variances[k], int(sizes[k]), seed) for k in (0, 1))
+        for name, group in groups.items():
+            group.add(p, mean, outcome[part] == name)
+    everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
+    if not groups[DROPPED].surely_below(everything):
+        outcome[outcome == DROPPED] = KEPT
+        groups[KEPT], groups[DROPPED] = groups[KEPT] + groups[DROPPED], _Sum.of(len(draws))
+    before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
     return Decisions(outcome, label_right, probability, before, after, anchored, informative, agreement, compared)
 
@@ -224,11 +226,57 @@ def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
     return np.concatenate([p.mean(axis=1, dtype=np.float64) for _, p in label_probabilities(bare, draws)])
 
 
-def _estimate(sums: np.ndarray, variance: float, size: int, seed: int) -> Estimate:
-    """Mean and interval of a share: over the draws, and over which of the pairs are the right ones."""
-    if not size:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    chance = np.random.default_rng(seed).standard_normal((64, 1)) * np.sqrt(variance) / size
-    spread = np.clip(sums / size + chance, 0.0, 1.0)
-    low, high = np.quantile(spread, (0.025, 0.975))
-    return Estimate(float(sums.mean() / size), float(low), float(high))
+@dataclass
+class _Sum:
+    """Expected right labels of a group of pairs.
+
+    Attributes:
+        right: float64 [draws], sum of P(label right).
+        variance: of the number of right labels, where the probabilities are known.
+        size: pairs.
+    """
+
+    right: np.ndarray
+    variance: float
+    size: int
+
+    @classmethod
+    def of(cls, draws: int) -> _Sum:
+        """No pairs."""
+        return cls(np.zeros(draws), 0.0, 0)
+
+    def add(self, p: np.ndarray, mean: np.ndarray, where: np.ndarray) -> None:
+        """Take in the marked pairs: P(label right) under every draw, and its mean."""
+        self.right += p[where].sum(axis=0, dtype=np.float64)
+        self.variance += float((mean * (1 - mean))[where].sum())
+        self.size += int(where.sum())
+
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(self.right + other.right, self.variance + other.variance, self.size + other.size)
+
+    def turned(self) -> _Sum:
+        """The same pairs with their sides swapped."""
+        return _Sum(self.size - self.right, self.variance, self.size)
+
+    def accuracy(self, seed: int) -> np.ndarray:
+        """float64 [64, draws], possible label accuracies: over the draws, and over which of the labels are right."""
+        chance = np.random.default_rng(seed).standard_normal((64, 1)) * np.sqrt(self.variance)
+        return np.clip((self.right + chance) / self.size, 0.0, 1.0)
+
+    def estimate(self, seed: int) -> Estimate:
+        """Label accuracy with its interval; not a number without pairs."""
+        if not self.size:
+            return Estimate(float("nan"), float("nan"), float("nan"))
+        low, high = np.quantile(self.accuracy(seed), (0.025, 0.975))
+        return Estimate(float(self.right.mean() / self.size), float(low), float(high))
+
+    def surely_below(self, everything: _Sum) -> bool:
+        """Whether these labels are less often right than all are, with a probability of 95%, by the mean of the draws.
+
+        Only chance is counted, that of a few labels which all turn out right. Where annotators were no good, dropped
+        labels would be as right as all are, and nothing but pairs would be lost.
+        """
+        if not self.size:
+            return False
+        gap = everything.right.mean() / everything.size - self.right.mean() / self.size
+        return bool(gap * self.size > _ONE_SIDED * np.sqrt(self.variance))
