@@ -63,9 +63,7 @@ def clean_preference_files(
         trusted=None if trusted is None else _read(trusted),
         **settings,
     )
-    texts = settings.get("chosen") or "chosen", settings.get("rejected") or "rejected"
-    by_voter = zip(settings.get("chosen_scores", ()), settings.get("rejected_scores", ()), strict=True)
-    kept = cleaned.apply(given, swap=[texts, *by_voter])
+    kept = cleaned.apply(given)
     carried = {name: given[name].to_numpy() for name in ("source", "row_id") if name in given}
     with atomic_directory(target) as folder:
         write_parquet(kept, folder / "pairs.parquet")

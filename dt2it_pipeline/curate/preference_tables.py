@@ -55,37 +55,54 @@ class Unused:
             self.notes.append(f"{count:,} {what}{shown}")
 
 
-def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None) -> PairTable:
+def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None, table: str = "pairs") -> PairTable:
     """The pairs of a table.
 
     Args:
         pairs: pair_id (the row's number where absent), chosen_id and rejected_id, texts, `source`; all may be absent.
         chosen: column with the texts of the chosen sides; `chosen` where None.
         rejected: column with the texts of the rejected sides; `rejected` where None.
+        table: its name in errors.
 
     Raises:
         CurationError: a named column is missing, or a pair_id is null or occurs twice.
     """
     for name in (chosen, rejected):
         if name is not None:
-            check_columns(pairs, (name,), "pairs")
+            check_columns(pairs, (name,), table)
     texts = {side: column or side for side, column in ((CHOSEN, chosen), (REJECTED, rejected))}
+    repeated = pairs.columns[pairs.columns.duplicated()]
+    if len(repeated):
+        raise CurationError(f"{table}: the column {str(repeated[0])!r} is there twice")
     ids = pairs["pair_id"].reset_index(drop=True) if "pair_id" in pairs else pd.Series(np.arange(len(pairs)))
-    refuse_unusable_ids(ids.astype(object), "pairs")
-    keys = pd.Index(ids.astype(str))
-    if len(keys) != keys.nunique():
-        raise CurationError("pairs: two pair_id are the same once written as text; make them differ")
+    keys = as_keys(ids)
+    refuse_unusable_ids(pd.Series(keys), table)
     if ("chosen_id" in pairs) != ("rejected_id" in pairs):
-        raise CurationError("pairs: chosen_id and rejected_id go together; one of the two columns is missing")
+        raise CurationError(f"{table}: chosen_id and rejected_id go together; one of the two columns is missing")
     if "chosen_id" in pairs:
-        sides = tuple(pairs[name].astype(object).to_numpy() for name in ("chosen_id", "rejected_id"))
+        sides = tuple(as_keys(pairs[name]) for name in ("chosen_id", "rejected_id"))
     else:
         sides = (np.full(len(pairs), CHOSEN, dtype=object), np.full(len(pairs), REJECTED, dtype=object))
     length = np.zeros(len(pairs))
     if all(name in pairs and pd.api.types.is_string_dtype(pairs[name]) for name in texts.values()):
         length = length_difference(pairs[list(texts.values())].set_axis([CHOSEN, REJECTED], axis=1))
     sources = pairs["source"].astype(object).fillna("").to_numpy() if "source" in pairs else np.full(len(pairs), "")
-    return PairTable(ids, keys, (sides[0], sides[1]), length, sources)
+    return PairTable(ids, pd.Index(keys), (sides[0], sides[1]), length, sources)
+
+
+def as_keys(ids: pd.Series) -> np.ndarray:
+    """Ids as text, object [n], None where null: 3, 3.0 and "3" are one id, since tables come from different files."""
+    if pd.api.types.is_string_dtype(ids.dtype) and not pd.api.types.is_object_dtype(ids.dtype):
+        plain = ids.astype(object).to_numpy()
+    else:
+        plain = np.array(
+            [int(each) if isinstance(each, float) and each.is_integer() else each for each in ids.tolist()],
+            dtype=object,
+        )
+    missing = pd.isna(plain)
+    text = np.array([each if isinstance(each, str) else str(each) for each in plain], dtype=object)
+    text[missing] = None
+    return text
 
 
 def read_margins(
@@ -94,6 +111,7 @@ def read_margins(
     scores: pd.DataFrame | None,
     chosen_scores: Sequence[str],
     rejected_scores: Sequence[str],
+    name: str = "pairs",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Margins of all voters, float64 [n, V] (not a number where there is no score), and their names.
 
@@ -103,6 +121,7 @@ def read_margins(
         scores: response_id, voter, score; `voter` may be absent where there is one.
         chosen_scores: columns of `pairs` with the scores of the chosen sides, one per voter.
         rejected_scores: the columns of the rejected sides, in the same order.
+        name: of the table, in errors.
 
     Raises:
         CurationError: columns are missing or do not go together, ids are null, or a response has two scores.
@@ -110,12 +129,13 @@ def read_margins(
     found, names = [np.empty((len(table), 0))], list[str]()
     if scores is not None and len(scores):
         if "chosen_id" not in pairs:
-            raise CurationError("pairs: chosen_id and rejected_id are missing, by which scores find their pairs")
+            raise CurationError(f"{name}: chosen_id and rejected_id are missing, by which scores find their pairs")
         if "voter" not in scores:
             scores = scores.assign(voter="scores")
         check_columns(scores, ("response_id", "voter", "score"), "scores")
-        sides = SideScores(*(pd.Series(side).astype("str") for side in table.sides))
-        sides.add(scores.assign(response_id=scores["response_id"].astype("str")))
+        sides = SideScores(*(pd.Series(side, dtype="str") for side in table.sides))
+        numbers = _numbers(scores["score"], "scores")
+        sides.add(scores.assign(response_id=pd.Series(as_keys(scores["response_id"]), scores.index), score=numbers))
         margins = sides.margins()
         if not np.isfinite(margins.margins).any():
             raise CurationError(
@@ -128,13 +148,32 @@ def read_margins(
             f"chosen_scores names {len(chosen_scores)} columns and rejected_scores {len(rejected_scores)}; "
             "each voter needs one of both"
         )
-    check_columns(pairs, (*chosen_scores, *rejected_scores), "pairs")
+    check_columns(pairs, (*chosen_scores, *rejected_scores), name)
     for left, right in zip(chosen_scores, rejected_scores, strict=True):
-        both = [pd.to_numeric(pairs[name], errors="coerce").to_numpy(dtype=np.float64) for name in (left, right)]
+        both = [_numbers(pairs[column], name) for column in (left, right)]
         with np.errstate(invalid="ignore"):
             found.append((both[0] - both[1])[:, None])
         names.append(left)
     return np.concatenate(found, axis=1), tuple(names)
+
+
+def _numbers(values: pd.Series, table: str) -> np.ndarray:
+    """A column of scores as float64; null stays null.
+
+    Raises:
+        CurationError: a value is no number.
+    """
+    if values.dtype.kind in "Mmc":
+        raise CurationError(f"{table}: the column {values.name!r} holds {values.dtype}, not numbers")
+    found = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.isnan(found) & values.notna().to_numpy()
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise CurationError(
+            f"{table}: {int(wrong.sum()):,} values of the column {values.name!r} are no numbers; the first, in row "
+            f"{row}, is {values.iloc[row]!r}"
+        )
+    return found
 
 
 def read_verdicts(table: PairTable, votes: pd.DataFrame | None, unused: Unused) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -152,8 +191,8 @@ def read_verdicts(table: PairTable, votes: pd.DataFrame | None, unused: Unused) 
     if votes is None or not len(votes):
         return np.empty((len(table), 0)), ()
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
-    names = (votes["judge"] if "judge" in votes else pd.Series("judge", index=votes.index)).astype("str")
-    codes, judges = pd.factorize(names.to_numpy()[kept], sort=True)
+    given = (votes["judge"] if "judge" in votes else pd.Series("judge", index=votes.index)).fillna("judge")
+    codes, judges = pd.factorize(given.astype("str").to_numpy()[kept], sort=True)
     verdicts = np.zeros((len(table), len(judges)))
     np.add.at(verdicts, (rows, codes), signs)
     return verdicts, tuple(map(str, judges))
@@ -190,27 +229,31 @@ def _sides_named(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places of the pairs, signs of the named sides, and bool [rows], which rows are about pairs of the table."""
     check_columns(rows, ("pair_id",), name)
-    column = "better_id" if "better_id" in rows else "verdict"
-    check_columns(rows, (column,), name)
-    places = table.keys.get_indexer(pd.Index(rows["pair_id"].astype("str")))
+    columns = [column for column in ("better_id", "verdict") if column in rows]
+    if not columns:
+        raise CurationError(f"{name}: it has neither the column better_id nor verdict; it has {list(rows.columns)}")
+    keys = as_keys(rows["pair_id"])
+    places = table.keys.get_indexer(pd.Index(keys))
     kept = places >= 0
-    unused.add(
-        int((~kept).sum()), f"rows of {name} are about pairs that are not in the table", rows["pair_id"][~kept].tolist()
-    )
+    if not kept.any():
+        raise CurationError(
+            f"{name}: no pair_id is one of the table's; the first is {keys[0]!r}, and the table's first is "
+            f"{table.keys[0] if len(table) else None!r}"
+        )
+    unused.add(int((~kept).sum()), f"rows of {name} are about pairs that are not in the table", keys[~kept].tolist())
     places = places[kept]
-    given = rows[column].astype(object).to_numpy()[kept]
-    silent = pd.isna(given)
-    text = np.where(silent, TIE, given).astype(str)
-    signs = np.array([_SIDES.get(value, np.nan) for value in text])
+    given = as_keys(rows[columns[0]])[kept]
+    for column in columns[1:]:  # a verdict stands where better_id is empty
+        given = np.where(pd.isna(given), as_keys(rows[column])[kept], given)
+    text = np.where(pd.isna(given), TIE, given).astype(str)
+    signs = np.array([_SIDES.get(value.strip().lower(), np.nan) for value in text])
     for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
-        signs = np.where(~silent & (text == side[places].astype(str)), sign, signs)
+        signs = np.where(text == side[places].astype(str), sign, signs)
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
         raise CurationError(
-            f"{name}: {int(np.isnan(signs).sum())} values of {column} name no side of their pair; the first, of pair "
+            f"{name}: {int(np.isnan(signs).sum())} values of {columns[0]} name no side of their pair; the first, of pair "
             f"{table.keys[places[row]]}, is {given[row]!r}; use the id of a side, chosen, rejected, tie, or leave it "
             "empty"
         )
-    if name == "votes" and column == "verdict":  # no verdict is no tie, but neither says anything
-        signs = np.where(silent, 0.0, signs)
     return places, signs, kept

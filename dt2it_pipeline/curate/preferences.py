@@ -16,16 +16,15 @@ from dt2it_pipeline.curate.joint.decisions import (
     DROPPED,
     FLIPPED,
     KEPT,
-    LEAST_CHECKED,
     Decisions,
     Estimate,
+    as_given,
     assumptions,
     decide,
-    is_anchored,
     verdict_gain,
 )
-from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
-from dt2it_pipeline.curate.joint.model import Anchors, JointModel, fit_joint_model
+from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.model import LEAST_CHECKED, Anchors, JointModel, fit_joint_model
 from dt2it_pipeline.curate.preference_tables import (
     PairTable,
     Unused,
@@ -38,6 +37,9 @@ from dt2it_pipeline.curate.voters.margins import CurationError
 
 _NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}
 _ASSUMED = (0.7, 0.8, 0.9)  # accuracies of the annotators, of the sensitivity table
+_DEAREST = 1e6
+_STANDARD_ERRORS = 2.0
+_CLEARLY_WORSE = 3.0  # nats; that much worse than answers at random
 _FEWEST_TO_DOUBT = 10  # answers; fewer are too few to tell an auditor who guesses
 _CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
@@ -72,13 +74,16 @@ class CleanedPreferences:
     wanted: pd.DataFrame
     sensitivity: pd.DataFrame
     notes: tuple[str, ...]
+    _sides: tuple[tuple[str, str], ...] = ()
 
-    def apply(self, pairs: pd.DataFrame, swap: Sequence[tuple[str, str]] = ()) -> pd.DataFrame:
+    def apply(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The pairs that stay, in their order, with `probability`; flipped ones have their sides swapped.
 
+        Swapped are columns that begin with `chosen` with those that begin with `rejected`, and the columns that were
+        named in the call.
+
         Args:
-            pairs: the table that was cleaned.
-            swap: columns of the chosen and of the rejected side that do not begin with these words, as pairs.
+            pairs: the table that was cleaned, rows in the same order.
 
         Raises:
             CurationError: it has another number of rows than the table that was cleaned.
@@ -89,7 +94,7 @@ class CleanedPreferences:
         made = pairs.reset_index(drop=True).assign(probability=self.pairs["probability"].to_numpy())
         names = [name for name in map(str, pairs.columns) if name.startswith("chosen")]
         named = [(name, "rejected" + name.removeprefix("chosen")) for name in names]
-        for left, right in dict.fromkeys([*named, *swap]):
+        for left, right in dict.fromkeys([*named, *self._sides]):
             if left in made and right in made:
                 sides = made[left].mask(flipped, made[right]), made[right].mask(flipped, made[left])
                 made[left], made[right] = sides
@@ -140,6 +145,9 @@ def clean_preferences(
         CurationError: a malformed table, or a setting out of its range. The message says where.
     """
     bound = _bound(wrong_label_cost, keep_probability)
+    if not (0 <= call_cost < np.inf):
+        raise CurationError(f"call_cost must be 0 or more, not {call_cost}")
+    chosen_scores, rejected_scores = _listed(chosen_scores), _listed(rejected_scores)
     if label_accuracy is not None and not 0 < label_accuracy < 1:
         raise CurationError(f"label_accuracy must lie between 0 and 1, not at {label_accuracy}")
     unused = Unused()
@@ -151,8 +159,8 @@ def clean_preferences(
     sources = table.sources
     length = table.length
     if trusted is not None and len(trusted):  # scaled together with the pairs, then taken off again
-        theirs = read_pairs(trusted, chosen, rejected)
-        more, same = read_margins(theirs, trusted, scores, chosen_scores, rejected_scores)
+        theirs = read_pairs(trusted, chosen, rejected, "trusted")
+        more, same = read_margins(theirs, trusted, scores, chosen_scores, rejected_scores, "trusted")
         if same != voters:
             raise CurationError(f"trusted: it has the voters {list(same)}, and the pairs have {list(voters)}")
         margins = np.concatenate([margins, more])
@@ -162,19 +170,18 @@ def clean_preferences(
     evidence = replace(joined, features=joined.features[:own], sources=joined.sources[:own])
     draw = pd.util.hash_array(table.keys.to_numpy(dtype=object), hash_key=f"{seed:016d}"[-16:])
     anchors = Anchors(checked, joined.features[own:], label_accuracy)
+    if not anchors.enough:
+        evidence = _without_opponents(evidence, unused)
     model = fit_joint_model(evidence, anchors, draw)
     notes = unused.notes
-    if (doubt := _doubt(evidence, anchors, model, draw)) is not None:
-        notes.append(doubt)
-        anchors = replace(anchors, checked=np.zeros(own, dtype=int))
-        model = fit_joint_model(evidence, anchors, draw)
-    decisions = decide(evidence, anchors, model, bound, seed)
+    doubt = _doubt(evidence, anchors, model, draw)
+    decisions = as_given(evidence, anchors) if doubt else decide(evidence, anchors, model, bound, seed)
     same_side = table.sides[0] == table.sides[1]
     if same_side.any():
         decisions.outcome[same_side] = DROPPED
     wanted = _wanted(table, evidence, model, decisions, verdicts[:own], anchors, bound, call_cost, draw)
-    sensitivity = pd.DataFrame() if is_anchored(anchors) else _sensitivity(evidence, model, decisions)
-    notes += _sentences(decisions, anchors, sensitivity)
+    sensitivity = pd.DataFrame() if anchors.enough else _sensitivity(evidence, model, decisions)
+    notes += [doubt] if doubt else _sentences(decisions, anchors, sensitivity)
     result = pd.DataFrame(
         {
             "pair_id": table.ids,
@@ -183,9 +190,9 @@ def clean_preferences(
             "reason": pd.Series(_reasons(decisions, anchors, same_side), dtype="str"),
         }
     )
-    return CleanedPreferences(
-        result, LabelAccuracy(decisions.before, decisions.after), wanted, sensitivity, tuple(notes)
-    )
+    accuracy = LabelAccuracy(decisions.before, decisions.after)
+    named = ((chosen or "chosen", rejected or "rejected"), *zip(chosen_scores, rejected_scores, strict=True))
+    return CleanedPreferences(result, accuracy, wanted, sensitivity, tuple(notes), named)
 
 
 def _bound(cost: float, keep_probability: float | None) -> float:
@@ -193,23 +200,54 @@ def _bound(cost: float, keep_probability: float | None) -> float:
         if not 0.5 <= keep_probability < 1:
             raise CurationError(f"keep_probability must be at least 0.5 and below 1, not {keep_probability}")
         return keep_probability
-    if not cost >= 1:
-        raise CurationError(f"wrong_label_cost must be at least 1, not {cost}")
+    if not 1 <= cost <= _DEAREST:
+        raise CurationError(f"wrong_label_cost must be at least 1 and at most {_DEAREST:,.0f}, not {cost}")
     return cost / (1 + cost)
 
 
+def _listed(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _without_opponents(evidence: Evidence, unused: Unused) -> Evidence:
+    """Without voters and judges that are against the labels clearly more often than for them.
+
+    Where nothing is checked, labels are taken to be right more often than not, and so such a voter errs more often than
+    not. A model could use it the other way round; but more often its columns are swapped.
+    """
+    against, features = [], evidence.features.copy()
+    for place in np.flatnonzero(evidence.of(VOTER, NET_VERDICT, JUDGE)):
+        signs = np.sign(features[:, place])
+        if signs.sum() < -_STANDARD_ERRORS * np.sqrt(np.count_nonzero(signs)):
+            features[:, place] = 0.0
+            against.append(
+                f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / (signs != 0).sum():.0%})"
+            )
+    if against:
+        unused.notes.append(
+            f"not used, since they agree with fewer than half of the labels: {', '.join(against)}; look whether their "
+            "scores or verdicts are the right way round"
+        )
+    return replace(evidence, features=features)
+
+
 def _doubt(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.ndarray) -> str | None:
-    """Why an audit is left out: its answers fit everything else worse than answers at random."""
+    """Why an audit and everything else cannot both be believed, so that all pairs stay as they are."""
     count = int(np.count_nonzero(anchors.checked))
     if count < _FEWEST_TO_DOUBT:
         return None
-    random = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw)
-    if model.log_evidence >= random.log_evidence:
-        return None
     right = float((anchors.checked > 0).sum()) / count
+    if 2 * right - 1 < -_STANDARD_ERRORS / np.sqrt(count):
+        found = "that labels are wrong more often than right"
+    else:
+        random = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw)
+        if model.log_evidence >= random.log_evidence - _CLEARLY_WORSE:
+            return None
+        found = "something that does not fit labels, voters and judges: answers at random would fit them better"
     return (
-        f"the audit is left out: its {count} answers ({right:.0%} for the label) fit labels, voters and judges worse "
-        "than answers at random would; look at them, and at how their pair_id and better_id were joined"
+        f"the audit says {found} ({count} answers, {right:.0%} for the label). Either its answers or voters and judges "
+        "mislead, so all pairs stay as they are, and the estimate is the audit's alone. Look at the answers, at how their "
+        "pair_id and better_id were joined, and whether voters have learned these labels"
     )
 
 
@@ -272,21 +310,21 @@ def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame
     """What a reader must know about the result."""
     found = []
     seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
+    few = int(np.count_nonzero(anchors.checked))
     if not decisions.compared:
         found.append("no scores and no verdicts: all labels stay as they are")
     elif not decisions.informative:
-        found.append(f"{seen}, which may be chance: all labels stay as they are")
-    if decisions.compared and not decisions.anchored:
-        few = int(np.count_nonzero(anchors.checked))
-        have = f"{few} checked pairs are too few" if few else "nothing is checked"
+        found.append(f"{seen}, which is no more than chance: all labels stay as they are")
+    elif not decisions.anchored:
+        have, other = (f"{few} checked pairs are too few", "other ") if few else ("nothing is checked", "")
         found.append(
-            f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no label was flipped. "
-            f"Have {LEAST_CHECKED} or better 50 pairs, drawn at random, checked by a person"
+            f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
+            f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
         )
-        if len(sensitivity):
-            low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
-            found.append(
-                f"the label accuracy is assumed, not measured: the data allow {low:.0%} to {high:.0%}, by how accurate "
-                "voters and judges are"
-            )
+    if decisions.compared and len(sensitivity):
+        low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
+        found.append(
+            f"the label accuracy is assumed, not measured. It is up to {high:.0%} if voters and judges are less accurate "
+            f"than assumed, and down to {low:.0%} if they are more accurate"
+        )
     return found

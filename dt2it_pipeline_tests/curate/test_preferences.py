@@ -97,7 +97,7 @@ def test_a_voter_at_chance_changes_nothing() -> None:
     world = noisy_world(400, 0.8, 0.5, voters=1, seed=3)
     found = clean_preferences(world.pairs, world.scores)
     assert (found.pairs["outcome"] == "kept").all()
-    assert any("may be chance" in sentence for sentence in found.notes)
+    assert any("no more than chance" in sentence for sentence in found.notes)
 
 
 def test_pairs_alone_stay_as_they_are() -> None:
@@ -113,12 +113,42 @@ def test_an_auditor_who_guesses_is_noticed() -> None:
     sides = world.pairs.set_index("pair_id").loc[audit["pair_id"]]
     heads = np.random.default_rng(1).random(60) < 0.5
     guessed = audit.assign(better_id=np.where(heads, sides["chosen_id"], sides["rejected_id"]))
-    found = clean_preferences(world.pairs, world.scores, audit=guessed)
-    assert any("the audit is left out: its 60 answers" in sentence for sentence in found.notes)
-    without = clean_preferences(world.pairs, world.scores)
-    assert found.pairs["outcome"].tolist() == without.pairs["outcome"].tolist()
+    swapped = sides["chosen_id"].where(
+        sides["rejected_id"] == audit.set_index("pair_id")["better_id"], sides["rejected_id"]
+    )
+    inverted = audit.assign(better_id=swapped.to_numpy())
+    for answers, words in (
+        (guessed, "answers at random would fit them better"),
+        (inverted, "wrong more often than right"),
+    ):
+        found = clean_preferences(world.pairs, world.scores, audit=answers)
+        assert words in found.notes[-1]
+        assert set(found.pairs["outcome"]) == {"kept"}
+        share = (answers["better_id"].to_numpy() == sides["chosen_id"].to_numpy()).mean()
+        assert found.label_accuracy.before.low < share < found.label_accuracy.before.high
     honest = clean_preferences(world.pairs, world.scores, audit=audit)
-    assert not any("left out" in sentence for sentence in honest.notes)
+    assert not any("the audit says" in sentence for sentence in honest.notes)
+
+
+@pytest.mark.parametrize("copied", [0.5, 1.0])
+def test_an_audit_is_believed_where_voters_repeat_the_labels(copied: float) -> None:
+    rng = np.random.default_rng(7)
+    world = noisy_world(1000, 0.7, voters=0)
+    truth = np.where(world.right, 1, -1)
+    voter = np.where(rng.random(1000) < copied, 1, truth * np.where(rng.random(1000) < 0.8, 1, -1))
+    pairs = world.pairs.assign(up=voter * (0.1 + np.abs(rng.standard_normal(1000))), down=0.0)
+    found = clean_preferences(pairs, audit=world.audit(100), chosen_scores="up", rejected_scores="down")
+    before, after = found.label_accuracy.before, found.label_accuracy.after
+    assert before.low < world.right.mean() < before.high and before.estimate < 0.85
+    assert after.low < world.accuracy(found.pairs["outcome"]) < after.high
+
+
+def test_a_voter_against_the_labels_is_left_out_and_named() -> None:
+    world = noisy_world(300, 0.9, 0.9)
+    turned = world.scores[world.scores["voter"] == "v0"].assign(voter="turned", score=lambda rows: -rows["score"])
+    found = clean_preferences(world.pairs, pd.concat([world.scores, turned]))
+    assert any("voter turned (1" in note and "right way round" in note for note in found.notes)
+    assert world.accuracy(found.pairs["outcome"]) > world.right.mean()
 
 
 def test_checked_pairs_end_as_they_were_answered() -> None:
@@ -126,6 +156,7 @@ def test_checked_pairs_end_as_they_were_answered() -> None:
     found = clean_preferences(world.pairs, world.scores, audit=world.truth)
     assert (found.pairs["outcome"] == np.where(world.right, "kept", "flipped")).all()
     assert set(found.pairs["reason"]) == {"checked"}
+    world = noisy_world(60, 0.85, 0.9)
     few = clean_preferences(world.pairs, world.scores, audit=world.truth[:5])
     assert (few.pairs["outcome"][:5] == np.where(world.right[:5], "kept", "flipped")).all()
     assert not (few.pairs["outcome"][5:] == "flipped").any()
@@ -240,8 +271,10 @@ def test_a_wide_table_is_cleaned_as_long_ones_are() -> None:
 def test_applied_outcomes_swap_the_sides_of_flipped_pairs() -> None:
     world = noisy_world(200, 0.6, 0.97)
     pairs = world.pairs.assign(chosen="c", rejected="r", good=1.0, bad=0.0)
-    found = clean_preferences(pairs, world.scores, audit=world.audit(60))
-    made = found.apply(pairs, swap=[("good", "bad")])
+    found = clean_preferences(
+        pairs, world.scores, audit=world.audit(60), chosen_scores=["good"], rejected_scores=["bad"]
+    )
+    made = found.apply(pairs)
     stays = found.pairs[found.pairs["outcome"] != "dropped"]
     assert made["pair_id"].tolist() == stays["pair_id"].tolist()
     flipped = (stays["outcome"] == "flipped").to_numpy()
@@ -302,6 +335,9 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
         "scores of others": {"scores": world.scores.assign(response_id="x" + world.scores["response_id"])},
         "no side": {"audit": world.truth.assign(better_id="elsewhere")},
         "no column": {"votes": pd.DataFrame({"pair_id": ["p0"]})},
+        "others": {"audit": pd.DataFrame({"pair_id": ["x"], "better_id": ["chosen"]})},
+        "no number": {"scores": world.scores.assign(score="bad")},
+        "dearest": {"wrong_label_cost": np.inf},
         "one list": {"chosen_scores": ["s"]},
         "bound": {"keep_probability": 0.4},
         "cost": {"wrong_label_cost": 0.5},
@@ -318,7 +354,10 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
         ("half of the ids", "chosen_id and rejected_id go together"),
         ("scores of others", "no pair has finite scores of both its sides"),
         ("no side", "40 values of better_id name no side of their pair; the first, of pair p0, is 'elsewhere'"),
-        ("no column", r"votes: missing columns \['verdict'\]"),
+        ("no column", "votes: it has neither the column better_id nor verdict"),
+        ("others", "audit: no pair_id is one of the table's; the first is 'x', and the table's first is 'p0'"),
+        ("no number", "scores: 240 values of the column 'score' are no numbers; the first, in row 0, is 'bad'"),
+        ("dearest", "wrong_label_cost must be at least 1 and at most 1,000,000, not inf"),
         ("one list", "chosen_scores names 1 columns and rejected_scores 0"),
         ("bound", "keep_probability must be at least 0.5"),
         ("cost", "wrong_label_cost must be at least 1"),
@@ -329,3 +368,20 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
 def test_what_is_wrong_is_one_sentence(fault: str, message: str) -> None:
     with pytest.raises(CurationError, match=message):
         clean_preferences(**broken(noisy_world(40), fault))
+
+
+def test_ids_are_one_whatever_their_type() -> None:
+    world = noisy_world(60, 0.8, 0.9)
+    numbered = {name: world.pairs[name].str[1:].astype(int) for name in ("pair_id",)}
+    pairs = world.pairs.assign(**numbered)
+    audit = world.audit(30).assign(pair_id=lambda rows: rows["pair_id"].str[1:].astype(float))
+    found = clean_preferences(pairs, world.scores, audit=audit).pairs
+    same = clean_preferences(world.pairs, world.scores, audit=world.audit(30)).pairs
+    assert found["outcome"].tolist() == same["outcome"].tolist()
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_scores_of_any_size(size: float) -> None:
+    world = noisy_world(200, 0.8, 0.85)
+    scaled = clean_preferences(world.pairs, world.scores.assign(score=world.scores["score"] * size)).pairs
+    assert scaled["outcome"].tolist() == clean_preferences(world.pairs, world.scores).pairs["outcome"].tolist()

@@ -16,13 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import betaincinv, expit
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
-from dt2it_pipeline.curate.joint.model import Anchors, JointModel, label_log_odds, label_probabilities
+from dt2it_pipeline.curate.joint.model import (
+    LEAST_CHECKED,
+    LEAST_TRUSTED,
+    Anchors,
+    JointModel,
+    label_log_odds,
+    label_probabilities,
+)
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
-LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 _STANDARD_ERRORS = 2.0
 _ONE_SIDED = 1.645  # standard deviations: 95%
 _DRAWS = 128
@@ -74,12 +80,6 @@ class Decisions:
     compared: int
 
 
-def is_anchored(anchors: Anchors) -> bool:
-    """Whether there is enough that is known to be true for labels to be flipped."""
-    checked = int(np.count_nonzero(anchors.checked))
-    return checked >= LEAST_CHECKED or len(anchors.trusted) >= LEAST_TRUSTED or anchors.label_accuracy is not None
-
-
 def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float, seed: int = 0) -> Decisions:
     """Decide about all pairs.
 
@@ -90,7 +90,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         bound: least probability of a kept label, 0.5 to 1.
         seed: of the draws.
     """
-    anchored = is_anchored(anchors)
+    anchored = anchors.enough
     agreement, compared, informative = _agreement(evidence, anchors, model)
     draws = model.draws(_DRAWS if len(evidence) <= _MANY else _FEWER_DRAWS, seed)
     outcome = np.full(len(evidence), KEPT)
@@ -119,6 +119,16 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
     return Decisions(outcome, label_right, probability, before, after, anchored, informative, agreement, compared)
+
+
+def as_given(evidence: Evidence, anchors: Anchors) -> Decisions:
+    """All pairs stay as they are, and the checked ones alone say how right their labels are."""
+    right, wrong = int((anchors.checked > 0).sum()), int((anchors.checked < 0).sum())
+    share = (right + 0.5) / (right + wrong + 1)
+    low, high = (float(betaincinv(right + 0.5, wrong + 0.5, each)) for each in (0.025, 0.975))
+    accuracy, probability = Estimate(share, low, high), np.full(len(evidence), share)
+    outcome = np.full(len(evidence), KEPT)
+    return Decisions(outcome, probability, probability, accuracy, accuracy, False, False, 0.5, 0)
 
 
 def verdict_gain(
@@ -199,8 +209,8 @@ def assumptions(evidence: Evidence, model: JointModel, decisions: Decisions) -> 
 def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple[float, int, bool]:
     """Share of pairs whose evidence is for the label, how many there are, and whether it goes with truth or label."""
     annotators = evidence.of(VOTER, NET_VERDICT, JUDGE)
-    weights = sum(each.weight * each.mode for each in model.components) / sum(each.weight for each in model.components)
-    u = evidence.features[:, annotators] @ np.asarray(weights)[: len(annotators)][annotators]
+    weights = np.average([each.mode for each in model.components], axis=0, weights=[e.weight for e in model.components])
+    u = evidence.features[:, annotators] @ weights[: len(annotators)][annotators]
     heard = np.abs(u) > 1e-9
     for_label = float((u[heard] > 0).mean()) if heard.any() else 0.5
     count = int(heard.sum())

@@ -14,6 +14,7 @@ import numpy as np
 
 VOTER, NET_VERDICT, JUDGE, LENGTH = "voter", "net verdict", "judge", "length"
 _FARTHEST = 4.0  # medians; a margin beyond counts as that much, so that one broken score decides nothing
+_CONSTANT = 1e-9  # of the largest margin; a voter whose margins differ less favours one side whatever the pair
 _MOST_LEVELS = 3  # net verdicts of 3 and more share one accuracy
 _MOST_SOURCES = 24  # with a label accuracy of their own; the smaller ones share one
 
@@ -87,13 +88,13 @@ def gather_evidence(
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """Values over their root mean square, outlying ones cut off; missing ones are 0."""
+    """Values over their root mean square, outlying ones cut off; missing ones are 0, and so are constant ones."""
     there = np.isfinite(values)
     size = np.abs(values[there])
-    if not size.any():
+    if not size.any() or np.ptp(values[there]) <= _CONSTANT * size.max():
         return np.zeros(len(values))
-    farthest = _FARTHEST * np.median(size[size > 0])
-    cut = np.clip(np.where(there, values, 0.0), -farthest, farthest)
+    middle = np.median(size[size > 0])
+    cut = np.where(there, np.clip(np.where(there, values, 0.0) / middle, -_FARTHEST, _FARTHEST), 0.0)
     return np.asarray(cut / np.sqrt(np.mean(cut[there] ** 2)))
 
 

@@ -41,7 +41,9 @@ from scipy.special import expit, log_expit
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, VOTER, Evidence
 
-WEIGHT_OF_UNCHECKED = 20.0  # pairs
+LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
+WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
+_WEIGHT_BESIDE_CHECKED = 5.0  # pairs, where there is an anchor
 _FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since they weigh 50 together
 _GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
 _LABEL = (1.4, 1.3)  # a: labels are right in 80%, give or take
@@ -50,7 +52,8 @@ _VOTERS, _VOTER_SPREAD = (2.5, 1.5), 1.5  # the sum of voters' weights; single o
 _VERDICT, _PER_LEAD, _VERDICT_SPREAD = 1.3, 0.65, 1.2
 _JUDGE_SPREAD = 0.5
 _LENGTH_SPREAD = 1.0
-_KAPPA, _LAMBDA = (0.3, 0.15), (0.0, 0.4)
+_KAPPA, _LAMBDA_SPREAD = 0.3, 0.4
+_KAPPA_SPREAD = {False: 0.15, True: 0.5}  # with an anchor, data may say that voters repeat the labels
 _LEAST_CURVATURE = 1e-2
 _STEP = 1e-4  # of the numerical second derivatives
 _LIKELY = 1e-3  # components below are left out
@@ -72,6 +75,12 @@ class Anchors:
     trusted: np.ndarray
     label_accuracy: float | None = None
     auditor_accuracy: float = 0.98
+
+    @property
+    def enough(self) -> bool:
+        """Whether labels may be flipped: 15 checked pairs, 50 trusted ones, or a known label accuracy."""
+        checked = int(np.count_nonzero(self.checked))
+        return checked >= LEAST_CHECKED or len(self.trusted) >= LEAST_TRUSTED or self.label_accuracy is not None
 
 
 @dataclass(frozen=True)
@@ -222,7 +231,11 @@ class _Problem:
     def __init__(self, layout: _Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
         self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
         unchecked = np.flatnonzero(anchors.checked == 0)
-        weight = min(1.0, max(WEIGHT_OF_UNCHECKED, float(len(anchors.trusted))) / max(len(unchecked), 1))
+        weight = min(
+            1.0,
+            max(_WEIGHT_BESIDE_CHECKED if anchors.enough else WEIGHT_OF_UNCHECKED, float(len(anchors.trusted)))
+            / max(len(unchecked), 1),
+        )
         if len(unchecked) > _FIT_PAIRS:
             weight *= len(unchecked) / _FIT_PAIRS
             unchecked = unchecked[np.argpartition(draw[unchecked], _FIT_PAIRS)[:_FIT_PAIRS]]
@@ -295,8 +308,8 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
             put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD)
         elif kind in (JUDGE, LENGTH):
             put(place, 0.0, _JUDGE_SPREAD if kind == JUDGE else _LENGTH_SPREAD)
-    put(layout.kappa, *_KAPPA)
-    put(layout.length_bias, *_LAMBDA)
+    put(layout.kappa, _KAPPA, _KAPPA_SPREAD[anchors.enough])
+    put(layout.length_bias, 0.0, _LAMBDA_SPREAD)
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
     if anchors.label_accuracy is None:
