@@ -68,8 +68,8 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     assert "give either --pairs or --round" in failing(*given, "--pairs", "p.csv", "--round", 0, code=2)
     assert "--cleaned is for --pairs" in failing(*given, "--round", 0, "--cleaned", "c", code=2)
     assert "--home is for --round" in failing(*given, "--pairs", "p.csv", "--home", tmp_path, code=2)
-    told = failing(*given, "--round", 0, "--format", "none", code=2)
-    assert set(re.findall(r"'(\w+)'", told.partition("is not one of")[2])) == set(AUDIT_FORMATS)
+    printed = failing(*given, "--round", 0, "--format", "none", code=2)
+    assert set(re.findall(r"'(\w+)'", printed.partition("is not one of")[2])) == set(AUDIT_FORMATS)
 
 
 def test_a_round_is_sampled_and_its_answers_are_kept_as_an_audit(home: Path, tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_a_round_is_sampled_and_its_answers_are_kept_as_an_audit(home: Path, tmp
     assert audit_file(home).is_file()
     assert "`dt2it review import FILE`" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     filled = fill(tmp_path / "out/audit.csv", ["first", "secnd", "tie"])
-    told = dt2it("review", "import", filled, "--home", home)
-    assert "2 votes of 1 people on 2 pairs" in told
-    assert re.search(r"no vote: row 3, line \d+: `better` is 'secnd', which is none of first, second, tie", told)
-    assert "audit: 2 of the 3 pairs that were drawn at random have an answer" in told
+    printed = dt2it("review", "import", filled, "--home", home)
+    assert "2 votes of 1 people on 2 pairs" in printed
+    assert re.search(r"no vote: row 3, line \d+: `better` is 'secnd', which is none of first, second, tie", printed)
+    assert "audit: 2 of the 3 pairs that were drawn at random have an answer" in printed
     counted = json.loads(dt2it("review", "import", filled, "--home", home, "--json"))
     assert (counted["kept_votes"], counted["audit"]) == (2, {"drawn": 3, "answered": 2})
     audit = audit_of_home(home)

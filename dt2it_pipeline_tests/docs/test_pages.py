@@ -16,7 +16,14 @@ from dt2it_pipeline.cli import app
 from dt2it_pipeline.config.recipe import parse_recipe
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline_tests.support.documents import ROOT, Block, all_blocks
-from dt2it_pipeline_tests.support.finished_project import PROJECT, make_models, make_pairs, make_project, shell
+from dt2it_pipeline_tests.support.finished_project import (
+    PROJECT,
+    make_audit,
+    make_models,
+    make_pairs,
+    make_project,
+    shell,
+)
 
 BASH = all_blocks("bash")
 YAML = all_blocks("yaml")
@@ -91,9 +98,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page on audits stands on: pairs.parquet, scores.parquet, cleaned, audit/audit.csv."""
+    folder = tmp_path_factory.mktemp("audited")
+    make_audit(folder)
+    return folder
+
+
 @pytest.fixture
 def files(block: Block, request: pytest.FixtureRequest) -> Path:
     """The folder that a block needs."""
+    if block.page.name == "audit.md":
+        return request.getfixturevalue("audited")
     return request.getfixturevalue("models" if _MODELS.search(block.text) else "pairs")
 
 
@@ -108,6 +125,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_in_a_copy(block: Block, folder: Path, copy: Path) -> str:
     """Run a block in a copy of a folder, so that every block finds it as the page has it; what it printed."""
     shutil.copytree(folder, copy, symlinks=True)
+    for output in re.findall(r"--output (\S+)", block.text):  # what the block itself makes
+        shutil.rmtree(copy / output, ignore_errors=True)
     done = shell(block.text, copy)
     assert done.returncode == block.code, f"{block.place}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from dt2it_pipeline_tests.support.benchmark_world import make_world
@@ -48,6 +49,18 @@ def make_pairs(folder: Path, count: int = 60) -> None:
         Image.new("RGB", (32, 32), colour).save(folder / "photos" / f"{colour}.png")
         Image.new("RGB", (40, 32), colour).save(folder / "photos" / f"held_out_{colour}.png")
     _write(folder / "pairs.jsonl", [_pair(n) for n in range(count)])
+
+
+def make_audit(folder: Path) -> None:
+    """The pairs as `pairs.parquet` with `scores.parquet`, `cleaned/` made of both, and a filled `audit/audit.csv`."""
+    rows = [{"pair_id": f"p{n}", "chosen_id": f"c{n}", "rejected_id": f"r{n}", **_pair(n)} for n in range(60)]
+    scores = [(row[f"{side}_id"], "one", float(side == "chosen")) for row in rows for side in ("chosen", "rejected")]
+    pd.DataFrame(rows).to_parquet(folder / "pairs.parquet")
+    pd.DataFrame(scores, columns=["response_id", "voter", "score"]).to_parquet(folder / "scores.parquet")
+    _succeed("dt2it clean pairs.parquet --scores scores.parquet --output cleaned", folder)
+    _succeed("dt2it review sample --pairs pairs.parquet --cleaned cleaned --output audit", folder)
+    answers = pd.read_csv(folder / "audit/audit.csv", dtype="str", keep_default_na=False)
+    answers.assign(better="first", auditor="someone").to_csv(folder / "audit/audit.csv", index=False)
 
 
 def make_models(folder: Path) -> None:
