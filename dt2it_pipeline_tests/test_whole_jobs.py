@@ -329,10 +329,10 @@ def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatc
     try:
         wait_until(lambda: answers(port), 180)
         run_id = client.submit_job_execution("round", tags={"dagster/partition": "0"})
-        wait_until(lambda: programs(home, "reward.train"), 300)
+        wait_until(lambda: programs(home, "work/reward_model/"), 300)
         client.terminate_run(run_id)
         wait_until(lambda: client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, 120)
-        wait_until(lambda: not programs(home, "reward.train"), 30)
+        wait_until(lambda: not programs(home, "work/reward_model/"), 30)
         with dg.DagsterInstance.get() as instance:  # run monitoring may be who frees it, after half a minute
             pool = instance.event_log_storage
             wait_until(lambda: pool.get_concurrency_info("gpu").active_slot_count == 0, 120)

@@ -6,6 +6,7 @@ What belongs here: formats and the folder. What does not: any decision about a p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER
 from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_preferences
 from dt2it_pipeline.curate.voters.margins import CurationError
-from dt2it_pipeline.human_review.audit_answers import read_audit
+from dt2it_pipeline.human_review.audit_answers import load_audit
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 
@@ -55,14 +56,19 @@ def clean_preference_files(
         raise CurationError(str(error)) from error
     given = _read(pairs)
     voted = None if votes is None else _votes_of(_read(votes), judges)
+    answers = None if audit is None else load_audit(audit)
     cleaned = clean_preferences(
         given,
         pd.concat([_read(file) for file in scores], ignore_index=True) if scores else None,
         voted,
-        None if audit is None else read_audit(audit),
+        None if answers is None else answers.table,
         trusted=None if trusted is None else _read(trusted),
         **settings,
     )
+    if answers is not None and answers.unusable:
+        place, reason = answers.unusable[0]
+        unread = f"{audit}: {len(answers.unusable)} rows cannot be used; the first, {place}: {reason}"
+        cleaned = replace(cleaned, notes=(unread, *cleaned.notes))
     kept = cleaned.apply(given)
     carried = {name: given[name].to_numpy() for name in ("source", "row_id") if name in given}
     with atomic_directory(target) as folder:

@@ -252,8 +252,8 @@ def _sides_named(
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
         raise CurationError(
-            f"{name}: {int(np.isnan(signs).sum())} values of {columns[0]} name no side of their pair; the first, of pair "
-            f"{table.keys[places[row]]}, is {given[row]!r}; use the id of a side, chosen, rejected, tie, or leave it "
-            "empty"
+            f"{name}: {int(np.isnan(signs).sum())} values of {columns[0]} name no side of their pair; the first, of "
+            f"pair {table.keys[places[row]]}, is {given[row]!r}; use the id of a side, chosen, rejected, tie, or leave "
+            "it empty"
         )
     return places, signs, kept

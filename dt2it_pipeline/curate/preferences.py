@@ -246,8 +246,8 @@ def _doubt(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.nda
         found = "something that does not fit labels, voters and judges: answers at random would fit them better"
     return (
         f"the audit says {found} ({count} answers, {right:.0%} for the label). Either its answers or voters and judges "
-        "mislead, so all pairs stay as they are, and the estimate is the audit's alone. Look at the answers, at how their "
-        "pair_id and better_id were joined, and whether voters have learned these labels"
+        "mislead, so all pairs stay as they are, and the estimate is the audit's alone. Look at the answers, at how "
+        "their pair_id and better_id were joined, and whether voters have learned these labels"
     )
 
 
@@ -324,7 +324,7 @@ def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame
     if decisions.compared and len(sensitivity):
         low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
         found.append(
-            f"the label accuracy is assumed, not measured. It is up to {high:.0%} if voters and judges are less accurate "
-            f"than assumed, and down to {low:.0%} if they are more accurate"
+            f"the label accuracy is assumed, not measured. It is up to {high:.0%} if voters and judges are less "
+            f"accurate than assumed, and down to {low:.0%} if they are more accurate"
         )
     return found

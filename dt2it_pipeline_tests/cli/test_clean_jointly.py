@@ -92,6 +92,14 @@ def test_what_is_wrong_is_one_line(folder: Path, more: tuple[str, ...], message:
     assert not (folder / "out").exists()
 
 
+def test_rows_of_an_audit_that_cannot_be_used_are_reported(folder: Path) -> None:
+    rows = pd.read_csv("audit.csv").drop(columns="better_id")
+    sides = {f"{place}_id": side + rows["pair_id"].str[1:] for place, side in (("first", "a"), ("second", "b"))}
+    rows.assign(**sides, better=["first", *["frist"] * 49]).to_csv("sheet.csv", index=False)
+    notes = json.loads(dt2it(*GIVEN, "--audit", "sheet.csv", "--json"))["notes"]
+    assert any(note.startswith("sheet.csv: 49 rows cannot be used; the first, ") for note in notes)
+
+
 def test_options_of_other_policies_are_refused(folder: Path) -> None:
     assert "--audit: for --policy joint" in failing(*GIVEN, "--policy", "paper", "--audit", "audit.csv", code=2)
     assert "--policy paper needs --scores" in failing(

@@ -21,8 +21,8 @@ A pair that nobody checked adds log P(label | x_i). That says how labels and fea
 them is to blame where they do not: (a, w) and (logit of the annotators' accuracy, ...) explain the same data. So the
 prior decides there, and the answer is integrated over it. A checked pair (audit) adds log P(z_i | label, x_i) at full
 weight, and a trusted pair, whose truth is known and whose label comes from elsewhere, log sigmoid(u_i). The model is
-wrong in details that a million unchecked pairs would magnify, so these count together as WEIGHT_OF_UNCHECKED pairs, or
-as many as there are trusted ones, beside which they say how right the labels are.
+wrong in details that a million unchecked pairs would magnify, so these count together as 20 pairs, beside an anchor as
+5, or as many as there are trusted ones, beside which they say how right the labels are.
 
 Priors (normal: mean, spread) were set on three sets with known truth (`benchmarks.real_noise`). There kappa is 0.2 to
 0.5 in all eight combinations of voters and judges, the weights of voters sum to 0.9 to 4.5, and lambda lies within 0.5.
