@@ -30,7 +30,8 @@ from dt2it_pipeline.curate.joint.model import (
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
-_ONE_SIDED = 1.645  # standard deviations: 95%
+# Standard deviations: 95%, and 99% with an anchor, beside which more is known of the pairs that would stay.
+_ONE_SIDED = {False: 1.645, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
@@ -113,7 +114,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         for name, group in groups.items():
             group.add(p, mean, outcome[part] == name)
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
-    if not groups[DROPPED].surely_below(everything):
+    if not groups[DROPPED].surely_below(everything, _ONE_SIDED[anchored]):
         outcome[outcome == DROPPED] = KEPT
         groups[KEPT], groups[DROPPED] = groups[KEPT] + groups[DROPPED], _Sum.of(len(draws))
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
@@ -280,8 +281,8 @@ class _Sum:
         low, high = np.quantile(self.accuracy(seed), (0.025, 0.975))
         return Estimate(float(self.right.mean() / self.size), float(low), float(high))
 
-    def surely_below(self, everything: _Sum) -> bool:
-        """Whether these labels are less often right than all are, with a probability of 95%, by the mean of the draws.
+    def surely_below(self, everything: _Sum, deviations: float) -> bool:
+        """Whether these labels are less often right than all are, by so many standard deviations.
 
         Only chance is counted, that of a few labels which all turn out right. Where annotators were no good, dropped
         labels would be as right as all are, and nothing but pairs would be lost.
@@ -289,4 +290,4 @@ class _Sum:
         if not self.size:
             return False
         gap = everything.right.mean() / everything.size - self.right.mean() / self.size
-        return bool(gap * self.size > _ONE_SIDED * np.sqrt(self.variance))
+        return bool(gap * self.size > deviations * np.sqrt(self.variance))
