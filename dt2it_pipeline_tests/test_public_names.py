@@ -25,6 +25,7 @@ def test_importing_the_package_loads_no_stage() -> None:
 def test_every_public_name_is_listed_and_others_are_not_there() -> None:
     assert set(dt2it_pipeline.__all__) == {
         "RewardModel",
+        "clean_preferences",
         "export_pairs",
         "load_recipe",
         "score_benchmark",

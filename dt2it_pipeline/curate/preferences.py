@@ -120,6 +120,11 @@ def clean_preferences(
 ) -> CleanedPreferences:
     """Keep, flip or drop preference pairs by what voters, judges and checked pairs say about their labels.
 
+    >>> table = pd.DataFrame({"good": [2.0, 1.5, 0.0, 1.0] * 20, "bad": [0.0, 0.0, 2.0, 0.0] * 20})
+    >>> result = clean_preferences(table, chosen_scores=["good"], rejected_scores=["bad"])
+    >>> result.pairs.groupby("outcome")["pair_id"].count().to_dict()
+    {'dropped': 20, 'kept': 60}
+
     Everything but `pairs` is optional. Texts, prompts and ids are, too: without `pair_id`, the number of the row
     (from 0) is a pair's id, and without ids of responses `better_id` is `chosen` or `rejected`.
 
