@@ -316,7 +316,7 @@ def test_both_sides_the_same_and_an_empty_table() -> None:
     found = clean_preferences(pairs, world.scores).pairs
     assert found.loc[0, ["outcome", "reason"]].tolist() == ["dropped", "both sides are one response"]
     empty = clean_preferences(world.pairs[:0], world.scores[:0])
-    assert len(empty.pairs) == 0 and np.isnan(empty.label_accuracy.before.estimate)
+    assert len(empty.pairs) == 0 and str(empty.label_accuracy.before) == "of no pairs"
 
 
 def test_sources_of_three_pairs_and_many_sources() -> None:

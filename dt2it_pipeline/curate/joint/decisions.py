@@ -51,7 +51,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return "of no pairs" if np.isnan(self.estimate) else f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
 @dataclass(frozen=True)
