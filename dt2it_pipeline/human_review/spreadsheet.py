@@ -182,9 +182,12 @@ def read_sheet(file: Path) -> Sheet:
 
 def _answer(row: Mapping[str, Any], file: Path) -> tuple[dict[str, Any] | None, float | None]:
     """The answer of one row and its weight; None where nobody answered. Raises ValueError with what is wrong."""
-    pair = row["pair_id"]
+    pair = _id(row["pair_id"])
     if not isinstance(pair, str) or not pair:
-        raise ValueError("there is no pair_id" if not pair else f"pair_id must be text, found {pair!r}")
+        missing = pair is None or pair == ""
+        raise ValueError(
+            "there is no pair_id" if missing else f"pair_id must be text or a whole number, found {pair!r}"
+        )
     preferred: str | None
     if BETTER in row:
         said = str(row[BETTER] or "").strip().strip("'\".!").strip()
@@ -198,11 +201,19 @@ def _answer(row: Mapping[str, Any], file: Path) -> tuple[dict[str, Any] | None, 
             raise ValueError(f"`{BETTER}` is {said!r}, which is none of {FIRST}, {SECOND}, {TIE}")
         preferred = sides.get(choice)
     else:
-        preferred = row["better_id"] or None
+        preferred = _id(row["better_id"])
+        preferred = None if preferred == "" else preferred
         if not isinstance(preferred, str | None):
             raise ValueError(f"better_id must be text, found {preferred!r}")
     answer = {"pair_id": pair, "person": _person(row.get("auditor"), file), "preferred_id": preferred}
     return answer | {AUDIT: row.get(AUDIT) or None}, _weight(row.get("weight"))
+
+
+def _id(value: Any) -> Any:
+    """Numbers as text, as in a table without ids whose rows are numbered; 3.0 is 3, and what is not a number is null."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(int(value)) if value.is_integer() else value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _person(name: Any, file: Path) -> str:

@@ -299,8 +299,11 @@ def test_a_table_of_answers_is_read_with_its_ids_and_weights(tmp_path: Path) -> 
         assert read["pair_id"].tolist() == ["p0", "p1"]
         assert read["better_id"].fillna("-").tolist() == ["c0", "-"]
         assert read["weight"].fillna(0).tolist() == [3, 0]
-    frame.assign(pair_id=[1, 2]).to_parquet(tmp_path / "answers.parquet")
-    with pytest.raises(AuditError, match="row 1: pair_id must be text, found 1"):
+    for numbers in ([0, 2], [0.0, 2.0]):  # the rows of a table without ids
+        frame.assign(pair_id=numbers).to_parquet(tmp_path / "answers.parquet")
+        assert read_audit(tmp_path / "answers.parquet")["pair_id"].tolist() == ["0", "2"]
+    frame.assign(pair_id=[1.5, 2.5]).to_parquet(tmp_path / "answers.parquet")
+    with pytest.raises(AuditError, match="row 1: pair_id must be text or a whole number, found 1.5"):
         read_audit(tmp_path / "answers.parquet")
 
 
