@@ -149,6 +149,21 @@ def clean_preferences(
     Raises:
         CurationError: a malformed table, or a setting out of its range. The message says where.
     """
+    for name, frame in (("pairs", pairs), ("scores", scores), ("votes", votes), ("audit", audit), ("trusted", trusted)):
+        if not isinstance(frame, pd.DataFrame | None):
+            raise CurationError(f"{name} must be a DataFrame, not {type(frame).__name__}")
+    numbers = {
+        "label_accuracy": label_accuracy,
+        "wrong_label_cost": wrong_label_cost,
+        "keep_probability": keep_probability,
+        "call_cost": call_cost,
+        "seed": seed,
+    }
+    for name, value in numbers.items():
+        if not isinstance(value, int | float | np.number | None):
+            raise CurationError(f"{name} must be a number, not {value!r}")
+    if seed != int(seed) or seed < 0:
+        raise CurationError(f"seed must be a whole number from 0 on, not {seed}")
     bound = _bound(wrong_label_cost, keep_probability)
     if not (0 <= call_cost < np.inf):
         raise CurationError(f"call_cost must be 0 or more, not {call_cost}")

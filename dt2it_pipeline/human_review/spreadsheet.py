@@ -210,7 +210,7 @@ def _answer(row: Mapping[str, Any], file: Path) -> tuple[dict[str, Any] | None, 
 
 
 def _id(value: Any) -> Any:
-    """Numbers as text, as in a table without ids whose rows are numbered; 3.0 is 3, and what is not a number is null."""
+    """Whole numbers as text: ids of a table whose rows are numbered. 3.0 is 3; NaN is null."""
     if isinstance(value, float):
         return None if math.isnan(value) else str(int(value)) if value.is_integer() else value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

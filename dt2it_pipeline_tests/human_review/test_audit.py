@@ -303,7 +303,7 @@ def test_a_table_of_answers_is_read_with_its_ids_and_weights(tmp_path: Path) -> 
         frame.assign(pair_id=numbers).to_parquet(tmp_path / "answers.parquet")
         assert read_audit(tmp_path / "answers.parquet")["pair_id"].tolist() == ["0", "2"]
     frame.assign(pair_id=[1.5, 2.5]).to_parquet(tmp_path / "answers.parquet")
-    with pytest.raises(AuditError, match="row 1: pair_id must be text or a whole number, found 1.5"):
+    with pytest.raises(AuditError, match=r"row 1: pair_id must be text or a whole number, found 1\.5"):
         read_audit(tmp_path / "answers.parquet")
 
 
