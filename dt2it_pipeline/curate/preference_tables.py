@@ -92,15 +92,13 @@ def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None, ta
 
 def as_keys(ids: pd.Series) -> np.ndarray:
     """Ids as text, object [n], None where null: 3, 3.0 and "3" are one id, since tables come from different files."""
-    if pd.api.types.is_string_dtype(ids.dtype) and not pd.api.types.is_object_dtype(ids.dtype):
-        plain = ids.astype(object).to_numpy()
-    else:
-        plain = np.array(
-            [int(each) if isinstance(each, float) and each.is_integer() else each for each in ids.tolist()],
-            dtype=object,
-        )
-    missing = pd.isna(plain)
-    text = np.array([each if isinstance(each, str) else str(each) for each in plain], dtype=object)
+    if ids.dtype.kind in "iu":
+        return ids.astype(str).to_numpy(dtype=object)
+    text = ids.to_numpy(dtype=object, copy=True)
+    missing = np.asarray(pd.isna(text))
+    if pd.api.types.infer_dtype(ids, skipna=True) != "string":
+        whole = (int(each) if isinstance(each, float) and each.is_integer() else each for each in text)
+        text = np.array([str(each) for each in whole], dtype=object)
     text[missing] = None
     return text
 
@@ -245,10 +243,11 @@ def _sides_named(
     given = as_keys(rows[columns[0]])[kept]
     for column in columns[1:]:  # a verdict stands where better_id is empty
         given = np.where(pd.isna(given), as_keys(rows[column])[kept], given)
-    text = np.where(pd.isna(given), TIE, given).astype(str)
-    signs = np.array([_SIDES.get(value.strip().lower(), np.nan) for value in text])
+    signs = np.full(len(places), np.nan)
     for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
-        signs = np.where(text == side[places].astype(str), sign, signs)
+        signs[(given == side[places]) & ~pd.isna(given)] = sign
+    words = np.flatnonzero(np.isnan(signs))
+    signs[words] = [_SIDES.get(TIE if each is None else each.strip().lower(), np.nan) for each in given[words]]
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
         raise CurationError(
