@@ -133,7 +133,10 @@ def read_margins(
         check_columns(scores, ("response_id", "voter", "score"), "scores")
         sides = SideScores(*(pd.Series(side, dtype="str") for side in table.sides))
         numbers = _numbers(scores["score"], "scores")
-        sides.add(scores.assign(response_id=pd.Series(as_keys(scores["response_id"]), scores.index), score=numbers))
+        ids = scores["response_id"]
+        if ids.dtype != "str":
+            ids = pd.Series(as_keys(ids), scores.index, dtype="str")
+        sides.add(scores.assign(response_id=ids, score=numbers))
         margins = sides.margins()
         if not np.isfinite(margins.margins).any():
             raise CurationError(
