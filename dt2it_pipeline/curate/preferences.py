@@ -207,7 +207,7 @@ def clean_preferences(
             "pair_id": table.ids,
             "outcome": pd.Series([_NAMES[each] for each in decisions.outcome.tolist()], dtype="str"),
             "probability": decisions.probability,
-            "reason": pd.Series(_reasons(decisions, anchors, same_side), dtype="str"),
+            "reason": pd.Series(_reasons(decisions, anchors, same_side, bound, doubted=doubt is not None), dtype="str"),
         }
     )
     accuracy = LabelAccuracy(decisions.before, decisions.after)
@@ -271,13 +271,21 @@ def _doubt(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.nda
     )
 
 
-def _reasons(decisions: Decisions, anchors: Anchors, same_side: np.ndarray) -> np.ndarray:
+def _reasons(
+    decisions: Decisions, anchors: Anchors, same_side: np.ndarray, bound: float, *, doubted: bool
+) -> np.ndarray:
     outcome = decisions.outcome
     against = np.where(decisions.label_right < 0.5, AGAINST, UNSURE)
+    kept = np.where(decisions.label_right < bound, "too little speaks against it", "likely right")
+    if doubted:
+        kept = np.full(len(outcome), "the audit is in doubt", dtype=object)
+    elif not decisions.informative:
+        kept = np.full(len(outcome), "nothing speaks for or against it", dtype=object)
+    checked = (anchors.checked != 0) & (not doubted)
     reasons = np.select(
-        [same_side, anchors.checked != 0, outcome == DROPPED, outcome == FLIPPED],
+        [same_side, checked, outcome == DROPPED, outcome == FLIPPED],
         ["both sides are one response", "checked", against, "the other side is more probably better"],
-        "likely right" if decisions.informative else "nothing speaks for or against it",
+        kept,
     )
     return np.asarray(reasons, dtype=object)
 
@@ -340,6 +348,11 @@ def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame
         found.append(
             f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
             f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
+        )
+    if decisions.retained:
+        found.append(
+            f"{decisions.retained:,} pairs are not sure enough, and stay: they are too few, or too likely right, to "
+            "know that the others are better labelled without them"
         )
     if decisions.compared and len(sensitivity):
         low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()

@@ -123,7 +123,7 @@ def test_an_auditor_who_guesses_is_noticed() -> None:
     ):
         found = clean_preferences(world.pairs, world.scores, audit=answers)
         assert words in found.notes[-1]
-        assert set(found.pairs["outcome"]) == {"kept"}
+        assert set(found.pairs["outcome"]) == {"kept"} and set(found.pairs["reason"]) == {"the audit is in doubt"}
         share = (answers["better_id"].to_numpy() == sides["chosen_id"].to_numpy()).mean()
         assert found.label_accuracy.before.low < share < found.label_accuracy.before.high
     honest = clean_preferences(world.pairs, world.scores, audit=audit)
@@ -391,3 +391,15 @@ def test_scores_of_any_size(size: float) -> None:
     world = noisy_world(200, 0.8, 0.85)
     scaled = clean_preferences(world.pairs, world.scores.assign(score=world.scores["score"] * size)).pairs
     assert scaled["outcome"].tolist() == clean_preferences(world.pairs, world.scores).pairs["outcome"].tolist()
+
+
+def test_pairs_that_stay_although_unsure_are_counted() -> None:
+    for seed in range(12):
+        world = noisy_world(25, 0.9, 0.75, voters=1, seed=seed)
+        found = clean_preferences(world.pairs, world.scores)
+        unsure = (found.pairs["reason"] == "too little speaks against it").to_numpy()
+        assert (found.pairs["probability"][unsure] < 0.8).all()
+        if any("are not sure enough, and stay" in note for note in found.notes):
+            assert unsure.any() and (found.pairs["outcome"] == "kept").all()
+            return
+    raise AssertionError("no world has such pairs")

@@ -68,6 +68,7 @@ class Decisions:
         informative: whether the evidence goes with the labels, or with what was checked, beyond chance.
         agreement: share of pairs with evidence whose evidence is for the label.
         compared: how many pairs have evidence for or against their label.
+        retained: how many pairs stay only because dropping them may be a pure loss.
     """
 
     outcome: np.ndarray
@@ -79,6 +80,7 @@ class Decisions:
     informative: bool
     agreement: float
     compared: int
+    retained: int = 0
 
 
 def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float, seed: int = 0) -> Decisions:
@@ -114,12 +116,15 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         for name, group in groups.items():
             group.add(p, mean, outcome[part] == name)
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
+    retained = 0
     if not groups[DROPPED].surely_below(everything, _ONE_SIDED[anchored]):
+        retained = groups[DROPPED].size
         outcome[outcome == DROPPED] = KEPT
         groups[KEPT], groups[DROPPED] = groups[KEPT] + groups[DROPPED], _Sum.of(len(draws))
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
-    return Decisions(outcome, label_right, probability, before, after, anchored, informative, agreement, compared)
+    seen = (anchored, informative, agreement, compared, retained)
+    return Decisions(outcome, label_right, probability, before, after, *seen)
 
 
 def as_given(evidence: Evidence, anchors: Anchors) -> Decisions:
