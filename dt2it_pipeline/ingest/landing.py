@@ -29,7 +29,7 @@ _SETTLE_SECONDS = 1.0
 _HASHED_BYTES = 2**20  # of a file's start and end that count as its content
 _SUFFIXES = (".yaml", ".yml")
 _DATA_SUFFIXES = frozenset((
-    ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz"
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".tgz", ".zst"
 ))  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
-FORMATS = ("jsonl", "json", "csv", "parquet", "parts", "dataset")
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "parts", "dataset")
 
 
 class ManifestError(UserError, ValueError):
@@ -56,7 +56,7 @@ class Manifest(Settings):
     )
     config: str | None = Field(None, description="configuration of the dataset, where it has several")
     split: str | None = Field(None, description="split of the dataset; `train` when absent")
-    format: Literal["jsonl", "json", "csv", "parquet", "parts", "dataset"] | None = Field(
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "parts", "dataset"] | None = Field(
         None,
         description="by the files' names when absent. parts: MMPR's meta.json; dataset: a folder for `datasets`",
     )

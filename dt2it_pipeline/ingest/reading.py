@@ -1,13 +1,15 @@
-"""Reads the rows of a source, one after the other: JSON Lines, JSON, CSV, Parquet, archives of these, `datasets`.
+"""Reads the rows of a source, one after the other: JSON Lines, JSON, CSV, TSV, Parquet, archives of these, `datasets`.
 
-Nothing is held in memory but the row (or batch) at hand. JSON and CSV are read here, so that a malformed line is set
-aside with its number instead of ending the source. A local copy never touches the network.
+Each file may be compressed (.gz, .zst). Nothing is held in memory but the row (or batch) at hand. JSON and CSV are read
+here, so that a malformed line is set aside with its number instead of ending the source. A local copy never touches the
+network. What a Mac puts beside files (`._*`, `__MACOSX`) is no data.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
 import json
 import lzma
@@ -19,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
@@ -34,6 +36,10 @@ _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _CHUNK = 1 << 20  # characters
 _BATCH = 64  # rows of a Parquet file at a time; each may hold an image
 _EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
+_COMPRESSED = (".gz", ".zst")
+_LONGEST_CELL = 2**28  # characters of a CSV value, which may be an image in base64; a text without end is no value
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_PEEK = 1 << 16  # bytes that are looked at to tell JSON from JSON Lines
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
 # last for members of a .zip that are encrypted or compressed in a way that is not known here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -78,7 +84,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     _require_regular(path)
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _format_of(file.name)]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and _format_of(_below(file, path))]
     files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
     kinds = sorted({kind for file in files if (kind := _format_of(file.name))})
     if format is None and len(kinds) > 1:
@@ -123,6 +129,10 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             yield from _stream(stream, format or _format_of(file.name), file.name, prefix)
 
 
+def _below(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
 def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
     """Raise SourceError where two members would be one file: unpacking would let the last one replace the others."""
     times = Counter(posixpath.normpath(name) for name in names)
@@ -142,16 +152,37 @@ def _members(
 
 
 def _stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
+    stream = _decompressed(stream, name)
     if format == "parquet":
         yield from _parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name, prefix)
-    elif format == "json":
-        yield from _json_array(stream, name, prefix)
-    elif format == "csv":
-        yield from _csv(stream, name, prefix)
-    elif format == "jsonl":
-        yield from _json_lines(stream, prefix)
+    elif format in ("json", "jsonl", "csv", "tsv"):
+        text = io.BufferedReader(stream, _PEEK)  # type: ignore[type-var]
+        if text.peek(2)[:2] in _UTF_16:
+            raise SourceError(f"{name} is text in UTF-16; save it as UTF-8")
+        if format == "json" and not _holds_lines(text.peek(_PEEK)):
+            yield from _json_array(text, name, prefix)
+        elif format in ("csv", "tsv"):
+            yield from _csv(text, name, prefix, "\t" if format == "tsv" else ",")
+        else:
+            yield from _json_lines(text, prefix)
     else:
         raise SourceError(f"the format of {name} is not known; set `format` in the manifest ({', '.join(FORMATS)})")
+
+
+def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
+    if name.lower().endswith(".gz"):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+    if name.lower().endswith(".zst"):
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(stream, "zstd")
+    return stream
+
+
+def _holds_lines(start: bytes) -> bool:
+    """Whether a file that is called JSON holds one object per line, by how it starts."""
+    first, newline, _ = start.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    return first.startswith(b"{") and (first.rstrip().endswith(b"}") or not newline)
 
 
 def _json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
@@ -180,7 +211,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(_CHUNK).lstrip(), 0, False
     if not buffer.startswith("["):
-        raise SourceError(f"{name} is not a JSON array; for one object per line set `format: jsonl`")
+        raise SourceError(f"{name} is neither a JSON array nor one JSON object per line")
     at = 1
     while True:
         at = _skip(buffer, at, " \t\r\n,")
@@ -234,8 +265,10 @@ def _skip(text: str, at: int, characters: str) -> int:
     return at
 
 
-def _csv(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+def _csv(stream: IO[bytes], name: str, prefix: str, delimiter: str) -> Iterator[Read]:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter)
     try:
         heading = reader.fieldnames or ()
     except csv.Error as error:
@@ -366,7 +399,14 @@ def _json_format(path: Path) -> str | None:
 
 
 def _format_of(name: str) -> str | None:
-    return next((kind for extension, kind in _EXTENSIONS.items() if name.lower().endswith(extension)), None)
+    """Format of a data file, by its path within its folder or archive; None for other files."""
+    *folders, last = name.split("/")
+    if last.startswith("._") or "__MACOSX" in folders:  # of a Mac: what is known of the file of that name
+        return None
+    plain = last.lower()
+    for extension in _COMPRESSED:
+        plain = plain.removesuffix(extension)
+    return next((kind for extension, kind in _EXTENSIONS.items() if plain.endswith(extension)), None)
 
 
 def _some(stream: IO[bytes] | None) -> IO[bytes]:

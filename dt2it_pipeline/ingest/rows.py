@@ -6,14 +6,20 @@ sources.py records them. Whatever cannot go on becomes a `Quarantined`, at which
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar
 
 from dt2it_pipeline.errors import RowError, UserError
 from dt2it_pipeline.media.store import Medium, MediumKind
 
 Turn = dict[str, str]  # role (user or assistant) and text
+_FLAGS: Mapping[Any, bool] = {
+    None: False, "": False, 0: False, "0": False, "false": False, "no": False, "n": False, "f": False, "0.0": False,
+    1: True, "1": True, "true": True, "yes": True, "y": True, "t": True, "1.0": True,
+}  # fmt: skip
 TIE = "tie"  # reason under which rows without a preference are quarantined
 
 
@@ -116,13 +122,23 @@ class Row:
         return checked_text(self.need(*names), f"column {self.columns.get(names[0], names[0])!r}")
 
     def number(self, name: str) -> float | None:
-        """A column as a number, None where it is absent or null. Raises RowError where it is something else."""
+        """A column as a number, None where it is absent, null or NaN. Raises RowError where it is something else.
+
+        CSV has texts alone, and so has many a JSON file; a text that is a number counts as one, an empty one as null.
+        """
         value = self.get(name)
-        if value is None:
+        if value is None or (isinstance(value, str) and not value.strip()):
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RowError("not a number", f"column {self.columns.get(name, name)!r}: {value!r}"[:120])
-        return float(value)
+        found = as_number(value, f"column {self.columns.get(name, name)!r}")
+        return None if math.isnan(found) else found
+
+    def flag(self, name: str) -> bool:
+        """A column as true or false; absent, null and empty are false. Raises RowError where it is something else."""
+        value = self.get(name)
+        found = _FLAGS.get(value.strip().lower() if isinstance(value, str) else value) if _hashable(value) else None
+        if found is None:
+            raise RowError("not true or false", f"column {self.columns.get(name, name)!r}: {value!r}"[:120])
+        return found
 
     def media(self, name: str, kind: MediumKind = "image") -> tuple[Medium, ...]:
         """The media of a column: none, one or a list of paths, base64 texts, bytes or {bytes, path}."""
@@ -132,7 +148,7 @@ class Row:
                 "missing value", f"column {column!r} is not in the row, which has {sorted(self.values)}"[:300]
             )
         value = self.get(name)
-        if value is None:
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for none
             return ()
         return tuple(medium(one, kind, column) for one in (value if isinstance(value, list | tuple) else [value]))
 
@@ -150,6 +166,20 @@ def medium(value: Any, kind: MediumKind, column: str) -> Medium:
     if not isinstance(value, str | bytes):
         raise RowError(f"{kind} paths are not text", f"column {column!r}: {value!r}"[:120])
     return Medium(kind, value)
+
+
+def as_number(value: Any, where: str) -> float:
+    """A number, or a text that is one. Raises RowError, naming `where`, for anything else."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+            raise ValueError
+        return float(value)
+    except (ValueError, OverflowError):
+        raise RowError("not a number", f"{where}: {value!r}"[:120]) from None
+
+
+def _hashable(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def checked_text(value: Any, where: str) -> str:

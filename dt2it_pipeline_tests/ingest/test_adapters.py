@@ -268,7 +268,7 @@ def test_a_row_of_each_image_schema(tmp_path: Path, name: str, row: dict[str, An
         ),
         ("pick_a_pic", {"caption": "c", "has_label": False}, "no label"),
         ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1]}, "ranks and images differ"),
-        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "2"]}, "not a number"),
+        ("image_reward", {"prompt": "c", "generations": ["a", "b"], "ranking": [1, "second"]}, "not a number"),
     ],
 )
 def test_images_without_a_preference_are_quarantined(

@@ -6,9 +6,11 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,9 @@ def lines(rows: list[dict[str, str]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def as_csv(rows: list[dict[str, str]]) -> bytes:
+def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -175,7 +177,7 @@ def test_a_dataset_in_json_of_any_kind_is_read_whole(tmp_path: Path) -> None:
 def test_what_datasets_itself_cannot_read_is_one_clear_error(tmp_path: Path, content: bytes, fault: str) -> None:
     """In compressed files, which only `datasets` reads."""
     (tmp_path / "copy").mkdir()
-    (tmp_path / "copy/train.jsonl.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "copy/train.jsonl.xz").write_bytes(lzma.compress(content))
     with pytest.raises(SourceError, match=f"source 's': `datasets` .*copy.*{fault}"):
         values(manifest(tmp_path / "copy", format="dataset"), tmp_path)
 
@@ -281,10 +283,13 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
     [
         ("rows.json", b'[{"a": 1}] \n[{"a": 2}, {"a": 3}]', "goes on behind the end of its array of 1 elements: "),
         ("rows.json", b'[{"a": 1}, {"a": "}, {"a": 3}]', "rows.json is malformed behind element 1"),
-        ("rows.json", b'{"a": 1}', "rows.json is not a JSON array"),
+        ("rows.json", b'{"a":\n 1}', "rows.json is neither a JSON array nor one JSON object per line"),
+        ("rows.jsonl", '{"a": 1}\n'.encode("utf-16"), "rows.jsonl is text in UTF-16; save it as UTF-8"),
+        ("rows.csv.gz", b"nothing", "cannot read .*rows.csv.gz: Not a gzipped file"),
+        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "cannot read .*rows.jsonl.gz"),
+        ("rows.jsonl.zst", b"nothing", "cannot read .*rows.jsonl.zst"),
         ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
         ("rows.csv", b"id,chosen,rejected,chosen\n1,a,b,c\n", r"heading of rows.csv names .* than once: \['chosen'\]"),
-        ("rows.csv", b"x" * 200_000 + b",a\n1,2\n", "heading of rows.csv cannot be read: field larger"),
         ("rows.parquet", b"PAR1 nothing", "no whole Parquet file"),
         ("rows.zip", b"PK nothing", "cannot read .*rows.zip"),
         ("rows.tar", b"nothing", "cannot read .*rows.tar"),
@@ -333,3 +338,125 @@ def test_a_file_that_stands_twice_in_a_tar_is_refused_and_links_are_quarantined(
     assert [dict(one.values) for one in found if isinstance(one, Row)] == [{"a": 1}]
     with pytest.raises(SourceError, match=r"rows\.tar holds a\.jsonl more than once; pack it anew"):
         packed_rows(*[("a.jsonl", tarfile.REGTYPE, "")] * 2)
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize("squeeze", [gzip.compress, zstd], ids=["gz", "zst"])
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("rows.jsonl", lines),
+        ("rows.json", lambda rows: json.dumps(rows).encode()),
+        ("rows.json", lines),
+        ("rows.csv", as_csv),
+        ("rows.tsv", lambda rows: as_csv(rows, "\t")),
+        ("rows.parquet", as_parquet),
+    ],
+)
+def test_every_format_is_read_compressed_too_alone_and_in_archives(
+    tmp_path: Path, name: str, written: Any, squeeze: Any
+) -> None:
+    rows = [row | {"rejected": row["rejected"] * 30_000} for row in ROWS]  # more than one look ahead
+    content, called = squeeze(written(rows)), f"{name}.{'gz' if squeeze is gzip.compress else 'zst'}"
+    (tmp_path / called).write_bytes(content)
+    assert values(manifest(tmp_path / called), tmp_path) == rows
+    for archive in ("set.zip", "set.tar"):
+        (tmp_path / archive).write_bytes(packed(archive, {called: content}))
+        assert values(manifest(tmp_path / archive), tmp_path) == rows
+
+
+def test_json_lines_that_are_called_json_are_read_with_their_faults(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_bytes(b"\xef\xbb\xbf" + lines(ROWS[:2]) + b'{"question": bad\n' + lines(ROWS[2:]))
+    made = manifest(tmp_path / "rows.json")
+    assert values(made, tmp_path) == ROWS
+    faults = [row for row in read_rows(made, tmp_path) if isinstance(row, Quarantined)]
+    assert [(fault.row_id, fault.reason) for fault in faults] == [("line 3", "malformed JSON")]
+
+
+def test_what_a_mac_adds_is_no_data(tmp_path: Path) -> None:
+    """Resource forks beside files and in archives: `._NAME`, and the folder `__MACOSX`."""
+    fork = b"\0\x05\x16\7\0\2\0\0Mac OS X        " + bytes(60)
+    members = {
+        "part/train.parquet": as_parquet(ROWS),
+        "part/._train.parquet": fork,
+        "__MACOSX/part/._train.parquet": fork,
+        "__MACOSX/part/train.parquet": fork,
+    }
+    for name, content in members.items():
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(content)
+    assert values(manifest(tmp_path / "set"), tmp_path) == ROWS
+    for archive in ("set.zip", "set.tar"):
+        (tmp_path / archive).write_bytes(packed(archive, members))
+        assert values(manifest(tmp_path / archive), tmp_path) == ROWS
+    (tmp_path / "__MACOSX").mkdir()  # above the source it means nothing
+    (tmp_path / "__MACOSX/rows.jsonl").write_bytes(lines(ROWS))
+    assert values(manifest(tmp_path / "__MACOSX"), tmp_path) == ROWS
+
+
+def test_long_values_of_a_csv_are_read_and_a_heading_without_end_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [ROWS[0] | {"rejected": "A" * 1_000_000}]
+    (tmp_path / "rows.csv").write_bytes(as_csv(rows))
+    assert values(manifest(tmp_path / "rows.csv"), tmp_path) == rows
+    monkeypatch.setattr(reading, "_LONGEST_CELL", 10)
+    before = csv.field_size_limit(10)
+    try:
+        (tmp_path / "rows.csv").write_bytes(b"x" * 200_000 + b",a\n1,2\n")
+        with pytest.raises(SourceError, match=r"heading of rows\.csv cannot be read: field larger"):
+            values(manifest(tmp_path / "rows.csv"), tmp_path)
+    finally:
+        csv.field_size_limit(before)
+
+
+TYPED = [  # as CSV has it, and what it means: strength, and the reason for which a row is quarantined
+    ({"strength": "1.5"}, 1.5),
+    ({"strength": " 2 "}, 2.0),
+    ({"strength": "-0.5e1"}, -5.0),
+    ({"strength": ""}, None),
+    ({"strength": " "}, None),
+    ({"strength": "nan"}, None),
+    ({"strength": "much"}, "not a number"),
+    ({"tie": "False"}, None),
+    ({"tie": "0"}, None),
+    ({"tie": "no"}, None),
+    ({"tie": ""}, None),
+    ({"tie": "TRUE"}, "tie"),
+    ({"tie": "1"}, "tie"),
+    ({"tie": "yes"}, "tie"),
+    ({"tie": "perhaps"}, "not true or false"),
+]
+
+
+@pytest.mark.parametrize(("cells", "meant"), TYPED)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.tsv"])
+def test_texts_that_mean_numbers_and_flags_are_read_as_such(
+    tmp_path: Path, name: str, cells: dict[str, str], meant: float | str | None
+) -> None:
+    row = {"question": "q?", "chosen": "good", "rejected": "bad", **cells}
+    content = lines([row]) if name.endswith("jsonl") else as_csv([row], "\t" if name.endswith("tsv") else ",")
+    (tmp_path / name).write_bytes(content)
+    found = read_source(manifest(tmp_path / name), tmp_path, tmp_path / "media")
+    if isinstance(meant, str):
+        assert found["quarantine"]["reason"].to_pylist() == [meant]
+    else:
+        assert found["pairs"]["strength"].to_pylist() == [meant]
+
+
+def test_decimals_and_what_pandas_writes_for_nothing_are_read(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "question": ["a?", "b?"],
+            "chosen": pa.array(["good", "fine"], pa.large_string()),
+            "rejected": ["bad", "poor"],
+            "image": [float("nan"), float("nan")],
+            "strength": pa.array([Decimal("1.25"), None], pa.decimal128(5, 2)),
+        }
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    found = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
+    assert found["pairs"]["strength"].to_pylist() == [1.25, None] and found["quarantine"].num_rows == 0

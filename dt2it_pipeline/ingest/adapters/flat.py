@@ -24,7 +24,7 @@ def items(row: Row) -> Iterator[Item]:
     """A row in our own fields; `strength` (a number) and `tie` (true or false) where the source has them."""
     for name in REQUIRED[row.kind]:
         row.need(name)
-    if row.get("tie"):
+    if row.flag("tie"):
         yield Quarantined(row.row_id, TIE)
         return
     strength = row.number("strength")

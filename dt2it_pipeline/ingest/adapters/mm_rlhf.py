@@ -26,7 +26,7 @@ def pair(row: Row, group: str | None = None) -> Item:
         row.need("image", "video")
     if row.has("image") == row.has("video"):
         raise RowError("not one of image and video", f"image {row.get('image')!r}, video {row.get('video')!r}"[:160])
-    if row.get("is_tie"):
+    if row.flag("is_tie"):
         return Quarantined(row.row_id, TIE, "is_tie")
     if row.get("mixed_up_image"):
         return Quarantined(row.row_id, "mixed-up image", "mixed_up_image is set")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Quarantined, Row, RowError, Turn, checked_text
+from dt2it_pipeline.ingest.rows import TIE, ImagePair, Item, Quarantined, Row, RowError, Turn, as_number, checked_text
 from dt2it_pipeline.media.store import Medium
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -80,11 +80,10 @@ def ranked_pairs(row_id: str, caption: str, images: Sequence[Medium], ranks: Seq
     """
     if len(images) != len(ranks) or len(ranks) < 2:
         raise RowError("ranks and images differ", f"{len(images)} images, {len(ranks)} ranks")
-    if not all(isinstance(rank, int | float) and not isinstance(rank, bool) for rank in ranks):
-        raise RowError("not a number", f"ranks {ranks!r}"[:120])
+    ranks = [as_number(rank, f"ranks {ranks!r}"[:80]) for rank in ranks]
     for first, second in combinations(range(len(ranks)), 2):
         if ranks[first] == ranks[second]:
-            yield Quarantined(row_id, TIE, f"images {first} and {second} both have rank {ranks[first]}")
+            yield Quarantined(row_id, TIE, f"images {first} and {second} both have rank {ranks[first]:g}")
             continue
         better, worse = (first, second) if ranks[first] < ranks[second] else (second, first)
         strength = float(ranks[worse] - ranks[better])
