@@ -4,6 +4,7 @@
 
 It takes the pairs, the hidden truth and round 0's scores of a finished demo. The voter never saw a label of these
 pairs, so that labels can be made wrong anew without training anew: the figures are what round 0 would curate from them.
+The trusted pairs that round 0's training left out are the anchor; an audit in the home does not count.
 
 - "even" noise: any label may be wrong.
 - "style" noise: the wrong labels prefer the longer side, as far as there are pairs whose better side is shorter.
@@ -17,14 +18,18 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.environment import run_as_worker, spread
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.curate.policy import Anchor, Decision, Policy
+    from dt2it_pipeline.curate.published_algorithm import VerifyResult
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
 KINDS = ("even", "style")
@@ -39,21 +44,25 @@ def main() -> None:
     run_as_worker("benchmarks.label_noise")
     from dt2it_pipeline.config.recipe import load_recipe
     from dt2it_pipeline.curate.policies import make_policy
+    from dt2it_pipeline.curate.policy import Anchor
+    from dt2it_pipeline.curate.tables import to_frame
     from dt2it_pipeline.storage.artifacts import Store
 
     store, recipe = Store(given.home), load_recipe()
+    anchor = Anchor(to_frame(store.read("training_pairs", "0")["trusted_pairs"]))
     pairs, scores, verdicts = measured(store, recipe)
     policy, judges = make_policy(recipe.curation), len(recipe.annotation.judges)
     print(
-        f"{len(pairs):,} pairs, {scores['voter'].nunique()} voters, policy {policy.name}, {judges} judges; percent, "
-        f"median (least to greatest) of {given.seeds} draws; asked: pairs that judges are asked about\n"
+        f"{len(pairs):,} pairs, {scores['voter'].nunique()} voters, {len(anchor.trusted):,} trusted pairs, policy "
+        f"{policy.name}, {judges} judges; percent, median (least to greatest) of {given.seeds} draws; asked: pairs "
+        "that judges are asked about\n"
     )
     print("| wrong labels | noise | paper's step 1: right | no judge: right | kept | judges: right | kept | asked |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in KINDS:
         for share in SHARES:
             draws = [mislabelled(pairs, share, kind, seed) for seed in range(given.seeds)]
-            rows = [curate(policy, pairs, scores, verdicts, wrong, judges) for wrong in draws]
+            rows = [curate(policy, pairs, scores, verdicts, wrong, judges, anchor) for wrong in draws]
             cells = [spread([100 * row[name] for row in rows]) for name in rows[0]]
             print(f"| {np.mean(draws):.0%} | {kind} | {' | '.join(cells)} |", flush=True)
 
@@ -138,11 +147,17 @@ def mislabelled(pairs: pd.DataFrame, share: float, kind: str, seed: int) -> np.n
 
 
 def curate(
-    policy: Any, pairs: pd.DataFrame, scores: pd.DataFrame, verdicts: pd.DataFrame, wrong: np.ndarray, judges: int
+    policy: Policy,
+    pairs: pd.DataFrame,
+    scores: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    wrong: np.ndarray,
+    judges: int,
+    anchor: Anchor,
 ) -> dict[str, float]:
     """Label accuracy, and shares of kept pairs and of pairs asked about; `wrong` marks the wrong labels."""
-    from dt2it_pipeline.curate import decide_pairs, merge, vote_and_flip
     from dt2it_pipeline.curate.pair_frames import swap_sides
+    from dt2it_pipeline.curate.published_algorithm import merge, vote_and_flip
 
     better = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
     given = swap_sides(pairs, wrong)
@@ -150,10 +165,7 @@ def curate(
     def right(found: pd.DataFrame) -> float:
         return float((found["chosen_id"] == found["pair_id"].map(better)).mean())
 
-    voted, _ = policy.vote(given, scores, {})
-    checked = policy.check(voted.voted, scores.iloc[:0])
-    ask = partial(verdicts_on, better=better, verdicts=verdicts)
-    decided = decide_pairs(policy, checked.verified, checked.contested, verdicts.iloc[:0], ask, judges)
+    _, checked, decided = decided_by(policy, given, scores, better, verdicts, judges, anchor)
     curated = merge(decided.kept, decided.annotated)
     return {
         "paper": right(vote_and_flip(given, scores).voted),
@@ -163,6 +175,34 @@ def curate(
         "kept": len(curated) / len(pairs),
         "asked": len(decided.asked) / len(pairs),
     }
+
+
+def decided_by(
+    policy: Policy,
+    given: pd.DataFrame,
+    scores: pd.DataFrame,
+    better: dict[str, str],
+    verdicts: pd.DataFrame,
+    judges: int,
+    anchor: Anchor,
+    calls: int | None = None,
+) -> tuple[pd.DataFrame, VerifyResult, Decision]:
+    """The voted pairs, the checked ones and the decision of a round, by a policy without a verifier.
+
+    `better` and `verdicts` are as for `verdicts_on`. Voters were not trained on the given pairs; people say nothing.
+    """
+    vote = policy.vote(given, scores, {}, anchor)
+    checked = policy.check(vote.result.voted, scores.iloc[:0])
+    decided = policy.decide(
+        checked.verified,
+        checked.contested,
+        verdicts.iloc[:0],
+        lambda pairs: verdicts_on(pairs, better, verdicts),
+        judges,
+        calls,
+        replace(anchor, trusted=vote.trusted),
+    )
+    return vote.result.voted, checked, decided
 
 
 if __name__ == "__main__":

@@ -13,14 +13,17 @@ pipeline trains them (DeepSpeed, the recipe's settings):
 - uncurated: D0 and the noisy pairs as they are;
 - ceiling: D0 and the same pairs with true labels.
 
+No model is trained on the recipe's trusted pairs (`curation.trusted_pairs`); all voters score them, and they are the
+anchor of the policy.
+
 Round 0 and the ceiling serve all cells of a seed; without wrong labels, "uncurated" is the ceiling. With --out-of-fold,
 out-of-fold voters (`curation.out_of_fold`) are trained on what round 0 curated and vote beside round 0's, and a fifth
 model, round 2, is trained on D0 and what is curated with them; its judge calls are those on pairs that were not asked
-about before. With --no-judge, the table also has what is curated where neither round has a judge, and round 0 keeps
-what the vote alone verifies. With --ensembles, a second table has the label accuracy of the most certain 85% of pairs,
-before any judge, where round 0's models of several seeds vote (`curation.ensemble`): those of all cells so far. The
-command may be stopped at any time: every model's figures are appended to OUTPUT/models.jsonl, and what stands there is
-not computed again. It ends with the table of all that stands there; without --cells it only prints that.
+about before. With --no-judge, the table also has what is curated where neither round has a judge. With --ensembles, a
+second table has the label accuracy of the most certain 85% of pairs, before any judge, where round 0's models of
+several seeds vote (`curation.ensemble`): those of all cells so far. The command may be stopped at any time: every
+model's figures are appended to OUTPUT/models.jsonl, and what stands there is not computed again, so that another recipe
+needs another folder. It ends with the table of all that stands there; without --cells it only prints that.
 """
 
 from __future__ import annotations
@@ -35,7 +38,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.environment import WORKER_ENVIRONMENT, run_as_worker
-from benchmarks.label_noise import judged, mislabelled, true_pairs, verdicts_on
+from benchmarks.label_noise import decided_by, judged, mislabelled, true_pairs
 
 ROUND_0, ROUND_1, ROUND_2, UNCURATED, CEILING = "round 0", "round 1", "round 2", "uncurated", "ceiling"
 UNJUDGED = "round 2's pairs, no judge in either round"
@@ -110,6 +112,7 @@ class Bench:
     def __init__(self, home: Path, output: Path) -> None:
         from dt2it_pipeline.config.recipe import load_recipe
         from dt2it_pipeline.curate.policies import make_policy
+        from dt2it_pipeline.curate.policy import Anchor
         from dt2it_pipeline.curate.tables import to_frame, to_table
         from dt2it_pipeline.storage.artifacts import Store
         from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
@@ -119,6 +122,7 @@ class Bench:
         if self.policy.has_verifier:
             raise SystemExit(f"the policy `{self.policy.name}` trains a verifier, which is not done here")
         self.benchmarks = self.store.read("raw_benchmarks")
+        self.anchor = Anchor(to_frame(self._joined(None)["trusted_pairs"]))
         self.pairs, self.demo_wrong = true_pairs(self.store)
         verdicts = output / "verdicts.parquet"
         if not verdicts.exists():
@@ -171,7 +175,7 @@ class Bench:
         """
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
-        from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of
+        from dt2it_pipeline.orchestrate.assets.anchors import with_trusted
 
         name, files = _name(cell.key(model)), []
         joined, prompts = self._joined(curated), self.store.read("raw_preferences")["prompts"]
@@ -184,7 +188,7 @@ class Bench:
             pairs, used = learned_by(joined["pairs"], joined["prompts"], judged)
             print(f"{name}, fold {fold}: {pairs.num_rows} pairs", flush=True)
             self._train({"pairs": pairs, "prompts": used}, cell.seed, work)
-            self._score(work, responses_of(judged), prompts, files[-1], voter_name(1, fold))
+            self._score(work, *with_trusted(judged, prompts, joined), files[-1], voter_name(1, fold))
         yield files
         for file in files:
             shutil.rmtree(file.parent)
@@ -212,8 +216,8 @@ class Bench:
     def _right_of_the_surest(self, noisy: pd.DataFrame, scores: list[pd.DataFrame]) -> float:
         """Label accuracy of the most certain pairs, after a vote."""
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
-        voted, _ = self.policy.vote(noisy, pd.concat(scores, ignore_index=True), {})
-        certain = _most_certain(voted.voted, len(noisy))
+        vote = self.policy.vote(noisy, pd.concat(scores, ignore_index=True), {}, self.anchor)
+        certain = _most_certain(vote.result.voted, len(noisy))
         return float((certain["chosen_id"] == certain["pair_id"].map(better)).mean())
 
     def _curated(
@@ -223,19 +227,15 @@ class Bench:
 
         Returns the curated pairs, the judges' votes, and figures.
         """
-        from dt2it_pipeline.curate.annotation.resolution import decide_pairs
         from dt2it_pipeline.curate.published_algorithm import merge
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.storage.atomic import read_parquet
 
         better = dict(zip(self.pairs["pair_id"], self.pairs["chosen_id"], strict=True))
         scores = pd.concat([to_frame(read_parquet(file, "scores")) for file in voters], ignore_index=True)
-        voted, _ = self.policy.vote(noisy, scores, {})
-        checked = self.policy.check(voted.voted, scores.iloc[:0])
-        ask = partial(verdicts_on, better=better, verdicts=self.verdicts)
-        nobody, judges = self.verdicts.iloc[:0], len(self.recipe.annotation.judges)
-        decided = decide_pairs(
-            self.policy, checked.verified, checked.contested, nobody, ask, judges, None if judged else 0
+        judges, calls = len(self.recipe.annotation.judges), None if judged else 0
+        voted, checked, decided = decided_by(
+            self.policy, noisy, scores, better, self.verdicts, judges, self.anchor, calls
         )
         curated = merge(decided.kept, decided.annotated)
 
@@ -247,7 +247,7 @@ class Bench:
             "kept": len(curated) / len(noisy),
             "label_accuracy_without_judges": right(checked.verified),
             "kept_without_judges": len(checked.verified) / len(noisy),
-            "label_accuracy_of_the_most_certain": right(_most_certain(voted.voted, len(noisy))),
+            "label_accuracy_of_the_most_certain": right(_most_certain(voted, len(noisy))),
             "pairs_asked_about": len(decided.asked),
             "judge_calls": len(decided.votes),
         }
@@ -259,6 +259,7 @@ class Bench:
         """Train a model of a cell, test it, and append its figures; nothing where that is done already."""
         from dt2it_pipeline.curate.tables import to_frame
         from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, OVERALL, score_items
+        from dt2it_pipeline.orchestrate.assets.anchors import with_trusted
         from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of
         from dt2it_pipeline.storage.atomic import read_parquet
 
@@ -271,8 +272,8 @@ class Bench:
         print(f"{_name(key)}: {joined['pairs'].num_rows} pairs", flush=True)
         trained = self._train(joined, cell.seed, work)
         if model == ROUND_0:
-            responses = responses_of(raw["pairs"])
-            self._score(work, responses, raw["prompts"], self._scores(cell.seed), f"seed/{cell.seed}")
+            responses, prompts = with_trusted(raw["pairs"], raw["prompts"], joined)
+            self._score(work, responses, prompts, self._scores(cell.seed), f"seed/{cell.seed}")
         items = self.benchmarks["benchmark_items"]
         self._score(work, responses_of(items), self.benchmarks["prompts"], work / "benchmark.parquet", key[0])
         scores = to_frame(read_parquet(work / "benchmark.parquet", "scores"))
@@ -287,7 +288,7 @@ class Bench:
         shutil.rmtree(work)
 
     def _joined(self, preferences: pd.DataFrame | None) -> Any:
-        """D0 and the given pairs as a training set of the pipeline; D0 alone without any."""
+        """D0 and the given pairs, or D0 alone, as a training set of the pipeline; trusted pairs are held out."""
         from dt2it_pipeline.curate.tables import to_table
         from dt2it_pipeline.orchestrate.assets.rounds import joined_pairs
         from dt2it_pipeline.storage.artifacts import Artifact
@@ -296,7 +297,8 @@ class Bench:
         if preferences is not None:
             prompts = self.store.read("raw_preferences")["prompts"]
             parts["preferences"] = Artifact({"pairs": to_table(preferences, "pairs"), "prompts": prompts}, {})
-        return joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media)
+        trusted = self.recipe.curation.trusted_pairs
+        return joined_pairs(parts, self.benchmarks, self.recipe.decontamination, self.store.media, trusted)
 
     def _append(self, key: tuple[Any, ...], figures: dict[str, Any]) -> None:
         row = dict(zip(("model", "kind", "percent", "seed"), key, strict=True)) | figures
@@ -415,11 +417,13 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             seeds_of.setdefault((row["percent"], row["kind"]), []).append(row["seed"])
     for cell, seeds in seeds_of.items():
         cells.setdefault(tuple(sorted(seeds)), set()).add(cell)
-    for seeds, together in sorted(cells.items()):
+    for shared, together in sorted(cells.items()):
         for model in (ROUND_0, CEILING):
-            _print_row("any", model, [row for row in rows if row["model"] == model and row["seed"] in seeds])
+            _print_row("any", model, [row for row in rows if row["model"] == model and row["seed"] in shared])
         for percent, kind in sorted(together):
-            keys = {(model, kind, percent, seed) for model in (UNCURATED, ROUND_1, ROUND_2, UNJUDGED) for seed in seeds}
+            keys = {
+                (model, kind, percent, seed) for model in (UNCURATED, ROUND_1, ROUND_2, UNJUDGED) for seed in shared
+            }
             found = [row for row in rows if _key(row) in keys]
             for model in (UNCURATED, ROUND_1, ROUND_2, UNJUDGED):
                 label = f"{percent}%" if kind == "none" else f"{percent}%, {kind}"

@@ -42,10 +42,9 @@ PUBLISHED: Mapping[str, Method] = {
 }
 OURS: Mapping[str, Method] = {
     "paper": policies.paper,
-    "posterior 0.80": policies.posterior_80,
-    "posterior 0.95": policies.posterior_95,
     "clean_preferences": policies.clean_preferences,
     "clean_preferences, wanted": policies.clean_preferences_wanted,
+    "clean_preferences, trusted": policies.clean_preferences_trusted,
 }
 METHODS: Mapping[str, Method] = {**SIMPLE, **PUBLISHED, **OURS}
 

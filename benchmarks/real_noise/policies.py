@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 import dt2it_pipeline
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused, answer
+from dt2it_pipeline.curate.cleaning import clean_pairs
 from dt2it_pipeline.errors import UserError
 
 _NAME = "clean_preferences"
-_JUDGES = 2  # that `clean_pairs` takes at most
-
-
-def posterior_80(evidence: Evidence) -> pd.DataFrame:
-    """`clean_pairs`, policy `posterior`, keep_probability 0.8 (its default)."""
-    return _clean_pairs(evidence, "posterior", 0.8)
-
-
-def posterior_95(evidence: Evidence) -> pd.DataFrame:
-    """`clean_pairs`, policy `posterior`, keep_probability 0.95."""
-    return _clean_pairs(evidence, "posterior", 0.95)
+_JUDGES = 2  # that `clean_pairs` takes
 
 
 def paper(evidence: Evidence) -> pd.DataFrame:
-    """`clean_pairs`, policy `paper`.
+    """`clean_pairs`: the policy `paper`. Of more than two judges the two count that agree most with the label.
 
     No model was trained on the voted pairs, so the last voter is the verifier and the others vote; a single voter does
-    both.
+    both. Verdicts on pairs that it did not contest count as no call.
+
+    Raises:
+        NotApplicable: no voter, or one judge.
+        Refused: it raised a UserError.
     """
-    return _clean_pairs(evidence, "paper", 0.8)
+    evidence.need_voters()
+    if evidence.judges:
+        evidence.need_judges(_JUDGES)
+    judges = _nearest(evidence)
+    votes = evidence.votes[evidence.votes["judge"].isin(judges)]
+    last = evidence.scores["voter"] == evidence.voters[-1]
+    scores = evidence.scores[~last] if len(evidence.voters) > 1 else evidence.scores
+    try:
+        found = clean_pairs(evidence.pairs, scores, votes if judges else None, evidence.scores[last], judges=judges)
+    except UserError as error:
+        raise Refused(str(error)) from error
+    outcomes = found.outcomes.set_index("pair_id").reindex(evidence.pairs["pair_id"])
+    curated = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
+    kept = (outcomes["outcome"] != "dropped").to_numpy(dtype=bool)
+    flip = (outcomes["outcome"] == "flipped").to_numpy(dtype=bool)
+    score = np.where(kept, np.nan_to_num(curated["strength"].to_numpy(dtype=np.float64)), -1e3)
+    asked = (curated["label"] == "annotated") | (outcomes["stage"] == "annotated_pairs")
+    calls = votes["pair_id"].value_counts().reindex(evidence.pairs["pair_id"]).fillna(0).to_numpy(dtype=np.int64)
+    return answer(evidence, kept, flip, score, None, calls * asked.to_numpy(dtype=bool))
 
 
 def clean_preferences(evidence: Evidence) -> pd.DataFrame:
@@ -60,8 +73,31 @@ def clean_preferences_wanted(evidence: Evidence) -> pd.DataFrame:
     return _clean_preferences(evidence, evidence.votes[evidence.votes["pair_id"].isin(wanted)])
 
 
-def _clean_preferences(evidence: Evidence, votes: pd.DataFrame) -> pd.DataFrame:
-    found = _call(evidence, votes)
+def clean_preferences_trusted(evidence: Evidence) -> pd.DataFrame:
+    """`clean_preferences` of the pairs that are not audited, beside the audited ones as trusted pairs.
+
+    So they show voters and judges at work, and not how right labels are.
+
+    Raises:
+        NotApplicable: as `clean_preferences`, or there is no audit.
+        Refused: it raised a UserError.
+    """
+    if evidence.audit is None:
+        raise NotApplicable("needs an audit")
+    known = evidence.pairs[evidence.audited]
+    turned = ~evidence.audited_right
+    sides = [name.removeprefix("chosen") for name in known.columns if name.startswith("chosen")]
+    trusted = known.assign(
+        **{f"chosen{side}": known[f"chosen{side}"].mask(turned, known[f"rejected{side}"]) for side in sides},
+        **{f"rejected{side}": known[f"rejected{side}"].mask(turned, known[f"chosen{side}"]) for side in sides},
+    )
+    others = replace(evidence, pairs=evidence.pairs[~evidence.audited].reset_index(drop=True), audit=None)
+    return _clean_preferences(evidence, evidence.votes, _call(others, others.votes, trusted=trusted))
+
+
+def _clean_preferences(evidence: Evidence, votes: pd.DataFrame, found: Any = None) -> pd.DataFrame:
+    """The answer that `found` gives, the result for all votes where None; a pair that it is not about is kept."""
+    found = _call(evidence, votes) if found is None else found
     rows = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
     outcome = rows["outcome"].to_numpy(dtype=object)
     probability = rows["probability"].to_numpy(dtype=np.float64)
@@ -74,67 +110,20 @@ def _clean_preferences(evidence: Evidence, votes: pd.DataFrame) -> pd.DataFrame:
     return made
 
 
-def _call(evidence: Evidence, votes: pd.DataFrame) -> Any:
+def _call(evidence: Evidence, votes: pd.DataFrame, trusted: pd.DataFrame | None = None) -> Any:
     """The result of `clean_preferences`; NotApplicable without such a function, Refused where it raises a UserError."""
     method = getattr(dt2it_pipeline, _NAME, None)
     if method is None:
         raise NotApplicable(f"this version of the project has no {_NAME}")
     scores = evidence.scores if evidence.voters else None
     try:
-        return method(evidence.pairs, scores=scores, votes=votes if len(votes) else None, audit=evidence.audit)
+        more = {} if trusted is None else {"trusted": trusted}
+        return method(evidence.pairs, scores=scores, votes=votes if len(votes) else None, audit=evidence.audit, **more)
     except UserError as error:
         raise Refused(str(error)) from error
-
-
-def _clean_pairs(evidence: Evidence, policy: str, keep_probability: float) -> pd.DataFrame:
-    """The answer of `clean_pairs`. Of more than two judges the two count that agree most with the label.
-
-    Its verdicts on pairs that it did not contest count as no call.
-
-    Raises:
-        NotApplicable: no voter (`paper`), or one judge (`paper`).
-        Refused: it raised a UserError.
-    """
-    from dt2it_pipeline.config.sections.curation import CurationSettings
-    from dt2it_pipeline.curate.cleaning import clean_pairs
-
-    least = _JUDGES if policy == "paper" else 1
-    if policy == "paper":
-        evidence.need_voters()
-    if evidence.judges:
-        evidence.need_judges(least)
-    judges = _nearest(evidence)
-    votes = evidence.votes[evidence.votes["judge"].isin(judges)]
-    scores = evidence.scores if evidence.voters else _no_say(evidence)
-    verifier = None
-    if policy == "paper":
-        last = scores["voter"] == evidence.voters[-1]
-        verifier = scores[last]
-        scores = scores[~last] if len(evidence.voters) > 1 else scores
-    settings = CurationSettings(policy=policy, keep_probability=keep_probability)  # type: ignore[arg-type]
-    try:
-        found = clean_pairs(evidence.pairs, scores, votes if judges else None, verifier, settings, judges)
-    except UserError as error:
-        raise Refused(str(error)) from error
-    outcomes = found.outcomes.set_index("pair_id").reindex(evidence.pairs["pair_id"])
-    curated = found.pairs.set_index("pair_id").reindex(evidence.pairs["pair_id"])
-    kept = (outcomes["outcome"] != "dropped").to_numpy(dtype=bool)
-    strength = curated["strength"].to_numpy(dtype=np.float64)
-    probability = expit(strength) if policy == "posterior" else np.full(len(kept), np.nan)
-    asked = (curated["label"] == "annotated") | (outcomes["stage"] == "annotated_pairs")
-    calls = votes["pair_id"].value_counts().reindex(evidence.pairs["pair_id"]).fillna(0).to_numpy(dtype=np.int64)
-    flip = (outcomes["outcome"] == "flipped").to_numpy(dtype=bool)
-    score = np.where(kept, np.nan_to_num(strength), -1e3)
-    return answer(evidence, kept, flip, score, probability, calls * asked.to_numpy(dtype=bool))
 
 
 def _nearest(evidence: Evidence) -> tuple[str, ...]:
     agree = np.nansum(evidence.verdicts, axis=0) if evidence.judges else np.zeros(0)
     order = sorted(range(len(agree)), key=lambda place: (-agree[place], evidence.judges[place]))
     return tuple(evidence.judges[place] for place in order[:_JUDGES])
-
-
-def _no_say(evidence: Evidence) -> pd.DataFrame:
-    """Scores of a voter that finds all responses alike, since `clean_pairs` needs one."""
-    responses: Any = pd.concat([evidence.pairs["chosen_id"], evidence.pairs["rejected_id"]]).unique()
-    return pd.DataFrame({"response_id": responses, "voter": "none", "score": 0.0})

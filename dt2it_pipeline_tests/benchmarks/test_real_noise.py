@@ -275,17 +275,17 @@ def test_audit_regression_learns_from_the_audit_alone(tmp_path: Path) -> None:
     assert (given.right ^ made["flip"].to_numpy())[kept].mean() > given.right.mean() + 0.1
 
 
-def test_policies_answer_about_every_pair(tmp_path: Path) -> None:
+def test_paper_answers_about_every_pair(tmp_path: Path) -> None:
     given = load_set(write_set(tmp_path / "one", 120))
     found = {scenario.name: scenario for scenario in scenarios(given)}
-    for method in (policies.paper, policies.posterior_95):
-        evidence = evidence_of(given, found["all voters, 2 best judges"], 0)
-        made = method(evidence)
-        assert list(made["pair_id"]) == list(given.pairs["pair_id"])
-        assert 0 < made["calls"].sum() < evidence.calls.sum()
-        assert (given.right ^ made["flip"])[made["keep"]].mean() > given.right.mean()
-    judged = policies.posterior_80(evidence_of(given, found["no voter, 2 best judges"], 0))
-    assert judged.loc[judged["keep"], "probability"].between(0.5, 1).all()
+    evidence = evidence_of(given, found["all voters, 2 best judges"], 0)
+    made = policies.paper(evidence)
+    assert list(made["pair_id"]) == list(given.pairs["pair_id"])
+    assert 0 < made["calls"].sum() < evidence.calls.sum()
+    assert (given.right ^ made["flip"])[made["keep"]].mean() > given.right.mean()
+    assert made["probability"].isna().all()
+    with pytest.raises(NotApplicable, match="needs a voter"):
+        policies.paper(evidence_of(given, found["no voter, 2 best judges"], 0))
 
 
 def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +316,21 @@ def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.Monke
     assert made.attrs == {"after": (0.95, 0.9, 0.99), "wanted": 1}
     assert list(made["calls"]) == [2, 2, 2, 2]
     assert list(policies.clean_preferences_wanted(evidence)["calls"]) == [0, 0, 0, 2]
+
+
+def test_audited_pairs_can_be_trusted_ones_instead(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "s", 200))
+    audit = given.truth.sample(60, random_state=0)
+    votes = given.votes[given.votes["judge"] == "good"]
+    evidence = Evidence(given.pairs, given.scores, votes, audit)
+    made = policies.clean_preferences_trusted(evidence)
+    others = ~evidence.audited
+    assert len(made) == 200 and made["keep"][evidence.audited].all() and not made["flip"][evidence.audited].any()
+    better = given.pairs["pair_id"].map(given.truth.set_index("pair_id")["better_id"])
+    right = (better == given.pairs["chosen_id"]).to_numpy() != made["flip"].to_numpy()
+    assert right[others & made["keep"].to_numpy()].mean() > 0.95 and made["flip"].sum() > 10
+    with pytest.raises(NotApplicable, match="needs an audit"):
+        policies.clean_preferences_trusted(Evidence(given.pairs, given.scores, votes))
 
 
 def test_crowd_methods_find_wrong_labels(tmp_path: Path) -> None:
