@@ -45,7 +45,9 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_voter_assets(models, recipe.curation, rounds),
             *build_curation_assets(models, recipe.curation, rounds),
             build_annotated_pairs(recipe.annotation, recipe.curation, recipe.seed, rounds),
-            *build_evaluation_assets(models, recipe.decontamination, recipe.evaluation, rounds),
+            *build_evaluation_assets(
+                models, recipe.decontamination, recipe.evaluation, recipe.curation.trusted_pairs, rounds
+            ),
             build_round_report(ReportSections.of(recipe), rounds),
             build_exported_pairs(recipe.landing.folder, rounds),
         ],

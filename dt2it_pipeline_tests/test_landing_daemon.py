@@ -46,7 +46,7 @@ def test_what_is_dropped_is_ingested_and_rounds_follow(tmp_path: Path, monkeypat
     text = (project_root() / SMOKE).read_text(encoding="utf-8")
     for dear, cheap in (
         ("control_arm: true", "control_arm: false"), ("ceiling_arm: true", "ceiling_arm: false"),
-        ("policy: paper", "policy: posterior"), ("  processes: 2", "  processes: 1"),
+        ("policy: paper", "policy: joint"), ("  processes: 2", "  processes: 1"),
     ):  # fmt: skip
         assert text.count(dear) == 1
         text = text.replace(dear, cheap)

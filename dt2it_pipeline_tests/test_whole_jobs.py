@@ -192,29 +192,35 @@ def test_the_next_round_is_announced_in_headless_runs(home, monkeypatch):
         assert observed[0].asset_observation.tags["dagster/data_version"] == digest
 
 
-def test_the_policy_posterior_with_an_ensemble_and_out_of_fold_voters_from_the_same_reward_model_on(home, tmp_path):
+def test_the_policy_joint_with_trusted_pairs_an_ensemble_and_out_of_fold_voters(home, tmp_path):
     for part in ("artifacts", "media", "sources"):
         shutil.copytree(home / part, tmp_path / part)
     shutil.copytree(Store(home).read("reward_model", "0").folder, tmp_path / "imported")
     voters = f"out_of_fold: {{folds: 2}}\n  ensemble: {{seeds: 1, checkpoints: [{tmp_path / 'imported'}]}}"
-    recipe = recipe_without_arms(tmp_path, ("policy: paper", f"policy: posterior\n  {voters}"))
+    curation = f"policy: joint\n  trusted_pairs: 4\n  {voters}"
+    recipe = recipe_without_arms(tmp_path, ("policy: paper", curation))
     for job in (ROUND_0, ROUND_1):
         run(tmp_path, *job, recipe=recipe)
     store = Store(tmp_path)
-    assert store.read("reward_model", "0").digest == Store(home).read("reward_model", "0").digest
     assert "not_trained" in store.read("fold_scores", "0").metadata
+    held_out = store.read("training_pairs", "0")["trusted_pairs"]
+    debiased = set(store.read("debiased_pairs")["pairs"]["pair_id"].to_pylist())
+    assert held_out.num_rows >= 4 and set(held_out["pair_id"].to_pylist()) <= debiased
     for number in "01":
         assert "not_trained" in store.read("verifier_model", number).metadata
         voted, verified, contested, annotated, curated = (
             store.read(name, number)
             for name in ("voted_pairs", "verified_pairs", "contested_pairs", "annotated_pairs", "curated_pairs")
         )
-        assert voted.metadata["policy"] == "posterior"
-        assert min(voted["pairs"]["strength"].to_pylist()) >= 0
+        assert voted.metadata["policy"] == "joint"
+        training = store.read("training_pairs", number)
+        assert training["trusted_pairs"].equals(held_out)
+        assert not {*held_out["prompt_id"].to_pylist()} & {*training["pairs"]["prompt_id"].to_pylist()}
+        assert training.metadata["rows_held_out"] >= held_out.num_rows == voted.metadata["trusted_pairs"]
+        assert all(len(votes) >= 3 for votes in voted["trusted_pairs"]["votes"].to_pylist())
         bound = math.log(0.8 / 0.2)
         assert min(verified["pairs"]["strength"].to_pylist(), default=bound) >= bound
         assert max(contested["pairs"]["strength"].to_pylist(), default=0) < bound
-        assert annotated["votes"].num_rows >= 2 * contested["pairs"].num_rows
         assert annotated["votes"].num_rows >= annotated.metadata["judge_calls"]
         assert curated["pairs"].num_rows == voted["pairs"].num_rows - annotated["quarantine"].num_rows
     voted = store.read("voted_pairs", "1")["pairs"].select(["pair_id", "prompt_id", "votes"]).to_pylist()
@@ -225,7 +231,7 @@ def test_the_policy_posterior_with_an_ensemble_and_out_of_fold_voters_from_the_s
         expected = ["checkpoint/imported", f"out_of_fold/1/{fold}", "reward_model/0", *own, "seed/1"]
         assert [vote["voter"] for vote in row["votes"]] == expected
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Policy “posterior”" in page
+    assert "Policy “joint”" in page
     assert "verifier model" not in page
     assert ">fold_scores<" in page
     assert "after relabelling" in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -14,12 +14,7 @@ from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 PANEL = "Preference data"
 _FLIP_FRACTION = 0.5  # of the published policy
-# Fitted values that a person reads; --json has all that was fitted.
-_FITTED = {
-    "estimated_label_accuracy": "estimated label accuracy by source",
-    "voter_weights": "weight of each voter (log-odds per standardised margin; 0: not counted)",
-    "estimated_verdict_accuracy": "estimated accuracy of the judges' verdicts",
-}
+_KEEP_PROBABILITY = 0.8
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +29,7 @@ def clean(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Pairs (Parquet, CSV or JSON Lines; Parquet alone with another policy than `joint`): pair_id, "
+            help="Pairs (Parquet, CSV or JSON Lines; Parquet alone under `paper`): pair_id, "
             "chosen_id, rejected_id, and any other columns, which are kept. `source` tells data sources apart; the "
             "texts `chosen` and `rejected` let length bias be allowed for. Under `joint` all of these are optional.",
         ),
@@ -74,7 +69,7 @@ def clean(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Judge whose votes count; two under `paper`, one or two under `posterior`. May be repeated.",
+            help="Judge whose votes count; two under `paper`. May be repeated.",
             show_default="all",
         ),
     ] = None,
@@ -108,10 +103,10 @@ def clean(
     ] = 0.05,
     seed: Annotated[int, typer.Option(metavar="N", help="joint: of what is drawn at random.")] = 0,
     policy: Annotated[
-        Literal["joint", "posterior", "paper"],
+        Literal["joint", "paper"],
         typer.Option(
             help="joint: labels, voters, judges and checked pairs in one model; without checked pairs nothing is "
-            "flipped. posterior: as the pipeline's recipes. paper: the published vote, flip and verify."
+            "flipped. paper: the published vote, flip and verify."
         ),
     ] = "joint",
     verifier_scores: Annotated[
@@ -131,19 +126,9 @@ def clean(
             metavar="P",
             min=0.5,
             max=0.999999,
-            help="joint: least probability of a label that is kept. posterior: a label that is right with less than "
-            "this is contested.",
+            help="joint: least probability of a label that is kept, unless dropping the others would not help.",
         ),
-    ] = 0.8,
-    keep_judged_probability: Annotated[
-        float,
-        typer.Option(
-            metavar="P",
-            min=0.5,
-            max=0.999999,
-            help="posterior: a judged pair whose better side is right with less than this is dropped.",
-        ),
-    ] = 0.8,
+    ] = _KEEP_PROBABILITY,
     out_of_core: Annotated[
         bool,
         typer.Option(
@@ -161,13 +146,12 @@ def clean(
     """
     if judge and votes is None:
         raise typer.BadParameter("--judge chooses among the judges of --votes, which is not given")
-    if policy != "paper":
+    if policy == "joint":
         for name, value in (("--out-of-core", out_of_core), ("--verifier-scores", verifier_scores)):
             if value:
                 raise typer.BadParameter(f"{name} {'is' if value is True else 'are'} for --policy paper")
         if flip_fraction != _FLIP_FRACTION:
-            raise typer.BadParameter(f"--flip-fraction is for --policy paper; `{policy}` has no fixed share")
-    if policy == "joint":
+            raise typer.BadParameter("--flip-fraction is for --policy paper; `joint` has no fixed share")
         settings: dict[str, Any] = {"keep_probability": keep_probability}
         if wrong_label_cost is not None:
             settings = {"wrong_label_cost": wrong_label_cost}
@@ -180,24 +164,20 @@ def clean(
         "--audit": audit, "--trusted": trusted, "--label-accuracy": label_accuracy, "--chosen": chosen,
         "--rejected": rejected, "--chosen-score": chosen_score, "--rejected-score": rejected_score,
         "--wrong-label-cost": wrong_label_cost,
+        "--keep-probability": keep_probability != _KEEP_PROBABILITY,
     }  # fmt: skip
     if named := [name for name, value in own.items() if value]:
         raise typer.BadParameter(f"{', '.join(named)}: for --policy joint")
     if not scores:
-        raise typer.BadParameter(f"--policy {policy} needs --scores")
-    _clean_by_policy(
+        raise typer.BadParameter("--policy paper needs --scores")
+    _clean_as_published(
         pairs,
         output,
         scores,
         votes,
         judge or (),
         verifier_scores or (),
-        {
-            "policy": policy,
-            "flip_fraction": flip_fraction,
-            "keep_probability": keep_probability,
-            "keep_judged_probability": keep_judged_probability,
-        },
+        flip_fraction,
         out_of_core=out_of_core,
         as_json=as_json,
     )
@@ -228,7 +208,7 @@ def _clean_jointly(
         f"pairs that are worth a judge call: {len(cleaned.wanted):,}",
     ]
     if len(cleaned.sensitivity):
-        lines.append("nothing is checked, so this is assumed; the data allow:")
+        lines.append("too little is known to be true, so this is assumed; the data allow:")
         lines += [
             f"  voters and judges right in {row.annotator_accuracy:.0%}: labels right in {row.label_accuracy:.0%} "
             f"before, {row.accuracy_after:.0%} after"
@@ -249,45 +229,27 @@ def _clean_jointly(
     show(summary, lines, as_json=as_json)
 
 
-def _clean_by_policy(
+def _clean_as_published(
     pairs: Path,
     output: Path,
     scores: Sequence[Path],
     votes: Path | None,
     judges: Sequence[str],
     verifier_scores: Sequence[Path],
-    settings: dict[str, Any],
+    flip_fraction: float,
     *,
     out_of_core: bool,
     as_json: bool,
 ) -> None:
-    """The policies of a recipe."""
-    from dt2it_pipeline.config.sections.curation import CurationSettings
+    """The policy `paper`."""
     from dt2it_pipeline.curate.cleaning import DROPPED, FLIPPED, KEPT, clean_files
 
-    curation = CurationSettings(**settings)
-    summary = clean_files(pairs, scores, output, votes, verifier_scores, curation, judges, out_of_core=out_of_core)
+    summary = clean_files(pairs, scores, output, votes, verifier_scores, flip_fraction, judges, out_of_core=out_of_core)
     ended = ", ".join(f"{summary[name]:,} {name}" for name in (KEPT, FLIPPED, DROPPED))
     lines = [f"{output}: {summary['pairs']:,} pairs: {ended}"]
-    fitted = {name: text for name, text in _FITTED.items() if name in summary}
-    if votes is None:  # nothing was fitted to verdicts
-        fitted.pop("estimated_verdict_accuracy", None)
-    lines += [f"{text}: {_listed(summary[name])}" for name, text in fitted.items()]
-    weights = summary.get("voter_weights")
-    if weights is not None and not any(weights.values()):
-        note(
-            "no voter agrees with the labels clearly more often than in half of the pairs (50% plus three standard "
-            "errors), so no label was changed by the vote, and every pair is contested"
-        )
-    if curation.policy == "paper" and not verifier_scores:
+    if not verifier_scores:
         note("no --verifier-scores were given: pairs were voted and flipped, and none was verified")
     show({"output": str(output), **summary}, lines, as_json=as_json)
-
-
-def _listed(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name or '(all)'} {share:.3g}" for name, share in value.items())
-    return f"{value:.3g}"
 
 
 def outcomes(

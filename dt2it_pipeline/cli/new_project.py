@@ -175,8 +175,9 @@ scoring:
   shard_responses: 1000
 
 curation:
-  policy: posterior         # by the probability that a label is right; `paper` is the published policy
-  keep_probability: 0.95
+  policy: joint             # one model of labels, voters and judges; `paper` is the published policy
+  trusted_pairs: 100        # held out of D0, whose labels are right: they say how far voters and judge are believed
+  call_cost: 0.5            # of a judge call, in right labels
   ensemble: {{seeds: 2}}
 
 annotation:
@@ -224,9 +225,10 @@ training:
 scoring:
   processes: 1
 
-# Labels by the probability that they are right. One judge is asked about contested pairs.
+# One model of labels, voters and judges. Without pairs of known truth it drops pairs and flips no label: have a person
+# check fifty (`dt2it review sample`), or set trusted_pairs where your noisy pairs are like those of D0.
 curation:
-  policy: posterior
+  policy: joint
   ensemble: {{seeds: 1}}
 
 annotation:

@@ -81,7 +81,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _published_policy_has_two_judges(self) -> Recipe:
         if self.curation.policy == "paper" and len(self.annotation.judges) != 2:
-            raise ValueError("annotation.judges: the policy `paper` asks two; one is enough for `posterior`")
+            raise ValueError("annotation.judges: the policy `paper` asks two; one is enough for `joint`")
         return self
 
     @model_validator(mode="after")

@@ -1,16 +1,15 @@
 """Part 3: vote and flip, verify, annotate, merge.
 
 `published_algorithm` has the published steps as pure functions on pandas frames, `tables` the way from Arrow tables and
-back. `policies` chooses between them and relabelling by probability (`posterior`, `label_model`, `judge_calibration`).
-`annotation/` is step 3: `resolution` decides whom to ask about which pairs (people, judges, budget), `annotate` asks
-the judges, in a process of its own. `voters/` has who votes and how votes are kept, `out_of_core/` the published steps
-on files larger than memory, `outcomes` the account of every row.
+back. `policy` says what a curation policy is, and `policies` chooses one: `paper_policy` (the published steps in their
+order) or `joint_policy`, over the joint model of labels, voters and judges in `joint/`. `preferences` is the same model
+for any table. `annotation/` asks the judges, in a process of its own, and keeps to their budget. `voters/` has who
+votes and how votes are kept, `out_of_core/` the published steps on files larger than memory, `outcomes` the account of
+every row.
 """
 
-from dt2it_pipeline.curate.annotation.resolution import Decision, decide_pairs
-from dt2it_pipeline.curate.judge_calibration import JudgeCalibration, calibrate_judges
-from dt2it_pipeline.curate.policies import Policy, make_policy
-from dt2it_pipeline.curate.posterior import PosteriorResult, posterior_vote, split_confident
+from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policy import Anchor, Decision, Policy, Vote
 from dt2it_pipeline.curate.published_algorithm import (
     AnnotationResult,
     VerifyResult,
@@ -23,21 +22,17 @@ from dt2it_pipeline.curate.published_algorithm import (
 from dt2it_pipeline.curate.voters.margins import CurationError, voter_margins
 
 __all__ = [
+    "Anchor",
     "AnnotationResult",
     "CurationError",
     "Decision",
-    "JudgeCalibration",
     "Policy",
-    "PosteriorResult",
     "VerifyResult",
+    "Vote",
     "VoteResult",
-    "calibrate_judges",
-    "decide_pairs",
     "make_policy",
     "merge",
-    "posterior_vote",
     "resolve_annotations",
-    "split_confident",
     "verify",
     "vote_and_flip",
     "voter_margins",

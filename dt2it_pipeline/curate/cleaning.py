@@ -1,8 +1,8 @@
-"""Curation of a user's own tables: pairs, scores and votes in; cleaned pairs and the outcome of every pair out.
+"""The published curation of a user's own tables: cleaned pairs and the outcome of every pair.
 
-The policies are those of the pipeline (`policies`), and one call does what a round does from `voted_pairs` to
-`curated_pairs`, with scores and votes that are there already. What belongs here: the order of the steps and the account
-of every pair. What does not: any decision about a pair.
+One call does what a round does from `voted_pairs` to `curated_pairs` under the policy `paper`, with scores and votes
+that are there already. What belongs here: the order of the steps and the account of every pair. What does not: any
+decision about a pair (`paper_policy`), and the joint model (`preferences`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.config.sections.curation import CurationSettings
-from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
 from dt2it_pipeline.curate.pair_frames import OTHER_SIDE, stack, swap_verdicts
-from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.paper_policy import PaperPolicy
+from dt2it_pipeline.curate.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import WRONG_COUNT
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.curate.voters.margins import CurationError, check_columns, check_pairs
@@ -33,7 +32,7 @@ from dt2it_pipeline.storage.schemas import SCHEMAS
 KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
 _JUDGED = "annotated_pairs"  # stage of what judges' votes decided; pairs that end there without a label are dropped
-_MOST_JUDGES = 2
+_JUDGES = 2
 _NO_JUDGE = "contested, and no judge voted"
 
 
@@ -46,7 +45,7 @@ class CleanedPairs:
             `votes`.
         outcomes: one row per given pair, in the order given: `pair_id`, `source` and `row_id` where there are such
             columns, `outcome` (kept, flipped, dropped), and the `stage`, `reason` and `detail` of it.
-        summary: counts, and what the policy fitted.
+        summary: counts.
     """
 
     pairs: pd.DataFrame
@@ -59,49 +58,47 @@ def clean_pairs(
     scores: pd.DataFrame,
     votes: pd.DataFrame | None = None,
     verifier_scores: pd.DataFrame | None = None,
-    settings: CurationSettings | None = None,
+    flip_fraction: float = 0.5,
     judges: Sequence[str] = (),
 ) -> CleanedPairs:
-    """Clean the labels of pairs by a policy, from scores and votes that are there already.
+    """Clean the labels of pairs by the published policy, from scores and votes that are there already.
 
     Args:
-        pairs: pair_id, chosen_id, rejected_id and anything else. `source` tells data sources apart (one where absent);
-            `chosen` and `rejected` (texts) let the policy `posterior` allow for length bias (not without them).
-        scores: response_id, voter, score of reward models that were not trained on these pairs.
+        pairs: pair_id, chosen_id, rejected_id and anything else.
+        scores: response_id, voter, score of reward models.
         votes: pair_id, judge, verdict of the judges (`chosen`, `rejected`, `tie` or null), on the sides as `pairs` has
             them; without votes, contested pairs are dropped.
-        verifier_scores: as `scores`, of a model that was trained on the voted pairs, for the policy `paper`. Without
-            them it ends with step 1: pairs are voted and flipped, and none is contested.
-        settings: of the recipe's section `curation`; the policy `posterior` with its defaults when None.
-        judges: the one or two judges whose votes count; all that voted when empty.
+        verifier_scores: as `scores`, of a model that was trained on the voted pairs. Without them it ends with step 1:
+            pairs are voted and flipped, and none is contested.
+        flip_fraction: share of the negatively voted pairs that is flipped.
+        judges: the two judges whose votes count; all that voted when empty.
 
     Raises:
-        CurationError: malformed tables, repeated ids, contradicting scores, or more judges than the policy takes.
+        CurationError: malformed tables, repeated ids, contradicting scores, or other than two judges.
     """
-    settings = settings or CurationSettings(policy="posterior")
-    policy = make_policy(settings)
+    policy = PaperPolicy(flip_fraction)
     check_pairs(pairs)
-    count, votes = _votes_that_count(votes, judges, settings.policy)
+    votes = _votes_that_count(votes, judges)
     if len(pairs) and not scores["response_id"].isin(pd.concat([pairs["chosen_id"], pairs["rejected_id"]])).any():
         raise CurationError(
             "scores: no response_id is a chosen_id or rejected_id of the pairs; are they of these pairs?"
         )
-    voted, fitted = policy.vote(pairs, scores, {})
-    aside = [voted.unscored.assign(stage="voted_pairs")]
-    if policy.has_verifier and verifier_scores is None:
+    voted = policy.vote(pairs, scores, {}, Anchor()).result
+    aside, contested = [voted.unscored.assign(stage="voted_pairs")], {}
+    if verifier_scores is None:
         curated = voted.voted
     else:
-        checked = policy.check(voted.voted, scores if verifier_scores is None else verifier_scores)
+        checked = policy.check(voted.voted, verifier_scores)
         given = dict(zip(pairs["pair_id"], pairs["chosen_id"], strict=True))
 
         def ask(asked: pd.DataFrame) -> pd.DataFrame:
             return _on_present_sides(votes[votes["pair_id"].isin(asked["pair_id"])], asked, given)
 
         people = pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
-        decision = decide_pairs(policy, checked.verified, checked.contested, people, ask, count)
+        decision = policy.decide(checked.verified, checked.contested, people, ask, _JUDGES, None, Anchor())
         curated = stack(decision.kept, decision.annotated)
         aside += [checked.unscored.assign(stage="verified_pairs"), decision.dropped.assign(stage=_JUDGED)]
-        fitted |= {"contested": len(checked.contested), "reopened": decision.reopened, **decision.metadata}
+        contested = {"contested": len(checked.contested)}
     curated = curated.set_index("pair_id", drop=False)
     curated = curated.loc[[key for key in pairs["pair_id"] if key in curated.index]].reset_index(drop=True)
     outcomes = _outcomes(pairs, curated, pd.concat([part[list(_columns_of(part))] for part in aside]))
@@ -112,7 +109,7 @@ def clean_pairs(
         "voters": list(voted.voters),
         "flipped_by_vote": voted.flipped,
     }
-    return CleanedPairs(curated, outcomes, summary | fitted)
+    return CleanedPairs(curated, outcomes, summary | contested)
 
 
 def clean_files(
@@ -121,7 +118,7 @@ def clean_files(
     output: Path,
     votes: Path | None = None,
     verifier_scores: Sequence[Path] = (),
-    settings: CurationSettings | None = None,
+    flip_fraction: float = 0.5,
     judges: Sequence[str] = (),
     *,
     out_of_core: bool = False,
@@ -134,17 +131,14 @@ def clean_files(
         output: folder to make, which appears whole or not at all; an earlier output there is replaced, nothing else is.
         votes: file of votes.
         verifier_scores: files of scores.
-        settings: as for `clean_pairs`.
+        flip_fraction: as for `clean_pairs`.
         judges: as for `clean_pairs`.
         out_of_core: texts pass through in batches, so that memory grows with the number of pairs alone, about 250 bytes
-            each; for the policy `paper`. It writes quarantine.parquet, too.
+            each. It writes quarantine.parquet, too.
 
     Raises:
         CurationError: as `clean_pairs`; a file cannot be read; or `output` holds something else.
     """
-    settings = settings or CurationSettings(policy="posterior")
-    if out_of_core and settings.policy != "paper":
-        raise CurationError("out of core there is the policy `paper` alone; leave it out, or choose that policy")
     for file in (pairs, *scores, *([] if votes is None else [votes]), *verifier_scores):
         if not file.exists():
             raise CurationError(f"there is no file {file}")
@@ -154,14 +148,14 @@ def clean_files(
         raise CurationError(str(error)) from error
     with atomic_directory(target) as folder:
         if out_of_core:
-            summary = _stream(pairs, scores, votes, verifier_scores, settings, judges, folder)
+            summary = _stream(pairs, scores, votes, verifier_scores, flip_fraction, judges, folder)
         else:
             cleaned = clean_pairs(
                 _read([pairs]),
                 _read(scores),
                 None if votes is None else _read([votes]),
                 _read(verifier_scores) if verifier_scores else None,
-                settings,
+                flip_fraction,
                 judges,
             )
             write_parquet(cleaned.pairs, folder / "pairs.parquet")
@@ -176,7 +170,7 @@ def _stream(
     scores: Sequence[Path],
     votes: Path | None,
     verifier_scores: Sequence[Path],
-    settings: CurationSettings,
+    flip_fraction: float,
     judges: Sequence[str],
     folder: Path,
 ) -> dict[str, Any]:
@@ -188,14 +182,12 @@ def _stream(
     work = folder / "work"
     if verifier_scores:
         chosen = work.with_suffix(".votes.parquet")
-        counted = _votes_that_count(None if votes is None else _read([votes]), judges, settings.policy)[1]
+        counted = _votes_that_count(None if votes is None else _read([votes]), judges)
         write_parquet(counted, chosen)
-        counts = curate_files(
-            pairs, scores, verifier_scores, chosen, work, settings.flip_fraction, votes_on_given_sides=True
-        )
+        counts = curate_files(pairs, scores, verifier_scores, chosen, work, flip_fraction, votes_on_given_sides=True)
         chosen.unlink()
     else:
-        counts = vote_and_flip_files(pairs, scores, work, settings.flip_fraction)
+        counts = vote_and_flip_files(pairs, scores, work, flip_fraction)
     for name in ("pairs.parquet", "quarantine.parquet"):
         (work / name).rename(folder / name)
     (work / MARKER).unlink()
@@ -205,9 +197,9 @@ def _stream(
     aside = to_frame(pq.read_table(folder / "quarantine.parquet", columns=["pair_id", "stage", "reason", "detail"]))
     outcomes = _outcomes(to_frame(pq.read_table(pairs, columns=names)), curated, aside)
     write_parquet(outcomes, folder / "outcomes.parquet")
-    fitted = {"contested": counts["contested"], "reopened": 0} if "contested" in counts else {}
-    summary = {"policy": settings.policy, "voters": _voters(scores), "flipped_by_vote": counts["flipped"]}
-    return _counts(outcomes) | summary | fitted
+    contested = {"contested": counts["contested"]} if "contested" in counts else {}
+    summary = {"policy": PaperPolicy.name, "voters": _voters(scores), "flipped_by_vote": counts["flipped"]}
+    return _counts(outcomes) | summary | contested
 
 
 def _voters(scores: Sequence[Path]) -> list[str]:
@@ -240,26 +232,22 @@ def _columns_of(part: pd.DataFrame) -> Sequence[str]:
     return [name for name in _OUTCOMES if name in part]
 
 
-def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy: str) -> tuple[int, pd.DataFrame]:
-    """How many votes decide a pair, and the votes of the judges that count.
+def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str]) -> pd.DataFrame:
+    """The votes of the judges that count.
 
     Raises:
-        CurationError: a column or a judge is missing, a verdict is none that there is, or there are more judges than
-            the policy takes.
+        CurationError: a column or a judge is missing, a verdict is none that there is, or there are not two judges.
     """
     if votes is None:
-        empty = pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
-        return _MOST_JUDGES, empty
+        return pd.DataFrame({name: pd.Series(dtype="str") for name in ("pair_id", "judge", "order", "verdict")})
     check_columns(votes, ("pair_id", "judge", "verdict"), "votes")
     there = sorted(votes["judge"].dropna().astype(str).unique())
     if unknown := sorted(set(judges) - set(there)):
         raise CurationError(f"votes: there is no judge {', '.join(map(repr, unknown))}; there are: {', '.join(there)}")
     counted = sorted(set(judges) or set(there))
-    least = _MOST_JUDGES if policy == "paper" else 1
-    if not least <= len(counted) <= _MOST_JUDGES:
-        wanted = "two judges" if policy == "paper" else "one or two judges"
+    if len(counted) != _JUDGES:
         raise CurationError(
-            f"votes: the policy `{policy}` takes the votes of {wanted}, and these are of {len(counted)}: "
+            f"votes: the policy `paper` takes the votes of two judges, and these are of {len(counted)}: "
             f"{', '.join(counted)}; name the judges whose votes count"
         )
     verdicts = votes["verdict"]
@@ -270,7 +258,7 @@ def _votes_that_count(votes: pd.DataFrame | None, judges: Sequence[str], policy:
             f"votes: {int(odd.sum())} verdicts are none of {', '.join(OTHER_SIDE)} or null; the first, of pair "
             f"{row['pair_id']}, is {row['verdict']!r}"
         )
-    return len(counted), votes[votes["judge"].isin(counted)].reset_index(drop=True)
+    return votes[votes["judge"].isin(counted)].reset_index(drop=True)
 
 
 def _on_present_sides(votes: pd.DataFrame, pairs: pd.DataFrame, given: dict[str, str]) -> pd.DataFrame:

@@ -69,6 +69,9 @@ def clean_preference_files(
         place, reason = answers.unusable[0]
         unread = f"{audit}: {len(answers.unusable)} rows cannot be used; the first, {place}: {reason}"
         cleaned = replace(cleaned, notes=(unread, *cleaned.notes))
+    if answers is not None and answers.counts["unanswered"]:
+        left = f"{audit}: {answers.counts['unanswered']} rows have no answer yet"
+        cleaned = replace(cleaned, notes=(left, *cleaned.notes))
     kept = cleaned.apply(given)
     carried = {name: given[name].to_numpy() for name in ("source", "row_id") if name in given}
     with atomic_directory(target) as folder:

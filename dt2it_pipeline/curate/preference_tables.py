@@ -140,7 +140,8 @@ def read_margins(
         margins = sides.margins()
         if not np.isfinite(margins.margins).any():
             raise CurationError(
-                "scores: no pair has finite scores of both its sides; are these the scores of the pairs' responses?"
+                f"scores: no pair of `{name}` has finite scores of both its sides; are these the scores of its "
+                "responses?"
             )
         found.append(margins.margins)
         names += margins.voters
@@ -177,7 +178,30 @@ def _numbers(values: pd.Series, table: str) -> np.ndarray:
     return found
 
 
-def read_verdicts(table: PairTable, votes: pd.DataFrame | None, unused: Unused) -> tuple[np.ndarray, tuple[str, ...]]:
+def split_votes(
+    table: PairTable, trusted: PairTable, votes: pd.DataFrame | None
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Votes on trusted pairs, and the others.
+
+    Raises:
+        CurationError: a pair stands in both tables, or votes have no column pair_id.
+    """
+    twins = trusted.keys[trusted.keys.isin(table.keys)]
+    if len(twins):
+        raise CurationError(
+            f"trusted: {len(twins)} of its pairs are among the pairs to be cleaned, too; the first is {twins[0]!r}. "
+            "Leave these out of trusted, or give them as audit"
+        )
+    if votes is None or not len(votes):
+        return None, votes
+    check_columns(votes, ("pair_id",), "votes")
+    theirs = pd.Index(as_keys(votes["pair_id"])).isin(trusted.keys)
+    return votes[theirs], votes[~theirs]
+
+
+def read_verdicts(
+    table: PairTable, votes: pd.DataFrame | None, unused: Unused, known: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Verdicts of all judges, float64 [n, J], positive for the chosen side, summed over their votes; and their names.
 
     Args:
@@ -185,17 +209,22 @@ def read_verdicts(table: PairTable, votes: pd.DataFrame | None, unused: Unused) 
         votes: pair_id, `judge` (one judge where absent), and `better_id` or `verdict` (chosen, rejected, tie). A
             better_id that is null is a tie; where both columns are there, `better_id` counts.
         unused: takes note of votes on pairs that are not in the table.
+        known: the judges whose verdicts count; all that voted where None.
 
     Raises:
         CurationError: a column is missing, or a value names no side of its pair.
     """
     if votes is None or not len(votes):
-        return np.empty((len(table), 0)), ()
+        return np.zeros((len(table), len(known or ()))), known or ()
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
     given = (votes["judge"] if "judge" in votes else pd.Series("judge", index=votes.index)).fillna("judge")
-    codes, judges = pd.factorize(given.astype("str").to_numpy()[kept], sort=True)
+    names = given.astype("str").to_numpy()[kept]
+    judges = pd.Index(sorted(set(names)) if known is None else known)
+    codes = judges.get_indexer(pd.Index(names))
+    others = sorted(set(names[codes < 0]))
+    unused.add(int((codes < 0).sum()), "votes on trusted pairs are of judges who said nothing of the pairs", others)
     verdicts = np.zeros((len(table), len(judges)))
-    np.add.at(verdicts, (rows, codes), signs)
+    np.add.at(verdicts, (rows[codes >= 0], codes[codes >= 0]), signs[codes >= 0])
     return verdicts, tuple(map(str, judges))
 
 

@@ -28,6 +28,22 @@ def _table(description: str, *columns: _Column) -> tuple[str, tuple[_Column, ...
 
 
 # Every kind of table: what a row is, and its columns. Columns hold no null unless they are NULLABLE.
+_PAIR = (
+    ("pair_id", pa.string(), "Content id: hash of prompt id and both answers in any order; a flip keeps it."),
+    ("prompt_id", pa.string(), "Prompt that both sides answer."),
+    ("chosen", pa.string(), "The preferred answer."),
+    ("rejected", pa.string(), "The other answer."),
+    ("chosen_id", pa.string(), "Response id of the chosen side."),
+    ("rejected_id", pa.string(), "Response id of the rejected side."),
+    ("strength", pa.float64(), "Preference strength, in the unit of whoever gave it; null if unknown.", NULLABLE),
+    ("label", pa.string(), "`original`, `flipped`, `annotated`, `constructed` or `reformulated`."),
+    ("round", pa.int32(), "Round that curated the pair; -1 before curation."),
+    ("source", pa.string(), "Name of the source (its manifest)."),
+    ("votes", pa.list_(_VOTE), "Voters' margins: score of the chosen side minus that of the rejected one."),
+    # The source's own id of the row, else its place there, such as `line 17`. Rankings and ratings give several
+    # pairs of one row.
+    ("row_id", pa.string(), "Row of the source it comes from; null for pairs that are constructed.", NULLABLE),
+)
 _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
     "prompts": _table(
         "Questions with their images or videos.",
@@ -59,22 +75,9 @@ _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
         ("status", pa.string(), "`ok`, or why the reply could not be used."),
         ("template_hash", pa.string(), "Hash of the prompt template."),
     ),
-    "pairs": _table(
-        "Preference pairs: two answers to one prompt, of which one is chosen.",
-        ("pair_id", pa.string(), "Content id: hash of prompt id and both answers in any order; a flip keeps it."),
-        ("prompt_id", pa.string(), "Prompt that both sides answer."),
-        ("chosen", pa.string(), "The preferred answer."),
-        ("rejected", pa.string(), "The other answer."),
-        ("chosen_id", pa.string(), "Response id of the chosen side."),
-        ("rejected_id", pa.string(), "Response id of the rejected side."),
-        ("strength", pa.float64(), "Preference strength, in the unit of whoever gave it; null if unknown.", NULLABLE),
-        ("label", pa.string(), "`original`, `flipped`, `annotated`, `constructed` or `reformulated`."),
-        ("round", pa.int32(), "Round that curated the pair; -1 before curation."),
-        ("source", pa.string(), "Name of the source (its manifest)."),
-        ("votes", pa.list_(_VOTE), "Voters' margins: score of the chosen side minus that of the rejected one."),
-        # The source's own id of the row, else its place there, such as `line 17`. Rankings and ratings give several
-        # pairs of one row.
-        ("row_id", pa.string(), "Row of the source it comes from; null for pairs that are constructed.", NULLABLE),
+    "pairs": _table("Preference pairs: two answers to one prompt, of which one is chosen.", *_PAIR),
+    "trusted_pairs": _table(
+        "Pairs that no model is trained on and whose labels come from reference answers: what curation trusts.", *_PAIR
     ),
     "scores": _table(
         "Scores of reward models.",
@@ -194,6 +197,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 # Columns that tables of earlier versions lack; such a table is read with null in their place.
 ADDED_COLUMNS = {
     "pairs": ("row_id",),
+    "trusted_pairs": ("row_id",),
     "t2i_preferences": ("row_id",),
     "quarantine": ("pair_id",),
     "people_votes": ("audit",),

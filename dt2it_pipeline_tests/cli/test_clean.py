@@ -1,4 +1,4 @@
-"""`dt2it clean`: every pair of a user's own tables ends kept, flipped or dropped, by the policies of a recipe."""
+"""`dt2it clean --policy paper`: every pair of a user's own tables ends kept, flipped or dropped."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def tables(tmp_path: Path) -> Path:
 def cleaned(folder: Path, *more: object) -> tuple[dict[str, object], pd.DataFrame, pd.DataFrame]:
     """Summary, pairs and outcomes of the command on the fixture's tables."""
     given = ["clean", folder / "pairs.parquet", "--scores", folder / "scores.parquet", "--output", folder / "out"]
-    policy = () if "--policy" in more else ("--policy", "posterior")
-    summary = json.loads(dt2it(*given, *policy, *more, "--json"))
+    summary = json.loads(dt2it(*given, "--policy", "paper", *more, "--json"))
     return summary, *(pd.read_parquet(folder / "out" / f"{name}.parquet") for name in ("pairs", "outcomes"))
 
 
@@ -63,12 +62,10 @@ VOTES = ("--votes", "votes.parquet", "--judge", "x", "--judge", "y")
 @pytest.mark.parametrize(
     ("options", "least"),
     [
-        ((), 0.97),
-        (VOTES, 0.97),
-        (("--policy", "paper", "--flip-fraction", 1), 0.9),
-        (("--policy", "paper", "--verifier-scores", "verifier.parquet"), 0.9),
-        (("--policy", "paper", "--verifier-scores", "verifier.parquet", *VOTES), 0.95),
-        (("--policy", "paper", "--verifier-scores", "verifier.parquet", *VOTES, "--out-of-core"), 0.95),
+        (("--flip-fraction", 1), 0.9),
+        (("--verifier-scores", "verifier.parquet"), 0.9),
+        (("--verifier-scores", "verifier.parquet", *VOTES), 0.95),
+        (("--verifier-scores", "verifier.parquet", *VOTES, "--out-of-core"), 0.95),
     ],
 )
 def test_labels_are_cleaned_and_every_pair_is_accounted_for(
@@ -99,14 +96,14 @@ def test_labels_are_cleaned_and_every_pair_is_accounted_for(
 
 def test_out_of_core_decides_as_in_memory(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tables)
-    options = ("--policy", "paper", "--verifier-scores", "verifier.parquet", *VOTES)
+    options = ("--verifier-scores", "verifier.parquet", *VOTES)
     inside = cleaned(tables, *options)
     outside = cleaned(tables, *options, "--out-of-core")
     assert inside[2].drop(columns="detail").equals(outside[2][inside[2].columns].drop(columns="detail"))
     assert inside[0] == outside[0] and outside[0]["voters"] == ["a", "b"]
     names = ["pair_id", "chosen_id", "rejected_id", "chosen", "strength", "label"]
     pd.testing.assert_frame_equal(inside[1][names], outside[1][names])
-    voted = ("--policy", "paper", "--flip-fraction", 0.3)
+    voted = ("--flip-fraction", 0.3)
     inside, outside = cleaned(tables, *voted), cleaned(tables, *voted, "--out-of-core")
     assert inside[2]["outcome"].tolist() == outside[2]["outcome"].tolist() and inside[0] == outside[0]
 
@@ -119,15 +116,14 @@ def test_own_columns_are_kept_and_texts_may_be_absent(tables: Path, monkeypatch:
     summary, pairs, outcomes = cleaned(tables)
     assert summary["pairs"] == COUNT and "source" not in outcomes
     assert pairs["mine"].tolist() == [n for n, kept in enumerate(outcomes["outcome"]) if kept in ("kept", "flipped")]
-    agreement = (outcomes["outcome"].to_numpy() == whole[2]["outcome"].to_numpy()).mean()
-    assert agreement > 0.95  # lengths of the texts say next to nothing here
+    assert outcomes["outcome"].tolist() == whole[2]["outcome"].tolist()
 
 
 def test_votes_are_on_the_sides_that_the_file_has(tables: Path) -> None:
     """Votes against the given label must not be taken for votes against the flipped one."""
     pairs, scores, votes = (pd.read_parquet(tables / f"{name}.parquet") for name in ("pairs", "scores", "votes"))
     perfect = votes.assign(verdict=np.where(votes["pair_id"].isin(set(pairs["pair_id"][:WRONG])), "rejected", "chosen"))
-    found = clean_pairs(pairs, scores, perfect, judges=["x", "y"])
+    found = clean_pairs(pairs, scores, perfect, scores.assign(score=0.0, voter="unsure"), judges=["x", "y"])
     kept = found.outcomes["outcome"].isin(["kept", "flipped"]).to_numpy()
     assert found.summary["contested"] > 0 and kept.mean() > 0.95
     assert found.pairs["chosen"].str.startswith("right").mean() > 0.99
@@ -135,38 +131,25 @@ def test_votes_are_on_the_sides_that_the_file_has(tables: Path) -> None:
 
 def test_what_is_wrong_is_one_line(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tables)
-    given = ["clean", "pairs.parquet", "--scores", "scores.parquet", "--output", "out", "--policy", "posterior"]
+    given = ["clean", "pairs.parquet", "--scores", "scores.parquet", "--output", "out", "--policy", "paper"]
     message = failing(*given, "--votes", "votes.parquet")
-    assert (
-        "takes the votes of one or two judges, and these are of 3: x, y, z; name the judges whose votes count"
-        in message
-    )
+    assert "takes the votes of two judges, and these are of 3: x, y, z; name the judges whose votes count" in message
     message = failing(*given, "--votes", "votes.parquet", "--judge", "w")
     assert message == "votes: there is no judge 'w'; there are: x, y, z"
-    assert "--out-of-core is for --policy paper" in failing(*given, "--out-of-core", code=2)
-    assert "--verifier-scores are for --policy paper" in failing(*given, "--verifier-scores", "x", code=2)
+    assert "--out-of-core is for --policy paper" in failing(*given[:-2], "--out-of-core", code=2)
+    assert "--verifier-scores are for --policy paper" in failing(*given[:-2], "--verifier-scores", "x", code=2)
     given[1] = "none.parquet"
     assert failing(*given) == "there is no file none.parquet"
-    assert failing(*given[:-1], "paper", "--out-of-core") == "there is no file none.parquet"
+    assert failing(*given, "--out-of-core") == "there is no file none.parquet"
     (tables / "none.parquet").write_text("no Parquet")
     assert failing(*given).startswith("none.parquet cannot be read: ")
     pd.DataFrame({"pair_id": ["p"]}).to_parquet(tables / "none.parquet")
     assert "missing columns ['chosen_id', 'rejected_id']" in failing(*given)
     given[1] = "pairs.parquet"
     pd.read_parquet("pairs.parquet").drop(columns="prompt_id").to_parquet("none.parquet")
-    message = failing("clean", "none.parquet", *given[2:-1], "paper", "--out-of-core")
+    message = failing("clean", "none.parquet", *given[2:], "--out-of-core")
     assert "columns ['prompt_id'] are missing" in message
     assert not (tables / "out").exists()
     dt2it(*given)
     (tables / "out" / "notes.txt").write_text("mine")
     assert "holds more than was written there" in failing(*given)
-
-
-def test_a_vote_that_knows_nothing_says_so(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tables)
-    scores = pd.read_parquet("scores.parquet")
-    scores["score"] = np.random.default_rng(1).normal(size=len(scores)).astype(np.float32)
-    scores.to_parquet("scores.parquet")
-    summary, pairs, outcomes = cleaned(tables)
-    assert not any(summary["voter_weights"].values()) and (summary["flipped"], len(pairs)) == (0, 0)
-    assert set(outcomes["outcome"]) == {"dropped"}

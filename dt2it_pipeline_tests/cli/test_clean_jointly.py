@@ -52,7 +52,7 @@ def test_files_end_as_the_function_says(world: NoisyWorld, folder: Path) -> None
 def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -> None:
     printed = dt2it(*GIVEN)
     assert "0 flipped" in printed
-    assert "nothing is checked, so this is assumed; the data allow:" in printed
+    assert "too little is known to be true, so this is assumed; the data allow:" in printed
     assert "voters and judges right in 80%: labels right in" in printed
 
 

@@ -83,9 +83,9 @@ def test_a_wrong_kind_names_its_key_and_every_kind_of_its_place(text, expected):
     assert str(caught.value).startswith("recipe has 1 wrong setting(s):\n  " + expected)
 
 
-def test_one_judge_is_enough_for_posterior_alone():
+def test_one_judge_is_enough_for_joint_alone():
     one = "name: x\nannotation: {judges: [{name: a}]}\n"
-    assert len(parse_recipe(one + "curation: {policy: posterior}\n").annotation.judges) == 1
+    assert len(parse_recipe(one + "curation: {policy: joint}\n").annotation.judges) == 1
     with pytest.raises(RecipeError, match="the policy `paper` asks two"):
         parse_recipe(one)
 

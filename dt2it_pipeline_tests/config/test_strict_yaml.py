@@ -19,7 +19,7 @@ def test_what_is_sound_is_read_as_ever():
 
 def test_malformed_yaml_is_placed_without_pyyamls_name_for_a_text():
     with pytest.raises(RecipeError, match=r'(?s)^mine\.yaml is not valid YAML: .*in "the file", line 2') as caught:
-        parse_recipe("name: x\ncuration: {policy: posterior\nannotation: {}\n", "mine.yaml")
+        parse_recipe("name: x\ncuration: {policy: joint\nannotation: {}\n", "mine.yaml")
     assert "unicode string" not in str(caught.value)
 
 

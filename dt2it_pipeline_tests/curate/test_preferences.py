@@ -104,7 +104,7 @@ def test_pairs_alone_stay_as_they_are() -> None:
     world = noisy_world(30)
     found = clean_preferences(world.pairs)
     assert (found.pairs["outcome"] == "kept").all() and len(found.pairs) == 30
-    assert any("no scores and no verdicts" in sentence for sentence in found.notes)
+    assert any("no score and no verdict that can be used" in sentence for sentence in found.notes)
 
 
 def test_an_auditor_who_guesses_is_noticed() -> None:
@@ -193,6 +193,46 @@ def test_trusted_pairs_are_an_anchor() -> None:
     assert (found.pairs["outcome"] == "flipped").sum() > 60
     assert world.accuracy(found.pairs["outcome"]) > 0.9
     assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.06)
+    assert any("on 300 trusted pairs" in note and "is assumed" in note for note in found.notes)
+
+
+def test_verdicts_on_trusted_pairs_show_how_far_a_judge_can_be_believed() -> None:
+    both = noisy_world(700, 0.7, 0.8)
+    own = both.pairs[:600]
+    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
+    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
+    trusted = theirs.assign(
+        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
+        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
+    )
+    rng = np.random.default_rng(0)
+    honest = both.truth[["pair_id", "better_id"]].assign(judge="j")
+    guessed = honest.assign(
+        better_id=np.where(rng.random(700) < 0.5, both.pairs["chosen_id"], both.pairs["rejected_id"])
+    )
+    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
+    good, bad = (clean_preferences(own, both.scores, votes, trusted=trusted) for votes in (honest, guessed))
+    assert world.accuracy(good.pairs["outcome"]) > 0.97 > world.accuracy(bad.pairs["outcome"]) > 0.8
+    assert (good.pairs["outcome"] != "dropped").mean() > 0.97 > (bad.pairs["outcome"] != "dropped").mean() + 0.02
+    assert not any("not in the table" in note for note in good.notes)
+    twins = trusted.assign(pair_id=own["pair_id"].head(len(trusted)).tolist())
+    with pytest.raises(CurationError, match="among the pairs to be cleaned, too"):
+        clean_preferences(own, both.scores, honest, trusted=twins)
+    only = honest[honest["pair_id"].isin(trusted["pair_id"])].assign(judge="k")
+    found = clean_preferences(own, both.scores, pd.concat([honest, only]), trusted=trusted)
+    assert any("of judges who said nothing of the pairs" in note and "'k'" in note for note in found.notes)
+
+
+def test_trusted_pairs_that_nobody_scored_are_no_anchor() -> None:
+    both = noisy_world(660, 0.8, 0.5)
+    own, trusted = both.pairs[:600], both.pairs[600:]
+    scored = trusted.iloc[0][["chosen_id", "rejected_id"]].tolist()
+    sides = set(trusted["chosen_id"]) | set(trusted["rejected_id"])
+    scores = both.scores[~both.scores["response_id"].isin(sides - set(scored))]
+    found = clean_preferences(own, scores, trusted=trusted)
+    assert (found.pairs["outcome"] == "kept").all() and any("on 1 trusted pairs" in note for note in found.notes)
+    with pytest.raises(CurationError, match="no pair of `trusted` has finite scores"):
+        clean_preferences(own, scores[~scores["response_id"].isin(scored)], trusted=trusted)
 
 
 def test_a_known_label_accuracy_is_an_anchor() -> None:
@@ -355,7 +395,7 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
     [
         ("repeated id", "39 rows repeat a pair_id"),
         ("half of the ids", "chosen_id and rejected_id go together"),
-        ("scores of others", "no pair has finite scores of both its sides"),
+        ("scores of others", "no pair of `pairs` has finite scores of both its sides"),
         ("no side", "40 values of better_id name no side of their pair; the first, of pair p0, is 'elsewhere'"),
         ("no column", "votes: it has neither the column better_id nor verdict"),
         ("others", "audit: no pair_id is one of the table's; the first is 'x', and the table's first is 'p0'"),
@@ -367,7 +407,7 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
         ("one list", "chosen_scores names 1 columns and rejected_scores 0"),
         ("bound", "keep_probability must be at least 0.5"),
         ("cost", "wrong_label_cost must be at least 1"),
-        ("accuracy", "label_accuracy must lie between 0 and 1"),
+        ("accuracy", "label_accuracy must be at least 0.5 and below 1"),
         ("text column", r"pairs: missing columns \['answer'\]"),
     ],
 )
@@ -399,7 +439,7 @@ def test_pairs_that_stay_although_unsure_are_counted() -> None:
         found = clean_preferences(world.pairs, world.scores)
         unsure = (found.pairs["reason"] == "too little speaks against it").to_numpy()
         assert (found.pairs["probability"][unsure] < 0.8).all()
-        if any("are not sure enough, and stay" in note for note in found.notes):
+        if any("below the bound stay" in note for note in found.notes):
             assert unsure.any() and (found.pairs["outcome"] == "kept").all()
             return
     raise AssertionError("no world has such pairs")

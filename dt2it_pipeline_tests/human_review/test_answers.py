@@ -15,6 +15,7 @@ import pytest
 
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import decide_by_people
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.export import export_pairs
@@ -197,11 +198,19 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         assert settled.annotated["strength"].tolist() == strengths
         assert settled.dropped["reason"].tolist() == ["votes are tied"]
         assert rest["pair_id"].tolist() == [pairs["pair_id"][3]]
-        for name, strength in (("paper", 1.0), ("posterior", math.log(0.98 / 0.02))):
-            policy = make_policy(CurationSettings(policy=name))
-            assert policy.settle(contested, to_frame(votes))[0].annotated["strength"].tolist() == pytest.approx(
-                [strength] * 2
-            )
+        for name, strength in (("paper", 1.0), ("joint", math.log(0.98 / 0.02))):
+            policy, no_margins = make_policy(CurationSettings(policy=name)), pd.Series([[]] * len(contested))
+            there = contested.assign(votes=no_margins)
+            made = policy.decide(there.iloc[:0], there, to_frame(votes), nobody, 1, None, Anchor())
+            decided = made.annotated[made.annotated["label"] == "annotated"]
+            assert decided["chosen"].tolist() == ["good 0", "bad 2"]
+            assert decided["strength"].tolist() == pytest.approx([strength] * 2)
+            assert "votes are tied" in made.dropped["reason"].tolist()
+
+
+def nobody(asked: pd.DataFrame) -> pd.DataFrame:
+    """Judges who say nothing."""
+    return to_frame(schemas.table([], "votes"))
 
 
 def test_no_votes_leave_every_pair_to_the_judges(pairs, tmp_path):

@@ -24,7 +24,7 @@ from dt2it_pipeline.orchestrate.stage.stage_asset import OWNERS, PART, STAGE
 def defs(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
     """Every asset that there can be: the smoke recipe has both arms, and here also further voters."""
     recipe = load_recipe("configs/recipes/smoke.yaml")
-    more = {"policy": "posterior", "out_of_fold": {"folds": 2}, "ensemble": {"seeds": 1}}
+    more = {"policy": "joint", "out_of_fold": {"folds": 2}, "ensemble": {"seeds": 1}}
     curation = type(recipe.curation).model_validate(recipe.curation.model_dump() | more)
     return build_defs(recipe.model_copy(update={"curation": curation}), tmp_path_factory.mktemp("home"))
 

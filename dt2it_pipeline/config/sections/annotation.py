@@ -77,7 +77,8 @@ class AnnotationSettings(Settings):
         strict=False,
         min_length=1,
         max_length=2,
-        description="each has one vote on every contested pair. The policy `paper` needs two, `posterior` one or two",
+        description="each has one vote on every pair that is put to judges. The policy `paper` needs two, `joint` one "
+        "or two",
     )
     batch_pairs: int = Field(
         64,
@@ -90,7 +91,7 @@ class AnnotationSettings(Settings):
         ge=0,
         json_schema_extra=unit("judge calls"),
         description="most judge calls per round, one per pair and judge. `paper` asks about the least certain pairs "
-        "first, `posterior` about the most certain of the contested ones. null: no limit",
+        "first, `joint` about those where a verdict brings most. null: no limit",
     )
 
     @model_validator(mode="after")

@@ -52,10 +52,10 @@ class EnsembleSettings(Settings):
 class CurationSettings(Settings):
     """How labels are cleaned (arXiv 2604.19544, vote, flip and verify), or by another policy."""
 
-    policy: Literal["paper", "posterior"] = Field(
+    policy: Literal["paper", "joint"] = Field(
         "paper",
-        description="paper: the published vote, flip and verify. posterior: decides by the probability that a label is "
-        "right",
+        description="paper: the published vote, flip and verify. joint: one model of labels, voters and judges, "
+        "anchored by pairs whose truth is known",
     )
     flip_fraction: float = Field(
         0.5,
@@ -67,46 +67,62 @@ class CurationSettings(Settings):
     reuse_reward_model: bool = Field(
         False, description="paper: verify with the round's reward model instead of training a verifier"
     )
-    keep_probability: float = Field(
-        0.8,
-        ge=0.5,
-        lt=1,
-        json_schema_extra=unit("probability"),
-        description="posterior: a pair whose label is right with a lower probability is contested and goes to the "
-        "judges",
-    )
-    keep_judged_probability: float = Field(
-        0.8,
-        ge=0.5,
-        lt=1,
-        json_schema_extra=unit("probability"),
-        description="posterior: a judged pair whose more likely label is right with a lower probability is dropped. "
-        "0.5: none is dropped. Pairs that are hard to judge are no random sample, so dropping them leaves a bias",
-    )
-    smallest_source: int = Field(
-        100,
+    wrong_label_cost: float = Field(
+        4.0,
         ge=1,
+        le=1e6,
+        json_schema_extra=unit("right labels"),
+        description="joint: how many right labels a wrong one that is kept costs. A label is kept from the probability "
+        "cost / (1 + cost) on: 80% at 4",
+    )
+    keep_probability: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        json_schema_extra=unit("probability"),
+        description="joint: least probability of a kept label, in place of wrong_label_cost. null: by that cost",
+    )
+    call_cost: float = Field(
+        0.05,
+        ge=0,
+        le=1e6,
+        json_schema_extra=unit("right labels"),
+        description="joint: price of one judge call. A pair is put to the judges where their verdict is expected to "
+        "bring more",
+    )
+    trusted_pairs: int = Field(
+        0,
+        ge=0,
+        le=100_000,
         json_schema_extra=unit("pairs"),
-        description="posterior: sources with fewer pairs share one estimate of label accuracy",
+        description="joint: pairs of debiased_pairs that no model is trained on. Their labels come from reference "
+        "answers, and so they anchor the joint model; 50 are the least that do. At most a quarter of debiased_pairs is "
+        "held out. 0: none is",
     )
     ensemble: EnsembleSettings | None = Field(
         None, description="more voters for all rounds. null: only the models of the rounds vote"
     )
     out_of_fold: OutOfFoldSettings | None = Field(
         None,
-        description="posterior: from round 1 on, models trained without the prompts of a fold vote on its pairs. null: "
+        description="joint: from round 1 on, models trained without the prompts of a fold vote on its pairs. null: "
         "only models of earlier rounds vote",
     )
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide about pairs once all scores are there, as stages count them in their keys."""
-        return self.model_dump(mode="json", exclude={"ensemble", "out_of_fold"})
+        return self.model_dump(mode="json", exclude={"ensemble", "out_of_fold", "trusted_pairs"})
 
     @model_validator(mode="after")
     def _published_policy_hears_every_voter_on_every_pair(self) -> CurationSettings:
         if self.out_of_fold is not None and self.policy == "paper":
             raise ValueError(
-                "out_of_fold needs the policy `posterior`: under `paper` every voter scores every pair, and a fold's "
+                "out_of_fold needs the policy `joint`: under `paper` every voter scores every pair, and a fold's "
                 "scores its own alone"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _trusted_pairs_are_of_use(self) -> CurationSettings:
+        if self.trusted_pairs and self.policy == "paper":
+            raise ValueError("trusted_pairs needs the policy `joint`: `paper` has no use for them")
         return self

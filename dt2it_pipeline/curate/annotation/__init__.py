@@ -1,1 +1,1 @@
-"""Step 3 of curation: judges and people decide contested pairs, within a budget."""
+"""Step 3 of curation: judges are asked about pairs, within a budget."""

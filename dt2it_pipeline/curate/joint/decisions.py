@@ -7,13 +7,13 @@ directly. A label is flipped if its other side is worth keeping, and there is an
 Without an anchor nothing is flipped. How often labels and annotators agree is seen, which of them errs is not, and a
 flip would be a guess. A drop costs a pair, and no accuracy. The level of p is assumed then, too, so that only pairs are
 dropped that the evidence speaks against. Where the evidence goes with the labels no more than by chance, all pairs stay
-as they are. Nothing is dropped either where the dropped labels may well be as right as all are: to drop a few labels
-that are right after all would be a loss.
+as they are. Of the pairs to drop, only so many are dropped that their labels are surely less often right than all are:
+to drop a few labels that are right after all would be a loss.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import betaincinv, expit
@@ -21,7 +21,6 @@ from scipy.special import betaincinv, expit
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
 from dt2it_pipeline.curate.joint.model import (
     LEAST_CHECKED,
-    LEAST_TRUSTED,
     Anchors,
     JointModel,
     label_log_odds,
@@ -116,11 +115,11 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         for name, group in groups.items():
             group.add(p, mean, outcome[part] == name)
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
-    retained = 0
-    if not groups[DROPPED].surely_below(everything, _ONE_SIDED[anchored]):
-        retained = groups[DROPPED].size
-        outcome[outcome == DROPPED] = KEPT
-        groups[KEPT], groups[DROPPED] = groups[KEPT] + groups[DROPPED], _Sum.of(len(draws))
+    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchored])
+    outcome[stay] = KEPT
+    for _, p in label_probabilities(_rows(evidence, stay), draws):
+        groups[KEPT].add(p, p.mean(axis=1, dtype=np.float64), np.ones(len(p), dtype=bool))
+    retained = len(stay)
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
     seen = (anchored, informative, agreement, compared, retained)
@@ -215,8 +214,7 @@ def assumptions(evidence: Evidence, model: JointModel, decisions: Decisions) -> 
 def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple[float, int, bool]:
     """Share of pairs whose evidence is for the label, how many there are, and whether it goes with truth or label."""
     annotators = evidence.of(VOTER, NET_VERDICT, JUDGE)
-    weights = np.average([each.mode for each in model.components], axis=0, weights=[e.weight for e in model.components])
-    u = evidence.features[:, annotators] @ weights[: len(annotators)][annotators]
+    u = evidence.features[:, annotators] @ model.mean[: len(annotators)][annotators]
     heard = np.abs(u) > 1e-9
     for_label = float((u[heard] > 0).mean()) if heard.any() else 0.5
     count = int(heard.sum())
@@ -225,7 +223,26 @@ def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple
     if checked.sum() >= LEAST_CHECKED:
         right = float((np.sign(u[checked]) == anchors.checked[checked]).mean())
         informative = informative or 2 * right - 1 > _STANDARD_ERRORS / np.sqrt(checked.sum())
-    return for_label, count, bool(informative or len(anchors.trusted) >= LEAST_TRUSTED)
+    return for_label, count, bool(informative)
+
+
+def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: _Sum, deviations: float) -> np.ndarray:
+    """Pairs that must stay, so that the labels that are dropped are surely less often right than all are.
+
+    The most probably wrong ones are dropped, and as many as keep that sure by so many standard deviations. Only chance
+    is counted, that of a few labels which all turn out right. Where annotators were no good, dropped labels would be as
+    right as all are, and nothing but pairs would be lost.
+    """
+    places = np.flatnonzero(dropped)
+    places = places[np.argsort(label_right[places], kind="stable")]
+    p = label_right[places]
+    gap = np.cumsum(everything.right.mean() / max(everything.size, 1) - p)
+    sure = np.flatnonzero(gap > deviations * np.sqrt(np.cumsum(p * (1 - p))))
+    return places[sure[-1] + 1 :] if len(sure) else places
+
+
+def _rows(evidence: Evidence, places: np.ndarray) -> Evidence:
+    return replace(evidence, features=evidence.features[places], sources=evidence.sources[places])
 
 
 def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
@@ -285,14 +302,3 @@ class _Sum:
             return Estimate(float("nan"), float("nan"), float("nan"))
         low, high = np.quantile(self.accuracy(seed), (0.025, 0.975))
         return Estimate(float(self.right.mean() / self.size), float(low), float(high))
-
-    def surely_below(self, everything: _Sum, deviations: float) -> bool:
-        """Whether these labels are less often right than all are, by so many standard deviations.
-
-        Only chance is counted, that of a few labels which all turn out right. Where annotators were no good, dropped
-        labels would be as right as all are, and nothing but pairs would be lost.
-        """
-        if not self.size:
-            return False
-        gap = everything.right.mean() / everything.size - self.right.mean() / self.size
-        return bool(gap * self.size > deviations * np.sqrt(self.variance))

@@ -22,7 +22,9 @@ them is to blame where they do not: (a, w) and (logit of the annotators' accurac
 prior decides there, and the answer is integrated over it. A checked pair (audit) adds log P(z_i | label, x_i) at full
 weight, and a trusted pair, whose truth is known and whose label comes from elsewhere, log sigmoid(u_i). The model is
 wrong in details that a million unchecked pairs would magnify, so these count together as 20 pairs, beside an anchor as
-5, or as many as there are trusted ones, beside which they say how right the labels are.
+5. Trusted pairs say nothing of labels; so beside them unchecked pairs count as as many more, by their margins alone.
+Verdicts stay out of that: judges are asked about pairs whose label voters doubt, and of such pairs alone, labels say
+little about judges.
 
 Priors (normal: mean, spread) were set on three sets with known truth (`benchmarks.real_noise`). There kappa is 0.2 to
 0.5 in all eight combinations of voters and judges, the weights of voters sum to 0.9 to 4.5, and lambda lies within 0.5.
@@ -44,7 +46,7 @@ from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, VOT
 LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
 _WEIGHT_BESIDE_CHECKED = 5.0  # pairs, where there is an anchor
-_FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since they weigh 50 together
+_FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since together they weigh little
 _GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
 _LABEL = (1.4, 1.3)  # a: labels are right in 80%, give or take
 _SOURCE_SPREAD = 0.4
@@ -52,11 +54,13 @@ _VOTERS, _VOTER_SPREAD = (2.5, 1.5), 1.5  # the sum of voters' weights; single o
 _VERDICT, _PER_LEAD, _VERDICT_SPREAD = 1.3, 0.65, 1.2
 _JUDGE_SPREAD = 0.5
 _LENGTH_SPREAD = 1.0
-_KAPPA, _LAMBDA_SPREAD = 0.3, 0.4
+_KAPPA = 0.3
+_LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
 _KAPPA_SPREAD = {False: 0.15, True: 0.5}  # with an anchor, data may say that voters repeat the labels
 _LEAST_CURVATURE = 1e-2
 _STEP = 1e-4  # of the numerical second derivatives
 _LIKELY = 1e-3  # components below are left out
+_HOPELESS = 15.0  # nats; a mode that is so much less probable has no weight, whatever its curvature
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,12 @@ class JointModel:
     components: tuple[Component, ...]
     log_evidence: float
 
+    @property
+    def mean(self) -> np.ndarray:
+        """float64 [parameters], mean of the posterior."""
+        weights = [each.weight for each in self.components]
+        return np.asarray(np.average([each.mode for each in self.components], axis=0, weights=weights))
+
     def draws(self, count: int, seed: int = 0) -> np.ndarray:
         """float64 [count, parameters], draws of the posterior, in pairs that mirror each other; `count` is even."""
         rng = np.random.default_rng(seed)
@@ -163,13 +173,17 @@ def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> J
     layout = _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
     problem = _Problem(layout, evidence, anchors, draw)
     start = problem.mean.copy()
-    found = []
+    modes = []
     for a in _GRID[::-1]:  # from labels that are right: there the regression is an ordinary one
-        mode, value = problem.mode(start, float(a))
+        modes.append(problem.mode(start, float(a)))
+        start = modes[-1][0]
+    found, best = [], max(value for _, value in modes)
+    for mode, value in modes:
+        if value < best - _HOPELESS:
+            continue
         values, vectors = np.linalg.eigh(problem.curvature(mode))
         values = np.maximum(values, _LEAST_CURVATURE)
         found.append((mode, (vectors / np.sqrt(values)) @ vectors.T, value - 0.5 * float(np.log(values).sum())))
-        start = mode
     logs = np.array([log for *_, log in found])
     weights = np.exp(logs - logs.max())
     evidence_log = float(logs.max() + np.log(weights.sum()))
@@ -231,45 +245,58 @@ class _Problem:
     def __init__(self, layout: _Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
         self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
         unchecked = np.flatnonzero(anchors.checked == 0)
-        weight = min(
-            1.0,
-            max(_WEIGHT_BESIDE_CHECKED if anchors.enough else WEIGHT_OF_UNCHECKED, float(len(anchors.trusted)))
-            / max(len(unchecked), 1),
-        )
+        count = max(len(unchecked), 1)
+        together = _WEIGHT_BESIDE_CHECKED if anchors.enough else WEIGHT_OF_UNCHECKED
+        weight = min(1.0, together / count)
+        unjudged = min(1.0 - weight, max(len(anchors.trusted) - together, 0.0) / count)
         if len(unchecked) > _FIT_PAIRS:
-            weight *= len(unchecked) / _FIT_PAIRS
+            weight, unjudged = weight * len(unchecked) / _FIT_PAIRS, unjudged * len(unchecked) / _FIT_PAIRS
             unchecked = unchecked[np.argpartition(draw[unchecked], _FIT_PAIRS)[:_FIT_PAIRS]]
         rows = np.concatenate([np.flatnonzero(anchors.checked), unchecked])
         self.x, self.groups, self.checked = evidence.features[rows], evidence.sources[rows], anchors.checked[rows]
         self.weight = np.where(self.checked == 0, weight, min(weight, 1.0))
+        self.unjudged = np.where(self.checked == 0, unjudged, 0.0)
+        self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE)
+        if not self.x[:, ~self.without_verdicts].any():  # then both likelihoods are one
+            self.weight, self.unjudged = self.weight + self.unjudged, np.zeros_like(self.unjudged)
         self.mean, self.precision = _prior(layout, evidence, anchors)
 
     def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log posterior, and its gradient."""
-        layout, weight = self.layout, self.weight
-        u, a, c, right, wrong = _log_joint(layout, t, self.x, self.groups)
-        total, q = np.logaddexp(right, wrong), expit(right - wrong)
-        # P(answer) of checked pairs, by an auditor who errs now and then, and the derivative by the log-odds of z.
-        is_checked, slope = self.checked != 0, 2 * self.auditor - 1
-        answer = (1 - self.auditor) + slope * np.where(self.checked > 0, q, 1 - q)
-        by_odds = np.where(is_checked, self.checked * slope * q * (1 - q) / answer, 0.0)
-        by_right, by_wrong = weight * q + by_odds, weight * (1 - q) - by_odds
-        su, sp, sm = expit(u), expit(-(a + c)), expit(a - c)
-        d_c = by_right * sp + by_wrong * sm
-        d_a = by_right * sp - by_wrong * sm
-        d_u = by_right * (1 - su) - by_wrong * su + d_c * t[layout.kappa]
-        gradient = np.zeros(layout.size)
-        gradient[: layout.features] = self.x.T @ d_u
-        gradient[layout.kappa], gradient[layout.length_bias] = u @ d_c, self.x[:, -1] @ d_c
-        gradient[layout.deviations] = np.bincount(self.groups, d_a, layout.groups)
-        gradient[-1] = d_a.sum()
-        value = float(weight @ total + np.log(answer[is_checked]).sum())
+        layout = self.layout
+        value, gradient = self._labels(t, self.x, self.weight, self.checked)
+        if self.unjudged.any():
+            more, slope = self._labels(t, self.x * self.without_verdicts, self.unjudged, np.zeros_like(self.checked))
+            value, gradient = value + more, gradient + slope
         if len(self.trusted):
             known = self.trusted @ t[: layout.features]
             value += float(log_expit(known).sum())
             gradient[: layout.features] += self.trusted.T @ expit(-known)
         off = t - self.mean
         return value - 0.5 * float(off @ self.precision @ off), gradient - self.precision @ off
+
+    def _labels(
+        self, t: np.ndarray, x: np.ndarray, weight: np.ndarray, checked: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Log likelihood of labels, weighted, and of the answers about checked ones; and its gradient."""
+        layout = self.layout
+        u, a, c, right, wrong = _log_joint(layout, t, x, self.groups)
+        total, q = np.logaddexp(right, wrong), expit(right - wrong)
+        # P(answer) of checked pairs, by an auditor who errs now and then, and the derivative by the log-odds of z.
+        is_checked, slope = checked != 0, 2 * self.auditor - 1
+        answer = (1 - self.auditor) + slope * np.where(checked > 0, q, 1 - q)
+        by_odds = np.where(is_checked, checked * slope * q * (1 - q) / answer, 0.0)
+        by_right, by_wrong = weight * q + by_odds, weight * (1 - q) - by_odds
+        su, sp, sm = expit(u), expit(-(a + c)), expit(a - c)
+        d_c = by_right * sp + by_wrong * sm
+        d_a = by_right * sp - by_wrong * sm
+        d_u = by_right * (1 - su) - by_wrong * su + d_c * t[layout.kappa]
+        gradient = np.zeros(layout.size)
+        gradient[: layout.features] = x.T @ d_u
+        gradient[layout.kappa], gradient[layout.length_bias] = u @ d_c, x[:, -1] @ d_c
+        gradient[layout.deviations] = np.bincount(self.groups, d_a, layout.groups)
+        gradient[-1] = d_a.sum()
+        return float(weight @ total + np.log(answer[is_checked]).sum()), gradient
 
     def mode(self, start: np.ndarray, a: float) -> tuple[np.ndarray, float]:
         """The parameters that are most probable for this a, and the log posterior there."""
@@ -309,7 +336,7 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
         elif kind in (JUDGE, LENGTH):
             put(place, 0.0, _JUDGE_SPREAD if kind == JUDGE else _LENGTH_SPREAD)
     put(layout.kappa, _KAPPA, _KAPPA_SPREAD[anchors.enough])
-    put(layout.length_bias, 0.0, _LAMBDA_SPREAD)
+    put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
     if anchors.label_accuracy is None:

@@ -21,6 +21,20 @@ def from_matrix(voters: tuple[str, ...], margins: np.ndarray) -> pd.Series:
     return _series(np.arange(count + 1) * width, names, margins.ravel())
 
 
+def to_matrix(votes: pd.Series, voters: tuple[str, ...]) -> np.ndarray:
+    """Margins of these voters, float64 [n, V]; not a number where one has not voted. Of several, the last counts."""
+    rows, names, margins = _flat(votes, len(votes))
+    places = pd.Index(voters).get_indexer(names.to_numpy(zero_copy_only=False))
+    found = np.full((len(votes), len(voters)), np.nan)
+    found[rows[places >= 0], places[places >= 0]] = margins[places >= 0]
+    return found
+
+
+def voters_in(votes: pd.Series) -> list[str]:
+    """Names of all that voted on any pair, sorted."""
+    return sorted(_flat(votes, len(votes))[1].unique().to_pylist())
+
+
 def append(
     existing: pd.Series | None, rows: np.ndarray, voters: pd.Series, margins: np.ndarray, count: int
 ) -> pd.Series:

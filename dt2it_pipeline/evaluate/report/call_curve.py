@@ -1,8 +1,7 @@
 """Label accuracy and pairs kept against judge calls, after so many of a round's calls.
 
-The calls of a round are spent in an order (`curate.annotation.budget`). So the curve is what the round would have
-curated under
-smaller budgets, from the verdicts that it has: no judge is asked again.
+The calls of a round are spent in an order. So the curve is what the round would have curated under smaller budgets,
+from the verdicts that it has: no judge is asked again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import pandas as pd
 
 from dt2it_pipeline.evaluate.report.data import CallCurve
 
-POINTS = 13  # budgets looked at, none and all of the calls included
+POINTS = 7  # budgets looked at, none and all of the calls included
 
 CurateWith = Callable[[int], pd.DataFrame]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -56,11 +56,10 @@ class Funnel:
     Attributes:
         pool: pairs that came in.
         flipped: labels that the vote flipped.
-        passed: pairs kept without asking a judge.
-        contested: pairs that judges were asked about.
-        reopened: pairs that step 2 had verified and judges were asked about, because verdicts on others made them
-            uncertain.
-        confirmed: pairs kept after the judges.
+        passed: pairs kept that nobody was asked about.
+        contested: pairs that the vote left in doubt.
+        asked: pairs that judges were asked about, contested ones and others.
+        confirmed: pairs kept that people or judges were asked about.
         left_out: reason -> dropped pairs.
         curated: label -> pairs in the curated set.
         right: label -> label accuracy, 0 to 1; empty without truth.
@@ -75,7 +74,7 @@ class Funnel:
     left_out: Mapping[str, int]
     curated: Mapping[str, int]
     right: Mapping[str, float] = field(default_factory=dict)
-    reopened: int = 0
+    asked: int = 0
     judge_calls: int = 0
 
     @property
@@ -94,6 +93,28 @@ class Quality:
     grade: Grade | None = None
     probe: StyleProbe | None = None
     judge_calls: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelEstimate:
+    """How right the labels of one round are by the joint model, without hidden truth.
+
+    Attributes:
+        before: label accuracy of the pool as it came, 0 to 1: estimate, and its 95% interval.
+        after: the same of the curated pairs; None where there are none.
+        anchored: whether pairs of known truth anchor it; otherwise it is assumed.
+        notes: sentences: what it rests on, what was not used.
+        sensitivity: where it is assumed, rows of annotator_accuracy, label_accuracy, accuracy_after (0 to 1): what
+            follows if voters and judges together are that accurate.
+        calibration: rows of kind, pairs, claimed, observed (0 to 1): pairs of known truth that the fit did not see.
+    """
+
+    before: tuple[float, float, float]
+    after: tuple[float, float, float] | None
+    anchored: bool
+    notes: Sequence[str] = ()
+    sensitivity: Sequence[Mapping[str, float]] = ()
+    calibration: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +168,8 @@ class Example:
 class Round:
     """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step.
 
-    `note`: how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule.
+    `note`: how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule;
+    `estimate`: None under a policy that estimates nothing.
     """
 
     number: int
@@ -160,6 +182,7 @@ class Round:
     funnel: Funnel | None = None
     note: str = ""
     call_curves: Sequence[CallCurve] = ()
+    estimate: LabelEstimate | None = None
 
 
 @dataclass(frozen=True)

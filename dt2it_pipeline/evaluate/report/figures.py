@@ -246,6 +246,42 @@ def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> str | None
         return _uri(figure)
 
 
+def calibration_figure(rounds: Sequence[Round]) -> str | None:
+    """Observed against claimed probability per round and kind of known truth; None where no truth is known."""
+    lines = []
+    for place, one in enumerate(rounds):
+        rows = [] if one.estimate is None else one.estimate.calibration
+        for kind, marker in (("audited", "o"), ("trusted", "s")):
+            if points := [row for row in rows if row["kind"] == kind]:
+                name = f"round {one.number}, {kind} ({sum(int(row['pairs']) for row in points):,} pairs)"
+                lines.append((name, _round_colour(place, len(rounds)), marker, points))
+    if not lines:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([50, 100], [50, 100], color=_GREY, linestyle=(0, (4, 3)), linewidth=1)
+        for place, (name, colour, marker, points) in enumerate(lines):
+            claimed = np.array([100 * row["claimed"] for row in points]) + 0.25 * place  # bars do not hide each other
+            shares = [row["observed"] for row in points]
+            ends = [wilson_interval(round(row["observed"] * row["pairs"]), int(row["pairs"])) for row in points]
+            reach = np.array([[share - low, high - share] for share, (low, high) in zip(shares, ends, strict=True)])
+            axes.errorbar(
+                claimed,
+                100 * np.array(shares),
+                yerr=np.clip(100 * reach.T, 0, None),
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=1.2,
+                label=_short(name, 60),
+            )
+        axes.set(xlabel="claimed, %", ylabel="observed, %", xlim=(49, 102))
+        axes.grid()
+        figure.legend(loc="outside lower left", ncols=2)
+        return _uri(figure)
+
+
 def _histograms(axes: Axes, parts: Mapping[str, np.ndarray], names: Sequence[str], bins: np.ndarray) -> None:
     for name, values in parts.items():
         colour = _COLOURS[names.index(name) % len(_COLOURS)]

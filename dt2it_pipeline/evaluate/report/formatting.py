@@ -78,7 +78,7 @@ def strength_unit(label: str, policy: str | None = None, curated: bool = True) -
     if label == "reformulated" or not (curated or label == "annotated"):
         return "in the source's own unit"
     paper = "judge votes ahead (of 2)" if label == "annotated" else "score difference (reward units)"
-    units = {"posterior": "log-odds of a right label (nats)", "paper": paper}
+    units = {"joint": "log-odds of a right label (nats)", "paper": paper}
     return units.get(policy or "", f"log-odds or {paper}, by policy")
 
 

@@ -78,6 +78,8 @@ def render_report(data: ReportData) -> str:
         guessing_notes=text.guessing_notes(table),
         macro=MACRO,
         label_words=text.label_words,
+        estimates=[(f"round {item.number}", item.estimate) for item in rounds if item.estimate is not None],
+        calibration_figure=figures.calibration_figure(rounds),
         accuracy_figure=figures.accuracy_figure(table),
         quality_figure=figures.quality_figure(rounds, data.quality),
         probe_figure=figures.probe_figure(rounds, data.quality),

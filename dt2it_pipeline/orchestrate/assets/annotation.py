@@ -11,11 +11,12 @@ from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
-from dt2it_pipeline.curate.annotation.resolution import decide_pairs
 from dt2it_pipeline.curate.pair_frames import stack
 from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policy import Anchor
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.human_review.answers import people_votes
+from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of, prompts_with_trusted
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
@@ -34,7 +35,7 @@ def build_annotated_pairs(
         group=GROUP,
         part="curation",
         stage="annotate",
-        code_version="8",
+        code_version="9",
         kinds={"pytorch"},
         tables=("pairs", "prompts", "votes", "quarantine"),
         gpu=True,
@@ -46,14 +47,16 @@ def build_annotated_pairs(
         children: ChildProcesses,
         verified_pairs: Artifact,
         contested_pairs: Artifact,
+        voted_pairs: Artifact,
+        training_pairs: Artifact,
     ) -> StageResult:
-        """Step 3: judges vote on contested pairs; what they leave undecided, or the budget unasked, is dropped.
+        """Step 3: judges vote on contested and trusted pairs; what is not sure enough then is dropped.
 
-        Rows in are the contested pairs, and the verified ones that people voted on or that the verdicts on other pairs
-        reopened (`reopened`). Where people voted on a pair, they decide it. What the policy fitted: the vote's log-odds
-        count times `vote_slope` (1: as they are) plus `vote_style` per unit of log(length of chosen / length of
-        rejected); judges' length bias is `judge_length_bias` per unit, and their verdicts are right in
-        `estimated_verdict_accuracy` of the pairs whose sides have one length. `swapped`: pairs whose sides changed.
+        Rows in are the contested pairs, and the verified ones that people or judges voted on or that verdicts on other
+        pairs turned (`reopened`). Where people voted on a pair, they decide it. Under the policy `joint` all evidence
+        of all pairs is fitted again with the verdicts: `label_accuracy_before` and `label_accuracy_after` have the
+        estimate and its 95% interval, `claimed_and_observed` how far it holds on pairs whose truth is known.
+        `swapped`: pairs whose sides changed.
         """
         opened, policy = store.open(), make_policy(curation)
         own = [judge for judge in settings.judges if judge.kind != "endpoint"]
@@ -61,6 +64,9 @@ def build_annotated_pairs(
         verified, contested = (to_frame(artifact["pairs"]) for artifact in (verified_pairs, contested_pairs))
         from_people = people_votes(opened.home, stack(verified, contested))
         people = {"people": content_hash(from_people.to_pylist())} if from_people.num_rows else {}
+        audit = audit_of(opened, policy)
+        prompts = prompts_with_trusted(contested_pairs["prompts"], training_pairs)
+        anchored = {"trusted_pairs": content_hash(voted_pairs["trusted_pairs"].to_pylist())}
 
         def annotate(work: Path) -> Artifact:
             given = _with_model_folders(settings)
@@ -70,9 +76,10 @@ def build_annotated_pairs(
                 folder = work / f"judging-{len(summaries)}"
                 folder.mkdir(exist_ok=True)
                 write_parquet(to_table(pairs, "pairs"), folder / "pairs.parquet")
+                write_parquet(prompts, folder / "prompts.parquet")
                 job = AnnotateJob(
                     pairs=folder / "pairs.parquet",
-                    prompts=contested_pairs.table_path("prompts"),
+                    prompts=folder / "prompts.parquet",
                     media_root=opened.media,
                     output=folder / "votes.parquet",
                     work=folder,
@@ -83,14 +90,14 @@ def build_annotated_pairs(
                 summaries.append(children.run(context, job, folder))
                 return to_frame(read_parquet(job.output, "votes"))
 
-            decision = decide_pairs(
-                policy,
+            decision = policy.decide(
                 verified,
                 contested,
                 to_frame(from_people),
                 ask,
                 len(settings.judges),
                 settings.budget_calls,
+                Anchor(to_frame(voted_pairs["trusted_pairs"]), audit),
             )
             tables = {
                 "pairs": to_table(decision.annotated, "pairs"),
@@ -108,16 +115,27 @@ def build_annotated_pairs(
                 "judge_calls": sum(summary["calls"] for summary in summaries),
                 "beyond_budget": decision.beyond_budget,
             }
-            return Artifact(tables, {"judging": summaries} | metadata | decision.metadata)
+            calibration = decision.calibration().round(4).to_dict("records")
+            metadata |= {"claimed_and_observed": calibration} if calibration else {}
+            return Artifact(tables, {"judging": summaries} | metadata | dict(decision.metadata))
 
         artifact = run_stage(
             context,
             opened,
             annotate,
-            inputs={"verified_pairs": verified_pairs, "contested_pairs": contested_pairs, "models": models, **people},
+            inputs={
+                "verified_pairs": verified_pairs,
+                "contested_pairs": contested_pairs,
+                "models": models,
+                **people,
+                **anchored,
+                **audit_digest(audit),
+            },
             settings={"annotation": settings, "seed": seed, "curation": curation.deciding()},
         )
         context.log.info(annotated_in_words(contested_pairs["pairs"].num_rows, artifact))
+        for note in artifact.metadata.get("notes", ()):
+            context.log.info(note)
         return StageResult(artifact)
 
     return annotated_pairs
@@ -138,7 +156,7 @@ def annotated_in_words(contested: int, artifact: Artifact) -> str:
     others = int(metadata["rows_in"]) - contested
     came = f"{contested:,} contested pairs"
     if others:
-        came += f" and {others:,} verified ones that verdicts or people's votes reopened"
+        came += f" and {others:,} verified ones that were asked about or that verdicts turned"
     return (
         f"of {came}, {metadata['rows_out']:,} are decided (labels flipped: {metadata['swapped']:,}) and "
         f"{metadata['rows_dropped']:,} dropped, after {metadata['judge_calls']:,} judge calls"

@@ -8,8 +8,10 @@ import pyarrow as pa
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.pair_frames import select_rows
 from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
+from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
@@ -40,20 +42,24 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
         group=GROUP,
         part="curation",
         stage="vote",
-        code_version="5",
+        code_version="6",
         kinds={"pandas"},
-        tables=("pairs", "prompts", "quarantine"),
+        tables=("pairs", "prompts", "trusted_pairs", "quarantine"),
         partitions_def=rounds,
-        ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", *more)},
+        ins={name: dg.AssetIn(name) for name in ("response_scores", "raw_preferences", "training_pairs", *more)},
     )
     def voted_pairs(
         context: dg.AssetExecutionContext,
         store: StoreResource,
         response_scores: Artifact,
         raw_preferences: Artifact,
+        training_pairs: Artifact,
         **own: Artifact,
     ) -> StageResult:
-        """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped."""
+        """Step 1: the reward models of this and earlier rounds vote, and labels that they find wrong are flipped.
+
+        Where the policy `joint` has no anchor, none is flipped; `trusted_pairs` and people's audits are anchors.
+        """
         opened, number = store.open(), int(context.partition_key)
         policy = make_policy(curation)
         voters = {
@@ -64,22 +70,29 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
             if name in more and number >= since:
                 voters |= {f"{name}/{k}": earlier_round(opened, name, k, number) for k in range(since, number)}
                 voters[f"{name}/{number}"] = own[name]
-        training = {
-            f"training_pairs/{k}": earlier_round(opened, "training_pairs", k, needed_by=number)
-            for k in range(number + 1)
-            if policy.heeds_training
-        }
+        training: dict[str, Artifact] = {}
+        if policy.takes_anchor:
+            training = {
+                f"training_pairs/{k}": earlier_round(opened, "training_pairs", k, needed_by=number)
+                for k in range(number)
+            } | {f"training_pairs/{number}": training_pairs}
+        audit = audit_of(opened, policy)
 
-        def vote(work: Path) -> Artifact:
+        def flip(work: Path) -> Artifact:
             scores = to_frame(pa.concat_tables([voter["scores"] for voter in voters.values()]))
             trained_on = {
                 f"reward_model/{name.rpartition('/')[2]}": frozenset(artifact["pairs"]["pair_id"].to_pylist())
                 for name, artifact in training.items()
             }
-            voted, policy_metadata = policy.vote(to_frame(raw_preferences["pairs"]), scores, trained_on)
+            trusted = training_pairs["trusted_pairs"] if policy.takes_anchor else schemas.table([], "trusted_pairs")
+            vote = policy.vote(to_frame(raw_preferences["pairs"]), scores, trained_on, Anchor(to_frame(trusted), audit))
+            voted = vote.result
             tables = {
                 "pairs": to_table(voted.voted, "pairs"),
                 "prompts": raw_preferences["prompts"],
+                "trusted_pairs": to_table(vote.trusted, "trusted_pairs")
+                if len(vote.trusted)
+                else schemas.table([], "trusted_pairs"),
                 "quarantine": quarantine_table(voted.unscored, "voted_pairs"),
             }
             metadata = {
@@ -91,22 +104,17 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
                 "flipped": voted.flipped,
                 "policy": policy.name,
             }
-            return Artifact(tables, metadata | policy_metadata)
+            return Artifact(tables, metadata | dict(vote.metadata) | {"warnings": list(vote.warnings)})
 
         artifact = run_stage(
             context,
             opened,
-            vote,
-            inputs={**voters, **training, "raw_preferences": raw_preferences},
+            flip,
+            inputs={**voters, **training, "raw_preferences": raw_preferences, **audit_digest(audit)},
             settings={"curation": curation.deciding()},
         )
-        weights = artifact.metadata.get("voter_weights") or {"-": 1.0}
-        if not any(weights.values()):
-            context.log.warning(
-                "no voter agrees with the labels by more than chance (50% plus three standard errors), so none has a "
-                "weight: nothing is relabelled, every pair is contested, and the judges alone decide, whose accuracy "
-                "cannot be estimated then; look at the benchmark of the rounds before: " + ", ".join(weights)
-            )
+        for warning in artifact.metadata["warnings"]:
+            context.log.warning(warning)
         return StageResult(artifact)
 
     return voted_pairs

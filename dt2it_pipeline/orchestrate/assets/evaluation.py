@@ -41,12 +41,16 @@ def build_evaluation_assets(
     sections: ModelSections,
     decontamination: DecontaminationSettings,
     settings: EvaluationSettings,
+    trusted: int,
     rounds: dg.PartitionsDefinition,
 ) -> list[dg.AssetsDefinition]:
-    """Benchmark scores of the rounds, and a model with its scores for every arm that the recipe asks for."""
+    """Benchmark scores of the rounds, and a model with its scores for every arm that the recipe asks for.
+
+    Arms leave out the `trusted` pairs that the rounds' models leave out.
+    """
     made = [_benchmark_scores(sections, rounds), _checkpoint_scores(sections)]
     for arm, preferences in arms(settings).items():
-        made += [_arm_model(sections, decontamination, arm, preferences), _arm_scores(sections, arm)]
+        made += [_arm_model(sections, decontamination, arm, preferences, trusted), _arm_scores(sections, arm)]
     return made
 
 
@@ -213,7 +217,7 @@ def entry_hashes() -> dict[str, str]:
 
 
 def _arm_model(
-    sections: ModelSections, decontamination: DecontaminationSettings, arm: str, preferences: str
+    sections: ModelSections, decontamination: DecontaminationSettings, arm: str, preferences: str, trusted: int
 ) -> dg.AssetsDefinition:
     @stage_asset(
         name=f"{arm}_model",
@@ -239,7 +243,7 @@ def _arm_model(
     ) -> StageResult:
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
         models = ModelJobs(context, store, children, *sections)
-        artifact = trained_on(models, parts, raw_benchmarks, decontamination)
+        artifact = trained_on(models, parts, raw_benchmarks, decontamination, trusted)
         return StageResult(artifact, metadata=training_metadata(artifact))
 
     return arm_model

@@ -8,7 +8,9 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dt2it_pipeline.curate.policies import make_policy
 from dt2it_pipeline.orchestrate.arms import arms
+from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
@@ -34,7 +36,7 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
         group=GROUP,
         part="evaluation",
         stage="report",
-        code_version="6",
+        code_version="7",
         kinds={"html"},
         tables=("benchmark_scores",),
         reconciles=False,
@@ -46,9 +48,9 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
         opened, last = store.open(), int(context.partition_key)
         stages = (*IN_ROUND, *voter_assets(sections.curation))
         rounds_so_far = [_round_artifacts(opened, number, last, stages) for number in range(last + 1)]
-        sources = ReportSources(
-            sections, inputs, rounds_so_far, opened.media, _untabled_seconds(opened, sections.sources)
-        )
+        audit = audit_of(opened, make_policy(sections.curation))
+        seconds = _untabled_seconds(opened, sections.sources)
+        sources = ReportSources(sections, inputs, rounds_so_far, opened.media, seconds, audit)
 
         def write(work: Path) -> Artifact:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
@@ -64,7 +66,8 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
             return Artifact({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
         parts = {f"{name}/{k}": artifact for k, found in enumerate(sources.rounds) for name, artifact in found.items()}
-        artifact = run_stage(context, opened, write, inputs={**inputs, **parts}, settings=report_settings(sections))
+        read: dict[str, Artifact | str] = {**inputs, **parts, **audit_digest(audit)}
+        artifact = run_stage(context, opened, write, inputs=read, settings=report_settings(sections))
         for name in REPORT_FILES:
             opened.publish(artifact.folder / name, name)
         if last + 1 < sections.rounds:

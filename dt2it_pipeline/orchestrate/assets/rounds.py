@@ -14,13 +14,14 @@ from dt2it_pipeline.curate.tables import quarantine_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.media.index import MediaIndex
+from dt2it_pipeline.orchestrate.assets.anchors import hold_out, trusted_digest, with_trusted
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, earlier_round
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.checks import NO_CONTAMINATION
 from dt2it_pipeline.orchestrate.stage.metadata import histogram, markdown_of
-from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, training_metadata
 from dt2it_pipeline.orchestrate.stage.stage_asset import OWNERS, PART, STAGE, StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact
 
@@ -47,7 +48,7 @@ def build_round_assets(
     )
     return [
         feedback,
-        _training_pairs(decontamination, rounds),
+        _training_pairs(decontamination, curation.trusted_pairs, rounds),
         _reward_model(sections, rounds),
         _response_scores(sections, rounds),
         _verifier_model(sections, decontamination, curation, rounds),
@@ -55,12 +56,19 @@ def build_round_assets(
 
 
 def joined_pairs(
-    parts: Mapping[str, Artifact], benchmarks: Artifact, settings: DecontaminationSettings, media_root: Path
+    parts: Mapping[str, Artifact],
+    benchmarks: Artifact,
+    settings: DecontaminationSettings,
+    media_root: Path,
+    trusted: int = 0,
 ) -> Artifact:
     """Pairs of several artifacts as one training set, decontaminated against the benchmarks.
 
     The metadata `decontamination` says what was removed: reason, benchmark, source and pairs. A pair that several parts
     hold is taken from the first of them; the others are counted as quarantined.
+
+    Of the part `debiased_pairs`, about `trusted` pairs are held out, as whole prompts, the same in all rounds: they are
+    the table `trusted_pairs`. Other pairs of their prompts are held out too, so that no model has seen the question.
     """
     pairs = pa.concat_tables([part["pairs"] for part in parts.values()])
     prompts = unique_prompts([part["prompts"] for part in parts.values()])
@@ -71,21 +79,29 @@ def joined_pairs(
     hashes = image_hashes(prompts, benchmarks, settings, media_root)
     clean, contaminated, report = decontaminate(pairs.filter(first), prompts, content, settings, hashes)
     used = prompts.filter(pc.is_in(prompts["prompt_id"], value_set=clean["prompt_id"].combine_chunks()))
+    kept, held_out = hold_out(clean, parts["debiased_pairs"]["pairs"], trusted) if trusted else (clean, clean[:0])
     quarantine = pa.concat_tables([quarantine_table(repeated, "training_pairs"), contaminated])
-    metadata = {"rows_in": pairs.num_rows, "rows_out": clean.num_rows, "rows_quarantined": quarantine.num_rows}
+    metadata = {"rows_in": pairs.num_rows, "rows_out": kept.num_rows, "rows_quarantined": quarantine.num_rows}
+    metadata |= {"rows_held_out": clean.num_rows - kept.num_rows} if trusted else {}
     metadata["decontamination"] = report
-    return Artifact({"pairs": clean, "prompts": used.combine_chunks(), "quarantine": quarantine}, metadata)
+    tables = {"pairs": kept, "prompts": used.combine_chunks(), "quarantine": quarantine}
+    return Artifact({**tables, "trusted_pairs": held_out}, metadata)
 
 
 def trained_on(
-    models: ModelJobs, parts: Mapping[str, Artifact], benchmarks: Artifact, settings: DecontaminationSettings
+    models: ModelJobs,
+    parts: Mapping[str, Artifact],
+    benchmarks: Artifact,
+    settings: DecontaminationSettings,
+    trusted: int = 0,
 ) -> Artifact:
     """A model trained on several artifacts, joined as `joined_pairs` does, as the step's stage."""
-    joined = joined_pairs(parts, benchmarks, settings, models.store.open().media)
+    joined = joined_pairs(parts, benchmarks, settings, models.store.open().media, trusted)
     inputs: dict[str, Artifact | str] = {
         **parts,
         "raw_benchmarks": benchmarks,
         "decontamination": settings.model_dump_json(),
+        "trusted_pairs": str(trusted),
     }
     return models.train(joined["pairs"], joined["prompts"], inputs)
 
@@ -114,14 +130,16 @@ def no_contamination(
     )
 
 
-def _training_pairs(settings: DecontaminationSettings, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def _training_pairs(
+    settings: DecontaminationSettings, trusted: int, rounds: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
     @stage_asset(
         group=GROUP,
         part="training",
         stage="join",
-        code_version="4",
+        code_version="5",
         kinds={"python"},
-        tables=("pairs", "prompts", "quarantine"),
+        tables=("pairs", "prompts", "trusted_pairs", "quarantine"),
         checks=(NO_CONTAMINATION,),
         partitions_def=rounds,
         op_tags={"dagster/priority": "1"},  # before the arms train: a missing earlier round is to be reported at once
@@ -134,7 +152,10 @@ def _training_pairs(settings: DecontaminationSettings, rounds: dg.PartitionsDefi
         t2i_pairs: Artifact,
         raw_benchmarks: Artifact,
     ) -> StageResult:
-        """D0 (debiased and two-image pairs) plus the curated pairs of the round before, decontaminated."""
+        """D0 (debiased and two-image pairs) plus the curated pairs of the round before, decontaminated.
+
+        `trusted_pairs` are left out: debiased pairs that no model is trained on, as the recipe's `curation` asks.
+        """
         opened, number = store.open(), int(context.partition_key)
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs}
         if number > 0:
@@ -142,9 +163,9 @@ def _training_pairs(settings: DecontaminationSettings, rounds: dg.PartitionsDefi
         artifact = run_stage(
             context,
             opened,
-            lambda work: joined_pairs(parts, raw_benchmarks, settings, opened.media),
+            lambda work: joined_pairs(parts, raw_benchmarks, settings, opened.media, trusted),
             inputs={**parts, "raw_benchmarks": raw_benchmarks},
-            settings={"decontamination": settings},
+            settings={"decontamination": settings, "trusted_pairs": trusted},
         )
         clean = no_contamination(artifact, raw_benchmarks, settings, opened.media)
         removed = pa.Table.from_pylist(artifact.metadata["decontamination"], schema=_REMOVED)
@@ -182,7 +203,7 @@ def _response_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) -
         group=GROUP,
         part="curation",
         stage="score",
-        code_version="1",
+        code_version="2",
         kinds={"pytorch"},
         tables=("scores", "quarantine"),
         gpu=True,
@@ -194,17 +215,22 @@ def _response_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) -
         children: ChildProcesses,
         reward_model: Artifact,
         raw_preferences: Artifact,
+        training_pairs: Artifact,
     ) -> StageResult:
-        """Every unique response of the noisy preferences, scored once by the round's reward model."""
+        """Every unique response of the noisy preferences and trusted pairs, scored by the round's reward model."""
         opened, voter = store.open(), f"reward_model/{context.partition_key}"
         models = ModelJobs(context, store, children, *sections)
+        responses, prompts = with_trusted(raw_preferences["pairs"], raw_preferences["prompts"], training_pairs)
         artifact = run_stage(
             context,
             opened,
-            lambda work: models.score(
-                reward_model, responses_of(raw_preferences["pairs"]), raw_preferences["prompts"], voter, work
-            ),
-            inputs={"reward_model": reward_model, "raw_preferences": raw_preferences, "voter": voter},
+            lambda work: models.score(reward_model, responses, prompts, voter, work),
+            inputs={
+                "reward_model": reward_model,
+                "raw_preferences": raw_preferences,
+                "trusted_pairs": trusted_digest(training_pairs),
+                "voter": voter,
+            },
             settings={"scoring": sections.scoring},
         )
         scores = [value for value in artifact["scores"]["score"].to_pylist() if value is not None]

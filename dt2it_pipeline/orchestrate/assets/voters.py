@@ -16,11 +16,12 @@ from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.config.sections.curation import CurationSettings, EnsembleSettings, OutOfFoldSettings
 from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters, seed_voters
 from dt2it_pipeline.curate.voters.out_of_fold import judged_by, learned_by, voter_name
+from dt2it_pipeline.orchestrate.assets.anchors import trusted_digest, with_trusted
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.orchestrate.stage.cached_stage import Settings, run_stage
-from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of
+from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
@@ -57,7 +58,7 @@ def _ensemble_scores(
         group=GROUP,
         part="curation",
         stage="score",
-        code_version="1",
+        code_version="2",
         kinds={"deepspeed", "pytorch"},
         tables=("scores", "quarantine"),
         gpu=True,
@@ -70,11 +71,11 @@ def _ensemble_scores(
         training_pairs: Artifact,
         raw_preferences: Artifact,
     ) -> StageResult:
-        """The noisy pairs' responses, scored by models of further seeds and by given checkpoints, once, in round 0."""
+        """Responses of noisy and trusted pairs, scored by models of further seeds and given checkpoints, in round 0."""
         opened, first = store.open(), context.partition_key == "0"
         models = ModelJobs(context, store, children, *sections)
         seeds, checkpoints = seed_voters(settings, sections.seed), checkpoint_voters(settings)
-        responses, prompts = responses_of(raw_preferences["pairs"]), raw_preferences["prompts"]
+        responses, prompts = with_trusted(raw_preferences["pairs"], raw_preferences["prompts"], training_pairs)
 
         def score(work: Path) -> Artifact:
             def one(voter: str) -> Artifact:
@@ -93,7 +94,7 @@ def _ensemble_scores(
         inputs: dict[str, Artifact | str] = {"round": context.partition_key}
         made_from: dict[str, Settings] = {"ensemble": settings}
         if first:
-            inputs["raw_preferences"] = raw_preferences
+            inputs |= {"raw_preferences": raw_preferences, "trusted_pairs": trusted_digest(training_pairs)}
             inputs |= {voter: model_digest(path) for voter, path in checkpoints.items()}
             made_from["scoring"] = sections.scoring
             if seeds:
@@ -117,7 +118,7 @@ def _fold_scores(
         group=GROUP,
         part="curation",
         stage="score",
-        code_version="1",
+        code_version="2",
         kinds={"deepspeed", "pytorch"},
         tables=("scores", "quarantine"),
         gpu=True,
@@ -130,7 +131,7 @@ def _fold_scores(
         training_pairs: Artifact,
         raw_preferences: Artifact,
     ) -> StageResult:
-        """The noisy pairs' responses, scored by models trained without the pairs' prompts; none in round 0."""
+        """Responses of noisy and trusted pairs, scored by models trained without their prompts; none in round 0."""
         opened, number = store.open(), int(context.partition_key)
         models = ModelJobs(context, store, children, *sections)
         folds = settings.folds
@@ -144,8 +145,8 @@ def _fold_scores(
                 models.train_in(folder, pairs, prompts, sections.seed)
                 return folder / "checkpoint"
 
-            voter, asked = voter_name(number, fold), responses_of(judged)
-            return _voter_scores(models, folder, voter, asked, raw_preferences["prompts"], trained)
+            asked, prompts = with_trusted(judged, raw_preferences["prompts"], training_pairs)
+            return _voter_scores(models, folder, voter_name(number, fold), asked, prompts, trained)
 
         inputs: dict[str, Artifact | str] = {"round": str(number)}
         if number > 0:

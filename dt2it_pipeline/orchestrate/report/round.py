@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 from dt2it_pipeline.curate.annotation.budget import within_budget
-from dt2it_pipeline.curate.annotation.resolution import Decision, decide_pairs
 from dt2it_pipeline.curate.pair_frames import stack
 from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.published_algorithm import merge, resolve_annotations
+from dt2it_pipeline.curate.policy import Anchor, Decision
+from dt2it_pipeline.curate.published_algorithm import decide_by_people, merge, resolve_annotations
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.report.call_curve import call_curve
-from dt2it_pipeline.evaluate.report.data import CallCurve, Funnel, Quality, Round, StageCounts
+from dt2it_pipeline.evaluate.report.data import CallCurve, Funnel, LabelEstimate, Quality, Round, StageCounts
 from dt2it_pipeline.evaluate.report.text import curation_note
 from dt2it_pipeline.human_review.tasks import PERSON
 from dt2it_pipeline.orchestrate.report.sources import ReportSources, counts, curve, seconds_of
@@ -68,6 +68,25 @@ def round_part(sources: ReportSources, number: int) -> Round:
         funnel=_funnel(sources, number),
         note=_note(sources, number),
         call_curves=_call_curves(sources, number),
+        estimate=_estimate(found["annotated_pairs"]),
+    )
+
+
+def _estimate(annotated: Artifact) -> LabelEstimate | None:
+    """What the joint model says of a round's labels; None under another policy."""
+    metadata = annotated.metadata
+    if "label_accuracy_before" not in metadata:
+        return None
+    before, after = metadata["label_accuracy_before"], metadata["label_accuracy_after"]
+    if before[0] is None:  # there is no pair
+        return None
+    return LabelEstimate(
+        before=tuple(before),
+        after=None if after[0] is None else tuple(after),
+        anchored=metadata["anchored"],
+        notes=metadata["notes"],
+        sensitivity=metadata["sensitivity"],
+        calibration=metadata.get("claimed_and_observed", []),
     )
 
 
@@ -75,6 +94,10 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
     """What became of the noisy pool in a round."""
     found = sources.rounds[number]
     curated = to_frame(found["curated_pairs"]["pairs"])
+    trusted = set(found["voted_pairs"]["trusted_pairs"]["pair_id"].to_pylist())
+    votes = found["annotated_pairs"]["votes"].select(["pair_id", "judge"]).to_pylist()
+    votes = [vote for vote in votes if vote["pair_id"] not in trusted]
+    judged = int(curated["pair_id"].isin({vote["pair_id"] for vote in votes}).sum())
     grade = sources.grade(curated)
     left_out: Counter[str] = Counter()
     for name in ("voted_pairs", "verified_pairs", "annotated_pairs"):
@@ -83,10 +106,10 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
     return Funnel(
         pool=sources.before["raw_preferences"]["pairs"].num_rows,
         flipped=int(found["voted_pairs"].metadata["flipped"]),
-        passed=len(curated) - found["annotated_pairs"]["pairs"].num_rows,
+        passed=len(curated) - judged,
         contested=found["contested_pairs"]["pairs"].num_rows,
-        reopened=int(found["annotated_pairs"].metadata["reopened"]),
-        confirmed=found["annotated_pairs"]["pairs"].num_rows,
+        asked=len({vote["pair_id"] for vote in votes if not vote["judge"].startswith(PERSON)}),
+        confirmed=judged,
         left_out=dict(left_out.most_common()),
         curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
         right={} if grade is None else {label: right / count for label, (count, right) in grade.by_label.items()},
@@ -101,30 +124,33 @@ def _call_curves(sources: ReportSources, number: int) -> list[CallCurve]:
     votes = to_frame(found["annotated_pairs"]["votes"])
     people = votes["judge"].str.startswith(PERSON)
     verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
+    anchor = Anchor(to_frame(found["voted_pairs"]["trusted_pairs"]), sources.audit)
 
     def ask(pairs: pd.DataFrame) -> pd.DataFrame:
         return votes[~people & votes["pair_id"].isin(pairs["pair_id"])]
 
     def decided(calls: int | None) -> Decision:
-        return decide_pairs(policy, verified, contested, votes[people], ask, judges, calls)
-
-    def by_policy(calls: int) -> pd.DataFrame:
-        made = decided(calls)
-        return merge(made.kept, made.annotated)
+        return policy.decide(verified, contested, votes[people], ask, judges, calls, anchor)
 
     whole = decided(settings.annotation.budget_calls)
+    asked = len(whole.votes) // judges  # trusted pairs among them
+
+    def by_policy(calls: int) -> pd.DataFrame:
+        made = decided(calls) if calls < asked * judges else whole
+        return merge(made.kept, made.annotated)
+
     truth = to_frame(sources.before["demo_truth"]["pairs"]) if settings.has_truth else None
     rules = {f"“{policy.name}”": by_policy}
     if policy.name != "paper" and truth is not None:
-        settled, _ = policy.settle(stack(verified, contested), votes[people])
+        settled, _ = decide_by_people(stack(verified, contested), votes[people])
 
         def by_judges(calls: int) -> pd.DataFrame:
-            asked, _ = within_budget(whole.asked, calls, judges, policy.surest_first)
+            asked, _ = within_budget(whole.asked, calls, judges)
             return stack(whole.kept, settled.annotated, resolve_annotations(asked, whole.votes, judges).annotated)
 
         rules["if the judges alone decided"] = by_judges
     pool = sources.before["raw_preferences"]["pairs"].num_rows
-    return [call_curve(name, rule, len(whole.asked), judges, pool, truth) for name, rule in rules.items()]
+    return [call_curve(name, rule, asked, judges, pool, truth) for name, rule in rules.items()]
 
 
 def _note(sources: ReportSources, number: int) -> str:
@@ -133,7 +159,7 @@ def _note(sources: ReportSources, number: int) -> str:
         return ""
     before, now = (to_frame(sources.rounds[k]["curated_pairs"]["pairs"]) for k in (number - 1, number))
     trained_on = None
-    if make_policy(sources.recipe.curation).heeds_training:
+    if make_policy(sources.recipe.curation).takes_anchor:
         trained_on = set(sources.rounds[number]["training_pairs"]["pairs"]["pair_id"].to_pylist())
     return curation_note(number, before, now, sources.rounds[number]["voted_pairs"]["pairs"], trained_on)
 

@@ -50,6 +50,7 @@ class ReportSources:
         rounds: artifacts of every round so far, by asset.
         media: root of the media store.
         untabled_seconds: wall time of stages whose tables the report does not show.
+        audit: what people said of audited pairs: pair_id, better_id.
     """
 
     recipe: ReportSections
@@ -57,6 +58,7 @@ class ReportSources:
     rounds: list[dict[str, Artifact]]
     media: Path
     untabled_seconds: Mapping[str, float]
+    audit: pd.DataFrame
 
     def score_artifacts(self) -> list[Artifact]:
         """Artifacts with benchmark scores: of every round, then of every arm."""
@@ -111,6 +113,8 @@ def counts(name: str, artifact: Artifact) -> StageCounts:
     """Rows in, pairs by label and quarantined rows by reason of one stage."""
     labels = Counter(artifact["pairs"]["label"].to_pylist())
     reasons = Counter(artifact["quarantine"]["reason"].to_pylist())
+    if held_out := int(artifact.metadata.get("rows_held_out", 0)):
+        labels["held out"] = held_out
     return StageCounts(name, int(artifact.metadata["rows_in"]), dict(labels), dict(reasons), STAGE_WORDS[name])
 
 

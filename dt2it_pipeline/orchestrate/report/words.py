@@ -9,7 +9,7 @@ STAGE_WORDS = {
     "training_pairs": "what the round's reward model learns from",
     "voted_pairs": "reward models vote; labels that look wrong are flipped",
     "verified_pairs": "kept as they are, or contested",
-    "annotated_pairs": "contested pairs, and verified ones that the verdicts reopened, put to judges",
+    "annotated_pairs": "contested pairs, and verified ones that people or judges voted on or verdicts turned",
 }
 ARM_NOTES = {
     CONTROL: "D0 and the noisy preferences as they are, uncurated",
@@ -19,17 +19,18 @@ POLICY_NOTES = {
     "paper": "Policy “paper”, the published one: the reward models of all rounds vote, the most negative part of the "
     "pairs that they vote against is flipped, a verifier trained on the result confirms a pair or contests it, and two "
     "judges decide the contested ones.",
-    "posterior": "Policy “posterior”: the probability that a label is right is estimated from the votes of reward "
-    "models that were not trained on the pair; labels that are more probably wrong are flipped, pairs that are sure "
-    "enough are verified; the others are contested and go to the judges. Where the verdicts show that the vote was too "
-    "sure, verified pairs are reopened and judged too. A judged pair is kept if its better side is sure enough then.",
+    "joint": "Policy “joint”: one model of labels, voters and judges says how probable it is that each label is right. "
+    "Voters are reward models that were not trained on the pair. Pairs that are not sure enough by the vote are "
+    "contested; judges are asked where a verdict is worth its price, and about some sure pairs drawn at random. The "
+    "model is then fitted again with all verdicts, and every label is kept, flipped or dropped by what it says. "
+    "Without pairs of known truth no label is flipped.",
 }
 STRENGTH_NOTES = {
     "paper": "Strength is the score of the chosen answer minus that of the rejected one, averaged over the voters. "
     "Left of zero the voters disagree with the label; the most negative of these (half of them in the published "
     "method) are flipped and then count as positive.",
-    "posterior": "Strength says how probable it is that the label, as it now stands, is right, as log-odds: 0 is 50%, "
-    "2.2 is 90%, 4.6 is 99%. A pair below the bound that the recipe sets goes to the judges.",
+    "joint": "Strength says how probable it is that the label, as it now stands, is right, as log-odds: 0 is 50%, "
+    "2.2 is 90%, 4.6 is 99%. A pair below the bound that the recipe sets is contested.",
 }
 GROUP_NOTES = {
     "style-random": "which side is verbose is random",

@@ -27,15 +27,17 @@ class Check:
 
 # What becomes of a stage's rows, under the names that its metadata count them by; a stage has those that occur in it.
 # Quarantined: a row that cannot be used. Dropped: a pair that curation takes out. Contested: one that judges decide.
+# Held out: a pair that no model is trained on, so that curation can trust what models say of it.
 ROW_COUNTS = {
     "rows_out": "out",
     "rows_contested": "contested",
     "rows_quarantined": "quarantined",
     "rows_dropped": "dropped",
+    "rows_held_out": "held out",
 }
 ROWS_RECONCILE = Check(
     "rows_reconcile",
-    "Rows in are rows out plus rows quarantined, dropped or contested: nothing is lost silently.",
+    "Rows in are rows out plus rows quarantined, dropped, contested or held out: nothing is lost silently.",
     blocking=True,
 )
 SOURCES_READABLE = Check(
@@ -66,7 +68,7 @@ BENCHMARKS_GIVEN = Check("benchmarks_given", "The recipe has benchmark pairs, so
 
 
 def reconcile(artifact: Artifact, name: str | None = None) -> dg.AssetCheckResult:
-    """Check `rows_reconcile`: rows in = rows out + quarantined + dropped + contested, by the stage's own counts."""
+    """Check `rows_reconcile`: rows in are rows out and those of all other ROW_COUNTS, by the stage's own counts."""
     metadata = artifact.metadata
     counts = {key: int(metadata[key]) for key in ("rows_in", *ROW_COUNTS) if key in metadata}
     passed = counts["rows_in"] == sum(counts.get(key, 0) for key in ROW_COUNTS)

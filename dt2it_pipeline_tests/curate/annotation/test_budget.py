@@ -19,11 +19,6 @@ def test_the_least_sure_pairs_are_judged_first_and_every_pair_by_all_judges(call
     assert (rest["reason"] == "judging budget spent").all()
 
 
-def test_where_a_verdict_is_added_to_the_strength_the_surest_pairs_are_judged_first() -> None:
-    asked, rest = within_budget(PAIRS, 8, 2, surest_first=True)
-    assert ("".join(asked["pair_id"]), "".join(rest["pair_id"])) == ("fecb", "da")
-
-
 def test_a_pair_without_strength_is_refused() -> None:
     with pytest.raises(CurationError, match="1 rows have no strength"):
         within_budget(PAIRS.assign(strength=[1.0, np.nan, 1, 1, 1, 1]), 4, 2)

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.evidence import NET_VERDICT, Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import (
     WEIGHT_OF_UNCHECKED,
     Anchors,
@@ -99,6 +99,50 @@ def test_probabilities_are_those_of_brute_force(answers: int) -> None:
     draws = fit_joint_model(evidence, anchors, np.arange(40)).draws(4000)
     found = np.concatenate([p.mean(axis=1) for _, p in label_probabilities(evidence, draws)])
     np.testing.assert_allclose(found, sums / total, atol=0.04)  # Laplace's error, with 40 pairs
+
+
+def test_trusted_pairs_make_unchecked_ones_count_by_their_margins_and_never_by_their_verdicts() -> None:
+    """The log posterior written out: whole likelihood at weight 5, that of margins alone at the rest of the weight."""
+    rng = np.random.default_rng(6)
+    n, m = 80, 60
+    judged = rng.integers(-1, 2, (n, 1)).astype(float)
+    evidence = gather_evidence(rng.standard_normal((n, 1)), ["a"], judged, ["j"], rng.standard_normal(n), ["s"] * n)
+    trusted = rng.standard_normal((m, evidence.features.shape[1]))
+    layout = Layout(evidence.features.shape[1], 1)
+    problem = Problem(layout, evidence, Anchors(np.zeros(n, dtype=int), trusted), np.arange(n))
+    t = rng.standard_normal(layout.size)
+    margins_alone = evidence.features.copy()
+    margins_alone[:, list(evidence.kinds).index(NET_VERDICT)] = 0.0
+    expected = np.log(expit(trusted @ t[: layout.features])).sum()
+    for x, weight in ((evidence.features, 5 / n), (margins_alone, (m - 5) / n)):
+        u = x @ t[: layout.features]
+        c, a = t[layout.kappa] * u + t[layout.length_bias] * evidence.length, t[-1] + t[layout.deviations][0]
+        expected += weight * np.log(expit(u) * expit(a + c) + expit(-u) * expit(-a + c)).sum()
+    off = t - problem.mean
+    assert problem.value(t)[0] == pytest.approx(expected - 0.5 * off @ problem.precision @ off, rel=1e-9)
+
+
+def test_judges_are_not_blamed_for_being_asked_about_doubtful_labels() -> None:
+    """Asked only where voters are against the label, a good judge disagrees with most labels that it sees."""
+    rng = np.random.default_rng(7)
+    n, m = 1000, 100
+    truth = np.where(rng.random(n) < 0.7, 1, -1)
+    margins = truth * (1.5 + rng.standard_normal(n))
+    verdicts = np.where(margins < 0, truth * np.where(rng.random(n) < 0.95, 1, -1), 0).astype(float)
+    known = np.where(rng.random(m) < 0.95, 1.0, -1.0)
+    both = gather_evidence(
+        np.concatenate([margins, 1.5 + rng.standard_normal(m)])[:, None],
+        ["v"],
+        np.concatenate([verdicts, known])[:, None],
+        ["j"],
+        np.zeros(n + m),
+        np.full(n + m, ""),
+    )
+    evidence = replace(both, features=both.features[:n], sources=both.sources[:n])
+    model = fit_joint_model(evidence, Anchors(np.zeros(n, dtype=int), both.features[n:]), np.arange(n))
+    assert model.mean[list(both.kinds).index(NET_VERDICT)] > 1.5
+    p = np.concatenate([p.mean(axis=1) for _, p in label_probabilities(evidence, model.draws(128))])
+    assert ((p > 0.5) == (truth > 0)).mean() > 0.95
 
 
 def test_draws_mirror_each_other_and_follow_the_weights() -> None:

@@ -44,13 +44,13 @@ def test_no_model_judges_a_prompt_that_it_learned_from_and_every_pair_is_judged_
     assert sorted(judged_in_all) == sorted(pool["pair_id"].to_pylist())
 
 
-def test_the_recipe_asks_for_folds_under_posterior_alone_and_old_stages_stay_valid() -> None:
+def test_the_recipe_asks_for_folds_under_joint_alone_and_old_stages_stay_valid() -> None:
     text = (project_root() / "configs/recipes/demo.yaml").read_text(encoding="utf-8")
-    asked = parse_recipe(text.replace("policy: posterior", "policy: posterior\n  out_of_fold: {folds: 3}"))
+    asked = parse_recipe(text.replace("policy: joint", "policy: joint\n  out_of_fold: {folds: 3}"))
     assert asked.curation.out_of_fold is not None and asked.curation.out_of_fold.folds == 3
     assert asked.curation.deciding() == load_recipe("configs/recipes/demo.yaml").curation.deciding()
     assert "out_of_fold" not in asked.curation.deciding()
-    with pytest.raises(RecipeError, match="out_of_fold needs the policy `posterior`"):
-        parse_recipe(text.replace("policy: posterior", "policy: paper\n  out_of_fold: {folds: 3}"))
+    with pytest.raises(RecipeError, match="out_of_fold needs the policy `joint`"):
+        parse_recipe(text.replace("policy: joint\n  trusted_pairs: 100", "policy: paper\n  out_of_fold: {folds: 3}"))
     with pytest.raises(RecipeError, match=r"curation.out_of_fold.folds: .* greater than or equal to 2, found 1"):
-        parse_recipe(text.replace("policy: posterior", "policy: posterior\n  out_of_fold: {folds: 1}"))
+        parse_recipe(text.replace("policy: joint", "policy: joint\n  out_of_fold: {folds: 1}"))

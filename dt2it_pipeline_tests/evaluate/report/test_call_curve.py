@@ -25,18 +25,18 @@ def verdicts(**given: tuple[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair_id", "judge", "order", "verdict"])
 
 
-def curate_with(kept: pd.DataFrame, asked: pd.DataFrame, votes: pd.DataFrame, surest_first: bool = False) -> CurateWith:
+def curate_with(kept: pd.DataFrame, asked: pd.DataFrame, votes: pd.DataFrame) -> CurateWith:
     """The kept pairs, then the asked ones that so many calls reach, as two judges decide them."""
 
     def curated(calls: int) -> pd.DataFrame:
-        reached, _ = within_budget(asked, calls, 2, surest_first)
+        reached, _ = within_budget(asked, calls, 2)
         return pd.concat([kept, resolve_annotations(reached, votes).annotated])
 
     return curated
 
 
-def curve_of(name: str, asked: pd.DataFrame, truth: pd.DataFrame | None, surest_first: bool = False) -> CallCurve:
-    return call_curve(name, curate_with(KEPT, asked, VOTES, surest_first), len(asked), 2, 10, truth)
+def curve_of(name: str, asked: pd.DataFrame, truth: pd.DataFrame | None) -> CallCurve:
+    return call_curve(name, curate_with(KEPT, asked, VOTES), len(asked), 2, 10, truth)
 
 
 # Verified: a, b. Asked, the least certain first: d (flipped, rightly), c (a tie), e (kept, wrongly).
@@ -51,12 +51,6 @@ def test_judges_see_the_least_certain_pairs_first() -> None:
     assert curve.calls == (0, 2, 4, 6)
     assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
     assert curve.right == pytest.approx((1 / 2, 2 / 3, 2 / 3, 2 / 4))
-
-
-def test_judges_see_the_most_certain_pairs_first_where_the_policy_asks_for_it() -> None:
-    curve = curve_of("posterior", ASKED, TRUTH, True)
-    assert curve.kept == pytest.approx((0.2, 0.3, 0.3, 0.4))
-    assert curve.right == pytest.approx((1 / 2, 1 / 3, 1 / 3, 2 / 4))
 
 
 def test_without_truth_only_what_is_kept_is_reported() -> None:

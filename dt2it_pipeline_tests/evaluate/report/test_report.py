@@ -14,7 +14,17 @@ from PIL import Image
 from dt2it_pipeline.evaluate.benchmarks.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.benchmarks.metrics import COLUMNS
 from dt2it_pipeline.evaluate.grading import Grade
-from dt2it_pipeline.evaluate.report.data import Arm, Curve, Example, Funnel, Quality, ReportData, Round, StageCounts
+from dt2it_pipeline.evaluate.report.data import (
+    Arm,
+    Curve,
+    Example,
+    Funnel,
+    LabelEstimate,
+    Quality,
+    ReportData,
+    Round,
+    StageCounts,
+)
 from dt2it_pipeline.evaluate.report.html import (
     headline_markdown,
     markdown_table,
@@ -68,6 +78,14 @@ def full(text: str = "plain") -> ReportData:
                 {text: 75.0, "quick": 0.01},
                 Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80),
                 text,
+                estimate=LabelEstimate(
+                    (0.7123, 0.65, 0.78),
+                    (0.9456, 0.9, 0.98),
+                    False,
+                    [text],
+                    [{"annotator_accuracy": 0.8, "label_accuracy": 0.7321, "accuracy_after": 0.9, "weight": 1.0}],
+                    [{"kind": "audited", "pairs": 40, "claimed": 0.9, "observed": 0.925}],
+                ),
             )
         ],
         quality=[Quality("pool", 100, 1.0, grade, probe)],
@@ -133,9 +151,14 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "✗ 1 unaccounted",
         "under 0.1 s each: quick",
         "8 of 9",
+        '71.2<span class="ci">65.0–78.0</span>',
+        '94.6<span class="ci">90.0–98.0</span>',
+        "an assumption",
+        "<td>80.0</td><td>73.2</td><td>90.0</td>",
+        "Claimed against observed.",
     ):
         assert expected in html, expected
-    assert html.count("data:image/svg+xml") == 5
+    assert html.count("data:image/svg+xml") == 6
     assert html.count("✗ 1 unaccounted") == 2  # of a stage, and of the funnel
     assert "control: 2 ties and 1 pair without a score, all wrong." in html
     assert ">1 min 40 s<" in html  # 75 s of the round and 25 s before it, together

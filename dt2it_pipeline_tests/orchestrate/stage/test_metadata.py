@@ -85,7 +85,7 @@ def test_every_label_has_examples_and_every_strength_its_unit(tmp_path: Path, mo
 
     labels: list[str] = []
     monkeypatch.setattr(Axes, "set_xlabel", lambda self, text: labels.append(text))
-    found = artifact_metadata(pairs_artifact(tmp_path, policy="posterior"), tmp_path, {}, "pairs")
+    found = artifact_metadata(pairs_artifact(tmp_path, policy="joint"), tmp_path, {}, "pairs")
     assert labels == [
         "probability that the label is right (log-odds scale)",
         "strength, judge's points (0 to 10)",
@@ -108,9 +108,9 @@ def test_metadata_are_shown_to_four_digits_and_small_mappings_as_tables(tmp_path
 
 
 def test_a_stage_without_anything_to_train_says_so_instead_of_its_seconds() -> None:
-    metadata = {"not_trained": "the policy `posterior` has no verifier", "seconds": 0.0}
+    metadata = {"not_trained": "the policy `joint` has no verifier", "seconds": 0.0}
     assert _line("verifier_model", Artifact({}, metadata), "0.0 s") == (
-        "verifier_model: not trained, the policy `posterior` has no verifier"
+        "verifier_model: not trained, the policy `joint` has no verifier"
     )
     assert _line("voted_pairs", Artifact({}, {"rows_in": 2000}), "0.1 s") == "voted_pairs: 2,000 in, 0.1 s"
 

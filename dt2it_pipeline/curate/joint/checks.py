@@ -1,0 +1,72 @@
+"""Checks of voters, judges and audits before the joint model is believed.
+
+What belongs here: evidence that cannot be used, or that contradicts the rest. What does not: how far usable evidence
+can be believed (`model`), and what follows for pairs (`decisions`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
+from dt2it_pipeline.curate.joint.model import Anchors, JointModel, fit_joint_model
+
+_STANDARD_ERRORS = 2.0
+_CLEARLY_WORSE = 3.0  # nats; that much worse than answers at random
+_NEARLY_ALL = 0.8  # of the pairs have a verdict that is no tie
+_FEWEST_TO_DOUBT = 10  # answers; fewer are too few to tell an auditor who guesses
+
+
+def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
+    """Without voters and judges that are against the labels clearly more often than for them, and a sentence on them.
+
+    Where nothing is checked, labels are taken to be right more often than not, and so such a voter errs more often than
+    not. A model could use it the other way round; but more often its columns are swapped. Judges that saw a part of the
+    pairs are left alone: a good judge that is asked about doubtful labels disagrees with most of them.
+    """
+    against, features = [], evidence.features.copy()
+    judged = (features[:, evidence.of(NET_VERDICT)] != 0).any(axis=1).mean() if len(features) else 0.0
+    kinds = (VOTER, NET_VERDICT, JUDGE) if judged >= _NEARLY_ALL else (VOTER,)
+    for place in np.flatnonzero(evidence.of(*kinds)):
+        signs = np.sign(features[:, place])
+        if signs.sum() < -_STANDARD_ERRORS * np.sqrt(np.count_nonzero(signs)):
+            features[:, place] = 0.0
+            against.append(
+                f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / (signs != 0).sum():.0%})"
+            )
+    note = None
+    if against:
+        note = (
+            f"not used, since they agree with fewer than half of the labels: {', '.join(against)}; look whether their "
+            "scores or verdicts are the right way round"
+        )
+    return replace(evidence, features=features), note
+
+
+def doubt_about_audit(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.ndarray) -> str | None:
+    """Why an audit and everything else cannot both be believed, so that all pairs stay as they are; None: they can.
+
+    Args:
+        evidence: of n pairs.
+        anchors: with the audit's answers.
+        model: as fitted to both.
+        draw: as for `fit_joint_model`.
+    """
+    count = int(np.count_nonzero(anchors.checked))
+    if count < _FEWEST_TO_DOUBT:
+        return None
+    right = float((anchors.checked > 0).sum()) / count
+    if 2 * right - 1 < -_STANDARD_ERRORS / np.sqrt(count):
+        found = "that labels are wrong more often than right"
+    else:
+        random = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw)
+        if model.log_evidence >= random.log_evidence - _CLEARLY_WORSE:
+            return None
+        found = "something that does not fit labels, voters and judges: answers at random would fit them better"
+    return (
+        f"the audit says {found} ({count} answers, {right:.0%} for the label). Either its answers or voters and judges "
+        "mislead, so all pairs stay as they are, and the estimate is the audit's alone. Look at the answers, at how "
+        "their pair_id and better_id were joined, and whether voters have learned these labels"
+    )

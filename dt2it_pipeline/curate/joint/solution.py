@@ -1,0 +1,258 @@
+"""The joint model applied to what was observed of pairs: decisions, pairs worth asking about, and sentences.
+
+What belongs here: the order of the steps, and what a reader must know of their result. What does not: the steps
+(`evidence`, `checks`, `model`, `decisions`), and how tables are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_opponents
+from dt2it_pipeline.curate.joint.decisions import (
+    DROPPED,
+    FLIPPED,
+    Decisions,
+    as_given,
+    assumptions,
+    decide,
+    verdict_gain,
+)
+from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.model import LEAST_CHECKED, Anchors, JointModel, fit_joint_model
+
+UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
+_ASSUMED = (0.7, 0.8, 0.9)  # accuracies of the annotators, of the sensitivity table
+_CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """What was observed of m other pairs whose better side is known, in its direction.
+
+    Attributes:
+        margins: float64 [m, V], of the same voters as those of the pairs to be cleaned, which did not learn these.
+        verdicts: float64 [m, J], of the same judges, for the better side positive; 0 for a tie or no verdict.
+        length: float64 [m], log length of the better side minus that of the other.
+    """
+
+    margins: np.ndarray
+    verdicts: np.ndarray
+    length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was observed of n pairs, in the direction of their given labels.
+
+    Attributes:
+        margins: float64 [n, V], score of chosen minus score of rejected; not finite where a voter has none.
+        voters: V names.
+        verdicts: float64 [n, J], for the label positive, against it negative, 0 for a tie or no verdict.
+        judges: J names.
+        length: float64 [n], log length of chosen minus that of rejected.
+        sources: n names of data sources.
+        checked: int [n]: +1 where a person found the label right, -1 where wrong, 0 where nobody looked.
+        draw: unsigned [n], a random number for every pair that does not depend on the order of pairs.
+        same_side: bool [n], both sides are one response.
+        trusted: other pairs, whose better side is known.
+    """
+
+    margins: np.ndarray
+    voters: Sequence[str]
+    verdicts: np.ndarray
+    judges: Sequence[str]
+    length: np.ndarray
+    sources: np.ndarray
+    checked: np.ndarray
+    draw: np.ndarray
+    same_side: np.ndarray
+    trusted: Trusted | None = None
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What mistakes and questions cost.
+
+    Attributes:
+        bound: least probability of a kept label, 0.5 to 1.
+        call: price of asking the judges about one pair, in right labels.
+    """
+
+    bound: float
+    call: float
+
+    @classmethod
+    def of_wrong_label(cls, cost: float, call: float) -> Prices:
+        """Prices under which a wrong label that is kept costs as much as `cost` right ones bring."""
+        return cls(cost / (1 + cost), call)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What follows from the joint model for n pairs.
+
+    Attributes:
+        evidence, anchors, model: what was fitted to what.
+        decisions: what becomes of every pair.
+        prices: as given.
+        doubt: why the audit is not believed, in which case all pairs stay as they are; None: it is, or there is none.
+        wanted: int, pairs that are worth asking about, best first, then sure ones that are drawn at random.
+        gain: float64 [wanted], expected right labels per question; not a number for those drawn at random.
+        sensitivity: without an anchor, what follows if annotators are as accurate as `annotator_accuracy`.
+        notes: sentences for the reader.
+    """
+
+    evidence: Evidence
+    anchors: Anchors
+    model: JointModel
+    decisions: Decisions
+    prices: Prices
+    doubt: str | None
+    wanted: np.ndarray
+    gain: np.ndarray
+    sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
+    notes: tuple[str, ...] = ()
+
+
+def solve(observed: Observed, prices: Prices, label_accuracy: float | None = None, seed: int = 0) -> Solution:
+    """Fit the joint model and decide about all pairs.
+
+    Args:
+        observed: what is known of the pairs.
+        prices: of a wrong label and of a question.
+        label_accuracy: of the given labels, where it is known from elsewhere; an anchor.
+        seed: of draws of the posterior.
+    """
+    evidence, trusted = _evidence(observed)
+    anchors = Anchors(observed.checked, trusted, label_accuracy)
+    notes = []
+    if not anchors.enough:
+        evidence, unused = without_opponents(evidence)
+        notes += [unused] if unused else []
+    model = fit_joint_model(evidence, anchors, observed.draw)
+    doubt = doubt_about_audit(evidence, anchors, model, observed.draw)
+    decisions = as_given(evidence, anchors) if doubt else decide(evidence, anchors, model, prices.bound, seed)
+    decisions.outcome[observed.same_side] = DROPPED
+    wanted, gain = _wanted(observed, evidence, model, decisions, prices)
+    sensitivity = pd.DataFrame() if anchors.enough else _sensitivity(evidence, model, decisions)
+    notes += [doubt] if doubt else _sentences(decisions, anchors, sensitivity)
+    if len(trusted):
+        notes.append(_likeness(evidence, model, decisions, trusted, audited=bool(np.any(anchors.checked))))
+    return Solution(evidence, anchors, model, decisions, prices, doubt, wanted, gain, sensitivity, tuple(notes))
+
+
+def reasons_of(solution: Solution, same_side: np.ndarray) -> np.ndarray:
+    """Why every pair was kept, flipped or dropped: n short phrases (object)."""
+    decisions, bound = solution.decisions, solution.prices.bound
+    outcome = decisions.outcome
+    against = np.where(decisions.label_right < 0.5, AGAINST, UNSURE)
+    kept = np.where(decisions.label_right < bound, "too little speaks against it", "likely right")
+    if solution.doubt:
+        kept = np.full(len(outcome), "the audit is in doubt", dtype=object)
+    elif not decisions.informative:
+        kept = np.full(len(outcome), "nothing speaks for or against it", dtype=object)
+    checked = (solution.anchors.checked != 0) & (solution.doubt is None)
+    reasons = np.select(
+        [same_side, checked, outcome == DROPPED, outcome == FLIPPED],
+        ["both sides are one response", "checked", against, "the other side is more probably better"],
+        kept,
+    )
+    return np.asarray(reasons, dtype=object)
+
+
+def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
+    """Evidence of the pairs, and features of the trusted ones, scaled together."""
+    margins, verdicts, length, sources = observed.margins, observed.verdicts, observed.length, observed.sources
+    own, trusted = len(length), observed.trusted
+    if trusted is not None:  # those that nobody said anything about show nothing
+        heard = np.isfinite(trusted.margins).any(axis=1) | (trusted.verdicts != 0).any(axis=1)
+        margins = np.concatenate([margins, trusted.margins[heard]])
+        verdicts = np.concatenate([verdicts, trusted.verdicts[heard]])
+        length = np.append(length, trusted.length[heard])
+        sources = np.append(sources, np.full(int(heard.sum()), ""))
+    joined = gather_evidence(margins, observed.voters, verdicts, observed.judges, length, sources)
+    return replace(joined, features=joined.features[:own], sources=joined.sources[:own]), joined.features[own:]
+
+
+def _wanted(
+    observed: Observed, evidence: Evidence, model: JointModel, decisions: Decisions, prices: Prices
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that are worth asking about, best first, then sure ones drawn at random, and the expected gains."""
+    asked = (observed.verdicts != 0).any(axis=1) | (observed.checked != 0) | observed.same_side
+    cost = prices.bound / (1 - prices.bound)
+    gain = verdict_gain(evidence, model, decisions.label_right, asked, cost, may_flip=decisions.anchored)
+    order = np.lexsort([observed.draw, -gain])
+    best = order[gain[order] > prices.call]
+    sure = np.flatnonzero(~asked & (gain <= prices.call))
+    count = min(len(sure), int(np.ceil(_CHECK_SHARE * len(best))))
+    random = sure[np.argsort(observed.draw[sure], kind="stable")[:count]]
+    return np.concatenate([best, random]).astype(int), np.concatenate([gain[best], np.full(count, np.nan)])
+
+
+def _sensitivity(evidence: Evidence, model: JointModel, decisions: Decisions) -> pd.DataFrame:
+    """What follows if annotators are as accurate as _ASSUMED, and the ends of what the data leave open."""
+    rows = assumptions(evidence, model, decisions)
+    at = np.array([row.annotator_accuracy for row in rows])
+    columns = {
+        name: np.array([getattr(row, name) for row in rows]) for name in ("label_accuracy", "accuracy_after", "weight")
+    }
+    open_to = [each for each in _ASSUMED if at.min() <= each <= at.max()]
+    wanted = sorted({float(at.min()), *open_to, float(at.max())})
+    return pd.DataFrame(
+        {"annotator_accuracy": wanted} | {name: np.interp(wanted, at, values) for name, values in columns.items()}
+    )
+
+
+def _likeness(
+    evidence: Evidence, model: JointModel, decisions: Decisions, trusted: np.ndarray, *, audited: bool
+) -> str:
+    """How right annotators are on trusted pairs, and how far these are like the pairs to be cleaned."""
+    w = model.mean[: trusted.shape[1]]
+    known, own = trusted @ w, evidence.features @ w
+    right = float((known > 0).mean())
+    text = f"on {len(trusted):,} trusted pairs, voters and judges together prefer the better side in {right:.0%}"
+    usual = float(np.median(np.abs(known)))
+    if usual > 0 and len(own):
+        ratio = float(np.median(np.abs(own))) / usual
+        text += (
+            f". On the pairs to be cleaned their evidence is {ratio:.1f} times as strong, and it agrees with "
+            f"{decisions.agreement:.0%} of the labels"
+        )
+    return text if audited else f"{text}. That it is as right there is assumed; fifty checked pairs would measure it"
+
+
+def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame) -> list[str]:
+    """What a reader must know about the result."""
+    found = []
+    seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
+    few = int(np.count_nonzero(anchors.checked))
+    if not decisions.compared:
+        found.append("no score and no verdict that can be used: all labels stay as they are")
+    elif not decisions.informative:
+        found.append(f"{seen}, which is no more than chance: all labels stay as they are")
+    elif not decisions.anchored:
+        have, other = (f"{few} checked pairs are too few", "other ") if few else ("nothing is checked", "")
+        found.append(
+            f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
+            f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
+        )
+    if decisions.retained:
+        found.append(
+            f"{decisions.retained:,} pairs below the bound stay: it cannot be shown that the others would be better "
+            "labelled without them"
+        )
+    if decisions.compared and len(sensitivity):
+        low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
+        found.append(
+            f"the label accuracy is assumed, not measured. If voters and judges err more than assumed, more labels are "
+            f"right (up to {high:.0%}); if they err less, fewer are (down to {low:.0%})"
+        )
+    return found
