@@ -286,7 +286,7 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
         ("rows.json", b'{"a":\n 1}', "rows.json is neither a JSON array nor one JSON object per line"),
         ("rows.jsonl", '{"a": 1}\n'.encode("utf-16"), "rows.jsonl is text in UTF-16; save it as UTF-8"),
         ("rows.csv.gz", b"nothing", "cannot read .*rows.csv.gz: Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "cannot read .*rows.jsonl.gz"),
+        ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0)[:-9], "cannot read .*rows.jsonl.gz"),
         ("rows.jsonl.zst", b"nothing", "cannot read .*rows.jsonl.zst"),
         ("rows.json", b'[{"a": 1}, {"a"', "rows.json is malformed behind element 1"),
         ("rows.csv", b"id,chosen,rejected,chosen\n1,a,b,c\n", r"heading of rows.csv names .* than once: \['chosen'\]"),
