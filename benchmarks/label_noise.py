@@ -28,7 +28,7 @@ import pandas as pd
 from benchmarks.environment import run_as_worker, spread
 
 if TYPE_CHECKING:
-    from dt2it_pipeline.curate.policy import Anchor, Decision, Policy
+    from dt2it_pipeline.curate.policies.policy import Anchor, Decision, Policy
     from dt2it_pipeline.curate.published_algorithm import VerifyResult
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -43,8 +43,8 @@ def main() -> None:
     given = parser.parse_args()
     run_as_worker("benchmarks.label_noise")
     from dt2it_pipeline.config.recipe import load_recipe
-    from dt2it_pipeline.curate.policies import make_policy
-    from dt2it_pipeline.curate.policy import Anchor
+    from dt2it_pipeline.curate.policies.choice import make_policy
+    from dt2it_pipeline.curate.policies.policy import Anchor
     from dt2it_pipeline.curate.tables import to_frame
     from dt2it_pipeline.storage.artifacts import Store
 

@@ -111,8 +111,8 @@ class Bench:
 
     def __init__(self, home: Path, output: Path) -> None:
         from dt2it_pipeline.config.recipe import load_recipe
-        from dt2it_pipeline.curate.policies import make_policy
-        from dt2it_pipeline.curate.policy import Anchor
+        from dt2it_pipeline.curate.policies.choice import make_policy
+        from dt2it_pipeline.curate.policies.policy import Anchor
         from dt2it_pipeline.curate.tables import to_frame, to_table
         from dt2it_pipeline.storage.artifacts import Store
         from dt2it_pipeline.storage.atomic import read_parquet, write_parquet

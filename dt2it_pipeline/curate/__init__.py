@@ -1,15 +1,14 @@
 """Part 3: vote and flip, verify, annotate, merge.
 
 `published_algorithm` has the published steps as pure functions on pandas frames, `tables` the way from Arrow tables and
-back. `policy` says what a curation policy is, and `policies` chooses one: `paper_policy` (the published steps in their
-order) or `joint_policy`, over the joint model of labels, voters and judges in `joint/`. `preferences` is the same model
-for any table. `annotation/` asks the judges, in a process of its own, and keeps to their budget. `voters/` has who
+back. `policies/` puts them in order (`paper`) or decides by the joint model of labels, voters and judges in `joint/`
+(`joint`). `preferences` is the same model for any table. `annotation/` asks the judges, in a process of its own, and keeps to their budget. `voters/` has who
 votes and how votes are kept, `out_of_core/` the published steps on files larger than memory, `outcomes` the account of
 every row.
 """
 
-from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.policy import Anchor, Decision, Policy, Vote
+from dt2it_pipeline.curate.policies.choice import make_policy
+from dt2it_pipeline.curate.policies.policy import Anchor, Decision, Policy, Vote
 from dt2it_pipeline.curate.published_algorithm import (
     AnnotationResult,
     VerifyResult,

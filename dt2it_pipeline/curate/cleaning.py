@@ -2,7 +2,7 @@
 
 One call does what a round does from `voted_pairs` to `curated_pairs` under the policy `paper`, with scores and votes
 that are there already. What belongs here: the order of the steps and the account of every pair. What does not: any
-decision about a pair (`paper_policy`), and the joint model (`preferences`).
+decision about a pair (`policies.paper`), and the joint model (`preferences`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
 from dt2it_pipeline.curate.pair_frames import OTHER_SIDE, stack, swap_verdicts
-from dt2it_pipeline.curate.paper_policy import PaperPolicy
-from dt2it_pipeline.curate.policy import Anchor
+from dt2it_pipeline.curate.policies.paper import PaperPolicy
+from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import WRONG_COUNT
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.curate.voters.margins import CurationError, check_columns, check_pairs

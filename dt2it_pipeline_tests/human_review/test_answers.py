@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline.config.sections.curation import CurationSettings
-from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.policy import Anchor
+from dt2it_pipeline.curate.policies.choice import make_policy
+from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import decide_by_people
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.export import export_pairs

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.curate.policy import Anchor, Policy
+from dt2it_pipeline.curate.policies.policy import Anchor, Policy
 from dt2it_pipeline.human_review.audit import audit_of_home
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of

@@ -12,8 +12,8 @@ from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.curate.pair_frames import stack
-from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.policy import Anchor
+from dt2it_pipeline.curate.policies.choice import make_policy
+from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of, prompts_with_trusted

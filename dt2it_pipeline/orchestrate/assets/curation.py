@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from dt2it_pipeline.config.sections.curation import CurationSettings
 from dt2it_pipeline.curate.pair_frames import select_rows
-from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.policy import Anchor
+from dt2it_pipeline.curate.policies.choice import make_policy
+from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
 from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of

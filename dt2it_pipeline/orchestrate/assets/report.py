@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policies.choice import make_policy
 from dt2it_pipeline.orchestrate.arms import arms
 from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.config.sections.curation import CurationSettings
-from dt2it_pipeline.curate.policies import make_policy
+from dt2it_pipeline.curate.policies.choice import make_policy
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame
 from dt2it_pipeline.ingest.decontaminate import benchmark_content, contaminated_pairs, decontaminate
 from dt2it_pipeline.ingest.sources import unique_prompts

@@ -7,8 +7,8 @@ import pandas as pd
 
 from dt2it_pipeline.curate.annotation.budget import within_budget
 from dt2it_pipeline.curate.pair_frames import stack
-from dt2it_pipeline.curate.policies import make_policy
-from dt2it_pipeline.curate.policy import Anchor, Decision
+from dt2it_pipeline.curate.policies.choice import make_policy
+from dt2it_pipeline.curate.policies.policy import Anchor, Decision
 from dt2it_pipeline.curate.published_algorithm import decide_by_people, merge, resolve_annotations
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.evaluate.report.call_curve import call_curve

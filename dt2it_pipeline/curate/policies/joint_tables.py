@@ -1,7 +1,7 @@
 """Frames of pairs and votes as the joint model's arrays, and back.
 
 What belongs here: directions, who voted on what, and which trusted pairs stand beside which. What does not: what
-follows for a pair (`joint_policy`), and tables of users (`preference_tables`).
+follows for a pair (`joint`), and tables of users (`preference_tables`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from dt2it_pipeline.curate.joint.calibration import claimed_and_observed
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, Estimate
 from dt2it_pipeline.curate.joint.evidence import VOTER
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, Solution, reasons_of, solve
-from dt2it_pipeline.curate.joint_tables import (
+from dt2it_pipeline.curate.pair_frames import select_rows, stack, swap_sides, with_strength
+from dt2it_pipeline.curate.policies.joint_tables import (
     heard_trusted,
     no_votes,
     observed_of,
@@ -36,8 +37,7 @@ from dt2it_pipeline.curate.joint_tables import (
     votes_of,
     with_verdicts,
 )
-from dt2it_pipeline.curate.pair_frames import select_rows, stack, swap_sides, with_strength
-from dt2it_pipeline.curate.policy import Anchor, Ask, Decision, Vote
+from dt2it_pipeline.curate.policies.policy import Anchor, Ask, Decision, Vote
 from dt2it_pipeline.curate.published_algorithm import VerifyResult, VoteResult, decide_by_people
 from dt2it_pipeline.curate.voters.margins import check_pairs, voter_margins
 

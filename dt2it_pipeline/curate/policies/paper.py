@@ -15,7 +15,7 @@ import pandas as pd
 
 from dt2it_pipeline.curate.annotation.budget import BEYOND, within_budget
 from dt2it_pipeline.curate.pair_frames import select_rows, stack
-from dt2it_pipeline.curate.policy import Anchor, Ask, Decision, Vote
+from dt2it_pipeline.curate.policies.policy import Anchor, Ask, Decision, Vote
 from dt2it_pipeline.curate.published_algorithm import (
     VerifyResult,
     decide_by_people,

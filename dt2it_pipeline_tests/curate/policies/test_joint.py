@@ -9,7 +9,7 @@ import pytest
 from dt2it_pipeline.config.recipe import CurationSettings
 from dt2it_pipeline.curate import Anchor, Decision, Policy, make_policy, merge
 from dt2it_pipeline.curate.annotation.budget import BEYOND
-from dt2it_pipeline.curate.joint_policy import NO_VOTER
+from dt2it_pipeline.curate.policies.joint import NO_VOTER
 from dt2it_pipeline.curate.tables import to_frame
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline_tests.support.label_worlds import World, judged_with

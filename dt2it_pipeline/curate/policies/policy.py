@@ -1,6 +1,6 @@
 """What a curation policy is: it votes on labels, says which pairs are contested, and decides with people and judges.
 
-`policies` chooses one. What belongs here: what all policies take and give. What does not: any of their arithmetic.
+`choice` takes one by name. What belongs here: what all policies take and give. What does not: any of their arithmetic.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """The curation policies of recipes, by name; `curation.policy` chooses.
 
-- `paper`: the published steps as they are (`paper_policy`).
-- `joint`: one model of labels, voters and judges, anchored by what is known to be true (`joint_policy`).
+- `paper`: the published steps as they are (module `paper`).
+- `joint`: one model of labels, voters and judges, anchored by what is known to be true (module `joint`).
 """
 
 from __future__ import annotations
 
 from dt2it_pipeline.config.sections.curation import CurationSettings
-from dt2it_pipeline.curate.joint_policy import JointPolicy
-from dt2it_pipeline.curate.paper_policy import PaperPolicy
-from dt2it_pipeline.curate.policy import Policy
+from dt2it_pipeline.curate.policies.joint import JointPolicy
+from dt2it_pipeline.curate.policies.paper import PaperPolicy
+from dt2it_pipeline.curate.policies.policy import Policy
 
 
 def make_policy(settings: CurationSettings) -> Policy:
