@@ -2,9 +2,9 @@
 
 `published_algorithm` has the published steps as pure functions on pandas frames, `tables` the way from Arrow tables and
 back. `policies/` puts them in order (`paper`) or decides by the joint model of labels, voters and judges in `joint/`
-(`joint`). `preferences` is the same model for any table. `annotation/` asks the judges, in a process of its own, and keeps to their budget. `voters/` has who
-votes and how votes are kept, `out_of_core/` the published steps on files larger than memory, `outcomes` the account of
-every row.
+(`joint`). `preferences` is the same model for any table. `annotation/` asks the judges, in a process of its own, and
+keeps to their budget. `voters/` has who votes and how votes are kept, `out_of_core/` the published steps on files
+larger than memory, `outcomes` the account of every row.
 """
 
 from dt2it_pipeline.curate.policies.choice import make_policy

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline.ingest import reading
+from dt2it_pipeline.ingest import file_formats
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row
@@ -90,7 +90,7 @@ FILES = {
 def test_every_format_gives_the_same_rows(
     tmp_path: Path, name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    monkeypatch.setattr(file_formats, "CHUNK", chunk)
     (tmp_path / name).write_bytes(FILES[name])
     assert values(manifest(tmp_path / name), tmp_path) == ROWS
     assert len(values(manifest(tmp_path / name, limit=2), tmp_path)) == 2
@@ -266,7 +266,7 @@ def test_damaged_parts_are_one_clear_error(tmp_path: Path, parts: str, fault: st
 
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    monkeypatch.setattr(file_formats, "CHUNK", chunk)
     deep = "[" * 100_000 + "]" * 100_000
     text = r'[{"a": 1}, {"b": [5, {"]": "\"," bad}]}, {"a": 2},' + deep + ', {"a": 3}}, {"a": 4} ]'
     (tmp_path / "rows.json").write_text(text)
@@ -311,7 +311,7 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
 ) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "q"}\n' * 1000)
     read = []
-    monkeypatch.setattr(reading.json, "loads", lambda text, loads=json.loads: read.append(1) or loads(text))
+    monkeypatch.setattr(file_formats.json, "loads", lambda text, loads=json.loads: read.append(1) or loads(text))
     with pytest.raises(
         SourceError, match=r"column 'question' is not in line 1, which has \['prompt'\]; adapter 'flat' reads"
     ):
@@ -403,7 +403,7 @@ def test_long_values_of_a_csv_are_read_and_a_heading_without_end_is_not(
     rows = [ROWS[0] | {"rejected": "A" * 1_000_000}]
     (tmp_path / "rows.csv").write_bytes(as_csv(rows))
     assert values(manifest(tmp_path / "rows.csv"), tmp_path) == rows
-    monkeypatch.setattr(reading, "_LONGEST_CELL", 10)
+    monkeypatch.setattr(file_formats, "_LONGEST_CELL", 10)
     before = csv.field_size_limit(10)
     try:
         (tmp_path / "rows.csv").write_bytes(b"x" * 200_000 + b",a\n1,2\n")

@@ -1,0 +1,227 @@
+"""Reads the rows of one data file: JSON Lines, JSON, CSV, TSV or Parquet, maybe compressed (.gz, .zst).
+
+JSON and CSV are read here, so that a malformed line is set aside with its number instead of ending the source. What a
+Mac puts beside files (`._*`, `__MACOSX`) is no data. What belongs here: formats, and what is wrong with a line or an
+element. What does not: which files there are (reading.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from dt2it_pipeline.ingest.manifest import FORMATS
+from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
+
+EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
+CHUNK = 1 << 20  # characters
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_BATCH = 64  # rows of a Parquet file at a time; each may hold an image
+_COMPRESSED = (".gz", ".zst")
+_LONGEST_CELL = 2**28  # characters of a CSV value, which may be an image in base64; a text without end is no value
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_PEEK = 1 << 16  # bytes that are looked at to tell JSON from JSON Lines
+
+
+def format_of(name: str) -> str | None:
+    """Format of a data file, by its path within its folder or archive; None for other files."""
+    *folders, last = name.split("/")
+    if last.startswith("._") or "__MACOSX" in folders:  # of a Mac: what is known of the file of that name
+        return None
+    plain = last.lower()
+    for extension in _COMPRESSED:
+        plain = plain.removesuffix(extension)
+    return next((kind for extension, kind in EXTENSIONS.items() if plain.endswith(extension)), None)
+
+
+def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
+    """Rows of a data file, malformed ones among them as Quarantined.
+
+    Args:
+        stream: of its bytes.
+        format: one of EXTENSIONS' values.
+        name: of the file, for errors; by its end it may be compressed.
+        prefix: of the place of each row.
+
+    Raises:
+        SourceError: the format is not known, or the file is not of it.
+    """
+    stream = _decompressed(stream, name)
+    if format == "parquet":
+        yield from _parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name, prefix)
+    elif format in ("json", "jsonl", "csv", "tsv"):
+        text = io.BufferedReader(stream, _PEEK)  # type: ignore[type-var]
+        if text.peek(2)[:2] in _UTF_16:
+            raise SourceError(f"{name} is text in UTF-16; save it as UTF-8")
+        if format == "json" and not _holds_lines(text.peek(_PEEK)):
+            yield from _json_array(text, name, prefix)
+        elif format in ("csv", "tsv"):
+            yield from _csv(text, name, prefix, "\t" if format == "tsv" else ",")
+        else:
+            yield from json_lines(text, prefix)
+    else:
+        raise SourceError(f"the format of {name} is not known; set `format` in the manifest ({', '.join(FORMATS)})")
+
+
+def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
+    if name.lower().endswith(".gz"):
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+    if name.lower().endswith(".zst"):
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(stream, "zstd")
+    return stream
+
+
+def _holds_lines(start: bytes) -> bool:
+    """Whether a file that is called JSON holds one object per line, by how it starts."""
+    first, newline, _ = start.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
+    return first.startswith(b"{") and (first.rstrip().endswith(b"}") or not newline)
+
+
+def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
+    """One JSON object per line."""
+    for number, raw in enumerate(stream, start=1):
+        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if not line.strip():
+            continue
+        where = f"{prefix}line {number}"
+        try:
+            value = json.loads(line.decode("utf-8", "surrogateescape"))
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object, found {type(value).__name__}")
+        except (ValueError, RecursionError) as error:
+            yield Quarantined(where, "malformed JSON", str(error))
+            continue
+        yield where, value
+
+
+def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
+    """Elements of one long JSON array, decoded one by one as the file is read.
+
+    Raises:
+        SourceError: it is no array, ends within an element or goes on behind its end: nobody knows how many are lost.
+    """
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
+    decoder = json.JSONDecoder()
+    buffer, number, ended = text.read(CHUNK).lstrip(), 0, False
+    if not buffer.startswith("["):
+        raise SourceError(f"{name} is neither a JSON array nor one JSON object per line")
+    at = 1
+    while True:
+        at = _skip(buffer, at, " \t\r\n,")
+        if at < len(buffer) and buffer[at] == "]":
+            rest = buffer[at + 1 :].lstrip()
+            while not rest and (more := text.read(CHUNK)):
+                rest = more.lstrip()
+            if rest:
+                raise SourceError(f"{name} goes on behind the end of its array of {number} elements: {rest[:40]!r}")
+            return
+        fault = ""
+        try:
+            value, end = decoder.raw_decode(buffer, at)
+            whole = end < len(buffer) or ended  # a number at the end of what was read may go on
+        except (ValueError, RecursionError) as error:
+            value, end, fault = None, _element_end(buffer, at), getattr(error, "msg", str(error))
+            whole = end > at
+            if ended and not whole:
+                raise SourceError(f"{name} is malformed behind element {number}: {error}") from error
+        if not whole:
+            more = text.read(max(CHUNK, len(buffer) - at))  # doubling: an element is never decoded often
+            buffer, at, ended = buffer[at:] + more, 0, not more
+            continue
+        number, size, at = number + 1, end - at, end
+        where = f"{prefix}row {number}"
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            fault = fault and f"{fault}, in the {size} characters up to the next element"
+            yield Quarantined(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
+        if at > CHUNK:
+            buffer, at = buffer[at:], 0
+
+
+def _element_end(text: str, at: int) -> int:
+    """Where the malformed element at `at` ends: before the comma or `]` behind it; -1 if the text ends before."""
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text, at):
+        mark = token[0]
+        if mark == '"':  # a text that is not closed
+            return -1
+        if depth == 0 and mark in ",]":
+            return token.start()
+        depth += (mark in "[{") - (mark in "]}" and depth > 0)
+    return -1
+
+
+def _skip(text: str, at: int, characters: str) -> int:
+    while at < len(text) and text[at] in characters:
+        at += 1
+    return at
+
+
+def _csv(stream: IO[bytes], name: str, prefix: str, delimiter: str) -> Iterator[Read]:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.DictReader(text, delimiter=delimiter)
+    try:
+        heading = reader.fieldnames or ()
+    except csv.Error as error:
+        raise SourceError(f"the heading of {name} cannot be read: {error}") from error
+    repeated = sorted(column for column, times in Counter(heading).items() if times > 1)
+    if repeated:
+        raise SourceError(f"the heading of {name} names columns more than once: {repeated}")
+    number = 0
+    while True:
+        number += 1
+        where = f"{prefix}row {number}"  # a row may take several lines
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Quarantined(where, "malformed CSV", f"line {reader.line_num}: {error}")
+            continue
+        if None in values or any(value is None for value in values.values()):
+            yield Quarantined(
+                where, "malformed CSV", f"line {reader.line_num}: not the {len(heading)} values of the heading"
+            )
+        else:
+            yield where, {key: value if value != "" else None for key, value in values.items()}
+
+
+def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH):
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
+                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
+            for values in rows:
+                number += 1
+                where = f"{prefix}row {number}"
+                yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
+        raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
+
+
+def _one_row(batch: Any) -> dict[str, Any] | str:
+    """The values of a batch of one row, or which of them Python cannot hold."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return f"column {name!r}: {error}"
+    return values
