@@ -133,8 +133,10 @@ class Row:
         return None if math.isnan(found) else found
 
     def flag(self, name: str) -> bool:
-        """A column as true or false; absent, null and empty are false. Raises RowError where it is something else."""
+        """A column as true or false; absent, null, NaN and empty are false. Raises RowError for anything else."""
         value = self.get(name)
+        if isinstance(value, float) and math.isnan(value):
+            return False
         found = _FLAGS.get(value.strip().lower() if isinstance(value, str) else value) if _hashable(value) else None
         if found is None:
             raise RowError("not true or false", f"column {self.columns.get(name, name)!r}: {value!r}"[:120])

@@ -3,8 +3,8 @@
 A pair is contested if its label is not probable enough by the voters alone. Judges are asked where a verdict is worth
 its price, and about some sure pairs that are drawn at random, since what is only asked where in doubt cannot be
 checked. Trusted pairs are put to the judges too, which shows how far these can be believed. Every verdict, and what
-people say, counts for all pairs: the model is fitted again with them, and the last fit decides. So verified pairs can
-be flipped or dropped too.
+people say in an audit, counts for all pairs: the model is fitted again with them, and the last fit decides. So verified
+pairs can be flipped or dropped too.
 
 Only voters that never saw a pair's label judge it. A reward model has learned the labels of its training pairs, the
 wrong ones and their style bias with them, and would vote for them again.
