@@ -1,6 +1,8 @@
 """Multimodal reward models from noisy preference data: DT2IT-MRM as a Dagster pipeline (arXiv 2604.19544).
 
-    from dt2it_pipeline import RewardModel, clean_preferences, export_pairs, load_recipe, score_benchmark, style_probe
+    from dt2it_pipeline import (
+        RewardModel, clean_preferences, export_pairs, load_recipe, read_preferences, score_benchmark, style_probe
+    )
 
 What belongs here: the names that notebooks and other programs use. Each is imported from its home when it is first
 asked for, so that `import dt2it_pipeline` loads neither torch nor pandas.
@@ -16,16 +18,26 @@ if TYPE_CHECKING:
     from dt2it_pipeline.curate.preferences import clean_preferences
     from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
     from dt2it_pipeline.export import export_pairs
+    from dt2it_pipeline.ingest.preferences import read_preferences
     from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline.style import style_probe
 
-__all__ = ["RewardModel", "clean_preferences", "export_pairs", "load_recipe", "score_benchmark", "style_probe"]
+__all__ = [
+    "RewardModel",
+    "clean_preferences",
+    "export_pairs",
+    "load_recipe",
+    "read_preferences",
+    "score_benchmark",
+    "style_probe",
+]
 
 _HOMES = {
     "RewardModel": "dt2it_pipeline.reward",
     "clean_preferences": "dt2it_pipeline.curate.preferences",
     "export_pairs": "dt2it_pipeline.export",
     "load_recipe": "dt2it_pipeline.config.recipe",
+    "read_preferences": "dt2it_pipeline.ingest.preferences",
     "score_benchmark": "dt2it_pipeline.evaluate.benchmarks.metrics",
     "style_probe": "dt2it_pipeline.style",
 }

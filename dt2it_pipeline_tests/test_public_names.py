@@ -28,6 +28,7 @@ def test_every_public_name_is_listed_and_others_are_not_there() -> None:
         "clean_preferences",
         "export_pairs",
         "load_recipe",
+        "read_preferences",
         "score_benchmark",
         "style_probe",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from dt2it_pipeline.cli.models import SystemPrompt
-from dt2it_pipeline.cli.options import Json
+from dt2it_pipeline.cli.options import Columns, Json, VerdictValues, assignments
 from dt2it_pipeline.cli.terminal import note, progress, show
 
 PANEL = "Measure"
@@ -21,7 +22,7 @@ class _StyleCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
-        from dt2it_pipeline.ingest.preference_files import FORMS
+        from dt2it_pipeline.ingest.preferences import FORMS
 
         super().format_help(ctx, formatter)
         typer.echo(FORMS)
@@ -103,44 +104,24 @@ def style(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Pairs: JSON (a list), JSON Lines, CSV or Parquet; or a folder of Parquet files, such as an export "
-            "for TRL.",
+            help="Pairs: JSON, JSON Lines, CSV, TSV or Parquet (also .gz or .zst), a folder of these, such as an "
+            "export, or an archive.",
         ),
     ],
-    chosen: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that holds the better answer.", show_default="by form")
-    ] = None,
-    rejected: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that holds the worse answer.", show_default="by form")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column that holds the question; pairs of one prompt never lie in two folds.",
-            show_default="by form",
-        ),
-    ] = None,
-    image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column that holds the image's path, where it is part of the prompt.",
-            show_default="by form",
-        ),
-    ] = None,
+    column: Columns = None,
+    verdict: VerdictValues = None,
     as_json: Json = False,
 ) -> None:
     """Measure how far style alone tells the chosen side of a file's pairs, and which features of it do."""
-    from dt2it_pipeline.ingest.preference_files import Columns, read_preferences
+    from dt2it_pipeline.ingest.preferences import read_preferences
     from dt2it_pipeline.style import all_probes
 
-    if (chosen is None) != (rejected is None):
-        raise typer.BadParameter("--chosen and --rejected are given together")
-    pairs, left_out = read_preferences(file, Columns(chosen, rejected, prompt, image))
+    pairs, quarantine = read_preferences(file, assignments(column, "--column"), assignments(verdict, "--verdict"))
     prompts = pairs["prompt_id"].nunique()
-    reasons = sorted(left_out.items())
-    lines = [f"{len(pairs)} pairs of {prompts} prompts" + "".join(f"; {n} rows left out: {why}" for why, n in reasons)]
+    reasons = sorted(Counter(quarantine["reason"]).items())
+    lines = [
+        f"{len(pairs)} pairs of {prompts} prompts" + "".join(f"; {n} rows quarantined: {why}" for why, n in reasons)
+    ]
     probes = all_probes(pairs)
     for name, probe in probes.items():
         if probe.auc is None:
@@ -156,7 +137,7 @@ def style(
     result = {
         "pairs": len(pairs),
         "prompts": prompts,
-        "left_out": dict(reasons),
+        "quarantined": dict(reasons),
         "probes": {name: {**vars(probe), "leaks": dict(probe.leaks)} for name, probe in probes.items()},
     }
     show(result, lines, as_json=as_json)

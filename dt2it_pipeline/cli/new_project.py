@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,12 +46,19 @@ class NewProject:
     notes: tuple[str, ...] = field(default=())
 
 
-def write_project(folder: Path, data: Path | None = None) -> NewProject:
+def write_project(
+    folder: Path,
+    data: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    verdict: Mapping[str, str] | None = None,
+) -> NewProject:
     """Write a project that loads as it is.
 
     Args:
         folder: where; it is made if there is none.
         data: the user's file of prompts, pairs or preferences, which stays where it is. None: the recipe runs the demo.
+        columns: our field -> the file's column, where looking does not find it.
+        verdict: value of the verdict column -> first, second or tie, where the value does not show it.
 
     Raises:
         ProjectExistsError: a file of the project is there already; nothing is written.
@@ -71,7 +79,7 @@ def write_project(folder: Path, data: Path | None = None) -> NewProject:
     if data is None:
         texts[recipe_file] = _DEMO_RECIPE.format(name=name)
     else:
-        proposal = propose(data)
+        proposal = propose(data, columns, verdict)
         source = _name(data.name.split(".")[0])
         root = None if proposal.media_root is None else _from(folder, proposal.media_root)
         manifest = manifest_text(proposal, source, _from(folder, data), root)

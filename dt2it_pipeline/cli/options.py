@@ -39,7 +39,33 @@ MediaRoot: TypeAlias = Annotated[
         metavar="FOLDER", help="Folder from which paths of images and videos count, and which they may not leave."
     ),
 ]
+Columns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=COLUMN",
+        help="Which column of the file holds a field, where looking does not find it. May be given several times.",
+        show_default="by looking",
+    ),
+]
+VerdictValues: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verdict",
+        metavar="VALUE=SIDE",
+        help="What a value of the verdict column means: first, second or tie. May be given several times.",
+        show_default="by its words",
+    ),
+]
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
+
+
+def assignments(given: list[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE options as a mapping. Raises typer.BadParameter where one has no `=`."""
+    pairs = [text.partition("=") for text in given or ()]
+    if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
+        raise typer.BadParameter(f"{option} {wrong[0]!r}: expected NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 def home_folder(home: Path | None) -> Path:

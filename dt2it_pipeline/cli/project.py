@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments
+
 if TYPE_CHECKING:
     from dt2it_pipeline.cli.flight_check import Line
     from dt2it_pipeline.cli.new_project import NewProject
@@ -41,12 +43,14 @@ def init(
             "archive or a folder of these). A manifest is proposed from the first rows.",
         ),
     ] = None,
+    column: Columns = None,
+    verdict: VerdictValues = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Write a project: recipe, manifests and Dagster's settings. Nothing is overwritten."""
     from dt2it_pipeline.cli.new_project import write_project
 
-    made = write_project(folder, data)
+    made = write_project(folder, data, assignments(column, "--column"), assignments(verdict, "--verdict"))
     if as_json:
         typer.echo(json.dumps(_project(made), ensure_ascii=False))
         return

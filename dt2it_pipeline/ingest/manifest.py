@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message, guessed_key
@@ -16,6 +16,7 @@ from dt2it_pipeline.config.recipe import Settings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.adapters import UnknownAdapterError, adapter
+from dt2it_pipeline.ingest.forms.verdicts import value_text
 
 SOURCES = "{sources}"  # in paths: the folder sources/ of the artifact home
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "parts", "dataset")
@@ -31,8 +32,9 @@ class Manifest(Settings):
     """One data source.
 
     It lies at `path`, on the Hub at `hub`, or both: then `path` is a local copy, which is read where it exists, and the
-    network is not touched. `columns` maps a column that the adapter reads (for `flat`, a field of ours) to the name
-    that it has in the source; a column that is not named there is looked for under its own name.
+    network is not touched. `columns` maps a column that the adapter reads (for `auto`, a field of ours) to the name
+    that it has in the source; a column that is not named there is looked for under its own name (for `auto`, under the
+    names that public files use).
     """
 
     name: str = Field(
@@ -60,7 +62,11 @@ class Manifest(Settings):
         None,
         description="by the files' names when absent. parts: MMPR's meta.json; dataset: a folder for `datasets`",
     )
-    adapter: str = Field("flat", description="schema of the rows; ingest/adapters has one module each")
+    adapter: str = Field(
+        "auto",
+        description="schema of the rows; auto finds out by looking at the columns, other names are those of published "
+        "data sets",
+    )
     media_root: str | None = Field(
         None,
         min_length=1,
@@ -72,6 +78,10 @@ class Manifest(Settings):
     columns: dict[str, str] = Field(
         default_factory=dict, description="our field: name of the column in the source, where they differ"
     )
+    verdict: dict[str, Literal["first", "second", "tie"]] = Field(
+        default_factory=dict,
+        description="value of the verdict column: the side that it prefers, where the value does not show it",
+    )
     benchmark: str | None = Field(None, description="benchmark that the rows belong to; else the manifest's name")
     group: str | None = Field(None, description="benchmark group of every row; else the adapter's")
     language: str = Field("en", description="language of the rows, where their text does not show it")
@@ -81,6 +91,12 @@ class Manifest(Settings):
     phrasings: int | None = Field(
         None, ge=1, description="t2i_benchmark: ask in the first so many phrasings of each language; all when absent"
     )
+
+    @field_validator("verdict", mode="before")
+    @classmethod
+    def _values_as_texts(cls, value: Any) -> Any:
+        """YAML reads 1 and true as what they are; a column's values are compared as texts."""
+        return {value_text(key): side for key, side in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _is_whole(self) -> Manifest:
@@ -96,6 +112,8 @@ class Manifest(Settings):
             raise ValueError(
                 f"adapter {self.adapter!r} reads sources of kind {', '.join(known.kinds)}, not {self.kind}"
             )
+        if self.verdict and "verdict" not in known.columns:
+            raise ValueError(f"adapter {self.adapter!r} knows its own verdicts; `verdict` belongs to adapter 'auto'")
         unknown = sorted(set(self.columns) - {"id", *known.columns})
         if unknown:
             raise ValueError(f"columns names unknown fields {unknown}; known: {sorted({'id', *known.columns})}")

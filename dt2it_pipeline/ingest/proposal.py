@@ -19,34 +19,13 @@ from pydantic import ValidationError
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.adapters import ADAPTERS
-from dt2it_pipeline.ingest.adapters.flat import REQUIRED
+from dt2it_pipeline.ingest.adapters.auto import NEEDED, reading
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
 
 _ROWS = 20
 _REASONS = 3  # why no row can be used, that are named
-# Names that public files give to the fields of `flat`, the likeliest first.
-_NAMES: dict[str, tuple[str, ...]] = {
-    "question": ("question", "prompt", "query", "instruction", "input", "text"),
-    "chosen": ("chosen", "chosen_response", "response_chosen", "preferred_response", "winner", "better", "accepted"),
-    "rejected": ("rejected", "rejected_response", "response_rejected", "dispreferred_response", "loser", "worse"),
-    "reference": ("reference", "answer", "ground_truth", "gt_answer", "gold", "gold_answer", "solution", "label"),
-    "caption": ("caption", "prompt", "text"),
-    "preferred": ("preferred", "image_chosen", "chosen_image", "preferred_image", "image_preferred", "best_image"),
-    "other": ("other", "image_rejected", "rejected_image", "other_image", "image_other", "worst_image"),
-    "image": ("image", "image_path", "img", "img_path", "image_file", "photo", "picture", "file_name", "filename"),
-    "images": ("images", "image_paths", "image_list"),
-    "video": ("video", "video_path"),
-    "videos": ("videos", "video_paths"),
-    "id": ("id", "uid", "pair_id", "question_id", "sample_id", "idx", "index"),
-    "group": ("group", "category", "subset", "task"),
-    "system": ("system", "system_prompt"),
-    "strength": ("strength", "margin", "score_difference"),
-    "tie": ("tie", "is_tie"),
-}
-_OPTIONAL = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
-_T2I_UNUSED = ("image", "images", "video", "videos", "system")  # the two images are `preferred` and `other`
 # In order: a benchmark looks like preferences, and only its owner knows.
 _KINDS = ("preferences", "t2i", "prompts")
 _MEDIA_FOLDERS = (".", "images", "image", "media", "imgs", "photos", "pictures", "videos", "..", "../images")
@@ -68,6 +47,7 @@ class Proposal:
         fault: why the others cannot be read, the commonest reason.
         others: other adapters that read as many rows, as `kind by adapter`.
         questions: what only the owner of the file can say, one sentence each.
+        verdict: value of the verdict column -> side, as the user gave it.
     """
 
     kind: str
@@ -81,6 +61,7 @@ class Proposal:
     fault: str = ""
     others: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
+    verdict: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,25 +78,44 @@ class _Trial:
         return f"{self.kind} by {self.adapter}"
 
 
-def propose(data: Path, rows: int = _ROWS) -> Proposal:
+def propose(
+    data: Path,
+    columns: Mapping[str, str] | None = None,
+    verdict: Mapping[str, str] | None = None,
+    rows: int = _ROWS,
+) -> Proposal:
     """Look at a file's first rows and propose how they are read.
 
     Args:
         data: a file, folder or archive in a format that sources may have.
+        columns: our field -> the file's column, where the user knows better.
+        verdict: value of the verdict column -> first, second or tie, likewise.
         rows: how many rows are looked at.
 
     Raises:
         SourceError: it cannot be read, holds no rows, or none of the rows can be used.
+        ManifestError: `columns` or `verdict` name something that is unknown.
     """
-    provisional = Manifest(name="proposal", kind="preferences", path=str(data.absolute()), licence="-", limit=rows)
+    try:
+        provisional = Manifest(
+            name="proposal",
+            kind="preferences",
+            path=str(data.absolute()),
+            licence="-",
+            limit=rows,
+            columns=dict(columns or {}),
+            verdict=dict(verdict or {}),  # type: ignore[arg-type]  # checked there
+        )
+    except ValidationError as error:
+        raise ManifestError(fault_message(error.errors()[0])) from None
     read = list(read_rows(provisional, data.parent))
     whole = [row for row in read if isinstance(row, Row)]
     if not whole:
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
     found = tuple(dict.fromkeys(name for row in whole for name in row.values))
-    trials = [_tried(trial, whole) for trial in _trials(found)]
-    trials.sort(key=lambda trial: -trial.usable)  # stable: `flat` comes first among equals
+    trials = [_tried(trial, whole) for trial in _trials(whole)]
+    trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
     if not trials[0].usable:
         raise SourceError(f"{data}: {_why_none(found, len(read), trials)}")
     best = trials[0]
@@ -137,6 +137,7 @@ def propose(data: Path, rows: int = _ROWS) -> Proposal:
         fault,
         others,
         tuple(questions),
+        provisional.verdict if best.adapter == "auto" else {},
     )
 
 
@@ -164,49 +165,38 @@ def manifest_text(proposal: Proposal, name: str, path: str, media_root: str | No
     lines += [f"# TO BE ANSWERED: {question}" for question in proposal.questions]
     lines = [wrapped for line in lines for wrapped in _wrapped(line)]
     lines += [f"name: {name}", f"kind: {proposal.kind}"]
-    lines += [f"adapter: {proposal.adapter}"] if proposal.adapter != "flat" else []
+    lines += [f"adapter: {proposal.adapter}"] if proposal.adapter != "auto" else []
     lines.append(f"path: {_quoted(path)}")
     lines += [f"media_root: {_quoted(media_root)}"] if media_root is not None else []
     lines += [f"media_prefix: {_quoted(proposal.media_prefix)}"] if proposal.media_prefix else []
     if proposal.columns:
         lines += ["columns:  # our field: the file's column", *_mapping(proposal.columns)]
+    if proposal.verdict:
+        lines += ["verdict:  # value of the verdict column: the better side", *_mapping(proposal.verdict)]
     lines += ["language: en", "licence: to be stated by whoever supplies the data"]
     text = "\n".join(lines) + "\n"
     _check(text, name)
     return text
 
 
-def _trials(found: Sequence[str]) -> Iterator[_Trial]:
-    """Ways of reading rows with these columns: `flat` by mapped names first, then every published schema."""
+def _trials(rows: Sequence[Row]) -> Iterator[_Trial]:
+    """Ways of reading these rows: by their columns first, then every published schema."""
     for kind in _KINDS:
-        columns = _flat_columns(found, kind)
+        columns = reading(rows[0], kind)
         if columns is not None:
-            yield _Trial(kind, "flat", columns)
-    names = ["llamafactory", *(name for name in ADAPTERS if name not in ("flat", "llamafactory"))]
-    for name in names:
+            yield _Trial(kind, "auto", {**columns, **rows[0].columns})
+    for name in ADAPTERS:
         for kind in ADAPTERS[name].kinds:
-            yield _Trial(kind, name, {})
-
-
-def _flat_columns(found: Sequence[str], kind: str) -> dict[str, str] | None:
-    """Which column is which field of `flat`; None where a field that this kind needs has none."""
-    plain = {name.lower().replace("-", "_").replace(" ", "_"): name for name in reversed(found)}
-    columns: dict[str, str] = {}
-    optional = [name for name in _OPTIONAL if kind != "t2i" or name not in _T2I_UNUSED]
-    for field_name in (*REQUIRED[kind], *optional):
-        taken = set(columns.values())
-        match = next((plain[n] for n in _NAMES[field_name] if n in plain and plain[n] not in taken), None)
-        if match is not None and (match != field_name or field_name in REQUIRED[kind]):
-            columns[field_name] = match
-        elif field_name in REQUIRED[kind]:
-            return None
-    return columns
+            if name != "auto":
+                yield _Trial(kind, name, {})
 
 
 def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
     """Read the rows this way and count."""
     # The row's place is its id here: a file may use one id for several rows.
-    mapped = [Row(str(place), row.values, trial.columns, trial.kind, row.where) for place, row in enumerate(rows)]
+    mapped = [
+        Row(str(place), row.values, trial.columns, trial.kind, row.where, row.verdict) for place, row in enumerate(rows)
+    ]
     usable: set[str] = set()
     for item in ADAPTERS[trial.adapter].items(iter(mapped)):
         if isinstance(item, Quarantined):
@@ -221,10 +211,10 @@ def _tried(trial: _Trial, rows: Sequence[Row]) -> _Trial:
 def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> str:
     """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
     for trial in trials:
-        if trial.faults and (trial.adapter == "flat" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
+        if trial.faults and (trial.adapter == "auto" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
             reasons = "; ".join(f"{fault}: {count}" for fault, count in trial.faults.most_common(_REASONS))
             return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
-    needs = "; ".join(f"{kind}: {', '.join(REQUIRED[kind])}" for kind in _KINDS)
+    needs = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in NEEDED.items())
     return (
         f"no adapter reads the columns {', '.join(found)}. Rename them to the fields of one kind ({needs}), or leave "
         "out the data here and write a manifest that maps them under `columns`"
@@ -261,7 +251,7 @@ def _wrapped(line: str) -> Iterable[str]:
 
 
 def _mapping(columns: Mapping[str, str]) -> Iterator[str]:
-    return (f"  {ours}: {_quoted(theirs)}" for ours, theirs in columns.items())
+    return (f"  {_quoted(ours)}: {_quoted(theirs)}" for ours, theirs in columns.items())
 
 
 def _quoted(text: str) -> str:

@@ -9,6 +9,7 @@ import codecs
 import json
 import lzma
 import posixpath
+import re
 import tarfile
 import zipfile
 import zlib
@@ -51,10 +52,9 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
                 continue
             where, values = read
             row_id = values.get(manifest.column("id"))
-            if row_id is None or row_id == "":
-                yield Row(where, values, manifest.columns, manifest.kind, where)
-            else:
-                yield Row(str(row_id), values, manifest.columns, manifest.kind, f"{where} (id {row_id!r})")
+            own = row_id is not None and row_id != ""
+            name, standing = (str(row_id), f"{where} (id {row_id!r})") if own else (where, where)
+            yield Row(name, values, manifest.columns, manifest.kind, standing, manifest.verdict)
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
     except (OSError, *_DAMAGED) as error:
@@ -71,7 +71,8 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     _require_regular(path)
     if not path.is_dir():
         return [path]
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and format_of(_below(file, path))]
+    found = [(file, _below(file, path)) for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [file for file, name in found if format_of(name) and not re.search(r"(?:^|/)\.", name)]
     files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
     kinds = sorted({kind for file in files if (kind := format_of(file.name))})
     if format is None and len(kinds) > 1:

@@ -37,7 +37,8 @@ class ColumnError(RowError):
 class Conversation:
     """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred.
 
-    `part` distinguishes what one row gives several of, such as the pairs of a ranking.
+    `part` distinguishes what one row gives several of, such as the pairs of a ranking; `ranks` are those of its two
+    answers in the row's list (1 is best), `models` who wrote them, where that is known.
     """
 
     row_id: str
@@ -51,6 +52,8 @@ class Conversation:
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
+    ranks: tuple[float, float] | None = None
+    models: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its
 class Row:
     """A row of a source as it was read.
 
-    Adapters name columns as the source's authors did; `columns` of the manifest renames them where a copy differs.
+    Adapters name columns as the source's authors did; `columns` of the manifest renames them where a copy differs, and
+    `verdict` says what the values of a verdict column mean.
     """
 
     row_id: str
@@ -97,6 +101,7 @@ class Row:
     columns: Mapping[str, str] = field(default_factory=dict)
     kind: str = "preferences"
     where: str = ""  # where it stands, as errors name it; the id alone may not find it
+    verdict: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether there is a value that is not null."""

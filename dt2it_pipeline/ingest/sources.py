@@ -29,7 +29,7 @@ from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
-from dt2it_pipeline.media.markers import marker_kinds, without_markers
+from dt2it_pipeline.media.markers import user_marker_kinds, without_markers
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
@@ -329,10 +329,11 @@ def _preference(
 
 
 def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]]) -> dict[str, Any]:
-    markers = [kind for turn in item.turns for kind in marker_kinds(turn["text"])]
+    markers = user_marker_kinds(item.turns)
     kinds = [medium["kind"] for medium in media]
     if markers and sorted(markers) != sorted(kinds):
-        raise RowError("image markers and images differ", f"markers {markers}, media {kinds}"[:200])
+        escape = "" if kinds else "; where the text is about the characters, write \\<image>"
+        raise RowError("image markers and images differ", f"markers {markers}, media {kinds}"[:200] + escape)
     queues = {kind: iter([m for m in media if m["kind"] == kind]) for kind in kinds}
     media = [next(queues[kind]) for kind in markers or kinds]
     turns = [dict(turn) for turn in item.turns]

@@ -22,7 +22,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.pixels import to_rgb, upright_size
 
 IMAGE_EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}  # by Pillow's format
-IMAGE_FORMATS = tuple(IMAGE_EXTENSIONS)
+IMAGE_FORMATS = (*IMAGE_EXTENSIONS, "TIFF", "JPEG2000", "AVIF")  # that are read; the last ones are stored as PNG
 MAX_PIXELS = 100_000_000  # of an image; a decompression bomb fills memory long before it shows anything
 MAX_BYTES = 512 << 20  # of an image's file; a PNG of MAX_PIXELS with four channels of noise has 400 MB
 _FILTERS = threading.Lock()  # warning filters belong to the process, not to a thread

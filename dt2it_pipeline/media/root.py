@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import check_bytes, open_file
@@ -146,7 +147,19 @@ class MediaRoot:
             impossible = True
         if impossible:
             raise MediaError("missing image", f"{name[:200]!r} can be no file's name")
-        return name.removeprefix(self.prefix) if self.prefix else name
+        address = name.startswith("file:")
+        name = name.removeprefix(self.prefix)
+        if address:
+            name = unquote(urlsplit(name).path).removeprefix(self.prefix)
+        if "\\" in name and "/" not in name and not self._has(name):  # written on Windows
+            name = name.replace("\\", "/")
+        return name
+
+    def _has(self, name: str) -> bool:
+        """Whether there is a file of exactly this name."""
+        if self._zip is not None:
+            return name in self._zip.NameToInfo
+        return name in self._tar if self._tar is not None else self.root is not None and (self.root / name).exists()
 
 
 def _digest(file: Path, name: str, found: os.stat_result) -> str:

@@ -2,7 +2,8 @@
 content hash.
 
 An image is stored as it came, byte for byte, unless a reader outside this pipeline would see it otherwise than ours
-do: one that lies on its side by EXIF, or has 16 bits, is stored upright in 8 bits as PNG. It is found by the hash of
+do, or not at all: one that lies on its side by EXIF, has 16 bits, or is a TIFF, JPEG 2000 or AVIF, is stored upright in
+8 bits as PNG; of several pages, the first. It is found by the hash of
 what came either way, so that its id depends on no encoder. Transparent images are stored as they came; pixels.py puts
 them on white when they are read.
 """
@@ -176,12 +177,12 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
     """
     with opened_image(content, name) as image:
         # A JPEG with further images behind it, as telephones write them, opens as MPO.
-        extension = IMAGE_EXTENSIONS["JPEG" if image.format == "MPO" else str(image.format)]
+        extension = IMAGE_EXTENSIONS.get("JPEG" if image.format == "MPO" else str(image.format), "")
         if image.format == "JPEG" and orientation(image) == 1:  # nothing but its hash is needed
             return extension, None, perceptual_hash(image)
         image.load()
         deep = image.mode.startswith("I") or image.mode == "F"
-        if not deep and orientation(image) == 1:
+        if extension and not deep and orientation(image) == 1:
             return extension, None, perceptual_hash(image)
         upright = ImageOps.exif_transpose(image)
         if deep:

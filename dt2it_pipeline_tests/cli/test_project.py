@@ -164,7 +164,7 @@ def test_data_of_which_no_row_can_be_used_writes_nothing(tmp_path: Path) -> None
     data = lines_file(tmp_path / "pairs.jsonl", [{**row, "chosen_response": ""} for row in PAIRS])
     made = dt2it("init", "mine", "--data", data)
     assert made.exit_code == 1 and not (tmp_path / "mine").exists()
-    assert "none of the first 3 rows can be used as preferences by flat: missing value" in made.stderr
+    assert "none of the first 3 rows can be used as preferences by auto: missing value" in made.stderr
 
 
 # check

@@ -57,7 +57,7 @@ def test_every_adapter_is_tested_on_its_schema() -> None:
 
 
 def test_an_unknown_adapter_is_reported_with_those_there_are() -> None:
-    with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are flat, hpdv2.*wildvision"):
+    with pytest.raises(UnknownAdapterError, match=r"no adapter 'rlaif'; there are auto, hpdv2.*wildvision"):
         adapter("rlaif")
 
 
@@ -137,7 +137,7 @@ def test_a_battle_is_won_by_side_or_by_name(tmp_path: Path) -> None:
 
 
 TIES = [
-    ("flat", {"tie": True}),
+    ("auto", {"tie": True}),
     ("mm_rlhf", {"is_tie": True}),
     ("wildvision", {"winner": "tie"}),
     ("wildvision", {"winner": "tie (bothbad)"}),
@@ -181,10 +181,9 @@ FAULTS = [
         {"rejected_conversations": [turn(HUMAN, "Who?"), turn(GPT, "bad")]},
         "conversations do not begin alike",
     ),
-    ("llamafactory", {"conversations": [turn(HUMAN, "q"), turn(GPT, "a")]}, "not a conversation"),
     ("spa_vl", {"image": 7}, "image paths are not text"),
     ("spa_vl", {"chosen": None}, "missing value"),
-    ("flat", {"strength": "high"}, "not a number"),
+    ("auto", {"strength": "high"}, "not a number"),
 ]
 
 

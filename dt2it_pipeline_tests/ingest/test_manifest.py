@@ -35,7 +35,7 @@ def test_a_source_of_the_hub_without_a_revision_is_refused_before_any_network(na
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        ("path: x\nadapter: rlaif", "there is no adapter 'rlaif'; there are flat,"),
+        ("path: x\nadapter: rlaif", "there is no adapter 'rlaif'; there are auto,"),
         ("path: x\nadapter: hpdv3", "adapter 'hpdv3' reads sources of kind t2i, t2i_benchmark, not preferences"),
         (
             "path: x\nadapter: rlaif_v\ncolumns: {imgae: a}",

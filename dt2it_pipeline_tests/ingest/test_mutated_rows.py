@@ -18,6 +18,7 @@ from dt2it_pipeline.ingest import sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Row
 from dt2it_pipeline_tests.support.ingest_world import image, source
+from dt2it_pipeline_tests.support.preference_forms import FORMS
 from dt2it_pipeline_tests.support.published_rows import IMAGES, ROWS, rated
 
 MUTATIONS = 200
@@ -43,6 +44,7 @@ SCHEMAS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("benchmark", {"id": "1", "video": "video/a", "prompt": "q", "chosen": "x", "rejected": "y"}),
     ],
 }
+SCHEMAS["auto"] += [("preferences", row) for row in FORMS.values()]
 for _name, _row, _ in IMAGES:
     SCHEMAS.setdefault(_name, []).extend([("t2i", _row), ("t2i_benchmark", _row)])
 

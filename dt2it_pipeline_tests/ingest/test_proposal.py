@@ -36,7 +36,7 @@ def test_other_names_of_the_columns_are_mapped(tmp_path: Path) -> None:
     for number in range(3):
         image(tmp_path / f"images/{number}.png", (number, 0, 0))
     found = propose(written(tmp_path, [pair(n, img=f"{n}.png") for n in range(3)]))
-    assert (found.kind, found.adapter, found.rows, found.usable) == ("preferences", "flat", 3, 3)
+    assert (found.kind, found.adapter, found.rows, found.usable) == ("preferences", "auto", 3, 3)
     assert dict(found.columns) == {
         "question": "prompt", "chosen": "chosen_response", "rejected": "rejected_response", "id": "uid", "image": "img"
     }  # fmt: skip
@@ -62,15 +62,15 @@ def test_what_is_proposed_reads_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"question": "How many?", "ground_truth": "Two."}, ("prompts", "flat")),
-        ({"caption": "a cat", "image_chosen": "a.png", "image_rejected": "b.png"}, ("t2i", "flat")),
+        ({"question": "How many?", "ground_truth": "Two."}, ("prompts", "auto")),
+        ({"caption": "a cat", "image_chosen": "a.png", "image_rejected": "b.png"}, ("t2i", "auto")),
         (
             {
                 "conversations": [{"from": "human", "value": "Hello?"}],
                 "chosen": {"from": "gpt", "value": "Hello."},
                 "rejected": {"from": "gpt", "value": "No."},
             },
-            ("preferences", "llamafactory"),
+            ("preferences", "auto"),
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_csv_is_looked_at_too(tmp_path: Path) -> None:
 
 def test_several_readings_are_named(tmp_path: Path) -> None:
     found = propose(written(tmp_path, [{"question": "Why?", "chosen": "So.", "rejected": "No.", "image": "a.png"}]))
-    assert found.adapter == "flat" and "preferences by rlaif_v" in found.others
+    assert found.adapter == "auto" and "preferences by rlaif_v" in found.others
     assert "As many rows can be read as: " in manifest_text(found, "ours", "x.jsonl", None)
 
 
@@ -122,8 +122,11 @@ def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reading"),
     [
-        (pair(1, chosen_response=""), "preferences by flat: missing value"),
-        ({"id": 1, "image": "a.png", "conversations": 3, "rejected_conversations": 4}, "preferences by povid: "),
+        (pair(1, chosen_response=""), "preferences by auto: missing value"),
+        (
+            {"id": 1, "image": "a.png", "conversations": 3, "rejected_conversations": 4},
+            "preferences by auto: not a conversation",
+        ),
     ],
 )
 def test_data_of_which_no_row_can_be_used_is_an_error(tmp_path: Path, row: dict[str, Any], reading: str) -> None:

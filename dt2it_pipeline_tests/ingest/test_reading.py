@@ -313,7 +313,8 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
     read = []
     monkeypatch.setattr(file_formats.json, "loads", lambda text, loads=json.loads: read.append(1) or loads(text))
     with pytest.raises(
-        SourceError, match=r"column 'question' is not in line 1, which has \['prompt'\]; adapter 'flat' reads"
+        SourceError,
+        match=r"column 'chosen' or 'rejected' is not in line 1, which has \['prompt'\]; adapter 'auto' reads",
     ):
         read_source(manifest(tmp_path / "rows.jsonl"), tmp_path, tmp_path / "media")
     assert len(read) < 200

@@ -119,7 +119,7 @@ def test_an_image_column_that_is_mapped_and_missing_is_reported(tmp_path, root):
     artifact = read(tmp_path, source(tmp_path, [row()], columns={"image": "photo"}))
     assert artifact["pairs"].num_rows == 0
     assert artifact["quarantine"]["detail"].to_pylist() == [
-        "column 'photo' is not in the row, which has ['chosen', 'id', 'image', 'question', 'rejected']"
+        "column 'photo' is not in line 1 (id 'r'), which has ['chosen', 'id', 'image', 'question', 'rejected']"
     ]
 
 

@@ -49,7 +49,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
 
 def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dt2it_pipeline.ingest.sources._BATCH", 2)
-    made = source(tmp_path, rows(6), "flat")
+    made = source(tmp_path, rows(6), "auto")
     whole = read_source(made, tmp_path, tmp_path / "other")
     counted(monkeypatch, fail_at=4)
     with pytest.raises(KeyboardInterrupt):
@@ -68,7 +68,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkey
 
 
 def test_a_damaged_index_costs_time_only(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = source(tmp_path, rows(2), "flat")
+    made = source(tmp_path, rows(2), "auto")
     first = read_source(made, tmp_path, tmp_path / "media")
     MediaIndex(tmp_path / "media").file.write_bytes(b"no database at all" * 100)
     seen = counted(monkeypatch)
@@ -101,14 +101,14 @@ def test_images_are_read_from_archives(tmp_path: Path, root: Path, kind: str) ->
     more: dict[str, Any] = {"media_root": str(archive), "media_prefix": "/their/disk/"}
     for row in wanted:
         row["image"] = f"/their/disk/images/{row['image']}"
-    artifact = read_source(source(tmp_path, wanted, "flat", **more), tmp_path, tmp_path / "media")
+    artifact = read_source(source(tmp_path, wanted, "auto", **more), tmp_path, tmp_path / "media")
     assert (artifact.metadata["rows_out"], artifact["quarantine"]["reason"].to_pylist()) == (6, ["missing image"] * 3)
     assert (
         artifact["prompts"].to_pylist()[0]["media"][0]["sha256"]
         == store_image("0.png", root, tmp_path / "m").row["sha256"]
     )
     videos = [{"video": "clip", "question": "q", "chosen": "a", "rejected": "b"}]
-    (aside,) = read_source(source(tmp_path, videos, "flat", **more), tmp_path, tmp_path / "m")["quarantine"].to_pylist()
+    (aside,) = read_source(source(tmp_path, videos, "auto", **more), tmp_path, tmp_path / "m")["quarantine"].to_pylist()
     assert "archives hold images only" in aside["detail"]
 
 
@@ -117,7 +117,7 @@ def test_an_archive_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> No
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=r"source 's': media_root cannot be read"):
             read_source(
-                source(tmp_path, rows(1), "flat", media_root=str(tmp_path / name)), tmp_path, tmp_path / "media"
+                source(tmp_path, rows(1), "auto", media_root=str(tmp_path / name)), tmp_path, tmp_path / "media"
             )
 
 
@@ -132,7 +132,7 @@ def test_a_source_without_a_media_root_may_only_hold_its_images(tmp_path: Path, 
 
 def test_a_file_name_need_not_be_utf_8(tmp_path: Path, root: Path) -> None:
     (root / "0.png").rename(root / os.fsdecode(b"\xff.png"))
-    made = source(tmp_path, rows(2), "flat")
+    made = source(tmp_path, rows(2), "auto")
     lines = (tmp_path / "rows.jsonl").read_bytes()
     (tmp_path / "rows.jsonl").write_bytes(lines.replace(b"0.png", b"\xff.png"))
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_a_file_name_need_not_be_utf_8(tmp_path: Path, root: Path) -> None:
 def test_one_image_in_many_rows_is_decoded_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counted(monkeypatch)
     repeated = [{**row, "question": f"q{n}"} for n in range(5) for row in rows(2)]
-    artifact = read_source(source(tmp_path, repeated, "flat"), tmp_path, tmp_path / "media")
+    artifact = read_source(source(tmp_path, repeated, "auto"), tmp_path, tmp_path / "media")
     assert artifact["pairs"].num_rows == 10
     assert sorted(seen) == ["0.png", "1.png"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 import zipfile
@@ -143,3 +144,45 @@ def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> No
     first, second = (store_image(name, root, tmp_path / "store").row for name in ("a.png", "b.png"))
     assert first == second
     root.close()
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"), [("TIFF", "RGB"), ("TIFF", "I;16"), ("TIFF", "CMYK"), ("JPEG2000", "RGB"), ("AVIF", "RGBA")]
+)
+def test_formats_that_few_readers_know_are_stored_as_png(tmp_path: Path, format: str, mode: str) -> None:
+    pixels = Image.new("RGB", (12, 8), (200, 40, 40))
+    made = Image.new(mode, (12, 8), 40_000) if mode == "I;16" else pixels.convert(mode)
+    content = encoded(made, format)
+    stored = store_image(content, tmp_path, tmp_path / "store").row
+    assert stored["path"].endswith(".png") and stored["sha256"] == hashlib.sha256(content).hexdigest()
+    with Image.open(tmp_path / "store" / stored["path"]) as image:
+        assert image.format == "PNG" and image.size == (12, 8)
+
+
+def test_of_a_tiff_with_several_pages_the_first_is_stored(tmp_path: Path) -> None:
+    first, second = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])
+    stored = store_image("a.tiff", tmp_path, tmp_path / "store").row
+    with Image.open(tmp_path / "store" / stored["path"]) as image:
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("images\\a b.png", ""),
+        ("C:\\data\\images\\a b.png", "C:\\data\\"),
+        ("file:///far/images/a%20b.png", "/far/"),
+        ("file:///far/images/a%20b.png", "file:///far/"),
+        ("back\\slash.png", ""),
+    ],
+)
+def test_paths_of_other_systems_and_file_addresses_are_paths(tmp_path: Path, name: str, prefix: str) -> None:
+    for place in ("images/a b.png", "back\\slash.png"):
+        image(tmp_path / place)
+    root = MediaRoot(tmp_path, prefix)
+    assert store_image(name, root, tmp_path / "store").row["path"].endswith(".png")
+    with pytest.raises(MediaError, match="outside"):
+        store_image("file:///etc/passwd", MediaRoot(tmp_path), tmp_path / "store")
+    with pytest.raises(MediaError, match="outside"):
+        store_image("..\\..\\etc\\passwd", MediaRoot(tmp_path / "images"), tmp_path / "store")

@@ -33,7 +33,7 @@ JUDGE = "Judge [Response 1] and [Response 2].\n#### [Response 1]:\nbad\n#### [Re
 
 
 ROWS: dict[str, dict[str, Any]] = {
-    "flat": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
+    "auto": {"id": "1", "image": "a.png", "question": "What is it?", "chosen": "good", "rejected": "bad"},
     "rlaif_v": {
         "ds_name": "RLAIF-V",
         "image": "a.png",
@@ -84,12 +84,6 @@ ROWS: dict[str, dict[str, Any]] = {
         "output_2": {"from": "llava", "value": "good"},
         "hallucination": False,
     },
-    "llamafactory": {
-        "conversations": [turn(HUMAN, "What is it?")],
-        "images": ["a.png"],
-        "chosen": turn(GPT, "good"),
-        "rejected": turn(GPT, "bad"),
-    },
     "wildvision": {
         "question_id": "q",
         "model_a": "x",
@@ -113,7 +107,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 IMAGES = [
-    ("flat", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
+    ("auto", {"caption": "c", "preferred": "a", "other": "b", "strength": 2}, 2.0),
     ("hpdv2", {"prompt": "c", "file_path": ["b", "a"], "human_preference": [0, 1]}, None),
     ("hpdv2", {"prompt": "c", "image_path": ["b", "a"], "rank": [2, 1], "raw_annotations": []}, 1.0),
     ("hpdv3", {"prompt": "c", "path1": "a", "path2": "b", "model1": "x", "model2": "y", "confidence": 0.9}, 0.9),

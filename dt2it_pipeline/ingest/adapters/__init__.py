@@ -1,11 +1,10 @@
 """Adapters: one small module per published schema, found by name through `adapter`."""
 
 from dt2it_pipeline.ingest.adapters import (
-    flat,
+    auto,
     hpdv2,
     hpdv3,
     image_reward,
-    llamafactory,
     llava_critic,
     llava_human_preference,
     mm_rlhf,
@@ -29,11 +28,10 @@ __all__ = [
     "Adapter",
     "UnknownAdapterError",
     "adapter",
-    "flat",
+    "auto",
     "hpdv2",
     "hpdv3",
     "image_reward",
-    "llamafactory",
     "llava_critic",
     "llava_human_preference",
     "mm_rlhf",

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.adapters.shared import chat, kept, user
+from dt2it_pipeline.ingest.adapters.shared import kept, user
+from dt2it_pipeline.ingest.forms.chats import chat
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 
 _FIRST = r"(?:the\s+)?(?:first\s+(?:response|answer)|(?:response|answer)\s+(?:1|A))"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.adapters.shared import chat, kept, message
+from dt2it_pipeline.ingest.adapters.shared import kept
+from dt2it_pipeline.ingest.forms.chats import chat, message
 from dt2it_pipeline.ingest.rows import Conversation, Item, Row
 
 _COLUMNS = ("id", "image", "conversations", "output_1", "output_2", "preference", "hallucination")

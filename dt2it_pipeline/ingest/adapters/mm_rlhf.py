@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.adapters.shared import chat
+from dt2it_pipeline.ingest.forms.chats import chat
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row
 
 

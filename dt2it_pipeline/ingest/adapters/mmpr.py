@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.adapters.shared import chat
+from dt2it_pipeline.ingest.forms.chats import chat
 from dt2it_pipeline.ingest.rows import Conversation, Item, Row
 from dt2it_pipeline.media.store import Medium
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
-from dt2it_pipeline.ingest.adapters.shared import chat, kept, two_sides
+from dt2it_pipeline.ingest.adapters.shared import kept
+from dt2it_pipeline.ingest.forms.chats import chat, two_sides
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row
 
 _COLUMNS = (

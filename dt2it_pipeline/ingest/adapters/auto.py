@@ -1,0 +1,120 @@
+"""The default adapter: finds out by looking at the columns how rows are to be read; the manifest maps what it does not.
+
+Pairs may have any form of ingest/forms. Prompts are a question and a reference answer, text-to-image preferences a
+caption and two images.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows
+from dt2it_pipeline.ingest.forms.fields import Fields
+from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, prompt, sides
+from dt2it_pipeline.ingest.forms.sides import Judged, neutral_sides
+from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row
+
+PAIRS, IMAGES = ("preferences", "truth", "benchmark"), ("t2i", "t2i_benchmark")
+# What a row must have, by kind, in the words of the manifest; other forms of pairs are in the docs.
+NEEDED = {
+    "preferences": ("question", "chosen", "rejected"),
+    "t2i": ("caption", "preferred", "other"),
+    "prompts": ("question", "reference"),
+}
+_BESIDE = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
+_LOOK = 256  # rows that are read ahead, where a verdict's coding must be found out
+
+
+@over_rows("auto", (*PAIRS, "prompts", *IMAGES), (*FIELDS, "reference", "caption", "preferred", "other"))
+def items(rows: Iterable[Row]) -> Iterator[Item]:
+    """The items of rows of any known form."""
+    yield from read(rows)
+
+
+def read(rows: Iterable[Row], promptless: bool = False) -> Iterator[Item]:
+    """The items of rows of any known form.
+
+    Args:
+        rows: of one source.
+        promptless: whether pairs without a prompt are read too; they have no turns.
+    """
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return
+    if first.kind in PAIRS:
+        ahead = [first]
+        if _needs_verdict(first):
+            ahead += itertools.islice(rows, _LOOK)
+        reader = PairReader(Judged(ahead), promptless)
+        made = reader.items
+    else:
+        ahead = [first]
+        made = _prompt if first.kind == "prompts" else _images
+    for row in itertools.chain(ahead, rows):
+        yield from guarded(made, row)
+
+
+def reading(row: Row, kind: str) -> dict[str, str] | None:
+    """Which column of a row would be read as which field, where the names differ; None where the kind does not fit.
+
+    Args:
+        row: of a source that nobody has described; what its `columns` map is read so.
+        kind: preferences, t2i or prompts.
+    """
+    fields = Fields(row)
+    found = sides(fields) if kind == "preferences" else {name: fields.column(name) for name in NEEDED[kind]}
+    if not found or None in found.values():
+        return None
+    columns = {name: str(column) for name, column in found.items()}
+    if kind == "preferences":
+        asked = [name for name in ("conversation", "question") if fields.column(name) not in {*columns.values(), None}]
+        columns |= {name: str(fields.column(name)) for name in asked[:1]}
+    for name in _BESIDE if kind != "t2i" else ("id", "group", "strength", "tie"):
+        column = fields.column(name)
+        if column is not None and column not in columns.values():
+            columns[name] = column
+    return {name: column for name, column in columns.items() if name != column}
+
+
+def _needs_verdict(row: Row) -> bool:
+    return "verdict" in row.columns or neutral_sides(Fields(Row(row.row_id, row.values))) is not None
+
+
+def _prompt(row: Row) -> Iterator[Item]:
+    """A question with its media and, where the row has one, a reference answer."""
+    fields = Fields(row)
+    found = prompt(fields)
+    if found is None:
+        raise fields.missing("question", "conversation")
+    reference = fields.text("reference")
+    yield Conversation(
+        row.row_id,
+        found.turns,
+        fields.media(),
+        reference=reference,
+        system=fields.text("system") or found.system,
+        group=fields.text("group") if "group" in row.columns else None,
+    )
+
+
+def _images(row: Row) -> Iterator[Item]:
+    """Two images for a caption."""
+    fields = Fields(row)
+    columns = {name: fields.column(name) for name in ("caption", "preferred", "other")}
+    for name, column in columns.items():
+        if column is None:
+            raise fields.missing(name)
+    if (tie := fields.column("tie")) is not None and fields.bare.flag(tie):
+        yield Quarantined(row.row_id, TIE)
+        return
+    strength = fields.column("strength")
+    yield ImagePair(
+        row.row_id,
+        fields.bare.text(str(columns["caption"])),
+        fields.bare.image(str(columns["preferred"])),
+        fields.bare.image(str(columns["other"])),
+        fields.bare.number(strength) if strength is not None else None,
+        fields.text("group") if row.kind == "t2i_benchmark" or "group" in row.columns else None,
+    )
