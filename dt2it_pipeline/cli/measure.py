@@ -48,7 +48,7 @@ def benchmark(
     rows: Annotated[
         list[Path],
         typer.Option(
-            metavar="FILE", help="Its rows as published (JSON, JSON Lines, Parquet): one for each --benchmark."
+            metavar="FILE", help="Its rows as published (JSON, JSON Lines, Parquet, ...): one for each --benchmark."
         ),
     ],
     media: Annotated[
@@ -60,6 +60,7 @@ def benchmark(
             metavar="FOLDER", help="Folder for figures, results per pair and scores; a killed run goes on there."
         ),
     ],
+    column: Columns = None,
     system_prompt: SystemPrompt = None,
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
     max_length: Annotated[
@@ -79,13 +80,22 @@ def benchmark(
     if not len(name) == len(rows) == len(media):
         raise typer.BadParameter("give --rows and --media once for every --benchmark")
     settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=max_pixels)
+    columns = assignments(column, "--column")
     for each in name:
-        get_entry(each)  # a misspelt one is reported before any is scored
+        get_entry(each).with_columns(columns)  # what is misspelt is reported before anything is scored
     results = []
     for each, file, folder in zip(name, rows, media, strict=True):
         with progress(f"scoring {each}", "responses", "responses_total") as report:
             found = benchmark_model(
-                model, each, file, folder, output, settings=settings, system_prompt=system_prompt, report=report
+                model,
+                each,
+                file,
+                folder,
+                output,
+                settings=settings,
+                system_prompt=system_prompt,
+                columns=columns,
+                report=report,
             )
         for row in found.quarantine.to_pylist():
             note(f"not scored: {row['row_id']}: {row['reason']} ({row['detail']})")

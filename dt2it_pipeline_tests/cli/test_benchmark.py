@@ -5,6 +5,7 @@ A served checkpoint gives them too: serve/test_vllm_server.py.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.evaluate.benchmarks import model_benchmark
+from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.media.errors import VideoDecoderError
@@ -212,3 +214,40 @@ def test_an_output_that_is_a_file_is_one_sentence(world: dict[str, Any], tmp_pat
     (tmp_path / "file").write_text("")
     message = failing(*arguments(world["root"], str(world["root"] / "ours"), tmp_path / "file"))
     assert re.fullmatch(r".*file.*: (Not a directory|File exists)", message)
+
+
+def test_rows_of_other_copies_are_read(world: dict[str, Any], tmp_path: Path) -> None:
+    """R1-Reward's repository carries VL-RewardBench with sides by name; others with a list of images, or compressed."""
+    images = world["root"] / "images"
+    original = world["rows"][:2]
+    expected = load_rows(get_entry("vl_rewardbench"), original, images, tmp_path / "store")
+    sides = [[row["response"][row["human_ranking"].index(rank)] for rank in (0, 1)] for row in original]
+    named = [
+        {"id": row["id"], "prompt": row["query"], "image_path": row["image"], "chosen": side[0], "rejected": side[1]}
+        for row, side in zip(original, sides, strict=True)
+    ]
+    listed = [row | {"image": [row["image"]]} for row in original]
+    renamed = [{"q": row["query"], **{k: row[k] for k in row if k != "query"}} for row in original]
+    for rows, columns in ((named, {}), (listed, {}), (renamed, {"question": "q"})):
+        found = load_rows(get_entry("vl_rewardbench").with_columns(columns), rows, images, tmp_path / "store")
+        assert found.prompts.equals(expected.prompts) and found.chosen == expected.chosen
+        assert score_benchmark("vl_rewardbench", rows, [1, 2], [0, 3], columns=columns).overall == 0.5
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in original)
+    assert read_rows(tmp_path / "rows.jsonl.gz") == original
+    two = load_rows(
+        get_entry("vl_rewardbench"), [original[0] | {"image": [r["image"] for r in original]}], images, tmp_path
+    )
+    assert len(two.prompts["media"][0]) == 2
+
+
+def test_a_column_that_is_missing_is_named_with_those_there_are(world: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"q": row["query"], **{k: row[k] for k in row if k != "query"}} for row in world["rows"]]
+    (world["root"] / "renamed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    call = arguments(world["root"], str(world["root"] / "ours"), tmp_path, "renamed.jsonl")
+    message = failing(*call)
+    assert re.search(
+        r"row 0: no column query/question.*the row has the columns \['human_ranking', .*--column question=", message
+    )
+    assert "8 pairs" in dt2it(*call, "--column", "question=q")
+    assert "has no fields ['quest']" in failing(*call, "--column", "quest=q")

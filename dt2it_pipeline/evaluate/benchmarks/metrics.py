@@ -118,6 +118,7 @@ def score_benchmark(
     chosen_scores: Sequence[float | None] | np.ndarray,
     rejected_scores: Sequence[float | None] | np.ndarray,
     *,
+    columns: Mapping[str, str] | None = None,
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> BenchmarkResult:
@@ -140,6 +141,7 @@ def score_benchmark(
         rows: the published rows, in their published columns.
         chosen_scores: [rows], score of the side that the row says is better; None or NaN where there is none.
         rejected_scores: [rows], of the other side.
+        columns: field of the entry -> column, where the rows call it otherwise.
         repeats: bootstrap resamples for the intervals; 0 for none.
         seed: of the bootstrap.
 
@@ -150,7 +152,7 @@ def score_benchmark(
         BenchmarkError: no such benchmark, the numbers of rows and scores differ, a row fits no group, or has no
             usable id by which Acc+ goes.
     """
-    entry = get_entry(name)
+    entry = get_entry(name).with_columns(columns or {})
     listed: list[Any] = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
     chosen, rejected = _floats(chosen_scores, "chosen_scores"), _floats(rejected_scores, "rejected_scores")
     if not len(listed) == len(chosen) == len(rejected):
@@ -166,9 +168,9 @@ def score_benchmark(
         unit = [field[entry.all_right_by] for field in fields]
         wrong = next((place for place, value in enumerate(unit) if not isinstance(value, str | Real)), None)
         if wrong is not None:
-            columns = "/".join(entry.fields[entry.all_right_by])
+            named = "/".join(entry.fields[entry.all_right_by])
             found = "no" if unit[wrong] is None else f"{str(unit[wrong])[:80]!r} is no usable"
-            raise BenchmarkError(f"{entry.name}, row {wrong}: {found} {columns}, by which Acc+ goes")
+            raise BenchmarkError(f"{entry.name}, row {wrong}: {found} {named}, by which Acc+ goes")
     outcome = outcomes_of(chosen, rejected)
     items = pd.DataFrame(
         {

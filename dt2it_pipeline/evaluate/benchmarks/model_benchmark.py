@@ -12,7 +12,7 @@ there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def benchmark_model(
     *,
     settings: ScoringSettings | None = None,
     system_prompt: str | None = None,
+    columns: Mapping[str, str] | None = None,
     report: Reporter = print_progress,
 ) -> ModelBenchmark:
     """Score a benchmark's published rows with a model and compute the authors' figures.
@@ -59,6 +60,7 @@ def benchmark_model(
         output: folder for the scores, and for what a killed run resumes from.
         settings: of the scoring; those of a recipe's defaults when absent.
         system_prompt: of a server or a LLaMA-Factory model; see `BenchmarkScoreJob`.
+        columns: field of the entry -> column, where the rows call it otherwise.
         report: is called with `responses` and `responses_total` as responses are scored.
 
     Raises:
@@ -67,7 +69,7 @@ def benchmark_model(
         VideoDecoderError: there are video files, and OpenCV is not installed.
         OSError: the output cannot be written.
     """
-    entry = get_entry(name)
+    entry = get_entry(name).with_columns(columns or {})
     settings = settings or ScoringSettings()
     published = read_rows(rows)
     if not published:
@@ -106,7 +108,7 @@ def benchmark_model(
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
     found = dict(zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True))
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
-    return ModelBenchmark(score_benchmark(entry.name, published, *sides), loaded.quarantine)
+    return ModelBenchmark(score_benchmark(entry.name, published, *sides, columns=columns), loaded.quarantine)
 
 
 def figure_rows(model: str, results: Sequence[BenchmarkResult]) -> pd.DataFrame:

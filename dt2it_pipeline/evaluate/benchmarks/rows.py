@@ -6,7 +6,6 @@ which counts as wrong. A row that lacks a column ends the reading: such rows are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, Entry
-from dt2it_pipeline.ingest.rows import RowError, medium, require_unicode
+from dt2it_pipeline.ingest import reading as sources
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.rows import Quarantined, RowError, SourceError, medium, require_unicode
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import marker_kinds, without_markers
 from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline.storage import content_ids, records, schemas
-from dt2it_pipeline.storage.atomic import read_parquet
 
 _STAGE = "benchmark"
 
@@ -37,18 +37,19 @@ class BenchmarkRows:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON (a list), JSON Lines or Parquet file. Raises BenchmarkError naming the file and the line."""
+    """Rows of a file in any format that sources may have, or of a folder of such files.
+
+    Raises BenchmarkError naming the file, and the line that is malformed.
+    """
+    manifest = Manifest(name=_STAGE, kind="preferences", path=str(path.absolute()), licence="-")
+    rows: list[dict[str, Any]] = []
     try:
-        if path.suffix == ".parquet":
-            return list(read_parquet(path).to_pylist())
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if path.suffix == ".json" else _lines(text, path)
-    except BenchmarkError:
-        raise
-    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
+        for read in sources.read_rows(manifest, path.parent):
+            if isinstance(read, Quarantined):
+                raise BenchmarkError(f"{path}, {read.row_id}: {read.reason}: {read.detail}")
+            rows.append(dict(read.values))
+    except SourceError as error:
         raise BenchmarkError(f"cannot read benchmark rows {path}: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BenchmarkError(f"{path}: expected a list of objects, one per pair")
     return rows
 
 
@@ -71,8 +72,8 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
     sides: list[tuple[str | None, str | None]] = []
     for place, row in enumerate(rows):
         fields = entry.read(row)
-        question = _text(entry, fields, "question", place)
-        pair = _sides(entry, fields, place)
+        question = _text(entry, row, fields, "question", place)
+        pair = _sides(entry, row, fields, place)
         try:
             for field, text in (("question", question), ("chosen", pair[0]), ("rejected", pair[1])):
                 require_unicode(text, field)
@@ -99,31 +100,39 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
     )
 
 
-def _sides(entry: Entry, fields: Mapping[str, Any], place: int) -> tuple[str, str]:
-    """Chosen and rejected text of one row."""
-    if "chosen" in entry.fields:
-        return _text(entry, fields, "chosen", place), _text(entry, fields, "rejected", place)
-    if "better" in entry.fields:
-        first, second = _text(entry, fields, "first", place), _text(entry, fields, "second", place)
+def _sides(entry: Entry, row: Mapping[str, Any], fields: Mapping[str, Any], place: int) -> tuple[str, str]:
+    """Chosen and rejected text of one row, in whichever of the entry's forms the row has them."""
+    if any(fields.get(name) is not None for name in ("chosen", "rejected")):
+        return _text(entry, row, fields, "chosen", place), _text(entry, row, fields, "rejected", place)
+    if fields.get("better") is not None:
+        first, second = (_text(entry, row, fields, name, place) for name in ("first", "second"))
         better = str(fields["better"]).strip().casefold()
         names = [[column.casefold() for column in entry.fields[side]] for side in ("first", "second")]
         if better in names[0] or better in names[1]:
             return (first, second) if better in names[0] else (second, first)
-        raise _fault(entry, place, "better", fields["better"])
+        raise _fault(entry, row, place, "better", fields["better"])
     texts, ranks = fields.get("responses"), fields.get("ranks")
+    known = [name for name in ("responses", "chosen", "first") if name in entry.fields]
     if not isinstance(texts, list | tuple) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
-        raise _fault(entry, place, "responses", texts)
+        raise _fault(entry, row, place, known[0], texts)
     if not isinstance(ranks, Sequence) or list(ranks) not in ([0, 1], [1, 0]):
-        raise _fault(entry, place, "ranks", ranks)
+        raise _fault(entry, row, place, "ranks", ranks)
     best = list(ranks).index(0)
     return texts[best], texts[1 - best]
 
 
 def _media(fields: Mapping[str, Any], root: Path, store: Path) -> list[dict[str, str]]:
-    image, video = (None if _is_null(fields.get(name)) else fields[name] for name in ("image", "video"))
-    if image is not None:
-        return [store_image(medium(image, "image", "image").value, root, store).row]
-    return [] if video is None else [store_video(medium(video, "video", "video").value, root, store).row]
+    """The images of a row, else its video."""
+    if images := _several(fields.get("image")):
+        return [store_image(medium(image, "image", "image").value, root, store).row for image in images]
+    videos = _several(fields.get("video"))
+    return [store_video(medium(video, "video", "video").value, root, store).row for video in videos]
+
+
+def _several(value: Any) -> Sequence[Any]:
+    if isinstance(value, list | tuple):
+        return [one for one in value if not _is_null(one)]
+    return () if _is_null(value) else (value,)
 
 
 def _media_columns(entry: Entry) -> str:
@@ -154,24 +163,18 @@ def _prompt(entry: Entry, question: str, media: Sequence[dict[str, str]]) -> dic
     }
 
 
-def _text(entry: Entry, fields: Mapping[str, Any], field: str, place: int) -> str:
+def _text(entry: Entry, row: Mapping[str, Any], fields: Mapping[str, Any], field: str, place: int) -> str:
     value = fields.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise _fault(entry, place, field, value)
+        raise _fault(entry, row, place, field, value)
     return value
 
 
-def _fault(entry: Entry, place: int, field: str, found: Any) -> BenchmarkError:
+def _fault(entry: Entry, row: Mapping[str, Any], place: int, field: str, found: Any) -> BenchmarkError:
     columns = "/".join(entry.fields.get(field, [field]))
+    if found is None:
+        return BenchmarkError(
+            f"{entry.name}, row {place}: no column {columns}, which has the {field}; the row has the columns "
+            f"{sorted(map(str, row))}. Name the one that is meant: --column {field}=COLUMN"
+        )
     return BenchmarkError(f"{entry.name}, row {place}: column {columns} holds {str(found)[:120]!r}")
-
-
-def _lines(text: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise BenchmarkError(f"{path}, line {number}: {error}") from error
-    return rows

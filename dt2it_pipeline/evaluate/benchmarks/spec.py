@@ -75,7 +75,8 @@ class Entry(Settings):
     """One benchmark.
 
     A row's sides stand in `chosen` and `rejected`, or in `responses` with their `ranks` (0 is the better one), or in
-    `first` and `second` with `better` naming the column of the better one.
+    `first` and `second` with `better` naming the column of the better one; an entry may name the columns of several of
+    these forms, for copies of the benchmark that differ.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -130,6 +131,15 @@ class Entry(Settings):
         plus = [f"acc_plus/{name}" for name in dict.fromkeys(rule.group for rule in self.groups) if self.all_right_by]
         left_out = [f"{figure}_{name}" for name in self.without for figure in ("overall", "macro")]
         return [*dict.fromkeys(part.group for part in self.parts), *self.unions, *left_out, *plus]
+
+    def with_columns(self, columns: Mapping[str, str]) -> Entry:
+        """The entry for a file that calls some columns otherwise, field -> column.
+
+        Raises BenchmarkError where there is no such field.
+        """
+        if unknown := sorted(set(columns) - set(self.fields)):
+            raise BenchmarkError(f"{self.name} has no fields {unknown}; it has {', '.join(sorted(self.fields))}")
+        return self.model_copy(update={"fields": self.fields | {field: [name] for field, name in columns.items()}})
 
     @property
     def hash(self) -> str:
