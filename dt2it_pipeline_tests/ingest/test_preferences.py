@@ -159,6 +159,13 @@ def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
     assert pairs["chosen"].tolist() == ["b\n\nUser: c\n\nAssistant: good"]
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '{"a": "b"}', "[]", '["a", "b"]', "[image]", '[{"a": 1}]'])
+def test_an_answer_that_is_json_is_a_text(tmp_path: Path, text: str) -> None:
+    pairs, quarantine = _read(tmp_path, [{"prompt": text, "chosen": text, "rejected": "bad"}])
+    assert quarantine.empty and pairs["chosen"].tolist() == [text]
+    assert pairs["turns"][0] == [{"role": "user", "text": text}]
+
+
 def test_images_stand_in_parts_and_in_columns(tmp_path: Path) -> None:
     part = {"type": "image"}
     text = {"type": "text", "text": "What is in <image>?"}

@@ -55,6 +55,14 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def parsed_turns(value: Any) -> Any:
+    """Turns, a turn or its parts that stand as JSON text in a cell; any other text stays one, JSON or not."""
+    found = parsed(value)
+    entries = found if isinstance(found, list) else [found]
+    shaped = [is_turn(entry) or (isinstance(entry, Mapping) and "type" in entry) for entry in entries]
+    return found if shaped and all(shaped) else value
+
+
 def read_chat(value: Any, where: str) -> Chat:
     """A chat written as [{from, value}] or [{role, content}], as JSON text of one, or a question as plain text.
 
@@ -111,7 +119,8 @@ def hh_chat(text: str) -> Chat | None:
         return None
     roles = ("user" if role == "Human" else "assistant" for role in pieces[1::2])
     turns = tuple({"role": role, "text": words.strip()} for role, words in zip(roles, pieces[2::2], strict=True))
-    return Chat("", turns) if all(turn["text"] for turn in turns) else None
+    ends = turns[0]["role"] == "user" and turns[-1]["role"] == "assistant"
+    return Chat("", turns) if ends and all(turn["text"] for turn in turns) else None
 
 
 def two_sides(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[Turn, ...], str, str]:

@@ -27,6 +27,7 @@ from dt2it_pipeline.ingest.forms.chats import (
     is_turn,
     message,
     parsed,
+    parsed_turns,
     read_chat,
     two_sides,
 )
@@ -261,11 +262,11 @@ def _couple(fields: Fields) -> tuple[str, str] | None:
 
 def _side(value: Any, where: str) -> _Side:
     """An answer from what a column may hold: a text, a message, typed parts, or the turns of a conversation."""
-    value = parsed(value)
+    value = parsed_turns(value)
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
     if isinstance(value, str):
-        if (found := hh_chat(value)) is not None and found.turns[0]["role"] == "user":
+        if (found := hh_chat(value)) is not None:
             return _Side(found.turns)
         return _Side(({"role": "assistant", "text": checked_text(value, f"column {where!r}")},))
     if isinstance(value, list | tuple) and value and not any(map(is_turn, value)):
@@ -280,7 +281,7 @@ def _side(value: Any, where: str) -> _Side:
 
 def _several(value: Any) -> Sequence[Any]:
     """The rejected answers of a row that has a list of them; empty where it has one."""
-    value = parsed(value)
+    value = parsed_turns(value)
     if not isinstance(value, list | tuple) or not value:
         return ()
     if all(isinstance(entry, str) for entry in value) or all(
