@@ -38,7 +38,9 @@ def benchmark(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+            metavar="MODEL",
+            help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, URL of a pooling server; or a YAML file of a "
+            "judge, as `annotation.judges` of a recipe has one.",
         ),
     ],
     name: Annotated[
@@ -79,10 +81,13 @@ def benchmark(
 
     if not len(name) == len(rows) == len(media):
         raise typer.BadParameter("give --rows and --media once for every --benchmark")
-    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=max_pixels)
     columns = assignments(column, "--column")
     for each in name:
         get_entry(each).with_columns(columns)  # what is misspelt is reported before anything is scored
+    if Path(model).suffix in (".yaml", ".yml"):
+        _benchmark_judge(Path(model), list(zip(name, rows, media, strict=True)), output, columns, as_json)
+        return
+    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=max_pixels)
     results = []
     for each, file, folder in zip(name, rows, media, strict=True):
         with progress(f"scoring {each}", "responses", "responses_total") as report:
@@ -107,6 +112,45 @@ def benchmark(
         for r in results
     ]
     show({"model": model, "benchmarks": counts, "figures": figures}, [text], as_json=as_json)
+
+
+def _benchmark_judge(
+    file: Path, benchmarks: list[tuple[str, Path, Path]], output: Path, columns: dict[str, str], as_json: bool
+) -> None:
+    """Benchmark the judge that a file describes."""
+    from dt2it_pipeline.evaluate.benchmarks.judge_benchmark import benchmark_judge, load_judge
+    from dt2it_pipeline.evaluate.benchmarks.model_benchmark import figure_rows, write_results
+
+    judge = load_judge(file)
+    found = {}
+    for name, rows, media in benchmarks:
+        with progress(f"judging {name}", "pairs", "pairs_total") as report:
+            found[name] = benchmark_judge(judge, name, rows, media, output, columns=columns, report=report)
+        for row in found[name].quarantine.to_pylist():
+            note(f"not judged: {row['row_id']}: {row['reason']} ({row['detail']})")
+    results = [each.result for each in found.values()]
+    lines = [write_results(judge.name, results, output)]
+    for each in found.values():
+        if each.consistency is not None:
+            orders = ", ".join(f"{order} {share:.1%}" for order, share in each.orders.items())
+            lines.append(
+                f"{each.result.name}: the verdicts of both orders agree on {each.consistency:.1%} of {each.compared} "
+                f"pairs; accuracy by order: {orders}"
+            )
+    figures = figure_rows(judge.name, results).to_dict("records")
+    counts = [
+        {
+            "benchmark": each.result.name,
+            "version": each.result.version,
+            "pairs": each.result.pairs,
+            "ties": each.result.ties,
+            "unscored": each.result.unscored,
+            "order_consistency": each.consistency,
+            "accuracy_by_order": dict(each.orders),
+        }
+        for each in found.values()
+    ]
+    show({"model": judge.name, "benchmarks": counts, "figures": figures}, lines, as_json=as_json)
 
 
 def style(

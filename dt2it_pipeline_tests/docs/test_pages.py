@@ -14,6 +14,7 @@ import yaml
 
 from dt2it_pipeline.cli import app
 from dt2it_pipeline.config.recipe import parse_recipe
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline_tests.support.documents import ROOT, Block, all_blocks
 from dt2it_pipeline_tests.support.finished_project import (
@@ -169,6 +170,9 @@ def test_settings_are_valid(block: Block) -> None:
         Manifest.model_validate(found)
         return
     if "storage" in found:  # dagster.yaml
+        return
+    if "base_url" in found:  # a judge
+        AnnotationSettings.model_validate({"judges": [found]})
         return
     base = {"name": "page", "annotation": {"judges": [{"name": "one"}, {"name": "two"}]}}
     parse_recipe(yaml.safe_dump(base | found), block.place)

@@ -24,8 +24,8 @@ from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, combined, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
-from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
-from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
+from dt2it_pipeline.evaluate.benchmarks.rows import published_rows
+from dt2it_pipeline.evaluate.benchmarks.spec import get_entry
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
@@ -71,21 +71,8 @@ def benchmark_model(
     """
     entry = get_entry(name).with_columns(columns or {})
     settings = settings or ScoringSettings()
-    published = read_rows(rows)
-    if not published:
-        raise BenchmarkError(f"{rows} holds no row")
-    for place, row in enumerate(published):
-        entry.group_of(row, place)  # before anything is scored
-    if not media.is_dir():
-        raise BenchmarkError(f"there is no folder {media}, where the images of {entry.name} should lie")
     media_store = output / "media"
-    loaded = load_rows(entry, published, media, media_store)
-    if published and not loaded.responses.num_rows:
-        first = loaded.quarantine.to_pylist()[0]
-        raise BenchmarkError(
-            f"not one row of {rows.name} can be scored; the first: {first['row_id']}: {first['reason']} "
-            f"({first['detail']}). Media paths count from {media}"
-        )
+    published, loaded = published_rows(entry, rows, media, media_store)
     scored = (model if is_url(model) else model_digest(model), settings.model_dump(mode="json"), system_prompt)
     ids = loaded.responses["response_id"].to_pylist()
     folder = output / f"{entry.name}-{content_ids.content_hash(scored, ids)[:12]}"

@@ -53,6 +53,30 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def published_rows(
+    entry: Entry, rows: Path, media_root: Path, store: Path
+) -> tuple[list[dict[str, Any]], BenchmarkRows]:
+    """The rows of a benchmark's file, and what of them can be judged; arguments are those of `load_rows`.
+
+    Raises BenchmarkError where there is no row, a row fits no group, or none can be judged.
+    """
+    published = read_rows(rows)
+    if not published:
+        raise BenchmarkError(f"{rows} holds no row")
+    for place, row in enumerate(published):
+        entry.group_of(row, place)  # before anything is scored
+    if not media_root.is_dir():
+        raise BenchmarkError(f"there is no folder {media_root}, where the images of {entry.name} should lie")
+    loaded = load_rows(entry, published, media_root, store)
+    if not loaded.responses.num_rows:
+        first = loaded.quarantine.to_pylist()[0]
+        raise BenchmarkError(
+            f"not one row of {rows.name} can be scored; the first: {first['row_id']}: {first['reason']} "
+            f"({first['detail']}). Media paths count from {media_root}"
+        )
+    return published, loaded
+
+
 def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path, store: Path) -> BenchmarkRows:
     """Import the media of published rows into a media store, and make prompts and responses.
 
