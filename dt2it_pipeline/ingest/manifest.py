@@ -75,6 +75,11 @@ class Manifest(Settings):
     media_prefix: str = Field(
         "", description="removed from the front of media paths, for sources that write the root of another machine"
     )
+    media_urls: bool = Field(
+        False,
+        description="fetch images that rows name by an address of the web (http, https). Only public hosts are asked, "
+        "and no more than 64 MiB an image",
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="our field: name of the column in the source, where they differ"
     )

@@ -99,7 +99,8 @@ def read_preferences(
             unreadable = unreadable or (item if item.missing_column else None)
             aside.append(_aside(item, row_id, path.name))
     if not pairs and unreadable is not None:
-        raise SourceError(f"{path}: no row holds a pair of a known form; {unreadable.detail}\n{FORMS}")
+        forms = f"\n{FORMS}" if unreadable.reason == "missing column" else ""
+        raise SourceError(f"{path}: no row holds a pair that can be read; {unreadable.detail}{forms}")
     if not pairs and not aside:
         raise SourceError(f"{path} holds no rows")
     return pd.DataFrame(pairs, columns=list(_COLUMNS)), schemas.table(aside, "quarantine").to_pandas()
@@ -124,7 +125,8 @@ def _manifest(path: Path, columns: Mapping[str, str], verdict: Mapping[str, str]
             }
         )
     except ValidationError as error:
-        raise ManifestError("; ".join(map(fault_message, error.errors()))) from None
+        faults = (f"{'.'.join(map(str, f['loc'])) or 'columns'}: {fault_message(f)}" for f in error.errors())
+        raise ManifestError("; ".join(faults)) from None
 
 
 def _items(manifest: Manifest, rows: Iterator[Row]) -> Iterator[Item]:
@@ -153,7 +155,7 @@ def _pair(item: Conversation, row_id: str, own: Any) -> dict[str, Any]:
     listed = item.ranks is not None
     return {
         "row_id": row_id,
-        "prompt_id": str(own) if own not in (None, "") else _prompt_id(item),
+        "prompt_id": str(own) if own == own and own not in (None, "") else _prompt_id(item),
         "system": item.system,
         "turns": [dict(turn) for turn in item.turns],
         "images": media["image"],

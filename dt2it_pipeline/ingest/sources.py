@@ -219,7 +219,7 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifac
     """
     collected = _Collected(manifest)
     try:
-        root = MediaRoot(manifest.located(sources)[1], manifest.media_prefix)
+        root = MediaRoot(manifest.located(sources)[1], manifest.media_prefix, manifest.media_urls)
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise SourceError(f"source {manifest.name!r}: media_root cannot be read: {error}") from error
     importer = MediaImporter(root, media_store)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
+import re
 import tarfile
 import threading
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from dt2it_pipeline.media import web
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import check_bytes, open_file
 from dt2it_pipeline.media.paths import confined
@@ -24,13 +26,14 @@ class MediaRoot:
     Args:
         root: folder, .zip or uncompressed .tar; None where rows hold their images, so that any path is refused.
         prefix: taken off the front of names, for sources that write the root of their authors' machine.
+        web: whether names may be addresses of the web (http, https), which are then fetched.
 
     Raises:
         OSError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read.
     """
 
-    def __init__(self, root: Path | None, prefix: str = "") -> None:
-        self.root, self.prefix = root, prefix
+    def __init__(self, root: Path | None, prefix: str = "", web: bool = False) -> None:
+        self.root, self.prefix, self.web = root, prefix, web
         self._zip: zipfile.ZipFile | None = None
         self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
         self._file = -1
@@ -65,7 +68,12 @@ class MediaRoot:
             self._file = -1
 
     def stamp(self, name: str) -> str | None:
-        """What stands for a file as long as it does not change: its place, size and time; None where there is none."""
+        """What stands for a file as long as it does not change: its place, size and time; None where there is none.
+
+        Of an address of the web, the address: what was fetched once is not fetched again.
+        """
+        if self._is_address(name):
+            return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest() if self.web else None
         try:
             if self._zip is not None or self._tar is not None:
                 assert self.root is not None
@@ -90,6 +98,12 @@ class MediaRoot:
 
     def read(self, name: str) -> bytes:
         """The content of an image. Raises MediaError where it is missing, too large or outside the root."""
+        if self._is_address(name):
+            if not self.web:
+                raise MediaError(
+                    "address not allowed", f"{name[:300]}: set `media_urls: true` in the manifest to fetch it"
+                )
+            return web.fetch(name)
         if self._name(name).removeprefix("./") in self._ambiguous:
             raise MediaError("ambiguous image", f"{name}: the archive holds several files of this name")
         if self._zip is not None:
@@ -111,6 +125,10 @@ class MediaRoot:
             if isinstance(error, MediaError):
                 raise
             raise MediaError("missing image", f"{name}: {error.strerror}") from error
+
+    def _is_address(self, name: str) -> bool:
+        """Whether a name is an address of the web, and not a file below a root that somebody wrote as one."""
+        return web.is_address(name) and not (self.prefix and name.startswith(self.prefix))
 
     def _located(self, name: str) -> Path:
         """As `confined`, folders being resolved once each."""
@@ -150,8 +168,9 @@ class MediaRoot:
         address = name.startswith("file:")
         name = name.removeprefix(self.prefix)
         if address:
-            name = unquote(urlsplit(name).path).removeprefix(self.prefix)
-        if "\\" in name and "/" not in name and not self._has(name):  # written on Windows
+            name = re.sub(r"^file:(?://[^/]*)?", "", name)
+            name = re.sub(r"^/(?=[A-Za-z]:)", "", unquote(name)).removeprefix(self.prefix)
+        if "\\" in name and not self._has(name):  # written on Windows
             name = name.replace("\\", "/")
         return name
 

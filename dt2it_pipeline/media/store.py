@@ -33,7 +33,7 @@ from dt2it_pipeline.media.root import MediaRoot
 
 MediumKind = Literal["image", "video"]
 _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
-_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+_DATA_URI = re.compile(r"data:(?:image/[\w.+-]+|application/octet-stream)(?:;[\w.=+-]+)*;base64,", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def _examine(content: bytes, name: str) -> tuple[str, bytes | None, int | None]:
 
 
 def _png(image: Image.Image) -> bytes:
-    if image.mode == "CMYK":  # PNG has no such pixels
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # PNG has no such pixels
         image = image.convert("RGB")
     image.info.pop("exif", None)
     buffer = io.BytesIO()

@@ -155,7 +155,7 @@ def test_lines_end_at_line_breaks_alone_and_may_follow_a_mark(tmp_path: Path) ->
 
 
 def test_a_rank_that_is_no_number_names_its_row(tmp_path: Path) -> None:
-    row = {"id": "mmmu_1", "query": "q", "response": ["a", "b"], "human_ranking": [0, None]}
+    row = {"id": "mmmu_1", "query": "q", "image": "a", "response": ["a", "b"], "human_ranking": [0, None]}
     with pytest.raises(BenchmarkError, match="row 0: column human_ranking"):
         load_rows(get_entry("vl_rewardbench"), [row], tmp_path, tmp_path)
 
@@ -239,6 +239,22 @@ def test_rows_of_other_copies_are_read(world: dict[str, Any], tmp_path: Path) ->
         get_entry("vl_rewardbench"), [original[0] | {"image": [r["image"] for r in original]}], images, tmp_path
     )
     assert len(two.prompts["media"][0]) == 2
+
+
+@pytest.mark.parametrize("better", ["Output2", "B", "second", "Right"])
+def test_a_verdict_may_be_spelled_otherwise_and_mapped_columns_win(
+    world: dict[str, Any], tmp_path: Path, better: str
+) -> None:
+    images = world["root"] / "images"
+    row = {"ID": "a", "Text": "q", "Image": world["rows"][0]["image"], "l": "x", "r": "y", "Category": "vqa"}
+    entry = get_entry("multimodal_rewardbench").with_columns({"first": "l", "second": "r"})
+    loaded = load_rows(entry, [row | {"Better": better, "chosen": "p", "rejected": "o"}], images, tmp_path)
+    texts = {response["response_id"]: response["text"] for response in loaded.responses.to_pylist()}
+    assert (texts[loaded.chosen[0]], texts[loaded.rejected[0]]) == ("y", "x")
+    with pytest.raises(BenchmarkError, match="no column Better/better, which has the better"):
+        load_rows(entry, [row], images, tmp_path)
+    with pytest.raises(BenchmarkError, match=r"no row has one of the columns photo.*--column image=COLUMN"):
+        load_rows(entry.with_columns({"image": "photo"}), [row], images, tmp_path)
 
 
 def test_a_column_that_is_missing_is_named_with_those_there_are(world: dict[str, Any], tmp_path: Path) -> None:

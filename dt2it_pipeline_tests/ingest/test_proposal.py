@@ -125,7 +125,7 @@ def test_columns_that_nothing_reads_are_an_error(tmp_path: Path) -> None:
         (pair(1, chosen_response=""), "preferences by auto: missing value"),
         (
             {"id": 1, "image": "a.png", "conversations": 3, "rejected_conversations": 4},
-            "preferences by auto: not a conversation",
+            "preferences by auto: not text",
         ),
     ],
 )

@@ -129,9 +129,8 @@ FORMS: dict[str, dict[str, Any]] = {
         "winner_model_b": 1,
         "winner_tie": 0,
     },
-    "PKU-SafeRLHF": {"prompt": "q?", "response_0": "bad", "response_1": "good", "better_response_id": 1},
     "list of two and a verdict": {"question": "q?", "responses": ["bad", "good"], "preference": "B"},
     "several rejected": {"prompt": "q?", "chosen": "good", "rejected": ["bad"]},
 }
-VERDICTS = ("B", "[[B]]", "model_b", "rightvote", "Response 2", "response_b", "second", "B is better", "B>A", "A<<B")
+VERDICTS = ("B", "[[B]]", "model_b", "rightvote", "response_b", "second", "B is better", "B>A", "A<<B")
 TIES = ("tie", "Tie (bothbad)", "both bad", "bothbad_vote", "equal", "A=B", "neither", "same")

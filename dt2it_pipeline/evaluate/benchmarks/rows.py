@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, Entry
 from dt2it_pipeline.ingest import reading as sources
+from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, word_meaning
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.rows import Quarantined, RowError, SourceError, medium, require_unicode
 from dt2it_pipeline.media.errors import MediaError
@@ -23,6 +24,7 @@ from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline.storage import content_ids, records, schemas
 
 _STAGE = "benchmark"
+_OUTPUTS = {FIRST: ("Output1",), SECOND: ("Output2",)}  # also where a file calls the columns otherwise
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,15 @@ def load_rows(entry: Entry, rows: Sequence[Mapping[str, Any]], media_root: Path,
         BenchmarkError: a row lacks its question or a side; the message names the row and the columns.
         VideoDecoderError: there are video files, and OpenCV is not installed.
     """
+    if not entry.text_rows and (
+        names := [name for field in ("image", "video") for name in entry.fields.get(field, ())]
+    ):
+        there = {str(name) for row in rows for name in row}
+        if rows and not there & {name.partition(".")[0] for name in names}:
+            raise BenchmarkError(
+                f"{entry.name}: no row has one of the columns {', '.join(names)}, which have the images; the columns "
+                f"are {sorted(there)}. Name the one that is meant: --column image=COLUMN"
+            )
     prompts: dict[str, dict[str, Any]] = {}
     responses: dict[str, dict[str, Any]] = {}
     aside = []
@@ -128,13 +139,16 @@ def _sides(entry: Entry, row: Mapping[str, Any], fields: Mapping[str, Any], plac
     """Chosen and rejected text of one row, in whichever of the entry's forms the row has them."""
     if any(fields.get(name) is not None for name in ("chosen", "rejected")):
         return _text(entry, row, fields, "chosen", place), _text(entry, row, fields, "rejected", place)
-    if fields.get("better") is not None:
+    if any(fields.get(name) is not None for name in ("first", "second", "better")):
         first, second = (_text(entry, row, fields, name, place) for name in ("first", "second"))
-        better = str(fields["better"]).strip().casefold()
-        names = [[column.casefold() for column in entry.fields[side]] for side in ("first", "second")]
-        if better in names[0] or better in names[1]:
-            return (first, second) if better in names[0] else (second, first)
-        raise _fault(entry, row, place, "better", fields["better"])
+        if fields.get("better") is None:
+            raise _fault(entry, row, place, "better", None)
+        better = str(fields["better"]).strip()
+        names = {name.casefold(): side for side in (FIRST, SECOND) for name in (*entry.fields[side], *_OUTPUTS[side])}
+        side = names.get(better.casefold()) or word_meaning(better)
+        if side not in (FIRST, SECOND):
+            raise _fault(entry, row, place, "better", fields["better"])
+        return (first, second) if side == FIRST else (second, first)
     texts, ranks = fields.get("responses"), fields.get("ranks")
     known = [name for name in ("responses", "chosen", "first") if name in entry.fields]
     if not isinstance(texts, list | tuple) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):

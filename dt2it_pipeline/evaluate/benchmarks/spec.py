@@ -25,6 +25,7 @@ from dt2it_pipeline.storage import content_ids
 
 RESERVED = ("overall", "macro", "acc_plus")  # figures of every benchmark, so no name of a group
 SAME = {"acc": "overall", "accuracy": "overall", "macro_mean": "macro"}  # other names of these
+_FORMS = (("chosen", "rejected"), ("first", "second", "better"), ("responses", "ranks"))  # of a row's sides
 _PUBLISHED = "published.yaml"  # not an entry, but the figures of published systems
 
 
@@ -139,7 +140,12 @@ class Entry(Settings):
         """
         if unknown := sorted(set(columns) - set(self.fields)):
             raise BenchmarkError(f"{self.name} has no fields {unknown}; it has {', '.join(sorted(self.fields))}")
-        return self.model_copy(update={"fields": self.fields | {field: [name] for field, name in columns.items()}})
+        fields = self.fields | {field: [name] for field, name in columns.items()}
+        named = {form for form in _FORMS if {*form} & set(columns)}
+        if named:  # the sides stand where the user says, whatever else the rows hold
+            others = {field for form in _FORMS if form not in named for field in form}
+            fields = {field: names for field, names in fields.items() if field not in others}
+        return self.model_copy(update={"fields": fields})
 
     @property
     def hash(self) -> str:

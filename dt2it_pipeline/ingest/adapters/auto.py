@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows
 from dt2it_pipeline.ingest.forms.fields import Fields
-from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, prompt, sides
-from dt2it_pipeline.ingest.forms.sides import Judged, neutral_sides
+from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, says_which, sides
+from dt2it_pipeline.ingest.forms.prompts import prompt, with_columns
+from dt2it_pipeline.ingest.forms.sides import Judged
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row
 
 PAIRS, IMAGES = ("preferences", "truth", "benchmark"), ("t2i", "t2i_benchmark")
@@ -23,7 +24,7 @@ NEEDED = {
     "prompts": ("question", "reference"),
 }
 _BESIDE = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
-_LOOK = 256  # rows that are read ahead, where a verdict's coding must be found out
+_LOOK = 128  # rows that are read ahead, where a verdict's coding must be found out
 
 
 @over_rows("auto", (*PAIRS, "prompts", *IMAGES), (*FIELDS, "reference", "caption", "preferred", "other"))
@@ -45,7 +46,7 @@ def read(rows: Iterable[Row], promptless: bool = False) -> Iterator[Item]:
         return
     if first.kind in PAIRS:
         ahead = [first]
-        if _needs_verdict(first):
+        if not says_which(Fields(first)):
             ahead += itertools.islice(rows, _LOOK)
         reader = PairReader(Judged(ahead), promptless)
         made = reader.items
@@ -78,10 +79,6 @@ def reading(row: Row, kind: str) -> dict[str, str] | None:
     return {name: column for name, column in columns.items() if name != column}
 
 
-def _needs_verdict(row: Row) -> bool:
-    return "verdict" in row.columns or neutral_sides(Fields(Row(row.row_id, row.values))) is not None
-
-
 def _prompt(row: Row) -> Iterator[Item]:
     """A question with its media and, where the row has one, a reference answer."""
     fields = Fields(row)
@@ -89,12 +86,13 @@ def _prompt(row: Row) -> Iterator[Item]:
     if found is None:
         raise fields.missing("question", "conversation")
     reference = fields.text("reference")
+    found, media = with_columns(fields, found)
     yield Conversation(
         row.row_id,
         found.turns,
-        fields.media(),
+        media,
         reference=reference,
-        system=fields.text("system") or found.system,
+        system=found.system,
         group=fields.text("group") if "group" in row.columns else None,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dt2it_pipeline.errors import RowError, UserError
-from dt2it_pipeline.ingest.rows import ColumnError, Item, Quarantined, Row
+from dt2it_pipeline.ingest.rows import ColumnError, Item, Quarantined, Row, SourceError
 
 PerRow = Callable[[Row], Iterator[Item]]
 OverRows = Callable[[Iterable[Row]], Iterator[Item]]
@@ -78,6 +78,8 @@ def guarded(function: PerRow, row: Row) -> Iterator[Item]:
         for item in function(row):
             made = True
             yield item
+    except SourceError:  # the whole source cannot be read on
+        raise
     except RowError as error:
         yield quarantine(row.row_id, error)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:

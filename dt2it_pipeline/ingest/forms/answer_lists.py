@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.ingest.forms.chats import message, parsed
-from dt2it_pipeline.ingest.forms.fields import Fields
+from dt2it_pipeline.ingest.forms.chats import message
+from dt2it_pipeline.ingest.forms.fields import Fields, listed
 from dt2it_pipeline.ingest.rows import ColumnError, as_number, checked_text
 
 _TEXT = ("response", "text", "content", "value", "output", "answer", "completion", "generation", "message")
@@ -38,7 +38,7 @@ class RankedPair(NamedTuple):
 def list_column(fields: Fields) -> str | None:
     """The column with a list of at least two answers; None where there is none."""
     column = fields.column("answers")
-    value = parsed(fields.value(column))
+    value = listed(fields.value(column))
     if isinstance(value, Mapping):  # `datasets` gives a sequence of objects as an object of lists
         return column if any(isinstance(entry, list) and len(entry) > 1 for entry in value.values()) else None
     return column if isinstance(value, list | tuple) and len(value) > 1 else None
@@ -58,15 +58,15 @@ def answers(fields: Fields, column: str) -> list[Answer]:
     return [Answer(text, worth, model) for text, worth, model in zip(texts, worths, models, strict=True)]
 
 
-def pairs(listed: Sequence[Answer]) -> list[RankedPair]:
+def pairs(rated: Sequence[Answer]) -> list[RankedPair]:
     """Every pair of answers whose worth is known; the strength is the difference, 0 for a tie.
 
     >>> pairs([Answer("a", 1.0), Answer("b", 3.0), Answer("c", None)])
     [RankedPair(chosen=1, rejected=0, strength=2.0)]
     """
     found = []
-    for first, second in combinations(range(len(listed)), 2):
-        one, other = listed[first].worth, listed[second].worth
+    for first, second in combinations(range(len(rated)), 2):
+        one, other = rated[first].worth, rated[second].worth
         if one is None or other is None:
             continue
         better, worse = (first, second) if one >= other else (second, first)
@@ -74,13 +74,13 @@ def pairs(listed: Sequence[Answer]) -> list[RankedPair]:
     return found
 
 
-def ranks(listed: Sequence[Answer]) -> list[float | None]:
+def ranks(rated: Sequence[Answer]) -> list[float | None]:
     """The rank of every answer in its list, 1 for the best; equal answers share the mean of their ranks.
 
     >>> ranks([Answer("a", 1.0), Answer("b", 3.0), Answer("c", 1.0)])
     [2.5, 1.0, 2.5]
     """
-    worths = [answer.worth for answer in listed]
+    worths = [answer.worth for answer in rated]
     known = [worth for worth in worths if worth is not None]
     return [
         None if one is None else 1 + sum(other > one for other in known) + (known.count(one) - 1) / 2 for one in worths
@@ -88,7 +88,7 @@ def ranks(listed: Sequence[Answer]) -> list[float | None]:
 
 
 def _entries(value: Any, column: str) -> list[Any]:
-    value = parsed(value)
+    value = listed(value)
     if isinstance(value, Mapping):
         lengths = {name: len(values) for name, values in value.items() if isinstance(values, list)}
         if len(set(lengths.values())) != 1:
@@ -109,7 +109,7 @@ def _text(entry: Any, where: str) -> str:
 
 
 def _models(fields: Fields, entries: Sequence[Any]) -> list[str | None]:
-    value = next((parsed(fields.value(found)) for name in _MODELS if (found := fields.plain(name))), None)
+    value = next((listed(fields.value(found)) for name in _MODELS if (found := fields.plain(name))), None)
     if isinstance(value, list | tuple) and len(value) == len(entries):
         return [None if model is None else str(model) for model in value]
     return [_of(entry, _MODEL) for entry in entries]
@@ -124,11 +124,12 @@ def _worths(fields: Fields, entries: Sequence[Any]) -> list[float | None]:
     """What a list says of its answers: the negative rank, or the rating."""
     for field, sign in (("ranks", -1.0), ("ratings", 1.0)):
         column = fields.column(field)
-        value = parsed(fields.value(column))
+        value = listed(fields.value(column))
         if isinstance(value, list | tuple):
             return [sign * n if n is not None else None for n in _numbers(value, len(entries), f"column {column!r}")]
-    if (column := fields.column("order")) is not None:
-        return _by_order(parsed(fields.value(column)), len(entries), column)
+    column = fields.column("order")
+    if column is not None and ("order" in fields.row.columns or isinstance(listed(fields.value(column)), list)):
+        return _by_order(listed(fields.value(column)), len(entries), column)
     for names, sign in ((_RANK, -1.0), (_RATING, 1.0)):
         inside = [_of(entry, names) for entry in entries]
         if any(value is not None for value in inside):
@@ -137,7 +138,7 @@ def _worths(fields: Fields, entries: Sequence[Any]) -> list[float | None]:
     if any(value is not None for value in by_aspect):
         return by_aspect
     if (column := fields.plain("ranking")) is not None:
-        return _by_ranking(parsed(fields.value(column)), len(entries), column)
+        return _by_ranking(listed(fields.value(column)), len(entries), column)
     raise fields.missing("ranks", "ratings", "order", "verdict")
 
 

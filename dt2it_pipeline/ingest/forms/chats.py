@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from dt2it_pipeline.errors import RowError
+from dt2it_pipeline.ingest.forms.fields import listed
 from dt2it_pipeline.ingest.rows import Turn, checked_text
-from dt2it_pipeline.media.markers import IMAGE, VIDEO, escaped
+from dt2it_pipeline.media.markers import IMAGE, VIDEO, escaped, marker_kinds
 from dt2it_pipeline.media.store import Medium, MediumKind
 
 ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "system": "system",
+    "system": "system", "developer": "system",
 }  # fmt: skip
 _ROLE_KEYS = ("role", "from")
-_TEXT_KEYS = ("content", "value", "text")  # of a turn, and of a part of it
+_TEXT_KEYS = ("content", "value", "text", "response")  # of a turn
+_TURN_KEYS = {*_ROLE_KEYS, *_TEXT_KEYS, "name", "loss_weight", "type"}
 _MEDIUM_KEYS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_url", "url", "path", "value", "content", "data", "base64"),
     "video": ("video", "video_url", "url", "path", "value", "content", "data"),
 }
+_LEADING = re.compile(r"(?:\s*<(?:image|video)>)+\s*")  # markers at the beginning of a text
 _HH = re.compile(r"\n\n(Human|Assistant):")  # how Anthropic's hh-rlhf writes a conversation as one text
 
 
 class Chat(NamedTuple):
-    """A conversation; `media` has one entry per marker in the turns' texts, None where a column holds the medium."""
+    """A conversation; `media` has one entry per marker in the turns' texts, None where a column holds the medium.
+
+    `typed` says that its content is written as parts, so that a marker in a text is none.
+    """
 
     system: str
     turns: tuple[Turn, ...]
     media: tuple[tuple[MediumKind, Medium | None], ...] = ()
+    typed: bool = False
 
 
 def is_turn(value: Any) -> bool:
@@ -40,60 +47,66 @@ def is_turn(value: Any) -> bool:
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns, as it is or as JSON text."""
-    value = parsed(value)
-    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and all(map(is_turn, value))
-
-
-def parsed(value: Any) -> Any:
-    """A list or object that stands as JSON text in a cell, as CSV has it; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and value.rstrip()[-1:] in ("]", "}"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):  # a text that begins like JSON
-            return value
-    return value
+    """Whether a value is a list of turns, as it is or as text of one."""
+    value = parsed_turns(value)
+    return isinstance(value, list | tuple) and bool(value) and all(map(is_turn, value))
 
 
 def parsed_turns(value: Any) -> Any:
-    """Turns, a turn or its parts that stand as JSON text in a cell; any other text stays one, JSON or not."""
-    found = parsed(value)
-    entries = found if isinstance(found, list) else [found]
-    shaped = [is_turn(entry) or (isinstance(entry, Mapping) and "type" in entry) for entry in entries]
-    return found if shaped and all(shaped) else value
+    """Turns that stand as text in a cell, as JSON or as Python writes them; any other text stays one.
+
+    An answer may itself be JSON, so that only a list of nothing but turns with known roles counts.
+    """
+    found = listed(value)
+    if not isinstance(value, str) or found is value:
+        return found
+    turns = found and all(isinstance(e, Mapping) and set(e) <= _TURN_KEYS and _role(e) is not None for e in found)
+    return found if turns else value
 
 
 def read_chat(value: Any, where: str) -> Chat:
-    """A chat written as [{from, value}] or [{role, content}], as JSON text of one, or a question as plain text.
+    """A chat written as [{from, value}] or [{role, content}], as text of one, or a question as plain text.
 
     Content may be typed: a list of {type: text, text} and {type: image, ...} parts, as TRL, Transformers and
-    LLaMA-Factory v1 have it. Markers in the text of such a chat are text, where one of its parts is a medium.
+    LLaMA-Factory v1 have it. A marker in a text beside parts that are media is text; as many at the beginning of texts
+    repeat the parts, and are left out.
 
     Raises:
         RowError: it is something else, a role is unknown, or a system turn stands behind the first place.
     """
-    if isinstance(value, str) and not is_chat(value):
-        return Chat("", ({"role": "user", "text": checked_text(value, where)},))
-    value = parsed(value)
+    value = parsed_turns(value)
+    if isinstance(value, str):
+        return hh_prompt(value) or Chat("", ({"role": "user", "text": checked_text(value, where)},))
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, Sequence) or not value:
         raise RowError("not a conversation", f"{where}: {value!r}"[:120])
-    typed = any(_is_medium(part) for entry in value for part in _parts(entry))
-    turns, media = [], []
+    parts = [part for entry in value for part in _parts(entry)]
+    there = sum(_is_medium(part) is not None for part in parts)
+    texts = [text for part in parts if isinstance(text := _text_of(part), str)]
+    leading = [match.group() for text in texts if (match := _LEADING.match(text))]
+    counts = [sum(len(marker_kinds(text)) for text in some) for some in (leading, texts)]
+    repeated = counts == [there, there]
+    media_in_text: Callable[[str], str] = (
+        (lambda text: text) if not there else (lambda text: _LEADING.sub("", text)) if repeated else escaped
+    )
+    turns: list[Turn] = []
+    media: list[tuple[MediumKind, Medium | None]] = []
     for number, entry in enumerate(value, start=1):
-        turn, found = _turn(entry, f"{where}, turn {number}", typed)
+        turn, found = _turn(entry, f"{where}, turn {number}", media_in_text)
         turns.append(turn)
         media += found
     system = turns.pop(0)["text"] if turns[0]["role"] == "system" else ""
     if any(turn["role"] == "system" for turn in turns):
         raise RowError("not a conversation", f"{where}: a system turn behind the first place")
-    return Chat(system, tuple(turns), tuple(media))
+    if not turns:
+        raise RowError("not a conversation", f"{where}: no turn but the system prompt")
+    return Chat(system, tuple(turns), tuple(media), bool(parts))
 
 
 def chat(value: Any, where: str) -> tuple[str, tuple[Turn, ...]]:
     """System text and turns of a chat whose media stand in columns. Raises RowError as `read_chat`."""
-    system, turns, media = read_chat(value, where)
+    system, turns, media, _ = read_chat(value, where)
     if any(medium is not None for _, medium in media):
         raise RowError("not a conversation", f"{where}: an image inside the conversation")
     return system, turns
@@ -105,22 +118,36 @@ def message(value: Any, where: str) -> str:
         content = _first(value, _TEXT_KEYS)
         if content is None and not set(_TEXT_KEYS) & set(value):
             raise RowError("not text", f"{where}: {value!r}"[:120])
-        text, media = _content(content, where, typed=False)
+        text, media = _content(content, where, lambda words: words)
         if media:
             raise RowError("media in an answer", f"{where}: answers are text")
         return text
     return checked_text(value, where)
 
 
-def hh_chat(text: str) -> Chat | None:
-    """A conversation that is one text with the headings `Human:` and `Assistant:`, None for another text."""
-    pieces = _HH.split(text if text.startswith("\n\n") else f"\n\n{text}")
-    if len(pieces) < 3 or pieces[0].strip():
-        return None
-    roles = ("user" if role == "Human" else "assistant" for role in pieces[1::2])
+def is_hh(value: Any) -> bool:
+    """Whether a text begins as Anthropic's hh-rlhf writes a conversation."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:")
+
+
+def hh_chat(text: str, where: str) -> Chat:
+    """A conversation that is one text with the headings `Human:` and `Assistant:`. Raises RowError where it is none."""
+    pieces = _HH.split("\n\n" + text.lstrip())
+    roles = ["user" if role == "Human" else "assistant" for role in pieces[1::2]]
     turns = tuple({"role": role, "text": words.strip()} for role, words in zip(roles, pieces[2::2], strict=True))
-    ends = turns[0]["role"] == "user" and turns[-1]["role"] == "assistant"
-    return Chat("", turns) if ends and all(turn["text"] for turn in turns) else None
+    if not turns or pieces[0].strip() or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise RowError("not a conversation", f"{where}: begins with Human:, but its turns do not alternate")
+    if empty := [turn["role"] for turn in turns if not turn["text"]]:
+        raise RowError("missing value", f"{where}: an empty turn of the {empty[0]}")
+    return Chat("", turns)
+
+
+def hh_prompt(text: str) -> Chat | None:
+    """A prompt that is such a text up to the heading of the answer, None for another text."""
+    if not is_hh(text) or not text.rstrip().endswith("Assistant:"):
+        return None
+    found = hh_chat(f"{text.rstrip()} .", "the prompt")
+    return found._replace(turns=found.turns[:-1])
 
 
 def two_sides(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[Turn, ...], str, str]:
@@ -145,48 +172,65 @@ def two_sides(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[T
 
 
 def answer(turns: Sequence[Turn]) -> str:
-    """The text of a side: its answer, and what follows it under headings."""
+    """The text of a side: its answer, and what follows it under headings. Raises RowError for two answers in a row."""
+    roles = [turn["role"] for turn in turns]
+    if any(one == other for one, other in pairwise(roles)):
+        raise RowError("several answers", f"turns of {', '.join(roles)} follow each other")
     first, *rest = turns
     return "\n\n".join(
         [first["text"], *(("User: " if t["role"] == "user" else "Assistant: ") + t["text"] for t in rest)]
     )
 
 
-def _turn(entry: Any, where: str, typed: bool) -> tuple[Turn, list[tuple[MediumKind, Medium | None]]]:
+def _role(entry: Mapping[str, Any]) -> str | None:
+    return ROLES.get(str(_first(entry, _ROLE_KEYS)).strip().lower())
+
+
+def _turn(
+    entry: Any, where: str, media_in_text: Callable[[str], str]
+) -> tuple[Turn, list[tuple[MediumKind, Medium | None]]]:
     if not isinstance(entry, Mapping):
         raise RowError("not a conversation", f"{where}: {entry!r}"[:120])
-    role = ROLES.get(str(_first(entry, _ROLE_KEYS)).strip().lower())
+    role = _role(entry)
     if role is None:
-        raise RowError("not a conversation", f"{where}: unknown role in {sorted(entry)}: {entry!r}"[:160])
-    text, media = _content(_first(entry, _TEXT_KEYS), where, typed)
+        raise RowError("not a conversation", f"{where}: unknown role {_first(entry, _ROLE_KEYS)!r}"[:160])
+    content = _first(entry, _TEXT_KEYS)
+    if role == "system" and content in ("", None, [], ()):
+        return {"role": role, "text": ""}, []
+    # In other turns than the user's a marker is text as it stands.
+    text, media = _content(content, where, media_in_text if role == "user" else (lambda words: words))
     return {"role": role, "text": text}, media
 
 
-def _content(value: Any, where: str, typed: bool) -> tuple[str, list[tuple[MediumKind, Medium | None]]]:
+def _content(
+    value: Any, where: str, media_in_text: Callable[[str], str]
+) -> tuple[str, list[tuple[MediumKind, Medium | None]]]:
     """Text with markers, and the media of these that the parts name."""
     if not isinstance(value, list | tuple):
-        text = checked_text(value, where)
-        return (escaped(text) if typed else text), []
+        return media_in_text(checked_text(value, where)), []
     pieces: list[str] = []
     media: list[tuple[MediumKind, Medium | None]] = []
     for part in value:
-        if isinstance(part, str):
-            pieces.append(escaped(part) if typed else part)
-        elif not isinstance(part, Mapping):
+        text = _text_of(part)
+        if not isinstance(part, Mapping | str) or (text is not None and not isinstance(text, str)):
             raise RowError("not a conversation", f"{where}: a part is {part!r}"[:120])
-        elif (kind := _is_medium(part)) is not None:
+        if (kind := _is_medium(part)) is not None and isinstance(part, Mapping):
             pieces.append(IMAGE if kind == "image" else VIDEO)
             media.append((kind, _medium(part, kind)))
-        elif "text" in str(part.get("type", "text")):  # text, input_text
-            text = _first(part, ("text", "value", "content"))
-            if text is not None and not isinstance(text, str):
-                raise RowError("not text", f"{where}: a part is {part!r}"[:120])
-            pieces.append((escaped(text) if typed else text) if text else "")
-        else:
+        elif isinstance(part, Mapping) and "text" not in str(part.get("type") or "text"):  # text, input_text
             raise RowError(
                 "not a conversation", f"{where}: a part of type {part.get('type')!r}; known: text, image, video"
             )
+        else:
+            pieces.append(media_in_text(text) if text else "")
     return checked_text("".join(pieces), where), media
+
+
+def _text_of(part: Any) -> Any:
+    """The text of a part, None where it has none."""
+    if isinstance(part, Mapping) and _is_medium(part) is None:
+        return _first(part, ("text", "value", "content"))
+    return part if isinstance(part, str) else None
 
 
 def _parts(entry: Any) -> Sequence[Any]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.ingest.rows import ColumnError, Row, checked_text
+from dt2it_pipeline.ingest.rows import ColumnError, Row, checked_text, medium
 from dt2it_pipeline.media.store import Medium, MediumKind
 
 # Our field: its names in public files, the likeliest first. Names are compared in lower case, words joined by `_`.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "question": ("question", "prompt", "query", "instruction", "problem", "user_prompt", "user_query", "prompt_text",
                  "prompt_content", "text", "input", "caption"),
-    "conversation": ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "context"),
+    "conversation": ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "context",
+                     "trajectory"),
     "chosen": ("chosen",),  # further names come in pairs: COUPLES
     "rejected": ("rejected",),
     "first": ("first",),  # neutral names come in pairs: sides.py
@@ -24,7 +27,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "verdict": ("verdict", "winner", "better", "preference", "human_preference", "overall_preference", "preferred",
                 "preferred_response", "preferred_answer", "better_response", "better_answer", "better_response_id",
                 "better_id", "best_response", "choice", "human_choice", "vote", "human_vote", "judgement", "judgment",
-                "winning_response", "selected", "chosen", "label", "result", "type"),
+                "winning_response", "selected", "criteria_preference", "overall_response", "preference_strength",
+                "chosen", "label"),
     "answers": ("responses", "response", "answers", "completions", "generations", "outputs", "candidates"),
     "ranks": ("ranks", "rank", "human_ranking", "human_rank"),
     "order": ("order",),
@@ -34,12 +38,13 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "caption": ("caption", "prompt", "text"),
     "preferred": ("preferred", "image_chosen", "chosen_image", "preferred_image", "image_preferred", "best_image"),
     "other": ("other", "image_rejected", "rejected_image", "other_image", "image_other", "worst_image"),
-    "image": ("image", "image_path", "img", "img_path", "image_file", "photo", "picture", "file_name", "filename"),
-    "images": ("images", "image_paths", "image_list"),
+    "image": ("image", "image_path", "img", "img_path", "image_file", "photo", "picture", "image_url",
+              "file_name", "filename"),
+    "images": ("images", "image_paths", "image_list", "image_urls"),
     "video": ("video", "video_path"),
     "videos": ("videos", "video_paths"),
     "group": ("group", "category", "subset", "task"),
-    "system": ("system", "system_prompt"),
+    "system": ("system", "system_prompt", "system_message"),
     "strength": ("strength", "margin", "score_difference"),
     "tie": ("tie", "is_tie"),
     "id": ("id", "uid", "pair_id", "question_id", "sample_id", "idx", "index"),
@@ -59,6 +64,7 @@ COUPLES: tuple[tuple[str, str], ...] = (
     ("preferred_response", "dispreferred_response"),
     ("preferred", "dispreferred"),
     ("accepted", "rejected"),
+    ("chosen", "reject"),
     ("winner", "loser"),
     ("better", "worse"),
     ("better_response", "worse_response"),
@@ -71,6 +77,9 @@ RATINGS: tuple[tuple[str, str], ...] = (
 )
 
 
+_FILE_NAMES = ("file_name", "filename")  # may be of anything
+
+
 class Fields:
     """A row, asked by our fields."""
 
@@ -80,7 +89,7 @@ class Fields:
         self._plain = plain_names(tuple(map(str, row.values)))
 
     def column(self, field: str) -> str | None:
-        """The column that holds a field, whether or not it has a value in this row.
+        """The column that holds a field; of several, the likeliest one that has a value in this row.
 
         Raises ColumnError where the manifest maps the field to a column that is not there.
         """
@@ -91,11 +100,18 @@ class Fields:
                     "missing column", f"column {name!r} is not in {self._where}, which has {sorted(self.row.values)}"
                 )
             return name
-        return next((self._plain[name] for name in NAMES.get(field, (field,)) if name in self._plain), None)
+        there = [self._plain[name] for name in NAMES.get(field, (field,)) if name in self._plain]
+        # Tables of several forms have nulls in the columns of the others.
+        return next((name for name in there if self.value(name) is not None), there[0] if there else None)
 
     def plain(self, name: str) -> str | None:
         """The column of that name, spelled anyhow."""
         return self._plain.get(name)
+
+    @staticmethod
+    def plain_of(column: str) -> str:
+        """A column's name in lower case, words joined by `_`."""
+        return plain_name(column)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -121,19 +137,31 @@ class Fields:
         return checked_text(self.value(column), f"column {column!r}") if self.has(field) else None
 
     def media(self) -> tuple[Medium, ...]:
-        """The media of the columns for images and videos, in this order."""
+        """The media of the columns for images and videos, in this order; of several columns, those of the likeliest."""
         found: tuple[Medium, ...] = ()
         kinds: tuple[tuple[MediumKind, tuple[str, str]], ...]
         kinds = ("image", ("images", "image")), ("video", ("videos", "video"))
         for kind, fields in kinds:
             for field in fields:
                 mapped = field in self.row.columns
-                column = self._media_column(field)
-                media = () if column is None else self.bare.media(column, kind)
+                media = self._media_of(self._media_column(field), kind)
                 if media or mapped:
                     found += media
                     break
+            else:
+                numbered = sorted(
+                    (name for name in self._plain if re.fullmatch(rf"{kind}_\d+", name)), key=_last_number
+                )
+                found += tuple(medium for name in numbered for medium in self._media_of(self._plain[name], kind))
         return found
+
+    def _media_of(self, column: str | None, kind: MediumKind) -> tuple[Medium, ...]:
+        """The media of a column; what stands for none (empty, null, a struct of nulls) is left out."""
+        value = listed(self.value(column))
+        values = [one for one in (value if isinstance(value, list | tuple) else [value]) if not _is_nothing(one)]
+        if column is None or (plain_name(column) in _FILE_NAMES and not all(map(_is_image_file, values))):
+            return ()
+        return tuple(medium(one, kind, column) for one in values)
 
     def _media_column(self, field: str) -> str | None:
         """As `column`; a mapped column that only this row lacks costs the row, not the source."""
@@ -160,11 +188,44 @@ def plain_name(name: str) -> str:
     >>> plain_name("Output1"), plain_name("chosen-rating"), plain_name("responseA")
     ('output_1', 'chosen_rating', 'response_a')
     """
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9])(?=[A-Za-z])", "_", name)
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])", "_", name)
     return re.sub(r"[^\w]+|_+", "_", spaced).strip("_").lower()
 
 
 @functools.lru_cache(maxsize=1024)
 def plain_names(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Every column by its plain name; of two that have one, the first."""
-    return {plain_name(name): name for name in reversed(names)}
+    """Every column by its plain name; of two that have one, the one that is spelled so, else the first."""
+    return {plain_name(name): name for name in reversed(names)} | {n: n for n in names if plain_name(n) == n}
+
+
+def listed(value: Any) -> Any:
+    """A list that stands as text in a cell, as JSON or as Python writes it; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]":
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            return found if isinstance(found, list) else value
+    return value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing, as files with texts alone write it."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _is_nothing(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(part is None for part in value.values())
+    return value is None or value == "" or value == b"" or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_image_file(value: Any) -> bool:
+    return (
+        isinstance(value, str) and re.search(r"\.(?:png|jpe?g|webp|gif|bmp|tiff?|avif|jp2)$", value.lower()) is not None
+    )
+
+
+def _last_number(name: str) -> int:
+    return int(name.rpartition("_")[2])

@@ -1,4 +1,4 @@
-"""Preference pairs from a row of any form that is known: which answers it has, which is better, and their prompt.
+"""Preference pairs from a row of any form that is known: which answers it has, and which is better.
 
 The forms, in the order in which they are looked for:
 
@@ -24,15 +24,16 @@ from dt2it_pipeline.ingest.forms.chats import (
     answer,
     hh_chat,
     is_chat,
+    is_hh,
     is_turn,
     message,
-    parsed,
     parsed_turns,
     read_chat,
     two_sides,
 )
-from dt2it_pipeline.ingest.forms.fields import COUPLES, RATINGS, Fields
-from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, neutral_sides
+from dt2it_pipeline.ingest.forms.fields import COUPLES, RATINGS, Fields, is_blank, listed
+from dt2it_pipeline.ingest.forms.prompts import answers_of, hidden_prompt, prompt, whole_prompt, with_columns
+from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, names_a_side, neutral_sides
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, TIE, VerdictError
 from dt2it_pipeline.ingest.rows import TIE as TIED
 from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, Turn, as_number, checked_text
@@ -52,6 +53,7 @@ class _Side(NamedTuple):
     turns: tuple[Turn, ...]
     media: _Media = ()
     system: str = ""
+    typed: bool = False
 
     @property
     def whole(self) -> bool:
@@ -77,14 +79,15 @@ class PairReader:
         Raises:
             ColumnError: the row has no form that is known, or a verdict that is not understood.
             RowError: it has one, and lacks a value or has one that is not of this form.
+            SourceError: a verdict shows that earlier ones mean something else.
         """
         fields = Fields(row)
         if (column := fields.column("tie")) is not None and fields.bare.flag(column):
             yield Quarantined(row.row_id, TIED, f"column {column!r}")
         elif (couple := _couple(fields)) is not None:
             yield from self._of_couple(fields, couple)
-        elif (sides := neutral_sides(fields)) is not None:
-            yield self._judged(fields, sides, (fields.value(sides.first), fields.value(sides.second)))
+        elif (sides := neutral_sides(fields)) is not None and not {"answers", "ratings", "ranks"} & set(row.columns):
+            yield self._of_sides(fields, sides, (fields.value(sides.first), fields.value(sides.second)))
         elif (column := answer_lists.list_column(fields)) is not None:
             yield from self._of_list(fields, column)
         else:
@@ -97,90 +100,119 @@ class PairReader:
                 f"columns {couple[0]!r} and {couple[1]!r} are mapped to chosen and rejected, and {columns[0]!r} may "
                 "say which is better: map them to `first` and `second`, and it to `verdict`",
             )
-        chosen = _side(fields.value(couple[0]), couple[0])
-        several = _several(fields.value(couple[1]))
-        models = fields.plain("chosen_model"), fields.plain("rejected_model")
-        names = tuple(_name(fields.value(column)) for column in models)
+        if "verdict" in fields.row.columns:
+            raise VerdictError(
+                "verdict ignored",
+                f"columns {couple[0]!r} and {couple[1]!r} say which answer is better, and `verdict` is mapped too",
+            )
+        value, other = fields.value(couple[0]), fields.value(couple[1])
+        several = _several(other)
+        names = [_name(fields.value(fields.plain(f"{side}_model"))) for side in ("chosen", "rejected")]
         strengths = _strengths(fields, len(several) or 1)
-        for number, value in enumerate(several or [fields.value(couple[1])]):
-            rejected = _side(value, f"{couple[1]}, answer {number + 1}" if several else couple[1])
+        for number, rejected in enumerate(several or [other]):
+            fault = _contradicted(fields, couple, number, strengths[number])
+            if fault is not None:
+                yield fault
+                continue
             ranks = (1.0, 2 + (len(several) - 1) / 2) if len(several) > 1 else None
             part = str(number) if len(several) > 1 else ""
-            strength = strengths[number]
-            if strength is not None and strength <= 0 and _rated(fields):
-                detail = f"{couple} have ratings that differ by {strength:g}"
-                yield Quarantined(fields.row.row_id, "ratings contradict the sides" if strength else TIED, detail)
-                continue
-            yield self._pair(fields, chosen, rejected, strength, part, ranks, (names[0], names[1]))
+            yield self._pair(fields, couple, (value, rejected), strengths[number], part, ranks, (names[0], names[1]))
 
-    def _judged(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
-        meaning = self.judged.of(fields, sides)
+    def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
+        meaning = self.judged.of(fields, sides, values)
         if meaning == TIE:
             return Quarantined(fields.row.row_id, TIED, "by its verdict")
-        made = _side(values[0], sides.first), _side(values[1], sides.second)
-        names = models(fields)
+        columns, names = (sides.first, sides.second), models(fields)
         if meaning != FIRST:
-            made, names = made[::-1], names[::-1]
+            columns, values, names = columns[::-1], values[::-1], names[::-1]
         strength = _strengths(fields, 1)[0]
-        return self._pair(fields, *made, None if strength is None else abs(strength), models=names)
+        return self._pair(fields, columns, values, None if strength is None else abs(strength), models=names)
 
     def _of_list(self, fields: Fields, column: str) -> Iterator[Item]:
         row_id = fields.row.row_id
         try:
-            listed = answer_lists.answers(fields, column)
+            rated = answer_lists.answers(fields, column)
         except ColumnError:
-            values = parsed(fields.value(column))
-            if len(values) != 2 or not isinstance(values, list | tuple) or not self.judged.columns(fields):
+            values = listed(fields.value(column))
+            if not isinstance(values, list | tuple) or len(values) != 2 or not self.judged.columns(fields):
                 raise
-            yield self._judged(fields, Sides(f"{column}[0]", f"{column}[1]"), (values[0], values[1]))
+            yield self._of_sides(fields, Sides(f"{column}[0]", f"{column}[1]"), (values[0], values[1]))
             return
-        unknown = [number for number, entry in enumerate(listed) if entry.worth is None]
+        unknown = [number for number, entry in enumerate(rated) if entry.worth is None]
         if unknown:
             yield Quarantined(row_id, "answers without a rank", f"{column}: answers {unknown}, counted from 0")
-        ranks = answer_lists.ranks(listed)
-        for pair in answer_lists.pairs(listed):
-            one, other = listed[pair.chosen], listed[pair.rejected]
+        ranks = answer_lists.ranks(rated)
+        for pair in answer_lists.pairs(rated):
+            one, other = rated[pair.chosen], rated[pair.rejected]
             part = f"{min(pair[:2])}-{max(pair[:2])}"
             if pair.strength == 0:
                 yield Quarantined(row_id, TIED, f"answers {part} of {column!r} are equal")
                 continue
             places = (ranks[pair.chosen] or 0.0, ranks[pair.rejected] or 0.0)
-            better, worse = (_Side(({"role": "assistant", "text": entry.text},)) for entry in (one, other))
-            yield self._pair(fields, better, worse, pair.strength, part, places, (one.model, other.model))
+            sides = tuple(_Side(({"role": "assistant", "text": entry.text},)) for entry in (one, other))
+            yield self._made(fields, sides[0], sides[1], pair.strength, part, places, (one.model, other.model))
 
     def _pair(
         self,
         fields: Fields,
-        chosen: _Side,
-        rejected: _Side,
+        columns: tuple[str, str],
+        values: tuple[Any, Any],
         strength: float | None,
         part: str = "",
         ranks: tuple[float, float] | None = None,
         models: tuple[str | None, str | None] = (None, None),
     ) -> Conversation:
+        if (turned := _alternating(fields, values)) is not None:
+            chosen, rejected = turned
+        elif all(map(is_hh, values)) and is_blank(fields.get("question")):
+            found = [hh_chat(value, f"column {column!r}") for value, column in zip(values, columns, strict=True)]
+            chosen, rejected = (_Side(chat.turns) for chat in found)
+        else:
+            # Text that looks like a conversation is one where both sides do; an answer may be such a text.
+            chats = all(is_chat(value) for value in values if isinstance(value, str))
+            chosen, rejected = (_side(v, column, chats) for v, column in zip(values, columns, strict=True))
+        return self._made(fields, chosen, rejected, strength, part, ranks, models)
+
+    def _made(
+        self,
+        fields: Fields,
+        chosen: _Side,
+        rejected: _Side,
+        strength: float | None,
+        part: str,
+        ranks: tuple[float, float] | None,
+        models: tuple[str | None, str | None],
+    ) -> Conversation:
         if chosen.whole or rejected.whole:
             if not rejected.whole:  # ms-swift: a whole conversation, and another last answer
-                rejected = _Side((*chosen.turns[:-1], *rejected.turns), chosen.media, chosen.system)
+                rejected = chosen._replace(turns=(*chosen.turns[:-1], *rejected.turns))
             elif not chosen.whole:
-                chosen = _Side((*rejected.turns[:-1], *chosen.turns), rejected.media, rejected.system)
+                chosen = rejected._replace(turns=(*rejected.turns[:-1], *chosen.turns))
             turns, better, worse = two_sides(chosen.turns, rejected.turns)
-            system, media = chosen.system or rejected.system, chosen.media
-            if len(marker_kinds("".join(turn["text"] for turn in turns))) < len(media):
+            if chosen.system != rejected.system:
+                raise RowError("sides differ", "the conversations have different system prompts")
+            places = len(marker_kinds("".join(turn["text"] for turn in turns)))
+            if max(len(chosen.media), len(rejected.media)) > places:
                 raise RowError("media in an answer", "answers are text")
+            if chosen.media != rejected.media:
+                raise RowError("sides differ", "the conversations have different images")
+            found = whole_prompt(fields, chosen.system, Chat("", turns, chosen.media, chosen.typed))
         else:
             better, worse = answer(chosen.turns), answer(rejected.turns)
             if chosen.media or rejected.media:
                 raise RowError("media in an answer", "answers are text")
-            system, turns, media = self._prompt(fields, better)
+            found = self._prompt(fields, better)
+        found, media = with_columns(fields, found)
+        _require_same_images(fields)
         row = fields.row
         group = fields.text("group") if row.kind == "benchmark" or "group" in row.columns else None
         return Conversation(
             row.row_id,
-            turns,
-            _media(fields, media),
+            found.turns,
+            media,
             better,
             worse,
-            system=fields.text("system") or system,
+            system=found.system,
             strength=strength,
             group=group,
             part=part,
@@ -189,42 +221,18 @@ class PairReader:
         )
 
     def _prompt(self, fields: Fields, chosen: str) -> Chat:
-        found = prompt(fields)
-        if found is None:
-            if self.promptless:
-                return Chat("", ())
+        found = prompt(fields, chosen)
+        if found is not None:
+            return found
+        hidden = hidden_prompt(fields)
+        if hidden is not None:
+            raise ColumnError(
+                "no prompt",
+                f"column {hidden!r} may hold the prompt: map `question` or `conversation` to the one that does",
+            )
+        if not self.promptless:
             raise fields.missing("question", "conversation")
-        turns = found.turns
-        if turns[-1] == {"role": "assistant", "text": chosen}:  # a whole conversation beside its last answer
-            turns = turns[:-1]
-        if not turns or turns[-1]["role"] != "user":
-            raise RowError("not a conversation", "the prompt ends with an answer")
-        return found._replace(turns=turns)
-
-
-def prompt(fields: Fields) -> Chat | None:
-    """The prompt of a row: a conversation, or a question with Alpaca's `input` and `history`; None where it has none.
-
-    Raises RowError where it is not of one of these forms.
-    """
-    mapped = fields.row.columns
-    column = fields.column("conversation")
-    if column is not None and "question" not in mapped and ("conversation" in mapped or is_chat(fields.value(column))):
-        return read_chat(fields.value(column), f"column {column!r}")
-    column = fields.column("question")
-    value = fields.value(column)
-    if value in (None, "", []):
-        if column is None:
-            return None
-        raise RowError("missing value", f"column {column!r}: {value!r}")
-    found = read_chat(value, f"column {column!r}")
-    if "question" in mapped or is_chat(value):
-        return found
-    turns = list(found.turns)
-    extra = fields.value(fields.plain("input")) if column != fields.plain("input") else None
-    if column == fields.plain("instruction") and not _blank(extra):
-        turns[-1] = {"role": "user", "text": f"{turns[-1]['text']}\n{checked_text(extra, 'column input')}"}
-    return found._replace(turns=(*_history(fields), *turns))
+        return Chat("", ())
 
 
 def sides(fields: Fields) -> dict[str, str]:
@@ -243,6 +251,17 @@ def sides(fields: Fields) -> dict[str, str]:
     return found
 
 
+def says_which(fields: Fields) -> bool:
+    """Whether the names of a row's columns say which answer is better, so that no verdict is needed.
+
+    Where a mapped column is missing it is so, too: whoever reads the row finds that out.
+    """
+    try:
+        return _couple(fields) is not None
+    except ColumnError:
+        return True
+
+
 def _couple(fields: Fields) -> tuple[str, str] | None:
     """The columns of the better and the worse answer, None where the row has none that say so."""
     mapped = fields.row.columns
@@ -251,111 +270,133 @@ def _couple(fields: Fields) -> tuple[str, str] | None:
         if chosen is None or rejected is None:
             raise fields.missing("chosen" if chosen is None else "rejected")
         return chosen, rejected
-    if {"first", "second", "answers", "verdict"} & set(mapped):
+    if {"first", "second", "answers"} & set(mapped):
         return None
+    neutral = neutral_sides(fields)
+    found: list[tuple[str, str]] = []
     for names in COUPLES:
         one, other = fields.plain(names[0]), fields.plain(names[1])
-        if one is not None and other is not None:
+        if one is None or other is None or not _fits(fields, one, other, neutral):
+            continue
+        found.append((one, other))
+        if fields.value(one) is not None and fields.value(other) is not None:
             return one, other
-    return None
+    # Tables of several forms have nulls in the columns of the others.
+    return found[0] if found and neutral is None and answer_lists.list_column(fields) is None else None
 
 
-def _side(value: Any, where: str) -> _Side:
+def _fits(fields: Fields, one: str, other: str, neutral: Sides | None) -> bool:
+    """Whether two columns of a couple's names hold answers, and not the names of the better and the worse one."""
+    if neutral is not None and names_a_side(fields, neutral, fields.value(one)):
+        return False
+    if one != fields.plain("messages") or fields.value(one) is None:
+        return True
+    value = parsed_turns(fields.value(one))  # a whole conversation, whose last turn is the better answer
+    last = value[-1] if isinstance(value, list | tuple) and value else None
+    return isinstance(last, Mapping) and is_turn(last) and ROLES.get(_role(last)) == "assistant"
+
+
+def _side(value: Any, where: str, chats: bool) -> _Side:
     """An answer from what a column may hold: a text, a message, typed parts, or the turns of a conversation."""
-    value = parsed_turns(value)
-    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
+    value = parsed_turns(value) if chats else value
+    if isinstance(value, list | tuple) and value and all(isinstance(entry, str) for entry in value):
+        if len(value) > 1:
+            raise RowError("several answers", f"column {where!r} has a list of {len(value)} texts; one is expected")
         value = value[0]
     if isinstance(value, str):
-        if (found := hh_chat(value)) is not None:
-            return _Side(found.turns)
         return _Side(({"role": "assistant", "text": checked_text(value, f"column {where!r}")},))
     if isinstance(value, list | tuple) and value and not any(map(is_turn, value)):
         value = {"content": value}  # the parts of one answer
     if isinstance(value, Mapping):
         return _Side(({"role": "assistant", "text": message(value, f"column {where!r}")},))
-    found = read_chat(value, f"column {where!r}") if value else None
-    if found is None or not found.turns:
+    if value is not None and not isinstance(value, list | tuple):
+        raise RowError("not text", f"column {where!r}: {value!r}"[:120])
+    if not value:
         raise RowError("missing value", f"column {where!r}: {value!r}"[:120])
-    return _Side(found.turns, found.media, found.system)
+    found = read_chat(value, f"column {where!r}")
+    return _Side(found.turns, found.media, found.system, found.typed)
 
 
 def _several(value: Any) -> Sequence[Any]:
     """The rejected answers of a row that has a list of them; empty where it has one."""
-    value = parsed_turns(value)
     if not isinstance(value, list | tuple) or not value:
         return ()
-    if all(isinstance(entry, str) for entry in value) or all(
-        isinstance(entry, list) and is_chat(entry) for entry in value
-    ):
+    if all(isinstance(entry, str) for entry in value):
         return value
-    roles = [str(entry.get("role", entry.get("from"))).lower() for entry in value if is_turn(entry)]
+    if all(isinstance(entry, list) and is_chat(entry) for entry in value):
+        return value
+    roles = [_role(entry) for entry in value if is_turn(entry)]
     return value if len(roles) == len(value) > 1 and {*map(ROLES.get, roles)} == {"assistant"} else ()
 
 
-def _media(fields: Fields, inside: _Media) -> tuple[Medium, ...]:
-    """The media of a prompt: those that its parts name, and from the columns those of parts that name none."""
-    columns = fields.media()
-    if not any(medium is not None for _, medium in inside):
-        return columns
-    queues = {kind: iter([medium for medium in columns if medium.kind == kind]) for kind in ("image", "video")}
-    found = [medium if medium is not None else next(queues[kind], None) for kind, medium in inside]
-    if None in found or any(next(queue, None) is not None for queue in queues.values()):
-        raise RowError(
-            "image markers and images differ",
-            f"the conversation has places for {len(inside)}, columns hold {len(columns)}",
-        )
-    return tuple(medium for medium in found if medium is not None)
+def _role(turn: Mapping[str, Any]) -> str:
+    return str(turn.get("role", turn.get("from"))).lower()
 
 
-def _history(fields: Fields) -> Iterator[Turn]:
-    """Earlier turns as Alpaca writes them: a list of [question, answer]."""
-    value = parsed(fields.value(fields.plain("history")))
-    for number, entry in enumerate(value if isinstance(value, list | tuple) else ()):
-        if not isinstance(entry, list | tuple) or len(entry) != 2:
-            raise RowError("not a conversation", f"column 'history', entry {number + 1}: {entry!r}"[:120])
-        for role, text in zip(("user", "assistant"), entry, strict=True):
-            yield {"role": role, "text": checked_text(text, f"column 'history', entry {number + 1}")}
+def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side] | None:
+    """Sides whose question and answers are lists of texts, one per turn, as Chatbot Arena's sets have them."""
+    column = fields.column("question")
+    questions, *sides = map(answers_of, (fields.value(column), *values))
+    if questions is None or any(side is None or len(side) != len(questions) for side in sides):
+        return None
+    made = [[text for both in zip(questions, side or (), strict=True) for text in both] for side in sides]
+    turns = [
+        tuple({"role": ("user", "assistant")[number % 2], "text": text} for number, text in enumerate(texts))
+        for texts in made
+    ]
+    same = next((n for n, (a, b) in enumerate(zip(*turns, strict=True)) if a != b), len(turns[0]))
+    if same % 2 == 0 and same < len(turns[0]):
+        raise RowError("conversations do not begin alike", str(turns[0][:1])[:120])
+    return _Side(turns[0]), _Side(turns[1])
+
+
+def _require_same_images(fields: Fields) -> None:
+    """Raise RowError where a row has further images for the rejected side, as ms-swift may have them."""
+    other = fields.value(fields.plain("rejected_images"))
+    if other not in (None, [], ()) and list(other) != list(fields.get("images") or []):
+        raise RowError("sides differ", "column 'rejected_images' has other images than the chosen side")
+
+
+def _contradicted(fields: Fields, couple: tuple[str, str], number: int, strength: float | None) -> Quarantined | None:
+    """What is wrong with a pair whose ratings or strength say that its sides are equal, or the other way round."""
+    rated = _differences(fields, number + 1)
+    difference = rated[number] if number < len(rated) else None
+    row_id = fields.row.row_id
+    if difference == 0:
+        return Quarantined(row_id, TIED, f"{couple[0]} and {couple[1]} have equal ratings")
+    if difference is not None and difference < 0:
+        return Quarantined(row_id, "ratings contradict the sides", f"they differ by {difference:g}")
+    if strength is not None and strength < 0:
+        return Quarantined(row_id, "strength contradicts the sides", f"it is {strength:g}")
+    return None
 
 
 def _strengths(fields: Fields, count: int) -> list[float | None]:
     """How much better, for each of the rejected answers; the difference of ratings where these are given."""
     column = fields.column("strength")
     value = fields.value(column)
-    strength = None if _blank(value) else as_number(value, f"column {column!r}")
+    strength = None if is_blank(value) else as_number(value, f"column {column!r}")
     if strength is not None and not math.isnan(strength):
         # TRL's trainers take no null for a margin; exports write 0 for what is not known.
         return [None if strength == 0 and "strength" not in fields.row.columns else strength] * count
-    if (columns := _rated(fields)) is None:
-        return [None] * count
-    better, worse = (parsed(fields.value(column)) for column in columns)
-    each = worse if isinstance(worse, list | tuple) else [worse] * count
-    if _blank(better) or len(each) != count or any(map(_blank, each)):
-        return [None] * count
-    top = as_number(better, f"column {columns[0]!r}")
-    return [round(top - as_number(one, f"column {columns[1]!r}"), 6) for one in each]
+    return _differences(fields, count)
 
 
-def _rated(fields: Fields) -> tuple[str, str] | None:
-    """The columns with the ratings of the better and the worse answer, where the row has both."""
-    if not _blank(fields.value(fields.column("strength"))):
-        return None
+def _differences(fields: Fields, count: int) -> list[float | None]:
+    """The better answer's rating less that of each of the worse ones; None where one has none."""
     for names in RATINGS:
-        one, other = fields.plain(names[0]), fields.plain(names[1])
-        if one is not None and other is not None:
-            return one, other
-    return None
-
-
-def _blank(value: Any) -> bool:
-    """Whether a cell holds nothing, as files with texts alone write it."""
-    return value is None or (isinstance(value, str) and not value.strip())
+        columns = fields.plain(names[0]), fields.plain(names[1])
+        if columns[0] is None or columns[1] is None:
+            continue
+        better, worse = (listed(fields.value(column)) for column in columns)
+        each = worse if isinstance(worse, list | tuple) else [worse] * count
+        if is_blank(better) or len(each) < count or any(map(is_blank, each)):
+            break
+        top = as_number(better, f"column {columns[0]!r}")
+        return [round(top - as_number(one, f"column {columns[1]!r}"), 6) for one in each]
+    return [None] * count
 
 
 def _name(value: Any) -> str | None:
-    return (
-        None
-        if value in (None, "")
-        else checked_text(value, "the name of a model")
-        if isinstance(value, str)
-        else str(value)
-    )
+    """The name of a model, None where there is none."""
+    return None if is_blank(value) else value if isinstance(value, str) else str(value)

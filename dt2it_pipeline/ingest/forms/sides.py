@@ -9,14 +9,15 @@ from typing import Any
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms.fields import NAMES, Fields, plain_name
-from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError, Verdicts, value_text
+from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError, Verdicts, value_text, word_meaning
 from dt2it_pipeline.ingest.rows import Row
 
-# What stands before or behind the token that tells the sides apart, the likeliest first.
+# What stands around the token that tells the sides apart, the likeliest first.
 _STEMS = (
-    "response", "answer", "output", "completion", "generation", "reply", "candidate", "model_output", "model_response",
-    "generated_text", "text", "message", "messages", "conversation", "assistant", "continuation", "option", "side",
-    "summary",
+    "response_{}", "answer_{}", "output_{}", "completion_{}", "generation_{}", "reply_{}", "candidate_{}",
+    "model_output_{}", "model_response_{}", "model_{}_response", "model_{}_answer", "model_{}_output",
+    "generated_text_{}", "text_{}", "message_{}", "messages_{}", "conversation_{}", "assistant_{}", "continuation_{}",
+    "option_{}", "side_{}", "summary_{}", "{}_response", "{}_answer", "{}_output", "{}_completion", "{}_text",
 )  # fmt: skip
 _TOKENS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"))
 _CODE = 80  # characters of a text that may still name a side
@@ -45,14 +46,21 @@ def neutral_sides(fields: Fields) -> Sides | None:
         first, second = fields.column("first"), fields.column("second")
         if first is None or second is None:
             raise fields.missing("first" if first is None else "second")
-        return Sides(first, second)
+        found = _sides((plain_name(first), plain_name(second)), (first, second))
+        return found if found is not None and found.first == first else Sides(first, second, ("", ""))
     return _sides(tuple(fields.names), tuple(fields.names.values()))
 
 
 def is_neutral(column: str) -> bool:
     """Whether a column's name says that it is one of two sides, and not which is better."""
     plain = plain_name(column)
-    return any(_named(stem, token, plain) for stem in _STEMS for tokens in _TOKENS for token in tokens)
+    return any(stem.format(token) == plain for stem in _STEMS for tokens in _TOKENS for token in tokens)
+
+
+def names_a_side(fields: Fields, sides: Sides, value: Any) -> bool:
+    """Whether a value is the name of a side, of its column or of its model, and no answer."""
+    text = value_text(value) if isinstance(value, str | int | float) else ""
+    return bool(text) and (text.lower() in _side_names(fields, sides) or word_meaning(text) is not None)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -60,14 +68,10 @@ def _sides(plain: tuple[str, ...], columns: tuple[str, ...]) -> Sides | None:
     names = dict(zip(plain, columns, strict=True))
     for stem in _STEMS:
         for tokens in _TOKENS:
-            found = [next((names[n] for n in plain if _named(stem, token, n)), None) for token in tokens]
-            if found[0] is not None and found[1] is not None:
-                return Sides(found[0], found[1], tokens)
+            first, second = (names.get(stem.format(token)) for token in tokens)
+            if first is not None and second is not None:
+                return Sides(first, second, tokens)
     return None
-
-
-def _named(stem: str, token: str, plain: str) -> bool:
-    return plain in (f"{stem}_{token}", f"{token}_{stem}")
 
 
 class Judged:
@@ -87,20 +91,23 @@ class Judged:
         named = [fields.plain(name) for name in NAMES["verdict"]]
         return [name for name in named if name is not None and _may_be_code(fields.value(name))]
 
-    def of(self, fields: Fields, sides: Sides) -> str:
+    def of(self, fields: Fields, sides: Sides, texts: tuple[Any, Any]) -> str:
         """Which side of a row is better: `first`, `second` or `tie`.
+
+        Args:
+            fields: of the row.
+            sides: its two answers' columns.
+            texts: its two answers.
 
         Raises:
             RowError: the row has no verdict, or one that is not understood, or several that differ.
+            SourceError: see `Verdicts.meaning`.
         """
-        one_hot = _one_hot(fields)
-        if one_hot is not None:
-            return one_hot
         columns = self.columns(fields)
-        if not columns:
-            raise fields.missing("verdict")
-        names = _side_names(fields, sides)
-        found: dict[str, str] = {}
+        found = {name: meaning for name, meaning in (_one_hot(fields),) if meaning}
+        if not columns and not found:
+            raise self._missing(fields, sides)
+        names = {**_side_names(fields, sides), **_texts(texts)}
         fault: RowError | None = None
         for column in columns:
             try:
@@ -118,6 +125,16 @@ class Judged:
             raise fault
         return next(iter(found.values()))
 
+    def _missing(self, fields: Fields, sides: Sides) -> VerdictError:
+        lists = [name for name in map(fields.plain, NAMES["verdict"]) if name and isinstance(fields.value(name), list)]
+        hint = f"; the value of {lists[0]!r} is a list" if lists else ""
+        return VerdictError(
+            "no verdict column",
+            f"two answers ({sides.first!r}, {sides.second!r}) stand in {fields.row.where or fields.row.row_id}, but no "
+            f"column says which is better{hint}; it has {sorted(map(str, fields.row.values))}. Map `verdict` under "
+            "`columns` in the manifest, or with --column verdict=COLUMN",
+        )
+
     def _of(self, column: str, row: Row) -> Verdicts:
         known = self._verdicts.get(column)
         if known is None:
@@ -132,6 +149,13 @@ def _side_names(fields: Fields, sides: Sides) -> Mapping[str, str]:
         if first and second and first.lower() != second.lower():
             names |= {first.lower(): FIRST, second.lower(): SECOND}
     return names
+
+
+def _texts(texts: tuple[Any, Any]) -> Mapping[str, str]:
+    """The answers themselves, which a verdict column may repeat; none where they are alike or long."""
+    plain = [text.strip().lower() if isinstance(text, str) else "" for text in texts]
+    short = min(map(len, plain)) > 0 and max(map(len, plain)) <= _CODE and plain[0] != plain[1]
+    return {plain[0]: FIRST, plain[1]: SECOND} if short else {}
 
 
 def _models(fields: Fields) -> tuple[str, str]:
@@ -149,10 +173,10 @@ def models(fields: Fields) -> tuple[str | None, str | None]:
     return first or None, second or None
 
 
-def _one_hot(fields: Fields) -> str | None:
-    """A verdict that is spread over columns of ones and zeros: winner_model_a, winner_model_b, winner_tie."""
+def _one_hot(fields: Fields) -> tuple[str, str]:
+    """A verdict over columns of ones and zeros (winner_model_a, winner_model_b, winner_tie), and a name for them."""
     if "verdict" in fields.row.columns:
-        return None
+        return "", ""
     for stem in _ONE_HOT:
         columns = [fields.plain(f"{stem}_model_a"), fields.plain(f"{stem}_model_b"), fields.plain(f"{stem}_tie")]
         if columns[0] is None or columns[1] is None:
@@ -160,8 +184,8 @@ def _one_hot(fields: Fields) -> str | None:
         values = [value_text(fields.value(column)) in ("1", "true") for column in columns]
         if sum(values) != 1:
             raise RowError("no verdict", f"columns {columns} name {sum(values)} sides")
-        return (FIRST, SECOND, TIE)[values.index(True)]
-    return None
+        return f"{stem}_*", (FIRST, SECOND, TIE)[values.index(True)]
+    return "", ""
 
 
 def _may_be_code(value: Any) -> bool:

@@ -1,6 +1,8 @@
 """What a verdict column says of two answers: the first is better, the second, or neither.
 
-A value is understood where it can mean one thing only; the numbers 0 and 1 cannot, and are left to the manifest.
+A value is understood where it can mean one thing only. Words are, in most spellings. Numbers, and words that hold one,
+are where the first rows have both sides' numbers and nothing else; scales, and 0 and 1 for sides that are not numbered
+so, are left to the manifest, since a wrong guess would turn half of the labels.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.ingest.rows import ColumnError
+from dt2it_pipeline.ingest.rows import ColumnError, SourceError
 
 FIRST, SECOND, TIE = "first", "second", "tie"
 MEANINGS = (FIRST, SECOND, TIE)
@@ -20,8 +22,8 @@ _NAMED = 8  # values of a column that an error names
 _WHO = r"(?:the)?(?:model|response|answer|output|assistant|option|completion|candidate|conversation|reply|side|text)?"
 _VOTE = r"(?:vote|wins?|won|(?:is|was)?(?:much|slightly|significantly)?better|(?:is|was)?(?:preferred|chosen|best))?"
 _WORDS = (
-    (FIRST, re.compile(rf"{_WHO}(?:a|first|left){_VOTE}|{_WHO}1{_VOTE}(?<!^1)")),
-    (SECOND, re.compile(rf"{_WHO}(?:b|second|right){_VOTE}|{_WHO}2{_VOTE}(?<!^2)")),
+    (FIRST, re.compile(rf"{_WHO}(?:a|first|left){_VOTE}")),
+    (SECOND, re.compile(rf"{_WHO}(?:b|second|right){_VOTE}")),
     (
         TIE,
         re.compile(
@@ -31,6 +33,7 @@ _WORDS = (
         ),
     ),
 )
+_NUMBERED = re.compile(rf"{_WHO}(\d+){_VOTE}")
 _COMPARED = re.compile(r"\W*(?P<one>[A-Za-z0-9_ ]+?)\s*(?P<sign>[<>]{1,3}|=|≈|~)\s*(?P<other>[A-Za-z0-9_ ]+?)\W*")
 
 
@@ -51,79 +54,102 @@ class Verdicts:
     column: str
     meanings: Mapping[str, str] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
+    _numbers: set[str] = field(default_factory=set)
+    _by_number: bool = False  # whether a number has been understood
 
     def look(self, values: Iterable[Any]) -> None:
-        """Note the values of some rows: whether 1 means the first side depends on what else there is."""
-        self.seen.update(value_text(value) for value in values if value not in (None, ""))
+        """Note the values of some rows: what 1 means depends on what else there is."""
+        for value in values:
+            if text := value_text(value):
+                self.seen[text] += 1
+                self._numbers |= {number for number in (_number(text),) if number}
 
     def meaning(self, value: Any, sides: Mapping[str, str], tokens: tuple[str, str]) -> str:
         """`first`, `second` or `tie`.
 
         Args:
             value: of the column, in one row.
-            sides: further names of the sides in this row, in lower case -> `first` or `second`: their columns' names
-                and the models that wrote them.
+            sides: further names of the sides in this row, in lower case -> `first` or `second`: their columns' names,
+                the models that wrote them, their texts.
             tokens: what tells the sides' columns apart, such as 1 and 2.
 
         Raises:
             RowError: the row has no verdict.
             VerdictError: it has one that is not understood.
+            SourceError: it shows that numbers which were understood before mean something else.
         """
         text = value_text(value)
         if not text:
             raise RowError("no verdict", f"column {self.column!r} is empty")
-        found = self.meanings.get(text) or sides.get(text.lower()) or word_meaning(text) or self._number(text, tokens)
-        if found is None:
+        found = {self.meanings.get(text)} - {None} or {sides.get(text.lower()), self._word(text, tokens)} - {None}
+        if not found and not self.meanings:
+            found = {self._of_number(text, tokens)} - {None}
+        if len(found) != 1:
             raise VerdictError("verdict not understood", self._fault(text))
+        return str(found.pop())
+
+    def _word(self, text: str, tokens: tuple[str, str]) -> str | None:
+        """What a word says; `right` may also mean that something is right."""
+        found = word_meaning(text)
+        if text.lower() in ("left", "right") and tokens != ("left", "right") and not self._has_word("left"):
+            return None
         return found
 
-    def _number(self, text: str, tokens: tuple[str, str]) -> str | None:
-        """What a number says, where the first rows leave one reading.
+    def _has_word(self, word: str) -> bool:
+        return any(value.lower() == word for value in self.seen)
 
-        1 and 2 are the sides where both occur, and 0 does not or the sides are numbered so; 0 and 1 are the sides where
-        these are numbered so, or in a column of ids, and 2 does not occur.
-        """
-        numbers = {value for value in self.seen if re.fullmatch(r"-?\d+", value)} | {text}
-        if {"1", "2"} <= numbers and ("0" not in numbers or tokens == ("1", "2")):
-            return {"1": FIRST, "2": SECOND}.get(text)
+    def _of_number(self, text: str, tokens: tuple[str, str]) -> str | None:
+        """What a number says, or a word that holds one, where the first rows leave one reading."""
+        number = _number(text)
+        if number is None:
+            return None
         indexed = tokens == ("0", "1") or re.search(r"(?:^|_)(?:id|idx|index)$", self.column.lower())
-        if indexed and "2" not in numbers:
-            return {"0": FIRST, "1": SECOND}.get(text)
-        return None
+        coding = {"1": FIRST, "2": SECOND} if self._numbers == {"1", "2"} and tokens != ("0", "1") else {}
+        if self._numbers == {"0", "1"} and indexed and tokens != ("1", "2"):
+            coding = {"0": FIRST, "1": SECOND}
+        if coding and number not in coding:
+            raise SourceError(
+                f"column {self.column!r} has {text!r} behind rows in which {' and '.join(sorted(coding))} were taken "
+                f"for the sides: {self._advice(text)}"
+            )
+        return coding.get(number)
 
     def _fault(self, text: str) -> str:
         there = ", ".join(f"{value} ({times})" for value, times in self.seen.most_common(_NAMED)) or text
+        return f"column {self.column!r} is {text!r}, and the first rows have {there}: {self._advice(text)}"
+
+    def _advice(self, text: str) -> str:
         return (
-            f"column {self.column!r} is {text!r}, and the first rows have {there}: say what each means under `verdict`,"
-            f" for instance `verdict: {{{text!r}: first}}`; meanings are {', '.join(MEANINGS)}"
+            "say what each value means under `verdict` in the manifest, or with --verdict, for instance "
+            f"{text}=first; meanings are {', '.join(MEANINGS)}"
         )
 
 
 def value_text(value: Any) -> str:
-    """A value as the text under which a mapping names it: 1, 1.0 and "1" are `1`, true is `true`.
+    """A value as the text under which a mapping names it: 1, 1.0 and "1" are `1`, true and "True" are `true`.
 
-    >>> [value_text(value) for value in (1, 1.0, " A ", True, None)]
-    ['1', '1', 'A', 'true', '']
+    >>> [value_text(value) for value in (1, 1.0, " A ", True, "False", None)]
+    ['1', '1', 'A', 'true', 'false', '']
     """
     if value is None or value != value:  # NaN
         return ""
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
     return text[:-2] if re.fullmatch(r"-?\d+\.0", text) else text
 
 
 def word_meaning(text: str) -> str | None:
     """What a verdict in words says, whoever's annotation tool wrote it; None where it says nothing for certain.
 
-    >>> [word_meaning(text) for text in ("A", "[[B]]", "model_a", "rightvote", "Response 2", "tie (bothbad)", "A>>B")]
-    ['first', 'second', 'first', 'second', 'second', 'tie', 'first']
-    >>> [word_meaning(text) for text in ("1", "0", "C", "good")]
+    >>> [word_meaning(text) for text in ("A", "[[B]]", "model_a", "rightvote", "tie (bothbad)", "A>>B")]
+    ['first', 'second', 'first', 'second', 'tie', 'first']
+    >>> [word_meaning(text) for text in ("1", "Response 2", "C", "good")]
     [None, None, None, None]
     """
-    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    plain = _plain(text)
     for meaning, pattern in _WORDS:
         if pattern.fullmatch(plain):
             return meaning
@@ -133,3 +159,15 @@ def word_meaning(text: str) -> str | None:
             sign = compared["sign"]
             return TIE if sign[0] not in "<>" else one if sign[0] == ">" else other
     return None
+
+
+def _number(text: str) -> str | None:
+    """The number that a value is, or that a word holds: `2` of 2 and of Response 2; None for another value."""
+    if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
+        return text
+    found = _NUMBERED.fullmatch(_plain(text))
+    return found[1] if found else None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())

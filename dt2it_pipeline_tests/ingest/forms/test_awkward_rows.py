@@ -1,0 +1,235 @@
+"""Rows that are easily misread: verdicts in numbers, names instead of answers, texts that look like something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dt2it_pipeline import read_preferences
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline.ingest.sources import read_source
+from dt2it_pipeline_tests.support.preference_forms import ASKED, BAD, FORMS, GOOD, said
+
+NEUTRAL = {"prompt": "q?", "response_a": "bad", "response_b": "good"}
+ZERO = {"prompt": "q?", "response_0": "bad", "response_1": "good"}
+ONE = {"prompt": "q?", "Output1": "bad", "Output2": "good"}
+LISTED = {"prompt": "q?", "responses": ["bad", "good"]}
+PAIR = {"prompt": "q?", "chosen": "good", "rejected": "bad"}
+
+
+def read(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    (folder / "pairs.json").write_text(json.dumps(rows))
+    return read_preferences(folder / "pairs.json", **more)
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "values"),
+    [
+        (NEUTRAL, "preference", [1, 2]),
+        (NEUTRAL, "preference", ["1", "2"]),
+        (NEUTRAL, "winner", ["Response 1", "Response 2"]),
+        (NEUTRAL, "better_id", [0, 1]),
+        (NEUTRAL, "better_id", [1, 2]),
+        (ONE, "better_id", [1, 2]),
+        (ONE, "winner", ["model_1", "model_2"]),
+        (ZERO, "better_response_id", [0, 1]),  # PKU-SafeRLHF
+        (ZERO, "winner", ["model_0", "model_1"]),
+        (LISTED, "preference", [1, 2]),
+        (NEUTRAL, "preferred_answer", ["bad", "good"]),
+        (NEUTRAL, "winner", ["left", "right"]),
+    ],
+)
+def test_verdicts_that_can_mean_one_thing_only(
+    tmp_path: Path, row: dict[str, Any], name: str, values: list[Any]
+) -> None:
+    pairs, quarantine = read(tmp_path, [row | {name: value} for value in values])
+    assert quarantine.empty and pairs["chosen"].tolist() == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "values"),
+    [
+        (ONE, "overall_preference", [-3, -2, -1, 0, 1, 2, 3]),  # HelpSteer3: above 0 is the second
+        (NEUTRAL, "preference", [1, 2, 3, 4, 5]),  # a scale
+        (ONE, "winner", [0, 1, 2]),
+        (ONE, "better_response_id", [1, 1]),
+        (ZERO, "winner", [1, 1]),
+        (ZERO, "preference", [-1, 1]),
+        (ZERO, "preference", [1.0, 0.5, 0.0]),
+        (LISTED, "winner", ["response_1", "response_1"]),
+        (NEUTRAL, "label", ["right", "wrong"]),
+        ({"prompt": "q?", "response_a": "B", "response_b": "A"}, "preferred", ["B"]),
+    ],
+)
+def test_verdicts_that_may_mean_several_things_are_an_error(
+    tmp_path: Path, row: dict[str, Any], name: str, values: list[Any]
+) -> None:
+    with pytest.raises(SourceError, match="say what each value means under `verdict`"):
+        read(tmp_path, [row | {name: value} for value in values])
+
+
+def test_numbers_that_mean_something_else_later_end_the_reading(tmp_path: Path) -> None:
+    rows = [NEUTRAL | {"preference": 1 + n % 2} for n in range(200)] + [NEUTRAL | {"preference": 0}]
+    with pytest.raises(SourceError, match="has '0' behind rows in which 1 and 2 were taken for the sides"):
+        read(tmp_path, rows)
+    manifest = Manifest(name="s", kind="preferences", path=str(tmp_path / "pairs.json"), licence="x")
+    with pytest.raises(SourceError, match="were taken for the sides"):
+        read_source(manifest, tmp_path, tmp_path / "media")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"winner": "model_b", "loser": "model_a"},
+        {"chosen": "B", "rejected": "A"},
+        {"better": "response_b", "worse": "response_a"},
+        {"winner": "n", "loser": "m"},
+    ],
+)
+def test_names_of_the_better_side_are_no_answers(tmp_path: Path, more: dict[str, str]) -> None:
+    pairs, _ = read(tmp_path, [NEUTRAL | {"model_a": "m", "model_b": "n"} | more])
+    assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [["good", "bad"]]
+
+
+def test_several_chosen_answers_are_not_glued_together(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c", "d"]},
+        {"prompt": "q", "chosen": [GOOD, GOOD], "rejected": [BAD]},
+    ]
+    assert set(read(tmp_path, rows)[1]["reason"]) == {"several answers"}
+
+
+def test_texts_that_look_like_conversations_stay_texts(tmp_path: Path) -> None:
+    script = "Human: Hi\n\nAssistant: Hello"
+    rows = [
+        {"prompt": "Write a dialogue", "chosen": script, "rejected": "No."},
+        {"prompt": "JSON?", "chosen": json.dumps([ASKED, GOOD]), "rejected": "no"},
+        {"prompt": "JSON?", "chosen": '{"role": "user", "text": "x", "id": 7}', "rejected": '{"from": "a"}'},
+    ]
+    pairs, quarantine = read(tmp_path, rows)
+    assert quarantine.empty
+    assert pairs["chosen"].tolist() == [row["chosen"] for row in rows]
+    assert [turns[0]["text"] for turns in pairs["turns"]] == ["Write a dialogue", "JSON?", "JSON?"]
+    empty = {"chosen": "\n\nHuman: q?\n\nAssistant: good", "rejected": "\n\nHuman: q?\n\nAssistant:"}
+    assert read(tmp_path, [empty])[1]["reason"].tolist() == ["missing value"]
+
+
+def test_a_prompt_that_is_a_transcript_is_taken_apart(tmp_path: Path) -> None:
+    prompt = "\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant:"
+    pairs, _ = read(tmp_path, [{"prompt": prompt, "chosen": " good", "rejected": " bad"}])
+    assert [turn["text"] for turn in pairs["turns"][0]] == ["q1", "a1", "q2"]
+
+
+@pytest.mark.parametrize("more", [{"post": "Text."}, {"asked": [ASKED]}])
+def test_a_prompt_under_an_unknown_name_is_asked_for(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="may hold the prompt"):
+        read(tmp_path, [{"chosen": "good", "rejected": "bad", **more}])
+
+
+def test_python_texts_of_lists_and_arena_lists_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": str([ASKED]), "chosen": str([GOOD]), "rejected": str([BAD]), "images": "['a.jpg', 'b.jpg']"},
+        {
+            "prompt": '["q?", "more?"]',
+            "response_a": '["bad", "b"]',
+            "response_b": '["good", "g"]',
+            "winner_model_a": 0,
+            "winner_model_b": 1,
+            "winner_tie": 0,
+        },
+    ]
+    pairs, quarantine = read(tmp_path, rows)
+    assert quarantine.empty and pairs["images"].tolist() == [["a.jpg", "b.jpg"], []]
+    assert pairs["chosen"].tolist() == ["good", "good\n\nUser: more?\n\nAssistant: g"]
+    assert pairs["turns"][1] == [{"role": "user", "text": "q?"}]
+
+
+def test_the_longer_prompt_counts_and_different_ones_are_quarantined(tmp_path: Path) -> None:
+    sides = {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
+    earlier = [said("system", "S"), said("user", "q0"), said("assistant", "a0"), ASKED]
+    image = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "q?"}]}]
+    rows = [sides | {"prompt": earlier}, sides | {"prompt": image}, sides | {"prompt": "another"}]
+    pairs, quarantine = read(tmp_path, rows)
+    assert pairs["system"].tolist() == ["S", ""] and len(pairs["turns"][0]) == 3
+    assert pairs["images"].tolist() == [[], ["a.jpg"]] and quarantine["reason"].tolist() == ["two prompts"]
+
+
+def test_sides_with_other_images_or_system_prompts_are_quarantined(tmp_path: Path) -> None:
+    def seen(name: str) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "image", "image": name}, {"type": "text", "text": "q?"}]}
+
+    rows: list[dict[str, Any]] = [
+        {"chosen": [seen("a.png"), GOOD], "rejected": [seen("b.png"), BAD]},
+        {"messages": [ASKED, GOOD], "rejected_response": "bad", "images": ["a"], "rejected_images": ["b"]},
+        {"chosen": [said("system", "x"), ASKED, GOOD], "rejected": [said("system", "y"), ASKED, BAD]},
+        {"system": "x", "chosen": [said("system", "y"), ASKED, GOOD], "rejected": [said("system", "y"), ASKED, BAD]},
+    ]
+    pairs, quarantine = read(tmp_path, rows)
+    assert pairs.empty and quarantine["reason"].tolist() == ["sides differ"] * 3 + ["two system prompts"]
+
+
+def test_tables_of_several_forms_are_read_row_by_row(tmp_path: Path) -> None:
+    forms = [FORMS[name] for name in ("TRL, standard", "distilabel", "ms-swift, rejected_response", "VL-RewardBench")]
+    columns = {name for row in forms for name in row}
+    pairs, quarantine = read(tmp_path, [dict.fromkeys(columns) | row for row in forms])
+    assert quarantine.empty and pairs["chosen"].tolist() == ["good"] * 4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"image": ""},
+        {"images": [None]},
+        {"image": {"bytes": None, "path": None}},
+        {"filename": "shard-01.json"},
+        {"order": 17},
+        {"history": []},
+        {"messages": None},
+        {"prompt_id": float("nan")},
+    ],
+)
+def test_columns_that_hold_nothing_of_use_are_no_fault(tmp_path: Path, more: dict[str, Any]) -> None:
+    pairs, quarantine = read(tmp_path, [PAIR | more])
+    assert quarantine.empty and pairs["images"].tolist() == [[]] and pairs["prompt_id"][0] != "nan"
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"instruction": "Summarise:", "input": "TEXT"}, "Summarise:\nTEXT"),
+        ({"question": "q?", "context": "passage"}, "passage\n\nq?"),
+        ({"messages": [said("developer", ""), ASKED]}, "q?"),
+        ({"prompt": "q?", "messages": [ASKED, said("assistant", "another")]}, "q?"),
+    ],
+)
+def test_what_stands_beside_the_question_is_part_of_it(tmp_path: Path, row: dict[str, Any], text: str) -> None:
+    pairs, quarantine = read(tmp_path, [row | {"chosen": "good", "rejected": "bad"}])
+    assert quarantine.empty and pairs["turns"][0] == [{"role": "user", "text": text}]
+
+
+def test_markers_that_repeat_parts_are_left_out(tmp_path: Path) -> None:
+    content = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "<image>\nq"}]
+    pairs, _ = read(tmp_path, [PAIR | {"prompt": [{"role": "user", "content": content}]}])
+    assert pairs["turns"][0] == [{"role": "user", "text": "<image>q"}]
+
+
+def test_the_spelling_of_a_field_counts_before_another(tmp_path: Path) -> None:
+    assert read(tmp_path, [{"Chosen": "X", **PAIR}])[0]["chosen"].tolist() == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"margin": -1.2}, "strength contradicts the sides"),
+        ({"margin": 3, "chosen_rating": 1, "rejected_rating": 5}, "ratings contradict the sides"),
+        ({"margin": 0, "chosen_rating": 5, "rejected_rating": 5}, "tie"),
+        ({"chosen": 4, "rejected": 5}, "not text"),
+    ],
+)
+def test_what_contradicts_the_sides_is_quarantined(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    assert read(tmp_path, [PAIR | more])[1]["reason"].tolist() == [reason]
