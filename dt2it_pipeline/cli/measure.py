@@ -37,7 +37,7 @@ def benchmark(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+            metavar="MODEL", help="Checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server."
         ),
     ],
     name: Annotated[
