@@ -49,6 +49,7 @@ _PLAIN_STARTS = (
     "eva",
     "orthogonal",
 )  # these leave the base model's weights alone
+_DEFAULT_ALPHA = 8  # PEFT's, of a setting that a file leaves out
 _FACTORS = {"lora_A": "down", "lora_B": "up"}
 _PROCESSOR = (("tokenizer.json",), ("preprocessor_config.json", "processor_config.json"))  # one of each
 _SHOWN = 5  # names in a message
@@ -199,7 +200,7 @@ def _require_plain_lora(config: Mapping[str, Any], file: Path) -> None:
             f"{file}: {'; '.join(faults)} cannot be merged here: supported is LoRA with r, lora_alpha, rank_pattern, "
             "use_rslora and modules_to_save; merge it with PEFT (merge_and_unload) and load the result"
         )
-    alpha = config.get("lora_alpha")
+    alpha = config.get("lora_alpha", _DEFAULT_ALPHA)
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise CheckpointError(f"{file}: lora_alpha = {alpha!r} is no number")
 
@@ -244,6 +245,6 @@ def _add(
             f"{where} has shape {tuple(parameter.shape)}, its adapter {tuple(up.shape)} times {tuple(down.shape)}; it "
             "was trained on another base model"
         )
-    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = config.get("lora_alpha", _DEFAULT_ALPHA) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     with torch.no_grad():
         parameter.copy_(with_update(parameter.data, down, up, scale).to(rounded))

@@ -117,7 +117,7 @@ def serving_fault(folder: Path) -> CheckpointError | None:
     """Why vLLM would not serve the scores of the reward model in `folder`, or None where it does.
 
     vLLM looks for the head under one name, in a model that config.json calls a classifier; `dt2it convert` writes
-    this layout. Without a head it would go on with a random one.
+    this layout.
 
     Raises:
         CheckpointError: the folder holds no model of a supported family, or is damaged.

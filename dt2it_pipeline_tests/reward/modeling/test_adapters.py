@@ -133,6 +133,15 @@ def test_scores_are_those_of_the_adapted_model(
     assert found == pytest.approx(expected, abs=score_tolerance(ours, ids.shape[1]), rel=0)
 
 
+def test_a_setting_that_the_file_leaves_out_is_what_peft_takes(base: Callable[..., Path], tmp_path: Path) -> None:
+    adapted(base(), lora_alpha=8).save_pretrained(tmp_path / "adapter")
+    full = RewardModel.from_pretrained(named(tmp_path / "adapter", base())).state_dict()
+    short = {"peft_type": "LORA", "base_model_name_or_path": str(base())}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(short))
+    made = RewardModel.from_pretrained(tmp_path / "adapter").state_dict()
+    assert all(torch.equal(value, made[name]) for name, value in full.items())
+
+
 @pytest.fixture
 def lora(base: Callable[..., Path], tmp_path: Path) -> Path:
     """An adapter without a head, as LLaMA-Factory leaves it beside its value head."""
