@@ -33,7 +33,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     weight_files,
     weight_names,
 )
-from dt2it_pipeline.reward.modeling.heads import Head, find_head, is_head
+from dt2it_pipeline.reward.modeling.heads import BACKBONE, Head, find_head, is_head
 
 # Settings of PEFT that change what an adapter computes. Where one of them is set, A and B alone do not say it.
 _VARIANTS = (
@@ -62,13 +62,13 @@ class ModelParts:
     Attributes:
         folder: that was named; it may hold an adapter alone.
         backbone: folder with config.json and whole weights: the base model of an adapter, else `folder` itself.
-        adapter: `folder` where it holds an adapter, else None.
+        base_model: name of an adapter's base model, a folder or Hub id; None where `folder` holds no adapter.
         processor: folder with tokenizer, image and video processor and chat template.
     """
 
     folder: Path
     backbone: Path
-    adapter: Path | None
+    base_model: str | None
     processor: Path
 
     def head(self) -> Head | None:
@@ -97,16 +97,16 @@ def find_parts(path: str | Path, base_model: str | Path | None = None) -> ModelP
         return ModelParts(folder, folder, None, folder)
     config = read_json(folder / ADAPTER_CONFIG)
     _require_plain_lora(config, folder / ADAPTER_CONFIG)
-    named = config.get("base_model_name_or_path")
-    backbone = _base_folder(folder, base_model or named, given=base_model is not None)
-    whole = [file.name for file in weight_files(folder) if any(_is_backbone(name) for name in weight_names(file))]
-    whole = [name for name in whole if not name.startswith("adapter_model.")]
+    name = base_model or config.get("base_model_name_or_path")
+    backbone = _base_folder(folder, name, given=base_model is not None)
+    others = [file for file in weight_files(folder) if file not in _adapter_files(folder)]
+    whole = [file.name for file in others if any(plain_name(n).startswith(BACKBONE) for n in weight_names(file))]
     if whole:
         raise CheckpointError(
             f"{folder} holds an adapter ({ADAPTER_CONFIG}) and whole weights ({', '.join(whole[:_SHOWN])}): remove one"
         )
     has_processor = all(any((folder / name).is_file() for name in names) for names in _PROCESSOR)
-    return ModelParts(folder, backbone, folder, folder if has_processor else backbone)
+    return ModelParts(folder, backbone, str(name), folder if has_processor else backbone)
 
 
 def merge_adapter(backbone: Any, parts: ModelParts) -> None:
@@ -126,7 +126,7 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
     unknown: list[str] = []
     merged = 0
     rounded = stored_type(parts.backbone)
-    for file in weight_files(folder):
+    for file in _adapter_files(folder):
         names = sorted(name for name in weight_names(file) if not is_head(name) and ".original_module." not in name)
         for name, value in read_weights(file, names).items():
             layer, factor = _factor(name)
@@ -214,8 +214,8 @@ def _factor(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _is_backbone(name: str) -> bool:
-    return not is_head(name) and ".lora_" not in name
+def _adapter_files(folder: Path) -> list[Path]:
+    return [file for file in weight_files(folder) if file.name.startswith("adapter_model")]
 
 
 def _put(parameter: torch.nn.Parameter, value: torch.Tensor, file: Path, name: str) -> None:

@@ -60,5 +60,5 @@ def import_checkpoint(
         model.card["max_pixels"] = max_pixels
     with atomic.atomic_directory(destination) as folder:
         model.save_pretrained(folder)
-        write_card(folder, base_model=parts.backbone if parts.adapter else name)
+        write_card(folder, base_model=parts.base_model or name)
     return offset

@@ -34,8 +34,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
 )
 
 HEADS = ("score", "v_head.summary")
-# Weights that belong to the backbone or to the language-model head; whatever else a file holds may be a head.
-_OTHERS = ("layers.", "embed_tokens.", "norm.", "visual.", "lm_head.")
+BACKBONE = ("layers.", "embed_tokens.", "norm.", "visual.")  # how the plain names of its weights begin
 _SHOWN = 5  # names in a message
 
 
@@ -101,7 +100,8 @@ def no_head(folder: Path) -> CheckpointError:
     """The error of a model without a head where a score is asked for; says what was looked for and what to do."""
     files = weight_files(folder)
     names = {name for file in files for name in weight_names(file)}
-    rest = sorted(n for n in names if not is_head(n) and ".lora_" not in n and not plain_name(n).startswith(_OTHERS))
+    known = (*BACKBONE, "lm_head.")
+    rest = sorted(n for n in names if not is_head(n) and ".lora_" not in n and not plain_name(n).startswith(known))
     held = f"Weights there that are no part of the backbone: {', '.join(rest[:_SHOWN])}. " if rest else ""
     looked = ", ".join(("value_head.safetensors", f"other {WEIGHTS}", *PICKLED_WEIGHTS))
     read = ", ".join(file.name for file in files[:_SHOWN]) + (", …" if len(files) > _SHOWN else "")

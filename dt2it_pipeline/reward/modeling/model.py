@@ -142,7 +142,7 @@ class RewardNetwork(nn.Module):
         if head is None and new_head_seed is None:
             raise no_head(parts.folder)
         backbone = load_backbone(parts.backbone, family, dtype, attention or default_attention())
-        if parts.adapter is not None:
+        if parts.base_model is not None:
             merge_adapter(backbone, parts)
         card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
         model = cls(backbone, card, parts.backbone, parts.processor)

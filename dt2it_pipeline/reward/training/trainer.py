@@ -162,10 +162,10 @@ class Trainer:
     def fit(self) -> Summary:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
-        source = str(self.model.source)
-        base = self.group.gather(artifacts.model_digest(source) if self.group.rank == 0 else None)[
-            0
-        ]  # read by one rank
+        # The base model of an adapter lies elsewhere than the adapter. Read by one rank.
+        sources = (str(self.job.base_model), str(self.model.source))
+        read = [artifacts.model_digest(source) for source in sources] if self.group.rank == 0 else []
+        base = " ".join(self.group.gather(read)[0])
         digest = checkpointing.fingerprint(
             [*self.prepared.ids, self.content], settings.model_dump(), self.seed, self.group.size, base
         )

@@ -164,6 +164,9 @@ def test_the_value_head_lies_beside_the_adapter(lora: Path, file: str) -> None:
 def test_names_of_older_files_and_what_peft_keeps_of_the_head_before(base: Callable[..., Path], lora: Path) -> None:
     weights = load_file(lora / "adapter_model.safetensors")
     older = {name.replace(".weight", ".default.weight"): value for name, value in weights.items()}
+    # Transformers before 4.52 had no `language_model` there, and the vision encoder beside the model.
+    older = {name.replace(".model.language_model.", ".model."): value for name, value in older.items()}
+    older = {name.replace(".model.visual.", ".visual."): value for name, value in older.items()}
     older |= {
         "base_model.model.score.modules_to_save.default.weight": make_head(),
         "base_model.model.score.original_module.weight": make_head(seed=9),
@@ -210,6 +213,7 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     }
     assert kinds == {torch.bfloat16 if bfloat16 else torch.float32}
     assert made.card["system_prompt"] == "You judge."
+    assert "| base model | base |" in (tmp_path / "made" / "README.md").read_text()
     assert load_processor(tmp_path / "made").chat_template == load_processor(source).chat_template
 
 

@@ -49,26 +49,37 @@ def test_the_head_in_the_files_is_the_head_in_use(
     assert torch.equal(RewardModel.from_pretrained(folder, new_head_seed=1).head.weight, make_head())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_names_of_a_generating_model_as_published_are_read(
-    base: Callable[..., Path], tmp_path: Path, family: str
-) -> None:
-    """Whatever stands before the head's name, and where hidden_size stands beside text_config, as it used to."""
-    folder = with_weights(
-        base(family),
-        tmp_path / "x",
-        load_file(base(family) / "model.safetensors") | {"model.score.weight": make_head()},
-    )
-    assert torch.equal(RewardModel.from_pretrained(folder).head.weight, make_head())
-    for name in (
-        "base_model.model.score",
-        "_orig_mod.module.score",
-        "model.language_model.score",
-        "language_model.score",
-    ):
-        save_file({f"{name}.weight": make_head()}, tmp_path / "one.safetensors")
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "model.",
+        "base_model.model.",
+        "_orig_mod.module.",
+        "model.language_model.",
+        "language_model.",
+        "pretrained_model.",
+    ],
+)
+def test_what_stands_before_the_name_of_a_head_does_not_matter(tmp_path: Path, prefix: str) -> None:
+    for name in ("score", "v_head.summary"):
+        save_file({f"{prefix}{name}.weight": make_head()}, tmp_path / "one.safetensors")
         head = find_head(tmp_path, 32)
         assert head is not None and torch.equal(head.weight, make_head())
+
+
+def test_a_configuration_as_qwen2_5_vl_was_first_published_is_read(base: Callable[..., Path], tmp_path: Path) -> None:
+    """Its language model's settings stand at the top."""
+    folder = ms_swift(base("qwen2_5_vl"), tmp_path / "x", make_head())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {name: value for name, value in config.pop("text_config").items() if name != "model_type"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = RewardModel.from_pretrained(folder)
+    expected = RewardModel.from_pretrained(base("qwen2_5_vl"), new_head_seed=0)
+    assert torch.equal(model.head.weight, make_head())
+    assert all(
+        torch.equal(value, model.model.state_dict()[name]) for name, value in expected.model.state_dict().items()
+    )
 
 
 def test_a_base_model_gives_no_score(base: Callable[..., Path], tmp_path: Path) -> None:
