@@ -18,10 +18,13 @@ from dt2it_pipeline.reward.data.encoding import load_processor
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.tiny import make_prompt, make_tiny
 from dt2it_pipeline_tests.support.tolerance import float32_tolerance, score_tolerance
 from dt2it_pipeline_tests.support.trainer_layouts import BIAS, make_head, ms_swift, value_head
+from dt2it_pipeline_tests.support.training_jobs import changed
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 RANK = 4
@@ -215,6 +218,15 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     assert made.card["system_prompt"] == "You judge."
     assert "| base model | base |" in (tmp_path / "made" / "README.md").read_text()
     assert load_processor(tmp_path / "made").chat_template == load_processor(source).chat_template
+
+
+def test_training_goes_on_from_the_adapter_and_its_head(job: TrainJob, lora: Path, tmp_path: Path) -> None:
+    save_file(value_head(make_head()), lora / "value_head.safetensors")
+    this = changed(job, "out", tmp_path, max_steps=1, learning_rate=1e-12)  # a step that changes next to nothing
+    run(this.model_copy(update={"base_model": str(lora)}), [].append)
+    made, before = RewardModel.from_pretrained(this.output).state_dict(), RewardModel.from_pretrained(lora).state_dict()
+    assert max((value - made[name]).abs().max().item() for name, value in before.items()) < 1e-9
+    assert torch.allclose(made["head.weight"], make_head(), atol=1e-9, rtol=0)
 
 
 def test_a_processor_beside_the_adapter_is_the_one_in_use(base: Callable[..., Path], lora: Path) -> None:

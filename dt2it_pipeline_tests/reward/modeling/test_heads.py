@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dt2it_pipeline.reward.modeling import checkpoint
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.heads import find_head, serving_fault
 from dt2it_pipeline.reward.reward_model import RewardModel
@@ -80,6 +82,10 @@ def test_a_configuration_as_qwen2_5_vl_was_first_published_is_read(base: Callabl
     assert all(
         torch.equal(value, model.model.state_dict()[name]) for name, value in expected.model.state_dict().items()
     )
+
+
+def test_the_examples_of_plain_names_hold() -> None:
+    assert doctest.testmod(checkpoint) == doctest.TestResults(failed=0, attempted=2)
 
 
 def test_a_base_model_gives_no_score(base: Callable[..., Path], tmp_path: Path) -> None:
