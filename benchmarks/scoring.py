@@ -217,7 +217,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "checkpoint").mkdir()
-        model = RewardModel.from_pretrained(model_path(given.model))
+        model = RewardModel.from_pretrained(model_path(given.model), new_head_seed=0)
         model.card["system_prompt"] = SYSTEM
         model.save_pretrained(folder / "checkpoint")
         ways = {way: build(way, given, folder) for way in WAYS}

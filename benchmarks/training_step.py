@@ -77,7 +77,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(given.threads)
     flush_denormals()
     base = model_path(given.model)
-    model = RewardModel.from_pretrained(base)
+    model = RewardModel.from_pretrained(base, new_head_seed=0)
     model.freeze_vision()
     processor = load_processor(base)
     registry = ImageRegistry(processor.image_processor, folder, 10**9)

@@ -39,7 +39,7 @@ def benchmark(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, URL of a pooling server; or a YAML file of a "
+            help="Checkpoint folder of ours or of another trainer, Hub id, URL of a pooling server; or a YAML file of a "
             "judge, as `annotation.judges` of a recipe has one.",
         ),
     ],

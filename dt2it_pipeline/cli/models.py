@@ -146,7 +146,8 @@ def score(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server."
+            metavar="MODEL",
+            help="Checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server.",
         ),
     ],
     responses: Annotated[
@@ -295,21 +296,35 @@ def serve(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Checkpoint folder of LLaMA-Factory, with its value head.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder or Hub id of a reward model: whole weights, or an adapter (LoRA)."
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="Folder to make.")],
-    system_prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="System turn that the model was trained with; empty for none.")
-    ] = "",
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder or Hub id of the model that an adapter is merged with.",
+            show_default="the one that adapter_config.json names",
+        ),
+    ] = None,
+    system_prompt: SystemPrompt = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", min=1024, help="Pixels per image that it was trained with, for its card."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Import a reward model that LLaMA-Factory trained into our checkpoint layout."""
-    from dt2it_pipeline.reward.modeling.llamafactory import import_llamafactory
+    """Write a reward model of another trainer (LLaMA-Factory, TRL, ms-swift) in our checkpoint layout.
 
-    offset = import_llamafactory(source, destination, system_prompt=system_prompt, max_pixels=max_pixels)
-    line = f"{destination}: written; the original's scores are these plus {offset:.6g}"
+    An adapter is merged with its base model. vLLM serves what is written.
+    """
+    from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+
+    offset = import_checkpoint(
+        source, destination, base_model=base_model, system_prompt=system_prompt, max_pixels=max_pixels
+    )
+    line = f"{destination}: written" + (f"; the original's scores are these plus {offset:.6g}" if offset else "")
     show({"checkpoint": str(destination), "dropped_bias": offset}, [line], as_json=as_json)

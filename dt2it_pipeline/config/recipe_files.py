@@ -90,7 +90,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         if not (Path(model_path(name)) / "reward_model.json").is_file():
             yield (
                 f"curation.ensemble.checkpoints.{n}: no reward model in {name}: reward_model.json is not there; "
-                "convert a checkpoint of another trainer first"
+                f"write a checkpoint of another trainer in our layout first: dt2it convert {name} DESTINATION"
             )
 
 

@@ -36,7 +36,7 @@ class RewardModel(RewardNetwork):
         >>> from PIL import Image
         >>> from dt2it_pipeline.reward import RewardModel
         >>> from dt2it_pipeline.config.paths import model_path
-        >>> model = RewardModel.from_pretrained(model_path("demo"))  # or the folder of a round's reward model
+        >>> model = RewardModel.from_pretrained(model_path("demo"), new_head_seed=0)  # a trained one needs no seed
         >>> question = {
         ...     "turns": [{"role": "user", "text": "<image>What colour is the shape?"}],
         ...     "images": [Image.new("RGB", (64, 64), "red")],

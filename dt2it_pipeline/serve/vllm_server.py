@@ -2,10 +2,10 @@
 
     dt2it serve MODEL [options of `vllm serve`]
 
-MODEL is a folder, a Hub id, or `demo` for the model that ships with the package. A reward-model checkpoint is served as
-by `vllm serve MODEL --runner pooling` with what the checkpoint asks for; another model as by `vllm serve MODEL`, ready
-to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON that is asked for comes without blanks
-between its parts, with which a weak model would fill a reply.
+MODEL is a folder, a Hub id, or `demo` for the model that ships with the package. A folder with a head is a reward
+model, served as by `vllm serve MODEL --runner pooling` with what its card asks for; another model as by
+`vllm serve MODEL`, ready to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON that is asked for
+comes without blanks between its parts, with which a weak model would fill a reply.
 
 Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), takes the
 image size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
@@ -40,18 +40,23 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
 
     Raises:
         ServeError: a folder is given that holds no model.
+        CheckpointError: a folder holds a reward model without a head, or in a layout that vLLM does not read.
     """
+    from dt2it_pipeline.reward.modeling.checkpoint import ADAPTER_CONFIG, CARD, CONFIG, read_json
+    from dt2it_pipeline.reward.modeling.heads import holds_head, serving_fault
+
     folder = Path(model_path(model))
-    card = folder / "reward_model.json"
-    if folder.is_dir() and not card.is_file() and not (folder / "config.json").is_file():
-        raise ServeError(
-            f"{model} holds no model: neither reward_model.json (a reward-model checkpoint) nor config.json is there"
-        )
+    card = folder / CARD
+    if folder.is_dir() and not any((folder / name).is_file() for name in (CARD, CONFIG, ADAPTER_CONFIG)):
+        raise ServeError(f"{model} holds no model: neither {CARD} (a reward-model checkpoint) nor {CONFIG} is there")
+    scores = any((folder / name).is_file() for name in (CARD, ADAPTER_CONFIG)) or holds_head(folder)
+    if scores and (fault := serving_fault(folder)):
+        raise fault
     given = {option.split("=", 1)[0] for option in options if option.startswith("--")}
     ours: dict[str, list[str]] = {}
-    if card.is_file():
+    if scores:
         ours["--runner"] = ["pooling"]
-        most = json.loads(card.read_text(encoding="utf-8")).get("max_pixels")
+        most = read_json(card).get("max_pixels") if card.is_file() else None
         if most:
             ours["--mm-processor-kwargs"] = [json.dumps({"max_pixels": most})]
     else:
@@ -59,7 +64,7 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
         ours["--structured-outputs-config"] = [json.dumps(WITHOUT_BLANKS)]
     if on_cpu:
         ours |= {"--dtype": ["float32"], "--enforce-eager": []}
-        if not card.is_file():
+        if not scores:
             ours["--no-enable-chunked-prefill"] = []  # judges send seeds; see vllm_engine._whole_prompts
     arguments = ["serve", str(folder) if folder.is_dir() else model]
     for name, values in ours.items():
@@ -110,6 +115,7 @@ def serve(model: str, options: Sequence[str]) -> None:
 
     Raises:
         ServeError: there is no such model, or a folder is given that holds none.
+        CheckpointError: a folder holds a reward model that vLLM cannot serve as it is.
     """
     require_model(model)
     ensure_torchvision()

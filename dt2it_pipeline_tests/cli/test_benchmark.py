@@ -1,4 +1,4 @@
-"""`dt2it benchmark` on published rows: a checkpoint of ours and one of LLaMA-Factory give the same figures.
+"""`dt2it benchmark` on published rows: checkpoints of ours and of other trainers give the same figures.
 
 A served checkpoint gives them too: serve/test_vllm_server.py.
 """
@@ -32,22 +32,29 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def test_ours_and_the_import_of_llamafactory_give_the_same_figures(world: dict[str, Any], tmp_path: Path) -> None:
+def test_ours_and_those_of_other_trainers_give_the_same_figures(world: dict[str, Any], tmp_path: Path) -> None:
     root = world["root"]
     said = ""
-    for model in ("ours", "theirs"):
+    models = ("ours", "theirs", "ms_swift")
+    for model in models:
         given = arguments(root, str(root / model), tmp_path / model)
-        said += dt2it(*given, *(["--system-prompt", "You judge."] if model == "theirs" else []))
+        said += dt2it(*given, *(["--system-prompt", "You judge."] if model != "ours" else []))
     assert "8 pairs, where the public file has 1250; 0 ties and 0 unscored" in said
     assert "| DT2IT-MRM | 83.5 |" in said
-    figures = [atomic.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in ("ours", "theirs")]
-    assert figures[0].drop_columns("model").equals(figures[1].drop_columns("model"))
+    figures = [atomic.read_parquet(tmp_path / m / "figures.parquet", "benchmark_figures") for m in models]
+    assert all(figures[0].drop_columns("model").equals(other.drop_columns("model")) for other in figures[1:])
     pairs = atomic.read_parquet(tmp_path / "ours" / "results.parquet").to_pandas()
     right = (pairs["chosen_score"] > pairs["rejected_score"]).mean()
     values = dict(zip(figures[0]["figure"].to_pylist(), figures[0]["value"].to_pylist(), strict=True))
     assert values["overall"] == pytest.approx(right)
     assert 0 < right < 1
     assert {"reasoning", "hallucination", "general", "macro"} <= set(values)
+
+
+def test_a_base_model_has_no_figures(world: dict[str, Any], tmp_path: Path) -> None:
+    printed = " ".join(failing(*arguments(world["root"], str(world["root"] / "base"), tmp_path / "out")).split())
+    assert "has no head, so it gives no score" in printed and "value_head.safetensors" in printed
+    assert not (tmp_path / "out" / "figures.parquet").exists()
 
 
 def test_chosen_is_the_side_that_the_row_ranks_first(world: dict[str, Any], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
 
     (tmp_path / "base").mkdir()
     with atomic.atomic_directory(tmp_path / "checkpoint") as folder:
-        RewardModel.from_pretrained(make_tiny(tmp_path / "base")).save_pretrained(folder)
+        RewardModel.from_pretrained(make_tiny(tmp_path / "base"), new_head_seed=0).save_pretrained(folder)
     home = Store(tmp_path / "home")
     pairs, prompts = world(home.media)
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")

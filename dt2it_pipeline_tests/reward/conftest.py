@@ -58,7 +58,8 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
         folder = base(family)
         processor = load_processor(folder)
         registry = ImageRegistry(processor.image_processor, media[0], 65536, processor.video_processor)
-        return RewardModel.from_pretrained(folder), PromptEncoder(folder, registry, "You judge.", processor), registry
+        model = RewardModel.from_pretrained(folder, new_head_seed=0)
+        return model, PromptEncoder(folder, registry, "You judge.", processor), registry
 
     return get
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import httpx
+import numpy as np
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
+from safetensors.numpy import save_file
 
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.model_card import write_card
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.serve.vllm_server import ServeError, require_model, serve_arguments
@@ -26,8 +29,19 @@ from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def reward_model_files(folder: Path) -> None:
+    """Config, head and card of a reward model in our layout."""
+    config = {
+        "architectures": ["Qwen3VLForSequenceClassification"], "model_type": "qwen3_vl",
+        "text_config": {"hidden_size": 4},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"score.weight": np.ones((1, 4), np.float32)}, folder / "model.safetensors")
+    (folder / "reward_model.json").write_text('{"max_pixels": 4096}')
+
+
 def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
-    (tmp_path / "reward_model.json").write_text('{"max_pixels": 4096}')
+    reward_model_files(tmp_path)
     made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
     assert made[:4] == ["serve", str(tmp_path), "--runner", "pooling"]
     assert json.loads(made[made.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
@@ -37,6 +51,37 @@ def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
         "serve", str(tmp_path), "--runner", "pooling", "--enforce-eager", "--mm-processor-kwargs={}", "--dtype",
         "bfloat16",
     ]  # fmt: skip
+
+
+def test_a_reward_model_without_a_card_is_one_by_its_head(tmp_path: Path) -> None:
+    reward_model_files(tmp_path)
+    (tmp_path / "reward_model.json").unlink()
+    made = serve_arguments(str(tmp_path), [], on_cpu=False)
+    assert made == ["serve", str(tmp_path), "--runner", "pooling"]
+
+
+def test_a_reward_model_that_vllm_would_not_score_with_is_refused(tmp_path: Path) -> None:
+    """Its head would be a random one, or it would be served as a chat model."""
+    reward_model_files(tmp_path)
+    convert = f"dt2it convert {tmp_path} DESTINATION"
+    config = json.loads((tmp_path / "config.json").read_text())
+    generates = config | {"architectures": ["Qwen3VLForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(generates))  # as ms-swift leaves it
+    (tmp_path / "reward_model.json").unlink()
+    with pytest.raises(CheckpointError, match=convert):
+        serve_arguments(str(tmp_path), [], on_cpu=False)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").rename(tmp_path / "other")
+    save_file({"v_head.summary.weight": np.ones((1, 4), np.float32)}, tmp_path / "value_head.safetensors")
+    with pytest.raises(CheckpointError, match=convert):
+        serve_arguments(str(tmp_path), [], on_cpu=False)
+    (tmp_path / "value_head.safetensors").unlink()
+    (tmp_path / "reward_model.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no head"):
+        serve_arguments(str(tmp_path), [], on_cpu=False)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is an adapter, .*dt2it convert"):
+        serve_arguments(str(tmp_path), [], on_cpu=False)
 
 
 def test_another_model_is_served_as_a_chat_endpoint(tmp_path: Path) -> None:

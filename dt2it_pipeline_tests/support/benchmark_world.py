@@ -1,4 +1,4 @@
-"""A tiny reward model in two forms, and published rows for it, for tests of the command `benchmark`."""
+"""A tiny reward model in several forms, and published rows for it, for tests of the command `benchmark`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.tiny import make_images, make_tiny
+from dt2it_pipeline_tests.support.trainer_layouts import ms_swift
 
 ANSWERS = ("it looks red", "a green circle", "blue", "the square", "no", "yes it is the triangle")
 
 
 def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[str, Any]:
-    """A tiny reward model in our form and in LLaMA-Factory's, and eight rows as VL-RewardBench has them."""
+    """A tiny reward model as we, LLaMA-Factory (`theirs`) and ms-swift leave it, its base model, and eight rows.
+
+    The rows are as VL-RewardBench has them.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -23,7 +27,7 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
     torch.manual_seed(0)
     (root / "base").mkdir()
     base = make_tiny(root / "base", family, hidden=hidden)
-    model = RewardModel.from_pretrained(base)
+    model = RewardModel.from_pretrained(base, new_head_seed=0)
     model.head.weight.data *= 30
     model.card |= {"system_prompt": "You judge.", "max_pixels": 1024}
     with atomic.atomic_directory(root / "ours") as folder:
@@ -31,6 +35,7 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
     shutil.copytree(base, root / "theirs")
     head = {"v_head.summary.weight": model.head.weight.data.clone(), "v_head.summary.bias": torch.tensor([7.0])}
     save_file(head, root / "theirs" / "value_head.safetensors")
+    ms_swift(base, root / "ms_swift", model.head.weight.data.clone())
     media = make_images(root / "images", 3)
     rows = [
         {

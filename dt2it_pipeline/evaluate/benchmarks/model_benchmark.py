@@ -2,7 +2,7 @@
 
     dt2it benchmark MODEL --benchmark NAME --rows FILE --media FOLDER --output OUT
 
-MODEL is a checkpoint folder of ours or of LLaMA-Factory, a Hub id, or the URL of a server (`vllm serve CHECKPOINT
+MODEL is a checkpoint folder of ours or of another trainer, a Hub id, or the URL of a server (`vllm serve CHECKPOINT
 --runner pooling`); FILE holds the benchmark's rows as published (JSON, JSON Lines or Parquet). Several benchmarks are
 given as several --benchmark, --rows and --media, in the same order; both overalls are then computed too. The output
 folder holds figures.parquet, results.parquet (one row per pair), comparison.md and the scores; a killed run goes on
@@ -59,7 +59,7 @@ def benchmark_model(
         media: folder that no media path may leave.
         output: folder for the scores, and for what a killed run resumes from.
         settings: of the scoring; those of a recipe's defaults when absent.
-        system_prompt: of a server or a LLaMA-Factory model; see `BenchmarkScoreJob`.
+        system_prompt: of a server or of another trainer's model; see `BenchmarkScoreJob`.
         columns: field of the entry -> column, where the rows call it otherwise.
         report: is called with `responses` and `responses_total` as responses are scored.
 

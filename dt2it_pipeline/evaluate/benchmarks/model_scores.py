@@ -1,4 +1,4 @@
-"""Scores of a responses table by any reward model: our checkpoints, LLaMA-Factory's, or a server behind a URL.
+"""Scores of a responses table by any reward model: our checkpoints, those of other trainers, or a server behind a URL.
 
     python -m dt2it_pipeline.engines.jobs job.json
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob, plan_shard
 from dt2it_pipeline.storage import atomic, schemas
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 _SHARD = 512  # responses
 
 
@@ -27,8 +25,8 @@ class BenchmarkScoreJob(ResponsesJob):
     """Score a responses table with any reward model.
 
     Attributes:
-        model: checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server.
-        system_prompt: of a server, or of a model of LLaMA-Factory, whose files do not say it.
+        model: checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server.
+        system_prompt: of a server, or of another trainer's model, whose files do not say it.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
@@ -57,16 +55,19 @@ def run(job: BenchmarkScoreJob, report: Reporter) -> Summary:
     """
     if is_url(job.model):
         return _by_server(job, report)
+    from dt2it_pipeline.reward.modeling.checkpoint import CARD, resolve_folder
+    from dt2it_pipeline.reward.modeling.heads import serving_fault
     from dt2it_pipeline.reward.scoring import job as scoring_job
 
-    model, folder, imported = job.model, Path(job.model), job.work / "imported"
-    if any((folder / name).is_file() for name in _VALUE_HEADS):
-        from dt2it_pipeline.reward.modeling.llamafactory import import_llamafactory
+    folder, imported = resolve_folder(job.model), job.work / "imported"
+    # Another trainer's model is imported: it then has the system prompt in its card, and either engine can load it.
+    if not (folder / CARD).is_file() or serving_fault(folder):
+        from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
 
         if not imported.exists():
-            import_llamafactory(folder, imported, system_prompt=job.system_prompt or "")
-        model = str(imported)
-    return scoring_job.run(job.with_checkpoint(model), report)
+            import_checkpoint(folder, imported, system_prompt=job.system_prompt)
+        folder = imported
+    return scoring_job.run(job.with_checkpoint(str(folder)), report)
 
 
 def _by_server(job: BenchmarkScoreJob, report: Reporter) -> Summary:

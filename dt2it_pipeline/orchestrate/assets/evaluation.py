@@ -145,7 +145,9 @@ def _benchmark_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) 
 class CheckpointConfig(dg.Config):
     """Which reward model is benchmarked."""
 
-    model: str = Field(description="Checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server.")
+    model: str = Field(
+        description="Checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server."
+    )
     name: str = Field("", description="Name of the model in the tables; by default the model itself.")
     system_prompt: str | None = Field(
         None, description="System prompt that the model was trained with, where its files do not name it."

@@ -22,6 +22,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, family_of, read_json
+from dt2it_pipeline.reward.modeling.families import Family
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
@@ -257,15 +258,19 @@ def mrope_positions(
     return np.concatenate(parts, axis=1).astype(np.int32), int(at + length - start)
 
 
-def load_processor(folder: str | Path) -> Any:
+def load_processor(folder: str | Path, family: Family | None = None) -> Any:
     """Processor (tokenizer, image and video processor, chat template) of a model folder.
+
+    Args:
+        folder: with the processor's files.
+        family: of the model; by default the one that config.json in `folder` says.
 
     Raises:
         CheckpointError: the folder is no model of a supported family, or lacks usable processor files.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     ensure_torchvision()
-    kind = family_of(Path(folder)).processor_class()
+    kind = (family or family_of(Path(folder))).processor_class()
     try:
         made = kind.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

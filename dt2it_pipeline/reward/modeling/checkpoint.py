@@ -1,9 +1,13 @@
-"""Files of a checkpoint: where they lie, their names for weights, and what is wrong with damaged ones."""
+"""Files of a checkpoint: where they lie, their names for weights, and what is wrong with damaged ones.
+
+Which head a folder holds is the business of heads.py, how adapters are merged that of adapters.py.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +16,14 @@ import torch
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family
 
-_HEAD_NAMES = {family.head_name for family in FAMILIES.values()}
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
+WEIGHTS = "*.safetensors"
+PICKLED_WEIGHTS = ("value_head.bin", "adapter_model.bin", "pytorch_model*.bin")
 _SHARD_BYTES = 5 * 10**9
+# What trainers and libraries put before the names of a model's own weights, and what they put in between.
+_AROUND = {"base_model", "language_model", "model", "module", "pretrained_model"}
+_BETWEEN = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer"}
 
 
 class CheckpointError(UserError, ValueError):
@@ -45,39 +55,59 @@ def resolve_folder(path: str | Path) -> Path:
         ) from error
 
 
-def architecture(config: Mapping[str, Any], folder: Path) -> tuple[Family, bool]:
-    """Family of the model that `config` (config.json of `folder`) describes, and whether it is a reward model.
-
-    Raises CheckpointError where it is neither a base model nor a reward model of a supported family.
-    """
-    kind = str(config.get("model_type", ""))
-    names = list(config.get("architectures") or [])
-    family = FAMILIES.get(kind)
-    if family is None or not {family.base_architecture, family.reward_architecture} & set(names):
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes {names or 'a nameless architecture'} of type {kind or 'unknown'!r}; "
-            f"a reward model is made of {' or '.join(FAMILIES)}: choose such a model"
-        )
-    return family, any(name.endswith("ForSequenceClassification") for name in names)
-
-
 def family_of(folder: Path) -> Family:
-    """Family of the model in `folder`. Raises CheckpointError where its config.json names none that is supported."""
-    kind = str(read_json(folder / "config.json").get("model_type", ""))
+    """Family of the model in `folder`, by `model_type` of its config.json; the architecture's name does not matter.
+
+    Raises CheckpointError where config.json is missing or names no family that is supported, or weights are quantised.
+    """
+    config = read_json(folder / CONFIG)
+    kind = str(config.get("model_type", ""))
     if kind not in FAMILIES:
+        names = ", ".join(map(str, config.get("architectures") or [])) or "a nameless architecture"
         raise CheckpointError(
-            f"{folder / 'config.json'} describes a model of type {kind or 'unknown'!r}; known are {', '.join(FAMILIES)}"
+            f"{folder / CONFIG} describes {names} of type {kind or 'unknown'!r}; a reward model is made of "
+            f"{' or '.join(FAMILIES)}: choose such a model"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / CONFIG} has a quantization_config; quantised weights are not supported: use the model in "
+            "bfloat16, float16 or float32"
         )
     return FAMILIES[kind]
 
 
+def hidden_size(folder: Path) -> int:
+    """Hidden size of the language model in `folder`. Raises CheckpointError where its config.json does not say it."""
+    config = read_json(folder / CONFIG)
+    text = config.get("text_config")
+    size = (text.get("hidden_size") if isinstance(text, dict) else None) or config.get("hidden_size")
+    if not isinstance(size, int):
+        raise CheckpointError(f"{folder / CONFIG} names no hidden_size of the language model")
+    return size
+
+
+def stored_type(folder: Path) -> torch.dtype:
+    """Type in which the weights of `folder` lie on disk. Raises CheckpointError where torch does not know it."""
+    config = read_json(folder / CONFIG)
+    text = config.get("text_config")
+    inner = text.get("dtype") if isinstance(text, dict) else None
+    name = str(config.get("dtype") or config.get("torch_dtype") or inner or "float32")
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"{folder / CONFIG} names the type {name!r}, which torch does not know")
+    return found
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files of a model folder, by name."""
-    return sorted(folder.glob("*.safetensors"))
+    """Files of a model folder that may hold weights, by name: safetensors, and pickles of known names."""
+    found = {path for pattern in (WEIGHTS, *PICKLED_WEIGHTS) for path in folder.glob(pattern)}
+    return sorted(found)
 
 
 def weight_names(file: Path) -> set[str]:
-    """Names of the weights in a file, whose header must be sound."""
+    """Names of the weights in a file. Raises CheckpointError where it is damaged."""
+    if file.suffix == ".bin":
+        return set(_unpickled(file))
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -89,24 +119,45 @@ def weight_names(file: Path) -> set[str]:
         ) from error
 
 
-def load_head(folder: Path, hidden: int) -> torch.Tensor:
-    """The head of a reward model, float32 [1, hidden]. Raises CheckpointError where it is missing or misshapen."""
-    from safetensors import safe_open
+def read_weights(file: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Weights of a file by their names there. Raises CheckpointError where it is damaged."""
+    if file.suffix == ".bin":
+        found = _unpickled(file)
+        return {name: found[name] for name in names}
+    from safetensors import SafetensorError, safe_open
 
-    for file in weight_files(folder):
-        for name in _HEAD_NAMES & weight_names(file):
-            with safe_open(file, framework="pt") as weights:
-                head = weights.get_tensor(name).float()
-            if head.shape != (1, hidden):
-                raise CheckpointError(
-                    f"{file}: {name} has shape {tuple(head.shape)}, expected (1, {hidden}); the head must be one "
-                    "linear map to one score, without bias"
-                )
-            return torch.as_tensor(head)
-    raise CheckpointError(
-        f"{folder / 'config.json'} says that this is a reward model, but no *.safetensors file beside it has the head, "
-        f"{' or '.join(sorted(_HEAD_NAMES))}; export it again with its head, or start from the base model"
-    )
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {name: weights.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); copy or export the checkpoint again") from error
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a pickle by name; nothing in the file is executed."""
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{file} cannot be read as weights alone: {reason}; save it as safetensors") from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise CheckpointError(f"{file} does not hold tensors by name; save it as safetensors")
+    return {str(name): value for name, value in found.items()}
+
+
+def plain_name(name: str) -> str:
+    """Name of a weight without what trainers put around it: `score.weight`, `layers.0.…`, `visual.blocks.0.…`.
+
+    >>> plain_name("base_model.model.score.modules_to_save.default.weight")
+    'score.weight'
+    >>> plain_name("module.model.language_model.layers.0.mlp.up_proj.weight")
+    'layers.0.mlp.up_proj.weight'
+    """
+    name = name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+    parts = [part for part in name.split(".") if part not in _BETWEEN]
+    while len(parts) > 1 and parts[0] in _AROUND:
+        parts.pop(0)
+    return ".".join(parts)
 
 
 def file_names(weights: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:

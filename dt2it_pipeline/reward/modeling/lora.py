@@ -2,7 +2,7 @@
 
 Every adapted layer computes `W x + (alpha / rank) B A x` with W frozen (LoRA, arXiv 2106.09685, section
 "Low-Rank-Parametrized Update Matrices"). A starts random, B at zero, so that training starts from the base model's own
-scores.
+scores. Adapters that others have trained are merged by adapters.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.modeling.adapters import with_update
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +73,7 @@ def merge(state: Mapping[str, torch.Tensor], settings: LoraSettings) -> dict[str
             continue
         if name.endswith(".base_layer.weight"):
             layer = name.removesuffix(".base_layer.weight")
-            down = state[f"{layer}.lora_A.{_ADAPTER}.weight"].float()
-            up = state[f"{layer}.lora_B.{_ADAPTER}.weight"].float()
-            value = (value.float() + settings.alpha / settings.rank * (up @ down)).to(value.dtype)
+            down, up = (state[f"{layer}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
+            value = with_update(value, down, up, settings.alpha / settings.rank).to(value.dtype)
         merged[name.replace(".base_layer.", ".")] = value
     return merged

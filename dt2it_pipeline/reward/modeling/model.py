@@ -20,6 +20,7 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
+from dt2it_pipeline.reward.modeling.adapters import find_parts, merge_adapter  # noqa: E402
 from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     BLOCKS,
     FLEX,
@@ -29,24 +30,20 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     last_layer,
     layer_mask,
     layer_with_common_prefix,
-    register,
 )
+from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
-    CheckpointError,
-    architecture,
+    CARD,
+    family_of,
     file_names,
-    load_head,
     read_json,
-    resolve_folder,
     save_weights,
-    weight_files,
-    weight_names,
     write_json,
 )
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
+from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
 
-CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
 _PROCESSOR_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
@@ -66,16 +63,6 @@ class ScoreHead(nn.Linear):
         return nn.functional.linear(input.float(), self.weight.float()).squeeze(-1)
 
 
-class _Patches(nn.Conv3d):
-    """The vision encoder's first layer as the matrix product that it is: its kernel covers exactly one patch, and the
-    general convolution is several times slower at it. Weight and its shape stay those of the convolution.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Patches [patches, channels, time, height, width] to [patches, hidden]."""
-        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
-
-
 class RewardNetwork(nn.Module):
     """Backbone and head. Weight names are `model.*`, as in Hugging Face checkpoints, and `head.weight`, which is
     `score.weight` there.
@@ -84,15 +71,23 @@ class RewardNetwork(nn.Module):
         backbone: model of transformers without a language-model head; see `Family.backbone_class`.
         card: what a scorer must know of the training (system prompt, pixels per image); reward_model.json of a
             checkpoint.
-        source: folder with the processor's files; None where the network has been made without one.
+        source: folder with config.json; None where the network has been made without one.
+        processor_source: folder with the processor's files; by default `source`.
     """
 
-    def __init__(self, backbone: Any, card: Mapping[str, Any] | None = None, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        card: Mapping[str, Any] | None = None,
+        source: Path | None = None,
+        processor_source: Path | None = None,
+    ) -> None:
         super().__init__()
         self.model = backbone
         self.head = ScoreHead(backbone.config.text_config.hidden_size)
         self.card = dict(card or {})
         self.source = source
+        self.processor_source = processor_source or source
         self._sharing: bool | None = None
 
     @property
@@ -112,35 +107,52 @@ class RewardNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        base_model: str | Path | None = None,
+        new_head_seed: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        attention: str | None = None,
     ) -> Self:
-        """Load a reward-model checkpoint, or a base model whose head is then drawn from `seed`.
+        """Load a reward model of ours or of another trainer: whole weights, or an adapter with its base model.
 
-        A fresh head is normal with standard deviation 0.1 / sqrt(hidden size), so that first scores are small but the
-        gradient reaches the backbone from the first step.
+        The head is what the weight files hold (see heads.py), whatever config.json calls the architecture. Its bias,
+        if it has one, is not added: scores are the trainer's own less that constant, which goes into the card as
+        `dropped_bias`.
 
         Args:
             path: folder or Hub id.
-            seed: for a head that is drawn.
+            base_model: folder or Hub id of the base model of an adapter, where it is not the one that
+                adapter_config.json names.
+            new_head_seed: draws a fresh head where the files hold none, for training. It is normal with standard
+                deviation 0.1 / sqrt(hidden size), so that first scores are small but the gradient reaches the backbone
+                from the first step. None: a model without a head is refused.
             dtype: type of the weights; the head computes in float32 in any case.
             attention: `sdpa`, `sdpa_blocks`, `flex` or another implementation of transformers; see
                 `attention.layer_mask`. None: the one that suits this machine.
 
         Raises:
-            CheckpointError: the folder holds no supported architecture, lacks weights or the head, or is damaged.
+            CheckpointError: there is no head; the family, the layout, the head or the adapter is not supported; the
+                base model of an adapter is not found; weights are missing or damaged.
             ValueError: the attention implementation is unknown or not installed.
         """
-        folder = resolve_folder(path)
-        config = read_json(folder / "config.json")
-        family, is_reward_model = architecture(config, folder)
-        backbone = _load_backbone(folder, family, dtype, attention or default_attention())
-        card = read_json(folder / CARD) if (folder / CARD).exists() else {}
-        model = cls(backbone, card, folder)
-        if is_reward_model:
-            model.head.weight.data = load_head(folder, backbone.config.text_config.hidden_size)
+        parts = find_parts(path, base_model)
+        family, head = family_of(parts.backbone), parts.head()
+        if head is None and new_head_seed is None:
+            raise no_head(parts.folder)
+        backbone = load_backbone(parts.backbone, family, dtype, attention or default_attention())
+        if parts.base_model is not None:
+            merge_adapter(backbone, parts)
+        card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
+        model = cls(backbone, card, parts.backbone, parts.processor)
+        if head is not None:
+            model.head.weight.data = head.weight
+            if head.bias:
+                model.card["dropped_bias"] = head.bias
         else:
-            generator = torch.Generator().manual_seed(seed)
-            hidden = backbone.config.text_config.hidden_size
+            generator = torch.Generator().manual_seed(int(new_head_seed or 0))
+            hidden = model.head.in_features
             model.head.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
         return model
 
@@ -280,10 +292,10 @@ class RewardNetwork(nn.Module):
         }
         write_json(config, folder / "config.json")
         write_json(self.card, folder / CARD)
-        if self.source is not None:
+        if self.processor_source is not None:
             for name in _PROCESSOR_FILES:
-                if (self.source / name).exists():
-                    shutil.copyfile(self.source / name, folder / name)
+                if (self.processor_source / name).exists():
+                    shutil.copyfile(self.processor_source / name, folder / name)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
 
@@ -298,33 +310,3 @@ def _put_rows(hidden: torch.Tensor, places: torch.Tensor, rows: torch.Tensor, *,
     flat = hidden.reshape(-1, hidden.shape[-1])
     flat = flat.index_add(0, places, rows) if add else flat.index_copy(0, places, rows)
     return flat.view_as(hidden)
-
-
-def _load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: str) -> Any:
-    import transformers
-    from safetensors import SafetensorError
-
-    transformers.logging.set_verbosity_error()  # a missing lm_head is expected here, and would be reported as a fault
-    if hasattr(transformers.logging, "disable_progress_bar"):
-        transformers.logging.disable_progress_bar()
-    backbone = family.backbone_class()
-    for file in weight_files(folder):
-        weight_names(file)
-    register()
-    chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
-    try:
-        made, found = backbone.from_pretrained(
-            folder, dtype=dtype, attn_implementation=chosen, local_files_only=True, output_loading_info=True
-        )
-    except ImportError as error:
-        raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}; copy or export the checkpoint again") from error
-    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
-    if missing:  # the library would go on with random weights in their place
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}; copy or export the "
-            "checkpoint again"
-        )
-    made.visual.patch_embed.proj.__class__ = _Patches
-    return made

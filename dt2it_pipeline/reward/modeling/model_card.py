@@ -19,6 +19,7 @@ import yaml
 from dt2it_pipeline.config.paths import config_files
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.reward.modeling.families import FAMILIES
 from dt2it_pipeline.storage import atomic
 
 UNKNOWN = "not known"
@@ -62,6 +63,7 @@ def write_card(
             ],
         ),
         _use(card),
+        _with_transformers(folder, architecture),
     ]
     if pairs is not None:
         parts.append(_data(Path(pairs)))
@@ -140,6 +142,26 @@ def _use(card: Mapping[str, Any]) -> str:
         + json.dumps(request, ensure_ascii=False).replace("'", "'\\''")
         + "'\n```\n\nThe image here is a red square; `base64 -w0 IMAGE.png` makes the text of another. The score "
         "is the one entry of `probs`; it is a plain number and no probability.\n"
+    )
+
+
+def _with_transformers(folder: Path, architecture: str) -> str:
+    """The lines that score with Transformers alone, whose Auto class for scores may not know this family."""
+    names = [family.head_name for family in FAMILIES.values() if family.reward_architecture == architecture]
+    if not names:
+        return ""
+    file = _json(folder / "model.safetensors.index.json").get("weight_map", {}).get(names[0], "model.safetensors")
+    return (
+        "With Transformers alone, `AutoModelForSequenceClassification` loads the checkpoint where it has a class "
+        f"{architecture}. Where it has none, the score of `inputs` (one conversation, as the processor of the "
+        "checkpoint makes them) is\n\n"
+        "```python\n"
+        "from safetensors.torch import load_file\n"
+        "from transformers import AutoModel\n\n"
+        'backbone = AutoModel.from_pretrained("CHECKPOINT", dtype="float32")\n'
+        f'head = load_file("CHECKPOINT/{file}")["{names[0]}"]\n'
+        "score = backbone(**inputs).last_hidden_state[0, -1] @ head[0].float()\n"
+        "```\n"
     )
 
 

@@ -15,7 +15,7 @@ from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, lo
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_images, feature_bytes
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, resolve_folder
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
@@ -30,7 +30,8 @@ class Scorer:
     """A reward model with the system prompt it was trained with.
 
     Args:
-        checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
+        checkpoint: folder or Hub id of a reward model, or a model that has been loaded from one; the latter stays
+            where it is.
         media_root: folder that no media path may leave.
         max_length: a prompt and response that exceed it are quarantined.
         max_pixels: larger images and frames are scaled down to this many pixels.
@@ -38,7 +39,7 @@ class Scorer:
         device: where to load a checkpoint; the CPU by default.
 
     Raises:
-        CheckpointError: the checkpoint is none of a supported reward model.
+        CheckpointError: the checkpoint is no reward model that can be loaded; see `RewardNetwork.from_pretrained`.
     """
 
     def __init__(
@@ -52,15 +53,14 @@ class Scorer:
         device: torch.device | None = None,
     ) -> None:
         if isinstance(checkpoint, RewardNetwork):
-            if checkpoint.source is None:
-                raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
-            folder, self.model = checkpoint.source, checkpoint
-            self.device = checkpoint.head.weight.device
+            self.model, self.device = checkpoint, checkpoint.head.weight.device
         else:
-            folder = resolve_folder(checkpoint)
             self.device = device or torch.device("cpu")
-            self.model = RewardNetwork.from_pretrained(folder).to(self.device).eval().requires_grad_(False)
-        processor = load_processor(folder)
+            self.model = RewardNetwork.from_pretrained(checkpoint).to(self.device).eval().requires_grad_(False)
+        folder = self.model.source
+        if folder is None:
+            raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
+        processor = load_processor(self.model.processor_source or folder, self.model.family)
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
         self.processor = processor

@@ -20,14 +20,8 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.modeling.checkpoint import (
-    CheckpointError,
-    architecture,
-    load_head,
-    read_json,
-    resolve_folder,
-)
-from dt2it_pipeline.reward.modeling.model import CARD
+from dt2it_pipeline.reward.modeling.checkpoint import CARD, read_json, resolve_folder
+from dt2it_pipeline.reward.modeling.heads import serving_fault
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
 
@@ -45,7 +39,7 @@ class VllmScorer:
         engine: another engine than vLLM's own, for tests.
 
     Raises:
-        CheckpointError: the folder is not a reward model of a supported family.
+        CheckpointError: the folder is not a reward model in our layout; see `heads.serving_fault`.
         EngineError: vLLM cannot load it.
     """
 
@@ -61,11 +55,8 @@ class VllmScorer:
         engine: PoolingEngine | None = None,
     ) -> None:
         folder = resolve_folder(checkpoint)
-        config = read_json(folder / "config.json")
-        _, is_reward_model = architecture(config, folder)
-        if not is_reward_model:
-            raise CheckpointError(f"{folder} is a base model without a head; vLLM can only serve a reward model")
-        load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
+        if fault := serving_fault(folder):
+            raise fault
         self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
         self.media_root, self.max_pixels, self.max_length = media_root, max_pixels, max_length

@@ -26,7 +26,6 @@ from dt2it_pipeline.reward.data.vision_features import survey_images
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora, model_card
 from dt2it_pipeline.reward.modeling.batch import Batch
-from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
 from dt2it_pipeline.reward.modeling.loss import pair_losses
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.training import checkpointing, validation
@@ -56,8 +55,9 @@ class Trainer:
         self.clock = preparation.stopwatch()
         torch.manual_seed(self.seed)
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        folder = resolve_folder(job.base_model)
-        self.model = RewardNetwork.from_pretrained(folder, seed=self.seed, dtype=dtype).to(group.device)
+        self.model = RewardNetwork.from_pretrained(job.base_model, new_head_seed=self.seed, dtype=dtype).to(
+            group.device
+        )
         self.model.freeze_vision()
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         self.model.card |= {
@@ -66,7 +66,9 @@ class Trainer:
             "max_pixels": settings.max_pixels,
             "seed": self.seed,
         }
-        processor = load_processor(folder)
+        folder = self.model.source
+        assert folder is not None  # a loaded model has one
+        processor = load_processor(self.model.processor_source or folder, self.model.family)
         self.registry = ImageRegistry(
             processor.image_processor, str(job.media_root), settings.max_pixels, processor.video_processor
         )
@@ -160,10 +162,10 @@ class Trainer:
     def fit(self) -> Summary:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
-        source = str(self.model.source)
-        base = self.group.gather(artifacts.model_digest(source) if self.group.rank == 0 else None)[
-            0
-        ]  # read by one rank
+        # The base model of an adapter lies elsewhere than the adapter. Read by one rank.
+        sources = (str(self.job.base_model), str(self.model.source))
+        read = [artifacts.model_digest(source) for source in sources] if self.group.rank == 0 else []
+        base = " ".join(self.group.gather(read)[0])
         digest = checkpointing.fingerprint(
             [*self.prepared.ids, self.content], settings.model_dump(), self.seed, self.group.size, base
         )

@@ -167,7 +167,7 @@ def scoring(tmp_path: Path) -> ScoreJob:
     from dt2it_pipeline.reward.reward_model import RewardModel
 
     torch.manual_seed(0)
-    model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL))
+    model = RewardModel.from_pretrained(model_path(DEMO_BASE_MODEL), new_head_seed=0)
     model.card["system_prompt"] = "You judge."
     (tmp_path / "checkpoint").mkdir()
     model.save_pretrained(tmp_path / "checkpoint")

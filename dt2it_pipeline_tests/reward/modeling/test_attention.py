@@ -84,7 +84,7 @@ def test_scores_and_gradients_in_blocks_are_those_of_the_dense_mask(
     assert batch.input_ids.shape[1] > 500
     found = []
     for attention in ("sdpa", "sdpa_blocks"):
-        model = RewardModel.from_pretrained(base(family), attention=attention).train()
+        model = RewardModel.from_pretrained(base(family), new_head_seed=0, attention=attention).train()
         assert isinstance(model._masks(batch, torch.float32, None, 0)[0], tuple) == (attention == "sdpa_blocks")
         scores = model(batch)
         (scores * torch.linspace(-1, 2, len(scores))).sum().backward()
@@ -118,7 +118,8 @@ def questions(media: tuple[Path, Any]) -> dict[str, Any]:
 def test_sliding_windows_take_the_concatenated_path_and_say_so(
     sliding: Path, media: tuple[Path, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    scorer = Scorer(sliding, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
+    model = RewardModel.from_pretrained(sliding, new_head_seed=0).eval()
+    scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
     responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES)]
     with caplog.at_level(logging.WARNING, "dt2it_pipeline"):
         scores, faults = scorer.score(questions(media), responses)
@@ -153,7 +154,7 @@ def test_other_attention_scores_the_same(base: Callable[..., Path], media: tuple
         responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES[:count])]
         found = []
         for name in ("sdpa", attention):
-            model = RewardModel.from_pretrained(base("qwen2_5_vl"), attention=name).eval()
+            model = RewardModel.from_pretrained(base("qwen2_5_vl"), new_head_seed=0, attention=name).eval()
             scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
             found.append(scorer.score(questions(media), responses)[0])
         assert len(found[0]) == 2 * count
@@ -174,7 +175,7 @@ def test_attention_that_takes_no_mask_scores_the_same(
     responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(RESPONSES)]
     found = []
     for attention in ("sdpa", "causal_only"):
-        model = RewardModel.from_pretrained(base(), attention=attention).eval()
+        model = RewardModel.from_pretrained(base(), new_head_seed=0, attention=attention).eval()
         scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
         with caplog.at_level(logging.WARNING, "dt2it_pipeline"):
             found.append(scorer.score(questions(media), responses)[0])
@@ -184,15 +185,15 @@ def test_attention_that_takes_no_mask_scores_the_same(
 
 
 def test_flash_attention_cannot_share_and_is_refused_where_it_is_missing(base: Callable[..., Path]) -> None:
-    model = RewardModel.from_pretrained(base())
+    model = RewardModel.from_pretrained(base(), new_head_seed=0)
     assert model.sharing_fault() is None
     model.model.language_model.config._attn_implementation_internal = "flash_attention_2"
     assert "takes no mask" in (model.sharing_fault() or "")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="use 'sdpa'"):
-            RewardModel.from_pretrained(base(), attention="flash_attention_2")
+            RewardModel.from_pretrained(base(), new_head_seed=0, attention="flash_attention_2")
     with pytest.raises(ValueError, match="nonsense"):
-        RewardModel.from_pretrained(base(), attention="nonsense")
+        RewardModel.from_pretrained(base(), new_head_seed=0, attention="nonsense")
 
 
 def test_unpacking_keeps_the_order(setup: Callable[..., Any]) -> None:

@@ -69,7 +69,7 @@ def test_training_changes_adapted_layers_and_head_alone(job: TrainJob, tmp_path:
     run(this, [].append)
     log = log_of(this.output)
     assert log[-1]["loss"] < log[0]["loss"]
-    base = RewardModel.from_pretrained(job.base_model, seed=job.seed).state_dict()
+    base = RewardModel.from_pretrained(job.base_model, new_head_seed=job.seed).state_dict()
     made = RewardModel.from_pretrained(this.output).state_dict()
     assert made.keys() == base.keys()
     different = {name for name in base if not torch.equal(base[name], made[name])}

@@ -64,7 +64,7 @@ def test_patches_by_a_matrix_product_are_those_of_the_convolution(setup: Callabl
 
 
 def test_fresh_head_depends_on_the_seed_alone(base: Callable[..., Path]) -> None:
-    heads = [RewardModel.from_pretrained(base(), seed=seed).head.weight for seed in (1, 1, 2)]
+    heads = [RewardModel.from_pretrained(base(), new_head_seed=seed).head.weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -82,17 +82,11 @@ def test_other_architectures_are_refused(base: Callable[..., Path], tmp_path: Pa
         RewardModel.from_pretrained(folder)
 
 
-def test_a_missing_or_misshapen_head_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
-    folder = damaged(base(), tmp_path / "x", architectures=["Qwen3VLForSequenceClassification"])
-    with pytest.raises(CheckpointError, match=r"language_model\.score\.weight or score\.weight"):
-        RewardModel.from_pretrained(folder)
-    weights = load_file(folder / "model.safetensors")
+def test_missing_weights_are_refused(base: Callable[..., Path], tmp_path: Path) -> None:
+    folder = damaged(base(), tmp_path / "x")
+    weights = load_file(folder / "model.safetensors") | {"score.weight": torch.zeros(1, 32)}
     save_file({k: v for k, v in weights.items() if "visual.blocks.0" not in k}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"lacks .* weights"):
-        RewardModel.from_pretrained(folder)
-    weights |= {"score.weight": torch.zeros(2, 32)}
-    save_file(weights, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"shape \(2, 32\)"):
         RewardModel.from_pretrained(folder)
 
 
@@ -110,14 +104,15 @@ def test_a_damaged_weight_file_is_named(base: Callable[..., Path], tmp_path: Pat
         RewardModel.from_pretrained(folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        RewardModel.from_pretrained(folder)
+        RewardModel.from_pretrained(folder, new_head_seed=0)
 
 
 def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> None:
     folder = damaged(base(), tmp_path / "x")
     (folder / "tokenizer.json").unlink()
+    model = RewardModel.from_pretrained(folder, new_head_seed=0)
     with pytest.raises(CheckpointError, match="no usable processor files"):
-        Scorer(folder, tmp_path, max_length=64, max_pixels=4096, tokens_per_batch=64)
+        Scorer(model, tmp_path, max_length=64, max_pixels=4096, tokens_per_batch=64)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
         RewardModel.from_pretrained(folder)

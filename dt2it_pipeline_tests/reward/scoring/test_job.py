@@ -24,7 +24,7 @@ from dt2it_pipeline_tests.support.tolerance import score_tolerance
 @pytest.fixture(scope="session")
 def checkpoint(base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    model = RewardModel.from_pretrained(base())
+    model = RewardModel.from_pretrained(base(), new_head_seed=0)
     model.card["system_prompt"] = "You judge."
     model.head.weight.data *= 30  # spread the scores
     model.save_pretrained(folder)

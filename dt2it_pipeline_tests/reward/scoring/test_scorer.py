@@ -49,7 +49,7 @@ def scorer(model: RewardModel, root: Path, tokens_per_batch: int = 4096) -> Scor
 
 
 def loaded(folder: Path) -> RewardModel:
-    model = RewardModel.from_pretrained(folder).eval()
+    model = RewardModel.from_pretrained(folder, new_head_seed=0).eval()
     model.head.weight.data *= 30  # spread the scores
     return model
 
@@ -146,13 +146,13 @@ def user(text: str) -> list[dict[str, str]]:
     ],
 )
 def test_wrong_inputs_are_named(base: Callable[..., Path], prompt: Any, texts: Any, message: str) -> None:
-    model = RewardModel.from_pretrained(base())
+    model = RewardModel.from_pretrained(base(), new_head_seed=0)
     with pytest.raises(ValueError, match=message):
         model.score([{"turns": user("is it red")}, prompt], [["yes"], texts])
 
 
 def test_lists_that_do_not_fit_are_named(base: Callable[..., Path]) -> None:
-    model = RewardModel.from_pretrained(base())
+    model = RewardModel.from_pretrained(base(), new_head_seed=0)
     with pytest.raises(ValueError, match="1 prompts but 2 lists"):
         model.score([{"turns": user("x")}], [["a"], ["b"]])
     with pytest.raises(ValueError, match="for a single prompt"):

@@ -48,7 +48,7 @@ class FakeEngine:
 
 def saved(folder: Path, family: str, hidden: int = 32) -> Path:
     (folder / "base").mkdir(parents=True)
-    model = RewardModel.from_pretrained(make_tiny(folder / "base", family, hidden=hidden))
+    model = RewardModel.from_pretrained(make_tiny(folder / "base", family, hidden=hidden), new_head_seed=0)
     model.card |= {"system_prompt": "You judge.", "max_pixels": SMALL_IMAGES}
     model.head.weight.data *= 30  # spread the scores
     with atomic.atomic_directory(folder / "checkpoint") as out:
@@ -103,7 +103,7 @@ def test_what_cannot_be_scored_is_quarantined(checkpoint: Path, tables: dict[str
 def test_a_base_model_or_a_lost_head_is_refused(checkpoint: Path, base: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(CheckpointError, match="without a head"):
+    with pytest.raises(CheckpointError, match="has no head"):
         scorer(base(), tmp_path, FakeEngine())
     shutil.copytree(checkpoint, tmp_path / "headless")
     weights = load_file(tmp_path / "headless" / "model.safetensors")

@@ -18,7 +18,7 @@ BILLION = Parameters(language=1_000_000_000, vision=200_000_000, linear=3_000_00
 
 def test_counts_agree_with_the_model() -> None:
     found = count_parameters(Path(model_path("demo")))
-    model = RewardModel.from_pretrained(model_path("demo"))
+    model = RewardModel.from_pretrained(model_path("demo"), new_head_seed=0)
     vision = sum(weight.numel() for name, weight in model.named_parameters() if "visual" in name)
     rest = sum(
         weight.numel() for name, weight in model.named_parameters() if "visual" not in name and "head" not in name

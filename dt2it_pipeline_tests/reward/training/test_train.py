@@ -72,7 +72,7 @@ def test_bfloat16_follows_float32(job: TrainJob, tmp_path: Path) -> None:
         run(changed(job, precision, tmp_path, precision=precision, **settings), [].append)
     first, second = log_of(tmp_path / "float32")
     half_first, half_second = log_of(tmp_path / "bfloat16")
-    model = RewardModel.from_pretrained(job.base_model, seed=job.seed)
+    model = RewardModel.from_pretrained(job.base_model, new_head_seed=job.seed)
     forward = stored_operations(model.config)
 
     # A pair's loss moves by at most half its margin: half the errors of two scores, each as large as the head's norm.

@@ -12,44 +12,46 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.preparation import prompt_rows
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.llamafactory import BIAS, WEIGHT, import_llamafactory
+from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+from dt2it_pipeline.reward.modeling.heads import serving_fault
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
-
-
-def head(hidden: int = 32, bias: float = 0.75) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    weight = torch.randn(1, hidden, generator=generator)
-    return {"v_head.summary.weight": weight, "v_head.summary.bias": torch.tensor([bias])}
+from dt2it_pipeline_tests.support.trainer_layouts import (
+    Layout,
+    head_with_bias,
+    llamafactory,
+    make_head,
+    ms_swift,
+    sequence_classification,
+    trl_value_head,
+    value_head,
+)
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("layout", [llamafactory, trl_value_head])
 def test_scores_are_the_hidden_state_times_the_head(
     base: Callable[[str], Path],
     setup: Callable[..., Any],
     media: tuple[Path, Any],
     tmp_path: Path,
     family: str,
-    pickled: bool,
+    layout: Layout,
 ) -> None:
-    source = shutil.copytree(base(family), tmp_path / "source")
-    if pickled:
-        torch.save(head(), source / "value_head.bin")
-    else:
-        save_file(head(), source / "value_head.safetensors")
-    offset = import_llamafactory(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536)
+    source = layout(base(family), tmp_path / "source", make_head())
+    offset = import_checkpoint(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536)
     assert offset == 0.75
 
     backbone, prompt_encoder, registry = setup(family)
@@ -66,7 +68,7 @@ def test_scores_are_the_hidden_state_times_the_head(
             given = {"pixel_values": pixels, "image_grid_thw": grids}
         types = (ids == prompt_encoder.image_token).int()
         hidden = backbone.model(input_ids=ids, mm_token_type_ids=types, **given).last_hidden_state
-        original = (hidden[0, -1] * head()["v_head.summary.weight"][0]).sum() + 0.75
+        original = (hidden[0, -1] * make_head()[0]).sum() + 0.75
         ours = model(with_pixels(collate([PackedExample(prompt, (response,))]), registry))
         within = score_tolerance(model, ids.shape[1])
         assert ours.item() + offset == pytest.approx(original.item(), abs=within, rel=0)
@@ -78,7 +80,7 @@ def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) 
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
     (source / "config.json").write_text(json.dumps(config))
-    save_file(head(), source / "value_head.safetensors")
+    save_file(value_head(make_head()), source / "value_head.safetensors")
     printed = dt2it("convert", source, tmp_path / "made")
     assert "the original's scores are these plus 0.75" in printed
     made = load_file(tmp_path / "made" / "model.safetensors")
@@ -88,42 +90,79 @@ def test_the_backbone_keeps_its_type(base: Callable[..., Path], tmp_path: Path) 
     assert torch.equal(made[name], weights[name])
 
 
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        (None, "has no value head: neither value_head.safetensors nor value_head.bin"),
-        ({"other": torch.zeros(1)}, r"has no v_head\.summary\.weight, only \['other'\]"),
-        (head(hidden=64), r"shape \(1, 64\), the backbone needs \(1, 32\)"),
-        (head() | {"v_head.summary.bias": torch.zeros(2)}, r"v_head\.summary\.bias has shape \(2,\)"),
-        ({"v_head.summary.weight": torch.full((1, 32), float("nan"))}, "not finite"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(
-    base: Callable[..., Path], tmp_path: Path, tensors: dict[str, torch.Tensor] | None, message: str
-) -> None:
-    source = shutil.copytree(base(), tmp_path / "source")
-    if tensors is not None:
-        save_file(tensors, source / "value_head.safetensors")
-    with pytest.raises(CheckpointError, match=message):
-        import_llamafactory(source, tmp_path / "made")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-def test_other_folders_are_refused(base: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no folder"):
-        import_llamafactory(tmp_path / "nowhere", tmp_path / "made")
-    source = shutil.copytree(base(), tmp_path / "source")
-    (source / "value_head.bin").write_bytes(b"not a pickle")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        import_llamafactory(source, tmp_path / "made")
-    (source / "value_head.bin").unlink()
-    save_file(head(), source / "value_head.safetensors")
+def test_what_cannot_be_imported_leaves_nothing_behind(base: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model folder"):
+        import_checkpoint(tmp_path / "nowhere", tmp_path / "made")
+    with pytest.raises(CheckpointError, match="has no head"):
+        import_checkpoint(base(), tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+    source = llamafactory(base(), tmp_path / "source", make_head())
     (tmp_path / "made").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
-        import_llamafactory(source, tmp_path / "made")
+        import_checkpoint(source, tmp_path / "made")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "llama", "architectures": ["Llama"]}))
     assert re.search(r"Llama.*made of qwen3_vl or qwen2_5_vl", failing("convert", source, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("layout", [ms_swift, sequence_classification, head_with_bias])
+def test_what_is_imported_is_in_our_layout(
+    base: Callable[[str], Path], tmp_path: Path, layout: Layout, family: str
+) -> None:
+    source = layout(base(family), tmp_path / "source", make_head())
+    printed = dt2it("convert", source, tmp_path / "made")
+    assert ("plus 0.75" in printed) == (layout is head_with_bias)
+    assert serving_fault(tmp_path / "made") is None
+    made, direct = RewardModel.from_pretrained(tmp_path / "made"), RewardModel.from_pretrained(source)
+    assert all(torch.equal(value, made.state_dict()[name]) for name, value in direct.state_dict().items())
+    assert made.card["imported_from"] == "score.weight in model.safetensors"
+
+
+def test_a_card_that_the_source_has_is_kept(base: Callable[[str], Path], tmp_path: Path) -> None:
+    model = RewardModel.from_pretrained(base("qwen3_vl"), new_head_seed=0)
+    model.card |= {"system_prompt": "You judge.", "max_pixels": 4096}
+    (tmp_path / "ours").mkdir()
+    model.save_pretrained(tmp_path / "ours")
+    import_checkpoint(tmp_path / "ours", tmp_path / "made")
+    import_checkpoint(tmp_path / "ours", tmp_path / "other", system_prompt="", max_pixels=2048)
+    assert RewardModel.from_pretrained(tmp_path / "made").card.items() >= model.card.items()
+    other = RewardModel.from_pretrained(tmp_path / "other").card
+    assert (other["system_prompt"], other["max_pixels"]) == ("", 2048)
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_transformers_alone_gives_the_same_score(
+    base: Callable[[str], Path], media: tuple[Path, Any], tmp_path: Path, family: str
+) -> None:
+    """By its Auto class where it has one for the family, else by the lines of the card."""
+    from transformers import AutoModelForSequenceClassification, AutoProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
+
+    import_checkpoint(ms_swift(base(family), tmp_path / "source", make_head()), tmp_path / "made")
+    model = RewardModel.from_pretrained(tmp_path / "made").eval()
+    image = media[0] / media[1][0]["path"]
+    prompt = {"turns": [{"role": "user", "text": "<image>what colour"}], "images": [image]}
+    (expected,) = model.score([prompt], [["it looks red"]])
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour"}]},
+        {"role": "assistant", "content": "it looks red"},
+    ]
+    processor = AutoProcessor.from_pretrained(tmp_path / "made")
+    text = processor.apply_chat_template(messages, tokenize=False)
+    inputs = processor(text=[text], images=[Image.open(image)], return_tensors="pt")
+    if family in CLASSES:
+        whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "made", dtype=torch.float32).eval()
+        score = whole(**inputs).logits[0, 0]
+    else:
+        card = (tmp_path / "made" / "README.md").read_text()
+        lines = re.search(r"With Transformers alone.*?```python\n(.*?)```", card, re.S)
+        assert lines is not None
+        names: dict[str, Any] = {"inputs": inputs}
+        exec(lines[1].replace("CHECKPOINT", str(tmp_path / "made")), names)
+        score = names["score"]
+    assert score.item() == pytest.approx(expected.item(), abs=score_tolerance(model, inputs["input_ids"].shape[1]))
 
 
 # Names and shapes in a value_head.safetensors that LLaMA-Factory 0.9.5 wrote for a model of hidden size 128.
@@ -148,8 +187,7 @@ train_with_llamafactory(json.loads(Path(sys.argv[1]).read_text()))
 
 def test_the_heads_made_up_here_look_like_what_llamafactory_writes() -> None:
     """So that the fast tests stand for real checkpoints where LLaMA-Factory is not installed."""
-    assert {name: tuple(value.shape) for name, value in head(hidden=128).items()} == WRITTEN
-    assert set(WRITTEN) == {WEIGHT, BIAS}
+    assert {name: tuple(value.shape) for name, value in value_head(make_head(128)).items()} == WRITTEN
 
 
 @pytest.mark.heavy
@@ -178,7 +216,7 @@ def test_a_checkpoint_that_llamafactory_wrote_keeps_its_scores(tmp_path: Path) -
     written = load_file(tmp_path / "theirs" / "value_head.safetensors")
     assert {name: tuple(value.shape) for name, value in written.items()} == WRITTEN
 
-    offset = import_llamafactory(tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6)
+    offset = import_checkpoint(tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6)
     scorer = Scorer(tmp_path / "made", data["media"], max_length=512, max_pixels=10**6, tokens_per_batch=4096)
     pairs = atomic.read_parquet(data["pairs"], "pairs").to_pylist()
     prompts = prompt_rows(atomic.read_parquet(data["prompts"], "prompts"), {row["prompt_id"] for row in pairs})

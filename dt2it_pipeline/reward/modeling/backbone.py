@@ -1,0 +1,73 @@
+"""Loads the backbone of a reward model: a vision-language model of transformers without its language-model head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dt2it_pipeline.reward.modeling.attention import register
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, weight_files, weight_names
+from dt2it_pipeline.reward.modeling.families import Family
+
+# Wrappers of trainers put these before all names of weights (DDP, torch.compile, FSDP, TRL's value head, PEFT).
+_WRAPPERS = {r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|pretrained_model\.|base_model\.model\.)+": ""}
+
+
+class _Patches(nn.Conv3d):
+    """The vision encoder's first layer as the matrix product that it is: its kernel covers exactly one patch, and the
+    general convolution is several times slower at it. Weight and its shape stay those of the convolution.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Patches [patches, channels, time, height, width] to [patches, hidden]."""
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+
+
+def load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: str) -> Any:
+    """Load the backbone from a folder with config.json and whole weights.
+
+    Args:
+        folder: of the model.
+        family: of the model.
+        dtype: type of the weights in memory.
+        attention: implementation of the language model's attention; see `attention.layer_mask`.
+
+    Raises:
+        CheckpointError: weights are missing or damaged.
+        ValueError: the attention implementation is unknown or not installed.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.logging.set_verbosity_error()  # a missing lm_head is expected here, and would be reported as a fault
+    if hasattr(transformers.logging, "disable_progress_bar"):
+        transformers.logging.disable_progress_bar()
+    backbone = family.backbone_class()
+    for file in weight_files(folder):
+        weight_names(file)
+    register()
+    chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
+    try:
+        made, found = backbone.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=chosen,
+            local_files_only=True,
+            output_loading_info=True,
+            key_mapping=dict(_WRAPPERS),
+        )
+    except ImportError as error:
+        raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}; copy or export the checkpoint again") from error
+    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if missing:  # the library would go on with random weights in their place
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} weights of its own architecture, such as {missing[0]}; copy or export the "
+            "checkpoint again"
+        )
+    made.visual.patch_embed.proj.__class__ = _Patches
+    return made

@@ -1,0 +1,64 @@
+"""Brings a reward model of another trainer into our checkpoint layout, which vLLM serves as it is.
+
+    dt2it convert SOURCE DESTINATION [--base-model FOLDER] [--system-prompt TEXT] [--max-pixels PIXELS]
+
+SOURCE holds whole weights or an adapter, with a head as heads.py finds it. Adapters are merged with their base model.
+Our head has no bias and needs none: a constant added to every score changes no preference. It is noted in the card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dt2it_pipeline.storage import atomic
+
+
+def import_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    base_model: str | Path | None = None,
+    system_prompt: str | None = None,
+    max_pixels: int | None = None,
+) -> float:
+    """Write the reward model in `source` to the new folder `destination`, which appears whole or not at all.
+
+    Weights keep the type in which they lie on disk; merged ones that of the base model.
+
+    Args:
+        source: folder or Hub id of a reward model.
+        destination: folder to make.
+        base_model: folder or Hub id of an adapter's base model, where it is not the one that its files name.
+        system_prompt: system turn that the model was trained with; empty for none. None: what the card in `source`
+            says, which only our own checkpoints have.
+        max_pixels: pixels per image that it was trained with, for the card.
+
+    Returns:
+        The dropped bias: scores of the original are ours plus this constant.
+
+    Raises:
+        CheckpointError: `destination` exists, or `source` cannot be loaded; see `RewardNetwork.from_pretrained`.
+    """
+    from dt2it_pipeline.reward.modeling.adapters import find_parts
+    from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
+    from dt2it_pipeline.reward.modeling.model import RewardNetwork
+    from dt2it_pipeline.reward.modeling.model_card import write_card
+
+    destination = Path(destination)
+    if destination.exists():
+        raise CheckpointError(f"{destination} exists already; name a new folder")
+    parts = find_parts(source, base_model)
+    model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
+    name, offset = Path(source).name, float(model.card.get("dropped_bias", 0.0))
+    model.card = {"name": name, "system_prompt": "", "dropped_bias": offset} | model.card
+    head = parts.head()
+    assert head is not None  # the model has been loaded with it
+    model.card["imported_from"] = f"{head.name} in {head.file.name}"
+    if system_prompt is not None:
+        model.card["system_prompt"] = system_prompt
+    if max_pixels is not None:
+        model.card["max_pixels"] = max_pixels
+    with atomic.atomic_directory(destination) as folder:
+        model.save_pretrained(folder)
+        write_card(folder, base_model=parts.base_model or name)
+    return offset
