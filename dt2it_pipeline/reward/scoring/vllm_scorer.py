@@ -28,6 +28,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     resolve_folder,
 )
 from dt2it_pipeline.reward.modeling.model import CARD
+from dt2it_pipeline.reward.too_long import length_limit
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
 
@@ -38,7 +39,7 @@ class VllmScorer:
     Args:
         checkpoint: folder as `RewardModel.save_pretrained` writes it, or Hub id of such a checkpoint.
         media_root: folder that no image may leave.
-        max_length: longer prompt + response: the response is quarantined.
+        max_length: longer prompt + response: the response is quarantined; None: what the model's positions allow.
         max_pixels: images are scaled down to this many pixels.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
@@ -54,7 +55,7 @@ class VllmScorer:
         checkpoint: str | Path,
         media_root: str | Path,
         *,
-        max_length: int,
+        max_length: int | None,
         max_pixels: int,
         tokens_per_batch: int,
         max_images: int,
@@ -68,10 +69,11 @@ class VllmScorer:
         load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
         self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
-        self.media_root, self.max_pixels, self.max_length = media_root, max_pixels, max_length
+        self.media_root, self.max_pixels = media_root, max_pixels
+        self.max_length = length_limit(max_length, config["text_config"])
         self.prompt_encoder = PromptEncoder(folder, None, str(self.card.get("system_prompt", "")), self.processor)
         self.engine = engine or VllmPoolingEngine(
-            str(folder), max_length, self._registry().size, max(1, max_images), tokens_per_batch
+            str(folder), self.max_length, self._registry().size, max(1, max_images), tokens_per_batch
         )
 
     def _registry(self) -> ImageRegistry:
