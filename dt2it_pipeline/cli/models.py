@@ -21,6 +21,7 @@ from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, sh
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dt2it_pipeline.ingest.provenance import Provenance
     from dt2it_pipeline.reward.scoring.response_files import ResponseFile
     from dt2it_pipeline.reward.training.job import TrainJob
 
@@ -98,6 +99,7 @@ def train(
         work=work.absolute(),
         settings=settings,
         seed=chosen.seed if seed is None else seed,
+        sources=_sources(chosen.datasets),
     )
     work.mkdir(parents=True, exist_ok=True)
     with progress("training", "step", "steps") as report:
@@ -109,6 +111,18 @@ def train(
     lines = [f"{output}: {summary['steps']} steps" if "steps" in summary else f"{output}: trained"]
     lines += [f"{key}: {value}" for key, value in sorted(summary.items()) if isinstance(value, int | float | str)]
     show({"checkpoint": str(output), **summary}, lines, as_json=as_json)
+
+
+def _sources(datasets: tuple[str, ...]) -> dict[str, Provenance]:
+    """What the card says of the sources that a recipe names; nothing, with a note, where a manifest cannot be read."""
+    from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
+    from dt2it_pipeline.ingest.provenance import provenance_of
+
+    try:
+        return provenance_of(load_catalogue(datasets))
+    except ManifestError as error:
+        note(f"the model card will not know the licences of the sources: {error}")
+        return {}
 
 
 def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:

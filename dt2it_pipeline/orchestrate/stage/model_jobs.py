@@ -20,6 +20,7 @@ from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
 from dt2it_pipeline.engines.launch.launcher import Resources
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob
+from dt2it_pipeline.ingest.provenance import recorded
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.metadata import training_curve
@@ -86,6 +87,7 @@ class ModelJobs:
             work=work / "training",
             settings=settings,
             seed=seed,
+            sources=recorded(self.store.open()),
         )
         ranks = Resources(
             settings.processes,

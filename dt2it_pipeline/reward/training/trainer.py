@@ -163,9 +163,7 @@ class Trainer:
         """Run all optimiser steps that are still to be done. Returns the summary of the whole training."""
         settings, schedule = self.settings, self.schedule
         source = str(self.model.source)
-        base = self.group.gather(artifacts.model_digest(source) if self.group.rank == 0 else None)[
-            0
-        ]  # read by one rank
+        base, *_ = self.group.gather(artifacts.model_digest(source) if self.group.rank == 0 else None)  # read by one
         digest = checkpointing.fingerprint(
             [*self.prepared.ids, self.content], settings.model_dump(), self.seed, self.group.size, base
         )
@@ -386,6 +384,7 @@ class Trainer:
                 folder,
                 base_model=self.job.base_model,
                 pairs=str(self.job.pairs),
+                sources=self.job.sources,
                 settings=self.settings,
                 summary=summary,
             )
