@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ import typer
 from dt2it_pipeline.cli.curation import PANEL, show_export
 from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, home_folder, open_store
 from dt2it_pipeline.cli.terminal import CommandError, note, show
+
+_PLACES = 5  # of answers that are no votes, that are shown for one reason
 
 
 def register(app: typer.Typer) -> None:
@@ -98,6 +101,20 @@ def sample(
     show(result, lines, as_json=as_json)
 
 
+def _no_votes(unusable: Sequence[tuple[str, str]]) -> list[str]:
+    """Answers that are no votes, those of one reason together, with the first places."""
+    by_reason: dict[str, list[str]] = {}
+    for place, reason in unusable:
+        by_reason.setdefault(reason, []).append(place)
+    return [
+        f"no vote: {places[0]}: {reason}"
+        if len(places) == 1
+        else f"no vote: {len(places)} answers: {reason} ({'; '.join(places[:_PLACES])}"
+        + (f"; and {len(places) - _PLACES} more)" if len(places) > _PLACES else ")")
+        for reason, places in by_reason.items()
+    ]
+
+
 def import_answers(
     answers: Annotated[
         Path,
@@ -124,7 +141,7 @@ def import_answers(
         f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {votes_file(folder)} holds {total}"
     ]
     lines += [f"no vote: {count} {what}" for what, count in found.unfinished.items()]
-    lines += [f"no vote: {place}: {reason}" for place, reason in found.unusable]
+    lines += _no_votes(found.unusable)
     unknown: list[str] = []
     try:
         unknown = unknown_pairs(folder, found.votes)
