@@ -48,9 +48,16 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Pairs of your own (Parquet or CSV): pair_id, chosen_id, rejected_id, the texts `chosen` and "
-            "`rejected`, and where you have them `prompt` (text), `source` and `probability`.",
+            help="Pairs of your own (Parquet, CSV or JSON Lines, as `dt2it clean` takes them): the texts `chosen` and "
+            "`rejected`, and where you have them pair_id, chosen_id and rejected_id, `prompt` (text), `source` and "
+            "`probability`.",
         ),
+    ] = None,
+    chosen: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the chosen sides.")
+    ] = None,
+    rejected: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the rejected sides.")
     ] = None,
     cleaned: Annotated[
         Path | None,
@@ -82,10 +89,12 @@ def sample(
         raise typer.BadParameter("give either --pairs or --round")
     if number is not None and cleaned is not None:
         raise typer.BadParameter("--cleaned is for --pairs; a round has probabilities of its own")
+    if number is not None and (chosen or rejected):
+        raise typer.BadParameter("--chosen and --rejected name columns of --pairs")
     if pairs is not None:
         if home is not None:
             raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
-        done = export_table_audit(pairs, output, count, format_name, seed, cleaned)
+        done = export_table_audit(pairs, output, count, format_name, seed, cleaned, chosen, rejected)
     else:
         done = export_round_audit(open_store(home), str(number), output, count, format_name, seed)
     for row in done.quarantine.to_pylist():

@@ -32,6 +32,7 @@ from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline.storage.locks import exclusive
 from dt2it_pipeline.storage.schemas import RecordError
+from dt2it_pipeline.storage.table_files import plain_bytes
 
 _KIND = "people_votes"
 _CHECKED = ("contested_pairs", "verified_pairs")  # every pair that a round may put to judges
@@ -86,7 +87,7 @@ def read_answers(file: Path) -> Answers:
         AnswersError: the file is neither.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+        entries = json.loads(plain_bytes(file).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AnswersError(
             f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's records.json"
