@@ -49,7 +49,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
                 models, recipe.decontamination, recipe.evaluation, recipe.curation.trusted_pairs, rounds
             ),
             build_round_report(ReportSections.of(recipe), rounds),
-            build_exported_pairs(recipe.landing.folder, rounds),
+            build_exported_pairs(rounds),
         ],
         jobs=list(jobs),
         sensors=build_sensors(recipe.rounds, recipe.evaluation.patience, recipe.landing, jobs, home),

@@ -22,7 +22,7 @@ from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry
 from dt2it_pipeline.ingest.first_rows import SourceError, look_at_source
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest, ManifestError, load_catalogue, require_first_training_set
-from dt2it_pipeline.judges.protocol import JudgeError
+from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError
 from dt2it_pipeline.judges.trial import try_judge
 from dt2it_pipeline.reward.training.memory import GIB, Parameters, WeightsError, count_parameters, training_memory
 
@@ -302,10 +302,12 @@ def _judges(recipe: Recipe, call: bool) -> Iterator[Line]:
         named.append(("pairing.restyle.rewriter", recipe.pairing.restyle.rewriter))
         named += [("pairing.restyle.check", recipe.pairing.restyle.check)] if recipe.pairing.restyle.check else []
     for key, judge in named:
-        yield _judge(f"judge {judge.name} ({key})", judge, call)
+        mode = recipe.judging.modes[0] if key.startswith("judging.") else PAIRWISE  # as the section asks
+        yield _judge(f"judge {judge.name} ({key})", judge, mode if call else None)
 
 
-def _judge(topic: str, judge: Any, call: bool) -> Line:
+def _judge(topic: str, judge: Any, mode: str | None) -> Line:
+    """What is known about a judge; one call in `mode`, none where that is None."""
     if isinstance(judge, WordsCheckSettings | ReferenceJudgeSettings):
         return Line("ok", topic, f"{judge.kind}: compares with the reference answer; no model is asked")
     if isinstance(judge, PairJudgeSettings) or judge.kind in ("likelihood", "vllm"):
@@ -316,16 +318,16 @@ def _judge(topic: str, judge: Any, call: bool) -> Line:
         judge.key()
     except ValueError as error:
         return Line("error", topic, str(error), f"export {judge.api_key_env}=...")
-    if not call:
+    if mode is None:
         text = f"endpoint {judge.base_url}, model {judge.model}: not called, since a call may cost money"
         return Line("ok", topic, text, "`dt2it check --call-judges` sends it one small request")
-    return _called(topic, judge)
+    return _called(topic, judge, mode)
 
 
-def _called(topic: str, judge: EndpointJudgeSettings) -> Line:
+def _called(topic: str, judge: EndpointJudgeSettings, mode: str) -> Line:
     """One call, and what came back."""
     try:
-        trial = try_judge(judge)
+        trial = try_judge(judge, mode)
     except JudgeError as error:
         return Line("error", topic, f"the test call failed: {error}", "check base_url, model and the key")
     details = {**vars(trial)}

@@ -66,9 +66,15 @@ def benchmark(
     system_prompt: SystemPrompt = None,
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
     max_length: Annotated[
-        int,
-        typer.Option(metavar="TOKENS", min=16, max=131_072, help="A longer prompt with response is not scored."),
-    ] = 12_288,
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=16,
+            max=1_048_576,
+            help="A longer prompt with response is not scored; set it where memory needs a limit.",
+            show_default="the context of the model",
+        ),
+    ] = None,
     max_pixels: Annotated[
         int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
     ] = 1_310_720,
@@ -78,6 +84,7 @@ def benchmark(
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.evaluate.benchmarks.model_benchmark import benchmark_model, figure_rows, write_results
     from dt2it_pipeline.evaluate.benchmarks.spec import get_entry
+    from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
 
     if not len(name) == len(rows) == len(media):
         raise typer.BadParameter("give --rows and --media once for every --benchmark")
@@ -102,8 +109,11 @@ def benchmark(
                 columns=columns,
                 report=report,
             )
-        for row in found.quarantine.to_pylist():
-            note(f"not scored: {row['row_id']}: {row['reason']} ({row['detail']})")
+        if lost := left_out(found.unscored):
+            note(f"{each}: {lost.in_words(found.responses, 'responses', '--max-length', max_length)}")
+        for row in (*found.quarantine.to_pylist(), *found.unscored.to_pylist()):
+            if row["reason"] != TOO_LONG:
+                note(f"not scored: {row['row_id']}: {row['reason']} ({row['detail']})")
         results.append(found.result)
     text = write_results(model, results, output)
     figures = figure_rows(model, results).to_dict("records")

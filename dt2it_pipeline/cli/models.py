@@ -21,6 +21,7 @@ from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, sh
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dt2it_pipeline.ingest.provenance import Provenance
     from dt2it_pipeline.reward.scoring.response_files import ResponseFile
     from dt2it_pipeline.reward.training.job import TrainJob
 
@@ -74,7 +75,9 @@ def train(
     """
     from dt2it_pipeline.config.paths import model_path
     from dt2it_pipeline.config.recipe import load_recipe
+    from dt2it_pipeline.reward.too_long import left_out
     from dt2it_pipeline.reward.training.job import TrainJob
+    from dt2it_pipeline.storage.atomic import read_parquet
 
     chosen = load_recipe(recipe.resolve() if recipe is not None and recipe.is_file() else recipe)
     settings = chosen.training if processes is None else chosen.training.model_copy(update={"processes": processes})
@@ -96,14 +99,30 @@ def train(
         work=work.absolute(),
         settings=settings,
         seed=chosen.seed if seed is None else seed,
+        sources=_sources(chosen.datasets),
     )
     work.mkdir(parents=True, exist_ok=True)
     with progress("training", "step", "steps") as report:
         summary = _train(job, work, report)
     shutil.rmtree(work)
+    if lost := left_out(read_parquet(output / "quarantine.parquet", "quarantine")):
+        given = int(summary["pairs"]) + int(summary["pairs_quarantined"])
+        note(lost.in_words(given, "pairs", "training.max_length", settings.max_length))
     lines = [f"{output}: {summary['steps']} steps" if "steps" in summary else f"{output}: trained"]
     lines += [f"{key}: {value}" for key, value in sorted(summary.items()) if isinstance(value, int | float | str)]
     show({"checkpoint": str(output), **summary}, lines, as_json=as_json)
+
+
+def _sources(datasets: tuple[str, ...]) -> dict[str, Provenance]:
+    """What the card says of the sources that a recipe names; nothing, with a note, where a manifest cannot be read."""
+    from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
+    from dt2it_pipeline.ingest.provenance import provenance_of
+
+    try:
+        return provenance_of(load_catalogue(datasets))
+    except ManifestError as error:
+        note(f"the model card will not know the licences of the sources: {error}")
+        return {}
 
 
 def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
@@ -174,9 +193,15 @@ def score(
     ] = "transformers",
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
     max_length: Annotated[
-        int,
-        typer.Option(metavar="TOKENS", min=16, max=131_072, help="A longer prompt with response is not scored."),
-    ] = 12_288,
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=16,
+            max=1_048_576,
+            help="A longer prompt with response is not scored; set it where memory needs a limit.",
+            show_default="the context of the model",
+        ),
+    ] = None,
     max_pixels: Annotated[
         int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
     ] = 1_310_720,
@@ -191,6 +216,7 @@ def score(
     from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url
     from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
     from dt2it_pipeline.reward.scoring.response_files import read_response_file
+    from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
     from dt2it_pipeline.storage.artifacts import model_digest
     from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
     from dt2it_pipeline.storage.content_ids import content_hash
@@ -233,13 +259,19 @@ def score(
     aside = read_parquet(work / "scores.quarantine.parquet", "quarantine")
     if read is None:
         write_parquet(scored, output)
-        faults = [f"{row['row_id']}: {row['reason']} ({row['detail']})" for row in aside.to_pylist()]
+        faults = [
+            f"{row['row_id']}: {row['reason']} ({row['detail']})"
+            for row in aside.to_pylist()
+            if row["reason"] != TOO_LONG
+        ]
         counts = {"responses": summary["responses"], "scored": summary["scored"]}
     else:
         faults, counts = _write_scores(read, scored, aside, output)
     shutil.rmtree(work)
     for fault in faults:
         note(f"not scored: {fault}")
+    if lost := left_out(aside):
+        note(lost.in_words(int(summary["responses"]), "responses", "--max-length", max_length))
     line = f"{output}: {counts['scored']} of {counts['responses']} responses scored"
     show({"output": str(output), **counts}, [line], as_json=as_json)
 
@@ -250,6 +282,7 @@ def _write_scores(
     """Write the scores of a file of responses; returns what was not scored and why, and the counts."""
     import pandas as pd
 
+    from dt2it_pipeline.reward.too_long import TOO_LONG
     from dt2it_pipeline.storage.atomic import replace_text, write_parquet
 
     scores = dict(zip(scored["response_id"].to_pylist(), scored["score"].to_pylist(), strict=True))
@@ -262,7 +295,7 @@ def _write_scores(
         for place, key in enumerate(own):
             reason, detail = reasons.get(key, ("", ""))
             rows.append((name, place, key, scores.get(key), reason, detail))
-            if key not in scores:
+            if key not in scores and reason != TOO_LONG:  # those are counted in one line
                 faults.append(f"{name}, response {place}: {reason} ({detail})")
         if number in read.faults:
             reason, detail = read.faults[number]

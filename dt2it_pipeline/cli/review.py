@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ import typer
 from dt2it_pipeline.cli.curation import PANEL, show_export
 from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, home_folder, open_store
 from dt2it_pipeline.cli.terminal import CommandError, note, show
+
+_PLACES = 5  # of answers that are no votes, that are shown for one reason
 
 
 def register(app: typer.Typer) -> None:
@@ -45,9 +48,16 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Pairs of your own (Parquet or CSV): pair_id, chosen_id, rejected_id, the texts `chosen` and "
-            "`rejected`, and where you have them `prompt` (text), `source` and `probability`.",
+            help="Pairs of your own (Parquet, CSV or JSON Lines, as `dt2it clean` takes them): the texts `chosen` and "
+            "`rejected`, and where you have them pair_id, chosen_id and rejected_id, `prompt` (text), `source` and "
+            "`probability`.",
         ),
+    ] = None,
+    chosen: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the chosen sides.")
+    ] = None,
+    rejected: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the rejected sides.")
     ] = None,
     cleaned: Annotated[
         Path | None,
@@ -79,10 +89,12 @@ def sample(
         raise typer.BadParameter("give either --pairs or --round")
     if number is not None and cleaned is not None:
         raise typer.BadParameter("--cleaned is for --pairs; a round has probabilities of its own")
+    if number is not None and (chosen or rejected):
+        raise typer.BadParameter("--chosen and --rejected name columns of --pairs")
     if pairs is not None:
         if home is not None:
             raise typer.BadParameter("--home is for --round; a table of your own is in no artifact home")
-        done = export_table_audit(pairs, output, count, format_name, seed, cleaned)
+        done = export_table_audit(pairs, output, count, format_name, seed, cleaned, chosen, rejected)
     else:
         done = export_round_audit(open_store(home), str(number), output, count, format_name, seed)
     for row in done.quarantine.to_pylist():
@@ -96,6 +108,20 @@ def sample(
         "rows_quarantined": done.quarantine.num_rows,
     }
     show(result, lines, as_json=as_json)
+
+
+def _no_votes(unusable: Sequence[tuple[str, str]]) -> list[str]:
+    """Answers that are no votes, those of one reason together, with the first places."""
+    by_reason: dict[str, list[str]] = {}
+    for place, reason in unusable:
+        by_reason.setdefault(reason, []).append(place)
+    return [
+        f"no vote: {places[0]}: {reason}"
+        if len(places) == 1
+        else f"no vote: {len(places)} answers: {reason} ({'; '.join(places[:_PLACES])}"
+        + (f"; and {len(places) - _PLACES} more)" if len(places) > _PLACES else ")")
+        for reason, places in by_reason.items()
+    ]
 
 
 def import_answers(
@@ -124,7 +150,7 @@ def import_answers(
         f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {votes_file(folder)} holds {total}"
     ]
     lines += [f"no vote: {count} {what}" for what, count in found.unfinished.items()]
-    lines += [f"no vote: {place}: {reason}" for place, reason in found.unusable]
+    lines += _no_votes(found.unusable)
     unknown: list[str] = []
     try:
         unknown = unknown_pairs(folder, found.votes)

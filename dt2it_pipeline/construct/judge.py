@@ -21,7 +21,7 @@ from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.construct.sampling_plan import CORRUPTED
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
-from dt2it_pipeline.judges.ask import Tally, ask
+from dt2it_pipeline.judges.ask import Tally, ask, require_usable
 from dt2it_pipeline.judges.factory import MakeEngine, make_judge
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
 from dt2it_pipeline.judges.quality import AGAINST, OVERALL, judge_quality
@@ -109,6 +109,7 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
     Raises:
         JudgeError: a judge cannot be built.
         JudgeStopped: a judge cannot answer any more; run again when it can.
+        NoUsableReply: not one of a judge's replies can be used.
     """
     settings = job.settings
     prompts = atomic.read_parquet(job.prompts, "prompts")
@@ -169,6 +170,7 @@ def judge_responses(
 
     Raises:
         JudgeStopped: a judge cannot answer any more.
+        NoUsableReply: not one of a judge's replies can be used.
     """
     by_id = {row["prompt_id"]: row for row in prompts.to_pylist()}
     grouped: dict[str, list[Row]] = {}
@@ -227,6 +229,9 @@ class _Bench:
                         detail = f"{judge.name}, {call.request.mode}: {detail}"
                         faults.setdefault(response_id, _aside(response_id, reason, detail, source))
                 self.report({"judge": judge.name, "calls": tally.calls, "found on disk": tally.looked_up})
+                if tally.unusable:
+                    require_usable(judge, tally)  # now, so that a judge of no use is not paid for to the end
+            require_usable(judge, tally)
         return judgements, faults
 
     def judge_with_reserve(

@@ -248,6 +248,11 @@ def _spread(candidates: Sequence[Row], count: int, bins: _Bins, seed: int) -> li
 
 
 def _nothing_formed(prompts: int, responses: int, aside: Sequence[Mapping[str, str]], settings: PairingSettings) -> str:
+    if responses and not prompts:
+        return (
+            f"no pair can be formed from {responses} responses: none has a usable judgement of every judge, in every "
+            "mode. The quarantine of judged_responses has the replies; `dt2it check --call-judges` shows one call"
+        )
     counts = Counter(row["reason"] for row in aside)
     found = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "no prompt has two of them"
     return (

@@ -32,12 +32,12 @@ from dt2it_pipeline.construct.pairs import bare_words, near_identical
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 from dt2it_pipeline.judges.answer_matching import answers
-from dt2it_pipeline.judges.ask import Tally, replies
+from dt2it_pipeline.judges.ask import NO_REPLY, Tally, replies
 from dt2it_pipeline.judges.factory import MakeEngine, engine_of, likelihood_judge, model_key
 from dt2it_pipeline.judges.llm import ModelJudge
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
-from dt2it_pipeline.judges.rubric import only_object
+from dt2it_pipeline.judges.rubric import CUT_OFF, UNPARSABLE, only_object
 from dt2it_pipeline.storage import atomic, records, schemas
 
 STAGE = "restyle"
@@ -174,6 +174,7 @@ def _asked_in_words(
         model=model_key(chosen),
         temperature=chosen.temperature,
         attempts=chosen.attempts,
+        max_runs=chosen.max_runs,
         values={"style": style},
         schemas={
             RESTYLE: _schema({"text": {"type": "string"}}),
@@ -284,19 +285,19 @@ def _answers(
     found: dict[str, Any] = {}
     faults: dict[str, str] = {}
 
-    def usable(place: int, reply: Reply | JudgeError) -> bool:
+    def fault(place: int, reply: Reply | JudgeError) -> str:
         if isinstance(reply, JudgeError):
             faults[keys[place]] = str(reply)
-            return False
+            return NO_REPLY
         value = read(reply.text) if reply.finished else None
         if value is None:
             faults[keys[place]] = reply.text
-            return False
+            return UNPARSABLE if reply.finished else CUT_OFF
         faults.pop(keys[place], None)
         found[keys[place]] = value
-        return True
+        return ""
 
-    replies(judge, list(requests.values()), cache, tally, usable)
+    replies(judge, list(requests.values()), cache, tally, fault)
     return found, faults
 
 

@@ -16,10 +16,10 @@ from dt2it_pipeline.curate.out_of_core.published_steps import MARKER
 from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_preferences
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.human_review.audit_answers import load_audit
+from dt2it_pipeline.human_review.own_tables import CHOSEN, REJECTED, blind_id
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
-
-_FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
+from dt2it_pipeline.storage.table_files import TableFileError, as_keys, read_table_file
 
 
 def clean_preference_files(
@@ -37,7 +37,8 @@ def clean_preference_files(
     Args:
         pairs: table of pairs.
         output: folder to make, which appears whole or not at all; an earlier output there is replaced, nothing else is.
-            It holds pairs.parquet (the pairs that stay, sides swapped where they were flipped, with `probability`),
+            It holds pairs.parquet (the pairs that stay, sides swapped where they were flipped, with `probability`, or
+            `label_probability` where the table has a column `probability`),
             outcomes.parquet (every pair) and wanted.parquet (pairs that are worth a judge call).
         scores: tables of scores.
         votes: table of votes.
@@ -57,6 +58,9 @@ def clean_preference_files(
     given = _read(pairs)
     voted = None if votes is None else _votes_of(_read(votes), judges)
     answers = None if audit is None else load_audit(audit)
+    if answers is not None:
+        sides = (settings.get("chosen"), settings.get("rejected"))
+        answers = replace(answers, table=_named_sides(answers.table, given, *sides))
     cleaned = clean_preferences(
         given,
         pd.concat([_read(file) for file in scores], ignore_index=True) if scores else None,
@@ -73,6 +77,9 @@ def clean_preference_files(
         left = f"{audit}: {answers.counts['unanswered']} rows have no answer yet"
         cleaned = replace(cleaned, notes=(left, *cleaned.notes))
     kept = cleaned.apply(given)
+    if "probability" in given:
+        own = f"{pairs} has a column `probability` of its own, which is kept; the model's is `{list(kept)[-1]}`"
+        cleaned = replace(cleaned, notes=(*cleaned.notes, own))
     carried = {name: given[name].to_numpy() for name in ("source", "row_id") if name in given}
     with atomic_directory(target) as folder:
         write_parquet(kept, folder / "pairs.parquet")
@@ -93,27 +100,27 @@ def _votes_of(votes: pd.DataFrame, judges: Sequence[str]) -> pd.DataFrame:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    """The rows of a table in a file.
-
-    Raises:
-        CurationError: there is no such file, its format is not known, or it cannot be read.
-    """
-    kinds = [suffix for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")]
-    kind = kinds[-1].lower() if kinds else ""
-    if not file.is_file():
-        raise CurationError(f"there is no file {file}")
+    """The rows of a table in a file. Raises CurationError where it cannot be read."""
     try:
-        if kind == ".parquet":
-            found = pd.read_parquet(file)
-        elif kind in (".csv", ".tsv"):
-            texts = {name: "str" for name in ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id")}
-            found = pd.read_csv(file, sep="\t" if kind == ".tsv" else ",", dtype=texts, encoding="utf-8-sig")
-        elif kind in (".jsonl", ".json"):
-            found = pd.read_json(file, lines=kind == ".jsonl", dtype=False, convert_dates=False)
-        else:
-            raise CurationError(f"{file}: the format is not known by the name; use {_FORMATS}")
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, CurationError):
-            raise
-        raise CurationError(f"{file} cannot be read: {error}; give {_FORMATS}") from error
-    return found.set_axis(found.columns.astype(str), axis=1)
+        return read_table_file(file)
+    except TableFileError as error:
+        raise CurationError(str(error)) from error
+
+
+def _named_sides(table: pd.DataFrame, pairs: pd.DataFrame, chosen: str | None, rejected: str | None) -> pd.DataFrame:
+    """Answers with the sides as a table without ids of responses has them: `chosen` and `rejected`.
+
+    People who check such a table know its sides by `blind_id`.
+    """
+    columns = {CHOSEN: chosen or CHOSEN, REJECTED: rejected or REJECTED}
+    if "chosen_id" in pairs or not set(columns.values()) <= set(pairs.columns):
+        return table
+    keys = as_keys(pairs["pair_id"] if "pair_id" in pairs else pd.Series(range(len(pairs))))
+    row_of = {key: row for row, key in enumerate(keys)}
+    named = []
+    for pair, better in zip(as_keys(table["pair_id"]), table["better_id"], strict=True):
+        sides: dict[str, str] = {}
+        if (row := row_of.get(pair)) is not None:
+            sides = {blind_id(pair, str(pairs[column].iloc[row])): side for side, column in columns.items()}
+        named.append(better if pd.isna(better) else sides.get(better, better))
+    return table.assign(better_id=pd.Series(named, table.index, dtype="str"))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dt2it_pipeline.curate.pair_frames import length_difference
 from dt2it_pipeline.curate.voters.margins import CurationError, SideScores, check_columns, refuse_unusable_ids
+from dt2it_pipeline.storage.table_files import as_keys
 
 CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
 _SIDES = {CHOSEN: 1.0, REJECTED: -1.0, TIE: 0.0}
@@ -88,19 +89,6 @@ def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None, ta
         length = length_difference(pairs[list(texts.values())].set_axis([CHOSEN, REJECTED], axis=1))
     sources = pairs["source"].astype(object).fillna("").to_numpy() if "source" in pairs else np.full(len(pairs), "")
     return PairTable(ids, pd.Index(keys), (sides[0], sides[1]), length, sources)
-
-
-def as_keys(ids: pd.Series) -> np.ndarray:
-    """Ids as text, object [n], None where null: 3, 3.0 and "3" are one id, since tables come from different files."""
-    if ids.dtype.kind in "iu":
-        return ids.astype(str).to_numpy(dtype=object)
-    text = ids.to_numpy(dtype=object, copy=True)
-    missing = np.asarray(pd.isna(text))
-    if pd.api.types.infer_dtype(ids, skipna=True) != "string":
-        whole = (int(each) if isinstance(each, float) and each.is_integer() else each for each in text)
-        text = np.array([str(each) for each in whole], dtype=object)
-    text[missing] = None
-    return text
 
 
 def read_margins(

@@ -63,6 +63,8 @@ class CleanedPreferences:
     def apply(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The pairs that stay, in their order, with `probability`; flipped ones have their sides swapped.
 
+        A table that has a column `probability` keeps it; then the last column is `label_probability`.
+
         Swapped are columns that begin with `chosen` with those that begin with `rejected`, and the columns that were
         named in the call.
 
@@ -75,7 +77,10 @@ class CleanedPreferences:
         if len(pairs) != len(self.pairs):
             raise CurationError(f"pairs: {len(pairs)} rows, and {len(self.pairs)} were cleaned; give the same table")
         flipped = (self.pairs["outcome"] == "flipped").to_numpy()
-        made = pairs.reset_index(drop=True).assign(probability=self.pairs["probability"].to_numpy())
+        ours = "probability"
+        while ours in pairs:
+            ours = f"label_{ours}"
+        made = pairs.reset_index(drop=True).assign(**{ours: self.pairs["probability"].to_numpy()})
         names = [name for name in map(str, pairs.columns) if name.startswith("chosen")]
         named = [(name, "rejected" + name.removeprefix("chosen")) for name in names]
         for left, right in dict.fromkeys([*named, *self._sides]):

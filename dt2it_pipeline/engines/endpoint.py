@@ -1,7 +1,7 @@
 """A chat endpoint that speaks OpenAI's protocol (an API, or `vllm serve`), behind the protocol of sampling engines.
 
 Requests are sent concurrently, but never more at once than the settings say; `engines.http` tries again where that may
-help.
+help. An endpoint that refuses the form in which a request asks for JSON is asked in a weaker form.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -26,12 +27,22 @@ from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, Sa
 
 _LOSSLESS_PIXELS = 512 * 512  # larger images are sent as JPEG
 _REFUSES_ALL = (401, 403, 404)  # wrong key, no permission, no such model
+_REFUSES_FORM = (400, 422)  # what servers answer to a `response_format` that they do not know
+# How JSON is asked for, the strongest form first. Some endpoints take a schema, but not its bounds on lengths.
+_SCHEMA, _UNBOUNDED, _OBJECT, _WORDS = "json_schema", "json_schema without bounds", "json_object", "none"
+_FORMS = (_SCHEMA, _UNBOUNDED, _OBJECT, _WORDS)
+_BOUNDS = frozenset({"minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems"})
+logger = logging.getLogger(__name__)
 
 Result = list[Sample] | EngineError
 
 
 class EndpointEngine:
     """Answers prompts with images through a chat endpoint.
+
+    A request for JSON that the endpoint refuses (HTTP 400, 422) is sent again in a weaker form: a schema without
+    bounds, then `json_object`, then words alone. The first form that it takes is kept, with a warning. A schema that it
+    has taken before is not the reason for a refusal.
 
     Raises:
         EngineError: the environment variable of the key is not set, or holds what cannot be a key.
@@ -49,6 +60,8 @@ class EndpointEngine:
         self._answered = 0  # requests that found an answer
         self._in_a_row = 0  # requests that found none since the last that did
         self._fatal: EngineError | None = None
+        self._form = _FORMS.index(settings.structured)
+        self._taken: set[str] = set()  # schemas with which a request found an answer
 
     @property
     def counts(self) -> Counter[str]:
@@ -103,8 +116,7 @@ class EndpointEngine:
                 if stopped():
                     return
                 try:
-                    body = await asyncio.to_thread(self._body, requests[place], decoding)
-                    result = self._result(await self._http.ask(connection, self._url, body, _read, stopped))
+                    result = self._result(await self._asked(connection, requests[place], decoding, stopped))
                 except Exception as error:  # whatever one request or its answer raises, the others go on
                     result = self._failed(self._http.clean(f"{type(error).__name__}: {error}"), True)
                 if result is not None:
@@ -117,6 +129,40 @@ class EndpointEngine:
                     done.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await done
+
+    async def _asked(
+        self, connection: Any, request: SampleRequest, decoding: Decoding, stopped: Callable[[], bool]
+    ) -> list[Sample] | Refused | NoAnswer | None:
+        """What one request comes to, in the strongest form that the endpoint takes."""
+        form, refused = self._form, None
+        schema = None if request.json_schema is None else json.dumps(request.json_schema, sort_keys=True)
+        while True:
+            body = await asyncio.to_thread(self._body, request, decoding, _FORMS[form])
+            found = await self._http.ask(connection, self._url, body, _read, stopped)
+            if schema is None:
+                return found
+            if isinstance(found, list):
+                self._taken.add(schema)
+                if refused is not None:
+                    self._weaken(form, refused)
+                return found
+            if not isinstance(found, Refused) or found.code not in _REFUSES_FORM:
+                return found
+            refused = refused or found
+            if (schema in self._taken and form >= self._form) or form + 1 == len(_FORMS):
+                return refused
+            form = max(form + 1, self._form)
+
+    def _weaken(self, form: int, refused: Refused) -> None:
+        if form <= self._form:
+            return  # another request has found that out
+        before, self._form = _FORMS[self._form], form
+        logger.warning(
+            "%s refuses response_format %s with HTTP %d (%s): it is asked with %s from here on. `structured: %s` in "
+            "the recipe saves the refused requests",
+            self._settings.base_url, before, refused.code, refused.detail, _FORMS[form],
+            _FORMS[form] if form != _FORMS.index(_UNBOUNDED) else _OBJECT,
+        )  # fmt: skip
 
     def _result(self, found: list[Sample] | Refused | NoAnswer | None) -> Result | None:
         """The answers to one request, the error that it met, or None where the endpoint has been given up meanwhile."""
@@ -146,7 +192,7 @@ class EndpointEngine:
             )
         return EngineError(detail)
 
-    def _body(self, request: SampleRequest, decoding: Decoding) -> bytes:
+    def _body(self, request: SampleRequest, decoding: Decoding, form: str) -> bytes:
         settings = self._settings
         temperature = decoding.temperature if request.temperature is None else request.temperature
         body: dict[str, Any] = {
@@ -161,12 +207,26 @@ class EndpointEngine:
             body["top_p"] = decoding.top_p
         if settings.seeded:
             body["seed"] = request.seed
-        if request.json_schema is not None and settings.structured == "json_schema":
-            schema = {"name": "reply", "strict": True, "schema": request.json_schema}
+        if request.json_schema is not None and form in (_SCHEMA, _UNBOUNDED):
+            wanted = request.json_schema if form == _SCHEMA else _without_bounds(request.json_schema)
+            schema = {"name": "reply", "strict": True, "schema": wanted}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif request.json_schema is not None and settings.structured == "json_object":
+        elif request.json_schema is not None and form == _OBJECT:
             body["response_format"] = {"type": "json_object"}
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _without_bounds(schema: Any) -> Any:
+    """A JSON schema without bounds on lengths and numbers; a property that has such a name stays."""
+    if isinstance(schema, list):
+        return [_without_bounds(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_bounds(value)
+        for key, value in schema.items()
+        if key not in _BOUNDS or not isinstance(value, int | float)
+    }
 
 
 def data_url(image: Image.Image) -> str:

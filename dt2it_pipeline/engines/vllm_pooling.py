@@ -69,7 +69,9 @@ class VllmPoolingEngine:
                 disable_log_stats=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise EngineError(f"vLLM cannot load the reward model {model}: {error}") from error
+            raise EngineError(
+                f"vLLM cannot load the reward model {model} for {max_model_len} tokens: {error}"
+            ) from error
 
     def score(self, requests: Sequence[PoolingRequest]) -> list[float | EngineError]:
         """Score a batch; see PoolingEngine.

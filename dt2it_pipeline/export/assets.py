@@ -37,7 +37,7 @@ def export_asset(store: Store, asset: str, number: str | None, folder: Path, for
         store.media,
         folder,
         format_name,
-        sources=sources_of(pairs, store.home),
+        sources=sources_of(pairs, store),
         lineage=lineage_of(artifact, asset, number),
     )
 
@@ -63,7 +63,7 @@ def export_undecided(store: Store, number: str, folder: Path, format_name: str) 
         store.media,
         folder,
         format_name,
-        sources=sources_of(pairs, store.home),
+        sources=sources_of(pairs, store),
         title="Pairs that nobody has decided",
         lineage=lineage_of(contested, "contested_pairs", number),
     )

@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-UNKNOWN = "not known"
+from dt2it_pipeline.ingest.provenance import Provenance
+
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the manifest of a data source says about it."""
-
-    licence: str = UNKNOWN
-    citation: str = ""
 
 
 def dataset_card(
@@ -27,7 +19,7 @@ def dataset_card(
     files: str,
     pairs: Iterable[Mapping[str, Any]],
     languages: Iterable[str],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Provenance],
     lineage: Mapping[str, str],
     columns: Mapping[str, str],
     notes: str,
@@ -39,14 +31,14 @@ def dataset_card(
         files: pattern of the data files, from the folder.
         pairs: source, label and round of every pair that was written.
         languages: language codes of the prompts.
-        sources: licence and citation by source; a missing one is printed as not known.
+        sources: licence, citation and revision by source; a missing one is printed as not known.
         lineage: what the pairs were made from and by, by name.
         columns: name -> what it holds.
         notes: how to read the data.
     """
     counts = Counter((row["source"], row["label"], row["round"]) for row in pairs)
     total = counts.total()
-    named = {source: sources.get(source, Source()) for source in sorted({source for source, _, _ in counts})}
+    named = {source: sources.get(source, Provenance()) for source in sorted({source for source, _, _ in counts})}
     licences = sorted({source.licence for source in named.values()})
     front: dict[str, Any] = {
         "pretty_name": title,
@@ -67,7 +59,10 @@ def dataset_card(
         "## Licences\n\nEvery pair is under the licence of its source, images included: "
         + ("; ".join(licences) or "there are none")
         + ".\n\n"
-        + _table(("source", "licence", "citation"), [(s, v.licence, v.citation) for s, v in named.items()]),
+        + _table(
+            ("source", "licence", "citation", "revision"),
+            [(name, said.licence, said.citation, said.revision) for name, said in named.items()],
+        ),
         "## Counts\n\nA label is the origin of a pair's order: `original` as published, `flipped` by reward models, "
         "`annotated` by judges, `constructed` and `reformulated` by the pipeline. Round -1 is before any round.\n\n"
         + _table(

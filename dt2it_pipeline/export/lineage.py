@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dt2it_pipeline.config.paths import config_files
-from dt2it_pipeline.export.card import Source
 from dt2it_pipeline.human_review.tasks import PERSON
-from dt2it_pipeline.ingest.landing import FOLDER, landed_manifests
-from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.storage.artifacts import Artifact
+from dt2it_pipeline.ingest.provenance import Provenance, recorded
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 
-def sources_of(pairs: pa.Table, home: Path, landing: str = FOLDER) -> dict[str, Source]:
-    """Licence and citation of every source of the pairs whose manifest is known: of the project, or landed."""
-    known: dict[str, Manifest] = {}
-    for path in config_files("datasets", "*.yaml").values():
-        try:
-            manifest = load_manifest(path)
-        except ManifestError:
-            continue  # a recipe that names it has it in its own file
-        known[manifest.name] = manifest
-    known |= {manifest.name: manifest for manifest in landed_manifests(home, landing, settle_seconds=0).manifests}
-    names = sorted(pc.unique(pairs["source"]).to_pylist())
-    return {name: Source(known[name].licence, known[name].citation) for name in names if name in known}
+def sources_of(pairs: pa.Table, store: Store) -> dict[str, Provenance]:
+    """Licence, citation and revision of the pairs' sources, of the manifests by which the artifact home read them."""
+    known = recorded(store)
+    return {name: known[name] for name in sorted(pc.unique(pairs["source"]).to_pylist()) if name in known}
 
 
 def lineage_of(artifact: Artifact, asset: str, partition: str | None) -> dict[str, str]:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from dt2it_pipeline.errors import UserError
-from dt2it_pipeline.export.card import Source, dataset_card
+from dt2it_pipeline.export.card import dataset_card
 from dt2it_pipeline.export.formats import TRL, Format, HuggingFace, LlamaFactory
 from dt2it_pipeline.human_review.tasks import Argilla, LabelStudio
+from dt2it_pipeline.ingest.provenance import Provenance
 from dt2it_pipeline.media.pair_rows import Row, RowFault, rows_of
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.atomic import atomic_directory
@@ -47,7 +48,7 @@ def export_pairs(
     format_name: str,
     *,
     title: str = TITLE,
-    sources: Mapping[str, Source] | None = None,
+    sources: Mapping[str, Provenance] | None = None,
     lineage: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write a pairs table with its prompts and media, as others train on them, and a card of counts and licences.

@@ -12,10 +12,12 @@ addresses become a short hash, since votes travel with exported pairs.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,10 +32,15 @@ from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import write_parquet
 from dt2it_pipeline.storage.locks import exclusive
 from dt2it_pipeline.storage.schemas import RecordError
+from dt2it_pipeline.storage.table_files import plain_bytes
 
 _KIND = "people_votes"
 _CHECKED = ("contested_pairs", "verified_pairs")  # every pair that a round may put to judges
 CANCELLED, UNFINISHED = "annotations that were cancelled", "records that are not completed"
+DRAFTS, DISCARDED = "answers that are drafts", "answers that were discarded"
+NO_CHOICE, SEVERAL_CHOICES = "no choice was made", "more than one choice was made"
+_STATUSES = {"draft": DRAFTS, "discarded": DISCARDED, "submitted": None}  # of an answer in Argilla
+_CREATED_BY = re.compile(r"\s*(\S+@\S+), (\d+)\s*")  # Label Studio's `created_username`: address and id
 _MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
@@ -41,6 +48,10 @@ class AnswersError(UserError, ValueError):
     """A file of answers, or of kept votes, cannot be read; the message says why and what to do."""
 
     help_page: ClassVar[str] = "troubleshooting#answers"
+
+
+class _NoVoteError(Exception):
+    """A whole answer that decides nothing; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Answers:
     """Votes (rows of kind `people_votes`, a person's last one per pair), and what was no vote.
 
     `audit` of a vote is the draw that its task came from, null for a task that was not drawn at random. `unusable`:
-    place and reason of what is malformed; `unfinished`: how much people took back or have not finished.
+    place and reason of what is malformed, and of answers without a choice or with several; `unfinished`: how much
+    people took back or have not finished.
     """
 
     votes: list[dict[str, Any]]
@@ -68,11 +80,14 @@ class Answers:
 def read_answers(file: Path) -> Answers:
     """Read what people did: Label Studio's export as JSON, or Argilla's records.json.
 
+    A person whom an export names by id here and by address there is one voter. Where Argilla writes the status of each
+    answer, submitted ones count; where it does not, the answers of completed records do.
+
     Raises:
         AnswersError: the file is neither.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+        entries = json.loads(plain_bytes(file).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise AnswersError(
             f"{file} cannot be read: {error}; give Label Studio's export as JSON, or Argilla's records.json"
@@ -80,6 +95,7 @@ def read_answers(file: Path) -> Answers:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
     last: dict[tuple[str, str], dict[str, Any]] = {}
+    addresses = dict(_addresses(entries))
     unusable: list[tuple[str, str]] = []
     unfinished: Counter[str] = Counter()
     for place, entry in enumerate(entries):
@@ -89,7 +105,7 @@ def read_answers(file: Path) -> Answers:
                     "no annotations and no responses; export as JSON, not JSON-MIN, once people have answered"
                 )
             about, answers, read = (
-                (entry["data"], entry["annotations"], _label_studio)
+                (entry["data"], entry["annotations"], partial(_label_studio, addresses=addresses))
                 if "annotations" in entry
                 else _argilla_record(entry)
             )
@@ -105,6 +121,8 @@ def read_answers(file: Path) -> Answers:
         for answer in all_answers:
             try:
                 by_time += read(answer)
+            except _NoVoteError as error:
+                unusable.append((f"entry {place}, pair {pair}", str(error)))
             except _MALFORMED as error:
                 unusable.append((f"entry {place}", f"an answer is malformed: {type(error).__name__} {error}"))
         for given in sorted(by_time, key=lambda each: each.when):
@@ -178,34 +196,84 @@ def _unfinished(entry: Mapping[str, Any]) -> list[str]:
     """What of an entry is not counted as an answer, by the tool's own word."""
     if "annotations" in entry:
         return [CANCELLED for annotation in entry["annotations"] if _was_cancelled(annotation)]
-    return [] if entry.get("status") == "completed" else [UNFINISHED]
+    statuses = [_status(answer) for answer in entry["responses"].get(BETTER) or []]
+    found = [words for status in statuses if (words := _STATUSES.get(status or "")) is not None]
+    return found if found or "submitted" in statuses or entry.get("status") == "completed" else [UNFINISHED]
 
 
 def _was_cancelled(annotation: Any) -> bool:
     return isinstance(annotation, Mapping) and bool(annotation.get("was_cancelled"))
 
 
-def _label_studio(annotation: Mapping[str, Any]) -> list[_Answer]:
-    """The answer in one annotation of a task: none where it was cancelled."""
+def _addresses(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Id and e-mail address of each person whom Label Studio's export names by both, somewhere in it."""
+    for entry in entries:
+        annotations = entry.get("annotations")
+        for annotation in annotations if isinstance(annotations, list) else ():
+            if not isinstance(annotation, Mapping):
+                continue
+            by = annotation.get("completed_by")
+            created = _CREATED_BY.fullmatch(str(annotation.get("created_username") or ""))
+            if isinstance(by, Mapping) and by.get("email") and by.get("id") is not None:
+                yield str(by["id"]), _address(by["email"])
+            elif created and str(by) == created[2]:
+                yield created[2], _address(created[1])
+
+
+def _address(email: Any) -> str:
+    return str(email).strip().casefold()
+
+
+def _label_studio(annotation: Mapping[str, Any], addresses: Mapping[str, str]) -> list[_Answer]:
+    """The answer in one annotation of a task: none where it was cancelled. Raises _NoVoteError."""
     if _was_cancelled(annotation):
         return []
     by = annotation.get("completed_by")
-    who = (by.get("email") or by["id"]) if isinstance(by, dict) else by
-    if who is None:  # an anonymous export
-        who = f"annotation {annotation['id']}"
+    if isinstance(by, dict):
+        who = _address(by["email"]) if by.get("email") else by["id"]
+    else:
+        who = by if by is not None else f"annotation {annotation['id']}"  # the latter in an anonymous export
+    person = pseudonym("label_studio", addresses.get(str(who), who))
     when = _time(annotation.get("updated_at") or annotation.get("created_at"))
-    chosen = [result["value"]["choices"][0] for result in annotation["result"] if result.get("from_name") == BETTER]
-    return [_Answer(when, pseudonym("label_studio", who), _text(choice)) for choice in chosen]
+    chosen = [
+        choice
+        for result in annotation["result"]
+        if result.get("from_name") == BETTER
+        for choice in result["value"].get("choices") or ()
+    ]
+    return [_Answer(when, person, _only(chosen))]
 
 
 def _argilla_record(record: Mapping[str, Any]) -> tuple[Any, list[Any], Callable[[Any], list[_Answer]]]:
-    """Metadata and answers of a record; its answers count once it is completed."""
-    answers = (record["responses"].get(BETTER) or []) if record.get("status") == "completed" else []
-    return record["metadata"], answers, _argilla
+    """Metadata of a record, and its answers that count: submitted ones, or all once it is completed."""
+    answers = record["responses"].get(BETTER) or []
+    completed = record.get("status") == "completed"
+    counted = [answer for answer in answers if (_status(answer) or "submitted") not in ("draft", "discarded")]
+    return record["metadata"], [answer for answer in counted if completed or _status(answer)], _argilla
+
+
+def _status(answer: Any) -> str | None:
+    """Status of an answer in Argilla; None where there is none, as in what earlier versions of it write."""
+    status = answer.get("status") if isinstance(answer, Mapping) else None
+    return None if status is None else _text(status)
 
 
 def _argilla(answer: Mapping[str, Any]) -> list[_Answer]:
-    return [_Answer(_time(None), pseudonym("argilla", answer["user_id"]), _text(answer["value"]))]
+    value = answer["value"]
+    if (status := _status(answer)) is not None and status not in _STATUSES:
+        raise ValueError(f"its status is {status!r}, which is none of {', '.join(_STATUSES)}")
+    chosen = value if isinstance(value, list) else [] if value is None else [value]
+    return [_Answer(_time(None), pseudonym("argilla", answer["user_id"]), _only(chosen))]
+
+
+def _only(chosen: Sequence[Any]) -> str:
+    """The one choice. Raises _NoVoteError where there is none or another beside it."""
+    different = list(dict.fromkeys(_text(choice) for choice in chosen))
+    if not different:
+        raise _NoVoteError(NO_CHOICE)
+    if len(different) > 1:
+        raise _NoVoteError(f"{SEVERAL_CHOICES}: {' and '.join(different)}")
+    return different[0]
 
 
 def pseudonym(tool: str, who: Any) -> str:

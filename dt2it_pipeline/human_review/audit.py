@@ -19,9 +19,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from dt2it_pipeline.human_review.answers import kept_votes
 from dt2it_pipeline.human_review.audit_answers import (
@@ -34,6 +31,7 @@ from dt2it_pipeline.human_review.audit_answers import (
     read_votes,
 )
 from dt2it_pipeline.human_review.audit_sample import draw_audit
+from dt2it_pipeline.human_review.own_tables import cleaned_probability, read_own_pairs, sigmoid
 from dt2it_pipeline.human_review.spreadsheet import AuditError, Spreadsheet
 from dt2it_pipeline.human_review.tasks import AUDIT, GUIDELINES, Argilla, LabelStudio, shown_sides
 from dt2it_pipeline.media.pair_rows import Row, RowFault, rows_of
@@ -65,7 +63,6 @@ AUDIT_FORMATS: Mapping[str, Any] = {"spreadsheet": Spreadsheet, "label_studio": 
 MARKER = ".dt2it_audit.json"
 _KIND = "audit_pairs"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
-_TEXTS = ("chosen", "rejected", "prompt")
 _NO_PROMPT = "(The table has no prompt.)"
 
 
@@ -93,44 +90,33 @@ def export_table_audit(
     format_name: str = "spreadsheet",
     seed: int = 0,
     cleaned: Path | None = None,
+    chosen: str | None = None,
+    rejected: str | None = None,
 ) -> AuditExport:
     """Draw from a table of one's own, and write a folder of pairs to check.
 
     Args:
-        pairs: Parquet or CSV: pair_id, chosen_id, rejected_id, the texts `chosen` and `rejected`, and where there are
-            such columns `prompt` (text), `source` and `probability`.
+        pairs: Parquet, CSV or JSON Lines with the texts `chosen` and `rejected`, and where there are such columns
+            pair_id, chosen_id, rejected_id, `prompt` (text), `source` and `probability`. Pairs without an id are known
+            by the number of their row, from 0.
         folder: folder to make; an earlier one of this command is replaced, nothing else is.
         count: as for `draw_audit`.
         format_name: one of AUDIT_FORMATS.
         seed: as for `draw_audit`.
         cleaned: output of `dt2it clean` for these pairs, from which the probability comes.
+        chosen: column with the texts of the chosen sides, where it is not `chosen`.
+        rejected: column with the texts of the rejected sides, where it is not `rejected`.
 
     Raises:
         AuditError: a table cannot be read, has wrong columns or is empty; or as `draw_audit` and for the folder.
     """
-    source = _opened(pairs)
-    names = source.schema.names
-    missing = [name for name in (*_IDS, "chosen", "rejected") if name not in names]
-    if missing:
-        raise AuditError(f"{pairs} has no column {', '.join(missing)}; it has: {', '.join(names)[:200]}")
-    try:
-        light = source.to_table(columns=[name for name in (*_IDS, "source", "probability") if name in names])
-    except (OSError, pa.ArrowException) as error:
-        raise AuditError(f"{pairs} cannot be read: {error}") from error
-    frame = light.to_pandas(ignore_metadata=True)
-    if not len(frame):
-        raise AuditError(f"{pairs} has no pair")
-    probability = None if cleaned is None else _cleaned_probability(cleaned, frame)
-    drawn = draw_audit(frame, count, seed, probability)
-    kind = source.schema.field("pair_id").type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    texts = source.to_table(
-        columns=["pair_id", *(name for name in _TEXTS if name in names)],
-        filter=pc.field("pair_id").isin(pa.array(drawn["pair_id"].astype("str"), kind)),
-    )
-    by_pair = {row["pair_id"]: row for row in texts.to_pylist()}
-    given = (by_pair[row["pair_id"]] | row for row in drawn.to_dict("records"))
-    return _export(map(_own_row, given), drawn, folder, format_name, seed, -1, len(frame))
+    own = read_own_pairs(pairs, chosen, rejected)
+    probability = None if cleaned is None else cleaned_probability(cleaned, own.frame)
+    drawn = draw_audit(own.frame, count, seed, probability)
+    texts = own.rows(drawn["row"].tolist())
+    sources = drawn["source"] if "source" in drawn else [""] * len(drawn)
+    given = [text | {"source": source} for text, source in zip(texts, sources, strict=True)]
+    return _export(map(_own_row, given), drawn, folder, format_name, seed, -1, len(own.frame))
 
 
 def export_round_audit(
@@ -161,7 +147,7 @@ def export_round_audit(
         [given.get(key, side) == side for key, side in zip(frame["pair_id"], frame["chosen_id"], strict=True)]
     )
     strength = pairs["strength"].to_numpy(zero_copy_only=False).astype(np.float64)
-    drawn = draw_audit(frame, count, seed, _sigmoid(np.where(same, strength, -strength)))
+    drawn = draw_audit(frame, count, seed, sigmoid(np.where(same, strength, -strength)))
     places = {key: place for place, key in enumerate(pairs["pair_id"].to_pylist())}
     table = pairs.take(pa.array([places[key] for key in drawn["pair_id"]], pa.int64()))
     rows = rows_of(table, voted["prompts"], store.media)
@@ -310,53 +296,3 @@ def _own_row(pair: Mapping[str, Any]) -> Row | tuple[Mapping[str, Any], RowFault
         return known, RowFault("prompt is no text", repr(prompt)[:100])
     turns = [{"role": "prompt", "text": _NO_PROMPT if prompt is None else prompt}]
     return Row(known, {"system": "", "turns": turns, "media": []}, (), ())
-
-
-def _opened(file: Path) -> pads.Dataset:
-    """A table of pairs: Parquet, or CSV whose cells all are text but for `probability`."""
-    try:
-        if file.suffix.lower() in (".csv", ".tsv"):
-            options = {
-                "read_options": pacsv.ReadOptions(),
-                "parse_options": pacsv.ParseOptions(
-                    delimiter="\t" if file.suffix.lower() == ".tsv" else ",", newlines_in_values=True
-                ),
-            }
-            head = pacsv.open_csv(file, **options).schema.names
-            kinds = {name: pa.float64() if name == "probability" else pa.string() for name in head}
-            converted = pacsv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
-            return pads.dataset(pacsv.read_csv(file, convert_options=converted, **options))
-        return pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
-    except (OSError, pa.ArrowException) as error:
-        raise AuditError(f"{file} cannot be read: {error}; give Parquet, or CSV whose name ends in .csv") from error
-
-
-def _cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
-    """The probability that each pair's given label is right, float64 [pairs], by a cleaning result; NaN where dropped.
-
-    outcomes.parquet says so where it has the column `probability`, which is of the side that is chosen after a flip;
-    else the log-odds `strength` of the kept and the flipped pairs do.
-    """
-    try:
-        outcomes = pq.read_table(cleaned / "outcomes.parquet").to_pandas(ignore_metadata=True)
-        if "probability" in outcomes:
-            flipped = outcomes["outcome"] == "flipped"
-            right = outcomes["probability"].mask(flipped, 1 - outcomes["probability"])
-            found = pd.Series(right.to_numpy(), outcomes["pair_id"])
-        else:
-            kept = pq.read_table(cleaned / "pairs.parquet", columns=["pair_id", "chosen_id", "strength"]).to_pandas()
-            given = kept["pair_id"].map(pairs.set_index("pair_id")["chosen_id"])
-            strength = kept["strength"].to_numpy(dtype=np.float64)
-            found = pd.Series(_sigmoid(np.where(given == kept["chosen_id"], strength, -strength)), kept["pair_id"])
-        if not outcomes["pair_id"].isin(pairs["pair_id"]).any():
-            raise AuditError(f"{cleaned} is about none of these pairs; give the output of `dt2it clean` for this table")
-        return found.reindex(pairs["pair_id"]).to_numpy(dtype=np.float64)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        if isinstance(error, AuditError):
-            raise
-        raise AuditError(f"{cleaned} is no readable output of `dt2it clean`: {error}") from error
-
-
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-log_odds)))

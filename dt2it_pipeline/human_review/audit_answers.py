@@ -17,9 +17,10 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.human_review.answers import Answers, read_answers
-from dt2it_pipeline.human_review.spreadsheet import AuditError, read_sheet
+from dt2it_pipeline.human_review.spreadsheet import AuditError, is_json_table, read_sheet
 from dt2it_pipeline.storage.atomic import read_parquet
 from dt2it_pipeline.storage.schemas import RecordError
+from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes
 
 COLUMNS = ("pair_id", "better_id", "auditor", "answers", "weight")
 _UNANSWERED = "rows without an answer"
@@ -44,6 +45,8 @@ class Audit:
 
 def read_votes(file: str | Path) -> Answers:
     """Read what people did: Label Studio's JSON, Argilla's records.json, a filled spreadsheet, or a table of answers.
+
+    A table of answers is CSV, Parquet, JSON Lines or JSON; any of these files may be compressed (.gz, .zst, .bz2, .xz).
 
     Raises:
         AnswersError: a JSON file that is not one of the two.
@@ -179,11 +182,11 @@ def answered_weights(pair_ids: pd.Series, draws: pd.DataFrame) -> np.ndarray:
 def _read(file: Path) -> tuple[Answers, int, Mapping[str, float]]:
     """Votes, how many were replaced by later ones of the same person, and the weights by pair that the file has."""
     try:
-        with file.open("rb") as stream:
-            start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        content = plain_bytes(file)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror}; name the file of answers") from error
-    if file.suffix.lower() == ".json" or start.startswith((b"[", b"{")):
+        raise AuditError(f"{file} cannot be read: {error.strerror or error}; name the file of answers") from error
+    start, kind = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip(), kind_of_file(file)
+    if kind != ".jsonl" and (kind == ".json" or start.startswith((b"[", b"{"))) and not is_json_table(content):
         return read_answers(file), 0, {}
     sheet = read_sheet(file)
     last: dict[tuple[str, str], dict[str, Any]] = {}

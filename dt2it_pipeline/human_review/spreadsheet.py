@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -27,6 +28,7 @@ from dt2it_pipeline.human_review.answers import pseudonym
 from dt2it_pipeline.human_review.tasks import AUDIT, BETTER, FIRST, SECOND, TIE, shown_sides
 from dt2it_pipeline.media.pair_rows import Row
 from dt2it_pipeline.storage.records import writable
+from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes
 
 _MOST_CHARACTERS = 32_000  # of a cell; Excel holds 32,767 and spills the rest into other rows
 _FORMULA = (
@@ -144,20 +146,22 @@ def read_sheet(file: Path) -> Sheet:
     """Read a filled spreadsheet, or a table of answers.
 
     A spreadsheet is text (CSV with commas, semicolons or tabs; UTF-8, UTF-16 or an 8-bit encoding) with the columns
-    pair_id, first_id, second_id, better. A table of answers is text or Parquet with the columns pair_id, better_id
-    (empty or null: neither). In both, `auditor`, `weight` and `audit` may be there. Where no auditor is named, the name
-    of the file stands for the person.
+    pair_id, first_id, second_id, better. A table of answers is text, Parquet or JSON Lines with the columns pair_id,
+    better_id (empty or null: neither). In both, `auditor`, `weight` and `audit` may be there. Where no auditor is
+    named, the name of the file stands for the person.
 
     Raises:
         AuditError: the file is neither, or no row of it can be used.
     """
     try:
-        content = file.read_bytes()
+        content = plain_bytes(file)
     except OSError as error:
-        raise AuditError(f"{file} cannot be read: {error.strerror}; name the file of answers") from error
+        raise AuditError(f"{file} cannot be read: {error.strerror or error}; name the file of answers") from error
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise AuditError(f"{file} is a workbook; save it as CSV (in Excel: CSV UTF-8), and give that file")
     rows = _table_rows(content, file) if content.startswith(b"PAR1") else _text_rows(content, file)
+    if kind_of_file(file) in (".jsonl", ".json"):
+        rows = _json_rows(content, file)
     answers: list[dict[str, Any]] = []
     weights: dict[str, float] = {}
     unusable: list[tuple[str, str]] = []
@@ -243,6 +247,34 @@ def _table_rows(content: bytes, file: Path) -> Iterator[tuple[str, Mapping[str, 
     wanted = _wanted(table.column_names, file)
     for place, row in enumerate(table.select(wanted).to_pylist(), 1):
         yield f"row {place}", row
+
+
+def is_json_table(content: bytes) -> bool:
+    """Whether the bytes are a JSON list of rows with pair_id, rather than what a tool exports."""
+    try:
+        entries = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entries, list) and bool(entries) and isinstance(entries[0], dict) and "pair_id" in entries[0]
+
+
+def _json_rows(content: bytes, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of JSON Lines, or of one JSON list."""
+    try:
+        text = content.decode("utf-8-sig")
+        whole = text.lstrip().startswith("[")
+        lines = enumerate(text.split("\n"), 1)
+        parsed = (
+            enumerate(json.loads(text), 1) if whole else ((n, json.loads(line)) for n, line in lines if line.strip())
+        )
+        rows = list(parsed)
+    except (ValueError, RecursionError) as error:
+        raise AuditError(f"{file} cannot be read: {error}; give JSON Lines with pair_id and better_id") from error
+    if not all(isinstance(row, dict) for _, row in rows):
+        raise AuditError(f"{file} must hold one JSON object per answer, with pair_id and better_id")
+    wanted = _wanted(list(dict.fromkeys(str(name) for _, row in rows for name in row)), file)
+    for number, row in rows:
+        yield f"{'entry' if whole else 'line'} {number}", {name: row.get(name) for name in wanted}
 
 
 def _text_rows(content: bytes, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -98,8 +98,8 @@ class Argilla(_JsonList):
     notes = (
         "Load it with `argilla.Dataset.from_disk(FOLDER, name=..., workspace=...)`. Afterwards write what people did "
         "with `Dataset.to_disk` into another folder, and hand its records.json to "
-        "`dt2it review import`. Records that are not completed are left out; a draft beside a "
-        "submitted answer looks the same, so ask for submitted answers only where there may be drafts."
+        "`dt2it review import`. Submitted answers count; drafts and discarded ones are counted and left out. Earlier "
+        "versions of Argilla do not write the status of an answer: then those of completed records count."
     )
     columns: ClassVar[Mapping[str, str]] = {
         "fields.prompt": "the conversation up to the answers, as HTML with its images",

@@ -1,4 +1,7 @@
-"""Asking a judge: what is known is looked up, what cannot be used is asked again, and everything is counted."""
+"""Asking a judge: what is known is looked up, what cannot be used is asked again, and everything is counted.
+
+A reply that cannot be used stays on disk for the record. The next run asks again, up to the judge's `max_runs`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, JudgeStopped, Reply
+from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, JudgeStopped, NoUsableReply, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache, reply_key
-from dt2it_pipeline.judges.rubric import OK, SIX_CRITERIA, Verdict, read_reply
+from dt2it_pipeline.judges.rubric import CONTRACTS, OK, SIX_CRITERIA, Verdict, read_reply
 
-FAILED = "no reply"
+NO_REPLY = "no reply"
+_SHOWN = 300  # characters of a reply that an error shows
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """One reply that could not be used, or the error in its place: in which mode, why, and its text, shortened."""
+
+    mode: str
+    reason: str
+    text: str
 
 
 @dataclass
@@ -29,6 +42,8 @@ class Tally:
         asked: replies that were asked for.
         prompt_tokens, completion_tokens: of the replies that were asked for.
         cached_prompt_tokens, cached_completion_tokens: of those found on disk.
+        example: the first reply that could not be used, or the first error where every reply could; None: there is
+            neither.
     """
 
     calls: int = 0
@@ -42,13 +57,18 @@ class Tally:
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
+    example: Unusable | None = None
 
     def metadata(self, input_price: float = 0.0, output_price: float = 0.0) -> dict[str, Any]:
         """The counts, the share of replies found on disk, and costs (prices are per million tokens)."""
         replies = self.looked_up + self.asked
         cost = (self.prompt_tokens * input_price + self.completion_tokens * output_price) / 1e6
         saved = (self.cached_prompt_tokens * input_price + self.cached_completion_tokens * output_price) / 1e6
-        return asdict(self) | {
+        counts = asdict(self)
+        del counts["example"]
+        if self.unusable and self.example is not None:
+            counts["unusable_example"] = f"{self.example.reason}: {self.example.text}"
+        return counts | {
             "cache_hit_rate": round(self.looked_up / replies, 4) if replies else 0.0,
             "cost": round(cost, 6),
             "cost_saved": round(saved, 6),
@@ -58,8 +78,9 @@ class Tally:
 def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally: Tally) -> list[list[Verdict]]:
     """The verdicts on each request, one per response; faults are verdicts, too.
 
-    A reply that cannot be used is asked for again, `judge.attempts` times in all; then its fault stands, with the raw
-    text. A request that met an error is not asked again: the engine has tried.
+    A reply that cannot be used is asked for again, `judge.attempts` times in all; then its fault stands for this run,
+    with the raw text. A later run asks again, until `judge.max_runs` runs have. A request that met an error is not
+    asked again: the engine has tried.
 
     Raises:
         JudgeStopped: the judge cannot answer any more. What it has answered is kept.
@@ -67,15 +88,15 @@ def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally
     verdicts: list[list[Verdict]] = [[]] * len(requests)
     rubric = getattr(judge, "rubric", SIX_CRITERIA)
 
-    def usable(place: int, reply: Reply | JudgeError) -> bool:
+    def fault(place: int, reply: Reply | JudgeError) -> str:
         request = requests[place]
         if isinstance(reply, JudgeError):
-            verdicts[place] = [Verdict(FAILED, detail=str(reply))] * len(request.responses)
+            verdicts[place] = [Verdict(NO_REPLY, detail=str(reply))] * len(request.responses)
         else:
             verdicts[place] = read_reply(reply, request.mode, len(request.responses), rubric)
-        return all(verdict.status == OK for verdict in verdicts[place])
+        return next((verdict.status for verdict in verdicts[place] if verdict.status != OK), "")
 
-    replies(judge, requests, cache, tally, usable)
+    replies(judge, requests, cache, tally, fault)
     return verdicts
 
 
@@ -84,36 +105,70 @@ def replies(
     requests: Sequence[JudgeRequest],
     cache: ReplyCache,
     tally: Tally,
-    usable: Callable[[int, Reply | JudgeError], bool],
+    fault: Callable[[int, Reply | JudgeError], str],
 ) -> None:
-    """Hand every request's reply or error to `usable`, and ask again where it returns False.
+    """Hand every request's reply or error to `fault`, and ask again where that returns why it cannot be used.
 
     See `ask`; a place is handed over once per attempt.
     """
     pending = list(range(len(requests)))
     tally.calls += len(requests)
-    for attempt in range(judge.attempts):
+    done = 0  # requests that are judged, or met an error
+    asked_here: set[int] = set()
+    for number in range(judge.max_runs * judge.attempts):
+        run, attempt = divmod(number, judge.attempts)
+        if not attempt:  # what this run has asked for in vain waits for the next one
+            pending = [place for place in pending if place not in asked_here]
+        tally.asked_again += len(pending) if number else 0
         again: list[int] = []
-        tally.asked_again += len(pending) if attempt else 0
-        asked = [replace(requests[place], attempt=attempt) for place in pending]
-        for index, reply in _replies(judge, asked, cache, tally):
+        asked = [replace(requests[place], attempt=attempt, run=run) for place in pending]
+        for index, reply, from_here in _replies(judge, asked, cache, tally):
             place = pending[index]
-            good = usable(place, reply)
+            if from_here:
+                asked_here.add(place)
+            reason = fault(place, reply)
             if isinstance(reply, JudgeError):
                 tally.no_reply += 1
-            elif good:
+                done += 1
+            elif not reason:
                 tally.judged += 1
-            elif attempt + 1 < judge.attempts:
-                again.append(place)
+                done += 1
             else:
-                tally.unusable += 1
+                again.append(place)
+            _note(tally, requests[place].mode, reason, reply)
         pending = sorted(again)
+    tally.unusable += len(requests) - done
+
+
+def require_usable(judge: Judge, tally: Tally) -> None:
+    """Raise NoUsableReply where a judge was asked and not one reply could be used."""
+    if tally.judged or not tally.calls or tally.example is None:
+        return
+    words = f"the judge {judge.name} gave no usable reply to any of its {tally.calls:,} requests"
+    if tally.no_reply:
+        words += f" ({tally.no_reply:,} met an error, {tally.unusable:,} got a reply that cannot be used)"
+    example = tally.example
+    words += f". One of them, {example.mode}, {example.reason}: {example.text!r}. "
+    if example.reason != NO_REPLY:
+        words += f"{CONTRACTS.get(example.mode, '')} "
+    raise NoUsableReply(
+        words + "`dt2it check --call-judges` makes one call to a judge behind an endpoint and shows request and reply. "
+        "Correct the judge's settings and run this again: it is asked again"
+    )
+
+
+def _note(tally: Tally, mode: str, reason: str, reply: Reply | JudgeError) -> None:
+    """Keep the first fault as the tally's example; a reply rather than an error."""
+    known = tally.example
+    if reason and (known is None or (known.reason == NO_REPLY and isinstance(reply, Reply))):
+        text = " ".join((reply.text if isinstance(reply, Reply) else str(reply)).split())
+        tally.example = Unusable(mode, reason, text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _replies(
     judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally: Tally
-) -> Iterator[tuple[int, Reply | JudgeError]]:
-    """Every request's reply or error, once, those on disk first."""
+) -> Iterator[tuple[int, Reply | JudgeError, bool]]:
+    """Every request's reply or error, once, those on disk first; with it, whether this run asked for it."""
     keys = [reply_key(judge, request) for request in requests]
     known = cache.get([key for key in keys if key is not None])
     missing: list[int] = []
@@ -124,7 +179,7 @@ def _replies(
         tally.looked_up += 1
         tally.cached_prompt_tokens += known[key].prompt_tokens
         tally.cached_completion_tokens += known[key].completion_tokens
-        yield place, known[key]
+        yield place, known[key], key in cache.put_here
     for index, reply in _asked(judge, [requests[place] for place in missing]):
         place = missing[index]
         if isinstance(reply, Reply):
@@ -134,7 +189,7 @@ def _replies(
             key = keys[place]
             if key is not None:
                 cache.put(key, reply)
-        yield place, reply
+        yield place, reply, True
 
 
 def _asked(judge: Judge, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:

@@ -57,6 +57,7 @@ def make_judge(
         model=model_key(settings),
         temperature=settings.temperature,
         attempts=settings.attempts,
+        max_runs=settings.max_runs,
         max_pixels=settings.max_pixels,
         prompt=prompt,
         ordered=isinstance(settings, VllmSettings) or settings.ordered_schema,

@@ -18,6 +18,7 @@ from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeE
 from dt2it_pipeline.judges.rubric import reply_schema
 from dt2it_pipeline.judges.templates import Template, load_template, question_row
 
+_SEEDS_OF_A_RUN = 100  # more than the attempts of a run
 _WARM = 0.5  # least temperature of a second attempt: the same words again would be of no use
 
 
@@ -32,7 +33,8 @@ class ModelJudge:
         templates: folder of the templates; the project's when None.
         model: what stands for the model in the keys under which replies are kept; they are not kept when None.
         temperature: of the first attempt.
-        attempts: how often it is asked where its reply cannot be used.
+        attempts: how often a run asks it where its reply cannot be used.
+        max_runs: how many runs do so.
         max_pixels: images are scaled down to this; not at all when None.
         prompt: words added to the judge's instructions.
         values: further words for the templates.
@@ -53,6 +55,7 @@ class ModelJudge:
         model: str | None = None,
         temperature: float = 0.0,
         attempts: int = 1,
+        max_runs: int = 1,
         max_pixels: int | None = None,
         prompt: str = "",
         values: Mapping[str, str] | None = None,
@@ -62,6 +65,7 @@ class ModelJudge:
     ) -> None:
         self.name = name
         self.attempts = attempts
+        self.max_runs = max_runs
         self.engine = engine
         self._media_root = media_root
         self._max_new_tokens = max_new_tokens
@@ -101,7 +105,8 @@ class ModelJudge:
             count = len(request.responses)
             schema = self._schemas.get(request.mode) or reply_schema(request.mode, count, self._ordered)
             places.append(place)
-            asked.append(SampleRequest(prompt, 1, request.attempt, temperature, schema))
+            seed = request.run * _SEEDS_OF_A_RUN + request.attempt
+            asked.append(SampleRequest(prompt, 1, seed, temperature, schema))
         try:
             for index, result in stream(self.engine, asked, Decoding(0.0, 1.0, self._max_new_tokens)):
                 if isinstance(result, EngineError):

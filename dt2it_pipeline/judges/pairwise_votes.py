@@ -40,7 +40,7 @@ class PairwiseVotes:
     ) -> None:
         if order not in ("forward", "reversed"):
             raise ValueError(f"order must be forward or reversed, not {order!r}")
-        self._judge, self._prompts, self._order = judge, prompts, order
+        self.judge, self._prompts, self._order = judge, prompts, order
         self._cache = cache or ReplyCache(None)
         self.tally = Tally()
 
@@ -65,7 +65,7 @@ class PairwiseVotes:
                 places.append(place)
                 sides = (pair["chosen"], pair["rejected"])
                 requests.append(JudgeRequest(prompt, sides if self._chosen_first(pair) else sides[::-1], PAIRWISE))
-        for place, verdicts in zip(places, ask(self._judge, requests, self._cache, self.tally), strict=True):
+        for place, verdicts in zip(places, ask(self.judge, requests, self._cache, self.tally), strict=True):
             first = verdicts[0]
             if first.status != OK or first.score is None:
                 found[place] = NoVerdict(first.status, first.detail)

@@ -23,18 +23,26 @@ class JudgeStopped(UserError, RuntimeError):
     help_page: ClassVar[str] = "troubleshooting#judge-stopped"
 
 
+class NoUsableReply(UserError, RuntimeError):
+    """A judge has answered, and none of its replies can be used: more calls would be of no use, so the run stops."""
+
+    help_page: ClassVar[str] = "troubleshooting#no-usable-reply"
+
+
 @dataclass(frozen=True)
 class JudgeRequest:
     """One call: a prompts row and the response texts in the order in which the judge is to see them.
 
     `mode` is listwise (all responses of a prompt at once), pointwise (one) or pairwise (two). `attempt` counts from 0;
-    where a reply could not be used, the next attempt draws another one.
+    where a reply could not be used, the next attempt draws another one. `run` counts the runs that asked, from 0: a
+    later run asks again where no attempt of an earlier one gave a usable reply.
     """
 
     prompt: Mapping[str, Any]
     responses: tuple[str, ...]
     mode: str
     attempt: int = 0
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,15 @@ class Reply:
 class Judge(Protocol):
     """Scores responses by the rubric, or decides which of two is better.
 
-    `modes` are those it can judge in, `attempts` how often it is asked where its reply cannot be used. One that scores
-    by something else than the six criteria has a further attribute `rubric` (`rubric.Rubric`).
+    `modes` are those it can judge in, `attempts` how often a run asks it where its reply cannot be used, and `max_runs`
+    how many runs do so. One that scores by something else than the six criteria has a further attribute `rubric`
+    (`rubric.Rubric`).
     """
 
     name: str
     modes: frozenset[str]
     attempts: int
+    max_runs: int
 
     def template_hash(self, mode: str, language: str) -> str:
         """Content hash of the words or rules by which this judge judges; judgements record it."""

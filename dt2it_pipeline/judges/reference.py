@@ -29,7 +29,7 @@ class ReferenceJudge:
     """Scores responses against the reference answers of one prompts table, from which it also learns their rivals."""
 
     modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
-    attempts = 1  # it would give the same reply again
+    attempts = max_runs = 1  # it would give the same reply again
 
     def __init__(self, prompts: Iterable[Mapping[str, Any]], name: str = "reference") -> None:
         self.name = name

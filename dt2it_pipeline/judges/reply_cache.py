@@ -38,11 +38,14 @@ def reply_key(judge: Judge, request: JudgeRequest) -> str | None:
         request.mode,
         list(request.responses),
         request.attempt,
+        *([request.run] if request.run else []),
     )
 
 
 class ReplyCache:
     """Replies in a `SqliteCache`. Each is on disk as soon as it is put, so that a killed run loses none.
+
+    `put_here` has the keys of what this object was given: the replies of this run, as against those of earlier ones.
 
     Args:
         path: of the file, made if absent; None keeps replies in memory only.
@@ -53,6 +56,7 @@ class ReplyCache:
 
     def __init__(self, path: Path | None) -> None:
         self.file = SqliteCache(_REPLIES, path)
+        self.put_here: set[str] = set()
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that are known, by key."""
@@ -69,6 +73,7 @@ class ReplyCache:
         values: list[Any] = [reply.text, reply.finished, reply.prompt_tokens, reply.completion_tokens]
         # ASCII escapes: a judge may write half a surrogate pair, which SQLite would refuse.
         self.file.rows("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(values)))
+        self.put_here.add(key)
 
     def close(self) -> None:
         """Close the file."""

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dt2it_pipeline.judges.protocol import PAIRWISE, Reply
+from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Reply
 
 CRITERIA = ("Accuracy", "Helpfulness", "Completeness", "Language Quality", "Creativity", "Ethics")
 MAX_SCORE = 10
@@ -31,6 +31,18 @@ WEIGHT_TOLERANCE = 0.02  # judges round their weights; beyond this they did not 
 
 OK, UNPARSABLE, MISSING, CUT_OFF = "ok", "unparsable", "missing response", "reply cut off"
 BAD_CRITERIA, BAD_SCORE, BAD_WEIGHTS = "missing criterion", "score out of range", "weights do not sum to 1"
+
+_SCORES = (
+    'A usable reply is one JSON object with "responses", a list with one entry per response: its number "response", '
+    f'and "criteria" with {", ".join(CRITERIA)}, each with a whole "score" from 0 to {MAX_SCORE} and a "weight"; '
+    "the six weights sum to 1."
+)
+# The form of a reply by mode, in a sentence.
+CONTRACTS = {
+    LISTWISE: _SCORES,
+    POINTWISE: _SCORES,
+    PAIRWISE: 'A usable reply is one JSON object with "better": 1 or 2 for the better response, 0 for a tie.',
+}
 
 
 @dataclass(frozen=True)

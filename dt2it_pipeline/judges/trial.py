@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
-from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError, JudgeRequest, JudgeStopped
-from dt2it_pipeline.judges.rubric import OK, read_reply
+from dt2it_pipeline.judges.protocol import PAIRWISE, POINTWISE, JudgeError, JudgeRequest, JudgeStopped
+from dt2it_pipeline.judges.rubric import CONTRACTS, MAX_SCORE, OK, Verdict, read_reply
 from dt2it_pipeline.judges.templates import load_template
 from dt2it_pipeline.storage import content_ids
 
@@ -31,7 +31,8 @@ class Trial:
     """What one call to a judge gave.
 
     Attributes:
-        request: what was sent, in words: characters, image, tokens as the endpoint counted them.
+        request: what was sent, in words: question, responses, characters, image, tokens as the endpoint counted them.
+        prompt: the words that were sent, whole.
         reply: the judge's text as it came; empty where none came.
         understood: how the reply was read.
         usable: whether it is a judgement.
@@ -41,6 +42,7 @@ class Trial:
     """
 
     request: str
+    prompt: str
     reply: str
     understood: str
     usable: bool
@@ -49,17 +51,22 @@ class Trial:
     cost: float | None = None
 
 
-def try_judge(settings: EndpointJudgeSettings) -> Trial:
-    """Ask a judge behind an endpoint once which of two answers to an easy question is better; the first one is.
+def try_judge(settings: EndpointJudgeSettings, mode: str = PAIRWISE) -> Trial:
+    """Ask a judge behind an endpoint once about an easy question, of whose answers the first one is right.
+
+    Args:
+        settings: of the judge.
+        mode: in which it is asked: two answers (pairwise, listwise), or the right one alone (pointwise).
 
     Raises:
         JudgeError: it cannot be built (its key is not set), or the call failed.
     """
     patience = min(settings.longest_wait_seconds, _LONGEST_WAIT)
     settings = settings.model_copy(update={"retries": min(settings.retries, 1), "longest_wait_seconds": patience})
+    responses = (RIGHT,) if mode == POINTWISE else (RIGHT, WRONG)
     with tempfile.TemporaryDirectory(prefix="dt2it_trial_") as folder:
         row = _prompt(Path(folder))
-        request = JudgeRequest(row, (RIGHT, WRONG), PAIRWISE)
+        request = JudgeRequest(row, responses, mode)
         judge = make_judge(settings, [row], Path(folder))
         started = time.monotonic()
         try:
@@ -69,18 +76,28 @@ def try_judge(settings: EndpointJudgeSettings) -> Trial:
     seconds = time.monotonic() - started
     if isinstance(reply, JudgeError):
         raise reply
-    verdicts = read_reply(reply, PAIRWISE, 2)
-    usable = all(verdict.status == OK for verdict in verdicts)
-    first, second = (verdict.score for verdict in verdicts)
-    characters = len(load_template(PAIRWISE, row["language"]).render(request))
-    size = f"{characters:,} characters and 1 image of {_SIDE} x {_SIDE} pixels"
+    verdicts = read_reply(reply, mode, len(responses))
+    words = load_template(mode, row["language"]).render(request)
+    shown = " / ".join(f"{number} {text!r}" for number, text in enumerate(responses, start=1))
+    size = f"{mode}, {QUESTION!r} with {shown}, {len(words):,} characters and 1 image of {_SIDE} x {_SIDE} pixels"
     size += f"; {reply.prompt_tokens:,} tokens in, {reply.completion_tokens:,} out"
     spent = reply.prompt_tokens * settings.input_price + reply.completion_tokens * settings.output_price
     cost = spent / 1e6 if settings.input_price or settings.output_price else None
-    if not usable:
-        return Trial(size, reply.text, f"no judgement: {verdicts[0].status}", False, None, seconds, cost)
-    understood = "a tie" if first == second else f"response {1 if first == 1 else 2} is better"
-    return Trial(size, reply.text, understood, True, first == 1, seconds, cost)
+    understood, right = _understood(verdicts, mode)
+    return Trial(size, words, reply.text, understood, right is not None, right, seconds, cost)
+
+
+def _understood(verdicts: list[Verdict], mode: str) -> tuple[str, bool | None]:
+    """How the verdicts read, and whether they prefer the right answer; None where they are no judgement."""
+    fault = next((verdict.status for verdict in verdicts if verdict.status != OK), None)
+    scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+    if fault is not None or len(scores) != len(verdicts):
+        return f"no judgement: {fault}. {CONTRACTS[mode]}", None
+    if mode == POINTWISE:
+        return f"response 1 scores {scores[0]:g} of {MAX_SCORE}", scores[0] > MAX_SCORE / 2
+    first, second = scores
+    better = "a tie" if first == second else f"response {1 if first > second else 2} is better"
+    return better if mode == PAIRWISE else f"{better} ({first:g} and {second:g} of {MAX_SCORE})", first > second
 
 
 def _prompt(folder: Path) -> dict[str, Any]:

@@ -216,6 +216,17 @@ class Store:
             ) from error
         return Artifact(tables, metadata, folder, digest)
 
+    def metadata(self, name: str, partition: str | None = None) -> dict[str, Any] | None:
+        """Metadata of the current version; None where there is none. Raises StoreError where it is damaged."""
+        key = self.current(name, partition)
+        if key is None:
+            return None
+        file = _slot(self.home / "artifacts", name, partition) / key / "manifest.json"
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8"))["metadata"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{_described(name, partition)} is damaged: {file} cannot be read ({error})") from error
+
     def _absent(self, name: str, partition: str | None) -> str:
         """Why there is no version in force, and what there is instead."""
         there = self.partitions(name)

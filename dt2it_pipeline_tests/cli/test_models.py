@@ -101,6 +101,20 @@ def test_scores_of_lines_are_those_of_the_checkpoint(world: dict[str, Any], tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl", "scores.jsonl", "scores.parquet"]
 
 
+def test_what_is_too_long_is_counted_in_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "responses.jsonl"
+    rows = [{"prompt": "is it red", "responses": ["yes", "red " * 600, "blue " * 700]}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    call = [str(part) for part in ("score", world["checkpoint"], file, "--output", tmp_path / "scores.parquet")]
+    whole = invoke(*call)
+    assert whole.exit_code == 0 and "3 of 3 responses scored" in whole.stdout and "left out" not in whole.stderr
+    cut = invoke(*call, "--max-length", "512")
+    assert "1 of 3 responses scored" in cut.stdout and "not scored" not in cut.stderr
+    assert cut.stderr.count("2 of 3 responses are left out: longer than --max-length (512 tokens; the longest has") == 1
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    assert table["reason"].tolist() == ["", "longer than max_length", "longer than max_length"]
+
+
 def test_a_table_of_responses_is_scored_as_the_pipeline_scores_it(world: dict[str, Any], tmp_path: Path) -> None:
     tables = world["tables"]
     call = ["score", world["checkpoint"], tables["responses"], "--prompts", tables["prompts"], "--output"]

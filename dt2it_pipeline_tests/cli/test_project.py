@@ -18,7 +18,7 @@ from dt2it_pipeline.config.paths import shipped_configs
 from dt2it_pipeline.config.reference import section_descriptions
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.ingest.manifest import load_catalogue
-from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving
+from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving, verdict
 from dt2it_pipeline_tests.support.ingest_world import image
 
 PROMPTS = [{"image": f"{n}.png", "question": f"What is it, {n}?", "reference": "A square."} for n in range(3)]
@@ -257,7 +257,9 @@ def test_judges_behind_endpoints_are_called_when_asked_for(tmp_path: Path, monke
     monkeypatch.setenv("JUDGE_KEY", KEY)
     for row in PROMPTS:
         image(tmp_path / row["image"])
-    with serving(FaultServer({}, lambda words, responses: '{"reference": "", "analysis": "", "better": 1}')) as server:
+    with serving(
+        FaultServer({}, lambda words, responses: json.dumps({"responses": [verdict(1, 9), verdict(2, 3)]}))
+    ) as server:
         judge = f"{{kind: endpoint, name: e, base_url: '{server.url}', model: m, api_key_env: JUDGE_KEY}}"
         project(tmp_path, monkeypatch, f"judging: {{judges: [{judge}]}}\n", prompts=PROMPTS)
         shown = dt2it("check")
@@ -265,5 +267,6 @@ def test_judges_behind_endpoints_are_called_when_asked_for(tmp_path: Path, monke
         called = dt2it("check", "--call-judges")
         assert len(server.bodies) == 1 and server.keys == {f"Bearer {KEY}"}
     text = " ".join(called.stdout.split())
-    assert called.exit_code == 0 and "understood: response 1 is better" in text and "1 image of 224 x 224" in text
-    assert '"better": 1' in text and KEY not in called.output
+    assert called.exit_code == 0 and "1 image of 224 x 224" in text
+    assert "asked: listwise, 'What colour is the square?'" in text and "understood: response 1 is better (9 and" in text
+    assert 'reply: {"responses": [{"response": 1' in text and KEY not in called.output

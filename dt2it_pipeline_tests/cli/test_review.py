@@ -54,10 +54,63 @@ def test_a_sample_of_a_table_is_drawn_filled_and_read(tmp_path: Path) -> None:
     assert "holds more than was written there" in failing(*given)
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.csv.gz", "pairs.csv.xz", "pairs.parquet"])
+def test_a_wide_table_is_drawn_from_checked_and_cleaned_with_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """No ids of responses, numbers as ids, texts under other names, and a probability of the user's own."""
+    monkeypatch.chdir(tmp_path)
+    wide = pd.DataFrame({"pair_id": range(100, 140), "good": [f"yes {n}" for n in range(40)]})
+    wide["bad"], wide["probability"] = [f"no {n}" for n in range(40)], [round(n / 40, 3) for n in range(40)]
+    wide["up"], wide["down"] = [n % 5 * 1.0 for n in range(40)], [2.0] * 40
+    if ".jsonl" in name:
+        wide.to_json(name, orient="records", lines=True)
+    else:
+        wide.to_parquet(name) if name.endswith(".parquet") else wide.to_csv(name, index=False)
+    columns = ("--chosen", "good", "--rejected", "bad")
+    dt2it("review", "sample", "--pairs", name, *columns, "--output", "audit", "--count", 20)
+    with Path("audit/audit.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {int(row["pair_id"].lstrip("'")) for row in rows} <= set(range(100, 140)) and len(rows) == 20
+    first_is_good = [row["first"].startswith("yes") for row in rows]
+    assert {True, False} == set(first_is_good) and not {"chosen", "rejected"} & set(rows[0].values())
+    filled = fill(Path("audit/audit.csv").absolute(), ["first" if good else "second" for good in first_is_good])
+    audit = read_audit(filled, "audit/sample.parquet")
+    assert len(audit) == 20 and audit["weight"].sum() == 40
+    audit[["pair_id", "better_id"]].to_json("checked.jsonl.gz", orient="records", lines=True)
+    given = ("clean", name, *columns, "--chosen-score", "up", "--rejected-score", "down", "--output", "out", "--json")
+    from_sheet = json.loads(dt2it(*given, "--audit", filled))
+    from_lines = json.loads(dt2it(*given, "--audit", "checked.jsonl.gz"))
+    assert from_sheet["label_accuracy"] == from_lines["label_accuracy"]
+    assert from_sheet["label_accuracy"]["before"]["estimate"] > 0.9  # every checked label was said to be right
+    assert any("`probability` of its own, which is kept; the model's is `label_probability`" in note
+               for note in from_lines["notes"])  # fmt: skip
+    kept, outcomes = pd.read_parquet("out/pairs.parquet"), pd.read_parquet("out/outcomes.parquet")
+    kept["pair_id"], outcomes["pair_id"] = (table["pair_id"].astype(int) for table in (kept, outcomes))
+    assert kept["probability"].tolist() == wide.set_index("pair_id")["probability"].loc[kept["pair_id"]].tolist()
+    assert kept["label_probability"].tolist() == (
+        outcomes.set_index("pair_id")["probability"].loc[kept["pair_id"]].tolist()
+    )
+    dt2it("review", "sample", "--pairs", name, *columns, "--cleaned", "out", "--output", "again", "--count", 8)
+
+
+def test_pairs_without_ids_are_known_by_the_number_of_their_row(tmp_path: Path) -> None:
+    rows = [{"chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"chosen": "alone"}])))
+    given = ["review", "sample", "--pairs", tmp_path / "pairs.jsonl", "--output", tmp_path / "out"]
+    printed = json.loads(dt2it(*given, "--json"))
+    assert (printed["drawn"], printed["population"], printed["rows_quarantined"]) == (6, 7, 1)
+    sample = pd.read_parquet(tmp_path / "out/sample.parquet")
+    assert sorted(sample["pair_id"]) == [str(n) for n in range(6)]
+    assert "name columns of --pairs" in failing(
+        "review", "sample", "--round", 0, "--chosen", "x", "--output", tmp_path / "o", code=2
+    )
+
+
 def test_a_table_that_cannot_be_drawn_from_is_refused_with_its_help_page(tmp_path: Path) -> None:
     pd.DataFrame({"pair_id": ["a"]}).to_parquet(tmp_path / "pairs.parquet")
     given = ["review", "sample", "--pairs", tmp_path / "pairs.parquet", "--output", tmp_path / "out"]
-    assert "has no column chosen_id, rejected_id, chosen, rejected" in failing(*given)
+    assert "has no column chosen, rejected" in failing(*given)
     assert "More: docs/troubleshooting.md#audit" in invoke(*given).stderr
     assert not (tmp_path / "out").exists()
 

@@ -21,12 +21,9 @@ from dt2it_pipeline.config.paths import (
 )
 from dt2it_pipeline.curate.voters.ensemble import checkpoint_voters
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry, load_entries
-from dt2it_pipeline.export.lineage import sources_of
 from dt2it_pipeline.ingest.manifest import ManifestError, load_catalogue
 from dt2it_pipeline.judges import templates
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
-from dt2it_pipeline.reward.modeling.model_card import licence_of_source
-from dt2it_pipeline.storage import records, schemas
 
 MINIMAL = "name: {}\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n"
 MANIFEST = "name: {}\nkind: prompts\npath: x.jsonl\nlicence: {}\n"
@@ -108,9 +105,6 @@ def test_every_user_sees_the_projects_files_beside_the_packages(project: Path) -
     assert templates.load_template("pairwise", "en").text == "OURS"
     assert templates.load_template("pairwise", "zh").text != "OURS"
     assert set(load_phrasings()) == {"en", "fr", "zh"}
-    assert licence_of_source("ours") == "ours alone" and licence_of_source("povid") == "changed"
-    pairs = schemas.table([records.make_pair("ab" * 16, "a", "b", source="ours")], "pairs")
-    assert sources_of(pairs, project)["ours"].licence == "ours alone"
 
 
 def test_the_version_of_templates_changes_with_the_projects_file(project: Path) -> None:

@@ -67,6 +67,52 @@ def test_the_form_of_an_answer_is_asked_for_as_the_endpoint_understands_it(struc
     assert "seed" not in body and body["max_completion_tokens"] == 64
 
 
+class FormServer(FaultServer):
+    """Refuses every request whose `response_format` is none of `takes`."""
+
+    def __init__(self, takes: Callable[[dict], bool]) -> None:
+        super().__init__({})
+        self.takes = takes
+
+    def next_fault(self, words: str, body: dict) -> str:
+        super().next_fault(words, body)
+        return "" if self.takes(body.get("response_format", {})) else "400"
+
+
+BOUNDED = {"type": "object", "properties": {"maxLength": {"type": "string", "maxLength": 9}}, "required": ["maxLength"]}
+
+
+@pytest.mark.parametrize(
+    ("takes", "form", "refused"),
+    [
+        (lambda form: '"maxLength": 9' not in json.dumps(form), "json_schema without bounds", 1),
+        (lambda form: form.get("type") != "json_schema", "json_object", 2),
+        (lambda form: not form, "none", 3),
+    ],
+)
+def test_an_endpoint_that_refuses_the_form_is_asked_in_a_weaker_one_and_that_is_kept(takes, form, refused, caplog):
+    with serving(FormServer(takes)) as server:
+        engine = EndpointEngine(_settings(server, concurrency=1))
+        found = engine.sample([_request(f"item-{n}", json_schema=BOUNDED) for n in range(4)], Decoding())
+        assert not any(isinstance(result, EngineError) for result in found)
+        assert len(server.bodies) == refused + 4
+        sent = server.bodies[refused]["response_format"] if form != "none" else {}
+    if "without bounds" in form:
+        assert sent["json_schema"]["schema"]["properties"] == {"maxLength": {"type": "string"}}  # a name, not a bound
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "refuses response_format json_schema with HTTP 400 (" in warning and f"is asked with {form} from" in warning
+
+
+def test_a_refusal_for_another_reason_stays_one_and_costs_no_further_request_once_the_form_was_taken(caplog):
+    with serving(FaultServer({"item-bad": ("400", 99)})) as server:
+        engine = EndpointEngine(_settings(server, concurrency=1))
+        requests = [_request(name, json_schema=BOUNDED) for name in ("item-bad", "item-good", "item-bad")]
+        first, second, third = engine.sample(requests, Decoding())
+    assert isinstance(first, EngineError) and "content refused" in str(first) and isinstance(third, EngineError)
+    assert isinstance(second, list) and server.seen == {"item-bad": 4 + 1, "item-good": 1}
+    assert server.bodies[4]["response_format"]["type"] == "json_schema" and not caplog.records
+
+
 def test_a_consumer_that_stops_stops_the_line():
     stopped = threading.Event()
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
-from dt2it_pipeline.export.card import Source
+from dt2it_pipeline.ingest.provenance import Provenance
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline_tests.support.export_world import image, prompt_row, world
 
@@ -236,11 +236,12 @@ def test_the_card_has_licences_counts_and_lineage(media: Path, tmp_path: Path) -
     pairs, prompts = world(media)
     export_pairs(
         pairs, prompts, media, tmp_path / "out", "huggingface",
-        sources={"a": Source("CC-BY-4.0", "A | B, 2024")}, lineage={"asset": "curated_pairs", "content hash": "abc"},
+        sources={"a": Provenance(licence="CC-BY-4.0", citation="A | B, 2024", revision="a/b, newest")},
+        lineage={"asset": "curated_pairs", "content hash": "abc"},
     )  # fmt: skip
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "| a | CC-BY-4.0 | A \\| B, 2024 |" in card
-    assert "| b | not known |" in card
+    assert "| a | CC-BY-4.0 | A \\| B, 2024 | a/b, newest |" in card
+    assert "| b | not known |  |  |" in card
     assert "| a | flipped | 0 | 1 |" in card
     assert "| all |  |  | 4 |" in card
     assert "| content hash | abc |" in card

@@ -21,6 +21,10 @@ from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.export import export_pairs
 from dt2it_pipeline.human_review.answers import (
     CANCELLED,
+    DISCARDED,
+    DRAFTS,
+    NO_CHOICE,
+    SEVERAL_CHOICES,
     AnswersError,
     keep_answers,
     people_votes,
@@ -119,6 +123,65 @@ def test_label_studio_answers_come_back_as_votes(pairs, tmp_path):
     assert [place for place, _ in found.unusable] == ["entry 2", "entry 4"]
     assert found.unfinished == {CANCELLED: 1}
     assert "'no idea'" in found.unusable[0][1]
+
+
+def test_an_answer_without_a_choice_or_with_two_is_no_vote_and_is_named(pairs, tmp_path):
+    tasks = json.loads((tmp_path / "label_studio/tasks.json").read_text())
+    entries = [label_studio(task, (1, "first", "2026-01-01"), (2, "first", "2026-01-02")) for task in tasks]
+    entries[0]["annotations"][0]["result"] = []
+    entries[1]["annotations"][0]["result"][0]["value"] = {"choices": []}
+    entries[2]["annotations"][0]["result"][0]["value"]["choices"] = ["first", "tie"]
+    entries[3]["annotations"][0]["result"] *= 2  # the same choice twice is one
+    other = {**entries[3]["annotations"][1]["result"][0], "value": {"choices": ["second"]}}
+    entries[3]["annotations"][1]["result"] = [*entries[3]["annotations"][1]["result"], other]
+    file, ids = answered(tmp_path, entries), pairs["pair_id"].tolist()
+    found = read_answers(file)
+    assert len(found.votes) == 3 + 1
+    assert found.unusable == [
+        (f"entry 0, pair {ids[0]}", NO_CHOICE),
+        (f"entry 1, pair {ids[1]}", NO_CHOICE),
+        (f"entry 2, pair {ids[2]}", f"{SEVERAL_CHOICES}: first and tie"),
+        (f"entry 3, pair {ids[3]}", f"{SEVERAL_CHOICES}: first and second"),
+    ]
+    printed = dt2it("review", "import", file, "--home", tmp_path)
+    assert f"no vote: 2 answers: no choice was made (entry 0, pair {ids[0]}; entry 1, pair {ids[1]})" in printed
+    assert f"no vote: entry 2, pair {ids[2]}: more than one choice was made: first and tie" in printed
+
+
+def test_a_person_under_several_ids_of_one_export_is_one_voter(pairs, tmp_path):
+    tasks = json.loads((tmp_path / "label_studio/tasks.json").read_text())
+    people = [3, {"id": 3, "email": "Ann@b.c"}, {"id": 8, "email": "ann@b.c "}, 5]
+    entries = [label_studio(task, (who, "first", "2026-01-01")) for task, who in zip(tasks, people, strict=True)]
+    assert len({row["person"] for row in read_answers(answered(tmp_path, entries)).votes}) == 2
+    entries[3]["annotations"][0]["created_username"] = " ann@b.c, 5"
+    assert len({row["person"] for row in read_answers(answered(tmp_path, entries)).votes}) == 1
+    entries[3]["annotations"][0]["created_username"] = " ann@b.c, 6"  # of somebody else than `completed_by`
+    assert len({row["person"] for row in read_answers(answered(tmp_path, entries)).votes}) == 2
+    both = label_studio(tasks[0], (3, "first", "2026-01-01"), (people[1], "second", "2026-01-02"))
+    (vote,) = read_answers(answered(tmp_path, [both])).votes
+    assert vote["preferred_id"] == tasks[0]["data"]["second_id"]
+
+
+def test_submitted_answers_of_argilla_count_and_others_are_counted(pairs, tmp_path):
+    entries = json.loads((tmp_path / "argilla/records.json").read_text())
+    given = [
+        [("first", "submitted"), ("second", "draft"), ("second", "discarded"), (None, "discarded")],
+        [("first", "draft")],
+        [("first", "submitted"), (None, "submitted"), (["first", "tie"], "submitted"), ("first", "new")],
+        [("first", None), ("second", None)],
+    ]
+    for entry, answers, status in zip(entries, given, ("pending", "pending", "completed", "completed"), strict=True):
+        rows = [{"value": value, "user_id": f"p{n}", "status": said} for n, (value, said) in enumerate(answers)]
+        entry |= {"responses": {"better": rows}, "status": status}
+    for row in entries[3]["responses"]["better"]:
+        del row["status"]  # as earlier versions write it
+    found = read_answers(answered(tmp_path, entries))
+    assert [row["pair_id"] for row in found.votes] == [pairs["pair_id"][place] for place in (0, 2, 3, 3)]
+    assert found.unfinished == {DRAFTS: 2, DISCARDED: 2}
+    assert [reason.partition(":")[0] for _, reason in found.unusable] == [
+        NO_CHOICE, SEVERAL_CHOICES, "an answer is malformed"
+    ]  # fmt: skip
+    assert "its status is 'new'" in found.unusable[2][1]
 
 
 def test_a_malformed_answer_costs_itself_alone_and_a_nameless_one_is_somebody(pairs, tmp_path):

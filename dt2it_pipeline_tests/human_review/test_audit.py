@@ -402,7 +402,7 @@ def test_own_tables_with_wrong_contents_are_refused_or_cost_a_row(tmp_path: Path
     (tmp_path / "text.parquet").write_text("text")
     empty = own_table(tmp_path, 0)
     for file, message in (
-        (tmp_path / "short.parquet", "has no column chosen_id, rejected_id, rejected; it has: pair_id, chosen"),
+        (tmp_path / "short.parquet", "has no column rejected; it has: pair_id, chosen"),
         (tmp_path / "text.parquet", "cannot be read"),
         (tmp_path / "missing.csv", "cannot be read"),
         (empty, "has no pair"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -12,11 +13,11 @@ from dt2it_pipeline.construct import judge
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.engines.http import HttpClient, HttpFault
 from dt2it_pipeline.engines.vllm_engine import Sample
-from dt2it_pipeline.judges.protocol import JudgeError, JudgeStopped
+from dt2it_pipeline.judges.protocol import JudgeError, JudgeStopped, NoUsableReply
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.construct_world import ScriptedEngine
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, honest, serving, verdict
-from dt2it_pipeline_tests.support.judge_faults import FAULTS, fault_texts, judging_job
+from dt2it_pipeline_tests.support.judge_faults import ATTEMPTS, FAULTS, fault_texts, judging_job
 
 
 def _run(job: JudgeJob) -> tuple[dict, list[dict], list[dict]]:
@@ -67,10 +68,56 @@ def test_every_item_ends_judged_or_quarantined_and_only_the_right_ones_are_tried
     assert not any(KEY in text for text in outputs)
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
-    # again: what has a reply is found on disk, only what had none is asked
+    # again: a usable reply is found on disk, everything else is asked for again
     assert same_judgements == judgements
-    assert server.seen == {item: seen + (seen if FAULTS[item][3] == "no reply" else 0) for item, seen in first.items()}
-    assert again["judges"]["remote"]["cost"] == 0
+    twice = {item: seen + (seen if FAULTS[item][3] != "ok" else 0) for item, seen in first.items()}
+    # this run's endpoint has not taken the schema yet, so the refusal may be one of it: three weaker forms are tried
+    assert server.seen == twice | {"item-refused": twice["item-refused"] + 3}
+    assert again["judges"]["remote"]["asked"] == figures["unusable"] * ATTEMPTS
+
+
+def test_an_unusable_reply_is_kept_and_asked_for_again_in_later_runs_until_they_are_spent(tmp_path):
+    server = FaultServer({"item-late": ("prose", 5), "item-never": ("prose", 99)})
+    with serving(server):
+        texts = [["item-fine worth-7"], ["item-late worth-7"], ["item-never worth-7"]]
+        job = judging_job(tmp_path, server.url, texts, modes=["pointwise"], attempts=2, max_runs=3)
+        found = [_run(job) for _ in range(5)]
+        seeds = [body["seed"] for body in server.bodies if "item-never" in json.dumps(body["messages"])]
+        warm = [body["temperature"] > 0 for body in server.bodies if "item-never" in json.dumps(body["messages"])]
+    assert [metadata["judges"]["remote"]["judged"] for metadata, _, _ in found] == [1, 1, 2, 2, 2]
+    assert [metadata["judges"]["remote"]["asked"] for metadata, _, _ in found] == [5, 4, 4, 0, 0]
+    assert server.seen == {"item-fine": 1, "item-late": 6, "item-never": 6}
+    assert len(set(seeds)) == 6 and warm == [False, True] * 3  # every run begins as the first one did
+    assert "I would rather not say." in found[-1][2][0]["detail"]
+    assert found[-1][0]["judges"]["remote"]["unusable_example"] == "unparsable: I would rather not say."
+    # nor is anything asked twice for one request within a run
+    with serving(FaultServer({"item-never": ("prose", 99)})) as server:
+        _run(judging_job(tmp_path, server.url, [["item-never"], ["item-fine"]], attempts=2, cache="other"))
+        assert server.seen["item-never"] == 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("modes", "contract"),
+    [(["pointwise"], "whole .score. from 0 to 10"), (["listwise", "pairwise"], "weights sum to 1")],
+)
+def test_a_judge_without_a_usable_reply_ends_the_run_with_an_example_and_what_a_reply_must_be(
+    tmp_path, modes, contract
+):
+    server = FaultServer({}, lambda words, responses: "As an AI model, I cannot rate. " * 50)
+    with serving(server):
+        job = judging_job(tmp_path, server.url, [["item-a", "item-b"], ["item-c", "item-d"]], modes=modes, attempts=1)
+        with pytest.raises(
+            NoUsableReply, match="the judge remote gave no usable reply to any of its 4 requests"
+        ) as raised:
+            judge.run(job, lambda progress: None)
+    text = str(raised.value)
+    assert "unparsable: 'As an AI model, I cannot rate. As" in text and re.search(contract, text)
+    assert len(text) < 1200 and "dt2it check --call-judges" in text
+    errors = FaultServer({f"item-{n}": ("400", 99) for n in "abcd"})
+    with serving(errors):
+        job = judging_job(tmp_path, errors.url, [["item-a", "item-b"], ["item-c", "item-d"]], cache="other")
+        with pytest.raises(NoUsableReply, match=r"6 requests \(6 met an error.*content refused"):
+            judge.run(job, lambda progress: None)
 
 
 def test_a_second_run_costs_nothing(tmp_path):

@@ -127,7 +127,7 @@ def test_under_vllm_a_model_that_knows_no_json_keeps_to_the_schema_of_the_whole_
         *response_rows(english, "It is red.", "It is blue."),
         *response_rows(chinese, "图中的形状是蓝色的。", "红色。"),
     ]
-    local = {"kind": "vllm", "name": "local", "model": str(model), "max_new_tokens": 2600, "attempts": 1}
+    local = {"kind": "vllm", "name": "local", "model": str(model), "max_new_tokens": 2600, "attempts": 1, "max_runs": 1}
     modes = [LISTWISE, POINTWISE, PAIRWISE]
     settings = JudgingSettings.model_validate({"judges": [local], "modes": modes})
     job = judging_job(tmp_path, prompts, responses, settings)

@@ -53,7 +53,7 @@ def test_the_two_orders_show_opposite_places_and_a_tie_is_a_tie(tmp_path):
     seen = []
 
     class Watcher:
-        name, modes, attempts = "watcher", frozenset({PAIRWISE}), 1
+        name, modes, attempts, max_runs = "watcher", frozenset({PAIRWISE}), 1, 1
 
         def template_hash(self, mode, language):
             return "t"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
-from dt2it_pipeline.judges.protocol import JudgeError
+from dt2it_pipeline.judges.protocol import LISTWISE, POINTWISE, JudgeError
 from dt2it_pipeline.judges.trial import RIGHT, try_judge
-from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.support.fault_server import FaultServer, serving, verdict
 
 
 def judge(url: str, **more) -> EndpointJudgeSettings:
@@ -41,7 +41,27 @@ def test_a_reply_that_is_no_judgement_is_shown() -> None:
         trial = try_judge(judge(server.url))
         assert len(server.bodies) == 1  # once, whatever `attempts` says
     assert not trial.usable and trial.right is None and trial.cost is None
-    assert trial.reply == "I would rather not say." and trial.understood == "no judgement: unparsable"
+    assert trial.reply == "I would rather not say."
+    assert trial.understood.startswith('no judgement: unparsable. A usable reply is one JSON object with "better"')
+
+
+@pytest.mark.parametrize(
+    ("mode", "scores", "understood", "right"),
+    [
+        (LISTWISE, (9, 2), "response 1 is better (9 and 2 of 10)", True),
+        (LISTWISE, (2, 9), "response 2 is better (2 and 9 of 10)", False),
+        (LISTWISE, (9, 11), "no judgement: score out of range. A usable reply", None),
+        (POINTWISE, (9,), "response 1 scores 9 of 10", True),
+        (POINTWISE, (2,), "response 1 scores 2 of 10", False),
+    ],
+)
+def test_a_judge_is_asked_in_the_mode_of_its_section(mode: str, scores, understood: str, right) -> None:
+    reply = json.dumps({"responses": [verdict(number, score) for number, score in enumerate(scores, start=1)]})
+    with serving(answering(reply)) as server:
+        trial = try_judge(judge(server.url), mode)
+    assert trial.understood.startswith(understood) and (trial.right, trial.usable) == (right, right is not None)
+    assert "What colour is the square?" in trial.request and RIGHT in trial.prompt
+    assert ("The square is blue." in trial.prompt) == (mode == LISTWISE)
 
 
 def test_a_template_of_the_project_with_a_mistake_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ import yaml
 
 from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.export.lineage import sources_of
+from dt2it_pipeline.ingest.provenance import Provenance, recorded
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.storage.artifacts import Store
@@ -142,6 +144,31 @@ def test_a_stage_that_is_reused_tells_its_counts_again(tmp_path: Path, monkeypat
     counts = "raw_preferences: 3 in, 2 out, 1 quarantined (identical sides: 1), "
     assert [line.startswith(counts) and line.endswith(" s") for line in made] == [True]
     assert again == [f"{counts}reused, inputs and settings unchanged"]
+
+
+def test_what_a_manifest_says_reaches_the_cards_and_no_shipped_one_of_its_name_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_image(tmp_path / "root/0.png", 0)
+    own, place = {"licence": "ours alone", "citation": "Us, 2026"}, "mine/povid.yaml"  # named by its path
+    (tmp_path / "mine").mkdir()
+
+    def written(**said: str) -> None:
+        manifest(tmp_path, "povid", [row("a", "b")], path="../povid.jsonl", media_root="../root", **said)
+        (tmp_path / "configs/datasets/povid.yaml").replace(tmp_path / place)
+
+    written(**own)
+    home, recipe = Store(tmp_path / "home"), reading(place, manifest(tmp_path, "captions", [], kind="t2i"))
+    materialised(recipe, tmp_path / "home")
+    made = home.read("raw_preferences")
+    assert sources_of(made["pairs"], home) == {"povid": Provenance(**own)}
+    written(**own | {"licence": "CC0-1.0"})
+    materialised(recipe, tmp_path / "home")
+    assert sources_of(made["pairs"], home)["povid"].licence == "CC0-1.0"
+    assert home.read("raw_preferences").digest == made.digest  # another licence makes no other pairs
+    (home.home / "artifacts/raw_preferences" / str(home.current("raw_preferences")) / "manifest.json").write_text("{")
+    assert recorded(home) == {}
 
 
 def test_a_source_of_which_no_row_can_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def fault_texts() -> dict[str, str]:
     return {item: f"{item} {INJECTION if 'quoted' in item or 'obeyed' in item else 'worth-7'}" for item in FAULTS}
 
 
-def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: object) -> JudgeJob:
+def judging_job(tmp_path: Path, url: str, texts: list[list[str]], cache: str = "cache", **settings: object) -> JudgeJob:
     """One prompt for each list of texts."""
     prompts, responses = [], []
     for number, group in enumerate(texts):
@@ -75,7 +75,7 @@ def judging_job(tmp_path: Path, url: str, texts: list[list[str]], **settings: ob
         responses=tmp_path / "responses.parquet",
         media_root=tmp_path,
         output=tmp_path / "judged",
-        cache=tmp_path / "cache" / "replies.sqlite",
+        cache=tmp_path / cache / "replies.sqlite",
         settings=JudgingSettings.model_validate(chosen),
         seed=0,
     )

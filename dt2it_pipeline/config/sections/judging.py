@@ -33,7 +33,15 @@ class _PromptedJudge(Settings):
         ge=1,
         le=20,
         json_schema_extra=unit("attempts"),
-        description="how often a judge is asked before a reply that cannot be used counts as no judgement",
+        description="how often a run asks a judge before a reply that cannot be used counts as no judgement",
+    )
+    max_runs: int = Field(
+        3,
+        ge=1,
+        le=100,
+        json_schema_extra=unit("runs"),
+        description="a later run asks again, `attempts` times, where no reply could be used; after this many runs the "
+        "unusable replies stand. 1: they stand at once",
     )
 
 

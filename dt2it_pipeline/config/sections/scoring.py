@@ -33,12 +33,13 @@ class ScoringSettings(Settings):
         json_schema_extra=unit("responses"),
         description="responses per shard; a killed run loses at most one shard per process",
     )
-    max_length: int = Field(
-        512,
+    max_length: int | None = Field(
+        None,
         ge=16,
-        le=131_072,
+        le=1_048_576,
         json_schema_extra=unit("tokens"),
-        description="a response that is longer than this together with its prompt is quarantined",
+        description="a response that is longer than this together with its prompt is quarantined, and counted in the "
+        "log and the report; set it where memory needs a limit. null: the context of the model",
     )
     max_pixels: int = Field(
         1_310_720, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"

@@ -163,12 +163,13 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more computation"
     )
-    max_length: int = Field(
-        512,
+    max_length: int | None = Field(
+        None,
         ge=16,
-        le=131_072,
+        le=1_048_576,
         json_schema_extra=unit("tokens"),
-        description="a pair whose prompt and longer response exceed this together is quarantined",
+        description="a pair whose prompt and longer response exceed this together is quarantined, and counted in the "
+        "log and the report; set it where memory needs a limit. null: the context of the base model",
     )
     max_pixels: int = Field(
         268_324, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"

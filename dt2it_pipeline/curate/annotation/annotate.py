@@ -9,6 +9,7 @@ Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -21,16 +22,19 @@ from dt2it_pipeline.config.sections.annotation import AnnotationSettings, Annota
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
+from dt2it_pipeline.judges.ask import require_usable
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
+from dt2it_pipeline.judges.protocol import NoUsableReply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "annotate"
 ORDERS = ("forward", "reversed")
 _CALLS = "calls.json"  # of a shard, beside its votes
+_FEW = 3  # pairs; a judge that has no reply to fewer may be right about them, and the run goes on
 
 Row = dict[str, Any]
 MakeWeigher = Callable[[PairJudgeSettings, int], Weigher]
@@ -91,6 +95,7 @@ def run(
     Raises:
         LikelihoodError, EngineError, JudgeError: a judge's model cannot be loaded, or its key is not set.
         JudgeStopped: an endpoint gives no answers any more; what it has answered is kept.
+        NoUsableReply: a judge that writes voted on no pair of three or more.
     """
     settings, work, output = job.settings, job.work, job.output
     pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
@@ -115,6 +120,8 @@ def run(
                 atomic.write_parquet(schemas.table(aside, "quarantine"), folder / "quarantine.parquet")
                 atomic.write_json_atomic(built.calls - before, folder / _CALLS)
             judged, seconds = judged + len(shard), seconds + time.monotonic() - started
+            if isinstance(built, PairwiseVotes):
+                _require_votes(built, work, judge, starts)
             report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
         if isinstance(built, PairwiseVotes):
             prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
@@ -137,6 +144,21 @@ def run(
         "seconds": round(seconds, 2),
         "pairs_per_second": round(judged / seconds, 2) if seconds else 0.0,
     }
+
+
+def _require_votes(built: PairwiseVotes, work: Path, judge: AnnotatorChoice, starts: Sequence[int]) -> None:
+    """Raise NoUsableReply where a judge voted on none of its pairs so far. The next run asks about them again."""
+    if built.tally.judged:
+        return
+    folders = [_folder(work, judge, start) for start in starts]
+    verdicts = _joined([folder for folder in folders if folder.is_dir()], "votes").column("verdict")
+    if len(verdicts) < _FEW or verdicts.null_count < len(verdicts):
+        return
+    try:
+        require_usable(built.judge, built.tally)
+    except NoUsableReply:
+        shutil.rmtree(folders[0].parent)
+        raise
 
 
 def _built(

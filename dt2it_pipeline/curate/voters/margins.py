@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -208,6 +208,22 @@ class SideScores:
             if voters
         )
         return Margins(voters, margins, mean, *_why_unscored(len(mean), rows, sides, voters))
+
+
+def name_causes(unscored: pd.DataFrame, faults: Mapping[str, str]) -> pd.DataFrame:
+    """Pairs without a score, with the reason why a response has none where scoring knows it.
+
+    Args:
+        unscored: pairs with `reason` and `detail`.
+        faults: response id -> reason why it was not scored, such as `longer than max_length`.
+
+    Returns:
+        The same rows; the reason of one whose response is among the faults is `not scored: <reason of the response>`.
+    """
+    sides = [unscored[column].map(dict(faults)) for column in ("chosen_id", "rejected_id")]
+    cause = sides[0].where(sides[0].notna(), sides[1])
+    known = (unscored["reason"] == MISSING) & cause.notna()
+    return unscored.assign(reason=unscored["reason"].mask(known, "not scored: " + cause.astype("str")))
 
 
 def _why_unscored(

@@ -32,10 +32,19 @@ from dt2it_pipeline.storage.artifacts import model_digest
 
 @dataclass(frozen=True)
 class ModelBenchmark:
-    """What a model scores on a benchmark, and the rows that could not be scored (table kind `quarantine`)."""
+    """What a model scores on a benchmark.
+
+    Attributes:
+        result: figures and results per pair.
+        quarantine: rows that could not be read (table kind `quarantine`).
+        responses: how many different responses the others have.
+        unscored: those of them that the model gave no score (table kind `quarantine`).
+    """
 
     result: BenchmarkResult
     quarantine: pa.Table
+    responses: int
+    unscored: pa.Table
 
 
 def benchmark_model(
@@ -95,7 +104,9 @@ def benchmark_model(
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
     found = dict(zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True))
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
-    return ModelBenchmark(score_benchmark(entry.name, published, *sides, columns=columns), loaded.quarantine)
+    unscored = atomic.read_parquet(folder / "scores.quarantine.parquet", "quarantine")
+    result = score_benchmark(entry.name, published, *sides, columns=columns)
+    return ModelBenchmark(result, loaded.quarantine, len(set(ids)), unscored)
 
 
 def figure_rows(model: str, results: Sequence[BenchmarkResult]) -> pd.DataFrame:

@@ -204,6 +204,7 @@ class ReportData:
         comparisons: paired comparisons of arms, by name; those of a round with the one before it, and with the control.
         seconds: wall time of steps outside the rounds: group ("Before the rounds", "Control") -> step -> seconds.
         metadata: name -> value: recipe, seed, rounds, versions.
+        left_out: sentences about what a length limit left out, for the summary.
     """
 
     scores: pd.DataFrame
@@ -221,6 +222,7 @@ class ReportData:
     comparisons: Sequence[Comparison] = ()
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
 
     def all_arms(self) -> list[Arm]:
         """Arms that have benchmark rows: the named ones in order, then the others."""

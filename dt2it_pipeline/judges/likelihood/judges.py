@@ -63,7 +63,7 @@ class LikelihoodJudge:
     """Says which of two responses the image makes more probable."""
 
     modes = frozenset({PAIRWISE})
-    attempts = 1
+    attempts = max_runs = 1
 
     def __init__(self, name: str, model: str, weigher: Weigher, media_root: Path) -> None:
         self.name = name
@@ -113,7 +113,7 @@ class LikelihoodScores:
     """
 
     modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
-    attempts = 1
+    attempts = max_runs = 1
     rubric = Rubric((_NAME,), whole=False)
 
     def __init__(self, name: str, model: str, scorer: Scorer, media_root: Path, measure: Measure) -> None:
@@ -188,7 +188,7 @@ class LikelihoodSameness:
     """
 
     modes: frozenset[str] = frozenset()  # it judges no responses
-    attempts = 1
+    attempts = max_runs = 1
 
     def __init__(
         self,

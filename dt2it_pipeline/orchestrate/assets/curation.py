@@ -11,6 +11,7 @@ from dt2it_pipeline.curate.policies.choice import make_policy
 from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import merge
 from dt2it_pipeline.curate.tables import quarantine_table, to_frame, to_table
+from dt2it_pipeline.curate.voters.margins import name_causes
 from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of
 from dt2it_pipeline.orchestrate.assets.voters import ENSEMBLE_SCORES, FOLD_SCORES, voter_assets
 from dt2it_pipeline.orchestrate.partitions import GROUP, earlier_round
@@ -42,7 +43,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
         group=GROUP,
         part="curation",
         stage="vote",
-        code_version="6",
+        code_version="7",
         kinds={"pandas"},
         tables=("pairs", "prompts", "trusted_pairs", "quarantine"),
         partitions_def=rounds,
@@ -93,7 +94,7 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
                 "trusted_pairs": to_table(vote.trusted, "trusted_pairs")
                 if len(vote.trusted)
                 else schemas.table([], "trusted_pairs"),
-                "quarantine": quarantine_table(voted.unscored, "voted_pairs"),
+                "quarantine": quarantine_table(name_causes(voted.unscored, _faults(*voters.values())), "voted_pairs"),
             }
             metadata = {
                 "rows_in": raw_preferences["pairs"].num_rows,
@@ -120,6 +121,15 @@ def _voted_pairs(curation: CurationSettings, rounds: dg.PartitionsDefinition) ->
     return voted_pairs
 
 
+def _faults(*scored: Artifact) -> dict[str, str]:
+    """Why responses were not scored, by their ids; of several reasons the last one."""
+    faults: dict[str, str] = {}
+    for artifact in scored:
+        if (aside := artifact.tables.get("quarantine")) is not None:
+            faults |= dict(zip(aside["row_id"].to_pylist(), aside["reason"].to_pylist(), strict=True))
+    return faults
+
+
 def _verified_and_contested(
     sections: ModelSections, curation: CurationSettings, rounds: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
@@ -134,7 +144,7 @@ def _verified_and_contested(
             stage="verify",
             tables=tables[name],
             description=description,
-            code_version="2",
+            code_version="3",
             kinds={"pytorch"},
             deps=upstream,
         )
@@ -182,7 +192,7 @@ def _verified_and_contested(
                 "scores": scored["scores"],
                 "quarantine": pa.concat_tables(
                     [
-                        quarantine_table(checked.unscored, "verified_pairs"),
+                        quarantine_table(name_causes(checked.unscored, _faults(scored)), "verified_pairs"),
                         quarantine_table(checked.contested.assign(reason="contested", detail=""), "verified_pairs"),
                     ]
                 ),

@@ -25,11 +25,8 @@ class ExportConfig(dg.Config):
     formats: list[str] = Field(default=sorted(DATASETS), description=f"Formats to write: any of {', '.join(FORMATS)}.")
 
 
-def build_exported_pairs(landing_folder: str, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    """The asset `exported_pairs`: folders huggingface/, llamafactory/ and trl/ of one round.
-
-    `landing_folder` is where manifests land, for the licences of the sources.
-    """
+def build_exported_pairs(rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """The asset `exported_pairs`: folders huggingface/, llamafactory/ and trl/ of one round."""
 
     @stage_asset(
         name=EXPORTED,
@@ -50,7 +47,7 @@ def build_exported_pairs(landing_folder: str, rounds: dg.PartitionsDefinition) -
         unknown = sorted(set(config.formats) - set(FORMATS))
         if unknown or not config.formats:
             raise dg.Failure(f"formats {unknown} are unknown; known: {', '.join(FORMATS)}", allow_retries=False)
-        sources = sources_of(curated_pairs["pairs"], opened.home, landing_folder)
+        sources = sources_of(curated_pairs["pairs"], opened)
 
         def write(work: Path) -> Artifact:
             folder = work / "export"
@@ -78,7 +75,7 @@ def build_exported_pairs(landing_folder: str, rounds: dg.PartitionsDefinition) -
             inputs={"curated_pairs": curated_pairs},
             settings={
                 "formats": {"names": sorted(set(config.formats))},
-                "sources": {name: [source.licence, source.citation] for name, source in sources.items()},
+                "sources": {name: source.model_dump() for name, source in sources.items()},
             },
         )
         folders = {name: dg.MetadataValue.path(str(artifact.folder / name)) for name in sorted(set(config.formats))}

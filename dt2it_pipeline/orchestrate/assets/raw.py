@@ -11,6 +11,7 @@ from dt2it_pipeline.config.sections.demo import DemoSettings
 from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
+from dt2it_pipeline.ingest.provenance import RECORD, provenance_of
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, stage_key
@@ -133,14 +134,15 @@ def _raw_asset(
         unread = [
             records.quarantine_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
         ]
+        said = {source: one.model_dump() for source, one in provenance_of((*manifests, *landed)).items()}
         tables = dict(joined.tables)
         tables["quarantine"] = schemas.table([*tables["quarantine"].to_pylist(), *unread], "quarantine")
         artifact = run_stage(
             context,
             opened,
-            lambda work: Artifact(tables, joined.metadata),
+            lambda work: Artifact(tables, dict(joined.metadata) | {RECORD: said}),
             inputs=artifacts,
-            settings={"faults": faults, "cleaning": cleaning},
+            settings={"faults": faults, "cleaning": cleaning, RECORD: said},
         )
         faults |= useless
         faults |= {

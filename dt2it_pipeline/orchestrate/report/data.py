@@ -14,6 +14,7 @@ from dt2it_pipeline.orchestrate.arms import CONTROL, arms
 from dt2it_pipeline.orchestrate.report.round import round_part
 from dt2it_pipeline.orchestrate.report.sources import BEFORE, ReportSources, counts, curve, seconds_of
 from dt2it_pipeline.orchestrate.report.words import ARM_NOTES, GROUP_NOTES, POLICY_NOTES, STRENGTH_NOTES
+from dt2it_pipeline.reward.too_long import left_out
 
 _COUNTED_BEFORE = ("raw_preferences", "debiased_pairs", "t2i_pairs")
 
@@ -52,7 +53,30 @@ def report_data(sources: ReportSources) -> ReportData:
         strength_note=STRENGTH_NOTES[sources.recipe.curation.policy],
         policy_note=POLICY_NOTES[sources.recipe.curation.policy],
         metadata=_metadata(sources),
+        left_out=_left_out(sources),
     )
+
+
+def _left_out(sources: ReportSources) -> list[str]:
+    """What the limits on length left out: a sentence per round and stage in which they did."""
+    sentences = []
+    for number, found in enumerate(sources.rounds):
+        model, scores = found["reward_model"], found["response_scores"]
+        trained = left_out(model.tables.get("quarantine"))
+        if trained is not None:
+            total = trained.count + int(model.metadata["pairs"])
+            limit = f"training.max_length, {trained.limit:,} tokens"
+            sentences.append(
+                f"Round {number} trained without {trained.count:,} of {total:,} pairs, which are too long ({limit})."
+            )
+        for what, scored in (("noisy preferences", scores), ("benchmark", found["benchmark_scores"])):
+            lost = left_out(scored.tables.get("quarantine"))
+            if lost is not None:
+                sentences.append(
+                    f"In round {number}, {lost.count:,} of {int(scored.metadata['rows_in']):,} responses of the {what} "
+                    f"are too long to be scored (scoring.max_length, {lost.limit:,} tokens)."
+                )
+    return sentences
 
 
 def _comparisons(sources: ReportSources) -> list[Comparison]:

@@ -20,10 +20,12 @@ from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
 from dt2it_pipeline.engines.launch.launcher import Resources
 from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob
+from dt2it_pipeline.ingest.provenance import recorded
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.metadata import training_curve
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
+from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
@@ -85,6 +87,7 @@ class ModelJobs:
             work=work / "training",
             settings=settings,
             seed=seed,
+            sources=recorded(self.store.open()),
         )
         ranks = Resources(
             settings.processes,
@@ -93,7 +96,11 @@ class ModelJobs:
             environment=rank_environment(settings.processes),
             settings="training.processes",
         )
-        return self.children.run(self.context, job, work, ranks)
+        summary = self.children.run(self.context, job, work, ranks)
+        if found := left_out(read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")):
+            line = found.in_words(pairs.num_rows, "pairs", "training.max_length", settings.max_length)
+            self.context.log.warning(line)
+        return summary
 
     def score(self, checkpoint: Artifact, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> Artifact:
         """Score a responses table with a checkpoint; the artifact holds `scores` and `quarantine`."""
@@ -134,6 +141,9 @@ class ModelJobs:
             "scores": read_parquet(job.output, "scores"),
             "quarantine": read_parquet(work / "scores.quarantine.parquet", "quarantine"),
         }
+        if found := left_out(tables["quarantine"]):
+            line = found.in_words(responses.num_rows, "responses", "scoring.max_length", self.scoring.max_length)
+            self.context.log.warning(line)
         counts = {
             "rows_in": responses.num_rows,
             "rows_out": tables["scores"].num_rows,
@@ -177,5 +187,7 @@ def training_metadata(checkpoint: Artifact) -> dict[str, Any]:
     if not log:
         return {}
     last = log[-1]
-    shown = {key: last[key] for key in ("loss", "accuracy", "learning_rate", "pairs_per_second") if key in last}
+    lost = {key: checkpoint.metadata.get(key) for key in ("pairs", "pairs_too_long")}
+    shown: dict[str, Any] = {key: value for key, value in lost.items() if value is not None}
+    shown |= {key: last[key] for key in ("loss", "accuracy", "learning_rate", "pairs_per_second") if key in last}
     return shown | {"training_curve": training_curve(log, validation_log(checkpoint))}

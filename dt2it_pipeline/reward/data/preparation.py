@@ -14,6 +14,7 @@ from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder
+from dt2it_pipeline.reward.too_long import too_long
 from dt2it_pipeline.storage import records
 
 if TYPE_CHECKING:
@@ -98,10 +99,7 @@ def fault_of(
         return "prompt not in the table", prompt_id
     if isinstance(prompt, RowError):
         return prompt.reason, str(prompt)
-    length = len(prompt.tokens) + response_tokens
-    if length > max_length:
-        return "longer than max_length", f"{length} tokens, the limit is {max_length}"
-    return None
+    return too_long(len(prompt.tokens) + response_tokens, max_length)
 
 
 def drop_images(prepared: PreparedPairs, faults: Mapping[int, MediaError], pairs: pa.Table) -> PreparedPairs:

@@ -16,13 +16,11 @@ from typing import Any
 
 import yaml
 
-from dt2it_pipeline.config.paths import config_files
 from dt2it_pipeline.config.sections.training import TrainingSettings
-from dt2it_pipeline.ingest.manifest import ManifestError, load_manifest
+from dt2it_pipeline.ingest.provenance import UNKNOWN, Provenance
 from dt2it_pipeline.reward.modeling.families import FAMILIES
 from dt2it_pipeline.storage import atomic
 
-UNKNOWN = "not known"
 _METRICS = ("step", "epoch", "loss", "accuracy", "learning_rate", "grad_norm")
 _OUTCOME = ("steps", "pairs", "pairs_quarantined", "samples_seen", "loss", "accuracy", "ranks")
 
@@ -32,6 +30,7 @@ def write_card(
     *,
     base_model: str | Path,
     pairs: str | Path | None = None,
+    sources: Mapping[str, Provenance] | None = None,
     settings: TrainingSettings | None = None,
     summary: Mapping[str, Any] | None = None,
 ) -> None:
@@ -41,6 +40,7 @@ def write_card(
         folder: checkpoint with config.json, reward_model.json and, after a training, training_log.jsonl.
         base_model: folder or Hub id; of a folder only the name and the licence of its own card are written.
         pairs: the pairs table that it was trained on.
+        sources: what is known of the pairs' sources, by name; of another one, licence and citation are not known.
         settings: the training's settings.
         summary: the training's summary; timings are left out, so that the same training writes the same card.
     """
@@ -66,7 +66,7 @@ def write_card(
         _with_transformers(folder, architecture),
     ]
     if pairs is not None:
-        parts.append(_data(Path(pairs)))
+        parts.append(_data(Path(pairs), sources or {}))
     if settings is not None:
         shown = sorted(settings.model_dump(mode="json").items())
         parts.append("## Settings\n\n" + _table(("setting", "value"), [(key, json.dumps(v)) for key, v in shown]))
@@ -84,22 +84,6 @@ def licence_of_model(base_model: str | Path) -> str:
     except (OSError, IndexError, UnicodeDecodeError, yaml.YAMLError):
         return UNKNOWN
     return str(front.get("license") or UNKNOWN) if isinstance(front, dict) else UNKNOWN
-
-
-def licence_of_source(source: str) -> str:
-    """Licence that the manifest named `source` gives, wherever it is filed below configs/datasets, or `not known`.
-
-    Manifests of one name with different licences leave it not known.
-    """
-    found = set()
-    for path in config_files("datasets", "*.yaml").values():
-        try:
-            manifest = load_manifest(path)
-        except ManifestError:  # of another source, or the ingestion of this one would have failed
-            continue
-        if manifest.name == source:
-            found.add(manifest.licence)
-    return found.pop() if len(found) == 1 else UNKNOWN
 
 
 def _front_matter(name: str, licence: str) -> str:
@@ -174,12 +158,25 @@ def _red_square() -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _data(path: Path) -> str:
+def _data(path: Path, sources: Mapping[str, Provenance]) -> str:
     table = atomic.read_parquet(path, "pairs")
     counts = Counter(zip(table.column("source").to_pylist(), table.column("label").to_pylist(), strict=True))
-    rows = [(source, label, str(count), licence_of_source(source)) for (source, label), count in sorted(counts.items())]
-    rows.append(("all", "", str(table.num_rows), ""))
-    return "## Training data\n\n" + _table(("source", "label", "pairs", "licence"), rows)
+    said = {source: sources.get(source, Provenance()) for source, _ in sorted(counts)}
+    rows = [
+        (source, label, str(count), said[source].licence, said[source].revision)
+        for (source, label), count in sorted(counts.items())
+    ]
+    rows.append(("all", "", str(table.num_rows), "", ""))
+    cited = [f"- {source}: {one.citation}\n" for source, one in said.items() if one.citation]
+    return (
+        "## Training data\n\n"
+        + _table(("source", "label", "pairs", "licence", "revision"), rows)
+        + (
+            "\nThe sources ask to be cited:\n\n" + "".join(" ".join(line.split()) + "\n" for line in cited)
+            if cited
+            else ""
+        )
+    )
 
 
 def _logs(folder: Path) -> str:

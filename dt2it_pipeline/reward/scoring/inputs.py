@@ -13,6 +13,7 @@ from PIL import Image
 from dt2it_pipeline.media.markers import user_marker_kinds
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline.reward.too_long import TOO_LONG
 
 _KEYS = ("turns", "system", "images", "videos")
 _MAX_PIXELS = 1_310_720  # as in the scoring settings; only for a model whose card does not say
@@ -50,7 +51,7 @@ def score_lists(
     scorer = Scorer(
         model,
         media_root if media_root is not None else "/",
-        max_length=max_length or int(model.config.text_config.max_position_embeddings),
+        max_length=max_length,
         max_pixels=max_pixels or int(model.card.get("max_pixels", _MAX_PIXELS)),
         tokens_per_batch=tokens_per_batch,
     )
@@ -138,7 +139,7 @@ def _medium(item: Any, kind: str, number: int, media_root: str | Path | None) ->
 
 def _hint(reason: str) -> str:
     return {
-        "longer than max_length": ", which may be raised or the text shortened",
+        TOO_LONG: ", which may be raised or the text shortened",
         "prompt does not end with a user turn": "; the response comes after the user's last turn",
         "score is not a number": "; the model's weights are damaged",
     }.get(reason, "")

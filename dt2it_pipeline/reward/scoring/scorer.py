@@ -17,6 +17,7 @@ from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_images, feature_bytes
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
+from dt2it_pipeline.reward.too_long import length_limit
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
 # A batch with this many tokens uses a processor well enough that a larger one is not worth more than this much padding.
@@ -33,7 +34,7 @@ class Scorer:
         checkpoint: folder or Hub id of a reward model, or a model that has been loaded from one; the latter stays
             where it is.
         media_root: folder that no media path may leave.
-        max_length: a prompt and response that exceed it are quarantined.
+        max_length: a prompt and response that exceed it are quarantined; None: what the model's positions allow.
         max_pixels: larger images and frames are scaled down to this many pixels.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
@@ -47,7 +48,7 @@ class Scorer:
         checkpoint: str | Path | RewardNetwork,
         media_root: str | Path,
         *,
-        max_length: int,
+        max_length: int | None,
         max_pixels: int,
         tokens_per_batch: int,
         device: torch.device | None = None,
@@ -62,7 +63,8 @@ class Scorer:
             raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
         processor = load_processor(self.model.processor_source or folder, self.model.family)
         self.media_root, self.max_pixels = media_root, max_pixels
-        self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
+        self.max_length = length_limit(max_length, self.model.config.text_config)
+        self.tokens_per_batch = tokens_per_batch
         self.processor = processor
         self.prompt_encoder = PromptEncoder(folder, None, str(self.model.card.get("system_prompt", "")), processor)
 

@@ -22,6 +22,7 @@ from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.modeling.checkpoint import CARD, read_json, resolve_folder
 from dt2it_pipeline.reward.modeling.heads import serving_fault
+from dt2it_pipeline.reward.too_long import length_limit
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
 
@@ -32,7 +33,7 @@ class VllmScorer:
     Args:
         checkpoint: folder as `RewardModel.save_pretrained` writes it, or Hub id of such a checkpoint.
         media_root: folder that no image may leave.
-        max_length: longer prompt + response: the response is quarantined.
+        max_length: longer prompt + response: the response is quarantined; None: what the model's positions allow.
         max_pixels: images are scaled down to this many pixels.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
@@ -48,7 +49,7 @@ class VllmScorer:
         checkpoint: str | Path,
         media_root: str | Path,
         *,
-        max_length: int,
+        max_length: int | None,
         max_pixels: int,
         tokens_per_batch: int,
         max_images: int,
@@ -59,10 +60,11 @@ class VllmScorer:
             raise fault
         self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
-        self.media_root, self.max_pixels, self.max_length = media_root, max_pixels, max_length
+        self.media_root, self.max_pixels = media_root, max_pixels
+        self.max_length = length_limit(max_length, read_json(folder / "config.json")["text_config"])
         self.prompt_encoder = PromptEncoder(folder, None, str(self.card.get("system_prompt", "")), self.processor)
         self.engine = engine or VllmPoolingEngine(
-            str(folder), max_length, self._registry().size, max(1, max_images), tokens_per_batch
+            str(folder), self.max_length, self._registry().size, max(1, max_images), tokens_per_batch
         )
 
     def _registry(self) -> ImageRegistry:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.jobs import Job
+from dt2it_pipeline.ingest.provenance import Provenance
 
 
 class TrainJob(Job):
@@ -22,6 +25,7 @@ class TrainJob(Job):
         work: folder that holds what a killed run needs to go on to the same weights.
         settings: the recipe's section `training`.
         seed: of the order of pairs, of the head's and adapters' first values, and of who is held out.
+        sources: what the card says of the pairs' sources, by name.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.reward.training.train:run"
@@ -35,3 +39,4 @@ class TrainJob(Job):
     work: Path
     settings: TrainingSettings
     seed: int
+    sources: dict[str, Provenance] = Field(default_factory=dict)

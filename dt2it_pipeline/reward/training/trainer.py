@@ -28,6 +28,7 @@ from dt2it_pipeline.reward.modeling import lora, model_card
 from dt2it_pipeline.reward.modeling.batch import Batch
 from dt2it_pipeline.reward.modeling.loss import pair_losses
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
+from dt2it_pipeline.reward.too_long import TOO_LONG, length_limit
 from dt2it_pipeline.reward.training import checkpointing, validation
 from dt2it_pipeline.reward.training.deepspeed_settings import deepspeed_config
 from dt2it_pipeline.reward.training.distributed import Group
@@ -94,8 +95,9 @@ class Trainer:
         prompts = atomic.read_parquet(self.job.prompts, "prompts")
         columns = (pairs.column(name).to_pylist() for name in ("pair_id", "chosen_id", "strength"))
         self.content = content_ids.content_hash(*columns)
+        longest = length_limit(settings.max_length, self.model.config.text_config)
         prepared = preparation.prepare_pairs(
-            pairs, prompts, self.prompt_encoder, settings.max_length, use_strength=settings.loss.kind != "bradley_terry"
+            pairs, prompts, self.prompt_encoder, longest, use_strength=settings.loss.kind != "bradley_terry"
         )
         used = sorted({p for row in prepared.rows for p in row.prompt.images})
         with checkpointing.writing("the vision encoder's features in", self.work):
@@ -218,6 +220,7 @@ class Trainer:
             "resumed_from_step": first,
             "pairs": len(self.prepared.rows),
             "pairs_quarantined": len(self.prepared.quarantine),
+            "pairs_too_long": sum(row["reason"] == TOO_LONG for row in self.prepared.quarantine),
             "samples_seen": schedule.samples_seen,
             "loss": last.get("loss"),
             "accuracy": last.get("accuracy"),
@@ -385,6 +388,7 @@ class Trainer:
                 folder,
                 base_model=self.job.base_model,
                 pairs=str(self.job.pairs),
+                sources=self.job.sources,
                 settings=self.settings,
                 summary=summary,
             )

@@ -12,6 +12,7 @@ from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines.chat import chat_prompt
 from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question
+from dt2it_pipeline.judges.protocol import NoUsableReply
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
@@ -159,15 +160,37 @@ def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_pat
         asked = len(server.bodies)
         again = job.model_copy(update={"work": tmp_path / "work2", "output": tmp_path / "again" / "votes.parquet"})
         second, votes_again, _ = _run(again, Colorist())
-        assert len(server.bodies) == asked  # every reply was kept
+        assert len(server.bodies) == asked + 2  # usable replies were kept, the unusable one was asked for again
     assert [v["verdict"] for v in votes if v["judge"] == "first"] == ["rejected"] * 6
     assert [v["verdict"] for v in votes if v["judge"] == "remote"] == ["chosen"] * 3 + [None] + ["chosen"] * 2
     assert {v["order"] for v in votes if v["judge"] == "remote"} == {"reversed"}
     assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
     assert votes_again == votes
-    assert (summary["calls"], second["calls"]) == (6 + 7, 6)  # one reply was asked for twice, and none again
+    assert (summary["calls"], second["calls"]) == (6 + 7, 6 + 2)  # one reply was asked for twice in each run
     assert (summary["asked"]["remote"]["calls"], summary["asked"]["remote"]["unusable"]) == (6, 1)
-    assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] == 0
+    assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] > 0
+
+
+def test_a_judge_without_a_usable_vote_ends_the_run_and_is_asked_again(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    pairs = [_pair(p, f"item-{n} worth-9", f"item-{n} worth-2 {p['reference']}") for n, p in enumerate(prompts)]
+    with serving(FaultServer({f"item-{n}": ("prose", 1) for n in range(6)})) as server:
+        remote = {"kind": "endpoint", "name": "remote", "base_url": server.url, "model": "m", "attempts": 1}
+        settings = AnnotationSettings.model_validate({"judges": [remote], "batch_pairs": 2})
+        job = _job(tmp_path, prompts, pairs, settings=settings, cache=tmp_path / "replies.sqlite")
+        with pytest.raises(
+            NoUsableReply, match=r'judge remote gave no usable.*I would rather not say.*"better": 1 or 2'
+        ):
+            _run(job, Colorist())
+        assert len(server.bodies) == 4  # after three pairs or more the judge is not paid for any further
+        summary, votes, aside = _run(job, Colorist())
+        assert len(server.bodies) == 4 + 4 + 2
+    assert {v["verdict"] for v in votes} == {"chosen", None} and summary["unusable"] == len(aside) == 2
+    few = _job(tmp_path, prompts, pairs[:2], settings=settings, work=tmp_path / "few")
+    with serving(FaultServer({f"item-{n}": ("prose", 9) for n in range(2)})) as server:
+        remote |= {"base_url": server.url}
+        few = few.model_copy(update={"settings": AnnotationSettings.model_validate({"judges": [remote]})})
+        assert _run(few, Colorist())[0]["unusable"] == 2  # two refusals may be right about their pairs
 
 
 TOKENS = 160  # more than any prompt with its answer has here

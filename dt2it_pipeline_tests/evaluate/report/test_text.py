@@ -27,6 +27,13 @@ def summary(accuracy: dict[str, int], *comparisons: Comparison, right: tuple[flo
     return " ".join(summary_sentences(data, headline(data)))
 
 
+def test_what_a_limit_left_out_ends_the_summary() -> None:
+    data = ReportData(
+        scores=pd.DataFrame(columns=list(COLUMNS)), left_out=["Round 0 trained without 123 of 371 pairs."]
+    )
+    assert summary_sentences(data, headline(data)) == ["Round 0 trained without 123 of 371 pairs."]
+
+
 def test_rises_and_falls_come_with_their_intervals() -> None:
     made = Comparison("round 0", "round 1", [change("up", 0.052, True), change("down", -0.06), change("little", 0.01)])
     assert round_sentence(made) == (

@@ -37,7 +37,13 @@ def test_the_curve_shows_held_out_pairs_where_there_are_some(tmp_path: Path, mon
     lines = drawn(monkeypatch)
     found = training_metadata(artifact)
     assert [label for label, *_ in lines] == ["loss", "accuracy"]
-    assert found["loss"] == LOG[-1]["loss"]
+    assert found["loss"] == LOG[-1]["loss"] and "pairs_too_long" not in found
+    known = Artifact({}, {"pairs": 248, "pairs_too_long": 123}, tmp_path)
+    assert list(training_metadata(known).items())[:2] == [
+        ("pairs", 248),
+        ("pairs_too_long", 123),
+    ]  # what it left out leads
+    lines.clear()
     assert validation_log(artifact) == []
 
     lines.clear()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
+
+from dagster import AssetKey
 
 from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs
 from dt2it_pipeline.reward.scoring.job import ScoreJob
-from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.reward.too_long import too_long
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.atomic import write_parquet
 
@@ -21,11 +26,15 @@ class Recorded:
     """Stands where child processes are started; leaves the empty tables that a scoring job of no rows would."""
 
     jobs: list[ScoreJob] = field(default_factory=list)
+    quarantine: list[dict[str, str]] = field(default_factory=list)
 
-    def run(self, context: Any, job: ScoreJob, work: Path) -> dict[str, Any]:
+    def run(self, context: Any, job: Any, work: Path, ranks: Any = None) -> dict[str, Any]:
+        if isinstance(job, TrainJob):
+            write_parquet(schemas.table(self.quarantine, "quarantine"), job.output / "quarantine.parquet")
+            return {}
         self.jobs.append(job)
         write_parquet(schemas.table([], "scores"), job.output)
-        write_parquet(schemas.table([], "quarantine"), job.output.with_name("scores.quarantine.parquet"))
+        write_parquet(schemas.table(self.quarantine, "quarantine"), job.output.with_name("scores.quarantine.parquet"))
         return {}
 
 
@@ -48,3 +57,40 @@ def test_scoring_goes_to_ray_where_the_recipe_has_it_and_nowhere_else(tmp_path: 
     assert without.ray is None
     assert with_ray.ray == ray
     assert with_ray.model_copy(update={"ray": None}) == without
+
+
+@dataclass
+class Context:
+    """Stands in the place of a step's context; keeps what is logged."""
+
+    lines: list[str] = field(default_factory=list)
+    asset_key: AssetKey = field(default_factory=lambda: AssetKey("reward_model"))
+
+    @property
+    def log(self) -> Any:
+        return SimpleNamespace(warning=self.lines.append)
+
+
+def test_what_is_too_long_is_one_line_with_the_setting_that_lifts_it(tmp_path: Path) -> None:
+    recipe, context = load_recipe("configs/recipes/demo.yaml"), Context()
+    lost = [records.quarantine_row(f"r{n}", "x", *(too_long(600 + n, 512) or ())) for n in range(3)]
+    other = records.quarantine_row("r9", "x", "missing image", "gone.png")
+    models = ModelJobs(
+        cast(Any, context),
+        StoreResource(home=str(tmp_path)),
+        cast(ChildProcesses, Recorded(quarantine=[*lost, other])),
+        recipe.training.model_copy(update={"max_length": 512}),
+        recipe.scoring,
+        None,
+        recipe.seed,
+    )
+    prompts = schemas.table([], "prompts")
+    models.train_in(tmp_path, schemas.table([], "pairs"), prompts, 0)
+    models.score(Artifact({}, {}, tmp_path), schemas.table([], "responses"), prompts, "v", tmp_path)
+    training, scoring = context.lines
+    assert training.startswith(
+        "3 of 0 pairs are left out: longer than training.max_length (512 tokens; the longest has 602)"
+    )
+    assert "Raise it, or remove it" in training
+    assert scoring.startswith("3 of 0 responses are left out: longer than the context of the model (512 tokens; the")
+    assert "scoring.max_pixels" in scoring

@@ -10,7 +10,8 @@ import yaml
 from PIL import Image
 
 from dt2it_pipeline.config.sections.training import TrainingSettings
-from dt2it_pipeline.reward.modeling.model_card import licence_of_model, licence_of_source, write_card
+from dt2it_pipeline.ingest.provenance import Provenance
+from dt2it_pipeline.reward.modeling.model_card import licence_of_model, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.card_requests import request_of
 
@@ -38,14 +39,15 @@ def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Pat
     atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
     summary = {"pairs": 4, "pairs_quarantined": 1, "loss": 0.123456, "training_seconds": 12.5}
     settings = TrainingSettings(learning_rate=3e-5)
-    write_card(checkpoint, base_model=base, pairs=tmp_path / "pairs.parquet", settings=settings, summary=summary)
+    write_card(checkpoint, base_model=base, pairs=tmp_path / "pairs.parquet", settings=settings, summary=summary,
+               sources={"demo_preferences": Provenance(licence="MIT")})  # fmt: skip
     text = (checkpoint / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "apache-2.0"
     assert front["base_model"] == "some_base"
     assert str(tmp_path) not in text
-    assert "| demo_preferences | flipped | 3 | MIT |" in text
-    assert "| some\\|where | original | 1 | not known |" in text
+    assert "| demo_preferences | flipped | 3 | MIT |  |" in text
+    assert "| some\\|where | original | 1 | not known |  |" in text
     assert "| learning_rate | 3e-05 |" in text
     assert "| loss | 0.1235 |" in text
     assert "12.5" not in text
@@ -63,23 +65,21 @@ def test_what_is_not_known_is_said(checkpoint: Path, tmp_path: Path) -> None:
     assert "| licence of the base model | not known |" in text
     assert "license" not in text.split("---")[1]
     assert "Training data" not in text
-    assert licence_of_source("no_such_source") == "not known"
     (tmp_path / "README.md").write_text("---\n- a: [\n")
     assert licence_of_model(tmp_path) == "not known"
 
 
-def test_a_licence_is_found_by_the_name_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = tmp_path / "configs" / "datasets"
-    datasets.mkdir(parents=True)
-    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
-    text = "name: {}\nkind: prompts\npath: x.jsonl\nmedia_root: .\nlicence: {}\n"
-    (datasets / "filed_elsewhere.yaml").write_text(text.format("vqa", "CC-BY-4.0"))
-    (datasets / "other.yaml").write_text(text.format("filed_elsewhere", "MIT"))
-    (datasets / "broken.yaml").write_text("name: [")
-    assert licence_of_source("vqa") == "CC-BY-4.0"
-    assert licence_of_source("filed_elsewhere") == "MIT"
-    (datasets / "second.yaml").write_text(text.format("vqa", "GPL-3.0"))
-    assert licence_of_source("vqa") == "not known"
+def test_sources_come_from_what_the_training_was_told_and_from_no_manifest_of_that_name(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    pairs = [records.make_pair("p", f"a{i}", f"b{i}", source=source) for i, source in enumerate(("povid", "rlhf_v"))]
+    atomic.write_parquet(schemas.table(pairs, "pairs"), tmp_path / "pairs.parquet")
+    own = Provenance(licence="ours alone", citation="Us | 2026,\nin print", revision="us/povid, newest")
+    write_card(checkpoint, base_model="x", pairs=tmp_path / "pairs.parquet", sources={"povid": own, "other": own})
+    text = (checkpoint / "README.md").read_text()
+    assert "| povid | original | 1 | ours alone | us/povid, newest |" in text
+    assert "| rlhf_v | original | 1 | not known |  |" in text  # shipped, but nobody said that these pairs are of it
+    assert "- povid: Us | 2026, in print\n" in text and "- other:" not in text
 
 
 def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:

@@ -120,6 +120,7 @@ def test_what_cannot_be_scored_is_quarantined(job: ScoreJob, tables: dict[str, s
     long = {"response_id": "r-long", "prompt_id": prompts[0]["prompt_id"], "text": "red " * 600, "generator": "t"}
     atomic.write_parquet(schemas.table([*rows, stray, long, rows[0]], "responses"), tmp_path / "responses.parquet")
     job = job.model_copy(update={"media_root": tmp_path / "media", "responses": tmp_path / "responses.parquet"})
+    job = with_settings(job, max_length=512)
     summary = scoring_job.run(job, silent)
     aside = atomic.read_parquet(tmp_path / "scores.quarantine.parquet", "quarantine").to_pylist()
     reasons = {row["reason"] for row in aside}

@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.data.encoding import EncodedPrompt
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.tiny import make_frames, make_images, make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
@@ -46,6 +47,18 @@ def world(tmp_path: Path) -> tuple[Path, dict[str, Any], list[tuple[str, str, st
 
 def scorer(model: RewardModel, root: Path, tokens_per_batch: int = 4096) -> Scorer:
     return Scorer(model, root, max_length=512, max_pixels=65536, tokens_per_batch=tokens_per_batch)
+
+
+def test_without_a_limit_what_the_positions_allow_is_scored(base: Callable[..., Path], tmp_path: Path) -> None:
+    model = RewardModel.from_pretrained(base()).eval()
+    prompts = {"c": make_prompt([], "is red a colour")}
+    responses = [("short", "c", "yes"), ("long", "c", "red " * 600), ("longest", "c", "red " * 5000)]
+    for limit, left in ((512, {"long", "longest"}), (None, {"longest"})):
+        made = Scorer(model, tmp_path, max_length=limit, max_pixels=65536, tokens_per_batch=4096)
+        scores, faults = made.score(prompts, responses)
+        assert set(faults) == left and set(scores) == {"short", "long", "longest"} - left
+        assert {reason for reason, _ in faults.values()} == {TOO_LONG}
+    assert faults["longest"][1].endswith("the limit is 4096")
 
 
 def loaded(folder: Path) -> RewardModel:

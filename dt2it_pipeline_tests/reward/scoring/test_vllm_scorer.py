@@ -100,6 +100,13 @@ def test_what_cannot_be_scored_is_quarantined(checkpoint: Path, tables: dict[str
     }  # fmt: skip
 
 
+def test_without_a_limit_the_positions_of_the_model_are_the_limit(checkpoint: Path, tmp_path: Path) -> None:
+    made = VllmScorer(
+        checkpoint, tmp_path, max_length=None, max_pixels=10**6, tokens_per_batch=64, max_images=1, engine=FakeEngine()
+    )
+    assert made.max_length == 4096
+
+
 def test_a_base_model_or_a_lost_head_is_refused(checkpoint: Path, base: Callable[..., Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -13,6 +13,7 @@ import pytest
 
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline.storage import atomic, records, schemas
@@ -32,6 +33,7 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Pa
     stray = records.make_pair("p-unknown", "yes", "no", source="test")
     atomic.write_parquet(schemas.table([*pairs, long, stray], "pairs"), tmp_path / "pairs.parquet")
     job = job.model_copy(update={"media_root": tmp_path / "media", "pairs": tmp_path / "pairs.parquet"})
+    job = with_settings(job, max_length=512)
 
     reports: list[Mapping[str, Any]] = []
     summary = run(job, reports.append)
@@ -41,13 +43,25 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Pa
     assert {row["reason"] for row in aside} == {
         "unreadable image", "missing image", "prompt not in the table", "longer than max_length"
     }  # fmt: skip
-    assert summary["pairs"] + summary["pairs_quarantined"] == len(pairs) + 2
+    assert summary["pairs"] + summary["pairs_quarantined"] == len(pairs) + 2 and summary["pairs_too_long"] == 1
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == summary["steps"]
     assert log[-1]["loss"] < log[0]["loss"]
     assert {"step", "loss", "accuracy", "learning_rate", "grad_norm", "pairs_per_second"} <= log[0].keys()
     card = json.loads((out / "reward_model.json").read_text())
     assert card["system_prompt"] == "You judge."
+
+
+def test_without_a_limit_the_context_of_the_base_model_is_the_limit(job: TrainJob, tmp_path: Path) -> None:
+    prompt = atomic.read_parquet(job.prompts, "prompts").to_pylist()[0]["prompt_id"]
+    pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()[:4]
+    long = [records.make_pair(prompt, "red " * words, "no", source="test") for words in (600, 5000)]  # of 4,096 tokens
+    atomic.write_parquet(schemas.table([*pairs, *long], "pairs"), tmp_path / "pairs.parquet")
+    job = with_settings(job, max_length=None, max_steps=1).model_copy(update={"pairs": tmp_path / "pairs.parquet"})
+    summary = run(job, [].append)
+    assert (summary["pairs"], summary["pairs_too_long"]) == (5, 1)
+    found = left_out(atomic.read_parquet(job.output / "quarantine.parquet", "quarantine"))
+    assert found is not None and (found.count, found.limit) == (1, 4096) and found.longest > 5000
 
 
 def test_nothing_to_train_on_is_one_clear_error(job: TrainJob, tmp_path: Path) -> None:

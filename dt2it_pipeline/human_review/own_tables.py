@@ -1,0 +1,183 @@
+"""Tables of one's own that an audit is drawn from: every layout that `dt2it clean` takes, as long as it has both texts.
+
+What belongs here: reading such a table, the ids that people and files know its pairs by, and what a cleaning result
+says of them. What does not: which pairs are drawn (audit_sample.py) and how people see them (audit.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from dt2it_pipeline.human_review.spreadsheet import AuditError
+from dt2it_pipeline.storage.content_ids import content_hash
+from dt2it_pipeline.storage.table_files import TableFileError, as_keys, kind_of_file, read_table_file
+
+CHOSEN, REJECTED = "chosen", "rejected"
+_IDS = ("pair_id", "chosen_id", "rejected_id")
+_BLIND = 16  # hex digits of an id
+
+
+@dataclass(frozen=True)
+class OwnPairs:
+    """Pairs of a user's table.
+
+    Attributes:
+        frame: pair_id as text (the row's number where the table has none), chosen_id and rejected_id where it has some,
+            `source` and `probability` where it has them; and `row`, the number of the row.
+        rows: gives the rows of some numbers, in their order: pair_id, chosen_id, rejected_id, chosen, rejected, prompt.
+    """
+
+    frame: pd.DataFrame
+    rows: Callable[[Sequence[int]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table that may be larger than the memory: the names of its columns, whole columns, and single rows."""
+
+    names: Sequence[str]
+    columns: Callable[[Sequence[str]], pd.DataFrame]
+    take: Callable[[Sequence[str], Sequence[int]], list[dict[str, Any]]]
+
+
+def blind_id(pair_id: str, text: str) -> str:
+    """Id of a side of a pair whose table has no ids of responses: it tells the sides apart, and not which is chosen.
+
+    >>> blind_id("3", "It is red.") != blind_id("3", "It is blue."), len(blind_id("3", "It is red."))
+    (True, 16)
+    """
+    return content_hash("side", pair_id, text)[:_BLIND]
+
+
+def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None = None) -> OwnPairs:
+    """Pairs of a table, in Parquet, CSV or JSON Lines.
+
+    Args:
+        file: of the table. Columns pair_id, chosen_id and rejected_id may be absent, and ids may be numbers.
+        chosen: column with the texts of the chosen sides; `chosen` where None.
+        rejected: column with the texts of the rejected sides; `rejected` where None.
+
+    Raises:
+        AuditError: it cannot be read, has no pair, or a column is missing.
+    """
+    table = _opened(file)
+    texts = {CHOSEN: chosen or CHOSEN, REJECTED: rejected or REJECTED}
+    missing = [name for name in texts.values() if name not in table.names]
+    if ("chosen_id" in table.names) != ("rejected_id" in table.names):
+        missing += [name for name in ("chosen_id", "rejected_id") if name not in table.names]
+    if missing:
+        raise AuditError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(table.names)[:200]}")
+    light = [name for name in (*_IDS, "source", "probability") if name in table.names]
+    try:
+        frame = table.columns(light or list(texts.values())[:1])
+    except (OSError, pa.ArrowException) as error:
+        raise AuditError(f"{file} cannot be read: {error}") from error
+    if not len(frame):
+        raise AuditError(f"{file} has no pair")
+    keys = {name: as_keys(frame[name]) for name in _IDS if name in frame}
+    keys.setdefault("pair_id", np.arange(len(frame)).astype(str).astype(object))
+    known = {name: frame[name] for name in ("source", "probability") if name in frame}
+    own = pd.DataFrame({**{name: pd.Series(key, dtype=object) for name, key in keys.items()}, **known})
+    own["row"] = np.arange(len(own))
+    wanted = texts | ({"prompt": "prompt"} if "prompt" in table.names else {})
+
+    def rows(places: Sequence[int]) -> list[dict[str, Any]]:
+        found = []
+        for place, row in zip(places, table.take([*dict.fromkeys(wanted.values())], places), strict=True):
+            made: dict[str, Any] = {name: keys[name][place] for name in keys}
+            made |= {name: _value(row[column]) for name, column in wanted.items()}
+            if "chosen_id" not in keys:
+                made |= {f"{side}_id": blind_id(made["pair_id"], str(made[side])) for side in texts}
+            found.append(made)
+        return found
+
+    return OwnPairs(own, rows)
+
+
+def cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
+    """The probability that each pair's given label is right, float64 [pairs], by a cleaning result; NaN where dropped.
+
+    outcomes.parquet says so where it has the column `probability`, which is of the side that is chosen after a flip;
+    else the log-odds `strength` of the kept and the flipped pairs do.
+    """
+    try:
+        outcomes = pq.read_table(cleaned / "outcomes.parquet").to_pandas(ignore_metadata=True)
+        ids = as_keys(outcomes["pair_id"])
+        if "probability" in outcomes:
+            flipped = outcomes["outcome"] == "flipped"
+            right = outcomes["probability"].mask(flipped, 1 - outcomes["probability"])
+            found = pd.Series(right.to_numpy(), ids)
+        else:
+            kept = pq.read_table(cleaned / "pairs.parquet", columns=["pair_id", "chosen_id", "strength"]).to_pandas()
+            kept_ids = as_keys(kept["pair_id"])
+            given = pd.Series(kept_ids, dtype=object).map(pairs.set_index("pair_id")["chosen_id"])
+            same = given.to_numpy() == as_keys(kept["chosen_id"])
+            strength = kept["strength"].to_numpy(dtype=np.float64)
+            found = pd.Series(sigmoid(np.where(same, strength, -strength)), kept_ids)
+        if not np.isin(ids.astype(str), pairs["pair_id"].to_numpy().astype(str)).any():
+            raise AuditError(f"{cleaned} is about none of these pairs; give the output of `dt2it clean` for this table")
+        return found.reindex(pairs["pair_id"]).to_numpy(dtype=np.float64)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        if isinstance(error, AuditError):
+            raise
+        raise AuditError(f"{cleaned} is no readable output of `dt2it clean`: {error}") from error
+
+
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """Probabilities of log-odds in nats."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-log_odds)))
+
+
+def _value(cell: Any) -> Any:
+    """A cell, None where it is null."""
+    return None if isinstance(cell, float) and np.isnan(cell) else cell
+
+
+def _opened(file: Path) -> _Table:
+    """A table of pairs: Parquet, CSV whose cells all are text but for `probability`, or JSON."""
+    kind = kind_of_file(file)
+    if kind in (".jsonl", ".json") or (kind in (".csv", ".tsv") and file.suffix.lower() == ".xz"):
+        try:
+            frame = read_table_file(file)
+        except TableFileError as error:
+            raise AuditError(str(error)) from error
+        return _Table(
+            list(frame.columns),
+            lambda names: frame[list(names)],
+            lambda names, places: [
+                dict(zip(names, cells, strict=True))
+                for cells in frame.iloc[list(places)][list(names)].itertuples(index=False, name=None)
+            ],
+        )
+    try:
+        if kind in (".csv", ".tsv"):
+            options: Mapping[str, Any] = {
+                "read_options": pacsv.ReadOptions(),
+                "parse_options": pacsv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True),
+            }
+            head = pacsv.open_csv(file, **options).schema.names
+            kinds = {name: pa.float64() if name == "probability" else pa.string() for name in head}
+            converted = pacsv.ConvertOptions(column_types=kinds, strings_can_be_null=False)
+            source = pads.dataset(pacsv.read_csv(file, convert_options=converted, **options))
+        else:
+            source = pads.dataset([str(file)], schema=pq.read_schema(file).remove_metadata(), format="parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise AuditError(
+            f"{file} cannot be read: {error}; give Parquet, or CSV or JSON Lines whose name ends in .csv or .jsonl"
+        ) from error
+    return _Table(
+        source.schema.names,
+        lambda names: source.to_table(columns=list(names)).to_pandas(ignore_metadata=True),
+        lambda names, places: source.take(pa.array(places, pa.int64()), columns=list(names)).to_pylist(),
+    )

@@ -1,0 +1,109 @@
+"""Tables that people hand in: Parquet, CSV and JSON files, compressed or not, and ids that match between them.
+
+What belongs here: bytes and formats. What does not: which columns a table must have.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from dt2it_pipeline.errors import UserError
+
+FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id")  # text in CSV files: 007 is no 7
+
+
+class TableFileError(UserError, ValueError):
+    """A file of a table cannot be read; the message says why, and which formats can."""
+
+    help_page: ClassVar[str] = "troubleshooting#curation-tables"
+
+
+def kind_of_file(file: Path) -> str:
+    """The ending that names the format, in lower case, whatever a compression adds to it.
+
+    >>> kind_of_file(Path("pairs.JSONL.gz")), kind_of_file(Path("pairs"))
+    ('.jsonl', '')
+    """
+    kinds = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in _COMPRESSED]
+    return kinds[-1] if kinds else ""
+
+
+def plain_bytes(file: Path) -> bytes:
+    """The bytes of a file, decompressed where its name says how.
+
+    Raises:
+        OSError: it cannot be read, or is not compressed as its name says.
+    """
+    content = file.read_bytes()
+    try:
+        match file.suffix.lower():
+            case ".gz":
+                return gzip.decompress(content)
+            case ".bz2":
+                return bz2.decompress(content)
+            case ".xz":
+                return lzma.decompress(content)
+            case ".zst":
+                return bytes(pa.CompressedInputStream(pa.BufferReader(content), "zstd").read())
+    except (EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        raise OSError(f"it is not compressed as its name says: {error}") from error
+    return content
+
+
+def read_table_file(file: Path) -> pd.DataFrame:
+    """The rows of a table in a file, with column names that are text.
+
+    Raises:
+        TableFileError: there is no such file, its format is not known, or it cannot be read.
+    """
+    kind = kind_of_file(file)
+    if not file.is_file():
+        raise TableFileError(f"there is no file {file}")
+    try:
+        if kind == ".parquet":
+            found = pd.read_parquet(file if file.suffix.lower() == kind else io.BytesIO(plain_bytes(file)))
+        elif kind in (".csv", ".tsv"):
+            texts = dict.fromkeys(_IDS, "str")
+            found = pd.read_csv(
+                io.BytesIO(plain_bytes(file)), sep="\t" if kind == ".tsv" else ",", dtype=texts, encoding="utf-8-sig"
+            )
+        elif kind in (".jsonl", ".json"):
+            found = pd.read_json(
+                io.BytesIO(plain_bytes(file)),
+                lines=kind == ".jsonl",
+                dtype=False,
+                convert_dates=False,
+                precise_float=True,
+            )
+        else:
+            raise TableFileError(f"{file}: the format is not known by the name; use {FORMATS}")
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, TableFileError):
+            raise
+        raise TableFileError(f"{file} cannot be read: {error}; give {FORMATS}") from error
+    return found.set_axis(found.columns.astype(str), axis=1)
+
+
+def as_keys(ids: pd.Series) -> np.ndarray:
+    """Ids as text, object [n], None where null: 3, 3.0 and "3" are one id, since tables come from different files."""
+    if ids.dtype.kind in "iu":
+        return ids.astype(str).to_numpy(dtype=object)
+    text = ids.to_numpy(dtype=object, copy=True)
+    missing = np.asarray(pd.isna(text))
+    if pd.api.types.infer_dtype(ids, skipna=True) != "string":
+        whole = (int(each) if isinstance(each, float) and each.is_integer() else each for each in text)
+        text = np.array([str(each) for each in whole], dtype=object)
+    text[missing] = None
+    return text

@@ -1,0 +1,55 @@
+"""Tables that people hand in: every format and compression gives the same rows, and ids match between files."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from dt2it_pipeline.storage.table_files import TableFileError, as_keys, kind_of_file, plain_bytes, read_table_file
+
+ROWS = pd.DataFrame({"pair_id": ["007", "8"], "share": [0.175, 0.1]})
+
+
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".json"])
+def test_rows_are_the_same_in_every_format_and_compression(tmp_path: Path, kind: str, compression: str) -> None:
+    if kind in (".csv", ".tsv"):
+        text = ROWS.to_csv(index=False, sep="\t" if kind == ".tsv" else ",")
+    else:
+        text = ROWS.to_json(orient="records", lines=kind == ".jsonl")
+    file = tmp_path / f"rows.v1{kind}{compression}"
+    file.write_bytes(COMPRESS[compression](text.encode()))
+    assert read_table_file(file).to_dict("records") == ROWS.to_dict("records")
+    assert b"007" in plain_bytes(file) and kind_of_file(file) == kind
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_file_that_is_cut_or_not_compressed_as_its_name_says_is_an_error(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"x.csv{suffix}"
+    for content in (b"pair_id\n1\n", COMPRESS[suffix](b"pair_id\n1\n" * 99)[:-9]):
+        file.write_bytes(content)
+        with pytest.raises(OSError, match=r"."):
+            plain_bytes(file)
+        with pytest.raises(TableFileError, match=r"x\.csv\.[a-z0-9]+ cannot be read: .*; give \.parquet"):
+            read_table_file(file)
+
+
+def test_numbers_and_texts_are_one_id() -> None:
+    for ids in ([3, 4], [3.0, 4.0], ["3", "4"]):
+        assert as_keys(pd.Series(ids)).tolist() == ["3", "4"]
+    assert as_keys(pd.Series([3.0, None])).tolist() == ["3", None]
