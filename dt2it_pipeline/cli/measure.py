@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from dt2it_pipeline.cli.models import SystemPrompt
-from dt2it_pipeline.cli.options import Json
+from dt2it_pipeline.cli.options import Json, MaxPixelsOption, as_max_pixels
 from dt2it_pipeline.cli.terminal import note, progress, show
 
 PANEL = "Measure"
@@ -65,9 +65,7 @@ def benchmark(
         int,
         typer.Option(metavar="TOKENS", min=16, max=131_072, help="A longer prompt with response is not scored."),
     ] = 12_288,
-    max_pixels: Annotated[
-        int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
-    ] = 1_310_720,
+    max_pixels: MaxPixelsOption = "trained",
     as_json: Json = False,
 ) -> None:
     """Benchmark a reward model on published rows: the authors' figures with 95% intervals, beside published systems."""
@@ -77,7 +75,7 @@ def benchmark(
 
     if not len(name) == len(rows) == len(media):
         raise typer.BadParameter("give --rows and --media once for every --benchmark")
-    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=max_pixels)
+    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
     for each in name:
         get_entry(each)  # a misspelt one is reported before any is scored
     results = []
@@ -95,7 +93,9 @@ def benchmark(
         {"benchmark": r.name, "version": r.version, "pairs": r.pairs, "ties": r.ties, "unscored": r.unscored}
         for r in results
     ]
-    show({"model": model, "benchmarks": counts, "figures": figures}, [text], as_json=as_json)
+    size = {"max_pixels": found.max_pixels, "trained_max_pixels": found.trained_max_pixels}
+    shown = {"model": model, **size, "benchmarks": counts, "figures": figures}
+    show(shown, [found.image_size, text], as_json=as_json)
 
 
 def style(

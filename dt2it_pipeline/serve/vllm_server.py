@@ -7,9 +7,9 @@ by `vllm serve MODEL --runner pooling` with what the checkpoint asks for; anothe
 to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON that is asked for comes without blanks
 between its parts, with which a weak model would fill a reply.
 
-Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), takes the
-image size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
-on the command line win.
+Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), and on a
+machine without a GPU it computes in float32. Options given on the command line win. Image size, system prompt and chat
+template of a reward model are in its own files, so both commands give its scores.
 
 Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it,
 and a hook that runs at the start of every Python process of an installation is not for a package to bring.
@@ -51,9 +51,6 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     ours: dict[str, list[str]] = {}
     if card.is_file():
         ours["--runner"] = ["pooling"]
-        most = json.loads(card.read_text(encoding="utf-8")).get("max_pixels")
-        if most:
-            ours["--mm-processor-kwargs"] = [json.dumps({"max_pixels": most})]
     else:
         ours |= {"--runner": ["generate"], "--served-model-name": [model]}
         ours["--structured-outputs-config"] = [json.dumps(WITHOUT_BLANKS)]

@@ -99,9 +99,9 @@ def test_a_server_is_asked_in_the_same_way(
     """The wire itself is tested in engines/; here a server that scores by the length of the answer."""
 
     class Stub:
-        model, system_prompt = "served", ""
+        model, system_prompt, root = "served", "", "elsewhere"
 
-        def __init__(self, url: str, media_root: str, system_prompt: str | None = None) -> None: ...
+        def __init__(self, url: str, media_root: str, **settings: Any) -> None: ...
 
         def score(self, prompts: Any, responses: Any) -> Any:
             return {name: float(len(text)) for name, _, text in responses}, {}

@@ -26,16 +26,31 @@ from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, i
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
+from dt2it_pipeline.reward.scoring.image_size import image_size_line
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
 
 @dataclass(frozen=True)
 class ModelBenchmark:
-    """What a model scores on a benchmark, and the rows that could not be scored (table kind `quarantine`)."""
+    """What a model scores on a benchmark.
+
+    Attributes:
+        result: the figures.
+        quarantine: rows that could not be scored (table kind `quarantine`).
+        max_pixels: pixels to which images were scaled down; None where only a server elsewhere knows.
+        trained_max_pixels: those of the model's training; None where they are not known.
+    """
 
     result: BenchmarkResult
     quarantine: pa.Table
+    max_pixels: int | None
+    trained_max_pixels: int | None
+
+    @property
+    def image_size(self) -> str:
+        """A line that says at which size images were scored, and at which the model was trained."""
+        return image_size_line({"max_pixels": self.max_pixels, "trained_max_pixels": self.trained_max_pixels})
 
 
 def benchmark_model(
@@ -100,13 +115,14 @@ def benchmark_model(
         settings=settings,
         system_prompt=system_prompt,
     )
-    run(job, report)
+    summary = run(job, report)
     if is_url(model):
         shutil.rmtree(folder / "work")  # another model may stand behind the same URL the next time
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
     found = dict(zip(table["response_id"].to_pylist(), table["score"].to_pylist(), strict=True))
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
-    return ModelBenchmark(score_benchmark(entry.name, published, *sides), loaded.quarantine)
+    result = score_benchmark(entry.name, published, *sides)
+    return ModelBenchmark(result, loaded.quarantine, summary["max_pixels"], summary["trained_max_pixels"])
 
 
 def figure_rows(model: str, results: Sequence[BenchmarkResult]) -> pd.DataFrame:

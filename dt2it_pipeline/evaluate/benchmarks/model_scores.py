@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob, plan_shards, shard_path, write_shard
+from dt2it_pipeline.reward.scoring.image_size import image_size
 from dt2it_pipeline.storage import atomic, schemas
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
@@ -28,7 +29,7 @@ class BenchmarkScoreJob(ResponsesJob):
 
     Attributes:
         model: checkpoint folder of ours or of LLaMA-Factory, Hub id, or URL of a pooling server.
-        system_prompt: of a server, or of a model of LLaMA-Factory, whose files do not say it.
+        system_prompt: of a model whose chat template does not have it, behind a server or of LLaMA-Factory.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
@@ -50,7 +51,8 @@ def is_url(model: str) -> bool:
 def run(job: BenchmarkScoreJob, report: Reporter) -> Summary:
     """Score all responses; tables and summary are those of `reward.scoring.job.run`.
 
-    A server's summary has served_model and system_prompt instead of figures about shards.
+    A server's summary has served_model and system_prompt instead of figures about shards; max_pixels is None where the
+    server's checkpoint is not on this machine.
 
     Raises:
         CheckpointError, ScoringError, ShardsError, EngineError: as there, or the server cannot be used.
@@ -76,7 +78,8 @@ def _by_server(job: BenchmarkScoreJob, report: Reporter) -> Summary:
     started = time.perf_counter()
     prompts = atomic.read_parquet(job.prompts, "prompts")
     responses = atomic.read_parquet(job.responses, "responses")
-    scorer = EndpointScorer(job.model, job.media_root, system_prompt=job.system_prompt)
+    limit = job.settings.pixel_limit
+    scorer = EndpointScorer(job.model, job.media_root, system_prompt=job.system_prompt or "", max_pixels=limit)
     job.work.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(responses, prompts, _SHARD)
     done = 0
@@ -99,4 +102,5 @@ def _by_server(job: BenchmarkScoreJob, report: Reporter) -> Summary:
         "served_model": scorer.model,
         "system_prompt": scorer.system_prompt,
         "seconds": round(time.perf_counter() - started, 2),
+        **image_size(scorer.root, limit),
     }

@@ -27,6 +27,7 @@ from dt2it_pipeline.orchestrate.stage.checks import BENCHMARKS_GIVEN, NO_REGRESS
 from dt2it_pipeline.orchestrate.stage.metadata import markdown_of
 from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.reward.scoring.image_size import image_size_line
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"
@@ -198,7 +199,7 @@ def _checkpoint_scores(sections: ModelSections) -> dg.AssetsDefinition:
 
 
 def _log_accuracy(context: dg.AssetExecutionContext, artifact: Artifact) -> None:
-    for line in accuracy_lines(to_frame(artifact["benchmark_scores"])):
+    for line in (*accuracy_lines(to_frame(artifact["benchmark_scores"])), image_size_line(artifact.metadata)):
         context.log.info(line)
 
 

@@ -31,7 +31,7 @@ def import_llamafactory(
         source: folder with backbone, processor files and value head.
         destination: folder to make.
         system_prompt: system turn that the model was trained with; empty for none.
-        max_pixels: pixels per image that it was trained with, for the card.
+        max_pixels: pixels per image that it was trained with; by default those of its image processor.
 
     Returns:
         The dropped bias: scores of the original are ours plus this constant.
@@ -43,6 +43,7 @@ def import_llamafactory(
 
     from dt2it_pipeline.reward.modeling.model import CheckpointError, RewardNetwork
     from dt2it_pipeline.reward.modeling.model_card import write_card
+    from dt2it_pipeline.reward.modeling.processor_files import pixel_limit
 
     source, destination = Path(source), Path(destination)
     if not source.is_dir():
@@ -69,7 +70,10 @@ def import_llamafactory(
         "imported_from": "LLaMA-Factory",
         "dropped_bias": offset,
         "system_prompt": system_prompt,
-    } | ({} if max_pixels is None else {"max_pixels": max_pixels})
+        "image_newlines": False,  # it writes a turn as the data have it
+    }
+    if max_pixels is not None:
+        model.card["max_pixels"] = min(max_pixels, pixel_limit(source) or max_pixels)
     with atomic.atomic_directory(destination) as folder:
         model.save_pretrained(folder)
         write_card(folder, base_model=source.name)

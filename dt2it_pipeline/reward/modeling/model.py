@@ -8,7 +8,6 @@ images; vision encoder and projector are frozen in training, so their output may
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -45,13 +44,8 @@ from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
     write_json,
 )
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
+from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files  # noqa: E402
 
-CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
-_PROCESSOR_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja",
-)  # fmt: skip
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
 
 
@@ -82,8 +76,8 @@ class RewardNetwork(nn.Module):
 
     Args:
         backbone: model of transformers without a language-model head; see `Family.backbone_class`.
-        card: what a scorer must know of the training (system prompt, pixels per image); reward_model.json of a
-            checkpoint.
+        card: reward_model.json of a checkpoint. `save_pretrained` writes its `system_prompt` and `max_pixels` into the
+            processor's files, from where scorers take them.
         source: folder with the processor's files; None where the network has been made without one.
     """
 
@@ -281,9 +275,7 @@ class RewardNetwork(nn.Module):
         write_json(config, folder / "config.json")
         write_json(self.card, folder / CARD)
         if self.source is not None:
-            for name in _PROCESSOR_FILES:
-                if (self.source / name).exists():
-                    shutil.copyfile(self.source / name, folder / name)
+            write_processor_files(self.source, folder, self.card)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
 

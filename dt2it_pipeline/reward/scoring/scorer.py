@@ -33,7 +33,7 @@ class Scorer:
         checkpoint: folder, Hub id, or a model that has been loaded from one; the latter stays where it is.
         media_root: folder that no media path may leave.
         max_length: a prompt and response that exceed it are quarantined.
-        max_pixels: larger images and frames are scaled down to this many pixels.
+        max_pixels: larger images and frames are scaled down to this many pixels; None: as in training.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
 
@@ -47,7 +47,7 @@ class Scorer:
         media_root: str | Path,
         *,
         max_length: int,
-        max_pixels: int,
+        max_pixels: int | None,
         tokens_per_batch: int,
         device: torch.device | None = None,
     ) -> None:
@@ -64,7 +64,7 @@ class Scorer:
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length, self.tokens_per_batch = max_length, tokens_per_batch
         self.processor = processor
-        self.prompt_encoder = PromptEncoder(folder, None, str(self.model.card.get("system_prompt", "")), processor)
+        self.prompt_encoder = PromptEncoder(folder, None, processor)
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]

@@ -27,7 +27,6 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     read_json,
     resolve_folder,
 )
-from dt2it_pipeline.reward.modeling.model import CARD
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
 
@@ -39,7 +38,7 @@ class VllmScorer:
         checkpoint: folder as `RewardModel.save_pretrained` writes it, or Hub id of such a checkpoint.
         media_root: folder that no image may leave.
         max_length: longer prompt + response: the response is quarantined.
-        max_pixels: images are scaled down to this many pixels.
+        max_pixels: images are scaled down to this many pixels; None: as in training.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
         engine: another engine than vLLM's own, for tests.
@@ -55,7 +54,7 @@ class VllmScorer:
         media_root: str | Path,
         *,
         max_length: int,
-        max_pixels: int,
+        max_pixels: int | None,
         tokens_per_batch: int,
         max_images: int,
         engine: PoolingEngine | None = None,
@@ -66,10 +65,9 @@ class VllmScorer:
         if not is_reward_model:
             raise CheckpointError(f"{folder} is a base model without a head; vLLM can only serve a reward model")
         load_head(folder, int(config["text_config"]["hidden_size"]))  # vLLM would go on without one
-        self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
         self.media_root, self.max_pixels, self.max_length = media_root, max_pixels, max_length
-        self.prompt_encoder = PromptEncoder(folder, None, str(self.card.get("system_prompt", "")), self.processor)
+        self.prompt_encoder = PromptEncoder(folder, None, self.processor)
         self.engine = engine or VllmPoolingEngine(
             str(folder), max_length, self._registry().size, max(1, max_images), tokens_per_batch
         )
