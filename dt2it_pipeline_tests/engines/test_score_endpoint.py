@@ -162,7 +162,9 @@ def test_the_server_is_left_to_say_what_the_training_was(server: Server, tmp_pat
 )
 def test_an_image_goes_out_as_we_see_it(server: Server, tmp_path: Path, mode: str, form: str, kept: bool) -> None:
     pixels = np.arange(96, dtype=np.uint16).reshape(8, 12) * 600
-    image = Image.fromarray(pixels) if mode == "I;16" else Image.fromarray((pixels // 257).astype(np.uint8)).convert(mode)
+    image = (
+        Image.fromarray(pixels) if mode == "I;16" else Image.fromarray((pixels // 257).astype(np.uint8)).convert(mode)
+    )
     if mode == "RGBA":
         image.putalpha(90)
     image.save(tmp_path / "a.jpg", form)

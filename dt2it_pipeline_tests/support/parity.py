@@ -1,16 +1,19 @@
 """Prompts of every kind that a scorer may read otherwise than another, and the ways by which one checkpoint is asked.
 
-Used by serve/test_parity.py, and by `python -m benchmarks.score_parity` for the table in docs/how-to/serve.md.
+Used by serve/test_parity.py, and by `python -m benchmarks.score_parity` for the tables of docs/results/parity.md.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -19,12 +22,17 @@ from PIL import Image, ImageDraw, ImageFilter
 from dt2it_pipeline.media.markers import split_at_markers
 from dt2it_pipeline.media.pixels import ORIENTATION
 from dt2it_pipeline.storage import atomic, content_ids
-from dt2it_pipeline_tests.support.commands import dt2it
 from dt2it_pipeline_tests.support.tiny import make_tiny
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.reward.reward_model import RewardModel
 
 SYSTEM = "You judge."
 TRAINED_PIXELS = 24_576
+_SCORE = (sys.executable, "-c", "from dt2it_pipeline.cli import main; main()", "score")
 RESPONSES = ("the shape looks red", "no it is a green circle", "看起来是红色的", "yes\n\n- blue\n- square")
+
+_SENTENCE = ("is", "the", "shape", "in", "it", "a", "red", "circle", "or", "a", "blue", "square")
 
 Prompt = dict[str, Any]  # a row of a prompts table
 Scores = dict[str, float]  # by response_id
@@ -59,12 +67,13 @@ def make_checkpoint(root: Path, family: str) -> Path:
     return root / "checkpoint"
 
 
-def make_questions(media: Path, photos: Path | None = None) -> Questions:
+def make_questions(media: Path, photos: Path | None = None, words: int = 800) -> Questions:
     """All kinds of prompts.
 
     Args:
         media: folder to make, for the images.
         photos: folder of photographs (*.jpg), of which prompts are made too.
+        words: of the long prompts.
     """
     media.mkdir()
     files = draw(media)
@@ -74,9 +83,9 @@ def make_questions(media: Path, photos: Path | None = None) -> Questions:
     for photo in sorted(photos.glob("*.jpg"))[:8] if photos else ():
         (media / photo.name).write_bytes(photo.read_bytes())
         kinds.append(("photograph", "<image>\nwhat is in the image", [photo.name], "", []))
-    large, small, grey = "large.jpg", "tiny.png", "sixteen.png"
+    large, small, grey = "large.jpg", "tiny.png", "grey.jpg"
     earlier = [{"role": "user", "text": "<image>\nwhat is it"}, {"role": "assistant", "text": "a red circle"}]
-    long = " ".join(["is the shape in the image a red circle or a blue square"] * 60)
+    long = " ".join(itertools.islice(itertools.cycle(_SENTENCE), words))
     kinds += [
         ("several images", "<image><image>\nis the first like the second", [large, small], "", []),
         ("several images", "<image>\n<image>\n<image>\nwhich is green", [small, grey, "wide.png"], "", []),
@@ -162,7 +171,7 @@ def _alpha(image: Image.Image) -> Image.Image:
     return made
 
 
-def by_pipeline(checkpoint: Path, questions: Questions, **settings: Any) -> Scores:
+def by_pipeline(checkpoint: Path | RewardModel, questions: Questions, **settings: Any) -> Scores:
     """The scorer of the pipeline's jobs."""
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
@@ -186,7 +195,7 @@ def by_notebook(checkpoint: Path, questions: Questions) -> Scores:
 
 
 def by_command(model: str, questions: Questions, work: Path, *options: str) -> Scores:
-    """`dt2it score` with a folder or URL."""
+    """`dt2it score` with a folder or URL, in a process of its own."""
     work.mkdir(parents=True)
     lines = [
         {
@@ -200,8 +209,10 @@ def by_command(model: str, questions: Questions, work: Path, *options: str) -> S
     ]
     (work / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = work / "scores.jsonl"
-    media = ("--media", str(questions.media), "--max-length", "4096")
-    dt2it("score", model, str(work / "rows.jsonl"), "--output", str(output), *media, *options)
+    given = [model, str(work / "rows.jsonl"), "--output", str(output), "--media", str(questions.media), *options]
+    done = subprocess.run([*_SCORE, *given], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not scored" not in done.stderr, done.stderr
     found: Scores = {}
     for line in map(json.loads, output.read_text().splitlines()):
         found |= {f"{line['id']}/{number}": score for number, score in enumerate(line["scores"])}
@@ -216,8 +227,9 @@ def by_client(url: str, questions: Questions, **settings: Any) -> Scores:
 
 
 def by_plain_requests(url: str, questions: Questions) -> Scores:
-    """Requests as somebody writes them who knows nothing of us: files as they are, no newlines behind images that a turn
-    begins with, no system prompt of the training.
+    """Requests as somebody writes them who knows nothing of us.
+
+    Files go as they are, without newlines behind images that a turn begins with, and without the trained system prompt.
     """
     model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
     found: Scores = {}
@@ -248,14 +260,6 @@ def _plain_messages(prompt: Prompt, media: Path, text: str) -> list[dict[str, An
                 parts.append({"type": "text", "text": words})
         messages.append({"role": "user", "content": parts})
     return [*messages, {"role": "assistant", "content": text}]
-
-
-def by_vllm(checkpoint: Path, questions: Questions, **settings: Any) -> Scores:
-    """`scoring.engine: vllm`, in this process."""
-    from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
-
-    given = {"max_length": 4096, "max_pixels": None, "tokens_per_batch": 4096, "max_images": 3} | settings
-    return _whole(VllmScorer(checkpoint, questions.media, **given).score(questions.prompts, questions.responses))
 
 
 def _whole(found: tuple[Scores, Mapping[str, tuple[str, str]]]) -> Scores:

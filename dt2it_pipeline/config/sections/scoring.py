@@ -57,8 +57,9 @@ class ScoringSettings(Settings):
     max_pixels: MaxPixels = Field(
         "trained",
         json_schema_extra=unit("pixels"),
-        description="larger images are scaled down to this size. trained: that of the model's training, as its own files "
-        "say, and so that of any server. paper: 1,310,720, with which the paper scores and evaluates (arXiv 2604.19544)",
+        description="larger images are scaled down to this size. trained: that of the model's training, as its own "
+        "files say, and so that of any server. paper: 1,310,720, with which the paper scores and evaluates "
+        "(arXiv 2604.19544)",
     )
 
     @property

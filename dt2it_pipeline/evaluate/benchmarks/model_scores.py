@@ -15,8 +15,8 @@ from typing import ClassVar
 import pyarrow as pa
 
 from dt2it_pipeline.engines.jobs import Reporter, Summary
-from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob, plan_shards, shard_path, write_shard
 from dt2it_pipeline.reward.scoring.image_size import image_size
+from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob, plan_shards, shard_path, write_shard
 from dt2it_pipeline.storage import atomic, schemas
 
 _URL = re.compile(r"https?://", re.IGNORECASE)

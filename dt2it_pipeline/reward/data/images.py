@@ -59,8 +59,8 @@ class ImageRegistry:
     Args:
         image_processor: of the model.
         media_root: folder that no path may leave.
-        max_pixels: larger images and frames are scaled down to this many pixels. None: to what the image processor's own
-            `size` says, which is that of the training where the model is one of our checkpoints.
+        max_pixels: larger images and frames are scaled down to this many pixels. None: to what the image processor's
+            own `size` says, which is that of the training where the model is one of our checkpoints.
         video_processor: of the model; without it, videos are refused.
     """
 

@@ -125,9 +125,9 @@ def _use(card: Mapping[str, Any]) -> str:
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
     return (
         "## Use\n\n"
-        f"A conversation is written with the chat template of the checkpoint, the answer being its last turn.{put_first}"
-        "The score is read at the last token. Larger images are scaled down as the processor's files say. Nothing else "
-        "needs to be set.\n\n"
+        "A conversation is written with the chat template of the checkpoint, the answer being its last turn."
+        f"{put_first}The score is read at the last token. Larger images are scaled down as the processor's files say. "
+        "Nothing else needs to be set.\n\n"
         "```python\n"
         "from dt2it_pipeline import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'

@@ -32,7 +32,7 @@ _BEGIN, _END = "{#- reward model: begin -#}\n", "{#- reward model: end -#}\n"
 # Loops over messages and over their parts tell vLLM that the template takes parts; it would join images and texts with
 # newlines otherwise. Other roles' parts become one text, as the base model's template is given in training.
 _PREAMBLE = """\
-{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, messages=[], parts=[], text='', first=true, newline=false) -%}
+{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, messages=[]) -%}
 {%- for message in messages -%}
 {%- if message.content is string -%}
 {%- set trained.messages = trained.messages + [message] -%}

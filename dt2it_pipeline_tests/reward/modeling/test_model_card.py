@@ -86,7 +86,10 @@ def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
     """As far as no server is needed; serve/test_vllm_server.py sends it to one."""
     write_card(checkpoint, base_model="someone/some-model")
     body = request_of((checkpoint / "README.md").read_text())
-    assert [message["role"] for message in body["messages"]] == ["user", "assistant"]  # the template puts the rest first
+    assert [message["role"] for message in body["messages"]] == [
+        "user",
+        "assistant",
+    ]  # the template puts the rest first
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as image:
         assert image.convert("RGB").getpixel((9, 9)) == (255, 0, 0)
