@@ -53,7 +53,9 @@ def measure(work: Path, checkpoint: Path | None, family: str, dtype: str, photos
         columns["server, our client"] = parity.by_client(url, questions)
         columns["server, plain requests"] = parity.by_plain_requests(url, questions)
     differences = {way: parity.differences(ours, scores, questions.kind_of) for way, scores in columns.items()}
-    return parity.table(differences, list(dict.fromkeys(questions.kinds.values())))
+    for way, scores in columns.items():
+        differences[way]["root mean square of all"] = parity.typical_difference(ours, scores)
+    return parity.table(differences, [*dict.fromkeys(questions.kinds.values()), "root mean square of all"])
 
 
 if __name__ == "__main__":

@@ -279,6 +279,12 @@ def differences(reference: Scores, other: Scores, kind_of: Callable[[str], str])
     return found
 
 
+def typical_difference(reference: Scores, other: Scores) -> float:
+    """Root mean square of all differences, in the unit of `differences`."""
+    apart = [other[name] - score for name, score in reference.items()]
+    return float(np.sqrt(np.mean(np.square(apart))) / np.std(list(reference.values())))
+
+
 def table(columns: Mapping[str, Mapping[str, float]], kinds: Sequence[str]) -> str:
     """A Markdown table of differences: a row per kind of input, a column per way."""
     lines = [f"| input | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
