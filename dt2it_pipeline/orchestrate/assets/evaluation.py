@@ -209,7 +209,8 @@ def _headline(artifact: Artifact) -> dict[str, Any]:
     accuracy = {} if math.isnan(pooled) else {"accuracy": float(f"{pooled:.4g}")}
     table = comparison(to_frame(artifact["benchmark_figures"]))
     compared = {} if table.empty else {"published_systems": dg.MetadataValue.md(comparison_markdown(table))}
-    return {**accuracy, "accuracy_table": markdown_of(artifact["benchmark_scores"]), **compared}
+    size = {"image_size": image_size_line(artifact.metadata)}
+    return {**accuracy, "accuracy_table": markdown_of(artifact["benchmark_scores"]), **size, **compared}
 
 
 def entry_hashes() -> dict[str, str]:
