@@ -71,7 +71,7 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
     from dt2it_pipeline.reward.data.encoding import load_processor
     from dt2it_pipeline.reward.reward_model import RewardModel
 
-    processor = load_processor(base)
+    processor = load_processor(base, SYSTEM)
     head = RewardModel.from_pretrained(checkpoint).head
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
 
@@ -82,7 +82,6 @@ def one_at_a_time(checkpoint: Path, base: str, media: Path) -> Way:
             prompt = prompts[key]
             question = prompt["turns"][0]["text"].removeprefix("<image>")
             messages = [
-                {"role": "system", "content": SYSTEM},
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
                 {"role": "assistant", "content": text},
             ]
@@ -112,8 +111,8 @@ def plain_batches(checkpoint: Path, media: Path) -> Way:
 
     def run(rows: Rows) -> dict[str, float]:
         prompts, responses = rows
-        registry = ImageRegistry(processor.image_processor, media, 10**9)
-        prompt_encoder = PromptEncoder(checkpoint, registry, SYSTEM, processor)
+        registry = ImageRegistry(processor.image_processor, media, None)
+        prompt_encoder = PromptEncoder(checkpoint, registry, processor)
         encoded = encode_prompts(prompt_encoder, prompts)
         tokens = prompt_encoder.responses([text for _, _, text in responses])
         all_rows = []
@@ -138,7 +137,7 @@ def ours(checkpoint: Path, media: Path, tokens_per_batch: int) -> Way:
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
     scorer = Scorer(
-        checkpoint, media, max_length=ScoringSettings().max_length, max_pixels=10**9, tokens_per_batch=tokens_per_batch
+        checkpoint, media, max_length=ScoringSettings().max_length, max_pixels=None, tokens_per_batch=tokens_per_batch
     )
 
     def run(rows: Rows) -> dict[str, float]:

@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     model = RewardModel.from_pretrained(base, new_head_seed=0)
     model.freeze_vision()
     processor = load_processor(base)
-    registry = ImageRegistry(processor.image_processor, folder, 10**9)
+    registry = ImageRegistry(processor.image_processor, folder, None)
     generator = np.random.default_rng(0)
     images = []
     for number in range(given.pairs):

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from dt2it_pipeline.cli.models import SystemPrompt
-from dt2it_pipeline.cli.options import Columns, Json, VerdictValues, assignments
+from dt2it_pipeline.cli.options import Columns, Json, MaxPixelsOption, VerdictValues, as_max_pixels, assignments
 from dt2it_pipeline.cli.terminal import note, progress, show
 
 PANEL = "Measure"
@@ -39,8 +39,8 @@ def benchmark(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Checkpoint folder of ours or of another trainer, Hub id, URL of a pooling server; or a YAML file of a "
-            "judge, as `annotation.judges` of a recipe has one.",
+            help="Checkpoint folder of ours or of another trainer, Hub id, URL of a pooling server; or a YAML file of "
+            "a judge, as `annotation.judges` of a recipe has one.",
         ),
     ],
     name: Annotated[
@@ -75,9 +75,7 @@ def benchmark(
             show_default="the context of the model",
         ),
     ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
-    ] = 1_310_720,
+    max_pixels: MaxPixelsOption = "trained",
     as_json: Json = False,
 ) -> None:
     """Benchmark a reward model on published rows: the authors' figures with 95% intervals, beside published systems."""
@@ -94,7 +92,7 @@ def benchmark(
     if Path(model).suffix in (".yaml", ".yml"):
         _benchmark_judge(Path(model), list(zip(name, rows, media, strict=True)), output, columns, as_json)
         return
-    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=max_pixels)
+    settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
     results = []
     for each, file, folder in zip(name, rows, media, strict=True):
         with progress(f"scoring {each}", "responses", "responses_total") as report:
@@ -121,7 +119,9 @@ def benchmark(
         {"benchmark": r.name, "version": r.version, "pairs": r.pairs, "ties": r.ties, "unscored": r.unscored}
         for r in results
     ]
-    show({"model": model, "benchmarks": counts, "figures": figures}, [text], as_json=as_json)
+    size = {"max_pixels": found.max_pixels, "trained_max_pixels": found.trained_max_pixels}
+    shown = {"model": model, **size, "benchmarks": counts, "figures": figures}
+    show(shown, [found.image_size, text], as_json=as_json)
 
 
 def _benchmark_judge(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dt2it_pipeline.cli.options import Json, MediaRoot, RecipeFile
+from dt2it_pipeline.cli.options import Json, MaxPixelsOption, MediaRoot, RecipeFile, as_max_pixels
 from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SystemPrompt = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="System turn that the model was trained with, where its files do not say it.",
+        help="System turn of the training, for a model whose chat template does not have it.",
         show_default="as its files say",
     ),
 ]
@@ -202,9 +202,7 @@ def score(
             show_default="the context of the model",
         ),
     ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(metavar="PIXELS", min=1024, help="Larger images are scaled down to this.")
-    ] = 1_310_720,
+    max_pixels: MaxPixelsOption = "trained",
     system_prompt: SystemPrompt = None,
     as_json: Json = False,
 ) -> None:
@@ -215,6 +213,7 @@ def score(
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url
     from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
+    from dt2it_pipeline.reward.scoring.image_size import image_size_line
     from dt2it_pipeline.reward.scoring.response_files import read_response_file
     from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
     from dt2it_pipeline.storage.artifacts import model_digest
@@ -228,7 +227,9 @@ def score(
         raise typer.BadParameter(f"--output {output} is a folder; name a file")
     if tables and (prompts is None or media is None):
         raise typer.BadParameter("a table of responses needs --prompts and --media")
-    settings = ScoringSettings(engine=engine, processes=processes, max_length=max_length, max_pixels=max_pixels)
+    settings = ScoringSettings(
+        engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels)
+    )
     work = output.with_name(f"{output.name}.work")
     read: ResponseFile | None = None
     store = media
@@ -273,7 +274,8 @@ def score(
     if lost := left_out(aside):
         note(lost.in_words(int(summary["responses"]), "responses", "--max-length", max_length))
     line = f"{output}: {counts['scored']} of {counts['responses']} responses scored"
-    show({"output": str(output), **counts}, [line], as_json=as_json)
+    size = {key: summary[key] for key in ("max_pixels", "trained_max_pixels")}
+    show({"output": str(output), **counts, **size}, [line, image_size_line(summary)], as_json=as_json)
 
 
 def _write_scores(
@@ -346,7 +348,12 @@ def convert(
     system_prompt: SystemPrompt = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", min=1024, help="Pixels per image that it was trained with, for its card."),
+        typer.Option(
+            metavar="PIXELS",
+            min=1024,
+            help="Pixels per image that it was trained with.",
+            show_default="those of its image processor",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

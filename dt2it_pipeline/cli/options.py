@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 if TYPE_CHECKING:
+    from dt2it_pipeline.config.sections.scoring import MaxPixels
     from dt2it_pipeline.storage.artifacts import Store
 
 Home: TypeAlias = Annotated[
@@ -57,6 +58,14 @@ VerdictValues: TypeAlias = Annotated[
         show_default="by its words",
     ),
 ]
+MaxPixelsOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        metavar="PIXELS",
+        help="Larger images are scaled down to this: a number, `trained` (the size of the model's training, which any "
+        "server takes too), or `paper` (1,310,720).",
+    ),
+]
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
 
 
@@ -66,6 +75,23 @@ def assignments(given: list[str] | None, option: str) -> dict[str, str]:
     if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
         raise typer.BadParameter(f"{option} {wrong[0]!r}: expected NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+def as_max_pixels(given: str) -> MaxPixels:
+    """The value of `MaxPixelsOption` as the setting `scoring.max_pixels`.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    from dt2it_pipeline.config.sections.scoring import LEAST_PIXELS
+
+    if given.isascii() and given.isdigit() and int(given) >= LEAST_PIXELS:
+        return int(given)
+    if given in ("trained", "paper"):
+        return given  # type: ignore[return-value]  # mypy does not narrow a str to the literals
+    raise typer.BadParameter(
+        f"--max-pixels {given}: give a number of pixels of at least {LEAST_PIXELS:,}, `trained` or `paper`"
+    )
 
 
 def home_folder(home: Path | None) -> Path:

@@ -224,7 +224,7 @@ def _range(field: FieldInfo) -> str:
     """The values that a field takes, from its constraints."""
     least, most, pattern = "", "", ""
     lengths: dict[str, int] = {}
-    for each in field.metadata:
+    for each in [*field.metadata, *_constraints(field.annotation)]:
         least = f"{each.ge:,}" if hasattr(each, "ge") else f"above {each.gt:,}" if hasattr(each, "gt") else least
         most = f"{each.le:,}" if hasattr(each, "le") else f"below {each.lt:,}" if hasattr(each, "lt") else most
         lengths |= {name: getattr(each, name) for name in ("min_length", "max_length") if hasattr(each, name)}
@@ -239,6 +239,16 @@ def _range(field: FieldInfo) -> str:
     if low == 1 and high is None:
         return "not empty"
     return f"{low or 0} to {high} {what}" if high is not None else ""
+
+
+def _constraints(annotation: Any) -> list[Any]:
+    """Constraints of the number among the values of a setting that takes a number or names."""
+    if get_origin(annotation) is Annotated:
+        given = [each for each in annotation.__metadata__ if isinstance(each, FieldInfo)]
+        return [constraint for each in given for constraint in each.metadata]
+    if get_origin(annotation) in (Union, UnionType):
+        return [found for part in get_args(annotation) for found in _constraints(part)]
+    return []
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,6 +1,9 @@
 """Scores of responses from a reward model behind a URL, such as `vllm serve CHECKPOINT --runner pooling`.
 
 A request holds one conversation with its images and is answered with one number (see the README.md of a checkpoint).
+Image size, system prompt and chat template are the business of the server, which reads them in the checkpoint's files.
+Only images that a server would decode otherwise than we do are decoded here (`_content`).
+
 The key comes from the environment variable VLLM_API_KEY; `engines.http` keeps it out of messages, and tries again where
 that may help.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import math
 import os
@@ -26,14 +30,14 @@ from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.http import HttpClient, NoAnswer, Refused, RetryPolicy, each, finished
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.media.images import opened_image
+from dt2it_pipeline.media.images import open_image, opened_image
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.media.paths import confined
+from dt2it_pipeline.media.pixels import ORIENTATION
 
 API_KEY_ENV = "VLLM_API_KEY"
 _CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # a server would take these for control tokens
 _RETRIES = RetryPolicy(retries=4, first_wait=0.5)
-_CARD = "reward_model.json"
 
 
 class EndpointScorer:
@@ -42,13 +46,18 @@ class EndpointScorer:
     Args:
         url: of the server, or of its path that scores (`/classify`, the default, or `/pooling`).
         media_root: folder that no image may leave.
-        system_prompt: system turn that the model was trained with. By default that of the served checkpoint where the
-            server names a folder that lies on this machine too, else none; `system_prompt` then tells which.
+        system_prompt: system turn of a model whose chat template does not have it, unlike those of our checkpoints.
+        max_pixels: images are scaled down to this many pixels instead of what the served checkpoint says; vLLM takes it
+            only where it was started with --trust-request-mm-kwargs.
         concurrency: requests at once.
         timeout: seconds that a request may take.
 
     Raises:
         EngineError: the URL or the key is none that may be used, the server cannot be reached, or names no model.
+
+    Attributes:
+        model: name under which the server holds the model.
+        root: folder on the server's machine, or Hub id, that the model was loaded from.
     """
 
     def __init__(
@@ -56,7 +65,8 @@ class EndpointScorer:
         url: str,
         media_root: str | Path,
         *,
-        system_prompt: str | None = None,
+        system_prompt: str = "",
+        max_pixels: int | None = None,
         concurrency: int = 16,
         timeout: float = 120.0,
     ) -> None:
@@ -70,8 +80,9 @@ class EndpointScorer:
         self._base = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/") or "/classify"
         self._root, self._concurrency = Path(media_root), concurrency
-        self.model, folder = self._served()
-        self.system_prompt = _prompt_of(folder) if system_prompt is None else system_prompt
+        self.system_prompt = system_prompt
+        self._size = {} if max_pixels is None else {"max_pixels": max_pixels}
+        self.model, self.root = self._served()
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
@@ -86,7 +97,7 @@ class EndpointScorer:
             Scores by response_id; and reason and detail of every response without one.
 
         Raises:
-            EngineError: the server refuses the key or the model, or cannot be reached any more.
+            EngineError: the server refuses the key, the model or `max_pixels`, or cannot be reached any more.
         """
         found = finished(self._all(prompts, responses))
         scores: dict[str, float] = {}
@@ -121,8 +132,15 @@ class EndpointScorer:
         except RowError as error:  # a ChatError or a MediaError
             return (error.reason, error.detail)
         body = {"model": self.model, "messages": messages, "add_generation_prompt": False}
+        if self._size and prompt["media"]:
+            body["mm_processor_kwargs"] = self._size
         answer = await self._ask(connection, self._path, body)
         if isinstance(answer, Refused):
+            if "mm_processor_kwargs" in body and "mm_processor_kwargs" in answer.detail:
+                raise EngineError(
+                    f"{self._base} takes no image size from a request: leave max_pixels at `trained`, or start the "
+                    "server with --trust-request-mm-kwargs"
+                )
             return ("refused by the endpoint", f"{answer.code}: {answer.detail}")
         value = _number(answer)
         if value is None:
@@ -156,12 +174,9 @@ class EndpointScorer:
     def _image(self, medium: Mapping[str, str]) -> dict[str, Any]:
         if medium["kind"] != "image":
             raise ChatError("medium not supported", "an endpoint is asked about images alone")
-        file = confined(medium["path"], self._root)
-        with opened_image(file, medium["path"]) as image:
-            image.load()  # a damaged image is not sent
-            kind = Image.MIME[image.format or "PNG"]
-        content = base64.b64encode(file.read_bytes()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{content}"}}
+        kind, content = _content(confined(medium["path"], self._root), medium["path"])
+        url = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
 
     def _served(self) -> tuple[str, str]:
         """Name of the model that the server holds, and the folder or Hub id that it was loaded from."""
@@ -201,9 +216,21 @@ def _number(answer: Any) -> float | None:
         return None
 
 
-def _prompt_of(folder: str) -> str:
-    """System prompt of a checkpoint that lies on this machine; none where it does not."""
-    try:
-        return str(json.loads((Path(folder) / _CARD).read_text(encoding="utf-8")).get("system_prompt") or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
+def _content(file: Path, name: str) -> tuple[str, bytes]:
+    """MIME type and content to send of an image: what every server decodes to the pixels that our scorers see.
+
+    A plain photograph or drawing goes as it is. Servers differ in what they make of 16-bit values, transparency,
+    orientation and animations, so an image with any of them goes as it looks to us (`pixels.to_rgb`).
+
+    Raises:
+        MediaError: the image is missing or damaged.
+    """
+    with opened_image(file, name) as image:
+        image.load()
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        plain = image.mode in ("RGB", "L") and not image.has_transparency_data and upright
+        if plain and image.format in ("JPEG", "PNG") and not getattr(image, "is_animated", False):
+            return Image.MIME[image.format], file.read_bytes()
+    buffer = io.BytesIO()
+    open_image(file, name).save(buffer, "PNG", compress_level=1)  # to be read once: quick rather than small
+    return Image.MIME["PNG"], buffer.getvalue()

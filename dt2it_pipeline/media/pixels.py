@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-_ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag
 _GRID = 32  # pixels a side from which the perceptual hash is computed
 _KEPT = 8  # lowest frequencies a direction
 _FLAT = 4.0  # grey levels; an image that varies less has no structure to recognise
@@ -53,7 +53,7 @@ def orientation(image: Image.Image) -> int:
     """
     if image.format == "PNG" and "exif" not in image.info:
         return 1
-    value = image.getexif().get(_ORIENTATION, 1)
+    value = image.getexif().get(ORIENTATION, 1)
     return value if value in range(1, 9) else 1
 
 

@@ -7,9 +7,9 @@ model, served as by `vllm serve MODEL --runner pooling` with what its card asks 
 `vllm serve MODEL`, ready to be a judge (`kind: endpoint`, `base_url: http://127.0.0.1:8000/v1`): JSON that is asked for
 comes without blanks between its parts, with which a weak model would fill a reply.
 
-Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), takes the
-image size of training from the checkpoint's card, and on a machine without a GPU computes in float32. Options given
-on the command line win.
+Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), and on a
+machine without a GPU it computes in float32. Options given on the command line win. Image size, system prompt and chat
+template of a reward model are in its own files, so both commands give its scores.
 
 Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it,
 and a hook that runs at the start of every Python process of an installation is not for a package to bring.
@@ -42,11 +42,11 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
         ServeError: a folder is given that holds no model.
         CheckpointError: a folder holds a reward model without a head, or in a layout that vLLM does not read.
     """
-    from dt2it_pipeline.reward.modeling.checkpoint import ADAPTER_CONFIG, CARD, CONFIG, read_json
+    from dt2it_pipeline.reward.modeling.checkpoint import ADAPTER_CONFIG, CONFIG
     from dt2it_pipeline.reward.modeling.heads import holds_head, serving_fault
+    from dt2it_pipeline.reward.modeling.processor_files import CARD
 
     folder = Path(model_path(model))
-    card = folder / CARD
     if folder.is_dir() and not any((folder / name).is_file() for name in (CARD, CONFIG, ADAPTER_CONFIG)):
         raise ServeError(f"{model} holds no model: neither {CARD} (a reward-model checkpoint) nor {CONFIG} is there")
     scores = any((folder / name).is_file() for name in (CARD, ADAPTER_CONFIG)) or holds_head(folder)
@@ -56,9 +56,6 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     ours: dict[str, list[str]] = {}
     if scores:
         ours["--runner"] = ["pooling"]
-        most = read_json(card).get("max_pixels") if card.is_file() else None
-        if most:
-            ours["--mm-processor-kwargs"] = [json.dumps({"max_pixels": most})]
     else:
         ours |= {"--runner": ["generate"], "--served-model-name": [model]}
         ours["--structured-outputs-config"] = [json.dumps(WITHOUT_BLANKS)]

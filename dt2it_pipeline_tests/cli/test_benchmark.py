@@ -108,15 +108,16 @@ def test_a_server_is_asked_in_the_same_way(
     """The wire itself is tested in engines/; here a server that scores by the length of the answer."""
 
     class Stub:
-        model, system_prompt = "served", ""
+        model, system_prompt, root = "served", "", "elsewhere"
 
-        def __init__(self, url: str, media_root: str, system_prompt: str | None = None) -> None: ...
+        def __init__(self, url: str, media_root: str, **settings: Any) -> None: ...
 
         def score(self, prompts: Any, responses: Any) -> Any:
             return {name: float(len(text)) for name, _, text in responses}, {}
 
     monkeypatch.setattr(score_endpoint, "EndpointScorer", Stub)
-    dt2it(*arguments(world["root"], "http://localhost:1", tmp_path))
+    printed = dt2it(*arguments(world["root"], "http://localhost:1", tmp_path, max_pixels=None))
+    assert printed.startswith("images: scaled down as the server's checkpoint says, which is not on this machine\n")
     pairs = atomic.read_parquet(tmp_path / "results.parquet").to_pylist()
     for row, pair in zip(world["rows"], pairs, strict=True):
         best = row["human_ranking"].index(0)
@@ -124,6 +125,25 @@ def test_a_server_is_asked_in_the_same_way(
             len(row["response"][best]), len(row["response"][1 - best])
         )  # fmt: skip
     assert not list(tmp_path.glob("*/work"))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (None, "images: scaled down to at most 1,024 pixels, as in training\n"),
+        ("paper", "images: scaled down to at most 1,310,720 pixels; the model was trained at 1,024\n"),
+    ],
+)
+def test_the_size_of_images_is_printed(world: dict[str, Any], tmp_path: Path, given: str | None, line: str) -> None:
+    root = world["root"]
+    printed = dt2it(*arguments(root, str(root / "ours"), tmp_path, max_pixels=given))
+    assert printed.startswith(line)
+
+
+@pytest.mark.parametrize("given", ["1023", "large", "-5", "1e6"])
+def test_another_size_than_pixels_or_a_name_is_refused(world: dict[str, Any], tmp_path: Path, given: str) -> None:
+    message = failing(*arguments(world["root"], "m", tmp_path, max_pixels=given), code=2)
+    assert "at least 1,024, `trained` or `paper`" in " ".join(message.split())
 
 
 def test_what_is_wrong_ends_with_one_line(world: dict[str, Any], tmp_path: Path) -> None:

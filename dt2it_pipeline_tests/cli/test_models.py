@@ -73,7 +73,10 @@ def test_scores_of_lines_are_those_of_the_checkpoint(world: dict[str, Any], tmp_
     call = ["score", world["checkpoint"], file, "--media", world["tables"]["media_root"], "--max-length", 512]
     result = invoke(*map(str, call), "--output", str(tmp_path / "scores.jsonl"))
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{tmp_path / 'scores.jsonl'}: 6 of 6 responses scored\n"
+    assert result.stdout.splitlines() == [
+        f"{tmp_path / 'scores.jsonl'}: 6 of 6 responses scored",
+        "images: scaled down to at most 65,536 pixels, as in training",
+    ]
     for fault in (
         "line 4: missing image",
         "line 5: markers do not fit",

@@ -29,7 +29,7 @@ def test_settings_are_those_of_the_paper(recipe: Recipe) -> None:
     assert (training.learning_rate, training.warmup_ratio, training.epochs) == (1e-5, 0.1, 1)
     assert (training.global_batch_size, training.precision, training.gradient_checkpointing) == (512, "bfloat16", True)
     assert (training.max_length, training.max_pixels, training.deepspeed_config) == (7168, 268_324, "zero2")
-    assert (recipe.scoring.max_length, recipe.scoring.max_pixels) == (12_288, 1_310_720)
+    assert (recipe.scoring.max_length, recipe.scoring.pixel_limit) == (12_288, 1_310_720)
     assert (recipe.curation.flip_fraction, recipe.rounds, len(recipe.annotation.judges)) == (0.5, 3, 2)
 
 

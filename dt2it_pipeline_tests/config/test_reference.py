@@ -56,6 +56,7 @@ def test_every_section_has_a_docstring() -> None:
         ("judging.judges[].kind", ("reference | endpoint | vllm | likelihood", "", "required")),
         ("judging.modes", ("list of listwise | pointwise | pairwise", "not empty", '["listwise", "pointwise"]')),
         ("sampling.max_pixels", ("integer or null", "at least 1,024", "null")),
+        ("scoring.max_pixels", ("trained | paper or integer", "at least 1,024", "trained")),
     ],
 )
 def test_type_range_and_default(key: str, expected: tuple[str, str, str]) -> None:

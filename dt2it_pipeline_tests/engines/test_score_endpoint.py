@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +19,8 @@ from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.engines.http import RetryPolicy
 from dt2it_pipeline.engines.score_endpoint import EndpointScorer
 from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.media.images import open_image
+from dt2it_pipeline.media.pixels import ORIENTATION
 
 
 class Server(ThreadingHTTPServer):
@@ -29,6 +33,7 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, list[int]] = {}
         self.replies: dict[str, bytes] = {}  # bodies in place of a score, by answer
         self.root = "a/hub-id"
+        self.refusal = "so it is"
 
     @property
     def url(self) -> str:
@@ -58,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(body)
         self.server.keys.add(self.headers.get("Authorization"))
         if faults := self.server.faults.get(text):
-            self.answer(faults.pop(0), {"error": f"so it is: {self.headers.get('Authorization')}"})
+            self.answer(faults.pop(0), {"error": f"{self.server.refusal}: {self.headers.get('Authorization')}"})
         elif text in self.server.replies:
             self.answer(200, self.server.replies[text])
         elif self.path == "/pooling":
@@ -136,12 +141,54 @@ def test_a_server_that_cannot_be_used_ends_the_run(server: Server, tmp_path: Pat
         scorer.score({"p": prompt("q", [])}, [("r", "p", "x")])
 
 
-def test_the_system_prompt_is_that_of_a_served_folder(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "reward_model.json").write_text('{"system_prompt": "As trained."}')
-    assert EndpointScorer(server.url, tmp_path).system_prompt == ""
-    server.root = str(tmp_path)
-    assert EndpointScorer(server.url, tmp_path).system_prompt == "As trained."
-    assert EndpointScorer(server.url, tmp_path, system_prompt="").system_prompt == ""
+def test_the_server_is_left_to_say_what_the_training_was(server: Server, tmp_path: Path) -> None:
+    asked = [("r", "p", "x")]
+    EndpointScorer(server.url, tmp_path).score({"p": prompt("q", []) | {"system": ""}}, asked)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.jpg")
+    sized = EndpointScorer(server.url, tmp_path, max_pixels=4096)
+    sized.score({"p": prompt("q", [])}, asked)
+    sized.score({"p": prompt()}, asked)
+    assert [message["role"] for message in server.requests[0]["messages"]] == ["user", "assistant"]
+    assert [r.get("mm_processor_kwargs") for r in server.requests] == [None, None, {"max_pixels": 4096}]
+    server.faults = {"x": [400]}
+    server.refusal = "Per-request mm_processor_kwargs are disabled"
+    with pytest.raises(EngineError, match="start the server with --trust-request-mm-kwargs"):
+        sized.score({"p": prompt()}, asked)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "kept"),
+    [("RGB", "JPEG", True), ("L", "PNG", True), ("I;16", "PNG", False), ("RGBA", "PNG", False), ("RGB", "BMP", False)],
+)
+def test_an_image_goes_out_as_we_see_it(server: Server, tmp_path: Path, mode: str, form: str, kept: bool) -> None:
+    pixels = np.arange(96, dtype=np.uint16).reshape(8, 12) * 600
+    image = (
+        Image.fromarray(pixels) if mode == "I;16" else Image.fromarray((pixels // 257).astype(np.uint8)).convert(mode)
+    )
+    if mode == "RGBA":
+        image.putalpha(90)
+    image.save(tmp_path / "a.jpg", form)
+    assert _sent(server, tmp_path) == (kept, True)
+
+
+def test_a_sideways_photograph_goes_out_upright(server: Server, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", "JPEG", exif=exif)
+    assert _sent(server, tmp_path) == (False, True)
+
+
+def _sent(server: Server, folder: Path) -> tuple[bool, bool]:
+    """Whether the image a.jpg was sent as it is, and whether a decoder that knows nothing sees what our scorers see."""
+    _, faults = EndpointScorer(server.url, folder).score({"p": prompt()}, [("r", "p", "x")])
+    assert not faults
+    url = server.requests[-1]["messages"][1]["content"][0]["image_url"]["url"]
+    content = base64.b64decode(url.partition(",")[2])
+    with Image.open(io.BytesIO(content)) as image:
+        assert url.startswith(f"data:{Image.MIME[image.format or '']};")
+        seen = np.asarray(image.convert("RGB"))
+    file = folder / "a.jpg"
+    return content == file.read_bytes(), np.array_equal(seen, np.asarray(open_image(file)))
 
 
 def test_a_url_with_a_password_or_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

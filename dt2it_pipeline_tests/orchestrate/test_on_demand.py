@@ -58,7 +58,9 @@ def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
 
     (tmp_path / "base").mkdir()
     with atomic.atomic_directory(tmp_path / "checkpoint") as folder:
-        RewardModel.from_pretrained(make_tiny(tmp_path / "base"), new_head_seed=0).save_pretrained(folder)
+        model = RewardModel.from_pretrained(make_tiny(tmp_path / "base"), new_head_seed=0)
+        model.card["max_pixels"] = 1024
+        model.save_pretrained(folder)
     home = Store(tmp_path / "home")
     pairs, prompts = world(home.media)
     kept = ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")
@@ -78,5 +80,6 @@ def test_any_checkpoint_is_benchmarked(recipe: Recipe, tmp_path: Path) -> None:
     accuracy = (results["outcome"] == "correct").mean()
     assert {row["figure"]: row["value"] for row in artifact["benchmark_figures"].to_pylist()}["overall"] == accuracy
     (event,) = done.asset_materializations_for_node("checkpoint_scores")
+    assert event.metadata["image_size"].value == "images: scaled down to at most 1,024 pixels, as in training"
     assert "| DT2IT-MRM |" in str(event.metadata["published_systems"].value)
     assert not run(recipe, home.home, "benchmark", "checkpoint_scores", {"model": "/nowhere"}).success

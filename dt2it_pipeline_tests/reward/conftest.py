@@ -56,10 +56,10 @@ def setup(base: Callable[[str], Path], media: tuple[Path, Any]) -> Callable[...,
         from dt2it_pipeline.reward.reward_model import RewardModel
 
         folder = base(family)
-        processor = load_processor(folder)
+        processor = load_processor(folder, "You judge.")
         registry = ImageRegistry(processor.image_processor, media[0], 65536, processor.video_processor)
         model = RewardModel.from_pretrained(folder, new_head_seed=0)
-        return model, PromptEncoder(folder, registry, "You judge.", processor), registry
+        return model, PromptEncoder(folder, registry, processor), registry
 
     return get
 

@@ -44,7 +44,6 @@ def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
     reward_model_files(tmp_path)
     made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
     assert made[:4] == ["serve", str(tmp_path), "--runner", "pooling"]
-    assert json.loads(made[made.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
     assert made[-3:] == ["--enforce-eager", "--port", "1"]
     given = serve_arguments(str(tmp_path), ["--mm-processor-kwargs={}", "--dtype", "bfloat16"], on_cpu=True)
     assert given == [
@@ -150,7 +149,6 @@ class Served:
 
     root: Path
     url: str
-    max_pixels: int
 
     @property
     def checkpoint(self) -> Path:
@@ -180,7 +178,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     options = ["--max-model-len", "512", "--served-model-name", "CHECKPOINT"]
     if not plain:
         with served(root / "ours", root / "server.log", *options) as url:
-            yield Served(root, url, 1024)
+            yield Served(root, url)
         return
     options += ["--runner", "pooling", "--dtype", "float32"]  # else vLLM would compute in half precision
     options += ["--enforce-eager", *ONE_PROCESS_LESS]  # no compilation, which takes minutes on a CPU
@@ -189,8 +187,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     }  # fmt: skip
     command = ("vllm", "serve")
     with served(root / "ours", root / "server.log", *options, command=command, environment=environment) as url:
-        # vLLM's own command knows nothing of the pixels that the model was trained with: it takes the processor's.
-        yield Served(root, url, 65536)
+        yield Served(root, url)
 
 
 @pytest.mark.heavy
@@ -202,7 +199,7 @@ def test_a_server_answers_the_request_of_the_card_with_our_score(server: Served)
     turns = [{"role": "user", "text": "<image>QUESTION"}]
     asked = {"turns": turns, "images": [Image.new("RGB", (64, 64), "red")]}
     model = RewardModel.from_pretrained(server.checkpoint)
-    ours = model.score([asked], [["ANSWER"]], max_pixels=server.max_pixels)[0][0]
+    ours = model.score([asked], [["ANSWER"]])[0][0]
     answer = httpx.post(f"{server.url}/classify", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     score = answer.json()["data"][0]["probs"][0]
@@ -213,7 +210,8 @@ def test_a_server_answers_the_request_of_the_card_with_our_score(server: Served)
 @pytest.mark.heavy
 def test_the_benchmark_command_scores_a_served_checkpoint_as_the_checkpoint(server: Served, tmp_path: Path) -> None:
     for name, model in (("served", server.url), ("loaded", str(server.checkpoint))):
-        dt2it(*arguments(server.root, model, tmp_path / name, max_pixels=server.max_pixels))
+        told = dt2it(*arguments(server.root, model, tmp_path / name, max_pixels=None))
+        assert told.startswith("images: scaled down to at most 1,024 pixels, as in training")
     scored, loaded = (atomic.read_parquet(tmp_path / n / "results.parquet").to_pandas() for n in ("served", "loaded"))
     for side in ("chosen_score", "rejected_score"):
         assert scored[side].tolist() == pytest.approx(loaded[side].tolist(), abs=1e-4)

@@ -51,7 +51,10 @@ def make_world(root: Path, family: str = "qwen3_vl", hidden: int = 32) -> dict[s
     return {"root": root, "rows": rows}
 
 
-def arguments(root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: int = 1024) -> list[str]:
+def arguments(
+    root: Path, model: str, output: Path, rows: str = "rows.jsonl", *, max_pixels: str | None = "1024"
+) -> list[str]:
     given = {"benchmark": "VL-RewardBench", "rows": str(root / rows), "media": str(root / "images"),
-             "output": str(output), "max-length": "512", "max-pixels": str(max_pixels)}  # fmt: skip
+             "output": str(output), "max-length": "512"}  # fmt: skip
+    given |= {} if max_pixels is None else {"max-pixels": max_pixels}
     return ["benchmark", model, *(part for name, value in given.items() for part in (f"--{name}", value))]

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
 from dt2it_pipeline.config.base import Settings, unit
+
+LEAST_PIXELS, PAPER_PIXELS = 1024, 1_310_720
+MaxPixels: TypeAlias = Literal["trained", "paper"] | Annotated[int, Field(ge=LEAST_PIXELS)]
+
+
+def pixel_limit(max_pixels: MaxPixels) -> int | None:
+    """Pixels to which larger images are scaled down; None where the model's own files say.
+
+    >>> pixel_limit("trained"), pixel_limit("paper"), pixel_limit(65536)
+    (None, 1310720, 65536)
+    """
+    if isinstance(max_pixels, int):
+        return max_pixels
+    return PAPER_PIXELS if max_pixels == "paper" else None
 
 
 class ScoringSettings(Settings):
@@ -41,6 +55,15 @@ class ScoringSettings(Settings):
         description="a response that is longer than this together with its prompt is quarantined, and counted in the "
         "log and the report; set it where memory needs a limit. null: the context of the model",
     )
-    max_pixels: int = Field(
-        1_310_720, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"
+    max_pixels: MaxPixels = Field(
+        "trained",
+        json_schema_extra=unit("pixels"),
+        description="larger images are scaled down to this size. trained: that of the model's training, as its own "
+        "files say, and so that of any server. paper: 1,310,720, with which the paper scores and evaluates "
+        "(arXiv 2604.19544)",
     )
+
+    @property
+    def pixel_limit(self) -> int | None:
+        """`max_pixels` as a number, None where it is that of the model's training."""
+        return pixel_limit(self.max_pixels)

@@ -172,7 +172,11 @@ class TrainingSettings(Settings):
         "log and the report; set it where memory needs a limit. null: the context of the base model",
     )
     max_pixels: int = Field(
-        268_324, ge=1024, json_schema_extra=unit("pixels"), description="larger images are scaled down to this size"
+        268_324,
+        ge=1024,
+        json_schema_extra=unit("pixels"),
+        description="larger images are scaled down to this size, or to the base model's own limit where that is "
+        "smaller; the checkpoint's files hold it",
     )
     system_prompt: str = Field(
         "You are an impartial evaluator. Judge how well the assistant answers the question about the picture.",

@@ -26,6 +26,7 @@ from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, i
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import published_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import get_entry
+from dt2it_pipeline.reward.scoring.image_size import image_size_line
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
 
@@ -39,12 +40,21 @@ class ModelBenchmark:
         quarantine: rows that could not be read (table kind `quarantine`).
         responses: how many different responses the others have.
         unscored: those of them that the model gave no score (table kind `quarantine`).
+        max_pixels: pixels to which images were scaled down; None where only a server elsewhere knows.
+        trained_max_pixels: those of the model's training; None where they are not known.
     """
 
     result: BenchmarkResult
     quarantine: pa.Table
     responses: int
     unscored: pa.Table
+    max_pixels: int | None
+    trained_max_pixels: int | None
+
+    @property
+    def image_size(self) -> str:
+        """A line that says at which size images were scored, and at which the model was trained."""
+        return image_size_line({"max_pixels": self.max_pixels, "trained_max_pixels": self.trained_max_pixels})
 
 
 def benchmark_model(
@@ -98,7 +108,7 @@ def benchmark_model(
         settings=settings,
         system_prompt=system_prompt,
     )
-    run(job, report)
+    summary = run(job, report)
     if is_url(model):
         shutil.rmtree(folder / "work")  # another model may stand behind the same URL the next time
     table = atomic.read_parquet(folder / "scores.parquet", "scores")
@@ -106,7 +116,9 @@ def benchmark_model(
     sides = ([None if i is None else found.get(i) for i in part] for part in (loaded.chosen, loaded.rejected))
     unscored = atomic.read_parquet(folder / "scores.quarantine.parquet", "quarantine")
     result = score_benchmark(entry.name, published, *sides, columns=columns)
-    return ModelBenchmark(result, loaded.quarantine, len(set(ids)), unscored)
+    return ModelBenchmark(
+        result, loaded.quarantine, len(set(ids)), unscored, summary["max_pixels"], summary["trained_max_pixels"]
+    )
 
 
 def figure_rows(model: str, results: Sequence[BenchmarkResult]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.reward.scoring.image_size import image_size
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob, plan_shards, shard_path, write_shard
 from dt2it_pipeline.storage import atomic, schemas
 
@@ -26,7 +27,7 @@ class BenchmarkScoreJob(ResponsesJob):
 
     Attributes:
         model: checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server.
-        system_prompt: of a server, or of another trainer's model, whose files do not say it.
+        system_prompt: of a model whose chat template does not have it, behind a server or of another trainer.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.evaluate.benchmarks.model_scores:run"
@@ -48,15 +49,17 @@ def is_url(model: str) -> bool:
 def run(job: BenchmarkScoreJob, report: Reporter) -> Summary:
     """Score all responses; tables and summary are those of `reward.scoring.job.run`.
 
-    A server's summary has served_model and system_prompt instead of figures about shards.
+    A server's summary has served_model and system_prompt instead of figures about shards; max_pixels is None where the
+    server's checkpoint is not on this machine.
 
     Raises:
         CheckpointError, ScoringError, ShardsError, EngineError: as there, or the server cannot be used.
     """
     if is_url(job.model):
         return _by_server(job, report)
-    from dt2it_pipeline.reward.modeling.checkpoint import CARD, resolve_folder
+    from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
     from dt2it_pipeline.reward.modeling.heads import serving_fault
+    from dt2it_pipeline.reward.modeling.processor_files import CARD
     from dt2it_pipeline.reward.scoring import job as scoring_job
 
     folder, imported = resolve_folder(job.model), job.work / "imported"
@@ -77,7 +80,8 @@ def _by_server(job: BenchmarkScoreJob, report: Reporter) -> Summary:
     started = time.perf_counter()
     prompts = atomic.read_parquet(job.prompts, "prompts")
     responses = atomic.read_parquet(job.responses, "responses")
-    scorer = EndpointScorer(job.model, job.media_root, system_prompt=job.system_prompt)
+    limit = job.settings.pixel_limit
+    scorer = EndpointScorer(job.model, job.media_root, system_prompt=job.system_prompt or "", max_pixels=limit)
     job.work.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(responses, prompts, _SHARD)
     done = 0
@@ -100,4 +104,5 @@ def _by_server(job: BenchmarkScoreJob, report: Reporter) -> Summary:
         "served_model": scorer.model,
         "system_prompt": scorer.system_prompt,
         "seconds": round(time.perf_counter() - started, 2),
+        **image_size(scorer.root, limit),
     }

@@ -27,6 +27,7 @@ from dt2it_pipeline.orchestrate.stage.checks import BENCHMARKS_GIVEN, NO_REGRESS
 from dt2it_pipeline.orchestrate.stage.metadata import markdown_of
 from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.reward.scoring.image_size import image_size_line
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"
@@ -96,7 +97,7 @@ def _benchmark_scores(sections: ModelSections, rounds: dg.PartitionsDefinition) 
         group=GROUP,
         part="evaluation",
         stage="benchmark",
-        code_version="2",
+        code_version="3",
         kinds={"pytorch"},
         tables=_TABLES,
         gpu=True,
@@ -160,7 +161,7 @@ def _checkpoint_scores(sections: ModelSections) -> dg.AssetsDefinition:
         group=ON_DEMAND,
         part="evaluation",
         stage="benchmark",
-        code_version="1",
+        code_version="2",
         kinds={"pytorch"},
         tables=_TABLES,
         gpu=True,
@@ -200,7 +201,7 @@ def _checkpoint_scores(sections: ModelSections) -> dg.AssetsDefinition:
 
 
 def _log_accuracy(context: dg.AssetExecutionContext, artifact: Artifact) -> None:
-    for line in accuracy_lines(to_frame(artifact["benchmark_scores"])):
+    for line in (*accuracy_lines(to_frame(artifact["benchmark_scores"])), image_size_line(artifact.metadata)):
         context.log.info(line)
 
 
@@ -210,7 +211,8 @@ def _headline(artifact: Artifact) -> dict[str, Any]:
     accuracy = {} if math.isnan(pooled) else {"accuracy": float(f"{pooled:.4g}")}
     table = comparison(to_frame(artifact["benchmark_figures"]))
     compared = {} if table.empty else {"published_systems": dg.MetadataValue.md(comparison_markdown(table))}
-    return {**accuracy, "accuracy_table": markdown_of(artifact["benchmark_scores"]), **compared}
+    size = {"image_size": image_size_line(artifact.metadata)}
+    return {**accuracy, "accuracy_table": markdown_of(artifact["benchmark_scores"]), **size, **compared}
 
 
 def entry_hashes() -> dict[str, str]:
@@ -227,7 +229,7 @@ def _arm_model(
         group=GROUP,
         part="evaluation",
         stage="train",
-        code_version="2",
+        code_version="3",
         kinds={"deepspeed", "pytorch"},
         tables=("quarantine",),
         gpu=True,
@@ -258,7 +260,7 @@ def _arm_scores(sections: ModelSections, arm: str) -> dg.AssetsDefinition:
         group=GROUP,
         part="evaluation",
         stage="benchmark",
-        code_version="2",
+        code_version="3",
         kinds={"pytorch"},
         tables=_TABLES,
         gpu=True,

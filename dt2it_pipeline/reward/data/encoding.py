@@ -1,4 +1,4 @@
-"""From table rows to token ids: chat template, the evaluator's system prompt, images, and a response after it.
+"""From table rows to token ids: chat template, images, and a response after it.
 
 The conversation is rendered once with a stand-in for the response. What stands before is the prompt; what stands after
 closes the assistant turn, and its last token is where the score is read. A score here is that of the whole conversation
@@ -23,6 +23,7 @@ from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, family_of, read_json
 from dt2it_pipeline.reward.modeling.families import Family
+from dt2it_pipeline.reward.modeling.processor_files import reward_template
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
@@ -45,19 +46,17 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Tokens of prompts and responses for one model and one system prompt.
+    """Tokens of prompts and responses for one model. Its chat template has the system prompt of its training.
 
     Args:
         folder: of the model, for its family and its messages.
         registry: where images of prompts go; None where none is expected yet, so that a prompt with one is refused.
-        system_prompt: system turn that the model is trained with, before the row's own; empty for none.
         processor: of the model, as `load_processor` gives it.
     """
 
-    def __init__(self, folder: str | Path, registry: ImageRegistry | None, system_prompt: str, processor: Any) -> None:
+    def __init__(self, folder: str | Path, registry: ImageRegistry | None, processor: Any) -> None:
         self.folder = Path(folder)
         self.registry = registry
-        self.system_prompt = system_prompt
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.backend = self.tokenizer.backend_tokenizer
@@ -126,7 +125,7 @@ class PromptEncoder:
             raise PromptError("image markers do not match media", f"{len(markers)} markers, {len(kinds)} media")
         if markers != kinds:
             raise PromptError("image markers do not match media", f"markers for {markers}, media are {kinds}")
-        system = "\n\n".join(part for part in (self.system_prompt, row["system"]) if part)
+        system = row["system"]
         everything = [system, *(turn["text"] for turn in turns)]
         hostile = any(self._special.search(text) or "\ue000" in text for text in everything)
         inserted: list[str] = []
@@ -134,8 +133,9 @@ class PromptEncoder:
         def put(text: str) -> str:
             if not hostile:
                 return text
-            inserted.append(text)
-            return _STAND_IN.format(len(inserted) - 1)
+            words = text.lstrip("\n")  # the template looks for newlines behind images
+            inserted.append(words)
+            return text[: len(text) - len(words)] + _STAND_IN.format(len(inserted) - 1)
 
         messages: list[dict[str, Any]] = [{"role": "system", "content": put(system)}] if system else []
         for turn in turns:
@@ -258,11 +258,13 @@ def mrope_positions(
     return np.concatenate(parts, axis=1).astype(np.int32), int(at + length - start)
 
 
-def load_processor(folder: str | Path, family: Family | None = None) -> Any:
+def load_processor(folder: str | Path, system_prompt: str | None = None, family: Family | None = None) -> Any:
     """Processor (tokenizer, image and video processor, chat template) of a model folder.
 
     Args:
         folder: with the processor's files.
+        system_prompt: of a training that begins; its chat template is then that of the checkpoint to be. None: the
+            template is what the folder's files say.
         family: of the model; by default the one that config.json in `folder` says.
 
     Raises:
@@ -280,4 +282,6 @@ def load_processor(folder: str | Path, family: Family | None = None) -> Any:
         ) from error
     if not getattr(made, "chat_template", None):
         raise CheckpointError(f"{folder} has no chat template")
+    if system_prompt is not None:
+        made.chat_template = reward_template(made.chat_template, system_prompt)
     return made

@@ -20,6 +20,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import image_size, open_image
 from dt2it_pipeline.media.paths import confined
 from dt2it_pipeline.reward.modeling.families import limits_pixels_in_total
+from dt2it_pipeline.reward.modeling.processor_files import sized
 
 if TYPE_CHECKING:
     import torch
@@ -58,20 +59,20 @@ class ImageRegistry:
     Args:
         image_processor: of the model.
         media_root: folder that no path may leave.
-        max_pixels: larger images and frames are scaled down to this many pixels.
+        max_pixels: larger images and frames are scaled down to this many pixels. None: to what the image processor's
+            own `size` says, which is that of the training where the model is one of our checkpoints.
         video_processor: of the model; without it, videos are refused.
     """
 
     def __init__(
-        self, image_processor: Any, media_root: str | Path, max_pixels: int, video_processor: Any = None
+        self, image_processor: Any, media_root: str | Path, max_pixels: int | None, video_processor: Any = None
     ) -> None:
         self.processor = image_processor
         self.videos = video_processor
-        self.max_pixels = max_pixels
-        self.root = Path(media_root).resolve()
         size = image_processor.size
-        longest = min(int(size["longest_edge"]), max_pixels)
-        self.size = {"shortest_edge": min(int(size["shortest_edge"]), longest), "longest_edge": longest}
+        self.max_pixels = int(size["longest_edge"]) if max_pixels is None else max_pixels
+        self.root = Path(media_root).resolve()
+        self.size = sized({"shortest_edge": size["shortest_edge"]}, self.max_pixels)
         self.merge = int(image_processor.merge_size)
         self.images: list[VisionInput] = []
         self._by_key: dict[str, int | MediaError] = {}

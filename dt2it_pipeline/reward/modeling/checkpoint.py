@@ -17,7 +17,6 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
-CARD = "reward_model.json"  # what a scorer must know of the training: system prompt, pixels per image
 WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = ("value_head.bin", "adapter_model.bin", "pytorch_model*.bin")
 _SHARD_BYTES = 5 * 10**9

@@ -31,7 +31,7 @@ def import_checkpoint(
         base_model: folder or Hub id of an adapter's base model, where it is not the one that its files name.
         system_prompt: system turn that the model was trained with; empty for none. None: what the card in `source`
             says, which only our own checkpoints have.
-        max_pixels: pixels per image that it was trained with, for the card.
+        max_pixels: pixels per image that it was trained with; by default those of its image processor.
 
     Returns:
         The dropped bias: scores of the original are ours plus this constant.
@@ -43,6 +43,7 @@ def import_checkpoint(
     from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
     from dt2it_pipeline.reward.modeling.model_card import write_card
+    from dt2it_pipeline.reward.modeling.processor_files import pixel_limit
 
     destination = Path(destination)
     if destination.exists():
@@ -50,6 +51,8 @@ def import_checkpoint(
     parts = find_parts(source, base_model)
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
     name, offset = Path(source).name, float(model.card.get("dropped_bias", 0.0))
+    if not model.card.get("name"):
+        model.card["image_newlines"] = False  # other trainers write a turn as the data have it
     model.card = {"name": name, "system_prompt": "", "dropped_bias": offset} | model.card
     head = parts.head()
     assert head is not None  # the model has been loaded with it
@@ -57,7 +60,8 @@ def import_checkpoint(
     if system_prompt is not None:
         model.card["system_prompt"] = system_prompt
     if max_pixels is not None:
-        model.card["max_pixels"] = max_pixels
+        limit = pixel_limit(model.processor_source) if model.processor_source is not None else None
+        model.card["max_pixels"] = min(max_pixels, limit or max_pixels)
     with atomic.atomic_directory(destination) as folder:
         model.save_pretrained(folder)
         write_card(folder, base_model=parts.base_model or name)

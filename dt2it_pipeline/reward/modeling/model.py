@@ -8,7 +8,6 @@ images; vision encoder and projector are frozen in training, so their output may
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +33,6 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
 from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
-    CARD,
     family_of,
     file_names,
     read_json,
@@ -43,12 +41,8 @@ from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
 )
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
 from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
+from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files  # noqa: E402
 
-_PROCESSOR_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-    "chat_template.json", "chat_template.jinja",
-)  # fmt: skip
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
 
 
@@ -69,8 +63,8 @@ class RewardNetwork(nn.Module):
 
     Args:
         backbone: model of transformers without a language-model head; see `Family.backbone_class`.
-        card: what a scorer must know of the training (system prompt, pixels per image); reward_model.json of a
-            checkpoint.
+        card: reward_model.json of a checkpoint. `save_pretrained` writes its `system_prompt` and `max_pixels` into the
+            processor's files, from where scorers take them.
         source: folder with config.json; None where the network has been made without one.
         processor_source: folder with the processor's files; by default `source`.
     """
@@ -293,9 +287,7 @@ class RewardNetwork(nn.Module):
         write_json(config, folder / "config.json")
         write_json(self.card, folder / CARD)
         if self.processor_source is not None:
-            for name in _PROCESSOR_FILES:
-                if (self.processor_source / name).exists():
-                    shutil.copyfile(self.processor_source / name, folder / name)
+            write_processor_files(self.processor_source, folder, self.card)
         for file in folder.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
 

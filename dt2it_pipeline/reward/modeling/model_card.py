@@ -104,15 +104,16 @@ def _provenance(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _use(card: Mapping[str, Any]) -> str:
     system = str(card.get("system_prompt") or "")
-    system_turn = f"the system prompt\n\n> {system}\n\nfirst, then" if system else "no system prompt,"
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    quoted = system.replace("\n", "\n> ")
+    put_first = f" It puts the system prompt of the training first:\n\n> {quoted}\n\n" if system else " "
     question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
-    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}
     return (
         "## Use\n\n"
-        f"A conversation is written with the chat template of the checkpoint: {system_turn} the turns, the last one "
-        "being the answer. The score is read at the last token.\n\n"
+        "A conversation is written with the chat template of the checkpoint, the answer being its last turn."
+        f"{put_first}The score is read at the last token. Larger images are scaled down as the processor's files say. "
+        "Nothing else needs to be set.\n\n"
         "```python\n"
         "from dt2it_pipeline import RewardModel\n\n"
         'model = RewardModel.from_pretrained("CHECKPOINT")\n'

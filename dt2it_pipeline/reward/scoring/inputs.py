@@ -16,7 +16,6 @@ from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.reward.too_long import TOO_LONG
 
 _KEYS = ("turns", "system", "images", "videos")
-_MAX_PIXELS = 1_310_720  # as in the scoring settings; only for a model whose card does not say
 
 
 def score_lists(
@@ -52,7 +51,7 @@ def score_lists(
         model,
         media_root if media_root is not None else "/",
         max_length=max_length,
-        max_pixels=max_pixels or int(model.card.get("max_pixels", _MAX_PIXELS)),
+        max_pixels=max_pixels,
         tokens_per_batch=tokens_per_batch,
     )
     modes = {module: module.training for module in model.modules()}

@@ -22,6 +22,7 @@ from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.reward.errors import ScoringError
+from dt2it_pipeline.reward.scoring.image_size import image_size
 from dt2it_pipeline.storage import atomic, records, schemas
 
 Response = tuple[str, str, str]  # response_id, prompt_id, text
@@ -76,7 +77,8 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
         report: called after each shard with responses, responses_total and responses_per_second.
 
     Returns:
-        responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, responses_per_second.
+        responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, responses_per_second, and
+        max_pixels and trained_max_pixels (see image_size.py).
 
     Raises:
         ScoringError: vLLM was asked for, and a prompt shows a video.
@@ -107,6 +109,8 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     # Forked workers inherit imports and tables; vLLM does not survive a fork.
     launcher = shard_launcher(job.ray, Resources(settings.processes), fork=settings.engine == "transformers")
     launcher.run(job, todo, finished, shared=prompts)
+    from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
+
     summary = _merge(job, responses, len(shards))
     seconds = time.perf_counter() - started
     return summary | {
@@ -114,6 +118,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
         "shards_resumed": len(shards) - len(todo),
         "seconds": round(seconds, 2),
         "responses_per_second": round(total / seconds, 2),
+        **image_size(resolve_folder(job.checkpoint), settings.pixel_limit),
     }
 
 
@@ -228,7 +233,7 @@ def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
         job.checkpoint,
         job.media_root,
         max_length=job.settings.max_length,
-        max_pixels=job.settings.max_pixels,
+        max_pixels=job.settings.pixel_limit,
         tokens_per_batch=job.settings.tokens_per_batch,
         device=torch.device(found if place.device == "auto" else place.device),
     )
@@ -246,7 +251,7 @@ def _load_vllm(job: ScoreJob, prompts: Any) -> Any:
         job.checkpoint,
         job.media_root,
         max_length=job.settings.max_length,
-        max_pixels=job.settings.max_pixels,
+        max_pixels=job.settings.pixel_limit,
         tokens_per_batch=job.settings.tokens_per_batch,
         max_images=pc.max(pc.list_value_length(prompts.column("media"))).as_py() or 0,
     )

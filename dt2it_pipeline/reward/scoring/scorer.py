@@ -35,7 +35,7 @@ class Scorer:
             where it is.
         media_root: folder that no media path may leave.
         max_length: a prompt and response that exceed it are quarantined; None: what the model's positions allow.
-        max_pixels: larger images and frames are scaled down to this many pixels.
+        max_pixels: larger images and frames are scaled down to this many pixels; None: as in training.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
 
@@ -49,7 +49,7 @@ class Scorer:
         media_root: str | Path,
         *,
         max_length: int | None,
-        max_pixels: int,
+        max_pixels: int | None,
         tokens_per_batch: int,
         device: torch.device | None = None,
     ) -> None:
@@ -61,12 +61,12 @@ class Scorer:
         folder = self.model.source
         if folder is None:
             raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
-        processor = load_processor(self.model.processor_source or folder, self.model.family)
+        processor = load_processor(self.model.processor_source or folder, family=self.model.family)
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length = length_limit(max_length, self.model.config.text_config)
         self.tokens_per_batch = tokens_per_batch
         self.processor = processor
-        self.prompt_encoder = PromptEncoder(folder, None, str(self.model.card.get("system_prompt", "")), processor)
+        self.prompt_encoder = PromptEncoder(folder, None, processor)
 
     def score(
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]

@@ -20,7 +20,7 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.modeling.checkpoint import CARD, read_json, resolve_folder
+from dt2it_pipeline.reward.modeling.checkpoint import read_json, resolve_folder
 from dt2it_pipeline.reward.modeling.heads import serving_fault
 from dt2it_pipeline.reward.too_long import length_limit
 
@@ -34,7 +34,7 @@ class VllmScorer:
         checkpoint: folder as `RewardModel.save_pretrained` writes it, or Hub id of such a checkpoint.
         media_root: folder that no image may leave.
         max_length: longer prompt + response: the response is quarantined; None: what the model's positions allow.
-        max_pixels: images are scaled down to this many pixels.
+        max_pixels: images are scaled down to this many pixels; None: as in training.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
         engine: another engine than vLLM's own, for tests.
@@ -50,7 +50,7 @@ class VllmScorer:
         media_root: str | Path,
         *,
         max_length: int | None,
-        max_pixels: int,
+        max_pixels: int | None,
         tokens_per_batch: int,
         max_images: int,
         engine: PoolingEngine | None = None,
@@ -58,11 +58,10 @@ class VllmScorer:
         folder = resolve_folder(checkpoint)
         if fault := serving_fault(folder):
             raise fault
-        self.card = read_json(folder / CARD) if (folder / CARD).exists() else {}
         self.processor = load_processor(folder)
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length = length_limit(max_length, read_json(folder / "config.json")["text_config"])
-        self.prompt_encoder = PromptEncoder(folder, None, str(self.card.get("system_prompt", "")), self.processor)
+        self.prompt_encoder = PromptEncoder(folder, None, self.processor)
         self.engine = engine or VllmPoolingEngine(
             str(folder), self.max_length, self._registry().size, max(1, max_images), tokens_per_batch
         )

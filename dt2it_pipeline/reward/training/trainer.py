@@ -61,19 +61,20 @@ class Trainer:
         )
         self.model.freeze_vision()
         self.shared = settings.shared_prefix and self.model.shares_prefix()
+        folder = self.model.source
+        assert folder is not None  # a loaded model has one
+        processor = load_processor(self.model.processor_source or folder, settings.system_prompt, self.model.family)
+        max_pixels = min(settings.max_pixels, int(processor.image_processor.size["longest_edge"]))
         self.model.card |= {
             "name": job.name,
             "system_prompt": settings.system_prompt,
-            "max_pixels": settings.max_pixels,
+            "max_pixels": max_pixels,
             "seed": self.seed,
         }
-        folder = self.model.source
-        assert folder is not None  # a loaded model has one
-        processor = load_processor(self.model.processor_source or folder, self.model.family)
         self.registry = ImageRegistry(
-            processor.image_processor, str(job.media_root), settings.max_pixels, processor.video_processor
+            processor.image_processor, str(job.media_root), max_pixels, processor.video_processor
         )
-        self.prompt_encoder = PromptEncoder(folder, self.registry, settings.system_prompt, processor)
+        self.prompt_encoder = PromptEncoder(folder, self.registry, processor)
         self.prepared = self._prepare()
         self.sizes = PairSizes(self.prepared.rows, self.shared)
         self.strengths = torch.tensor([math.nan if s is None else s for s in self.prepared.strengths])

@@ -20,7 +20,7 @@ def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., An
     (prompt,) = prompt_encoder.prompts([row])
     (response,) = prompt_encoder.responses(["it is green"])
     messages = [
-        {"role": "system", "content": "You judge.\n\nBe strict."},
+        {"role": "system", "content": "Be strict."},
         {
             "role": "user",
             "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "what shape is it"}],
@@ -28,6 +28,7 @@ def test_tokens_and_positions_are_those_of_the_processor(setup: Callable[..., An
         {"role": "assistant", "content": "it is green"},
     ]
     text = prompt_encoder.processor.apply_chat_template(messages, tokenize=False)
+    assert "system\nYou judge.\n\nBe strict.<" in text and "<|vision_end|>\nwhat shape" in text
     shown = [Image.open(root / p["path"]) for p in images[1:3]]
     expected = prompt_encoder.processor(text=[text], images=shown, return_tensors="pt")
     ids = np.concatenate([prompt.tokens, response])

@@ -45,7 +45,6 @@ def reference(prompt_encoder: Any, row: dict[str, Any], images: list[Any], clips
     content: list[dict[str, str]] = [{"type": medium["kind"]} for medium in row["media"]]
     content.append({"type": "text", "text": row["turns"][0]["text"].rsplit(">", 1)[1]})
     messages = [
-        {"role": "system", "content": "You judge."},
         {"role": "user", "content": content},
         {"role": "assistant", "content": "it is green"},
     ]

@@ -56,7 +56,7 @@ def test_the_card_tells_data_settings_and_result(checkpoint: Path, tmp_path: Pat
     assert "On held-out pairs" in text
     assert "| 40 | 0.75 | 0.625 |" in text
     assert "--runner pooling" in text
-    assert "You'\\''re a judge." in text
+    assert "> You're a judge.\n" in text
 
 
 def test_what_is_not_known_is_said(checkpoint: Path, tmp_path: Path) -> None:
@@ -86,7 +86,10 @@ def test_the_request_is_what_a_shell_would_send(checkpoint: Path) -> None:
     """As far as no server is needed; serve/test_vllm_server.py sends it to one."""
     write_card(checkpoint, base_model="someone/some-model")
     body = request_of((checkpoint / "README.md").read_text())
-    assert body["messages"][0] == {"role": "system", "content": "You're a judge."}
-    url = body["messages"][1]["content"][0]["image_url"]["url"]
+    assert [message["role"] for message in body["messages"]] == [
+        "user",
+        "assistant",
+    ]  # the template puts the rest first
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
     with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as image:
         assert image.convert("RGB").getpixel((9, 9)) == (255, 0, 0)

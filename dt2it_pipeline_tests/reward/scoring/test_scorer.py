@@ -205,10 +205,10 @@ def test_a_medium_that_breaks_sets_only_its_responses_aside(
 
 def test_shards_and_processes_do_not_change_a_score(base: Callable[..., Path], world: Any, tmp_path: Path) -> None:
     root, prompts, responses = world
-    model = loaded(base("qwen2_5_vl"))
-    direct, _ = scorer(model, root).score(prompts, responses)
     (tmp_path / "checkpoint").mkdir()
-    model.save_pretrained(tmp_path / "checkpoint")
+    loaded(base("qwen2_5_vl")).save_pretrained(tmp_path / "checkpoint")
+    model = RewardModel.from_pretrained(tmp_path / "checkpoint").eval()
+    direct, _ = scorer(model, root).score(prompts, responses)
     table = [dict(row) | {"prompt_id": key} for key, row in prompts.items()]
     atomic.write_parquet(schemas.table(table, "prompts"), tmp_path / "prompts.parquet")
     rows = [{"response_id": r, "prompt_id": p, "text": text, "generator": ""} for r, p, text in responses]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.modeling.processor_files import pixel_limit
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
@@ -49,7 +50,8 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Pa
     assert log[-1]["loss"] < log[0]["loss"]
     assert {"step", "loss", "accuracy", "learning_rate", "grad_norm", "pairs_per_second"} <= log[0].keys()
     card = json.loads((out / "reward_model.json").read_text())
-    assert card["system_prompt"] == "You judge."
+    assert card["system_prompt"] == "You judge." and '"You judge."' in (out / "chat_template.jinja").read_text()
+    assert job.settings.max_pixels > card["max_pixels"] == pixel_limit(out) == 65_536  # the base model's own limit
 
 
 def test_without_a_limit_the_context_of_the_base_model_is_the_limit(job: TrainJob, tmp_path: Path) -> None:

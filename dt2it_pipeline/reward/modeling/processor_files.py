@@ -1,0 +1,199 @@
+"""What a checkpoint's own files say about its inputs: image size, system prompt and chat template.
+
+Whoever loads a checkpoint reads these files: our scorers, and a plain `vllm serve`. So what the model was trained with
+is written into them, and a score needs nothing else:
+
+- the image processor's `size` holds the pixels per image of training;
+- the chat template begins with a preamble (`reward_template`): the system prompt of training comes first, and a newline
+  follows an image that a turn begins with.
+
+reward_model.json repeats both for people. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CARD = "reward_model.json"
+_COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+_TEMPLATE = "chat_template.jinja"
+_OLD_TEMPLATE = "chat_template.json"  # transformers prefers it where both are there, so only one is written
+
+_LEAST_PIXELS = 56 * 56  # of an image, where a Qwen processor's file does not say
+
+_BEGIN, _END = "{#- reward model: begin -#}\n", "{#- reward model: end -#}\n"
+# Loops over messages and over their parts tell vLLM that the template takes parts; it would join images and texts with
+# newlines otherwise. Other roles' parts become one text, as the base model's template is given in training.
+_PREAMBLE = """\
+{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string -%}
+{%- set trained.messages = trained.messages + [message] -%}
+{%- elif message.role == 'user' -%}
+{%- set trained.parts = [] -%}
+{%- set trained.first = true -%}
+{%- set trained.newline = false -%}
+{%- for part in message.content -%}
+{%- if 'text' in part -%}
+{%- set trained.text = '\\n' if trained.newline and not part.text.startswith('\\n') else '' -%}
+{%- set trained.parts = trained.parts + [dict(part, text=trained.text + part.text)] -%}
+{%- set trained.first = trained.first and not part.text.strip('\\n') -%}
+{%- set trained.newline = false -%}
+{%- else -%}
+{%- set trained.parts = trained.parts + ([{'type': 'text', 'text': '\\n'}] if trained.newline else []) + [part] -%}
+{%- set trained.newline = trained.newlines and trained.first -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set trained.messages = trained.messages + [dict(message, content=trained.parts)] -%}
+{%- else -%}
+{%- set trained.text = '' -%}
+{%- for part in message.content -%}
+{%- set trained.text = trained.text + (part.text or '') -%}
+{%- endfor -%}
+{%- set trained.messages = trained.messages + [dict(message, content=trained.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if trained.system and (not trained.messages or trained.messages[0].role != 'system') -%}
+{%- set trained.messages = [{'role': 'system', 'content': trained.system}] + trained.messages -%}
+{%- elif trained.system -%}
+{%- set trained.text = trained.messages[0].content -%}
+{%- if trained.text != trained.system and not trained.text.startswith(trained.system + '\\n\\n') -%}
+{%- set trained.text = trained.system + ('\\n\\n' + trained.text if trained.text else '') -%}
+{%- set trained.messages = [dict(trained.messages[0], content=trained.text)] + trained.messages[1:] -%}
+{%- endif -%}
+{%- endif -%}
+{%- set messages = trained.messages -%}
+{%- if messages and messages[-1].role == 'assistant' -%}
+{%- set add_generation_prompt = false -%}
+{%- endif -%}
+"""
+
+
+def reward_template(template: str, system_prompt: str, *, image_newlines: bool = True) -> str:
+    """A base model's chat template as that of a reward model with this system prompt.
+
+    What the preamble does before the base model's template goes on:
+
+    - `system_prompt` becomes the first system turn, followed by an empty line and the conversation's own, if any. A
+      conversation that begins with it already is left as it is.
+    - Images at the start of a user's turn are each followed by a newline, as in most training data, whether the text
+      has it or, like a request with an image and a question, has not (`image_newlines`). Between words nothing changes.
+    - No turn of the assistant is opened behind an answer, whatever was asked for: the score stands at the answer's end.
+
+    Args:
+        template: Jinja; a preamble of an earlier training is replaced.
+        system_prompt: of the training; empty for none.
+        image_newlines: whether the training had these newlines.
+
+    >>> print(reward_template("...", "You judge.")[:75])
+    {#- reward model: begin -#}
+    {%- set trained = namespace(system="You judge.",
+    """
+    if template.startswith(_BEGIN):
+        template = template.partition(_END)[2]
+    # A JSON string is one of Jinja as well, where no character above ASCII is escaped.
+    values = {"NEWLINES": json.dumps(image_newlines), "SYSTEM": json.dumps(system_prompt, ensure_ascii=False)}
+    preamble = _PREAMBLE
+    for name, value in values.items():  # the text of a person last
+        preamble = preamble.replace(name, value, 1)
+    return _BEGIN + preamble + _END + template
+
+
+def sized(size: Mapping[str, int], max_pixels: int) -> dict[str, int]:
+    """An image processor's `size` with another upper limit, in pixels; the lower one never exceeds it.
+
+    >>> sized({"shortest_edge": 65536, "longest_edge": 16777216}, 268324)
+    {'shortest_edge': 65536, 'longest_edge': 268324}
+    >>> sized({"shortest_edge": 65536, "longest_edge": 16777216}, 1024)
+    {'shortest_edge': 1024, 'longest_edge': 1024}
+    """
+    return {"shortest_edge": min(int(size["shortest_edge"]), max_pixels), "longest_edge": max_pixels}
+
+
+def write_processor_files(source: Path, folder: Path, card: Mapping[str, Any]) -> None:
+    """Write the processor's files of `source` into `folder`, with what the card says of the training.
+
+    Args:
+        source: folder of the model that was trained on.
+        folder: of the checkpoint.
+        card: `max_pixels`, `system_prompt` and `image_newlines` of reward_model.json; without `max_pixels`, the size
+            stays as it is.
+    """
+    for name in _COPIED:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if (template := _template(source)) is not None:
+        newlines = bool(card.get("image_newlines", True))
+        text = reward_template(template, str(card.get("system_prompt") or ""), image_newlines=newlines)
+        (folder / _TEMPLATE).write_text(text, encoding="utf-8")
+        for name in ("tokenizer_config.json", "processor_config.json"):
+            _change(folder / name, lambda found: found.pop("chat_template", None) is not None)
+    if max_pixels := card.get("max_pixels"):
+        _change(folder / "preprocessor_config.json", lambda found: _limit(found, max_pixels))
+        _change(
+            folder / "processor_config.json",
+            lambda found: "image_processor" in found and _limit(found["image_processor"], max_pixels),
+        )
+
+
+def pixel_limit(folder: str | Path) -> int | None:
+    """Pixels to which a checkpoint's own files scale larger images down; None where they do not say.
+
+    Of a folder that is no model, or whose files cannot be read, nothing is known either.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+            found = found.get("image_processor") if name == "processor_config.json" else found
+            limit = found.get("max_pixels") or found["size"]["longest_edge"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        return int(limit)
+    return None
+
+
+def trained_pixels(folder: str | Path) -> int | None:
+    """Pixels per image at which a checkpoint was trained, by its reward_model.json; None where that is not known."""
+    try:
+        found = json.loads((Path(folder) / CARD).read_text(encoding="utf-8")).get("max_pixels")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _template(source: Path) -> str | None:
+    """The chat template that transformers would take of a folder; None where it has none."""
+    if (source / _OLD_TEMPLATE).exists():
+        return _text_in(source / _OLD_TEMPLATE)
+    if (source / _TEMPLATE).exists():
+        return (source / _TEMPLATE).read_text(encoding="utf-8")
+    return _text_in(source / "processor_config.json") or _text_in(source / "tokenizer_config.json")
+
+
+def _text_in(path: Path) -> str | None:
+    found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
+    return found if isinstance(found, str) else None
+
+
+def _limit(settings: dict[str, Any], max_pixels: int) -> bool:
+    """Set the upper limit in an image processor's settings, in their one form that every reader takes."""
+    size = dict(settings.get("size") or {})
+    shortest = settings.pop("min_pixels", None) or size.get("shortest_edge") or _LEAST_PIXELS
+    settings.pop("max_pixels", None)
+    settings["size"] = sized({"shortest_edge": shortest}, max_pixels)
+    return True
+
+
+def _change(path: Path, change: Any) -> None:
+    """Rewrite a JSON file where `change` says that it changed what it holds."""
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if change(found):
+            path.write_text(json.dumps(found, ensure_ascii=False, sort_keys=True, indent=2) + "\n", encoding="utf-8")

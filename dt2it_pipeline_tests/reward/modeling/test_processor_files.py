@@ -1,0 +1,122 @@
+"""What save_pretrained writes for whoever loads the checkpoint: image size, system prompt, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.reward.data.encoding import load_processor
+from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.modeling.processor_files import (
+    pixel_limit,
+    reward_template,
+    trained_pixels,
+    write_processor_files,
+)
+from dt2it_pipeline_tests.support.tiny import TEMPLATE
+
+IMAGE = {"type": "image"}
+PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def text(words: str) -> dict[str, str]:
+    return {"type": "text", "text": words}
+
+
+def rendered(template: str, messages: list[dict[str, Any]], **given: Any) -> str:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    made = _compile_jinja_template(template).render(messages=messages, **given)
+    return made.replace(PLACEHOLDER, "[image]").replace("<|im_start|>", "<").replace("<|im_end|>\n", ">")
+
+
+def question(*parts: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}, {"role": "assistant", "content": "red"}]
+
+
+@pytest.mark.parametrize(
+    ("parts", "turn"),
+    [
+        ((IMAGE, text("q")), "[image]\nq"),
+        ((IMAGE, text("\nq")), "[image]\nq"),
+        ((IMAGE, text("\n\nq")), "[image]\n\nq"),
+        ((IMAGE, IMAGE, text("q")), "[image]\n[image]\nq"),
+        ((IMAGE, text("\n"), IMAGE, text("\nq")), "[image]\n[image]\nq"),
+        ((text("is "), IMAGE, text(" like "), IMAGE, text("?")), "is [image] like [image]?"),
+        ((IMAGE, text("q"), IMAGE, text("r")), "[image]\nq[image]r"),
+        ((text("q"),), "q"),
+        ((IMAGE,), "[image]"),
+    ],
+)
+def test_a_newline_follows_images_that_a_turn_begins_with(parts: tuple[dict[str, str], ...], turn: str) -> None:
+    assert rendered(reward_template(TEMPLATE, ""), question(*parts)) == f"<user\n{turn}><assistant\nred>"
+    as_written = reward_template(TEMPLATE, "", image_newlines=False)
+    assert rendered(as_written, question(*parts)) == rendered(TEMPLATE, question(*parts))
+
+
+PROMPT = 'Judge "well":\n{% 判断 %} \\n 😀 {{x}} #}'
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (None, PROMPT),
+        ("", PROMPT),
+        ("Be brief.", f"{PROMPT}\n\nBe brief."),
+        ([text("Be "), text("brief.")], f"{PROMPT}\n\nBe brief."),
+        (PROMPT, PROMPT),
+        (f"{PROMPT}\n\nBe brief.", f"{PROMPT}\n\nBe brief."),
+    ],
+)
+def test_the_system_prompt_of_the_training_comes_first_and_once(own: Any, expected: str) -> None:
+    before = [] if own is None else [{"role": "system", "content": own}]
+    found = rendered(reward_template(TEMPLATE, PROMPT), [*before, *question(text("q"))])
+    assert found == f"<system\n{expected}><user\nq><assistant\nred>"
+
+
+def test_a_template_serves_an_answer_and_a_later_training() -> None:
+    made = reward_template(TEMPLATE, "You judge.")
+    assert rendered(made, question(text("q")), add_generation_prompt=True).endswith("<assistant\nred>")
+    assert rendered(made, question(text("q"))[:1], add_generation_prompt=True).endswith("<assistant\n")
+    parts = [{"role": "user", "content": "q"}, {"role": "assistant", "content": [text("r"), text("ed")]}]
+    assert rendered(made, parts) == rendered(made, question(text("q")))
+    assert reward_template(made, "Another.") == reward_template(TEMPLATE, "Another.")
+
+
+def test_the_files_of_older_processors_are_rewritten(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    folder.mkdir()
+    older = {"min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14}
+    (source / "preprocessor_config.json").write_text(json.dumps(older))
+    (source / "chat_template.json").write_text(json.dumps({"chat_template": "preferred"}))
+    (source / "chat_template.jinja").write_text("second")
+    (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "third", "eos_token": "e"}))
+    assert pixel_limit(source) == 12_845_056
+    write_processor_files(source, folder, {"max_pixels": 268_324, "system_prompt": "You judge."})
+    found = {file.name: file.read_text() for file in folder.iterdir()}
+    assert set(found) == {"preprocessor_config.json", "chat_template.jinja", "tokenizer_config.json"}
+    size = {"shortest_edge": 3136, "longest_edge": 268_324}
+    assert json.loads(found["preprocessor_config.json"]) == {"patch_size": 14, "size": size}
+    assert found["chat_template.jinja"] == reward_template("preferred", "You judge.")
+    assert json.loads(found["tokenizer_config.json"]) == {"eos_token": "e"}
+    assert pixel_limit(folder) == 268_324
+    assert trained_pixels(folder) is None and pixel_limit(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(("limit", "shortest"), [(1024, 256), (128, 128)])
+def test_a_loaded_checkpoint_has_the_size_of_its_training(
+    base: Callable[[str], Path], tmp_path: Path, limit: int, shortest: int
+) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((base("qwen3_vl") / "config.json").read_bytes())
+    write_processor_files(base("qwen3_vl"), folder, {"max_pixels": limit})
+    processor = load_processor(folder)
+    expected = {"shortest_edge": shortest, "longest_edge": limit}
+    assert ImageRegistry(processor.image_processor, tmp_path, None).size == expected
+    assert ImageRegistry(processor.image_processor, tmp_path, 10**6).size["longest_edge"] == 10**6
