@@ -11,7 +11,6 @@ Answers are texts, messages, or conversations: those of both sides then begin al
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,12 +30,13 @@ from dt2it_pipeline.ingest.forms.chats import (
     read_chat,
     two_sides,
 )
-from dt2it_pipeline.ingest.forms.fields import COUPLES, RATINGS, Fields, is_blank, listed
+from dt2it_pipeline.ingest.forms.fields import COUPLES, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.prompts import answers_of, hidden_prompt, prompt, whole_prompt, with_columns
 from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, names_a_side, neutral_sides
+from dt2it_pipeline.ingest.forms.strengths import contradicted, strengths
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, TIE, VerdictError
 from dt2it_pipeline.ingest.rows import TIE as TIED
-from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, Turn, as_number, checked_text
+from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, Turn, checked_text
 from dt2it_pipeline.media.markers import marker_kinds
 from dt2it_pipeline.media.store import Medium, MediumKind
 
@@ -108,15 +108,15 @@ class PairReader:
         value, other = fields.value(couple[0]), fields.value(couple[1])
         several = _several(other)
         names = [_name(fields.value(fields.plain(f"{side}_model"))) for side in ("chosen", "rejected")]
-        strengths = _strengths(fields, len(several) or 1)
+        given = strengths(fields, len(several) or 1)
         for number, rejected in enumerate(several or [other]):
-            fault = _contradicted(fields, couple, number, strengths[number])
+            fault = contradicted(fields, couple, number, given[number])
             if fault is not None:
                 yield fault
                 continue
             ranks = (1.0, 2 + (len(several) - 1) / 2) if len(several) > 1 else None
             part = str(number) if len(several) > 1 else ""
-            yield self._pair(fields, couple, (value, rejected), strengths[number], part, ranks, (names[0], names[1]))
+            yield self._pair(fields, couple, (value, rejected), given[number], part, ranks, (names[0], names[1]))
 
     def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
         meaning = self.judged.of(fields, sides, values)
@@ -125,7 +125,7 @@ class PairReader:
         columns, names = (sides.first, sides.second), models(fields)
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]
-        strength = _strengths(fields, 1)[0]
+        strength = strengths(fields, 1)[0]
         return self._pair(fields, columns, values, None if strength is None else abs(strength), models=names)
 
     def _of_list(self, fields: Fields, column: str) -> Iterator[Item]:
@@ -355,46 +355,6 @@ def _require_same_images(fields: Fields) -> None:
     other = fields.value(fields.plain("rejected_images"))
     if other not in (None, [], ()) and list(other) != list(fields.get("images") or []):
         raise RowError("sides differ", "column 'rejected_images' has other images than the chosen side")
-
-
-def _contradicted(fields: Fields, couple: tuple[str, str], number: int, strength: float | None) -> Quarantined | None:
-    """What is wrong with a pair whose ratings or strength say that its sides are equal, or the other way round."""
-    rated = _differences(fields, number + 1)
-    difference = rated[number] if number < len(rated) else None
-    row_id = fields.row.row_id
-    if difference == 0:
-        return Quarantined(row_id, TIED, f"{couple[0]} and {couple[1]} have equal ratings")
-    if difference is not None and difference < 0:
-        return Quarantined(row_id, "ratings contradict the sides", f"they differ by {difference:g}")
-    if strength is not None and strength < 0:
-        return Quarantined(row_id, "strength contradicts the sides", f"it is {strength:g}")
-    return None
-
-
-def _strengths(fields: Fields, count: int) -> list[float | None]:
-    """How much better, for each of the rejected answers; the difference of ratings where these are given."""
-    column = fields.column("strength")
-    value = fields.value(column)
-    strength = None if is_blank(value) else as_number(value, f"column {column!r}")
-    if strength is not None and not math.isnan(strength):
-        # TRL's trainers take no null for a margin; exports write 0 for what is not known.
-        return [None if strength == 0 and "strength" not in fields.row.columns else strength] * count
-    return _differences(fields, count)
-
-
-def _differences(fields: Fields, count: int) -> list[float | None]:
-    """The better answer's rating less that of each of the worse ones; None where one has none."""
-    for names in RATINGS:
-        columns = fields.plain(names[0]), fields.plain(names[1])
-        if columns[0] is None or columns[1] is None:
-            continue
-        better, worse = (listed(fields.value(column)) for column in columns)
-        each = worse if isinstance(worse, list | tuple) else [worse] * count
-        if is_blank(better) or len(each) < count or any(map(is_blank, each)):
-            break
-        top = as_number(better, f"column {columns[0]!r}")
-        return [round(top - as_number(one, f"column {columns[1]!r}"), 6) for one in each]
-    return [None] * count
 
 
 def _name(value: Any) -> str | None:

@@ -56,21 +56,16 @@ class Trainer:
         self.clock = preparation.stopwatch()
         torch.manual_seed(self.seed)
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-        self.model = RewardNetwork.from_pretrained(job.base_model, new_head_seed=self.seed, dtype=dtype).to(
-            group.device
-        )
+        model = RewardNetwork.from_pretrained(job.base_model, new_head_seed=self.seed, dtype=dtype)
+        self.model = model.to(group.device)
         self.model.freeze_vision()
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         folder = self.model.source
         assert folder is not None  # a loaded model has one
         processor = load_processor(self.model.processor_source or folder, settings.system_prompt, self.model.family)
         max_pixels = min(settings.max_pixels, int(processor.image_processor.size["longest_edge"]))
-        self.model.card |= {
-            "name": job.name,
-            "system_prompt": settings.system_prompt,
-            "max_pixels": max_pixels,
-            "seed": self.seed,
-        }
+        self.model.card |= {"name": job.name, "system_prompt": settings.system_prompt, "seed": self.seed}
+        self.model.card["max_pixels"] = max_pixels
         self.registry = ImageRegistry(
             processor.image_processor, str(job.media_root), max_pixels, processor.video_processor
         )

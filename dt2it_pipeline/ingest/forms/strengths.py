@@ -1,0 +1,48 @@
+"""How much better one answer is than another, as a row's columns say it, and whether they contradict its sides."""
+
+from __future__ import annotations
+
+import math
+
+from dt2it_pipeline.ingest.forms.fields import RATINGS, Fields, is_blank, listed
+from dt2it_pipeline.ingest.rows import TIE, Quarantined, as_number
+
+
+def contradicted(fields: Fields, couple: tuple[str, str], number: int, strength: float | None) -> Quarantined | None:
+    """What is wrong with a pair whose ratings or strength say that its sides are equal, or the other way round."""
+    rated = _differences(fields, number + 1)
+    difference = rated[number] if number < len(rated) else None
+    row_id = fields.row.row_id
+    if difference == 0:
+        return Quarantined(row_id, TIE, f"{couple[0]} and {couple[1]} have equal ratings")
+    if difference is not None and difference < 0:
+        return Quarantined(row_id, "ratings contradict the sides", f"they differ by {difference:g}")
+    if strength is not None and strength < 0:
+        return Quarantined(row_id, "strength contradicts the sides", f"it is {strength:g}")
+    return None
+
+
+def strengths(fields: Fields, count: int) -> list[float | None]:
+    """How much better, for each of the rejected answers; the difference of ratings where these are given."""
+    column = fields.column("strength")
+    value = fields.value(column)
+    strength = None if is_blank(value) else as_number(value, f"column {column!r}")
+    if strength is not None and not math.isnan(strength):
+        # TRL's trainers take no null for a margin; exports write 0 for what is not known.
+        return [None if strength == 0 and "strength" not in fields.row.columns else strength] * count
+    return _differences(fields, count)
+
+
+def _differences(fields: Fields, count: int) -> list[float | None]:
+    """The better answer's rating less that of each of the worse ones; None where one has none."""
+    for names in RATINGS:
+        columns = fields.plain(names[0]), fields.plain(names[1])
+        if columns[0] is None or columns[1] is None:
+            continue
+        better, worse = (listed(fields.value(column)) for column in columns)
+        each = worse if isinstance(worse, list | tuple) else [worse] * count
+        if is_blank(better) or len(each) < count or any(map(is_blank, each)):
+            break
+        top = as_number(better, f"column {columns[0]!r}")
+        return [round(top - as_number(one, f"column {columns[1]!r}"), 6) for one in each]
+    return [None] * count
