@@ -10,7 +10,15 @@ import typer
 from typer.core import TyperCommand
 
 from dt2it_pipeline.cli.models import SystemPrompt
-from dt2it_pipeline.cli.options import Columns, Json, MaxPixelsOption, VerdictValues, as_max_pixels, assignments
+from dt2it_pipeline.cli.options import (
+    Columns,
+    Json,
+    MaxLength,
+    MaxPixelsOption,
+    VerdictValues,
+    as_max_pixels,
+    assignments,
+)
 from dt2it_pipeline.cli.terminal import note, progress, show
 
 PANEL = "Measure"
@@ -65,16 +73,7 @@ def benchmark(
     column: Columns = None,
     system_prompt: SystemPrompt = None,
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            min=16,
-            max=1_048_576,
-            help="A longer prompt with response is not scored; set it where memory needs a limit.",
-            show_default="the context of the model",
-        ),
-    ] = None,
+    max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
     as_json: Json = False,
 ) -> None:

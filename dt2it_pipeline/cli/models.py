@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dt2it_pipeline.cli.options import Json, MaxPixelsOption, MediaRoot, RecipeFile, as_max_pixels
+from dt2it_pipeline.cli.options import Json, MaxLength, MaxPixelsOption, MediaRoot, RecipeFile, as_max_pixels
 from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
 
 if TYPE_CHECKING:
@@ -192,16 +192,7 @@ def score(
         Literal["transformers", "vllm"], typer.Option(help="Who computes: our own model, or vLLM.")
     ] = "transformers",
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            min=16,
-            max=1_048_576,
-            help="A longer prompt with response is not scored; set it where memory needs a limit.",
-            show_default="the context of the model",
-        ),
-    ] = None,
+    max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
     system_prompt: SystemPrompt = None,
     as_json: Json = False,

@@ -58,6 +58,16 @@ VerdictValues: TypeAlias = Annotated[
         show_default="by its words",
     ),
 ]
+MaxLength: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=16,
+        max=1_048_576,
+        help="A longer prompt with response is not scored; set it where memory needs a limit.",
+        show_default="the context of the model",
+    ),
+]
 MaxPixelsOption: TypeAlias = Annotated[
     str,
     typer.Option(
