@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from dt2it_pipeline.ingest import hub
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
-from dt2it_pipeline.ingest.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, rows_of_stream
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.readers import hub
+from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, rows_of_stream
+from dt2it_pipeline.ingest.readers.webdataset import is_shard, rows_of_shard
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
@@ -30,7 +31,8 @@ __all__ = ["SourceError", "data_files", "read_rows"]
 
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
 # last for members of a .zip that are encrypted or compressed in a way that is not known here
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_TARS = (".tar", ".tar.gz", ".tgz")
+_ARCHIVES = (".zip", *_TARS)
 
 _Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
@@ -80,6 +82,8 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
             f"{path} holds files of several formats {kinds}; set `format` in the manifest, or name a file"
         )
     files = [file for file in files if format in (None, format_of(file.name))]
+    if not files and format is None:  # shards of a WebDataset
+        files = [file for file, name in found if name.endswith(_TARS) and not re.search(r"(?:^|/)\.", name)]
     if not files:
         raise SourceError(f"{path} holds no data file ({', '.join(EXTENSIONS)})")
     return files
@@ -88,12 +92,17 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
 def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Read]:
     if manifest.format == "parts":
         yield from _parts(path, media_root)
-    elif manifest.format == "dataset":
+    elif manifest.format == "dataset" or (manifest.format is None and is_saved(path)):
         yield from _local_dataset(path, manifest)
     else:
         files = data_files(path, manifest.format)
         for file in files:
             yield from _file(file, manifest.format, f"{file.name} " if len(files) > 1 else "")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder is one that `datasets` wrote by save_to_disk."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
@@ -105,6 +114,9 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
         with tarfile.open(file) as archive:
+            if format is None and is_shard(archive):
+                yield from rows_of_shard(archive, file.name)
+                return
             found = sorted((m for m in archive.getmembers() if format_of(m.name)), key=lambda member: member.name)
             held = [(member.name, member) for member in found if member.isreg()]
             _refuse_repeated(file, [name for name, _ in held])
@@ -168,7 +180,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if is_saved(path):
         yield from hub.undecoded(hub.saved(path, manifest.split), path)
         return
     builder = hub.dataset_builder(path, manifest, None)

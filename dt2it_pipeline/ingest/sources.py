@@ -25,7 +25,7 @@ from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters import adapter
 from dt2it_pipeline.ingest.clean import clean_pairs, language_of
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest
-from dt2it_pipeline.ingest.reading import SourceError, data_files, read_rows
+from dt2it_pipeline.ingest.reading import SourceError, data_files, is_saved, read_rows
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
@@ -150,7 +150,8 @@ def fingerprint(manifest: Manifest, sources: Path) -> str:
                 with data.open("rb") as handle:
                     digest.update(hashlib.file_digest(handle, "sha256").digest())
             else:
-                files = sorted(data.rglob("*")) if manifest.format == "dataset" else data_files(data, manifest.format)
+                whole = manifest.format == "dataset" or is_saved(data)
+                files = sorted(data.rglob("*")) if whole else data_files(data, manifest.format)
                 _stat(digest, files, data)
         if media is not None and media != data:
             _stat(digest, sorted(media.rglob("*")) if media.is_dir() else [media] * media.exists(), media)

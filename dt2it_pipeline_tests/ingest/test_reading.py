@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline.ingest import file_formats
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.readers import file_formats
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row
 from dt2it_pipeline.ingest.sources import fingerprint, read_source

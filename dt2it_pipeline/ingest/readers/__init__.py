@@ -1,0 +1,1 @@
+"""Readers of files: formats of rows, shards with images, and what the library `datasets` loads."""

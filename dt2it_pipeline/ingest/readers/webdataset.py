@@ -1,0 +1,86 @@
+"""WebDataset shards: tar files whose members share a name per row: fields in JSON, and the images."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from dt2it_pipeline.ingest.rows import Quarantined, Read
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.images import check_bytes
+
+_IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+_TEXTS = ("txt", "text", "caption")
+_FIELDS = "json"
+_LONGEST = 64 << 20  # bytes of a row's JSON
+
+
+def is_shard(archive: tarfile.TarFile) -> bool:
+    """Whether a tar file holds rows in this form: its first members share a name, and one has fields in JSON."""
+    members: list[tuple[str, str]] = []
+    for member in archive:
+        if member.isreg():
+            members.append(_split(member.name))
+            if members[-1][0] != members[0][0]:
+                break
+    first = [extension for key, extension in members if key == members[0][0]]
+    return _FIELDS in first and len(first) > 1
+
+
+def rows_of_shard(archive: tarfile.TarFile, name: str) -> Iterator[Read]:
+    """The rows of a shard, in its order: the fields of the JSON, `__key__`, and the images under `images`.
+
+    Images of a row come in the order of their names; a member with text is a field under its extension. A row whose
+    JSON is malformed or missing, or whose image is too large, is quarantined.
+    """
+    members = (member for member in archive if member.isreg())
+    for key, group in groupby(members, lambda member: _split(member.name)[0]):
+        where = f"{name} {key}"
+        try:
+            yield where, _row(archive, key, list(group))
+        except (ValueError, RecursionError) as error:
+            yield Quarantined(where, "malformed JSON", str(error)[:200])
+        except MediaError as error:
+            yield Quarantined(where, error.reason, error.detail)
+
+
+def _row(archive: tarfile.TarFile, key: str, group: list[tarfile.TarInfo]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    images: list[tuple[str, bytes]] = []
+    for member in group:
+        extension = _split(member.name)[1]
+        kind = extension.rpartition(".")[2]
+        if kind in _IMAGES:
+            check_bytes(member.size, member.name)
+            images.append((extension, _content(archive, member)))
+        elif kind in (_FIELDS, *_TEXTS):
+            if member.size > _LONGEST:
+                raise ValueError(f"{member.name} has {member.size} bytes")
+            text = _content(archive, member).decode("utf-8-sig")
+            found = json.loads(text) if kind == _FIELDS else {extension: text}
+            if not isinstance(found, dict):
+                raise ValueError(f"{member.name} is not a JSON object")
+            values |= found
+    if not any(_split(member.name)[1].rpartition(".")[2] == _FIELDS for member in group):
+        raise ValueError(f"{key} has no member with its fields in JSON")
+    values["__key__"] = key
+    if images:
+        values["images"] = [content for _, content in sorted(images)]
+    return values
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular member
+    return stream.read()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The key of a member's row, and what the member is of it: all behind the first dot of its last part."""
+    folder, base = posixpath.split(name)
+    stem, _, extension = base.partition(".")
+    return posixpath.join(folder, stem), extension.lower()
