@@ -212,6 +212,9 @@ def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> st
     """Why no row can be used: its columns are unknown, or the commonest reasons of the first reading that has them."""
     for trial in trials:
         if trial.faults and (trial.adapter == "auto" or {*ADAPTERS[trial.adapter].columns} <= {*found, "id"}):
+            verdicts = [fault for fault in trial.faults if fault.startswith("verdict not understood")]
+            for fault in verdicts[1:]:  # each names all values of the column
+                trial.faults[verdicts[0]] += trial.faults.pop(fault)
             reasons = "; ".join(f"{fault}: {count}" for fault, count in trial.faults.most_common(_REASONS))
             return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
     needs = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in NEEDED.items())
