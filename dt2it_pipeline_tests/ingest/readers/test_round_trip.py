@@ -20,8 +20,8 @@ from dt2it_pipeline import read_preferences
 
 PIECES = (
     "word", " ", "\n", "\r\n", "\t", ",", ";", '"', '""', "'", "\\", "\\n", "[1, 2]", '{"a": "b"}', "<image>",
-    r"\<image>",    "Human: ", "\n\nAssistant: ", "nan", "null", "NULL", "NA", "true", "1.0", "=1+1", "\u2028", "\u200b", "\ufeff",
-    "é", "图片", "😀", "\x0b", "A", "B", "tie", "|", "#", "%", "&amp;", "</s>", "<|im_end|>",
+    r"\<image>", "Human: ", "\n\nAssistant: ", "nan", "null", "NULL", "NA", "true", "1.0", "=1+1", "\u2028", "\u200b",
+    "\ufeff", "é", "图片", "😀", "\x0b", "A", "B", "tie", "|", "#", "%", "&amp;", "</s>", "<|im_end|>",
 )  # fmt: skip
 Row = dict[str, str]
 
