@@ -50,7 +50,7 @@ class AnswersError(UserError, ValueError):
     help_page: ClassVar[str] = "troubleshooting#answers"
 
 
-class _NoVoteError(Exception):
+class _NoVoteError(UserError):
     """A whole answer that decides nothing; the message says why."""
 
 

@@ -41,9 +41,11 @@ def fetch(url: str) -> bytes:
     for attempt in range(_ATTEMPTS):
         try:
             return _fetched(url)
-        except (_MayPass, httpx.TransportError) as error:
+        except (_MayPassError, httpx.TransportError) as error:
             if attempt + 1 == _ATTEMPTS:
-                raise MediaError("image not fetched", f"{url[:300]}: {error or type(error).__name__}") from error
+                if isinstance(error, MediaError):
+                    raise
+                raise MediaError("image not fetched", f"{url[:300]}: {str(error) or type(error).__name__}") from error
             time.sleep(_WAIT * 2**attempt)
         except MediaError:
             raise
@@ -52,7 +54,7 @@ def fetch(url: str) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
-class _MayPass(Exception):
+class _MayPassError(MediaError):
     """An answer that may be another one in a moment."""
 
 
@@ -84,7 +86,7 @@ def _fetched(url: str) -> bytes:
 
 def _content(answer: httpx.Response, url: str) -> bytes:
     if answer.status_code in _AGAIN:
-        raise _MayPass(f"status {answer.status_code}")
+        raise _MayPassError("image not fetched", f"{url[:300]}: status {answer.status_code}")
     if answer.status_code != 200:
         raise MediaError("image not fetched", f"{url[:300]}: status {answer.status_code}")
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()

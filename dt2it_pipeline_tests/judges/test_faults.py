@@ -97,17 +97,17 @@ def test_an_unusable_reply_is_kept_and_asked_for_again_in_later_runs_until_they_
 
 
 @pytest.mark.parametrize(
-    ("modes", "contract"),
-    [(["pointwise"], "whole .score. from 0 to 10"), (["listwise", "pairwise"], "weights sum to 1")],
+    ("mode", "requests", "contract"),
+    [("pointwise", 4, "whole .score. from 0 to 10"), ("listwise", 2, "weights sum to 1")],
 )
 def test_a_judge_without_a_usable_reply_ends_the_run_with_an_example_and_what_a_reply_must_be(
-    tmp_path, modes, contract
+    tmp_path, mode, requests, contract
 ):
     server = FaultServer({}, lambda words, responses: "As an AI model, I cannot rate. " * 50)
     with serving(server):
-        job = judging_job(tmp_path, server.url, [["item-a", "item-b"], ["item-c", "item-d"]], modes=modes, attempts=1)
+        job = judging_job(tmp_path, server.url, [["item-a", "item-b"], ["item-c", "item-d"]], modes=[mode], attempts=1)
         with pytest.raises(
-            NoUsableReply, match="the judge remote gave no usable reply to any of its 4 requests"
+            NoUsableReply, match=f"the judge remote gave no usable reply to any of its {requests} requests"
         ) as raised:
             judge.run(job, lambda progress: None)
     text = str(raised.value)

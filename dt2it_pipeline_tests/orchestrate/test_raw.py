@@ -207,7 +207,7 @@ def test_nothing_follows_where_no_row_of_any_source_can_be_used(
 def test_images_that_no_column_names_and_repeated_ids_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
     numbered_image(tmp_path / "root/0.png", 0)
-    rows = [{"id": "same", "photo": "0.png", **{key: text for key, text in row(side, "b").items() if key != "image"}}
+    rows = [{"id": "same", "scan": "0.png", **{key: text for key, text in row(side, "b").items() if key != "image"}}
             for side in ("a", "c")]  # fmt: skip
     names = (manifest(tmp_path, "mine", rows), manifest(tmp_path, "captions", [], kind="t2i"))
     recipe = reading(*names)

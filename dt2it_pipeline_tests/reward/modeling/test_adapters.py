@@ -17,6 +17,7 @@ from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pi
 from dt2it_pipeline.reward.data.encoding import load_processor
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+from dt2it_pipeline.reward.modeling.processor_files import reward_template
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
@@ -217,7 +218,10 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     assert kinds == {torch.bfloat16 if bfloat16 else torch.float32}
     assert made.card["system_prompt"] == "You judge."
     assert "| base model | base |" in (tmp_path / "made" / "README.md").read_text()
-    assert load_processor(tmp_path / "made").chat_template == load_processor(source).chat_template
+    template = load_processor(source).chat_template
+    assert load_processor(tmp_path / "made").chat_template == reward_template(
+        template, "You judge.", image_newlines=False
+    )
 
 
 def test_training_goes_on_from_the_adapter_and_its_head(job: TrainJob, lora: Path, tmp_path: Path) -> None:
@@ -236,7 +240,7 @@ def test_a_processor_beside_the_adapter_is_the_one_in_use(base: Callable[..., Pa
     processor.save_pretrained(lora)
     model = RewardModel.from_pretrained(lora)
     assert model.processor_source == lora and model.source == base()
-    assert load_processor(model.processor_source, model.family).chat_template == "{{ 'another template' }}"
+    assert load_processor(model.processor_source, family=model.family).chat_template == "{{ 'another template' }}"
 
 
 def test_a_base_model_that_is_not_there_is_named_with_the_command(

@@ -50,7 +50,7 @@ def scorer(model: RewardModel, root: Path, tokens_per_batch: int = 4096) -> Scor
 
 
 def test_without_a_limit_what_the_positions_allow_is_scored(base: Callable[..., Path], tmp_path: Path) -> None:
-    model = RewardModel.from_pretrained(base()).eval()
+    model = RewardModel.from_pretrained(base(), new_head_seed=0).eval()
     prompts = {"c": make_prompt([], "is red a colour")}
     responses = [("short", "c", "yes"), ("long", "c", "red " * 600), ("longest", "c", "red " * 5000)]
     for limit, left in ((512, {"long", "longest"}), (None, {"longest"})):
