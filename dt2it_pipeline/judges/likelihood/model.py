@@ -75,9 +75,15 @@ class LikelihoodModel:
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         try:
             self._processor: Any = AutoProcessor.from_pretrained(model)
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+            made: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, output_loading_info=True)
         except (OSError, ValueError, KeyError) as error:
             raise LikelihoodError(f"cannot load the judge's model {model}: {error}") from error
+        loaded, report = made
+        if missing := sorted(report["missing_keys"]):  # drawn at random; a reward model has no language-model head
+            raise LikelihoodError(
+                f"{model} lacks weights of a language model ({', '.join(missing[:3])}), so its likelihoods mean nothing; "
+                "name the base model, and a reward model as a voter"
+            )
         self._model = loaded.to(self._device).eval()
         inner: Any = getattr(self._model, "model", None)
         if hasattr(inner, "visual"):  # the Qwen-VL family

@@ -196,6 +196,16 @@ def test_a_judge_without_a_usable_vote_ends_the_run_and_is_asked_again(tmp_path)
 TOKENS = 160  # more than any prompt with its answer has here
 
 
+def test_a_reward_model_is_no_judge_of_likelihoods(tmp_path):
+    from dt2it_pipeline.reward.reward_model import RewardModel
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rm").mkdir()
+    RewardModel.from_pretrained(make_tiny(tmp_path / "base"), new_head_seed=0).save_pretrained(tmp_path / "rm")
+    with pytest.raises(LikelihoodError, match=r"lacks weights of a language model \(lm_head"):
+        LikelihoodModel(str(tmp_path / "rm"), 4)
+
+
 def _tokens(model: LikelihoodModel, text: str) -> int:
     """Tokens of an answer, with the end of its turn."""
     return len(model._processor.tokenizer(text)["input_ids"]) + 1
