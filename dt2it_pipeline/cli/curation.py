@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, open_store
 from dt2it_pipeline.cli.terminal import CommandError, note, show
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.curate.joint.decisions import Estimate
 
 PANEL = "Preference data"
 _FLIP_FRACTION = 0.5  # of the published policy
@@ -152,6 +155,8 @@ def clean(
                 raise typer.BadParameter(f"{name} {'is' if value is True else 'are'} for --policy paper")
         if flip_fraction != _FLIP_FRACTION:
             raise typer.BadParameter("--flip-fraction is for --policy paper; `joint` has no fixed share")
+        if wrong_label_cost is not None and keep_probability != _KEEP_PROBABILITY:
+            raise typer.BadParameter("--wrong-label-cost and --keep-probability set the same bound; give one of them")
         settings: dict[str, Any] = {"keep_probability": keep_probability}
         if wrong_label_cost is not None:
             settings = {"wrong_label_cost": wrong_label_cost}
@@ -204,7 +209,9 @@ def _clean_jointly(
     before, after = cleaned.label_accuracy.before, cleaned.label_accuracy.after
     lines = [
         f"{output}: {len(cleaned.pairs):,} pairs: {', '.join(f'{count:,} {name}' for name, count in counts.items())}",
-        f"estimated label accuracy: {before} before, {after} of the pairs that stay (95% by the model)",
+        f"estimated label accuracy: {before} before, {after} of the pairs that stay (95% by the model)"
+        if before.estimate == before.estimate
+        else "label accuracy: not estimated, since no score and no verdict can be used",
         f"pairs that are worth a judge call: {len(cleaned.wanted):,}",
     ]
     if len(cleaned.sensitivity):
@@ -221,12 +228,17 @@ def _clean_jointly(
         "policy": "joint",
         "pairs": len(cleaned.pairs),
         **counts,
-        "label_accuracy": {"before": vars(before), "after": vars(after)},
+        "label_accuracy": {"before": _numbers(before), "after": _numbers(after)},
         "wanted": len(cleaned.wanted),
         "sensitivity": cleaned.sensitivity.to_dict(orient="records"),
         "notes": list(cleaned.notes),
     }
     show(summary, lines, as_json=as_json)
+
+
+def _numbers(estimate: Estimate) -> dict[str, float | None]:
+    """An estimate for JSON, which has no number that is none."""
+    return {name: None if value != value else value for name, value in vars(estimate).items()}
 
 
 def _clean_as_published(

@@ -83,7 +83,7 @@ def assignments(given: list[str] | None, option: str) -> dict[str, str]:
     """NAME=VALUE options as a mapping. Raises typer.BadParameter where one has no `=`."""
     pairs = [text.partition("=") for text in given or ()]
     if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
-        raise typer.BadParameter(f"{option} {wrong[0]!r}: expected NAME=VALUE")
+        raise typer.BadParameter(f"{option} {wrong[0]!r}: two parts with = between them are expected")
     return {name: value for name, _, value in pairs}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, Estimate
+from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, UNKNOWN, Estimate
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, Trusted, reasons_of, solve
 from dt2it_pipeline.curate.preference_tables import (
     Unused,
@@ -44,7 +44,7 @@ class CleanedPreferences:
     Attributes:
         pairs: a row per input pair, in its order: `pair_id`, `outcome` (kept, flipped, dropped), `probability` (that
             its chosen side after the decision is the better one; of a dropped pair: as given), `reason`.
-        label_accuracy: before and after, with intervals of 95% by the model.
+        label_accuracy: before and after, with intervals of 95% by the model; not a number where nothing can be used.
         wanted: pairs that are worth a judge call, best first: `pair_id`, `gain` (expected, in right labels; not a
             number for pairs drawn at random to check sure ones) and `why`. Their outcome is the one without a verdict.
         sensitivity: without an anchor, what follows if voters and judges together are right in 70, 80 or 90%:
@@ -197,9 +197,12 @@ def clean_preferences(
             "why": pd.Series(np.where(np.isnan(solution.gain), SURE, DOUBTFUL), dtype="str"),
         }
     )
-    accuracy = LabelAccuracy(decisions.before, decisions.after)
+    # With nothing for or against any label, the estimate would be the prior's.
+    known = bool(decisions.compared) or bool(np.any(checked)) or label_accuracy is not None
+    accuracy = LabelAccuracy(decisions.before, decisions.after) if known else LabelAccuracy(UNKNOWN, UNKNOWN)
+    sensitivity = solution.sensitivity if known else solution.sensitivity.iloc[:0]
     named = ((chosen or "chosen", rejected or "rejected"), *zip(chosen_scores, rejected_scores, strict=True))
-    return CleanedPreferences(result, accuracy, asked, solution.sensitivity, (*unused.notes, *solution.notes), named)
+    return CleanedPreferences(result, accuracy, asked, sensitivity, (*unused.notes, *solution.notes), named)
 
 
 def _bound(cost: float, keep_probability: float | None) -> float:

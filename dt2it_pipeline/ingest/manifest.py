@@ -119,6 +119,9 @@ class Manifest(Settings):
             )
         if self.verdict and "verdict" not in known.columns:
             raise ValueError(f"adapter {self.adapter!r} knows its own verdicts; `verdict` belongs to adapter 'auto'")
+        if self.verdict and not {"first", "second"} <= set(self.verdict.values()):
+            given = ", ".join(f"{value!r}: {side}" for value, side in self.verdict.items())
+            raise ValueError(f"`verdict` must say which values mean `first` and which mean `second`; it has {given}")
         unknown = sorted(set(self.columns) - {"id", *known.columns})
         if unknown:
             raise ValueError(f"columns names unknown fields {unknown}; known: {sorted({'id', *known.columns})}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _manifest(path: Path, columns: Mapping[str, str], verdict: Mapping[str, str]
     try:
         return Manifest.model_validate(
             {
-                "name": "preferences",
+                "name": re.sub(r"[^a-zA-Z0-9_.-]", "_", path.name) or "preferences",
                 "kind": "preferences",
                 "path": str(path.absolute()),
                 "licence": "-",

@@ -113,7 +113,7 @@ def propose(
     if not whole:
         first = next((f": {item.reason} in {item.row_id}" for item in read if isinstance(item, Quarantined)), "")
         raise SourceError(f"{data} holds no row that can be read{first}")
-    found = tuple(dict.fromkeys(name for row in whole for name in row.values))
+    found = tuple(name for name in dict.fromkeys(str(name) for row in whole for name in row.values) if name.strip())
     trials = [_tried(trial, whole) for trial in _trials(whole)]
     trials.sort(key=lambda trial: -trial.usable)  # stable: `auto` comes first among equals
     if not trials[0].usable:
@@ -219,8 +219,7 @@ def _why_none(found: tuple[str, ...], rows: int, trials: Sequence[_Trial]) -> st
             return f"none of the first {rows} rows can be used as {trial.name}: {reasons}"
     needs = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in NEEDED.items())
     return (
-        f"no adapter reads the columns {', '.join(found)}. Rename them to the fields of one kind ({needs}), or leave "
-        "out the data here and write a manifest that maps them under `columns`"
+        f"no adapter reads the columns {', '.join(found)}. Name those of one kind ({needs}) with --column FIELD=COLUMN"
     )
 
 

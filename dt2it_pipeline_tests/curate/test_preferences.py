@@ -105,6 +105,7 @@ def test_pairs_alone_stay_as_they_are() -> None:
     found = clean_preferences(world.pairs)
     assert (found.pairs["outcome"] == "kept").all() and len(found.pairs) == 30
     assert any("no score and no verdict that can be used" in sentence for sentence in found.notes)
+    assert str(found.label_accuracy.before) == "not known" and found.sensitivity.empty
 
 
 def test_an_auditor_who_guesses_is_noticed() -> None:
@@ -356,7 +357,7 @@ def test_both_sides_the_same_and_an_empty_table() -> None:
     found = clean_preferences(pairs, world.scores).pairs
     assert found.loc[0, ["outcome", "reason"]].tolist() == ["dropped", "both sides are one response"]
     empty = clean_preferences(world.pairs[:0], world.scores[:0])
-    assert len(empty.pairs) == 0 and str(empty.label_accuracy.before) == "of no pairs"
+    assert len(empty.pairs) == 0 and str(empty.label_accuracy.before) == "not known"
 
 
 def test_sources_of_three_pairs_and_many_sources() -> None:

@@ -64,7 +64,7 @@ def test_ties_are_quarantined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [[0, 1], [1, 1], [0, 1, 2], [-1, 1], ["x", "y"], [0.25, 0.75]])
 def test_a_verdict_that_may_mean_several_things_is_an_error(tmp_path: Path, values: list[Any]) -> None:
     rows = [NEUTRAL | {"preference": value} for value in values]
-    with pytest.raises(SourceError, match=r"column 'preference' is .*say what each value means under `verdict`"):
+    with pytest.raises(SourceError, match=r"column 'preference' is .*say what each value means, under `verdict`"):
         _read(tmp_path, rows)
 
 
@@ -79,6 +79,9 @@ def test_a_mapping_says_what_a_verdict_means(tmp_path: Path) -> None:
         _read(tmp_path, rows, verdict={"0": "left"})
     with pytest.raises(ManifestError, match="unknown fields"):
         _read(tmp_path, rows, columns={"verdikt": "who"})
+    for partial in ({"0": "first"}, {"0": "first", "1": "first"}, {"2": "tie"}):
+        with pytest.raises(ManifestError, match="which values mean `first` and which mean `second`"):
+            _read(tmp_path, rows, columns={"verdict": "who"}, verdict=partial)
 
 
 def test_a_verdict_is_never_ignored(tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_columns_may_have_any_name(tmp_path: Path) -> None:
     assert "which has ['foto', 'nice', 'poor', 'q']" in message and HELP in message
     message = failing("style", path, "--column", "chosen=nice", "--column", "rejected=wrose")
     assert "column 'wrose' is not in" in message
-    assert "expected NAME=VALUE" in failing("style", path, "--column", "chosen", code=2)
+    assert "two parts with = between them" in failing("style", path, "--column", "chosen", code=2)
     assert HELP in dt2it("style", "--help")
 
 

@@ -50,7 +50,10 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return "of no pairs" if np.isnan(self.estimate) else f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
+        return "not known" if np.isnan(self.estimate) else f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ which counts as wrong. A row that lacks a column ends the reading: such rows are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises BenchmarkError naming the file, and the line that is malformed.
     """
-    manifest = Manifest(name=_STAGE, kind="preferences", path=str(path.absolute()), licence="-")
+    manifest = Manifest(
+        name=re.sub(r"[^a-zA-Z0-9_.-]", "_", path.name) or _STAGE,
+        kind="preferences",
+        path=str(path.absolute()),
+        licence="-",
+    )
     rows: list[dict[str, Any]] = []
     try:
         for read in sources.read_rows(manifest, path.parent):

@@ -12,6 +12,7 @@ from dt2it_pipeline.ingest.rows import Turn, checked_text
 from dt2it_pipeline.media.markers import escaped, user_marker_kinds, without_markers
 from dt2it_pipeline.media.store import Medium
 
+_QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
 _HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
 
 
@@ -123,6 +124,7 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
     found = read_chat(value, f"column {column!r}")
     if "question" in mapped or is_chat(value):
         return found
+    _require_one_question(fields, column, value)
     last = found.turns[-1]["text"]
     for name, join in (("input", "{0}\n{1}"), ("context", "{1}\n\n{0}")):
         beside = fields.plain(name)
@@ -131,6 +133,17 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
             last = join.format(last, checked_text(extra, f"column {beside!r}"))
     turns = (*found.turns[:-1], {"role": "user", "text": last})
     return found._replace(turns=(*_history(fields), *turns))
+
+
+def _require_one_question(fields: Fields, column: str, value: Any) -> None:
+    """Raise RowError where another column has a question that is neither part of this one nor has it as a part."""
+    for name in _QUESTIONS:
+        other = fields.plain(name)
+        text = fields.value(other)
+        if other in (None, column) or not isinstance(text, str) or not text.strip() or is_chat(text):
+            continue
+        if text.strip() not in str(value) and str(value).strip() not in text:
+            raise RowError("two prompts", f"columns {column!r} and {other!r} differ; map `question` to the one meant")
 
 
 def _history(fields: Fields) -> Iterator[Turn]:

@@ -118,8 +118,9 @@ class Judged:
             assert fault is not None
             raise fault
         if len(set(found.values())) > 1:
+            said = ", ".join(f"column {name!r} prefers the {meaning}" for name, meaning in found.items())
             raise VerdictError(
-                "verdicts differ", f"{found}: name the column that counts, `verdict` under `columns` in the manifest"
+                "verdicts differ", f"{said}: name the column that counts, `verdict` under `columns` in the manifest"
             )
         if fault is not None and columns[0] not in found:  # the likeliest column is the one that is not understood
             raise fault

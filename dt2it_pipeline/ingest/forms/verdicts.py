@@ -120,8 +120,8 @@ class Verdicts:
 
     def _advice(self, text: str) -> str:
         return (
-            "say what each value means under `verdict` in the manifest, or with --verdict, for instance "
-            f"{text}=first; meanings are {', '.join(MEANINGS)}"
+            "say what each value means, under `verdict` in the manifest (read_preferences: verdict={...}), or with "
+            f"--verdict '{text}=first'; meanings are {', '.join(MEANINGS)}"
         )
 
 

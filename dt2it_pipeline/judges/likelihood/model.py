@@ -81,8 +81,8 @@ class LikelihoodModel:
         loaded, report = made
         if missing := sorted(report["missing_keys"]):  # drawn at random; a reward model has no language-model head
             raise LikelihoodError(
-                f"{model} lacks weights of a language model ({', '.join(missing[:3])}), so its likelihoods mean nothing; "
-                "name the base model, and a reward model as a voter"
+                f"{model} lacks weights of a language model ({', '.join(missing[:3])}), so its likelihoods mean "
+                "nothing; name the base model, and a reward model as a voter"
             )
         self._model = loaded.to(self._device).eval()
         inner: Any = getattr(self._model, "model", None)

@@ -69,7 +69,7 @@ def test_verdicts_that_can_mean_one_thing_only(
 def test_verdicts_that_may_mean_several_things_are_an_error(
     tmp_path: Path, row: dict[str, Any], name: str, values: list[Any]
 ) -> None:
-    with pytest.raises(SourceError, match="say what each value means under `verdict`"):
+    with pytest.raises(SourceError, match="say what each value means, under `verdict`"):
         read(tmp_path, [row | {name: value} for value in values])
 
 
@@ -154,9 +154,10 @@ def test_the_longer_prompt_counts_and_different_ones_are_quarantined(tmp_path: P
     earlier = [said("system", "S"), said("user", "q0"), said("assistant", "a0"), ASKED]
     image = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "q?"}]}]
     rows = [sides | {"prompt": earlier}, sides | {"prompt": image}, sides | {"prompt": "another"}]
+    rows.append(PAIR | {"question": "another"})
     pairs, quarantine = read(tmp_path, rows)
     assert pairs["system"].tolist() == ["S", ""] and len(pairs["turns"][0]) == 3
-    assert pairs["images"].tolist() == [[], ["a.jpg"]] and quarantine["reason"].tolist() == ["two prompts"]
+    assert pairs["images"].tolist() == [[], ["a.jpg"]] and quarantine["reason"].tolist() == ["two prompts"] * 2
 
 
 def test_sides_with_other_images_or_system_prompts_are_quarantined(tmp_path: Path) -> None:
