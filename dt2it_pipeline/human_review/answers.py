@@ -94,7 +94,7 @@ def read_answers(file: Path) -> Answers:
         ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AnswersError(f"{file} holds no list of tasks; export as JSON from Label Studio, or by Argilla's to_disk")
-    last: dict[tuple[str, str], dict[str, Any]] = {}
+    last: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}  # the answer that was given last, and when
     addresses = dict(_addresses(entries))
     unusable: list[tuple[str, str]] = []
     unfinished: Counter[str] = Counter()
@@ -131,13 +131,15 @@ def read_answers(file: Path) -> Answers:
                 unusable.append((f"entry {place}", fault))
                 continue
             vote = {"pair_id": pair, "person": given.person, "preferred_id": ids[given.choice], AUDIT: drawn}
-            last[pair, given.person] = vote
+            known = last.get((pair, given.person))
+            if known is None or given.when >= known[0]:
+                last[pair, given.person] = (given.when, vote)
     if entries and not last and len(unusable) == len(entries):
         raise AnswersError(
             f"no answer in {file} can be used, which Label Studio's JSON or Argilla's records.json should hold; the "
             f"first: {unusable[0][1]}"
         )
-    return Answers(list(last.values()), unusable, unfinished)
+    return Answers([vote for _, vote in last.values()], unusable, unfinished)
 
 
 def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:

@@ -110,6 +110,8 @@ def cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:
     outcomes.parquet says so where it has the column `probability`, which is of the side that is chosen after a flip;
     else the log-odds `strength` of the kept and the flipped pairs do.
     """
+    if (twice := pairs["pair_id"][pairs["pair_id"].duplicated()]).size:
+        raise AuditError(f"pair ids are there twice: {', '.join(map(str, twice.unique()[:5]))}")
     try:
         outcomes = pq.read_table(cleaned / "outcomes.parquet").to_pandas(ignore_metadata=True)
         ids = as_keys(outcomes["pair_id"])

@@ -153,7 +153,7 @@ def require_usable(judge: Judge, tally: Tally) -> None:
         words += f"{CONTRACTS.get(example.mode, '')} "
     raise NoUsableReply(
         words + "`dt2it check --call-judges` makes one call to a judge behind an endpoint and shows request and reply. "
-        "Correct the judge's settings and run this again: it is asked again"
+        f"Correct the judge's settings and run this again; with the same settings it is asked in {judge.max_runs} runs"
     )
 
 

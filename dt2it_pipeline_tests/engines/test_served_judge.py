@@ -44,7 +44,7 @@ def test_every_response_ends_judged_or_quarantined_and_a_second_run_asks_nothing
     prompt = prompt_row(tmp_path, "blue", "图中的形状是什么颜色？", "蓝色") | {"language": "zh"}
     responses = response_rows(prompt, "图中的形状是蓝色的。", "红色。")
     # Enough for a pair's reply; where scores are asked for, some replies are cut off.
-    remote = own | {"name": "own", "max_new_tokens": 1300, "attempts": 1, "ordered_schema": True}
+    remote = own | {"name": "own", "max_new_tokens": 1300, "attempts": 1, "max_runs": 1, "ordered_schema": True}
     settings = JudgingSettings.model_validate({"judges": [remote], "modes": MODES, "orders": 2})
     job = judging_job(tmp_path, [prompt], responses, settings)
     before = _asked(own)

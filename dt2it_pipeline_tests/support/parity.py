@@ -59,7 +59,9 @@ def make_checkpoint(root: Path, family: str) -> Path:
 
     (root / "base").mkdir()
     torch.manual_seed(0)
-    model = RewardModel.from_pretrained(make_tiny(root / "base", family, hidden=128))  # the least for vLLM on a CPU
+    model = RewardModel.from_pretrained(
+        make_tiny(root / "base", family, hidden=128), new_head_seed=0
+    )  # the least for vLLM
     model.head.weight.data *= 30
     model.card |= {"name": "parity", "system_prompt": SYSTEM, "max_pixels": TRAINED_PIXELS}
     with atomic.atomic_directory(root / "checkpoint") as folder:

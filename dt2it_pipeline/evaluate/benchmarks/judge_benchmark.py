@@ -1,7 +1,8 @@
 """Benchmarks a judge of pairs on published rows: a model that writes its verdict, or whose likelihoods are read.
 
 A judge that is asked in words sees every pair in both orders of presentation. A pair is right where both verdicts name
-the better side; verdicts that differ are a tie, which counts as wrong, as it does for a reward model.
+the better side; verdicts that differ are a tie, which counts as wrong, as it does for a reward model. A pair that lacks
+a usable verdict in one order is unscored.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def benchmark_judge(
         if vote["verdict"] is not None:
             given.setdefault(vote["pair_id"], {})[vote["order"]] = vote["verdict"]
     found = [_turned(given.get(key, {}), turned) for key, turned in keys]
-    scores = ([_share(verdicts, side) for verdicts in found] for side in (CHOSEN, REJECTED))
+    scores = ([_score(verdicts, side, len(judges)) for verdicts in found] for side in (CHOSEN, REJECTED))
     twice = [verdicts for verdicts in found if len(verdicts) == len(annotate.ORDERS)]
     return JudgeBenchmark(
         score_benchmark(entry.name, published, *scores, columns=columns),
@@ -165,11 +166,15 @@ def _turned(verdicts: Mapping[str, str], turned: bool) -> Mapping[str, str]:
     return {order: other.get(verdict, verdict) for order, verdict in verdicts.items()} if turned else verdicts
 
 
-def _share(verdicts: Mapping[str, str], side: str) -> float | None:
-    """Share of the verdicts that prefer a side, a tie counting half; None where there is none."""
-    if not verdicts:
+def _score(verdicts: Mapping[str, str], side: str, orders: int) -> float | None:
+    """1 for the side that every verdict prefers, 0 for the other; 0.5 for both where they differ or are ties.
+
+    None where there is not a usable verdict in every order.
+    """
+    if len(verdicts) < orders:
         return None
-    return sum({side: 1.0, TIE: 0.5}.get(verdict, 0.0) for verdict in verdicts.values()) / len(verdicts)
+    named = set(verdicts.values())
+    return 0.5 if len(named) > 1 or TIE in named else float(side in named)
 
 
 def _accuracy(found: Sequence[Mapping[str, str]], order: str) -> float:

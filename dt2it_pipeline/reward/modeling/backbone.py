@@ -46,8 +46,12 @@ def load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: s
     if hasattr(transformers.logging, "disable_progress_bar"):
         transformers.logging.disable_progress_bar()
     backbone = family.backbone_class()
-    for file in weight_files(folder):
-        weight_names(file)
+    adapted = sorted(name for file in weight_files(folder) for name in weight_names(file) if ".lora_" in name)
+    if adapted:
+        raise CheckpointError(
+            f"{folder} holds weights of an adapter that are not merged, such as {adapted[0]}; merge them, or put the "
+            "adapter with its adapter_config.json into a folder of its own"
+        )
     register()
     chosen: Any = {"": "sdpa", "text_config": attention, "vision_config": "sdpa"}
     try:

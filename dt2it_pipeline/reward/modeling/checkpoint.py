@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ _SHARD_BYTES = 5 * 10**9
 # What trainers and libraries put before the names of a model's own weights, and what they put in between.
 _AROUND = {"base_model", "language_model", "model", "module", "pretrained_model"}
 _BETWEEN = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer"}
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointError(UserError, ValueError):
@@ -86,7 +89,14 @@ def hidden_size(folder: Path) -> int:
 
 
 def stored_type(folder: Path) -> torch.dtype:
-    """Type in which the weights of `folder` lie on disk. Raises CheckpointError where torch does not know it."""
+    """Type in which most weights of `folder` lie on disk; config.json may name another.
+
+    Raises CheckpointError where torch does not know it.
+    """
+    kinds = Counter(kind for file in weight_files(folder) if file.suffix != ".bin" for kind in _types(file))
+    for kind, _ in kinds.most_common(1):
+        if kind in _TYPES:
+            return _TYPES[kind]
     config = read_json(folder / CONFIG)
     text = config.get("text_config")
     inner = text.get("dtype") if isinstance(text, dict) else None
@@ -95,6 +105,17 @@ def stored_type(folder: Path) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise CheckpointError(f"{folder / CONFIG} names the type {name!r}, which torch does not know")
     return found
+
+
+def _types(file: Path) -> Iterator[str]:
+    """The type of every weight of a safetensors file, by its name there. Raises CheckpointError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as weights:
+            yield from (weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file ({error})") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -43,20 +43,24 @@ def import_checkpoint(
     from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
     from dt2it_pipeline.reward.modeling.model_card import write_card
-    from dt2it_pipeline.reward.modeling.processor_files import pixel_limit
+    from dt2it_pipeline.reward.modeling.processor_files import has_preamble, pixel_limit
 
     destination = Path(destination)
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name a new folder")
     parts = find_parts(source, base_model)
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
-    name, offset = Path(source).name, float(model.card.get("dropped_bias", 0.0))
-    if not model.card.get("name"):
-        model.card["image_newlines"] = False  # other trainers write a turn as the data have it
-    model.card = {"name": name, "system_prompt": "", "dropped_bias": offset} | model.card
-    head = parts.head()
+    name, head = Path(source).resolve().name, parts.head()
     assert head is not None  # the model has been loaded with it
-    model.card["imported_from"] = f"{head.name} in {head.file.name}"
+    offset = float(head.bias or 0.0)
+    if not has_preamble(parts.processor):
+        # Other trainers write a turn as the data have it, and their files do not say which system turn they had.
+        model.card = {"system_prompt": "", "image_newlines": False} | model.card
+    model.card = {
+        "name": name,
+        "dropped_bias": offset,
+        "imported_from": f"{head.name} in {head.file.name}",
+    } | model.card
     if system_prompt is not None:
         model.card["system_prompt"] = system_prompt
     if max_pixels is not None:

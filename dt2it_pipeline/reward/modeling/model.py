@@ -43,6 +43,7 @@ from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E4
 from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
 from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files  # noqa: E402
 
+_OF_THE_PROCESSOR = ("system_prompt", "image_newlines", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
 
 
@@ -139,6 +140,10 @@ class RewardNetwork(nn.Module):
         if parts.base_model is not None:
             merge_adapter(backbone, parts)
         card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
+        if not card and parts.processor != parts.folder and (parts.processor / CARD).exists():
+            # An adapter on a reward model of ours is read by its processor's files, which this card describes.
+            theirs = read_json(parts.processor / CARD)
+            card = {name: theirs[name] for name in _OF_THE_PROCESSOR if name in theirs}
         model = cls(backbone, card, parts.backbone, parts.processor)
         if head is not None:
             model.head.weight.data = head.weight

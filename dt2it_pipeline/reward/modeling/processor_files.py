@@ -13,6 +13,7 @@ reward_model.json repeats both for people. It decides nothing.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ _OLD_TEMPLATE = "chat_template.json"  # transformers prefers it where both are t
 
 _LEAST_PIXELS = 56 * 56  # of an image, where a Qwen processor's file does not say
 
+_VALUES = re.compile(r'namespace\(system=(?P<system>"(?:[^"\\]|\\.)*"), newlines=(?P<newlines>true|false)')
 _BEGIN, _END = "{#- reward model: begin -#}\n", "{#- reward model: end -#}\n"
 # Loops over messages and over their parts tell vLLM that the template takes parts; it would join images and texts with
 # newlines otherwise. Other roles' parts become one text, as the base model's template is given in training.
@@ -106,6 +108,24 @@ def reward_template(template: str, system_prompt: str, *, image_newlines: bool =
     return _BEGIN + preamble + _END + template
 
 
+def trained_with(template: str) -> tuple[str, bool] | None:
+    """System prompt and newlines that the preamble of a chat template has, None where it has none.
+
+    >>> trained_with(reward_template("...", 'Say "yes".', image_newlines=False))
+    ('Say "yes".', False)
+    """
+    if not template.startswith(_BEGIN):
+        return None
+    found = _VALUES.search(template)
+    return (json.loads(found["system"]), found["newlines"] == "true") if found else None
+
+
+def has_preamble(source: Path) -> bool:
+    """Whether a folder's chat template is that of a reward model of ours, with or without its card."""
+    template = _template(source)
+    return template is not None and trained_with(template) is not None
+
+
 def sized(size: Mapping[str, int], max_pixels: int) -> dict[str, int]:
     """An image processor's `size` with another upper limit, in pixels; the lower one never exceeds it.
 
@@ -123,15 +143,17 @@ def write_processor_files(source: Path, folder: Path, card: Mapping[str, Any]) -
     Args:
         source: folder of the model that was trained on.
         folder: of the checkpoint.
-        card: `max_pixels`, `system_prompt` and `image_newlines` of reward_model.json; without `max_pixels`, the size
-            stays as it is.
+        card: `max_pixels`, `system_prompt` and `image_newlines` of reward_model.json. What it lacks stays as the files
+            of `source` have it, so that a model that is loaded and saved again has the same scores.
     """
     for name in _COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     if (template := _template(source)) is not None:
-        newlines = bool(card.get("image_newlines", True))
-        text = reward_template(template, str(card.get("system_prompt") or ""), image_newlines=newlines)
+        system, newlines = trained_with(template) or ("", False)
+        system, newlines = card.get("system_prompt", system) or "", bool(card.get("image_newlines", newlines))
+        said = {"system_prompt", "image_newlines"} & set(card)
+        text = reward_template(template, str(system), image_newlines=newlines) if said else template
         (folder / _TEMPLATE).write_text(text, encoding="utf-8")
         for name in ("tokenizer_config.json", "processor_config.json"):
             _change(folder / name, lambda found: found.pop("chat_template", None) is not None)

@@ -64,8 +64,8 @@ class Trainer:
         assert folder is not None  # a loaded model has one
         processor = load_processor(self.model.processor_source or folder, settings.system_prompt, self.model.family)
         max_pixels = min(settings.max_pixels, int(processor.image_processor.size["longest_edge"]))
-        self.model.card |= {"name": job.name, "system_prompt": settings.system_prompt, "seed": self.seed}
-        self.model.card["max_pixels"] = max_pixels
+        self.model.card = {"name": job.name, "system_prompt": settings.system_prompt, "seed": self.seed}
+        self.model.card |= {"image_newlines": True, "max_pixels": max_pixels}  # as load_processor has made them
         self.registry = ImageRegistry(
             processor.image_processor, str(job.media_root), max_pixels, processor.video_processor
         )
