@@ -63,7 +63,7 @@ def make_checkpoint(root: Path, family: str) -> Path:
         make_tiny(root / "base", family, hidden=128), new_head_seed=0
     )  # the least for vLLM
     model.head.weight.data *= 30
-    model.card |= {"name": "parity", "system_prompt": SYSTEM, "max_pixels": TRAINED_PIXELS}
+    model.card |= {"name": "parity", "system_prompt": SYSTEM, "image_newlines": True, "max_pixels": TRAINED_PIXELS}
     with atomic.atomic_directory(root / "checkpoint") as folder:
         model.save_pretrained(folder)
     return root / "checkpoint"
