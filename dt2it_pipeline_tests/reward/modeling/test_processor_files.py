@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.reward.data.encoding import load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling.processor_files import (
@@ -28,6 +29,7 @@ def text(words: str) -> dict[str, str]:
 
 
 def rendered(template: str, messages: list[dict[str, Any]], **given: Any) -> str:
+    ensure_torchvision()
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     made = _compile_jinja_template(template).render(messages=messages, **given)
@@ -97,7 +99,8 @@ def test_the_files_of_older_processors_are_rewritten(tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text("second")
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "third", "eos_token": "e"}))
     assert pixel_limit(source) == 12_845_056
-    write_processor_files(source, folder, {"max_pixels": 268_324, "system_prompt": "You judge."})
+    card = {"max_pixels": 268_324, "system_prompt": "You judge.", "image_newlines": True}
+    write_processor_files(source, folder, card)
     found = {file.name: file.read_text() for file in folder.iterdir()}
     assert set(found) == {"preprocessor_config.json", "chat_template.jinja", "tokenizer_config.json"}
     size = {"shortest_edge": 3136, "longest_edge": 268_324}
