@@ -23,7 +23,7 @@ def is_shard(archive: tarfile.TarFile) -> bool:
     """Whether a tar file holds rows in this form: its first members share a name, and one has fields in JSON."""
     members: list[tuple[str, str]] = []
     for member in archive:
-        if member.isreg():
+        if member.isreg() and not _is_hidden(member):
             members.append(_split(member.name))
             if members[-1][0] != members[0][0]:
                 break
@@ -35,23 +35,25 @@ def rows_of_shard(archive: tarfile.TarFile, name: str) -> Iterator[Read]:
     """The rows of a shard, in its order: the fields of the JSON, `__key__`, and the images under `images`.
 
     Images of a row come in the order of their names; a member with text is a field under its extension. A row whose
-    JSON is malformed or missing, or whose image is too large, is quarantined.
+    JSON is malformed or missing, or one of whose members is a link or too large, is quarantined.
     """
-    members = (member for member in archive if member.isreg())
+    members = (member for member in archive if not (member.isdir() or _is_hidden(member)))
     for key, group in groupby(members, lambda member: _split(member.name)[0]):
         where = f"{name} {key}"
         try:
             yield where, _row(archive, key, list(group))
-        except (ValueError, RecursionError) as error:
-            yield Quarantined(where, "malformed JSON", str(error)[:200])
         except MediaError as error:
             yield Quarantined(where, error.reason, error.detail)
+        except (ValueError, RecursionError) as error:
+            yield Quarantined(where, "malformed JSON", str(error)[:200])
 
 
 def _row(archive: tarfile.TarFile, key: str, group: list[tarfile.TarInfo]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     images: list[tuple[str, bytes]] = []
     for member in group:
+        if not member.isreg():  # its content is another member's, or lies outside the archive
+            raise MediaError("link in an archive", f"{member.name} leads to {member.linkname}")
         extension = _split(member.name)[1]
         kind = extension.rpartition(".")[2]
         if kind in _IMAGES:
@@ -77,6 +79,11 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     stream = archive.extractfile(member)
     assert stream is not None  # a regular member
     return stream.read()
+
+
+def _is_hidden(member: tarfile.TarInfo) -> bool:
+    """Whether a member is what a Mac puts beside a file, or another hidden one."""
+    return posixpath.basename(member.name).startswith(".")
 
 
 def _split(name: str) -> tuple[str, str]:

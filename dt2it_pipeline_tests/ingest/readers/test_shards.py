@@ -47,6 +47,24 @@ def test_webdataset_shards_keep_their_images(tmp_path: Path, images: int, place:
     assert fingerprint(manifest(tmp_path / "shards" / place), tmp_path)
 
 
+def test_a_link_in_a_shard_costs_its_row_and_what_a_mac_adds_nothing(tmp_path: Path) -> None:
+    shard(tmp_path / "one.tar", [{"prompt": "q", "chosen": "good", "rejected": "bad"}])
+    with tarfile.open(tmp_path / "one.tar", "a") as archive:
+        for name, kind in (
+            ("a/._0000.json", tarfile.REGTYPE),
+            ("b/0.json", tarfile.REGTYPE),
+            ("b/0.png", tarfile.SYMTYPE),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
+            content = b'{"prompt": "q2", "chosen": "good", "rejected": "bad"}' if name == "b/0.json" else b""
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    artifact = read_source(manifest(tmp_path / "one.tar"), tmp_path, tmp_path / "media")
+    assert artifact["pairs"].num_rows == 1
+    assert artifact["quarantine"]["reason"].to_pylist() == ["link in an archive"]
+
+
 def test_a_folder_of_save_to_disk_needs_no_format(tmp_path: Path) -> None:
     import datasets
 
