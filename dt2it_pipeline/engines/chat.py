@@ -6,7 +6,6 @@ or anything about how its chat template words things; templates come with the mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.engines.control_tokens import without_control_tokens
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import open_image
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
+from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.media.paths import confined
-
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # control tokens of chat templates, which a question must not write
 
 
 class ChatError(RowError):
@@ -55,6 +53,8 @@ def chat_prompt(
 ) -> ChatPrompt:
     """Build the chat form of one row of a prompts table, its images read from below `media_root`.
 
+    Control tokens that the words spell out are text: a space goes into each, see `control_tokens`.
+
     Args:
         row: a prompts row; turn texts hold one `<image>` marker per image.
         media_root: folder that the rows' media paths are relative to.
@@ -63,8 +63,8 @@ def chat_prompt(
         images: the row's images where they have been read before; they are not read again.
 
     Raises:
-        ChatError: an image cannot be read (with the reason of the MediaError), a medium is a video, markers and media
-            do not match in number, or the words spell out a control token.
+        ChatError: an image cannot be read (with the reason of the MediaError), a medium is a video, or markers and
+            media do not match in number.
     """
     if any(medium["kind"] != "image" for medium in row["media"]):
         raise ChatError("medium not supported", "only images are")
@@ -72,13 +72,10 @@ def chat_prompt(
     markers = sum(len(marker_kinds(text)) for _, text in turns)
     if markers != len(row["media"]):
         raise ChatError("image markers do not match media", f"{markers} markers, {len(row['media'])} media")
-    for words in (row["system"] if system is None else system, *(words for _, words in turns)):
-        if found := _CONTROL.search(words):
-            raise ChatError("control token in the prompt", found.group())
     if suffix:
         last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
         turns[last] = (turns[last][0], f"{turns[last][1]} {suffix}")
-    text = row["system"] if system is None else system
+    text = without_control_tokens(row["system"] if system is None else system)
     messages = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
     messages += [{"role": role, "content": _parts(words)} for role, words in turns]
     if images is None:
@@ -103,5 +100,6 @@ def fit_pixels(image: Image.Image, most: int | None) -> Image.Image:
 
 def _parts(text: str) -> list[dict[str, str]]:
     return [
-        {"type": "text", "text": piece} if kind == "text" else {"type": kind} for kind, piece in split_at_markers(text)
+        {"type": "text", "text": without_control_tokens(piece)} if kind == "text" else {"type": kind}
+        for kind, piece in split_at_markers(text)
     ]

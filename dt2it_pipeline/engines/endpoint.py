@@ -16,6 +16,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -158,8 +159,8 @@ class EndpointEngine:
             return  # another request has found that out
         before, self._form = _FORMS[self._form], form
         logger.warning(
-            "%s refuses response_format %s with HTTP %d (%s): it is asked with %s from here on. `structured: %s` in "
-            "the recipe saves the refused requests",
+            "%s refuses response_format %s with HTTP %d (%s): it is asked with %s from here on. `structured: %s` "
+            "beside its base_url saves the refused requests",
             self._settings.base_url, before, refused.code, refused.detail, _FORMS[form],
             _FORMS[form] if form != _FORMS.index(_UNBOUNDED) else _OBJECT,
         )  # fmt: skip
@@ -173,6 +174,7 @@ class EndpointEngine:
         if found is not None:
             self._answered += 1
             self._in_a_row = 0
+            found = [replace(sample, text=self._http.hidden(sample.text)) for sample in found]
         return found
 
     def _refused(self, code: int, message: str) -> EngineError:

@@ -2,7 +2,8 @@
 
 What may help is tried again (429, 5xx, time-outs, broken connections, answers that cannot be read), with exponential
 waits that are drawn at random; what cannot help (a refused request) is not. A `Retry-After` holds all requests of the
-client back, since the limit is on all of them. TLS certificates are verified, redirects are not followed, and the key
+client back, since the limit is on all of them. The first fault of each kind is logged, so that a server that is down is
+no silence of minutes. TLS certificates are verified, redirects are not followed, and the key
 appears in no message.
 
 What belongs here: sending, waiting, counting. What does not: what is sent, and what an answer means.
@@ -13,19 +14,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import itertools
+import logging
 import random
+import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
 from dt2it_pipeline.config.credentials import Redactor
 from dt2it_pipeline.errors import WorkerError
 
+logger = logging.getLogger(__name__)
 _MOST_BYTES = 16 * 2**20  # of one answer; a longer one is not read to its end
 _MESSAGE = 300  # characters of a server's message that are passed on
 _LOOKED_AT = 4096  # bytes of a broken answer; cut far behind what is passed on, so that no part of a key is
@@ -40,15 +46,45 @@ class RetryPolicy:
         retries: further attempts after the first.
         longest_wait: seconds; most that is waited before one.
         first_wait: seconds, doubled at every retry.
+        give_up_after: seconds from a request's first failure, after which it is not sent again; None: only `retries`
+            counts.
     """
 
     retries: int = 4
     longest_wait: float = 60.0
     first_wait: float = 1.0
+    give_up_after: float | None = None
+
+    @classmethod
+    def lasting(cls, seconds: float) -> RetryPolicy:
+        """Send a request again until so many seconds have passed since it failed first, waiting at most 15 in between.
+
+        >>> RetryPolicy.lasting(60).most_seconds
+        60
+        """
+        return cls(retries=sys.maxsize, longest_wait=15.0, first_wait=0.5, give_up_after=seconds)
+
+    def ends(self, attempt: int, since: float) -> bool:
+        """Whether the attempt of that number (from 0) was the last, `since` seconds after the first failure."""
+        return attempt >= self.retries or (self.give_up_after is not None and since >= self.give_up_after)
 
     def seconds(self, attempt: int) -> float:
         """A random wait after the attempt of that number (from 0)."""
-        return random.uniform(0.5, 1) * min(self.longest_wait, self.first_wait * 2.0**attempt)
+        return random.uniform(0.5, 1) * self._longest(attempt)
+
+    @property
+    def most_seconds(self) -> float:
+        """The most that is waited between the attempts of one request, where the server asks for no wait of its own.
+
+        >>> RetryPolicy(retries=3, longest_wait=3).most_seconds
+        6.0
+        """
+        if self.give_up_after is not None:
+            return self.give_up_after
+        return sum((self._longest(attempt) for attempt in range(self.retries)), 0.0)
+
+    def _longest(self, attempt: int) -> float:
+        return min(self.longest_wait, self.first_wait * 2.0 ** min(attempt, 60))
 
 
 @dataclass(frozen=True)
@@ -82,7 +118,7 @@ class HttpClient:
     """Sends requests to one server.
 
     `counts` has the requests sent, the retries, and the faults by kind (`http 429`, `timeout`, `connection`,
-    `broken answer`).
+    `broken answer`); `latencies` the seconds of the latest attempts that were answered, at most 10,000.
 
     Args:
         key: sent as a bearer token; None or empty: none is sent.
@@ -97,10 +133,15 @@ class HttpClient:
         self._policy, self._timeout, self._concurrency = policy, timeout, concurrency
         self._held_until = 0.0  # monotonic time before which nothing is sent
         self.counts: Counter[str] = Counter()
+        self.latencies: deque[float] = deque(maxlen=10_000)
 
     def clean(self, text: str | bytes | bytearray) -> str:
         """A message without the key, and not longer than a line or two."""
         return self._redact(text, _MESSAGE)
+
+    def hidden(self, text: str) -> str:
+        """A text that the server wrote and that is kept, without the key; see `Redactor.hidden`."""
+        return self._redact.hidden(text)
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -126,25 +167,48 @@ class HttpClient:
             read: makes of the body what the caller wants. Whatever it raises is a broken answer.
             stopped: whether nobody waits for an answer any more.
         """
-        for attempt in range(self._policy.retries + 1):
+        failed_at: float | None = None
+        for attempt in itertools.count():
             while (left := self._held_until - time.monotonic()) > 0:
                 await asyncio.sleep(left + random.uniform(0, 0.05))  # not all at the same instant
             if stopped():
                 return None
             self.counts["requests"] += 1
+            started = time.monotonic()
             try:
-                return await self._once(connection, url, body, read)
+                answer = await self._once(connection, url, body, read)
+                self.latencies.append(time.monotonic() - started)
+                return answer
             except HttpFault as fault:
                 self.counts[fault.kind] += 1
-                if attempt == self._policy.retries:
+                now = time.monotonic()
+                failed_at = now if failed_at is None else failed_at
+                if self._policy.ends(attempt, now - failed_at):
                     return NoAnswer(attempt + 1, self.clean(str(fault)))
                 self.counts["retries"] += 1
+                if self.counts[fault.kind] == 1:
+                    self._warn(url, fault)
                 if fault.wait is None:
                     await asyncio.sleep(self._policy.seconds(attempt))
                 else:
                     wait = min(fault.wait, self._policy.longest_wait)
                     self._held_until = max(self._held_until, time.monotonic() + wait)
         raise AssertionError("unreachable")
+
+    def _warn(self, url: str, fault: HttpFault) -> None:
+        """Log that a request is sent again; the URL without user and query, which may hold secrets."""
+        parts = urlsplit(url)
+        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        if self._policy.give_up_after is None:
+            again = f"up to {self._policy.retries} more times, with waits of at most {self._policy.most_seconds:.3g} s"
+            again += " in all"
+        else:
+            again = f"again for {self._policy.give_up_after:g} s"
+        logger.warning(
+            "%s gives no answer (%s): a request is sent %s, and each attempt may take %g s. Later faults of this kind "
+            "are counted, not logged",
+            self.clean(where), self.clean(str(fault)), again, self._timeout,
+        )  # fmt: skip
 
     async def _once(
         self, connection: httpx.AsyncClient, url: str, body: bytes | None, read: Callable[[bytes], _Read]

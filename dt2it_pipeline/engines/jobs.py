@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 # Of every worker process; glibc and OpenMP read it once, at the start.
@@ -35,8 +36,8 @@ WORKER_ENVIRONMENT = {
 _CLASS = "job"  # key of a job file that names the job's class
 _USAGE = "usage: python -m dt2it_pipeline.engines.jobs job.json, where the file was written by a job's `write`"
 
-Reporter = Callable[[Mapping[str, Any]], None]
-"""Is handed what a job has done so far: names and numbers, such as `{"step": 10, "loss": 0.4}`."""
+Reporter = Report
+"""Is handed what a job has done so far; see observe/progress.py."""
 
 Summary = dict[str, Any]
 """What a job came to, as JSON can hold it."""

@@ -2,7 +2,7 @@
 
 A request holds one conversation with its images and is answered with one number (see the README.md of a checkpoint).
 Image size, system prompt and chat template are the business of the server, which reads them in the checkpoint's files.
-Only images that a server would decode otherwise than we do are decoded here (`_content`).
+Only images that a server would decode otherwise than we do are decoded here (`score_messages.data_url`).
 
 The key comes from the environment variable VLLM_API_KEY; `engines.http` keeps it out of messages, and tries again where
 that may help.
@@ -11,32 +11,25 @@ that may help.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
+import logging
 import math
 import os
-import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image
 
-from dt2it_pipeline.config.credentials import check_url, checked_key
-from dt2it_pipeline.engines.chat import ChatError
+from dt2it_pipeline.config.credentials import check_url, checked_key, is_loopback
 from dt2it_pipeline.engines.http import HttpClient, NoAnswer, Refused, RetryPolicy, each, finished
+from dt2it_pipeline.engines.score_messages import data_urls, score_messages
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.media.images import open_image, opened_image
-from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
-from dt2it_pipeline.media.paths import confined
-from dt2it_pipeline.media.pixels import ORIENTATION
 
 API_KEY_ENV = "VLLM_API_KEY"
-_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>")  # a server would take these for control tokens
+logger = logging.getLogger(__name__)
 _RETRIES = RetryPolicy(retries=4, first_wait=0.5)
 
 
@@ -51,6 +44,7 @@ class EndpointScorer:
             only where it was started with --trust-request-mm-kwargs.
         concurrency: requests at once.
         timeout: seconds that a request may take.
+        retries: how often and how long a request is sent again; four times by default.
 
     Raises:
         EngineError: the URL or the key is none that may be used, the server cannot be reached, or names no model.
@@ -58,6 +52,7 @@ class EndpointScorer:
     Attributes:
         model: name under which the server holds the model.
         root: folder on the server's machine, or Hub id, that the model was loaded from.
+        http: that sends the requests, and counts them.
     """
 
     def __init__(
@@ -69,14 +64,17 @@ class EndpointScorer:
         max_pixels: int | None = None,
         concurrency: int = 16,
         timeout: float = 120.0,
+        retries: RetryPolicy | None = None,
     ) -> None:
         try:
             check_url(url, f"the environment variable {API_KEY_ENV}")
             key = checked_key(os.environ.get(API_KEY_ENV, ""), f"the environment variable {API_KEY_ENV}")
         except ValueError as error:
             raise EngineError(str(error)) from None
-        self._http = HttpClient(key, _RETRIES, timeout, concurrency)
+        self.http = HttpClient(key, retries or _RETRIES, timeout, concurrency)
         parts = urllib.parse.urlsplit(url)
+        if key and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            logger.warning("the key in %s travels unencrypted to %s: serve it with TLS", API_KEY_ENV, parts.hostname)
         self._base = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/") or "/classify"
         self._root, self._concurrency = Path(media_root), concurrency
@@ -99,7 +97,13 @@ class EndpointScorer:
         Raises:
             EngineError: the server refuses the key, the model or `max_pixels`, or cannot be reached any more.
         """
-        found = finished(self._all(prompts, responses))
+        return finished(self.score_async(prompts, responses))
+
+    async def score_async(
+        self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
+    ) -> tuple[dict[str, float], dict[str, tuple[str, str]]]:
+        """The same in an event loop; arguments, result and errors are those of `score`."""
+        found = await self._all(prompts, responses)
         scores: dict[str, float] = {}
         faults: dict[str, tuple[str, str]] = {}
         for (name, _, _), value in zip(responses, found, strict=True):
@@ -113,7 +117,7 @@ class EndpointScorer:
         self, prompts: Mapping[str, Mapping[str, Any]], responses: Sequence[tuple[str, str, str]]
     ) -> list[float | tuple[str, str]]:
         found: list[float | tuple[str, str]] = [("not scored", "")] * len(responses)
-        async with self._http.connected() as connection:
+        async with self.http.connected() as connection:
 
             async def one(place: int) -> None:
                 _, prompt_id, text = responses[place]
@@ -144,57 +148,31 @@ class EndpointScorer:
             return ("refused by the endpoint", f"{answer.code}: {answer.detail}")
         value = _number(answer)
         if value is None:
-            return ("endpoint gave no score", self._http.clean(json.dumps(answer)))
+            return ("endpoint gave no score", self.http.clean(json.dumps(answer)))
         return value if math.isfinite(value) else ("score is not a number", str(value))
 
     def _messages(self, prompt: Mapping[str, Any], text: str) -> list[dict[str, Any]]:
-        """The conversation in OpenAI's form, images where their markers stand."""
-        media = list(prompt["media"] or ())
-        turns = prompt["turns"]
-        kinds = user_marker_kinds(turns)
-        if kinds != [medium["kind"] for medium in media]:
-            raise ChatError("image markers do not match media", f"{len(kinds)} markers, {len(media)} media")
-        system = "\n\n".join(part for part in (self.system_prompt, prompt["system"]) if part)
-        for words in (system, text, *(turn["text"] for turn in turns)):
-            if found := _CONTROL.search(words):
-                raise ChatError("control token in the conversation", found.group())
-        shown = iter(media)
-        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        for turn in turns:
-            if turn["role"] != "user":
-                messages.append({"role": turn["role"], "content": turn["text"]})
-                continue
-            content = [
-                {"type": "text", "text": piece} if kind == "text" else self._image(next(shown))
-                for kind, piece in split_at_markers(turn["text"])
-            ]
-            messages.append({"role": "user", "content": content})
-        return [*messages, {"role": "assistant", "content": text}]
-
-    def _image(self, medium: Mapping[str, str]) -> dict[str, Any]:
-        if medium["kind"] != "image":
-            raise ChatError("medium not supported", "an endpoint is asked about images alone")
-        kind, content = _content(confined(medium["path"], self._root), medium["path"])
-        url = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-        return {"type": "image_url", "image_url": {"url": url}}
+        images = data_urls(list(prompt["media"] or ()), self._root)
+        return score_messages(prompt, images, text, self.system_prompt)
 
     def _served(self) -> tuple[str, str]:
         """Name of the model that the server holds, and the folder or Hub id that it was loaded from."""
 
         async def asked() -> Any:
-            async with self._http.connected() as connection:
+            async with self.http.connected() as connection:
                 return await self._ask(connection, "/v1/models", None)
 
         answer = finished(asked())
         models = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(models, list) or not models or not isinstance(models[0], dict) or "id" not in models[0]:
-            raise EngineError(f"{self._base}/v1/models names no model: {self._http.clean(str(answer))}")
-        return str(models[0]["id"]), str(models[0].get("root") or models[0]["id"])
+            raise EngineError(f"{self._base}/v1/models names no model: {self.http.clean(str(answer))}")
+        name, root = str(models[0]["id"]), str(models[0].get("root") or models[0]["id"])
+        return self.http.hidden(name), self.http.hidden(root)
 
     async def _ask(self, connection: httpx.AsyncClient, path: str, body: Mapping[str, Any] | None) -> Any:
         """The server's answer as JSON, or Refused where it refuses this one request."""
         data = None if body is None else json.dumps(body).encode("utf-8", "surrogatepass")
-        answer = await self._http.ask(connection, self._base + path, data, json.loads)
+        answer = await self.http.ask(connection, self._base + path, data, json.loads)
         if isinstance(answer, NoAnswer):
             raise EngineError(f"{self._base}{path} gives no answer after {answer.attempts} tries: {answer.detail}")
         if isinstance(answer, Refused) and (answer.code in (401, 403, 404) or 300 <= answer.code < 400):
@@ -214,23 +192,3 @@ def _number(answer: Any) -> float | None:
         return float(value)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError, StopIteration):
         return None
-
-
-def _content(file: Path, name: str) -> tuple[str, bytes]:
-    """MIME type and content to send of an image: what every server decodes to the pixels that our scorers see.
-
-    A plain photograph or drawing goes as it is. Servers differ in what they make of 16-bit values, transparency,
-    orientation and animations, so an image with any of them goes as it looks to us (`pixels.to_rgb`).
-
-    Raises:
-        MediaError: the image is missing or damaged.
-    """
-    with opened_image(file, name) as image:
-        image.load()
-        upright = image.getexif().get(ORIENTATION, 1) == 1
-        plain = image.mode in ("RGB", "L") and not image.has_transparency_data and upright
-        if plain and image.format in ("JPEG", "PNG") and not getattr(image, "is_animated", False):
-            return Image.MIME[image.format], file.read_bytes()
-    buffer = io.BytesIO()
-    open_image(file, name).save(buffer, "PNG", compress_level=1)  # to be read once: quick rather than small
-    return Image.MIME["PNG"], buffer.getvalue()

@@ -9,7 +9,8 @@ load, and `import transformers` fails with them.
   so they are hidden: transformers and vLLM then take the same path as where they are not installed.
 
 Where the three import by themselves, nothing is declared or hidden. Call `ensure_torchvision()` before the first import
-of transformers; vLLM's own processes get it through the `vllm.general_plugins` entry point of this package.
+of transformers; vLLM's own processes get it through the `vllm.general_plugins` entry point of this package (see
+`vllm_plugin.py`).
 """
 
 from __future__ import annotations

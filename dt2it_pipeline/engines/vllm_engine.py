@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.chat import ChatPrompt
-from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process
+from dt2it_pipeline.engines.control_tokens import OwnControlTokens
+from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process, request_errors
 from dt2it_pipeline.errors import UserError
 
 # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
@@ -97,14 +99,19 @@ class VllmEngine:
         max_model_len: tokens of prompt and answer together.
         max_images: most images in one prompt.
         seed: engine seed; requests carry their own.
-        tensor_parallel: GPUs that share the model.
+        run: GPUs, memory and quantisation.
 
     Raises:
         EngineError: the model cannot be loaded.
     """
 
     def __init__(
-        self, model: str, max_model_len: int, max_images: int = 2, seed: int = 0, tensor_parallel: int = 1
+        self,
+        model: str,
+        max_model_len: int,
+        max_images: int = 2,
+        seed: int = 0,
+        run: VllmRunSettings | None = None,
     ) -> None:
         on_cpu = prepare_environment()
         try:
@@ -114,6 +121,7 @@ class VllmEngine:
             if on_cpu:
                 register_in_process(model)
             self._processor = AutoProcessor.from_pretrained(model)
+            self._control_tokens = OwnControlTokens(self._processor.tokenizer)
             self._llm = vllm.LLM(
                 model=model,
                 dtype="float32" if on_cpu else "auto",
@@ -122,7 +130,7 @@ class VllmEngine:
                 **(_whole_prompts(max_model_len) if on_cpu else {}),
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 seed=seed,
-                tensor_parallel_size=tensor_parallel,
+                **_run_arguments(run or VllmRunSettings()),
                 disable_log_stats=True,
                 structured_outputs_config=WITHOUT_BLANKS,
             )
@@ -135,8 +143,6 @@ class VllmEngine:
         return self._sample(list(requests), decoding)
 
     def _sample(self, requests: list[SampleRequest], decoding: Decoding) -> list[list[Sample] | EngineError]:
-        from vllm.exceptions import VLLMClientError
-
         if not requests:
             return []
         try:
@@ -145,7 +151,7 @@ class VllmEngine:
                 [self._parameters(request, decoding) for request in requests],
                 use_tqdm=False,
             )
-        except (ValueError, VLLMClientError) as error:  # the whole batch, for one prompt that is too long: find it
+        except request_errors() as error:  # the whole batch, for one prompt that is too long: find it
             if len(requests) == 1:
                 return [EngineError(str(error))]
             middle = len(requests) // 2
@@ -153,7 +159,8 @@ class VllmEngine:
         return [_samples(output) for output in outputs]
 
     def _vllm_prompt(self, prompt: ChatPrompt) -> Any:
-        text = self._processor.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        messages = self._control_tokens.broken_in(prompt.messages)
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}} if prompt.images else text
 
     @staticmethod
@@ -178,6 +185,17 @@ def _samples(output: Any) -> list[Sample]:
         Sample(made.text, len(made.token_ids), made.finish_reason == "stop", 0 if place else read)
         for place, made in enumerate(output.outputs)
     ]
+
+
+def _run_arguments(run: VllmRunSettings) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`; what is unset is left to vLLM, whose defaults depend on the device."""
+    chosen = {
+        "gpu_memory_utilization": run.gpu_memory_utilization,
+        "max_num_seqs": run.max_num_seqs,
+        "quantization": run.quantization,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"tensor_parallel_size": run.tensor_parallel} | given
 
 
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:

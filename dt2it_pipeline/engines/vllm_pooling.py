@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dt2it_pipeline.engines.vllm_engine import EngineError
-from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process
+from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process, request_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,13 +43,20 @@ class VllmPoolingEngine:
         size: pixels per image, `shortest_edge` and `longest_edge`, as the image processor takes them.
         max_images: most images in one prompt.
         tokens_per_batch: tokens that the engine computes in one step.
+        dtype: type of the weights in memory.
 
     Raises:
         EngineError: the checkpoint cannot be loaded.
     """
 
     def __init__(
-        self, model: str, max_model_len: int, size: Mapping[str, int], max_images: int, tokens_per_batch: int
+        self,
+        model: str,
+        max_model_len: int,
+        size: Mapping[str, int],
+        max_images: int,
+        tokens_per_batch: int,
+        dtype: Literal["float32", "bfloat16"],
     ) -> None:
         on_cpu = prepare_environment()
         try:
@@ -60,7 +67,7 @@ class VllmPoolingEngine:
             self._llm = vllm.LLM(
                 model=model,
                 runner="pooling",
-                dtype="float32" if on_cpu else "auto",
+                dtype=dtype,
                 enforce_eager=on_cpu,
                 max_model_len=max_model_len,
                 max_num_batched_tokens=max(max_model_len, tokens_per_batch),
@@ -78,13 +85,11 @@ class VllmPoolingEngine:
 
         vLLM refuses a batch for one bad request. Halving finds it, so that only that request gets an error.
         """
-        from vllm.exceptions import VLLMClientError
-
         if not requests:
             return []
         try:
             outputs = self._llm.encode([_prompt(r) for r in requests], pooling_task="classify", use_tqdm=False)
-        except (ValueError, VLLMClientError) as error:  # the whole batch, for one request: find it
+        except request_errors() as error:  # the whole batch, for one request: find it
             if len(requests) == 1:
                 return [EngineError(str(error))]
             middle = len(requests) // 2

@@ -41,3 +41,10 @@ def register_in_process(model: str) -> None:
         known = ModelRegistry.models.get(architecture)
         if known is not None:
             ModelRegistry.register_model(architecture, known.load_model_cls())
+
+
+def request_errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises for one request that it cannot take. Its own class for that is newer than vLLM 0.25."""
+    import vllm.exceptions
+
+    return ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
-from dt2it_pipeline.media.index import MediaIndex
+from dt2it_pipeline.media.index import MediaIndex, Origin
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import Medium, Stored, inline_content, store_image, store_video
 
@@ -49,7 +49,11 @@ class MediaImporter:
                 made[one] = known
         todo = [one for one in unique if one not in made]
         made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
-        self.index.add((stamps[one], new) for one in todo if isinstance(new := made[one], Stored))
+        new = [(one, found) for one in todo if isinstance(found := made[one], Stored)]
+        self.index.add(
+            ((stamps[one], found) for one, found in new),
+            ((found.row["sha256"], self._origin(one.kind, one.value)) for one, found in new if _is_name(one.value)),
+        )
         return [found.row if isinstance(found := made[one], Stored) else found for one in media]
 
     def _stored(self, medium: Medium) -> Stored | Exception:
@@ -60,11 +64,23 @@ class MediaImporter:
         except (MediaError, VideoDecoderError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             return error  # also a decoder's own, a path with a NUL, ...
 
+    def _origin(self, kind: str, name: str | bytes) -> Origin:
+        root = None if self.root.root is None else str(self.root.root.absolute())
+        return Origin(kind, root, self.root.prefix, self.root.web, str(name))
+
     def _stamp(self, medium: Medium) -> str | None:
         """Stamp of an image's file. A folder of frames has none: its time does not show changes within a frame."""
         if medium.kind != "image" or isinstance(medium.value, bytes) or len(medium.value) > 1024:
             return None
         return self.root.stamp(medium.value)
+
+
+def _is_name(value: str | bytes) -> bool:
+    """Whether a medium is given by its name, and not by its content."""
+    try:
+        return inline_content(value) is None
+    except MediaError:
+        return False
 
 
 def _hash(medium: Medium) -> str | None:

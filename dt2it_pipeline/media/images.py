@@ -1,4 +1,6 @@
-"""The one safe way to open an image. Every stage that reads an image of a source, a store or a user comes through here.
+"""The one safe way to decode an image: whatever opens one of a source, a store or a user comes through here.
+
+Stages open images by opening.py, which also sees to those of a media store.
 
 An image is hostile until it has been decoded: its file may be missing, cut off, huge or no image at all. One list of
 formats (others of Pillow's decoders start programs), one limit of bytes and one of pixels hold everywhere, so that what
@@ -65,27 +67,16 @@ def opened_image(source: ImageSource, name: str = "", kind: str = "image") -> It
         raise MediaError(f"unreadable {kind}", f"{name}: {error}") from error
 
 
-def open_image(source: ImageSource, name: str = "", kind: str = "image") -> Image.Image:
-    """An image decoded whole, as upright RGB (`pixels.to_rgb`). Arguments and errors are those of `opened_image`."""
+def decoded_image(source: ImageSource, name: str = "", kind: str = "image") -> Image.Image:
+    """An image decoded whole, as upright RGB (`pixels.to_rgb`); arguments and errors are those of `opened_image`."""
     with opened_image(source, name, kind) as image:
         return to_rgb(image)
 
 
 def image_size(source: ImageSource, name: str = "", kind: str = "image") -> tuple[int, int]:
-    """Width and height in pixels of an image as `open_image` gives it, from its header; errors likewise."""
+    """Width and height in pixels of an image as `decoded_image` gives it, from its header; errors likewise."""
     with opened_image(source, name, kind) as image:
         return upright_size(image)
-
-
-def png_thumbnail(source: ImageSource, side: int) -> bytes:
-    """An image as a PNG of at most `side` x `side` pixels, without metadata; errors are those of `opened_image`."""
-    small = open_image(source)
-    small.thumbnail((side, side))
-    bare = Image.new("RGB", small.size)
-    bare.paste(small)
-    buffer = io.BytesIO()
-    bare.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def open_file(path: Path, name: str, kind: str = "image") -> IO[bytes]:

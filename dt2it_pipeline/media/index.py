@@ -7,14 +7,18 @@ again, with the same result.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from dt2it_pipeline.media import video
+from dt2it_pipeline.media.damage import has_other_content
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.pixels import perceptual_hash
@@ -27,11 +31,35 @@ _MEDIA = CacheKind(
     tables="""
 CREATE TABLE IF NOT EXISTS media (sha256 TEXT PRIMARY KEY, kind TEXT, path TEXT, perceptual BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (stamp TEXT PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS origins (sha256 TEXT PRIMARY KEY, origin TEXT) WITHOUT ROWID;
 """,
-    probe="SELECT (SELECT sha256 FROM media LIMIT 1), (SELECT sha256 FROM files LIMIT 1)",
+    probe="""SELECT (SELECT sha256 FROM media LIMIT 1), (SELECT sha256 FROM files LIMIT 1),
+    (SELECT origin FROM origins LIMIT 1)""",
     if_lost="what it held is computed again",
     durable=False,
 )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a medium came from, so that it can be read again.
+
+    Attributes:
+        kind: `image` or `video`.
+        root: of the source's media; None where names are addresses.
+        prefix: taken off the front of names; see `MediaRoot`.
+        web: whether names may be addresses of the web.
+        name: of the medium below the root.
+    """
+
+    kind: str
+    root: str | None
+    prefix: str
+    web: bool
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.root is None else f"{self.name} of {self.root}"
 
 
 class MediaIndex:
@@ -55,12 +83,32 @@ class MediaIndex:
                 for sha256, kind, path, value in cache.select(
                     "SELECT sha256, kind, path, perceptual FROM media WHERE sha256 IN", wanted
                 )
-                if (self.store / path).exists()
             }
+        with ThreadPoolExecutor() as threads:  # reading takes less than decoding, which the index saves
+            whole = dict(zip(found, threads.map(self._is_whole, found.values()), strict=True))
+        found = {sha256: medium for sha256, medium in found.items() if whole[sha256]}
         return {stamp: found[sha] for stamp, sha in by_stamp.items() if sha in found}, found
 
-    def add(self, media: Iterable[tuple[str | None, Stored]]) -> None:
-        """Remember media, each with the stamp of its file where it has one."""
+    def _is_whole(self, medium: Stored) -> bool:
+        """Whether a medium lies in the store as it was stored."""
+        file = self.store / medium.row["path"]
+        try:
+            return file.exists() and not has_other_content(file)
+        except OSError:
+            return False
+
+    def origin(self, sha256: str) -> Origin | None:
+        """Where a medium came from, where that is known."""
+        if not self.file.exists() or not os.access(self.store, os.W_OK):
+            return None
+        with SqliteCache(_MEDIA, self.file) as cache:
+            rows = list(cache.select("SELECT CAST(origin AS BLOB) FROM origins WHERE sha256 IN", [sha256]))
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
+            return next((Origin(**json.loads(row[0])) for row in rows), None)
+        return None
+
+    def add(self, media: Iterable[tuple[str | None, Stored]], origins: Iterable[tuple[str, Origin]] = ()) -> None:
+        """Remember media, each with the stamp of its file where it has one, and where they came from (by sha256)."""
         rows = list(media)
         if not rows:
             return
@@ -73,6 +121,11 @@ class MediaIndex:
                 (
                     "INSERT OR REPLACE INTO files VALUES (?, ?)",
                     ((stamp, m.row["sha256"]) for stamp, m in rows if stamp is not None),
+                ),
+                (
+                    "INSERT OR REPLACE INTO origins VALUES (?, ?)",
+                    # ASCII escapes: a file's name need not be UTF-8.
+                    ((sha256, json.dumps(asdict(origin))) for sha256, origin in origins),
                 ),
             )
 

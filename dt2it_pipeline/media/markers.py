@@ -25,6 +25,22 @@ def user_marker_kinds(turns: Iterable[Mapping[str, Any]]) -> list[str]:
     return [kind for turn in turns if turn["role"] == "user" for kind in marker_kinds(turn["text"])]
 
 
+def with_media_first(turns: Iterable[Mapping[str, Any]], kinds: Iterable[str]) -> list[dict[str, Any]]:
+    r"""Copies of the turns, with a marker for each medium at the beginning of the first user turn, each on its line.
+
+    Where a conversation has media and no marker, they belong before what is said of them. Without a user turn the first
+    turn has the markers.
+
+    >>> with_media_first([{"role": "user", "text": "What is it?"}], ["image"])
+    [{'role': 'user', 'text': '<image>\nWhat is it?'}]
+    """
+    copies = [dict(turn) for turn in turns]
+    first = next((turn for turn in copies if turn["role"] == "user"), copies[0] if copies else None)
+    if first is not None:
+        first["text"] = "".join(f"<{kind}>\n" for kind in kinds) + first["text"]
+    return copies
+
+
 def split_at_markers(text: str) -> list[tuple[str, str]]:
     r"""A text as (kind, text) pieces in order; a marker's kind is `image` or `video`, all else is `text`, never empty.
 

@@ -15,6 +15,12 @@ from dt2it_pipeline.media.markers import user_marker_kinds
 from dt2it_pipeline.media.paths import confined
 
 ROW_ID = "row of the data source: its own id, else its place there; null where the pipeline constructed the pair"
+LISTS: Mapping[str, str] = {  # columns by which pairs are put together to lists of answers again
+    "list_id": "list of answers to one prompt that both sides stand in; null for a pair alone",
+    "chosen_rank": "place of the better answer in that list by the data source, 1 is best; more than `rejected_rank` "
+    "where curation found the source wrong",
+    "rejected_rank": "the same of the worse answer; equal answers share the mean place",
+}
 _BATCH = 1000  # pairs turned into Python objects at once
 
 

@@ -1,5 +1,5 @@
-"""Media import: every image is checked by decoding it, every video by its header and first frame, and stored once per
-content hash.
+"""The media store: at import every image is checked by decoding it, every video by its header and first frame, and
+stored once per content hash.
 
 An image is stored as it came, byte for byte, unless a reader outside this pipeline would see it otherwise than ours
 do, or not at all: one that lies on its side by EXIF, has 16 bits, or is a TIFF, JPEG 2000 or AVIF, is stored upright in
@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,10 +27,14 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from dt2it_pipeline.media import video
+from dt2it_pipeline.media.damage import FRAMES, TEMPORARY, has_other_content, is_stored
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, open_file, opened_image
+from dt2it_pipeline.media.images import IMAGE_EXTENSIONS, decoded_image, open_file, opened_image
 from dt2it_pipeline.media.pixels import eight_bits, orientation, perceptual_hash
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.storage.atomic import move_into_place, sync
+from dt2it_pipeline.storage.integrity import digests_of, sealed, sha256_of
+from dt2it_pipeline.storage.leftovers import owned_prefix
 
 MediumKind = Literal["image", "video"]
 _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
@@ -138,9 +143,10 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
         frames.append((file, extension if upright is None else f"{extension} upright"))
     sha256 = digest.hexdigest()
     target = store / sha256[:2] / sha256
-    if not target.exists():
+    damaged = target.is_dir() and has_other_content(target)
+    if damaged or not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=owned_prefix(TEMPORARY), dir=target.parent))
         try:
             for number, (file, how) in enumerate(frames):
                 extension, _, mended = how.partition(" ")
@@ -149,10 +155,16 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
                     stored.write_bytes(_examine(_frame(file), file.name)[1] or b"")
                 else:
                     shutil.copyfile(file, stored)
-            (temporary / "video.json").write_text(json.dumps({"fps": fps}), encoding="utf-8")
+            about = sealed({"fps": fps, "frames": digests_of(temporary)})
+            (temporary / FRAMES).write_text(json.dumps(about), encoding="utf-8")
             temporary.chmod(0o755)
+            for file in (*temporary.iterdir(), temporary):
+                sync(file)
+            if damaged:
+                shutil.rmtree(target, ignore_errors=True)
             try:
                 temporary.rename(target)
+                sync(target.parent)
             except OSError:
                 if not target.is_dir():  # else another process has just stored the same video
                     raise
@@ -200,10 +212,13 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _put(content: bytes | Path, target: Path) -> None:
-    if target.exists():
+    """Put a file into the store; one that is there is left where it has this content, and replaced where it has not."""
+    if target.exists() and sha256_of(target) == (
+        sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+    ):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent)
+    handle, temporary = tempfile.mkstemp(prefix=owned_prefix(TEMPORARY), dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             if isinstance(content, Path):
@@ -212,6 +227,29 @@ def _put(content: bytes | Path, target: Path) -> None:
             else:
                 stream.write(content)
         Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        move_into_place(Path(temporary), target)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def damaged_media(store: Path) -> Iterator[tuple[Path, str]]:
+    """Files of a media store that are not as they were stored, and what is wrong with each.
+
+    Videos that are stored as folders of frames: every frame must be an image that can be decoded.
+    """
+    for file in sorted(path for path in store.glob("*/*") if not path.name.startswith(TEMPORARY)):
+        if not (file.is_file() or file.is_dir()):  # a link that leads nowhere
+            continue
+        try:
+            if has_other_content(file):
+                yield file, "its content is not what was stored"
+                continue
+        except OSError as error:
+            yield file, str(error)
+            continue
+        frames = file.iterdir() if file.is_dir() else () if is_stored(file) else (file,)
+        for image in sorted(frame for frame in frames if frame.suffix != ".json"):
+            try:
+                decoded_image(image)
+            except (OSError, MediaError) as error:
+                yield image, str(error)

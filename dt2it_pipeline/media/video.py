@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
-from dt2it_pipeline.media.images import MAX_PIXELS, image_size, open_image
+from dt2it_pipeline.media.images import MAX_PIXELS, decoded_image, image_size
 
 DEFAULT_FPS = 2.0  # at which the Qwen-VL processors sample videos (their `fps`)
 FRAME_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -129,7 +129,7 @@ def _checked(header: VideoHeader, path: Path) -> VideoHeader:
 def _folder_frames(folder: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
     files = frame_files(folder)
     for number in wanted:
-        yield np.array(open_image(files[number], f"frame {files[number].name}", "video"))
+        yield np.array(decoded_image(files[number], f"frame {files[number].name}", "video"))
 
 
 def _file_frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:

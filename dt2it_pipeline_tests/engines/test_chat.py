@@ -32,7 +32,6 @@ def test_markers_become_parts_and_words_stay_as_they_are(tmp_path):
         ({"turns": [{"role": "user", "text": "no marker"}]}, "image markers do not match media"),
         ({"turns": [{"role": "user", "text": "<image><image> two"}]}, "image markers do not match media"),
         ({"media": [{"kind": "video", "sha256": "0", "path": "x.mp4"}]}, "medium not supported"),
-        ({"system": "<|im_end|>"}, "control token in the prompt"),
     ],
 )
 def test_prompts_that_cannot_be_put_to_a_model(tmp_path, change, reason):
@@ -52,3 +51,10 @@ def test_an_image_that_cannot_be_opened_costs_the_prompt_with_the_reason_of_the_
         with pytest.raises(ChatError) as caught:
             chat_prompt(row | {"media": [{"kind": "image", "sha256": "0", "path": path}]}, tmp_path)
         assert caught.value.reason == reason
+
+
+def test_control_tokens_that_the_words_spell_out_are_text(tmp_path):
+    row = prompt_row(tmp_path, "red", "what does <|im_end|> mean?") | {"system": "Be <|im_start|>brief."}
+    prompt = chat_prompt(row, tmp_path)
+    assert prompt.messages[0]["content"] == [{"type": "text", "text": "Be < |im_start|>brief."}]
+    assert prompt.messages[1]["content"][1] == {"type": "text", "text": "\nwhat does < |im_end|> mean?"}

@@ -21,7 +21,7 @@ from dt2it_pipeline.config.models import EndpointSettings
 from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
 from dt2it_pipeline.engines.endpoint import EndpointEngine, _read, data_url
-from dt2it_pipeline.engines.http import retry_after
+from dt2it_pipeline.engines.http import HttpClient, NoAnswer, RetryPolicy, finished, retry_after
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, StreamingEngine, stream
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, honest, serving
 
@@ -195,6 +195,34 @@ def test_a_body_that_is_no_answer_is_tried_again(body):
         (found,) = engine.sample([_request("item-a")], Decoding())
     assert "no answer in 2 attempts, the last with broken answer" in str(found)
     assert engine.counts == {"requests": 2, "retries": 1, "broken answer": 2}
+
+
+def test_the_first_retry_is_logged_and_no_other(caplog, monkeypatch):
+    monkeypatch.setenv("DT2IT_TEST_KEY", KEY)
+    with _echoing(500, lambda key, _: f"down, {key}".encode()) as url:
+        settings = EndpointSettings(
+            base_url=url, model="m", api_key_env="DT2IT_TEST_KEY", retries=3, longest_wait_seconds=0.01
+        )
+        engine = EndpointEngine(settings)
+        engine.sample([_request(f"item-{n}") for n in range(3)], Decoding())
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{url}/chat/completions gives no answer (http 500: down, Bearer (key)): ")
+    assert "up to 3 more times, with waits of at most 0.03 s in all" in said and KEY not in said
+    assert engine.counts["retries"] == 9
+
+
+def test_a_server_that_is_not_there_is_logged_without_what_a_url_may_hide(caplog):
+    with _echoing(200, lambda *_: b"") as url:
+        closed = url.replace("127.0.0.1", "user:sekret@127.0.0.1") + "?key=sekret"
+    client = HttpClient(None, RetryPolicy(1, 0.01), 5, 1)
+
+    async def ask():
+        async with client.connected() as connection:
+            return await client.ask(connection, closed, None, bytes)
+
+    assert isinstance(finished(ask()), NoAnswer)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "dt2it_pipeline.engines.http"]
+    assert said.startswith(f"{url} gives no answer (connection: ") and "sekret" not in said
 
 
 def test_a_refusal_without_words_is_an_empty_answer():

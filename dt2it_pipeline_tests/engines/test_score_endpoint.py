@@ -19,7 +19,7 @@ from dt2it_pipeline.engines import score_endpoint
 from dt2it_pipeline.engines.http import RetryPolicy
 from dt2it_pipeline.engines.score_endpoint import EndpointScorer
 from dt2it_pipeline.engines.vllm_engine import EngineError
-from dt2it_pipeline.media.images import open_image
+from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.media.pixels import ORIENTATION
 
 

@@ -135,5 +135,5 @@ def test_it_checks_that_rewriting_kept_the_content(tmp_path: Path, own) -> None:
 
 
 def _plain(words: str) -> str:
-    text = words.split("=== ANSWER\n", 1)[1].split("\n===", 1)[0].strip("-* ")
+    text = words.split("=== ANSWER", 1)[1].split("\n", 1)[1].split("\n===", 1)[0].strip("-* ")
     return json.dumps({"text": f"It is {text}."})

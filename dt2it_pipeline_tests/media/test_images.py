@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import image_size, open_image, opened_image, png_thumbnail
+from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers, user_marker_kinds, without_markers
+from dt2it_pipeline.media.opening import image_size, open_image, png_thumbnail
 from dt2it_pipeline.media.paths import confined
 from dt2it_pipeline.media.store import store_image
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, sideways

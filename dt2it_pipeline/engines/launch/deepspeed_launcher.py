@@ -31,16 +31,22 @@ _SECRET = re.compile("TOKEN$|KEY|SECRET|PASSWORD")
 _PORTS = range(20_000, 32_768)
 
 
-def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
-    """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, all of `extra`; for our eyes only."""
-    passed = {
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of an environment, the variables that processes on other machines need; none that names a secret."""
+    return {
         k: v
         for k, v in environment.items()
         if k.startswith(_PASSED_ON) and k != "DT2IT_PARENT_PID" and not _SECRET.search(k)
-    } | dict(extra)
+    }
+
+
+def write_remote_environment(path: str | Path, environment: Mapping[str, str], extra: Mapping[str, str]) -> None:
+    """Write the file for REMOTE_ENVIRONMENT: our variables of `environment`, all of `extra`; for our eyes only."""
+    passed = passed_on(environment) | dict(extra)
     text = "".join(f"{key}={value}\n" for key, value in sorted(passed.items()) if "\n" not in value)
     path = Path(path)
     path.touch(mode=0o600)
+    path.chmod(0o600)  # one that was there before
     path.write_text(text, encoding="utf-8")
 
 

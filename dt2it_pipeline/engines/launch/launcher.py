@@ -1,11 +1,11 @@
 """Where jobs run: two protocols that a stage and the graph speak, and what a job asks for.
 
 - `Launcher` starts a whole job in processes of its own and brings its summary back. `local_launcher.py` has this
-  machine's (and DeepSpeed's, for several ranks).
+  machine's (and DeepSpeed's, for several ranks), `cluster.py` those of Slurm and Kubernetes.
 - `ShardLauncher` shares the shards of a running job out among workers. `local_shards.py` has this machine's,
   `ray_shards.py` those of a Ray cluster; `shards.py` chooses by the recipe's section `ray`.
 
-A further place (Slurm, Kubernetes) is one more class for either protocol; no stage changes for it.
+A further place is one more class for either protocol; no stage changes for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dt2it_pipeline.engines.jobs import Job, ShardedJob, Summary
-from dt2it_pipeline.errors import WorkerError
+from dt2it_pipeline.errors import UserError, WorkerError
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class JobFailed(WorkerError):
     def was_killed(self) -> bool:
         """Whether a signal ended it (memory ran out, say): the work so far is kept, so that a new try goes on."""
         return self.code < 0
+
+
+class LauncherError(UserError, ValueError):
+    """A launcher cannot give what a job asks for; the message names the settings."""
+
+    help_page: ClassVar[str] = "troubleshooting#job"
 
 
 class ShardsError(WorkerError):

@@ -16,6 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
+from dt2it_pipeline.engines.launch.deaths import (
+    memory_kills,
+    signal_in,
+    signal_of_code,
+    why_killed,
+)
 from dt2it_pipeline.engines.launch.deepspeed_launcher import (
     REMOTE_ENVIRONMENT,
     deepspeed_command,
@@ -50,7 +56,7 @@ class LocalLauncher:
         """
         path = work / "job.json"
         job.write(path)
-        for left in (error_file(path), summary_file(path)):
+        for left in (error_file(path), summary_file(path), *work.glob("rank-*.running")):
             left.unlink(missing_ok=True)
         environment = {
             **WORKER_ENVIRONMENT,
@@ -66,32 +72,73 @@ class LocalLauncher:
         if resources.hostfile is not None:
             environment[REMOTE_ENVIRONMENT] = str(work / "remote_environment")
             write_remote_environment(environment[REMOTE_ENVIRONMENT], environment, self.environment)
-        with _process_group(command, environment, piped=self.on_line is not None) as process:
-            if self.on_line is not None:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    self.on_line(line.decode("utf-8", "replace"))
-            code = process.wait()
+        kills = memory_kills()
+        code = run_process_group(command, environment, self.on_line)
         summary = read_summary(path)
         if code != 0 or summary is None:
-            raise JobFailed(f"{job.entry_point} {_why(code, path)}", code, " ".join(command), path)
+            raise job_failed(job, path, code, command, kills)
         return summary
 
 
-def _why(code: int, job: Path) -> str:
-    """How a job's process ended, and the error that it or one of its ranks named."""
+def run_process_group(
+    command: list[str],
+    environment: dict[str, str],
+    on_line: Callable[[str], None] | None = None,
+    grace: float = _GRACE_SECONDS,
+) -> int:
+    """Run a command in a session of its own and return its exit status; whatever ends the call ends the whole group.
+
+    Args:
+        command: what to run.
+        environment: of its processes.
+        on_line: called with every line that they print; None: they print where this process does.
+        grace: seconds between SIGTERM and SIGKILL where the call is ended before the command.
+    """
+    with _process_group(command, environment, on_line is not None, grace) as process:
+        if on_line is not None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line.decode("utf-8", "replace"))
+        return process.wait()
+
+
+def job_failed(job: Job, path: Path, code: int, command: list[str], kills: tuple[int, ...]) -> JobFailed:
+    """The error of a job that did not end well: how its process ended, and what it or one of its ranks named.
+
+    Args:
+        job: that was run.
+        path: of its file.
+        code: exit status of the command.
+        command: that ran it.
+        kills: what `memory_kills` said when it was started.
+    """
+    words = _error(path)
+    # Of several ranks the launcher's code may be that of a survivor.
+    ended = signal_in(words) or signal_of_code(code)
+    why = _why(code, ended, words, kills)
+    return JobFailed(f"{job.entry_point} {why}", -ended if ended else code, " ".join(command), path)
+
+
+def _error(job: Path) -> str:
+    """The error that a job or one of its ranks named; empty where none did."""
     try:
-        words = error_file(job).read_text(encoding="utf-8").strip()
+        return error_file(job).read_text(encoding="utf-8").strip()
     except OSError:
-        words = ""
+        return ""
+
+
+def _why(code: int, ended_by: int | None, words: str, kills: tuple[int, ...]) -> str:
+    """How a job's process ended, in words."""
     ended = f"ended with code {code}"
-    if code < 0:
-        ended += f" (signal {signal.Signals(-code).name}; where it was not you, memory may have run out)"
+    if ended_by is not None:
+        ended += f" ({why_killed(ended_by, kills)})"
     return f"{ended}: {words}" if words else f"{ended}; its output in this step's log may say why"
 
 
 @contextlib.contextmanager
-def _process_group(command: list[str], environment: dict[str, str], piped: bool) -> Iterator[subprocess.Popen[bytes]]:
+def _process_group(
+    command: list[str], environment: dict[str, str], piped: bool, grace: float
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a session of its own; whatever ends the block, the whole group ends with it.
 
     It keeps the locks of the stage: where this process is killed, the next one waits until the group has ended, too.
@@ -107,14 +154,14 @@ def _process_group(command: list[str], environment: dict[str, str], piped: bool)
     try:
         yield process
     finally:
-        _end_group(process)
+        _end_group(process, grace)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=_GRACE_SECONDS)
+                process.wait(timeout=grace)
         os.killpg(process.pid, signal.SIGKILL)  # ranks may outlive the launcher
     process.wait()

@@ -14,7 +14,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from dt2it_pipeline.engines.jobs import ShardedJob, load_function
+from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError, WorkerPlace
+from dt2it_pipeline.observe.logs import configure_logs
+
+_GRACE = 5.0  # seconds that a worker has to end by itself
 
 Do = Callable[[Any], Any]
 Load = Callable[[Any, Any, WorkerPlace], Do]  # what a job's `shard_worker` names
@@ -128,6 +132,8 @@ def _workers(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> I
         for process in workers.values():
             process.terminate()
         for process in workers.values():
+            process.join(_GRACE)
+            process.kill()  # one that ignores SIGTERM, as children of a run in the background may
             process.join()
 
 
@@ -137,6 +143,7 @@ def _share_out(
     """Give every worker a shard, and another when it is done with that."""
     todo = iter(shards.items())
     in_hand: dict[Connection, int] = {}
+    kills = memory_kills()
 
     def give(connection: Connection) -> None:
         following = next(todo, None)
@@ -154,7 +161,7 @@ def _share_out(
             try:
                 failed, value = connection.recv()
             except (EOFError, ConnectionResetError):
-                _died(workers[connection], in_hand[connection])
+                _died(workers[connection], in_hand[connection], kills)
             number = in_hand.pop(connection)
             if failed:
                 raise ShardsError(f"shard {number} failed in a worker process: {value}")
@@ -163,20 +170,20 @@ def _share_out(
         if not any(isinstance(item, Connection) for item in ready):  # what a worker sent before its end comes first
             for connection in [sentinels.pop(item) for item in ready if isinstance(item, int)]:
                 if connection in in_hand:
-                    _died(workers[connection], in_hand[connection])
+                    _died(workers[connection], in_hand[connection], kills)
 
 
-def _died(process: Any, number: int) -> NoReturn:
+def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:
     process.join()
-    raise ShardsError(
-        f"a worker process ended with exit code {process.exitcode} at shard {number}; -9 means that it was killed, as "
-        "where memory runs out"
-    )
+    ended = signal_of_code(process.exitcode)
+    why = "" if ended is None else f" ({why_killed(ended, kills)})"
+    raise ShardsError(f"a worker process ended with exit code {process.exitcode} at shard {number}{why}")
 
 
 def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJob, shared: Any, do: Do | None) -> None:
     """A worker process: does what it is handed until it is handed None."""
     _end_with_parent()
+    configure_logs()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     if do is None:

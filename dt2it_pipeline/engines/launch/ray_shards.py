@@ -26,6 +26,7 @@ from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, ShardedJob, load_function
 from dt2it_pipeline.engines.launch.launcher import ShardsError, WorkerPlace
+from dt2it_pipeline.observe.logs import configure_logs
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
 _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM")
@@ -41,6 +42,7 @@ class _Worker:
     def __init__(self, job: ShardedJob, place: WorkerPlace) -> None:
         self._job, self._place = job, place
         self._do: Callable[[Any], Any] | None = None
+        configure_logs()
 
     def ready(self) -> None:
         """Return once the worker has a machine."""

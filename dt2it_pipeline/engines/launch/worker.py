@@ -19,6 +19,8 @@ import traceback
 from pathlib import Path
 
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, job_path, print_progress
+from dt2it_pipeline.engines.launch.deaths import killed_rank, note_running
+from dt2it_pipeline.observe.logs import configure_logs
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 PARENT_PID = "DT2IT_PARENT_PID"  # set by the launcher; ranks are its grandchildren, so their own parent says nothing
@@ -28,6 +30,7 @@ _WATCH_SECONDS = 2.0
 def main(arguments: list[str] | None = None) -> None:
     """Run the job that the command line names; progress is printed."""
     end_with_parent()
+    configure_logs()
     run_file(job_path(sys.argv[1:] if arguments is None else arguments), print_progress)
 
 
@@ -42,14 +45,19 @@ def run_file(path: str | Path, report: Reporter) -> Summary:
         JobError: the file holds no job.
         Exception: whatever the job raises; `error.txt` has the class and message of the first rank that fails.
     """
-    first = int(os.environ.get("RANK", "0")) == 0
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank == 0
+    note = note_running(Path(path).parent, rank)
     try:
         summary = Job.read(path).run(report if first else _silent)
     except Exception as error:
-        line = "".join(traceback.format_exception_only(error)).strip()
+        # A rank that lost its connection to one that was killed names that one.
+        line = killed_rank(note.parent) or "".join(traceback.format_exception_only(error)).strip()
         with contextlib.suppress(OSError), error_file(path).open("x", encoding="utf-8") as file:
             file.write(line)
         raise
+    finally:
+        note.unlink(missing_ok=True)
     if first:
         write_json_atomic(summary, summary_file(path))
     return summary

@@ -15,9 +15,12 @@ from typing import Literal
 import numpy as np
 import torch
 
+from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling.batch import Batch
+
+_ROW_MULTIPLE = 128  # tokens; the block size of FlexAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,63 +34,86 @@ class PackedExample:
         return len(self.prompt.tokens) + sum(len(r) for r in self.responses)
 
 
+def row_length(tokens: int) -> int:
+    """Cells of the one row that holds so many tokens of several examples.
+
+    >>> row_length(128), row_length(129)
+    (128, 256)
+    """
+    return -(-tokens // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
 def unpack(examples: Sequence[PackedExample]) -> list[PackedExample]:
     """The concatenated layout: every response in a row of its own, behind the whole prompt."""
     return [PackedExample(example.prompt, (response,)) for example in examples for response in example.responses]
 
 
 def collate(
-    examples: Sequence[PackedExample], pad_token: int = 0, padding: Literal["right", "left"] = "right"
+    examples: Sequence[PackedExample],
+    pad_token: int = 0,
+    padding: Literal["right", "left"] = "right",
+    *,
+    one_row: bool = False,
 ) -> Batch:
-    """Lay examples out as rows, padded to the longest.
+    """Lay examples out as rows, padded to the longest; or all of them in one row, which is hardly padded.
 
     Args:
-        examples: one for each row; at least one.
+        examples: at least one.
         pad_token: id that fills the padding; no score depends on it.
         padding: which end is filled. `left` lets all rows end in the last column, as batches for generation do; it
             needs a mask where `right` may do without.
+        one_row: put all examples into one row, one after the other, up to a multiple of 128 tokens. It suits attention
+            that skips blocks which nobody sees (`flex`); others compute all pairs of columns of the row.
     """
-    rows = len(examples)
-    length = max(len(e) for e in examples)
-    ids = np.full((rows, length), pad_token, dtype=np.int64)
-    positions = np.zeros((3, rows, length), dtype=np.int64)
-    segment = np.full((rows, length), -1, dtype=np.int16)
-    most = max(len(e.responses) for e in examples)
-    score_grid = np.zeros((rows, most), dtype=np.int64)
-    score_positions: list[int] = []
-    score_order: list[int] = []
+    lengths = np.array([len(e) for e in examples])
+    if one_row:
+        rows, length = 1, row_length(int(lengths.sum()))
+        starts = np.cumsum(lengths) - lengths
+        most = sum(len(e.responses) for e in examples)
+    else:
+        rows, length = len(examples), int(lengths.max())
+        starts = np.arange(rows) * length + (length - lengths if padding == "left" else 0)
+        most = max(len(e.responses) for e in examples)
+    ids = np.full(rows * length, pad_token, dtype=np.int64)
+    positions = np.zeros((3, rows * length), dtype=np.int64)
+    segment = np.full(rows * length, -1, dtype=np.int16)
+    whose = np.full(rows * length, -1 if one_row else 0, dtype=np.int32)
+    grid: list[list[int]] = [[] for _ in range(rows)]  # flat score positions of each row
     image_tokens: list[np.ndarray] = []
-    for row, example in enumerate(examples):
+    for number, (example, start) in enumerate(zip(examples, starts.tolist(), strict=True)):
         prompt = example.prompt
-        start = length - len(example) if padding == "left" else 0
         at = start + len(prompt.tokens)
-        ids[row, start:at] = prompt.tokens
-        positions[:, row, start:at] = prompt.positions
-        segment[row, start:at] = 0
+        ids[start:at] = prompt.tokens
+        positions[:, start:at] = prompt.positions
+        segment[start:at] = 0
+        if one_row:
+            whose[start : start + len(example)] = number
         if len(prompt.image_token_positions):
-            image_tokens.append(prompt.image_token_positions.astype(np.int64) + row * length + start)
-        for number, tokens in enumerate(example.responses):
+            image_tokens.append(prompt.image_token_positions.astype(np.int64) + start)
+        for response, tokens in enumerate(example.responses):
             stop = at + len(tokens)
-            ids[row, at:stop] = tokens
-            positions[:, row, at:stop] = np.arange(prompt.next_position, prompt.next_position + len(tokens))
-            segment[row, at:stop] = number + 1
+            ids[at:stop] = tokens
+            positions[:, at:stop] = np.arange(prompt.next_position, prompt.next_position + len(tokens))
+            segment[at:stop] = response + 1
             at = stop
-            score_grid[row, number:] = row * length + at - 1
-            score_positions.append(row * length + at - 1)
-            score_order.append(row * most + number)
+            grid[0 if one_row else number].append(at - 1)
+    apart = one_row and len(examples) > 1
     return Batch(
-        input_ids=torch.from_numpy(ids),
-        position_ids=torch.from_numpy(positions),
-        segment=torch.from_numpy(segment),
-        is_causal=most == 1 and (padding == "right" or min(len(e) for e in examples) == length),
-        score_positions=torch.tensor(score_positions),
-        score_grid=torch.from_numpy(score_grid),
-        score_order=torch.tensor(score_order),
+        input_ids=torch.from_numpy(ids.reshape(rows, length)),
+        position_ids=torch.from_numpy(positions.reshape(3, rows, length)),
+        segment=torch.from_numpy(segment.reshape(rows, length)),
+        example=torch.from_numpy(whose.reshape(rows, length)),
+        is_causal=most == 1 and not apart and (padding == "right" or one_row or bool((lengths == length).all())),
+        score_positions=torch.tensor([place for row in grid for place in row]),
+        score_grid=torch.tensor([row + row[-1:] * (most - len(row)) for row in grid]),
+        score_order=torch.tensor(
+            [row * most + place for row, places in enumerate(grid) for place in range(len(places))]
+        ),
         image_token_positions=torch.from_numpy(
             np.concatenate(image_tokens) if image_tokens else np.zeros(0, dtype=np.int64)
         ),
         images=tuple(index for e in examples for index in e.prompt.images),
-        common_prefix=_common_prefix([e.prompt for e in examples]) if padding == "right" else 0,
+        common_prefix=0 if one_row or padding == "left" else _common_prefix([e.prompt for e in examples]),
     )
 
 
@@ -101,19 +127,47 @@ def _common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
     return int(differs.argmax()) if differs.any() else count
 
 
-def with_pixels(batch: Batch, registry: ImageRegistry, *, once: bool = True) -> Batch:
-    """The batch with its images decoded for the vision encoder; with `once`, an image in several rows is encoded once.
+def with_pixels(
+    batch: Batch, registry: ImageRegistry, *, once: bool = True, faults: dict[int, MediaError] | None = None
+) -> Batch:
+    """The batch with its images decoded for the vision encoder.
+
+    Args:
+        batch: as `collate` gives it.
+        registry: has its images.
+        once: an image in several rows is encoded once.
+        faults: takes the images that cannot be read, by index; they are black then, in their own size.
 
     Raises:
-        MediaError: a file has become unreadable since it was checked.
+        MediaError: a file has become unreadable since it was checked, and `faults` is not given.
     """
     if not batch.images:
         return batch
     unique = list(dict.fromkeys(batch.images)) if once else list(batch.images)
-    pixels, grids = registry.patches([registry.decode(index) for index in unique])
+    decoded = [_decode(registry, index, faults) for index in unique]
+    pixels, grids = registry.patches(decoded)
+    if faults is not None:
+        found = [tuple(grid) for grid in grids.tolist()]
+        changed = [n for n, index in enumerate(unique) if found[n] != registry.images[index].grid]
+        for number in changed:
+            name = registry.images[unique[number]].path.name
+            faults[unique[number]] = MediaError("unreadable image", f"{name}: of another size than before")
+            decoded[number] = registry.blank(unique[number])
+        if changed:
+            pixels, grids = registry.patches(decoded)
     feature_rows = None
     if len(unique) < len(batch.images):
         starts = dict(zip(unique, np.cumsum([0, *(registry.images[i].tokens for i in unique)])[:-1], strict=True))
         spans = [np.arange(starts[i], starts[i] + registry.images[i].tokens) for i in batch.images]
         feature_rows = torch.from_numpy(np.concatenate(spans))
     return replace(batch, pixels=pixels, grids=grids, feature_rows=feature_rows)
+
+
+def _decode(registry: ImageRegistry, index: int, faults: dict[int, MediaError] | None) -> torch.Tensor:
+    try:
+        return registry.decode(index)
+    except MediaError as error:
+        if faults is None:
+            raise
+        faults[index] = error
+        return registry.blank(index)

@@ -23,10 +23,11 @@ from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, family_of, read_json
 from dt2it_pipeline.reward.modeling.families import Family
-from dt2it_pipeline.reward.modeling.processor_files import reward_template
+from dt2it_pipeline.reward.modeling.processor_files import default_template, reward_template
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")
+_IMAGE_SETTINGS = ("processor_config.json", "preprocessor_config.json")  # one of them is enough
 _ROLES = ("user", "assistant", "system")
 
 
@@ -45,6 +46,88 @@ class EncodedPrompt:
     images: tuple[int, ...]  # indices in the registry
 
 
+@dataclass(frozen=True, slots=True)
+class TokenisedPrompt:
+    """A prompt as tokens with one placeholder per image, as the chat template wrote it."""
+
+    ids: np.ndarray  # int32 [tokens]
+    images: tuple[int, ...]  # indices in the registry
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLayout:
+    """How a model's prompts are laid out behind the tokenizer: image tokens repeated, M-RoPE positions counted.
+
+    It needs neither tokenizer nor chat template, so that it travels to processes that only make batches.
+
+    Attributes:
+        image_token, video_token: ids of the placeholders.
+        positions_per_second: time scale of videos in M-RoPE; None where times are written as text.
+    """
+
+    image_token: int
+    video_token: int
+    positions_per_second: float | None
+
+    def lay_out(self, ids: np.ndarray, images: tuple[int, ...], registry: ImageRegistry | None) -> EncodedPrompt:
+        """A prompt from its tokens with one placeholder per image (per step of a Qwen3-VL video).
+
+        Args:
+            ids: int32 [tokens].
+            images: indices in the registry, in the order of the placeholders.
+            registry: has the images; None where there are none.
+
+        Raises:
+            PromptError: placeholders and images do not match.
+        """
+        places, grids, intervals = self._placeholders(ids, images, registry)
+        if not images:
+            line = np.arange(len(ids), dtype=np.int32)
+            return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
+        assert registry is not None
+        counts = np.ones(len(ids), dtype=np.int64)
+        counts[places] = [_tokens_of(grid, registry.merge) for grid in grids]
+        shown = np.zeros(len(ids), dtype=bool)
+        shown[places] = True
+        image_tokens = np.flatnonzero(np.repeat(shown, counts)).astype(np.int32)
+        positions, after = mrope_positions(len(ids), places, grids, registry.merge, intervals)
+        return EncodedPrompt(np.repeat(ids, counts), positions, after, image_tokens, images)
+
+    def length(self, ids: np.ndarray, images: tuple[int, ...], registry: ImageRegistry | None) -> int:
+        """Tokens of the prompt that `lay_out` gives; arguments and errors are the same."""
+        places, grids, _ = self._placeholders(ids, images, registry)
+        repeated = sum(_tokens_of(grid, registry.merge) for grid in grids) if registry else 0
+        return len(ids) - len(places) + repeated
+
+    def _placeholders(
+        self, ids: np.ndarray, images: tuple[int, ...], registry: ImageRegistry | None
+    ) -> tuple[np.ndarray, list[tuple[int, int, int]], list[float]]:
+        """Places of the placeholders, the grid of patches behind each, and the steps of its time axis."""
+        places = np.flatnonzero((ids == self.image_token) | (ids == self.video_token))
+        grids: list[tuple[int, int, int]] = []
+        intervals: list[float] = []
+        expected: list[int] = []
+        for image in (registry.images[p] for p in images) if registry else ():
+            clip, (steps, height, width) = image.clip, image.grid
+            repeat, interval = 1, 1.0
+            if clip is not None and self.positions_per_second is None:
+                repeat, steps = steps, 1
+            elif clip is not None and registry:
+                seconds = registry.videos.temporal_patch_size / clip.metadata.sampled_fps
+                interval = float(np.float32(self.positions_per_second) * np.float32(seconds))
+            grids += [(steps, height, width)] * repeat
+            intervals += [interval] * repeat
+            expected += [self.image_token if clip is None else self.video_token] * repeat
+        if ids[places].tolist() != expected:
+            raise PromptError("chat template loses images", f"{len(places)} placeholders, {len(expected)} expected")
+        return places, grids, intervals
+
+
+def _tokens_of(grid: tuple[int, int, int], merge: int) -> int:
+    time, height, width = grid
+    return time * height * width // merge**2
+
+
 class PromptEncoder:
     """Tokens of prompts and responses for one model. Its chat template has the system prompt of its training.
 
@@ -61,14 +144,28 @@ class PromptEncoder:
         self.tokenizer = processor.tokenizer
         self.backend = self.tokenizer.backend_tokenizer
         self.image_token, self.video_token = int(processor.image_token_id), int(processor.video_token_id)
-        self._positions_per_second = family_of(self.folder).positions_per_second(read_json(self.folder / "config.json"))
+        per_second = family_of(self.folder).positions_per_second(read_json(self.folder / "config.json"))
+        self.layout = PromptLayout(self.image_token, self.video_token, per_second)
         special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
         self._special = re.compile("|".join(re.escape(t) for t in sorted(special, key=len, reverse=True)) or "(?!)")
         self._suffix: np.ndarray | None = None
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[EncodedPrompt | PromptError | MediaError]:
         """Encode rows of a prompts table; where that fails, the error stands in the row's place."""
-        results: list[EncodedPrompt | PromptError | MediaError | None] = [None] * len(rows)
+        results: list[EncodedPrompt | PromptError | MediaError] = []
+        for made in self.tokenised(rows):
+            if isinstance(made, TokenisedPrompt):
+                try:
+                    results.append(self.layout.lay_out(made.ids, made.images, self.registry))
+                except PromptError as error:
+                    results.append(error)
+            else:
+                results.append(made)
+        return results
+
+    def tokenised(self, rows: Sequence[Mapping[str, Any]]) -> list[TokenisedPrompt | PromptError | MediaError]:
+        """Tokens of rows of a prompts table before they are laid out; errors as in `prompts`, but for layout's own."""
+        results: list[TokenisedPrompt | PromptError | MediaError | None] = [None] * len(rows)
         texts: list[str] = []
         where: list[tuple[int, tuple[int, ...]]] = []
         for number, row in enumerate(rows):
@@ -80,16 +177,12 @@ class PromptEncoder:
                     texts.append(text)
                     where.append((number, images))
                 else:
-                    results[number] = self._finish(self._encode_parts(text, inserted), images)
+                    results[number] = TokenisedPrompt(self._encode_parts(text, inserted), images)
             except (PromptError, MediaError) as error:
                 results[number] = error
-        for (number, images), encoding in zip(
-            where, self.backend.encode_batch_fast(texts, add_special_tokens=False), strict=True
-        ):
-            try:
-                results[number] = self._finish(np.asarray(encoding.ids, dtype=np.int32), images)
-            except PromptError as error:
-                results[number] = error
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        for (number, images), encoding in zip(where, encodings, strict=True):
+            results[number] = TokenisedPrompt(np.asarray(encoding.ids, dtype=np.int32), images)
         return results  # type: ignore[return-value]  # every place has been filled
 
     def responses(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -181,40 +274,11 @@ class PromptEncoder:
         if len(after) != len(clips):
             raise PromptError("chat template loses videos", f"{len(after)} placeholders, {len(clips)} videos")
         for (clip, steps), rest in zip(clips, after, strict=True):
-            shape = [[steps if self._positions_per_second is None else 1, merge, merge]]
+            shape = [[steps if self.layout.positions_per_second is None else 1, merge, merge]]
             # A grid of one token per step: `_finish` repeats each placeholder, as it does for images.
             given = {"video_grid_thw": np.array(shape), "video_metadata": [clip.metadata]}
             before += self.processor.replace_video_token(given, 0) + rest
         return before
-
-    def _finish(self, ids: np.ndarray, images: tuple[int, ...]) -> EncodedPrompt:
-        """Repeat placeholders and lay out positions."""
-        places = np.flatnonzero((ids == self.image_token) | (ids == self.video_token))
-        grids: list[tuple[int, int, int]] = []
-        intervals: list[float] = []
-        expected: list[int] = []
-        for image in (self.registry.images[p] for p in images) if self.registry else ():
-            clip, (steps, height, width) = image.clip, image.grid
-            repeat, interval = 1, 1.0
-            if clip is not None and self._positions_per_second is None:
-                repeat, steps = steps, 1
-            elif clip is not None and self.registry:
-                seconds = self.registry.videos.temporal_patch_size / clip.metadata.sampled_fps
-                interval = float(np.float32(self._positions_per_second) * np.float32(seconds))
-            grids += [(steps, height, width)] * repeat
-            intervals += [interval] * repeat
-            expected += [self.image_token if clip is None else self.video_token] * repeat
-        if ids[places].tolist() != expected:
-            raise PromptError("chat template loses images", f"{len(places)} placeholders, {len(expected)} expected")
-        if not images:
-            line = np.arange(len(ids), dtype=np.int32)
-            return EncodedPrompt(ids, np.broadcast_to(line, (3, len(ids))), len(ids), np.zeros(0, np.int32), ())
-        assert self.registry is not None
-        counts = np.ones(len(ids), dtype=np.int64)
-        counts[places] = [np.prod(grid) // self.registry.merge**2 for grid in grids]
-        image_tokens = np.flatnonzero(np.repeat(np.isin(np.arange(len(ids)), places), counts)).astype(np.int32)
-        positions, after = mrope_positions(len(ids), places, grids, self.registry.merge, intervals)
-        return EncodedPrompt(np.repeat(ids, counts), positions, after, image_tokens, images)
 
 
 def mrope_positions(
@@ -276,11 +340,20 @@ def load_processor(folder: str | Path, system_prompt: str | None = None, family:
     try:
         made = kind.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if not any((Path(folder) / name).is_file() for name in _IMAGE_SETTINGS):
+            raise CheckpointError(
+                f"{folder} has neither {' nor '.join(_IMAGE_SETTINGS)}, which say how images are read (a trainer of "
+                "texts, such as TRL's RewardTrainer, writes the tokenizer alone): copy the one that the base model has "
+                "into it"
+            ) from error
         raise CheckpointError(
             f"{folder} has no usable processor files (tokenizer, image and video processor): {error}; copy them from "
             "the base model"
         ) from error
-    if not getattr(made, "chat_template", None):
+    # Transformers leaves a template in tokenizer_config.json to the tokenizer.
+    found = getattr(made, "chat_template", None) or getattr(made.tokenizer, "chat_template", None)
+    made.chat_template = default_template(found, folder)
+    if not made.chat_template:
         raise CheckpointError(f"{folder} has no chat template")
     if system_prompt is not None:
         made.chat_template = reward_template(made.chat_template, system_prompt)

@@ -17,7 +17,7 @@ import numpy as np
 
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import image_size, open_image
+from dt2it_pipeline.media.opening import image_size, open_image, require_stored
 from dt2it_pipeline.media.paths import confined
 from dt2it_pipeline.reward.modeling.families import limits_pixels_in_total
 from dt2it_pipeline.reward.modeling.processor_files import sized
@@ -53,6 +53,11 @@ class VisionInput:
     image: Any = field(default=None, compare=False)  # an image of PIL that lies in memory
 
 
+def media_key(medium: Mapping[str, Any]) -> str:
+    """What a row of `media` is known by: the hash of its content, or its path where there is none."""
+    return str(medium["sha256"] or medium["path"])
+
+
 class ImageRegistry:
     """All images and videos of a job, each once by content hash.
 
@@ -74,8 +79,19 @@ class ImageRegistry:
         self.root = Path(media_root).resolve()
         self.size = sized({"shortest_edge": size["shortest_edge"]}, self.max_pixels)
         self.merge = int(image_processor.merge_size)
-        self.images: list[VisionInput] = []
+        self._added: list[VisionInput] = []
+        self.images: Sequence[VisionInput] = self._added
         self._by_key: dict[str, int | MediaError] = {}
+
+    def adopt(self, images: Sequence[VisionInput], known: Mapping[str, int | MediaError] | None = None) -> None:
+        """Take images whose headers have been read before, in the place of all that the registry has.
+
+        Args:
+            images: by index.
+            known: `media_key` -> index, or why the medium cannot be used; nothing else can be added then.
+        """
+        self.images = images
+        self._by_key = dict(known or {})
 
     def add(self, medium: Mapping[str, Any]) -> int:
         """Index of a medium (a row of `media`), read from its header when it is new.
@@ -86,24 +102,30 @@ class ImageRegistry:
             MediaError: it cannot be used.
             VideoDecoderError: it is a video file, and OpenCV is not installed.
         """
-        key = str(medium["sha256"] or medium["path"])
+        key = media_key(medium)
         known = self._by_key.get(key)
         if known is None:
-            opened = self._open_video if medium["kind"] == "video" else self._open
             try:
-                image = opened(medium)
+                image = self.read(medium)
             except MediaError as error:
                 known = error
             else:
-                known = len(self.images)
-                self.images.append(image)
+                assert self.images is self._added, "a registry that has adopted images takes no others"
+                known = len(self._added)
+                self._added.append(image)
             self._by_key[key] = known
         if isinstance(known, MediaError):
             raise known
         return known
 
+    def read(self, medium: Mapping[str, Any]) -> VisionInput:
+        """A medium by its header, without keeping it; errors as of `add`."""
+        return self._open_video(medium) if medium["kind"] == "video" else self._open(medium)
+
     def _path(self, medium: Mapping[str, Any], kind: str) -> Path:
         path = confined(medium["path"], self.root, kind)
+        if kind == "video" or not path.exists():  # the content of an image is compared where it is decoded
+            require_stored(path, str(medium["path"]), kind)
         try:
             found = path.is_file() or (kind == "video" and path.is_dir())
         except OSError:  # a name that is too long
@@ -184,6 +206,15 @@ class ImageRegistry:
             return self._decode_video(image)
         pixels = np.array(open_image(image.path if image.image is None else image.image, image.path.name))
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def blank(self, index: int) -> torch.Tensor:
+        """Black pixels in the place of what `decode` gives, of the size that the header promised."""
+        import torch
+
+        image = self.images[index]
+        patch = (self.processor if image.clip is None else self.videos).patch_size
+        size = (3, image.grid[1] * patch, image.grid[2] * patch)
+        return torch.zeros(size if image.clip is None else (len(image.clip.indices), *size), dtype=torch.uint8)
 
     def _decode_video(self, image: VisionInput) -> torch.Tensor:
         import torch

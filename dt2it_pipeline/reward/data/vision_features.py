@@ -5,8 +5,9 @@ The encoder and the projector behind it take no gradient, so that what they make
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.data.reading_ahead import Patches, read_ahead, read_patches, threads_for
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _CHUNK_PATCHES = 8192  # patches that the vision encoder sees at once
@@ -25,6 +27,7 @@ class Ranks(Protocol):
 
     rank: int
     size: int
+    leader: int  # lowest rank of this machine
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -71,31 +74,39 @@ def encode_chunk(
     model: RewardNetwork, registry: ImageRegistry, chunk: Sequence[int], device: torch.device
 ) -> tuple[dict[int, torch.Tensor], dict[int, MediaError]]:
     """Features of each image of a chunk, [tokens, levels * hidden], and the images that could not be decoded."""
-    decoded: dict[int, torch.Tensor] = {}
-    faults: dict[int, MediaError] = {}
-    for index in chunk:
-        try:
-            decoded[index] = registry.decode(index)
-        except MediaError as error:
-            faults[index] = error
-    if not decoded:
-        return {}, faults
-    pixels, grids = registry.patches(list(decoded.values()))
-    features = model.encode_images(pixels.to(device), grids.to(device))
-    parts = features.split([registry.images[index].tokens for index in decoded])
-    return dict(zip(decoded, parts, strict=True)), faults
+    return encode_patches(model, registry, read_patches(registry, chunk, device), device)
+
+
+def encode_patches(
+    model: RewardNetwork, registry: ImageRegistry, read: Patches, device: torch.device
+) -> tuple[dict[int, torch.Tensor], dict[int, MediaError]]:
+    """The same for images that have been read."""
+    if read.pixels is None or read.grids is None:
+        return {}, read.faults
+    pixels, grids = (part.to(device, non_blocking=True) for part in (read.pixels, read.grids))
+    parts = model.encode_images(pixels, grids).split([registry.images[index].tokens for index in read.images])
+    return dict(zip(read.images, parts, strict=True)), read.faults
 
 
 def encode_images(
     model: RewardNetwork, registry: ImageRegistry, images: Sequence[int], device: torch.device
 ) -> tuple[FeatureTable, dict[int, MediaError]]:
     """Features of images in memory on `device`, and the images that could not be decoded."""
+    read = functools.partial(read_patches, registry, device=device)
+    ahead = read_ahead(chunks(registry, images), read, threads_for(device))
+    return feature_table(model, registry, (patches for _, patches in ahead), device)
+
+
+def feature_table(
+    model: RewardNetwork, registry: ImageRegistry, read: Iterable[Patches], device: torch.device
+) -> tuple[FeatureTable, dict[int, MediaError]]:
+    """Features of images that have been read, in their order, and the images that could not be decoded."""
     parts: list[torch.Tensor] = []
     starts: dict[int, int] = {}
     broken: dict[int, MediaError] = {}
     total = 0
-    for chunk in chunks(registry, images):
-        features, bad = encode_chunk(model, registry, chunk, device)
+    for patches in read:
+        features, bad = encode_patches(model, registry, patches, device)
         broken |= bad
         for index, part in features.items():
             starts[index] = total
@@ -115,7 +126,7 @@ def survey_images(
     ranks: Ranks,
     device: torch.device,
 ) -> tuple[FeatureTable | None, dict[int, MediaError]]:
-    """Decode every image once, shared among the ranks, and keep the frozen vision encoder's features where they fit.
+    """Compute the frozen vision encoder's features of all images, shared among the ranks, where they fit.
 
     What the vision encoder sees together depends on `images` alone, so a resumed run gets the same features to the last
     bit. Features lie in one file that all ranks of the machine map; it is unlinked at once, so that nothing is left
@@ -131,18 +142,11 @@ def survey_images(
         device: where the vision encoder lies.
 
     Returns:
-        The features (None where they would exceed `most_bytes`), and the images that could not be decoded.
+        The features, and the images that could not be decoded. None and no images where the features would exceed
+        `most_bytes`: then nothing is decoded.
     """
     faults: dict[int, MediaError] = {}
-    keep = bool(images) and feature_bytes(model, registry, images) <= most_bytes
-    if not keep:
-        for index in images[ranks.rank :: ranks.size]:
-            try:
-                registry.decode(index)
-            except MediaError as error:
-                faults[index] = error
-        for found in ranks.gather(faults):
-            faults |= found
+    if not images or not most_bytes or feature_bytes(model, registry, images) > most_bytes:
         return None, faults
     width = model.levels * model.config.text_config.hidden_size
     starts: dict[int, int] = {}

@@ -157,8 +157,9 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
 
 
 def with_update(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
-    """`weight` [out, in] plus scale `up` [out, r] `down` [r, in], float32."""
-    return weight.float() + scale * (up.float() @ down.float())
+    """`weight` [out, in] plus scale `up` [out, r] `down` [r, in], float32, where `weight` lies."""
+    first, second = (part.to(weight.device).float() for part in (down, up))
+    return weight.float() + scale * (second @ first)
 
 
 def _base_folder(folder: Path, name: Any, *, given: bool) -> Path:

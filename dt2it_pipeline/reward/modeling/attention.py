@@ -1,7 +1,8 @@
 """Attention over packed sequences: who sees whom, in the form that each attention implementation takes.
 
-Segments say what a column holds: -1 padding, 0 prompt, k >= 1 response k. A token sees the tokens before it of its own
-segment and of the prompt.
+Segments say what a column holds: -1 padding, 0 prompt, k >= 1 response k of its prompt. A row holds one prompt with its
+responses, or several, numbered by `Batch.example`. A token sees the tokens before it of its own segment and of its
+prompt.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dt2it_pipeline.reward.modeling.batch import Batch
 
@@ -28,9 +30,7 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
 
     `sdpa` and `eager` take an additive mask [B, 1, L, L], and so does `sdpa_blocks`, which `in_blocks` then cuts up.
     `flex` (FlexAttention, arXiv 2412.05496) takes a block mask, which skips blocks that nobody sees and never holds
-    L x L numbers; on CUDA it should be the faster one for long prompts with many responses. Its speed has not been
-    measured; its numbers have been checked on a CPU, where it runs without its fused kernel. The default is `sdpa` on
-    CUDA and `sdpa_blocks` on a CPU.
+    L x L numbers. Which one suits a device says device.py.
 
     Args:
         batch: for its segments.
@@ -41,18 +41,13 @@ def layer_mask(batch: Batch, implementation: str, dtype: torch.dtype, window: in
     if batch.is_causal and window is None and implementation not in _NOT_CAUSAL:
         return None
     if implementation == FLEX and window is None:
-        return block_mask(batch.segment)
+        return block_mask(batch.segment, batch.example)
     length = batch.segment.shape[1]
     columns = torch.arange(length, device=batch.segment.device)
-    seen = sees(batch.segment, columns.expand_as(batch.segment))
+    seen = sees(batch.segment, batch.example, columns.expand_as(batch.segment))
     if window is not None:
         seen &= columns > columns.unsqueeze(1) - window
     return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
-
-
-def default_attention() -> str:
-    """The implementation that suits this machine: see `layer_mask`."""
-    return "sdpa" if torch.cuda.is_available() else BLOCKS
 
 
 def register() -> None:
@@ -132,36 +127,91 @@ def _flex(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
     """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
-    attend = _flex_kernel(query.is_cuda)
+    attend = _flex_kernel(query.is_cuda and not torch.compiler.is_compiling())
     grouped = query.shape[1] != key.shape[1]
     out = attend(query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
 
 
+def _flex_kernel(alone: bool) -> Any:
+    """FlexAttention for a layer that is not compiled as a whole, on a GPU (`alone`), or as a compiled layer takes it.
+
+    On a CPU a layer that is not compiled gets it without its fused kernel: for tests.
+    """
+    return _compiled_flex() if alone else flex_attention
+
+
 @functools.cache
-def _flex_kernel(fused: bool) -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=True) if fused else flex_attention
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
 
 
-def sees(segment: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Which columns the tokens at columns `rows` [B, R] of their sequences see: bool [B, R, L]."""
-    own = segment.gather(1, rows).unsqueeze(2)
+def sees(segment: torch.Tensor, example: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Which columns the tokens at columns `rows` [B, R] of their sequences see: bool [B, R, L].
+
+    Args:
+        segment: of a batch, [B, L].
+        example: of a batch, [B, L].
+        rows: columns, int64.
+    """
+    own, whose = (kind.gather(1, rows).unsqueeze(2) for kind in (segment, example))
     columns = torch.arange(segment.shape[1], device=segment.device)
-    return ((own == segment.unsqueeze(1)) | (segment == 0).unsqueeze(1)) & (columns <= rows.unsqueeze(2))
+    there = segment.unsqueeze(1)
+    return ((own == there) | (there == 0)) & (whose == example.unsqueeze(1)) & (columns <= rows.unsqueeze(2))
 
 
-def block_mask(segment: torch.Tensor) -> Any:
-    """The same as a block mask of FlexAttention, for segments [B, L]."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(segment: torch.Tensor, example: torch.Tensor) -> BlockMask:
+    """The same as a block mask of FlexAttention, for segments and examples [B, L].
+
+    Which blocks are empty, partly seen or wholly seen follows from the first and last example and segment in each, so
+    that L x L numbers never exist. A block may be called partly seen where it is empty: that costs time alone.
+    """
 
     def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         there = segment[row, key]
-        return (query >= key) & ((segment[row, query] == there) | (there == 0))
+        same = example[row, query] == example[row, key]
+        return (query >= key) & same & ((segment[row, query] == there) | (there == 0))
 
-    rows, length = segment.shape
-    return create_block_mask(seen, rows, None, length, length, device=str(segment.device))
+    partly, wholly = _blocks(segment, example)
+    length = segment.shape[1]
+    return BlockMask.from_kv_blocks(
+        *_listed(partly), *_listed(wholly), BLOCK_SIZE=_QUERIES, mask_mod=seen, seq_lengths=(length, length)
+    )
+
+
+def _blocks(segment: torch.Tensor, example: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of a block mask that are seen partly, and those seen wholly: bool [B, 1, blocks, blocks] each."""
+    short = -segment.shape[1] % _QUERIES
+    # The last block is filled up with tokens of nobody, so that it is never wholly seen by or from these.
+    blocks = [
+        nn.functional.pad(kind.int(), (0, short), value=-2).unflatten(1, (-1, _QUERIES)) for kind in (segment, example)
+    ]
+    (low, high), (first, last) = ((kind.amin(-1), kind.amax(-1)) for kind in blocks)
+    prompts = (blocks[0] == 0).any(-1)
+    alone = first == last  # one example in the block
+    one = alone & (low == high)  # and one segment
+
+    def query(each: torch.Tensor) -> torch.Tensor:
+        return each[:, None, :, None]
+
+    def key(each: torch.Tensor) -> torch.Tensor:
+        return each[:, None, None, :]
+
+    places = torch.arange(low.shape[1], device=segment.device)
+    before = places[:, None] > places[None, :]
+    shared = (query(first) <= key(last)) & (key(first) <= query(last))
+    meet = (query(low) <= key(high)) & (key(low) <= query(high))
+    some = (before | (places[:, None] == places[None, :])) & shared & (meet | key(prompts))
+    same = query(alone) & key(one) & (query(first) == key(first)) & (query(first) >= 0)
+    wholly = before & same & ((key(low) == 0) | (query(one) & (query(low) == key(low))))
+    return some & ~wholly, wholly
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks as FlexAttention lists them: how many keys' blocks each queries' block has, and which, these first."""
+    dense = blocks.int()
+    order = torch.argsort(dense, dim=-1, descending=True, stable=True)
+    return dense.sum(-1, dtype=torch.int32).contiguous(), order.int().contiguous()
 
 
 class _CommonPrefixCache:
@@ -242,7 +292,7 @@ def last_layer(
     cos, sin = (part.reshape(-1, part.shape[-1])[places].unsqueeze(1) for part in (cos, sin))
     query = query * cos + rotate_half(query) * sin
     within = places - torch.arange(rows, device=places.device).unsqueeze(1) * length  # columns
-    seen = sees(batch.segment, within).unsqueeze(1)
+    seen = sees(batch.segment, batch.example, within).unsqueeze(1)
     out = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, scale=attention.scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

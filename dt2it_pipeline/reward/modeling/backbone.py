@@ -13,7 +13,12 @@ from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, weight_fi
 from dt2it_pipeline.reward.modeling.families import Family
 
 # Wrappers of trainers put these before all names of weights (DDP, torch.compile, FSDP, TRL's value head, PEFT).
-_WRAPPERS = {r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|pretrained_model\.|base_model\.model\.)+": ""}
+_WRAPPERS = {
+    r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|pretrained_model\.|base_model\.model\.)+": "",
+    # A class of one's own around Qwen2.5-VL keeps the names of memory. Transformers finds its language model and loses
+    # the vision encoder.
+    r"^model\.(?=visual\.)": "",
+}
 
 
 class _Patches(nn.Conv3d):
@@ -26,7 +31,9 @@ class _Patches(nn.Conv3d):
         return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
 
 
-def load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: str) -> Any:
+def load_backbone(
+    folder: Path, family: Family, dtype: torch.dtype, attention: str, device: torch.device | None = None
+) -> Any:
     """Load the backbone from a folder with config.json and whole weights.
 
     Args:
@@ -34,6 +41,7 @@ def load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: s
         family: of the model.
         dtype: type of the weights in memory.
         attention: implementation of the language model's attention; see `attention.layer_mask`.
+        device: where the weights are put as they are read, without a second copy in memory; the CPU by default.
 
     Raises:
         CheckpointError: weights are missing or damaged.
@@ -62,6 +70,7 @@ def load_backbone(folder: Path, family: Family, dtype: torch.dtype, attention: s
             local_files_only=True,
             output_loading_info=True,
             key_mapping=dict(_WRAPPERS),
+            device_map=None if device is None or device.type == "cpu" else {"": device},
         )
     except ImportError as error:
         raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error

@@ -1,6 +1,7 @@
 """What one forward pass of the reward model takes: packed sequences as tensors.
 
-A row is a prompt with every response to it, one after the other; data/collation.py lays examples out in this way.
+A row is an example, a prompt with every response to it, one after the other; or, where attention can keep them apart,
+it is several of them. data/collation.py lays examples out in this way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Batch:
 
     input_ids: torch.Tensor  # int64 [B, L]
     position_ids: torch.Tensor  # int64 [3, B, L]
-    segment: torch.Tensor  # int16 [B, L]: -1 padding, 0 prompt, k response k of the row
+    segment: torch.Tensor  # int16 [B, L]: -1 padding, 0 prompt, k response k of its example
+    example: torch.Tensor  # int32 [B, L]: number of a prompt with its responses in the row
     is_causal: bool  # causal attention is all that the rows need: one response each, no padding before it
     score_positions: torch.Tensor  # int64 [N], flat positions where scores are read, by row and response
     score_grid: torch.Tensor  # int64 [B, most responses of a row]: the same by row, the last one repeated

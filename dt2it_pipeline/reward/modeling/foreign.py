@@ -8,9 +8,31 @@ Our head has no bias and needs none: a constant added to every score changes no 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dt2it_pipeline.storage import atomic
+
+if TYPE_CHECKING:
+    from dt2it_pipeline.reward.modeling.adapters import ModelParts
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import found and made.
+
+    Attributes:
+        layout: of the source, in words.
+        base_model: folder or Hub id that an adapter was merged with; None where the source has whole weights.
+        head: where the head came from: name of the weight, and its file.
+        dropped_bias: scores of the original are ours plus this constant.
+    """
+
+    layout: str
+    base_model: str | None
+    head: str
+    dropped_bias: float
 
 
 def import_checkpoint(
@@ -20,7 +42,7 @@ def import_checkpoint(
     base_model: str | Path | None = None,
     system_prompt: str | None = None,
     max_pixels: int | None = None,
-) -> float:
+) -> Imported:
     """Write the reward model in `source` to the new folder `destination`, which appears whole or not at all.
 
     Weights keep the type in which they lie on disk; merged ones that of the base model.
@@ -34,11 +56,12 @@ def import_checkpoint(
         max_pixels: pixels per image that it was trained with; by default those of its image processor.
 
     Returns:
-        The dropped bias: scores of the original are ours plus this constant.
+        What was found in `source`, with the bias that was dropped.
 
     Raises:
         CheckpointError: `destination` exists, or `source` cannot be loaded; see `RewardNetwork.from_pretrained`.
     """
+    from dt2it_pipeline.reward.calibration import CARD_KEY
     from dt2it_pipeline.reward.modeling.adapters import find_parts
     from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
@@ -52,21 +75,34 @@ def import_checkpoint(
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
     name, head = Path(source).resolve().name, parts.head()
     assert head is not None  # the model has been loaded with it
-    offset = float(head.bias or 0.0)
+    found = Imported(_layout(parts), parts.base_model, f"{head.name} in {head.file.name}", float(head.bias or 0.0))
     if not has_preamble(parts.processor):
         # Other trainers write a turn as the data have it, and their files do not say which system turn they had.
         model.card = {"system_prompt": "", "image_newlines": False} | model.card
     model.card = {
         "name": name,
-        "dropped_bias": offset,
-        "imported_from": f"{head.name} in {head.file.name}",
+        "dropped_bias": found.dropped_bias,
+        "imported_from": found.head,
     } | model.card
     if system_prompt is not None:
         model.card["system_prompt"] = system_prompt
     if max_pixels is not None:
         limit = pixel_limit(model.processor_source) if model.processor_source is not None else None
         model.card["max_pixels"] = min(max_pixels, limit or max_pixels)
+    if system_prompt is not None or max_pixels is not None:
+        model.card.pop(CARD_KEY, None)  # its scores are others now
     with atomic.atomic_directory(destination) as folder:
         model.save_pretrained(folder)
         write_card(folder, base_model=parts.base_model or name)
-    return offset
+    return found
+
+
+def _layout(parts: ModelParts) -> str:
+    """How the source keeps its weights, in words."""
+    from dt2it_pipeline.reward.modeling.checkpoint import CONFIG, read_json
+
+    names = read_json(parts.backbone / CONFIG).get("architectures")
+    named = ", ".join(map(str, names)) if isinstance(names, list) and names else "no architecture"
+    if parts.base_model is not None:
+        return f"adapter (LoRA), of a model that {CONFIG} calls {named}"
+    return f"whole weights, which {CONFIG} calls {named}"

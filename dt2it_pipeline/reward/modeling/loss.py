@@ -6,6 +6,7 @@ not known; such a pair gets the plain Bradley-Terry loss. A negative strength co
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,6 +83,36 @@ def soft_label_loss(
     return probability * bradley_terry(chosen, rejected) + (1 - probability) * bradley_terry(rejected, chosen)
 
 
+def davidson_loss(
+    chosen: torch.Tensor, rejected: torch.Tensor, strength: torch.Tensor, tie_probability: float
+) -> torch.Tensor:
+    """Negative log-likelihood of each pair in the Bradley-Terry model with ties; a pair of strength 0 is a tie.
+
+    With d = r_chosen - r_rejected and nu = 2 t / (1 - t), where t is the probability that equally good answers tie:
+
+        P(chosen is better) = exp(d / 2) / (exp(d / 2) + exp(-d / 2) + nu),   P(tie) = nu / (the same sum)
+
+    Davidson 1970, "On Extending the Bradley-Terry Model to Accommodate Ties in Paired Comparison Experiments"
+    (https://doi.org/10.1080/01621459.1970.10481082). For t near 0, the loss of a pair that is no tie is
+    `bradley_terry`.
+
+    Args:
+        chosen: scores of the chosen responses, shape [pairs], any float type.
+        rejected: scores of the rejected responses, same shape and type.
+        strength: of each pair, shape [pairs]; 0 is a tie, anything else and NaN is none.
+        tie_probability: t, between 0 and 1.
+
+    Returns:
+        One loss per pair, shape [pairs], in the type of the scores; its value does not overflow for large margins.
+    """
+    import torch
+
+    half = (chosen - rejected) / 2
+    tie = torch.full_like(half, math.log(2 * tie_probability / (1 - tie_probability)))
+    total = torch.stack([half, -half, tie]).logsumexp(dim=0)
+    return total - torch.where(strength == 0, tie, half)
+
+
 def centring(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     """Auxiliary loss `(r_chosen + r_rejected)^2` of each pair, shape [pairs], which draws the mean score to zero.
 
@@ -99,6 +130,8 @@ def pair_losses(
         losses = margin_loss(chosen, rejected, strength, settings.strength_scale)
     elif settings.kind == "soft_label":
         losses = soft_label_loss(chosen, rejected, strength, settings.strength_scale)
+    elif settings.kind == "davidson":
+        losses = davidson_loss(chosen, rejected, strength, settings.tie_probability)
     else:
         losses = bradley_terry(chosen, rejected)
     if settings.center_rewards_coefficient:

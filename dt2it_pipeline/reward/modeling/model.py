@@ -24,7 +24,6 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     BLOCKS,
     FLEX,
     TAKE_MASKS,
-    default_attention,
     in_blocks,
     last_layer,
     layer_mask,
@@ -39,6 +38,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
     save_weights,
     write_json,
 )
+from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, weight_type  # noqa: E402
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
 from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
 from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files  # noqa: E402
@@ -83,6 +83,7 @@ class RewardNetwork(nn.Module):
         self.card = dict(card or {})
         self.source = source
         self.processor_source = processor_source or source
+        self.compiled = False
         self._sharing: bool | None = None
 
     @property
@@ -107,8 +108,10 @@ class RewardNetwork(nn.Module):
         *,
         base_model: str | Path | None = None,
         new_head_seed: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         attention: str | None = None,
+        device: str | torch.device = "cpu",
+        compile: bool = False,
     ) -> Self:
         """Load a reward model of ours or of another trainer: whole weights, or an adapter with its base model.
 
@@ -123,11 +126,15 @@ class RewardNetwork(nn.Module):
             new_head_seed: draws a fresh head where the files hold none, for training. It is normal with standard
                 deviation 0.1 / sqrt(hidden size), so that first scores are small but the gradient reaches the backbone
                 from the first step. None: a model without a head is refused.
-            dtype: type of the weights; the head computes in float32 in any case.
+            dtype: type of the weights; the head computes in float32 in any case. None: bfloat16 on a GPU that computes
+                in it, float32 elsewhere.
             attention: `sdpa`, `sdpa_blocks`, `flex` or another implementation of transformers; see
-                `attention.layer_mask`. None: the one that suits this machine.
+                `attention.layer_mask`. None or `auto`: the one that suits the device.
+            device: where the weights are put as they are read.
+            compile: put layers through torch.compile; the first batches then take up to a minute, later ones less.
 
         Raises:
+            DeviceError: the device cannot do what is asked.
             CheckpointError: there is no head; the family, the layout, the head or the adapter is not supported; the
                 base model of an adapter is not found; weights are missing or damaged.
             ValueError: the attention implementation is unknown or not installed.
@@ -136,7 +143,10 @@ class RewardNetwork(nn.Module):
         family, head = family_of(parts.backbone), parts.head()
         if head is None and new_head_seed is None:
             raise no_head(parts.folder)
-        backbone = load_backbone(parts.backbone, family, dtype, attention or default_attention())
+        device = torch.device(device)
+        dtype = weight_type("auto", device) if dtype is None else dtype
+        chosen = attention_for(attention, device, compiled=compile)
+        backbone = load_backbone(parts.backbone, family, dtype, chosen, device)
         if parts.base_model is not None:
             merge_adapter(backbone, parts)
         card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
@@ -153,12 +163,32 @@ class RewardNetwork(nn.Module):
             generator = torch.Generator().manual_seed(int(new_head_seed or 0))
             hidden = model.head.in_features
             model.head.weight.data = torch.randn(1, hidden, generator=generator) * (0.1 / hidden**0.5)
+        model.head.to(device)
+        if compile:
+            compile_layers(model.called_whole())
+            model.compiled = True
         return model
+
+    def called_whole(self) -> list[nn.Module]:
+        """Decoder layers and blocks of the vision encoder that a forward pass calls as modules, not part by part."""
+        layers = list(self.model.language_model.layers)
+        if self._scores_alone():
+            layers.pop()
+        return [*layers, *self.model.visual.blocks]
+
+    def _scores_alone(self) -> bool:
+        """Whether the last decoder layer is computed only where a score is read."""
+        return self.family.normalises_heads and len(self.model.language_model.layers) > self.levels - 1
 
     def freeze_vision(self) -> None:
         """Keep vision encoder and projector as they are: they take no gradient and stay in evaluation mode."""
         self.model.visual.requires_grad_(False)
         self.model.visual.eval()
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether a batch is best laid out as one row that holds all examples (`collate(..., one_row=True)`)."""
+        return self.attention == FLEX and self.sharing_fault() is None
 
     @property
     def attention(self) -> str:
@@ -232,8 +262,7 @@ class RewardNetwork(nn.Module):
         common = batch.common_prefix if self._computes_prefix_once(batch) else 0
         masks = {window: self._masks(batch, hidden.dtype, window, common) for window in self._windows()}
         layers = list(language.layers)
-        score_positions_alone = self.family.normalises_heads and len(layers) > len(deepstack)
-        last = layers.pop() if score_positions_alone else None
+        last = layers.pop() if self._scores_alone() else None
         prefix, hidden = hidden[:1, :common], hidden[:, common:]
         image_tokens = batch.image_token_positions - (batch.image_token_positions // length + 1) * common
         for index, layer in enumerate(layers):
@@ -263,10 +292,13 @@ class RewardNetwork(nn.Module):
         """Whether the text with which all rows begin, such as the system prompt, is to be computed once.
 
         It is where that saves work and every layer may be called twice. Under ZeRO-3 it may not, since ranks gather a
-        layer's weights at each call and must agree on their number; nor may it where activations are recomputed.
+        layer's weights at each call and must agree on their number; nor may it where activations are recomputed, or
+        where layers are compiled, for one kind of call.
         """
         rows, length = batch.input_ids.shape
-        if batch.is_causal or self.attention == FLEX or (rows - 1) * batch.common_prefix < rows * length * _LEAST_SAVED:
+        if batch.is_causal or self.compiled or self.attention == FLEX:
+            return False
+        if (rows - 1) * batch.common_prefix < rows * length * _LEAST_SAVED:
             return False
         layer = self.model.language_model.layers[0]
         return not (self.training and layer.gradient_checkpointing) and not hasattr(next(layer.parameters()), "ds_id")

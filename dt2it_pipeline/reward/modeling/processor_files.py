@@ -7,7 +7,7 @@ is written into them, and a score needs nothing else:
 - the chat template begins with a preamble (`reward_template`): the system prompt of training comes first, and a newline
   follows an image that a turn begins with.
 
-reward_model.json repeats both for people. It decides nothing.
+reward_model.json repeats both for people. It decides no score; its `calibration` says what scores mean.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def reward_template(template: str, system_prompt: str, *, image_newlines: bool =
         system_prompt: of the training; empty for none.
         image_newlines: whether the training had these newlines.
 
-    >>> print(reward_template("...", "You judge.")[:75])
+    >>> print(reward_template("...", "You judge.")[:76])
     {#- reward model: begin -#}
     {%- set trained = namespace(system="You judge.",
     """
@@ -181,13 +181,48 @@ def pixel_limit(folder: str | Path) -> int | None:
     return None
 
 
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """reward_model.json of a folder; empty where it is not there, cannot be read, or is no JSON object."""
+    try:
+        found = json.loads((Path(folder) / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def trained_pixels(folder: str | Path) -> int | None:
     """Pixels per image at which a checkpoint was trained, by its reward_model.json; None where that is not known."""
-    try:
-        found = json.loads((Path(folder) / CARD).read_text(encoding="utf-8")).get("max_pixels")
-    except (OSError, ValueError, AttributeError):
-        return None
+    found = read_card(folder).get("max_pixels")
     return found if isinstance(found, int) else None
+
+
+def default_template(found: Any, where: str | Path) -> str | None:
+    """The chat template that counts: a text itself, or the one named `default` of several; None for another value.
+
+    Args:
+        found: a text, a list of {name, template} as tokenizer_config.json may have it, or the dictionary that
+            transformers makes of such a list.
+        where: the file or folder, for the error.
+
+    Raises:
+        CheckpointError: there are several, and none is named `default`.
+
+    >>> default_template([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}], "")
+    'a'
+    """
+    if isinstance(found, list):
+        entries = [entry for entry in found if isinstance(entry, Mapping)]
+        found = {str(entry.get("name")): entry.get("template") for entry in entries}
+    if isinstance(found, Mapping) and found:
+        if not isinstance(found.get("default"), str):
+            from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+
+            raise CheckpointError(
+                f"{where} has the chat templates {', '.join(sorted(map(str, found)))}, and none is named `default`: "
+                "name the one so that the model was trained with"
+            )
+        found = found["default"]
+    return found if isinstance(found, str) else None
 
 
 def _template(source: Path) -> str | None:
@@ -201,7 +236,7 @@ def _template(source: Path) -> str | None:
 
 def _text_in(path: Path) -> str | None:
     found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.exists() else None
-    return found if isinstance(found, str) else None
+    return default_template(found, path)
 
 
 def _limit(settings: dict[str, Any], max_pixels: int) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dt2it_pipeline.media.markers import user_marker_kinds
+from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first
+from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.reward.too_long import TOO_LONG
@@ -41,11 +43,11 @@ def score_lists(
             raise ValueError(f"{name} must be a whole number above 0, found {limit!r}")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} lists of responses; give one list per prompt")
-    rows = {str(number): _row(prompt, number, media_root) for number, prompt in enumerate(prompts)}
+    rows = {str(number): prompt_row(prompt, number, media_root) for number, prompt in enumerate(prompts)}
     texts = [
         (f"{number}.{place}", str(number), text)
         for number, members in enumerate(responses)
-        for place, text in enumerate(_texts(members, number))
+        for place, text in enumerate(checked_texts(members, number))
     ]
     scorer = Scorer(
         model,
@@ -75,7 +77,8 @@ def score_lists(
     ]
 
 
-def _texts(members: Sequence[str], number: int) -> Sequence[str]:
+def checked_texts(members: Sequence[str], number: int) -> Sequence[str]:
+    """The responses to prompt `number` as they are. Raises ValueError where they are no list of texts."""
     if isinstance(members, str):
         raise ValueError(f"responses to prompt {number} are a single text; put it into a list")
     if not isinstance(members, Sequence):
@@ -88,8 +91,12 @@ def _texts(members: Sequence[str], number: int) -> Sequence[str]:
     return members
 
 
-def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) -> dict[str, Any]:
-    """A row of a prompts table."""
+def prompt_row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) -> dict[str, Any]:
+    """A prompt as a row of a prompts table; arguments are those of `RewardModel.score`, `number` is its place there.
+
+    Raises:
+        ValueError: its shape is another; the message says where and what is expected.
+    """
     if not isinstance(prompt, Mapping) or "turns" not in prompt:
         raise ValueError(f"prompt {number} is not a mapping with `turns`, a list of {{'role': ..., 'text': ...}}")
     turns = prompt["turns"]
@@ -107,12 +114,15 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
     unknown = sorted(set(prompt) - set(_KEYS))
     if unknown:
         raise ValueError(f"prompt {number} has unknown keys {unknown}; known: {', '.join(_KEYS)}")
-    markers = user_marker_kinds(turns)
     for key, kind_of, what in (("images", list, "a list"), ("videos", list, "a list"), ("system", str, "a text")):
         value = prompt.get(key)
         if value is not None and not isinstance(value, (kind_of, tuple) if kind_of is list else kind_of):
             raise ValueError(f"prompt {number}: `{key}` must be {what}, found {type(value).__name__}")
     given = {kind: list(prompt.get(f"{kind}s") or ()) for kind in ("image", "video")}
+    markers = user_marker_kinds(turns)
+    if not markers:  # they may be left out
+        markers = ["image"] * len(given["image"]) + ["video"] * len(given["video"])
+        turns = with_media_first(turns, markers)
     for kind, items in given.items():
         if markers.count(kind) != len(items):
             raise ValueError(
@@ -125,12 +135,17 @@ def _row(prompt: Mapping[str, Any], number: int, media_root: str | Path | None) 
 
 
 def _medium(item: Any, kind: str, number: int, media_root: str | Path | None) -> dict[str, Any]:
+    if kind == "image" and isinstance(item, bytes):
+        try:
+            item = open_image(item)
+        except MediaError as error:
+            raise ValueError(f"prompt {number}: {error}") from None
     if kind == "image" and isinstance(item, Image.Image):
         digest = hashlib.sha256(f"{item.mode} {item.size}".encode())
         digest.update(item.convert("RGBA").tobytes())
         return {"kind": kind, "sha256": digest.hexdigest(), "path": "", "image": item}
     if not isinstance(item, (str, Path)):
-        more = " or an image of PIL" if kind == "image" else " of a file or of a folder of frames"
+        more = ", bytes or an image of PIL" if kind == "image" else " of a file or of a folder of frames"
         raise ValueError(f"prompt {number}: expected a path{more} for an <{kind}>, found {type(item).__name__}")
     path = str(item) if media_root is not None else str(Path(item).absolute())
     return {"kind": kind, "sha256": "", "path": path}

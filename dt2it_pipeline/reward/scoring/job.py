@@ -8,6 +8,7 @@ Who does the shards, workers of this machine or of a Ray cluster, is the launche
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import time
@@ -21,10 +22,12 @@ from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import shard_launcher
+from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.scoring.image_size import image_size
-from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline.storage import atomic, finished_work, integrity, records, schemas
 
+_logger = logging.getLogger(__name__)
 Response = tuple[str, str, str]  # response_id, prompt_id, text
 Shard = tuple[int, list[Response]]  # its number, and its responses
 
@@ -74,7 +77,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
 
     Args:
         job: what to score, and with which model.
-        report: called after each shard with responses, responses_total and responses_per_second.
+        report: called after each shard with how many of the responses are scored.
 
     Returns:
         responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, responses_per_second, and
@@ -90,21 +93,18 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     if settings.engine == "transformers":
         lean_imports.skip_unused()
     started = time.perf_counter()
-    responses = atomic.read_parquet(job.responses, "responses")
-    prompts = atomic.read_parquet(job.prompts, "prompts")
+    responses = atomic.read_given_parquet(job.responses, "responses")
+    prompts = atomic.read_given_parquet(job.prompts, "prompts")
     if settings.engine == "vllm":
         _refuse_videos(responses, prompts, job.prompts)
     shards = plan_shards(responses, prompts, settings.shard_responses)
     job.work.mkdir(parents=True, exist_ok=True)
-    todo = {n: (n, shard) for n, shard in enumerate(shards) if not shard_path(job.work, n).exists()}
-    total, done = sum(len(shard) for _, shard in todo.values()), 0
-    begun = time.perf_counter()
+    todo = {n: (n, shard) for n, shard in enumerate(shards) if not shard_is_done(job.work, n)}
+    total = sum(len(shard) for _, shard in todo.values())
+    progress = Progress(report, "responses", total)
 
     def finished(number: int, count: int) -> None:
-        nonlocal done
-        done += count
-        speed = done / (time.perf_counter() - begun)
-        report({"responses": done, "responses_total": total, "responses_per_second": round(speed, 2)})
+        progress.add(count)
 
     # Forked workers inherit imports and tables; vLLM does not survive a fork.
     launcher = shard_launcher(job.ray, Resources(settings.processes), fork=settings.engine == "transformers")
@@ -172,6 +172,19 @@ def shard_path(work: Path, number: int) -> Path:
     return work / f"shard-{number:06d}.parquet"
 
 
+def shard_is_done(work: Path, number: int) -> bool:
+    """Whether a shard was scored before, to its end; one that is damaged since is scored again, with one line."""
+    try:
+        return finished_work.finished(_marker(work, number)) is not None
+    except finished_work.DamagedWorkError as error:
+        _logger.warning("shard %d of the scores is damaged and is scored again (%s)", number, error)
+        return False
+
+
+def _marker(work: Path, number: int) -> Path:
+    return shard_path(work, number).with_suffix(".json")
+
+
 def shard_worker(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Callable[[Shard], int]:
     """A worker's function: loads the model, and returns what scores one shard and returns its number of responses."""
     if job.settings.engine == "transformers":
@@ -202,7 +215,7 @@ def write_shard(
     scores: Mapping[str, float],
     faults: Mapping[str, tuple[str, str]],
 ) -> None:
-    """Write the scores of one shard and, before them, its quarantine rows: a shard with scores is finished.
+    """Write the scores of one shard and its quarantine rows, and after them the marker that says that it is done.
 
     Args:
         job: whose work folder it goes to.
@@ -218,6 +231,8 @@ def write_shard(
         {"response_id": name, "voter": job.voter, "score": scores[name]} for name, _, _ in responses if name in scores
     ]
     atomic.write_parquet(schemas.table(rows, "scores"), path)
+    files = [path, path.with_suffix(".quarantine.parquet")]
+    finished_work.finish(_marker(job.work, number), integrity.digests_of(job.work, files))
 
 
 def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
@@ -226,16 +241,19 @@ def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
         return _load_vllm(job, prompts)
     import torch
 
+    from dt2it_pipeline.reward.modeling.device import found_device
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
-    found = "cuda" if torch.cuda.is_available() else "cpu"
     return Scorer(
         job.checkpoint,
         job.media_root,
         max_length=job.settings.max_length,
         max_pixels=job.settings.pixel_limit,
         tokens_per_batch=job.settings.tokens_per_batch,
-        device=torch.device(found if place.device == "auto" else place.device),
+        device=found_device() if place.device == "auto" else torch.device(place.device),
+        precision=job.settings.precision,
+        attention=job.settings.attention,
+        compile=job.settings.compile,
     )
 
 
@@ -254,6 +272,7 @@ def _load_vllm(job: ScoreJob, prompts: Any) -> Any:
         max_pixels=job.settings.pixel_limit,
         tokens_per_batch=job.settings.tokens_per_batch,
         max_images=pc.max(pc.list_value_length(prompts.column("media"))).as_py() or 0,
+        precision=job.settings.precision,
     )
 
 

@@ -8,7 +8,6 @@ What belongs here: reading them into tables. What does not: scoring (scorer.py) 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.rows import RowError, checked_text, medium
+from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first
 from dt2it_pipeline.media.store import MediaError, store_image, store_video
 from dt2it_pipeline.storage import content_ids, schemas
 
@@ -25,7 +25,6 @@ FORM = (
     "one JSON object per line: `responses` (a list of texts), `prompt` (a text) or `turns` (a list of role and text, "
     "the last of the user), and, where there are any, `system`, `images`, `videos` (paths; base64 of images) and `id`"
 )
-_MARKER = re.compile(r"<(image|video)>")
 
 
 class ResponseFileError(UserError, ValueError):
@@ -42,6 +41,7 @@ class ResponseFile:
         prompts: table of kind `prompts`.
         responses: table of kind `responses`, each response once.
         ids: of each row: the ids of its responses in their order; none where the row cannot be used.
+        prompt_ids: of each row: the id of its prompt; empty where the row cannot be used.
         faults: reason and detail of each row that cannot be used, by its place in `rows`.
     """
 
@@ -50,16 +50,18 @@ class ResponseFile:
     prompts: pa.Table
     responses: pa.Table
     ids: list[list[str]]
+    prompt_ids: list[str]
     faults: Mapping[int, tuple[str, str]]
 
 
-def read_response_file(path: Path, media_root: Path, store: Path) -> ResponseFile:
+def read_response_file(path: Path, media_root: Path, store: Path, *, with_responses: bool = True) -> ResponseFile:
     """Read a file of prompts and responses. What is wrong with a row costs that row.
 
     Args:
         path: JSON Lines, in the form of FORM.
         media_root: folder from which paths of images and videos count, and which they may not leave.
         store: media store into which images and videos are imported; paths of the prompts are relative to it.
+        with_responses: False: the rows' `responses` are not looked at, as of prompts that are yet to be answered.
 
     Raises:
         ResponseFileError: the file cannot be read, or no row of it can be used.
@@ -74,6 +76,7 @@ def read_response_file(path: Path, media_root: Path, store: Path) -> ResponseFil
     ids: list[list[str]] = []
     faults: dict[int, tuple[str, str]] = {}
     prompts: dict[str, dict[str, Any]] = {}
+    prompt_ids: list[str] = []
     responses: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -83,8 +86,8 @@ def read_response_file(path: Path, media_root: Path, store: Path) -> ResponseFil
         try:
             row = _object(line)
             prompt = _prompt(row, media_root, store)
-            texts = row.get("responses")
-            if not isinstance(texts, list) or not texts:
+            texts = row.get("responses") if with_responses else ()
+            if with_responses and (not isinstance(texts, list) or not texts):
                 raise RowError("no responses", f"`responses` must be a list of texts, found {texts!r}"[:200])
             own = [content_ids.response_id(prompt["prompt_id"], checked_text(each, "a response")) for each in texts]
         except (MediaError, RowError) as error:
@@ -98,16 +101,18 @@ def read_response_file(path: Path, media_root: Path, store: Path) -> ResponseFil
         rows.append(row)
         names.append(f"line {number}" if row.get("id") in (None, "") else str(row["id"]))
         ids.append([] if len(rows) - 1 in faults else own)
+        prompt_ids.append("" if len(rows) - 1 in faults else prompt["prompt_id"])
     if not prompts:
         first = next(iter(faults.items()), None)
         why = f"{names[first[0]]}: {first[1][0]} ({first[1][1]})" if first else "it is empty"
-        raise ResponseFileError(f"no row of {path} can be scored; the first: {why}. It should hold {FORM}")
+        raise ResponseFileError(f"no row of {path} can be used; the first: {why}. It should hold {FORM}")
     return ResponseFile(
         rows,
         names,
         schemas.table(prompts.values(), "prompts"),
         schemas.table([responses[name] for name in sorted(responses)], "responses"),
         ids,
+        prompt_ids,
         faults,
     )
 
@@ -133,11 +138,10 @@ def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, 
     ]
     system = row.get("system")
     given = {kind: _listed(row.get(f"{kind}s"), kind) for kind in ("image", "video")}
-    shown = [kind for turn in said if turn["role"] == "user" for kind in _MARKER.findall(turn["text"])]
-    if not shown:  # markers may be left out: media then come first
+    shown = user_marker_kinds(said)
+    if not shown:  # markers may be left out
         shown = ["image"] * len(given["image"]) + ["video"] * len(given["video"])
-        first = next((turn for turn in said if turn["role"] == "user"), said[0])
-        first["text"] = "".join(f"<{kind}>\n" for kind in shown) + first["text"]
+        said = with_media_first(said, shown)
     for kind, items in given.items():
         if shown.count(kind) != len(items):
             raise RowError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,8 +16,17 @@ from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_images, feature_bytes
+from dt2it_pipeline.reward.data.reading_ahead import Patches, read_ahead, read_patches, threads_for
+from dt2it_pipeline.reward.data.vision_features import (
+    FeatureTable,
+    chunks,
+    encode_images,
+    feature_bytes,
+    feature_table,
+)
+from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+from dt2it_pipeline.reward.modeling.device import compiles, weight_type
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
 
@@ -38,8 +49,12 @@ class Scorer:
         max_pixels: larger images and frames are scaled down to this many pixels; None: as in training.
         tokens_per_batch: token budget of one forward pass, padding included.
         device: where to load a checkpoint; the CPU by default.
+        precision: number format of a checkpoint that is loaded: float32, bfloat16, or auto for what suits the device.
+        attention: implementation for a checkpoint that is loaded; see `ComputeSettings`.
+        compile: whether its layers go through torch.compile; see `ComputeSettings`.
 
     Raises:
+        DeviceError: the device cannot do what a setting asks for.
         CheckpointError: the checkpoint is no reward model that can be loaded; see `RewardNetwork.from_pretrained`.
     """
 
@@ -52,12 +67,22 @@ class Scorer:
         max_pixels: int | None,
         tokens_per_batch: int,
         device: torch.device | None = None,
+        precision: str = "auto",
+        attention: str = "auto",
+        compile: Literal["auto"] | bool = "auto",
     ) -> None:
         if isinstance(checkpoint, RewardNetwork):
             self.model, self.device = checkpoint, checkpoint.head.weight.device
         else:
             self.device = device or torch.device("cpu")
-            self.model = RewardNetwork.from_pretrained(checkpoint).to(self.device).eval().requires_grad_(False)
+            made = RewardNetwork.from_pretrained(
+                checkpoint,
+                dtype=weight_type(precision, self.device),
+                attention=attention,
+                device=self.device,
+                compile=compiles(compile, self.device),
+            )
+            self.model = made.eval().requires_grad_(False)
         folder = self.model.source
         if folder is None:
             raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
@@ -65,6 +90,7 @@ class Scorer:
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length = length_limit(max_length, self.model.config.text_config)
         self.tokens_per_batch = tokens_per_batch
+        self._halved = False
         self.processor = processor
         self.prompt_encoder = PromptEncoder(folder, None, processor)
 
@@ -105,10 +131,22 @@ class Scorer:
             table, broken = encode_images(self.model, registry, used, self.device)
             rows = self._without(rows, broken, faults)
         scores: dict[str, float] = {}
+        threads = 0 if table is not None else threads_for(self.device)
+        read = functools.partial(self._read, registry, ahead=table is not None)
         with torch.inference_mode():
-            for part in self._batches(rows):
-                self._score_batch(part, registry, table, scores, faults)
+            for batch, patches in read_ahead(self._batches(rows), read, threads):
+                features, whole = table, batch
+                if patches:
+                    features, broken = feature_table(self.model, registry, patches, self.device)
+                    whole = self._without(batch, broken, faults)
+                if whole:
+                    self._score_batch(whole, registry, features, scores, faults)
         return scores, faults
+
+    def _read(self, registry: ImageRegistry, members: list[_Named], *, ahead: bool) -> list[Patches]:
+        """Images of a batch, in runs that the vision encoder encodes together; none where all were read `ahead`."""
+        used = [] if ahead else list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
+        return [read_patches(registry, chunk, self.device) for chunk in chunks(registry, used)]
 
     def _rows(self, prompt: EncodedPrompt, members: list[tuple[str, np.ndarray]]) -> list[_Named]:
         """All responses of a prompt in one row, or in several where they would exceed the token budget.
@@ -132,14 +170,15 @@ class Scorer:
         return out
 
     def _batches(self, rows: list[_Named]) -> Iterator[list[_Named]]:
-        """Rows of similar length, as many as the token budget holds, padding included.
+        """Examples of similar length, as many as the token budget holds, padding included.
 
         Lengths differ by the sum of the responses, so a batch that is large enough ends where padding would grow.
         """
         batch: list[_Named] = []
         tokens = 0
         for row in sorted(rows, key=lambda r: (len(r[0]), r[1][0])):
-            cells = len(row[0]) * (len(batch) + 1)  # the row is the longest so far
+            # Side by side, all are as long as this one, the longest so far.
+            cells = tokens + len(row[0]) if self.model.takes_one_row else len(row[0]) * (len(batch) + 1)
             padded = cells - (tokens + len(row[0])) > _PADDING * cells
             if batch and (cells > self.tokens_per_batch or (padded and tokens >= _ENOUGH_TOKENS)):
                 yield batch
@@ -157,14 +196,38 @@ class Scorer:
         scores: dict[str, float],
         faults: dict[str, tuple[str, str]],
     ) -> None:
-        if table is None:
-            used = list(dict.fromkeys(p for row, _ in members for p in row.prompt.images))
-            if used:
-                table, broken = encode_images(self.model, registry, used, self.device)
-                members = self._without(members, broken, faults)
-        if not members:
+        """Score a batch; where the GPU's memory does not suffice, in halves."""
+        try:
+            self._score_at_once(members, registry, table, scores, faults)
             return
-        batch = collate([row for row, _ in members]).to(self.device)
+        except torch.OutOfMemoryError as error:
+            if len(members) == 1:
+                tokens = len(members[0][0])
+                raise ScoringError(
+                    f"the GPU's memory does not suffice for one sequence of {tokens:,} tokens (a prompt with its "
+                    "responses); lower scoring.tokens_per_batch, scoring.max_length or scoring.max_pixels"
+                ) from error
+        torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
+        if not self._halved:
+            self._halved = True
+            logging.getLogger(__name__).warning(
+                "the GPU's memory does not suffice for a batch of %d tokens, which is split in halves; a smaller "
+                "scoring.tokens_per_batch saves the attempts",
+                sum(len(row) for row, _ in members),
+            )
+        middle = len(members) // 2
+        for half in (members[:middle], members[middle:]):
+            self._score_batch(half, registry, table, scores, faults)
+
+    def _score_at_once(
+        self,
+        members: list[_Named],
+        registry: ImageRegistry,
+        table: FeatureTable | None,
+        scores: dict[str, float],
+        faults: dict[str, tuple[str, str]],
+    ) -> None:
+        batch = collate([row for row, _ in members], one_row=self.model.takes_one_row).to(self.device)
         features = table.gather(registry, batch.images) if table is not None and batch.images else None
         values = self.model(batch, features).cpu()
         names = [name for _, part in members for name in part]

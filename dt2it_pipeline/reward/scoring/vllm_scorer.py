@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
@@ -21,6 +22,7 @@ from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, lo
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
 from dt2it_pipeline.reward.modeling.checkpoint import read_json, resolve_folder
+from dt2it_pipeline.reward.modeling.device import found_device, weight_type
 from dt2it_pipeline.reward.modeling.heads import serving_fault
 from dt2it_pipeline.reward.too_long import length_limit
 
@@ -37,6 +39,7 @@ class VllmScorer:
         max_pixels: images are scaled down to this many pixels; None: as in training.
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
+        precision: number format of the weights: float32, bfloat16, or auto for what suits the device.
         engine: another engine than vLLM's own, for tests.
 
     Raises:
@@ -53,6 +56,7 @@ class VllmScorer:
         max_pixels: int | None,
         tokens_per_batch: int,
         max_images: int,
+        precision: str = "auto",
         engine: PoolingEngine | None = None,
     ) -> None:
         folder = resolve_folder(checkpoint)
@@ -63,7 +67,12 @@ class VllmScorer:
         self.max_length = length_limit(max_length, read_json(folder / "config.json")["text_config"])
         self.prompt_encoder = PromptEncoder(folder, None, self.processor)
         self.engine = engine or VllmPoolingEngine(
-            str(folder), self.max_length, self._registry().size, max(1, max_images), tokens_per_batch
+            str(folder),
+            self.max_length,
+            self._registry().size,
+            max(1, max_images),
+            tokens_per_batch,
+            "bfloat16" if weight_type(precision, found_device()) is torch.bfloat16 else "float32",
         )
 
     def _registry(self) -> ImageRegistry:

@@ -1,24 +1,30 @@
 """Checkpoints of a training under way: DeepSpeed's own files, and a marker that is written last.
 
 A folder without its marker was being written when the run died, and is ignored. The marker carries what the loop itself
-must remember. Restoring it gives the weights of a run that never stopped, to the last bit where arithmetic allows. The
-state before is removed after the new one is whole, so the disk must hold two.
+must remember, and the digests of all files: a state of which one has changed is not used. Restoring it gives the
+weights of a run that never stopped, to the last bit where arithmetic allows. The state before is removed after the new
+one is whole, so the disk must hold two.
+
+DeepSpeed reads its files with pickle, which runs whatever a file says. The folder is therefore for its owner alone, and
+a state is read only where nobody else could have written it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.errors import TrainingError
-from dt2it_pipeline.storage import atomic, content_ids
+from dt2it_pipeline.storage import atomic, content_ids, finished_work
+from dt2it_pipeline.storage.private import foreign_file
 
 _MARKER = "complete.json"
+_logger = logging.getLogger(__name__)
 _TORCH_WRITER = ("inline_container", "iostream error", "PytorchStreamWriter")
 
 
@@ -51,15 +57,15 @@ def writing(what: str, path: Path, step: int | None = None) -> Iterator[None]:
         ) from error
 
 
-def fingerprint(pair_ids: Sequence[str], settings: Mapping[str, Any], seed: int, ranks: int, base_model: str) -> str:
+def fingerprint(pairs: str, settings: Mapping[str, Any], seed: int, ranks: int, base_model: str) -> str:
     """What a checkpoint must have been made from to be continued: same pairs, settings, seed, ranks and base model.
 
-    `base_model` is the digest of the model's content.
+    `pairs` is the digest of the pairs and their labels, `base_model` that of the model's content.
     """
-    return content_ids.content_hash(list(pair_ids), dict(settings), seed, ranks, base_model)
+    return content_ids.content_hash(pairs, dict(settings), seed, ranks, base_model)
 
 
-def save(engine: Any, work: Path, digest: str, state: Mapping[str, Any], ranks: Ranks) -> None:
+def save(engine: Any, work: Path, digest: str, state: Mapping[str, Any], ranks: Ranks, before: int) -> None:
     """Write a checkpoint and drop the one before. Every rank must call this.
 
     Args:
@@ -68,50 +74,94 @@ def save(engine: Any, work: Path, digest: str, state: Mapping[str, Any], ranks: 
         digest: `fingerprint` of the job.
         state: JSON-able; its `step` says how many optimiser steps are done.
         ranks: the process group.
+        before: optimiser step of the checkpoint before, from which training goes on where this one fails.
 
     Raises:
         TrainingError: it cannot be written. The state before is kept. Only the rank that failed raises: the launcher
             then ends the others, which wait for it.
     """
-    folder = work / "checkpoints"
-    tag = f"step-{state['step']:08d}"
-    before = last_step(work, digest)
+    root = work / "checkpoints"
+    folder = root / f"step-{state['step']:08d}"
     if ranks.rank == 0:
-        shutil.rmtree(folder / tag, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with writing("the state to resume from", folder, before):
+            root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)
     ranks.barrier()
     try:
-        with writing("the state to resume from", folder / tag, before):
-            engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        with writing("the state to resume from", folder, before):
+            engine.save_checkpoint(str(root), tag=folder.name, save_latest=False, exclude_frozen_parameters=True)
             ranks.barrier()
+            files = sorted(file for file in folder.rglob("*") if file.is_file()) if ranks.rank == 0 else []
+            # Every rank reads its share back: with full optimiser states that is most of the time.
+            share = ranks.gather(files)[0][ranks.rank :: ranks.size]
+            parts = ranks.gather(finished_work.synced_digests(folder, share))
             if ranks.rank == 0:
-                atomic.write_json_atomic(dict(state) | {"digest": digest}, folder / tag / _MARKER)
+                digests = {name: found for part in parts for name, found in part.items()}
+                finished_work.finish(folder / _MARKER, digests, dict(state) | {"digest": digest})
+                atomic.sync(root)
     except TrainingError:
-        shutil.rmtree(folder / tag, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     if ranks.rank == 0:
-        for old in folder.iterdir():
-            if old.name != tag:
+        for old in root.iterdir():
+            if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def load(engine: Any, work: Path, digest: str) -> dict[str, Any] | None:
-    """Restore the newest whole checkpoint of this very job into the engine; None when there is none."""
-    for folder, state in _whole(work, digest):
-        engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-        return state
+def load(
+    engine: Any, work: Path, digest: str, ranks: Ranks, check: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any] | None:
+    """Restore the newest whole checkpoint of this very job into the engine; None when there is none.
+
+    One that is damaged is passed over, with one line. Every rank must call this.
+
+    Args:
+        engine: the DeepSpeed engine.
+        work: the job's private folder.
+        digest: `fingerprint` of the job.
+        ranks: the process group.
+        check: called by the first rank with a state; raises DamagedWorkError where what the state names is damaged.
+
+    Raises:
+        TrainingError: another user wrote it, or could have.
+    """
+    found = sorted((work / "checkpoints").glob("step-*"), reverse=True) if ranks.rank == 0 else []
+    for folder in ranks.gather(found)[0]:
+        state, fault = _state_in(folder, digest, ranks, check)
+        if fault:
+            if ranks.rank == 0:
+                _logger.warning(
+                    "the training state %s is damaged and is not used (%s); training goes on from an older one, or "
+                    "starts anew",
+                    folder, fault,
+                )  # fmt: skip
+        elif state is not None:
+            if foreign := foreign_file(folder.parent):
+                raise TrainingError(
+                    f"the state to resume from is not read: {foreign}. Its files can run code when they are read, so "
+                    "only a state of your own is taken. Let whoever began the training go on with it, or remove "
+                    f"{folder.parent} to train from the beginning"
+                )
+            engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+            return state
     return None
 
 
-def last_step(work: Path, digest: str) -> int:
-    """Optimiser steps done in the newest whole checkpoint of this very job, 0 when there is none."""
-    return next((int(state["step"]) for _, state in _whole(work, digest)), 0)
-
-
-def _whole(work: Path, digest: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for folder in sorted((work / "checkpoints").glob("step-*"), reverse=True):
-        try:
-            state: dict[str, Any] = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if state.get("digest") == digest:
-            yield folder, state
+def _state_in(
+    folder: Path, digest: str, ranks: Ranks, check: Callable[[Mapping[str, Any]], None]
+) -> tuple[dict[str, Any] | None, str]:
+    """The state in a folder, where it is one of this job, and what is damaged; the same on every rank."""
+    state, fault = None, ""
+    try:
+        state = finished_work.read_marker(folder / _MARKER)
+        if state is not None and state["digest"] != digest:
+            state = None
+        if state is not None:
+            finished_work.check_files(folder / _MARKER, state, slice(ranks.rank, None, ranks.size))
+            if ranks.rank == 0:
+                check(state)
+    except finished_work.DamagedWorkError as error:
+        fault = str(error)
+    faults = ranks.gather(fault)
+    return state, next(filter(None, faults), "")

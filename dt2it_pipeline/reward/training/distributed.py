@@ -15,6 +15,7 @@ class Alone:
 
     rank = 0
     size = 1
+    leader = 0
 
     def barrier(self) -> None:
         """Nobody to wait for."""
@@ -29,10 +30,11 @@ class Group:
 
     def __init__(self) -> None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if "MASTER_ADDR" not in os.environ and not dist.is_initialized():
-            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-            # A store in memory: no other process joins, so no port has to be free.
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        if "MASTER_ADDR" not in os.environ:
+            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them
+            if not dist.is_initialized():  # vLLM may have begun a group of one in this process
+                # A store in memory: no other process joins, so no port has to be free.
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         import deepspeed
 
         # DeepSpeed would compile an operator for shared-memory collectives at first use (40 s, and a compiler). Gloo
@@ -46,6 +48,8 @@ class Group:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self.local_size = int(os.environ.get("LOCAL_SIZE", self.size))
+        self.leader = self.rank - local  # launchers number the ranks of a machine one after the other
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -7,15 +7,16 @@ The job is a `TrainJob` (job.py).
 
 What a recipe may ask for under `training:`, beside sizes and rates (config/sections/training.py describes each
 setting):
-- `loss`: a margin or a soft label by the pair's strength, and centring of the scores; formulas in loss.py.
+- `loss`: a margin, a soft label or ties by the pair's strength, and centring of the scores; formulas in loss.py. A list
+  of answers is one sequence; losses of lists are in list_loss.py, and what makes a list in data/lists.py.
 - `micro_batch_tokens`: bounds a forward pass by its tokens, padding included. A step's pairs stay the same, so results
   differ by rounding alone. The summary's `padding_share` says which share of all cells was padding.
 - `validation_fraction` or `validation_pairs`: prompts held out by seed and evaluated on the way; `keep: best` makes the
   weights of lowest held-out loss the checkpoint. Evaluations stand in the checkpoint's validation_log.jsonl.
 - `lora`: low-rank adapters; the checkpoint holds merged weights in the ordinary layout.
-- `tensorboard`, `wandb_project`: curves, see tracking.py.
+- `tensorboard`, `wandb_project`, `mlflow_experiment`: curves, see tracking.py.
 
-A state to resume from is written every `save_steps` steps. It belongs to the pairs, their labels and strengths,
+A state to resume from is written every `save_steps` steps. It belongs to the pairs, their labels, strengths and lists,
 the base model, the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk
 training ends with an error that names the path, the last whole state is kept, and a new start goes on from it.
 """
@@ -44,7 +45,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
 
     Returns:
         steps, resumed_from_step, pairs, pairs_quarantined, samples_seen (pairs, repetitions included), last loss and
-        accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`.
+        accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`; where there are lists,
+        also `lists` and what became of them (data/lists.py, `TrainingExamples.report`).
 
     Raises:
         TrainingError: no pair can be used, a setting does not fit, or loss or gradient stopped being a number.
@@ -59,8 +61,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
 
     group = Group()
     if not group.cuda:
-        local = int(os.environ.get("LOCAL_SIZE", group.size))
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // local)))
+        cores = max(1, (os.cpu_count() or 1) // group.local_size)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
     flush_denormals()
     trainer = Trainer(job, group, report if group.rank == 0 else _silent)
     summary = trainer.fit()
@@ -68,6 +70,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     if group.rank == 0:
         summary["weights_sha256"] = weights_digest(job.output)
     peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if group.cuda:
+        summary["gpu_seconds"] = round(group.size * (summary["preparation_seconds"] + summary["training_seconds"]), 1)
     summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)
     group.close()
     return summary

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.engines.launch import deaths
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
-from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, Rank
+from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, KilledRank, Rank
 
 
 def test_a_job_returns_its_summary_from_a_process_of_its_own(tmp_path: Path) -> None:
@@ -44,3 +45,24 @@ def test_ranks_run_one_job_and_the_first_rank_that_fails_is_heard(tmp_path: Path
     (tmp_path / "fail").touch()
     with pytest.raises(JobFailed, match="ValueError: rank 1 has seen enough"):
         LocalLauncher().launch(job, work=tmp_path, resources=Resources(2))
+
+
+@pytest.mark.heavy
+def test_a_killed_rank_is_named_and_not_the_connection_that_it_closed(tmp_path: Path) -> None:
+    """The survivor fails first, with Gloo's words about a peer."""
+    with pytest.raises(JobFailed, match=r"signal SIGKILL; .*: rank 1 \(process \d+\) was killed by signal 9") as caught:
+        LocalLauncher().launch(KilledRank(), work=tmp_path, resources=Resources(2))
+    assert caught.value.was_killed and "closed" not in str(caught.value)
+    assert LocalLauncher().launch(Echo(value=1), work=tmp_path)["doubled"] == 2
+    assert not list(tmp_path.glob("*.running"))
+
+
+def test_memory_that_ran_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("low 0\noom_kill 3\n")
+    monkeypatch.setattr(deaths, "_COUNTERS", ((counter, "oom_kill"), (tmp_path / "none", "oom_kill")))
+    before = deaths.memory_kills()
+    assert "may have run out" in deaths.why_killed(9, before)
+    counter.write_text("low 0\noom_kill 4\n")
+    assert deaths.why_killed(9, before).startswith("signal SIGKILL: memory ran out, and the kernel ended it")
+    assert deaths.why_killed(15, before) == "signal SIGTERM"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_an_error_in_a_worker_is_one_sentence_and_one_here_is_raised_as_it_is(tm
         done(2, job)
     with pytest.raises(ValueError, match=r"^4 is no good$"):
         done(1, job)
+
+
+def test_workers_end_where_they_ignore_the_signal_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in the background may ignore SIGINT; Dagster then ignores SIGTERM, too, and so do its children."""
+    monkeypatch.setattr(local_shards, "_GRACE", 0.2)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(ShardsError, match="shard 4 failed in a worker process"):
+            done(2, SquaresJob(folder=tmp_path, faulty=4))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_worker_that_cannot_load_is_named_with_its_shard(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import open_image
+from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.media.store import store_image
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline_tests.support.ingest_world import PIXELS, encoded, sideways, transparent

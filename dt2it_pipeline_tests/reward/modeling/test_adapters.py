@@ -210,6 +210,8 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     named(lora, "somebody/elsewhere")
     printed = dt2it("convert", lora, tmp_path / "made", "--base-model", source, "--system-prompt", "You judge.")
     assert "the original's scores are these plus 0.75" in printed
+    assert "adapter (LoRA), of a model that config.json calls" in printed
+    assert f"base model: {source}, merged with the adapter" in printed
     made, direct = RewardModel.from_pretrained(tmp_path / "made"), RewardModel.from_pretrained(lora, base_model=source)
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in direct.state_dict().items())
     kinds = {

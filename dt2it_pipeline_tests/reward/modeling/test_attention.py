@@ -29,7 +29,7 @@ TOKENS = 128  # more than any sequence of `questions` has
 
 
 def test_a_token_sees_the_prompt_and_its_own_response() -> None:
-    seen = sees(SEGMENTS, torch.arange(8).expand(2, -1))
+    seen = sees(SEGMENTS, torch.zeros_like(SEGMENTS), torch.arange(8).expand(2, -1))
     assert seen[0, 7].int().tolist() == [0, 1, 1, 1, 0, 0, 1, 1]
     assert seen[0, 5].int().tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
     assert seen[0, 2].int().tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
@@ -41,9 +41,9 @@ def test_the_block_mask_says_the_same() -> None:
 
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, 8, 16) for _ in range(3))
-    seen = sees(SEGMENTS, torch.arange(8).expand(2, -1))
+    seen = sees(SEGMENTS, torch.zeros_like(SEGMENTS), torch.arange(8).expand(2, -1))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen.unsqueeze(1))
-    found = flex_attention(query, key, value, block_mask=block_mask(SEGMENTS))
+    found = flex_attention(query, key, value, block_mask=block_mask(SEGMENTS, torch.zeros_like(SEGMENTS)))
     operations = 16 + (8 + 3) + 8  # products of queries and keys, softmax, sum of values
     within = float32_tolerance(operations) * value.abs().max().item()
     assert torch.allclose(found, expected, atol=within, rtol=0)
@@ -51,7 +51,7 @@ def test_the_block_mask_says_the_same() -> None:
 
 def test_blocks_of_queries_leave_out_what_none_of_them_sees() -> None:
     segment = torch.tensor([[0] * 300 + [1] * 100 + [2] * 100, [0] * 290 + [1] * 90 + [2] * 100 + [-1] * 20])
-    seen = sees(segment, torch.arange(500).expand(2, -1))
+    seen = sees(segment, torch.zeros_like(segment), torch.arange(500).expand(2, -1))
     mask = torch.zeros(2, 1, 500, 500).masked_fill_(~seen.unsqueeze(1), float("-inf"))
     blocks = in_blocks(mask)
     assert isinstance(blocks, tuple)

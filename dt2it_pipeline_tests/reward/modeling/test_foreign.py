@@ -51,7 +51,7 @@ def test_scores_are_the_hidden_state_times_the_head(
     layout: Layout,
 ) -> None:
     source = layout(base(family), tmp_path / "source", make_head())
-    offset = import_checkpoint(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536)
+    offset = import_checkpoint(source, tmp_path / "made", system_prompt="You judge.", max_pixels=65536).dropped_bias
     assert offset == 0.75
 
     backbone, prompt_encoder, registry = setup(family)
@@ -216,7 +216,9 @@ def test_a_checkpoint_that_llamafactory_wrote_keeps_its_scores(tmp_path: Path) -
     written = load_file(tmp_path / "theirs" / "value_head.safetensors")
     assert {name: tuple(value.shape) for name, value in written.items()} == WRITTEN
 
-    offset = import_checkpoint(tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6)
+    offset = import_checkpoint(
+        tmp_path / "theirs", tmp_path / "made", system_prompt=SYSTEM, max_pixels=10**6
+    ).dropped_bias
     scorer = Scorer(tmp_path / "made", data["media"], max_length=512, max_pixels=10**6, tokens_per_batch=4096)
     pairs = atomic.read_parquet(data["pairs"], "pairs").to_pylist()
     prompts = prompt_rows(atomic.read_parquet(data["prompts"], "prompts"), {row["prompt_id"] for row in pairs})

@@ -50,8 +50,8 @@ def test_a_foreign_model_scores_the_same_loaded_saved_again_and_converted(
     direct = scores(RewardModel.from_pretrained(plain), media)
     (tmp_path / "saved").mkdir()
     RewardModel.from_pretrained(plain).save_pretrained(tmp_path / "saved")
-    assert import_checkpoint(plain, tmp_path / "made") == 1.0
-    assert import_checkpoint(tmp_path / "made", tmp_path / "again") == 0.0
+    assert import_checkpoint(plain, tmp_path / "made").dropped_bias == 1.0
+    assert import_checkpoint(tmp_path / "made", tmp_path / "again").dropped_bias == 0.0
     import_checkpoint(tmp_path / "saved", tmp_path / "of_saved")
     for name in ("saved", "made", "again", "of_saved"):
         assert scores(RewardModel.from_pretrained(tmp_path / name), media) == pytest.approx(direct, abs=1e-5), name

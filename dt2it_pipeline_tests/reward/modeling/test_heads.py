@@ -103,7 +103,7 @@ def test_a_base_model_gives_no_score(base: Callable[..., Path], tmp_path: Path) 
     with pytest.raises(CheckpointError, match=message):
         RewardModel.from_pretrained(called)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "q?", "responses": ["a", "b"]}) + "\n")
-    printed = failing("score", base(), tmp_path / "rows.jsonl", "--output", tmp_path / "scores.jsonl")
+    printed = failing("score", tmp_path / "rows.jsonl", "--model", base(), "--output", tmp_path / "scores.jsonl")
     assert "has no head, so it gives no score" in " ".join(printed.split())
     assert not (tmp_path / "scores.jsonl").exists()
 

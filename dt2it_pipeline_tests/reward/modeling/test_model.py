@@ -107,6 +107,18 @@ def test_a_damaged_weight_file_is_named(base: Callable[..., Path], tmp_path: Pat
         RewardModel.from_pretrained(folder, new_head_seed=0)
 
 
+def test_a_checkpoint_with_a_tokenizer_alone_names_what_is_missing(base: Callable[..., Path], tmp_path: Path) -> None:
+    """TRL's RewardTrainer writes no image processor."""
+    folder = damaged(base(), tmp_path / "x")
+    (folder / "processor_config.json").unlink()
+    model = RewardModel.from_pretrained(folder, new_head_seed=0)
+    with pytest.raises(CheckpointError, match=r"x has neither processor_config\.json nor .*: copy the one"):
+        Scorer(model, tmp_path, max_length=64, max_pixels=4096, tokens_per_batch=64)
+    shutil.copyfile(base() / "processor_config.json", folder / "processor_config.json")
+    Scorer(RewardModel.from_pretrained(folder, new_head_seed=0), tmp_path, max_length=64, max_pixels=4096,
+           tokens_per_batch=64)  # fmt: skip
+
+
 def test_other_damage_is_named(base: Callable[..., Path], tmp_path: Path) -> None:
     folder = damaged(base(), tmp_path / "x")
     (folder / "tokenizer.json").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.reward.data.encoding import load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.processor_files import (
+    has_preamble,
     pixel_limit,
     reward_template,
     trained_pixels,
@@ -109,6 +112,27 @@ def test_the_files_of_older_processors_are_rewritten(tmp_path: Path) -> None:
     assert json.loads(found["tokenizer_config.json"]) == {"eos_token": "e"}
     assert pixel_limit(folder) == 268_324
     assert trained_pixels(folder) is None and pixel_limit(tmp_path / "none") is None
+
+
+def test_of_several_chat_templates_the_default_counts(base: Callable[[str], Path], tmp_path: Path) -> None:
+    source, folder = shutil.copytree(base("qwen3_vl"), tmp_path / "source"), tmp_path / "made"
+    folder.mkdir()
+    expected = load_processor(source).chat_template
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (source / name).unlink(missing_ok=True)
+    file = source / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": expected}]
+    file.write_text(json.dumps(config | {"chat_template": several}))
+    assert load_processor(source).chat_template == expected
+    assert load_processor(source, "You judge.").chat_template == reward_template(expected, "You judge.")
+    write_processor_files(source, folder, {"system_prompt": "You judge.", "image_newlines": True})
+    assert (folder / "chat_template.jinja").read_text() == reward_template(expected, "You judge.")
+    assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
+    file.write_text(json.dumps(config | {"chat_template": [several[0], {"name": "rag", "template": "r"}]}))
+    for read in (load_processor, has_preamble):
+        with pytest.raises(CheckpointError, match="has the chat templates rag, tool_use, and none is named `default`"):
+            read(source)
 
 
 @pytest.mark.parametrize(("limit", "shortest"), [(1024, 256), (128, 128)])

@@ -65,7 +65,7 @@ def test_every_response_once_in_table_order(job: ScoreJob) -> None:
     assert list(scores(job)) == ids
     assert summary["scored"] == summary["responses"] == len(ids)
     assert summary["quarantined"] == 0
-    assert reports[-1]["responses"] == reports[-1]["responses_total"] == len(ids)
+    assert reports[-1]["done"] == reports[-1]["total"] == len(ids)
     assert atomic.read_parquet(job.output, "scores").column("voter").unique().to_pylist() == ["round-0"]
 
 
@@ -127,6 +127,24 @@ def test_what_cannot_be_scored_is_quarantined(job: ScoreJob, tables: dict[str, s
     assert reasons == {"missing image", "unreadable image", "prompt not in the table", "longer than max_length"}
     assert summary["scored"] + summary["quarantined"] == summary["responses"] == len(rows) + 2
     assert {row["row_id"] for row in aside}.isdisjoint(scores(job))
+
+
+def test_a_shard_that_is_damaged_is_scored_again(
+    job: ScoreJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scoring_job.run(job, silent)
+    whole, markers = job.output.read_bytes(), sorted(job.work.glob("shard-*.json"))
+    assert len(markers) >= 2
+    shard = markers[0].with_suffix(".parquet")
+    changed = bytearray(shard.read_bytes())
+    changed[len(changed) // 3] ^= 4  # a bit of a score, which Parquet does not miss
+    shard.write_bytes(changed)
+    markers[1].write_text("{")
+    summary = scoring_job.run(job, silent)
+    assert summary["shards"] - summary["shards_resumed"] == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and str(shard) in lines[0] and str(markers[1]) in lines[1]
+    assert job.output.read_bytes() == whole
 
 
 def test_a_failing_worker_is_reported(job: ScoreJob, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
+from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.scorer import Scorer
@@ -132,6 +133,16 @@ def test_the_example_in_the_documentation_runs() -> None:
     assert result.failed == 0
 
 
+def test_media_come_first_without_markers_and_bytes_are_images(base: Callable[..., Path], tmp_path: Path) -> None:
+    model = loaded(base())
+    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "a.png")
+    asked, images = user("<image>\nWhat is it?"), [str(tmp_path / "a.png")]
+    plain = {"turns": user("What is it?"), "images": [(tmp_path / "a.png").read_bytes()]}
+    marked, without = model.score([{"turns": asked, "images": images}, plain], [["red", "a dog"]] * 2)
+    assert np.allclose(marked, without, atol=score_tolerance(model, TOKENS), rtol=0)
+    assert plain["turns"] == user("What is it?")  # what was given stays as it was
+
+
 def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "text": text}]
 
@@ -140,7 +151,9 @@ def user(text: str) -> list[dict[str, str]]:
     ("prompt", "texts", "message"),
     [
         ({"turns": user("<image>x")}, ["a"], "prompt 1 has 1 <image> markers in its user turns, but 0 images"),
-        ({"turns": user("x"), "videos": ["v"]}, ["a"], "prompt 1 has 0 <video> markers"),
+        ({"turns": user("<image>x"), "images": ["i"], "videos": ["v"]}, ["a"], "prompt 1 has 0 <video> markers"),
+        ({"turns": user("x"), "videos": ["/nowhere/v"]}, ["a"], "prompt 1, response 0: missing video"),
+        ({"turns": user("x"), "images": [b"not an image"]}, ["a"], "prompt 1: unreadable image"),
         ({"turns": user("x")}, [], "prompt 1 has no responses"),
         ({"turns": user("x")}, "red", "put it into a list"),
         ({"turns": user("x")}, ["fine", " \n"], "prompt 1, response 1: expected a text that is not empty"),
@@ -152,7 +165,7 @@ def user(text: str) -> list[dict[str, str]]:
         ({"turns": ["x"]}, ["a"], "prompt 1, turn 0"),
         ({"text": "x"}, ["a"], "prompt 1 is not a mapping with `turns`"),
         ({"turns": user("x"), "image": []}, ["a"], r"unknown keys \['image'\]"),
-        ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path or an image of PIL.*found int"),
+        ({"turns": user("<image>x"), "images": [3]}, ["a"], "expected a path, bytes or an image of PIL.*found int"),
         ({"turns": user("<image>x"), "images": ["/nowhere/a.png"]}, ["a"], "prompt 1, response 0: missing image"),
         ({"turns": user("x " * 5000)}, ["a"], "longer than max_length, which may be raised"),
         (make_prompt([{"kind": "image", "sha256": "", "path": "a.png"}], "x"), ["a"], "say in media_root"),
@@ -182,6 +195,31 @@ def test_nan_weights_set_responses_aside(base: Callable[..., Path], world: Any) 
     assert faults == {name: ("score is not a number", "nan") for name, _, _ in responses}
     with pytest.raises(ValueError, match="weights are damaged"):
         model.score([{"turns": user("x")}], [["a"]])
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved(
+    base: Callable[..., Path], world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, prompts, responses = world
+    model = loaded(base())
+    expected, _ = scorer(model, root).score(prompts, responses)
+    computed = type(model).forward
+    most = 2
+
+    def forward(self: Any, batch: Any, features: Any = None) -> torch.Tensor:
+        if len(batch.input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return computed(self, batch, features)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    scores, faults = scorer(model, root).score(prompts, responses)
+    assert not faults
+    assert scores.keys() == expected.keys()
+    assert max(abs(scores[name] - expected[name]) for name in scores) < score_tolerance(model, TOKENS)
+    assert caplog.text.count("split in halves") == 1
+    most = 0
+    with pytest.raises(ScoringError, match=r"one sequence of \d+ tokens .*lower scoring.tokens_per_batch"):
+        scorer(model, root).score(prompts, responses)
 
 
 @pytest.mark.numerics

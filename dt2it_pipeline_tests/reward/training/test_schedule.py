@@ -7,7 +7,7 @@ from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup
 
 
 def test_every_epoch_shows_every_pair_once() -> None:
-    schedule = Schedule(pairs=50, global_batch_size=8, epochs=2, max_steps=None, seed=3)
+    schedule = Schedule(examples=50, batch_size=8, epochs=2, max_steps=None, seed=3)
     seen = np.concatenate([schedule.step(n) for n in range(schedule.steps)])
     assert len(seen) == schedule.samples_seen == 100
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
@@ -81,3 +81,40 @@ def test_ranks_without_work_for_all_passes_halve_their_runs() -> None:
     parts = [micro_batches(np.arange(8), lengths, rank, 2, 10, 90) for rank in range(2)]
     assert [len(part) for part in parts] == [2, 2]
     assert all(len(run) for part in parts for run in part)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_pairs_in_one_row_fill_the_budget(ranks: int) -> None:
+    lengths = np.random.default_rng(0).geometric(0.01, 100) + 20
+    budget = 2 * int(lengths.max())
+    parts = [micro_batches(np.arange(100), lengths, rank, ranks, 4096, budget, one_row=True) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(pair for part in parts for run in part for pair in run.tolist()) == list(range(100))
+    assert all(lengths[run].sum() <= budget for part in parts for run in part)
+    padded = micro_batches(np.arange(100), lengths, 0, ranks, 4096, budget)
+    assert len(parts[0]) < len(padded)
+
+
+@pytest.mark.parametrize("budget", [None, 900])
+@pytest.mark.parametrize("one_row", [False, True])
+def test_a_pass_holds_so_many_answers_and_lists_are_whole(budget: int | None, one_row: bool) -> None:
+    draw = np.random.default_rng(5)
+    responses = draw.choice([2, 3, 4, 9], size=90)
+    lengths = 40 * responses + draw.integers(0, 40, size=90)
+
+    def passes(rank: int, responses: np.ndarray | None) -> list[np.ndarray]:
+        given = np.arange(90), lengths, rank, 2, 4, budget, lengths
+        return micro_batches(*given, responses=responses, one_row=one_row)
+
+    parts = [passes(rank, responses) for rank in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    assert sorted(np.concatenate([*parts[0], *parts[1]]).tolist()) == list(range(90))
+    runs = [run for part in parts for run in part if len(run) > 1]
+    assert max(int(responses[run].sum()) for run in runs) == 8  # four pairs of answers
+    assert all(9 not in responses[run] for run in runs)
+    if budget is not None:
+        assert all((lengths[run].sum() if one_row else len(run) * lengths[run].max()) <= budget for run in runs)
+    # Where all are pairs, answers are not looked at.
+    for rank in range(2):
+        plain, counted = passes(rank, None), passes(rank, np.full(90, 2))
+        assert [run.tolist() for run in counted] == [run.tolist() for run in plain]

@@ -38,7 +38,7 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Pa
 
     reports: list[Mapping[str, Any]] = []
     summary = run(job, reports.append)
-    assert reports[-1]["step"] == reports[-1]["steps"] == summary["steps"]
+    assert reports[-1]["done"] == reports[-1]["total"] == summary["steps"]
     out = job.output
     aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
     assert {row["reason"] for row in aside} == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -112,12 +113,14 @@ def test_event_files_hold_every_point(job: TrainJob, tmp_path: Path) -> None:
         assert [point.value for point in events.Scalars(tag)] == pytest.approx([row["loss"] for row in rows])
 
 
+@pytest.mark.parametrize(("setting", "package"), [("wandb_project", "wandb"), ("mlflow_experiment", "mlflow-skinny")])
 def test_a_missing_package_is_named_with_its_setting(
-    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, package: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=r"training\.wandb_project is set, but the package wandb is not installed"):
-        run(changed(job, "out", tmp_path, wandb_project="rewards"), [].append)
+    wanted = rf"training\.{setting} is set, but the package {package} is not installed"
+    with pytest.raises(TrainingError, match=wanted):
+        run(changed(job, "out", tmp_path, **{setting: "rewards"}), [].append)
     assert not (tmp_path / "work-out").exists()
 
 
@@ -136,6 +139,55 @@ def test_wandb_is_told_every_row(job: TrainJob, tmp_path: Path, monkeypatch: pyt
     assert (made["project"], made["name"], made["resume"]) == ("rewards", "test", "allow")
     assert [step for step, _ in logged] == [2, 4]
     assert logged[0][1]["train/loss"] == log_of(tmp_path / "out")[0]["loss"]
+
+
+def test_wandb_offline_leaves_its_files_in_the_checkpoint(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(changed(job, "out", tmp_path, wandb_project="rewards", max_steps=4), [].append)
+    (file,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert b"train/loss" in content and b"rewards" in content
+
+
+def test_mlflow_has_every_point_in_files_of_the_checkpoint(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run(changed(job, "out", tmp_path, mlflow_experiment="rewards", max_steps=4), [].append)
+    (file,) = (tmp_path / "out" / "mlruns").glob("*/*/metrics/train/loss")
+    points = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = log_of(tmp_path / "out")
+    assert [int(step) for _, _, step in points] == [row["step"] for row in rows]
+    assert [float(value) for _, value, _ in points] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_tracker_that_is_down_costs_its_curves_and_no_training(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    calls: list[int] = []
+
+    def log(values: dict[str, float], step: int) -> None:
+        calls.append(step)
+        raise ConnectionError("gone")
+
+    def fake(**_: Any) -> Any:
+        return SimpleNamespace(log=log, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=fake, __spec__=SimpleNamespace(name="wandb")))
+    run(changed(job, "out", tmp_path, mlflow_experiment="a", wandb_project="b", max_steps=4), [].append)
+    assert [row["step"] for row in log_of(tmp_path / "out")] == [2, 4]
+    assert calls == [2]  # the second point is not tried
+    warned = [record.getMessage() for record in caplog.records if "does not answer or refuses" in record.getMessage()]
+    assert [text.partition(" does")[0] for text in warned] == ["MLflow", "Weights & Biases"]
+    assert "gone" in warned[1]
 
 
 @pytest.fixture
@@ -157,7 +209,7 @@ def test_a_full_disk_leaves_the_last_good_state(
     run(whole, [].append)
 
     def report(progress: Mapping[str, Any]) -> None:
-        if progress["step"] == step:
+        if progress.get("unit") == "steps" and progress["done"] == step:
             limit(30_000)
 
     failed = rf"cannot write {what} .*(File too large|write failed).*from step {resumed}$"
@@ -187,7 +239,7 @@ class Stopped(Exception):
 
 def stop_at(step: int) -> Callable[[Mapping[str, Any]], None]:
     def report(progress: Mapping[str, Any]) -> None:
-        if progress["step"] == step:
+        if progress.get("unit") == "steps" and progress["done"] == step:
             raise Stopped
 
     return report
@@ -222,3 +274,26 @@ def test_a_state_of_other_labels_is_not_resumed(job: TrainJob, tmp_path: Path) -
     ]  # fmt: skip
     atomic.write_parquet(schemas.table(swapped, "pairs"), tmp_path / "swapped.parquet")
     assert run(job.model_copy(update={"pairs": tmp_path / "swapped.parquet"}), [].append)["resumed_from_step"] == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("settings", [
+    {"deepspeed_config": "zero3_cpu", "gradient_checkpointing": True},
+    {"lora": {"rank": 4}},
+], ids=["zero3", "lora"])  # fmt: skip
+def test_compiled_layers_train_the_same(job: TrainJob, tmp_path: Path, settings: Mapping[str, Any]) -> None:
+    import torch
+
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        found.append(losses(job, f"out-{compiled}", tmp_path, attention="sdpa", compile=compiled, **settings))
+    torch._dynamo.reset()
+    plain, compiled_losses = found
+    assert max(plain) - min(plain) > 1e-3
+    assert compiled_losses == pytest.approx(plain, abs=1e-4)
+
+
+def test_attention_without_a_gradient_is_refused_before_training(job: TrainJob, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="flex has no gradient on a CPU; set sdpa_blocks"):
+        run(changed(job, "out", tmp_path, attention="flex"), [].append)

@@ -4,10 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
 from dt2it_pipeline.reward.data.preparation import split_by_prompt
-from dt2it_pipeline.reward.training.validation import BestWeights, best_of, held_out_pairs, is_due
+from dt2it_pipeline.reward.training.validation import (
+    BestWeights,
+    Margins,
+    best_of,
+    calibration,
+    held_out_pairs,
+    is_due,
+)
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
@@ -47,12 +55,12 @@ def test_the_best_is_the_lowest_loss_and_the_earliest_of_equals() -> None:
 
 
 def test_best_weights_go_only_when_a_state_names_others(tmp_path: Path) -> None:
-    best = BestWeights(tmp_path)
+    best = BestWeights(tmp_path, wanted=True)
     for step in (2, 4):
         best.save(step, lambda folder: (folder / "weights").write_text("w"))
-    assert len(list(best.root.iterdir())) == 2
+    assert len(list(best.root.iterdir())) == 4  # each with its marker
     best.drop_all_but({"step": 4})
-    assert list(best.root.iterdir()) == [best.folder(4)]
+    assert sorted(path.name for path in best.root.iterdir()) == ["step-00000004", "step-00000004.json"]
 
 
 @pytest.mark.parametrize(
@@ -68,3 +76,19 @@ def test_best_weights_go_only_when_a_state_names_others(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_are_named(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_recipe(f"name: x\nannotation: {{judges: [{{name: a}}]}}\ntraining: {text}\n")
+
+
+def test_held_out_pairs_give_the_temperature_where_they_are_enough_in_any_order() -> None:
+    rng = np.random.default_rng(0)
+    ranks = np.arange(400) // 2
+    log_odds = rng.normal(size=400)
+    margins = 2 * log_odds * np.where(rng.random(400) < 1 / (1 + np.exp(-log_odds)), 1, -1)
+    kept = Margins()
+    for start in range(0, 400, 50):
+        kept.add(np.arange(start, start + 50), torch.tensor(margins[start : start + 50]))
+    kept.add(np.empty(0, dtype=np.int64), torch.ones(3))  # a pass whose pairs are other ranks'
+    assert len(kept.pairs()) == 400
+    entry = calibration(kept.pairs(), ranks)["calibration"]
+    assert entry["temperature"] == pytest.approx(2.0, rel=0.4) and entry["pairs"] == 400 and entry["prompts"] == 200
+    assert calibration(kept.pairs()[::-1], ranks) == {"calibration": entry}
+    assert calibration(kept.pairs()[:99], ranks) == {}

@@ -1,0 +1,132 @@
+"""What suits the device that a model computes on: number format, attention, compiled layers.
+
+Does not belong here: how attention is computed (attention.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
+
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LEAST_CAPABILITY = (7, 0)  # of a card that Triton makes kernels for
+
+
+class DeviceError(UserError, ValueError):
+    """The device cannot do what a setting asks for."""
+
+    help_page: ClassVar[str] = "troubleshooting#gpu"
+
+
+def found_device() -> torch.device:
+    """The GPU that this process sees first, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weight_type(precision: str, device: torch.device) -> torch.dtype:
+    """Type of the weights; the head and the scores are float32 in any case.
+
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU that computes in it, float32 elsewhere.
+        device: where the model lies.
+
+    Raises:
+        DeviceError: the GPU does not compute in bfloat16.
+    """
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and able else torch.float32
+    if precision == "bfloat16" and not able:
+        raise DeviceError(
+            f"precision: bfloat16 is not to be had on {torch.cuda.get_device_name(device)}, which has no such "
+            "arithmetic; set float32 (or auto)"
+        )
+    return _TYPES[precision]
+
+
+def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = False, trains: bool = False) -> str:
+    """Name of the attention implementation: `wanted`, or, for None and auto, the one that suits the device.
+
+    Args:
+        wanted: the setting `attention`.
+        device: where the model lies.
+        compiled: whether its layers are put through torch.compile.
+        trains: whether gradients go through it.
+
+    Raises:
+        DeviceError: it cannot be had there.
+    """
+    if wanted not in (None, "auto"):
+        if wanted == FLEX and trains and device.type == "cpu":
+            raise DeviceError("attention: flex has no gradient on a CPU; set sdpa_blocks (or auto)")
+        if wanted in (FLEX, BLOCKS) and compiled and device.type == "cpu":
+            raise DeviceError(f"attention: {wanted} cannot be compiled on a CPU; set compile: false or attention: sdpa")
+        if wanted == FLEX and device.type == "cuda" and (fault := compile_fault(device.type)):
+            raise DeviceError(f"attention: flex is compiled on a GPU, and cannot be here: {fault}; set sdpa (or auto)")
+        return str(wanted)
+    if device.type != "cuda":
+        return "sdpa" if compiled else BLOCKS
+    return "sdpa" if compile_fault(device.type) else FLEX
+
+
+def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
+    """Whether layers are to be put through torch.compile.
+
+    Args:
+        wanted: the setting `compile`.
+        device: where the model lies.
+
+    Raises:
+        DeviceError: it is wanted and cannot be had.
+    """
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return False
+    fault = compile_fault(device.type)
+    if fault and wanted is True:
+        raise DeviceError(f"compile: true is not to be had here: {fault}; set false (or auto)")
+    if fault:
+        _say_once(f"layers are not compiled, and attention is sdpa unless set: {fault}")
+    return not fault
+
+
+@functools.cache
+def compile_fault(kind: str) -> str | None:
+    """Why torch.compile makes no kernels for a kind of device, `cuda` or `cpu`; None where it does."""
+    if kind == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
+            return f"{torch.cuda.get_device_name()} is older than what Triton makes kernels for"
+        variable, compilers = "CC", ("gcc", "clang", "cc")
+    else:
+        variable, compilers = "CXX", ("g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in (os.environ.get(variable) or "", *compilers) if name):
+        return f"there is no compiler ({', '.join(compilers)}, or what {variable} names)"
+    return None
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Put layers through torch.compile, in place, each for sequences of any length.
+
+    Layers of a kind share their code, so that each kind is compiled once. Names of weights do not change, and hooks
+    (those of ZeRO-3 gather weights) run outside what is compiled. A decoder layer is one graph; a block of the vision
+    encoder is several, between which it splits images.
+    """
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logging.getLogger(__name__).warning(line)

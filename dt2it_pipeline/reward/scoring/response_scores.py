@@ -1,0 +1,197 @@
+"""Scores of responses that a person brings, by any reward model: from their file to scores, and back into a file.
+
+What belongs here: what `dt2it score` and `dt2it best-of` do with a file of responses or two tables, and what a killed
+call resumes from. What does not: the forms of such files (response_files.py) and models (any_model.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.engines.jobs import Reporter
+from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob, is_url, run
+from dt2it_pipeline.reward.scoring.response_files import ResponseFile, ResponseFileError, read_response_file
+from dt2it_pipeline.reward.too_long import TOO_LONG
+from dt2it_pipeline.storage import atomic
+from dt2it_pipeline.storage.artifacts import model_digest
+from dt2it_pipeline.storage.content_ids import content_hash
+
+
+@dataclass(frozen=True)
+class GivenResponses:
+    """Responses as models take them, and the form in which they were brought.
+
+    Attributes:
+        prompts: Parquet of kind `prompts`.
+        responses: Parquet of kind `responses`.
+        media: folder from which the prompts' paths count.
+        file: what the file of responses holds; None where tables were brought.
+    """
+
+    prompts: Path
+    responses: Path
+    media: Path
+    file: ResponseFile | None = None
+
+    def names_and_ids(self) -> tuple[list[str], list[list[str]]]:
+        """Of each prompt in its order: its name, and the ids of its responses; none where it cannot be used.
+
+        The name is the row's own id or its line; of a table it is the prompt_id.
+        """
+        if self.file is not None:
+            return self.file.names, self.file.ids
+        table = atomic.read_given_parquet(self.responses, "responses")
+        by_prompt: dict[str, list[str]] = {}
+        columns = (table[name].to_pylist() for name in ("prompt_id", "response_id"))
+        for prompt_id, response_id in zip(*columns, strict=True):
+            by_prompt.setdefault(prompt_id, []).append(response_id)
+        return list(by_prompt), list(by_prompt.values())
+
+    def texts(self) -> dict[str, str]:
+        """Texts by response_id."""
+        table = atomic.read_given_parquet(self.responses, "responses")
+        return dict(zip(table["response_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """What a model gave.
+
+    Attributes:
+        table: of kind `scores`.
+        quarantine: of kind `quarantine`, the responses without a score.
+        summary: of the scoring; see any_model.run.
+    """
+
+    table: pa.Table
+    quarantine: pa.Table
+    summary: Mapping[str, Any]
+
+    def by_id(self) -> dict[str, float]:
+        """Scores by response_id."""
+        return dict(zip(self.table["response_id"].to_pylist(), self.table["score"].to_pylist(), strict=True))
+
+    def faults(self) -> dict[str, tuple[str, str]]:
+        """Reason and detail by response_id, of the responses without a score."""
+        return {row["row_id"]: (row["reason"], row["detail"]) for row in self.quarantine.to_pylist()}
+
+
+def given_responses(responses: Path, prompts: Path | None, media: Path | None, work: Path) -> GivenResponses:
+    """What a person brings: JSON Lines in the form of response_files.FORM, or a Parquet table with its prompts.
+
+    Args:
+        responses: the file; a name that ends with .parquet is that of a table of kind `responses`.
+        prompts: Parquet of kind `prompts`, for a table.
+        media: folder from which paths of images and videos count; of JSON Lines, by default their own folder.
+        work: folder for the tables and media that are made of JSON Lines.
+
+    Raises:
+        ResponseFileError: the file cannot be read, no row of it can be used, or a table comes without prompts or media.
+        VideoDecoderError: there are video files, and OpenCV is not installed.
+    """
+    if responses.suffix == ".parquet":
+        if prompts is None or media is None:
+            raise ResponseFileError(f"{responses} is a table of responses, which needs --prompts and --media")
+        return GivenResponses(prompts, responses, media)
+    file = read_response_file(responses, media or responses.absolute().parent, work / "media")
+    given = GivenResponses(work / "prompts.parquet", work / "responses.parquet", work / "media", file)
+    atomic.write_parquet(file.prompts, given.prompts)
+    atomic.write_parquet(file.responses, given.responses)
+    return given
+
+
+def score_responses(
+    model: str,
+    given: GivenResponses,
+    work: Path,
+    *,
+    settings: ScoringSettings,
+    system_prompt: str | None,
+    report: Reporter,
+) -> ResponseScores:
+    """Score responses with any reward model; what a killed call has scored in `work` is not scored again.
+
+    Args:
+        model: checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server.
+        given: the responses.
+        work: folder for finished shards, which several models may share.
+        settings: of the scoring.
+        system_prompt: of a model whose chat template does not have it; see `ModelScoreJob`.
+        report: is called with `responses` and `responses_total` as responses are scored.
+
+    Raises:
+        CheckpointError, ScoringError, ShardsError, EngineError: the model cannot be used.
+    """
+    # What a killed call has scored counts for the same model, settings and responses alone.
+    identity = f"{model} in process {os.getpid()}" if is_url(model) else model_digest(model)
+    tables = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (given.prompts, given.responses)]
+    key = content_hash(identity, settings.model_dump(mode="json"), system_prompt, tables)[:12]
+    job = ModelScoreJob(
+        model=model,
+        prompts=given.prompts,
+        responses=given.responses,
+        media_root=given.media,
+        output=work / f"{key}.scores.parquet",
+        work=work / key,
+        voter=model,
+        settings=settings,
+        system_prompt=system_prompt,
+    )
+    summary = run(job, report)
+    quarantine = job.output.with_name(f"{job.output.stem}.quarantine.parquet")
+    return ResponseScores(
+        atomic.read_parquet(job.output, "scores"), atomic.read_parquet(quarantine, "quarantine"), summary
+    )
+
+
+def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tuple[list[str], dict[str, int]]:
+    """Write the scores of a file of responses; returns what was not scored and why, and the counts.
+
+    Responses that are too long are not among the faults: they are counted in one line (too_long.left_out).
+
+    Args:
+        read: what the file holds.
+        found: its scores.
+        output: .jsonl: the lines as read, each with `scores`; another name: a table with a row per response.
+    """
+    import pandas as pd
+
+    scores, reasons = found.by_id(), found.faults()
+    columns = ("row_id", "place", "response_id", "score", "reason", "detail")
+    lines: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
+    faults: list[str] = []
+    for number, (name, own) in enumerate(zip(read.names, read.ids, strict=True)):
+        for place, key in enumerate(own):
+            reason, detail = reasons.get(key, ("", ""))
+            rows.append((name, place, key, scores.get(key), reason, detail))
+            if key not in scores and reason != TOO_LONG:
+                faults.append(f"{name}, response {place}: {reason} ({detail})")
+        if number in read.faults:
+            reason, detail = read.faults[number]
+            rows.append((name, None, None, None, reason, detail))
+            faults.append(f"{name}: {reason} ({detail})")
+        lines.append({**read.rows[number], "scores": [scores.get(key) for key in own]})
+    if output.suffix == ".jsonl":
+        write_lines(lines, output)
+    else:
+        types = {"place": "Int64", "score": "Float32", "response_id": "str", "detail": "str", "reason": "str"}
+        atomic.write_parquet(pd.DataFrame(rows, columns=list(columns)).astype(types), output)
+    total = sum(map(len, read.ids))
+    done = sum(key in scores for own in read.ids for key in own)
+    return faults, {"responses": total, "scored": done, "rows": len(read.rows), "rows_quarantined": len(read.faults)}
+
+
+def write_lines(lines: list[dict[str, Any]], output: Path) -> None:
+    """Write objects as JSON Lines, whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic.replace_text(output, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))

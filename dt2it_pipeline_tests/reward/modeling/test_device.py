@@ -1,0 +1,190 @@
+"""What suits a device, what it cannot do, and that compiled layers and rows of many examples give the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
+from dt2it_pipeline.reward.modeling import device
+from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
+from dt2it_pipeline.reward.modeling.device import DeviceError, attention_for, compiles, weight_type
+from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.scoring.scorer import Scorer
+from dt2it_pipeline_tests.support.tiny import make_prompt
+from dt2it_pipeline_tests.support.tolerance import gradient_tolerance, score_tolerance
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
+
+
+@pytest.fixture
+def without_compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    device.compile_fault.cache_clear()
+    yield
+    device.compile_fault.cache_clear()
+
+
+@pytest.mark.parametrize(("precision", "able", "expected"), [
+    ("auto", True, torch.bfloat16), ("auto", False, torch.float32),
+    ("float32", True, torch.float32), ("bfloat16", True, torch.bfloat16),
+])  # fmt: skip
+def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, precision: str, able: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able)
+    assert weight_type(precision, CUDA) is expected
+
+
+def test_precision_that_the_gpu_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
+    with pytest.raises(DeviceError, match=r"bfloat16 is not to be had on Old Card.*set float32"):
+        weight_type("bfloat16", CUDA)
+
+
+def test_precision_on_a_cpu() -> None:
+    assert weight_type("auto", CPU) is torch.float32
+    assert weight_type("bfloat16", CPU) is torch.bfloat16
+
+
+def test_a_gpu_without_compiler_gets_sdpa_and_says_so_once(
+    without_compilers: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    device._say_once.cache_clear()
+    assert not compiles("auto", CUDA)
+    assert not compiles("auto", CUDA)
+    assert len(caplog.records) == 1
+    assert "no compiler (gcc, clang, cc" in caplog.text
+    assert attention_for("auto", CUDA) == "sdpa"
+    with pytest.raises(DeviceError, match="compile: true is not to be had here: there is no compiler"):
+        compiles(True, CUDA)
+    with pytest.raises(DeviceError, match="attention: flex is compiled on a GPU"):
+        attention_for("flex", CUDA)
+
+
+def test_attention_on_a_cpu() -> None:
+    assert attention_for(None, CPU) == attention_for("auto", CPU) == "sdpa_blocks"
+    assert attention_for("auto", CPU, compiled=True) == "sdpa"
+    assert attention_for("eager", CPU, compiled=True) == "eager"
+    assert not compiles("auto", CPU)
+    with pytest.raises(DeviceError, match="flex has no gradient on a CPU"):
+        attention_for("flex", CPU, trains=True)
+    with pytest.raises(DeviceError, match="cannot be compiled on a CPU"):
+        attention_for("flex", CPU, compiled=True)
+
+
+def test_blocks_of_the_mask_are_what_the_rule_says() -> None:
+    torch.manual_seed(0)
+    parts = [(0, 0, 300), (0, 1, 90), (0, 2, 30), (1, 0, 60), (1, 1, 10), (2, 0, 500), (2, 1, 260), (-1, -1, 30)]
+    example = torch.cat([torch.full((count,), whose) for whose, _, count in parts])[None].int()
+    segment = torch.cat([torch.full((count,), kind) for _, kind, count in parts])[None].short()
+    length = segment.shape[1]
+    assert length % 128 == 0
+    seen = sees(segment, example, torch.arange(length)[None])[0]
+    partly, wholly = (blocks[0, 0] for blocks in _blocks(segment, example))
+    tiles = seen.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).transpose(1, 2)
+    assert not (partly & wholly).any()
+    assert torch.equal(wholly, wholly & tiles.all(-1).all(-1))  # nothing that is hidden is called seen
+    assert (partly | wholly)[tiles.any(-1).any(-1)].all()  # nothing that is seen is left out
+    assert wholly.sum() >= 6  # and whole blocks are found
+    assert (partly | wholly).sum() < tiles.any(-1).any(-1).sum() + 6
+    mask = block_mask(segment, example)
+    rule = mask.mask_mod(0, 0, torch.arange(length)[:, None], torch.arange(length)[None])
+    assert torch.equal(rule, seen)
+
+
+def several(prompt_encoder: Any, media: tuple[Path, Any]) -> list[PackedExample]:
+    prompts = prompt_encoder.prompts([
+        make_prompt(media[1][:2], "what colour is this " * 5), make_prompt(media[1][2:3], "and this"),
+        make_prompt([], "is red a colour " * 60),
+    ])  # fmt: skip
+    texts = prompt_encoder.responses(["red", "it looks green to me " * 40, "a blue circle"])
+    return [PackedExample(prompt, tuple(texts[: 1 + number])) for number, prompt in enumerate(prompts)]
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_row_of_several_examples_gives_the_scores_and_gradients_of_a_row_each(
+    setup: Callable[..., Any], base: Callable[..., Path], media: tuple[Path, Any], family: str
+) -> None:
+    _, prompt_encoder, registry = setup(family)
+    examples = several(prompt_encoder, media)
+    found = []
+    for one_row in (False, True):
+        model = RewardModel.from_pretrained(base(family), new_head_seed=0, attention="sdpa").train()
+        batch = with_pixels(collate(examples, one_row=one_row), registry)
+        assert batch.input_ids.shape[0] == (1 if one_row else 3)
+        scores = model(batch)
+        (scores * torch.linspace(-1, 2, len(scores))).sum().backward()
+        found.append((scores.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (scores, gradients), (packed, packed_gradients) = found
+    assert batch.input_ids.shape[1] % 128 == 0
+    assert batch.tokens < sum(map(len, examples)) + 128
+    assert scores.std() > 100 * score_tolerance(model, batch.tokens)
+    assert torch.allclose(packed, scores, atol=score_tolerance(model, batch.tokens), rtol=0)
+    assert set(gradients) == set(packed_gradients)
+    within = gradient_tolerance(model, batch.tokens, gradients.values())
+    for name, gradient in gradients.items():
+        assert torch.allclose(packed_gradients[name], gradient, atol=within, rtol=0), name
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scorer_fills_one_row_to_its_budget(
+    base: Callable[..., Path], media: tuple[Path, Any], family: str
+) -> None:
+    prompts = {f"p{n}": make_prompt(media[1][n % 3 : n % 3 + 1], f"question {n} " * (3 + n)) for n in range(7)}
+    responses = [(f"{key}.{n}", key, text) for key in prompts for n, text in enumerate(["red", "a blue circle", "no"])]
+    found = []
+    for attention in ("sdpa", "flex"):
+        model = RewardModel.from_pretrained(base(family), new_head_seed=0, attention=attention).eval()
+        scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=512)
+        scores, faults = scorer.score(prompts, responses)
+        assert not faults
+        found.append(scores)
+    assert found[0].keys() == found[1].keys() == {name for name, _, _ in responses}
+    assert max(abs(found[0][name] - found[1][name]) for name in found[0]) < score_tolerance(model, 512)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "flex"])
+def test_a_decoder_layer_is_one_graph(
+    setup: Callable[..., Any], base: Callable[..., Path], media: tuple[Path, Any], family: str, attention: str
+) -> None:
+    """Without kernels: what is checked is that tracing meets nothing that it cannot take."""
+    _, prompt_encoder, registry = setup(family)
+    torch._dynamo.reset()
+    plain = RewardModel.from_pretrained(base(family), new_head_seed=0, attention=attention).eval()
+    traced = RewardModel.from_pretrained(base(family), new_head_seed=0, attention=attention).eval()
+    for layer in traced.called_whole():
+        whole = layer in list(traced.model.language_model.layers)
+        layer.forward = torch.compile(layer.forward, dynamic=True, fullgraph=whole, backend="eager")
+    traced.compiled = True
+    examples = several(prompt_encoder, media)
+    for some in (examples, examples[1:], examples[:2]):
+        batch = with_pixels(collate(some, one_row=attention == "flex"), registry)
+        with torch.no_grad():
+            assert torch.allclose(traced(batch), plain(batch), atol=score_tolerance(plain, batch.tokens), rtol=0)
+    torch._dynamo.reset()
+
+
+@pytest.mark.heavy
+def test_compiled_layers_score_the_same(base: Callable[..., Path], media: tuple[Path, Any]) -> None:
+    prompts = {"p": make_prompt(media[1][:1], "what colour is the shape"), "q": make_prompt([], "is red a colour")}
+    responses = [(f"{key}{n}", key, text) for key in "pq" for n, text in enumerate(["red", "it looks green to me"])]
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        model = RewardModel.from_pretrained(base(), new_head_seed=0, compile=compiled).eval()
+        assert model.compiled == compiled
+        scorer = Scorer(model, media[0], max_length=512, max_pixels=65536, tokens_per_batch=2048)
+        found.append(scorer.score(prompts, responses)[0])
+    assert len(found[0]) == 4
+    assert max(abs(found[0][name] - found[1][name]) for name in found[0]) < score_tolerance(model, 128)
+    torch._dynamo.reset()
