@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import hashlib
 import json
 import logging
@@ -31,10 +30,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from dt2it_pipeline.storage import locks, schemas
+from dt2it_pipeline.storage import content_ids, integrity, locks, schemas
 from dt2it_pipeline.storage.atomic import (
     StoreError,
     atomic_directory,
+    json_text,
     make_folder,
     read_parquet,
     replace_text,
@@ -44,9 +44,11 @@ from dt2it_pipeline.storage.atomic import (
 )
 
 _ADVICE = "set DT2IT_HOME to a folder that can be written to"
+_CARDS = ("reward_model.json",)
 _CONTENT_SUFFIXES = {".parquet", ".safetensors"}
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _logger = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
 _KEPT_VERSIONS = 2  # the current one, and the one before for readers that are still open
 
 
@@ -156,7 +158,11 @@ class Store:
             raise StoreError(
                 f"{_described(name, partition)} is damaged: {file}: {error}; run its stage again, which mends it"
             ) from error
-        return key if (_slot(self.home / "artifacts", name, partition) / key).is_dir() else None
+        return key if self.folder(name, key, partition).is_dir() else None
+
+    def folder(self, name: str, key: str, partition: str | None = None) -> Path:
+        """Folder of one version, whether it is there or not."""
+        return _slot(self.home / "artifacts", name, partition) / key
 
     def partitions(self, name: str) -> list[str]:
         """Partitions (rounds) for which a stage has finished, in order; none where the stage has no partitions."""
@@ -165,7 +171,7 @@ class Store:
 
     def has(self, name: str, key: str, partition: str | None = None) -> bool:
         """Whether exactly this version is finished."""
-        return (_slot(self.home / "artifacts", name, partition) / key).is_dir()
+        return self.folder(name, key, partition).is_dir()
 
     def find(
         self,
@@ -195,37 +201,44 @@ class Store:
         where = _described(name, partition)
         if key is None:
             raise StoreError(self._absent(name, partition))
-        folder = _slot(self.home / "artifacts", name, partition) / key
-        file = folder / "manifest.json"
+        folder = self.folder(name, key, partition)
+        manifest = _manifest(folder, where)
+        kinds, metadata, digest = list(manifest["tables"]), dict(manifest["metadata"]), str(manifest["digest"])
+        if found := integrity.damage_in(folder, manifest["files"]):
+            raise _damaged(where, folder / found[0], found[1])
+        tables = {}
+        file = folder
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-            kinds, metadata, digest = list(manifest["tables"]), dict(manifest["metadata"]), str(manifest["digest"])
-            tables = {}
             for kind in kinds:
                 file = folder / f"{kind}.parquet"
                 tables[kind] = read_parquet(file, kind)
         except schemas.RecordError as error:
-            raise StoreError(
-                f"{where} was made by another version of this project: {file}: {error}; run its stage again, which "
-                "makes it anew"
-            ) from error
+            raise _of_another_version(where, file, error) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise StoreError(
-                f"{where} is damaged: {file} cannot be read ({problem}); run its stage again, which makes it anew"
-            ) from error
+            raise _damaged(where, file, f"it cannot be read ({_in_a_line(error)})") from error
         return Artifact(tables, metadata, folder, digest)
+
+    def table_file(self, name: str, kind: str, partition: str | None = None) -> Path:
+        """Parquet file of a table of the version in force, for who does not want all of it in memory.
+
+        Raises:
+            StoreError: there is no version, or it has no such table.
+        """
+        key = self.current(name, partition)
+        if key is None:
+            raise StoreError(self._absent(name, partition))
+        file = self.folder(name, key, partition) / f"{kind}.parquet"
+        if not file.is_file():
+            raise StoreError(f"{_described(name, partition)} has no table {kind!r}: there is no file {file}")
+        return file
 
     def metadata(self, name: str, partition: str | None = None) -> dict[str, Any] | None:
         """Metadata of the current version; None where there is none. Raises StoreError where it is damaged."""
         key = self.current(name, partition)
         if key is None:
             return None
-        file = _slot(self.home / "artifacts", name, partition) / key / "manifest.json"
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8"))["metadata"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{_described(name, partition)} is damaged: {file} cannot be read ({error})") from error
+        folder = self.folder(name, key, partition)
+        return dict(_manifest(folder, _described(name, partition))["metadata"])
 
     def _absent(self, name: str, partition: str | None) -> str:
         """Why there is no version in force, and what there is instead."""
@@ -248,7 +261,7 @@ class Store:
     def writing(self, name: str, key: str, partition: str | None = None) -> Iterator[Path]:
         """Give a temporary folder to fill; on success it becomes the version `key` and the current one."""
         with self.locked(name, partition):
-            with atomic_directory(_slot(self.home / "artifacts", name, partition) / key) as folder:
+            with atomic_directory(self.folder(name, key, partition)) as folder:
                 yield folder
             self.point(name, key, partition)
 
@@ -268,8 +281,10 @@ class Store:
                 "tables": sorted(artifact.tables),
                 "metadata": dict(artifact.metadata),
                 "digest": content_digest(folder),
+                "files": integrity.digests_of(folder, _files_without_cards(folder)),
             }
-            write_json_atomic(manifest, folder / "manifest.json")
+            plain = json.loads(json_text(manifest))  # as it will be read
+            write_json_atomic(integrity.sealed(plain), folder / _MANIFEST)
         return self.read(name, partition, key)
 
     def publish(self, file: Path, name: str) -> Path:
@@ -302,29 +317,70 @@ def content_digest(folder: Path) -> str:
 
 def _digest_of(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(folder).as_posix().encode())
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    for name, found in integrity.digests_of(folder, files).items():
+        digest.update(name.encode())
+        digest.update(bytes.fromhex(found))
     return digest.hexdigest()[:32]
-
-
-@functools.cache
-def _digest_once(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    return _digest_of(folder, [Path(name) for name, _, _ in stamp])
 
 
 def model_digest(model: str) -> str:
     """What stands for a model in the keys of stages: the content of a local folder, else the name itself (a Hub id).
 
-    A folder is read once per process, and again only when a file's size or time has changed.
+    An adapter (LoRA) is merged with the base model that its files name, so that model's content counts too. A file is
+    read once per process, and again only when its size or time has changed.
     """
     folder = Path(model)
     if not folder.is_dir():
         return model
-    # Tokenizer, chat template and configuration make a model too; its card does not.
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md")
-    return _digest_once(folder, tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    # Tokenizer, chat template and configuration make a model too; its cards do not.
+    own = _digest_of(folder, _files_without_cards(folder))
+    base = _adapted_model(folder)
+    if base is None or not base.is_dir() or base.resolve() == folder.resolve():
+        return own
+    return content_ids.content_hash(own, _digest_of(base, _files_without_cards(base)))
+
+
+def _adapted_model(folder: Path) -> Path | None:
+    """The base model that an adapter's files name; None where the folder holds no adapter that names one."""
+    try:
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever loads the adapter reports it
+        return None
+    return Path(name) if isinstance(name, str) and name else None
+
+
+def _files_without_cards(folder: Path) -> list[Path]:
+    """Files that nobody changes once they are written; a calibration or a benchmark's figures go into the cards."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".md" and p.name not in _CARDS]
+
+
+def _manifest(folder: Path, where: str) -> dict[str, Any]:
+    """What the manifest of a version says. Raises StoreError where it is damaged or of another version of the code."""
+    file = folder / _MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if "files" not in manifest and {"tables", "metadata", "digest"} <= set(manifest):
+            raise schemas.RecordError("it holds no digests of its files")
+        if not isinstance(manifest, dict) or not integrity.is_sealed(manifest):
+            raise ValueError("its content is not what was written")
+        return manifest
+    except schemas.RecordError as error:
+        raise _of_another_version(where, file, error) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(where, file, f"it cannot be read ({_in_a_line(error)})") from error
+
+
+def _damaged(where: str, file: Path, fault: str) -> StoreError:
+    return StoreError(f"{where} is damaged: {file}: {fault}; run its stage again, which makes it anew")
+
+
+def _of_another_version(where: str, file: Path, error: Exception) -> StoreError:
+    made = f"{where} was made by another version of this project"
+    return StoreError(f"{made}: {file}: {error}; run its stage again, which makes it anew")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _described(name: str, partition: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -17,8 +18,10 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _SYNC_ONE_BY_ONE = 100  # files
+_READ_AT_ONCE = 2**20  # bytes of a column
 
 
 class StoreError(UserError, RuntimeError):
@@ -27,25 +30,73 @@ class StoreError(UserError, RuntimeError):
     help_page: ClassVar[str] = "troubleshooting#artifact"
 
 
-def read_parquet(path: str | Path, kind: str | None = None) -> pa.Table:
-    """Read one Parquet file, validated as a table of `kind` where that is given."""
-    table = pq.read_table(path, partitioning=None)
+def read_parquet(path: str | Path | pa.NativeFile, kind: str | None = None) -> pa.Table:
+    """Read one Parquet file (what is open: see `arrow_bytes`), validated as a table of `kind` where that is given."""
+    table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
     return schemas.validate(table.replace_schema_metadata(None), kind) if kind else table
 
 
+def read_given_parquet(path: str | Path, kind: str) -> pa.Table:
+    """Read a Parquet file that a person names, as `read_parquet` does.
+
+    Raises:
+        RecordError: it is no Parquet file, or no table of `kind`; the message names the file.
+    """
+    try:
+        return read_parquet(path, kind)
+    except (pa.ArrowException, OSError, schemas.RecordError) as error:
+        raise schemas.RecordError(
+            f"{path} cannot be read as a Parquet table of kind {kind!r}: {error}; name another file"
+        ) from error
+
+
+def arrow_bytes(content: bytes) -> pa.NativeFile:
+    """A file to read from, over a copy of the bytes that Arrow owns.
+
+    Over Python's own bytes a read can end the process with an abort: Arrow's threads may let go of them when the
+    interpreter is already ending (apache/arrow#33975).
+    """
+    copy = pa.BufferOutputStream()
+    copy.write(content)
+    return pa.BufferReader(copy.getvalue())  # noqa: TID251  (what Arrow owns)
+
+
+def iter_parquet(path: str | Path, kind: str, rows: int) -> Iterator[pa.Table]:
+    """Read one Parquet file piece by piece, `rows` rows each, validated as `read_parquet` does; at least one piece.
+
+    Only the piece at hand lies in memory.
+    """
+    with pq.ParquetFile(path, buffer_size=_READ_AT_ONCE, page_checksum_verification=True) as file:
+        first = 0
+        for batch in file.iter_batches(rows):
+            piece = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            yield schemas.validate(piece, kind, first)
+            first += batch.num_rows
+        if not first:
+            yield schemas.validate(file.schema_arrow.empty_table().replace_schema_metadata(None), kind)
+
+
 def write_parquet(value: pa.Table | pd.DataFrame, path: str | Path) -> None:
-    """Write a table as Parquet (zstd) through a temporary file; the same table gives the same bytes."""
+    """Write a table as Parquet (zstd, pages with checksums) through a temporary file.
+
+    The same table gives the same bytes.
+    """
     table = pa.Table.from_pandas(value, preserve_index=False) if isinstance(value, pd.DataFrame) else value
     path = Path(path)
     with temporary_beside(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
-        _sync(temporary)
-        temporary.replace(path)
+        bare = table.replace_schema_metadata(None)
+        pq.write_table(bare, temporary, compression="zstd", write_page_checksum=True)
+        move_into_place(temporary, path)
 
 
 def write_json_atomic(value: Any, path: str | Path) -> None:
     """Write JSON (sorted keys, UTF-8) through a temporary file."""
-    replace_text(Path(path), json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar))
+    replace_text(Path(path), json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """JSON as `write_json_atomic` writes it; NumPy's scalars and paths become plain values."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar)
 
 
 @contextlib.contextmanager
@@ -57,7 +108,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     with _errors_name(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=owned_prefix(f".{path.name}"), dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp's 0700 would hide shared artifacts from a team's other users
     try:
         with _errors_name(path, temporary):
@@ -66,15 +117,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if len(files) > _SYNC_ONE_BY_ONE:
             os.sync()  # thousands of small files: one flush of everything takes less time than theirs, one by one
         else:
-            for file in files:
-                _sync(file)
+            for each in (*files, *(folder for folder in temporary.rglob("*") if folder.is_dir()), temporary):
+                sync(each)
         if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".old.{path.name}.", dir=path.parent))
+            aside = Path(tempfile.mkdtemp(prefix=owned_prefix(f".old.{path.name}"), dir=path.parent))
             path.rename(aside / "old")
             temporary.rename(path)
+            sync(path.parent)
             shutil.rmtree(aside, ignore_errors=True)
         else:
             temporary.rename(path)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -83,8 +136,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write UTF-8 text through a temporary file beside `path`."""
     with temporary_beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
+        move_into_place(temporary, path)
 
 
 @contextlib.contextmanager
@@ -92,7 +144,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     """Give an empty temporary file in the folder of `path`; it is removed unless it was renamed."""
     make_folder(path.parent)
     with _errors_name(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=owned_prefix(f".{path.name}"), dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     temporary.chmod(0o644)
@@ -126,9 +178,32 @@ def _errors_name(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, words, file) from error
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+def sync(path: Path) -> None:
+    """Bring what was written to a file to the disk; of a folder, which names it has.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync no folder: they order its changes themselves.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Rename a finished temporary file to `path`: content first, then the name, each on the disk before the next.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
 
 
 def _json_scalar(value: Any) -> Any:

@@ -23,6 +23,9 @@ def make_pair(prompt: str, chosen: str, rejected: str, **fields: Any) -> dict[st
         "round": -1,
         "votes": [],
         "row_id": None,
+        "list_id": None,
+        "chosen_rank": None,
+        "rejected_rank": None,
     }
     return row | fields
 

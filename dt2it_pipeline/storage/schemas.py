@@ -16,9 +16,11 @@ from dt2it_pipeline.errors import UserError
 _MEDIUM = pa.struct([pa.field("kind", pa.string()), pa.field("sha256", pa.string()), pa.field("path", pa.string())])
 _TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
 _VOTE = pa.struct([pa.field("voter", pa.string()), pa.field("margin", pa.float64())])
+_VERDICT = pa.struct([pa.field(name, pa.string()) for name in ("judge", "order", "verdict", "words", "fault")])
 
 
 NULLABLE = True
+LIST_COLUMNS = ("list_id", "chosen_rank", "rejected_rank")  # of a pair: its place in a list of answers
 
 _Column = tuple[str, pa.DataType, str] | tuple[str, pa.DataType, str, bool]  # name, type, description, nullable
 
@@ -43,6 +45,15 @@ _PAIR = (
     # The source's own id of the row, else its place there, such as `line 17`. Rankings and ratings give several
     # pairs of one row.
     ("row_id", pa.string(), "Row of the source it comes from; null for pairs that are constructed.", NULLABLE),
+    (
+        "list_id",
+        pa.string(),
+        "List of answers to one prompt that both sides stand in; null for a pair alone.",
+        NULLABLE,
+    ),
+    # The source's own: a flip takes them along, so that its better side then has the higher number.
+    ("chosen_rank", pa.float64(), "Place of the chosen side in its list by the source, 1 is best.", NULLABLE),
+    ("rejected_rank", pa.float64(), "The same of the rejected side; equal answers share the mean place.", NULLABLE),
 )
 _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
     "prompts": _table(
@@ -92,9 +103,32 @@ _TABLES: dict[str, tuple[str, tuple[_Column, ...]]] = {
         (
             "order",
             pa.string(),
-            "`forward`: the answer with the lower id was shown first; `reversed`: second; `people`.",
+            "`forward`: the answer with the lower id was shown first; `reversed`: second; `alone`: the judge saw each "
+            "answer by itself; `people`.",
         ),
         ("verdict", pa.string(), "`chosen`, `rejected` or `tie`; null where the reply could not be used.", NULLABLE),
+        (
+            "words",
+            pa.string(),
+            "What the judge wrote, its first 4,000 characters, with a mark where it was cut; null where it writes "
+            "nothing.",
+            NULLABLE,
+        ),
+        ("fault", pa.string(), "Why there is no verdict; null where there is one.", NULLABLE),
+    ),
+    "cleaning_evidence": _table(
+        "What `dt2it clean` knew of every pair of a table, one row each.",
+        ("pair_id", pa.string(), "Id of the pair; the number of its row where the table has none."),
+        ("outcome", pa.string(), "`kept`, `flipped` or `dropped`."),
+        ("chosen_before", pa.string(), "Response id of the given chosen side; `chosen` if there are no ids.", NULLABLE),
+        ("chosen_after", pa.string(), "The same of the side chosen now; null where the pair is dropped.", NULLABLE),
+        ("given_probability", pa.float64(), "That the given label is right (0 to 1); null if not known.", NULLABLE),
+        ("margins", pa.list_(_VOTE), "Voters' margins: score of the given chosen side minus that of the other."),
+        (
+            "verdicts",
+            pa.list_(_VERDICT),
+            "Verdicts of judges and people on the given sides, as in `votes`; `order` as the table of votes has it.",
+        ),
     ),
     "people_votes": _table(
         "What people say of pairs.",
@@ -196,10 +230,11 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 # Columns that tables of earlier versions lack; such a table is read with null in their place.
 ADDED_COLUMNS = {
-    "pairs": ("row_id",),
-    "trusted_pairs": ("row_id",),
+    "pairs": ("row_id", *LIST_COLUMNS),
+    "trusted_pairs": ("row_id", *LIST_COLUMNS),
     "t2i_preferences": ("row_id",),
     "quarantine": ("pair_id",),
+    "votes": ("words", "fault"),
     "people_votes": ("audit",),
 }
 
@@ -220,10 +255,10 @@ def table(rows: Iterable[Mapping[str, Any]], kind: str) -> pa.Table:
     return validate(made, kind)
 
 
-def validate(given: pa.Table, kind: str) -> pa.Table:
+def validate(given: pa.Table, kind: str, first_row: int = 0) -> pa.Table:
     """Return `given` in the schema of its kind: columns in order, types cast where nothing is lost.
 
-    A column of ADDED_COLUMNS that is missing is null throughout.
+    A column of ADDED_COLUMNS that is missing is null throughout. `first_row` is the number of the first row of a piece.
 
     Raises:
         RecordError: a column is missing or unknown, a type cannot be cast, or a required value is null.
@@ -245,7 +280,7 @@ def validate(given: pa.Table, kind: str) -> pa.Table:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise RecordError(f"table {kind!r}, column {field.name!r}: {error}") from error
         if not field.nullable and column.null_count:
-            where = next(i for i, value in enumerate(column) if not value.is_valid)
+            where = first_row + next(i for i, value in enumerate(column) if not value.is_valid)
             raise RecordError(f"table {kind!r}, column {field.name!r}: {column.null_count} null, first in row {where}")
         columns.append(column.combine_chunks() if column.num_chunks > 1 else column)
     return pa.table(columns, schema=schema)

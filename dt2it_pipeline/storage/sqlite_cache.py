@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.locks import UNSUPPORTED
+from dt2it_pipeline.storage.private import make_private
 
 _AT_ONCE = 500  # variables of one query; SQLite bounds their number
 _TRIES = 10  # to be alone with a damaged file
@@ -46,6 +47,7 @@ class CacheKind:
         if_lost: what becomes of the content of a damaged file, such as "what it held is asked for again".
         durable: every write is on disk at once (a write-ahead log); without it, a write may be lost when the machine
             stops, and the file may lie on a file system that has no shared memory.
+        private: what it holds is not for everybody on the machine; see `storage.private`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class CacheKind:
     probe: str
     if_lost: str
     durable: bool = True
+    private: bool = False
 
 
 class SqliteCache:
@@ -79,7 +82,10 @@ class SqliteCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = path.with_name(f"{path.name}.lock").open("a", encoding="utf-8")
+            beside = path.with_name(f"{path.name}.lock")
+            if kind.private:
+                make_private(beside)
+            self._lock = beside.open("a", encoding="utf-8")
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -154,6 +160,8 @@ class SqliteCache:
             if fault is None or _identity(path) != seen:  # else another process has replaced it meanwhile
                 try:
                     return self._connected(path)
+                except OSError as error:
+                    raise self._unusable(error) from error
                 except sqlite3.Error as error:
                     if not _damaged(error):
                         raise self._unusable(error) from error
@@ -170,6 +178,8 @@ class SqliteCache:
         ) from fault
 
     def _connected(self, path: Path | str) -> sqlite3.Connection:
+        if isinstance(path, Path) and self._kind.private:
+            make_private(path)  # SQLite gives its journals the permissions of the file
         # In autocommit: every statement outside `write` is a transaction of its own.
         database = sqlite3.connect(path, isolation_level=None, timeout=_TIMEOUT)
         try:
@@ -186,13 +196,8 @@ class SqliteCache:
         return database
 
     def _rename_damaged(self, path: Path, fault: sqlite3.Error) -> None:
-        """Rename a damaged file, and what SQLite keeps beside it, to `<name>.damaged`, `<name>.damaged-2` and so on."""
-        names = (f"{path.name}.damaged{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
-        renamed = next(path.with_name(name) for name in names if not path.with_name(name).exists())
         try:
-            for end in ("-wal", "-shm", "-journal", ""):
-                with contextlib.suppress(FileNotFoundError):
-                    path.with_name(path.name + end).rename(renamed.with_name(renamed.name + end))
+            renamed = rename_damaged(path)
         except OSError as error:
             raise self._unusable(error) from error
         logger.warning(
@@ -206,6 +211,22 @@ class SqliteCache:
             f"{self._kind.name} {self._path or 'in memory'} cannot be used: {'the disk is full' if full else error}; "
             "make room or mend the permissions of its folder, and run this again: what it holds is kept"
         )
+
+
+def rename_damaged(path: Path) -> Path:
+    """Rename a file, and what SQLite keeps beside it, to `<name>.damaged`, `<name>.damaged-2` and so on.
+
+    Nobody may have it open. Returns the new path.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    names = (f"{path.name}.damaged{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+    renamed = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    for end in ("-wal", "-shm", "-journal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(renamed.with_name(renamed.name + end))
+    return renamed
 
 
 def _damaged(error: sqlite3.Error) -> bool:

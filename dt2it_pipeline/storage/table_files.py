@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.storage.atomic import arrow_bytes
 
 FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -56,7 +57,7 @@ def plain_bytes(file: Path) -> bytes:
             case ".xz":
                 return lzma.decompress(content)
             case ".zst":
-                return bytes(pa.CompressedInputStream(pa.BufferReader(content), "zstd").read())
+                return bytes(pa.CompressedInputStream(arrow_bytes(content), "zstd").read())
     except (EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         raise OSError(f"it is not compressed as its name says: {error}") from error
     return content
@@ -73,7 +74,9 @@ def read_table_file(file: Path) -> pd.DataFrame:
         raise TableFileError(f"there is no file {file}")
     try:
         if kind == ".parquet":
-            found = pd.read_parquet(file if file.suffix.lower() == kind else io.BytesIO(plain_bytes(file)))
+            plain = file.suffix.lower() == kind
+            # pandas' reader keeps an index that pandas wrote; it is given no Python file (see `arrow_bytes`).
+            found = pd.read_parquet(pa.OSFile(str(file)) if plain else arrow_bytes(plain_bytes(file)))  # noqa: TID251
         elif kind in (".csv", ".tsv"):
             texts = dict.fromkeys(_IDS, "str")
             found = pd.read_csv(

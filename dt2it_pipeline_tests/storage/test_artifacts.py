@@ -1,9 +1,11 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from random import Random
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
 from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, read_parquet, write_parquet
+from dt2it_pipeline.storage.integrity import digests_of, sealed
 
 
 def pairs(count=3):
@@ -42,17 +45,30 @@ def test_pandas_frames_and_tables_give_the_same_file(tmp_path):
     assert read_parquet(tmp_path / "frame.parquet").to_pydict() == {"a": [1, 2], "b": ["x", "y"]}
 
 
+def put_table(artifact, table):
+    """Write a table into a stored artifact as another version of the code would have."""
+    write_parquet(table, artifact.table_path("pairs"))
+    file = artifact.folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(
+        json.dumps(sealed(manifest | {"files": digests_of(artifact.folder, [*artifact.folder.glob("*.p*")])}))
+    )
+
+
 def test_a_version_of_an_earlier_schema_is_read_or_says_what_to_do(tmp_path):
     store = Store(tmp_path)
     written = store.write("stage", Artifact({"pairs": pairs()}), "k")
-    write_parquet(pairs().drop_columns(["row_id"]), written.table_path("pairs"))
+    put_table(written, pairs().drop_columns(["row_id"]))
     assert store.read("stage")["pairs"].equals(pairs())
-    write_parquet(pairs().rename_columns({"chosen": "better"}), written.table_path("pairs"))
+    put_table(written, pairs().rename_columns({"chosen": "better"}))
     with pytest.raises(StoreError, match=r"stage was made by another version .*\['chosen'\].*; run its stage again"):
         store.read("stage")
     reported = []
     assert store.find("stage", "k", on_damage=reported.append) is None
     assert reported[0].endswith("it is made again now")
+    (written.folder / "manifest.json").write_text('{"tables": ["pairs"], "metadata": {}, "digest": "0"}')
+    with pytest.raises(StoreError, match=r"stage was made by another version .*digests of its files; run its stage"):
+        store.metadata("stage")
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
@@ -126,6 +142,22 @@ def test_a_models_digest_covers_its_tokenizer_and_not_its_card(tmp_path):
     assert model_digest(str(tmp_path)) != before
 
 
+def test_an_adapters_digest_covers_its_base_model(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (base / "model.safetensors").write_bytes(b"first")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = model_digest(str(adapter))
+    (base / "README.md").write_text("a card")
+    assert model_digest(str(adapter)) == before
+    (base / "model.safetensors").write_bytes(b"other weights")
+    assert model_digest(str(adapter)) != before
+    for named in ("some/model-of-the-hub", str(adapter), None, 3):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+        assert model_digest(str(adapter))
+
+
 @pytest.mark.parametrize("garbage", [b"\xff\xfe\x00", b"", b"../elsewhere", b"two words"])
 def test_a_damaged_pointer_is_named_and_mended_by_the_stage(tmp_path, garbage):
     store = Store(tmp_path)
@@ -144,13 +176,47 @@ def test_a_damaged_manifest_is_named_and_the_version_made_again(tmp_path, garbag
     store = Store(tmp_path)
     store.write("stage", Artifact({"pairs": pairs()}), "k", "1")
     (tmp_path / "artifacts/stage/1/k/manifest.json").write_bytes(garbage)
-    with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json cannot be read"):
+    with pytest.raises(StoreError, match=r"stage, partition 1 is damaged: .*manifest\.json: it cannot be read"):
         store.read("stage", "1")
     reported = []
     assert store.find("stage", "k", "1", reported.append) is None
     assert len(reported) == 1
     store.write("stage", Artifact({"pairs": pairs(2)}), "k", "1")
     assert store.read("stage", "1")["pairs"].num_rows == 2
+
+
+@pytest.mark.parametrize("name", ["pairs.parquet", "model.safetensors", "config.json", "manifest.json"])
+def test_no_bit_of_a_stored_file_changes_unnoticed(tmp_path, name):
+    store = Store(tmp_path / "home")
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "checkpoint/config.json").write_text('{"layers": 3}')
+    made = store.write("model", Artifact({"pairs": pairs()}, {"loss": 0.1, "word": "é"}, tmp_path / "checkpoint"), "k")
+    file = made.folder / name
+    content = file.read_bytes()
+    random = Random(5)
+    for _ in range(60):
+        place = random.randrange(len(content))
+        changed = bytearray(content)
+        changed[place] ^= 1 << random.randrange(8)
+        file.write_bytes(changed)
+        if name == "manifest.json" and json.dumps(json_or_none(changed)) == json.dumps(json.loads(content)):
+            continue  # white space alone
+        with pytest.raises(StoreError, match=f"{name}: .*; run its stage again, which makes it anew"):
+            store.read("model")
+        assert store.find("model", "k", on_damage=lambda words: None) is None
+    file.write_bytes(content)
+    assert store.read("model").digest == made.digest
+    file.unlink()
+    with pytest.raises(StoreError, match=rf"{name}: it cannot be read \(.*No such file"):
+        store.read("model")
+
+
+def json_or_none(content):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
 
 
 def test_a_damaged_table_is_made_again(tmp_path):
@@ -214,3 +280,14 @@ def test_partitions_are_locked_each_by_itself(tmp_path):
     with store.locked("stage", "0"), store.locked("stage", "1"), store.locked("stage", "0"):
         store.write("stage", Artifact({"pairs": pairs()}), "k", "0")
     assert store.current("stage", "0") == "k"
+
+
+def test_a_card_may_be_written_into_a_stored_checkpoint(tmp_path):
+    store = Store(tmp_path / "home")
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("model.safetensors", "reward_model.json", "README.md"):
+        (tmp_path / "checkpoint" / name).write_text("{}")
+    made = store.write("model", Artifact({}, {}, tmp_path / "checkpoint"), "k")
+    for name in ("reward_model.json", "README.md"):
+        (made.folder / name).write_text('{"calibration": {"temperature": 2.0}}')
+    assert store.read("model").digest == made.digest

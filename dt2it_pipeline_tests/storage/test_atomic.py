@@ -1,15 +1,26 @@
-"""What an error of the file system names where a file or folder is written through a temporary one."""
+"""Files written through a temporary one, what their errors name, and what Arrow reads from."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, replace_text, temporary_beside, write_parquet
+from dt2it_pipeline.storage.atomic import (
+    StoreError,
+    arrow_bytes,
+    atomic_directory,
+    read_parquet,
+    replace_text,
+    temporary_beside,
+    write_parquet,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,3 +62,29 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None
         replace_text(tmp_path / "file" / "out.jsonl", "x")
     expected = f"cannot make the folder {tmp_path / 'file'}: File exists; choose a folder that can be written to"
     assert str(raised.value) == expected
+
+
+def test_arrow_reads_bytes_that_python_may_free() -> None:
+    """Arrow's threads let go late of what they read: Python's bytes, let go while the interpreter ends, abort it."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1, 2]}), sink)
+    content = sink.getvalue().to_pybytes()
+    before = sys.getrefcount(content)
+    file = arrow_bytes(content)
+    assert sys.getrefcount(content) == before
+    assert read_parquet(file).to_pydict() == {"a": [1, 2]}
+
+
+def test_no_bit_of_a_page_changes_unnoticed(tmp_path: Path) -> None:
+    file = tmp_path / "table.parquet"
+    write_parquet(pa.table({"a": np.random.default_rng(0).normal(size=4000)}), file)
+    whole = read_parquet(file)
+    content = bytearray(file.read_bytes())
+    for place in range(200, 30_000, 3_000):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises((OSError, pa.ArrowException)):
+            read_parquet(file)
+    file.write_bytes(content)
+    assert read_parquet(file).equals(whole)

@@ -1,0 +1,122 @@
+"""Temporary files and folders whose names say who writes them, so that those of killed processes can be removed.
+
+A name holds the process's number, when it began, and where that number means something: the running kernel and its
+namespace of processes. What another machine or container left is judged by its age.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_QUIET = 24 * 3600.0  # seconds since the last change after which nobody can still be at it, whoever it was
+_OWNER = re.compile(r"\.(?P<place>[0-9a-f]{8})-(?P<process>\d+)-(?P<start>\d+)\.")
+
+
+def owned_prefix(prefix: str) -> str:
+    """The prefix of a temporary name, with this process as its owner.
+
+    >>> is_left(Path(owned_prefix(".table.parquet") + "x7f"))  # this process lives
+    False
+    """
+    process = os.getpid()
+    return f"{prefix}.{_place()}-{process}-{_start_of(process) or 0}."
+
+
+def is_left(path: Path) -> bool:
+    """Whether the owner of a temporary file or folder is surely gone; False for names that `owned_prefix` did not make.
+
+    A file of another machine, or of a container with process numbers of its own, counts as left when it has not changed
+    for a day.
+    """
+    found = _OWNER.search(path.name)
+    if found is None:
+        return False
+    if found["place"] == _place():
+        return str(_start_of(int(found["process"])) or 0) != found["start"]
+    return _seconds_quiet(path) > _QUIET
+
+
+def sweep(folders: Iterable[Path]) -> list[Path]:
+    """Remove what dead processes left right below some folders; returns what was removed. What lives is not touched."""
+    found = left_in(folders)
+    for path in found:
+        remove(path)
+    return found
+
+
+def left_in(folders: Iterable[Path]) -> list[Path]:
+    """What dead processes left right below some folders."""
+    return sorted(filter(is_left, _entries(folders)))
+
+
+def places_of(home: Path) -> Iterator[Path]:
+    """Folders of an artifact home, and the system's own, in which temporary files are made."""
+    yield from (Path(tempfile.gettempdir()), home)
+    for pattern in ("artifacts/*", "artifacts/*/*", "artifacts/*/*/*", "media/*", "sources", "sources/*", "cache"):
+        yield from home.glob(pattern)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder; one that is gone already is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _entries(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        try:
+            with os.scandir(folder) as found:
+                names = [entry.path for entry in found if _OWNER.search(entry.name)]
+        except OSError:  # no folder, or somebody has just renamed it
+            continue
+        yield from map(Path, names)
+
+
+def _seconds_quiet(path: Path) -> float:
+    try:
+        inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+        return time.time() - max(entry.lstat().st_mtime for entry in inside)
+    except OSError:  # somebody is at work on it, who has just removed or renamed a part
+        return 0.0
+
+
+@functools.cache
+def _place() -> str:
+    """Where process numbers of this process mean something, as eight hex digits."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux: by its name, and numbers of dead processes may be taken again
+        kernel, namespace = socket.gethostname(), ""
+    return hashlib.sha256(f"{kernel} {namespace}".encode()).hexdigest()[:8]
+
+
+def _start_of(process: int) -> int | None:
+    """When a process began, in ticks since the machine did; None where there is none, 1 where nobody says when."""
+    try:
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(line.rpartition(")")[2].split()[19])  # the name before it may hold anything
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, IndexError):
+        return None
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return 1

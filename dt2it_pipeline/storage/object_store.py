@@ -1,0 +1,252 @@
+"""A copy of finished artifacts in an object store, from which other machines take them instead of computing them.
+
+    URL/artifacts/<name>[/<partition>]/<key>.json   what a version consists of: its files and media, with their digests
+    URL/blobs/<aa>/<sha256>                         their contents, each once
+
+Blobs are named by their content and the entry is written last, so that nobody reads half a version, and two machines
+that store the same key at once do no harm: the entry that is written last is whole. Every blob is compared with its
+digest when it is fetched, and nothing is written outside the artifact's folder and the media store.
+
+What belongs here: storing and fetching. What does not: when either is done (orchestrate/stage/cached_stage.py). What
+stays on a machine, or on a file system that machines share: locks, work that resumes, caches, Dagster's own records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, TypeVar
+
+from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.storage import integrity
+from dt2it_pipeline.storage.artifacts import Artifact, Store
+from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder
+from dt2it_pipeline.storage.checkup import media_in
+from dt2it_pipeline.storage.leftovers import owned_prefix
+
+_T = TypeVar("_T")
+_AT_ONCE = 256  # files in one call, which an object store of the network transfers at the same time
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = "tmp"  # begins the names of media that are being written
+_WITHOUT = "unset DT2IT_OBJECT_STORE to go on without it"
+
+
+class ObjectStoreError(UserError, RuntimeError):
+    """The object store cannot be used; the message says why and what to do."""
+
+    help_page: ClassVar[str] = "troubleshooting#object-store"
+
+
+class _Damaged(StoreError):
+    """A version in the object store is not as it was written."""
+
+
+class ObjectStore:
+    """Artifacts below one URL of an object store, or of anything else that fsspec reaches.
+
+    Args:
+        url: such as `s3://bucket/folder`; credentials and endpoint come from the environment, as the store's library
+            reads them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
+
+    Raises:
+        ObjectStoreError: there is no such protocol, or its library is not installed.
+
+    Examples:
+        >>> ObjectStore("memory://example").has("debiased_pairs", "3f2a")
+        False
+        >>> ObjectStore("s4://bucket")
+        Traceback (most recent call last):
+            ...
+        dt2it_pipeline.storage.object_store.ObjectStoreError: object store s4://bucket: Protocol not known: s4; \
+name a URL that fsspec knows, such as s3://bucket/folder
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        folders = {"auto_mkdir": True} if fsspec.core.split_protocol(url)[0] in (None, "file", "local") else {}
+        try:
+            # What other machines store must be seen, so nothing is remembered of what was there.
+            # fsspec would hand out an earlier instance, made with the credentials that the environment had then.
+            self._files, self._root = fsspec.core.url_to_fs(
+                self.url, use_listings_cache=False, skip_instance_cache=True, **folders
+            )
+        except ImportError as error:
+            raise ObjectStoreError(
+                f"object store {self.url}: {error}; install the extra `s3`, or the library of your store"
+            ) from error
+        except ValueError as error:
+            raise ObjectStoreError(
+                f"object store {self.url}: {error}; name a URL that fsspec knows, such as s3://bucket/folder"
+            ) from error
+
+    def has(self, name: str, key: str, partition: str | None = None) -> bool:
+        """Whether a version is there.
+
+        Raises:
+            ObjectStoreError: the store does not answer.
+        """
+        return bool(self._asked(lambda: self._files.exists(self._entry(name, key, partition))))
+
+    def store(self, store: Store, name: str, key: str, partition: str | None = None) -> int:
+        """Copy a finished version of an artifact home, and the media that its tables name; returns the files copied.
+
+        Contents that are there already are not copied again.
+
+        Raises:
+            ObjectStoreError: the store does not take them.
+            StoreError: the artifact or one of its media cannot be read.
+        """
+        artifact = store.read(name, partition, key)
+        files = integrity.digests_of(artifact.folder)
+        media = _media_of(artifact, store.media)
+        blobs = {digest: artifact.folder / path for path, digest in files.items()}
+        blobs |= {digest: store.media / path for path, digest in media.items()}
+        entry = integrity.sealed({"name": name, "partition": partition, "key": key, "files": files, "media": media})
+        return self._asked(lambda: self._put(blobs, self._entry(name, key, partition), entry))
+
+    def fetch(
+        self, store: Store, name: str, key: str, partition: str | None = None, on_damage: Callable[[str], None] = print
+    ) -> Artifact | None:
+        """Bring a version into an artifact home and make it the current one; None where it is not there.
+
+        A version that is not as it was written is removed from the object store and reported to `on_damage`; None then,
+        too. The caller holds the lock of the stage.
+
+        Raises:
+            ObjectStoreError: the store does not answer.
+            StoreError: the artifact home cannot be written to.
+        """
+        place = self._entry(name, key, partition)
+        try:
+            found = self._asked(lambda: self._read(place))
+            if found is None:
+                return None
+            files, media = _checked(found, name, key, partition)
+            with atomic_directory(store.folder(name, key, partition)) as folder:
+                self._asked(lambda: self._get({folder / path: digest for path, digest in files.items()}))
+            self._asked(lambda: self._get_media(store.media, media))
+            artifact = store.read(name, partition, key)
+        except StoreError as error:
+            on_damage(f"{name} in the object store {self.url} is damaged: {error}; it is removed and made again now")
+            self._asked(lambda: self._files.rm_file(place))
+            return None
+        store.point(name, key, partition)
+        return artifact
+
+    def _entry(self, name: str, key: str, partition: str | None) -> str:
+        return "/".join([self._root, "artifacts", name, *([] if partition is None else [partition]), f"{key}.json"])
+
+    def _blob(self, digest: str) -> str:
+        return f"{self._root}/blobs/{digest[:2]}/{digest}"
+
+    def _read(self, place: str) -> Any:
+        try:
+            return json.loads(self._files.cat_file(place))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise _Damaged(f"{place} cannot be read ({error})") from error
+
+    def _put(self, blobs: Mapping[str, Path], place: str, entry: Mapping[str, Any]) -> int:
+        there: dict[str, int] = {}
+        for folder in sorted({digest[:2] for digest in blobs}):
+            try:
+                found = self._files.ls(f"{self._root}/blobs/{folder}", detail=True)
+            except FileNotFoundError:
+                continue
+            there |= {PurePosixPath(each["name"]).name: each["size"] for each in found}
+        missing = [digest for digest, file in blobs.items() if there.get(digest) != file.stat().st_size]
+        for part in _parts(missing):
+            self._files.put([str(blobs[digest]) for digest in part], [self._blob(digest) for digest in part])
+        self._files.pipe_file(place, json.dumps(entry, sort_keys=True).encode())
+        return len(missing)
+
+    def _get(self, wanted: Mapping[Path, str]) -> None:
+        """Fetch blobs to files, and compare each with its digest."""
+        for part in _parts(wanted):
+            for file in part:
+                make_folder(file.parent)
+            try:
+                self._files.get([self._blob(wanted[file]) for file in part], [str(file) for file in part])
+            except FileNotFoundError as error:
+                raise _Damaged(f"a blob is missing ({error})") from error
+            for file in part:
+                if integrity.sha256_of(file) != wanted[file]:
+                    # Removed, so that it is stored anew with the version that is made now.
+                    self._files.rm_file(self._blob(wanted[file]))
+                    raise _Damaged(f"the content of {self._blob(wanted[file])} is not what its name says")
+
+    def _get_media(self, root: Path, media: Mapping[str, str]) -> None:
+        """Fetch the media that are not here, each through a temporary file beside its place."""
+        for part in _parts([path for path in media if not (root / path).exists()]):
+            places: dict[Path, Path] = {}
+            try:
+                for path in part:
+                    make_folder((root / path).parent)
+                    handle, temporary = tempfile.mkstemp(prefix=owned_prefix(_TEMPORARY), dir=(root / path).parent)
+                    os.close(handle)
+                    places[Path(temporary)] = root / path
+                self._get({file: media[place.relative_to(root).as_posix()] for file, place in places.items()})
+                for file, place in places.items():
+                    file.chmod(0o644)
+                    file.replace(place)
+            finally:
+                for file in places:
+                    file.unlink(missing_ok=True)
+
+    def _asked(self, ask: Callable[[], _T]) -> _T:
+        """What the store answers; its errors as ours."""
+        try:
+            return ask()
+        except UserError:
+            raise
+        except Exception as error:  # every library has its own
+            raise ObjectStoreError(
+                f"object store {self.url} cannot be used ({type(error).__name__}: {error}); check its address and "
+                f"credentials and start the run again, or {_WITHOUT}"
+            ) from error
+
+
+def _media_of(artifact: Artifact, root: Path) -> dict[str, str]:
+    """Digests of the media files that an artifact's tables name, by their paths in the media store."""
+    found: dict[str, str] = {}
+    for path in sorted({path for table in artifact.tables.values() for path in media_in(table)}):
+        place = root / path
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        try:
+            found |= {file.relative_to(root).as_posix(): integrity.sha256_of(file) for file in files}
+        except OSError as error:
+            raise StoreError(f"media/{path} cannot be read ({error.strerror}); run `dt2it doctor`") from error
+    return found
+
+
+def _checked(entry: Any, name: str, key: str, partition: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Files and media of an entry. Raises _Damaged where it is none, or names a place that is not its own."""
+    if not isinstance(entry, dict) or not integrity.is_sealed(entry):
+        raise _Damaged("its entry is not what was written")
+    if (entry.get("name"), entry.get("key"), entry.get("partition")) != (name, key, partition):
+        raise _Damaged(f"its entry is that of {entry.get('name')}, {entry.get('key')}")
+    both: list[dict[str, str]] = []
+    for kind in ("files", "media"):
+        files = entry.get(kind)
+        if not isinstance(files, dict):
+            raise _Damaged(f"its entry has no {kind}")
+        for path, digest in files.items():
+            parts = PurePosixPath(path).parts
+            if path.startswith("/") or not parts or ".." in parts or "\\" in path or "\0" in path:
+                raise _Damaged(f"its entry names the file {path!r}, which leads outside")
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                raise _Damaged(f"its entry has no digest of {path}")
+        both.append(files)
+    return both[0], both[1]
+
+
+def _parts(files: Iterable[_T]) -> Iterable[list[_T]]:
+    every = list(files)
+    return (every[first : first + _AT_ONCE] for first in range(0, len(every), _AT_ONCE))
