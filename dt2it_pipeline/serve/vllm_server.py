@@ -9,7 +9,9 @@ comes without blanks between its parts, with which a weak model would fill a rep
 
 Beside the plain command it makes vLLM start where torchvision does not fit torch (see torchvision_shim), and on a
 machine without a GPU it computes in float32. Options given on the command line win. Image size, system prompt and chat
-template of a reward model are in its own files, so both commands give its scores.
+template of a reward model are in its own files, so both commands give its scores. A reward model also gets the route
+/score-responses (score_route.py). The server answers this machine alone unless --host is given, which needs a key, and
+the key guards all that scores (key_guard.py). SIGTERM lets requests under way finish.
 
 Why a command of ours: vLLM's own imports transformers before it loads any plugin, so our plugin comes too late for it,
 and a hook that runs at the start of every Python process of an installation is not for a package to bring.
@@ -17,18 +19,23 @@ and a hook that runs at the start of every Python process of an installation is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.serve.key_guard import host_options
 
 _HUB_SECONDS = 10.0  # to ask the Hub whether it has a model
+_END_SECONDS = 30  # that requests under way get at SIGTERM
+_LAYERS = "dt2it_pipeline.serve"
 
 
 class ServeError(UserError, ValueError):
@@ -41,6 +48,7 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     Raises:
         ServeError: a folder is given that holds no model.
         CheckpointError: a folder holds a reward model without a head, or in a layout that vLLM does not read.
+        OpenServerError: --host lets others in, and there is no key.
     """
     from dt2it_pipeline.reward.modeling.checkpoint import ADAPTER_CONFIG, CONFIG
     from dt2it_pipeline.reward.modeling.heads import holds_head, serving_fault
@@ -53,7 +61,7 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
     if scores and (fault := serving_fault(folder)):
         raise fault
     given = {option.split("=", 1)[0] for option in options if option.startswith("--")}
-    ours: dict[str, list[str]] = {}
+    ours: dict[str, list[str]] = {"--shutdown-timeout": [str(_END_SECONDS)]}
     if scores:
         ours["--runner"] = ["pooling"]
     else:
@@ -63,7 +71,9 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
         ours |= {"--dtype": ["float32"], "--enforce-eager": []}
         if not scores:
             ours["--no-enable-chunked-prefill"] = []  # judges send seeds; see vllm_engine._whole_prompts
-    arguments = ["serve", str(folder) if folder.is_dir() else model]
+    arguments = ["serve", str(folder) if folder.is_dir() else model, *host_options(options)]
+    for layer in (["score_route.ScoreResponses"] if scores else []) + ["key_guard.KeyGuard"]:  # the last is outermost
+        arguments += ["--middleware", f"{_LAYERS}.{layer}"]
     for name, values in ours.items():
         if name not in given:
             arguments += [name, *values]
@@ -103,6 +113,31 @@ def require_model(model: str) -> None:
         raise ServeError(f"{nowhere}, and the Hub cannot be asked for it: {type(error).__name__}: {error}") from error
 
 
+def keep_interrupts() -> None:
+    """Let SIGTERM and Ctrl-C end a server that waits for its engine to start.
+
+    vLLM turns both into KeyboardInterrupt, and its `zmq_socket_ctx`, around that wait, drops it (seen in 0.32): the
+    server would then wait ten minutes for an engine that it has just ended.
+    """
+    from vllm.v1.engine import utils
+
+    inner = utils.zmq_socket_ctx
+
+    @contextlib.contextmanager
+    def kept(*args: Any, **options: Any) -> Iterator[Any]:
+        interrupt: KeyboardInterrupt | None = None
+        with inner(*args, **options) as socket:
+            try:
+                yield socket
+            except KeyboardInterrupt as error:
+                interrupt = error
+                raise
+        if interrupt is not None:
+            raise interrupt
+
+    utils.zmq_socket_ctx = kept
+
+
 def serve(model: str, options: Sequence[str]) -> None:
     """Serve a model in this process until it is interrupted; vllm_main.py must be the program's main module.
 
@@ -113,6 +148,7 @@ def serve(model: str, options: Sequence[str]) -> None:
     Raises:
         ServeError: there is no such model, or a folder is given that holds none.
         CheckpointError: a folder holds a reward model that vLLM cannot serve as it is.
+        OpenServerError: --host lets others in, and there is no key.
     """
     require_model(model)
     ensure_torchvision()
@@ -129,6 +165,7 @@ def serve(model: str, options: Sequence[str]) -> None:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    keep_interrupts()
     cli_env_setup()
     parser = FlexibleArgumentParser()
     (command,) = cmd_init()

@@ -27,6 +27,7 @@ class World:
     questions: Questions
     scores: Scores
     url: str
+    ours: bool  # whether `dt2it serve` serves it
 
     def differ(self, other: Scores, reference: Scores | None = None) -> dict[str, float]:
         return parity.differences(self.scores if reference is None else reference, other, self.questions.kind_of)
@@ -59,7 +60,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         environment = repaired(environment, root / "site")
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with served(checkpoint, root / "server.log", *options, command=command, environment=environment) as url:
-        yield World(checkpoint, questions, scores, url)
+        yield World(checkpoint, questions, scores, url, not plain)
 
 
 @pytest.mark.heavy
@@ -72,6 +73,10 @@ def test_a_checkpoint_has_one_score_wherever_it_is_asked(world: World, tmp_path:
         "command, URL": world.differ(parity.by_command(world.url, questions, tmp_path / "url")),
         "requests": world.differ(parity.by_plain_requests(world.url, questions)),
     }
+    if world.ours:
+        found["rewards"] = world.differ(parity.by_rewards(str(checkpoint), questions))
+        found["rewards, URL"] = world.differ(parity.by_rewards(world.url, questions))
+        found["/score-responses"] = world.differ(parity.by_score_responses(world.url, questions))
     print(parity.table(found, list(dict.fromkeys(questions.kinds.values()))))
     clipped = found["requests"].pop("16-bit")  # vLLM's decoder clips 16-bit values; our client sends them scaled
     assert clipped > 0.1, "vLLM scales 16-bit values now: docs/results/parity.md and score_endpoint._content say not"

@@ -40,15 +40,22 @@ def reward_model_files(folder: Path) -> None:
     (folder / "reward_model.json").write_text('{"max_pixels": 4096}')
 
 
+GUARD = "dt2it_pipeline.serve.key_guard.KeyGuard"
+ROUTE = "dt2it_pipeline.serve.score_route.ScoreResponses"
+HOST = ["--host", "127.0.0.1"]
+ENDING = ["--shutdown-timeout", "30"]
+
+
 def test_the_checkpoint_says_how_it_is_served(tmp_path: Path) -> None:
     reward_model_files(tmp_path)
     made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
-    assert made[:4] == ["serve", str(tmp_path), "--runner", "pooling"]
+    layers = ["--middleware", ROUTE, "--middleware", GUARD]  # the guard is outermost
+    assert made[:12] == ["serve", str(tmp_path), *HOST, *layers, *ENDING, "--runner", "pooling"]
     assert made[-3:] == ["--enforce-eager", "--port", "1"]
     given = serve_arguments(str(tmp_path), ["--mm-processor-kwargs={}", "--dtype", "bfloat16"], on_cpu=True)
     assert given == [
-        "serve", str(tmp_path), "--runner", "pooling", "--enforce-eager", "--mm-processor-kwargs={}", "--dtype",
-        "bfloat16",
+        "serve", str(tmp_path), *HOST, *layers, *ENDING, "--runner", "pooling", "--enforce-eager",
+        "--mm-processor-kwargs={}", "--dtype", "bfloat16",
     ]  # fmt: skip
 
 
@@ -56,7 +63,7 @@ def test_a_reward_model_without_a_card_is_one_by_its_head(tmp_path: Path) -> Non
     reward_model_files(tmp_path)
     (tmp_path / "reward_model.json").unlink()
     made = serve_arguments(str(tmp_path), [], on_cpu=False)
-    assert made == ["serve", str(tmp_path), "--runner", "pooling"]
+    assert made[-2:] == ["--runner", "pooling"] and ROUTE in made
 
 
 def test_a_reward_model_that_vllm_would_not_score_with_is_refused(tmp_path: Path) -> None:
@@ -86,21 +93,26 @@ def test_a_reward_model_that_vllm_would_not_score_with_is_refused(tmp_path: Path
 def test_another_model_is_served_as_a_chat_endpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     made = serve_arguments(str(tmp_path), ["--port", "1"], on_cpu=True)
-    assert made[:6] == ["serve", str(tmp_path), "--runner", "generate", "--served-model-name", str(tmp_path)]
+    start = ["serve", str(tmp_path), *HOST, "--middleware", GUARD, *ENDING]
+    assert made[:12] == [*start, "--runner", "generate", "--served-model-name", str(tmp_path)]
+    assert ROUTE not in made
     assert json.loads(made[made.index("--structured-outputs-config") + 1])["disable_any_whitespace"] is True
     assert "--no-enable-chunked-prefill" in made  # requests carry seeds: see vllm_engine._whole_prompts
     on_gpu = serve_arguments("some/model", ["--served-model-name=judge"], on_cpu=False)
-    assert on_gpu[:4] == ["serve", "some/model", "--runner", "generate"]
+    assert on_gpu[:2] == ["serve", "some/model"] and on_gpu[on_gpu.index("--runner") + 1] == "generate"
     assert on_gpu[-1] == "--served-model-name=judge" and on_gpu.count("--served-model-name") == 0
     assert "--dtype" not in on_gpu and "--no-enable-chunked-prefill" not in on_gpu
     shipped = serve_arguments("demo", [], on_cpu=False)
-    assert Path(shipped[1], "config.json").is_file() and shipped[5] == "demo"
+    assert Path(shipped[1], "config.json").is_file()
+    assert shipped[shipped.index("--served-model-name") + 1] == "demo"
 
 
 def test_something_else_than_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"neither reward_model\.json .* nor config\.json"):
         serve_arguments(str(tmp_path), [], on_cpu=False)
     assert "neither reward_model.json" in failing("serve", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "VLLM_API_KEY" in failing("serve", tmp_path, "--host", "0.0.0.0")
     assert "Missing argument 'MODEL'" in failing("serve", code=2)
     assert "MODEL comes first" in failing("serve", "--port", 1, tmp_path, code=2)
 
