@@ -29,7 +29,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.human_review.tasks import AUDIT, BETTER, FIRST, PERSON, SECOND, TIE
 from dt2it_pipeline.storage import content_ids, records, schemas
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline.storage.atomic import write_parquet
+from dt2it_pipeline.storage.atomic import arrow_bytes, write_parquet
 from dt2it_pipeline.storage.locks import exclusive
 from dt2it_pipeline.storage.schemas import RecordError
 from dt2it_pipeline.storage.table_files import plain_bytes
@@ -151,7 +151,7 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
         OSError: it cannot be written.
         AnswersError: what lies there is no table of votes.
     """
-    with exclusive(home / ".people_votes.lock", on_wait=print):  # two may import at once
+    with exclusive(_lock(home), on_wait=print):  # two may import at once
         kept = {(row["pair_id"], row["person"]): row for row in kept_votes(home)}
         for row in votes:
             key = row["pair_id"], row["person"]
@@ -159,6 +159,24 @@ def keep_answers(home: Path, votes: Sequence[Mapping[str, Any]]) -> int:
             kept[key] = {**row, AUDIT: drawn}
         write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), votes_file(home))
     return len(kept)
+
+
+def restore_answer(home: Path, pair_id: str, person: str, before: Mapping[str, Any] | None) -> None:
+    """Take a person's vote on a pair back: the one `before` it stands again, or none.
+
+    Raises:
+        OSError, AnswersError: as `keep_answers`.
+    """
+    with exclusive(_lock(home), on_wait=print):
+        kept = {(row["pair_id"], row["person"]): row for row in kept_votes(home)}
+        kept.pop((pair_id, person), None)
+        if before is not None:
+            kept[pair_id, person] = dict(before)
+        write_parquet(schemas.table([kept[key] for key in sorted(kept)], _KIND), votes_file(home))
+
+
+def _lock(home: Path) -> Path:
+    return home / ".people_votes.lock"
 
 
 def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
@@ -174,9 +192,9 @@ def people_votes(home: Path, pairs: pd.DataFrame) -> pa.Table:
         if row["pair_id"] in sides:
             verdicts = dict(zip(sides[row["pair_id"]], ("chosen", "rejected"), strict=True)) | {None: "tie"}
             verdict = verdicts.get(row["preferred_id"])
-            votes.append(
-                {"pair_id": row["pair_id"], "judge": f"{PERSON}{row['person']}", "order": "people", "verdict": verdict}
-            )
+            made = {"pair_id": row["pair_id"], "judge": f"{PERSON}{row['person']}", "order": "people"}
+            fault = "the answer that was preferred is no side of the pair" if verdict is None else None
+            votes.append(made | {"verdict": verdict, "fault": fault})
     return schemas.table(votes, "votes")
 
 
@@ -313,7 +331,9 @@ def kept_votes(home: Path) -> list[dict[str, Any]]:
         return []
     try:
         # All of it at once: an import may replace the file meanwhile.
-        return schemas.validate(pq.read_table(pa.BufferReader(file.read_bytes())), _KIND).to_pylist()
+        return schemas.validate(
+            pq.read_table(arrow_bytes(file.read_bytes()), page_checksum_verification=True), _KIND
+        ).to_pylist()
     except (OSError, pa.ArrowException, RecordError) as error:
         raise AnswersError(
             f"the file of people's votes {file} cannot be read: {error}; bring a copy of it back, or remove it and "

@@ -4,8 +4,8 @@
     dt2it review import audit/audit.csv
 
 What belongs here: how people get the pairs, and what an artifact home keeps of it. What does not: which pairs are drawn
-(audit_sample.py), the formats (tasks.py, spreadsheet.py), the answers (audit_answers.py), and what curation makes of
-them.
+(audit_sample.py), which draws are kept (audit_draws.py), the formats (tasks.py, spreadsheet.py), the answers
+(audit_answers.py), and what curation makes of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dt2it_pipeline.human_review.answers import kept_votes
 from dt2it_pipeline.human_review.audit_answers import (
@@ -30,18 +29,23 @@ from dt2it_pipeline.human_review.audit_answers import (
     read_audit,
     read_votes,
 )
+from dt2it_pipeline.human_review.audit_draws import (
+    AUDIT_PAIRS,
+    audit_file,
+    draw_id,
+    keep_sample,
+    kept_sample,
+    sample_row,
+)
 from dt2it_pipeline.human_review.audit_sample import draw_audit
 from dt2it_pipeline.human_review.own_tables import cleaned_probability, read_own_pairs, sigmoid
 from dt2it_pipeline.human_review.spreadsheet import AuditError, Spreadsheet
-from dt2it_pipeline.human_review.tasks import AUDIT, GUIDELINES, Argilla, LabelStudio, shown_sides
+from dt2it_pipeline.human_review.tasks import AUDIT, GUIDELINES, Argilla, LabelStudio
 from dt2it_pipeline.media.pair_rows import Row, RowFault, rows_of
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline.storage.atomic import atomic_directory, read_parquet, write_parquet
-from dt2it_pipeline.storage.content_ids import content_hash
-from dt2it_pipeline.storage.locks import exclusive
+from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
-from dt2it_pipeline.storage.schemas import RecordError
 
 __all__ = [
     "AUDIT_FORMATS",
@@ -61,7 +65,6 @@ __all__ = [
 
 AUDIT_FORMATS: Mapping[str, Any] = {"spreadsheet": Spreadsheet, "label_studio": LabelStudio, "argilla": Argilla}
 MARKER = ".dt2it_audit.json"
-_KIND = "audit_pairs"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _NO_PROMPT = "(The table has no prompt.)"
 
@@ -152,13 +155,8 @@ def export_round_audit(
     table = pairs.take(pa.array([places[key] for key in drawn["pair_id"]], pa.int64()))
     rows = rows_of(table, voted["prompts"], store.media)
     made = _export(rows, drawn, folder, format_name, seed, int(number), len(frame))
-    _keep_sample(store.home, made.sample)
+    keep_sample(audit_file(store.home), made.sample)
     return made
-
-
-def audit_file(home: Path) -> Path:
-    """Where an artifact home keeps which pairs were drawn."""
-    return home / f"{_KIND}.parquet"
 
 
 def audit_of_home(folder: Path) -> pd.DataFrame:
@@ -195,7 +193,7 @@ def unanswered_of_home(folder: Path) -> tuple[int, int]:
 
 def _answered(folder: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """The drawn pairs of a home, and the votes that were given for a draw."""
-    drawn = _kept_sample(folder).to_pandas()
+    drawn = kept_sample(audit_file(folder)).to_pandas()
     votes = [vote for vote in kept_votes(folder) if vote[AUDIT] is not None] if len(drawn) else []
     return drawn, of_sample(votes, drawn)[0]
 
@@ -216,7 +214,7 @@ def _export(
         target = replaceable(folder, MARKER, "audit")
     except OutputFolderError as error:
         raise AuditError(str(error)) from error
-    draw = content_hash(_KIND, number, seed, population, drawn["pair_id"].tolist(), drawn["weight"].tolist())[:10]
+    draw = draw_id(drawn, number, seed, population)
     sample, aside = [], []
     with atomic_directory(target) as made:
         writer = AUDIT_FORMATS[format_name](made)
@@ -230,12 +228,9 @@ def _export(
                 pair = row.pair if isinstance(row, Row) else row[0]
                 aside.append(records.quarantine_pair(pair, "audit", fault.reason, fault.detail))
                 continue
-            (first, _), (second, _) = shown_sides(row.pair)
-            ids = {"audit": draw, "pair_id": row.id, "first_id": first, "second_id": second}
-            more = {"source": row.pair["source"], "stratum": stratum, "weight": weight, "seed": seed, "round": number}
-            sample.append(ids | more)
+            sample.append(sample_row(row.pair, draw, stratum, weight, seed, number))
         writer.close()
-        table = schemas.table(sample, _KIND)
+        table = schemas.table(sample, AUDIT_PAIRS)
         if not sample:
             raise AuditError(f"none of the {len(drawn)} drawn pairs can be shown; the first: {aside[0]['reason']}")
         write_parquet(table, made / "sample.parquet")
@@ -259,27 +254,6 @@ def _readme(writer: Any, count: int, population: int, number: int) -> str:
         f"The order of the two answers says nothing about the present label.\n\n## `{writer.files}`\n\n"
         f"| column | what it holds |\n| --- | --- |\n{columns}"
     )
-
-
-def _keep_sample(home: Path, sample: pa.Table) -> None:
-    """Add a draw to those that a home keeps; the same draw is there once."""
-    with exclusive(home / ".audit_pairs.lock", on_wait=print):
-        kept = _kept_sample(home)
-        others = kept.filter(pc.invert(pc.is_in(kept["audit"], sample["audit"].combine_chunks())))
-        write_parquet(pa.concat_tables([others, sample]).combine_chunks(), audit_file(home))
-
-
-def _kept_sample(home: Path) -> pa.Table:
-    file = audit_file(home)
-    if not file.exists():
-        return schemas.table([], _KIND)
-    try:
-        return read_parquet(pa.BufferReader(file.read_bytes()), _KIND)
-    except (OSError, pa.ArrowException, RecordError) as error:
-        raise AuditError(
-            f"the file of drawn pairs {file} cannot be read: {error}; bring a copy of it back, or remove it and draw "
-            "again"
-        ) from error
 
 
 def _own_row(pair: Mapping[str, Any]) -> Row | tuple[Mapping[str, Any], RowFault]:

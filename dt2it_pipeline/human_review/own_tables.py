@@ -34,11 +34,14 @@ class OwnPairs:
     Attributes:
         frame: pair_id as text (the row's number where the table has none), chosen_id and rejected_id where it has some,
             `source` and `probability` where it has them; and `row`, the number of the row.
-        rows: gives the rows of some numbers, in their order: pair_id, chosen_id, rejected_id, chosen, rejected, prompt.
+        rows: gives the rows of some numbers, in their order: pair_id, chosen_id, rejected_id, chosen, rejected, prompt;
+            and other columns of the table, where some are named.
+        names: of all columns of the table.
     """
 
     frame: pd.DataFrame
-    rows: Callable[[Sequence[int]], list[dict[str, Any]]]
+    rows: Callable[..., list[dict[str, Any]]]
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,17 @@ def read_own_pairs(file: Path, chosen: str | None = None, rejected: str | None =
     own["row"] = np.arange(len(own))
     wanted = texts | ({"prompt": "prompt"} if "prompt" in table.names else {})
 
-    def rows(places: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(places: Sequence[int], more: Sequence[str] = ()) -> list[dict[str, Any]]:
         found = []
-        for place, row in zip(places, table.take([*dict.fromkeys(wanted.values())], places), strict=True):
-            made: dict[str, Any] = {name: keys[name][place] for name in keys}
+        for place, row in zip(places, table.take([*dict.fromkeys((*wanted.values(), *more))], places), strict=True):
+            made: dict[str, Any] = {name: row[name] for name in more} | {name: keys[name][place] for name in keys}
             made |= {name: _value(row[column]) for name, column in wanted.items()}
             if "chosen_id" not in keys:
                 made |= {f"{side}_id": blind_id(made["pair_id"], str(made[side])) for side in texts}
             found.append(made)
         return found
 
-    return OwnPairs(own, rows)
+    return OwnPairs(own, rows, list(table.names))
 
 
 def cleaned_probability(cleaned: Path, pairs: pd.DataFrame) -> np.ndarray:

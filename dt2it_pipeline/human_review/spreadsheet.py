@@ -27,6 +27,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.human_review.answers import pseudonym
 from dt2it_pipeline.human_review.tasks import AUDIT, BETTER, FIRST, SECOND, TIE, shown_sides
 from dt2it_pipeline.media.pair_rows import Row
+from dt2it_pipeline.storage.atomic import arrow_bytes
 from dt2it_pipeline.storage.records import writable
 from dt2it_pipeline.storage.table_files import kind_of_file, plain_bytes
 
@@ -220,11 +221,15 @@ def _id(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def named_person(name: str) -> str:
+    """Pseudonym of a person who writes a name: upper and lower case are one, and a pseudonym stays what it is."""
+    given = name.strip()
+    return given if _PSEUDONYM.fullmatch(given) else pseudonym("spreadsheet", given.casefold())
+
+
 def _person(name: Any, file: Path) -> str:
     given = str(name or "").strip()
-    if _PSEUDONYM.fullmatch(given):
-        return given
-    return pseudonym("spreadsheet", given.casefold()) if given else pseudonym("spreadsheet file", file.stem)
+    return named_person(given) if given else pseudonym("spreadsheet file", file.stem)
 
 
 def _weight(cell: Any) -> float | None:
@@ -241,7 +246,7 @@ def _weight(cell: Any) -> float | None:
 
 def _table_rows(content: bytes, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        table = pq.read_table(pa.BufferReader(content))
+        table = pq.read_table(arrow_bytes(content))
     except (OSError, pa.ArrowException) as error:
         raise AuditError(f"{file} cannot be read: {error}; give Parquet with pair_id and better_id") from error
     wanted = _wanted(table.column_names, file)

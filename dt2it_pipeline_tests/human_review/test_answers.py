@@ -203,7 +203,7 @@ def test_an_id_that_is_no_text_costs_its_entry_and_a_byte_order_mark_nothing(pai
     (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
     printed = dt2it("review", "import", tmp_path / "marked.json", "--home", tmp_path)
     assert (
-        "1 votes of 1 people on 1 pairs" in printed and "no vote: entry 0: not as the tool exports it: an id" in printed
+        "1 vote of 1 person on 1 pair;" in printed and "no vote: entry 0: not as the tool exports it: an id" in printed
     )
     assert r"'\ud800'" in printed
 
@@ -238,9 +238,9 @@ def test_people_decide_the_pairs_that_they_voted_on_whichever_side_is_chosen_by_
         entries[place] |= {"responses": {"better": answers}, "status": "completed"}
     entries[3]["responses"] = {"better": [{"value": "first", "user_id": "p0"}]}  # a draft: the record is pending
     printed = dt2it("review", "import", answered(tmp_path, entries), "--home", home)
-    assert "6 votes of 3 people on 3 pairs" in printed and "no vote: 1 records that are not completed" in printed
+    assert "6 votes of 3 people on 3 pairs" in printed and "no vote: records that are not completed: 1" in printed
     ids = pairs["pair_id"].tolist()
-    assert f"3 of the pairs voted on are in no round of {home}, for example {ids[0]}" in printed
+    assert f"pairs voted on that are in no round of {home}: 3, for example {ids[0]}" in printed
     for name, part in (("contested_pairs", pairs.iloc[1:3]), ("verified_pairs", pairs.iloc[3:])):
         stored = Artifact({"pairs": to_table(part, "pairs"), "prompts": schemas.table([], "prompts")})
         Store(home).write(name, stored, "k", "0")

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.paths import model_path
@@ -39,7 +40,7 @@ class JudgeBenchmark:
         result: the benchmark's figures, from both orders.
         quarantine: rows that could not be used, and verdicts that could not.
         orders: accuracy by order of presentation, over the pairs with a verdict in it; a judge that sees each answer
-            alone has `forward` only.
+            alone has `alone` only.
         consistency: share of the pairs with two verdicts on which both agree; None for such a judge.
         compared: pairs with two verdicts.
     """
@@ -61,15 +62,22 @@ def load_judge(path: Path) -> AnnotatorChoice:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BenchmarkError(f"cannot read the judge {path}: {error}") from error
     except ValidationError as error:
-        named = (f for f in error.errors() if len(f["loc"]) > 2)  # others follow from these
-        faults = "; ".join(f"{'.'.join(map(str, f['loc'][3:])) or f['loc'][2]}: {fault_message(f)}" for f in named)
-        raise BenchmarkError(
-            f"{path} describes no judge as `annotation.judges` of a recipe has one: {faults}"
-        ) from None
+        faults = "; ".join(filter(None, map(_fault, error.errors())))
+        raise BenchmarkError(f"{path} describes no judge: {faults}") from None
     judge = settings.judges[0]
     if isinstance(judge, PairJudgeSettings):
         return judge.model_copy(update={"model": str(model_path(judge.model))})
     return judge
+
+
+def _fault(found: ErrorDetails) -> str:
+    """What is wrong in the file of a judge; empty for what follows from another fault."""
+    if found["type"] == "union_tag_invalid" and not isinstance(found["input"], dict):
+        return "the file holds no settings (kind, name and those of the kind)"
+    if found["type"] == "union_tag_invalid":
+        return f"kind: {found['ctx']['tag']!r} is none of {found['ctx']['expected_tags']}"
+    place = found["loc"][3:] or found["loc"][2:]
+    return f"{'.'.join(map(str, place))}: {fault_message(found)}" if place else ""
 
 
 def benchmark_judge(
@@ -93,7 +101,7 @@ def benchmark_judge(
         output: folder for replies and verdicts, from which a killed run goes on.
         columns: field of the entry -> column, where the rows call it otherwise.
         seed: of the images that likelihood judges compare with.
-        report: is called with `judge`, `pairs`, `pairs_total` and `pairs_per_second`.
+        report: is called with how many of the pairs the judge has seen.
 
     Raises:
         BenchmarkError: the rows are not those of the benchmark.
@@ -119,7 +127,7 @@ def benchmark_judge(
             settings=AnnotationSettings(judges=judges, batch_pairs=_BATCH),
             seed=seed,
         ),
-        lambda state: report({**state, "pairs_total": len(pairs)}),
+        report,
     )
     votes = atomic.read_parquet(folder / "votes.parquet", "votes").to_pylist()
     aside = atomic.read_parquet(folder / "votes.quarantine.parquet", "quarantine")
@@ -133,7 +141,7 @@ def benchmark_judge(
     return JudgeBenchmark(
         score_benchmark(entry.name, published, *scores, columns=columns),
         pa.concat_tables([loaded.quarantine, aside]),
-        {order: _accuracy(found, order) for order in annotate.ORDERS[: len(judges)]},
+        {order: _accuracy(found, order) for order in (annotate.ORDERS if len(judges) > 1 else (annotate.ALONE,))},
         sum(len({*v.values()}) == 1 for v in twice) / len(twice) if twice else None,
         len(twice),
     )

@@ -127,14 +127,15 @@ def score_benchmark(
     A pair is right when its chosen side scores higher; ties and pairs without a score count as wrong. Intervals are 95%
     bootstrap intervals over pairs, or over ids where the benchmark has Acc+ (arXiv 2604.19544).
 
-    >>> from dt2it_pipeline import score_benchmark
-    >>> rows = [
-    ...     {"id": "mathverse_1", "query": "2 + 2?", "response": ["4", "5"], "human_ranking": [0, 1]},
-    ...     {"id": "RLAIF-V-2", "query": "What is shown?", "response": ["A cat.", "A dog."], "human_ranking": [0, 1]},
-    ... ]
-    >>> found = score_benchmark("vl_rewardbench", rows, [1.5, -0.5], [0.5, 0.25])
-    >>> found.overall, found.groups
-    (0.5, {'hallucination': 0.0, 'reasoning': 1.0})
+    Examples:
+        >>> from dt2it_pipeline import score_benchmark
+        >>> rows = [
+        ...     {"id": "mathverse_1", "query": "2 + 2?", "response": ["4", "5"], "human_ranking": [0, 1]},
+        ...     {"id": "RLAIF-V-2", "query": "Who is it?", "response": ["A cat.", "A dog."], "human_ranking": [0, 1]},
+        ... ]
+        >>> found = score_benchmark("vl_rewardbench", rows, [1.5, -0.5], [0.5, 0.25])
+        >>> found.overall, found.groups
+        (0.5, {'hallucination': 0.0, 'reasoning': 1.0})
 
     Args:
         name: name or alias of an entry in configs/benchmarks, in any spelling (VL-RewardBench, vl_reward_bench).

@@ -22,10 +22,10 @@ import pyarrow as pa
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, BenchmarkResult, combined, score_benchmark
-from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url, run
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.rows import published_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import get_entry
+from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob, is_url, run
 from dt2it_pipeline.reward.scoring.image_size import image_size_line
 from dt2it_pipeline.storage import atomic, content_ids, schemas
 from dt2it_pipeline.storage.artifacts import model_digest
@@ -78,9 +78,9 @@ def benchmark_model(
         media: folder that no media path may leave.
         output: folder for the scores, and for what a killed run resumes from.
         settings: of the scoring; those of a recipe's defaults when absent.
-        system_prompt: of a server or of another trainer's model; see `BenchmarkScoreJob`.
+        system_prompt: of a server or of another trainer's model; see `ModelScoreJob`.
         columns: field of the entry -> column, where the rows call it otherwise.
-        report: is called with `responses` and `responses_total` as responses are scored.
+        report: is called with how many of the responses are scored.
 
     Raises:
         BenchmarkError: the rows are not those of the benchmark.
@@ -97,7 +97,7 @@ def benchmark_model(
     folder = output / f"{entry.name}-{content_ids.content_hash(scored, ids)[:12]}"
     atomic.write_parquet(loaded.prompts, folder / "prompts.parquet")
     atomic.write_parquet(loaded.responses, folder / "responses.parquet")
-    job = BenchmarkScoreJob(
+    job = ModelScoreJob(
         model=model,
         prompts=folder / "prompts.parquet",
         responses=folder / "responses.parquet",

@@ -17,6 +17,7 @@ import pandas as pd
 from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.grading import Grade
+from dt2it_pipeline.evaluate.report.outcomes import Cost, SourceOutcomes, Suspect
 from dt2it_pipeline.style.probe import StyleProbe
 
 
@@ -103,6 +104,8 @@ class LabelEstimate:
         before: label accuracy of the pool as it came, 0 to 1: estimate, and its 95% interval.
         after: the same of the curated pairs; None where there are none.
         anchored: whether pairs of known truth anchor it; otherwise it is assumed.
+        rests_on: what it rests on, in words: an audit, trusted pairs, or an assumption.
+        kept: curated pairs.
         notes: sentences: what it rests on, what was not used.
         sensitivity: where it is assumed, rows of annotator_accuracy, label_accuracy, accuracy_after (0 to 1): what
             follows if voters and judges together are that accurate.
@@ -115,6 +118,13 @@ class LabelEstimate:
     notes: Sequence[str] = ()
     sensitivity: Sequence[Mapping[str, float]] = ()
     calibration: Sequence[Mapping[str, Any]] = ()
+    rests_on: str = "an assumption"
+    kept: int = 0
+
+    @property
+    def expected_right(self) -> int | None:
+        """Expected number of right labels among the curated pairs; None where there are none."""
+        return None if self.after is None or not self.kept else round(self.after[0] * self.kept)
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class Round:
     """What one round did: `strengths` by name ("original", "flipped"), `seconds` of wall time by step.
 
     `note`: how its curation differs from that of the round before; `call_curves` begin with the recipe's own rule;
-    `estimate`: None under a policy that estimates nothing.
+    `estimate`: None under a policy that estimates nothing; `outcomes` by source; `suspects`: the most suspicious first.
     """
 
     number: int
@@ -183,6 +193,8 @@ class Round:
     note: str = ""
     call_curves: Sequence[CallCurve] = ()
     estimate: LabelEstimate | None = None
+    outcomes: Sequence[SourceOutcomes] = ()
+    suspects: Sequence[Suspect] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,8 @@ class ReportData:
         strength_unit: unit of the rounds' `strengths`.
         comparisons: paired comparisons of arms, by name; those of a round with the one before it, and with the control.
         seconds: wall time of steps outside the rounds: group ("Before the rounds", "Control") -> step -> seconds.
-        metadata: name -> value: recipe, seed, rounds, versions.
+        costs: what the parts of the run took, in their order.
+        metadata: name -> value, for the head: date, recipe, seed, digests, hardware, versions.
         left_out: sentences about what a length limit left out, for the summary.
     """
 
@@ -221,6 +234,7 @@ class ReportData:
     strength_unit: str = ""
     comparisons: Sequence[Comparison] = ()
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    costs: Sequence[Cost] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     left_out: Sequence[str] = ()
 

@@ -44,6 +44,16 @@ def excerpt(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT].rstrip() + " …"
 
 
+def brief(text: str, most: int = 160) -> str:
+    """The first `most` characters of a text on one line, for a cell of a table.
+
+    >>> brief("<image> What  is   it?"), brief("a long answer", 6)
+    ('[image] What is it?', 'a long …')
+    """
+    text = " ".join(excerpt(text).split())
+    return text if len(text) <= most else text[:most].rstrip() + " …"
+
+
 def percent(share: float) -> str:
     """A share as percent with one decimal, or a dash."""
     return "–" if math.isnan(share) else f"{100 * share:.1f}"

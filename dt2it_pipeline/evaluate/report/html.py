@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file across the rounds so far, and the same headline table as Markdown.
+"""The report as one self-contained HTML file across the rounds so far; as Markdown: `markdown`.
 
 Texts in it come from models and from strangers' data: the template escapes everything, the page forbids scripts and
 network access to itself, and images are decoded and encoded afresh.
@@ -10,26 +10,36 @@ import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
-from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
 from dt2it_pipeline.evaluate.benchmarks.metrics import MACRO, wilson_interval
 from dt2it_pipeline.evaluate.report import figures, text
-from dt2it_pipeline.evaluate.report.data import CallCurve, Example, Headline, ReportData, Round, headline
+from dt2it_pipeline.evaluate.report.alternatives import alternative_texts
+from dt2it_pipeline.evaluate.report.data import (
+    CallCurve,
+    Example,
+    Headline,
+    LabelEstimate,
+    ReportData,
+    Round,
+    headline,
+)
+from dt2it_pipeline.evaluate.report.estimates import all_sentences
 from dt2it_pipeline.evaluate.report.formatting import (
+    brief,
     clean,
     duration,
     excerpt,
-    markdown_table,
-    markdown_text,
     number,
     p_value,
     percent,
     points,
 )
+from dt2it_pipeline.evaluate.report.outcomes import cost_columns, cost_rows
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import png_thumbnail
+from dt2it_pipeline.media.opening import png_thumbnail
 from dt2it_pipeline.storage.atomic import replace_text
 
 THUMBNAIL = 144  # pixels of the longer side
@@ -44,29 +54,16 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 
 def render_report(data: ReportData) -> str:
     """The report as HTML text. It needs no other file and no network; the same data gives the same text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "duration": duration,
-        "excerpt": excerpt,
-        "points": points,
-        "p_value": p_value,
-    }
     table = headline(data)
     rounds = list(data.rounds)
     curves = [*data.curves, *(curve for item in rounds for curve in item.curves)]
-    return environment.get_template("report.html.jinja").render(
+    estimates = [(f"round {item.number}", item.estimate) for item in rounds if item.estimate is not None]
+    measured = [data.quality, *(item.quality for item in rounds)]
+    return page(
+        "report.html.jinja",
         data=data,
         table=table,
-        summary=text.summary_sentences(data, table),
+        summary=all_sentences(data, table),
         column_heads=text.column_heads(table),
         style_sentence=text.style_sentence(data),
         change_label=text.change_label,
@@ -78,7 +75,23 @@ def render_report(data: ReportData) -> str:
         guessing_notes=text.guessing_notes(table),
         macro=MACRO,
         label_words=text.label_words,
-        estimates=[(f"round {item.number}", item.estimate) for item in rounds if item.estimate is not None],
+        estimates=estimates,
+        assumed=any(not item.anchored for _, item in estimates),
+        estimate_notes=_estimate_notes(estimates),
+        sensitivity=[
+            (name, {row["annotator_accuracy"]: row for row in item.sensitivity})
+            for name, item in estimates
+            if item.sensitivity
+        ],
+        assumed_accuracies=sorted({row["annotator_accuracy"] for _, item in estimates for row in item.sensitivity}),
+        has_accuracy=bool(table.rows and table.columns),
+        graded=any(item.grade is not None and item.grade.graded for group in measured for item in group),
+        figure_words=alternative_texts(data, table, curves),
+        outcome_rows=[(item.number, one) for item in rounds for one in item.outcomes],
+        suspects=rounds[-1].suspects if rounds else (),
+        suspects_round=rounds[-1].number if rounds else 0,
+        costs=cost_rows(data.costs),
+        cost_columns=cost_columns(data.costs),
         calibration_figure=figures.calibration_figure(rounds),
         accuracy_figure=figures.accuracy_figure(table),
         quality_figure=figures.quality_figure(rounds, data.quality),
@@ -100,65 +113,29 @@ def render_report(data: ReportData) -> str:
         ],
         example_groups=_example_groups(data),
         timings=_timings(data),
-        isnan=math.isnan,
     )
 
 
-def report_markdown(data: ReportData) -> dict[str, str]:
-    """Parts of the report as Markdown, by name: summary, accuracy, a table per comparison, data quality, and notes."""
-    table = headline(data)
-    several = len({benchmark for benchmark, _ in table.columns}) > 1
-    guessing = text.guessing_notes(table)
-    notes = [item.note for item in data.rounds if item.note]
-    return {
-        "summary": markdown_text(" ".join(text.summary_sentences(data, table))),
-        "accuracy": headline_markdown(data),
-        **({"guessing": "\n".join(f"- {markdown_text(note)}" for note in guessing)} if guessing else {}),
-        **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
-        **({"chance": f"- {text.CHANCE}"} if data.comparisons else {}),
-        "data quality": quality_markdown(data),
-        **({"curation": "\n".join(f"- {markdown_text(note)}" for note in notes)} if notes else {}),
+def page(template: str, **values: Any) -> str:
+    """A template of this folder as HTML text, with every value escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": duration,
+        "excerpt": excerpt,
+        "brief": brief,
+        "points": points,
+        "p_value": p_value,
     }
-
-
-def headline_markdown(data: ReportData) -> str:
-    """The headline table as Markdown: one row per arm, one column per benchmark group, accuracy in percent."""
-    table = headline(data)
-    heads = ["model", *(f"{head[0]}: {head[1]}" if head[0] else head[1] for head in text.column_heads(table))]
-    rows = [
-        [arm.model, *("–" if cell is None or math.isnan(cell.accuracy) else percent(cell.accuracy) for cell in cells)]
-        for arm, cells in table.rows
-    ]
-    return markdown_table(heads, rows)
-
-
-def changes_markdown(made: Comparison, several: bool = False) -> str:
-    """A paired comparison as Markdown, one row per group, with the name of its benchmark if there are `several`."""
-    rows = [
-        [
-            text.change_label(change, several),
-            points(change.difference),
-            f"{points(change.low)} to {points(change.high)}",
-            p_value(change.p),
-            "no" if change.beyond_chance else "yes",
-        ]
-        for change in made.changes
-    ]
-    return markdown_table([f"{made.before} to {made.after}", "points", "95% interval", "p", "within chance"], rows)
-
-
-def quality_markdown(data: ReportData) -> str:
-    """The data-quality table as Markdown, one row per set of pairs."""
-    groups = [("", data.quality), *((f"round {item.number}: ", item.quality) for item in data.rounds)]
-    rows = []
-    for group, quality in groups:
-        for item in quality:
-            accuracy = percent(item.grade.accuracy) if item.grade is not None and item.grade.graded else "–"
-            probe = "–" if item.probe is None or item.probe.auc is None else f"{item.probe.auc:.3f}"
-            kept = "–" if item.kept_share is None else percent(item.kept_share)
-            calls = "–" if item.judge_calls is None else number(item.judge_calls)
-            rows.append([group + item.name, number(item.pairs), kept, accuracy, probe, calls])
-    return markdown_table(["set of pairs", "pairs", "kept %", "label accuracy %", "style AUC", "judge calls"], rows)
+    return environment.get_template(template).render(isnan=math.isnan, **values)
 
 
 def _intervals(table: Headline) -> list[list[str]]:
@@ -180,6 +157,15 @@ def _different_curves(rounds: list[Round]) -> list[tuple[int, Sequence[CallCurve
         for place, item in enumerate(rounds)
         if item.call_curves and not (place and text.same_curves(rounds[place - 1], item))
     ]
+
+
+def _estimate_notes(estimates: Sequence[tuple[str, LabelEstimate]]) -> list[tuple[str, str]]:
+    """What readers must know of each estimate; what is said of several rounds stands there once."""
+    rounds: dict[str, list[str]] = {}
+    for name, item in estimates:
+        for note in item.notes:
+            rounds.setdefault(note, []).append(name)
+    return [(" and ".join(names), note) for note, names in rounds.items()]
 
 
 def _keys(parts: Iterable[Mapping[str, int]]) -> list[str]:

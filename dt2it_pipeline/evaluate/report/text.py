@@ -63,7 +63,7 @@ def summary_sentences(data: ReportData, table: Headline) -> list[str]:
         else:
             verb = "raised" if final.grade.accuracy > graded[0].grade.accuracy else "lowered"
             sentences.append(f"Curation {verb} label accuracy from {before}% to {after}%{kept}.")
-    return [*sentences, *data.left_out]
+    return sentences
 
 
 def round_sentence(made: Comparison) -> str:

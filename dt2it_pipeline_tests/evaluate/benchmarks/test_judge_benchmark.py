@@ -12,7 +12,7 @@ import yaml
 
 from dt2it_pipeline.evaluate.benchmarks.judge_benchmark import benchmark_judge, load_judge
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError
-from dt2it_pipeline_tests.support.commands import dt2it
+from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 from dt2it_pipeline_tests.support.tiny import make_images
 
@@ -81,10 +81,19 @@ def test_a_judge_that_prefers_a_place_is_consistent_with_nothing(world: dict[str
     assert sum(found.orders.values()) == pytest.approx(1)
 
 
+def test_a_judge_of_no_use_is_corrected_in_its_file(world: dict[str, Any], tmp_path: Path) -> None:
+    with serving(FaultServer({f"item-{number}": ("prose", 99) for number in range(8)})) as server:
+        file = written(tmp_path, kind="endpoint", name="remote", base_url=server.url, model="m", attempts=1)
+        said = failing("benchmark", file, "--benchmark", "vl_rewardbench", "--rows", world["rows"], "--media",
+                       world["images"], "--output", world["out"])  # fmt: skip
+    assert "the judge remote gave no usable reply" in said and f"Correct the settings in {file} and run" in said
+    assert "recipe" not in said and "dt2it check" not in said
+
+
 def test_a_judge_whose_likelihoods_are_read_has_one_order(world: dict[str, Any], tmp_path: Path) -> None:
     judge = load_judge(written(tmp_path, kind="likelihood", name="seeing", baseline="blank"))
     found = benchmark_judge(judge, "vl_rewardbench", world["rows"], world["images"], world["out"])
-    assert (found.consistency, found.compared, list(found.orders)) == (None, 0, ["forward"])
+    assert (found.consistency, found.compared, list(found.orders)) == (None, 0, ["alone"])
     assert found.result.pairs == 8 and found.result.unscored == 0
     assert 0 < found.result.overall < 1
 
@@ -100,7 +109,14 @@ def test_a_pair_that_two_rows_prefer_both_ways_is_judged_once(
 
 
 def test_what_describes_no_judge_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"judge\.yaml describes no judge .*: base_url"):
+    with pytest.raises(BenchmarkError, match=r"judge\.yaml describes no judge: base_url"):
         load_judge(written(tmp_path, kind="endpoint", name="remote", model="m"))
+    with pytest.raises(
+        BenchmarkError, match=r"judge\.yaml describes no judge: kind: 'bogus' is none of 'likelihood', "
+    ):
+        load_judge(written(tmp_path, kind="bogus", name="remote"))
+    (tmp_path / "judge.yaml").write_text("[]")
+    with pytest.raises(BenchmarkError, match=r"judge\.yaml describes no judge: the file holds no settings"):
+        load_judge(tmp_path / "judge.yaml")
     with pytest.raises(BenchmarkError, match="cannot read the judge"):
         load_judge(tmp_path / "none.yaml")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -59,6 +61,13 @@ def test_without_truth_only_what_is_kept_is_reported() -> None:
     sentence = call_sentence([Round(0, call_curves=[curve])])
     assert sentence == "Round 0 keeps 20.0% of the pairs without a call; 30.0% after 4 calls; 40.0% after all 6."
     assert call_figure([(0, [curve])]) is not None
+
+
+def test_the_axis_of_calls_counts_in_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dt2it_pipeline.evaluate.report.figures._svg", lambda figure, name: figure)
+    figure: Any = call_figure([(0, [curve_of("paper", ASKED, None)])])
+    ticks = [float(tick) for tick in figure.axes[0].get_xticks()]
+    assert len(ticks) > 2 and all(tick == round(tick) for tick in ticks)
 
 
 def test_many_pairs_are_looked_at_in_a_few_budgets_with_none_and_all_among_them() -> None:

@@ -6,6 +6,7 @@ from dt2it_pipeline.evaluate.benchmarks.comparison import Change, Comparison
 from dt2it_pipeline.evaluate.benchmarks.metrics import COLUMNS, MACRO, OVERALL
 from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report.data import Arm, Quality, ReportData, Round, headline
+from dt2it_pipeline.evaluate.report.estimates import all_sentences
 from dt2it_pipeline.evaluate.report.text import curation_note, guessing_notes, round_sentence, summary_sentences
 from dt2it_pipeline.storage import records, schemas
 
@@ -31,7 +32,7 @@ def test_what_a_limit_left_out_ends_the_summary() -> None:
     data = ReportData(
         scores=pd.DataFrame(columns=list(COLUMNS)), left_out=["Round 0 trained without 123 of 371 pairs."]
     )
-    assert summary_sentences(data, headline(data)) == ["Round 0 trained without 123 of 371 pairs."]
+    assert all_sentences(data, headline(data)) == ["Round 0 trained without 123 of 371 pairs."]
 
 
 def test_rises_and_falls_come_with_their_intervals() -> None:

@@ -1,0 +1,78 @@
+"""Sentences about labels, outcomes and style that need no hidden truth.
+
+What belongs here: words about what curation did and how right the labels are by its own estimate. What does not:
+benchmarks and hidden truth (`text`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dt2it_pipeline.evaluate.report.data import Headline, LabelEstimate, Quality, ReportData, Round
+from dt2it_pipeline.evaluate.report.formatting import number, percent
+from dt2it_pipeline.evaluate.report.text import summary_sentences
+
+
+def estimate_words(three: tuple[float, float, float]) -> str:
+    """An estimate (0 to 1) with its 95% interval.
+
+    >>> estimate_words((0.7, 0.625, 0.775))
+    '70.0% (95% interval 62.5% to 77.5%)'
+    """
+    return f"{percent(three[0])}% (95% interval {percent(three[1])}% to {percent(three[2])}%)"
+
+
+def all_sentences(data: ReportData, table: Headline) -> list[str]:
+    """The whole summary: benchmarks and truth, then what is known without them, then what a length limit left out."""
+    return [*summary_sentences(data, table), *outcome_sentences(data), *data.left_out]
+
+
+def outcome_sentences(data: ReportData) -> list[str]:
+    """The result of the last round as far as it is known without hidden truth: labels, outcomes, style and cost."""
+    last = data.rounds[-1] if data.rounds else None
+    if last is None:
+        return []
+    sentences = []
+    if last.estimate is not None and not _graded(data.quality):
+        sentences.append(_labels(last.estimate))
+    if last.outcomes:
+        sentences.append(_outcomes(last))
+    if style := _style(data.quality, last):
+        sentences.append(style)
+    return sentences
+
+
+def _labels(estimate: LabelEstimate) -> str:
+    text = f"An estimated {estimate_words(estimate.before)} of the labels are right as they came"
+    if estimate.after is not None:
+        text += f", and {estimate_words(estimate.after)} after curation"
+    return f"{text}. The estimate rests on {estimate.rests_on}."
+
+
+def _outcomes(last: Round) -> str:
+    kept, flipped = (sum(getattr(one, name) for one in last.outcomes) for name in ("kept", "flipped"))
+    dropped = sum(sum(one.dropped.values()) for one in last.outcomes)
+    text = f"Of {number(kept + flipped + dropped)} pairs, round {last.number} keeps {number(kept)} as they came, "
+    text += f"flips {number(flipped)} and drops {number(dropped)}"
+    if last.estimate is not None and last.estimate.expected_right is not None:
+        right = last.estimate.expected_right
+        text += f"; of the {number(kept + flipped)} that stay, about {number(right)} labels are expected to be right"
+    return text + "."
+
+
+def _style(before: Sequence[Quality], last: Round) -> str:
+    aucs = [
+        item.probe.auc
+        for item in (*before[:1], *last.quality[-1:])
+        if item.probe is not None and item.probe.auc is not None
+    ]
+    if len(aucs) < 2:
+        return ""
+    return (
+        f"Style alone tells the chosen side with an AUC of {aucs[0]:.2f} before curation and {aucs[1]:.2f} after "
+        "(0.50: not at all, 1.00: always)."
+    )
+
+
+def _graded(quality: Sequence[Quality]) -> bool:
+    return any(item.grade is not None and item.grade.graded for item in quality)

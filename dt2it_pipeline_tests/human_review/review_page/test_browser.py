@@ -1,0 +1,174 @@
+"""The review page in a real browser: hostile texts, keys, the blind audit, and a server that is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dt2it_pipeline.human_review.answers import kept_votes, votes_file
+from dt2it_pipeline_tests.support.processes import wait_until
+from dt2it_pipeline_tests.support.review_world import make_benchmark, make_round
+
+pytestmark = pytest.mark.heavy
+PROGRAM = "from dt2it_pipeline.cli import main; main()"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def pairs(home: Path) -> list[dict[str, Any]]:
+    made = make_round(home, 12)
+    make_benchmark(home)
+    return made
+
+
+@pytest.fixture
+def start(home: Path, pairs: list[dict[str, Any]]) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts the server, on one port however often; kills what is left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> subprocess.Popen[bytes]:
+        given = ["review", "serve", "--round", "0", "--home", str(home), "--port", str(port), "--audit-count", "5"]
+        made = subprocess.Popen([sys.executable, "-c", PROGRAM, *given], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        made.address = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
+        started.append(made)
+
+        def answers() -> bool:
+            assert made.poll() is None
+            try:
+                return bool(urllib.request.urlopen(f"{made.address}/api/state", timeout=5).status == 200)  # type: ignore[attr-defined]
+            except OSError:
+                return False
+
+        wait_until(answers, 60)
+        return made
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """A page of a browser that fails the test where a script fails, or where it asks another host for anything."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium is on the path: install it to test the page in a real browser")
+    faults: list[str] = []
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        made = opened.new_page(viewport={"width": 1280, "height": 850})
+        made.on("pageerror", lambda error: faults.append(str(error)))
+        made.on("request", lambda request: faults.append(request.url) if "//127.0.0.1:" not in request.url else None)
+        yield made
+        opened.close()
+    assert not faults
+
+
+def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: Callable[[], Any], page: Any) -> None:
+    server = start()
+    page.goto(server.address)
+    page.wait_for_selector(".card[data-ready='1']")
+    page.fill("#name", "Ann")
+    page.press("#name", "Enter")
+
+    # Texts of data are texts: no element is made of them, and nothing runs.
+    page.fill("input[name=search]", "onerror")
+    page.wait_for_selector(".count:has-text('1 of 12')")
+    page.click(".card")
+    page.wait_for_selector(".answers")
+    shown = page.inner_text("main")
+    assert '<script>document.title="owned"</script>' in shown and "<img src=x" in shown
+    assert page.evaluate("document.querySelectorAll('main script, main img[src=x]').length") == 0
+    for view in ("quarantine", "benchmark"):
+        page.goto(f"{server.address}/#/{view}")
+        page.wait_for_selector(".row")
+        assert "<script>" in page.inner_text("main") or view == "benchmark"
+    # So are a judge's words; the judge's reasons come first, and the reply as it came is there.
+    page.goto(f"{server.address}/#/pair/-/{pairs[3]['pair_id']}")
+    page.wait_for_selector("text=the reply as it came")
+    said = page.inner_text(".spoken")
+    assert said.startswith("Response 1 names it. <script>") and "Its own answer: red" in said
+    assert "no verdict: no reply" in page.inner_text("main") and "each answer alone" in page.inner_text("main")
+    assert page.evaluate("document.querySelectorAll('main script, main img[src=x]').length") == 0
+    page.goto(f"{server.address}/#/pair/-/{pairs[5]['pair_id']}")
+    page.wait_for_selector("figcaption:has-text('video 1, its first frame')")
+    assert page.evaluate("document.querySelectorAll('.images img').length") == 3
+    assert "owned" not in page.title()
+
+    # Keys: an answer is kept at once, and the next pair comes.
+    page.goto(f"{server.address}/#/pairs")
+    page.click("text=Clear")
+    page.wait_for_selector(".card[data-ready='1'] >> nth=3")
+    page.click(".card >> nth=0")
+    page.wait_for_selector("text=1 of 12")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("text=2 of 12")
+    assert len(kept_votes(home)) == 1
+    page.keyboard.press("u")
+    page.wait_for_selector("text=1 of 12")
+    assert kept_votes(home) == []
+    page.keyboard.press("s")
+    page.wait_for_selector("text=2 of 12")
+    assert (home / "review_notes.jsonl").exists()
+
+    # A killed server: the answer waits in the browser, the page says so, and it is kept once the server is back.
+    page.goto(f"{server.address}/#/pairs")
+    page.click(".card >> nth=2")
+    page.wait_for_selector("text=3 of 12")
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#banner:has-text('does not answer')")
+    assert kept_votes(home) == []
+    server = start()
+    wait_until(lambda: len(kept_votes(home)) == 1, 30)
+    page.wait_for_selector("#banner", state="hidden")
+
+    # What was done before the server was killed can be taken back, too.
+    page.keyboard.press("u")
+    wait_until(lambda: kept_votes(home) == [], 30)
+
+    def skipped_pair_is_open_again() -> bool:  # a key that is pressed while the pair is being loaded does nothing
+        page.keyboard.press("u")
+        page.wait_for_timeout(1000)
+        return '"taken back"' in (home / "review_notes.jsonl").read_text()
+
+    wait_until(skipped_pair_is_open_again, 30)
+
+    # The blind audit tells nothing before the answer; the answer has its id.
+    page.goto(f"{server.address}/#/audit")
+    page.wait_for_selector("text=pair 1 of 5")
+    blind = page.inner_text("main")
+    assert "chosen" not in blind and "likely right" not in blind and "Voters" not in blind
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("text=pair 2 of 5")
+    page.keyboard.press("p")
+    page.wait_for_selector("text=What became of it")
+    assert [vote["audit"] is not None for vote in kept_votes(home)].count(True) == 1
+    assert votes_file(home).exists()
+
+    # A phone: nothing is wider than the screen.
+    page.set_viewport_size({"width": 390, "height": 800})
+    for view in ("pairs", "audit", "quarantine", "benchmark"):
+        page.goto(f"{server.address}/#/{view}")
+        page.wait_for_selector("main > *")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
