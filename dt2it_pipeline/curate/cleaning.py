@@ -18,16 +18,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.curate.out_of_core.published_steps import MARKER, curate_files, vote_and_flip_files
+from dt2it_pipeline.curate.evidence_table import FILE, PairEvidence, verdict_rows
+from dt2it_pipeline.curate.out_of_core.published_steps import (
+    MARKER,
+    curate_files,
+    margins_of_files,
+    vote_and_flip_files,
+)
 from dt2it_pipeline.curate.pair_frames import OTHER_SIDE, stack, swap_verdicts
 from dt2it_pipeline.curate.policies.paper import PaperPolicy
 from dt2it_pipeline.curate.policies.policy import Anchor
 from dt2it_pipeline.curate.published_algorithm import WRONG_COUNT
 from dt2it_pipeline.curate.tables import to_frame
-from dt2it_pipeline.curate.voters.margins import CurationError, check_columns, check_pairs
+from dt2it_pipeline.curate.voters.margins import CurationError, Margins, check_columns, check_pairs, voter_margins
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
-from dt2it_pipeline.storage.schemas import SCHEMAS
+from dt2it_pipeline.storage.schemas import ADDED_COLUMNS, SCHEMAS
+from dt2it_pipeline.storage.table_files import as_keys
 
 KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
@@ -123,7 +130,9 @@ def clean_files(
     *,
     out_of_core: bool = False,
 ) -> dict[str, Any]:
-    """`clean_pairs` on Parquet files: writes `output`/pairs.parquet and outcomes.parquet; returns the summary.
+    """`clean_pairs` on Parquet files: writes `output`/pairs.parquet, outcomes.parquet and cleaning_evidence.parquet.
+
+    Returns the summary.
 
     Args:
         pairs: file of pairs; out of core it must be a table of kind `pairs`.
@@ -150,16 +159,13 @@ def clean_files(
         if out_of_core:
             summary = _stream(pairs, scores, votes, verifier_scores, flip_fraction, judges, folder)
         else:
-            cleaned = clean_pairs(
-                _read([pairs]),
-                _read(scores),
-                None if votes is None else _read([votes]),
-                _read(verifier_scores) if verifier_scores else None,
-                flip_fraction,
-                judges,
-            )
+            given, heard = _read([pairs]), None if votes is None else _read([votes])
+            voted = [_read(scores), *([_read(verifier_scores)] if verifier_scores else [])]
+            cleaned = clean_pairs(given, voted[0], heard, voted[1] if verifier_scores else None, flip_fraction, judges)
             write_parquet(cleaned.pairs, folder / "pairs.parquet")
             write_parquet(cleaned.outcomes, folder / "outcomes.parquet")
+            margins = [voter_margins(given, each) for each in voted]
+            _evidence(given, cleaned.outcomes, margins, _votes_that_count(heard, judges)).write(folder / FILE)
             summary = cleaned.summary
         mark(folder, MARKER)
     return summary
@@ -176,10 +182,12 @@ def _stream(
 ) -> dict[str, Any]:
     """The policy `paper` from files to files."""
     there = _schema(pairs).names
-    missing = [name for name in SCHEMAS["pairs"].names if name not in (*there, "strength", "label", "votes", "row_id")]
+    may_lack = ("strength", "label", "votes", *ADDED_COLUMNS["pairs"])
+    missing = [name for name in SCHEMAS["pairs"].names if name not in (*there, *may_lack)]
     if missing:
         raise CurationError(f"{pairs}: out of core, a table of kind `pairs` is needed; columns {missing} are missing")
     work = folder / "work"
+    counted = _votes_that_count(None, judges)
     if verifier_scores:
         chosen = work.with_suffix(".votes.parquet")
         counted = _votes_that_count(None if votes is None else _read([votes]), judges)
@@ -192,11 +200,14 @@ def _stream(
         (work / name).rename(folder / name)
     (work / MARKER).unlink()
     work.rmdir()
-    names = [name for name in ("pair_id", "chosen_id", "source", "row_id") if name in there]
+    names = [name for name in ("pair_id", "chosen_id", "rejected_id", "source", "row_id") if name in there]
     curated = to_frame(pq.read_table(folder / "pairs.parquet", columns=["pair_id", "chosen_id", "label"]))
     aside = to_frame(pq.read_table(folder / "quarantine.parquet", columns=["pair_id", "stage", "reason", "detail"]))
-    outcomes = _outcomes(to_frame(pq.read_table(pairs, columns=names)), curated, aside)
+    given = to_frame(pq.read_table(pairs, columns=names))
+    outcomes = _outcomes(given, curated, aside)
     write_parquet(outcomes, folder / "outcomes.parquet")
+    margins = [margins_of_files(pairs, files)[0] for files in (scores, verifier_scores) if files]
+    _evidence(given, outcomes, margins, counted).write(folder / FILE)
     contested = {"contested": counts["contested"]} if "contested" in counts else {}
     summary = {"policy": PaperPolicy.name, "voters": _voters(scores), "flipped_by_vote": counts["flipped"]}
     return _counts(outcomes) | summary | contested
@@ -221,6 +232,28 @@ def _outcomes(given: pd.DataFrame, curated: pd.DataFrame, aside: pd.DataFrame) -
         of_kept = ended["label"].to_numpy(dtype=object) if kept is None else np.full(len(made), kept, dtype=object)
         made[name] = pd.Series(np.where(stays, of_kept, left[name].to_numpy(dtype=object)), dtype="str")
     return made
+
+
+def _evidence(
+    given: pd.DataFrame, outcomes: pd.DataFrame, margins: Sequence[Margins], votes: pd.DataFrame
+) -> PairEvidence:
+    """What was known of every given pair: the margins of voters, and then of the verifier; and the votes that count."""
+    voters: list[str] = []
+    for each in margins:
+        voters += [f"{name} (verifier)" if name in voters else name for name in each.voters]
+    places = pd.Index(given["pair_id"]).get_indexer(pd.Index(votes["pair_id"]))
+    about = votes[places >= 0]
+    verdict = about["verdict"].astype(object).where(about["verdict"].notna(), None).to_numpy(dtype=object)
+    verdicts = verdict_rows(places[places >= 0], verdict, about, about["judge"].to_numpy(dtype=object))
+    return PairEvidence(
+        as_keys(given["pair_id"]),
+        (as_keys(given["chosen_id"]), as_keys(given["rejected_id"])),
+        outcomes["outcome"].to_numpy(dtype=object),
+        np.full(len(given), np.nan),  # the policy `paper` has no probabilities
+        voters,
+        np.concatenate([each.margins for each in margins], axis=1),
+        verdicts,
+    )
 
 
 def _counts(outcomes: pd.DataFrame) -> dict[str, Any]:

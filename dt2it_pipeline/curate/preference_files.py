@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from dt2it_pipeline.curate.evidence_table import FILE
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER
 from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_preferences
 from dt2it_pipeline.curate.voters.margins import CurationError
@@ -39,7 +40,8 @@ def clean_preference_files(
         output: folder to make, which appears whole or not at all; an earlier output there is replaced, nothing else is.
             It holds pairs.parquet (the pairs that stay, sides swapped where they were flipped, with `probability`, or
             `label_probability` where the table has a column `probability`),
-            outcomes.parquet (every pair) and wanted.parquet (pairs that are worth a judge call).
+            outcomes.parquet (every pair), wanted.parquet (pairs that are worth a judge call) and
+            cleaning_evidence.parquet (every voter's margin and every judge's verdict, for the review page).
         scores: tables of scores.
         votes: table of votes.
         audit: checked pairs: a table of pair_id and better_id, or what people filled in of `dt2it review sample`.
@@ -85,6 +87,7 @@ def clean_preference_files(
         write_parquet(kept, folder / "pairs.parquet")
         write_parquet(cleaned.pairs.assign(**carried), folder / "outcomes.parquet")
         write_parquet(cleaned.wanted, folder / "wanted.parquet")
+        cleaned.evidence().write(folder / FILE)
         mark(folder, MARKER)
     return cleaned
 

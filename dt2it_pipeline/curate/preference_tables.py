@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from dt2it_pipeline.curate.evidence_table import no_verdicts, verdict_rows
 from dt2it_pipeline.curate.pair_frames import length_difference
 from dt2it_pipeline.curate.voters.margins import CurationError, SideScores, check_columns, refuse_unusable_ids
 from dt2it_pipeline.storage.table_files import as_keys
@@ -214,6 +215,22 @@ def read_verdicts(
     verdicts = np.zeros((len(table), len(judges)))
     np.add.at(verdicts, (rows[codes >= 0], codes[codes >= 0]), signs[codes >= 0])
     return verdicts, tuple(map(str, judges))
+
+
+def given_verdicts(table: PairTable, votes: pd.DataFrame | None) -> pd.DataFrame:
+    """Every single vote on the pairs, as rows of `PairEvidence.verdicts`; see `read_verdicts`, which has checked them.
+
+    A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie.
+    """
+    if votes is None or not len(votes):
+        return no_verdicts()
+    places, signs, kept = _sides_named(table, votes, "votes", Unused())
+    used = votes[kept]
+    verdict = np.select([signs > 0, signs < 0], [CHOSEN, REJECTED], TIE).astype(object)
+    if "better_id" not in votes:
+        verdict[used["verdict"].isna().to_numpy()] = None
+    judges = (used["judge"] if "judge" in used else pd.Series("judge", index=used.index)).fillna("judge")
+    return verdict_rows(places, verdict, used, judges.astype("str").to_numpy(dtype=object))
 
 
 def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> np.ndarray:

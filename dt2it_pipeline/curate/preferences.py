@@ -7,15 +7,18 @@ and how tables are read (`preference_tables`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from dt2it_pipeline.curate.evidence_table import PairEvidence
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, UNKNOWN, Estimate
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, Trusted, reasons_of, solve
 from dt2it_pipeline.curate.preference_tables import (
+    PairTable,
     Unused,
+    given_verdicts,
     read_audit,
     read_margins,
     read_pairs,
@@ -35,6 +38,16 @@ class LabelAccuracy:
 
     before: Estimate
     after: Estimate
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What `evidence` is made of: the pairs, voters and their margins [n, V], and votes on these pairs."""
+
+    table: PairTable
+    voters: tuple[str, ...]
+    margins: np.ndarray
+    votes: pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,28 @@ class CleanedPreferences:
     sensitivity: pd.DataFrame
     notes: tuple[str, ...]
     _sides: tuple[tuple[str, str], ...] = ()
+    _known: _Known | None = field(default=None, repr=False, compare=False)
+
+    def evidence(self) -> PairEvidence:
+        """Every voter's margin and every judge's verdict, as given, with what followed from them; made when asked for.
+
+        Raises:
+            CurationError: this result was not made by `clean_preferences`.
+        """
+        known = self._known
+        if known is None:
+            raise CurationError("this result has no evidence with it; take the one that clean_preferences gave")
+        flipped = (self.pairs["outcome"] == "flipped").to_numpy()
+        probability = self.pairs["probability"].to_numpy(dtype=np.float64)
+        return PairEvidence(
+            known.table.keys.to_numpy(dtype=object),
+            known.table.sides,
+            self.pairs["outcome"].to_numpy(dtype=object),
+            np.where(flipped, 1 - probability, probability),
+            known.voters,
+            known.margins,
+            given_verdicts(known.table, known.votes),
+        )
 
     def apply(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The pairs that stay, in their order, with `probability`; flipped ones have their sides swapped.
@@ -109,10 +144,11 @@ def clean_preferences(
 ) -> CleanedPreferences:
     """Keep, flip or drop preference pairs by what voters, judges and checked pairs say about their labels.
 
-    >>> table = pd.DataFrame({"good": [2.0, 1.5, 0.0, 1.0] * 20, "bad": [0.0, 0.0, 2.0, 0.0] * 20})
-    >>> result = clean_preferences(table, chosen_scores=["good"], rejected_scores=["bad"])
-    >>> result.pairs.groupby("outcome")["pair_id"].count().to_dict()
-    {'dropped': 20, 'kept': 60}
+    Examples:
+        >>> table = pd.DataFrame({"good": [2.0, 1.5, 0.0, 1.0] * 20, "bad": [0.0, 0.0, 2.0, 0.0] * 20})
+        >>> result = clean_preferences(table, chosen_scores=["good"], rejected_scores=["bad"])
+        >>> result.pairs.groupby("outcome")["pair_id"].count().to_dict()
+        {'dropped': 20, 'kept': 60}
 
     Everything but `pairs` is optional. Texts, prompts and ids are, too: without `pair_id`, the number of the row
     (from 0) is a pair's id, and without ids of responses `better_id` is `chosen` or `rejected`.
@@ -202,7 +238,15 @@ def clean_preferences(
     accuracy = LabelAccuracy(decisions.before, decisions.after) if known else LabelAccuracy(UNKNOWN, UNKNOWN)
     sensitivity = solution.sensitivity if known else solution.sensitivity.iloc[:0]
     named = ((chosen or "chosen", rejected or "rejected"), *zip(chosen_scores, rejected_scores, strict=True))
-    return CleanedPreferences(result, accuracy, asked, sensitivity, (*unused.notes, *solution.notes), named)
+    return CleanedPreferences(
+        result,
+        accuracy,
+        asked,
+        sensitivity,
+        (*unused.notes, *solution.notes),
+        named,
+        _Known(table, voters, margins, votes),
+    )
 
 
 def _bound(cost: float, keep_probability: float | None) -> float:

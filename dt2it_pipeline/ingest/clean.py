@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from dt2it_pipeline.media.markers import without_markers
+from dt2it_pipeline.observe.progress import Progress, Report, silent
 from dt2it_pipeline.storage import records, schemas
 
 CONTRADICTORY = "contradictory pair"
@@ -58,7 +59,9 @@ def similarity(first: str, second: str) -> float:
     return 1.0 if first == second else _jaccard(_shingles(first), _shingles(second))
 
 
-def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None) -> dict[int, Fault]:
+def faulty_pairs(
+    pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, report: Report = silent
+) -> dict[int, Fault]:
     """Rows of a pairs table that should be quarantined, by their number in the table.
 
     - `identical sides`: both sides are the same text once normalised;
@@ -71,6 +74,7 @@ def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | Non
         pairs: table kind `pairs`; a pair_id may occur several times.
         prompts: table kind `prompts`, with every prompt of the pairs.
         near_duplicate: 0 to 1.
+        report: is called with how many of the pairs are looked at.
     """
     questions, names = _questions(prompts), _names(pairs)
     sides = [[normalised(text) for text in pairs[name].to_pylist()] for name in ("chosen", "rejected")]
@@ -78,19 +82,25 @@ def faulty_pairs(pairs: pa.Table, prompts: pa.Table, near_duplicate: float | Non
     for row, key in enumerate(pairs["prompt_id"].to_pylist()):
         groups[questions[key]].append(row)
     found: dict[int, Fault] = {}
+    progress = Progress(report, "pairs cleaned", pairs.num_rows)
     for rows in groups.values():
         texts = {row: (sides[0][row], sides[1][row]) for row in rows}
         left = _exact(rows, texts, names, found)
         if near_duplicate is not None and len(left) > 1:
             _near(left, texts, names, near_duplicate, found)
+        progress.add(len(rows))
     return found
 
 
 def clean_pairs(
-    pairs: pa.Table, prompts: pa.Table, near_duplicate: float | None, stage: str
+    pairs: pa.Table,
+    prompts: pa.Table,
+    near_duplicate: float | None,
+    stage: str,
+    report: Report = silent,
 ) -> tuple[pa.Table, pa.Table]:
     """Split a pairs table into the rows to keep and a `quarantine` table of the others (see `faulty_pairs`)."""
-    found = faulty_pairs(pairs, prompts, near_duplicate)
+    found = faulty_pairs(pairs, prompts, near_duplicate, report)
     keep = pa.array([row not in found for row in range(pairs.num_rows)], pa.bool_())
     places = sorted(found)
     rows = pairs.select(["pair_id", "source", "row_id"]).take(pa.array(places, pa.int64())).to_pylist()

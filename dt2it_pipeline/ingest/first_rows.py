@@ -11,6 +11,7 @@ from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Row, SourceError
 from dt2it_pipeline.ingest.sources import read_source
+from dt2it_pipeline.storage.leftovers import owned_prefix
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def look_at_source(manifest: Manifest, sources: Path, rows: int) -> FirstRows:
     """
     limited = manifest.model_copy(update={"limit": min(rows, manifest.limit or rows)})
     columns = next((tuple(map(str, row.values)) for row in read_rows(limited, sources) if isinstance(row, Row)), ())
-    with tempfile.TemporaryDirectory(prefix="dt2it_first_rows_") as media:
+    with tempfile.TemporaryDirectory(prefix=owned_prefix("dt2it_first_rows")) as media:
         found = read_source(limited, sources, Path(media))
     aside = found["quarantine"].to_pylist()
     example = f"{aside[0]['row_id']}: {aside[0]['reason']}: {aside[0]['detail']}"[:200] if aside else ""

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import yaml
 
+from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import OUTSIDE, confined
 
-FOLDER = "landing"
 _SETTLE_SECONDS = 1.0
 _HASHED_BYTES = 2**20  # of a file's start and end that count as its content
 _SUFFIXES = (".yaml", ".yml")
@@ -89,10 +89,15 @@ class Landing:
         return {landed.file.name: landed.fault for landed in self.unread}
 
 
-def look(folder: Path) -> list[Landed]:
-    """Every manifest in the folder as it lies there now, by name; none where there is no folder."""
+def look(folder: Path, network: bool = False) -> list[Landed]:
+    """Every manifest in the folder as it lies there now, by name; none where there is no folder.
+
+    Args:
+        folder: the landing folder.
+        network: whether a manifest may ask for images by address or for a dataset of the Hub.
+    """
     files = sorted(file for file in folder.glob("*") if file.suffix in _SUFFIXES and not file.name.startswith("."))
-    found = [_look_at(file) for file in files]
+    found = [_look_at(file, network) for file in files]
     seen: dict[str, str] = {}
     for place, landed in enumerate(found):
         if landed.manifest is None:
@@ -105,22 +110,27 @@ def look(folder: Path) -> list[Landed]:
 
 
 def landed_manifests(
-    home: Path, folder: str = FOLDER, taken: tuple[str, ...] = (), settle_seconds: float = _SETTLE_SECONDS
+    home: Path,
+    settings: LandingSettings | None = None,
+    taken: tuple[str, ...] = (),
+    settle_seconds: float = _SETTLE_SECONDS,
 ) -> Landing:
     """Manifests that have landed whole, looked up when a run starts.
 
     Args:
         home: the artifact home.
-        folder: the landing folder, from there.
+        settings: the recipe's section `landing`: the folder, and whether requests are allowed.
         taken: names that other manifests have; a landed one of the same name is a fault.
         settle_seconds: between the two looks; a manifest that changes meanwhile is left for the next run.
     """
-    before = {landed.file.name: landed.stamp for landed in look(home / folder)}
+    settings = settings or LandingSettings()
+    folder = home / settings.folder
+    before = {landed.file.name: landed.stamp for landed in look(folder, settings.network)}
     if not before:
         return Landing()
     time.sleep(settle_seconds)
     manifests, unread = [], []
-    for landed in look(home / folder):
+    for landed in look(folder, settings.network):
         if before.get(landed.file.name) != landed.stamp:
             continue
         if landed.manifest is not None and landed.manifest.name in taken:
@@ -132,12 +142,14 @@ def landed_manifests(
     return Landing(tuple(manifests), tuple(unread))
 
 
-def _look_at(file: Path) -> Landed:
+def _look_at(file: Path, network: bool) -> Landed:
     """One manifest; whatever is wrong with it is its fault, not its neighbours'."""
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for whoever writes into it
             raise ManifestError(f"{file.name} is no regular file")
         manifest = _placed(load_manifest(file), file.parent)
+        if not network:
+            _require_no_requests(manifest)
         stamp = _stamp(file, manifest)
         missing = [name for name in (manifest.path, manifest.media_root) if name and not Path(name).exists()]
         if missing:
@@ -179,12 +191,23 @@ def _placed(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update=update)
 
 
+def _require_no_requests(manifest: Manifest) -> None:
+    asks = "media_urls" if manifest.media_urls else "hub" if manifest.path is None else None
+    if asks is not None:
+        raise ManifestError(
+            f"{manifest.name}: `{asks}` would make requests, which a dropped manifest may not; lay the data beside it, "
+            "or set landing.network in the recipe"
+        )
+
+
 def _require_confined(manifest: Manifest, root: Path) -> None:
     """Raise ManifestError where a data file is no regular file or, through a link, leaves `root`.
 
     Media need no look here: the reader of media keeps to the media root, which lies in it.
     """
-    data = Path(manifest.path or "")
+    if manifest.path is None:  # of the Hub: nothing lies here
+        return
+    data = Path(manifest.path)
     for file in [data] if not data.is_dir() else sorted(data.rglob("*")):
         try:
             confined(file, root, "file")

@@ -38,7 +38,10 @@ class Manifest(Settings):
     """
 
     name: str = Field(
-        min_length=1, pattern=r"^[a-zA-Z0-9_.-]+$", description="name of the source in tables and in the report"
+        min_length=1,
+        max_length=100,  # it is part of a file's name
+        pattern=r"^[a-zA-Z0-9_][a-zA-Z0-9_.-]*$",
+        description="name of the source in tables and in the report",
     )
     kind: Literal["prompts", "preferences", "t2i", "benchmark", "t2i_benchmark", "truth"] = Field(
         description="prompts: questions with a reference answer. preferences: noisy pairs. t2i: text-to-image "
@@ -154,7 +157,7 @@ def load_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise ManifestError(f"cannot read manifest {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ManifestError(f"manifest {path.name} is not UTF-8: {error}") from error
+        raise ManifestError(f"manifest {path.name} is not UTF-8 (at byte {error.start}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ManifestError(f"manifest {path.name} is not valid YAML: {error}") from error
     except ValidationError as error:

@@ -29,6 +29,8 @@ FORMS = """Forms of a row that are understood by looking at its columns:
                                        winner and loser, conversations and rejected_conversations, and the like
   messages, rejected_response          a conversation with its answer, and another last answer (or rejected_messages)
   response_a, response_b, winner       two answers of equal standing (Output1 and Output2, ...) and a verdict column
+  response_a, response_b, score_a,     the same with a score each and no verdict: the higher one is better
+  score_b
   responses, ratings                   a list of answers with ratings, ranks, or objects that hold them
 The prompt stands under question, prompt, query, instruction, messages, conversations or turns, or at the beginning of
 both conversations."""
@@ -43,13 +45,14 @@ def read_preferences(
     Forms are those of TRL, ms-swift, LLaMA-Factory, OpenRLHF, Argilla, rated lists and this project's exports; see the
     page on preference formats. Published data sets that have an adapter of their own are recognised, too.
 
-    >>> import json, pathlib, tempfile
-    >>> file = pathlib.Path(tempfile.mkdtemp()) / "pairs.jsonl"
-    >>> row = {"prompt": "Sky?", "answer_a": "Green.", "answer_b": "Blue."}
-    >>> _ = file.write_text("\n".join(json.dumps(row | {"winner": winner}) for winner in ("B", "tie")))
-    >>> pairs, quarantine = read_preferences(file)
-    >>> pairs[["chosen", "rejected"]].to_dict("records"), quarantine["reason"].tolist()
-    ([{'chosen': 'Blue.', 'rejected': 'Green.'}], ['tie'])
+    Examples:
+        >>> import json, pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "pairs.jsonl"
+        >>> row = {"prompt": "Sky?", "answer_a": "Green.", "answer_b": "Blue."}
+        >>> _ = file.write_text("\n".join(json.dumps(row | {"winner": winner}) for winner in ("B", "tie")))
+        >>> pairs, quarantine = read_preferences(file)
+        >>> pairs[["chosen", "rejected"]].to_dict("records"), quarantine["reason"].tolist()
+        ([{'chosen': 'Blue.', 'rejected': 'Green.'}], ['tie'])
 
     Args:
         path: .jsonl, .json, .csv, .tsv or .parquet (each also .gz or .zst), a folder of such files, a .zip or .tar.
@@ -63,8 +66,8 @@ def read_preferences(
         Pairs, one row each: row_id (the row's own id, else its place), prompt_id (the file's own, else a hash of system
         prompt, turns and what the media are; equal for pairs of one prompt), system, turns (list of {role, text}, empty
         where the row has no prompt), images and videos (lists of paths or bytes), chosen, rejected, strength, list_id
-        (row_id of a list of more than two answers), chosen_rank and rejected_rank (places in that list, 1 is best),
-        chosen_model, rejected_model; what is not known is null.
+        (the file's own, else row_id of a list of answers), chosen_rank and rejected_rank (places in that list, 1 is
+        best), chosen_model, rejected_model; what is not known is null.
 
         Quarantine, one row for everything that gave no pair: the columns of the table `quarantine`.
 
@@ -153,7 +156,7 @@ def _pair(item: Conversation, row_id: str, own: Any) -> dict[str, Any]:
     for text in (chosen, rejected, *item.models, str(own)):
         require_unicode(text or "", "a text")
     media = {kind: [medium.value for medium in item.media if medium.kind == kind] for kind in ("image", "video")}
-    listed = item.ranks is not None
+    place = item.place_in_list()
     return {
         "row_id": row_id,
         "prompt_id": str(own) if own == own and own not in (None, "") else _prompt_id(item),
@@ -164,9 +167,9 @@ def _pair(item: Conversation, row_id: str, own: Any) -> dict[str, Any]:
         "chosen": chosen,
         "rejected": rejected,
         "strength": item.strength,
-        "list_id": row_id if listed else None,
-        "chosen_rank": item.ranks[0] if item.ranks else None,
-        "rejected_rank": item.ranks[1] if item.ranks else None,
+        "list_id": row_id if place["list_id"] == item.row_id else place["list_id"],
+        "chosen_rank": place["chosen_rank"],
+        "rejected_rank": place["rejected_rank"],
         "chosen_model": item.models[0],
         "rejected_model": item.models[1],
     }

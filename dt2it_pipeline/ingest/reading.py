@@ -21,6 +21,8 @@ from typing import IO, Any, TypeVar
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
+from dt2it_pipeline.ingest.readers.bounds import check_ratio
+from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
 from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, rows_of_stream
 from dt2it_pipeline.ingest.readers.webdataset import is_shard, rows_of_shard
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError
@@ -110,6 +112,8 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
             named = [(entry.filename, entry) for entry in entries if format_of(entry.filename)]
+            for name, entry in named:
+                check_ratio(entry.file_size, entry.compress_size, f"{name} of {file}")
             _refuse_repeated(file, [name for name, _ in named])
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
@@ -180,6 +184,7 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
 
 def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
+    require_own_files(path)
     if is_saved(path):
         yield from hub.undecoded(hub.saved(path, manifest.split), path)
         return

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from dt2it_pipeline.errors import RowError, UserError
 from dt2it_pipeline.media.store import Medium, MediumKind
+from dt2it_pipeline.storage.records import writable
 
 Turn = dict[str, str]  # role (user or assistant) and text
 _FLAGS: Mapping[Any, bool] = {
@@ -38,7 +39,8 @@ class Conversation:
     """A question with its media and, by kind of source, a reference answer or two answers of which one is preferred.
 
     `part` distinguishes what one row gives several of, such as the pairs of a ranking; `ranks` are those of its two
-    answers in the row's list (1 is best), `models` who wrote them, where that is known.
+    answers in their list (1 is best), which is the row's own, or the one that the file calls `list_id`; `models` who
+    wrote them, where that is known.
     """
 
     row_id: str
@@ -53,7 +55,23 @@ class Conversation:
     meta: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
     ranks: tuple[float, float] | None = None
+    list_id: str | None = None
     models: tuple[str | None, str | None] = (None, None)
+
+    def place_in_list(self, source: str = "") -> dict[str, Any]:
+        """Columns of the pairs table that say in which list of answers both sides stand, and where; null outside one.
+
+        >>> Conversation("line 3", (), ranks=(1.0, 2.0)).place_in_list("mine")
+        {'list_id': 'mine/line 3', 'chosen_rank': 1.0, 'rejected_rank': 2.0}
+
+        Args:
+            source: whose list it is; its name goes before the list's, which other sources may use too.
+        """
+        ranks = self.ranks or (None, None)
+        name = self.list_id if self.list_id is not None or self.ranks is None else self.row_id
+        if name is not None:
+            name = writable(f"{source}/{name}" if source else name)
+        return {"list_id": name, "chosen_rank": ranks[0], "rejected_rank": ranks[1]}
 
 
 @dataclass(frozen=True, slots=True)

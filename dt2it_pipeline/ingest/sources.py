@@ -29,8 +29,9 @@ from dt2it_pipeline.ingest.reading import SourceError, data_files, is_saved, rea
 from dt2it_pipeline.ingest.rows import TIE, Conversation, ImagePair, Item, Quarantined, Row, require_unicode
 from dt2it_pipeline.media.bulk_import import Imported, MediaImporter
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
-from dt2it_pipeline.media.markers import user_marker_kinds, without_markers
+from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first, without_markers
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.observe.progress import Progress, Report, silent
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import verdict_pair
 from dt2it_pipeline.storage import content_ids, records, schemas
@@ -203,8 +204,8 @@ def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = 
     yield from malformed
 
 
-def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifact:
-    """Read one source whole.
+def read_source(manifest: Manifest, sources: Path, media_store: Path, report: Report = silent) -> Artifact:
+    """Read one source whole. `report` is called after each batch with how many items are read and images imported.
 
     Returns an artifact with `quarantine` and, by kind: prompts -> `prompts`; preferences -> `pairs`, `prompts`; t2i ->
     `t2i_preferences`; benchmarks -> `benchmark_items`, `prompts`. Metadata: rows_in (items that its rows gave),
@@ -226,16 +227,18 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifac
     importer = MediaImporter(root, media_store)
     try:
         items = items_of(manifest, sources, collected.read)
+        progress, images = Progress(report, f"items of {manifest.name}"), 0
         while batch := list(itertools.islice(items, _BATCH)):
             collected.counts["rows_in"] += len(batch)
-            media = iter(
-                importer.rows([one for item in batch if not isinstance(item, Quarantined) for one in item.media])
-            )
+            shown = [one for item in batch if not isinstance(item, Quarantined) for one in item.media]
+            media = iter(importer.rows(shown))
             for item in batch:
                 if isinstance(item, Quarantined):
                     collected.quarantine(item)
                 else:
                     collected.record(item, list(itertools.islice(media, len(item.media))))
+            images += len(shown)
+            progress.add(len(batch), images=images or None)
     finally:
         importer.close()
         root.close()
@@ -246,11 +249,13 @@ def read_source(manifest: Manifest, sources: Path, media_store: Path) -> Artifac
     return Artifact(tables, metadata | {name: collected.counts[name] for name in _RARE if collected.counts[name]})
 
 
-def concatenate(artifacts: list[Artifact], kinds: tuple[str, ...], near_duplicate: float | None = None) -> Artifact:
+def concatenate(
+    artifacts: list[Artifact], kinds: tuple[str, ...], near_duplicate: float | None = None, report: Report = silent
+) -> Artifact:
     """Join the artifacts of several sources into one; prompts that several sources share appear once.
 
     Pairs are cleaned on the way: repeated and contradictory ones are quarantined, and near-duplicates as far as
-    `near_duplicate` says (clean.py).
+    `near_duplicate` says (clean.py); `report` is called with how many are looked at.
     """
     tables: dict[str, pa.Table] = {}
     for kind in kinds:
@@ -262,7 +267,7 @@ def concatenate(artifacts: list[Artifact], kinds: tuple[str, ...], near_duplicat
     if repeated := sum(artifact.metadata.get("repeated_ids", 0) for artifact in artifacts):
         totals["repeated_ids"] = repeated
     if "pairs" in tables and "quarantine" in tables:
-        tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE)
+        tables["pairs"], aside = clean_pairs(tables["pairs"], tables["prompts"], near_duplicate, STAGE, report)
         if aside.num_rows:
             tables["quarantine"] = pa.concat_tables([tables["quarantine"], aside])
             used = tables["pairs"]["prompt_id"].combine_chunks()
@@ -301,6 +306,7 @@ def _record(
         source=manifest.name,
         strength=_strength(item.strength),
         row_id=records.writable(item.row_id),
+        **item.place_in_list(manifest.name),
     )
     return (_benchmark_item(manifest, item, pair) if manifest.kind == "benchmark" else pair), prompt
 
@@ -337,11 +343,9 @@ def _prompt(manifest: Manifest, item: Conversation, media: list[dict[str, str]])
         raise RowError("image markers and images differ", f"markers {markers}, media {kinds}"[:200] + escape)
     queues = {kind: iter([m for m in media if m["kind"] == kind]) for kind in kinds}
     media = [next(queues[kind]) for kind in markers or kinds]
-    turns = [dict(turn) for turn in item.turns]
+    turns = [dict(turn) for turn in item.turns] if markers else with_media_first(item.turns, kinds)
     meta = json.dumps(dict(item.meta), ensure_ascii=False, sort_keys=True, default=str) if item.meta else "{}"
     require_unicode(meta, "columns that are kept beside the prompt")
-    if not markers:
-        turns[0]["text"] = "".join(f"<{kind}>\n" for kind in kinds) + turns[0]["text"]
     return {
         "prompt_id": content_ids.prompt_id(item.system, turns, [medium["sha256"] for medium in media]),
         "source": manifest.name,

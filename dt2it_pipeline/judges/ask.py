@@ -75,12 +75,26 @@ class Tally:
         }
 
 
-def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally: Tally) -> list[list[Verdict]]:
+def ask(
+    judge: Judge,
+    requests: Sequence[JudgeRequest],
+    cache: ReplyCache,
+    tally: Tally,
+    heard: dict[int, Reply] | None = None,
+) -> list[list[Verdict]]:
     """The verdicts on each request, one per response; faults are verdicts, too.
 
     A reply that cannot be used is asked for again, `judge.attempts` times in all; then its fault stands for this run,
     with the raw text. A later run asks again, until `judge.max_runs` runs have. A request that met an error is not
     asked again: the engine has tried.
+
+    Args:
+        judge: who is asked.
+        requests: what it is asked.
+        cache: replies that are known; new ones are put there.
+        tally: is counted on.
+        heard: takes the reply behind each request's verdicts, by the place of the request; a request that met an error
+            has none.
 
     Raises:
         JudgeStopped: the judge cannot answer any more. What it has answered is kept.
@@ -90,10 +104,15 @@ def ask(judge: Judge, requests: Sequence[JudgeRequest], cache: ReplyCache, tally
 
     def fault(place: int, reply: Reply | JudgeError) -> str:
         request = requests[place]
+        if heard is not None:
+            heard.pop(place, None)
+            if isinstance(reply, Reply):
+                heard[place] = reply
         if isinstance(reply, JudgeError):
             verdicts[place] = [Verdict(NO_REPLY, detail=str(reply))] * len(request.responses)
         else:
-            verdicts[place] = read_reply(reply, request.mode, len(request.responses), rubric)
+            material = request.texts() if getattr(judge, "writes", False) else ()
+            verdicts[place] = read_reply(reply, request.mode, len(request.responses), rubric, material)
         return next((verdict.status for verdict in verdicts[place] if verdict.status != OK), "")
 
     replies(judge, requests, cache, tally, fault)
@@ -148,12 +167,13 @@ def require_usable(judge: Judge, tally: Tally) -> None:
     if tally.no_reply:
         words += f" ({tally.no_reply:,} met an error, {tally.unusable:,} got a reply that cannot be used)"
     example = tally.example
-    words += f". One of them, {example.mode}, {example.reason}: {example.text!r}. "
-    if example.reason != NO_REPLY:
-        words += f"{CONTRACTS.get(example.mode, '')} "
+    words += f". One of them, {example.mode}, {example.reason}: {example.text!r}."
+    if example.reason != NO_REPLY and example.mode in CONTRACTS:
+        words += f" {CONTRACTS[example.mode]}"
     raise NoUsableReply(
-        words + "`dt2it check --call-judges` makes one call to a judge behind an endpoint and shows request and reply. "
-        f"Correct the judge's settings and run this again; with the same settings it is asked in {judge.max_runs} runs"
+        words,
+        "`dt2it check --call-judges` asks each judge of the recipe once and shows request and reply. "
+        f"Correct the judge's settings and run this again; with the same settings it is asked in {judge.max_runs} runs",
     )
 
 
@@ -208,7 +228,8 @@ def _asked(judge: Judge, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int
         fault = error
     for place in sorted(left):
         if len(requests) == 1:
-            logger.warning("judge %s failed on prompt %s: %s", judge.name, requests[0].prompt["prompt_id"], fault)
+            row = requests[0].prompt["prompt_id"]
+            logger.warning("judge %s failed on prompt %s: %s", judge.name, row, fault, extra={"row_ids": [row]})
             yield place, JudgeError(f"{type(fault).__name__}: {fault}")
         else:
             yield from ((place, reply) for _, reply in _asked(judge, [requests[place]]))

@@ -98,7 +98,8 @@ def model_key(settings: EndpointJudgeSettings | VllmJudgeSettings) -> str:
     """What stands for a model in the keys of kept replies: name and form of the request, or the weights' content."""
     if isinstance(settings, EndpointSettings):
         return f"endpoint {settings.model} {settings.structured}{' ordered' if settings.ordered_schema else ''}"
-    return f"vllm {_digest(settings.model)}"
+    how = f" {settings.quantization}" if settings.quantization else ""
+    return f"vllm {_digest(settings.model)}{how}"
 
 
 def _digest(model: str) -> str:
@@ -121,5 +122,5 @@ def _engine(settings: EndpointSettings | VllmSettings, most_images: int) -> Samp
         model_path(settings.model),
         settings.max_model_len,
         most_images,
-        tensor_parallel=settings.tensor_parallel,
+        run=settings,
     )

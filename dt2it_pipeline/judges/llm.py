@@ -44,6 +44,7 @@ class ModelJudge:
     """
 
     modes = frozenset({LISTWISE, POINTWISE, PAIRWISE})
+    writes = True
 
     def __init__(
         self,

@@ -6,8 +6,7 @@
 A judge that is asked in words, at an endpoint or by vLLM, is `pairwise_votes.PairwiseVotes`.
 
 Both see each response by itself, so no order of presentation enters. Both compare with what the model answers about
-other
-images: a judge that answers the same for every image knows nothing about this one.
+other images: a judge that answers the same for every image knows nothing about this one.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequ
 from dt2it_pipeline.judges.answer_matching.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.judges.answer_matching.answers import question_text
 from dt2it_pipeline.judges.likelihood.model import Question
-from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict
+from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict, PairVerdict, kept_words
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.storage import content_ids
@@ -51,8 +50,8 @@ class PairJudge(Protocol):
         """See above."""
         ...
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
-        """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none."""
+    def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
+        """The verdict on each row of a pairs table, or why there is none."""
         ...
 
 
@@ -88,9 +87,9 @@ class LikelihoodJudge:
         self._images = _OtherImages(settings, prompts)
         self.calls = 0
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+    def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
         """See PairJudge."""
-        found: list[str | NoVerdict] = []
+        found: list[PairVerdict | NoVerdict] = []
         questions: list[Question] = []
         asked: list[int] = []
         for place, pair in enumerate(pairs):
@@ -109,9 +108,9 @@ class LikelihoodJudge:
             if not math.isfinite(difference):
                 found[place] = NoVerdict("likelihood is not a number", str(evidence))
             elif abs(difference) <= self._settings.tie_margin:
-                found[place] = TIE
+                found[place] = PairVerdict(TIE)
             else:
-                found[place] = CHOSEN if difference > 0 else REJECTED
+                found[place] = PairVerdict(CHOSEN if difference > 0 else REJECTED)
         return found
 
 
@@ -136,7 +135,7 @@ class AnswerJudge:
         self._images = _OtherImages(settings, prompts)
         self.asked = self.looked_up = self.calls = 0
 
-    def verdicts(self, pairs: Sequence[Row]) -> list[str | NoVerdict]:
+    def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other images are asked about where they matter."""
         prompts: list[tuple[Row, ChatPrompt] | NoVerdict] = []
         for pair in pairs:
@@ -147,7 +146,9 @@ class AnswerJudge:
         own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
         given = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
         answers, fresh = [text for text, _ in given], [new for _, new in given]
-        found: list[str | NoVerdict] = [answer if isinstance(answer, NoVerdict) else TIE for answer in answers]
+        found = [
+            answer if isinstance(answer, NoVerdict) else PairVerdict(TIE, kept_words(answer)) for answer in answers
+        ]
         others: list[ChatPrompt] = []
         compared: list[tuple[int, int]] = []  # place of a pair, and how many of `others` are its own
         for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -158,7 +159,7 @@ class AnswerJudge:
                 try:
                     baselines = self._images.for_prompt(*prompt)
                 except ChatError as error:
-                    found[place] = NoVerdict(error.reason, error.detail)
+                    found[place] = NoVerdict(error.reason, error.detail, kept_words(answer))
                     continue
             others += [prompt[1].with_images(images) for images in baselines]
             compared.append((place, len(baselines)))
@@ -169,7 +170,8 @@ class AnswerJudge:
             others_said = list(islice(elsewhere, count))
             texts = [text for text, _ in others_said if not isinstance(text, NoVerdict)]
             fresh[place] = fresh[place] or any(new for _, new in others_said)
-            found[place] = side_that_agrees(question_text(prompt[0]), answer, texts, pair["chosen"], pair["rejected"])
+            side = side_that_agrees(question_text(prompt[0]), answer, texts, pair["chosen"], pair["rejected"])
+            found[place] = PairVerdict(side, kept_words(answer))
         self.calls += sum(fresh)
         return found
 
@@ -200,7 +202,8 @@ class AnswerJudge:
         if isinstance(reply, EngineError):
             return NoVerdict("the judge could not answer", str(reply))
         if not reply.finished:
-            return NoVerdict("the judge's answer was cut off", f"{self._settings.max_new_tokens} tokens")
+            limit = f"{self._settings.max_new_tokens} tokens"
+            return NoVerdict("the judge's answer was cut off", limit, kept_words(reply.text))
         return reply.text
 
     def _key(self, prompt: ChatPrompt) -> str:

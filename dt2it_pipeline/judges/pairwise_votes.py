@@ -7,19 +7,46 @@ from dataclasses import dataclass
 from typing import Any
 
 from dt2it_pipeline.judges.ask import Tally, ask
-from dt2it_pipeline.judges.protocol import PAIRWISE, Judge, JudgeRequest
+from dt2it_pipeline.judges.protocol import PAIRWISE, Judge, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import OK
+from dt2it_pipeline.storage.records import writable
 
 CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
+MOST_WORDS = 4000  # characters of a reply that a table of votes keeps
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """A judge's verdict on a pair.
+
+    Attributes:
+        side: `chosen`, `rejected` or `tie`.
+        words: what the judge wrote, as `kept_words` keeps it; None where it writes nothing.
+    """
+
+    side: str
+    words: str | None = None
 
 
 @dataclass(frozen=True)
 class NoVerdict:
-    """Why a judge has no verdict on a pair: a short fixed phrase, and what was found."""
+    """Why a judge has no verdict on a pair: a short fixed phrase, what was found, and its words as in `PairVerdict`."""
 
     reason: str
     detail: str
+    words: str | None = None
+
+
+def kept_words(text: str) -> str:
+    """A reply as a table of votes keeps it: its first MOST_WORDS characters, with a mark where it was cut.
+
+    >>> kept_words("A is right."), kept_words("word " * 1000)[-43:]
+    ('A is right.', ' [cut here: the reply has 5,000 characters]')
+    """
+    if len(text) <= MOST_WORDS:
+        return writable(text)
+    return f"{writable(text[:MOST_WORDS])} [cut here: the reply has {len(text):,} characters]"
 
 
 class PairwiseVotes:
@@ -49,13 +76,13 @@ class PairwiseVotes:
         """Replies that were asked for; those found on disk are free."""
         return self.tally.asked
 
-    def verdicts(self, pairs: Sequence[Mapping[str, Any]]) -> list[str | NoVerdict]:
-        """`chosen`, `rejected` or `tie` for each row of a pairs table, or why there is none.
+    def verdicts(self, pairs: Sequence[Mapping[str, Any]]) -> list[PairVerdict | NoVerdict]:
+        """The verdict on each row of a pairs table, or why there is none. Replies from the cache have words, too.
 
         Raises:
             JudgeStopped: the judge cannot answer any more.
         """
-        found: list[str | NoVerdict] = []
+        found: list[PairVerdict | NoVerdict] = []
         places: list[int] = []
         requests: list[JudgeRequest] = []
         for place, pair in enumerate(pairs):
@@ -65,14 +92,18 @@ class PairwiseVotes:
                 places.append(place)
                 sides = (pair["chosen"], pair["rejected"])
                 requests.append(JudgeRequest(prompt, sides if self._chosen_first(pair) else sides[::-1], PAIRWISE))
-        for place, verdicts in zip(places, ask(self.judge, requests, self._cache, self.tally), strict=True):
+        heard: dict[int, Reply] = {}  # by place of the request, the last one
+        judged = ask(self.judge, requests, self._cache, self.tally, heard)
+        for number, (place, verdicts) in enumerate(zip(places, judged, strict=True)):
             first = verdicts[0]
+            words = kept_words(heard[number].text) if number in heard else None
             if first.status != OK or first.score is None:
-                found[place] = NoVerdict(first.status, first.detail)
+                found[place] = NoVerdict(first.status, first.detail, words)
             elif first.score == verdicts[1].score:
-                found[place] = TIE
+                found[place] = PairVerdict(TIE, words)
             else:
-                found[place] = CHOSEN if (first.score == 1) == self._chosen_first(pairs[place]) else REJECTED
+                chosen = (first.score == 1) == self._chosen_first(pairs[place])
+                found[place] = PairVerdict(CHOSEN if chosen else REJECTED, words)
         return found
 
     def _chosen_first(self, pair: Mapping[str, Any]) -> bool:

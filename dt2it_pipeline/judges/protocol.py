@@ -24,9 +24,18 @@ class JudgeStopped(UserError, RuntimeError):
 
 
 class NoUsableReply(UserError, RuntimeError):
-    """A judge has answered, and none of its replies can be used: more calls would be of no use, so the run stops."""
+    """A judge has answered, and none of its replies can be used: more calls would be of no use, so the run stops.
+
+    Args:
+        found: what happened, with an example.
+        advice: what to do, which depends on where the judge's settings stand.
+    """
 
     help_page: ClassVar[str] = "troubleshooting#no-usable-reply"
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(f"{found} {advice}".rstrip())
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class JudgeRequest:
     attempt: int = 0
     run: int = 0
 
+    def texts(self) -> tuple[str, ...]:
+        """Every text of data that a judge is shown for this request: turns, reference answer, responses."""
+        turns = (str(turn["text"]) for turn in self.prompt["turns"])
+        return (*turns, self.prompt["reference"] or "", *self.responses)
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -60,7 +74,8 @@ class Judge(Protocol):
 
     `modes` are those it can judge in, `attempts` how often a run asks it where its reply cannot be used, and `max_runs`
     how many runs do so. One that scores by something else than the six criteria has a further attribute `rubric`
-    (`rubric.Rubric`).
+    (`rubric.Rubric`). One whose replies are a model's words has `writes = True`: a verdict that it quotes from a text
+    is not taken for its own.
     """
 
     name: str

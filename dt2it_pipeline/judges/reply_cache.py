@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from dt2it_pipeline.judges.protocol import Judge, JudgeRequest, Reply
 from dt2it_pipeline.storage import content_ids
 from dt2it_pipeline.storage.sqlite_cache import CacheKind, SqliteCache
 
+_logger = logging.getLogger(__name__)
 _REPLIES = CacheKind(
     name="the file of judges' replies",
     tables="CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL);",
     probe="SELECT key, reply FROM replies LIMIT 0",
     if_lost="what it held is asked for again",
+    private=True,
 )
 
 
@@ -55,7 +57,8 @@ class ReplyCache:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.file = SqliteCache(_REPLIES, path)
+        self.file, self._path = SqliteCache(_REPLIES, path), path
+        self._damage_reported = False
         self.put_here: set[str] = set()
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
@@ -64,15 +67,30 @@ class ReplyCache:
         # As bytes: a row whose text is damaged must not stop the others.
         query = "SELECT CAST(key AS BLOB), CAST(reply AS BLOB) FROM replies WHERE key IN"
         for key, reply in self.file.select(query, keys):
-            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
-                found[key.decode()] = _reply(json.loads(reply.decode()))
+            try:
+                *values, check = json.loads(reply.decode())
+                if check != content_ids.content_hash(key.decode(), values):
+                    raise ValueError("its content is not what was written")
+                found[key.decode()] = _reply(values)
+            except (ValueError, TypeError, AttributeError, RecursionError):  # a damaged row counts as unknown
+                self._report_damage()
         return found
+
+    def _report_damage(self) -> None:
+        if not self._damage_reported:
+            self._damage_reported = True
+            _logger.warning(
+                "%s %s holds damaged rows: what they held is asked for again, the others are used",
+                _REPLIES.name,
+                self._path or "in memory",
+            )
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply."""
         values: list[Any] = [reply.text, reply.finished, reply.prompt_tokens, reply.completion_tokens]
         # ASCII escapes: a judge may write half a surrogate pair, which SQLite would refuse.
-        self.file.rows("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(values)))
+        row = [*values, content_ids.content_hash(key, values)]
+        self.file.rows("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(row)))
         self.put_here.add(key)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,17 +97,25 @@ _BRACKETED = re.compile(r"\s*[(（][^)）]*[)）]\s*$")
 _THOUGHTS = re.compile(r"(?s)^.*</think>")  # what a reasoning model wrote before its answer
 
 
-def read_reply(reply: Reply, mode: str, count: int, rubric: Rubric = SIX_CRITERIA) -> list[Verdict]:
-    """Read a judge's reply in any mode; one verdict per response in the order of presentation. Never raises."""
-    verdicts = parse_pairwise(reply.text) if mode == PAIRWISE else parse_reply(reply.text, count, rubric)
+def read_reply(
+    reply: Reply, mode: str, count: int, rubric: Rubric = SIX_CRITERIA, material: Sequence[str] = ()
+) -> list[Verdict]:
+    """Read a judge's reply in any mode; one verdict per response in the order of presentation. Never raises.
+
+    `material` are the texts that the judge was shown: a verdict that stands in one of them is quoted, not given.
+    """
+    if mode == PAIRWISE:
+        verdicts = parse_pairwise(reply.text, material)
+    else:
+        verdicts = parse_reply(reply.text, count, rubric, material)
     if reply.finished or all(verdict.status == OK for verdict in verdicts):
         return verdicts
     return [Verdict(CUT_OFF, detail=reply.text)] * count
 
 
-def parse_pairwise(text: str) -> list[Verdict]:
+def parse_pairwise(text: str, material: Sequence[str] = ()) -> list[Verdict]:
     """Read a reply on two responses: two verdicts. Never raises."""
-    payload, fault = only_object(text, "better")
+    payload, fault = only_object(text, "better", material)
     better = payload.get("better") if payload else None
     if isinstance(better, bool) or better not in (0, 1, 2):
         return [Verdict(UNPARSABLE, detail=fault or f"better is {better!r}: {text}")] * 2
@@ -115,13 +123,13 @@ def parse_pairwise(text: str) -> list[Verdict]:
     return [Verdict(OK, first), Verdict(OK, 1.0 - first)]
 
 
-def parse_reply(text: str, count: int, rubric: Rubric = SIX_CRITERIA) -> list[Verdict]:
+def parse_reply(text: str, count: int, rubric: Rubric = SIX_CRITERIA, material: Sequence[str] = ()) -> list[Verdict]:
     """Read a judge's reply on `count` responses; one verdict per response in the order of presentation.
 
     Text around the JSON object (a code fence, a preamble) is ignored. Never raises: what cannot be read is a verdict
     whose status says so.
     """
-    payload, fault = only_object(text, "responses")
+    payload, fault = only_object(text, "responses", material)
     if payload is None or not isinstance(payload.get("responses"), list):
         return [Verdict(UNPARSABLE, detail=fault or text)] * count
     entries: dict[int, Any] = {}
@@ -236,33 +244,40 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # JSON has NaN, Infinity
 
 
-def only_object(text: str, key: str) -> tuple[dict[str, Any] | None, str]:
+def only_object(text: str, key: str, material: Sequence[str] = ()) -> tuple[dict[str, Any] | None, str]:
     """The object with `key` in the text, or None and why.
 
     There must be one: a judge that quotes a verdict which a response asks for has two, and which is its own is anyone's
-    guess. The same object twice counts once.
+    guess. The same object twice counts once. Where the only one stands in the `material` that the judge was shown, it
+    may be quoted, too.
     """
-    found: list[dict[str, Any]] = []
-    for value in _objects(_THOUGHTS.sub("", text)):
-        if key in value and value not in found:
-            found.append(value)
+    found: list[tuple[dict[str, Any], str]] = []
+    for value, words in _objects(_THOUGHTS.sub("", text)):
+        if key in value and all(value != other for other, _ in found):
+            found.append((value, _without_space(words)))
     if len(found) > 1:
         return None, f"{len(found)} different verdicts: {text}"
-    return (found[0], "") if found else (None, "")
+    if found and any(found[0][1] in _without_space(each) for each in material):
+        return None, f"the only verdict stands in what was to be judged, too: {text}"
+    return (found[0][0], "") if found else (None, "")
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The outermost JSON objects in a text, keys in English."""
+def _objects(text: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """The outermost JSON objects in a text, keys in English; with each, its words."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start != -1:
         end = start + 1
         try:
             value, end = decoder.raw_decode(text, start)
-            yield _english(value)
+            yield _english(value), text[start:end]
         except (ValueError, RecursionError):
             pass
         start = text.find("{", end)
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def _english(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +11,30 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from dt2it_pipeline.config.paths import config_files, looked_in
+from dt2it_pipeline.judges import material
 from dt2it_pipeline.judges.answer_matching.answers import question_text
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
-from dt2it_pipeline.media.markers import MARKER, without_markers
+from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.storage import content_ids
 
 FALLBACK_LANGUAGE = "en"
 IS_RIGHT, IS_SAME = "is_right", "is_same"  # templates of questions that yes or no answers: one text, two texts
-_FENCE = re.compile(r"(?m)^\s*={3,}")
 
 
 @dataclass(frozen=True)
 class Template:
-    """One template: its words, and their hash, which a judgement records."""
+    """One template: its words, and their hash, which a judgement records.
+
+    The words know `question`, `reference`, `responses`, how many `images` there are, and `mark`, which belongs on every
+    line that stands between instructions and data (see `material`).
+    """
 
     text: str
 
     @property
     def hash(self) -> str:
-        """Content hash of the template's words."""
-        return content_ids.content_hash("template", self.text)
+        """Content hash of the template's words, and of the form in which data are put into them."""
+        return content_ids.content_hash("template", material.VERSION, self.text)
 
     def render(self, request: JudgeRequest, values: Mapping[str, str] | None = None) -> str:
         """The judge's prompt for one request, without media markers; `values` are further words for the template.
@@ -40,11 +43,16 @@ class Template:
             JudgeError: the template is malformed, or uses a name that it is not given.
         """
         environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["one_line"] = material.one_line
+        reference = request.prompt["reference"] or ""
+        turns = [[turn["role"], without_markers(turn["text"]).strip()] for turn in request.prompt["turns"]]
+        mark = material.mark(self.text, turns, reference, request.responses, dict(values or {}))
         try:
             return environment.from_string(self.text).render(
-                question=_conversation(request),
-                reference=request.prompt["reference"] or "",
-                responses=[_fenced(text) for text in request.responses],
+                mark=mark,
+                question=_conversation(request, mark),
+                reference=material.shown(reference),
+                responses=[material.shown(text) for text in request.responses],
                 images=len(request.prompt["media"]),
                 **(values or {}),
             )
@@ -86,16 +94,10 @@ def _stem(mode: str) -> str:
     return f"judge_{mode}" if mode in (LISTWISE, POINTWISE, PAIRWISE) else mode
 
 
-def _conversation(request: JudgeRequest) -> str:
+def _conversation(request: JudgeRequest, mark: str) -> str:
     """The question; with the turns before it where there are any."""
     turns = request.prompt["turns"]
     if len(turns) == 1:
-        return _fenced(question_text(request.prompt))
-    lines = [f"[{turn['role']}] {turn['text']}" for turn in turns]
-    return _fenced(without_markers("\n".join(lines)))
-
-
-def _fenced(text: str) -> str:
-    """Text that cannot be taken for one of the template's === lines, nor for an image's marker."""
-    cleaned = MARKER.sub(r"< \1 >", text)
-    return _FENCE.sub("= = =", cleaned)
+        return material.shown(question_text(request.prompt))
+    # A turn's text could hold a line "[user] ...", but not the mark.
+    return "\n".join(f"[{mark} {turn['role']}] {material.shown(without_markers(turn['text']))}" for turn in turns)

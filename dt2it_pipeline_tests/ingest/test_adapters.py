@@ -78,6 +78,7 @@ def test_ratings_become_pairs_with_strength(tmp_path: Path, as_lists: bool, colu
     pairs = [(m.chosen, m.rejected, m.strength) for m in made if isinstance(m, Conversation)]
     assert pairs == [("a", "b", 0.666667), ("c", "b", 0.666667)]
     assert [(m.row_id, m.part) for m in made if isinstance(m, Conversation)] == [("1", "0-1"), ("1", "1-2")]
+    assert [m.ranks for m in made if isinstance(m, Conversation)] == [(1.5, 3), (1.5, 3)]
     aside = [(m.row_id, m.reason, m.detail.partition(":")[0]) for m in made if isinstance(m, Quarantined)]
     assert aside == [
         ("1", "rating is not a number", "answer 3"), ("1", "tie", "answers 0 and 2 are both rated 4.67")
@@ -90,6 +91,8 @@ def test_pairs_of_one_row_name_that_row(tmp_path: Path) -> None:
     rows = [{"id": name, "prompt": f"q {name}", "completions": completions, "image": "a.png"} for name in "xy"]
     artifact = read_source(source(tmp_path, rows, "vlfeedback"), tmp_path, tmp_path / "media")
     assert artifact["pairs"]["row_id"].to_pylist() == ["x", "x", "y", "y"]
+    name = artifact["pairs"]["source"][0].as_py()
+    assert artifact["pairs"]["list_id"].to_pylist() == [f"{name}/{row}" for row in ("x", "x", "y", "y")]
     assert artifact["quarantine"].select(["row_id", "reason"]).to_pylist() == [
         {"row_id": "x", "reason": "tie"},
         {"row_id": "y", "reason": "tie"},

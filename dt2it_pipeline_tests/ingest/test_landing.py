@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests, look
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline_tests.support.landing_world import MANIFEST, drop
@@ -153,3 +154,21 @@ def test_content_follows_an_edit_that_keeps_the_size(tmp_path: Path, place: str)
     (before,) = (landed.content for landed in look(landing))
     (landing / place).write_text('{"id": 2}')
     assert look(landing)[0].content != before
+
+
+@pytest.mark.parametrize("asks", ["media_urls", "hub"])
+def test_a_dropped_manifest_makes_no_requests_unless_the_recipe_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    folder = tmp_path / "landing"
+    folder.mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path)  # of no concern: a manifest of the Hub has no files here
+    monkeypatch.chdir(tmp_path / "here")
+    (folder / "d.jsonl").write_text("{}\n")
+    place = {"media_urls": "path: d.jsonl\nmedia_urls: true", "hub": f"hub: some/set\nrevision: {'a' * 40}"}[asks]
+    (folder / "sly.yaml").write_text(f"name: sly\nkind: preferences\nlicence: MIT\n{place}\n")
+    fault = landed_manifests(tmp_path, settle_seconds=0).faults["sly.yaml"]
+    assert f"`{asks}` would make requests" in fault and "landing.network" in fault
+    allowed = landed_manifests(tmp_path, LandingSettings(network=True), settle_seconds=0)
+    assert [manifest.name for manifest in allowed.manifests] == ["sly"]

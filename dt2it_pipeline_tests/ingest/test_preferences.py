@@ -16,9 +16,11 @@ from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.preferences import FORMS as HELP
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.ingest.sources import read_source
+from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.style import style_probe
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.export_world import world
+from dt2it_pipeline_tests.support.list_worlds import flipped
 from dt2it_pipeline_tests.support.preference_forms import FORMS, TIES, VERDICTS
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
@@ -94,6 +96,65 @@ def test_a_verdict_is_never_ignored(tmp_path: Path) -> None:
         _read(tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}])
     pairs, _ = _read(tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}], columns={"verdict": "human_vote"})
     assert pairs["chosen"].tolist() == ["good"]
+
+
+SCORES = [
+    (NEUTRAL, ("score_a", "score_b")),
+    (NEUTRAL, ("Score A", "Score B")),
+    (NEUTRAL, ("response_a_rating", "response_b_rating")),
+    (NEUTRAL, ("model_a_score", "model_b_score")),
+    ({"prompt": "q?", "Output1": "bad", "Output2": "good"}, ("score1", "score2")),
+    ({"prompt": "q?", "answer_0": "bad", "answer_1": "good"}, ("0_reward", "1_reward")),
+]
+
+
+@pytest.mark.parametrize(("row", "names"), SCORES)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_two_scores_without_a_verdict(
+    tmp_path: Path, row: dict[str, Any], names: tuple[str, str], as_text: bool
+) -> None:
+    values: list[tuple[Any, Any]] = [(2, 4.5), (3, 3.0), (5, 1), (1, None), (float("nan"), 1)]
+    if as_text:
+        values = [(str(one), "" if other is None else str(other)) for one, other in values[:4]]
+    pairs, quarantine = _read(tmp_path, [row | dict(zip(names, both, strict=True)) for both in values])
+    assert pairs[["chosen", "rejected", "strength"]].values.tolist() == [["good", "bad", 2.5], ["bad", "good", 4.0]]
+    assert quarantine["reason"].tolist() == ["tie", "no verdict"] + ([] if as_text else ["no verdict"])
+    assert names[1] in quarantine["detail"][1] and "equal scores" in quarantine["detail"][0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"score_a": 1},  # of one side
+        {"score_a": 1, "score_2": 2},  # not alike
+        {"score_1": 1, "score_2": 2},
+        {"score_a": 1, "score_b": 2, "rating_a": 2, "rating_b": 1},
+        {"score_a": "low", "score_b": "high"},
+        {"score_a": 1, "score_b": "inf"},
+        {"rank_a": 1, "rank_b": 2},
+    ],
+)
+def test_scores_that_are_not_clear_are_no_verdict(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="no column says which is better"):
+        _read(tmp_path, [NEUTRAL | more])
+
+
+def test_a_verdict_counts_more_than_scores(tmp_path: Path) -> None:
+    scored = NEUTRAL | {"score_a": 9, "score_b": 1}
+    pairs, quarantine = _read(tmp_path, [scored | {"winner": "B"}, scored | {"winner": None}, scored])
+    assert pairs["chosen"].tolist() == ["good"] and pairs["strength"].isna().all()
+    assert quarantine["reason"].tolist() == ["no verdict", "no verdict column"]
+
+
+def test_scores_of_mapped_sides(tmp_path: Path) -> None:
+    scored = NEUTRAL | {"score_a": 9, "score_b": 1}
+    mapped, _ = _read(tmp_path, [scored], columns={"first": "response_a", "second": "response_b"})
+    assert mapped["chosen"].tolist() == ["bad"]
+    with pytest.raises(SourceError, match="no column says which is better"):  # `a` may be either side's
+        _read(tmp_path, [scored], columns={"first": "response_b", "second": "response_a"})
+    other = {"prompt": "q?", "mine": "bad", "theirs": "good", "mine_score": 1, "theirs_score": 2}
+    mapped, _ = _read(tmp_path, [other], columns={"first": "mine", "second": "theirs"})
+    assert mapped["chosen"].tolist() == ["good"]
 
 
 def test_lists_give_every_pair_with_its_ranks(tmp_path: Path) -> None:
@@ -299,6 +360,53 @@ def test_an_export_comes_back_as_the_same_pairs(tmp_path: Path, format: str) -> 
     assert back["pairs"].select(columns).to_pylist() == pairs.select(columns).to_pylist()
     if format != "llamafactory":  # whose format has no strength
         assert back["pairs"]["strength"].to_pylist() == pairs["strength"].to_pylist()
+
+
+LISTS = ["list_id", "chosen_rank", "rejected_rank"]
+
+
+@pytest.mark.parametrize("format", ["trl", "huggingface", "llamafactory"])
+def test_lists_come_back_from_an_export_as_they_were(tmp_path: Path, format: str) -> None:
+    """Read, imported, flipped in part and dropped in part as by curation, exported, read and imported again."""
+    rows = [
+        {"id": "one", "question": "q?", "responses": ["a", "b", "c", "d"], "ratings": [9, 5, 5, 1]},
+        {"id": 2, "question": "what?", "responses": ["e", "f", "g"], "ranks": [1, 2, 3]},
+        {"id": "alone", "question": "how?", "responses": None, "chosen": "h", "rejected": "i"},
+    ]
+    read, _ = _read(tmp_path, rows)
+    manifest = Manifest(name="mine", kind="preferences", path=str(tmp_path / "pairs.json"), licence="x")
+    raw = read_source(manifest, tmp_path, tmp_path / "media")
+    made = raw["pairs"].to_pylist()
+    assert [row["list_id"] for row in made] == ["mine/one"] * 5 + ["mine/2"] * 3 + [None]
+    known = read[LISTS].astype(object).where(read[LISTS].notna(), None)
+    ranks = [[row["chosen_rank"], row["rejected_rank"]] for row in made]
+    assert ranks == known[LISTS[1:]].to_numpy().tolist()
+    assert [1.0, 2.5] in ranks and ranks[-1] == [None, None]
+
+    del made[2]
+    made[5] = flipped(made[5])
+    pairs = schemas.table(made, "pairs")
+    export_pairs(pairs, raw["prompts"], tmp_path / "media", tmp_path / "out", format)
+    back, quarantine = read_preferences(tmp_path / "out")
+    assert quarantine.empty
+    assert back[LISTS].astype(object).where(back[LISTS].notna(), None).to_numpy().tolist() == [
+        [row[name] for name in LISTS] for row in made
+    ]
+    assert [back["chosen_rank"][5], back["rejected_rank"][5]] == [3.0, 1.0]  # of a flipped pair
+    again = Manifest(name="back", kind="preferences", path=str(tmp_path / "out"), licence="x")
+    imported = read_source(again, tmp_path, tmp_path / "media")["pairs"]
+    assert imported["list_id"].to_pylist() == [row["list_id"] and f"back/{row['list_id']}" for row in made]
+    assert imported.select(LISTS[1:]).equals(pairs.select(LISTS[1:]))
+
+
+def test_places_in_a_list_that_are_no_numbers_cost_their_row(tmp_path: Path) -> None:
+    row = {"prompt": "q?", "chosen": "good", "rejected": "bad", "list_id": "x", "chosen_rank": 1, "rejected_rank": 2}
+    changes = ({}, {"rejected_rank": None}, {"list_id": None}, {"list_id": ""}, {"chosen_rank": "first"})
+    changes += ({"chosen_rank": "inf"}, {"list_id": 7})
+    pairs, quarantine = _read(tmp_path, [row | change for change in changes])
+    found = pairs[LISTS].astype(object).where(pairs[LISTS].notna(), None).to_numpy().tolist()
+    assert found == [["x", 1, 2], ["x", None, None], [None] * 3, [None] * 3, ["7", 1, 2]]
+    assert quarantine["reason"].tolist() == ["not a number", "rank is not finite"]
 
 
 def test_an_image_in_the_row_distinguishes_prompts(tmp_path: Path) -> None:

@@ -278,9 +278,38 @@ def test_a_malformed_element_costs_no_other(tmp_path: Path, chunk: int, monkeypa
     assert found[1].detail == "Expecting ',' delimiter, in the 28 characters up to the next element"
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_an_object_with_one_list_of_objects_is_that_list(tmp_path: Path, indent: int | None, ending: str) -> None:
+    file = tmp_path / f"rows.json{ending}"
+    content = {"version": 2, "tags": ["x"], "info": {"by": "us"}, "pairs": [*ROWS, 5]}
+    text = json.dumps(content, indent=indent).encode()
+    file.write_bytes(gzip.compress(text) if ending else text)
+    *read, last = list(read_rows(manifest(file), tmp_path))
+    assert [dict(row.values) for row in read if isinstance(row, Row)] == ROWS
+    assert last == Quarantined(f"row {len(ROWS) + 1}", "malformed JSON", "expected an object, found int")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}], "rejected_response": "bad"},
+        {"one": [{"role": "user", "content": "q"}], "two": [{"role": "user", "content": "q"}]},
+        {"prompt": "q", "boxes": [{"x": 1}]},
+        {"a": {"spans": [{"x": 1}]}},
+    ],
+)
+def test_an_object_in_one_line_that_is_a_row_stays_one(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(row))
+    assert values(manifest(tmp_path / "rows.json"), tmp_path) == [row]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
+        ("rows.json", b'{"train": [{"a": 1}], "test": [{"a": 2}]}', r"with 2 lists of objects \(train, test\)"),
+        ("rows.json", b'{"n": 1,\n "x": [{"a": 1}], "y": {"z": [{}]}}', r"with 2 lists of objects \(x, y.z\)"),
+        ("rows.json", b'{"version": 1,\n "pairs": [{"a": 1}, {"a"', "nor one object with a list of rows: Expecting"),
         ("rows.json", b'[{"a": 1}] \n[{"a": 2}, {"a": 3}]', "goes on behind the end of its array of 1 elements: "),
         ("rows.json", b'[{"a": 1}, {"a": "}, {"a": 3}]', "rows.json is malformed behind element 1"),
         ("rows.json", b'{"a":\n 1}', "rows.json is neither a JSON array nor one JSON object per line"),
@@ -404,7 +433,7 @@ def test_long_values_of_a_csv_are_read_and_a_heading_without_end_is_not(
     rows = [ROWS[0] | {"rejected": "A" * 1_000_000}]
     (tmp_path / "rows.csv").write_bytes(as_csv(rows))
     assert values(manifest(tmp_path / "rows.csv"), tmp_path) == rows
-    monkeypatch.setattr(file_formats, "_LONGEST_CELL", 10)
+    monkeypatch.setattr(file_formats, "LONGEST_LINE", 10)
     before = csv.field_size_limit(10)
     try:
         (tmp_path / "rows.csv").write_bytes(b"x" * 200_000 + b",a\n1,2\n")

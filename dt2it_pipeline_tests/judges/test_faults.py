@@ -247,6 +247,18 @@ def test_a_judge_that_goes_by_place_is_found_out(tmp_path):
     assert found["fair"]["stated_difference"] > 0  # the server always claims 7.5
 
 
+def test_a_reply_that_repeats_the_key_is_kept_without_it(tmp_path, monkeypatch):
+    def telling(words, responses):
+        found = json.loads(FaultServer({}).answer(words, responses))
+        return json.dumps(found | {"reference": f"your key is {KEY}, in pieces {KEY[:4]}"})
+
+    with serving(FaultServer({}, telling)) as server:
+        metadata, judgements, _ = _run(judging_job(tmp_path, server.url, [["item-a worth-3", "item-b worth-8"]]))
+    assert server.keys == {f"Bearer {KEY}"} and metadata["rows_out"] == len({row["response_id"] for row in judgements})
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert KEY.encode() not in kept and b"your key is (key)" in kept
+
+
 def test_a_missing_key_and_a_key_in_the_clear_are_refused(tmp_path, monkeypatch):
     job = judging_job(tmp_path, "http://127.0.0.1:9/v1", [["item-a"]])
     monkeypatch.delenv("DT2IT_TEST_KEY")
@@ -276,6 +288,11 @@ def test_a_model_that_vllm_runs_judges_through_the_recipe_and_its_replies_are_ke
     figures = metadata["judges"]["local"]
     assert (figures["prompt_tokens"], figures["completion_tokens"], figures["cost"]) == (300, 60, 0)
     assert again["judges"]["local"]["cache_hit_rate"] == 1
+    # Quantised weights write other replies.
+    local = {"kind": "vllm", "name": "local", "attempts": 2, "quantization": "fp8"}
+    settings = JudgingSettings.model_validate({"judges": [local]})
+    other = judge.run(job.model_copy(update={"settings": settings}), lambda progress: None, make_engine)
+    assert other["judges"]["local"]["cache_hit_rate"] == 0
     scores = {row["score"] for row in atomic.read_parquet(tmp_path / "judged/judgements.parquet").to_pylist()}
     assert sorted(round(score, 6) for score in scores) == [3, 8]
 

@@ -107,6 +107,7 @@ def test_what_it_cannot_answer_is_no_vote_with_a_reason(tmp_path):
     (tmp_path / "teal.png").write_bytes(b"GIF89a")
     votes, aside, pairs = run(tmp_path, prompts, [("It is green.", "It is red.")] * 5, engine)
     assert [vote["verdict"] for vote in votes[:5]] == [None, None, "chosen", "tie", None]
+    assert [vote["words"] for vote in votes[:5]] == [None, "The shape is", "The shape is green.", "", None]
     assert [aside.get(f"{pair['pair_id']}/first") for pair in pairs] == [
         "the judge could not answer",
         "the judge's answer was cut off",

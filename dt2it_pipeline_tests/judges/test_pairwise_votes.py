@@ -9,7 +9,7 @@ import pytest
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge
-from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
+from dt2it_pipeline.judges.pairwise_votes import MOST_WORDS, NoVerdict, PairVerdict, PairwiseVotes, kept_words
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.storage import records
@@ -39,7 +39,8 @@ def test_an_endpoint_votes_for_the_better_side_wherever_it_stands(tmp_path, orde
         verdicts = votes.verdicts(pairs)
         questions = [body["messages"][0]["content"][1]["text"] for body in server.bodies]
     expected = ["chosen" if number % 2 else "rejected" for number in range(12)]
-    assert [v for n, v in enumerate(verdicts[:12]) if n != 3] == [v for n, v in enumerate(expected) if n != 3]
+    assert [v.side for n, v in enumerate(verdicts[:12]) if n != 3] == [v for n, v in enumerate(expected) if n != 3]
+    assert '"better"' in verdicts[4].words and verdicts[3].words == "I would rather not say."
     assert isinstance(verdicts[3], NoVerdict) and verdicts[3].detail.endswith("I would rather not say.")
     assert verdicts[12] == NoVerdict("unknown prompt", "no such prompt")
     assert (votes.tally.calls, votes.tally.judged, votes.tally.unusable) == (12, 11, 1)
@@ -68,7 +69,7 @@ def test_the_two_orders_show_opposite_places_and_a_tie_is_a_tie(tmp_path):
     verdicts = [
         PairwiseVotes(Watcher(), {prompt["prompt_id"]: prompt}, o).verdicts([pair]) for o in ("forward", "reversed")
     ]
-    assert verdicts == [["tie"], ["tie"]]
+    assert verdicts == [[PairVerdict("tie", '{"better": 0}')]] * 2
     assert seen[0] == seen[1][::-1]
     with pytest.raises(ValueError, match="sideways"):
         PairwiseVotes(Watcher(), {}, "sideways")
@@ -89,8 +90,9 @@ def test_likelihood_compares_two_responses_and_its_replies_are_kept(tmp_path):
     assert asked[0].baselines[0][0].getpixel((0, 0)) == (128, 128, 128)
     cache = ReplyCache(tmp_path / "replies.sqlite")
     pair = records.make_pair(prompt["prompt_id"], "longer", "short", source="s")
-    for _ in range(2):
-        assert PairwiseVotes(judge, {prompt["prompt_id"]: prompt}, "forward", cache).verdicts([pair]) == ["chosen"]
+    for _ in range(2):  # the second time the reply comes from the cache, words and all
+        (vote,) = PairwiseVotes(judge, {prompt["prompt_id"]: prompt}, "forward", cache).verdicts([pair])
+        assert vote.side == "chosen" and json.loads(vote.words)["better"] in (1, 2)
     assert len(asked) == 2
     no_image = prompt | {"media": [], "turns": [{"role": "user", "text": "what?"}]}
     ((_, error),) = judge.judge([JudgeRequest(no_image, ("a", "b"), PAIRWISE)])
@@ -103,3 +105,9 @@ def test_a_damaged_row_of_the_cache_counts_as_unknown(tmp_path):
     for key, row in (("cut", "[1"), ("other", "3"), ("deep", "[" * 10**5)):
         cache.file.rows("INSERT INTO replies VALUES (?, ?)", (key, row))
     assert cache.get(["good", "cut", "other", "deep"]) == {"good": Reply("x", True, 1, 1)}
+
+
+def test_a_long_reply_is_cut_with_a_mark_and_half_a_character_is_spelled_out():
+    assert kept_words("x" * MOST_WORDS) == "x" * MOST_WORDS
+    assert kept_words("x" * (MOST_WORDS + 1)) == "x" * MOST_WORDS + " [cut here: the reply has 4,001 characters]"
+    assert kept_words("\ud83d").encode() == rb"\ud83d"

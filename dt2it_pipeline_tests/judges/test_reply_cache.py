@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_a_damaged_file_is_renamed_with_a_warning_and_a_new_one_is_begun(path, d
     assert again.get(["new"]) == {"new": REPLY}
     again.close()
     assert len(caplog.records) == 1
+
+
+def test_a_damaged_row_costs_that_row_and_is_reported_once(path, caplog):
+    with contextlib.closing(ReplyCache(path)) as cache:
+        for key in "abcd":
+            cache.put(key, Reply(f"score {key}", True, 3, 4))
+    changes = {"a": '["score', "b": '["score x", true, 3, 4, "0"]', "c": None}
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for key, content in changes.items():
+            whole = database.execute("SELECT reply FROM replies WHERE key = ?", key).fetchone()[0]
+            content = whole.replace("score", "scorf") if content is None else content  # one bit
+            database.execute("UPDATE replies SET reply = ? WHERE key = ?", (content, key))
+        database.commit()
+    with contextlib.closing(ReplyCache(path)) as cache:
+        for _ in range(2):
+            assert cache.get(list("abcd")) == {"d": Reply("score d", True, 3, 4)}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in line and "damaged rows" in line
 
 
 def test_a_file_that_is_damaged_when_it_is_written_keeps_the_new_reply(path):

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
-from dt2it_pipeline.judges.protocol import LISTWISE, POINTWISE, JudgeError
-from dt2it_pipeline.judges.trial import RIGHT, try_judge
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings
+from dt2it_pipeline.config.sections.annotation import PairJudgeSettings
+from dt2it_pipeline.config.sections.judging import (
+    EndpointJudgeSettings,
+    LikelihoodCheckSettings,
+    LikelihoodJudgeSettings,
+    VllmJudgeSettings,
+)
+from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError
+from dt2it_pipeline.judges.trial import RIGHT, LocalJudge, try_judge, try_local_judge
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving, verdict
 
 
@@ -78,3 +85,36 @@ def test_a_call_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(JudgeError, match=r"JUDGE_KEY.*is not set"):
         try_judge(judge("http://127.0.0.1:9/v1", api_key_env="JUDGE_KEY"))
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("settings", "mode", "request_"),
+    [
+        (LikelihoodJudgeSettings(name="j"), PAIRWISE, "pairwise, 'What colour"),
+        (LikelihoodJudgeSettings(name="j", measure="yes"), LISTWISE, "listwise, 'What colour"),
+        (LikelihoodCheckSettings(name="j"), PAIRWISE, "two texts compared, 'What colour"),
+        (PairJudgeSettings(name="j"), PAIRWISE, "a pair by likelihood, 'What colour"),
+        (PairJudgeSettings(name="j", kind="answer"), PAIRWISE, "a pair by answer, 'What colour"),
+        (
+            VllmJudgeSettings(name="j", model=DEMO_BASE_MODEL, max_model_len=2048, max_new_tokens=600),
+            PAIRWISE,
+            "pairwise",
+        ),
+    ],
+    ids=lambda value: f"{value.kind}" if isinstance(value, Settings) else "",
+)
+def test_a_judge_of_this_machine_loads_its_model_and_is_asked(settings: LocalJudge, mode: str, request_: str) -> None:
+    trial = try_local_judge(settings, mode)
+    print(trial)
+    assert trial.request.startswith(request_) and trial.seconds > 0 and trial.cost is None
+    assert trial.usable == (trial.right is not None)
+    assert trial.usable or settings.kind == "vllm"  # the small model writes no judgement
+
+
+@pytest.mark.heavy
+def test_a_model_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(JudgeError, match=f"cannot load the judge's model {tmp_path}"):
+        try_local_judge(PairJudgeSettings(name="j", model=str(tmp_path)))

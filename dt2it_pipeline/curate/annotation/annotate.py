@@ -1,7 +1,7 @@
 """Step 3 of curation: judges vote on every contested pair (DT2IT-MRM, part 3).
 
 Each judge gives one verdict per pair. The first judge sees pairs in the order `forward`, the next in `reversed`, in
-turn. For judges that see each response alone (`pair_judges.py`) the order has no meaning; it is recorded all the same.
+turn. Judges that see each response alone (`pair_judges.py`) have the order `alone`.
 
 Run as `python -m dt2it_pipeline.engines.jobs job.json`.
 """
@@ -26,13 +26,15 @@ from dt2it_pipeline.judges.ask import require_usable
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
-from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairwiseVotes
+from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairVerdict, PairwiseVotes
 from dt2it_pipeline.judges.protocol import NoUsableReply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
+from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "annotate"
 ORDERS = ("forward", "reversed")
+ALONE = "alone"  # in place of an order, where a judge sees each response by itself
 _CALLS = "calls.json"  # of a shard, beside its votes
 _FEW = 3  # pairs; a judge that has no reply to fewer may be right about them, and the run goes on
 
@@ -81,7 +83,7 @@ def run(
 
     Args:
         job: what to vote on, and by whom.
-        report: called after each shard with judge, pairs and pairs_per_second.
+        report: called after each shard with how many of the pairs a judge has seen.
         make_weigher: builds a likelihood judge's model from its settings and the batch size; transformers when None.
         make_engine: builds an answering judge's engine from its settings and the most images in one prompt; vLLM
             when None.
@@ -109,7 +111,9 @@ def run(
         todo = [start for start in starts if not _folder(work, judge, start).is_dir()]
         if not todo:
             continue
-        order = ORDERS[place % 2]
+        order = ALONE if isinstance(judge, PairJudgeSettings) else ORDERS[place % 2]
+        left = sum(len(pairs[start : start + settings.batch_pairs]) for start in todo)
+        progress = Progress(report, "pairs", len(pairs), first=len(pairs) - left)
         built = _built(judge, prompts, order, replies, 2 * settings.batch_pairs, make_weigher, make_engine)
         for start in todo:
             started = time.monotonic()
@@ -122,7 +126,7 @@ def run(
             judged, seconds = judged + len(shard), seconds + time.monotonic() - started
             if isinstance(built, PairwiseVotes):
                 _require_votes(built, work, judge, starts)
-            report({"judge": judge.name, "pairs": start + len(shard), "pairs_per_second": judged / max(seconds, 1e-9)})
+            progress.add(len(shard), judge=judge.name)
         if isinstance(built, PairwiseVotes):
             prices = (judge.input_price, judge.output_price) if isinstance(judge, EndpointJudgeSettings) else ()
             asked[judge.name] = built.tally.metadata(*prices)
@@ -180,19 +184,21 @@ def _built(
 
 
 def _votes(
-    shard: Sequence[Row], verdicts: Sequence[str | NoVerdict], judge: str, order: str
+    shard: Sequence[Row], verdicts: Sequence[PairVerdict | NoVerdict], judge: str, order: str
 ) -> tuple[list[Row], list[dict[str, str]]]:
     """One judge's votes on one shard, a row per pair, and why some of them are null."""
     votes: list[Row] = []
     aside: list[dict[str, str]] = []
     for pair, verdict in zip(shard, verdicts, strict=True):
         key = pair["pair_id"]
+        vote = {"pair_id": key, "judge": judge, "order": order, "words": verdict.words}
         if isinstance(verdict, NoVerdict):
             aside.append(
                 records.quarantine_row(f"{key}/{judge}", STAGE, verdict.reason, verdict.detail, pair["source"])
             )
-        usable = None if isinstance(verdict, NoVerdict) else verdict
-        votes.append({"pair_id": key, "judge": judge, "order": order, "verdict": usable})
+            votes.append(vote | {"verdict": None, "fault": records.writable(verdict.reason)})
+        else:
+            votes.append(vote | {"verdict": verdict.side, "fault": None})
     return votes, aside
 
 

@@ -64,7 +64,7 @@ def vote_and_flip_files(
         CurationError: repeated pair ids, null ids or contradicting scores; or `output` holds something else.
         ValueError: flip_fraction is out of range.
     """
-    margins, ids = _margins(pairs, scores)
+    margins, ids = margins_of_files(pairs, scores)
     flips = choose_flips(margins, ids, flip_fraction)
 
     def vote(start: int, frame: pd.DataFrame) -> Written:
@@ -83,7 +83,7 @@ def verify_files(pairs: Path, scores: Sequence[Path], output: Path) -> dict[str,
 
     Arguments and errors as for `vote_and_flip_files`; returns rows_in, verified, contested, rows_quarantined.
     """
-    margins, ids = _margins(pairs, scores)
+    margins, ids = margins_of_files(pairs, scores)
 
     def check(start: int, frame: pd.DataFrame) -> Written:
         own = margins.rows(start, start + len(frame))
@@ -245,8 +245,12 @@ def _votes_of(
     return cast.iloc[first:last], rows[places[first:last] - start]
 
 
-def _margins(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:
-    """Margins of all pairs of a file, and their ids."""
+def margins_of_files(pairs: Path, scores: Sequence[Path]) -> tuple[Margins, pd.Series]:
+    """Margins of all pairs of a file under the voters of some files, and the pairs' ids.
+
+    Raises:
+        CurationError: as `vote_and_flip_files`.
+    """
     ids = _column(pairs, "pair_id")
     refuse_unusable_ids(ids, "pairs")
     return _with_scores(_sides(pairs), scores).margins(), ids

@@ -213,6 +213,7 @@ def _decision(
         reopened=verified - int(stays.sum()),
         beyond_budget=int(beyond.sum()),
         metadata=_decision_metadata(solution),
+        label_right=pd.DataFrame({"pair_id": pairs["pair_id"], "probability": decisions.label_right}),
         calibration=partial(claimed_and_observed, observed, solution),
     )
 

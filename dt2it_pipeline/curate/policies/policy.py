@@ -61,6 +61,7 @@ class Decision:
         reopened: verified pairs that are not among `kept`.
         beyond_budget: pairs dropped because the budget did not reach them.
         metadata: what was fitted.
+        label_right: pair_id, probability (0 to 1) that the label as given is right; empty under a policy without one.
         calibration: computes what is claimed of pairs whose truth is known, and observed: `joint.calibration`.
     """
 
@@ -73,6 +74,7 @@ class Decision:
     reopened: int
     beyond_budget: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    label_right: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"pair_id": [], "probability": []}))
     calibration: Callable[[], pd.DataFrame] = pd.DataFrame
 
 

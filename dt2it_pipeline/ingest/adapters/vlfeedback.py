@@ -10,6 +10,7 @@ from typing import Any
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.adapters.registry import per_row
 from dt2it_pipeline.ingest.adapters.shared import user
+from dt2it_pipeline.ingest.forms import answer_lists
 from dt2it_pipeline.ingest.rows import TIE, Conversation, Item, Quarantined, Row, checked_text
 
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
@@ -34,14 +35,17 @@ def items(row: Row) -> Iterator[Item]:
             yield Quarantined(row.row_id, error.reason, f"answer {number}: {error.detail}")
     if len(rated) < 2:
         yield Quarantined(row.row_id, "fewer than two rated answers", f"{len(rated)} with ratings")
-    for (i, first, a), (j, second, b) in combinations(rated, 2):
+    ranks = answer_lists.ranks([answer_lists.Answer(text, rating) for _, text, rating in rated])
+    places = [rank for rank in ranks if rank is not None]  # all of them: each answer is rated
+    for one, other in combinations(zip(rated, places, strict=True), 2):
+        (i, _, a), (j, _, b) = one[0], other[0]
         if a == b:
             yield Quarantined(row.row_id, TIE, f"answers {i} and {j} are both rated {a:.2f}")
-        else:
-            chosen, rejected = (first, second) if a > b else (second, first)
-            # Means of thirds, so that equal sums are equal means; rounded where binary fractions would show.
-            strength = round(abs(a - b), 6)
-            yield Conversation(row.row_id, question, media, chosen, rejected, strength=strength, part=f"{i}-{j}")
+            continue
+        ((_, chosen, _), first), ((_, rejected, _), second) = (one, other) if a > b else (other, one)
+        # Means of thirds, so that equal sums are equal means; rounded where binary fractions would show.
+        strength, part, ranked = round(abs(a - b), 6), f"{i}-{j}", (first, second)
+        yield Conversation(row.row_id, question, media, chosen, rejected, strength=strength, part=part, ranks=ranked)
 
 
 def _completions(value: Any) -> list[dict[str, Any]]:

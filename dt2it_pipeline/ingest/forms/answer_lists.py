@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms.chats import message
-from dt2it_pipeline.ingest.forms.fields import Fields, listed
+from dt2it_pipeline.ingest.forms.fields import Fields, is_blank, listed
 from dt2it_pipeline.ingest.rows import ColumnError, as_number, checked_text
+from dt2it_pipeline.storage.schemas import LIST_COLUMNS
 
 _TEXT = ("response", "text", "content", "value", "output", "answer", "completion", "generation", "message")
 _RATING = ("rating", "score", "overall_score", "overall_rating", "reward")
@@ -85,6 +86,24 @@ def ranks(rated: Sequence[Answer]) -> list[float | None]:
     return [
         None if one is None else 1 + sum(other > one for other in known) + (known.count(one) - 1) / 2 for one in worths
     ]
+
+
+def place_of(fields: Fields) -> tuple[str | None, tuple[float, float] | None]:
+    """List and ranks of a pair in a file of pairs, as this project's exports write them; None where it has none.
+
+    Raises RowError where a rank is no finite number.
+    """
+    name = fields.value(fields.plain(LIST_COLUMNS[0]))
+    if is_blank(name):
+        return None, None
+    columns = [fields.plain(column) for column in LIST_COLUMNS[1:]]
+    values = [fields.value(column) for column in columns]
+    if any(map(is_blank, values)):
+        return str(name), None
+    ranks = [as_number(value, f"column {column!r}") for value, column in zip(values, columns, strict=True)]
+    if not all(map(math.isfinite, ranks)):
+        raise RowError("rank is not finite", f"columns {columns}: {values}"[:120])
+    return str(name), (ranks[0], ranks[1])
 
 
 def _entries(value: Any, column: str) -> list[Any]:

@@ -3,7 +3,8 @@
 The forms, in the order in which they are looked for:
 
 1. a better and a worse answer: `chosen` and `rejected`, or one of the other couples of names (fields.COUPLES);
-2. two answers under neutral names (`response_a` and `response_b`, `Output1` and `Output2`) and a verdict column;
+2. two answers under neutral names (`response_a` and `response_b`, `Output1` and `Output2`) and a verdict column, or a
+   score of each (`score_a` and `score_b`);
 3. a list of answers with ranks or ratings, or a list of two with a verdict.
 
 Answers are texts, messages, or conversations: those of both sides then begin alike, and that is the prompt.
@@ -12,7 +13,7 @@ Answers are texts, messages, or conversations: those of both sides then begin al
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dt2it_pipeline.errors import RowError
@@ -33,8 +34,8 @@ from dt2it_pipeline.ingest.forms.chats import (
 from dt2it_pipeline.ingest.forms.fields import COUPLES, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.prompts import answers_of, hidden_prompt, prompt, whole_prompt, with_columns
 from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, names_a_side, neutral_sides
-from dt2it_pipeline.ingest.forms.strengths import contradicted, strengths
-from dt2it_pipeline.ingest.forms.verdicts import FIRST, TIE, VerdictError
+from dt2it_pipeline.ingest.forms.strengths import contradicted, score_difference, strengths
+from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError
 from dt2it_pipeline.ingest.rows import TIE as TIED
 from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, Turn, checked_text
 from dt2it_pipeline.media.markers import marker_kinds
@@ -114,18 +115,28 @@ class PairReader:
             if fault is not None:
                 yield fault
                 continue
-            ranks = (1.0, 2 + (len(several) - 1) / 2) if len(several) > 1 else None
+            list_id, ranks = answer_lists.place_of(fields)
+            if len(several) > 1:
+                list_id, ranks = None, (1.0, 2 + (len(several) - 1) / 2)
             part = str(number) if len(several) > 1 else ""
-            yield self._pair(fields, couple, (value, rejected), given[number], part, ranks, (names[0], names[1]))
+            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (names[0], names[1]))
+            yield made if list_id is None else replace(made, list_id=list_id)
 
     def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
-        meaning = self.judged.of(fields, sides, values)
+        difference = None if self.judged.has_verdict(fields) else score_difference(fields, sides)
+        if difference == 0:
+            return Quarantined(fields.row.row_id, TIED, f"{sides.first} and {sides.second} have equal scores")
+        if difference is None:
+            meaning = self.judged.of(fields, sides, values)
+        else:
+            meaning = FIRST if difference > 0 else SECOND
         if meaning == TIE:
             return Quarantined(fields.row.row_id, TIED, "by its verdict")
         columns, names = (sides.first, sides.second), models(fields)
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]
         strength = strengths(fields, 1)[0]
+        strength = difference if strength is None else strength
         return self._pair(fields, columns, values, None if strength is None else abs(strength), models=names)
 
     def _of_list(self, fields: Fields, column: str) -> Iterator[Item]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dt2it_pipeline.errors import RowError
-from dt2it_pipeline.ingest.forms.fields import NAMES, Fields, plain_name
+from dt2it_pipeline.ingest.forms.fields import COUPLES, NAMES, Fields, plain_name
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError, Verdicts, value_text, word_meaning
 from dt2it_pipeline.ingest.rows import Row
 
@@ -21,6 +21,20 @@ _STEMS = (
 )  # fmt: skip
 _TOKENS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"))
 _CODE = 80  # characters of a text that may still name a side
+_CONTENT = (
+    "question",
+    "conversation",
+    "answers",
+    "caption",
+    "preferred",
+    "other",
+    "image",
+    "images",
+    "video",
+    "videos",
+)
+# Columns of a side's score, by its token or by the name of its own column. Ranks are none: 1 is the best there.
+_SCORES = ("score", "rating", "reward", "overall_score", "overall_rating")
 _ONE_HOT = ("winner", "preferred", "better", "preference")
 
 
@@ -57,6 +71,32 @@ def is_neutral(column: str) -> bool:
     return any(stem.format(token) == plain for stem in _STEMS for tokens in _TOKENS for token in tokens)
 
 
+def score_columns(fields: Fields, sides: Sides) -> tuple[str, str] | None:
+    """The columns with the scores of a row's two sides; None where there are none, or several couples."""
+    marks = [sides.tokens, (plain_name(sides.first), plain_name(sides.second))]
+    forms = [form.format(word) for word in _SCORES for form in ("{}_{{}}", "{{}}_{}", "model_{{}}_{}")]
+    couples = {
+        (fields.plain(form.format(one)), fields.plain(form.format(other))) for form in forms for one, other in marks
+    }
+    found = [(one, other) for one, other in couples if one is not None and other is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def is_content(column: str) -> bool:
+    """Whether a column's name says that it holds a prompt, an answer or a medium, so that what has it is a row.
+
+    >>> is_content("Response_A"), is_content("pairs"), is_content("version")
+    (True, False, False)
+    """
+    return plain_name(column) in _content() or is_neutral(column)
+
+
+@functools.cache
+def _content() -> frozenset[str]:
+    names = {name for field in _CONTENT for name in NAMES[field]}
+    return frozenset(names.union(*COUPLES))
+
+
 def names_a_side(fields: Fields, sides: Sides, value: Any) -> bool:
     """Whether a value is the name of a side, of its column or of its model, and no answer."""
     text = value_text(value) if isinstance(value, str | int | float) else ""
@@ -90,6 +130,10 @@ class Judged:
             return () if column is None else (column,)
         named = [fields.plain(name) for name in NAMES["verdict"]]
         return [name for name in named if name is not None and _may_be_code(fields.value(name))]
+
+    def has_verdict(self, fields: Fields) -> bool:
+        """Whether a row, or one of the source's first rows, has a column that may say which side is better."""
+        return bool(self._verdicts or self.columns(fields) or _one_hot(fields)[0])
 
     def of(self, fields: Fields, sides: Sides, texts: tuple[Any, Any]) -> str:
         """Which side of a row is better: `first`, `second` or `tie`.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms.fields import RATINGS, Fields, is_blank, listed
+from dt2it_pipeline.ingest.forms.sides import Sides, score_columns
 from dt2it_pipeline.ingest.rows import TIE, Quarantined, as_number
 
 
@@ -31,6 +33,26 @@ def strengths(fields: Fields, count: int) -> list[float | None]:
         # TRL's trainers take no null for a margin; exports write 0 for what is not known.
         return [None if strength == 0 and "strength" not in fields.row.columns else strength] * count
     return _differences(fields, count)
+
+
+def score_difference(fields: Fields, sides: Sides) -> float | None:
+    """The first side's score less the second's, in a row without a verdict; None where its columns are not numbers.
+
+    Raises RowError where one side has no score.
+    """
+    columns = score_columns(fields, sides)
+    if columns is None:
+        return None
+    values = [fields.value(column) for column in columns]
+    for column, value in zip(columns, values, strict=True):
+        if is_blank(value):
+            raise RowError("no verdict", f"column {column!r} is empty, so that the answers' scores cannot be compared")
+    try:
+        first, second = (as_number(value, "") for value in values)
+    except RowError:
+        return None
+    difference = first - second
+    return round(difference, 6) or difference if math.isfinite(difference) else None
 
 
 def _differences(fields: Fields, count: int) -> list[float | None]:

@@ -14,10 +14,20 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
+from dt2it_pipeline.ingest.forms.chats import is_chat
+from dt2it_pipeline.ingest.forms.sides import is_content
 from dt2it_pipeline.ingest.manifest import FORMATS
+from dt2it_pipeline.ingest.readers.bounds import (
+    LONGEST_LINE,
+    LONGEST_OBJECT,
+    Expanding,
+    bounded_lines,
+    bounded_text_lines,
+    check_ratio,
+)
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
@@ -25,8 +35,8 @@ CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _BATCH = 64  # rows of a Parquet file at a time; each may hold an image
 _COMPRESSED = (".gz", ".zst")
-_LONGEST_CELL = 2**28  # characters of a CSV value, which may be an image in base64; a text without end is no value
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SHOWN = 8  # keys in a message
 _PEEK = 1 << 16  # bytes that are looked at to tell JSON from JSON Lines
 
 
@@ -55,12 +65,14 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
     """
     stream = _decompressed(stream, name)
     if format == "parquet":
-        yield from _parquet(stream if stream.seekable() else io.BytesIO(stream.read()), name, prefix)
+        yield from _parquet(stream if stream.seekable() else _in_memory(stream, name), name, prefix)
     elif format in ("json", "jsonl", "csv", "tsv"):
         text = io.BufferedReader(stream, _PEEK)  # type: ignore[type-var]
         if text.peek(2)[:2] in _UTF_16:
             raise SourceError(f"{name} is text in UTF-16; save it as UTF-8")
-        if format == "json" and not _holds_lines(text.peek(_PEEK)):
+        if format == "json" and _holds_lines(text.peek(_PEEK)):
+            yield from _one_or_lines(text, name, prefix)
+        elif format == "json":
             yield from _json_array(text, name, prefix)
         elif format in ("csv", "tsv"):
             yield from _csv(text, name, prefix, "\t" if format == "tsv" else ",")
@@ -72,12 +84,20 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
 
 def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
     if name.lower().endswith(".gz"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+        plain = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+        return cast("IO[bytes]", Expanding(plain, stream.tell, name))
     if name.lower().endswith(".zst"):
         import pyarrow as pa
 
-        return pa.CompressedInputStream(stream, "zstd")
+        return cast("IO[bytes]", Expanding(pa.CompressedInputStream(stream, "zstd"), stream.tell, name))
     return stream
+
+
+def _in_memory(stream: IO[bytes], name: str) -> io.BytesIO:
+    content = stream.read(LONGEST_OBJECT + 1)
+    if len(content) > LONGEST_OBJECT:
+        raise SourceError(f"{name} is larger than {LONGEST_OBJECT:,} bytes and cannot be read in place; unpack it")
+    return io.BytesIO(content)
 
 
 def _holds_lines(start: bytes) -> bool:
@@ -88,7 +108,10 @@ def _holds_lines(start: bytes) -> bool:
 
 def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
     """One JSON object per line."""
-    for number, raw in enumerate(stream, start=1):
+    for number, raw in enumerate(bounded_lines(stream), start=1):
+        if raw is None:
+            yield Quarantined(f"{prefix}line {number}", "line too long", f"more than {LONGEST_LINE:,} bytes")
+            continue
         line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         if not line.strip():
             continue
@@ -96,11 +119,75 @@ def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
         try:
             value = json.loads(line.decode("utf-8", "surrogateescape"))
             if not isinstance(value, dict):
-                raise ValueError(f"expected an object, found {type(value).__name__}")
+                raise ValueError(_no_object(value))
         except (ValueError, RecursionError) as error:
             yield Quarantined(where, "malformed JSON", str(error))
             continue
         yield where, value
+
+
+def _one_or_lines(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
+    """The objects of a file that is called JSON, one per line; of a single one, maybe the rows that it wraps."""
+    lines = json_lines(stream, prefix)
+    start = [read for read in (next(lines, None), next(lines, None)) if read is not None]
+    if len(start) == 1 and isinstance(start[0], tuple) and (rows := _wrapped(start[0][1], name)) is not None:
+        yield from _elements(rows, prefix)
+        return
+    yield from start
+    yield from lines
+
+
+def _wrapped(value: Mapping[str, Any], name: str) -> list[Any] | None:
+    """The rows of an object that has one list of objects; None where it has none, or is a row itself.
+
+    Raises SourceError where it has several such lists, inside of other values too: the others would be lost.
+    """
+    there = {key: found for key, found in value.items() if _is_list_of_objects(found)}
+    if not there or any(map(is_content, value)) or any(map(is_chat, there.values())):
+        return None
+    names = _lists_of_objects(value, "")
+    if len(names) > 1:
+        raise SourceError(
+            f"{name} is one JSON object with {len(names)} lists of objects ({', '.join(names)}), and rows are those of "
+            "one: write the list that counts to a file of its own"
+        )
+    return next(iter(there.values()))
+
+
+def _lists_of_objects(value: Any, where: str) -> list[str]:
+    """The keys under which a JSON value has lists of objects, joined by dots; those inside of such lists left out."""
+    if _is_list_of_objects(value):
+        return [where]
+    if not isinstance(value, dict):
+        return []
+    return [found for key, part in value.items() for found in _lists_of_objects(part, f"{where}.{key}".lstrip("."))]
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+
+
+def _elements(rows: list[Any], prefix: str) -> Iterator[Read]:
+    for number, value in enumerate(rows, start=1):
+        where = f"{prefix}row {number}"
+        yield (where, value) if isinstance(value, dict) else Quarantined(where, "malformed JSON", _no_object(value))
+
+
+def _no_object(value: Any) -> str:
+    return f"expected an object, found {type(value).__name__}"
+
+
+def _json_object(text: str, name: str, prefix: str) -> Iterator[Read]:
+    """The rows of one long JSON object that wraps them. Raises SourceError where it is none."""
+    fault = f"{name} is neither a JSON array nor one JSON object per line, nor one object with a list of rows"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{fault}: {error}") from error
+    rows = _wrapped(value, name)
+    if rows is None:
+        raise SourceError(f"{fault}; it has {sorted(value)[:_SHOWN]}")
+    yield from _elements(rows, prefix)
 
 
 def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
@@ -112,6 +199,12 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
     decoder = json.JSONDecoder()
     buffer, number, ended = text.read(CHUNK).lstrip(), 0, False
+    if buffer.startswith("{"):
+        buffer += text.read(LONGEST_OBJECT)
+        if len(buffer) > LONGEST_OBJECT:
+            raise SourceError(f"{name} is one JSON object of more than {LONGEST_OBJECT:,} characters; write JSON Lines")
+        yield from _json_object(buffer, name, prefix)
+        return
     if not buffer.startswith("["):
         raise SourceError(f"{name} is neither a JSON array nor one JSON object per line")
     at = 1
@@ -134,6 +227,8 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
             if ended and not whole:
                 raise SourceError(f"{name} is malformed behind element {number}: {error}") from error
         if not whole:
+            if len(buffer) - at > LONGEST_LINE:
+                raise SourceError(f"element {number + 1} of {name} is longer than {LONGEST_LINE:,} characters")
             more = text.read(max(CHUNK, len(buffer) - at))  # doubling: an element is never decoded often
             buffer, at, ended = buffer[at:] + more, 0, not more
             continue
@@ -143,7 +238,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
             yield where, value
         else:
             fault = fault and f"{fault}, in the {size} characters up to the next element"
-            yield Quarantined(where, "malformed JSON", fault or f"expected an object, found {type(value).__name__}")
+            yield Quarantined(where, "malformed JSON", fault or _no_object(value))
         if at > CHUNK:
             buffer, at = buffer[at:], 0
 
@@ -168,9 +263,9 @@ def _skip(text: str, at: int, characters: str) -> int:
 
 
 def _csv(stream: IO[bytes], name: str, prefix: str, delimiter: str) -> Iterator[Read]:
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text, delimiter=delimiter)
+    reader = csv.DictReader(bounded_text_lines(text, name), delimiter=delimiter)
     try:
         heading = reader.fieldnames or ()
     except csv.Error as error:
@@ -203,7 +298,13 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_BATCH):
+        file = pq.ParquetFile(stream)
+        for group in range(file.metadata.num_row_groups):
+            parts = [file.metadata.row_group(group).column(column) for column in range(file.metadata.num_columns)]
+            for part in parts:
+                where = f"column {part.path_in_schema!r} of {name}"
+                check_ratio(part.total_uncompressed_size, part.total_compressed_size, where)
+        for batch in file.iter_batches(batch_size=_BATCH):
             try:
                 rows: list[Any] = batch.to_pylist()
             except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.engines.control_tokens import OwnControlTokens
 from dt2it_pipeline.errors import UserError
 
 YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its answer, whatever the language
@@ -91,6 +92,7 @@ class LikelihoodModel:
 
             inner.visual = RememberingVisionEncoder(inner.visual)
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
+        self._control_tokens = OwnControlTokens(self._processor.tokenizer)
         self._batch = batch
 
     def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
@@ -154,7 +156,8 @@ class LikelihoodModel:
     def _inputs(self, prompts: Sequence[ChatPrompt]) -> dict[str, Any]:
         """What the model reads of prompts, padded on the left, up to where it begins to answer."""
         template: Callable[..., str] = self._processor.apply_chat_template
-        before = [template(list(p.messages), tokenize=False, add_generation_prompt=True) for p in prompts]
+        asked = [self._control_tokens.broken_in(prompt.messages) for prompt in prompts]
+        before = [template(messages, tokenize=False, add_generation_prompt=True) for messages in asked]
         images = [image for prompt in prompts for image in prompt.images]
         return dict(self._processor(text=before, images=images or None, padding=True, return_tensors="pt"))
 

@@ -78,11 +78,11 @@ def test_every_judge_votes_once_on_every_pair(tmp_path):
     pairs += [_pair(p, "It is pink.", f"It is {p['reference']}.") for p in prompts[3:5]]
     pairs.append(_pair(prompts[5], "It is pink.", "It is grey."))
     summary, votes, aside = _run(_job(tmp_path, prompts, pairs), Colorist())
-    for judge, order in (("first", "forward"), ("second", "reversed")):
+    for judge in ("first", "second"):
         mine = [vote for vote in votes if vote["judge"] == judge]
         assert [vote["verdict"] for vote in mine] == ["chosen"] * 3 + ["rejected"] * 2 + ["tie"]
         assert [vote["pair_id"] for vote in mine] == [pair["pair_id"] for pair in pairs]
-        assert {vote["order"] for vote in mine} == {order}
+        assert {(vote["order"], vote["words"], vote["fault"]) for vote in mine} == {("alone", None, None)}
     assert aside == []
     assert (summary["pairs"], summary["votes"], summary["unusable"]) == (6, 12, 0)
 
@@ -109,6 +109,7 @@ def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
     summary, votes, aside = _run(_job(tmp_path, prompts, pairs), Colorist())
     assert [vote["verdict"] for vote in votes[:5]] == ["chosen", None, "tie", None, None]
     reasons = {row["row_id"]: row["reason"] for row in aside}
+    assert [vote["fault"] for vote in votes[:3]] == [None, "unreadable image", None]
     for judge in ("first", "second"):
         assert reasons[f"{pairs[1]['pair_id']}/{judge}"] == "unreadable image"
         assert reasons[f"{pairs[3]['pair_id']}/{judge}"] == "likelihood is not a number"
@@ -164,6 +165,8 @@ def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_pat
     assert [v["verdict"] for v in votes if v["judge"] == "first"] == ["rejected"] * 6
     assert [v["verdict"] for v in votes if v["judge"] == "remote"] == ["chosen"] * 3 + [None] + ["chosen"] * 2
     assert {v["order"] for v in votes if v["judge"] == "remote"} == {"reversed"}
+    words = [v["words"] for v in votes if v["judge"] == "remote"]
+    assert words[3] == "I would rather not say." and all('"better"' in each for each in words[:3])
     assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
     assert votes_again == votes
     assert (summary["calls"], second["calls"]) == (6 + 7, 6 + 2)  # one reply was asked for twice in each run

@@ -63,3 +63,13 @@ def test_the_smallest_of_many_sources_share_a_group() -> None:
     assert len(found.source_names) == 25
     assert found.source_names[24] == tuple(f"s{k:02d}" for k in range(24, 40))
     assert set(found.sources[sources == "s00"]) == {0}
+
+
+def test_the_length_is_the_last_feature_and_a_single_source_is_a_single_group() -> None:
+    margins, length = np.array([[1.0], [-2.0], [3.0]]), np.array([0.5, -1.0, 2.0])
+    found = gather_evidence(margins, ["v"], np.zeros((3, 0)), [], length, np.array(["s", "s", "s"]))
+    assert np.array_equal(found.length, found.features[:, list(found.names).index("length")])
+    assert not np.array_equal(found.length, found.features[:, 0])
+    assert found.source_names == (("s",),)
+    nobody = gather_evidence(margins[:0], ["v"], np.zeros((0, 0)), [], length[:0], np.array([], dtype=str))
+    assert len(nobody) == 0 and nobody.source_names == ()

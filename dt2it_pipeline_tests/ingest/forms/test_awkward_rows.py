@@ -234,3 +234,13 @@ def test_the_spelling_of_a_field_counts_before_another(tmp_path: Path) -> None:
 )
 def test_what_contradicts_the_sides_is_quarantined(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
     assert read(tmp_path, [PAIR | more])[1]["reason"].tolist() == [reason]
+
+
+def test_a_list_of_overall_scores_rates_the_answers() -> None:
+    from dt2it_pipeline.ingest.adapters.auto import read
+    from dt2it_pipeline.ingest.rows import Row
+
+    for column in ("overall_score", "overall_scores", "overall_rating"):
+        values = {"prompt": "hi?", "responses": ["a", "b", "c"], column: [1, 3, 2]}
+        found = list(read(iter([Row("0", values, {}, "preferences", "f", {})])))
+        assert sorted(item.strength for item in found) == [1.0, 1.0, 2.0]  # type: ignore[union-attr]

@@ -1,0 +1,79 @@
+"""Folders that the library `datasets` reads: nothing in them may name a file outside of them, or an address.
+
+The library follows whatever a folder's own files name: the card's `configs` and the state that `save_to_disk` writes.
+A folder may be a stranger's, so they are looked at before the library sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from dt2it_pipeline.ingest.rows import SourceError
+
+CARDS = ("README.md", ".huggingface.yaml")
+STATES = ("state.json", "dataset_dict.json")
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def require_own_files(folder: Path) -> None:
+    """Refuse a folder whose own files lead out of it.
+
+    Raises:
+        SourceError: a card or a state names a file outside of the folder, or an address, or cannot be read.
+    """
+    for name in CARDS:
+        if (folder / name).exists():
+            for place in _places_of_card(folder / name):
+                _require_inside(place, folder / name)
+    for name in STATES:
+        for file in sorted(folder.rglob(name)):
+            for place in _places_of_state(file):
+                _require_inside(place, file)
+
+
+def _require_inside(place: str, file: Path) -> None:
+    path = PurePosixPath(place.replace("\\", "/"))
+    if "://" in place or "::" in place or path.is_absolute() or _DRIVE.match(place) or place.startswith("~"):
+        raise SourceError(f"{file} names {place[:200]!r}; a data file is named by its path in the folder")
+    if ".." in path.parts:
+        raise SourceError(f"{file} names {place[:200]!r}, which leads out of the folder; lay the data there")
+
+
+def _places_of_card(file: Path) -> Iterator[str]:
+    """Every text below `configs` of a card: data files, folders and splits. Read as the library reads it."""
+    from huggingface_hub import DatasetCard
+
+    try:
+        if file.suffix == ".md":
+            content = DatasetCard.load(file, ignore_metadata_errors=False).data.to_dict()
+        else:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except Exception as error:  # of YAML, of the file system, or of what the card's fields must be
+        raise SourceError(f"{file} cannot be read: {error}") from error
+    yield from _texts(content.get("configs") if isinstance(content, dict) else None)
+
+
+def _places_of_state(file: Path) -> Iterator[str]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{file} cannot be read: {error}") from error
+    for key in ("_data_files", "splits"):
+        yield from _texts(content.get(key) if isinstance(content, dict) else None)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
