@@ -22,6 +22,7 @@ from dt2it_pipeline.orchestrate.assets.rounds import build_round_assets
 from dt2it_pipeline.orchestrate.assets.voters import build_voter_assets
 from dt2it_pipeline.orchestrate.console import print_mistakes_plainly
 from dt2it_pipeline.orchestrate.executor import one_process_executor
+from dt2it_pipeline.orchestrate.freshness import freshness
 from dt2it_pipeline.orchestrate.io_manager import ArtifactIOManager
 from dt2it_pipeline.orchestrate.jobs import build_jobs
 from dt2it_pipeline.orchestrate.partitions import rounds_partitions
@@ -48,7 +49,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
             *build_evaluation_assets(
                 models, recipe.decontamination, recipe.evaluation, recipe.curation.trusted_pairs, rounds
             ),
-            build_round_report(ReportSections.of(recipe), rounds),
+            build_round_report(ReportSections.of(recipe), rounds, freshness(recipe.landing)),
             build_exported_pairs(rounds),
         ],
         jobs=list(jobs),
@@ -58,7 +59,7 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
         resources={
             "io_manager": ArtifactIOManager(home=str(home)),
             "store": StoreResource(home=str(home)),
-            "children": ChildProcesses(),
+            "children": ChildProcesses.of(recipe.launcher),
         },
     )
 

@@ -24,7 +24,10 @@ def test_importing_the_package_loads_no_stage() -> None:
 
 def test_every_public_name_is_listed_and_others_are_not_there() -> None:
     assert set(dt2it_pipeline.__all__) == {
+        "RewardEnsemble",
         "RewardModel",
+        "best_of",
+        "best_of_curve",
         "clean_preferences",
         "export_pairs",
         "load_recipe",
@@ -46,3 +49,5 @@ def test_the_example_in_its_docstring_is_right(name: str) -> None:
     for test in tests:
         result = doctest.DocTestRunner().run(test)
         assert (result.failed, result.attempted > 0) == (0, True)
+        # Elsewhere the documentation would read it as text: quotations, links and references that lead nowhere.
+        assert "Examples:\n" in (test.docstring or ""), f"the example of {test.name} is in no section `Examples:`"

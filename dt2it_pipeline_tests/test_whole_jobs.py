@@ -261,7 +261,7 @@ def test_people_decide_pairs_that_judges_left_undecided(home, tmp_path):
         entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (tmp_path / "answers.json").write_text(json.dumps(entries))
     printed = dt2it("review", "import", tmp_path / "answers.json", "--home", copy)
-    assert f"{len(entries)} votes of 1 people" in printed
+    assert f"{len(entries)} votes of 1 person" in printed
     log = run(copy, *ROUND_1, recipe=recipe)
     after = Store(copy).read("annotated_pairs", "1")
     assert after.metadata["people_votes"] == len(entries)

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from dt2it_pipeline.cli import curation, measure, models, pipeline, project, review
+from dt2it_pipeline.cli import (
+    best_of,
+    curation,
+    doctor,
+    measure,
+    models,
+    pipeline,
+    project,
+    report,
+    review,
+)
 from dt2it_pipeline.cli.terminal import Commands
 
 app = typer.Typer(
@@ -44,7 +54,7 @@ def _options(
 
 
 # In the order in which `dt2it --help` lists them.
-for _module in (project, pipeline, models, measure, curation, review):
+for _module in (project, doctor, pipeline, models, best_of, measure, report, curation, review):
     _module.register(app)
 
 

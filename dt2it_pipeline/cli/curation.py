@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,8 +145,9 @@ def clean(
 ) -> None:
     """Clean the labels of your own pairs: keep, flip or drop each by what voters, judges and checked pairs say.
 
-    Writes pairs.parquet (the kept and the flipped pairs) and outcomes.parquet (what became of every pair, and why), and
-    under `joint` wanted.parquet (pairs that are worth a judge call).
+    Writes pairs.parquet (the kept and the flipped pairs), outcomes.parquet (what became of every pair, and why) and
+    cleaning_evidence.parquet (margins and verdicts of every pair, for `dt2it review serve --cleaned`), and under
+    `joint` wanted.parquet (pairs that are worth a judge call).
     """
     if judge and votes is None:
         raise typer.BadParameter("--judge chooses among the judges of --votes, which is not given")
@@ -272,6 +274,7 @@ def outcomes(
 ) -> None:
     """Write of every row of the preference sources whether a round kept, flipped, dropped or quarantined it."""
     from dt2it_pipeline.curate.outcomes import outcomes_of_round
+    from dt2it_pipeline.human_review.spreadsheet import text_cell
     from dt2it_pipeline.storage.atomic import write_parquet
 
     if output.suffix not in (".parquet", ".csv"):
@@ -279,7 +282,9 @@ def outcomes(
     table = outcomes_of_round(open_store(home), str(number))
     if output.suffix == ".csv":
         output.parent.mkdir(parents=True, exist_ok=True)
-        table.to_pandas().to_csv(output, index=False)
+        cells = table.to_pandas().map(lambda cell: text_cell(cell) if isinstance(cell, str) else cell)
+        # Texts in quotation marks: without them a lone carriage return would end the row.
+        cells.to_csv(output, index=False, quoting=csv.QUOTE_NONNUMERIC)
     else:
         write_parquet(table, output)
     columns = (table[name].to_pylist() for name in ("source", "outcome", "reason"))

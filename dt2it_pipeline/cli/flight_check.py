@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,18 @@ from typing import Any, Literal
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
-from dt2it_pipeline.config.sections.annotation import PairJudgeSettings
-from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings, ReferenceJudgeSettings, WordsCheckSettings
+from dt2it_pipeline.config.sections.judging import (
+    EndpointJudgeSettings,
+    LikelihoodJudgeSettings,
+    ReferenceJudgeSettings,
+    WordsCheckSettings,
+)
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, find_entry
 from dt2it_pipeline.ingest.first_rows import SourceError, look_at_source
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest, ManifestError, load_catalogue, require_first_training_set
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError
-from dt2it_pipeline.judges.trial import try_judge
+from dt2it_pipeline.judges.trial import LocalJudge, Trial, try_judge, try_local_judge
 from dt2it_pipeline.reward.training.memory import GIB, Parameters, WeightsError, count_parameters, training_memory
 
 Level = Literal["ok", "warning", "error"]
@@ -54,13 +58,14 @@ class Line:
 def flight_check(
     recipe: str | Path | None = None, home: Path | None = None, rows: int = 50, call_judges: bool = False
 ) -> Iterator[Line]:
-    """Look at everything that a run of the recipe needs; nothing is written and no model is loaded.
+    """Look at everything that a run of the recipe needs; nothing is written.
 
     Args:
         recipe: as `load_recipe` takes it.
         home: the artifact home; the usual one when None.
         rows: how many rows of every source are read.
-        call_judges: whether judges behind endpoints are called once each, which may cost money.
+        call_judges: whether judges are called once each: behind endpoints, which may cost money, and on this machine,
+            where each loads its model. No other model is loaded.
     """
     home = home or artifact_home()
     try:
@@ -85,6 +90,14 @@ def flight_check(
     yield from _judges(found, call_judges)
 
 
+def installation_check(recipe: Recipe, home: Path) -> Iterator[Line]:
+    """The part that takes no time: files that the recipe names, engines, models, and room for what it makes."""
+    yield from _files(recipe)
+    yield from _engines(recipe)
+    yield from _models(recipe)
+    yield from _disk(recipe, home)
+
+
 def _files(recipe: Recipe) -> Iterator[Line]:
     try:
         require_files(recipe)
@@ -102,6 +115,7 @@ def _engines(recipe: Recipe) -> Iterator[Line]:
     needed |= {"easy_vqa"} if recipe.demo is not None else set()
     needed |= {"tensorboard"} if recipe.training.tensorboard else set()
     needed |= {"wandb"} if recipe.training.wandb_project is not None else set()
+    needed |= {"mlflow"} if recipe.training.mlflow_experiment is not None else set()
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
         advice = "pip install 'dt2it-pipeline[gpu]' (or [cpu]; [demo] brings easy_vqa, [ray] ray)"
@@ -111,7 +125,7 @@ def _engines(recipe: Recipe) -> Iterator[Line]:
 
 
 def _sources(recipe: Recipe, manifests: list[Manifest], home: Path, rows: int) -> Iterator[Line]:
-    landed = landed_manifests(home, recipe.landing.folder, tuple(one.name for one in manifests), settle_seconds=0)
+    landed = landed_manifests(home, recipe.landing, tuple(one.name for one in manifests), settle_seconds=0)
     for file, fault in landed.faults.items():
         yield Line("warning", f"landed {file}", fault, "correct the manifest in the landing folder, or remove it")
     for manifest in (*manifests, *landed.manifests):
@@ -303,17 +317,32 @@ def _judges(recipe: Recipe, call: bool) -> Iterator[Line]:
         named += [("pairing.restyle.check", recipe.pairing.restyle.check)] if recipe.pairing.restyle.check else []
     for key, judge in named:
         mode = recipe.judging.modes[0] if key.startswith("judging.") else PAIRWISE  # as the section asks
-        yield _judge(f"judge {judge.name} ({key})", judge, mode if call else None)
+        if isinstance(judge, LikelihoodJudgeSettings) and not judge.scores:
+            mode = PAIRWISE
+        topic = f"judge {judge.name} ({key})"
+        if isinstance(judge, WordsCheckSettings | ReferenceJudgeSettings):
+            yield Line("ok", topic, f"{judge.kind}: compares with the reference answer; no model is asked")
+        elif isinstance(judge, EndpointJudgeSettings):
+            yield _endpoint_judge(topic, judge, mode if call else None)
+        else:
+            yield from _local_judge(topic, judge, mode if call else None)
 
 
-def _judge(topic: str, judge: Any, mode: str | None) -> Line:
-    """What is known about a judge; one call in `mode`, none where that is None."""
-    if isinstance(judge, WordsCheckSettings | ReferenceJudgeSettings):
-        return Line("ok", topic, f"{judge.kind}: compares with the reference answer; no model is asked")
-    if isinstance(judge, PairJudgeSettings) or judge.kind in ("likelihood", "vllm"):
-        first = "annotation.budget_calls: 20" if "annotation" in topic else "`limit: 20` in the manifest of the prompts"
-        text = f"{judge.kind}: loads {judge.model} on this machine; not called, since it must be loaded first"
-        return Line("ok", topic, text, f"to try it on a few rows, set {first} and start a run")
+def _local_judge(topic: str, judge: LocalJudge, mode: str | None) -> Iterator[Line]:
+    """What is known about a judge whose model is loaded here; one call in `mode`, none where that is None."""
+    text = f"{judge.kind}: loads {judge.model} on this machine"
+    if mode is None:
+        advice = "`dt2it check --call-judges` loads it and asks it once"
+        yield Line("ok", topic, f"{text}; not called, since it must be loaded first", advice)
+    elif _model_folder(judge.model) is None:
+        yield Line("warning", topic, f"{text}; not called, since it is not here", f"hf download {judge.model}")
+    else:
+        yield Line("ok", topic, f"{text} now and is asked once; a large model takes minutes to load")
+        yield _called(topic, judge.model, lambda: try_local_judge(judge, mode))
+
+
+def _endpoint_judge(topic: str, judge: EndpointJudgeSettings, mode: str | None) -> Line:
+    """What is known about a judge behind an endpoint; one call in `mode`, none where that is None."""
     try:
         judge.key()
     except ValueError as error:
@@ -321,17 +350,18 @@ def _judge(topic: str, judge: Any, mode: str | None) -> Line:
     if mode is None:
         text = f"endpoint {judge.base_url}, model {judge.model}: not called, since a call may cost money"
         return Line("ok", topic, text, "`dt2it check --call-judges` sends it one small request")
-    return _called(topic, judge, mode)
+    return _called(topic, "base_url, model and the key", lambda: try_judge(judge, mode))
 
 
-def _called(topic: str, judge: EndpointJudgeSettings, mode: str) -> Line:
-    """One call, and what came back."""
+def _called(topic: str, what: str, ask: Callable[[], Trial]) -> Line:
+    """One call, and what came back; `what` is to be checked where it fails."""
     try:
-        trial = try_judge(judge, mode)
+        trial = ask()
     except JudgeError as error:
-        return Line("error", topic, f"the test call failed: {error}", "check base_url, model and the key")
+        return Line("error", topic, f"the test call failed: {error}", f"check {what}")
     details = {**vars(trial)}
-    text = f"asked: {trial.request}; reply: {_short(trial.reply)}; understood: {trial.understood}"
+    reply = f"reply: {_short(trial.reply)}; " if trial.reply else ""
+    text = f"asked: {trial.request}; {reply}understood: {trial.understood}"
     text += f"; {trial.seconds:.1f} s" + ("" if trial.cost is None else f", cost {trial.cost:.6f}")
     if not trial.usable:
         advice = "try another `structured`, a larger max_new_tokens, or a stronger model"

@@ -1,7 +1,8 @@
-"""Commands that measure: `benchmark` (a model), `style` (a file of pairs)."""
+"""Commands that measure: `benchmark` (a model), `calibrate` (its scores), `card` (its figures), `style` (pairs)."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,12 @@ from dt2it_pipeline.cli.options import (
     Json,
     MaxLength,
     MaxPixelsOption,
+    MediaRoot,
     VerdictValues,
     as_max_pixels,
     assignments,
 )
-from dt2it_pipeline.cli.terminal import note, progress, show
+from dt2it_pipeline.cli.terminal import CommandError, note, progress, show
 
 PANEL = "Measure"
 _LEAKS = 12  # features that are printed; --json has all
@@ -39,6 +41,8 @@ class _StyleCommand(TyperCommand):
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command(rich_help_panel=PANEL)(benchmark)
+    app.command(rich_help_panel=PANEL)(calibrate)
+    app.command(rich_help_panel=PANEL)(card)
     app.command(rich_help_panel=PANEL, cls=_StyleCommand)(style)
 
 
@@ -94,7 +98,7 @@ def benchmark(
     settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
     results = []
     for each, file, folder in zip(name, rows, media, strict=True):
-        with progress(f"scoring {each}", "responses", "responses_total") as report:
+        with progress(f"scoring {each}") as report:
             found = benchmark_model(
                 model,
                 each,
@@ -129,12 +133,17 @@ def _benchmark_judge(
     """Benchmark the judge that a file describes."""
     from dt2it_pipeline.evaluate.benchmarks.judge_benchmark import benchmark_judge, load_judge
     from dt2it_pipeline.evaluate.benchmarks.model_benchmark import figure_rows, write_results
+    from dt2it_pipeline.judges.protocol import NoUsableReply
 
     judge = load_judge(file)
     found = {}
     for name, rows, media in benchmarks:
-        with progress(f"judging {name}", "pairs", "pairs_total") as report:
-            found[name] = benchmark_judge(judge, name, rows, media, output, columns=columns, report=report)
+        try:
+            with progress(f"judging {name}") as report:
+                found[name] = benchmark_judge(judge, name, rows, media, output, columns=columns, report=report)
+        except NoUsableReply as error:
+            advice = f"Correct the settings in {file} and run this again"
+            raise NoUsableReply(error.found, advice) from error
         for row in found[name].quarantine.to_pylist():
             note(f"not judged: {row['row_id']}: {row['reason']} ({row['detail']})")
     results = [each.result for each in found.values()]
@@ -204,3 +213,121 @@ def style(
         "probes": {name: {**vars(probe), "leaks": dict(probe.leaks)} for name, probe in probes.items()},
     }
     show(result, lines, as_json=as_json)
+
+
+def calibrate(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a reward model; its card is written anew.")
+    ],
+    pairs: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs that the model was not trained on: any file that `dt2it style` reads, or a Parquet table of "
+            "kind `pairs` with --prompts.",
+        ),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Parquet table of kind `prompts`, for a table of pairs.")
+    ] = None,
+    media: MediaRoot = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What people said of some of the pairs (`dt2it review sample`): only these count, as people said.",
+        ),
+    ] = None,
+    sample: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="sample.parquet of the audit: answered pairs then have weights.")
+    ] = None,
+    column: Columns = None,
+    verdict: VerdictValues = None,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
+    max_length: MaxLength = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and print; leave the checkpoint as it is.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a temperature T: sigmoid(margin / T) is then the probability that an answer is better. It goes into the card.
+
+    T = 1 is kept where the fitted one does no better on held-out folds of the pairs. What a killed call has scored is
+    kept in CHECKPOINT.calibration, and is not scored again by the same call.
+    """
+    from dt2it_pipeline.config.sections.scoring import ScoringSettings
+    from dt2it_pipeline.evaluate.calibrate import calibrate as fit
+    from dt2it_pipeline.reward.calibration import CalibrationError, card_entry
+
+    for file in (pairs, prompts, audit, sample):
+        if file is not None and not file.exists():
+            raise CommandError(f"there is no file {file}")
+    if sample is not None and audit is None:
+        raise typer.BadParameter("--sample says what the answers of --audit stand for: give both")
+    work = Path(f"{checkpoint}.calibration")
+    try:
+        with progress("scoring") as report:
+            found = fit(
+                str(checkpoint),
+                pairs,
+                work,
+                prompts=prompts,
+                media=media,
+                audit=audit,
+                sample=sample,
+                columns=assignments(column, "--column"),
+                verdict=assignments(verdict, "--verdict"),
+                settings=ScoringSettings(processes=processes, max_length=max_length),
+                report=report,
+            )
+    except CalibrationError:  # the same call would end alike: there is nothing to resume
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    made = found.calibration
+    if not dry_run:
+        from dt2it_pipeline.reward.modeling.model_card import write_calibration
+
+        write_calibration(checkpoint, made)
+    shutil.rmtree(work)  # not before: a card that cannot be written costs no scores
+    for reason, count in sorted(found.unusable.items()):
+        note(f"not used: {count} of {found.given} pairs: {reason}")
+    lines = [
+        f"{checkpoint}: {made.in_words()}",
+        f"accuracy on the pairs: {made.accuracy:.1%}",
+        f"log loss: {made.log_loss_before:.4f} with T = 1, {made.log_loss_after:.4f} cross-validated",
+        f"expected calibration error: {made.error_before:.4f} with T = 1, {made.error_after:.4f} cross-validated",
+    ]
+    if dry_run:
+        lines.append("nothing was written (--dry-run)")
+    show({"checkpoint": str(checkpoint), "written": not dry_run, **card_entry(made)}, lines, as_json=as_json)
+
+
+def card(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a reward model; its README.md is written anew.")
+    ],
+    figures: Annotated[
+        Path, typer.Option(metavar="FILE", help="figures.parquet of `dt2it benchmark`, or a table of that kind.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which model of the table it is.", show_default="the only one"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write benchmark figures into a checkpoint's model card: a table, and the `model-index` that the Hub reads."""
+    from dt2it_pipeline.storage.atomic import read_given_parquet
+
+    if not figures.is_file():
+        raise CommandError(f"there is no file {figures}")
+    rows = read_given_parquet(figures, "benchmark_figures").to_pylist()
+    names = sorted({row["model"] for row in rows})
+    if model is None and len(names) != 1:
+        raise CommandError(f"{figures} has the models {', '.join(names) or '(none)'}: name one with --model")
+    chosen = [row for row in rows if row["model"] == (model or names[0])]
+    if not chosen:
+        raise CommandError(f"{figures} has no model {model!r}; it has {', '.join(names)}")
+    from dt2it_pipeline.reward.modeling.model_card import write_benchmarks
+
+    write_benchmarks(checkpoint, chosen)
+    benchmarks = sorted({row["benchmark"] for row in chosen})
+    line = f"{checkpoint / 'README.md'}: {len(chosen)} figures of {', '.join(benchmarks)}"
+    show({"card": str(checkpoint / "README.md"), "figures": len(chosen)}, [line], as_json=as_json)

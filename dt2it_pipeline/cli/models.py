@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
 import re
 import runpy
+import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dt2it_pipeline.cli.options import Json, MaxLength, MaxPixelsOption, MediaRoot, RecipeFile, as_max_pixels
+from dt2it_pipeline.cli.options import (
+    Json,
+    MaxLength,
+    MaxPixelsOption,
+    MediaRoot,
+    Models,
+    RecipeFile,
+    as_max_pixels,
+    named_models,
+)
 from dt2it_pipeline.cli.terminal import CommandError, Report, note, progress, show
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from dt2it_pipeline.ingest.provenance import Provenance
-    from dt2it_pipeline.reward.scoring.response_files import ResponseFile
     from dt2it_pipeline.reward.training.job import TrainJob
 
 PANEL = "Reward models"
@@ -102,7 +107,7 @@ def train(
         sources=_sources(chosen.datasets),
     )
     work.mkdir(parents=True, exist_ok=True)
-    with progress("training", "step", "steps") as report:
+    with progress("training") as report:
         summary = _train(job, work, report)
     shutil.rmtree(work)
     if lost := left_out(read_parquet(output / "quarantine.parquet", "quarantine")):
@@ -148,7 +153,7 @@ def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
 
 
 def _state(line: str) -> dict[str, Any]:
-    """What a line of progress says (`step=3 steps=10 loss=0.6`), nothing where it is another line."""
+    """What a line of progress says (`done=3 unit=steps total=10 loss=0.6`), nothing where it is another line."""
     words = line.split()
     found = [_REPORTED.fullmatch(word) for word in words]
     if not words or not all(found):
@@ -156,19 +161,13 @@ def _state(line: str) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for match in found:
         assert match is not None
+        state[match[1]] = match[2]
         with contextlib.suppress(ValueError):
             state[match[1]] = int(match[2]) if match[2].isdigit() else float(match[2])
     return state
 
 
 def score(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server.",
-        ),
-    ],
     responses: Annotated[
         Path,
         typer.Argument(
@@ -177,6 +176,7 @@ def score(
             "`system`, `images`, `videos`, `id`. Or a Parquet table of kind `responses`, with --prompts and --media.",
         ),
     ],
+    model: Models,
     output: Annotated[
         Path,
         typer.Option(
@@ -184,6 +184,13 @@ def score(
             help=".parquet: one row per response with its score. .jsonl: the lines as given, each with `scores`.",
         ),
     ],
+    ensemble: Annotated[
+        Literal["mean", "worst"] | None,
+        typer.Option(
+            help="How the standardised scores of several models are combined: their mean or their minimum.",
+            show_default="mean, of several models",
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Parquet table of kind `prompts`, for a table of responses.")
     ] = None,
@@ -199,111 +206,76 @@ def score(
 ) -> None:
     """Score responses with a reward model; higher is better, among responses to one prompt.
 
+    Several models score as one, and the output has the scores of each and how far they are apart.
+
     What a killed call has scored is kept in OUTPUT.work, and is not scored again by the same call.
     """
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
-    from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob, is_url
-    from dt2it_pipeline.evaluate.benchmarks.model_scores import run as score_job
+    from dt2it_pipeline.reward.ensemble_scores import calibrated_scales, several_scores, write_several
     from dt2it_pipeline.reward.scoring.image_size import image_size_line
-    from dt2it_pipeline.reward.scoring.response_files import read_response_file
+    from dt2it_pipeline.reward.scoring.response_scores import given_responses, score_responses, write_scores
     from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
-    from dt2it_pipeline.storage.artifacts import model_digest
-    from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
-    from dt2it_pipeline.storage.content_ids import content_hash
+    from dt2it_pipeline.storage.atomic import write_parquet
 
+    models = named_models(model)
     tables = responses.suffix == ".parquet"
     if output.suffix not in (".parquet", ".jsonl") or (tables and output.suffix == ".jsonl"):
         raise typer.BadParameter(f"--output {output}: name a .parquet file" + ("" if tables else " or a .jsonl file"))
     if output.is_dir():
         raise typer.BadParameter(f"--output {output} is a folder; name a file")
+    if ensemble is not None and len(models) == 1:
+        raise typer.BadParameter("--ensemble needs several --model")
     if tables and (prompts is None or media is None):
         raise typer.BadParameter("a table of responses needs --prompts and --media")
+    scales = calibrated_scales(list(models.values())) if len(models) > 1 else None
     settings = ScoringSettings(
         engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels)
     )
     work = output.with_name(f"{output.name}.work")
-    read: ResponseFile | None = None
-    store = media
-    if not tables:
-        store = work / "media"
-        read = read_response_file(responses, media or responses.absolute().parent, store)
-        prompts, responses = work / "prompts.parquet", work / "responses.parquet"
-        write_parquet(read.prompts, prompts)
-        write_parquet(read.responses, responses)
-    # What a killed call has scored counts for the same model, settings and responses alone.
-    identity = f"{model} in process {os.getpid()}" if is_url(model) else model_digest(model)
-    tables_read = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in (prompts, responses)]
-    key = content_hash(identity, settings.model_dump(mode="json"), system_prompt, tables_read)[:12]
-    job = BenchmarkScoreJob(
-        model=model,
-        prompts=Path(str(prompts)),
-        responses=responses,
-        media_root=Path(str(store)),
-        output=work / "scores.parquet",
-        work=work / key,
-        voter=model,
-        settings=settings,
-        system_prompt=system_prompt,
-    )
-    with progress("scoring", "responses", "responses_total") as report:
-        summary = score_job(job, report)
-    scored = read_parquet(work / "scores.parquet", "scores")
-    aside = read_parquet(work / "scores.quarantine.parquet", "quarantine")
-    if read is None:
-        write_parquet(scored, output)
-        faults = [
-            f"{row['row_id']}: {row['reason']} ({row['detail']})"
-            for row in aside.to_pylist()
-            if row["reason"] != TOO_LONG
-        ]
-        counts = {"responses": summary["responses"], "scored": summary["scored"]}
+    given = given_responses(responses, prompts, media, work)
+    found, sizes = {}, {}
+    for name, source in models.items():
+        with progress("scoring" if len(models) == 1 else f"scoring with {name}") as report:
+            found[name] = score_responses(
+                source, given, work, settings=settings, system_prompt=system_prompt, report=report
+            )
+        label = "" if len(models) == 1 else f"{name}: "
+        if lost := left_out(found[name].quarantine):
+            total = int(found[name].summary["responses"])
+            note(label + lost.in_words(total, "responses", "--max-length", max_length))
+        sizes[name] = label + image_size_line(found[name].summary)
+    first = next(iter(found.values()))
+    made = None
+    if len(models) > 1:
+        by_model = {name: scores.by_id() for name, scores in found.items()}
+        made = several_scores(given.names_and_ids()[1], by_model, ensemble or "mean", scales)
+        faults, counts = write_several(given, found, made, output)
+    elif given.file is None:
+        write_parquet(first.table, output)
+        reasons = first.faults().items()
+        faults = [f"{name}: {reason} ({detail})" for name, (reason, detail) in reasons if reason != TOO_LONG]
+        counts = {"responses": first.summary["responses"], "scored": first.summary["scored"]}
     else:
-        faults, counts = _write_scores(read, scored, aside, output)
+        faults, counts = write_scores(given.file, first, output)
     shutil.rmtree(work)
     for fault in faults:
         note(f"not scored: {fault}")
-    if lost := left_out(aside):
-        note(lost.in_words(int(summary["responses"]), "responses", "--max-length", max_length))
-    line = f"{output}: {counts['scored']} of {counts['responses']} responses scored"
-    size = {key: summary[key] for key in ("max_pixels", "trained_max_pixels")}
-    show({"output": str(output), **counts, **size}, [line, image_size_line(summary)], as_json=as_json)
-
-
-def _write_scores(
-    read: ResponseFile, scored: pa.Table, aside: pa.Table, output: Path
-) -> tuple[list[str], dict[str, int]]:
-    """Write the scores of a file of responses; returns what was not scored and why, and the counts."""
-    import pandas as pd
-
-    from dt2it_pipeline.reward.too_long import TOO_LONG
-    from dt2it_pipeline.storage.atomic import replace_text, write_parquet
-
-    scores = dict(zip(scored["response_id"].to_pylist(), scored["score"].to_pylist(), strict=True))
-    reasons = {row["row_id"]: (row["reason"], row["detail"]) for row in aside.to_pylist()}
-    columns = ("row_id", "place", "response_id", "score", "reason", "detail")
-    lines: list[dict[str, Any]] = []
-    rows: list[tuple[Any, ...]] = []
-    faults: list[str] = []
-    for number, (name, own) in enumerate(zip(read.names, read.ids, strict=True)):
-        for place, key in enumerate(own):
-            reason, detail = reasons.get(key, ("", ""))
-            rows.append((name, place, key, scores.get(key), reason, detail))
-            if key not in scores and reason != TOO_LONG:  # those are counted in one line
-                faults.append(f"{name}, response {place}: {reason} ({detail})")
-        if number in read.faults:
-            reason, detail = read.faults[number]
-            rows.append((name, None, None, None, reason, detail))
-            faults.append(f"{name}: {reason} ({detail})")
-        lines.append({**read.rows[number], "scores": [scores.get(key) for key in own]})
-    if output.suffix == ".jsonl":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(output, "".join(json.dumps(line, ensure_ascii=True) + "\n" for line in lines))
+    result: dict[str, Any] = {"output": str(output), **counts}
+    lines = [f"{output}: {counts['scored']} of {counts['responses']} responses scored", *sizes.values()]
+    if made is None:
+        result |= {key: first.summary[key] for key in ("max_pixels", "trained_max_pixels")}
     else:
-        types = {"place": "Int64", "score": "Float32", "response_id": "str", "detail": "str", "reason": "str"}
-        write_parquet(pd.DataFrame(rows, columns=list(columns)).astype(types), output)
-    total = sum(map(len, read.ids))
-    done = sum(key in scores for own in read.ids for key in own)
-    return faults, {"responses": total, "scored": done, "rows": len(read.rows), "rows_quarantined": len(read.faults)}
+        result |= {"models": list(models), "ensemble": made.rule, "scales": scales, "spread": made.mean_spread}
+        result |= {"prompts_compared": made.compared, "prompts_unsure": made.unsure}
+        lines.append(
+            f"combined: the {'mean' if made.rule == 'mean' else 'minimum'} of the models' standardised scores; "
+            f"they are {made.mean_spread:.3g} apart on average"
+        )
+        lines.append(
+            f"unsure: for {made.unsure} of {made.compared} prompts the models are further apart than the best response "
+            "is from another one"
+        )
+    show(result, lines, as_json=as_json)
 
 
 def serve(
@@ -354,8 +326,19 @@ def convert(
     """
     from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
 
-    offset = import_checkpoint(
+    found = import_checkpoint(
         source, destination, base_model=base_model, system_prompt=system_prompt, max_pixels=max_pixels
     )
-    line = f"{destination}: written" + (f"; the original's scores are these plus {offset:.6g}" if offset else "")
-    show({"checkpoint": str(destination), "dropped_bias": offset}, [line], as_json=as_json)
+    bias = f"{found.dropped_bias:.6g}, dropped: the original's scores are these plus {found.dropped_bias:.6g}"
+    made = shlex.quote(str(destination.absolute()))  # absolute, since `demo` alone would be the model of that name
+    lines = [
+        f"source: {source}: {found.layout}",
+        *([f"base model: {found.base_model}, merged with the adapter"] if found.base_model is not None else []),
+        f"head: {found.head}",
+        *([f"bias: {bias}"] if found.dropped_bias else []),
+        f"written: {destination}",
+        "next, serve it, or benchmark it (data.json and images: rows and images of VL-RewardBench):",
+        f"    dt2it serve {made} --port 8000",
+        f"    dt2it benchmark {made} --benchmark vl_rewardbench --rows data.json --media images --output out",
+    ]
+    show({"checkpoint": str(destination), "source": source, **asdict(found)}, lines, as_json=as_json)

@@ -51,6 +51,8 @@ def write_project(
     data: Path | None = None,
     columns: Mapping[str, str] | None = None,
     verdict: Mapping[str, str] | None = None,
+    *,
+    postgres: bool = False,
 ) -> NewProject:
     """Write a project that loads as it is.
 
@@ -59,6 +61,7 @@ def write_project(
         data: the user's file of prompts, pairs or preferences, which stays where it is. None: the recipe runs the demo.
         columns: our field -> the file's column, where looking does not find it.
         verdict: value of the verdict column -> first, second or tie, where the value does not show it.
+        postgres: whether Dagster keeps runs and events in PostgreSQL, which several people and machines share.
 
     Raises:
         ProjectExistsError: a file of the project is there already; nothing is written.
@@ -69,7 +72,7 @@ def write_project(
     texts: dict[str, str] = {
         _RECIPE_SCHEMA: _json(recipe_schema()),
         _MANIFEST_SCHEMA: _json(Manifest.model_json_schema()),
-        "dagster.yaml": _DAGSTER,
+        "dagster.yaml": (_POSTGRES if postgres else _SQLITE) + "\n" + _DAGSTER,
         "workspace.yaml": _WORKSPACE,
         ".env": _ENV,
         ".gitignore": _GITIGNORE,
@@ -95,6 +98,11 @@ def write_project(
                 f"preferences): put such questions into sources/prompts.jsonl; see configs/datasets/{prompts}.yaml."
             )
         texts[recipe_file] = _OWN_RECIPE.format(name=name, datasets=", ".join(datasets), model=MODEL)
+    if postgres:
+        notes.append(
+            "Dagster finds PostgreSQL by DT2IT_POSTGRES_HOST, _PORT, _DATABASE, _USER and _PASSWORD: export all five "
+            "wherever a run, the web UI or the daemon starts; see docs/how-to/postgres.md."
+        )
     parse_recipe(texts[recipe_file], recipe_file)
     _write(folder, texts)
     return NewProject(folder, recipe_file, tuple(sorted(texts)), proposal, tuple(notes))
@@ -263,14 +271,30 @@ _GITIGNORE = """\
 .logs_queue/
 """
 
-_DAGSTER = """\
+_SQLITE = """\
 # Dagster reads this where DAGSTER_HOME says: `export DAGSTER_HOME=$PWD` here. Runs, events and logs lie in DT2IT_HOME.
-# SQLite is for one person; a team sets `storage: postgres`, since SQLite locks under parallel writers.
+# SQLite is for one person, since it locks under parallel writers; `dt2it init DIR --postgres` writes this for a team.
 storage:
   sqlite:
     base_dir:
       env: DT2IT_HOME
+"""
 
+_POSTGRES = """\
+# Dagster reads this where DAGSTER_HOME says: `export DAGSTER_HOME=$PWD` here. Runs and events lie in PostgreSQL, the
+# logs of steps in DT2IT_HOME. Needs dagster-postgres (the extra `postgres`) and all five variables.
+storage:
+  postgres:
+    postgres_db:
+      scheme: postgresql+psycopg2   # `postgresql` alone is psycopg 3 to SQLAlchemy 2.1, which is not installed
+      hostname: {env: DT2IT_POSTGRES_HOST}
+      port: {env: DT2IT_POSTGRES_PORT}
+      db_name: {env: DT2IT_POSTGRES_DATABASE}
+      username: {env: DT2IT_POSTGRES_USER}
+      password: {env: DT2IT_POSTGRES_PASSWORD}
+"""
+
+_DAGSTER = """\
 local_artifact_storage:
   module: dt2it_pipeline.orchestrate.dagster_internals
   class: LocalArtifactStorage

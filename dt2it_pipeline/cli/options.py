@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -76,7 +77,35 @@ MaxPixelsOption: TypeAlias = Annotated[
         "server takes too), or `paper` (1,310,720).",
     ),
 ]
+Models: TypeAlias = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="[NAME=]MODEL",
+        help="Checkpoint folder of ours or of another trainer, Hub id, or URL of a pooling server, with a name for "
+        "tables. May be repeated.",
+    ),
+]
 FinishedRound: TypeAlias = Annotated[int, typer.Option("--round", metavar="K", min=0, help="A finished round.")]
+
+
+_NAMED = re.compile(r"([^=/\\:]+)=(.+)")
+
+
+def named_models(given: list[str], taken: tuple[str, ...] = ()) -> dict[str, str]:
+    """Values of `Models` by name: what stands before `=`, else the last part of the folder, id or URL.
+
+    Raises:
+        typer.BadParameter: a name comes twice, or is among `taken`.
+    """
+    models: dict[str, str] = {}
+    for text in given:
+        match = None if Path(text).exists() else _NAMED.fullmatch(text)
+        name, source = (match[1], match[2]) if match else (text.rstrip("/").rsplit("/", 1)[-1] or text, text)
+        if name in models or name in taken:
+            raise typer.BadParameter(f"--model {text}: the name {name!r} is taken; give another as NAME=MODEL")
+        models[name] = source
+    return models
 
 
 def assignments(given: list[str] | None, option: str) -> dict[str, str]:

@@ -15,13 +15,16 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from dt2it_pipeline.cli.options import Home, RecipeFile, home_folder
 from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note
+from dt2it_pipeline.observe.logs import wants_json
 
 PANEL = "Run the pipeline"
 _DEFINITIONS = "dt2it_pipeline.definitions"
@@ -122,8 +125,20 @@ def ui(
     home: Home = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65_535, help="Port to listen on.")] = 3000,
+    without_login: Annotated[
+        bool,
+        typer.Option("--without-login", help="Listen on any --host, although the UI asks nobody for a password."),
+    ] = False,
 ) -> None:
     """Open the web UI (Dagster) on what has been run; end it with Ctrl-C."""
+    from dt2it_pipeline.config.credentials import is_loopback
+
+    if not (is_loopback(host) or without_login):
+        raise CommandError(
+            f"--host {host} would let anybody who reaches that address start runs: Dagster's UI has no login. Forward "
+            f"the port instead (`ssh -L {port}:localhost:{port} SERVER`), or put a proxy with a login in front of "
+            "127.0.0.1. Where the network itself lets nobody else in, add --without-login"
+        )
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
     environment = _environment(home_folder(home), chosen)
     command = [sys.executable, "-m", "dagster", "dev", "-m", _DEFINITIONS, "--host", host, "--port", str(port)]
@@ -131,18 +146,61 @@ def ui(
 
 
 def _environment(home: Path, recipe: Path | None) -> dict[str, str]:
-    """Variables of a run: which recipe, which artifact home, and where Dagster's settings lie."""
+    """Variables of a run: which recipe, which artifact home, and where Dagster's settings lie.
+
+    Raises:
+        RunRecordsError: a database of Dagster's in the home cannot be used.
+    """
+    from dt2it_pipeline.storage.run_records import require_usable
+
     home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ) | {"DT2IT_HOME": str(home)}
     if recipe is not None:
         environment["DT2IT_RECIPE"] = str(recipe)
     environment["DAGSTER_HOME"] = str(_dagster_home(home))
+    require_usable(home)
+    _require_storage(Path(environment["DAGSTER_HOME"]) / "dagster.yaml", environment)
     environment.setdefault("PYTHONWARNINGS", _WARNINGS)
     # Every stage starts programs of its own. Where Python may not keep what it compiles, each of them would compile
     # torch, transformers and vLLM anew: 12 s of processor time a start.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
+
+
+def use_home(home: Path) -> None:
+    """Let this process look at the instance and the code location that a run with this artifact home would use."""
+    os.environ["DT2IT_HOME"] = str(home.absolute())
+    os.environ["DAGSTER_HOME"] = str(_dagster_home(home.absolute()))
+
+
+def _require_storage(file: Path, environment: Mapping[str, str]) -> None:
+    """End the command where Dagster's settings ask for variables or a package that are not there.
+
+    Dagster itself answers with a traceback for each variable.
+    """
+    if not file.is_file():
+        return
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    own = Path(".env")  # which Dagster reads, too
+    text = own.read_text(encoding="utf-8") if own.is_file() else ""
+    given = {*environment, *re.findall(r"^(?:export +)?(\w+)=", text, re.M)}
+    if missing := sorted(set(_variables(settings)) - given):
+        raise CommandError(f"{file} takes variables that are not set: {', '.join(missing)}; export them")
+    storage = settings.get("storage") if isinstance(settings, dict) else None
+    if isinstance(storage, dict) and "postgres" in storage and find_spec("dagster_postgres") is None:
+        raise CommandError(
+            f"{file} keeps runs in PostgreSQL, and dagster-postgres is not installed: the extra `postgres`"
+        )
+
+
+def _variables(settings: Any) -> Iterator[str]:
+    """Names of the variables that Dagster's settings take: `env: NAME`, at any depth."""
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        if key == "env" and isinstance(value, str):
+            yield value
+        else:
+            yield from _variables(value)
 
 
 def _dagster_home(home: Path) -> Path:
@@ -187,7 +245,8 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
     """Run a command and print those of its lines that are for people; returns its exit code.
 
     Progress within a step moves on one line of a terminal, and is left out elsewhere. What programs print beside it is
-    left out, too, and kept by Dagster; where the run fails without a reason, the last of it follows.
+    left out, too, and kept by Dagster; where the run fails without a reason, the last of it follows. Lines that are
+    JSON objects already pass as they are.
     """
     hidden: deque[str] = deque(maxlen=_REMEMBERED)
     shown = explained = False
@@ -211,6 +270,10 @@ def _follow(command: Sequence[str], environment: Mapping[str, str], *, verbose: 
         assert process.stdout is not None
         for line in process.stdout:
             line = line.rstrip("\n")
+            if wants_json() and line.startswith("{"):
+                typer.echo(line, err=True)
+                explained = True
+                continue
             found = _LINE.match(line)
             moving = found is not None and found["text"].startswith(_PROGRESS)
             if found is not None and status is not None:

@@ -45,12 +45,16 @@ def init(
     ] = None,
     column: Columns = None,
     verdict: VerdictValues = None,
+    postgres: Annotated[
+        bool, typer.Option("--postgres", help="Keep Dagster's runs in PostgreSQL, for several people or machines.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Write a project: recipe, manifests and Dagster's settings. Nothing is overwritten."""
     from dt2it_pipeline.cli.new_project import write_project
 
-    made = write_project(folder, data, assignments(column, "--column"), assignments(verdict, "--verdict"))
+    columns, values = assignments(column, "--column"), assignments(verdict, "--verdict")
+    made = write_project(folder, data, columns, values, postgres=postgres)
     if as_json:
         typer.echo(json.dumps(_project(made), ensure_ascii=False))
         return
@@ -74,7 +78,10 @@ def check(
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of every source that are read.")] = 50,
     call_judges: Annotated[
         bool,
-        typer.Option("--call-judges", help="Send one small request to every judge behind an endpoint. May cost money."),
+        typer.Option(
+            "--call-judges",
+            help="Ask every judge once. One behind an endpoint may cost money, one on this machine takes time to load.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Commands on the pairs that people decide or check: `review export`, `review sample`, `review import`."""
+"""Commands on the pairs that people decide or check: `review serve`, `export`, `sample` and `import`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from dt2it_pipeline.cli.curation import PANEL, show_export
 from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, home_folder, open_store
-from dt2it_pipeline.cli.terminal import CommandError, note, show
+from dt2it_pipeline.cli.review_page import serve
+from dt2it_pipeline.cli.terminal import CommandError, counted, note, show
 
 _PLACES = 5  # of answers that are no votes, that are shown for one reason
 
@@ -18,6 +19,7 @@ _PLACES = 5  # of answers that are no votes, that are shown for one reason
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     review = typer.Typer(no_args_is_help=True, help="Let people decide undecided pairs, and check others.")
+    review.command("serve")(serve)
     review.command("export")(export_tasks)
     review.command("sample")(sample)
     review.command("import")(import_answers)
@@ -147,9 +149,10 @@ def import_answers(
     total = keep_answers(folder, found.votes)
     people, pairs = ({row[name] for row in found.votes} for name in ("person", "pair_id"))
     lines = [
-        f"{len(found.votes)} votes of {len(people)} people on {len(pairs)} pairs; {votes_file(folder)} holds {total}"
+        f"{counted(len(found.votes), 'vote')} of {counted(len(people), 'person', 'people')} on "
+        f"{counted(len(pairs), 'pair')}; {votes_file(folder)} holds {total:,}"
     ]
-    lines += [f"no vote: {count} {what}" for what, count in found.unfinished.items()]
+    lines += [f"no vote: {what}: {count}" for what, count in found.unfinished.items()]
     lines += _no_votes(found.unusable)
     unknown: list[str] = []
     try:
@@ -158,7 +161,7 @@ def import_answers(
         note(f"whether rounds have these pairs is not known: {error}")
     if unknown:
         lines.append(
-            f"{len(unknown)} of the pairs voted on are in no round of {folder}, for example {unknown[0]}: their votes "
+            f"pairs voted on that are in no round of {folder}: {len(unknown):,}, for example {unknown[0]}. Their votes "
             "are kept, and decide nothing until a round has them. Is --home right?"
         )
     drawn = unanswered = 0
@@ -167,7 +170,9 @@ def import_answers(
     except AuditError as error:
         note(f"which pairs were drawn at random is not known: {error}")
     if drawn:
-        lines.append(f"audit: {drawn - unanswered} of the {drawn} pairs that were drawn at random have an answer")
+        answered = drawn - unanswered
+        has = "has" if answered == 1 else "have"
+        lines.append(f"audit: {answered} of the {drawn} pairs that were drawn at random {has} an answer")
     if found.votes:
         lines.append(
             "Run the round again: what it has made already is used, and people's votes decide the pairs they are on."

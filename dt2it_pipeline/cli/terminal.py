@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.observe.logs import configure_logs, wants_json
+from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 
-Report = Callable[[Mapping[str, Any]], None]
+_logger = logging.getLogger(__name__)
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # typer exports its subclass alone
 _PACKAGE = __name__.partition(".")[0]
-_PLAIN_SECONDS = 15.0  # between two lines of progress where there is no terminal
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun, such as `1 vote` or `1,200 votes`; `many` where the plural has no plain s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 class CommandError(UserError, ValueError):
@@ -44,6 +50,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is named."""
         with _errors_in_a_line(debug=bool(ctx.params.get("debug"))):
+            configure_logs()
             return super().invoke(ctx)
 
 
@@ -75,12 +82,18 @@ def _errors_in_a_line(debug: bool) -> Iterator[None]:
 
 
 def _print_error(message: str) -> None:
+    if wants_json():
+        _logger.error("%s", message)
+        return
     typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
     typer.secho(message, fg=typer.colors.RED, err=True)
 
 
 def note(line: str) -> None:
-    """Print a line for people alone, on standard error."""
+    """Print a line for people alone, on standard error; where lines are to be JSON, one object."""
+    if wants_json():
+        _logger.info("%s", line)
+        return
     typer.echo(line, err=True)
 
 
@@ -97,24 +110,22 @@ def show(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> N
 
 
 def is_interactive() -> bool:
-    """Whether a person watches standard error: it is a terminal, and not that of a CI system."""
-    return sys.stderr.isatty() and not os.environ.get("CI")
+    """Whether a person watches standard error: it is a terminal that takes plain text, and not that of a CI system."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and not wants_json()
 
 
 @contextlib.contextmanager
-def progress(what: str, done: str, total: str) -> Iterator[Report]:
-    """Show how far a job is: a bar with the time left on a terminal, else a plain line every 15 seconds and at the end.
+def progress(what: str) -> Iterator[Report]:
+    """Show how far a job is: a bar with the time left on a terminal, else a plain line now and then and at the end.
 
     Args:
         what: what is being done, such as `scoring`.
-        done: name of the reported number of units that are done.
-        total: name of the reported number of all units.
 
     Yields:
         What a job hands its reports to.
     """
     if not is_interactive():
-        yield _plain_report(what, done, total)
+        yield now_and_then(lambda state: note(f"{what}: {in_words(state)}") if "done" in state else None, ends=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -124,32 +135,10 @@ def progress(what: str, done: str, total: str) -> Iterator[Report]:
         task = bar.add_task(what, total=None)
 
         def report(state: Mapping[str, Any]) -> None:
-            if done in state:
-                bar.update(task, completed=float(state[done]), total=state.get(total))
+            if "done" in state:
+                bar.update(task, completed=float(state["done"]), total=state.get("total"))
 
         yield report
-
-
-def _plain_report(what: str, done: str, total: str) -> Report:
-    last = -math.inf
-
-    def report(state: Mapping[str, Any]) -> None:
-        nonlocal last
-        if done not in state:
-            return
-        ended = state[done] == state.get(total)
-        if not ended and time.monotonic() - last < _PLAIN_SECONDS:
-            return
-        last = time.monotonic()
-        rest = (f", {key} {_number(value)}" for key, value in state.items() if key not in (done, total))
-        of = f" of {state[total]}" if total in state else ""
-        note(f"{what}: {done} {state[done]}{of}{''.join(rest)}")
-
-    return report
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

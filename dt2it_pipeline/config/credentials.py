@@ -1,12 +1,19 @@
-"""Keys of endpoints: what one may hold, which URLs may go with it, and its removal from what a person reads."""
+"""Keys of endpoints: what one may hold, where it may travel, and its removal from what is kept and what people read."""
 
 from __future__ import annotations
 
 import html
+import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 _HIDDEN = "(key)"
+_LEAST_KEPT_FROM_TEXTS = 8  # characters; a shorter key, such as EMPTY or token, is a placeholder and an ordinary word
+# How the keys of vendors begin, and `key=...` without a question mark.
+_KEY_IN_PATH = re.compile(
+    r"(?i)(?:^|[/;&,])(?:sk[-_]|hf_|gsk_|xai-|nvapi-|ghp_|github_pat_|AIza|eyJ|(?:api[-_]?)?key[=:]|(?:access[-_]?)?token[=:]|"
+    r"secret[=:]|password[=:])[^/]{6}"
+)
 _MOST_ESCAPES = 8  # backslashes before a character, from text that was escaped several times
 
 
@@ -33,8 +40,8 @@ def check_url(url: str, source: str) -> None:
     """Refuse a URL of an endpoint that has a place for secrets: such URLs are written to tables, logs and names.
 
     Raises:
-        ValueError: it is no http(s) URL with a host, or holds a user, password, query or fragment. The message does
-            not show it.
+        ValueError: it is no http(s) URL with a host, or holds a user, password, query or fragment, or its path what
+            looks like a key. The message does not show it.
     """
     try:
         parts = urlsplit(url)
@@ -47,6 +54,20 @@ def check_url(url: str, source: str) -> None:
             "the endpoint must be an http(s) URL without user and password, query and fragment; the key comes from "
             f"{source}"
         )
+    if _KEY_IN_PATH.search(unquote(parts.path)):
+        raise ValueError(f"the path of the endpoint's URL holds what looks like a key; the key comes from {source}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on the host.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "review.example", "")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Redactor:
@@ -58,6 +79,15 @@ class Redactor:
 
     def __init__(self, key: str | None) -> None:
         self._pattern = re.compile("".join(map(_written, key))) if key else None
+        self._long = len(key or "") >= _LEAST_KEPT_FROM_TEXTS
+
+    def hidden(self, text: str) -> str:
+        """A text that is kept, such as a judge's reply, without the key; as it is where the key has under 8 characters.
+
+        >>> Redactor("sk-12345678").hidden("You sent sk-12345678.")
+        'You sent (key).'
+        """
+        return self._pattern.sub(_HIDDEN, text) if self._pattern is not None and self._long else text
 
     def __call__(self, text: str | bytes | bytearray, most: int) -> str:
         """Text without the key on one line, at most `most` characters of it. Cut last: no part of a key stays."""

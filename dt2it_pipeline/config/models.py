@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
-from dt2it_pipeline.config.credentials import check_url, checked_key
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
+from dt2it_pipeline.config.compute import VllmRunSettings
+from dt2it_pipeline.config.credentials import check_url, checked_key, is_loopback
 
 MODEL_NAME = "model folder (a relative one counts from the project) or Hub id; `demo` ships with the package"
 JUDGE_NAME = "name of the judge in tables and in the report"
@@ -78,7 +76,7 @@ class EndpointSettings(Settings):
     def _no_key_in_the_clear(self) -> EndpointSettings:
         check_url(self.base_url, "the environment variable that api_key_env names")
         parts = urlsplit(self.base_url)
-        if self.api_key_env and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        if self.api_key_env and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise ValueError("a key would travel unencrypted: use https, or no api_key_env")
         return self
 
@@ -86,7 +84,7 @@ class EndpointSettings(Settings):
         """The key from the environment, None where none is wanted.
 
         Raises:
-            ValueError: the variable is not set, or holds what cannot be a key; see `checked_key`.
+            ValueError: the variable is not set, or holds what cannot be a key (see `checked_key`), or the URL holds it.
         """
         if self.api_key_env is None:
             return None
@@ -95,10 +93,15 @@ class EndpointSettings(Settings):
             raise ValueError(
                 f"the environment variable {self.api_key_env}, which holds the key of {self.base_url}, is not set"
             )
+        if len(found) >= 8 and found in unquote(self.base_url):
+            raise ValueError(
+                f"base_url holds the key that {self.api_key_env} holds, and a URL is written to tables and logs: take "
+                "the key out of it"
+            )
         return found
 
 
-class VllmSettings(Settings):
+class VllmSettings(VllmRunSettings):
     """A model that vLLM runs here."""
 
     model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
@@ -108,7 +111,4 @@ class VllmSettings(Settings):
         le=1_048_576,
         json_schema_extra=unit("tokens"),
         description="context length, prompt and reply together",
-    )
-    tensor_parallel: int = Field(
-        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
     )

@@ -104,6 +104,11 @@ def artifact_home() -> Path:
     return Path(os.environ.get("DT2IT_HOME") or project_root() / "data").absolute()
 
 
+def object_store_url() -> str | None:
+    """Where other machines find finished artifacts: `DT2IT_OBJECT_STORE`, such as s3://bucket/folder; None: nowhere."""
+    return os.environ.get("DT2IT_OBJECT_STORE") or None
+
+
 def model_path(name: str) -> str:
     """Folder or Hub id of a model that a recipe names; `demo` becomes the model that ships with the package.
 

@@ -24,6 +24,7 @@ from dt2it_pipeline.config.sections.demo import DemoSettings
 from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
 from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.config.sections.landing import LandingSettings
+from dt2it_pipeline.config.sections.launcher import LauncherSettings
 from dt2it_pipeline.config.sections.pairing import PairingSettings
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.sampling import SamplingSettings
@@ -77,6 +78,9 @@ class Recipe(Settings):
     ray: RaySettings | None = Field(
         None, description="scoring and sampling on a Ray cluster. null: in processes on this machine"
     )
+    launcher: LauncherSettings | None = Field(
+        None, description="jobs that run models through Slurm or Kubernetes. null: in processes on this machine"
+    )
 
     @model_validator(mode="after")
     def _published_policy_has_two_judges(self) -> Recipe:
@@ -95,12 +99,28 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _a_launchers_job_has_one_node(self) -> Recipe:
+        if self.launcher is None:
+            return self
+        if self.training.hostfile is not None:
+            raise ValueError("launcher and training.hostfile cannot both be set: a job of the launcher has one node")
+        if 0 < self.launcher.gpus < self.training.processes:
+            raise ValueError(
+                f"launcher.gpus ({self.launcher.gpus}) is below training.processes ({self.training.processes}): each "
+                "rank has a GPU to itself"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _demo_arms_need_demo(self) -> Recipe:
         if self.evaluation.ceiling_arm and self.demo is None:
             raise ValueError(
                 "evaluation.ceiling_arm needs the demo's true labels, and this recipe has no `demo` section"
             )
         return self
+
+
+_SHOWN = 300  # characters of a value that an error shows
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
@@ -142,7 +162,8 @@ def _described(fault: ErrorDetails, raw: Any) -> str:
     # Whole sections are not shown: that would say no more, and they might hold what was refused as a secret.
     section = any(isinstance(part, dict) for part in (value, *(value if isinstance(value, list) else ())))
     hidden = section or fault["type"] in ("missing", "extra_forbidden")
-    found = "" if hidden else f", found {value!r}"
+    shown = repr(value)
+    found = "" if hidden else f", found {shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}...'}"
     return f"{'.'.join(map(str, loc)) or '(recipe)'}: {message}{found}"
 
 
@@ -173,10 +194,11 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
             a relative one counts from the project. When None: what `DT2IT_RECIPE` says, else the only recipe that the
             project has, else the demo.
 
-    >>> from dt2it_pipeline import load_recipe
-    >>> recipe = load_recipe("configs/recipes/demo.yaml")
-    >>> recipe.name, recipe.rounds, recipe.training.base_model
-    ('demo', 2, 'demo')
+    Examples:
+        >>> from dt2it_pipeline import load_recipe
+        >>> recipe = load_recipe("configs/recipes/demo.yaml")
+        >>> recipe.name, recipe.rounds, recipe.training.base_model
+        ('demo', 2, 'demo')
 
     Args:
         path: YAML file; every setting has its unit, range and default in the section's class.
@@ -191,8 +213,10 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
     full = recipe_path(chosen)
     try:
         text = full.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {full} is not UTF-8 (at byte {error.start}): save it as UTF-8") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
         known = ", ".join(config_files("recipes", "*.yaml")) or "none"
         raise RecipeError(f"cannot read recipe {full}: {reason}; recipes in {looked_in('recipes')}: {known}") from error
     return parse_recipe(text, where=chosen)

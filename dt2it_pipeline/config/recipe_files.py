@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from dt2it_pipeline.config.paths import ConfigFileError, find_config, model_path, project_root
 from dt2it_pipeline.config.recipe import Recipe, RecipeError
 from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.config.strict_yaml import load_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HOST = re.compile(r"\S+\s+slots=\d+\s*(#.*)?")  # as DeepSpeed reads it
@@ -34,7 +34,7 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     except ConfigFileError as error:
         raise RecipeError(f"training.deepspeed_config: {error}") from None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("expected a JSON object")
     except (OSError, ValueError) as error:

@@ -1,13 +1,18 @@
-"""YAML as recipes, manifests and benchmark entries are read: a key that stands twice in one mapping is an error.
+"""YAML and JSON as people write them: a key that stands twice in one mapping is an error.
 
-PyYAML would take the last one without a word, so that an edit further up in the file does nothing.
+PyYAML and json would take the last one without a word, so that an edit further up in the file does nothing. Aliases of
+YAML may not stand for more than a person could have written: a few lines of them can stand for billions of values.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import yaml
+
+_MOST_VALUES = 100_000  # of a document, every alias counted as what it stands for
 
 
 class _Loader(yaml.SafeLoader):
@@ -21,6 +26,49 @@ class _Loader(yaml.SafeLoader):
                 where = f"line {lines[0]}" if lines[0] == lines[1] else f"lines {lines[0]} and {lines[1]}"
                 raise yaml.YAMLError(f"key {key.value!r} stands twice, in {where}; keep one of them")
         return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        """As PyYAML does, with a look at how much the aliases stand for."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values; write them out")
+        return node
+
+
+def _values(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """How many values a node stands for. Raises yaml.YAMLError where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = None
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    found = known[id(node)]
+    if found is None:
+        raise yaml.YAMLError(f"an alias in line {node.start_mark.line + 1} stands within what it stands for")
+    return found
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON document. Raises ValueError where it is malformed or an object has a key twice.
+
+    >>> load_json('{"a": 1}')
+    {'a': 1}
+    """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            key = re.compile(rf"{re.escape(json.dumps(twice, ensure_ascii=False))}\s*:")
+            lines = [str(text.count("\n", 0, at.start()) + 1) for at in key.finditer(text)]
+            raise ValueError(f"key {twice!r} stands twice (it is in line {', '.join(lines)}); keep one of them")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=checked)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def load_yaml(text: str) -> Any:

@@ -27,6 +27,7 @@ from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge,
 from dt2it_pipeline.judges.quality import AGAINST, OVERALL, judge_quality
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import OK, Verdict
+from dt2it_pipeline.observe.progress import Progress, silent
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "judge"
@@ -99,7 +100,7 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
 
     Args:
         job: what to judge, and by whom.
-        report: called after each batch with judge, calls, and how many found their reply on disk.
+        report: called after each batch with how many of a judge's calls are answered, and how many of them on disk.
         make_engine: see `make_judge`.
 
     Returns:
@@ -151,7 +152,7 @@ def judge_responses(
     settings: JudgingSettings,
     seed: int,
     cache: ReplyCache | None = None,
-    report: Reporter = lambda progress: None,
+    report: Reporter = silent,
 ) -> Judged:
     """Have every judge judge every response in the recipe's modes, lists in `settings.orders` shuffled orders.
 
@@ -219,6 +220,7 @@ class _Bench:
         for judge in self.judges:
             tally = self.tallies[judge.name]
             calls = [call for key, group in grouped.items() for call in self._calls(judge, key, group)]
+            progress = Progress(self.report, "calls", len(calls))
             for start in range(0, len(calls), _BATCH):
                 batch = calls[start : start + _BATCH]
                 found = ask(judge, [call.request for call in batch], self.cache, tally)
@@ -228,7 +230,7 @@ class _Bench:
                         source = call.request.prompt["source"]
                         detail = f"{judge.name}, {call.request.mode}: {detail}"
                         faults.setdefault(response_id, _aside(response_id, reason, detail, source))
-                self.report({"judge": judge.name, "calls": tally.calls, "found on disk": tally.looked_up})
+                progress.add(len(batch), judge=judge.name, found_on_disk=tally.looked_up)
                 if tally.unusable:
                     require_usable(judge, tally)  # now, so that a judge of no use is not paid for to the end
             require_usable(judge, tally)

@@ -38,6 +38,7 @@ from dt2it_pipeline.judges.llm import ModelJudge
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import CUT_OFF, UNPARSABLE, only_object
+from dt2it_pipeline.observe.progress import Progress, silent
 from dt2it_pipeline.storage import atomic, records, schemas
 
 STAGE = "restyle"
@@ -108,7 +109,7 @@ def run(job: RestyleJob, report: Reporter, make_engine: MakeEngine | None = None
 
     Args:
         job: what to rewrite, and by whom.
-        report: called when texts are rewritten and when they are compared.
+        report: called with how many of the texts are rewritten, and then compared.
         make_engine: see `judges.factory.make_judge`.
 
     Returns:
@@ -190,7 +191,7 @@ def restyle(
     generators: Mapping[str, str],
     rewriter: Judge,
     cache: ReplyCache,
-    report: Reporter = lambda progress: None,
+    report: Reporter = silent,
     bound: float = 1.0,
     check: Judge | None = None,
 ) -> Restyled:
@@ -216,8 +217,8 @@ def restyle(
                 sides[pair[f"{side}_id"]] = (by_id[pair["prompt_id"]], pair[side])
     tallies = {RESTYLE: Tally(), SAME: Tally()}
     requests = {key: JudgeRequest(prompt, (text,), RESTYLE) for key, (prompt, text) in sides.items()}
-    texts, faults = _answers(rewriter, requests, cache, tallies[RESTYLE], _text)
-    report({"rewritten": len(texts), "failed": len(faults)})
+    rewritten = Progress(report, "texts rewritten", len(requests))
+    texts, faults = _answers(rewriter, requests, cache, tallies[RESTYLE], _text, rewritten)
     drifted: dict[str, tuple[str, str]] = {key: (FAILED, detail) for key, detail in faults.items()}
     for key, text in texts.items():
         prompt, original = sides[key]
@@ -231,8 +232,8 @@ def restyle(
         for key, text in texts.items()
         if check is not None and key not in drifted and text != sides[key][1]
     }
-    same, faults = _answers(check or rewriter, comparisons, cache, tallies[SAME], _is_same)
-    report({"compared": len(same), "failed": len(faults)})
+    compared = Progress(report, "texts compared", len(comparisons))
+    same, faults = _answers(check or rewriter, comparisons, cache, tallies[SAME], _is_same, compared)
     drifted |= {key: (FAILED, detail) for key, detail in faults.items()}
     drifted |= {key: (DRIFTED, f"{sides[key][1]} -> {texts[key]}") for key, is_same in same.items() if not is_same}
     kept: list[Row] = []
@@ -278,18 +279,31 @@ def _answers(
     requests: Mapping[str, JudgeRequest],
     cache: ReplyCache,
     tally: Tally,
-    read: Callable[[str], Any],
+    read: Callable[[str, Sequence[str]], Any],
+    progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a judge answered, read by `read` (None: of no use, ask again), and why there is no answer."""
+    """What a judge answered, read by `read` (None: of no use, ask again), and why there is no answer.
+
+    `read` is given the reply's words and the texts that the judge could quote.
+    """
     keys = list(requests)
+    writes = getattr(judge, "writes", False)
     found: dict[str, Any] = {}
     faults: dict[str, str] = {}
 
     def fault(place: int, reply: Reply | JudgeError) -> str:
+        why = taken(place, reply)
+        progress.at(
+            len(found.keys() | faults.keys()), failed=len(faults)
+        )  # a text counts once, however often it is asked for
+        return why
+
+    def taken(place: int, reply: Reply | JudgeError) -> str:
         if isinstance(reply, JudgeError):
             faults[keys[place]] = str(reply)
             return NO_REPLY
-        value = read(reply.text) if reply.finished else None
+        material = requests[keys[place]].texts() if writes else ()
+        value = read(reply.text, material) if reply.finished else None
         if value is None:
             faults[keys[place]] = reply.text
             return UNPARSABLE if reply.finished else CUT_OFF
@@ -301,13 +315,13 @@ def _answers(
     return found, faults
 
 
-def _text(reply: str) -> str | None:
-    value = (only_object(reply, "text")[0] or {}).get("text")
+def _text(reply: str, material: Sequence[str]) -> str | None:
+    value = (only_object(reply, "text", material)[0] or {}).get("text")
     return value.strip() if isinstance(value, str) and value.strip() else None
 
 
-def _is_same(reply: str) -> bool | None:
-    value = (only_object(reply, "same")[0] or {}).get("same")
+def _is_same(reply: str, material: Sequence[str]) -> bool | None:
+    value = (only_object(reply, "same", material)[0] or {}).get("same")
     return value if isinstance(value, bool) else None
 
 

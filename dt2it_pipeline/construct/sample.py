@@ -31,6 +31,7 @@ from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess
 from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
+from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "sample"
@@ -88,7 +89,7 @@ def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = No
 
     Args:
         job: what to sample, with which model.
-        report: called after each shard with shards, shards_total, sampled, startup_seconds and samples_per_second.
+        report: called after each shard with how many of the shards are done, and sampled and startup_seconds.
         make_engine: builds the engine from the most images in one prompt; vLLM, where the job's launcher says, if None.
 
     Returns:
@@ -110,24 +111,17 @@ def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = No
     launcher = shard_launcher(job.ray, copies)
     if make_engine is not None:
         launcher = InThisProcess(partial(shard_worker, make_engine=make_engine))
-    started, done, startup, seconds = time.monotonic(), 0, 0.0, 0.0
+    started, startup, seconds = time.monotonic(), 0.0, 0.0
+    progress = Progress(report, "shards", len(todo))
     made = dict.fromkeys(("sampled", "tokens"), 0)
 
     def finished(number: int, shard: Mapping[str, float]) -> None:
-        nonlocal done, startup, seconds
-        done, startup = done + 1, max(startup, shard["startup_seconds"])
+        nonlocal startup, seconds
+        startup = max(startup, shard["startup_seconds"])
         seconds = max(0.0, time.monotonic() - started - startup)
         for key in made:
             made[key] += int(shard[key])
-        report(
-            {
-                "shards": done,
-                "shards_total": len(todo),
-                "sampled": made["sampled"],
-                "startup_seconds": startup,
-                "samples_per_second": made["sampled"] / max(seconds, 1e-9),
-            }
-        )
+        progress.add(sampled=made["sampled"], startup_seconds=startup)
 
     launcher.run(job, todo, finished)
     return _finish(job.work, shards, job.output) | {
@@ -267,8 +261,8 @@ def _finish(work: Path, count: int, output: Path) -> dict[str, Any]:
 
 
 def _vllm(job: SampleJob) -> EngineFactory:
-    length, gpus = job.settings.max_model_len, job.settings.tensor_parallel
-    return lambda most_images: VllmEngine(job.model, length, most_images, job.seed, gpus)
+    settings = job.settings
+    return lambda most_images: VllmEngine(job.model, settings.max_model_len, most_images, job.seed, settings)
 
 
 def _shards(prompts: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:

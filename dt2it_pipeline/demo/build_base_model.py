@@ -17,6 +17,7 @@ from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.conversations import ConversationMaker
 from dt2it_pipeline.demo.evaluate import BASE_MODEL, evaluate_base_model
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _CARD = """\
 ---
@@ -80,7 +81,7 @@ def build(output: Path, seed: int, vision_encoder_steps: int, language_steps: in
     minutes = (time.monotonic() - started) / 60
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".base_model") as temporary:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=owned_prefix(".base_model")) as temporary:
         made = Path(temporary) / "base_model"
         model.generation_config.update(
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None

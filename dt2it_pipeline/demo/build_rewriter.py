@@ -71,9 +71,9 @@ class Pupil:
         self._usual = self._text.config._attn_implementation
         self._text.set_attn_implementation("eager")  # on a CPU its backward pass is the fastest
         self._rng = random.Random(seed + 1)
-        mark = "=== QUESTION\n"
+        first = "=== QUESTION"  # what follows differs: the mark of the call
         whole = prompt_text("", "")
-        self._beginning = self._ids(whole[: whole.index(mark) + len(mark)])
+        self._beginning = self._ids(whole[: whole.index(first) + len(first)])
 
     def train(self, steps: int, batch: int, learning_rate: float) -> None:
         """Teach it; prints the loss now and then."""

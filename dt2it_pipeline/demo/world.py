@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.easyvqa import ShapeImage, easy_vqa_root, load_split
+from dt2it_pipeline.storage.leftovers import owned_prefix
 
 if TYPE_CHECKING:
     from dt2it_pipeline.config.sections.demo import DemoSettings
@@ -45,7 +46,7 @@ def write_world(root: Path, settings: DemoSettings, seed: int = 0) -> None:
     if root.exists() and any(root.iterdir()) and not all((root / f"{name}.jsonl").is_file() for name in _FILES):
         raise FileExistsError(f"{root} holds other files; name an empty or new folder for the demo's world")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=owned_prefix(f".{root.name}")) as temporary:
         made = Path(temporary) / root.name
         (made / "images").mkdir(parents=True)
         _Writer(made, settings, seed).write()

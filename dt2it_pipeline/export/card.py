@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dt2it_pipeline.ingest.provenance import Provenance
+from dt2it_pipeline.storage.cards import markdown_table, plain_markdown
 
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -54,32 +55,26 @@ def dataset_card(
     )
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=True, allow_unicode=True) + "---\n",
-        f"# {title}\n",
+        f"# {plain_markdown(title)}\n",
         f"{total:,} preference pairs, each two answers to one prompt{which}. {notes}\n",
         "## Licences\n\nEvery pair is under the licence of its source, images included: "
-        + ("; ".join(licences) or "there are none")
+        + (plain_markdown("; ".join(licences)) or "there are none")
         + ".\n\n"
-        + _table(
+        + markdown_table(
             ("source", "licence", "citation", "revision"),
-            [(name, said.licence, said.citation, said.revision) for name, said in named.items()],
+            [(name, *map(_cell, (said.licence, said.citation, said.revision))) for name, said in named.items()],
         ),
         "## Counts\n\nA label is the origin of a pair's order: `original` as published, `flipped` by reward models, "
         "`annotated` by judges, `constructed` and `reformulated` by the pipeline. Round -1 is before any round.\n\n"
-        + _table(
+        + markdown_table(
             ("source", "label", "round", "pairs"),
             [(*key, f"{count:,}") for key, count in sorted(counts.items())] + [("all", "", "", f"{total:,}")],
         ),
-        "## Columns\n\n" + _table(("column", "what it holds"), list(columns.items())),
-        "## Lineage\n\n" + _table(("", ""), list(lineage.items())),
+        "## Columns\n\n" + markdown_table(("column", "what it holds"), list(columns.items())),
+        "## Lineage\n\n" + markdown_table(("", ""), [(name, _cell(value)) for name, value in lineage.items()]),
     ]
     return "\n".join(parts)
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
-
-
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return value if isinstance(value, str) else json.dumps(value)

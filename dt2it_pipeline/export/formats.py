@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
-from dt2it_pipeline.media.pair_rows import ROW_ID, Row, RowFault
+from dt2it_pipeline.media.pair_rows import LISTS, ROW_ID, Row, RowFault
 
 _GROUP_BYTES = 64 * 2**20  # of one row group: what is in memory
 _FILE_BYTES = 512 * 2**20  # of one Parquet file, roughly
@@ -27,6 +27,7 @@ _PART = pa.struct([pa.field("type", pa.string()), pa.field("text", pa.string())]
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.list_(_PART))]))
 _TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
 _VOTE = pa.struct([pa.field("voter", pa.string()), pa.field("margin", pa.float64())])
+_LIST_FIELDS = (("list_id", pa.string()), ("chosen_rank", pa.float64()), ("rejected_rank", pa.float64()))
 _VIDEO = "the format has no column for videos"
 
 
@@ -114,13 +115,14 @@ class HuggingFace(_ParquetFormat):
         "language": "language code of the prompt",
         "votes": "each voter: a reward model's margin, or +1, 0 or -1 of a judge or a person",
         "row_id": ROW_ID,
+        **LISTS,
     }
     schema = pa.schema([
         ("pair_id", pa.string()), ("prompt_id", pa.string()), ("system", pa.string()), ("turns", pa.list_(_TURN)),
         ("images", pa.list_(_IMAGE)), ("videos", pa.list_(pa.string())), ("chosen", pa.string()),
         ("rejected", pa.string()), ("strength", pa.float64()), ("label", pa.string()), ("round", pa.int32()),
         ("source", pa.string()), ("language", pa.string()), ("votes", pa.list_(_VOTE)),
-        ("row_id", pa.string()),
+        ("row_id", pa.string()), *_LIST_FIELDS,
     ])  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
@@ -130,7 +132,7 @@ class HuggingFace(_ParquetFormat):
     def row(self, row: Row) -> dict[str, Any]:
         """The columns of one pair; its videos are put below the export."""
         kept = ("pair_id", "prompt_id", "chosen", "rejected", "strength", "label", "round", "source", "votes", "row_id")
-        return {name: row.pair[name] for name in kept} | {
+        return {name: row.pair[name] for name in (*kept, *LISTS)} | {
             **{name: row.prompt[name] for name in ("system", "turns", "language")},
             "images": [_image(file) for file in row.images],
             "videos": [_placed(file, self._root, "videos") for file in row.videos],
@@ -154,11 +156,12 @@ class TRL(_ParquetFormat):
         "source": "data source",
         "pair_label": "how the pair came to its order; a column `label` is of another kind of dataset to TRL",
         "row_id": ROW_ID,
+        **LISTS,
     }
     schema = pa.schema([
         ("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), ("images", pa.list_(_IMAGE)),
         ("margin", pa.float64()), ("pair_id", pa.string()), ("source", pa.string()), ("pair_label", pa.string()),
-        ("row_id", pa.string()),
+        ("row_id", pa.string()), *_LIST_FIELDS,
     ])  # fmt: skip
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class TRL(_ParquetFormat):
             **sides,
             "images": [_image(file) for file in row.images],
             "margin": row.pair["strength"] or 0.0,  # TRL makes a tensor of the column, which takes no null
-            **{name: row.pair[name] for name in ("pair_id", "source", "row_id")},
+            **{name: row.pair[name] for name in ("pair_id", "source", "row_id", *LISTS)},
             "pair_label": row.pair["label"],
         }
 
@@ -201,6 +204,7 @@ class LlamaFactory:
         "source": "data source",
         "label": "how the pair came to its order",
         "row_id": ROW_ID,
+        **LISTS,
     }
     _NAMES: ClassVar[Mapping[str, str]] = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -228,7 +232,7 @@ class LlamaFactory:
             "system": row.prompt["system"],
             "images": [_placed(file, self._folder, "images") for file in row.images],
             "videos": [_placed(file, self._folder, "videos") for file in row.videos],
-            **{name: row.pair[name] for name in ("pair_id", "source", "label", "row_id")},
+            **{name: row.pair[name] for name in ("pair_id", "source", "label", "row_id", *LISTS)},
         }
         self._stream.write(",\n" if self._count else "\n")
         json.dump(made, self._stream, ensure_ascii=False)

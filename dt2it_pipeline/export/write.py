@@ -53,19 +53,20 @@ def export_pairs(
 ) -> Exported:
     """Write a pairs table with its prompts and media, as others train on them, and a card of counts and licences.
 
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from dt2it_pipeline import export_pairs
-    >>> from dt2it_pipeline.storage.records import make_pair
-    >>> from dt2it_pipeline.storage.schemas import table
-    >>> turns = [{"role": "user", "text": "What is 2 + 2?"}]
-    >>> prompt = {"prompt_id": "p", "source": "mine", "system": "", "turns": turns, "media": []}
-    >>> prompts = table([prompt | {"reference": None, "language": "en", "meta": "{}"}], "prompts")
-    >>> pairs = table([make_pair("p", "4", "5", source="mine")], "pairs")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = export_pairs(pairs, prompts, Path(folder, "media"), Path(folder, "out"), "trl")
-    ...     print(done.pairs, sorted(path.name for path in done.folder.iterdir() if path.suffix == ".md"))
-    1 ['README.md']
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from dt2it_pipeline import export_pairs
+        >>> from dt2it_pipeline.storage.records import make_pair
+        >>> from dt2it_pipeline.storage.schemas import table
+        >>> turns = [{"role": "user", "text": "What is 2 + 2?"}]
+        >>> prompt = {"prompt_id": "p", "source": "mine", "system": "", "turns": turns, "media": []}
+        >>> prompts = table([prompt | {"reference": None, "language": "en", "meta": "{}"}], "prompts")
+        >>> pairs = table([make_pair("p", "4", "5", source="mine")], "pairs")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = export_pairs(pairs, prompts, Path(folder, "media"), Path(folder, "out"), "trl")
+        ...     print(done.pairs, sorted(path.name for path in done.folder.iterdir() if path.suffix == ".md"))
+        1 ['README.md']
 
     Args:
         pairs: table of kind `pairs`.

@@ -1,5 +1,8 @@
 """What a run in a terminal prints: a line per stage, progress now and then, and at the end why it failed.
 
+With `DT2IT_LOG=json` each line is a JSON object instead (see observe/logs.py), and where `DT2IT_LOG_FILE` names a file,
+it takes these objects as well.
+
 No line is wider than WIDTH, but for commands and paths, which stay whole so that they can be copied. Everything else
 (every event of Dagster, tracebacks, what steps and their processes print) is kept by the instance, for the UI.
 """
@@ -17,13 +20,16 @@ from typing import Any, TextIO
 
 import dagster as dg
 
+from dt2it_pipeline.config.paths import artifact_home
 from dt2it_pipeline.config.recipe import RecipeError
 from dt2it_pipeline.ingest.manifest import ManifestError
+from dt2it_pipeline.observe.logs import JsonFormatter, VariableError, configure_logs, file_handler, wants_json
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
+from dt2it_pipeline.storage.run_records import fault_in_words
 
-_MISTAKES = (RecipeError, ManifestError, dg.DagsterInvalidConfigError)  # of whoever wrote the recipe, not of the code
+# Of whoever wrote the recipe, not of the code.
+_MISTAKES = (RecipeError, ManifestError, VariableError, dg.DagsterInvalidConfigError)
 _NOISE = ("[pipes] external process", "Dependencies for step")
-_PROGRESS_SECONDS = 15.0
 
 
 WIDTH = 120  # columns
@@ -36,15 +42,22 @@ class Console(logging.Logger):
 
     Attributes:
         output: folder of what the run's steps printed, which is named where a run fails; None: not known.
+        partition: the run's round; None: it has none.
     """
 
     def __init__(self) -> None:
         super().__init__("dt2it_pipeline", logging.INFO)
         self.output: str | None = None
-        handler = logging.StreamHandler(_terminal())
-        handler.setFormatter(_Lines(self))
-        handler.addFilter(_Worth())
-        self.addHandler(handler)
+        self.partition: str | None = None
+        terminal = _terminal()
+        configure_logs(None if terminal is sys.stderr else terminal.fileno())
+        shown = logging.StreamHandler(terminal)
+        shown.setFormatter(_JsonLines(self) if wants_json() else _Lines(self))
+        self.addHandler(shown)
+        if (kept := file_handler()) is not None:
+            kept.setFormatter(_JsonLines(self))
+            self.addHandler(kept)
+        self.addFilter(_Worth())
 
 
 def _terminal() -> TextIO:
@@ -64,6 +77,13 @@ class _Lines(logging.Formatter):
         self._causes: dict[str, str] = {}
 
     def format(self, record: logging.LogRecord) -> str:
+        step, message = self.said(record)
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname} "
+        head = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step:<{_STEP}}  "
+        return wrapped(head, level + message)
+
+    def said(self, record: logging.LogRecord) -> tuple[str, str]:
+        """Who speaks (a step, or `run`), and what it says."""
         meta = getattr(record, "dagster_meta", {})
         step, event = meta.get("step_key") or "run", meta.get("dagster_event")
         message = str(meta.get("orig_message") or record.getMessage()).removeprefix(f"{step}: ")
@@ -71,9 +91,7 @@ class _Lines(logging.Formatter):
             message = self._causes[step] = _cause(event.step_failure_data)
         elif event is not None and event.is_run_failure:
             message = self._failed(event.job_failure_data.error)
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname} "
-        head = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {step:<{_STEP}}  "
-        return wrapped(head, level + message)
+        return step, message
 
     def _failed(self, error: Any) -> str:
         """Why the run failed: once per reason, with the steps that ended by it, and where their output is."""
@@ -85,6 +103,22 @@ class _Lines(logging.Formatter):
         reasons = [f"\n  {', '.join(names)}: {cause}" for cause, names in steps.items()]
         where = [] if self._console.output is None else [f"\n  what the steps printed: {self._console.output}"]
         return "FAILED" + "".join(reasons + where)
+
+
+class _JsonLines(JsonFormatter):
+    """The same entries as JSON objects."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console, self._lines = console, _Lines(console)
+
+    def fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        step, message = self._lines.said(record)
+        meta = getattr(record, "dagster_meta", {})
+        place = {"run_id": meta.get("run_id"), "job": meta.get("job_name"), "round": self._console.partition}
+        place |= {"stage": None if step == "run" else step}
+        known = {name: value for name, value in place.items() if value is not None}
+        return super().fields(record) | {"message": message.removeprefix(PROGRESS)} | known
 
 
 def wrapped(head: str, message: str) -> str:
@@ -115,30 +149,17 @@ def wrapped(head: str, message: str) -> str:
 
 
 class _Worth(logging.Filter):
-    """Lets through what a person wants to read: no bookkeeping, and progress of a step not too often."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: dict[str, float] = {}
+    """Lets through what a person wants to read: no bookkeeping."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", {})
-        message = str(meta.get("orig_message") or "")
-        if message.startswith(_NOISE):
-            return False
-        if record.levelno > logging.INFO:
-            return True
-        if not message.startswith(PROGRESS):
-            return True
-        step = str(meta.get("step_key"))
-        if record.created - self._last.get(step, 0.0) < _PROGRESS_SECONDS:
-            return False
-        self._last[step] = record.created
-        return True
+        return not str(meta.get("orig_message") or "").startswith(_NOISE)
 
 
 def print_mistakes_plainly() -> None:
     """Let a mistake in a recipe, a manifest or a run's configuration end a command with one sentence: `error: ...`.
+
+    So does a database of Dagster's that is damaged or locked.
 
     It changes what the interpreter prints of an error that nobody catches, and only of those: a traceback through
     Dagster's loader and this code says nothing to whoever mends a YAML file. Other errors keep theirs, and a code
@@ -149,10 +170,13 @@ def print_mistakes_plainly() -> None:
     def printed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, _MISTAKES):
             print(f"error: {error}", file=sys.stderr)
+        elif words := fault_in_words(error, artifact_home()):
+            print(f"error: {words}", file=sys.stderr)
         else:
             others(kind, error, traceback)
 
     sys.excepthook = printed
+    configure_logs()  # where lines are JSON objects, its own hook writes these errors as such
 
 
 def _cause(failure: Any) -> str:

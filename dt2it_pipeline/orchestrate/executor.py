@@ -49,7 +49,7 @@ def one_process_executor(init_context: dg.InitExecutorContext) -> StepsInThisPro
 def _before(plan_context: Any, console: Console) -> None:
     """What every run does before its first step: free what killed runs hold, and note where it runs."""
     run, instance = plan_context.dagster_run, plan_context.instance
-    console.output = output_folder(instance, run.run_id)
+    console.output, console.partition = output_folder(instance, run.run_id), run.tags.get(PARTITION)
     require_partition(plan_context.job.get_definition(), run.tags, run.asset_selection)
     for dead in end_dead_runs(instance):
         plan_context.log.warning(f"run {dead} was killed; its place in the pools is free again")

@@ -15,14 +15,17 @@ from typing import Any
 
 from dt2it_pipeline.engines.jobs import job_path
 from dt2it_pipeline.engines.launch.worker import end_with_parent, run_file
+from dt2it_pipeline.observe.logs import configure_logs
+from dt2it_pipeline.observe.progress import in_words, now_and_then
 
-PROGRESS = "… "  # begins every report of progress, so that the console can thin them out
+PROGRESS = "… "  # begins every report of progress, so that a terminal can show them as such
 
 
 def main(arguments: list[str]) -> None:
     """Run the job that the command line names."""
     path = job_path(arguments)
     end_with_parent()
+    configure_logs()
     if int(os.environ.get("RANK", "0")) != 0:
         run_file(path, lambda progress: None)
         return
@@ -30,14 +33,10 @@ def main(arguments: list[str]) -> None:
 
     with open_dagster_pipes() as pipes:
 
-        def report(progress: Mapping[str, Any]) -> None:
-            shown = (
-                f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in progress.items()
-            )
-            pipes.log.info(PROGRESS + ", ".join(shown))
+        def report(state: Mapping[str, Any]) -> None:
+            pipes.log.info(PROGRESS + in_words(state))
 
-        run_file(path, report)
+        run_file(path, now_and_then(report))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
+from dt2it_pipeline.config.sections.launcher import LauncherSettings
 from dt2it_pipeline.engines.jobs import Job, Summary
-from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Resources
+from dt2it_pipeline.engines.launch.cluster import ClusterLauncher
+from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Launcher, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage.leftovers import owned_prefix, places_of, sweep
 
 _WORKER = "dt2it_pipeline.orchestrate.pipes_worker"
 
@@ -26,9 +32,23 @@ class StoreResource(dg.ConfigurableResource):
         """The store itself."""
         return Store(self.home)
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Before a run's first step: remove what killed processes left in the home."""
+        if (left := sweep(places_of(Path(self.home)))) and context.log is not None:
+            context.log.info(f"{len(left)} temporary files of killed processes are removed, for example {left[0]}")
+
 
 class ChildProcesses(dg.ConfigurableResource):
     """Launches the jobs of a step; they report their progress through Dagster Pipes."""
+
+    launcher: str | None = Field(
+        None, description="The recipe's section `launcher` as JSON; null: jobs run on this machine."
+    )
+
+    @classmethod
+    def of(cls, settings: LauncherSettings | None) -> ChildProcesses:
+        """For the recipe's section."""
+        return cls(launcher=None if settings is None else settings.model_dump_json())
 
     def run(
         self, context: dg.AssetExecutionContext, job: Job, work: Path, resources: Resources = ONE_PROCESS
@@ -45,20 +65,22 @@ class ChildProcesses(dg.ConfigurableResource):
             dagster.Failure: the job ended with an error, which the message names. Where a signal ended it, the step may
                 be tried again: the work so far is kept.
         """
+        sweep([work, *(path for path in work.rglob("*") if path.is_dir())])
         with contextlib.ExitStack() as stack:
+            # Not in the system's folder for temporary files: what a killed run leaves goes with the stage's work.
+            pipes = Path(tempfile.mkdtemp(prefix=owned_prefix("pipes"), dir=work))
+            stack.callback(shutil.rmtree, pipes, ignore_errors=True)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", dg.PreviewWarning)  # Dagster's, about its own message reader
                 session = stack.enter_context(
                     dg.open_pipes_session(
                         context=context,
-                        context_injector=dg.PipesTempFileContextInjector(),
-                        message_reader=dg.PipesTempFileMessageReader(),
+                        context_injector=dg.PipesFileContextInjector(str(pipes / "context")),
+                        message_reader=dg.PipesFileMessageReader(str(pipes / "messages")),
                     )
                 )
             try:
-                return LocalLauncher(_WORKER, session.get_bootstrap_env_vars()).launch(
-                    job, work=work, resources=resources
-                )
+                return self._launcher(session.get_bootstrap_env_vars()).launch(job, work=work, resources=resources)
             except JobFailed as error:
                 failed = error
         raise dg.Failure(
@@ -66,3 +88,9 @@ class ChildProcesses(dg.ConfigurableResource):
             metadata={"command": failed.command, "job": dg.MetadataValue.path(str(failed.job_file))},
             allow_retries=failed.was_killed,
         )
+
+    def _launcher(self, environment: Mapping[str, str]) -> Launcher:
+        if self.launcher is None:
+            return LocalLauncher(_WORKER, environment)
+        settings: LauncherSettings = TypeAdapter(LauncherSettings).validate_json(self.launcher)
+        return ClusterLauncher(settings, _WORKER, environment)

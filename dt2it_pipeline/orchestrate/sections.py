@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dt2it_pipeline.config.recipe import Recipe
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
@@ -36,10 +37,12 @@ class ReportSections:
     seed: int
     rounds: int
     sources: tuple[str, ...]
+    settings: Mapping[str, Any]  # the whole recipe as JSON values: what its digest and comparisons of runs go by
     has_truth: bool  # whether the demo's true labels are there to grade by
     evaluation: EvaluationSettings
     curation: CurationSettings
     annotation: AnnotationSettings
+    training: TrainingSettings  # its trackers
 
     @classmethod
     def of(cls, recipe: Recipe) -> ReportSections:
@@ -49,8 +52,10 @@ class ReportSections:
             recipe.seed,
             recipe.rounds,
             tuple(recipe.datasets),
+            recipe.model_dump(mode="json"),
             recipe.demo is not None,
             recipe.evaluation,
             recipe.curation,
             recipe.annotation,
+            recipe.training,
         )

@@ -95,7 +95,7 @@ def _landing_sensor(settings: LandingSettings, jobs: Jobs, home: Path) -> dg.Sen
     )
     def landing_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         before = json.loads(context.cursor) if context.cursor else {}
-        now, faults = landing_state(look(home / settings.folder), before)
+        now, faults = landing_state(look(home / settings.folder, settings.network), before)
         for name, fault in faults.items():
             context.log.error(f"landing/{name} is not read: {fault}")
         taken = {name: state["content"] for name, state in now.items() if state.get("content")}

@@ -56,16 +56,17 @@ def style_probe(pairs: pd.DataFrame, folds: int = 5, seed: int = 0) -> StyleProb
     prompt share responses, so a prompt never lies in two folds (where `prompt_id` is there). The bias that it
     measures is that of DT2IT-MRM (arXiv 2604.19544); the interval is DeLong's (1988).
 
-    >>> import pandas as pd
-    >>> from dt2it_pipeline import style_probe
-    >>> words = ["red", "blue", "green", "round", "square"]
-    >>> plain = [f"{a} {b}" for a in words for b in words]
-    >>> pairs = pd.DataFrame({"chosen": [f"**Sure!** It is {text}." for text in plain], "rejected": plain})
-    >>> probe = style_probe(pairs)
-    >>> probe.auc, probe.n
-    (1.0, 25)
-    >>> probe.leaks[0]
-    ('characters', 1.0)
+    Examples:
+        >>> import pandas as pd
+        >>> from dt2it_pipeline import style_probe
+        >>> words = ["red", "blue", "green", "round", "square"]
+        >>> plain = [f"{a} {b}" for a in words for b in words]
+        >>> pairs = pd.DataFrame({"chosen": [f"**Sure!** It is {text}." for text in plain], "rejected": plain})
+        >>> probe = style_probe(pairs)
+        >>> probe.auc, probe.n
+        (1.0, 25)
+        >>> probe.leaks[0]
+        ('characters', 1.0)
 
     Args:
         pairs: chosen and rejected (texts), optionally prompt_id, and chosen_model and rejected_model (who wrote them);

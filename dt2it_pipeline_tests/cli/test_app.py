@@ -104,14 +104,14 @@ def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixtu
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.progress("scoring", "responses", "responses_total") as report:
+    with terminal.progress("scoring") as report:
         for done in range(1, 101):
-            report({"responses": done, "responses_total": 100, "responses_per_second": 12.3456})
+            report({"done": done, "total": 100, "unit": "responses", "per_second": 12.3456, "seconds_left": 8.0})
         report({"validation_loss": 0.5})
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "scoring: responses 1 of 100, responses_per_second 12.35"
-    assert lines[-1].startswith("scoring: responses 100 of 100")
-    assert len(lines) < 100
+    assert lines[0] == "scoring: 1 of 100 responses, 12.3 per second, 8 s left"
+    assert lines[-1].startswith("scoring: 100 of 100 responses")
+    assert len(lines) == 2
 
 
 def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +125,8 @@ def test_progress_on_a_terminal_is_a_bar_with_the_time_left(monkeypatch: pytest.
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", shown)
-    with terminal.progress("scoring", "responses", "responses_total") as report:
-        report({"responses": 5, "responses_total": 10})
+    with terminal.progress("scoring") as report:
+        report({"done": 5, "total": 10, "unit": "responses"})
     assert "scoring" in shown.getvalue() and "5/10" in shown.getvalue() and "time left" in shown.getvalue()
     monkeypatch.setenv("CI", "true")
     assert not terminal.is_interactive()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows, read_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
 from dt2it_pipeline.media.errors import VideoDecoderError
+from dt2it_pipeline.serve.vllm_server import serve_arguments
 from dt2it_pipeline.storage import atomic, schemas
 from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
 from dt2it_pipeline_tests.support.commands import dt2it, failing, invoke
@@ -49,6 +51,24 @@ def test_ours_and_those_of_other_trainers_give_the_same_figures(world: dict[str,
     assert values["overall"] == pytest.approx(right)
     assert 0 < right < 1
     assert {"reasoning", "hallucination", "general", "macro"} <= set(values)
+
+
+def test_convert_prints_what_it_found_and_commands_that_work(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(world["root"] / "rows.jsonl", tmp_path / "data.json")
+    shutil.copytree(world["root"] / "images", tmp_path / "images")
+    printed = dt2it("convert", world["root"] / "theirs", "demo").splitlines()  # also the name of a model that we ship
+    assert f"source: {world['root'] / 'theirs'}: whole weights, which config.json calls " in printed[0]
+    assert printed[1:4] == [
+        "head: v_head.summary.weight in value_head.safetensors",
+        "bias: 7, dropped: the original's scores are these plus 7",
+        "written: demo",
+    ]
+    serve, benchmark = (shlex.split(line)[1:] for line in printed[-2:])
+    assert serve[0] == "serve" and serve_arguments(serve[1], serve[2:], on_cpu=False)[1] == str(tmp_path / "demo")
+    assert "8 pairs" in dt2it(*benchmark)
 
 
 def test_a_base_model_has_no_figures(world: dict[str, Any], tmp_path: Path) -> None:

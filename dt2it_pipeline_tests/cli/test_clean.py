@@ -78,6 +78,15 @@ def test_labels_are_cleaned_and_every_pair_is_accounted_for(
     assert outcomes["pair_id"].tolist() == given.index.tolist()
     counts = {name: int((outcomes["outcome"] == name).sum()) for name in ("kept", "flipped", "dropped")}
     assert counts == {name: summary[name] for name in counts} and summary["pairs"] == COUNT == sum(counts.values())
+    evidence = pd.read_parquet("out/cleaning_evidence.parquet").set_index("pair_id")
+    assert evidence.index.tolist() == given.index.tolist() and evidence["given_probability"].isna().all()
+    assert (evidence["chosen_before"] == given["chosen_id"]).all()
+    left = evidence["chosen_after"].dropna()
+    assert (left == pairs.set_index("pair_id")["chosen_id"].loc[left.index]).all() and len(left) == len(pairs)
+    heard = evidence[["margins", "verdicts"]].map(len)
+    voters = 3 if "--verifier-scores" in options else 2
+    assert (heard["margins"].iloc[:-1] == voters).all() and heard["margins"].iloc[-1] == 0  # nobody scored the last
+    assert (heard["verdicts"] == (2 if "--votes" in options else 0)).all()
     assert (
         counts["flipped"] > WRONG / 3
         and (outcomes["reason"] == "score missing").sum() == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -70,7 +71,16 @@ def test_scores_of_lines_are_those_of_the_checkpoint(world: dict[str, Any], tmp_
     rows = lines_of(world)
     file = tmp_path / "responses.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
-    call = ["score", world["checkpoint"], file, "--media", world["tables"]["media_root"], "--max-length", 512]
+    call = [
+        "score",
+        file,
+        "--model",
+        world["checkpoint"],
+        "--media",
+        world["tables"]["media_root"],
+        "--max-length",
+        512,
+    ]
     result = invoke(*map(str, call), "--output", str(tmp_path / "scores.jsonl"))
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
@@ -108,7 +118,9 @@ def test_what_is_too_long_is_counted_in_one_line(world: dict[str, Any], tmp_path
     file = tmp_path / "responses.jsonl"
     rows = [{"prompt": "is it red", "responses": ["yes", "red " * 600, "blue " * 700]}]
     file.write_text("\n".join(map(json.dumps, rows)))
-    call = [str(part) for part in ("score", world["checkpoint"], file, "--output", tmp_path / "scores.parquet")]
+    call = [
+        str(part) for part in ("score", file, "--model", world["checkpoint"], "--output", tmp_path / "scores.parquet")
+    ]
     whole = invoke(*call)
     assert whole.exit_code == 0 and "3 of 3 responses scored" in whole.stdout and "left out" not in whole.stderr
     cut = invoke(*call, "--max-length", "512")
@@ -118,9 +130,73 @@ def test_what_is_too_long_is_counted_in_one_line(world: dict[str, Any], tmp_path
     assert table["reason"].tolist() == ["", "longer than max_length", "longer than max_length"]
 
 
+@pytest.fixture(scope="module")
+def other(world: dict[str, Any]) -> Path:
+    """Another checkpoint: that of the world with its scores turned round and ten times as large."""
+    from dt2it_pipeline.reward.reward_model import RewardModel
+
+    model = RewardModel.from_pretrained(world["checkpoint"])
+    model.head.weight.data *= -10
+    folder: Path = world["root"] / "other"
+    with atomic.atomic_directory(folder) as made:
+        model.save_pretrained(made)
+    return folder
+
+
+def test_several_models_score_as_one(world: dict[str, Any], other: Path, tmp_path: Path) -> None:
+    rows = lines_of(world)
+    rows[0]["responses"].append("red " * 700)  # too long for all
+    file = tmp_path / "responses.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    call = ["score", file, "--media", world["tables"]["media_root"], "--max-length", 512]
+    call += ["--model", f"a={world['checkpoint']}", "--model", other, "--output"]
+    result = invoke(*map(str, call), str(tmp_path / "both.jsonl"))
+    assert result.exit_code == 0, result.output
+    said = result.stdout.splitlines()
+    assert said[0] == f"{tmp_path / 'both.jsonl'}: 6 of 7 responses scored"
+    assert said[1].startswith("a: images: ") and said[2].startswith("other: images: ")
+    assert said[3].startswith("combined: the mean of the models' standardised scores; they are ")
+    assert said[4].startswith("unsure: for 2 of 2 prompts the models are further apart than the best response is")
+    assert result.stderr.count("1 of 7 responses are left out: longer than --max-length") == 2  # in one line per model
+    assert "line 5: markers do not fit" in result.stderr and "response 2" not in result.stderr
+    made = [json.loads(line) for line in (tmp_path / "both.jsonl").read_text().splitlines()]
+    for row, lines in zip(made[:3], rows, strict=False):
+        one, two = (np.array(row["scores_by_model"][name], dtype=float) for name in ("a", "other"))
+        assert two == pytest.approx(-10 * one, abs=1e-4, nan_ok=True)
+        assert np.array(row["scores"], dtype=float) == pytest.approx(0 * one, abs=1e-4, nan_ok=True)  # they cancel
+        assert len(row["spread"]) == len(lines["responses"])
+    assert made[0]["scores"][-1] is made[0]["spread"][-1] is made[0]["scores_by_model"]["a"][-1] is None
+    counts = json.loads(dt2it(*call, tmp_path / "both.parquet", "--ensemble", "worst", "--json"))
+    assert counts["ensemble"] == "worst" and counts["models"] == ["a", "other"] and counts["prompts_compared"] == 2
+    table = pd.read_parquet(tmp_path / "both.parquet")
+    assert list(table)[3:7] == ["score", "spread", "score a", "score other"]
+    known = table.dropna(subset="score")
+    assert len(known) == 6 and known["score"].to_numpy() == pytest.approx(-known["spread"].to_numpy(), abs=1e-4)
+    assert table["reason"][2] == "a: longer than max_length; other: longer than max_length"
+    assert table["reason"].tolist()[-3:] == ["missing image", "markers do not fit", "no responses"]
+
+
+def test_several_models_score_a_table(world: dict[str, Any], other: Path, tmp_path: Path) -> None:
+    tables = world["tables"]
+    call = ["score", tables["responses"], "--prompts", tables["prompts"], "--media", tables["media_root"]]
+    call += ["--model", world["checkpoint"], "--model", other, "--output", tmp_path / "s.parquet"]
+    counts = json.loads(dt2it(*call, "--json"))
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    responses = atomic.read_parquet(tables["responses"], "responses").to_pandas().set_index("response_id")
+    assert counts["scored"] == len(table) == len(responses) and table["score"].notna().all()
+    assert responses.loc[table["response_id"], "prompt_id"].tolist() == table["row_id"].tolist()
+
+
+def test_calls_with_models_that_do_not_fit_are_one_line(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a"]}\n')
+    call = ["score", tmp_path / "r.jsonl", "--output", tmp_path / "s.jsonl", "--model", world["checkpoint"]]
+    assert "--ensemble needs several --model" in failing(*call, "--ensemble", "mean", code=2)
+    assert "the name 'checkpoint' is taken" in failing(*call, "--model", world["checkpoint"], code=2)
+
+
 def test_a_table_of_responses_is_scored_as_the_pipeline_scores_it(world: dict[str, Any], tmp_path: Path) -> None:
     tables = world["tables"]
-    call = ["score", world["checkpoint"], tables["responses"], "--prompts", tables["prompts"], "--output"]
+    call = ["score", tables["responses"], "--model", world["checkpoint"], "--prompts", tables["prompts"], "--output"]
     counts = json.loads(dt2it(*call, tmp_path / "s.parquet", "--media", tables["media_root"], "--json"))
     scores = atomic.read_parquet(tmp_path / "s.parquet", "scores")
     wanted = atomic.read_parquet(tables["responses"], "responses")["response_id"].to_pylist()
@@ -130,11 +206,11 @@ def test_a_table_of_responses_is_scored_as_the_pipeline_scores_it(world: dict[st
 
 
 def test_files_that_are_of_no_use_are_one_line(world: dict[str, Any], tmp_path: Path) -> None:
-    call = ["score", world["checkpoint"], tmp_path / "r.jsonl", "--output", tmp_path / "out.jsonl"]
+    call = ["score", tmp_path / "r.jsonl", "--model", world["checkpoint"], "--output", tmp_path / "out.jsonl"]
     assert "r.jsonl cannot be read: " in failing(*call)
     (tmp_path / "r.jsonl").write_text('{"question": "what"}\n')
     message = failing(*call)
     assert "no row of" in message and "line 1: " in message and "`responses` (a list of texts)" in message
     (tmp_path / "r.jsonl").write_text('{"prompt": "what", "responses": ["a"]}\n')
-    call[1] = "/nowhere"
+    call[3] = "/nowhere"
     assert failing(*call).startswith("there is no model folder /nowhere")

@@ -90,6 +90,17 @@ def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.Monk
     assert environment["DT2IT_HOME"] == str(tmp_path)
 
 
+def test_ui_listens_on_another_address_only_where_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(os, "execve", lambda *call: given.append(call[1]))
+    for host in ("0.0.0.0", "::", "10.0.0.1", "a.host", ""):
+        assert "has no login" in failing("ui", "--home", tmp_path, "--host", host)
+    assert given == []
+    dt2it("ui", "--home", tmp_path, "--host", "0.0.0.0", "--without-login")
+    dt2it("ui", "--home", tmp_path, "--host", "::1")
+    assert [command[command.index("--host") + 1] for command in given] == ["0.0.0.0", "::1"]
+
+
 def test_a_job_that_cannot_be_run_is_said_before_anything_starts(started: list[Any], tmp_path: Path) -> None:
     given = ("--recipe", SMOKE, "--home", tmp_path)
     assert "the job round needs --round" in failing("run", "round", *given, code=2)
@@ -144,3 +155,18 @@ def test_a_round_without_d0_fails_with_dagsters_own_reason(tmp_path: Path) -> No
     done = subprocess.run([*call, "--recipe", SMOKE, "--home", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1 and "debiased_pairs has not been made" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: the job round failed (exit code 1)")
+
+
+def test_variables_that_dagsters_settings_take_must_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence before anything starts, where Dagster would print a traceback for each."""
+    dt2it("init", tmp_path / "ours", "--postgres")
+    monkeypatch.chdir(tmp_path / "ours")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "ours"))
+    monkeypatch.setenv("DT2IT_POSTGRES_HOST", "localhost")
+    missing = "DT2IT_POSTGRES_DATABASE, DT2IT_POSTGRES_PASSWORD, DT2IT_POSTGRES_PORT, DT2IT_POSTGRES_USER"
+    words = failing("run", "construct")
+    assert words == f"{tmp_path}/ours/dagster.yaml takes variables that are not set: {missing}; export them"
+    for name in missing.split(", "):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("dt2it_pipeline.cli.pipeline.find_spec", lambda name: None)
+    assert failing("run", "construct").endswith("dagster-postgres is not installed: the extra `postgres`")

@@ -17,6 +17,7 @@ from dt2it_pipeline.config import load_recipe, recipe_schema, settings_reference
 from dt2it_pipeline.config.paths import shipped_configs
 from dt2it_pipeline.config.reference import section_descriptions
 from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.engines.launch.deepspeed_launcher import write_remote_environment
 from dt2it_pipeline.ingest.manifest import load_catalogue
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving, verdict
 from dt2it_pipeline_tests.support.ingest_world import image
@@ -117,6 +118,24 @@ def test_dagsters_settings_are_the_repositorys(tmp_path: Path) -> None:
         assert yaml.safe_load((tmp_path / "mine" / name).read_text()) == yaml.safe_load((repository / name).read_text())
 
 
+def test_a_teams_project_keeps_runs_in_postgres_and_no_password_in_a_file(tmp_path: Path) -> None:
+    made = dt2it("init", "mine", "--postgres")
+    assert made.exit_code == 0 and "DT2IT_POSTGRES_HOST" in made.stdout
+    settings = yaml.safe_load((tmp_path / "mine/dagster.yaml").read_text())
+    alone = yaml.safe_load((shipped_configs().parent / "dagster.yaml").read_text())
+    storage = settings.pop("storage")["postgres"]["postgres_db"]
+    del alone["storage"]
+    assert settings == alone
+    # What stands for psycopg 3 where it is not named, which the extra does not bring.
+    assert storage.pop("scheme") == "postgresql+psycopg2"
+    assert {key: list(value) for key, value in storage.items()} == {
+        key: ["env"] for key in ("hostname", "port", "db_name", "username", "password")
+    }
+    remote = tmp_path / "environment"
+    write_remote_environment(remote, {each["env"]: "x" for each in storage.values()}, {})
+    assert "DT2IT_POSTGRES_HOST=x" in remote.read_text() and "PASSWORD" not in remote.read_text()
+
+
 def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,14 +189,21 @@ def test_data_of_which_no_row_can_be_used_writes_nothing(tmp_path: Path) -> None
 # check
 
 
-def project(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "", **sources: list[dict]) -> None:
+def project(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: str = "",
+    *,
+    annotators: str = "[{name: a}, {name: b}]",
+    **sources: list[dict],
+) -> None:
     """A project with sources of the kinds that are named, as JSON Lines, and the demo's model."""
     for kind, rows in sources.items():
         lines_file(folder / f"{kind}.jsonl", rows)
         manifest = f"name: {kind}\nkind: {kind}\npath: {kind}.jsonl\nmedia_root: .\nlicence: MIT\n"
         (folder / "configs/datasets").mkdir(parents=True, exist_ok=True)
         (folder / f"configs/datasets/{kind}.yaml").write_text(manifest)
-    recipe = f"name: mine\ndatasets: [{', '.join(sources)}]\nannotation: {{judges: [{{name: a}}, {{name: b}}]}}\n{more}"
+    recipe = f"name: mine\ndatasets: [{', '.join(sources)}]\nannotation: {{judges: {annotators}}}\n{more}"
     (folder / "configs/recipes").mkdir(parents=True)
     (folder / "configs/recipes/mine.yaml").write_text(recipe)
     monkeypatch.chdir(folder)
@@ -261,7 +287,8 @@ def test_judges_behind_endpoints_are_called_when_asked_for(tmp_path: Path, monke
         FaultServer({}, lambda words, responses: json.dumps({"responses": [verdict(1, 9), verdict(2, 3)]}))
     ) as server:
         judge = f"{{kind: endpoint, name: e, base_url: '{server.url}', model: m, api_key_env: JUDGE_KEY}}"
-        project(tmp_path, monkeypatch, f"judging: {{judges: [{judge}]}}\n", prompts=PROMPTS)
+        absent = "[{name: a, model: models/none}, {name: b, model: models/none}]"
+        project(tmp_path, monkeypatch, f"judging: {{judges: [{judge}]}}\n", annotators=absent, prompts=PROMPTS)
         shown = dt2it("check")
         assert "not called, since a call may cost money" in shown.stdout and server.bodies == []
         called = dt2it("check", "--call-judges")
@@ -270,3 +297,23 @@ def test_judges_behind_endpoints_are_called_when_asked_for(tmp_path: Path, monke
     assert called.exit_code == 0 and "1 image of 224 x 224" in text
     assert "asked: listwise, 'What colour is the square?'" in text and "understood: response 1 is better (9 and" in text
     assert 'reply: {"responses": [{"response": 1' in text and KEY not in called.output
+
+
+def test_a_judge_whose_model_is_not_here_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = "[{kind: likelihood, name: a, model: models/none}, {kind: likelihood, name: b, model: models/none}]"
+    project(tmp_path, monkeypatch, annotators=judges, prompts=PROMPTS)
+    found = {line.topic: line for line in flight_check()}
+    assert found["judge a (annotation.judges.0)"].advice == "`dt2it check --call-judges` loads it and asks it once"
+    found = {line.topic: line for line in flight_check(call_judges=True)}
+    assert found["judge a (annotation.judges.0)"].level == "warning"
+    assert found["judge a (annotation.judges.0)"].advice == "hf download models/none"
+
+
+@pytest.mark.heavy
+def test_a_judge_of_this_machine_is_called_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = "[{kind: likelihood, name: a, baseline: blank}, {kind: likelihood, name: b}]"
+    project(tmp_path, monkeypatch, annotators=judges, prompts=PROMPTS)
+    lines = [line for line in flight_check(call_judges=True) if line.topic == "judge a (annotation.judges.0)"]
+    assert [line.level for line in lines] == ["ok", "ok"]
+    assert "a large model takes minutes to load" in lines[0].text
+    assert lines[1].text.startswith("asked: a pair by likelihood, ") and "response 1 is better" in lines[1].text

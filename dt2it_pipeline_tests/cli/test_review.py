@@ -132,7 +132,7 @@ def test_a_round_is_sampled_and_its_answers_are_kept_as_an_audit(home: Path, tmp
     assert "`dt2it review import FILE`" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
     filled = fill(tmp_path / "out/audit.csv", ["first", "secnd", "tie"])
     printed = dt2it("review", "import", filled, "--home", home)
-    assert "2 votes of 1 people on 2 pairs" in printed
+    assert "2 votes of 1 person on 2 pairs" in printed
     assert re.search(r"no vote: row 3, line \d+: `better` is 'secnd', which is none of first, second, tie", printed)
     assert "audit: 2 of the 3 pairs that were drawn at random have an answer" in printed
     counted = json.loads(dt2it("review", "import", filled, "--home", home, "--json"))
@@ -147,5 +147,5 @@ def test_a_damaged_table_of_draws_does_not_stop_an_import(home: Path, tmp_path: 
     audit_file(home).write_bytes(b"garbage")
     filled = fill(tmp_path / "out/audit.csv", ["first"] * 4)
     result = invoke("review", "import", filled, "--home", home)
-    assert result.exit_code == 0 and "4 votes of 1 people" in result.stdout
+    assert result.exit_code == 0 and "4 votes of 1 person" in result.stdout
     assert "which pairs were drawn at random is not known" in result.stderr

@@ -12,7 +12,7 @@ from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command
 from dt2it_pipeline.ingest.manifest import load_catalogue
-from dt2it_pipeline.reward.training.deepspeed_settings import deepspeed_config
+from dt2it_pipeline.reward.training.deepspeed_engine import deepspeed_config
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, micro_batches
 
 MODELS = {"qwen3_vl_8b": "Qwen/Qwen3-VL-8B-Instruct", "qwen2_5_vl_7b": "Qwen/Qwen2.5-VL-7B-Instruct"}
@@ -46,13 +46,31 @@ def test_deepspeed_takes_the_configuration(recipe: Recipe, config: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     settings = recipe.training.model_copy(update={"deepspeed_config": config})
-    made = deepspeed_config(settings, settings.weight_decay)
+    made = deepspeed_config(settings)
     parsed = DeepSpeedConfig(json.loads(json.dumps(made)))
     assert parsed.zero_optimization_stage == int(config[-1])
     assert parsed.bfloat16_config.enabled
     assert parsed.gradient_clipping == settings.max_grad_norm
     assert parsed.optimizer_params["lr"] == 1e-5
     assert "torch_adam" not in parsed.optimizer_params  # fused Adam on a GPU
+
+
+@pytest.mark.parametrize("name", ["one_gpu_24gb", "one_gpu_80gb", "arxiv_2604_19544"])
+def test_other_recipes_load_with_their_manifests(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(f"configs/recipes/{name}.yaml")
+    assert recipe.name == name
+    kinds = {manifest.kind for manifest in load_catalogue(recipe.datasets)}
+    assert kinds == {"prompts", "preferences", "t2i", "benchmark"}
+    assert "reward_model" in {key.to_user_string() for key in build_defs(recipe, tmp_path).resolve_all_asset_keys()}
+
+
+def test_the_published_run_has_the_settings_of_the_full_size() -> None:
+    published, ours = (load_recipe(f"configs/recipes/{name}.yaml") for name in ("arxiv_2604_19544", "qwen3_vl_8b"))
+    for section in ("sampling", "training", "scoring", "curation", "annotation", "evaluation"):
+        assert getattr(published, section) == getattr(ours, section)
+    assert {"evalmuse", "hpdv2_train", "rlaif_v", "vlfeedback", "povid", "wildvision_battle", "mm_rlhf"} < set(
+        published.datasets
+    )
 
 
 def test_one_epoch_over_d0(recipe: Recipe) -> None:

@@ -121,7 +121,7 @@ def test_what_is_missing_names_both_places(project: Path) -> None:
     places = rf"{project}/configs/%s or {shipped_configs()}/%s"
     with pytest.raises(ConfigFileError, match=rf"no none\.json in {places % (('deepspeed',) * 2)}; there are: zero2"):
         find_config("deepspeed", "none.json")
-    with pytest.raises(RecipeError, match=rf"recipes in {places % (('recipes',) * 2)}: demo\.yaml"):
+    with pytest.raises(RecipeError, match=rf"recipes in {places % (('recipes',) * 2)}: .*demo\.yaml"):
         load_recipe("nowhere")
     with pytest.raises(ManifestError, match=rf"{places % (('datasets',) * 2)} have: .*povid"):
         load_catalogue(("nothing_alike",))

@@ -112,3 +112,14 @@ def test_the_environment_chooses_the_recipe(monkeypatch, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(MINIMAL)
     monkeypatch.setenv("DT2IT_RECIPE", str(tmp_path / "mine.yaml"))
     assert load_recipe().name == "x"
+
+
+def test_a_launchers_job_has_one_node_and_a_gpu_for_each_rank() -> None:
+    alone = parse_recipe(MINIMAL + "launcher: {kind: slurm, gpus: 8}\ntraining: {processes: 8}\n")
+    assert alone.launcher is not None and alone.launcher.kind == "slurm"
+    with pytest.raises(RecipeError, match=r"launcher\.gpus \(2\) is below training\.processes \(8\)"):
+        parse_recipe(MINIMAL + "launcher: {kind: slurm, gpus: 2}\ntraining: {processes: 8}\n")
+    with pytest.raises(RecipeError, match=r"launcher and training\.hostfile cannot both be set"):
+        parse_recipe(MINIMAL + "launcher: {kind: slurm}\ntraining: {hostfile: hosts, cache_vision: false}\n")
+    with pytest.raises(RecipeError, match=r"launcher\.kind: must be one of slurm, kubernetes"):
+        parse_recipe(MINIMAL + "launcher: {kind: pbs}\n")

@@ -94,7 +94,7 @@ def test_unusable_prompts_are_quarantined_with_the_reason_and_counts_reconcile(t
     (tmp_path / "red.png").write_bytes(b"\x89PNG not really")
     (tmp_path / "blue.png").unlink()
     rows[2]["media"][0]["path"] = "../outside.png"
-    rows[3]["turns"][0]["text"] = "<image> what <|im_end|> color?"
+    rows[3]["turns"][0]["text"] = "<image><image> what color?"
     engine = ScriptedEngine(lambda request: [Sample("", 1, True)] * request.n)
     job = _job(tmp_path, rows)
     summary = _run(job, engine)
@@ -104,7 +104,7 @@ def test_unusable_prompts_are_quarantined_with_the_reason_and_counts_reconcile(t
         "unreadable image",
         "missing image",
         "path outside the media root",
-        "control token in the prompt",
+        "image markers do not match media",
         "no usable answer",
     ]
     assert (summary["rows_in"], summary["rows_out"], summary["rows_quarantined"]) == (5, 0, 5)

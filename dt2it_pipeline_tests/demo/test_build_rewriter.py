@@ -25,7 +25,7 @@ def test_what_it_is_taught_agrees_with_the_answer() -> None:
 
 def test_it_is_taught_with_the_prompt_that_the_pipeline_sends(tmp_path) -> None:
     question, text, _ = draw(random.Random(1))
-    row = prompt_row(tmp_path, "red", question, "circle")
+    row = prompt_row(tmp_path, "red", question, "circle") | {"reference": None}  # which is not shown, but in the mark
     engine = ScriptedEngine(lambda request: [Sample("{}", 1, True)])
     rewriter = ModelJudge(
         "r", engine, tmp_path, values={"style": STYLE}, schemas={restyle.RESTYLE: {}}, with_images=False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.export import FORMATS, ExportError, export_pairs, formats
 from dt2it_pipeline.ingest.provenance import Provenance
 from dt2it_pipeline.storage import records, schemas
@@ -94,10 +94,10 @@ def test_rows_are_of_the_format_that_trl_documents(media: Path, tmp_path: Path) 
         assert [message["role"] for message in (*row["chosen"], *row["rejected"])] == ["assistant"] * 2
         assert row["prompt"][-1]["role"] == "user"  # so that the template asks for an answer
         assert isinstance(row["margin"], float)  # the collator makes a tensor of it
-    if importlib.util.find_spec("trl"):
-        from trl.data_utils import is_conversational
+    ensure_torchvision()
+    from trl.data_utils import is_conversational
 
-        assert all(is_conversational(row) for row in rows)
+    assert all(is_conversational(row) for row in rows)
 
 
 def converted(row: dict[str, Any], info: dict[str, Any], folder: Path) -> tuple[list[str], list[str], str, list[Path]]:

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +14,18 @@ RUN = """
 import subprocess
 import sys
 import dagster as dg
-from dt2it_pipeline.orchestrate.console import PROGRESS
+from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.orchestrate.executor import one_process_executor
+from dt2it_pipeline.orchestrate.stage.cached_stage import step_reporter
 
 @dg.asset
 def good(context):
     context.log.info("good: 5 in, 5 out")
     print("noise of an engine", file=sys.stderr)
     subprocess.run([sys.executable, "-c", "print('noise of its process')"], check=True)
-    for step in range(100):
-        context.log.info(f"{PROGRESS}step {step}")
+    progress = Progress(step_reporter(context), "steps", clock=lambda: 0.0)
+    for step in range(2):
+        progress.add()
 
 @dg.asset(deps=[good])
 def bad():
@@ -75,7 +79,6 @@ def test_a_run_prints_a_line_per_stage_and_last_why_it_failed(tmp_path):
     shown, (where, folder) = lines[:begin], " ".join(lines[begin:]).split(":", 1)  # a long path has its own line
     assert [line[10:] for line in shown[:-2]] == [
         "good                  5 in, 5 out",
-        "good                  … step 0",
         "bad                   ERROR ValueError: what is really wrong",
         "worse                 ERROR in our own words",
         "run                   ERROR FAILED",
@@ -85,6 +88,29 @@ def test_a_run_prints_a_line_per_stage_and_last_why_it_failed(tmp_path):
     kept = "".join(path.read_text() for path in Path(folder.strip()).iterdir())  # for the UI
     assert "noise of an engine" in kept
     assert "noise of its process" in kept
+
+
+def test_with_json_a_run_prints_the_same_as_objects_and_the_file_takes_them_too(tmp_path):
+    (tmp_path / "script.py").write_text(RUN)
+    (tmp_path / "dagster.yaml").touch()
+    kept = tmp_path / "lines.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        capture_output=True, text=True, check=True,
+        env=os.environ | {"DT2IT_LOG": "json", "DT2IT_LOG_FILE": str(kept), "DT2IT_PROGRESS_SECONDS": "0"},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line.get("stage"), line["level"], line["message"].partition("\n")[0]) for line in lines] == [
+        ("good", "INFO", "5 in, 5 out"),
+        ("good", "INFO", "1 steps"),
+        ("good", "INFO", "2 steps"),
+        ("bad", "ERROR", "ValueError: what is really wrong"),
+        ("worse", "ERROR", "in our own words"),
+        (None, "ERROR", "FAILED"),
+    ]
+    assert {line["job"] for line in lines} == {"everything"}
+    assert len({line["run_id"] for line in lines}) == 1
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == lines
 
 
 def test_no_line_is_wider_than_the_terminal_but_for_commands_and_paths():

@@ -26,7 +26,10 @@ def defs(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
     recipe = load_recipe("configs/recipes/smoke.yaml")
     more = {"policy": "joint", "out_of_fold": {"folds": 2}, "ensemble": {"seeds": 1}}
     curation = type(recipe.curation).model_validate(recipe.curation.model_dump() | more)
-    return build_defs(recipe.model_copy(update={"curation": curation}), tmp_path_factory.mktemp("home"))
+    landing = recipe.landing.model_copy(update={"stale_hours": 48.0})
+    return build_defs(
+        recipe.model_copy(update={"curation": curation, "landing": landing}), tmp_path_factory.mktemp("home")
+    )
 
 
 class Text(SingleFileSnapshotExtension):
@@ -50,6 +53,8 @@ def described(defs: dg.Definitions) -> str:
         what += f" [{listed(spec.kinds)}] {spec.tags[PART]}/{spec.tags[STAGE]}"
         pools = listed(node.pools or ())
         lines.append(what + (" rounds" if spec.partitions_def else "") + ("" if pools == "-" else f" pool {pools}"))
+        if (policy := spec.freshness_policy) is not None:
+            lines.append(f"    late after {policy.fail_window.to_timedelta()}")
         lines.append(f"    from {listed(key.to_user_string() for key in node.parent_keys)}")
         checks = [graph.get(key) for key in sorted(node.check_keys)]
         if checks:

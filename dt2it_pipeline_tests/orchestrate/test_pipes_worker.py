@@ -7,9 +7,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from dt2it_pipeline.config.sections.launcher import SlurmSettings
 from dt2it_pipeline.orchestrate.resources import ChildProcesses
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline_tests.support.child_jobs import Chatter, Crash, Echo, Killed
+from dt2it_pipeline_tests.support.fake_clusters import calls, install
 from dt2it_pipeline_tests.support.processes import alive, wait_until
 
 IMPORTS = (
@@ -18,7 +20,7 @@ IMPORTS = (
 )
 
 
-def start(job, folder, retries=0):
+def start(job, folder, retries=0, launcher=None):
     """Run a child in an asset; returns the run's result and what the child returned."""
     returned = {}
 
@@ -27,7 +29,7 @@ def start(job, folder, retries=0):
         returned.update(children.run(context, job, Path(folder)))
         return dg.MaterializeResult()
 
-    result = dg.materialize([heavy], resources={"children": ChildProcesses()}, raise_on_error=False)
+    result = dg.materialize([heavy], resources={"children": ChildProcesses.of(launcher)}, raise_on_error=False)
     return result, returned
 
 
@@ -40,6 +42,16 @@ def test_a_child_returns_its_summary_from_a_process_of_its_own(tmp_path):
     assert result.success
     assert returned["doubled"] == 42
     assert returned["pid"] != os.getpid()
+
+
+def test_a_child_on_a_cluster_reports_its_progress_through_pipes(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PATH", f"{install(tmp_path / 'cluster')}{os.pathsep}{os.environ['PATH']}")
+    result, returned = start(Echo(value=21), tmp_path, launcher=SlurmSettings(kind="slurm", options=("--qos=high",)))
+    assert result.success and returned["doubled"] == 42
+    assert "step 1, loss 0.5" in capfd.readouterr().err
+    ((program, *options),) = calls(tmp_path / "cluster")
+    assert program == "srun" and "--qos=high" in options and "dt2it_pipeline.orchestrate.pipes_worker" in options
+    assert not list(tmp_path.glob("pipes_*"))
 
 
 def test_a_child_that_fails_is_one_clear_failure_and_is_not_retried(tmp_path):

@@ -14,10 +14,13 @@ from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.export.lineage import sources_of
 from dt2it_pipeline.ingest.provenance import Provenance, recorded
+from dt2it_pipeline.media.damage import TEMPORARY
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline_tests.support.commands import dt2it, invoke
 from dt2it_pipeline_tests.support.ingest_world import numbered_image
+from dt2it_pipeline_tests.support.processes import name_of_a_dead_process
 
 
 def manifest(project: Path, name: str, rows: list[dict[str, Any]] | None, **more: Any) -> str:
@@ -233,3 +236,43 @@ def test_contamination_blocks_what_follows(tmp_path: Path) -> None:
     defs = build_defs(load_recipe("configs/recipes/demo.yaml"), tmp_path)
     specs = {spec.name: spec for spec in defs.resolve_assets_def("training_pairs").check_specs}
     assert specs["no_contamination"].blocking
+
+
+def test_a_damaged_image_is_found_by_the_doctor_and_read_again_from_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DT2IT_PROJECT", str(tmp_path))
+    numbered_image(tmp_path / "root/0.png", 0)
+    recipe, home = (
+        reading(manifest(tmp_path, "own", [row("a", "b")]), manifest(tmp_path, "captions", [], kind="t2i")),
+        Store(tmp_path / "home"),
+    )
+    materialised(recipe, home.home)
+    made = home.read("raw_preferences")
+    (image,) = home.media.glob("*/*.png")
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    (image.parent / f"{name_of_a_dead_process(TEMPORARY)}left").write_bytes(b"")
+
+    found = json.loads(invoke("doctor", "--home", home.home, "--json").stdout)
+    assert [finding["place"] for finding in found["damaged"]] == [f"media/{image.parent.name}/{image.name}"]
+    assert len(found["leftovers"]) == 1 and image.exists()
+    assert "the next run reads it from its source again" in dt2it("doctor", "--home", home.home, "--mend")
+    assert not list(home.media.glob("*/*"))
+    found = json.loads(dt2it("doctor", "--home", home.home, "--json"))
+    assert (found["damaged"], found["leftovers"]) == ([], [])  # nothing in force names the image any more
+    materialised(recipe, home.home)
+    assert image.read_bytes() == whole and home.read("raw_preferences").digest == made.digest
+
+    made = home.read("raw_preferences")
+    made.table_path("pairs").write_bytes(b"PAR1")
+    (home.home / "history").mkdir()
+    (home.home / "history" / "runs.db").write_bytes(b"no database")
+    image.unlink()
+    ended = invoke("doctor", "--home", home.home)
+    said = ended.stdout
+    assert ended.exit_code == 1
+    assert "raw_preferences is damaged" in said and "pairs.parquet: its content is not what was written" in said
+    assert f"media/{image.parent.name}/{image.name}: it is missing" in said
+    assert "history/runs.db: file is not a database\n  -> stop Dagster and move it away" in said
+    assert said.rstrip().endswith("3 damaged")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,14 +38,32 @@ class Chatter(Job):
     entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:chatter"
 
 
+class Warns(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:warns"
+
+
 class Rank(Job):
     entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:rank"
     folder: Path
 
 
+class KilledRank(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:killed_rank"
+
+
 def echo(job, report):
     report({"step": 1, "loss": 0.5})
     return {"doubled": job.value * 2, "pid": os.getpid()}
+
+
+def warns(job, report):
+    ours = logging.getLogger("dt2it_pipeline.of_a_job")
+    ours.info("a model is loaded")
+    ours.warning("no answer for %s", "p1", extra={"row_ids": ["p1"]})
+    logging.getLogger("another.library").info("of no one's interest")
+    warnings.warn("soon gone", stacklevel=1)
+    print("plain words", file=sys.stderr)
+    return {}
 
 
 def _count_attempt(job):
@@ -78,3 +98,14 @@ def rank(job, report):
     if number == "1" and (job.folder / "fail").exists():
         raise ValueError("rank 1 has seen enough")
     return {"from": number}
+
+
+def killed_rank(job, report):
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), 9)
+    dist.all_reduce(torch.zeros(1))

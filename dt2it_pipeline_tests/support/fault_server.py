@@ -21,7 +21,7 @@ from dt2it_pipeline.judges.rubric import CRITERIA
 
 KEY = "local-test-key-7f3a"
 _ITEM = re.compile(r"item-[a-z0-9-]+")
-_RESPONSE = re.compile(r"(?ms)^=== (?:RESPONSE|回答) \d+\n(.*?)(?=^===)")
+_RESPONSE = re.compile(r"(?ms)^=== (?:RESPONSE|回答) \d+[^\n]*\n(.*?)(?=^===)")
 
 
 def verdict(number: int, score: Any = 8, weights: list[float] | None = None, names: tuple[str, ...] = CRITERIA) -> dict:

@@ -78,18 +78,7 @@ def make_project(folder: Path, rounds: str) -> None:
     It holds `CHECKPOINT`, the reward model of round 1; `answers.json`, what one person decided of what judges left; and
     `pairs.jsonl`, the file of pairs that lies beside it.
     """
-    make_pairs(folder)
-    project = folder / PROJECT
-    _succeed(f"dt2it init {PROJECT} --data pairs.jsonl", folder)
-    for name, kind, rows in (
-        ("t2i", "t2i", [_image_pair(n) for n in range(24)]),
-        ("held_out", "benchmark", [_held_out(n) for n in range(8)]),
-    ):
-        _write(project / f"{name}.jsonl", rows)
-        (project / f"configs/datasets/{name}.yaml").write_text(_MANIFEST.format(name=name, kind=kind), "utf-8")
-    (project / f"configs/recipes/{PROJECT}.yaml").write_text(_RECIPE, encoding="utf-8")
-    shutil.copy(folder / "pairs.jsonl", project)
-    shutil.copytree(folder / "photos", project / "photos")
+    project = write_project(folder)
     _succeed(rounds, project)
     (model,) = (project / "data/artifacts/reward_model/1").glob("*/reward_model.json")
     (project / "CHECKPOINT").symlink_to(model.parent)
@@ -99,6 +88,23 @@ def make_project(folder: Path, rounds: str) -> None:
     for entry in entries:
         entry |= {"responses": {"better": [{"value": "first", "user_id": "someone"}]}, "status": "completed"}
     (project / "answers.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+def write_project(folder: Path, options: str = "") -> Path:
+    """The project `folder`/my_project before anything has run, as `dt2it init` with `options` and its owner make it."""
+    make_pairs(folder)
+    project = folder / PROJECT
+    _succeed(f"dt2it init {PROJECT} --data pairs.jsonl {options}", folder)
+    for name, kind, rows in (
+        ("t2i", "t2i", [_image_pair(n) for n in range(24)]),
+        ("held_out", "benchmark", [_held_out(n) for n in range(8)]),
+    ):
+        _write(project / f"{name}.jsonl", rows)
+        (project / f"configs/datasets/{name}.yaml").write_text(_MANIFEST.format(name=name, kind=kind), "utf-8")
+    (project / f"configs/recipes/{PROJECT}.yaml").write_text(_RECIPE, encoding="utf-8")
+    shutil.copy(folder / "pairs.jsonl", project)
+    shutil.copytree(folder / "photos", project / "photos")
+    return project
 
 
 def _succeed(text: str, folder: Path) -> None:

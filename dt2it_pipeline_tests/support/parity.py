@@ -211,7 +211,16 @@ def by_command(model: str, questions: Questions, work: Path, *options: str) -> S
     ]
     (work / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     output = work / "scores.jsonl"
-    given = [model, str(work / "rows.jsonl"), "--output", str(output), "--media", str(questions.media), *options]
+    given = [
+        str(work / "rows.jsonl"),
+        "--model",
+        model,
+        "--output",
+        str(output),
+        "--media",
+        str(questions.media),
+        *options,
+    ]
     done = subprocess.run([*_SCORE, *given], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "not scored" not in done.stderr, done.stderr
@@ -226,6 +235,39 @@ def by_client(url: str, questions: Questions, **settings: Any) -> Scores:
     from dt2it_pipeline.engines.score_endpoint import EndpointScorer
 
     return _whole(EndpointScorer(url, questions.media, **settings).score(questions.prompts, questions.responses))
+
+
+def by_rewards(model: str, questions: Questions) -> Scores:
+    """RewardClient, over a folder or over /score-responses of a server."""
+    from dt2it_pipeline.serve import RewardClient
+
+    prompts = []
+    for _, key, _ in questions.responses:
+        row = questions.prompts[key]
+        prompts.append({"turns": row["turns"], "system": row["system"], "images": [m["path"] for m in row["media"]]})
+    found = RewardClient(model, media_root=questions.media).rewards(prompts, [text for *_, text in questions.responses])
+    assert None not in found
+    names = [name for name, *_ in questions.responses]
+    return {name: value for name, value in zip(names, found, strict=True) if value is not None}
+
+
+def by_score_responses(url: str, questions: Questions) -> Scores:
+    """Requests to /score-responses as somebody writes them who knows nothing of us, files as they are."""
+    found: Scores = {}
+    with httpx.Client(timeout=120) as client:
+        for key, row in questions.prompts.items():
+            images = [base64.b64encode((questions.media / m["path"]).read_bytes()).decode() for m in row["media"]]
+            members = [(name, text) for name, of, text in questions.responses if of == key]
+            body = {
+                "prompt": row["turns"],
+                "system": row["system"],
+                "images": images,
+                "responses": [t for _, t in members],
+            }
+            answer = client.post(f"{url}/score-responses", json=body)
+            assert answer.status_code == 200, answer.text
+            found |= {name: score for (name, _), score in zip(members, answer.json()["scores"], strict=True)}
+    return found
 
 
 def by_plain_requests(url: str, questions: Questions) -> Scores:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dt2it_pipeline.storage.leftovers import owned_prefix
+
 
 def wait_until(happened: Callable[[], object], seconds: float = 20.0) -> None:
     """Return as soon as it has happened; an assertion fails where that takes longer than so many seconds."""
@@ -32,3 +34,9 @@ def _state_and_group(pid: int) -> tuple[str, str]:
     except OSError:
         return "", ""
     return state, group
+
+
+def name_of_a_dead_process(prefix: str) -> str:
+    """The beginning of a temporary name, as a process of this machine that was killed made it; see leftovers.py."""
+    owner = owned_prefix(prefix).removeprefix(prefix)
+    return f"{prefix}{owner.partition('-')[0]}-999999999-1."

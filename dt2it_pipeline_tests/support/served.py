@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
@@ -50,8 +50,11 @@ def served(
         try:
             _wait(f"http://127.0.0.1:{port}/health", server, log)
             yield f"http://127.0.0.1:{port}"
+            server.terminate()  # as an orchestrator ends it
+            assert server.wait(90) in (0, -signal.SIGTERM), log.read_text(errors="replace")[-3000:]
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
             server.wait()
 
 

@@ -57,6 +57,16 @@ def sequence_classification(base: Path, folder: Path, head: torch.Tensor) -> Pat
     return with_weights(base, folder, _backbone(base) | {"score.weight": head}, architectures=[name], num_labels=1)
 
 
+def names_of_memory(base: Path, folder: Path, head: torch.Tensor) -> Path:
+    """TRL 1.16, a class of one's own around the model: `model.visual`, `model.language_model` in both families."""
+    weights = {}
+    for name, value in _backbone(base).items():
+        plain = name.removeprefix("model.")
+        own = plain if plain.startswith(("visual.", "language_model.")) else f"language_model.{plain}"
+        weights[f"model.{own}"] = value
+    return with_weights(base, folder, weights | {"score.weight": head}, num_labels=1)
+
+
 def head_with_bias(base: Path, folder: Path, head: torch.Tensor) -> Path:
     import torch
 
@@ -129,7 +139,9 @@ def pickled(base: Path, folder: Path, head: torch.Tensor) -> Path:
 
 
 Layout = Callable[[Path, Path, "torch.Tensor"], Path]
-WITHOUT_BIAS: tuple[Layout, ...] = (ms_swift, sequence_classification, data_parallel, sharded, pickled)
+WITHOUT_BIAS: tuple[Layout, ...] = (
+    ms_swift, sequence_classification, names_of_memory, data_parallel, sharded, pickled
+)  # fmt: skip
 WITH_BIAS: tuple[Layout, ...] = (
     head_with_bias, llamafactory, llamafactory_pickled, llamafactory_zero3, trl_value_head
 )  # fmt: skip

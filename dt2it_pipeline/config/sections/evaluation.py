@@ -11,7 +11,9 @@ class EvaluationSettings(Settings):
     """What is trained for comparison, what the report shows, and when the round sensor stops."""
 
     control_arm: bool = Field(
-        True, description="also train on D0 and the uncurated preferences, for comparison in the report"
+        True,
+        description="also train on D0 and the uncurated preferences, for comparison in the report; not where there is "
+        "no benchmark to compare by",
     )
     ceiling_arm: bool = Field(False, description="demo only: also train on D0 and the true labels")
     style_probe_folds: int = Field(

@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
+from dt2it_pipeline.config.base import DEMO_BASE_MODEL, unit
+from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.config.models import MODEL_NAME
 
 
-class SamplingSettings(Settings):
+class SamplingSettings(VllmRunSettings):
     """Candidate responses from one pool of models with one style.
 
     An answer is drawn from a model of the pool, with an instruction and at a temperature; a prompt's answers take the
@@ -82,9 +83,6 @@ class SamplingSettings(Settings):
         ge=1024,
         json_schema_extra=unit("pixels"),
         description="larger images are scaled down to this size. null: the model's own limit",
-    )
-    tensor_parallel: int = Field(
-        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
     )
     data_parallel: int = Field(
         1, ge=1, le=64, json_schema_extra=unit("copies"), description="copies of the model that share the prompts"

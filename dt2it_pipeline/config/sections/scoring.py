@@ -6,7 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from dt2it_pipeline.config.base import Settings, unit
+from dt2it_pipeline.config.base import unit
+from dt2it_pipeline.config.compute import ComputeSettings
 
 LEAST_PIXELS, PAPER_PIXELS = 1024, 1_310_720
 MaxPixels: TypeAlias = Literal["trained", "paper"] | Annotated[int, Field(ge=LEAST_PIXELS)]
@@ -23,13 +24,18 @@ def pixel_limit(max_pixels: MaxPixels) -> int | None:
     return PAPER_PIXELS if max_pixels == "paper" else None
 
 
-class ScoringSettings(Settings):
+class ScoringSettings(ComputeSettings):
     """Scoring every unique response once, for the votes of iterative training (arXiv 2604.19544)."""
 
     engine: Literal["transformers", "vllm"] = Field(
         "transformers",
         description="transformers: our model, with one prompt for all its responses (shared prefix). vllm: its pooling "
         "engine",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="number format of weights and activations; head and scores are float32 in any case. auto: bfloat16 "
+        "on a GPU that computes in it, float32 elsewhere",
     )
     processes: int = Field(
         2,

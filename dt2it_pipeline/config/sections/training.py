@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, unit
+from dt2it_pipeline.config.compute import ComputeSettings
 from dt2it_pipeline.config.models import MODEL_NAME
 
 
@@ -15,12 +16,26 @@ class LossSettings(Settings):
 
     `strength` is the pairs table's column, in the unit of whoever wrote it (0 to 10 for constructed pairs, reward
     margins for verified ones). A pair without a strength gets the plain Bradley-Terry loss; a negative one counts as 0.
+    A list is what the columns `list_id` of its pairs say, as far as curation left them.
     """
 
-    kind: Literal["bradley_terry", "margin", "soft_label"] = Field(
+    kind: Literal["bradley_terry", "margin", "soft_label", "davidson"] = Field(
         "bradley_terry",
-        description="bradley_terry: strength does not count. margin: the scores of strong pairs must differ by more. "
-        "soft_label: weak pairs count as near ties",
+        description="loss of a pair. bradley_terry: strength does not count. margin: the scores of strong pairs must "
+        "differ by more. soft_label: weak pairs count as near ties. davidson: pairs of strength 0 are ties",
+    )
+    lists: Literal["pairwise", "plackett_luce"] = Field(
+        "pairwise",
+        description="loss of a list of answers to one prompt, which is one sequence in any case. pairwise: the sum of "
+        "its pairs' losses. plackett_luce: each answer is chosen over all that it is better than; pairs alone, and "
+        "lists whose pairs contradict each other, keep the loss of a pair",
+    )
+    tie_probability: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        json_schema_extra=unit("probability"),
+        description="of davidson: how likely two equally good answers are a tie",
     )
     strength_scale: float = Field(
         1.0,
@@ -36,6 +51,15 @@ class LossSettings(Settings):
         json_schema_extra=unit("loss weight"),
         description="weight of (chosen score + rejected score)^2 in the loss; 0.01 keeps scores around zero",
     )
+
+    @model_validator(mode="after")
+    def _lists_have_this_kind(self) -> LossSettings:
+        if self.lists == "plackett_luce" and self.kind in ("soft_label", "davidson"):
+            raise ValueError(
+                f"lists: plackett_luce has no form of kind: {self.kind}, which is about pairs; set lists: pairwise, or "
+                "kind: bradley_terry or margin"
+            )
+        return self
 
 
 class LoraSettings(Settings):
@@ -65,7 +89,7 @@ class LoraSettings(Settings):
     )
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(ComputeSettings):
     """Bradley-Terry training of backbone and linear head (arXiv 2604.19544, implementation details).
 
     With `validation_fraction` or `validation_pairs`, prompts are held out by seed (all pairs of a prompt are on one
@@ -88,10 +112,18 @@ class TrainingSettings(Settings):
     )
     deepspeed_config: str = Field("zero2_cpu", description="name of a file in configs/deepspeed, without .json")
     global_batch_size: int = Field(
-        64, ge=1, le=65_536, json_schema_extra=unit("pairs"), description="pairs per optimiser step, over all ranks"
+        64,
+        ge=1,
+        le=65_536,
+        json_schema_extra=unit("pairs"),
+        description="pairs per optimiser step, over all ranks; with lists, which are never divided: so many on average",
     )
     micro_batch_size: int = Field(
-        32, ge=1, le=4096, json_schema_extra=unit("pairs"), description="most pairs per forward pass of one rank"
+        32,
+        ge=1,
+        le=4096,
+        json_schema_extra=unit("pairs"),
+        description="most pairs per forward pass of one rank; a list counts by its answers, two for a pair",
     )
     micro_batch_tokens: int | None = Field(
         None,
@@ -160,6 +192,14 @@ class TrainingSettings(Settings):
         json_schema_extra=unit("GiB"),
         description="limit of `cache_vision`; where more is needed, the vision encoder runs at every step instead",
     )
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        json_schema_extra=unit("processes per rank"),
+        description="processes that read and resize images ahead of the step that needs them; results do not depend on "
+        "them. null: none without a GPU, else what cores are left beside the ranks, at most 8",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, about a third more computation"
     )
@@ -195,7 +235,14 @@ class TrainingSettings(Settings):
     wandb_project: str | None = Field(
         None,
         min_length=1,
-        description="also log to this Weights & Biases project; needs the package wandb. null: do not",
+        description="also log to this Weights & Biases project; needs the package wandb. With WANDB_MODE=offline its "
+        "files lie in the checkpoint's folder. null: do not",
+    )
+    mlflow_experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="also log to this MLflow experiment; needs the package mlflow-skinny or mlflow. It goes to "
+        "MLFLOW_TRACKING_URI, else into files in the checkpoint's folder. null: do not",
     )
 
     @model_validator(mode="after")

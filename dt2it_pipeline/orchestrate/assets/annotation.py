@@ -35,7 +35,7 @@ def build_annotated_pairs(
         group=GROUP,
         part="curation",
         stage="annotate",
-        code_version="9",
+        code_version="10",
         kinds={"pytorch"},
         tables=("pairs", "prompts", "votes", "quarantine"),
         gpu=True,

@@ -1,7 +1,7 @@
 """Group `construction`: answers sampled and judged (part 1). Pairs: pairing.py; two-image pairs: reformulation.py."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.judge import JudgeJob
 from dt2it_pipeline.construct.sample import SampleJob, join
 from dt2it_pipeline.judges import templates
-from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, step_reporter
 from dt2it_pipeline.orchestrate.stage.checks import JUDGES_ANSWER, judges_answer
 from dt2it_pipeline.orchestrate.stage.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
@@ -143,11 +142,6 @@ def _judged_responses(settings: JudgingSettings, seed: int) -> dg.AssetsDefiniti
         return StageResult(artifact, checks=(judges_answer(judges),), metadata={"judges": judge_table(judges)})
 
     return judged_responses
-
-
-def step_reporter(context: dg.AssetExecutionContext) -> Callable[[Mapping[str, Any]], None]:
-    """A reporter that writes to the step's log, for jobs that run in the step itself."""
-    return lambda progress: context.log.info(PROGRESS + ", ".join(f"{key} {value}" for key, value in progress.items()))
 
 
 def _model_digests(settings: JudgingSettings) -> str:

@@ -14,7 +14,6 @@ from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.config.sections.evaluation import EvaluationSettings
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.evaluate.benchmarks.metrics import ALL, MACRO, OVERALL, ItemScores, score_items
-from dt2it_pipeline.evaluate.benchmarks.model_scores import is_url
 from dt2it_pipeline.evaluate.benchmarks.reference_results import comparison, comparison_markdown
 from dt2it_pipeline.evaluate.benchmarks.spec import load_entries
 from dt2it_pipeline.evaluate.report.formatting import percent
@@ -27,7 +26,9 @@ from dt2it_pipeline.orchestrate.stage.checks import BENCHMARKS_GIVEN, NO_REGRESS
 from dt2it_pipeline.orchestrate.stage.metadata import markdown_of
 from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs, responses_of, training_metadata
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
+from dt2it_pipeline.reward.scoring.any_model import is_url
 from dt2it_pipeline.reward.scoring.image_size import image_size_line
+from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 
 GROUP = "evaluation"
@@ -245,6 +246,8 @@ def _arm_model(
         raw_benchmarks: Artifact,
         preferences: Artifact,
     ) -> StageResult:
+        if not raw_benchmarks["benchmark_items"].num_rows:
+            return StageResult(_no_arm(context, store, ("quarantine",)))
         parts = {"debiased_pairs": debiased_pairs, "t2i_pairs": t2i_pairs, "preferences": preferences}
         models = ModelJobs(context, store, children, *sections)
         artifact = trained_on(models, parts, raw_benchmarks, decontamination, trusted)
@@ -274,11 +277,22 @@ def _arm_scores(sections: ModelSections, arm: str) -> dg.AssetsDefinition:
         model: Artifact,
         raw_benchmarks: Artifact,
     ) -> StageResult:
+        if "not_trained" in model.metadata:
+            return StageResult(_no_arm(context, store, _TABLES))
         models = ModelJobs(context, store, children, *sections)
         artifact = benchmarked(models, model, raw_benchmarks, arm)
         return StageResult(artifact, metadata=_headline(artifact))
 
     return arm_scores
+
+
+def _no_arm(context: dg.AssetExecutionContext, store: StoreResource, tables: tuple[str, ...]) -> Artifact:
+    """What stands for an arm that is not trained: it is there to be compared, and no benchmark could do that."""
+    empty = {kind: schemas.table([], kind) for kind in tables}
+    why = "the recipe has no benchmark to compare it by"
+    return run_stage(
+        context, store.open(), lambda work: Artifact(empty, {"not_trained": why}), inputs={}, settings={"why": why}
+    )
 
 
 def _pooled(artifact: Artifact) -> float:

@@ -15,9 +15,9 @@ from dt2it_pipeline.construct.generators import Models, models_of, with_models
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
 from dt2it_pipeline.construct.restyle import RESTYLE, SAME, RestyleJob
 from dt2it_pipeline.judges import templates
-from dt2it_pipeline.orchestrate.assets.construction import GROUP, step_reporter, template_versions
+from dt2it_pipeline.orchestrate.assets.construction import GROUP, template_versions
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
-from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, step_reporter
 from dt2it_pipeline.orchestrate.stage.checks import (
     REWRITING_KEEPS_PAIRS,
     STYLE_PROBE,

@@ -13,8 +13,10 @@ from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.provenance import RECORD, provenance_of
 from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.observe.progress import Report
+from dt2it_pipeline.orchestrate.freshness import freshness
 from dt2it_pipeline.orchestrate.resources import StoreResource
-from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, stage_key
+from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage, stage_key, step_reporter
 from dt2it_pipeline.orchestrate.stage.checks import SOURCES_READABLE
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.reformulate.phrasings import load_phrasings, version
@@ -48,7 +50,7 @@ def build_raw_assets(
     manifests = load_catalogue(datasets)
     require_first_training_set(manifests, recipe_name)
     deps = [] if demo is None else [_DEMO]
-    landed = (landing.folder, tuple(manifest.name for manifest in manifests))
+    landed = (landing, tuple(manifest.name for manifest in manifests))
     made = [
         _raw_asset(name, what, tuple(m for m in manifests if m.kind in _KINDS[name]), tables, deps, cleaning, landed)
         for name, what, tables in (
@@ -106,7 +108,7 @@ def _raw_asset(
     kinds: tuple[str, ...],
     deps: list[str],
     cleaning: CleaningSettings,
-    landing: tuple[str, tuple[str, ...]] | None = None,
+    landing: tuple[LandingSettings, tuple[str, ...]] | None = None,
 ) -> dg.AssetsDefinition:
     @stage_asset(
         name=name,
@@ -119,6 +121,7 @@ def _raw_asset(
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),
         deps=deps,
+        freshness_policy=freshness(landing[0]) if landing else None,
     )
     def raw(context: dg.AssetExecutionContext, store: StoreResource) -> StageResult:
         opened = store.open()
@@ -130,7 +133,9 @@ def _raw_asset(
         }
         if manifests and not artifacts:
             raise dg.Failure(f"no source of {name} can be read: {'; '.join(faults.values())}", allow_retries=False)
-        joined = concatenate(list(artifacts.values()), (*kinds, "quarantine"), cleaning.near_duplicate)
+        joined = concatenate(
+            list(artifacts.values()), (*kinds, "quarantine"), cleaning.near_duplicate, step_reporter(context)
+        )
         unread = [
             records.quarantine_row(source, "ingest", "unreadable source", why, source) for source, why in faults.items()
         ]
@@ -203,13 +208,13 @@ def _why_useless(name: str, source: Artifact) -> str:
 
 
 def _landed(
-    store: Store, asset: str, folder: str, taken: tuple[str, ...]
+    store: Store, asset: str, settings: LandingSettings, taken: tuple[str, ...]
 ) -> tuple[tuple[Manifest, ...], dict[str, str]]:
     """Manifests for an asset that have landed, and by file name why others that are its own cannot be read.
 
     One that does not say which kind it is of is the preferences' own, so that every fault is reported, and once.
     """
-    found = landed_manifests(store.home, folder, taken)
+    found, folder = landed_manifests(store.home, settings, taken), settings.folder
     others = {kind for name, kinds in _KINDS.items() if name != asset for kind in kinds}
     faults = {
         landed.file.name: f"{folder}/{landed.file.name} is not read: {' '.join(landed.fault.split())}"
@@ -233,7 +238,8 @@ def _read_all(
             version_of = _READER_VERSIONS.get(manifest.kind, _READER_VERSION)
             key = stage_key(slot, version_of, {"source": fingerprint(manifest, store.sources), **words}, {})
             with store.locked(slot, on_wait=context.log.warning):
-                artifact = store.find(slot, key, on_damage=context.log.warning) or _read(manifest, store, slot, key)
+                artifact = store.find(slot, key, on_damage=context.log.warning)
+                artifact = artifact or _read(manifest, store, slot, key, step_reporter(context))
         except SourceError as error:
             faults[manifest.name] = str(error)
             continue
@@ -241,9 +247,9 @@ def _read_all(
     return artifacts, faults
 
 
-def _read(manifest: Manifest, store: Store, slot: str, key: str) -> Artifact:
+def _read(manifest: Manifest, store: Store, slot: str, key: str, report: Report) -> Artifact:
     started = time.monotonic()
-    read = read_source(manifest, store.sources, store.media)
+    read = read_source(manifest, store.sources, store.media, report)
     return store.write(
         slot, replace(read, metadata=dict(read.metadata) | {"seconds": round(time.monotonic() - started, 1)}), key
     )

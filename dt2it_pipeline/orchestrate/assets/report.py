@@ -1,7 +1,7 @@
 """The report across the rounds so far: accuracy beside the control arms, data quality, counts, examples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import write_json_atomic
+from dt2it_pipeline.storage.content_ids import content_hash
 
 REPORT_FILES = ("report.html", "report.md")
 
 
-def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def build_round_report(
+    sections: ReportSections, rounds: dg.PartitionsDefinition, freshness: dg.FreshnessPolicy | None
+) -> dg.AssetsDefinition:
     """The asset `round_report`. It is the last of its round, so it also records the feedback for the next one."""
     before = (*BEFORE, *(["demo_truth"] if sections.has_truth else []))
     own = ("benchmark_scores", "curated_pairs")
@@ -36,12 +39,13 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
         group=GROUP,
         part="evaluation",
         stage="report",
-        code_version="7",
+        code_version="8",
         kinds={"html"},
         tables=("benchmark_scores",),
         reconciles=False,
         partitions_def=rounds,
         ins={name: dg.AssetIn(name) for name in (*before, *own, *others)},
+        freshness_policy=freshness,
     )
     def round_report(context: dg.AssetExecutionContext, store: StoreResource, **inputs: Artifact) -> StageResult:
         """One self-contained HTML page and its tables: all rounds so far, beside the arms for comparison."""
@@ -49,12 +53,14 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
         stages = (*IN_ROUND, *voter_assets(sections.curation))
         rounds_so_far = [_round_artifacts(opened, number, last, stages) for number in range(last + 1)]
         audit = audit_of(opened, make_policy(sections.curation))
-        seconds = _untabled_seconds(opened, sections.sources)
-        sources = ReportSources(sections, inputs, rounds_so_far, opened.media, seconds, audit)
+        untabled = _untabled(opened, sections.sources)
+        sources = ReportSources(sections, inputs, rounds_so_far, opened.media, untabled, audit)
 
         def write(work: Path) -> Artifact:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
-            from dt2it_pipeline.evaluate.report.html import report_markdown, write_report
+            from dt2it_pipeline.evaluate.report.facts import FACTS_FILE, facts_of
+            from dt2it_pipeline.evaluate.report.html import write_report
+            from dt2it_pipeline.evaluate.report.markdown import report_markdown
 
             data = report_data(sources)
             folder = work / "report"
@@ -62,6 +68,10 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
             parts = report_markdown(data)
             (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
             write_json_atomic(list(parts.items()), folder / "parts.json")
+            preferences = inputs["raw_preferences"].digest
+            facts = [facts_of(data, k, dict(sections.settings), preferences) for k in range(len(data.rounds))]
+            write_json_atomic(facts[-1].model_dump(mode="json"), folder / FACTS_FILE)
+            _track(sources, [one.numbers() for one in facts], folder)
             table = pa.concat_tables([artifact["benchmark_scores"] for artifact in sources.score_artifacts()])
             return Artifact({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
@@ -82,13 +92,28 @@ def build_round_report(sections: ReportSections, rounds: dg.PartitionsDefinition
     return round_report
 
 
+def _track(sources: ReportSources, numbers: Sequence[Mapping[str, float]], folder: Path) -> None:
+    """Send the numbers of every round so far to the trackers that the recipe asks for; a step is a round."""
+    from dt2it_pipeline.reward.training.tracking import Tracker, require_packages
+
+    recipe = sources.recipe
+    require_packages(recipe.training)
+    run_id = content_hash("rounds", recipe.settings, sources.before["raw_preferences"].digest)
+    tracker = Tracker(recipe.training, folder, name=f"{recipe.name}: rounds", run_id=run_id)
+    for number, (found, values) in enumerate(zip(sources.rounds, numbers, strict=True)):
+        rows = found["benchmark_scores"]["benchmark_scores"].to_pylist()
+        accuracy = {f"accuracy/{row['benchmark']}/{row['group']}": row["accuracy"] for row in rows if row["pairs"]}
+        tracker.round(number, {**values, **accuracy})
+    tracker.close()
+
+
 def report_settings(sections: ReportSections) -> dict[str, Any]:
     """What of the recipe the report prints or computes by, as its key counts it."""
     return {
         "evaluation": sections.evaluation,
         "curation": sections.curation,
         "annotation": sections.annotation,
-        "printed": [sections.name, sections.seed, sections.rounds, sections.has_truth],
+        "printed": [sections.name, sections.seed, sections.rounds, sections.has_truth, sections.settings],
     }
 
 
@@ -96,8 +121,8 @@ def _round_artifacts(store: Store, number: int, needed_by: int, names: Sequence[
     return {name: earlier_round(store, name, number, needed_by) for name in names}
 
 
-def _untabled_seconds(store: Store, sources: Sequence[str]) -> dict[str, float]:
-    """Wall time of the stages whose tables the report does not show; one that has not been timed is left out."""
+def _untabled(store: Store, sources: Sequence[str]) -> dict[str, Artifact]:
+    """Metadata of the stages whose tables the report does not show; one that has not been timed is left out."""
     names = (*(f"source.{name}" for name in sources), *UNTABLED)
-    metadata = {name: store.read(name).metadata for name in names if store.current(name) is not None}
-    return {name: float(found["seconds"]) for name, found in metadata.items() if "seconds" in found}
+    found = {name: store.metadata(name) for name in names}
+    return {name: Artifact({}, metadata) for name, metadata in found.items() if metadata and "seconds" in metadata}

@@ -1,7 +1,8 @@
 """The report's part on one round: what became of the noisy pool, label accuracy, counts, curves and examples."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from dt2it_pipeline.evaluate.report.call_curve import call_curve
 from dt2it_pipeline.evaluate.report.data import CallCurve, Funnel, LabelEstimate, Quality, Round, StageCounts
 from dt2it_pipeline.evaluate.report.text import curation_note
 from dt2it_pipeline.human_review.tasks import PERSON
+from dt2it_pipeline.orchestrate.report.outcomes import outcomes_of, suspects_of
 from dt2it_pipeline.orchestrate.report.sources import ReportSources, counts, curve, seconds_of
 from dt2it_pipeline.orchestrate.report.words import STAGE_WORDS
 from dt2it_pipeline.storage.artifacts import Artifact
@@ -43,6 +45,8 @@ def round_part(sources: ReportSources, number: int) -> Round:
             Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls)
         )
     voted = to_frame(found["voted_pairs"]["pairs"])
+    decide = _decisions(sources, number)
+    whole = decide(sources.recipe.annotation.budget_calls)
     return Round(
         number,
         quality=quality,
@@ -67,14 +71,16 @@ def round_part(sources: ReportSources, number: int) -> Round:
         seconds={name: seconds_of(one) for name, one in found.items() if "not_trained" not in one.metadata},
         funnel=_funnel(sources, number),
         note=_note(sources, number),
-        call_curves=_call_curves(sources, number),
-        estimate=_estimate(found["annotated_pairs"]),
+        call_curves=_call_curves(sources, number, decide, whole),
+        estimate=_estimate(found),
+        outcomes=outcomes_of(sources, number),
+        suspects=suspects_of(sources, number, whole),
     )
 
 
-def _estimate(annotated: Artifact) -> LabelEstimate | None:
+def _estimate(found: Mapping[str, Artifact]) -> LabelEstimate | None:
     """What the joint model says of a round's labels; None under another policy."""
-    metadata = annotated.metadata
+    metadata = found["annotated_pairs"].metadata
     if "label_accuracy_before" not in metadata:
         return None
     before, after = metadata["label_accuracy_before"], metadata["label_accuracy_after"]
@@ -87,7 +93,20 @@ def _estimate(annotated: Artifact) -> LabelEstimate | None:
         notes=metadata["notes"],
         sensitivity=metadata["sensitivity"],
         calibration=metadata.get("claimed_and_observed", []),
+        rests_on=_rests_on(found["voted_pairs"].metadata, anchored=metadata["anchored"]),
+        kept=found["curated_pairs"]["pairs"].num_rows,
     )
+
+
+def _rests_on(voted: Mapping[str, Any], *, anchored: bool) -> str:
+    """What the estimate rests on, in words."""
+    audited, trusted = int(voted["audited_pairs"]), int(voted["trusted_pairs"])
+    parts = [f"an audit of {audited:,} pairs"] if audited else []
+    parts += [f"{trusted:,} trusted pairs, whose better answers are known"] if trusted else []
+    if anchored and parts:
+        return " and ".join(parts)
+    few = f"; {' and '.join(parts)} are too few to replace it" if parts else ""
+    return f"the assumption that voters and judges are right more often than wrong{few}"
 
 
 def _funnel(sources: ReportSources, number: int) -> Funnel:
@@ -117,8 +136,8 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
     )
 
 
-def _call_curves(sources: ReportSources, number: int) -> list[CallCurve]:
-    """What a round would have curated with fewer judge calls: by its own rule, and by the judges' word alone."""
+def _decisions(sources: ReportSources, number: int) -> Callable[[int | None], Decision]:
+    """A round's decision again, from the verdicts that it has, under any budget of calls: no judge is asked."""
     found, settings = sources.rounds[number], sources.recipe
     policy, judges = make_policy(settings.curation), len(settings.annotation.judges)
     votes = to_frame(found["annotated_pairs"]["votes"])
@@ -132,7 +151,18 @@ def _call_curves(sources: ReportSources, number: int) -> list[CallCurve]:
     def decided(calls: int | None) -> Decision:
         return policy.decide(verified, contested, votes[people], ask, judges, calls, anchor)
 
-    whole = decided(settings.annotation.budget_calls)
+    return decided
+
+
+def _call_curves(
+    sources: ReportSources, number: int, decided: Callable[[int | None], Decision], whole: Decision
+) -> list[CallCurve]:
+    """What a round would have curated with fewer judge calls: by its own rule, and by the judges' word alone."""
+    found, settings = sources.rounds[number], sources.recipe
+    policy, judges = make_policy(settings.curation), len(settings.annotation.judges)
+    votes = to_frame(found["annotated_pairs"]["votes"])
+    people = votes["judge"].str.startswith(PERSON)
+    verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
     asked = len(whole.votes) // judges  # trusted pairs among them
 
     def by_policy(calls: int) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The stored artifacts that the report is made of, and what its parts share: grades, probes, counts and examples.
 
 What belongs here: which artifacts the report reads, and how one of them is graded or shown. What does not: the parts
-themselves (report_round.py, report_data.py), their words (report_words.py), the asset (assets/report.py), and
+themselves (round.py, outcomes.py, run.py, data.py), their words (words.py), the asset (assets/report.py), and
 arithmetic or layout (evaluate/).
 """
 
@@ -49,7 +49,7 @@ class ReportSources:
         before: artifacts that no round made, by asset.
         rounds: artifacts of every round so far, by asset.
         media: root of the media store.
-        untabled_seconds: wall time of stages whose tables the report does not show.
+        untabled: stages whose tables the report does not show, by asset: their metadata alone is read.
         audit: what people said of audited pairs: pair_id, better_id.
     """
 
@@ -57,13 +57,20 @@ class ReportSources:
     before: Mapping[str, Artifact]
     rounds: list[dict[str, Artifact]]
     media: Path
-    untabled_seconds: Mapping[str, float]
+    untabled: Mapping[str, Artifact]
     audit: pd.DataFrame
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms for comparison that were trained; without a benchmark none is."""
+        return [
+            arm for arm in arms(self.recipe.evaluation) if "not_trained" not in self.before[f"{arm}_model"].metadata
+        ]
 
     def score_artifacts(self) -> list[Artifact]:
         """Artifacts with benchmark scores: of every round, then of every arm."""
         own = [found["benchmark_scores"] for found in self.rounds]
-        return own + [self.before[f"{arm}_scores"] for arm in arms(self.recipe.evaluation)]
+        return own + [self.before[f"{arm}_scores"] for arm in self.arms]
 
     def grade(self, pairs: pd.DataFrame) -> Grade | None:
         """Label accuracy of pairs against the true labels; None where there are none."""

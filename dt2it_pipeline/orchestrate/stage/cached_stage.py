@@ -7,6 +7,7 @@ nothing is computed again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,9 +18,16 @@ from typing import Any
 import dagster as dg
 from pydantic import BaseModel
 
+from dt2it_pipeline.config.paths import object_store_url
+from dt2it_pipeline.observe.logs import log_context
+from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
+from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.stage.checks import ROW_COUNTS
+from dt2it_pipeline.orchestrate.stage.metrics import note_success
 from dt2it_pipeline.storage.artifacts import Artifact, Store
+from dt2it_pipeline.storage.atomic import StoreError
 from dt2it_pipeline.storage.content_ids import content_hash
+from dt2it_pipeline.storage.object_store import ObjectStore, ObjectStoreError
 
 _REASONS = 3  # why rows are quarantined or dropped, that a stage's line names
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None
@@ -37,6 +45,8 @@ def run_stage(
     """The stage's artifact, from the store where the same inputs and settings gave it before, else computed and stored.
 
     Where another process is making it, this one waits and then finds it finished. A damaged version is made again.
+    Where an object store is named (`DT2IT_OBJECT_STORE`), what another machine has finished is fetched from there, and
+    what is finished here is copied to it; where that fails, the run goes on and the next one tries again.
 
     Args:
         context: of the asset; its key and partition name the stage's place in the store.
@@ -50,18 +60,58 @@ def run_stage(
     partitioned = _spec(context, name).partitions_def is not None
     partition = context.partition_key if context.has_partition_key and partitioned else None
     key = stage_key(name, _spec(context, name).code_version or "", inputs, settings)
-    with store.locked(name, partition, context.log.warning):
+    with log_place_of(context, name), store.locked(name, partition, context.log.warning):
+        url = object_store_url()
+        shared = None if url is None else ObjectStore(url)
         found = store.find(name, key, partition, context.log.warning)
         if found is not None:
+            note_success(store, name, partition, context.log.warning)
             context.log.info(_line(name, found, "reused, inputs and settings unchanged"))
+            _share(context, shared, store, name, key, partition)
             return found
+        if shared is not None:
+            found = shared.fetch(store, name, key, partition, context.log.warning)
+            if found is not None:
+                note_success(store, name, partition, context.log.warning)
+                context.log.info(_line(name, found, f"fetched from {shared.url}"))
+                return found
         started = time.monotonic()
         artifact = compute(store.work(name, key, partition))
         metadata = dict(artifact.metadata) | {"seconds": round(time.monotonic() - started, 1)}
         stored = store.write(name, replace(artifact, metadata=metadata), key, partition)
         store.finish_work(name, partition)
+        note_success(store, name, partition, context.log.warning)
         context.log.info(_line(name, stored, f"{metadata['seconds']:.1f} s"))
+        _share(context, shared, store, name, key, partition)
         return stored
+
+
+def log_place_of(context: dg.AssetExecutionContext, stage: str) -> contextlib.AbstractContextManager[None]:
+    """Let log lines of this process and of its children name run, job, round and stage while the block runs."""
+    partition = context.partition_key if context.has_partition_key else None
+    return log_context(run_id=context.run_id, job=context.job_name, round=partition, stage=stage)
+
+
+def step_reporter(context: dg.AssetExecutionContext) -> Report:
+    """A reporter that writes to the step's log, for what runs in the step itself."""
+    return now_and_then(lambda state: context.log.info(PROGRESS + in_words(state)))
+
+
+def _share(
+    context: dg.AssetExecutionContext,
+    shared: ObjectStore | None,
+    store: Store,
+    name: str,
+    key: str,
+    partition: str | None,
+) -> None:
+    """Copy a finished version to the object store unless it is there; the run goes on where that fails."""
+    try:
+        if shared is not None and not shared.has(name, key, partition):
+            copied = shared.store(store, name, key, partition)
+            context.log.info(f"{name}: {copied:,} files copied to {shared.url}")
+    except (ObjectStoreError, StoreError) as error:
+        context.log.warning(f"{name} is finished here, but other machines cannot fetch it: {error}")
 
 
 def stage_key(

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.evaluate.report.formatting import excerpt, strength_unit
 from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.media.images import png_thumbnail
+from dt2it_pipeline.media.opening import png_thumbnail
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.schemas import COLUMNS, SCHEMAS
 

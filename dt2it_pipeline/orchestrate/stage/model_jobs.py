@@ -19,11 +19,11 @@ from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
 from dt2it_pipeline.engines.launch.launcher import Resources
-from dt2it_pipeline.evaluate.benchmarks.model_scores import BenchmarkScoreJob
 from dt2it_pipeline.ingest.provenance import recorded
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.metadata import training_curve
+from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
 from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
@@ -116,9 +116,9 @@ class ModelJobs:
         voter: str,
         work: Path,
     ) -> Artifact:
-        """Score as `score` does with any reward model; see `BenchmarkScoreJob` for `model` and `system_prompt`."""
+        """Score as `score` does with any reward model; see `ModelScoreJob` for `model` and `system_prompt`."""
         shared = self._responses_job(responses, prompts, voter, work)
-        return self._scored(BenchmarkScoreJob(model=model, system_prompt=system_prompt, **shared), responses, work)
+        return self._scored(ModelScoreJob(model=model, system_prompt=system_prompt, **shared), responses, work)
 
     def _responses_job(self, responses: pa.Table, prompts: pa.Table, voter: str, work: Path) -> dict[str, Any]:
         """The fields that all scoring jobs share; writes their tables."""

@@ -17,6 +17,7 @@ from typing import Any
 import dagster as dg
 
 from dt2it_pipeline.orchestrate.dagster_internals import code_reference
+from dt2it_pipeline.orchestrate.stage.cached_stage import log_place_of
 from dt2it_pipeline.orchestrate.stage.checks import ROWS_RECONCILE, Check, reconcile
 from dt2it_pipeline.orchestrate.stage.metadata import artifact_metadata, main_table, table_schema
 from dt2it_pipeline.storage.artifacts import Artifact, Store
@@ -77,7 +78,8 @@ def stage_asset(
 
         @functools.wraps(compute)
         def materialise(context: dg.AssetExecutionContext, **given: Any) -> dg.MaterializeResult:
-            made = compute(context, **given)
+            with log_place_of(context, asset):
+                made = compute(context, **given)
             if isinstance(made, dg.MaterializeResult):
                 return made
             return materialized(context, given["store"].open(), made, tables, reconciles=reconciles)

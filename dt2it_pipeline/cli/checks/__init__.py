@@ -1,0 +1,1 @@
+"""What commands look at to say whether an installation is well."""

@@ -1,0 +1,55 @@
+"""Settings of every section that runs a model here: how it is computed, not what."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+from dt2it_pipeline.config.base import Settings, unit
+
+Attention: TypeAlias = Literal["auto", "flex", "sdpa", "sdpa_blocks", "eager"]
+
+
+class ComputeSettings(Settings):
+    """How layers are computed. Results differ by rounding alone."""
+
+    attention: Attention = Field(
+        "auto",
+        description="implementation of the language model's attention. auto: flex (FlexAttention, a compiled kernel "
+        "that skips what nobody sees) on a GPU that can compile, sdpa on another GPU, sdpa_blocks on a CPU",
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="put the layers through torch.compile: faster steps, and a first one that takes up to a minute. "
+        "auto: on a GPU with a C compiler beside it",
+    )
+
+
+class VllmRunSettings(Settings):
+    """How vLLM runs a model that writes text, by vLLM's own names. Unset, vLLM decides."""
+
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
+    )
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        json_schema_extra=unit("share"),
+        description="share of a GPU's memory that vLLM takes, cache of keys and values included; 0.45 leaves room for "
+        "a second model on the card",
+    )
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        json_schema_extra=unit("answers"),
+        description="most answers that are written at once; fewer take less memory",
+    )
+    quantization: str | None = Field(
+        None,
+        min_length=1,
+        description="how weights are quantised when they are loaded, for instance fp8 or bitsandbytes; the answers "
+        "change with it. Unset: as the model's files say",
+    )
