@@ -1,13 +1,13 @@
-"""The published curation steps from files to files, against row-by-row dictionaries.
+"""Curation from files to files: the joint model, the published steps, and these by row-by-row dictionaries.
 
     python -m benchmarks.curation                       # 1,000,000 pairs, three voters; the reference on 200,000
     python -m benchmarks.curation --pairs 10000000 --reference-pairs 0 --runs 1
 
 Pairs have 60 words a side; three voters score all responses, a verifier scores them again, and two judges vote on what
-it contests. All ways read pairs, scores, verifier's scores and votes, and write the curated pairs: vote, flip, verify,
-resolve, merge, every step from files to published_steps.
+it contests. All ways read pairs, scores, verifier's scores and votes, and write the curated pairs.
 
-- "steps": `curate.files` on Parquet, step by step, as a round goes.
+- "joint": `dt2it clean` with three voters, two judges' verdicts on a tenth of the pairs, and fifty checked pairs.
+- "steps": vote, flip, verify, resolve and merge of the published algorithm, step by step, as a round goes.
 - "at_once": the same in one pass (`curate.out_of_core.published_steps.curate_files`), which decides alike.
 - "dictionaries": JSON Lines, one dictionary a row, scores in a dictionary keyed by response; as scripts do it.
 
@@ -69,15 +69,21 @@ def make_inputs(folder: Path, pairs: int) -> None:
             writer.write_table(schemas.validate(pa.table(table), "pairs"))
     names = pq.read_table(folder / "pairs.parquet", columns=["pair_id", "chosen_id", "rejected_id"])
     responses = pa.chunked_array([*names["chosen_id"].chunks, *names["rejected_id"].chunks])
-    order = pa.array(generator.permutation(len(responses)))
-    responses = responses.combine_chunks().take(order)
+    order = generator.permutation(len(responses))
+    better = np.where(generator.random(len(names)) < 0.8, 1.0, -1.0)  # 80% of the labels are right
+    worth = np.concatenate([better, -better])[order]
+    responses = responses.combine_chunks().take(pa.array(order))
     for voter in (*VOTERS, VERIFIER):
-        scores = pa.array(generator.normal(size=len(responses)).astype(np.float32))
+        scores = pa.array((worth + generator.normal(size=len(responses)) * 1.5).astype(np.float32))
         voter_names = pa.DictionaryArray.from_arrays(np.zeros(len(responses), dtype=np.int32), [voter]).cast(
             pa.string()
         )
         table = pa.table({"response_id": responses, "voter": voter_names, "score": scores})
         pq.write_table(schemas.validate(table, "scores"), _scores(folder, voter), compression="zstd")
+    checked = generator.choice(len(names), 50, replace=False)
+    sides = names.take(pa.array(checked)).to_pandas()
+    answers = np.where(better[checked] > 0, sides["chosen_id"], sides["rejected_id"])
+    sides.assign(better_id=answers)[["pair_id", "better_id"]].to_parquet(folder / "audit.parquet")
     verdicts = np.array(["chosen", "rejected", "tie"], dtype=object)
     count = len(names)
     parts = [
@@ -130,6 +136,28 @@ def at_once(inputs: Path, output: Path) -> dict[str, int]:
         inputs / "pairs.parquet", voters, verifier, inputs / "votes.parquet", output / "at_once", round_number=2
     )
     return {"curated": made["rows_out"], "verified": made["verified"], "contested": made["contested"]}
+
+
+def joint(inputs: Path, output: Path) -> dict[str, float]:
+    """`dt2it clean` on the same files."""
+    from dt2it_pipeline.curate.preference_files import clean_preference_files
+
+    names = pq.read_table(inputs / "pairs.parquet", columns=["pair_id", "chosen_id", "rejected_id"])
+    some = names.take(pa.array(np.random.default_rng(1).permutation(len(names))[: len(names) // 10])).to_pandas()
+    votes = pq.read_table(inputs / "votes.parquet").to_pandas()
+    votes[votes["pair_id"].isin(some["pair_id"])].to_parquet(output / "votes.parquet")
+    del names, some, votes
+    start = time.monotonic()
+    cleaned = clean_preference_files(
+        inputs / "pairs.parquet",
+        output / "joint",
+        [_scores(inputs, voter) for voter in VOTERS],
+        output / "votes.parquet",
+        inputs / "audit.parquet",
+    )
+    counts = cleaned.pairs["outcome"].value_counts()
+    seconds = time.monotonic() - start
+    return {"curated": int(counts.get("kept", 0) + counts.get("flipped", 0)), "seconds": seconds}
 
 
 def as_json_lines(inputs: Path, output: Path) -> None:
@@ -207,7 +235,7 @@ def _write(rows: list[dict[str, Any]], file: Path) -> None:
         lines.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-WAYS = {"steps": steps, "at_once": at_once, "dictionaries": dictionaries}
+WAYS = {"joint": joint, "steps": steps, "at_once": at_once, "dictionaries": dictionaries}
 
 
 def main() -> None:
@@ -224,17 +252,17 @@ def main() -> None:
         inputs, output = arguments.folder / "inputs", arguments.folder / "output"
         counts = WAYS[arguments.one](inputs, output)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": time.monotonic() - start, "gib": peak, **counts}))
+        print(json.dumps({"seconds": time.monotonic() - start, "gib": peak, **counts}))  # `joint` times itself
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        ways = {"steps": arguments.pairs, "at_once": arguments.pairs}
+        ways = {"joint": arguments.pairs, "steps": arguments.pairs, "at_once": arguments.pairs}
         if arguments.reference_pairs:
             ways["dictionaries"] = arguments.reference_pairs
         folders = {way: Path(temporary) / way for way in ways}
         for way, count in ways.items():
             (folders[way] / "output").mkdir(parents=True)
-            if way == "at_once":
-                (folders[way] / "inputs").symlink_to(folders["steps"] / "inputs")
+            if way in ("steps", "at_once"):
+                (folders[way] / "inputs").symlink_to(folders["joint"] / "inputs")
                 continue
             (folders[way] / "inputs").mkdir()
             make_inputs(folders[way] / "inputs", count)

@@ -61,12 +61,13 @@ def make_importable() -> None:
 def train_with_llamafactory(arguments: dict[str, Any]) -> None:
     """Run LLaMA-Factory in this process, which must be of its environment."""
     make_importable()
+    import torch
     from llamafactory.train.tuner import run_exp
     from transformers import TrainerCallback
 
     class Steps(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            print(f"step={state.global_step}", flush=True)
+            print(f"step={state.global_step} memory={torch.cuda.max_memory_allocated()}", flush=True)
 
     run_exp(arguments, callbacks=[Steps()])
 
@@ -86,10 +87,18 @@ def make_data(folder: Path, pairs: int) -> dict[str, Any]:
     atomic.write_parquet(schemas.table([row | rest for row in prompts.values()], "prompts"), folder / "prompts.parquet")
     made = [records.make_pair(key, *both, source="benchmark") for key, both in texts.items()]
     atomic.write_parquet(schemas.table(made, "pairs"), folder / "pairs.parquet")
+    write_ranking(folder, media, prompts, texts, SYSTEM)
+    return {"pairs": str(folder / "pairs.parquet"), "prompts": str(folder / "prompts.parquet"), "media": str(media)}
+
+
+def write_ranking(
+    folder: Path, media: Path, prompts: dict[str, dict[str, Any]], texts: dict[str, list[str]], system: str
+) -> None:
+    """Write pairs (chosen and rejected text by prompt_id) as a ranking data set of LLaMA-Factory, named `pairs`."""
     rows = [
         {
             "conversations": [
-                {"from": "system", "value": SYSTEM},
+                {"from": "system", "value": system},
                 {"from": "human", "value": prompts[key]["turns"][0]["text"]},
             ],
             "chosen": {"from": "gpt", "value": chosen},
@@ -102,7 +111,6 @@ def make_data(folder: Path, pairs: int) -> dict[str, Any]:
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
     entry = {"file_name": "pairs.json", "ranking": True, "formatting": "sharegpt", "columns": columns}
     (folder / "dataset_info.json").write_text(json.dumps({"pairs": entry}), encoding="utf-8")
-    return {"pairs": str(folder / "pairs.parquet"), "prompts": str(folder / "prompts.parquet"), "media": str(media)}
 
 
 def make_model(source: Path, folder: Path) -> None:

@@ -50,6 +50,9 @@ class Transformers:
     """`generate` of transformers on one batch after the other."""
 
     def __init__(self, model: str) -> None:
+        from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+
+        ensure_torchvision()
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -26,8 +26,10 @@ SHARES = (0.5, 0.8, 0.95)
 SIDE = 128  # pixels; every prompt shows one square image
 
 
-def make_rows(registry: Any, image_token: int, images: list[int], length: int, share: float, seed: int) -> list[Any]:
-    """Pairs whose prompt has `share` of the `length` tokens of prompt and response, an image among them."""
+def make_rows(
+    registry: Any, image_token: int, images: list[int], length: int, share: float, seed: int, answers: int = 2
+) -> list[Any]:
+    """Prompts with answers; a prompt has `share` of the `length` tokens of it and one answer, an image among them."""
     from dt2it_pipeline.reward.data.collation import PackedExample
     from dt2it_pipeline.reward.data.encoding import EncodedPrompt, mrope_positions
 
@@ -42,7 +44,7 @@ def make_rows(registry: Any, image_token: int, images: list[int], length: int, s
         positions, after = mrope_positions(len(text), np.array([4]), [shown.grid], registry.merge)
         slots = np.flatnonzero(tokens == image_token).astype(np.int32)
         prompt = EncodedPrompt(tokens, positions, after, slots, (image,))
-        sides = (generator.integers(10, 200, size=length - prompt_tokens).astype(np.int32) for _ in range(2))
+        sides = (generator.integers(10, 200, size=length - prompt_tokens).astype(np.int32) for _ in range(answers))
         rows.append(PackedExample(prompt, tuple(sides)))
     return rows
 
@@ -61,35 +63,44 @@ def main() -> None:
         measure(given, Path(folder))
 
 
-def measure(given: argparse.Namespace, folder: Path) -> None:
-    """Run and print the table."""
+def prepared(name: str, prompts: int, threads: int, folder: Path) -> tuple[Any, Any, list[int], Any, int]:
+    """Model, registry, an image for each prompt, the vision encoder's output for these, and the image token's id."""
     import torch
     from PIL import Image
 
-    from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
     from dt2it_pipeline.reward.data.encoding import load_processor
     from dt2it_pipeline.reward.data.images import ImageRegistry
     from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_chunk
-    from dt2it_pipeline.reward.modeling.loss import bradley_terry
     from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline.reward.training.distributed import flush_denormals
 
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(threads)
     flush_denormals()
-    base = model_path(given.model)
+    base = model_path(name)
     model = RewardModel.from_pretrained(base, new_head_seed=0)
     model.freeze_vision()
     processor = load_processor(base)
     registry = ImageRegistry(processor.image_processor, folder, None)
     generator = np.random.default_rng(0)
     images = []
-    for number in range(given.pairs):
+    for number in range(prompts):
         noise = generator.integers(0, 255, size=(SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
         images.append(registry.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
     encoded, _ = encode_chunk(model, registry, images, torch.device("cpu"))
     starts = dict(zip(encoded, np.cumsum([0, *(len(part) for part in encoded.values())])[:-1].tolist(), strict=True))
     table = FeatureTable(torch.cat(list(encoded.values())), starts)
+    return model, registry, images, table, int(processor.image_token_id)
+
+
+def measure(given: argparse.Namespace, folder: Path) -> None:
+    """Run and print the table."""
+    import torch
+
+    from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
+    from dt2it_pipeline.reward.modeling.loss import bradley_terry
+
+    model, registry, images, table, image_token = prepared(given.model, given.pairs, given.threads, folder)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
 
     def step(rows: list[Any], shared: bool, cached: bool) -> tuple[float, float]:
@@ -117,7 +128,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for cached in (True, False):
         for share in SHARES:
-            rows = make_rows(registry, int(processor.image_token_id), images, given.tokens, share, seed=1)
+            rows = make_rows(registry, image_token, images, given.tokens, share, seed=1)
             prompt = len(rows[0].prompt.tokens)
             answer = given.tokens - prompt
             ratio = 2 * (prompt + answer) / (prompt + 2 * answer)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.real_noise.evidence import VERDICTS, Evidence
+from dt2it_pipeline.storage.atomic import read_parquet
 
 FILES = {
     "pairs": ("pair_id", "source", "chosen_id", "rejected_id"),
@@ -80,7 +81,7 @@ def load_set(folder: Path) -> NoisySet:
         raise SetError(f"{folder}: {', '.join(missing)} missing; a set needs {_files()}")
     tables = {}
     for name, columns in FILES.items():
-        table = tables[name] = pd.read_parquet(folder / f"{name}.parquet")
+        table = tables[name] = read_parquet(folder / f"{name}.parquet").to_pandas()
         if absent := [column for column in columns if column not in table.columns]:
             raise SetError(f"{folder / name}.parquet: columns {absent} missing; it has {list(table.columns)}")
     pairs, truth = tables["pairs"], tables["truth"]

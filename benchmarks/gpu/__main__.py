@@ -1,0 +1,298 @@
+"""Training, scoring and sampling at the shapes of public models: one command, no download.
+
+    python -m benchmarks.gpu                                        # on a GPU: Qwen3-VL 2B; on a CPU: a tiny model
+    python -m benchmarks.gpu --shapes qwen3-vl-8b --cases train,bare --lora 16
+    python -m benchmarks.gpu --cases train --set training.gradient_checkpointing=true --profile
+
+Models have random weights, images are made, both once, into `--work` (18 GB for 8 B). It takes one GPU. Cases:
+
+- train: this project's trainer, as `dt2it` starts it, images read from JPEG files.
+- bare: a plain loop over ready batches with the same network and torch's AdamW, no DeepSpeed: what can be reached.
+- score: one response at a time without LM head; this project's scorer; vLLM where it is installed. 4 responses each.
+- sample: `generate` of transformers in batches, and vLLM where it is installed. 4 answers each.
+- llamafactory: LLaMA-Factory's trainer on the same model and pairs; needs --llamafactory-python.
+
+Every case has a process of its own. What fails, out of memory included, is a line of the table; its log is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from benchmarks.environment import WORKER_ENVIRONMENT
+from benchmarks.gpu import figures
+from benchmarks.gpu.case import Case
+from benchmarks.gpu.cases import RESULT
+from benchmarks.gpu.data import WORKLOADS
+from benchmarks.gpu.figures import Result
+from benchmarks.gpu.shapes import SHAPES
+from dt2it_pipeline.config.base import fault_message
+from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.config.strict_yaml import load_yaml
+
+CASES = ("train", "bare", "score", "sample", "llamafactory")
+_ROOT = Path(__file__).resolve().parents[2]
+_SECTIONS: dict[str, type[TrainingSettings] | type[ScoringSettings]] = {
+    "training": TrainingSettings,
+    "scoring": ScoringSettings,
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", type=_list_of(SHAPES), help=f"of {', '.join(SHAPES)}; separated by commas")
+    parser.add_argument("--cases", type=_list_of(CASES), help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("--work", type=Path, default=Path("data/gpu_benchmark"), help="kept between runs")
+    parser.add_argument(
+        "--lora", type=_positive, metavar="RANK", help="train adapters of this rank instead of all weights"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+        help="a setting of the recipe's section `training` or `scoring`, its value in YAML; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=_positive, help="measured steps; default 10, of a tiny shape 4")
+    parser.add_argument("--warmup", type=_positive, help="steps before them; default 3, of a tiny shape 1")
+    parser.add_argument("--answer-tokens", type=_positive, default=128, help="of the longest sampled answer")
+    parser.add_argument("--profile", action="store_true", help="also show where a training step's time goes")
+    parser.add_argument("--llamafactory-python", metavar="PATH", help="see benchmarks/llamafactory.py how to make one")
+    parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a card that is not known here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
+    return parser
+
+
+def _list_of(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not known; choose of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def settings(section: str, given: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """A section of the recipe as JSON: `given`, and what --set changes of it.
+
+    Raises:
+        ValueError: a change cannot be read, or a setting is unknown or wrong; the message names it.
+    """
+    for change in changes:
+        name, equals, text = change.partition("=")
+        path = name.split(".")
+        if not equals or len(path) < 2 or path[0] not in _SECTIONS:
+            raise ValueError(f"--set {change}: write training.KEY=VALUE or scoring.KEY=VALUE")
+        if path[0] != section:
+            continue
+        try:
+            value = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {change}: the value is not valid YAML: {error}") from error
+        here = given
+        for key in path[1:-1]:
+            here[key] = dict(here.get(key) or {})
+            here = here[key]
+        here[path[-1]] = value
+    try:
+        found: dict[str, Any] = _SECTIONS[section].model_validate(given).model_dump(mode="json")
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        words = "is no setting" if fault["type"] == "extra_forbidden" else fault_message(fault)
+        raise ValueError(f"{section}.{key}: {words}") from None
+    return found
+
+
+def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
+    """What all cases of a shape have in common. Raises ValueError as `settings` does."""
+    tiny = SHAPES[shape].workload == "small"
+    steps, warmup = given.steps or (4 if tiny else 10), given.warmup or (1 if tiny else 3)
+    pixels = {name: part.max_pixels for name, part in WORKLOADS[SHAPES[shape].workload].items()}
+    training: dict[str, Any] = {
+        "processes": 1,
+        "deepspeed_config": "zero2" if cuda else "zero2_cpu",
+        "global_batch_size": 4 if tiny else 32,
+        "micro_batch_size": 2 if tiny else 8,
+        "epochs": 100.0,
+        "max_steps": warmup + steps,
+        "learning_rate": 1e-6,
+        "precision": "bfloat16" if cuda else "float32",
+        "lora": None if given.lora is None else {"rank": given.lora},
+        "cache_vision": False,
+        "max_pixels": pixels["training"],
+        "logging_steps": 1,
+        "save_steps": warmup + steps + 1,
+    }
+    scoring = {"processes": 1, "shard_responses": 8 if tiny else 128, "max_pixels": pixels["scoring"]}
+    scoring |= {} if tiny else {"tokens_per_batch": 16_384}
+    return Case(
+        kind="prepare",
+        label="",
+        shape=shape,
+        work=str(given.work.resolve()),
+        place="",
+        training=settings("training", training, given.set),
+        scoring=settings("scoring", scoring, given.set),
+        steps=steps,
+        warmup=warmup,
+        answer_tokens=min(given.answer_tokens, 16) if tiny else given.answer_tokens,
+        python=given.llamafactory_python,
+    )
+
+
+def cases_of(common: Case, given: argparse.Namespace) -> list[Case]:
+    """The processes of a shape, in order."""
+    lora = common.training["lora"]
+    trained = f", LoRA {lora['rank']}" if lora else ""
+    naive = replace(common, steps=4 * common.steps, warmup=4 * common.warmup)
+    vllm = replace(common, scoring=common.scoring | {"engine": "vllm"})
+    made = {
+        "train": [(common, "train", f"train{trained}")],
+        "bare": [(common, "bare", f"bare{trained}")],
+        "score": [
+            (naive, "naive", "score one at a time"),
+            (common, "score", f"score ({common.scoring['engine']})"),
+            *([(vllm, "score", "score (vllm)")] if common.scoring["engine"] != "vllm" else []),
+        ],
+        "sample": [(common, "sample generate", "sample (generate)"), (common, "sample vllm", "sample (vllm)")],
+        "llamafactory": [(common, "llamafactory", f"LLaMA-Factory{trained}")] if common.python else [],
+    }
+    chosen = [
+        replace(case, kind=kind, label=label) for name in given.cases or CASES for case, kind, label in made[name]
+    ]
+    if given.profile:
+        chosen.append(replace(common, kind="profile", label="profile"))
+    return chosen
+
+
+def log_of(case: Case) -> Path:
+    """Where a case prints to."""
+    name = re.sub(r"[^\w.]+", "-", f"{case.shape} {case.label or case.kind}").strip("-")
+    return Path(case.work) / "logs" / f"{name}.txt"
+
+
+def start(case: Case) -> dict[str, Any]:
+    """Run a case in a process of its own; returns what it wrote, or a result with the error that ended it."""
+    place = Path(case.work) / "run"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    log = log_of(case)
+    log.parent.mkdir(exist_ok=True)
+    case = replace(case, place=str(place), started=time.time())
+    (place / "case.json").write_text(json.dumps(asdict(case)), encoding="utf-8")
+    command = [sys.executable, "-m", "benchmarks.gpu.cases", str(place / "case.json")]
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    with log.open("w", encoding="utf-8") as output:
+        code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    result = place / RESULT
+    if not result.exists():
+        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return asdict(Result(case.label, case.shape, error=ended + ("; memory may have run out" if code == -9 else "")))
+    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+def commit() -> str | None:
+    """Of the project, with + where files were changed since; None without git."""
+    git = ["git", "-C", str(_ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed.strip() else "")
+
+
+def started(case: Case) -> dict[str, Any]:
+    """The same of what all others need. Raises SystemExit where it failed."""
+    found = start(case)
+    if "error" in found:
+        raise SystemExit(f"\nerror: cannot {case.kind} {case.shape}: {found['error']}; see {log_of(case)}")
+    return found
+
+
+def main() -> None:
+    """Run all cases and print the tables; ends with code 1 where a case failed for another reason than memory."""
+    parser = arguments()
+    given = parser.parse_args()
+    if given.llamafactory_python and shutil.which(given.llamafactory_python) is None:
+        parser.error(f"--llamafactory-python: {given.llamafactory_python} is no program")
+    if "llamafactory" in (given.cases or ()) and not given.llamafactory_python:
+        parser.error("--cases llamafactory needs --llamafactory-python")
+    try:
+        common = make_case("tiny", given, cuda=False)
+        machine = started(replace(common, kind="describe"))
+        cuda = machine["card"] is not None
+        names = given.shapes or ["qwen3-vl-2b" if cuda else "tiny"]
+        planned = [make_case(name, given, cuda=cuda) for name in names]
+    except ValueError as error:
+        parser.error(str(error))
+    machine |= {"commit": commit(), "command": sys.argv[1:]}
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    print(f"{machine['card'] or 'no GPU'}, {machine['cores']} cores; driver {machine['driver'] or 'none'}; {versions}")
+    results = []
+    for common in planned:
+        results += run_shape(common, given)
+    peak = given.peak_tflops or figures.peak_tflops(machine["card"])
+    measured = [result for result in results if not result.profile]
+    print("\n" + figures.table(measured, peak))
+    print("\n" + figures.notes(machine["card"], peak))
+    if profiled := [result for result in results if result.profile]:
+        print("\n" + figures.profile_table(profiled) + "\n\n" + figures.PROFILE_NOTE)
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(figures.as_json(results, peak, machine), indent=1) + "\n", encoding="utf-8")
+    if any(result.error and result.error != figures.OUT_OF_MEMORY for result in results):
+        raise SystemExit(1)
+
+
+def run_shape(common: Case, given: argparse.Namespace) -> list[Result]:
+    """All cases of a shape; says on the way what is being done, and where the log of what failed lies."""
+    print(f"{common.shape}: models and images in {common.work} ... ", end="", flush=True)
+    began = time.perf_counter()
+    made = started(replace(common, kind="prepare"))
+    print(f"{sum(made.values()) / 1e6:,.0f} million parameters, {time.perf_counter() - began:.0f} s", flush=True)
+    results = []
+    for case in cases_of(common, given):
+        if "vllm" in (*case.kind.split(), case.scoring["engine"]) and importlib.util.find_spec("vllm") is None:
+            results.append(Result(case.label, case.shape, skipped="vLLM is not installed"))
+            continue
+        print(f"{case.shape}: {case.label} ... ", end="", flush=True)
+        began = time.perf_counter()
+        result = Result(**start(case))
+        failed = f"{result.error}; see {log_of(case)}" if result.error else f"{time.perf_counter() - began:.0f} s"
+        print(failed, flush=True)
+        results.append(result)
+    return results
+
+
+if __name__ == "__main__":
+    main()
