@@ -2,6 +2,8 @@
 # make test   install and run the fast tests        make test-heavy   the tests with real engines and whole jobs
 # make ui     the web UI on what has been run        make lint         format, lint, types, imports
 # make docs   the documentation site, into site/
+# make test-rl   installs verl, OpenRLHF and ms-swift, and runs the reward functions in them
+# make mutation   changes the curation core in small ways and counts what the fast tests notice; about 20 minutes
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
 # ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts,
@@ -25,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-numerics ui lint docs clean
+.PHONY: demo test test-heavy test-rl test-numerics mutation ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -46,8 +48,15 @@ test: $(VENV)/.installed-dev
 test-heavy: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile -m heavy --durations=12
 
+test-rl: $(VENV)/.installed-dev $(VENV)/rl/.installed
+	PYTHONPATH="$(CURDIR):$(CURDIR)/$(VENV)/rl" pytest -m rl dt2it_pipeline_tests/serve/test_rl_libraries.py
+
 test-numerics: $(VENV)/.installed-dev
 	python -m dt2it_pipeline_tests.support.processor_matrix --testers $(TESTERS) $(CELLS)
+
+# On a machine with nothing else to do: a run that is three times slower than the first counts as noticed.
+mutation: $(VENV)/.installed-dev
+	python scripts/mutation.py $(MUTATION)
 
 lint: $(VENV)/.installed-dev
 	ruff format --check .
@@ -63,7 +72,7 @@ ui: $(VENV)/.installed-demo
 	dagster dev -m dt2it_pipeline.definitions
 
 clean:
-	rm -rf "$(DT2IT_HOME)" $(VENV) site
+	rm -rf "$(DT2IT_HOME)" $(VENV) .mutation site
 
 # scripts/install.py says what it fetches from where. Nothing is compiled by it: Python compiles what it imports, and to
 # compile the rest would take a third of the installation.
@@ -75,6 +84,10 @@ $(VENV)/.installed-demo: pyproject.toml scripts/install.py
 $(VENV)/.installed-dev: pyproject.toml scripts/install.py
 	@$(PYTHON) scripts/install.py $(VENV) $(ENGINES) demo dev docs
 	@touch $(VENV)/.installed-demo $@
+
+$(VENV)/rl/.installed: scripts/install_rl.py | $(VENV)/.installed-dev
+	@python scripts/install_rl.py $(VENV)/rl
+	@touch $@
 
 # Two installations into one environment would disturb each other.
 .NOTPARALLEL:
