@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.environment import spread
+from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.storage import schemas
 
 VOTERS = ("reward_model/0", "reward_model/1", "reward_model/2")
@@ -251,7 +251,7 @@ def main() -> None:
         start = time.monotonic()
         inputs, output = arguments.folder / "inputs", arguments.folder / "output"
         counts = WAYS[arguments.one](inputs, output)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_memory() / 2**30
         print(json.dumps({"seconds": time.monotonic() - start, "gib": peak, **counts}))  # `joint` times itself
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from dt2it_pipeline.ingest.rows import Medium
 from dt2it_pipeline.ingest.sources import items_of, read_source
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
@@ -159,7 +159,7 @@ def _measured(step: Callable[[Path], tuple[int, str]], folder: Path) -> dict[str
     started = time.monotonic()
     count, of = step(folder)
     seconds = time.monotonic() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() / 2**20
     return {"count": count, "of": of, "seconds": seconds, "peak_mib": peak}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ import numpy as np
 from benchmarks.environment import run_as_worker
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.observe.memory import peak_memory
 
 FILES = 2000  # images on disk
 SIDE = 256  # pixels
@@ -140,7 +140,7 @@ def measure(folder: Path, given: argparse.Namespace, name: str) -> tuple[float, 
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory() / 2**20
 
 
 def _apart(function: Any, *arguments: Any) -> Any:

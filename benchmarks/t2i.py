@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dt2it_pipeline.config.sections.t2i import T2ISettings
+from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.reformulate.phrasings import load_phrasings
 from dt2it_pipeline.reformulate.t2i import reformulate, verdict_pair
 from dt2it_pipeline.storage import schemas
@@ -78,10 +78,10 @@ def by_columns(table: pa.Table) -> dict[str, pa.Table]:
 
 def _measured(way: Callable[[pa.Table], Any], rows: int) -> None:
     table = preferences(rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     way(table)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"  peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} GiB before it started", flush=True)
+    peak = peak_memory()
+    print(f"  peak memory {peak / 2**30:.2f} GiB, of which {before / 2**30:.2f} GiB before it started", flush=True)
 
 
 def main() -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 _NOTE = re.compile(r"rank-(?P<rank>\d+)-(?P<process>\d+)\.running")
 _KILLED = re.compile(r"rank \d+ \(process \d+\) was killed by signal (?P<signal>\d+)")
+_EXITING = 0x4  # the kernel's PF_EXITING
 _COUNTERS = (
     (Path("/sys/fs/cgroup/memory.events"), "oom_kill"),  # cgroup v2, of this container
     (Path("/sys/fs/cgroup/memory/memory.oom_control"), "oom_kill"),  # cgroup v1
@@ -27,18 +29,30 @@ def note_running(folder: Path, rank: int) -> Path:
     return note
 
 
-def killed_rank(folder: Path) -> str | None:
+def killed_rank(folder: Path, wait: float = 0.0) -> str | None:
     """Which of a job's ranks on this machine was killed, in words; None where none was.
 
     Its process must not have been waited for yet, or its signal is not known: then it counts as killed by signal 9.
+
+    Args:
+        folder: of the job.
+        wait: seconds that a rank which still runs is given to end: a killed process closes its connections before the
+            system shows that it ends.
     """
-    for note in sorted(folder.glob("rank-*.running")):
-        found = _NOTE.fullmatch(note.name)
-        ended = None if found is None else _signal_of(int(found["process"]))
-        if found is not None and ended:
-            name = signal.Signals(ended).name
-            return f"rank {found['rank']} (process {found['process']}) was killed by signal {ended} ({name})"
-    return None
+    until = time.monotonic() + wait
+    while True:
+        others = 0
+        for note in sorted(folder.glob("rank-*.running")):
+            found = _NOTE.fullmatch(note.name)
+            if found is None or int(found["process"]) == os.getpid():
+                continue
+            others += 1
+            if ended := _signal_of(int(found["process"])):
+                name = signal.Signals(ended).name
+                return f"rank {found['rank']} (process {found['process']}) was killed by signal {ended} ({name})"
+        if not others or time.monotonic() >= until:
+            return None
+        time.sleep(0.02)
 
 
 def signal_in(words: str) -> int | None:
@@ -93,7 +107,8 @@ def _signal_of(process: int) -> int | None:
     """The signal that ended a process which nobody has waited for yet; None where it runs or ended by itself."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return int(fields[-1]) & 0x7F if fields[0] in "ZX" else None  # the last field is its status, as for wait
+        ending = fields[0] in "ZX" or int(fields[6]) & _EXITING
+        return int(fields[-1]) & 0x7F if ending else None  # the last field is its status, as for wait
     except FileNotFoundError:
         return int(signal.SIGKILL)  # an orderly end would have removed the note
     except (OSError, ValueError, IndexError):

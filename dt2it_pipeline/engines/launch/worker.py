@@ -25,6 +25,7 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 
 PARENT_PID = "DT2IT_PARENT_PID"  # set by the launcher; ranks are its grandchildren, so their own parent says nothing
 _WATCH_SECONDS = 2.0
+_DEATH_SECONDS = 0.5
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def run_file(path: str | Path, report: Reporter) -> Summary:
         summary = Job.read(path).run(report if first else _silent)
     except Exception as error:
         # A rank that lost its connection to one that was killed names that one.
-        line = killed_rank(note.parent) or "".join(traceback.format_exception_only(error)).strip()
+        line = killed_rank(note.parent, wait=_DEATH_SECONDS) or "".join(traceback.format_exception_only(error)).strip()
         with contextlib.suppress(OSError), error_file(path).open("x", encoding="utf-8") as file:
             file.write(line)
         raise

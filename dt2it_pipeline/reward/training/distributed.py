@@ -29,13 +29,19 @@ class Group:
     """All ranks that the DeepSpeed launcher started; a process started without it is a group of one."""
 
     def __init__(self) -> None:
+        import deepspeed
+
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        self._alone = False  # a group of one that began here
         if "MASTER_ADDR" not in os.environ:
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them
             if not dist.is_initialized():  # vLLM may have begun a group of one in this process
-                # A store in memory: no other process joins, so no port has to be free.
-                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        import deepspeed
+                self._alone = True
+                _begin_alone(backend)
+                if deepspeed.comm.is_initialized():
+                    # DeepSpeed still holds groups of a world that vLLM ended since. Only its own end makes it let go.
+                    deepspeed.comm.destroy_process_group()
+                    _begin_alone(backend)
 
         # DeepSpeed would compile an operator for shared-memory collectives at first use (40 s, and a compiler). Gloo
         # does the same job for the few processes of one machine; without a GPU that is what we take.
@@ -68,9 +74,16 @@ class Group:
         return [float(v) for v in tensor.tolist()]
 
     def close(self) -> None:
-        """Leave the group. A group of one stays for the next job of this process: DeepSpeed cannot be started twice."""
-        if dist.is_initialized() and self.size > 1:
-            dist.destroy_process_group()
+        """Leave the group. One that another library began in this process stays."""
+        import deepspeed
+
+        if dist.is_initialized() and (self._alone or self.size > 1):
+            deepspeed.comm.destroy_process_group()
+
+
+def _begin_alone(backend: str) -> None:
+    """A group of one. Its store is in memory: no other process joins, so no port has to be free."""
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def flush_denormals() -> None:

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.reward.training.job import TrainJob
 
 
@@ -69,7 +69,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     trainer.save(job.output, summary)
     if group.rank == 0:
         summary["weights_sha256"] = weights_digest(job.output)
-    peaks = group.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peaks = group.gather(peak_memory())
     if group.cuda:
         summary["gpu_seconds"] = round(group.size * (summary["preparation_seconds"] + summary["training_seconds"]), 1)
     summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)

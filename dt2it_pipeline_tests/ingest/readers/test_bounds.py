@@ -91,17 +91,17 @@ def test_a_bomb_of_gigabytes_takes_bounded_memory(tmp_path: Path) -> None:
     """More than a gigabyte without a line's end, in one megabyte."""
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"a" * (1 << 24)) * 72)
     code = (
-        "import resource, sys\nfrom pathlib import Path\n"
+        "import sys\nfrom pathlib import Path\nfrom dt2it_pipeline.observe.memory import peak_memory\n"
         "from dt2it_pipeline_tests.ingest.readers.test_bounds import read\n"
         "try:\n    read(Path(sys.argv[1]))\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(peak_memory())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "rows.jsonl.gz")], capture_output=True, text=True, timeout=120
     )
     *said, peak = done.stdout.splitlines()
     assert said and said[0].startswith("SourceError source 'own': rows.jsonl.gz expands to more than 200 times")
-    assert int(peak) < 1_200_000, f"{int(peak) / 1e6:.2f} GB"
+    assert int(peak) < 1_200_000_000, f"{int(peak) / 1e9:.2f} GB"
 
 
 @pytest.mark.parametrize("name", ["x" * 101, "..", "-x", "a/b", "a\nb", ""])
