@@ -43,6 +43,14 @@ def serve(
             show_default="`images` or `image`, where there is one",
         ),
     ] = None,
+    video: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of --pairs with paths of videos below --media: files, or folders of frames.",
+            show_default="`videos` or `video`, where there is one",
+        ),
+    ] = None,
     media: MediaRoot = None,
     answers: Annotated[
         Path | None,
@@ -89,8 +97,8 @@ def serve(
     if (pairs is None) == (number is None):
         raise typer.BadParameter("give either --pairs or --round")
     of_pairs = {
-        "--cleaned": cleaned, "--chosen": chosen, "--rejected": rejected, "--image": image, "--media": media,
-        "--answers": answers,
+        "--cleaned": cleaned, "--chosen": chosen, "--rejected": rejected, "--image": image, "--video": video,
+        "--media": media, "--answers": answers,
     }  # fmt: skip
     if number is not None and (named := [name for name, value in of_pairs.items() if value is not None]):
         raise typer.BadParameter(f"{', '.join(named)}: for --pairs")
@@ -101,7 +109,8 @@ def serve(
     with contextlib.closing(listening):
         if pairs is not None:
             note(f"reading {pairs}")
-            subject = table_subject(OwnTable(pairs, cleaned, chosen, rejected, image, media), answers, count, seed)
+            table = OwnTable(pairs, cleaned, chosen, rejected, image, video, media)
+            subject = table_subject(table, answers, count, seed)
         else:
             folder = home_folder(home)
             if not folder.is_dir():

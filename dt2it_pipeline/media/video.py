@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.images import MAX_PIXELS, decoded_image, image_size
@@ -76,6 +77,17 @@ def frames(path: Path, wanted: Sequence[int]) -> Iterator[np.ndarray]:
             raise MediaError("unreadable video", f"{path.name}: frame {number} has another size than those before")
         shape = frame.shape
         yield frame
+
+
+def first_frame(path: Path) -> Image.Image:
+    """The first frame of a video file or a folder of frames.
+
+    Raises:
+        MediaError: it cannot be read, or its frames are too large; nothing of such a one is decoded.
+        VideoDecoderError: it is a video file, and OpenCV is not installed.
+    """
+    read_header(path)
+    return Image.fromarray(next(frames(path, [0])))
 
 
 def frame_files(folder: Path) -> list[Path]:

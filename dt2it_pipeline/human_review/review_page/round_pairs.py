@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from dt2it_pipeline.human_review.own_tables import sigmoid
 from dt2it_pipeline.human_review.review_page.catalogue import (
@@ -35,7 +34,7 @@ from dt2it_pipeline.human_review.review_page.row_file import BATCH, ReviewError,
 from dt2it_pipeline.human_review.review_page.scripts import script_codes
 from dt2it_pipeline.media.images import ImageSource
 from dt2it_pipeline.media.paths import confined
-from dt2it_pipeline.media.video import frames, read_header
+from dt2it_pipeline.media.video import first_frame
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError, iter_parquet, read_parquet
 
@@ -275,10 +274,7 @@ def _explained(known: _Sources, place: int) -> dict[str, Any]:
 def _opened(store: Store, medium: Medium) -> ImageSource:
     kind, name = medium
     file = confined(name, store.media, kind)
-    if kind == "image":
-        return file
-    read_header(file)  # refuses frames that are too large before one is decoded
-    return Image.fromarray(next(frames(file, [0])))
+    return file if kind == "image" else first_frame(file)
 
 
 def _policy(store: Store, number: str) -> str:

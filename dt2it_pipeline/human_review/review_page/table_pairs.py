@@ -35,11 +35,12 @@ from dt2it_pipeline.human_review.review_page.scripts import script_codes
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import ImageSource
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.media.video import first_frame
 from dt2it_pipeline.storage.atomic import iter_parquet
 from dt2it_pipeline.storage.schemas import SCHEMAS, RecordError
 from dt2it_pipeline.storage.table_files import as_keys
 
-IMAGE_COLUMNS = ("images", "image")  # that are looked for where no column is named
+MEDIA_COLUMNS = {"image": ("images", "image"), "video": ("videos", "video")}  # looked for where none is named
 _EVIDENCE = "cleaning_evidence.parquet"  # of `dt2it clean`
 _READ = 65_536  # rows at once: each reading of a Parquet file decodes whole row groups
 
@@ -52,8 +53,11 @@ class OwnTable:
         pairs: Parquet, CSV or JSON Lines, as `dt2it clean` takes it, with the texts of both sides.
         cleaned: output of `dt2it clean` for the table; None: it has not been cleaned.
         chosen, rejected: columns of the texts; `chosen` and `rejected` where None.
-        image: column of image paths, a text or a list of texts; `images` or `image` where None, if there is one.
-        media: folder (or .zip, .tar) that these paths are relative to; without it no image is shown.
+        image: column of image paths, each a text or `{"path": text}`, or a list of them; `images` or `image` where
+            None, if there is one.
+        video: the same of videos: files, or folders of frames; `videos` or `video` where None.
+        media: folder (or .zip, .tar, which may hold images alone) that these paths are relative to; without it neither
+            is shown.
     """
 
     pairs: Path
@@ -61,6 +65,7 @@ class OwnTable:
     chosen: str | None = None
     rejected: str | None = None
     image: str | None = None
+    video: str | None = None
     media: Path | None = None
 
 
@@ -83,7 +88,7 @@ def read_table(table: OwnTable) -> Catalogue:
 
     Raises:
         AuditError: the table or the cleaning result cannot be read, or a column is missing.
-        ReviewError: ids are there twice, a probability is none, the image column is missing, or the temporary folder is
+        ReviewError: ids are there twice, a probability is none, a named column is missing, or the temporary folder is
             full.
     """
     own = read_own_pairs(table.pairs, table.chosen, table.rejected)
@@ -92,22 +97,21 @@ def read_table(table: OwnTable) -> Catalogue:
         raise ReviewError(f"{table.pairs}: {len(twice)} pair ids are there twice, the first {twice.iloc[0]!r}")
     if frame["pair_id"].isna().any():
         raise ReviewError(f"{table.pairs}: pair_id is empty in row {int(frame['pair_id'].isna().to_numpy().argmax())}")
-    image = _image_column(table, own)
-    if image and table.media is None:
-        notes.append(f"The column `{image}` names images; --media FOLDER shows them.")
-        image = None
-    if found := [name for name in ("videos", "video") if name in own.names]:
-        notes.append(f"The column `{found[0]}` is not shown: of a table of your own the page shows images alone.")
+    media = _media_columns(table, own)
+    if media and table.media is None:
+        named = " and ".join(f"the column `{column}` names {kind}s" for kind, column in media.items())
+        notes.append(f"{named[0].upper()}{named[1:]}; --media FOLDER shows them.")
+        media = {}
     measured: list[tuple[np.ndarray, ...]] = []
     prompts: list[pa.RecordBatch] = []
 
     def given() -> Any:
         for start in range(0, len(frame), _READ):
-            rows = own.rows(range(start, min(start + _READ, len(frame))), [image] if image else [])
+            rows = own.rows(range(start, min(start + _READ, len(frame))), list(media.values()))
             made = [_side_row(row) for row in rows]
             batch = pa.RecordBatch.from_pylist(made, schema=SIDES_SCHEMA)
             measured.append((*lengths(batch["chosen"], batch["rejected"]), script_codes(batch["chosen"])))
-            prompts.append(pa.RecordBatch.from_pylist([_prompt_row(row, image) for row in rows], schema=PROMPTS_SCHEMA))
+            prompts.append(pa.RecordBatch.from_pylist([_prompt_row(row, media) for row in rows], schema=PROMPTS_SCHEMA))
             yield batch
 
     sides = RowFile(SIDES_SCHEMA, given())
@@ -156,12 +160,15 @@ def read_table(table: OwnTable) -> Catalogue:
     return Catalogue(columns, sides, asked, explain, opened, table.pairs.name, notes)
 
 
-def _image_column(table: OwnTable, own: OwnPairs) -> str | None:
-    if table.image is not None:
-        if table.image not in own.names:
-            raise ReviewError(f"{table.pairs} has no column {table.image!r}; it has: {', '.join(own.names)[:200]}")
-        return table.image
-    return next((name for name in IMAGE_COLUMNS if name in own.names), None)
+def _media_columns(table: OwnTable, own: OwnPairs) -> dict[str, str]:
+    """The column of each kind of media, where there is one."""
+    found = {}
+    for kind, wanted in (("image", table.image), ("video", table.video)):
+        if wanted is not None and wanted not in own.names:
+            raise ReviewError(f"{table.pairs} has no column {wanted!r}; it has: {', '.join(own.names)[:200]}")
+        if column := wanted or next((name for name in MEDIA_COLUMNS[kind] if name in own.names), None):
+            found[kind] = column
+    return found
 
 
 def _opener(media: Path | None) -> Callable[[Medium], ImageSource]:
@@ -173,10 +180,10 @@ def _opener(media: Path | None) -> Callable[[Medium], ImageSource]:
         raise ReviewError(f"--media {media} cannot be read: {error}; name a folder, a .zip or a .tar") from error
 
     def opened(medium: Medium) -> ImageSource:
-        _, name = medium
+        kind, name = medium
         if root is None:
-            raise MediaError("missing image", f"{name}: name the folder of images with --media")
-        return root.read(name)
+            raise MediaError(f"missing {kind}", f"{name}: name the folder of {kind}s with --media")
+        return root.read(name) if kind == "image" else first_frame(root.locate(name))
 
     return opened
 
@@ -187,12 +194,15 @@ def _side_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**texts, **ids, "row_id": None}
 
 
-def _prompt_row(row: dict[str, Any], image: str | None) -> dict[str, Any]:
+def _prompt_row(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     prompt = row.get("prompt")
     text = "" if prompt is None else prompt if isinstance(prompt, str) else str(prompt)
-    named = row.get(image) if image else None
-    listed = [named] if isinstance(named, str) else [] if named is None else list(named)
-    media = [{"kind": "image", "name": name} for name in listed if isinstance(name, str) and name]
+    media = []
+    for kind, column in columns.items():
+        named = row.get(column)
+        listed = list(named) if isinstance(named, (list, tuple, np.ndarray)) else [named]
+        names = (each.get("path") if isinstance(each, dict) else each for each in listed)
+        media += [{"kind": kind, "name": name} for name in names if isinstance(name, str) and name]
     turns = [{"role": "prompt", "text": text}] if text else []
     return {"text": text, "turns": turns, "media": media}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ from dt2it_pipeline.human_review.spreadsheet import AuditError
 from dt2it_pipeline.judges.pairwise_votes import MOST_WORDS
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.review_world import HOSTILE, Reader
+from dt2it_pipeline_tests.support.tiny import make_video_file
 
 COUNT = 100
 
@@ -157,6 +159,36 @@ def test_a_media_folder_that_is_not_there_is_named(table: Path, tmp_path: Path) 
     (tmp_path / "broken.zip").write_text("no archive")
     said = failing("review", "serve", "--pairs", table, "--media", tmp_path / "broken.zip", "--port", 0)
     assert "cannot be read" in said and "broken.zip" in said
+
+
+def test_first_frames_of_videos_are_shown_and_files_alone(table: Path, tmp_path: Path) -> None:
+    """A video file, a folder of frames, and what is neither; images may be named as `datasets` writes them."""
+    clip = tmp_path / "media" / "clip"
+    clip.mkdir()
+    for number, colour in enumerate(("green", "blue")):
+        Image.new("RGB", (30, 20), colour).save(clip / f"{number}.png")
+    make_video_file(tmp_path / "media" / "film.avi", 3, 2.0)
+    (tmp_path / "media" / "text.mp4").write_text("no video")
+    rows = pd.read_csv(table)
+    rows["image"] = [{"bytes": None, "path": "red.png"}] * len(rows)
+    videos = [["film.avi", "clip"], ["../clip"], ["text.mp4"], None, []]
+    rows["videos"] = [videos[n % 5] for n in range(len(rows))]
+    table = tmp_path / "pairs.parquet"
+    rows.to_parquet(table)
+    assert "the column `videos` names videos" in Reader(table_subject(OwnTable(table))).get("state")["notes"][0]
+    reader = Reader(table_subject(OwnTable(table, media=tmp_path / "media")))
+    assert reader.get("pair", id="0")["media"] == ["image", "video", "video"]
+    assert reader.get("pair", id="3")["media"] == ["image"]
+
+    def shown(pair: int, number: int) -> Any:
+        return reader.client.get("/api/image", params={"pair": pair, "n": number, "size": "large"})
+
+    frames = [Image.open(io.BytesIO(shown(0, number).content)).convert("RGB") for number in (1, 2)]
+    assert frames[0].size == (48, 32) and frames[1].getpixel((5, 5)) == (0, 128, 0)
+    assert shown(1, 1).status_code == 404 and "outside the media root" in shown(1, 1).json()["error"]
+    assert shown(2, 1).status_code == 404 and "unknown video format" in shown(2, 1).json()["error"]
+    with pytest.raises(ReviewError, match="no column 'film'"):
+        table_subject(OwnTable(table, video="film"))
 
 
 def test_images_come_from_the_media_folder_and_from_nowhere_else(table: Path) -> None:
