@@ -94,8 +94,8 @@ def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = No
 
     Returns:
         Counts of prompts (rows_in = rows_out + rows_quarantined), of answers (sampled = kept + duplicates +
-        answers_quarantined) and of tokens, and throughput: startup_seconds, seconds, samples_per_second,
-        tokens_per_second.
+        answers_quarantined) and of tokens, and throughput: startup_seconds, seconds, gpu_seconds (GPUs times both),
+        samples_per_second, tokens_per_second.
 
     Raises:
         EngineError: the model cannot be loaded.
@@ -123,10 +123,11 @@ def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = No
             made[key] += int(shard[key])
         progress.add(sampled=made["sampled"], startup_seconds=startup)
 
-    launcher.run(job, todo, finished)
+    gpus = launcher.run(job, todo, finished)
     return _finish(job.work, shards, job.output) | {
         "startup_seconds": round(startup, 2),
         "seconds": round(seconds, 2),
+        "gpu_seconds": round(gpus * (startup + seconds), 1),
         "samples_per_second": round(made["sampled"] / seconds, 2) if seconds else 0.0,
         "tokens_per_second": round(made["tokens"] / seconds, 2) if seconds else 0.0,
     }

@@ -17,6 +17,7 @@ from dt2it_pipeline.engines.jobs import Job, Summary
 from dt2it_pipeline.engines.launch.cluster import ClusterLauncher
 from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Launcher, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+from dt2it_pipeline.orchestrate.gpu_time import note_gpu_seconds
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.leftovers import owned_prefix, places_of, sweep
 
@@ -80,7 +81,9 @@ class ChildProcesses(dg.ConfigurableResource):
                     )
                 )
             try:
-                return self._launcher(session.get_bootstrap_env_vars()).launch(job, work=work, resources=resources)
+                summary = self._launcher(session.get_bootstrap_env_vars()).launch(job, work=work, resources=resources)
+                note_gpu_seconds(work, summary)
+                return summary
             except JobFailed as error:
                 failed = error
         raise dg.Failure(

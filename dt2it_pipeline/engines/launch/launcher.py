@@ -112,7 +112,7 @@ class ShardLauncher(Protocol):
         shards: Mapping[int, Any],
         finished: Callable[[int, Any], None],
         shared: Any = None,
-    ) -> None:
+    ) -> float:
         """Do all shards; returns when the last is done, and at once where there is none.
 
         Args:
@@ -120,6 +120,9 @@ class ShardLauncher(Protocol):
             shards: number -> what the function is handed, in the order in which shards are begun.
             finished: called here with the number of each shard that is done, and what the worker returned.
             shared: a table that all workers read.
+
+        Returns:
+            How many GPUs the workers had.
 
         Raises:
             ShardsError: a worker died, or could not be started, or a shard failed in another process.

@@ -30,20 +30,23 @@ class InThisProcess:
 
     Attributes:
         load: stands in for the function that the job names; None: that function.
+        gpus: as many as the worker takes of those that this process sees.
     """
 
     load: Load | None = None
+    gpus: int = 1
 
     def run(
         self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> None:
+    ) -> float:
         """Do all shards, one after the other; see `ShardLauncher`. Errors of a shard are raised as they are."""
         if not shards:
-            return
+            return 0
         load: Load = self.load or load_function(job.shard_worker)
         do = load(job, shared, WorkerPlace("auto"))
         for number, shard in shards.items():
             finished(number, do(shard))
+        return min(self.gpus, len(visible_gpus())) if "torch" in sys.modules else 0
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,14 @@ class LocalShards:
 
     def run(
         self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> None:
+    ) -> float:
         """Do all shards, by whichever worker is free; see `ShardLauncher`.
 
         Raises:
             ShardsError: a worker died, a shard failed in one, or there are too few GPUs.
         """
         if min(self.resources.processes, len(shards)) <= 1:
-            InThisProcess().run(job, shards, finished, shared)
-            return
+            return InThisProcess(gpus=max(1, self.resources.gpus)).run(job, shards, finished, shared)
         # A process whose thread pool has started must not be forked; one that has yet to import torch has started none.
         forkable = self.fork and "torch" not in sys.modules
         gpus = visible_gpus()
@@ -82,6 +84,7 @@ class LocalShards:
             do = load_function(job.shard_worker)(job, shared, WorkerPlace("cpu", 1))
         with _workers(context, masks, (threads, job, None if fork else shared, do)) as workers:
             _share_out(workers, shards, finished)
+        return len({gpu for mask in masks if mask for gpu in mask.split(",")})
 
     def _gpus_of(self, index: int, count: int, gpus: list[str]) -> str | None:
         """Value of CUDA_VISIBLE_DEVICES for a worker; None where the machine has no GPU."""

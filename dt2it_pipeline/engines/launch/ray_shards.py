@@ -66,7 +66,7 @@ class RayShards:
 
     def run(
         self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> None:
+    ) -> float:
         """Do all shards on Ray workers; see `ShardLauncher`. `shared` is sent to each machine once.
 
         Raises:
@@ -75,7 +75,7 @@ class RayShards:
         """
         settings = self.settings
         if not shards:
-            return
+            return 0
         place = WorkerPlace("cuda" if settings.gpus_per_worker else "cpu", threads_of(settings))
         with _connected(settings) as ray:
             remote = ray.remote(_Worker).options(
@@ -92,6 +92,7 @@ class RayShards:
             finally:
                 for worker in workers:
                     ray.kill(worker)
+        return len(workers) * settings.gpus_per_worker
 
 
 def _share_out(

@@ -205,7 +205,7 @@ def _results(runs: Sequence[Run]) -> list[list[str]]:
         ["judge calls", *(number(one.judge_calls) for one in facts)],
         ["tokens of judges", *(number(one.tokens) if one.tokens else _NONE for one in facts)],
         ["hours", *(f"{one.hours:.2f}" for one in facts)],
-        ["GPU hours of training", *(f"{one.gpu_hours:.2f}" if one.gpu_hours else _NONE for one in facts)],
+        ["GPU hours", *(f"{one.gpu_hours:.2f}" if one.gpu_hours else _NONE for one in facts)],
     ]
     return [row for row in rows if any(cell != _NONE for cell in row[1:])]
 

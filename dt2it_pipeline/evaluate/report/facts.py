@@ -26,7 +26,7 @@ class RunFacts(BaseModel):
         true_before, true_after: label accuracy against hidden truth, 0 to 1; None without truth.
         style_before, style_after: AUC of the style probe on the noisy and on the curated pairs.
         judge_calls, tokens: of judges; tokens read and written together.
-        hours, gpu_hours: of wall time, and of GPUs in training.
+        hours, gpu_hours: of wall time, and of GPUs in training, scoring and sampling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from dt2it_pipeline.config.paths import object_store_url
 from dt2it_pipeline.observe.logs import log_context
 from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
+from dt2it_pipeline.orchestrate.gpu_time import gpu_seconds
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
 from dt2it_pipeline.orchestrate.stage.checks import ROW_COUNTS
 from dt2it_pipeline.orchestrate.stage.metrics import note_success
@@ -76,8 +77,12 @@ def run_stage(
                 context.log.info(_line(name, found, f"fetched from {shared.url}"))
                 return found
         started = time.monotonic()
-        artifact = compute(store.work(name, key, partition))
+        work = store.work(name, key, partition)
+        artifact = compute(work)
         metadata = dict(artifact.metadata) | {"seconds": round(time.monotonic() - started, 1)}
+        metadata.pop("gpu_seconds", None)  # of one job; a stage may have several
+        if gpus := gpu_seconds(work):
+            metadata["gpu_seconds"] = gpus
         stored = store.write(name, replace(artifact, metadata=metadata), key, partition)
         store.finish_work(name, partition)
         note_success(store, name, partition, context.log.warning)

@@ -80,7 +80,8 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
         report: called after each shard with how many of the responses are scored.
 
     Returns:
-        responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, responses_per_second, and
+        responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, gpu_seconds (GPUs times
+        seconds), responses_per_second, and
         max_pixels and trained_max_pixels (see image_size.py).
 
     Raises:
@@ -108,7 +109,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
 
     # Forked workers inherit imports and tables; vLLM does not survive a fork.
     launcher = shard_launcher(job.ray, Resources(settings.processes), fork=settings.engine == "transformers")
-    launcher.run(job, todo, finished, shared=prompts)
+    gpus = launcher.run(job, todo, finished, shared=prompts)
     from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
 
     summary = _merge(job, responses, len(shards))
@@ -117,6 +118,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
         "shards": len(shards),
         "shards_resumed": len(shards) - len(todo),
         "seconds": round(seconds, 2),
+        "gpu_seconds": round(gpus * seconds, 1),
         "responses_per_second": round(total / seconds, 2),
         **image_size(resolve_folder(job.checkpoint), settings.pixel_limit),
     }

@@ -84,6 +84,21 @@ def test_workers_see_gpus_of_their_own_or_share_them_in_turn(own: int, masks: li
     assert [launcher._gpus_of(n, len(masks), ["GPU-a", "1", "2"]) for n in range(len(masks))] == masks
 
 
+@pytest.mark.parametrize(("workers", "own", "used"), [(3, 0, 2), (2, 1, 2), (1, 2, 2), (1, 0, 1)])
+def test_gpus_that_were_used_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, own: int, used: int
+) -> None:
+    import torch  # noqa: F401  (a process that has not imported it uses no GPU)
+
+    def run() -> float:
+        return LocalShards(Resources(workers, gpus=own)).run(SquaresJob(folder=tmp_path), SHARDS, lambda *_: None)
+
+    monkeypatch.setattr(local_shards, "visible_gpus", list)
+    assert run() == 0
+    monkeypatch.setattr(local_shards, "visible_gpus", lambda: ["0", "1"])
+    assert run() == used
+
+
 def test_the_section_ray_alone_decides_who_does_the_shards() -> None:
     settings, local = RaySettings(workers=3), Resources(2)
     assert shard_launcher(settings, local) == RayShards(settings)
