@@ -39,8 +39,8 @@ demo: $(VENV)/.installed-demo
 		echo $(JOB) round --tags "{\"dagster/partition\": \"$$round\"}"; \
 		$(JOB) round --tags "{\"dagster/partition\": \"$$round\"}" || exit 1; \
 	done
-	@fold -s -w 120 "$(DT2IT_HOME)/report.md"
-	@echo "Report: $(DT2IT_HOME)/report.html"
+	@sed '/^| suspicious pair/,/^$$/d' "$(DT2IT_HOME)/report.md" | fold -s -w 120
+	@echo "Report, with figures and the most suspicious pairs: $(DT2IT_HOME)/report.html"
 
 test: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile

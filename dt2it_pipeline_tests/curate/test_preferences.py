@@ -152,6 +152,17 @@ def test_a_voter_against_the_labels_is_left_out_and_named() -> None:
     assert world.accuracy(found.pairs["outcome"]) > world.right.mean()
 
 
+def test_a_voter_of_doubtful_pairs_alone_is_not_said_to_be_the_wrong_way_round() -> None:
+    """As the model of a later round, which is trained on the pairs that were kept and speaks about the others."""
+    world = noisy_world(300, 0.8, 0.9)
+    doubtful = world.pairs[~world.right]
+    heard = world.scores[world.scores["voter"] == "v0"].assign(voter="late")
+    heard = heard[heard["response_id"].isin({*doubtful["chosen_id"], *doubtful["rejected_id"]})]
+    found = clean_preferences(world.pairs, pd.concat([world.scores, heard]))
+    (said,) = [note for note in found.notes if "voter late (" in note]
+    assert "a part of the pairs alone" in said and "look whether" not in said
+
+
 def test_checked_pairs_end_as_they_were_answered() -> None:
     world = noisy_world(60, 0.6, 0.7)
     found = clean_preferences(world.pairs, world.scores, audit=world.truth)

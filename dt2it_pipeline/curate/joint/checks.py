@@ -26,22 +26,31 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
     not. A model could use it the other way round; but more often its columns are swapped. Judges that saw a part of the
     pairs are left alone: a good judge that is asked about doubtful labels disagrees with most of them.
     """
-    against, features = [], evidence.features.copy()
+    features = evidence.features.copy()
+    against: dict[bool, list[str]] = {True: [], False: []}  # by whether it saw nearly all pairs
     judged = (features[:, evidence.of(NET_VERDICT)] != 0).any(axis=1).mean() if len(features) else 0.0
     kinds = (VOTER, NET_VERDICT, JUDGE) if judged >= _NEARLY_ALL else (VOTER,)
     for place in np.flatnonzero(evidence.of(*kinds)):
         signs = np.sign(features[:, place])
-        if signs.sum() < -_STANDARD_ERRORS * np.sqrt(np.count_nonzero(signs)):
+        seen = np.count_nonzero(signs)
+        if signs.sum() < -_STANDARD_ERRORS * np.sqrt(seen):
             features[:, place] = 0.0
-            against.append(
-                f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / (signs != 0).sum():.0%})"
+            against[bool(seen >= _NEARLY_ALL * len(signs))].append(
+                f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / seen:.0%})"
             )
-    note = None
-    if against:
-        note = (
-            f"not used, since they agree with fewer than half of the labels: {', '.join(against)}; look whether their "
-            "scores or verdicts are the right way round"
+    notes = []
+    if against[True]:
+        notes.append(
+            f"not used, since they agree with fewer than half of the labels: {', '.join(against[True])}; look whether "
+            "their scores or verdicts are the right way round"
         )
+    if against[False]:
+        notes.append(
+            "not used, since they speak about a part of the pairs alone and agree with fewer than half of its labels: "
+            f"{', '.join(against[False])}; either they are the wrong way round, or that part was chosen because its "
+            "labels are in doubt, and nothing is checked that could tell"
+        )
+    note = "; ".join(notes) or None
     return replace(evidence, features=features), note
 
 
