@@ -39,7 +39,7 @@ demo: $(VENV)/.installed-demo
 		echo $(JOB) round --tags "{\"dagster/partition\": \"$$round\"}"; \
 		$(JOB) round --tags "{\"dagster/partition\": \"$$round\"}" || exit 1; \
 	done
-	@sed '/^| suspicious pair/,/^$$/d' "$(DT2IT_HOME)/report.md" | fold -s -w 120
+	@dt2it report --brief
 	@echo "Report, with figures and the most suspicious pairs: $(DT2IT_HOME)/report.html"
 
 test: $(VENV)/.installed-dev

@@ -23,7 +23,7 @@ import typer
 import yaml
 
 from dt2it_pipeline.cli.options import Home, RecipeFile, home_folder
-from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note
+from dt2it_pipeline.cli.terminal import CommandError, is_interactive, note, show_markdown
 from dt2it_pipeline.observe.logs import wants_json
 
 PANEL = "Run the pipeline"
@@ -73,8 +73,10 @@ def demo(
     _execute(Job.construct, environment, verbose=verbose)
     for number in range(rounds):
         _execute(Job.round, environment, number, verbose=verbose)
-    typer.echo((folder / "report.md").read_text(encoding="utf-8"))
-    typer.echo(f"Report: {folder / 'report.html'}")
+    from dt2it_pipeline.evaluate.report.markdown import without_suspects
+
+    show_markdown(without_suspects((folder / "report.md").read_text(encoding="utf-8")))
+    typer.echo(f"Report, with figures and the most suspicious pairs: {folder / 'report.html'}")
 
 
 def run(

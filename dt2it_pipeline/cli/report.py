@@ -9,7 +9,7 @@ import typer
 
 from dt2it_pipeline.cli.measure import PANEL
 from dt2it_pipeline.cli.options import home_folder
-from dt2it_pipeline.cli.terminal import CommandError, note
+from dt2it_pipeline.cli.terminal import CommandError, note, show_markdown
 
 _SUFFIXES = (".html", ".md")
 
@@ -35,6 +35,7 @@ def report(
             help="Put two or more runs side by side: recipes, labels, benchmarks, style and cost.",
         ),
     ] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="Without the most suspicious pairs.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="File to write, .html or .md, in place of printing Markdown."),
@@ -44,6 +45,8 @@ def report(
     if output is not None and output.suffix not in _SUFFIXES:
         raise typer.BadParameter(f"--output {output}: the name must end in .html or .md")
     html = output is not None and output.suffix == ".html"
+    if brief and (html or compare):
+        raise typer.BadParameter("--brief: for the report of one run in Markdown")
     given = homes or []
     if compare:
         from dt2it_pipeline.evaluate.report.compare import compared, compared_html, compared_markdown, read_runs
@@ -60,8 +63,12 @@ def report(
         except OSError as error:
             advice = "run a round first (`dt2it run round --round 0`), or name the artifact home"
             raise CommandError(f"{folder} has no {file.name} ({error.strerror}); {advice}") from error
+    if brief:
+        from dt2it_pipeline.evaluate.report.markdown import without_suspects
+
+        text = without_suspects(text)
     if output is None:
-        typer.echo(text)
+        show_markdown(text)
         return
     from dt2it_pipeline.storage.atomic import replace_text
 

@@ -109,6 +109,17 @@ def show(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> N
         typer.echo(line)
 
 
+def show_markdown(text: str) -> None:
+    """Print Markdown: its tables fitted to the width of a terminal; as it is where something else reads it."""
+    if not sys.stdout.isatty():
+        typer.echo(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+
+
 def is_interactive() -> bool:
     """Whether a person watches standard error: it is a terminal that takes plain text, and not that of a CI system."""
     return sys.stderr.isatty() and not os.environ.get("CI") and not wants_json()

@@ -76,7 +76,7 @@ def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[
         ["round", "--tags", '{"dagster/partition": "1"}'],
     ]
     assert started[0][1]["DT2IT_RECIPE"] == "configs/recipes/demo.yaml" and started[0][1]["HF_HUB_OFFLINE"] == "1"
-    assert said == f"# the report\n\nReport: {tmp_path / 'report.html'}\n"
+    assert said == f"# the report\n\nReport, with figures and the most suspicious pairs: {tmp_path / 'report.html'}\n"
     assert "is too many" in failing("demo", "--home", tmp_path, "--rounds", 9)
 
 

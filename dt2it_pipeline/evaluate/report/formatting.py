@@ -11,22 +11,30 @@ from typing import Any
 from dt2it_pipeline.media.markers import MARKER
 
 _MAX_TEXT = 700  # characters of a question or response
+_NUMBERS = re.compile(r"(?: to |[\W\d_])*")  # a cell without letters
 _JOINERS = "\u200c\u200d"  # emoji and some scripts are spelt with them
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table with aligned columns, the first to the left and the others to the right.
+    """A Markdown table with aligned columns: numbers to the right, the first column and texts to the left.
 
     Cells are single lines; characters that Markdown or HTML would read as markup are escaped.
+
+    >>> print(markdown_table(["set", "pairs", "why"], [["a", "3", "tie"], ["b", "40", "too long"]]))
+    | set | pairs | why      |
+    | --- | ----: | -------- |
+    | a   |     3 | tie      |
+    | b   |    40 | too long |
     """
     lines = [[markdown_text(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(heads))]
+    right = [i > 0 and all(_NUMBERS.fullmatch(line[i]) for line in lines[1:]) for i in range(len(heads))]
 
     def join(line: list[str]) -> str:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
         return "| " + " | ".join(cells) + " |"
 
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
     return "\n".join([join(lines[0]), join(rule), *(join(line) for line in lines[1:])])
 
 

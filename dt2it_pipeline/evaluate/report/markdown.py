@@ -21,6 +21,7 @@ from dt2it_pipeline.evaluate.report.formatting import (
 from dt2it_pipeline.evaluate.report.outcomes import cost_rows
 
 NONE = "–"
+_SUSPECT = "suspicious pair"
 
 
 def report_markdown(data: ReportData) -> dict[str, str]:
@@ -125,8 +126,20 @@ def suspects_markdown(data: ReportData) -> str:
         ]
         for one in suspects
     ]
-    heads = ["suspicious pair", "source", "label right %", "outcome", "why", "question", "chosen", "rejected"]
+    heads = [_SUSPECT, "source", "label right %", "outcome", "why", "question", "chosen", "rejected"]
     return telling_table(heads, rows)
+
+
+def without_suspects(report: str) -> str:
+    r"""A report in Markdown without its longest part, the most suspicious pairs.
+
+    >>> print(without_suspects("- seed: 0\n\n| suspicious pair | why |\n| --- | --- |\n\n- the end"))
+    - seed: 0
+    <BLANKLINE>
+    - the end
+    """
+    parts = report.split("\n\n")
+    return "\n\n".join(part for part in parts if not part.startswith(f"| {_SUSPECT} "))
 
 
 def costs_markdown(data: ReportData) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dt2it_pipeline.cli import app
+from dt2it_pipeline.cli.terminal import show_markdown
 from dt2it_pipeline.curate.tables import to_frame, to_table
 from dt2it_pipeline.evaluate.benchmarks.metrics import score_items
 from dt2it_pipeline.evaluate.report.compare import (
@@ -21,6 +24,7 @@ from dt2it_pipeline.evaluate.report.compare import (
     recipe_differences,
 )
 from dt2it_pipeline.evaluate.report.facts import FACTS_FILE, RunFacts
+from dt2it_pipeline.evaluate.report.formatting import markdown_table
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 
@@ -128,3 +132,16 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "a" / "report.md").write_text("# Mine\n", encoding="utf-8")
     assert CliRunner().invoke(app, ["report", homes[0]]).stdout.startswith("# Mine")
     assert CliRunner().invoke(app, ["report", homes[1]]).exit_code == 1
+    assert CliRunner().invoke(app, ["report", "--brief", "--compare", *homes]).exit_code == 2
+    long = f"# Mine\n\n{markdown_table(['suspicious pair', 'why'], [['p1', 'x']])}\n\n| a |\n| --- |\n"
+    (Path(homes[0]) / "report.md").write_text(long)
+    short = CliRunner().invoke(app, ["report", "--brief", homes[0]]).stdout
+    assert short.startswith("# Mine\n\n| a |") and "p1" not in short
+
+
+def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_markdown(markdown_table(["set", "why"], [["a", "word " * 40]]))
+    said = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    assert said.count("word") == 40 and max(len(line) for line in said.splitlines()) <= 60 and "|" not in said
