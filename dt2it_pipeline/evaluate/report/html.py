@@ -78,12 +78,8 @@ def render_report(data: ReportData) -> str:
         estimates=estimates,
         assumed=any(not item.anchored for _, item in estimates),
         estimate_notes=_estimate_notes(estimates),
-        sensitivity=[
-            (name, {row["annotator_accuracy"]: row for row in item.sensitivity})
-            for name, item in estimates
-            if item.sensitivity
-        ],
-        assumed_accuracies=sorted({row["annotator_accuracy"] for _, item in estimates for row in item.sensitivity}),
+        # Of the last round alone: what rounds leave open differs, so their lines have no assumption in common.
+        sensitivity=next(((name, item.sensitivity) for name, item in reversed(estimates) if item.sensitivity), None),
         has_accuracy=bool(table.rows and table.columns),
         graded=any(item.grade is not None and item.grade.graded for group in measured for item in group),
         figure_words=alternative_texts(data, table, curves),
