@@ -136,7 +136,8 @@ class PairReader:
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]
         strength = strengths(fields, 1)[0]
-        strength = difference if strength is None else strength
+        if strength is None:
+            strength = self.judged.strength(fields) if difference is None else difference
         return self._pair(fields, columns, values, None if strength is None else abs(strength), models=names)
 
     def _of_list(self, fields: Fields, column: str) -> Iterator[Item]:

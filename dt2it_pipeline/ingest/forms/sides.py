@@ -170,6 +170,11 @@ class Judged:
             raise fault
         return next(iter(found.values()))
 
+    def strength(self, fields: Fields) -> float | None:
+        """How far apart the sides of a row are by its verdict, where that is a number on a scale; see `Verdicts`."""
+        found = (self._of(column, fields.row).strength(fields.value(column)) for column in self.columns(fields))
+        return next((each for each in found if each is not None), None)
+
     def _missing(self, fields: Fields, sides: Sides) -> VerdictError:
         lists = [name for name in map(fields.plain, NAMES["verdict"]) if name and isinstance(fields.value(name), list)]
         hint = f"; the value of {lists[0]!r} is a list" if lists else ""

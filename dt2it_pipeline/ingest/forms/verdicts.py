@@ -88,6 +88,23 @@ class Verdicts:
             raise VerdictError("verdict not understood", self._fault(text))
         return str(found.pop())
 
+    def strength(self, value: Any) -> float | None:
+        """How far apart the sides are, where the manifest maps a scale with 0 in its middle; None elsewhere.
+
+        >>> scale = Verdicts("preference", {"-2": "first", "-1": "first", "0": "tie", "1": "second", "2": "second"})
+        >>> scale.strength(-2), scale.strength(1), Verdicts("preference", {"1": "first", "2": "second"}).strength(2)
+        (2.0, 1.0, None)
+        """
+        try:
+            meant = {float(text): meaning for text, meaning in self.meanings.items()}
+            number = float(value_text(value))
+        except ValueError:
+            return None
+        sides = [{meaning for at, meaning in meant.items() if sign * at > 0} for sign in (1, -1)]
+        middle = {meaning for at, meaning in meant.items() if at == 0} - {TIE}
+        scale = len(sides[0]) == len(sides[1]) == 1 and sides[0] | sides[1] == {FIRST, SECOND} and not middle
+        return abs(number) if scale else None
+
     def _word(self, text: str, tokens: tuple[str, str]) -> str | None:
         """What a word says; `right` may also mean that something is right."""
         found = word_meaning(text)

@@ -73,6 +73,14 @@ def test_verdicts_that_may_mean_several_things_are_an_error(
         read(tmp_path, [row | {name: value} for value in values])
 
 
+def test_a_scale_that_is_mapped_gives_the_strength_too(tmp_path: Path) -> None:
+    scale = {value: "tie" if value == 0 else "first" if value < 0 else "second" for value in range(-3, 4)}
+    pairs, ties = read(tmp_path, [ONE | {"overall_preference": value} for value in scale], verdict=scale)
+    assert pairs["strength"].tolist() == [3.0, 2.0, 1.0, 1.0, 2.0, 3.0] and len(ties) == 1
+    pairs, _ = read(tmp_path, [ONE | {"winner": value} for value in (1, 2)], verdict={1: "second", 2: "first"})
+    assert pairs["strength"].isna().all()
+
+
 def test_numbers_that_mean_something_else_later_end_the_reading(tmp_path: Path) -> None:
     rows = [NEUTRAL | {"preference": 1 + n % 2} for n in range(200)] + [NEUTRAL | {"preference": 0}]
     with pytest.raises(SourceError, match="has '0' behind rows in which 1 and 2 were taken for the sides"):
