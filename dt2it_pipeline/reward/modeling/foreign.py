@@ -51,9 +51,10 @@ def import_checkpoint(
         source: folder or Hub id of a reward model.
         destination: folder to make.
         base_model: folder or Hub id of an adapter's base model, where it is not the one that its files name.
-        system_prompt: system turn that the model was trained with; empty for none. None: what the card in `source`
-            says, which only our own checkpoints have.
-        max_pixels: pixels per image that it was trained with; by default those of its image processor.
+        system_prompt: system turn that the model was trained with; empty for none. Other trainers' models have it in
+            conversations without one of their own. None: what the card or ms-swift's args.json in `source` says.
+        max_pixels: pixels per image that it was trained with; by default those that args.json says, or else those of
+            its image processor.
 
     Returns:
         What was found in `source`, with the bias that was dropped.
@@ -77,8 +78,8 @@ def import_checkpoint(
     assert head is not None  # the model has been loaded with it
     found = Imported(_layout(parts), parts.base_model, f"{head.name} in {head.file.name}", float(head.bias or 0.0))
     if not has_preamble(parts.processor):
-        # Other trainers write a turn as the data have it, and their files do not say which system turn they had.
-        model.card = {"system_prompt": "", "image_newlines": False} | model.card
+        # Other trainers write a turn as the data have it, and give their system turn to conversations without one.
+        model.card = {"system_prompt": "", "image_newlines": False, "system_default": True} | model.card
     model.card = {
         "name": name,
         "dropped_bias": found.dropped_bias,
