@@ -14,9 +14,13 @@ from PIL import Image
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
 from dt2it_pipeline.reward.modeling.heads import serving_fault
+from dt2it_pipeline.reward.modeling.processor_files import trained_with
 from dt2it_pipeline.reward.modeling.swift_record import swift_record
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline_tests.support.trainer_layouts import make_head, ms_swift, sequence_classification, with_arguments
+from dt2it_pipeline_tests.support.training_jobs import changed
 
 TOKEN = 16**2  # pixels of an image token, in the tiny models
 QWEN = "You are a helpful assistant."
@@ -114,6 +118,19 @@ def test_an_adapters_record_lies_beside_it(base: Callable[..., Path], tmp_path: 
 def test_the_args_of_another_program_say_nothing(base: Callable[..., Path], tmp_path: Path, content: str) -> None:
     (tmp_path / "args.json").write_text(content)
     assert swift_record(tmp_path, base()) == {}
+
+
+def test_a_later_training_has_its_system_prompt_before_a_conversations_own(
+    base: Callable[..., Path], job: TrainJob, tmp_path: Path
+) -> None:
+    source = with_arguments(ms_swift(base(), tmp_path / "source", make_head()), system="Be kind.")
+    import_checkpoint(source, tmp_path / "made")
+    for number, start in enumerate((source, tmp_path / "made")):
+        this = changed(job, f"out{number}", tmp_path, max_steps=1)
+        run(this.model_copy(update={"base_model": str(start)}), [].append)
+        template = (this.output / "chat_template.jinja").read_text(encoding="utf-8")
+        assert trained_with(template) == ("You judge.", True, False)
+        assert RewardModel.from_pretrained(this.output).card["system_default"] is False
 
 
 def test_what_cannot_be_followed_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
