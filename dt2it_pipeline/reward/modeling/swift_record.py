@@ -11,6 +11,7 @@ Limits that were set by environment variables of the training alone stand in no 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +77,13 @@ def _pixels(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, in
     least = _whole(named.get("IMAGE_MIN_TOKEN_NUM")) or (_whole(named.get("MIN_PIXELS")) or 0) // token
     most = _whole(named.get("IMAGE_MAX_TOKEN_NUM")) or (_whole(named.get("MAX_PIXELS")) or 0) // token
     longest = (most or _MOST_TOKENS) * token
-    longest = min(longest, _whole(found["max_pixels"]) or longest)
+    if scaled := _whole(found["max_pixels"]):
+        logging.getLogger(__name__).warning(
+            "ms-swift was given max_pixels = %d, scales larger images twice and rounds to image tokens after it: "
+            "scores of such images are near the trainer's, not the same",
+            scaled,
+        )
+        longest = min(longest, scaled)
     return {"min_pixels": min((least or _LEAST_TOKENS) * token, longest), "max_pixels": longest}
 
 

@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.modeling.swift_record import swift_record
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
+from dt2it_pipeline_tests.support.commands import dt2it
 from dt2it_pipeline_tests.support.trainer_layouts import make_head, ms_swift, sequence_classification, with_arguments
 from dt2it_pipeline_tests.support.training_jobs import changed
 
@@ -99,6 +100,18 @@ def test_the_limits_of_images(
 ) -> None:
     record = swift_record(with_arguments(tmp_path, **arguments), base())
     assert (record["min_pixels"], record["max_pixels"]) == (least, most)
+
+
+def test_convert_says_what_it_took_and_what_it_cannot_follow(
+    base: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for family, system in (("qwen3_vl", "no system turn"), ("qwen2_5_vl", f"system turn '{QWEN}' where there is none")):
+        source = ms_swift(base(family), tmp_path / family, make_head())
+        printed = dt2it("convert", source, tmp_path / f"made_{family}")
+        assert f"less what was given here: {system}, images of 1,024 to 4,194,304 pixels\n" in printed
+    assert "max_pixels" not in caplog.text
+    swift_record(with_arguments(source, max_pixels=60_000), source)
+    assert "max_pixels = 60000, scales larger images twice" in caplog.text
 
 
 def test_without_the_side_of_a_token_the_image_processors_limits_stay(tmp_path: Path) -> None:
