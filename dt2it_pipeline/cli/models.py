@@ -8,6 +8,7 @@ import runpy
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -336,9 +337,21 @@ def convert(
         *([f"base model: {found.base_model}, merged with the adapter"] if found.base_model is not None else []),
         f"head: {found.head}",
         *([f"bias: {bias}"] if found.dropped_bias else []),
+        *([f"inputs: {_as_recorded(found.record)}"] if found.record else []),
         f"written: {destination}",
         "next, serve it, or benchmark it (data.json and images: rows and images of VL-RewardBench):",
         f"    dt2it serve {made} --port 8000",
         f"    dt2it benchmark {made} --benchmark vl_rewardbench --rows data.json --media images --output out",
     ]
     show({"checkpoint": str(destination), "source": source, **asdict(found)}, lines, as_json=as_json)
+
+
+def _as_recorded(record: Mapping[str, Any]) -> str:
+    """What ms-swift's args.json says of inputs, in words; options of the command count more."""
+    system = (
+        f"system turn {record['system_prompt']!r} where there is none" if record["system_prompt"] else "no system turn"
+    )
+    limits = (
+        f", images of {record['min_pixels']:,} to {record['max_pixels']:,} pixels" if "max_pixels" in record else ""
+    )
+    return f"as ms-swift's args.json says, less what was given here: {system}{limits}"

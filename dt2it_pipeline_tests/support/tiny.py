@@ -32,10 +32,13 @@ WORDS = (
 )  # fmt: skip
 
 
-def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: int = 3, seed: int = 0) -> Path:
+def make_tiny(
+    folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: int = 3, seed: int = 0, patch: int = 8
+) -> Path:
     """Write a random base model (ForConditionalGeneration) with processor files.
 
-    With hidden = 128, heads are 32 wide, the least that vLLM's attention takes on a CPU.
+    With hidden = 128, heads are 32 wide, the least that vLLM's attention takes on a CPU. The families' own patches are
+    16 (Qwen3-VL) and 14 pixels wide.
     """
     ensure_torchvision()
     import torch
@@ -57,7 +60,7 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     size = {"shortest_edge": 256, "longest_edge": 65536}
     images = Qwen2VLImageProcessor(
-        size=size, patch_size=8, temporal_patch_size=2, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size=size, patch_size=patch, temporal_patch_size=2, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     common = {
         "image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"],
@@ -79,10 +82,10 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
         from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-        videos = Qwen3VLVideoProcessor(size=size, patch_size=8, temporal_patch_size=2, merge_size=2)
+        videos = Qwen3VLVideoProcessor(size=size, patch_size=patch, temporal_patch_size=2, merge_size=2)
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True}
         vision = {
-            "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": 8,
+            "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": patch,
             "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": hidden,
             "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
         }  # fmt: skip
@@ -94,11 +97,11 @@ def make_tiny(folder: Path, family: str = "qwen3_vl", hidden: int = 32, layers: 
         from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-        videos = Qwen2VLVideoProcessor(size=size, patch_size=8, temporal_patch_size=2, merge_size=2)
+        videos = Qwen2VLVideoProcessor(size=size, patch_size=patch, temporal_patch_size=2, merge_size=2)
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
         vision = {
-            "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": 8,
-            "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": hidden, "window_size": 32,
+            "hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 2, "patch_size": patch,
+            "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": hidden, "window_size": 4 * patch,
             "fullatt_block_indexes": [1],
         }  # fmt: skip
         config = Qwen2_5_VLConfig(text_config=text | {"rope_parameters": rope}, vision_config=vision, **common)

@@ -46,6 +46,25 @@ def _backbone(base: Path) -> dict[str, torch.Tensor]:
 
 
 def ms_swift(base: Path, folder: Path, head: torch.Tensor) -> Path:
+    """ms-swift 4.6.0: a `...ForSequenceClassification`, and args.json, which says how inputs were read."""
+    sequence_classification(base, folder, head)
+    return with_arguments(folder)
+
+
+def with_arguments(folder: Path, **changes: Any) -> Path:
+    """The folder with an args.json as ms-swift 4.6.0 writes it, less the arguments that have no part in scores."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"] if (folder / "config.json").is_file() else ""
+    arguments = {
+        "tuner_type": "full", "model_type": kind, "task_type": "seq_cls", "num_labels": 1, "template": kind,
+        "system": None, "max_pixels": None, "use_chat_template": True, "padding_side": "right",
+        "template_backend": "swift", "response_prefix": None, "model_kwargs": {}, "rlhf_type": "rm",
+        "swift_version": "4.6.0",
+    }  # fmt: skip
+    (folder / "args.json").write_text(json.dumps(arguments | changes))
+    return folder
+
+
+def older_ms_swift(base: Path, folder: Path, head: torch.Tensor) -> Path:
     """`score.weight`, while config.json still names the generating architecture."""
     return with_weights(base, folder, _backbone(base) | {"score.weight": head})
 
@@ -54,7 +73,10 @@ def sequence_classification(base: Path, folder: Path, head: torch.Tensor) -> Pat
     """TRL or Transformers: a `...ForSequenceClassification` with one label."""
     name = json.loads((base / "config.json").read_text())["architectures"][0]
     name = name.replace("ForConditionalGeneration", "ForSequenceClassification")
-    return with_weights(base, folder, _backbone(base) | {"score.weight": head}, architectures=[name], num_labels=1)
+    return with_weights(
+        base, folder, _backbone(base) | {"score.weight": head},
+        architectures=[name], num_labels=1, problem_type="regression",
+    )  # fmt: skip
 
 
 def names_of_memory(base: Path, folder: Path, head: torch.Tensor) -> Path:
@@ -140,7 +162,7 @@ def pickled(base: Path, folder: Path, head: torch.Tensor) -> Path:
 
 Layout = Callable[[Path, Path, "torch.Tensor"], Path]
 WITHOUT_BIAS: tuple[Layout, ...] = (
-    ms_swift, sequence_classification, names_of_memory, data_parallel, sharded, pickled
+    ms_swift, older_ms_swift, sequence_classification, names_of_memory, data_parallel, sharded, pickled
 )  # fmt: skip
 WITH_BIAS: tuple[Layout, ...] = (
     head_with_bias, llamafactory, llamafactory_pickled, llamafactory_zero3, trl_value_head

@@ -34,6 +34,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     weight_names,
 )
 from dt2it_pipeline.reward.modeling.heads import BACKBONE, Head, find_head, is_head
+from dt2it_pipeline.reward.modeling.processor_files import chat_template
 
 # Settings of PEFT that change what an adapter computes. Where one of them is set, A and B alone do not say it.
 _VARIANTS = (
@@ -86,7 +87,8 @@ def find_parts(path: str | Path, base_model: str | Path | None = None) -> ModelP
 
     Raises:
         CheckpointError: a folder is not there; the base model of an adapter is not found, or is an adapter itself; the
-            adapter is of a kind that cannot be merged; or the folder holds whole weights and an adapter.
+            adapter is of a kind that cannot be merged; the folder holds whole weights and an adapter; or an adapter's
+            chat template differs from the base model's and comes without an image processor.
     """
     folder = resolve_folder(path)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -106,6 +108,12 @@ def find_parts(path: str | Path, base_model: str | Path | None = None) -> ModelP
             f"{folder} holds an adapter ({ADAPTER_CONFIG}) and whole weights ({', '.join(whole[:_SHOWN])}): remove one"
         )
     has_processor = all(any((folder / name).is_file() for name in names) for names in _PROCESSOR)
+    if not has_processor and chat_template(folder) not in (None, chat_template(backbone)):
+        raise CheckpointError(
+            f"{folder} has a chat template of its own, which is not that of its base model {backbone}, but no "
+            f"{' or '.join(_PROCESSOR[1])}, so that it cannot be read: copy the base model's into it; or remove "
+            "chat_template.jinja and chat_template of tokenizer_config.json, where the training used the base model's"
+        )
     return ModelParts(folder, backbone, str(name), folder if has_processor else backbone)
 
 

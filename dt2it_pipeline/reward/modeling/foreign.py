@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.storage import atomic
 
@@ -27,12 +27,14 @@ class Imported:
         base_model: folder or Hub id that an adapter was merged with; None where the source has whole weights.
         head: where the head came from: name of the weight, and its file.
         dropped_bias: scores of the original are ours plus this constant.
+        record: entries of the card that ms-swift's args.json stands for; empty for other trainers.
     """
 
     layout: str
     base_model: str | None
     head: str
     dropped_bias: float
+    record: dict[str, Any]
 
 
 def import_checkpoint(
@@ -51,9 +53,10 @@ def import_checkpoint(
         source: folder or Hub id of a reward model.
         destination: folder to make.
         base_model: folder or Hub id of an adapter's base model, where it is not the one that its files name.
-        system_prompt: system turn that the model was trained with; empty for none. None: what the card in `source`
-            says, which only our own checkpoints have.
-        max_pixels: pixels per image that it was trained with; by default those of its image processor.
+        system_prompt: system turn that the model was trained with; empty for none. Other trainers' models have it in
+            conversations without one of their own. None: what the card or ms-swift's args.json in `source` says.
+        max_pixels: pixels per image that it was trained with; by default those that args.json says, or else those of
+            its image processor.
 
     Returns:
         What was found in `source`, with the bias that was dropped.
@@ -67,18 +70,21 @@ def import_checkpoint(
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
     from dt2it_pipeline.reward.modeling.model_card import write_card
     from dt2it_pipeline.reward.modeling.processor_files import has_preamble, pixel_limit
+    from dt2it_pipeline.reward.modeling.swift_record import swift_record
 
     destination = Path(destination)
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name a new folder")
     parts = find_parts(source, base_model)
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
-    name, head = Path(source).resolve().name, parts.head()
+    name, head, record = Path(source).resolve().name, parts.head(), swift_record(parts.folder, parts.backbone)
     assert head is not None  # the model has been loaded with it
-    found = Imported(_layout(parts), parts.base_model, f"{head.name} in {head.file.name}", float(head.bias or 0.0))
+    found = Imported(
+        _layout(parts), parts.base_model, f"{head.name} in {head.file.name}", float(head.bias or 0.0), record
+    )
     if not has_preamble(parts.processor):
-        # Other trainers write a turn as the data have it, and their files do not say which system turn they had.
-        model.card = {"system_prompt": "", "image_newlines": False} | model.card
+        # Other trainers write a turn as the data have it, and give their system turn to conversations without one.
+        model.card = {"system_prompt": "", "image_newlines": False, "system_default": True} | model.card
     model.card = {
         "name": name,
         "dropped_bias": found.dropped_bias,

@@ -32,6 +32,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     weight_files,
     weight_names,
 )
+from dt2it_pipeline.reward.modeling.swift_record import ARGUMENTS, swift_record
 
 HEADS = ("score", "v_head.summary")
 BACKBONE = ("layers.", "embed_tokens.", "norm.", "visual.")  # how the plain names of its weights begin
@@ -139,6 +140,11 @@ def serving_fault(folder: Path) -> CheckpointError | None:
     if names != [family.reward_architecture]:
         return CheckpointError(
             f"{folder / CONFIG} names {names}, where vLLM serves scores of {family.reward_architecture}; {convert}"
+        )
+    if swift_record(folder, folder):
+        return CheckpointError(
+            f"{folder / ARGUMENTS} says how ms-swift read inputs (system turn, image size), and vLLM reads the "
+            f"processor's files alone; {convert}"
         )
     return None
 

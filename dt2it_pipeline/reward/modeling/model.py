@@ -41,9 +41,14 @@ from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
 from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, weight_type  # noqa: E402
 from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
 from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
-from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files  # noqa: E402
+from dt2it_pipeline.reward.modeling.processor_files import (  # noqa: E402
+    CARD,
+    OF_THE_TEMPLATE,
+    write_processor_files,
+)
+from dt2it_pipeline.reward.modeling.swift_record import swift_record  # noqa: E402
 
-_OF_THE_PROCESSOR = ("system_prompt", "image_newlines", "max_pixels")  # entries of the card
+_OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
 
 
@@ -84,6 +89,7 @@ class RewardNetwork(nn.Module):
         self.source = source
         self.processor_source = processor_source or source
         self.compiled = False
+        self.follows_card = False  # inputs are read as the card says, which the processor's files do not
         self._sharing: bool | None = None
 
     @property
@@ -154,7 +160,9 @@ class RewardNetwork(nn.Module):
             # An adapter on a reward model of ours is read by its processor's files, which this card describes.
             theirs = read_json(parts.processor / CARD)
             card = {name: theirs[name] for name in _OF_THE_PROCESSOR if name in theirs}
-        model = cls(backbone, card, parts.backbone, parts.processor)
+        record = swift_record(parts.folder, parts.backbone)
+        model = cls(backbone, card | record, parts.backbone, parts.processor)
+        model.follows_card = bool(record)
         if head is not None:
             model.head.weight.data = head.weight
             if head.bias:

@@ -247,7 +247,12 @@ def _provenance(card: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _use(card: Mapping[str, Any]) -> str:
     system = str(card.get("system_prompt") or "")
     quoted = "\n> ".join(map(plain_markdown, system.splitlines()))
-    put_first = f" It puts the system prompt of the training first:\n\n> {quoted}\n\n" if system else " "
+    how = (
+        "A conversation without a system turn gets that of the training:"
+        if card.get("system_default")
+        else "It puts the system prompt of the training first:"
+    )
+    put_first = f" {how}\n\n> {quoted}\n\n" if system else " "
     question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}

@@ -17,24 +17,28 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CARD = "reward_model.json"
 _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
+OF_THE_TEMPLATE = ("system_prompt", "image_newlines", "system_default")  # entries of the card
 _TEMPLATE = "chat_template.jinja"
 _OLD_TEMPLATE = "chat_template.json"  # transformers prefers it where both are there, so only one is written
 
 _LEAST_PIXELS = 56 * 56  # of an image, where a Qwen processor's file does not say
 
-_VALUES = re.compile(r'namespace\(system=(?P<system>"(?:[^"\\]|\\.)*"), newlines=(?P<newlines>true|false)')
+_VALUES = re.compile(
+    r'namespace\(system=(?P<system>"(?:[^"\\]|\\.)*"), '
+    r"newlines=(?P<newlines>true|false)(?:, default=(?P<default>true|false))?"
+)
 _BEGIN, _END = "{#- reward model: begin -#}\n", "{#- reward model: end -#}\n"
 # Loops over messages and over their parts tell vLLM that the template takes parts; it would join images and texts with
 # newlines otherwise. Other roles' parts become one text, as the base model's template is given in training.
 _PREAMBLE = """\
-{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, messages=[]) -%}
+{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, default=DEFAULT, messages=[]) -%}
 {%- for message in messages -%}
 {%- if message.content is string -%}
 {%- set trained.messages = trained.messages + [message] -%}
@@ -64,7 +68,7 @@ _PREAMBLE = """\
 {%- endfor -%}
 {%- if trained.system and (not trained.messages or trained.messages[0].role != 'system') -%}
 {%- set trained.messages = [{'role': 'system', 'content': trained.system}] + trained.messages -%}
-{%- elif trained.system -%}
+{%- elif trained.system and not trained.default -%}
 {%- set trained.text = trained.messages[0].content -%}
 {%- if trained.text != trained.system and not trained.text.startswith(trained.system + '\\n\\n') -%}
 {%- set trained.text = trained.system + ('\\n\\n' + trained.text if trained.text else '') -%}
@@ -78,13 +82,16 @@ _PREAMBLE = """\
 """
 
 
-def reward_template(template: str, system_prompt: str, *, image_newlines: bool = True) -> str:
+def reward_template(
+    template: str, system_prompt: str, *, image_newlines: bool = True, system_default: bool = False
+) -> str:
     """A base model's chat template as that of a reward model with this system prompt.
 
     What the preamble does before the base model's template goes on:
 
     - `system_prompt` becomes the first system turn, followed by an empty line and the conversation's own, if any. A
-      conversation that begins with it already is left as it is.
+      conversation that begins with it already is left as it is. Other trainers (`system_default`) give it to
+      conversations without a system turn alone, so those with one are left as they are.
     - Images at the start of a user's turn are each followed by a newline, as in most training data, whether the text
       has it or, like a request with an image and a question, has not (`image_newlines`). Between words nothing changes.
     - No turn of the assistant is opened behind an answer, whatever was asked for: the score stands at the answer's end.
@@ -93,6 +100,7 @@ def reward_template(template: str, system_prompt: str, *, image_newlines: bool =
         template: Jinja; a preamble of an earlier training is replaced.
         system_prompt: of the training; empty for none.
         image_newlines: whether the training had these newlines.
+        system_default: whether `system_prompt` stands in for a missing system turn alone.
 
     >>> print(reward_template("...", "You judge.")[:76])
     {#- reward model: begin -#}
@@ -101,28 +109,39 @@ def reward_template(template: str, system_prompt: str, *, image_newlines: bool =
     if template.startswith(_BEGIN):
         template = template.partition(_END)[2]
     # A JSON string is one of Jinja as well, where no character above ASCII is escaped.
-    values = {"NEWLINES": json.dumps(image_newlines), "SYSTEM": json.dumps(system_prompt, ensure_ascii=False)}
+    values = {"NEWLINES": json.dumps(image_newlines), "DEFAULT": json.dumps(system_default)}
+    values |= {"SYSTEM": json.dumps(system_prompt, ensure_ascii=False)}
     preamble = _PREAMBLE
     for name, value in values.items():  # the text of a person last
         preamble = preamble.replace(name, value, 1)
     return _BEGIN + preamble + _END + template
 
 
-def trained_with(template: str) -> tuple[str, bool] | None:
-    """System prompt and newlines that the preamble of a chat template has, None where it has none.
+class Preamble(NamedTuple):
+    """What the preamble of a chat template says of the training; see `reward_template`."""
+
+    system_prompt: str
+    image_newlines: bool
+    system_default: bool
+
+
+def trained_with(template: str) -> Preamble | None:
+    """What the preamble of a chat template says, None where it has none.
 
     >>> trained_with(reward_template("...", 'Say "yes".', image_newlines=False))
-    ('Say "yes".', False)
+    Preamble(system_prompt='Say "yes".', image_newlines=False, system_default=False)
     """
     if not template.startswith(_BEGIN):
         return None
     found = _VALUES.search(template)
-    return (json.loads(found["system"]), found["newlines"] == "true") if found else None
+    if found is None:
+        return None
+    return Preamble(json.loads(found["system"]), found["newlines"] == "true", found["default"] == "true")
 
 
 def has_preamble(source: Path) -> bool:
     """Whether a folder's chat template is that of a reward model of ours, with or without its card."""
-    template = _template(source)
+    template = chat_template(source)
     return template is not None and trained_with(template) is not None
 
 
@@ -143,26 +162,44 @@ def write_processor_files(source: Path, folder: Path, card: Mapping[str, Any]) -
     Args:
         source: folder of the model that was trained on.
         folder: of the checkpoint.
-        card: `max_pixels`, `system_prompt` and `image_newlines` of reward_model.json. What it lacks stays as the files
-            of `source` have it, so that a model that is loaded and saved again has the same scores.
+        card: `max_pixels`, with it perhaps `min_pixels`, and `OF_THE_TEMPLATE` of reward_model.json. What it lacks
+            stays as the files of `source` have it, so that a model that is loaded and saved again has the same scores.
     """
     for name in _COPIED:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    if (template := _template(source)) is not None:
-        system, newlines = trained_with(template) or ("", False)
-        system, newlines = card.get("system_prompt", system) or "", bool(card.get("image_newlines", newlines))
-        said = {"system_prompt", "image_newlines"} & set(card)
-        text = reward_template(template, str(system), image_newlines=newlines) if said else template
+    if (template := chat_template(source)) is not None:
+        text = carded_template(template, card)
         (folder / _TEMPLATE).write_text(text, encoding="utf-8")
         for name in ("tokenizer_config.json", "processor_config.json"):
             _change(folder / name, lambda found: found.pop("chat_template", None) is not None)
-    if max_pixels := card.get("max_pixels"):
-        _change(folder / "preprocessor_config.json", lambda found: _limit(found, max_pixels))
+    if card.get("max_pixels"):
+        _change(folder / "preprocessor_config.json", lambda found: _limit(found, card))
         _change(
             folder / "processor_config.json",
-            lambda found: "image_processor" in found and _limit(found["image_processor"], max_pixels),
+            lambda found: "image_processor" in found and _limit(found["image_processor"], card),
         )
+
+
+def carded_template(template: str, card: Mapping[str, Any]) -> str:
+    """A chat template with what a card says of the training; what the card lacks stays as the template has it."""
+    if not set(OF_THE_TEMPLATE) & set(card):
+        return template
+    kept = trained_with(template) or Preamble("", False, False)
+    return reward_template(
+        template,
+        str(card.get("system_prompt", kept.system_prompt) or ""),
+        image_newlines=bool(card.get("image_newlines", kept.image_newlines)),
+        system_default=bool(card.get("system_default", kept.system_default)),
+    )
+
+
+def follow_card(processor: Any, card: Mapping[str, Any]) -> None:
+    """Make a loaded processor read inputs as the files would have it that `write_processor_files` writes."""
+    processor.chat_template = carded_template(processor.chat_template, card)
+    if limit := card.get("max_pixels"):
+        images = processor.image_processor
+        images.size = sized({"shortest_edge": card.get("min_pixels") or images.size["shortest_edge"]}, limit)
 
 
 def pixel_limit(folder: str | Path) -> int | None:
@@ -225,7 +262,7 @@ def default_template(found: Any, where: str | Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _template(source: Path) -> str | None:
+def chat_template(source: Path) -> str | None:
     """The chat template that transformers would take of a folder; None where it has none."""
     if (source / _OLD_TEMPLATE).exists():
         return _text_in(source / _OLD_TEMPLATE)
@@ -239,12 +276,12 @@ def _text_in(path: Path) -> str | None:
     return default_template(found, path)
 
 
-def _limit(settings: dict[str, Any], max_pixels: int) -> bool:
-    """Set the upper limit in an image processor's settings, in their one form that every reader takes."""
+def _limit(settings: dict[str, Any], card: Mapping[str, Any]) -> bool:
+    """Set the limits of a card in an image processor's settings, in their one form that every reader takes."""
     size = dict(settings.get("size") or {})
     shortest = settings.pop("min_pixels", None) or size.get("shortest_edge") or _LEAST_PIXELS
     settings.pop("max_pixels", None)
-    settings["size"] = sized({"shortest_edge": shortest}, max_pixels)
+    settings["size"] = sized({"shortest_edge": card.get("min_pixels") or shortest}, card["max_pixels"])
     return True
 
 

@@ -28,6 +28,7 @@ from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.device import compiles, weight_type
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
+from dt2it_pipeline.reward.modeling.processor_files import follow_card
 from dt2it_pipeline.reward.too_long import length_limit
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images
@@ -87,6 +88,8 @@ class Scorer:
         if folder is None:
             raise CheckpointError("a model without a source folder has no tokenizer; make it with from_pretrained")
         processor = load_processor(self.model.processor_source or folder, family=self.model.family)
+        if self.model.follows_card:
+            follow_card(processor, self.model.card)
         self.media_root, self.max_pixels = media_root, max_pixels
         self.max_length = length_limit(max_length, self.model.config.text_config)
         self.tokens_per_batch = tokens_per_batch

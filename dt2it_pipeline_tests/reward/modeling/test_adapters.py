@@ -222,7 +222,7 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     assert "| base model | base |" in (tmp_path / "made" / "README.md").read_text()
     template = load_processor(source).chat_template
     assert load_processor(tmp_path / "made").chat_template == reward_template(
-        template, "You judge.", image_newlines=False
+        template, "You judge.", image_newlines=False, system_default=True
     )
 
 
@@ -243,6 +243,25 @@ def test_a_processor_beside_the_adapter_is_the_one_in_use(base: Callable[..., Pa
     model = RewardModel.from_pretrained(lora)
     assert model.processor_source == lora and model.source == base()
     assert load_processor(model.processor_source, family=model.family).chat_template == "{{ 'another template' }}"
+
+
+def test_a_chat_template_beside_the_adapter_without_its_image_processor_is_refused(
+    base: Callable[..., Path], lora: Path
+) -> None:
+    """TRL writes the tokenizer beside the adapter; where its template is the base model's, that is all the same."""
+    save_file(value_head(make_head()), lora / "value_head.safetensors")
+    tokenizer = load_processor(base()).tokenizer
+    tokenizer.chat_template = load_processor(base()).chat_template
+    tokenizer.save_pretrained(lora)
+    assert RewardModel.from_pretrained(lora).processor_source == base()
+    tokenizer.chat_template = "{{ 'another template' }}"
+    tokenizer.save_pretrained(lora)
+    with pytest.raises(
+        CheckpointError, match=r"chat template of its own.*processor_config\.json.*copy the base model's"
+    ):
+        RewardModel.from_pretrained(lora)
+    shutil.copyfile(base() / "processor_config.json", lora / "processor_config.json")
+    assert RewardModel.from_pretrained(lora).processor_source == lora
 
 
 def test_a_base_model_that_is_not_there_is_named_with_the_command(

@@ -33,6 +33,7 @@ from dt2it_pipeline_tests.support.trainer_layouts import (
     llamafactory,
     make_head,
     ms_swift,
+    older_ms_swift,
     sequence_classification,
     trl_value_head,
     value_head,
@@ -106,7 +107,7 @@ def test_what_cannot_be_imported_leaves_nothing_behind(base: Callable[..., Path]
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("layout", [ms_swift, sequence_classification, head_with_bias])
+@pytest.mark.parametrize("layout", [ms_swift, older_ms_swift, sequence_classification, head_with_bias])
 def test_what_is_imported_is_in_our_layout(
     base: Callable[[str], Path], tmp_path: Path, layout: Layout, family: str
 ) -> None:

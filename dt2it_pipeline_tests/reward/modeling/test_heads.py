@@ -27,6 +27,7 @@ from dt2it_pipeline_tests.support.trainer_layouts import (
     llamafactory,
     make_head,
     ms_swift,
+    older_ms_swift,
     value_head,
     with_weights,
 )
@@ -179,6 +180,6 @@ def test_only_our_layout_is_served(base: Callable[..., Path], tmp_path: Path, fa
     RewardModel.from_pretrained(base(family), new_head_seed=0).save_pretrained(tmp_path / "ours")
     assert serving_fault(tmp_path / "ours") is None
     assert "has no head" in str(serving_fault(base(family)))
-    for layout in (ms_swift, llamafactory):
+    for layout in (ms_swift, older_ms_swift, llamafactory):
         folder = layout(base(family), tmp_path / layout.__name__, make_head())
         assert f"dt2it convert {folder} DESTINATION" in str(serving_fault(folder))

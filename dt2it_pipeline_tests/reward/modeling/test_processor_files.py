@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.modeling.processor_files import (
     pixel_limit,
     reward_template,
     trained_pixels,
+    trained_with,
     write_processor_files,
 )
 from dt2it_pipeline_tests.support.tiny import TEMPLATE
@@ -81,6 +82,19 @@ def test_the_system_prompt_of_the_training_comes_first_and_once(own: Any, expect
     before = [] if own is None else [{"role": "system", "content": own}]
     found = rendered(reward_template(TEMPLATE, PROMPT), [*before, *question(text("q"))])
     assert found == f"<system\n{expected}><user\nq><assistant\nred>"
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, PROMPT), ("Be brief.", "Be brief."), (PROMPT, PROMPT)])
+def test_the_system_prompt_of_other_trainers_stands_in_for_a_missing_one(own: str | None, expected: str) -> None:
+    before = [] if own is None else [{"role": "system", "content": own}]
+    made = reward_template(TEMPLATE, PROMPT, system_default=True)
+    assert rendered(made, [*before, *question(text("q"))]) == f"<system\n{expected}><user\nq><assistant\nred>"
+    assert trained_with(made) == (PROMPT, True, True)
+
+
+def test_a_preamble_that_does_not_say_whether_it_is_a_default_always_comes_first() -> None:
+    made = reward_template(TEMPLATE, "You judge.").replace(", default=false", "")
+    assert trained_with(made) == ("You judge.", True, False)
 
 
 def test_a_template_serves_an_answer_and_a_later_training() -> None:
