@@ -107,12 +107,12 @@ def measure(folder: Path, given: argparse.Namespace, name: str) -> tuple[float, 
     """Seconds, CPU seconds, peak memory and its growth in MiB of one step in this process, which does nothing else."""
     import torch
 
+    from dt2it_pipeline.reward.checkpoints.checkpoint import family_of
     from dt2it_pipeline.reward.data import preparation, table_building
     from dt2it_pipeline.reward.data.collation import collate
     from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
     from dt2it_pipeline.reward.data.lists import TrainingExamples
     from dt2it_pipeline.reward.data.table_building import TableSource
-    from dt2it_pipeline.reward.modeling.checkpoint import family_of
     from dt2it_pipeline.reward.training.distributed import Alone
 
     torch.set_num_threads(1)

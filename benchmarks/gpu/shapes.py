@@ -160,8 +160,8 @@ def _write_base(folder: Path, shape: Shape) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    from dt2it_pipeline.reward.modeling.checkpoint import file_names
-    from dt2it_pipeline.reward.modeling.families import FAMILIES
+    from dt2it_pipeline.reward.checkpoints.checkpoint import file_names
+    from dt2it_pipeline.reward.families import FAMILIES
 
     tokenizer = _write_processor(folder, shape)
     config = _config(shape, tokenizer)
@@ -242,7 +242,7 @@ def _write_processor(folder: Path, shape: Shape) -> Any:
     """The demo's tokenizer and chat template with image and video processors of the shape; returns the tokenizer."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
-    from dt2it_pipeline.reward.modeling.families import FAMILIES
+    from dt2it_pipeline.reward.families import FAMILIES
 
     demo = Path(model_path(DEMO_BASE_MODEL))
     tokenizer: Any = AutoTokenizer.from_pretrained(demo)
@@ -272,8 +272,8 @@ def _write_checkpoint(folder: Path, base: Path, max_pixels: int, system_prompt: 
     import torch
     from safetensors.torch import save_file
 
-    from dt2it_pipeline.reward.modeling.checkpoint import CONFIG, family_of, hidden_size, read_json, write_json
-    from dt2it_pipeline.reward.modeling.processor_files import CARD, write_processor_files
+    from dt2it_pipeline.reward.checkpoints.checkpoint import CONFIG, family_of, hidden_size, read_json, write_json
+    from dt2it_pipeline.reward.checkpoints.processor_files import CARD, write_processor_files
 
     family, hidden = family_of(base), hidden_size(base)
     weight = torch.randn(1, hidden, generator=torch.Generator().manual_seed(0)) * (0.1 / hidden**0.5)

@@ -67,7 +67,7 @@ def doctor(
     if most_hours is not None:
         raise typer.BadParameter("--most-hours is for --health")
     from dt2it_pipeline.storage.artifacts import Store
-    from dt2it_pipeline.storage.checkup import slots_of
+    from dt2it_pipeline.storage.home.checkup import slots_of
     from dt2it_pipeline.storage.leftovers import left_in, places_of, remove
 
     folder = _home(home)
@@ -131,7 +131,7 @@ def gc(
     from dt2it_pipeline.media.index import MediaIndex
     from dt2it_pipeline.storage import leftovers
     from dt2it_pipeline.storage.artifacts import Store
-    from dt2it_pipeline.storage.checkup import at_work, unneeded
+    from dt2it_pipeline.storage.home.checkup import at_work, unneeded
 
     folder = _home(home)
     store = Store(folder)
@@ -175,7 +175,7 @@ def _size(count: int) -> str:
 
 
 def _artifacts(store: Store, mend: bool) -> Iterator[Finding]:
-    from dt2it_pipeline.storage.checkup import damaged_artifacts, remove_artifact
+    from dt2it_pipeline.storage.home.checkup import damaged_artifacts, remove_artifact
 
     for slot, fault in list(damaged_artifacts(store)):
         yield Finding(str(slot), fault.rpartition("; ")[0], _ARTIFACT)
@@ -187,7 +187,7 @@ def _artifacts(store: Store, mend: bool) -> Iterator[Finding]:
 def _media(store: Store, mend: bool) -> Iterator[Finding]:
     """Damaged and missing media; mending removes them, and the artifacts of the sources that they came from."""
     from dt2it_pipeline.media.store import damaged_media
-    from dt2it_pipeline.storage.checkup import media_named, remove_artifact
+    from dt2it_pipeline.storage.home.checkup import media_named, remove_artifact
     from dt2it_pipeline.storage.leftovers import remove
 
     named = media_named(store)
@@ -210,8 +210,8 @@ def _media(store: Store, mend: bool) -> Iterator[Finding]:
 
 
 def _databases(store: Store, mend: bool) -> Iterator[Finding]:
-    from dt2it_pipeline.storage.checkup import damaged_databases
-    from dt2it_pipeline.storage.run_records import mend_of
+    from dt2it_pipeline.storage.home.checkup import damaged_databases
+    from dt2it_pipeline.storage.home.run_records import mend_of
     from dt2it_pipeline.storage.sqlite_cache import rename_damaged
 
     for file, fault in damaged_databases(store.home):

@@ -283,7 +283,7 @@ def calibrate(
         raise
     made = found.calibration
     if not dry_run:
-        from dt2it_pipeline.reward.modeling.model_card import write_calibration
+        from dt2it_pipeline.reward.checkpoints.model_card import write_calibration
 
         write_calibration(checkpoint, made)
     shutil.rmtree(work)  # not before: a card that cannot be written costs no scores
@@ -325,7 +325,7 @@ def card(
     chosen = [row for row in rows if row["model"] == (model or names[0])]
     if not chosen:
         raise CommandError(f"{figures} has no model {model!r}; it has {', '.join(names)}")
-    from dt2it_pipeline.reward.modeling.model_card import write_benchmarks
+    from dt2it_pipeline.reward.checkpoints.model_card import write_benchmarks
 
     write_benchmarks(checkpoint, chosen)
     benchmarks = sorted({row["benchmark"] for row in chosen})

@@ -325,7 +325,7 @@ def convert(
 
     An adapter is merged with its base model. vLLM serves what is written.
     """
-    from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+    from dt2it_pipeline.reward.foreign import import_checkpoint
 
     found = import_checkpoint(
         source, destination, base_model=base_model, system_prompt=system_prompt, max_pixels=max_pixels

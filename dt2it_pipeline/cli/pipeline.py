@@ -153,7 +153,7 @@ def _environment(home: Path, recipe: Path | None) -> dict[str, str]:
     Raises:
         RunRecordsError: a database of Dagster's in the home cannot be used.
     """
-    from dt2it_pipeline.storage.run_records import require_usable
+    from dt2it_pipeline.storage.home.run_records import require_usable
 
     home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# Every family in reward/modeling/families.py writes its tokens so, and so do many others; some with a wide bar.
+# Every family in reward/families.py writes its tokens so, and so do many others; some with a wide bar.
 _BARRED = r"[<＜][|｜][^<>＜＞|｜\s]{1,60}[|｜][>＞]"
 # Those of further families, for a model whose tokenizer is not at hand.
 _NAMED = (

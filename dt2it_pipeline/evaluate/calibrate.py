@@ -1,7 +1,7 @@
 """Calibrates a checkpoint on pairs that a person brings: reads and scores them, fits T, keeps it in the checkpoint.
 
 What belongs here: the way from files of pairs to margins. What does not: the fit (reward/calibration.py) and the card
-(reward/modeling/model_card.py).
+(reward/checkpoints/model_card.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dt2it_pipeline.engines.jobs import Reporter
 from dt2it_pipeline.human_review.audit_answers import read_audit
 from dt2it_pipeline.ingest.preferences import read_preferences
 from dt2it_pipeline.reward.calibration import Calibration, CalibrationError, fit_calibration
-from dt2it_pipeline.reward.modeling.processor_files import CARD
+from dt2it_pipeline.reward.checkpoints.processor_files import CARD
 from dt2it_pipeline.reward.scoring.any_model import is_url
 from dt2it_pipeline.reward.scoring.response_scores import GivenResponses, given_responses, score_responses, write_lines
 from dt2it_pipeline.storage import atomic, schemas

@@ -25,7 +25,7 @@ from dt2it_pipeline.config.recipe import RecipeError
 from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.observe.logs import JsonFormatter, VariableError, configure_logs, file_handler, wants_json
 from dt2it_pipeline.orchestrate.pipes_worker import PROGRESS
-from dt2it_pipeline.storage.run_records import fault_in_words
+from dt2it_pipeline.storage.home.run_records import fault_in_words
 
 # Of whoever wrote the recipe, not of the code.
 _MISTAKES = (RecipeError, ManifestError, VariableError, dg.DagsterInvalidConfigError)

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.reward.calibration import CalibrationError, calibration_of
+from dt2it_pipeline.reward.checkpoints.processor_files import read_card
 from dt2it_pipeline.reward.ensemble import Rule, combine_scores
-from dt2it_pipeline.reward.modeling.processor_files import read_card
 from dt2it_pipeline.reward.scoring.response_scores import GivenResponses, ResponseScores, write_lines
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic

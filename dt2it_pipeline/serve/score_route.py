@@ -153,7 +153,7 @@ class ScoreResponses:
     def _temperature_of(self, model: str) -> float | None:
         """The checkpoint's temperature; None where it has none, or is no folder here."""
         from dt2it_pipeline.reward.calibration import calibration_of
-        from dt2it_pipeline.reward.modeling.processor_files import CARD
+        from dt2it_pipeline.reward.checkpoints.processor_files import CARD
 
         if model not in self._temperatures:
             try:

@@ -50,9 +50,9 @@ def serve_arguments(model: str, options: Sequence[str], *, on_cpu: bool) -> list
         CheckpointError: a folder holds a reward model without a head, or in a layout that vLLM does not read.
         OpenServerError: --host lets others in, and there is no key.
     """
-    from dt2it_pipeline.reward.modeling.checkpoint import ADAPTER_CONFIG, CONFIG
-    from dt2it_pipeline.reward.modeling.heads import holds_head, serving_fault
-    from dt2it_pipeline.reward.modeling.processor_files import CARD
+    from dt2it_pipeline.reward.checkpoints.checkpoint import ADAPTER_CONFIG, CONFIG
+    from dt2it_pipeline.reward.checkpoints.heads import holds_head, serving_fault
+    from dt2it_pipeline.reward.checkpoints.processor_files import CARD
 
     folder = Path(model_path(model))
     if folder.is_dir() and not any((folder / name).is_file() for name in (CARD, CONFIG, ADAPTER_CONFIG)):

@@ -22,7 +22,7 @@ from dt2it_pipeline_tests.support.training_jobs import SMALL
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two checkpoints of one tiny model with heads that differ."""
-    from dt2it_pipeline.reward.modeling.model_card import write_card
+    from dt2it_pipeline.reward.checkpoints.model_card import write_card
     from dt2it_pipeline.reward.reward_model import RewardModel
 
     root = tmp_path_factory.mktemp("models")
@@ -260,7 +260,7 @@ def test_a_card_that_cannot_be_written_costs_no_scores(
     def read_only(*_: object) -> None:
         raise OSError(30, "Read-only file system", str(models["one"] / "README.md"))
 
-    monkeypatch.setattr("dt2it_pipeline.reward.modeling.model_card.write_calibration", read_only)
+    monkeypatch.setattr("dt2it_pipeline.reward.checkpoints.model_card.write_calibration", read_only)
     assert "Read-only file system" in failing("calibrate", models["one"], "--pairs", pairs)
     work = models["one"].with_name("one.calibration")
     assert any(work.iterdir())

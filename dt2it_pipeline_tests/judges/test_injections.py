@@ -24,7 +24,7 @@ from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeR
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import OK, UNPARSABLE, read_reply
 from dt2it_pipeline.judges.templates import IS_RIGHT, IS_SAME, load_template
-from dt2it_pipeline.reward.modeling.families import FAMILIES
+from dt2it_pipeline.reward.families import FAMILIES
 from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, prompt_row
 from dt2it_pipeline_tests.support.injections import INJECTIONS, exact_judge, gullible_judge
 from dt2it_pipeline_tests.support.threads import use_tested_threads

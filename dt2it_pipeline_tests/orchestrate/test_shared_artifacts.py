@@ -13,7 +13,7 @@ from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.orchestrate.assets import raw
 from dt2it_pipeline.orchestrate.resources import StoreResource
 from dt2it_pipeline.storage.artifacts import Store
-from dt2it_pipeline.storage.object_store import ObjectStore, ObjectStoreError
+from dt2it_pipeline.storage.home.object_store import ObjectStore, ObjectStoreError
 from dt2it_pipeline_tests.support.ingest_world import numbered_image
 from dt2it_pipeline_tests.support.s3_server import BUCKET, s3_server
 

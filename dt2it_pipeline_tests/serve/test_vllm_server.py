@@ -16,8 +16,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.model_card import write_card
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.model_card import write_card
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.serve.vllm_server import ServeError, require_model, serve_arguments
 from dt2it_pipeline.storage import atomic

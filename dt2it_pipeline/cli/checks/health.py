@@ -20,7 +20,7 @@ from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.observe.health import HealthCheck, Status
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError
-from dt2it_pipeline.storage.checkup import slots_of
+from dt2it_pipeline.storage.home.checkup import slots_of
 
 _CONNECT_SECONDS = 3.0
 _STATUS: dict[str, Status] = {"ok": "ok", "warning": "warning", "error": "failed"}

@@ -119,7 +119,7 @@ def sample_answers(
 
 def _vllm(generator: str, seed: int) -> EngineFactory:
     """An engine with the context of the model, at most _LONGEST: a longer one takes memory that answers do not need."""
-    from dt2it_pipeline.reward.modeling.checkpoint import read_json, resolve_folder
+    from dt2it_pipeline.reward.checkpoints.checkpoint import read_json, resolve_folder
 
     config = read_json(resolve_folder(generator) / "config.json")
     text = config.get("text_config") or config

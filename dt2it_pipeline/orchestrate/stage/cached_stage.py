@@ -28,7 +28,7 @@ from dt2it_pipeline.orchestrate.stage.metrics import note_success
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError
 from dt2it_pipeline.storage.content_ids import content_hash
-from dt2it_pipeline.storage.object_store import ObjectStore, ObjectStoreError
+from dt2it_pipeline.storage.home.object_store import ObjectStore, ObjectStoreError
 
 _REASONS = 3  # why rows are quarantined or dropped, that a stage's line names
 Settings = BaseModel | Mapping[str, Any] | str | int | float | None

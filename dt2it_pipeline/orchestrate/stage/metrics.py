@@ -15,7 +15,7 @@ from dt2it_pipeline.observe.prometheus import Sample, metrics_text
 from dt2it_pipeline.orchestrate.stage.checks import ROW_COUNTS
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError, replace_text
-from dt2it_pipeline.storage.checkup import Slot, slots_of
+from dt2it_pipeline.storage.home.checkup import Slot, slots_of
 
 FILE = "metrics.prom"
 METRICS = {

@@ -20,10 +20,10 @@ from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import split_at_markers, user_marker_kinds
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, family_of, read_json
+from dt2it_pipeline.reward.checkpoints.processor_files import default_template, reward_template
 from dt2it_pipeline.reward.data.images import ImageRegistry
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, family_of, read_json
-from dt2it_pipeline.reward.modeling.families import Family
-from dt2it_pipeline.reward.modeling.processor_files import default_template, reward_template
+from dt2it_pipeline.reward.families import Family
 
 _STAND_IN = "\ue000{}\ue001"
 _STAND_INS = re.compile("\ue000(\\d+)\ue001")

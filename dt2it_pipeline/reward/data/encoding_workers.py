@@ -24,7 +24,7 @@ from dt2it_pipeline.reward.data import fork_server
 from dt2it_pipeline.reward.data.encoding import PromptEncoder, PromptError, TokenisedPrompt, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry, media_key
 from dt2it_pipeline.reward.data.token_table import StoredImages, image_row
-from dt2it_pipeline.reward.modeling.families import Family
+from dt2it_pipeline.reward.families import Family
 
 MOST_PROCESSES = 16  # each has libraries of 400 MiB in memory
 _AHEAD = 3  # chunks per process that wait or are worked on

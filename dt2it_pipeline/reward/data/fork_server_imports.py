@@ -7,6 +7,6 @@ skip_unused()
 ensure_torchvision()
 
 from dt2it_pipeline.reward.data import encoding_workers  # noqa: E402
-from dt2it_pipeline.reward.modeling.families import FAMILIES  # noqa: E402
+from dt2it_pipeline.reward.families import FAMILIES  # noqa: E402
 
 _IMPORTED = (encoding_workers, [family.processor_class() for family in FAMILIES.values()])

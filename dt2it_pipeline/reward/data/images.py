@@ -19,8 +19,8 @@ from dt2it_pipeline.media import video
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.opening import image_size, open_image, require_stored
 from dt2it_pipeline.media.paths import confined
-from dt2it_pipeline.reward.modeling.families import limits_pixels_in_total
-from dt2it_pipeline.reward.modeling.processor_files import sized
+from dt2it_pipeline.reward.checkpoints.processor_files import sized
+from dt2it_pipeline.reward.families import limits_pixels_in_total
 
 if TYPE_CHECKING:
     import torch

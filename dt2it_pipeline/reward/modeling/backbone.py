@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, weight_files, weight_names
+from dt2it_pipeline.reward.families import Family
 from dt2it_pipeline.reward.modeling.attention import register
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, weight_files, weight_names
-from dt2it_pipeline.reward.modeling.families import Family
 
 # Wrappers of trainers put these before all names of weights (DDP, torch.compile, FSDP, TRL's value head, PEFT).
 _WRAPPERS = {

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from dt2it_pipeline.reward.checkpoints.adapters import with_update
 from dt2it_pipeline.reward.errors import TrainingError
-from dt2it_pipeline.reward.modeling.adapters import with_update
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,22 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
-from dt2it_pipeline.reward.modeling.adapters import find_parts, merge_adapter  # noqa: E402
+from dt2it_pipeline.reward.checkpoints.adapters import find_parts, merge_adapter  # noqa: E402
+from dt2it_pipeline.reward.checkpoints.checkpoint import (  # noqa: E402
+    family_of,
+    file_names,
+    read_json,
+    save_weights,
+    write_json,
+)
+from dt2it_pipeline.reward.checkpoints.heads import no_head  # noqa: E402
+from dt2it_pipeline.reward.checkpoints.processor_files import (  # noqa: E402
+    CARD,
+    OF_THE_TEMPLATE,
+    write_processor_files,
+)
+from dt2it_pipeline.reward.checkpoints.swift_record import swift_record  # noqa: E402
+from dt2it_pipeline.reward.families import FAMILIES, Family  # noqa: E402
 from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     BLOCKS,
     FLEX,
@@ -31,22 +46,7 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
 )
 from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
-from dt2it_pipeline.reward.modeling.checkpoint import (  # noqa: E402
-    family_of,
-    file_names,
-    read_json,
-    save_weights,
-    write_json,
-)
 from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, weight_type  # noqa: E402
-from dt2it_pipeline.reward.modeling.families import FAMILIES, Family  # noqa: E402
-from dt2it_pipeline.reward.modeling.heads import no_head  # noqa: E402
-from dt2it_pipeline.reward.modeling.processor_files import (  # noqa: E402
-    CARD,
-    OF_THE_TEMPLATE,
-    write_processor_files,
-)
-from dt2it_pipeline.reward.modeling.swift_record import swift_record  # noqa: E402
 
 _OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer

@@ -65,15 +65,15 @@ def run(job: ModelScoreJob, report: Reporter) -> Summary:
     """
     if is_url(job.model):
         return _by_server(job, report)
-    from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
-    from dt2it_pipeline.reward.modeling.heads import serving_fault
-    from dt2it_pipeline.reward.modeling.processor_files import CARD
+    from dt2it_pipeline.reward.checkpoints.checkpoint import resolve_folder
+    from dt2it_pipeline.reward.checkpoints.heads import serving_fault
+    from dt2it_pipeline.reward.checkpoints.processor_files import CARD
     from dt2it_pipeline.reward.scoring import job as scoring_job
 
     folder, imported = resolve_folder(job.model), job.work / "imported"
     # Another trainer's model is imported: it then has the system prompt in its card, and either engine can load it.
     if not (folder / CARD).is_file() or serving_fault(folder):
-        from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+        from dt2it_pipeline.reward.foreign import import_checkpoint
 
         if not imported.exists():
             import_checkpoint(folder, imported, system_prompt=job.system_prompt)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.reward.modeling.processor_files import pixel_limit, trained_pixels
+from dt2it_pipeline.reward.checkpoints.processor_files import pixel_limit, trained_pixels
 
 _USED, _TRAINED = "max_pixels", "trained_max_pixels"
 

@@ -110,7 +110,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     # Forked workers inherit imports and tables; vLLM does not survive a fork.
     launcher = shard_launcher(job.ray, Resources(settings.processes), fork=settings.engine == "transformers")
     gpus = launcher.run(job, todo, finished, shared=prompts)
-    from dt2it_pipeline.reward.modeling.checkpoint import resolve_folder
+    from dt2it_pipeline.reward.checkpoints.checkpoint import resolve_folder
 
     summary = _merge(job, responses, len(shards))
     seconds = time.perf_counter() - started

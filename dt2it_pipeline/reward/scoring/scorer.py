@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.processor_files import follow_card
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
@@ -25,10 +27,8 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_table,
 )
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.modeling.device import compiles, weight_type
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
-from dt2it_pipeline.reward.modeling.processor_files import follow_card
 from dt2it_pipeline.reward.too_long import length_limit
 
 _FEATURE_BYTES = 2 * 2**30  # vision encoder output kept at once; beyond it every batch encodes its own images

@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from dt2it_pipeline.errors import WorkerError
+from dt2it_pipeline.reward.checkpoints.checkpoint import family_of
 from dt2it_pipeline.reward.data import encoding_workers, preparation, table_building, token_table
 from dt2it_pipeline.reward.data.collation import collate, with_pixels
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource, encoding
 from dt2it_pipeline.reward.data.preparation import PreparedPairs, split_by_prompt
 from dt2it_pipeline.reward.data.table_building import TableSource
 from dt2it_pipeline.reward.data.token_table import TokenTable
-from dt2it_pipeline.reward.modeling.checkpoint import family_of
 from dt2it_pipeline.reward.training.distributed import Alone
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline.storage.schemas import RecordError

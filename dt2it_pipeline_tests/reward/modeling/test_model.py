@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline.storage import atomic

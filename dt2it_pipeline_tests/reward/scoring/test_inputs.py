@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.inputs import score_lists
 

@@ -17,9 +17,9 @@ from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.data.preparation import prompt_rows
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
 from dt2it_pipeline.reward.scoring.job import ScoreJob

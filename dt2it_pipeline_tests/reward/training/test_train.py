@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from dt2it_pipeline.reward.checkpoints.processor_files import pixel_limit
 from dt2it_pipeline.reward.errors import TrainingError
-from dt2it_pipeline.reward.modeling.processor_files import pixel_limit
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob

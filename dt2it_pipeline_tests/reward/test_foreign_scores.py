@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
-from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
-from dt2it_pipeline.reward.modeling.processor_files import CARD, has_preamble, trained_with
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, stored_type
+from dt2it_pipeline.reward.checkpoints.processor_files import CARD, has_preamble, trained_with
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 
 PROMPTS = [

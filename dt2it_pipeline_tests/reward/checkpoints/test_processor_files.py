@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
-from dt2it_pipeline.reward.data.encoding import load_processor
-from dt2it_pipeline.reward.data.images import ImageRegistry
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.processor_files import (
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.processor_files import (
     has_preamble,
     pixel_limit,
     reward_template,
@@ -22,6 +20,8 @@ from dt2it_pipeline.reward.modeling.processor_files import (
     trained_with,
     write_processor_files,
 )
+from dt2it_pipeline.reward.data.encoding import load_processor
+from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline_tests.support.tiny import TEMPLATE
 
 IMAGE = {"type": "image"}

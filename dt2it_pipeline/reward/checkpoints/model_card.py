@@ -20,9 +20,9 @@ import yaml
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.ingest.provenance import UNKNOWN, Provenance
 from dt2it_pipeline.reward.calibration import CARD_KEY, Calibration, calibration_of, card_entry
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.families import FAMILIES
-from dt2it_pipeline.reward.modeling.processor_files import CARD
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.processor_files import CARD
+from dt2it_pipeline.reward.families import FAMILIES
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline.storage.cards import markdown_table, plain_markdown
 

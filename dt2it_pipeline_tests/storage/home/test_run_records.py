@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.storage.run_records import RunRecordsError, fault_in_words, require_usable
+from dt2it_pipeline.storage.home.run_records import RunRecordsError, fault_in_words, require_usable
 from dt2it_pipeline_tests.support.commands import failing
 
 NAMES = ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.reward.modeling.checkpoint import CONFIG, CheckpointError, read_json
+from dt2it_pipeline.reward.checkpoints.checkpoint import CONFIG, CheckpointError, read_json
 
 ARGUMENTS = "args.json"
 _OF_SWIFT = {"template", "system", "max_pixels", "task_type"}  # arguments that ms-swift always writes

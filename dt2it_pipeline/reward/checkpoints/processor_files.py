@@ -252,7 +252,7 @@ def default_template(found: Any, where: str | Path) -> str | None:
         found = {str(entry.get("name")): entry.get("template") for entry in entries}
     if isinstance(found, Mapping) and found:
         if not isinstance(found.get("default"), str):
-            from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
+            from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 
             raise CheckpointError(
                 f"{where} has the chat templates {', '.join(sorted(map(str, found)))}, and none is named `default`: "

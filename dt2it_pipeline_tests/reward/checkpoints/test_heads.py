@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dt2it_pipeline.reward.modeling import checkpoint
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.heads import find_head, serving_fault
+from dt2it_pipeline.reward.checkpoints import checkpoint
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.heads import find_head, serving_fault
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.commands import failing

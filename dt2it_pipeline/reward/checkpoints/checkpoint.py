@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from dt2it_pipeline.errors import UserError
-from dt2it_pipeline.reward.modeling.families import FAMILIES, Family
+from dt2it_pipeline.reward.families import FAMILIES, Family
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS = "*.safetensors"

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dt2it_pipeline.reward.modeling.checkpoint import (
+from dt2it_pipeline.reward.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
     CheckpointError,
@@ -33,8 +33,8 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     weight_files,
     weight_names,
 )
-from dt2it_pipeline.reward.modeling.heads import BACKBONE, Head, find_head, is_head
-from dt2it_pipeline.reward.modeling.processor_files import chat_template
+from dt2it_pipeline.reward.checkpoints.heads import BACKBONE, Head, find_head, is_head
+from dt2it_pipeline.reward.checkpoints.processor_files import chat_template
 
 # Settings of PEFT that change what an adapter computes. Where one of them is set, A and B alone do not say it.
 _VARIANTS = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dt2it_pipeline.storage import atomic
 
 if TYPE_CHECKING:
-    from dt2it_pipeline.reward.modeling.adapters import ModelParts
+    from dt2it_pipeline.reward.checkpoints.adapters import ModelParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ def import_checkpoint(
         CheckpointError: `destination` exists, or `source` cannot be loaded; see `RewardNetwork.from_pretrained`.
     """
     from dt2it_pipeline.reward.calibration import CARD_KEY
-    from dt2it_pipeline.reward.modeling.adapters import find_parts
-    from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError, stored_type
+    from dt2it_pipeline.reward.checkpoints.adapters import find_parts
+    from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, stored_type
+    from dt2it_pipeline.reward.checkpoints.model_card import write_card
+    from dt2it_pipeline.reward.checkpoints.processor_files import has_preamble, pixel_limit
+    from dt2it_pipeline.reward.checkpoints.swift_record import swift_record
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
-    from dt2it_pipeline.reward.modeling.model_card import write_card
-    from dt2it_pipeline.reward.modeling.processor_files import has_preamble, pixel_limit
-    from dt2it_pipeline.reward.modeling.swift_record import swift_record
 
     destination = Path(destination)
     if destination.exists():
@@ -105,7 +105,7 @@ def import_checkpoint(
 
 def _layout(parts: ModelParts) -> str:
     """How the source keeps its weights, in words."""
-    from dt2it_pipeline.reward.modeling.checkpoint import CONFIG, read_json
+    from dt2it_pipeline.reward.checkpoints.checkpoint import CONFIG, read_json
 
     names = read_json(parts.backbone / CONFIG).get("architectures")
     named = ", ".join(map(str, names)) if isinstance(names, list) and names else "no architecture"

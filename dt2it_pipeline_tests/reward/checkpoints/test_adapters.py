@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.processor_files import reward_template
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.data.encoding import load_processor
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
-from dt2it_pipeline.reward.modeling.processor_files import reward_template
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run

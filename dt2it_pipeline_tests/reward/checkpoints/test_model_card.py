@@ -11,7 +11,7 @@ from PIL import Image
 
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.ingest.provenance import Provenance
-from dt2it_pipeline.reward.modeling.model_card import licence_of_model, write_card
+from dt2it_pipeline.reward.checkpoints.model_card import licence_of_model, write_card
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.card_requests import request_of
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline_tests.support.tiny import WORDS, make_tiny
 from dt2it_pipeline_tests.support.trainer_layouts import make_head, ms_swift

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dt2it_pipeline.reward.data.encoding import load_processor
-from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline_tests.support.tiny import WORDS, make_images, make_tiny
 

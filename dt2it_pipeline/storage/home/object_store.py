@@ -25,7 +25,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import integrity
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder
-from dt2it_pipeline.storage.checkup import media_in
+from dt2it_pipeline.storage.home.checkup import media_in
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _T = TypeVar("_T")
@@ -61,7 +61,7 @@ class ObjectStore:
         >>> ObjectStore("s4://bucket")
         Traceback (most recent call last):
             ...
-        dt2it_pipeline.storage.object_store.ObjectStoreError: object store s4://bucket: Protocol not known: s4; \
+        dt2it_pipeline.storage.home.object_store.ObjectStoreError: object store s4://bucket: Protocol not known: s4; \
 name a URL that fsspec knows, such as s3://bucket/folder
     """
 

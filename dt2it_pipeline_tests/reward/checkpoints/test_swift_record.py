@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dt2it_pipeline.reward.modeling.checkpoint import CheckpointError
-from dt2it_pipeline.reward.modeling.foreign import import_checkpoint
-from dt2it_pipeline.reward.modeling.heads import serving_fault
-from dt2it_pipeline.reward.modeling.processor_files import trained_with
-from dt2it_pipeline.reward.modeling.swift_record import swift_record
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
+from dt2it_pipeline.reward.checkpoints.heads import serving_fault
+from dt2it_pipeline.reward.checkpoints.processor_files import trained_with
+from dt2it_pipeline.reward.checkpoints.swift_record import swift_record
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run

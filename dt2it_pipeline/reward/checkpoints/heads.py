@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from dt2it_pipeline.reward.modeling.checkpoint import (
+from dt2it_pipeline.reward.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
     CONFIG,
     PICKLED_WEIGHTS,
@@ -32,7 +32,7 @@ from dt2it_pipeline.reward.modeling.checkpoint import (
     weight_files,
     weight_names,
 )
-from dt2it_pipeline.reward.modeling.swift_record import ARGUMENTS, swift_record
+from dt2it_pipeline.reward.checkpoints.swift_record import ARGUMENTS, swift_record
 
 HEADS = ("score", "v_head.summary")
 BACKBONE = ("layers.", "embed_tokens.", "norm.", "visual.")  # how the plain names of its weights begin

@@ -11,9 +11,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from dt2it_pipeline.storage import integrity, object_store, schemas
+from dt2it_pipeline.storage import integrity, schemas
 from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline.storage.object_store import ObjectStore, ObjectStoreError
+from dt2it_pipeline.storage.home import object_store
+from dt2it_pipeline.storage.home.object_store import ObjectStore, ObjectStoreError
 from dt2it_pipeline_tests.support.export_world import world
 from dt2it_pipeline_tests.support.s3_server import BUCKET, s3_server
 

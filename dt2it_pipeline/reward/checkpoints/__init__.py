@@ -1,0 +1,1 @@
+"""Folders of reward models, ours and other trainers': weights, heads, adapters, processor files, card; no network."""
