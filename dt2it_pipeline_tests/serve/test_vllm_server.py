@@ -21,8 +21,8 @@ from dt2it_pipeline.reward.checkpoints.model_card import write_card
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.serve.vllm_server import ServeError, require_model, serve_arguments
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline_tests.reward.modeling.test_model_card import request_of
 from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
+from dt2it_pipeline_tests.support.card_requests import request_of
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
 
