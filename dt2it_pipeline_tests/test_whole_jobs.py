@@ -288,7 +288,7 @@ def test_a_round_without_its_predecessor_stops_before_anything_trains(home, tmp_
 
 
 def test_killed_anywhere_cancelled_and_started_again_it_ends_in_the_same_tables(home, tmp_path, monkeypatch):
-    """SIGKILL to whole runs at random moments, and a round that is cancelled in the web UI while it trains."""
+    """SIGKILL to whole runs at random moments; a round that is cancelled in the web UI while it trains; a power cut."""
     recipe = recipe_without_arms(tmp_path)
     killed = through_kills(tmp_path, recipe, "construct", kills=2)
     cancel_in_the_web_ui(tmp_path, recipe, monkeypatch)
@@ -322,7 +322,10 @@ def through_kills(home: Path, recipe: str, *job: str, kills: int) -> int:
 
 
 def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start round 0 in a web UI and cancel it while it trains: its programs end and its place in the pool is free."""
+    """Start round 0 in a web UI and cancel it while it trains: its programs end and its place in the pool is free.
+
+    Then start it again there, and kill run, child, daemon and web server at once, as a machine that goes down does.
+    """
     for name, value in environment(home, recipe).items():
         monkeypatch.setenv(name, value)
     with socket.socket() as free:
@@ -342,13 +345,26 @@ def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatc
         with dg.DagsterInstance.get() as instance:  # run monitoring may be who frees it, after half a minute
             pool = instance.event_log_storage
             wait_until(lambda: pool.get_concurrency_info("gpu").active_slot_count == 0, 120)
+        client.submit_job_execution("round", tags={"dagster/partition": "0"})
+        wait_until(lambda: programs(home, "work/reward_model/"), 300)
+        power_cut(home)
     finally:
-        os.killpg(ui.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ui.pid, signal.SIGTERM)
         try:
             ui.wait(20)
         except subprocess.TimeoutExpired:  # the web server now and then outlives it
             os.killpg(ui.pid, signal.SIGKILL)
             ui.wait()
+
+
+def power_cut(home: Path) -> None:
+    """Kill every process whose environment names the home."""
+    named = f"DT2IT_HOME={home}\0".encode()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(place.name) != os.getpid() and named in (place / "environ").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
 
 
 def answers(port: int) -> bool:
