@@ -338,12 +338,19 @@ def convert(
         f"head: {found.head}",
         *([f"bias: {bias}"] if found.dropped_bias else []),
         *([f"inputs: {_as_recorded(found.record)}"] if found.record else []),
+        *([_NO_SYSTEM_TURN] if found.system_unknown else []),
         f"written: {destination}",
         "next, serve it, or benchmark it (data.json and images: rows and images of VL-RewardBench):",
         f"    dt2it serve {made} --port 8000",
         f"    dt2it benchmark {made} --benchmark vl_rewardbench --rows data.json --media images --output out",
     ]
     show({"checkpoint": str(destination), "source": source, **asdict(found)}, lines, as_json=as_json)
+
+
+_NO_SYSTEM_TURN = (
+    "system turn: none, since no file names one; with the wrong one scores are others, so give the training's in "
+    "--system-prompt"
+)
 
 
 def _as_recorded(record: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dt2it_pipeline.human_review.spreadsheet import AuditError
 from dt2it_pipeline.storage.content_ids import content_hash
-from dt2it_pipeline.storage.table_files import TableFileError, as_keys, kind_of_file, read_table_file
+from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimiter_in, kind_of_file, read_table_file
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
@@ -169,7 +169,9 @@ def _opened(file: Path) -> _Table:
         if kind in (".csv", ".tsv"):
             options: Mapping[str, Any] = {
                 "read_options": pacsv.ReadOptions(),
-                "parse_options": pacsv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True),
+                "parse_options": pacsv.ParseOptions(
+                    delimiter="\t" if kind == ".tsv" else delimiter_in(file), newlines_in_values=True
+                ),
             }
             head = pacsv.open_csv(file, **options).schema.names
             kinds = {name: pa.float64() if name == "probability" else pa.string() for name in head}

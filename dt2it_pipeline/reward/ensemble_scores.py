@@ -17,7 +17,7 @@ import pandas as pd
 from dt2it_pipeline.reward.calibration import CalibrationError, calibration_of
 from dt2it_pipeline.reward.checkpoints.processor_files import read_card
 from dt2it_pipeline.reward.ensemble import Rule, combine_scores
-from dt2it_pipeline.reward.scoring.response_scores import GivenResponses, ResponseScores, write_lines
+from dt2it_pipeline.reward.scoring.response_scores import GivenResponses, ResponseScores, with_scores, write_lines
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic
 
@@ -143,8 +143,7 @@ def write_several(
     if output.suffix == ".jsonl" and given.file is not None:
         lines = [
             {
-                **row,
-                "scores": _listed(made.combined[number]),
+                **with_scores(row, _listed(made.combined[number])),
                 "spread": _listed(made.spread[number]),
                 "scores_by_model": {model: _listed(scores[number]) for model, scores in made.by_model.items()},
             }

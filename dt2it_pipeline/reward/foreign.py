@@ -28,6 +28,7 @@ class Imported:
         head: where the head came from: name of the weight, and its file.
         dropped_bias: scores of the original are ours plus this constant.
         record: entries of the card that ms-swift's args.json stands for; empty for other trainers.
+        system_unknown: whether neither the files nor the call say with which system turn it was trained.
     """
 
     layout: str
@@ -35,6 +36,7 @@ class Imported:
     head: str
     dropped_bias: float
     record: dict[str, Any]
+    system_unknown: bool
 
 
 def import_checkpoint(
@@ -66,22 +68,24 @@ def import_checkpoint(
     """
     from dt2it_pipeline.reward.calibration import CARD_KEY
     from dt2it_pipeline.reward.checkpoints.adapters import find_parts
-    from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, stored_type
+    from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, family_of, stored_type
     from dt2it_pipeline.reward.checkpoints.model_card import write_card
     from dt2it_pipeline.reward.checkpoints.processor_files import has_preamble, pixel_limit
     from dt2it_pipeline.reward.checkpoints.swift_record import swift_record
+    from dt2it_pipeline.reward.data.encoding import load_processor
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
     destination = Path(destination)
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; name a new folder")
     parts = find_parts(source, base_model)
+    load_processor(parts.processor, family=family_of(parts.backbone))  # what cannot be read cannot be served either
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
     name, head, record = Path(source).resolve().name, parts.head(), swift_record(parts.folder, parts.backbone)
     assert head is not None  # the model has been loaded with it
-    found = Imported(
-        _layout(parts), parts.base_model, f"{head.name} in {head.file.name}", float(head.bias or 0.0), record
-    )
+    said = system_prompt is not None or has_preamble(parts.processor) or "system_prompt" in {**model.card, **record}
+    where = f"{head.name} in {head.file.name}"
+    found = Imported(_layout(parts), parts.base_model, where, float(head.bias or 0.0), record, not said)
     if not has_preamble(parts.processor):
         # Other trainers write a turn as the data have it, and give their system turn to conversations without one.
         model.card = {"system_prompt": "", "image_newlines": False, "system_default": True} | model.card

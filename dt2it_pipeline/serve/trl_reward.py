@@ -12,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.serve.conversations import ConversationError, as_prompt, response_text
+
+ensure_torchvision()  # so that TRL can be imported after this, beside a torch for the CPU, too
 
 if TYPE_CHECKING:
     from dt2it_pipeline.serve.client import RewardClient

@@ -22,6 +22,7 @@ from dt2it_pipeline.storage.atomic import arrow_bytes
 
 FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_HEADING = 1 << 16  # bytes in which the heading of a CSV file ends
 _IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id")  # text in CSV files: 007 is no 7
 
 
@@ -39,6 +40,21 @@ def kind_of_file(file: Path) -> str:
     """
     kinds = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in _COMPRESSED]
     return kinds[-1] if kinds else ""
+
+
+def delimiter_of(heading: str) -> str:
+    """What separates the values of a file called .csv, by its heading: a comma, or where there is none, `;` or a tab.
+
+    >>> delimiter_of("prompt;chosen;rejected"), delimiter_of("prompt,chosen;or not")
+    (';', ',')
+    """
+    return next((mark for mark in (",", ";", "\t") if mark in heading), ",")
+
+
+def delimiter_in(file: Path) -> str:
+    """What separates the values of an uncompressed file called .csv; see `delimiter_of`."""
+    with file.open("rb") as stream:
+        return delimiter_of(stream.readline(_HEADING).decode("utf-8", "replace"))
 
 
 def plain_bytes(file: Path) -> bytes:
@@ -78,10 +94,10 @@ def read_table_file(file: Path) -> pd.DataFrame:
             # pandas' reader keeps an index that pandas wrote; it is given no Python file (see `arrow_bytes`).
             found = pd.read_parquet(pa.OSFile(str(file)) if plain else arrow_bytes(plain_bytes(file)))  # noqa: TID251
         elif kind in (".csv", ".tsv"):
-            texts = dict.fromkeys(_IDS, "str")
-            found = pd.read_csv(
-                io.BytesIO(plain_bytes(file)), sep="\t" if kind == ".tsv" else ",", dtype=texts, encoding="utf-8-sig"
-            )
+            content, texts = plain_bytes(file), dict.fromkeys(_IDS, "str")
+            heading = content[:_HEADING].partition(b"\n")[0].decode("utf-8", "replace")
+            mark = "\t" if kind == ".tsv" else delimiter_of(heading)
+            found = pd.read_csv(io.BytesIO(content), sep=mark, dtype=texts, encoding="utf-8-sig")
         elif kind in (".jsonl", ".json"):
             found = pd.read_json(
                 io.BytesIO(plain_bytes(file)),

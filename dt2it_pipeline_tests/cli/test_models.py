@@ -114,6 +114,30 @@ def test_scores_of_lines_are_those_of_the_checkpoint(world: dict[str, Any], tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl", "scores.jsonl", "scores.parquet"]
 
 
+def test_pairs_are_scored_side_by_side_with_their_one_image(world: dict[str, Any], tmp_path: Path) -> None:
+    """`image` counts as `images` does, and what comes out is what `dt2it clean` takes."""
+    image = sorted(Path(world["tables"]["media_root"]).glob("*.png"))[0].name
+    sides = {"chosen": "red", "rejected": "it is blue"}
+    rows: list[dict[str, Any]] = [
+        {"prompt": "what colour is the shape", "image": image, **sides},
+        {"prompt": "what colour is the shape", "images": [image], "responses": list(sides.values())},
+        {"prompt": "what colour is the shape", **sides},
+        {"prompt": "what", "image": image, "images": ["other.png"], **sides},
+        {"prompt": "what", "chosen": "red", "rejected": None},
+    ]
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    call = ["score", file, "--model", world["checkpoint"], "--media", world["tables"]["media_root"], "--output", out]
+    result = invoke(*map(str, call))
+    assert result.exit_code == 0, result.output
+    assert "line 4: images said twice" in result.stderr and "line 5: " in result.stderr
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    assert made[0]["scores"] == made[1]["scores"] != made[2]["scores"] and "chosen_score" not in made[1]
+    assert [made[0]["chosen_score"], made[0]["rejected_score"]] == made[0]["scores"]
+    columns = ["--chosen-score", "chosen_score", "--rejected-score", "rejected_score"]
+    assert "5 pairs" in dt2it("clean", out, *columns, "--output", tmp_path / "cleaned")
+
+
 def test_what_is_too_long_is_counted_in_one_line(world: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "responses.jsonl"
     rows = [{"prompt": "is it red", "responses": ["yes", "red " * 600, "blue " * 700]}]

@@ -76,6 +76,8 @@ FILES = {
     "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
     "rows.csv": as_csv(ROWS),
     "bom.csv": b"\xef\xbb\xbf" + as_csv(ROWS),
+    "excel.csv": b"\xef\xbb\xbf" + as_csv(ROWS, ";"),
+    "tabs.csv": as_csv(ROWS, "\t"),
     "rows.parquet": as_parquet(ROWS),
     "rows.zip": packed(
         "zip", {"b.jsonl": lines(ROWS[3:]), "a.json": json.dumps(ROWS[:3]).encode(), "readme.txt": b"-"}

@@ -40,6 +40,25 @@ from dt2it_pipeline_tests.support.trainer_layouts import (
 )
 
 
+def test_a_folder_that_does_not_say_how_images_are_read_is_not_converted(
+    base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = llamafactory(base("qwen3_vl"), tmp_path / "source", make_head())
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (source / name).unlink(missing_ok=True)
+    said = failing("convert", source, tmp_path / "made")
+    assert f"{source} has neither processor_config.json" in said and not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_converting_says_where_no_system_turn_is_known(
+    base: Callable[[str], Path], tmp_path: Path, known: bool
+) -> None:
+    source = llamafactory(base("qwen3_vl"), tmp_path / "source", make_head())
+    said = dt2it("convert", source, tmp_path / "made", *(["--system-prompt", ""] if known else []))
+    assert ("system turn: none, since no file names one" in said) is not known
+
+
 @pytest.mark.numerics
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("layout", [llamafactory, trl_value_head])

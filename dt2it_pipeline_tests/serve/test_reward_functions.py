@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,13 @@ def test_trl_calls_it_with_prompts_completions_and_columns(server: ScoreServer, 
     assert call(["q"], said, image=[None]) == [4.0]
     with pytest.raises(ConversationError, match=r"row 1 of the batch: .* places for 1 images"):
         call(["q", "<image>"], ["a", "b"])
+
+
+@pytest.mark.heavy
+def test_trl_can_be_imported_after_ours_in_a_fresh_process() -> None:
+    """As the tutorial does; beside a torch for the CPU, torchvision's build for CUDA stops it elsewhere."""
+    code = "from dt2it_pipeline.serve.trl_reward import reward_function\nfrom trl import GRPOConfig, GRPOTrainer"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=300)
 
 
 def test_a_reward_may_stand_for_what_has_none(server: ScoreServer) -> None:

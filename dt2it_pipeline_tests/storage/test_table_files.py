@@ -25,6 +25,13 @@ COMPRESS = {
 }
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_file_need_not_have_commas(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS.to_csv(index=False, sep=mark), encoding="utf-8-sig")
+    (tmp_path / "commas.csv").write_text(ROWS.to_csv(index=False))
+    pd.testing.assert_frame_equal(read_table_file(tmp_path / "rows.csv"), read_table_file(tmp_path / "commas.csv"))
+
+
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("kind", [".csv", ".tsv", ".jsonl", ".json"])
 def test_rows_are_the_same_in_every_format_and_compression(tmp_path: Path, kind: str, compression: str) -> None:

@@ -138,7 +138,7 @@ class Verdicts:
     def _advice(self, text: str) -> str:
         return (
             "say what each value means, under `verdict` in the manifest (read_preferences: verdict={...}), or with "
-            f"--verdict '{text}=first'; meanings are {', '.join(MEANINGS)}"
+            f"--verdict '{text}=MEANING' for this one and each other; meanings are {', '.join(MEANINGS)}"
         )
 
 

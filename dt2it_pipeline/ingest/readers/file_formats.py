@@ -11,6 +11,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
 from collections import Counter
@@ -29,6 +30,7 @@ from dt2it_pipeline.ingest.readers.bounds import (
     check_ratio,
 )
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
+from dt2it_pipeline.storage.table_files import delimiter_of
 
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 CHUNK = 1 << 20  # characters
@@ -265,7 +267,11 @@ def _skip(text: str, at: int, characters: str) -> int:
 def _csv(stream: IO[bytes], name: str, prefix: str, delimiter: str) -> Iterator[Read]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(bounded_text_lines(text, name), delimiter=delimiter)
+    lines = bounded_text_lines(text, name)
+    first = next(lines, "")
+    if delimiter == ",":
+        delimiter = delimiter_of(first)
+    reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter)
     try:
         heading = reader.fieldnames or ()
     except csv.Error as error:

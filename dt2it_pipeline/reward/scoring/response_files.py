@@ -1,6 +1,7 @@
 """Files of prompts and responses that a person brings to be scored: JSON Lines, one prompt with its responses per line.
 
     {"prompt": "<image>What is shown?", "images": ["a.png"], "responses": ["A cat.", "A dog."]}
+    {"prompt": "What is shown?", "image": "a.png", "chosen": "A cat.", "rejected": "A dog."}
 
 What belongs here: reading them into tables. What does not: scoring (scorer.py) and the pipeline's sources (ingest/).
 """
@@ -22,8 +23,9 @@ from dt2it_pipeline.media.store import MediaError, store_image, store_video
 from dt2it_pipeline.storage import content_ids, schemas
 
 FORM = (
-    "one JSON object per line: `responses` (a list of texts), `prompt` (a text) or `turns` (a list of role and text, "
-    "the last of the user), and, where there are any, `system`, `images`, `videos` (paths; base64 of images) and `id`"
+    "one JSON object per line: `responses` (a list of texts) or `chosen` and `rejected` (texts), `prompt` (a text) or "
+    "`turns` (a list of role and text, the last of the user), and, where there are any, `system`, `images` or `image`, "
+    "`videos` or `video` (paths; base64 of images) and `id`"
 )
 
 
@@ -86,9 +88,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         try:
             row = _object(line)
             prompt = _prompt(row, media_root, store)
-            texts = row.get("responses") if with_responses else ()
-            if with_responses and (not isinstance(texts, list) or not texts):
-                raise RowError("no responses", f"`responses` must be a list of texts, found {texts!r}"[:200])
+            texts = _responses(row) if with_responses else ()
             own = [content_ids.response_id(prompt["prompt_id"], checked_text(each, "a response")) for each in texts]
         except (MediaError, RowError) as error:
             faults[len(rows)] = (error.reason, error.detail)
@@ -117,6 +117,27 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
     )
 
 
+def is_pair(row: Mapping[str, Any]) -> bool:
+    """Whether a row's responses are the two sides of a pair.
+
+    >>> is_pair({"chosen": "A cat.", "rejected": "A dog."}), is_pair({"responses": ["A cat."], "chosen": "A cat."})
+    (True, False)
+    """
+    return "responses" not in row and "chosen" in row and "rejected" in row
+
+
+def _responses(row: Mapping[str, Any]) -> list[Any]:
+    if is_pair(row):
+        return [row["chosen"], row["rejected"]]
+    texts = row.get("responses")
+    if not isinstance(texts, list) or not texts:
+        raise RowError(
+            "no responses",
+            f"`responses` must be a list of texts, or `chosen` and `rejected` texts; found {texts!r}"[:200],
+        )
+    return texts
+
+
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -137,7 +158,7 @@ def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, 
         for turn in turns
     ]
     system = row.get("system")
-    given = {kind: _listed(row.get(f"{kind}s"), kind) for kind in ("image", "video")}
+    given = {kind: _media(row, kind) for kind in ("image", "video")}
     shown = user_marker_kinds(said)
     if not shown:  # markers may be left out
         shown = ["image"] * len(given["image"]) + ["video"] * len(given["video"])
@@ -167,9 +188,13 @@ def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, 
     }
 
 
-def _listed(value: Any, kind: str) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise RowError(f"{kind}s are not a list", repr(value)[:120])
-    return value
+def _media(row: Mapping[str, Any], kind: str) -> list[Any]:
+    """Of `images` (a list) or `image` (one, or a list), and the same of videos."""
+    several, one = row.get(f"{kind}s"), row.get(kind)
+    if several is None:
+        return [] if one in (None, "") else one if isinstance(one, list) else [one]
+    if not isinstance(several, list):
+        raise RowError(f"{kind}s are not a list", repr(several)[:120])
+    if one not in (None, "") and [one] != several:
+        raise RowError(f"{kind}s said twice", f"the row has `{kind}` and `{kind}s`; leave one out")
+    return several

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines.jobs import Reporter
 from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob, is_url, run
-from dt2it_pipeline.reward.scoring.response_files import ResponseFile, ResponseFileError, read_response_file
+from dt2it_pipeline.reward.scoring.response_files import ResponseFile, ResponseFileError, is_pair, read_response_file
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.storage import atomic
 from dt2it_pipeline.storage.artifacts import model_digest
@@ -161,7 +161,8 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
     Args:
         read: what the file holds.
         found: its scores.
-        output: .jsonl: the lines as read, each with `scores`; another name: a table with a row per response.
+        output: .jsonl: the lines as read, each with `scores`, those of a pair with `chosen_score` and `rejected_score`,
+            too; another name: a table with a row per response.
     """
     import pandas as pd
 
@@ -180,7 +181,7 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
             reason, detail = read.faults[number]
             rows.append((name, None, None, None, reason, detail))
             faults.append(f"{name}: {reason} ({detail})")
-        lines.append({**read.rows[number], "scores": [scores.get(key) for key in own]})
+        lines.append(with_scores(read.rows[number], [scores.get(key) for key in own]))
     if output.suffix == ".jsonl":
         write_lines(lines, output)
     else:
@@ -189,6 +190,16 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
     total = sum(map(len, read.ids))
     done = sum(key in scores for own in read.ids for key in own)
     return faults, {"responses": total, "scored": done, "rows": len(read.rows), "rows_quarantined": len(read.faults)}
+
+
+def with_scores(row: Mapping[str, Any], scores: Sequence[float | None]) -> dict[str, Any]:
+    """A row as read with the scores of its responses; those of a pair by side, too, for `dt2it clean`.
+
+    >>> with_scores({"chosen": "A cat.", "rejected": "A dog."}, [1.5, -0.5])["rejected_score"]
+    -0.5
+    """
+    sides = dict(zip(("chosen_score", "rejected_score"), scores, strict=True)) if is_pair(row) and scores else {}
+    return {**row, "scores": list(scores), **sides}
 
 
 def write_lines(lines: list[dict[str, Any]], output: Path) -> None:
