@@ -23,6 +23,7 @@ from dt2it_pipeline.ingest.adapters.auto import NEEDED, reading
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Medium, Quarantined, Row, SourceError
+from dt2it_pipeline.media.root import MediaRoot
 
 _ROWS = 20
 _REASONS = 3  # why no row can be used, that are named
@@ -229,6 +230,13 @@ def _media_place(media: Sequence[Medium], data: Path) -> tuple[Path | None, str,
     if not paths:
         return None, "", ""
     base = data if data.is_dir() else data.parent
+    if data.suffix in (".zip", ".tar") and data.is_file():
+        packed = MediaRoot(data)
+        try:
+            if any(packed.holds(path) for path in paths):
+                return data.resolve(), "", ""
+        finally:
+            packed.close()
     if all(Path(path).is_absolute() for path in paths):
         root = Path(os.path.commonpath([Path(path).parent for path in paths]))
         there = sum(Path(path).is_file() for path in paths)

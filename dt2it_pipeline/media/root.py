@@ -38,6 +38,7 @@ class MediaRoot:
         self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
         self._file = -1
         self._ambiguous: set[str] = set()  # names that several files of the archive have
+        self._by_last: dict[str, list[str]] | None = None  # last part of a name -> names of the archive
         self._lock = threading.Lock()
         self._folders: dict[str, Path] = {}  # folder of a name -> where it truly lies
         if root is not None and root.is_file():
@@ -107,11 +108,9 @@ class MediaRoot:
         if self._name(name).removeprefix("./") in self._ambiguous:
             raise MediaError("ambiguous image", f"{name}: the archive holds several files of this name")
         if self._zip is not None:
-            return self._read_zip(self._name(name))
+            return self._read_zip(self._member(name))
         if self._tar is not None:
-            offset, size = self._tar.get(self._name(name).removeprefix("./"), (0, -1))
-            if size < 0:
-                raise MediaError("missing image", f"{name}: not in the archive")
+            offset, size = self._tar[self._member(name)]
             check_bytes(size, name)
             return os.pread(self._file, size, offset)
         file = self.locate(name)
@@ -145,15 +144,42 @@ class MediaRoot:
         file = parent / last
         return confined(name, self.root) if file.is_symlink() else file
 
+    def holds(self, name: str) -> bool:
+        """Whether an archive has an image of this name; see `read`."""
+        try:
+            return bool(self._member(name))
+        except MediaError:
+            return False
+
+    def _member(self, name: str) -> str:
+        """The member of the archive that a name means: of this name, or the one in a folder where there is no other.
+
+        Rows name images from their own file, which may lie in a folder of the archive, too.
+        """
+        members = self._zip.NameToInfo if self._zip is not None else self._tar or {}
+        wanted = self._name(name).removeprefix("./")
+        if wanted in members:
+            return wanted
+        with self._lock:
+            if self._by_last is None:
+                self._by_last = {}
+                for member in members:
+                    self._by_last.setdefault(member.rpartition("/")[2], []).append(member)
+        found = [] if not wanted else self._by_last.get(wanted.rpartition("/")[2], [])
+        found = [member for member in found if member.endswith(f"/{wanted}")]
+        if len(found) > 1 or (found and found[0] in self._ambiguous):
+            raise MediaError("ambiguous image", f"{name}: the archive holds {len(found)} files that end so")
+        if not found:
+            raise MediaError("missing image", f"{name}: not in the archive")
+        return found[0]
+
     def _read_zip(self, name: str) -> bytes:
         assert self._zip is not None
         try:
-            entry = self._zip.getinfo(name.removeprefix("./"))
+            entry = self._zip.getinfo(name)
             check_bytes(entry.file_size, name)
             with self._lock:
                 return self._zip.read(entry)
-        except KeyError:
-            raise MediaError("missing image", f"{name}: not in the archive") from None
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
             raise MediaError("unreadable image", f"{name}: {error}") from error
 

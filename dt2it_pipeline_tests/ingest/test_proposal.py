@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_images_that_are_not_found_are_asked_for(tmp_path: Path) -> None:
     assert found.media_root is None
     assert any("'far/a.png', which is not below" in question for question in found.questions)
     assert "# TO BE ANSWERED: The first image is" in manifest_text(found, "ours", "x.jsonl", None)
+
+
+def test_images_beside_the_rows_in_an_archive_are_found(tmp_path: Path) -> None:
+    rows = "".join(json.dumps(pair(n, image=f"images/{n}.png")) + "\n" for n in range(2))
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as packed:
+        packed.writestr("set/train.jsonl", rows)
+        for number in range(2):
+            packed.write(image(tmp_path / f"{number}.png"), f"set/images/{number}.png")
+    found = propose(tmp_path / "rows.zip")
+    assert found.media_root == tmp_path / "rows.zip" and not any("media_root" in each for each in found.questions)
+    text = manifest_text(found, "ours", str(tmp_path / "rows.zip"), str(found.media_root))
+    assert look_at_source(Manifest.model_validate(load_yaml(text)), tmp_path, 50).usable == 2
 
 
 def test_absolute_paths_of_images_get_root_and_prefix(tmp_path: Path) -> None:

@@ -133,6 +133,30 @@ def test_a_name_that_two_files_of_an_archive_have_means_neither(tmp_path: Path, 
     root.close()
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_images_in_a_folder_of_an_archive_are_found_where_one_alone_can_be_meant(tmp_path: Path, kind: str) -> None:
+    red, blue = (image(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue"))
+    members = {"data/images/a.png": red, "data/xa.png": blue, "one/b.png": red, "two/b.png": blue, "a.png.txt": blue}
+    file = tmp_path / f"m.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as packed:
+            for name, each in members.items():
+                packed.write(each, name)
+    else:
+        with tarfile.open(file, "w") as archive:
+            for name, each in members.items():
+                archive.add(each, name)
+    root = MediaRoot(file)
+    wanted = store_image("red.png", tmp_path, tmp_path / "store")
+    for name in ("images/a.png", "a.png", "./images/a.png", "data/images/a.png", "one/b.png"):
+        assert root.holds(name) and store_image(name, root, tmp_path / "store") == wanted
+    for name in ("b.png", "ages/a.png", "../images/a.png", "/images/a.png", "", "images/"):
+        assert not root.holds(name)
+        with pytest.raises(MediaError, match=r"ambiguous image" if name == "b.png" else "missing image"):
+            store_image(name, root, tmp_path / "store")
+    root.close()
+
+
 def test_a_hard_link_in_a_tar_is_the_file_that_it_links_to(tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
