@@ -136,12 +136,17 @@ def _manifest(path: Path, columns: Mapping[str, str], verdict: Mapping[str, str]
 def _items(manifest: Manifest, rows: Iterator[Row]) -> Iterator[Item]:
     """Items of the first adapter that can read some of the first rows: by columns, else by published schema."""
     ahead = list(itertools.islice(rows, _LOOK))
-    if not manifest.columns and not any(_usable(item) for item in auto.read(ahead, promptless=True)):
+    if not manifest.columns and all(map(_unknown, auto.read(ahead, promptless=True))):
         for name, adapter in ADAPTERS.items():
             if "preferences" in adapter.kinds and name != "auto" and any(map(_usable, adapter.items(ahead))):
                 yield from adapter.items(itertools.chain(ahead, rows))
                 return
     yield from auto.read(itertools.chain(ahead, rows), promptless=True)
+
+
+def _unknown(item: Item) -> bool:
+    """Whether a row's form is not known; one that is known and has a fault is no row of another schema."""
+    return isinstance(item, Quarantined) and item.missing_column
 
 
 def _usable(item: Item) -> bool:

@@ -150,8 +150,8 @@ def test_scores_of_mapped_sides(tmp_path: Path) -> None:
     scored = NEUTRAL | {"score_a": 9, "score_b": 1}
     mapped, _ = _read(tmp_path, [scored], columns={"first": "response_a", "second": "response_b"})
     assert mapped["chosen"].tolist() == ["bad"]
-    with pytest.raises(SourceError, match="no column says which is better"):  # `a` may be either side's
-        _read(tmp_path, [scored], columns={"first": "response_b", "second": "response_a"})
+    turned, _ = _read(tmp_path, [scored], columns={"first": "response_b", "second": "response_a"})
+    assert turned["chosen"].tolist() == ["bad"]  # `a` goes with response_a, whatever comes first
     other = {"prompt": "q?", "mine": "bad", "theirs": "good", "mine_score": 1, "theirs_score": 2}
     mapped, _ = _read(tmp_path, [other], columns={"first": "mine", "second": "theirs"})
     assert mapped["chosen"].tolist() == ["good"]

@@ -132,7 +132,7 @@ class PairReader:
             meaning = FIRST if difference > 0 else SECOND
         if meaning == TIE:
             return Quarantined(fields.row.row_id, TIED, "by its verdict")
-        columns, names = (sides.first, sides.second), models(fields)
+        columns, names = (sides.first, sides.second), models(fields, sides)
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]
         strength = strengths(fields, 1)[0]
@@ -176,7 +176,7 @@ class PairReader:
     ) -> Conversation:
         if (turned := _alternating(fields, values)) is not None:
             chosen, rejected = turned
-        elif all(map(is_hh, values)) and is_blank(fields.get("question")):
+        elif all(map(is_hh, values)) and (is_blank(fields.get("question")) or is_hh(fields.get("question"))):
             found = [hh_chat(value, f"column {column!r}") for value, column in zip(values, columns, strict=True)]
             chosen, rejected = (_Side(chat.turns) for chat in found)
         else:
@@ -299,7 +299,15 @@ def _couple(fields: Fields) -> tuple[str, str] | None:
 
 def _fits(fields: Fields, one: str, other: str, neutral: Sides | None) -> bool:
     """Whether two columns of a couple's names hold answers, and not the names of the better and the worse one."""
-    if neutral is not None and names_a_side(fields, neutral, fields.value(one)):
+    if neutral is not None:
+        answers = {column: fields.value(column) for column in (neutral.first, neutral.second)}
+    elif (column := answer_lists.list_column(fields)) not in (None, one, other):
+        entries = listed(fields.value(column))
+        answers = {f"{column}[{n}]": each for n, each in enumerate(entries if isinstance(entries, list) else ())}
+        answers |= {str(column): None}
+    else:
+        answers = {}
+    if answers and names_a_side(fields, (one, other), answers, neutral):
         return False
     if one != fields.plain("messages") or fields.value(one) is None:
         return True
@@ -349,7 +357,14 @@ def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side]
     """Sides whose question and answers are lists of texts, one per turn, as Chatbot Arena's sets have them."""
     column = fields.column("question")
     questions, *sides = map(answers_of, (fields.value(column), *values))
-    if questions is None or any(side is None or len(side) != len(questions) for side in sides):
+    if questions is None:
+        return None
+    for value in values:
+        entries = listed(value)
+        texts = isinstance(entries, list) and all(entry is None or isinstance(entry, str) for entry in entries)
+        if texts and not all(entry and entry.strip() for entry in entries):
+            raise RowError("missing value", f"a turn is empty: {value!r}"[:120])
+    if any(side is None or len(side) != len(questions) for side in sides):
         return None
     made = [[text for both in zip(questions, side or (), strict=True) for text in both] for side in sides]
     turns = [
@@ -365,7 +380,11 @@ def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side]
 def _require_same_images(fields: Fields) -> None:
     """Raise RowError where a row has further images for the rejected side, as ms-swift may have them."""
     other = fields.value(fields.plain("rejected_images"))
-    if other not in (None, [], ()) and list(other) != list(fields.get("images") or []):
+    theirs, ours = (
+        [each] if isinstance(each, str | bytes | Mapping) else list(each or ())
+        for each in (other, fields.get("images") or fields.get("image"))
+    )
+    if theirs and theirs != ours:
         raise RowError("sides differ", "column 'rejected_images' has other images than the chosen side")
 
 

@@ -13,6 +13,7 @@ from dt2it_pipeline.media.markers import escaped, user_marker_kinds, without_mar
 from dt2it_pipeline.media.store import Medium
 
 _QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
+_BESIDE = ("history", "passage", "document", "dialogue", "dialog", "article", "post")
 _HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
 
 
@@ -129,8 +130,11 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
     for name, join in (("input", "{0}\n{1}"), ("context", "{1}\n\n{0}")):
         beside = fields.plain(name)
         extra = fields.value(beside)
-        if beside not in (None, column, conversation) and not is_blank(extra) and not is_chat(extra):
-            last = join.format(last, checked_text(extra, f"column {beside!r}"))
+        if beside in (None, column, conversation) or is_blank(extra) or is_chat(extra):
+            continue
+        if (text := checked_text(extra, f"column {beside!r}")).strip() not in last:
+            last = join.format(last, text)
+    _require_nothing_beside(fields, column, last)
     turns = (*found.turns[:-1], {"role": "user", "text": last})
     return found._replace(turns=(*_history(fields), *turns))
 
@@ -144,6 +148,21 @@ def _require_one_question(fields: Fields, column: str, value: Any) -> None:
             continue
         if text.strip() not in str(value) and str(value).strip() not in text:
             raise RowError("two prompts", f"columns {column!r} and {other!r} differ; map `question` to the one meant")
+
+
+def _require_nothing_beside(fields: Fields, column: str, question: str) -> None:
+    """Raise RowError where a text that a question is usually about stands in a column that is not read."""
+    for name in _BESIDE:
+        beside = fields.plain(name)
+        text = fields.value(beside)
+        if beside in (None, column) or not isinstance(text, str) or not text.strip() or isinstance(listed(text), list):
+            continue
+        if text.strip() not in question:
+            raise RowError(
+                "two prompts",
+                f"column {beside!r} stands beside the question in {column!r}; join them, or map `question` to the one "
+                "meant",
+            )
 
 
 def _history(fields: Fields) -> Iterator[Turn]:
@@ -164,9 +183,15 @@ def _agreed(conversation: Chat, question: Chat, column: str) -> Chat:
     if any(_words(question.turns[-1]) == _words(turn) for turn in conversation.turns if turn["role"] == "user"):
         # A conversation may end with an answer that is none of the row's.
         return conversation if conversation.turns[-1]["role"] == "user" else question
-    if conversation.turns[-1]["role"] != "user":
+    users = [_words(turn) for turn in conversation.turns if turn["role"] == "user"]
+    asked = _words(question.turns[-1])
+    if conversation.turns[-1]["role"] != "user" and any(asked in words or words in asked for words in users):
         return question
-    raise RowError("two prompts", f"the question is no turn of column {column!r}; map `question` or `conversation`")
+    raise RowError(
+        "two prompts",
+        f"the question is no turn of column {column!r}; map `question` or `conversation`, or both where one goes on "
+        "with the other",
+    )
 
 
 def _ends_with(turns: tuple[Turn, ...], last: tuple[Turn, ...]) -> bool:

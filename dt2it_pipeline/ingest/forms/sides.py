@@ -9,7 +9,16 @@ from typing import Any
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms.fields import COUPLES, NAMES, Fields, plain_name
-from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError, Verdicts, value_text, word_meaning
+from dt2it_pipeline.ingest.forms.verdicts import (
+    FIRST,
+    SECOND,
+    TIE,
+    VerdictError,
+    Verdicts,
+    number_of,
+    value_text,
+    word_meaning,
+)
 from dt2it_pipeline.ingest.rows import Row
 
 # What stands around the token that tells the sides apart, the likeliest first.
@@ -20,6 +29,7 @@ _STEMS = (
     "option_{}", "side_{}", "summary_{}", "{}_response", "{}_answer", "{}_output", "{}_completion", "{}_text",
 )  # fmt: skip
 _TOKENS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"))
+_MODELS = ("model_{}", "{}_model", "generator_{}", "{}_generator", "system_{}", "model_name_{}")
 _CODE = 80  # characters of a text that may still name a side
 _CONTENT = (
     "question",
@@ -35,6 +45,7 @@ _CONTENT = (
 )
 # Columns of a side's score, by its token or by the name of its own column. Ranks are none: 1 is the best there.
 _SCORES = ("score", "rating", "reward", "overall_score", "overall_rating")
+_OTHER = {FIRST: SECOND, SECOND: FIRST, TIE: TIE}
 _ONE_HOT = ("winner", "preferred", "better", "preference")
 
 
@@ -46,11 +57,14 @@ class Sides:
         first: column of the first answer.
         second: column of the second.
         tokens: what tells their names apart.
+        turned: whether the manifest calls the side `first` whose name says that it is the second: 1, A and model_a then
+            mean the second one.
     """
 
     first: str
     second: str
     tokens: tuple[str, str] = ("a", "b")
+    turned: bool = False
 
 
 def neutral_sides(fields: Fields) -> Sides | None:
@@ -61,7 +75,9 @@ def neutral_sides(fields: Fields) -> Sides | None:
         if first is None or second is None:
             raise fields.missing("first" if first is None else "second")
         found = _sides((plain_name(first), plain_name(second)), (first, second))
-        return found if found is not None and found.first == first else Sides(first, second, ("", ""))
+        if found is None:
+            return Sides(first, second, ("", ""))
+        return found if found.first == first else Sides(first, second, found.tokens, turned=True)
     return _sides(tuple(fields.names), tuple(fields.names.values()))
 
 
@@ -73,7 +89,7 @@ def is_neutral(column: str) -> bool:
 
 def score_columns(fields: Fields, sides: Sides) -> tuple[str, str] | None:
     """The columns with the scores of a row's two sides; None where there are none, or several couples."""
-    marks = [sides.tokens, (plain_name(sides.first), plain_name(sides.second))]
+    marks = [sides.tokens[::-1] if sides.turned else sides.tokens, (plain_name(sides.first), plain_name(sides.second))]
     forms = [form.format(word) for word in _SCORES for form in ("{}_{{}}", "{{}}_{}", "model_{{}}_{}")]
     couples = {
         (fields.plain(form.format(one)), fields.plain(form.format(other))) for form in forms for one, other in marks
@@ -97,10 +113,36 @@ def _content() -> frozenset[str]:
     return frozenset(names.union(*COUPLES))
 
 
-def names_a_side(fields: Fields, sides: Sides, value: Any) -> bool:
-    """Whether a value is the name of a side, of its column or of its model, and no answer."""
-    text = value_text(value) if isinstance(value, str | int | float) else ""
-    return bool(text) and (text.lower() in _side_names(fields, sides) or word_meaning(text) is not None)
+def names_a_side(fields: Fields, columns: tuple[str, str], answers: Mapping[str, Any], sides: Sides | None) -> bool:
+    """Whether the columns of a better and a worse side name sides beside a row's answers, and hold none themselves.
+
+    Args:
+        fields: of the row.
+        columns: of the better and the worse side.
+        answers: the answers that the row has elsewhere, by their columns.
+        sides: their columns, where two have neutral names.
+    """
+    values = [fields.value(column) for column in columns]
+    texts = [value_text(value) if isinstance(value, str | int | float) else "" for value in values]
+    if not any(texts) or max(map(len, texts)) > _CODE:
+        return False
+    given = {each.strip() for each in answers.values() if isinstance(each, str)}
+    if all(text in given for text in texts) and not all(number_of(text) for text in texts):
+        return False
+    names = {} if sides is None else _side_names(fields, sides)
+    beside = {
+        value_text(fields.value(name)).lower()
+        for name in fields.names.values()
+        if name not in (*columns, *answers) and isinstance(fields.value(name), str)
+    } - {""}
+
+    def is_name(text: str) -> bool:
+        lower = text.lower()
+        return bool(text) and (
+            lower in names or lower in beside or word_meaning(text) is not None or number_of(text) is not None
+        )
+
+    return any(map(is_name, texts))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -129,7 +171,9 @@ class Judged:
             column = fields.column("verdict")
             return () if column is None else (column,)
         named = [fields.plain(name) for name in NAMES["verdict"]]
-        return [name for name in named if name is not None and _may_be_code(fields.value(name))]
+        found = [name for name in named if name is not None and _may_be_code(fields.value(name))]
+        # Beside a verdict, a strength says how much better, and not which.
+        return [name for name in found if len(found) == 1 or not plain_name(name).endswith("strength")]
 
     def has_verdict(self, fields: Fields) -> bool:
         """Whether a row, or one of the source's first rows, has a column that may say which side is better."""
@@ -151,11 +195,11 @@ class Judged:
         found = {name: meaning for name, meaning in (_one_hot(fields),) if meaning}
         if not columns and not found:
             raise self._missing(fields, sides)
-        names = {**_side_names(fields, sides), **_texts(texts)}
+        names, answers = _side_names(fields, sides), _texts(texts)
         fault: RowError | None = None
         for column in columns:
             try:
-                found[column] = self._of(column, fields.row).meaning(fields.value(column), names, sides.tokens)
+                found[column] = self._meaning(column, fields, sides, names, answers)
             except RowError as error:
                 fault = fault or error
         if not found:
@@ -169,6 +213,16 @@ class Judged:
         if fault is not None and columns[0] not in found:  # the likeliest column is the one that is not understood
             raise fault
         return next(iter(found.values()))
+
+    def _meaning(
+        self, column: str, fields: Fields, sides: Sides, names: Mapping[str, str], texts: Mapping[str, str]
+    ) -> str:
+        verdicts, value = self._of(column, fields.row), fields.value(column)
+        if not sides.turned or verdicts.meanings:
+            return verdicts.meaning(value, names, sides.tokens, texts)
+        # Words and numbers mean the sides by their names; names and texts are looked up as if these came first, too.
+        turned = [{name: _OTHER[side] for name, side in each.items()} for each in (names, texts)]
+        return _OTHER[verdicts.meaning(value, turned[0], sides.tokens, turned[1])]
 
     def strength(self, fields: Fields) -> float | None:
         """How far apart the sides of a row are by its verdict, where that is a number on a scale; see `Verdicts`."""
@@ -195,7 +249,7 @@ class Judged:
 def _side_names(fields: Fields, sides: Sides) -> Mapping[str, str]:
     """Other names of the sides in a row: of their columns, and of the models where these differ."""
     names: dict[str, str] = {}
-    for first, second in ((sides.first, sides.second), _models(fields)):
+    for first, second in ((sides.first, sides.second), _models(fields, sides)):
         if first and second and first.lower() != second.lower():
             names |= {first.lower(): FIRST, second.lower(): SECOND}
     return names
@@ -208,18 +262,19 @@ def _texts(texts: tuple[Any, Any]) -> Mapping[str, str]:
     return {plain[0]: FIRST, plain[1]: SECOND} if short else {}
 
 
-def _models(fields: Fields) -> tuple[str, str]:
+def _models(fields: Fields, sides: Sides) -> tuple[str, str]:
     for tokens in _TOKENS:
-        columns = [fields.plain(f"model_{token}") or fields.plain(f"{token}_model") for token in tokens]
-        if all(columns):
-            first, second = (str(fields.value(column) or "") for column in columns)
-            return first, second
+        for form in _MODELS:
+            columns = [fields.plain(form.format(token)) for token in tokens]
+            if all(columns):
+                first, second = (str(fields.value(column) or "") for column in columns)
+                return (second, first) if sides.turned else (first, second)
     return "", ""
 
 
-def models(fields: Fields) -> tuple[str | None, str | None]:
+def models(fields: Fields, sides: Sides) -> tuple[str | None, str | None]:
     """Who wrote the first and the second side, None where it is not known."""
-    first, second = _models(fields)
+    first, second = _models(fields, sides)
     return first or None, second or None
 
 

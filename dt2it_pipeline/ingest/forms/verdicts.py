@@ -62,16 +62,21 @@ class Verdicts:
         for value in values:
             if text := value_text(value):
                 self.seen[text] += 1
-                self._numbers |= {number for number in (_number(text),) if number}
+                self._numbers |= {number for number in (number_of(text),) if number}
 
-    def meaning(self, value: Any, sides: Mapping[str, str], tokens: tuple[str, str]) -> str:
+    def meaning(
+        self, value: Any, sides: Mapping[str, str], tokens: tuple[str, str], texts: Mapping[str, str] | None = None
+    ) -> str:
         """`first`, `second` or `tie`.
 
         Args:
             value: of the column, in one row.
             sides: further names of the sides in this row, in lower case -> `first` or `second`: their columns' names,
-                the models that wrote them, their texts.
+                the models that wrote them.
             tokens: what tells the sides' columns apart, such as 1 and 2.
+            texts: the answers in this row, in lower case -> `first` or `second`, which the column may repeat. A number
+                may be the place of a side as well as an answer; so one counts as an answer only where the column has
+                words, too, and names no other side.
 
         Raises:
             RowError: the row has no verdict.
@@ -81,12 +86,22 @@ class Verdicts:
         text = value_text(value)
         if not text:
             raise RowError("no verdict", f"column {self.column!r} is empty")
-        found = {self.meanings.get(text)} - {None} or {sides.get(text.lower()), self._word(text, tokens)} - {None}
+        found = {self._mapped(text)} - {None} or {sides.get(text.lower()), self._word(text, tokens)} - {None}
+        said = None if self._mapped(text) else (texts or {}).get(text.lower())
+        if said is not None and not (_is_number(text) and all(map(_is_number, self.seen))):
+            found |= {said, None if self.meanings else self._of_number(text, tokens, later=False)} - {None}
         if not found and not self.meanings:
             found = {self._of_number(text, tokens)} - {None}
         if len(found) != 1:
             raise VerdictError("verdict not understood", self._fault(text))
         return str(found.pop())
+
+    def _mapped(self, text: str) -> str | None:
+        """What the manifest says of a value: written so, else in other letters or as another spelling of the number."""
+        if text in self.meanings or not self.meanings:
+            return self.meanings.get(text)
+        alike = {meaning for each, meaning in self.meanings.items() if _alike(each, text)}
+        return alike.pop() if len(alike) == 1 else None
 
     def strength(self, value: Any) -> float | None:
         """How far apart the sides are, where the manifest maps a scale with 0 in its middle; None elsewhere.
@@ -95,11 +110,10 @@ class Verdicts:
         >>> scale.strength(-2), scale.strength(1), Verdicts("preference", {"1": "first", "2": "second"}).strength(2)
         (2.0, 1.0, None)
         """
-        try:
-            meant = {float(text): meaning for text, meaning in self.meanings.items()}
-            number = float(value_text(value))
-        except ValueError:
+        meant = {float(text): meaning for text, meaning in self.meanings.items() if _is_number(text)}
+        if not _is_number(text := value_text(value)):
             return None
+        number = float(text)
         sides = [{meaning for at, meaning in meant.items() if sign * at > 0} for sign in (1, -1)]
         middle = {meaning for at, meaning in meant.items() if at == 0} - {TIE}
         scale = len(sides[0]) == len(sides[1]) == 1 and sides[0] | sides[1] == {FIRST, SECOND} and not middle
@@ -115,16 +129,20 @@ class Verdicts:
     def _has_word(self, word: str) -> bool:
         return any(value.lower() == word for value in self.seen)
 
-    def _of_number(self, text: str, tokens: tuple[str, str]) -> str | None:
-        """What a number says, or a word that holds one, where the first rows leave one reading."""
-        number = _number(text)
-        if number is None:
+    def _of_number(self, text: str, tokens: tuple[str, str], later: bool = True) -> str | None:
+        """What a number says, or a word that holds one, where the first rows leave one reading.
+
+        A column of strengths has no code: 1 and 2 are how much better the one side is there. `later`: whether a number
+        that the first rows did not have ends the reading.
+        """
+        number = number_of(text)
+        if number is None or "strength" in self.column.lower():
             return None
         indexed = tokens == ("0", "1") or re.search(r"(?:^|_)(?:id|idx|index)$", self.column.lower())
         coding = {"1": FIRST, "2": SECOND} if self._numbers == {"1", "2"} and tokens != ("0", "1") else {}
         if self._numbers == {"0", "1"} and indexed and tokens != ("1", "2"):
             coding = {"0": FIRST, "1": SECOND}
-        if coding and number not in coding:
+        if later and coding and number not in coding:
             raise SourceError(
                 f"column {self.column!r} has {text!r} behind rows in which {' and '.join(sorted(coding))} were taken "
                 f"for the sides: {self._advice(text)}"
@@ -178,7 +196,18 @@ def word_meaning(text: str) -> str | None:
     return None
 
 
-def _number(text: str) -> str | None:
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d+(?:\.\d+)?", text) is not None
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two values are one, spelled in other letters or as another number."""
+    if _is_number(one) and _is_number(other):
+        return float(one) == float(other)
+    return one.casefold() == other.casefold()
+
+
+def number_of(text: str) -> str | None:
     """The number that a value is, or that a word holds: `2` of 2 and of Response 2; None for another value."""
     if re.fullmatch(r"-?\d+(?:\.\d+)?", text):
         return text

@@ -104,6 +104,116 @@ def test_names_of_the_better_side_are_no_answers(tmp_path: Path, more: dict[str,
     assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [["good", "bad"]]
 
 
+def test_a_number_is_the_place_of_a_side_and_no_answer_that_looks_like_it(tmp_path: Path) -> None:
+    rows, better = [], []
+    for number in range(60):
+        counts = [str(number % 3), str(number % 3 + 1)]
+        side = 1 + number // 3 % 2
+        rows.append(
+            {"prompt": f"How many in {number}?", "response_1": counts[0], "response_2": counts[1], "vote": side}
+        )
+        better.append(counts[side - 1])
+    pairs, quarantine = read(tmp_path, rows)
+    assert quarantine.empty and pairs["chosen"].tolist() == better
+    for row in (
+        {"responses": ["3", "1"], "winner": 1},
+        {"response_0": "1", "response_1": "0", "better_response_id": 1},
+    ):
+        with pytest.raises(SourceError, match="say what each value means"):
+            read(tmp_path, [{"prompt": "q?"} | row] * 2)
+    said = [{"prompt": "q?", "response_a": "red", "response_b": "3", "preferred": each} for each in ("red", "3")]
+    assert read(tmp_path, said)[0]["chosen"].tolist() == ["red", "3"]
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen"),
+    [
+        ({"response_1": "aa", "response_2": "bb", "chosen": "1", "rejected": "2"}, None),
+        ({"response_1": "aa", "response_2": "bb", "winner": "Response 2", "loser": "Response 1"}, None),
+        ({"response_a": "aa", "response_b": "bb", "better": "Answer 2", "worse": "Answer 1"}, None),
+        (
+            {
+                "response_a": "aa",
+                "response_b": "bb",
+                "generator_a": "x",
+                "generator_b": "y",
+                "winner": "y",
+                "loser": "x",
+            },
+            "bb",
+        ),
+        ({"response_a": "aa", "response_b": "bb", "by_a": "x", "by_b": "y", "winner": "y", "loser": "x"}, None),
+        ({"responses": ["aa", "bb"], "chosen": "B", "rejected": "A"}, "bb"),
+        ({"responses": ["aa", "bb"], "chosen": "1", "rejected": "0"}, None),
+        ({"response_a": "aa", "response_b": "bb", "chosen": "bb", "rejected": "aa"}, "bb"),
+    ],
+)
+def test_codes_of_the_better_and_the_worse_side_are_no_answers(
+    tmp_path: Path, row: dict[str, Any], chosen: str | None
+) -> None:
+    """They name a side, or it is an error; never are they the texts of a pair."""
+    if chosen is None:
+        with pytest.raises(SourceError, match="say what each value means"):
+            read(tmp_path, [{"prompt": "q?"} | row])
+    else:
+        assert read(tmp_path, [{"prompt": "q?"} | row])[0]["chosen"].tolist() == [chosen]
+
+
+@pytest.mark.parametrize("verdict", ["gpt", "A", "model_a", "response_a"])
+def test_sides_may_be_mapped_the_other_way_round(tmp_path: Path, verdict: str) -> None:
+    row = NEUTRAL | {"model_a": "gpt", "model_b": "vicuna", "winner": verdict}
+    pairs, _ = read(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
+    assert pairs[["chosen", "chosen_model"]].to_numpy().tolist() == [["bad", "gpt"]]
+
+
+def test_a_strength_is_no_code_of_a_side(tmp_path: Path) -> None:
+    """HelpSteer2's half above 0 means the second side throughout."""
+    with pytest.raises(SourceError, match="say what each value means"):
+        read(tmp_path, [ONE | {"preference_strength": 1 + number % 2} for number in range(4)])
+    rows = [NEUTRAL | {"preference": side, "preference_strength": 1 + n} for n, side in enumerate(["A", "B", "tie"])]
+    pairs, ties = read(tmp_path, rows)
+    assert pairs["chosen"].tolist() == ["bad", "good"] and ties["reason"].tolist() == ["tie"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"messages": [{"role": "user", "content": "I am Tom."}, {"role": "assistant", "content": "Nice."}]},
+        {"passage": "Tom is a cat."},
+        {"history": "I am Tom."},
+    ],
+)
+def test_what_stands_before_a_question_is_not_dropped(tmp_path: Path, more: dict[str, Any]) -> None:
+    pairs, quarantine = read(tmp_path, [PAIR | more])
+    assert pairs.empty and quarantine["reason"].tolist() == ["two prompts"]
+    pairs, _ = read(tmp_path, [PAIR | more | {"prompt": "I am Tom. Tom is a cat. Who?"}])
+    assert len(pairs) == 1 or "messages" in more
+    if "messages" in more:
+        pairs, _ = read(tmp_path, [PAIR | more], columns={"conversation": "messages", "question": "prompt"})
+        assert [turn["text"] for turn in pairs["turns"][0]] == ["I am Tom.", "Nice.", "q?"]
+
+
+@pytest.mark.parametrize("side", ["[null]", '[""]', '["b", ""]'])
+def test_an_arena_row_with_an_empty_turn_is_no_text(tmp_path: Path, side: str) -> None:
+    row = {"prompt": '["q"]', "response_a": '["a"]', "response_b": side, "winner_model_a": 1, "winner_model_b": 0}
+    pairs, quarantine = read(tmp_path, [row | {"winner_tie": 0}])
+    assert pairs.empty and quarantine["reason"].tolist() == ["missing value"]
+
+
+def test_texts_with_headings_keep_no_prompt_in_their_answers(tmp_path: Path) -> None:
+    row = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    pairs, _ = read(tmp_path, [row | {"prompt": "\n\nHuman: q\n\nAssistant:"}])
+    assert (pairs["chosen"][0], pairs["turns"][0][0]["text"]) == ("chosen", "q")
+
+
+def test_a_mapping_counts_however_its_values_are_spelled(tmp_path: Path) -> None:
+    turned = {"a": "second", "b": "first"}
+    assert read(tmp_path, [NEUTRAL | {"verdict": "A"}], verdict=turned)[0]["chosen"].tolist() == ["good"]
+    scale = {"-1.00": "first", "N/A": "tie", 1: "second"}
+    pairs, _ = read(tmp_path, [NEUTRAL | {"verdict": each} for each in (-1, "+1", "n/a")], verdict=scale)
+    assert pairs["chosen"].tolist() == ["bad", "good"] and pairs["strength"].tolist() == [1.0, 1.0]
+
+
 def test_several_chosen_answers_are_not_glued_together(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c", "d"]},
