@@ -26,6 +26,12 @@ FILE = f"{EVIDENCE}.parquet"
 _ROWS = 1 << 16  # that are made at once: the ids and names of a table of millions would fill the memory
 _VERDICT = SCHEMAS[EVIDENCE].field("verdicts").type
 _MARGIN = SCHEMAS[EVIDENCE].field("margins").type
+# Columns to be written as dictionaries. Of ids, which all differ, one would be built in vain.
+_FEW_VALUES = (
+    "outcome",
+    "margins.list.element.voter",
+    *(f"verdicts.list.element.{field.name}" for field in _VERDICT.value_type),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class PairEvidence:
 
     def write(self, file: Path) -> None:
         """Write all of it as Parquet, into a folder that is not in its place yet (`atomic_directory`)."""
-        with pq.ParquetWriter(file, SCHEMAS[EVIDENCE], compression="zstd") as writer:
+        with pq.ParquetWriter(file, SCHEMAS[EVIDENCE], compression="zstd", use_dictionary=list(_FEW_VALUES)) as writer:
             for table in self.tables():
                 writer.write_table(table)
 

@@ -157,9 +157,10 @@ class ScoreFiles:
 
     def parts(self) -> Iterator[pd.DataFrame]:
         """Their rows, a batch at a time."""
+        columns, repeated = list(self.columns), [name for name in self.columns if name == "voter"]
         for file in self.files:
             with _errors_name(file):
-                for batch in read_ahead([file], _SCORE_ROWS, list(self.columns), dictionaries=("voter",)):
+                for batch in read_ahead([file], _SCORE_ROWS, columns, repeated):
                     yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
 
 
@@ -204,7 +205,7 @@ def _length_differences(file: Path, texts: tuple[str, str], types: Mapping[str, 
 def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
     """Some columns of a file, in batches, each read while the one before it is worked on."""
     with _errors_name(file), ThreadPoolExecutor(1) as thread, pq.ParquetFile(file, buffer_size=_BUFFER) as reader:
-        batches = reader.iter_batches(_rows_at_once(reader.metadata, columns), columns=columns)
+        batches = reader.iter_batches(_rows_at_once(reader, columns), columns=columns)
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
@@ -212,13 +213,18 @@ def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -
             yield table.cast(pa.schema([(name, types[name]) for name in columns]))
 
 
-def _rows_at_once(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
-    wanted, size = set(columns), 0
+def _rows_at_once(reader: pq.ParquetFile, columns: list[str]) -> int:
+    """How many rows of some columns are about _BATCH_BYTES.
+
+    What repeats lies in the file once, and in a batch as often as it stands there, so the first rows are looked at.
+    """
+    metadata, wanted, size = reader.metadata, set(columns), 0
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         chunks = (row_group.column(place) for place in range(row_group.num_columns))
         size += sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] in wanted)
-    each = size / max(metadata.num_rows, 1)
+    first = next(reader.iter_batches(_FEWEST, columns=columns), None)
+    each = max(size / max(metadata.num_rows, 1), 0.0 if first is None else first.nbytes / max(len(first), 1))
     return int(np.clip(_BATCH_BYTES / max(each, 1.0), _FEWEST, _MOST))
 
 
