@@ -315,7 +315,7 @@ def _draw(keys: pd.Series, hash_key: str) -> np.ndarray:
 
 def _places(outcome: np.ndarray) -> np.ndarray:
     """int8 [n], places among _NAMES."""
-    return np.select([outcome == each for each in _NAMES], np.arange(len(_NAMES), dtype=np.int8)).astype(np.int8)
+    return np.select([outcome == each for each in _NAMES], list(range(len(_NAMES)))).astype(np.int8)
 
 
 def _bound(cost: float, keep_probability: float | None) -> float:

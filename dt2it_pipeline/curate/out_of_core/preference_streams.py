@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.curate.out_of_core.streaming import read_ahead
+from dt2it_pipeline.curate.out_of_core.streaming import piecewise, read_ahead
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.storage.table_files import FORMATS
 
@@ -205,7 +205,7 @@ def _length_differences(file: Path, texts: tuple[str, str], types: Mapping[str, 
 def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
     """Some columns of a file, in batches, each read while the one before it is worked on."""
     with _errors_name(file), ThreadPoolExecutor(1) as thread, pq.ParquetFile(file, buffer_size=_BUFFER) as reader:
-        batches = reader.iter_batches(_rows_at_once(reader, columns), columns=columns)
+        batches = piecewise(reader, _rows_at_once(reader, columns), columns)
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, batches, None)
@@ -223,7 +223,7 @@ def _rows_at_once(reader: pq.ParquetFile, columns: list[str]) -> int:
         row_group = metadata.row_group(group)
         chunks = (row_group.column(place) for place in range(row_group.num_columns))
         size += sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] in wanted)
-    first = next(reader.iter_batches(_FEWEST, columns=columns), None)
+    first = next(piecewise(reader, _FEWEST, columns), None)
     each = max(size / max(metadata.num_rows, 1), 0.0 if first is None else first.nbytes / max(len(first), 1))
     return int(np.clip(_BATCH_BYTES / max(each, 1.0), _FEWEST, _MOST))
 
