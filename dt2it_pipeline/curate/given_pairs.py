@@ -35,6 +35,9 @@ class GivenPairs(Protocol):
     def cells(self, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
         """Some columns of the rows with these rising numbers, numbered from 0."""
 
+    def close(self) -> None:
+        """Stop what reads of it in the background."""
+
 
 class GivenScores(Protocol):
     """Scores that come in parts."""
@@ -70,6 +73,9 @@ class PairFrame:
     def cells(self, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
         """Some columns of the rows with these rising numbers, numbered from 0."""
         return self.frame[list(columns)].iloc[rows].reset_index(drop=True)
+
+    def close(self) -> None:
+        """Nothing reads of it in the background."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from dt2it_pipeline.curate.given_pairs import GivenPairs, GivenScores, PairFrame
 from dt2it_pipeline.curate.id_index import IdIndex, present
 from dt2it_pipeline.curate.out_of_core.preference_streams import PairFile, ScoreFiles
 from dt2it_pipeline.curate.out_of_core.published_steps import MARKER
-from dt2it_pipeline.curate.pair_frames import swapped_columns
-from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_given
+from dt2it_pipeline.curate.preferences import CleanedPreferences, clean_given, listed
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.human_review.audit_answers import load_audit
 from dt2it_pipeline.human_review.own_tables import CHOSEN, REJECTED, blind_id
@@ -65,52 +65,48 @@ def clean_preference_files(
         target = replaceable(output, MARKER, "output of curation")
     except OutputFolderError as error:
         raise CurationError(str(error)) from error
-    given = _pairs_of(pairs, settings)
-    voted = None if votes is None else _votes_of(_read(votes), judges)
-    answers = None if audit is None else load_audit(audit)
-    if answers is not None:
-        sides = (settings.get("chosen"), settings.get("rejected"))
-        answers = replace(answers, table=_named_sides(answers.table, given, *sides))
-    cleaned = clean_given(
-        given,
-        _scores_of(scores),
-        voted,
-        None if answers is None else answers.table,
-        trusted=None if trusted is None else _read(trusted),
-        **settings,
-    )
-    if answers is not None and answers.unusable:
-        place, reason = answers.unusable[0]
-        unread = f"{audit}: {len(answers.unusable)} rows cannot be used; the first, {place}: {reason}"
-        cleaned = replace(cleaned, notes=(unread, *cleaned.notes))
-    if answers is not None and answers.counts["unanswered"]:
-        left = f"{audit}: {answers.counts['unanswered']} rows have no answer yet"
-        cleaned = replace(cleaned, notes=(left, *cleaned.notes))
-    ours = cleaned.probability_column(given.columns)
-    if "probability" in given.columns:
-        own = f"{pairs} has a column `probability` of its own, which is kept; the model's is `{ours}`"
-        cleaned = replace(cleaned, notes=(*cleaned.notes, own))
-    with atomic_directory(target) as folder, ThreadPoolExecutor(1) as beside:
-        kept = beside.submit(_write_kept, cleaned, given, folder / "pairs.parquet")
-        carried = {name: _carried(given.frame[name]) for name in ("source", "row_id") if name in given.columns}
-        write_parquet(cleaned.pairs.assign(**carried), folder / "outcomes.parquet")
-        write_parquet(cleaned.wanted, folder / "wanted.parquet")
-        cleaned.evidence().write(folder / FILE)
-        kept.result()
-        mark(folder, MARKER)
+    with closing(_pairs_of(pairs, settings)) as given:
+        voted = None if votes is None else _votes_of(_read(votes), judges)
+        answers = None if audit is None else load_audit(audit)
+        if answers is not None:
+            sides = (settings.get("chosen"), settings.get("rejected"))
+            answers = replace(answers, table=_named_sides(answers.table, given, *sides))
+        cleaned = clean_given(
+            given,
+            _scores_of(scores),
+            voted,
+            None if answers is None else answers.table,
+            trusted=None if trusted is None else _read(trusted),
+            **settings,
+        )
+        if answers is not None and answers.unusable:
+            place, reason = answers.unusable[0]
+            unread = f"{audit}: {len(answers.unusable)} rows cannot be used; the first, {place}: {reason}"
+            cleaned = replace(cleaned, notes=(unread, *cleaned.notes))
+        if answers is not None and answers.counts["unanswered"]:
+            left = f"{audit}: {answers.counts['unanswered']} rows have no answer yet"
+            cleaned = replace(cleaned, notes=(left, *cleaned.notes))
+        ours = cleaned.probability_column(given.columns)
+        if "probability" in given.columns:
+            own = f"{pairs} has a column `probability` of its own, which is kept; the model's is `{ours}`"
+            cleaned = replace(cleaned, notes=(*cleaned.notes, own))
+        with atomic_directory(target) as folder, ThreadPoolExecutor(1) as beside:
+            kept = beside.submit(_write_kept, cleaned, given, folder / "pairs.parquet")
+            carried = {name: _carried(given.frame[name]) for name in ("source", "row_id") if name in given.columns}
+            write_parquet(cleaned.pairs.assign(**carried), folder / "outcomes.parquet")
+            write_parquet(cleaned.wanted, folder / "wanted.parquet")
+            cleaned.evidence().write(folder / FILE)
+            kept.result()
+            mark(folder, MARKER)
     return cleaned
 
 
 def _pairs_of(file: Path, settings: Mapping[str, Any]) -> GivenPairs:
     """The table of pairs, without its texts where that can be."""
     sides = settings.get("chosen") or CHOSEN, settings.get("rejected") or REJECTED
-    scored = [name for side in ("chosen_scores", "rejected_scores") for name in settings.get(side, ())]
-    opened = PairFile.opened(file, (*_DECIDING, *scored), sides)
-    if opened is not None:
-        named = (sides, *zip(*(settings.get(side, ()) for side in ("chosen_scores", "rejected_scores")), strict=False))
-        if opened.can_swap(swapped_columns(opened.columns, named)):
-            return opened
-    return PairFrame(_read(file))
+    scored = [listed(settings.get(name, ())) for name in ("chosen_scores", "rejected_scores")]
+    needed = (*_DECIDING, *scored[0], *scored[1])
+    return PairFile.opened(file, needed, sides, [sides, *zip(*scored, strict=False)]) or PairFrame(_read(file))
 
 
 def _scores_of(files: Sequence[Path]) -> GivenScores | None:

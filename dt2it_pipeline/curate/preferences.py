@@ -243,7 +243,7 @@ def clean_given(
     bound = _bound(wrong_label_cost, keep_probability)
     if not (0 <= call_cost < np.inf):
         raise CurationError(f"call_cost must be 0 or more, not {call_cost}")
-    chosen_scores, rejected_scores = _listed(chosen_scores), _listed(rejected_scores)
+    chosen_scores, rejected_scores = listed(chosen_scores), listed(rejected_scores)
     if label_accuracy is not None and not 0.5 <= label_accuracy < 1:
         raise CurationError(
             f"label_accuracy must be at least 0.5 and below 1, not {label_accuracy}; where more labels are wrong than "
@@ -328,5 +328,6 @@ def _bound(cost: float, keep_probability: float | None) -> float:
     return Prices.of_wrong_label(cost, 0.0).bound
 
 
-def _listed(columns: str | Sequence[str]) -> tuple[str, ...]:
+def listed(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, where a single one may stand for itself."""
     return (columns,) if isinstance(columns, str) else tuple(columns)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from dt2it_pipeline import clean_preferences
 from dt2it_pipeline.curate import preference_files
 from dt2it_pipeline.curate.evidence_table import EVIDENCE, FILE
-from dt2it_pipeline.curate.out_of_core import preference_streams
+from dt2it_pipeline.curate.out_of_core import preference_streams, streaming
 from dt2it_pipeline.curate.preference_files import clean_preference_files
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
@@ -294,7 +296,7 @@ def test_people_who_check_a_table_without_ids_name_its_sides_by_their_texts(
     blind = [blind_id(pair, text) for pair, text in zip(some["pair_id"], named, strict=True)]
     pd.DataFrame({"pair_id": some["pair_id"], "better_id": blind}).to_csv(tmp_path / "audit.csv", index=False)
     pairs.to_parquet(tmp_path / "pairs.parquet")
-    columns = {"chosen_scores": ["up"], "rejected_scores": ["down"]}
+    columns = {"chosen_scores": "up", "rejected_scores": "down"}
     found = clean_preference_files(
         tmp_path / "pairs.parquet", tmp_path / "out", audit=tmp_path / "audit.csv", **columns
     ).pairs
@@ -346,6 +348,28 @@ def test_what_is_wrong_in_a_batch_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_read_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pd.DataFrame({"pair_id": ["p"] * 3000, "chosen": "text", "rejected": "text"})
+    pairs.to_parquet(tmp_path / "pairs.parquet", row_group_size=10)
+    monkeypatch.setattr(preference_streams, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(preference_streams, "_FEWEST", 1)
+    taken, failed, read, others = preference_streams._batches, Event(), [], enumerate_threads()
+
+    def slowly(*given: Any) -> Any:
+        for batch in taken(*given):
+            failed.wait(0 if read else 30)  # the first batch comes when the command has failed
+            read.append(batch)
+            yield batch
+
+    monkeypatch.setattr(preference_streams, "_batches", slowly)
+    with pytest.raises(CurationError, match="2999 rows repeat a pair_id"):
+        clean_preference_files(tmp_path / "pairs.parquet", tmp_path / "out")
+    failed.set()
+    (thread,) = [each for each in enumerate_threads() if each.name.startswith("lengths") and each not in others]
+    thread.join(30)
+    assert len(read) == 1
+
+
 def test_texts_do_not_lie_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def whole(file: Path) -> pd.DataFrame:
         raise AssertionError(f"{file} was read as a whole")
@@ -374,3 +398,17 @@ def test_texts_do_not_lie_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     assert len(found.pairs) == 3000 and len(largest) > 10
     assert max(largest) < 600_000 and pa.total_allocated_bytes() - before < 600_000  # of three million bytes of texts
+
+
+def test_reading_keeps_nothing_of_the_row_groups_before(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    texts = [random.bytes(500).hex() for _ in range(4000)]  # which cannot be compressed to much less than half
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet", row_group_size=200, compression="zstd")
+    size = (tmp_path / "texts.parquet").stat().st_size
+    before, most, rows = pa.total_allocated_bytes(), 0, []
+    with pq.ParquetFile(tmp_path / "texts.parquet") as reader:
+        for batch in streaming.piecewise(reader, 300, ["text"]):
+            rows.append(batch.num_rows)
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert sum(rows) == 4000 and max(rows) == 300
+    assert most < size / 2

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.out_of_core.streaming import piecewise, read_ahead
+from dt2it_pipeline.curate.pair_frames import swapped_columns
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline.storage.table_files import FORMATS
 
@@ -49,29 +51,40 @@ class PairFile:
     columns: pd.Index
     types: Mapping[str, pa.DataType]
     _lengths: Future[np.ndarray] | None = field(default=None, repr=False, compare=False)
+    _stop: Event = field(default_factory=Event, repr=False, compare=False)
 
     @classmethod
-    def opened(cls, file: Path, needed: Sequence[str], texts: tuple[str, str]) -> PairFile | None:
+    def opened(
+        cls, file: Path, needed: Sequence[str], texts: tuple[str, str], named: Sequence[tuple[str, str]] = ()
+    ) -> PairFile | None:
         """The file, of which only the columns `needed` are read; None if it must be read as a whole.
+
+        Lengths of texts are then computed in a thread, until `close`.
 
         Args:
             file: a table of pairs.
             needed: columns that decide; those that are not there are left out.
             texts: columns whose lengths will be asked for.
+            named: columns that change sides, beside chosen<x> and rejected<x>.
         """
         types = _types(file)
-        if types is None:
-            return None
+        if types is None or any(types[left] != types[right] for left, right in swapped_columns(types, named)):
+            return None  # a value of one side could not stand in the other
         # pandas' reader keeps what pandas wrote of types; of a file without such columns, it counts the rows.
         there = [name for name in dict.fromkeys(needed) if name in types]
         with _errors_name(file):
-            frame = pd.read_parquet(pa.OSFile(str(file)), columns=there)[there]  # noqa: TID251
-        lengths = None
+            frame = pd.read_parquet(pa.OSFile(str(file)), columns=there)  # noqa: TID251
+        frame = frame.set_axis(frame.columns.astype(str), axis=1)[there].reset_index(drop=True)
+        lengths, stop = None, Event()
         if set(texts) <= set(types) and all(types[name] == pa.large_string() for name in texts):
-            pool = ThreadPoolExecutor(1)
-            lengths = pool.submit(_length_differences, file, texts, types)
+            pool = ThreadPoolExecutor(1, thread_name_prefix="lengths")
+            lengths = pool.submit(_length_differences, file, texts, types, stop)
             pool.shutdown(wait=False)
-        return cls(file, frame.reset_index(drop=True), pd.Index(list(types), dtype="str"), types, lengths)
+        return cls(file, frame, pd.Index(list(types), dtype="str"), types, lengths, stop)
+
+    def close(self) -> None:
+        """Stop the thread, which a command that fails would wait for at its end."""
+        self._stop.set()
 
     def lengths(self, chosen: str, rejected: str) -> np.ndarray:
         """float64 [n], log length of the text in column `chosen` minus that in `rejected`; 0 where they are no texts.
@@ -88,10 +101,6 @@ class PairFile:
             found.append(batch.take(pa.array(rows[first:last] - start)))
             start += len(batch)
         return pa.concat_tables(found).to_pandas() if found else pd.DataFrame(columns=list(columns))
-
-    def can_swap(self, sides: Sequence[tuple[str, str]]) -> bool:
-        """Whether values of each of these columns can stand in the other."""
-        return all(self.types[left] == self.types[right] for left, right in sides)
 
     def write(
         self,
@@ -192,10 +201,14 @@ def _usual_scores(types: Mapping[str, pa.DataType]) -> bool:
     return number and types.get("response_id") == pa.large_string() and voter == pa.large_string()
 
 
-def _length_differences(file: Path, texts: tuple[str, str], types: Mapping[str, pa.DataType]) -> np.ndarray:
-    """As `pair_frames.length_difference`."""
+def _length_differences(
+    file: Path, texts: tuple[str, str], types: Mapping[str, pa.DataType], stop: Event
+) -> np.ndarray:
+    """As `pair_frames.length_difference`; of some pairs only, where it is stopped."""
     found = []
     for batch in _batches(file, list(dict.fromkeys(texts)), types):
+        if stop.is_set():
+            break
         counts = [pc.fill_null(pc.utf8_length(batch[name]), 0).to_numpy() for name in texts]
         lengths = [np.log1p(each.astype(np.float64)) for each in counts]
         found.append(lengths[0] - lengths[1])
@@ -204,7 +217,7 @@ def _length_differences(file: Path, texts: tuple[str, str], types: Mapping[str, 
 
 def _batches(file: Path, columns: list[str], types: Mapping[str, pa.DataType]) -> Iterator[pa.Table]:
     """Some columns of a file, in batches, each read while the one before it is worked on."""
-    with _errors_name(file), ThreadPoolExecutor(1) as thread, pq.ParquetFile(file, buffer_size=_BUFFER) as reader:
+    with _errors_name(file), pq.ParquetFile(file, buffer_size=_BUFFER) as reader, ThreadPoolExecutor(1) as thread:
         batches = piecewise(reader, _rows_at_once(reader, columns), columns)
         coming = thread.submit(next, batches, None)
         while (batch := coming.result()) is not None:
