@@ -34,7 +34,7 @@ from dt2it_pipeline.curate.voters.margins import CurationError, Margins, check_c
 from dt2it_pipeline.storage.atomic import atomic_directory, write_parquet
 from dt2it_pipeline.storage.output_folder import OutputFolderError, mark, replaceable
 from dt2it_pipeline.storage.schemas import ADDED_COLUMNS, SCHEMAS
-from dt2it_pipeline.storage.table_files import as_keys
+from dt2it_pipeline.storage.table_files import key_strings
 
 KEPT, FLIPPED, DROPPED = "kept", "flipped", "dropped"
 _OUTCOMES = ("pair_id", "outcome", "stage", "reason", "detail")
@@ -243,12 +243,12 @@ def _evidence(
         voters += [f"{name} (verifier)" if name in voters else name for name in each.voters]
     places = pd.Index(given["pair_id"]).get_indexer(pd.Index(votes["pair_id"]))
     about = votes[places >= 0]
-    verdict = about["verdict"].astype(object).where(about["verdict"].notna(), None).to_numpy(dtype=object)
-    verdicts = verdict_rows(places[places >= 0], verdict, about, about["judge"].to_numpy(dtype=object))
+    verdict = about["verdict"].astype("str").reset_index(drop=True)
+    verdicts = verdict_rows(places[places >= 0], verdict, about, about["judge"])
     return PairEvidence(
-        as_keys(given["pair_id"]),
-        (as_keys(given["chosen_id"]), as_keys(given["rejected_id"])),
-        outcomes["outcome"].to_numpy(dtype=object),
+        key_strings(given["pair_id"]),
+        (key_strings(given["chosen_id"]), key_strings(given["rejected_id"])),
+        outcomes["outcome"],
         np.full(len(given), np.nan),  # the policy `paper` has no probabilities
         voters,
         np.concatenate([each.margins for each in margins], axis=1),

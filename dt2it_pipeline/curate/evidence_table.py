@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dt2it_pipeline.judges.pairwise_votes import kept_words
+from dt2it_pipeline.curate.pair_frames import phrases
+from dt2it_pipeline.judges.pairwise_votes import MOST_WORDS, kept_words
 from dt2it_pipeline.storage.records import writable
 from dt2it_pipeline.storage.schemas import SCHEMAS, validate
 
@@ -24,6 +26,12 @@ FILE = f"{EVIDENCE}.parquet"
 _ROWS = 1 << 16  # that are made at once: the ids and names of a table of millions would fill the memory
 _VERDICT = SCHEMAS[EVIDENCE].field("verdicts").type
 _MARGIN = SCHEMAS[EVIDENCE].field("margins").type
+# Columns to be written as dictionaries. Of ids, which all differ, one would be built in vain.
+_FEW_VALUES = (
+    "outcome",
+    "margins.list.element.voter",
+    *(f"verdicts.list.element.{field.name}" for field in _VERDICT.value_type),
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class PairEvidence:
     """What was known of n pairs.
 
     Attributes:
-        pair_ids: n ids.
-        sides: ids of the n given chosen and of the n given rejected sides.
+        pair_ids: n ids, text.
+        sides: ids of the n given chosen and of the n given rejected sides, text.
         outcome: n outcomes: kept, flipped or dropped.
         probability: float64 [n], that the given label is right; not a number where nothing says so.
         voters: V names.
@@ -41,9 +49,9 @@ class PairEvidence:
             the given sides, in the order of places.
     """
 
-    pair_ids: np.ndarray
-    sides: tuple[np.ndarray, np.ndarray]
-    outcome: np.ndarray
+    pair_ids: pd.Series
+    sides: tuple[pd.Series, pd.Series]
+    outcome: pd.Series
     probability: np.ndarray
     voters: Sequence[str]
     margins: np.ndarray
@@ -56,15 +64,14 @@ class PairEvidence:
             stop = min(start + _ROWS, len(self.pair_ids))
             first, last = np.searchsorted(places, [start, stop])
             rows = slice(start, stop)
-            chosen, rejected = (side[rows] for side in self.sides)
-            outcome = self.outcome[rows]
-            nothing = np.full(len(outcome), None, dtype=object)
-            after = np.where(outcome == "kept", chosen, np.where(outcome == "flipped", rejected, nothing))
+            chosen, rejected = (_strings(side, rows) for side in self.sides)
+            outcome = _strings(self.outcome, rows)
+            other = pc.if_else(pc.equal(outcome, "flipped"), rejected, pa.scalar(None, pa.string()))
             columns = {
-                "pair_id": pa.array(self.pair_ids[rows], pa.string()),
-                "outcome": pa.array(outcome, pa.string()),
-                "chosen_before": pa.array(chosen, pa.string()),
-                "chosen_after": pa.array(after, pa.string()),
+                "pair_id": _strings(self.pair_ids, rows),
+                "outcome": outcome,
+                "chosen_before": chosen,
+                "chosen_after": pc.if_else(pc.equal(outcome, "kept"), chosen, other),
                 "given_probability": pa.array(self.probability[rows], pa.float64(), from_pandas=True),
                 "margins": self._margins(rows),
                 "verdicts": self._verdicts(first, last, start, stop),
@@ -73,7 +80,7 @@ class PairEvidence:
 
     def write(self, file: Path) -> None:
         """Write all of it as Parquet, into a folder that is not in its place yet (`atomic_directory`)."""
-        with pq.ParquetWriter(file, SCHEMAS[EVIDENCE], compression="zstd") as writer:
+        with pq.ParquetWriter(file, SCHEMAS[EVIDENCE], compression="zstd", use_dictionary=list(_FEW_VALUES)) as writer:
             for table in self.tables():
                 writer.write_table(table)
 
@@ -86,8 +93,7 @@ class PairEvidence:
 
     def _verdicts(self, first: int, last: int, start: int, stop: int) -> pa.Array:
         part = self.verdicts.iloc[first:last]
-        parts = [pa.array(part[field.name], pa.string(), from_pandas=True) for field in _VERDICT.value_type]
-        parts = [each.combine_chunks() if isinstance(each, pa.ChunkedArray) else each for each in parts]
+        parts = [_strings(part[field.name]) for field in _VERDICT.value_type]
         flat = pa.StructArray.from_arrays(parts, fields=list(_VERDICT.value_type))
         counts = np.bincount(part["place"].to_numpy(dtype=np.int64) - start, minlength=stop - start)
         return pa.ListArray.from_arrays(_ends(counts), flat, type=_VERDICT)
@@ -100,20 +106,36 @@ def no_verdicts() -> pd.DataFrame:
     })  # fmt: skip
 
 
-def verdict_rows(places: np.ndarray, verdict: np.ndarray, votes: pd.DataFrame, judges: np.ndarray) -> pd.DataFrame:
+def verdict_rows(places: np.ndarray, verdict: pd.Series, votes: pd.DataFrame, judges: pd.Series) -> pd.DataFrame:
     """Rows of `PairEvidence.verdicts`.
 
     Args:
         places: int [m], the place of each vote's pair.
-        verdict: object [m]: chosen, rejected, tie, or None where there is no verdict.
+        verdict: m verdicts: chosen, rejected, tie, or null where there is none.
         votes: m rows, of which `order`, `words` and `fault` are taken along where they are there.
         judges: m names.
     """
-    made = pd.DataFrame({"place": places, "judge": [writable(str(name)) for name in judges], "verdict": verdict})
+    codes, names = pd.factorize(judges)
+    made = pd.DataFrame({"place": places, "judge": phrases([writable(str(name)) for name in names], codes)})
+    made["verdict"] = verdict.array
     for name in ("order", "words", "fault"):
-        given = votes[name].to_numpy(dtype=object) if name in votes else np.full(len(votes), None, dtype=object)
-        made[name] = pd.Series([None if pd.isna(each) else kept_words(str(each)) for each in given], dtype=object)
-    return made.sort_values("place", kind="stable", ignore_index=True)
+        made[name] = _kept(votes[name]) if name in votes else pd.Series(None, made.index, dtype="str")
+    return made.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
+
+
+def _kept(given: pd.Series) -> pd.Series:
+    """What judges wrote, null where they wrote nothing, cut where it is long."""
+    given = given.reset_index(drop=True)
+    if isinstance(given.dtype, pd.StringDtype) and not (given.str.len() > MOST_WORDS).any():
+        return given.astype("str")  # as Arrow holds it, it can be written
+    kept = (None if pd.isna(each) else kept_words(str(each)) for each in given.to_numpy(dtype=object))
+    return pd.Series(list(kept), dtype="str")
+
+
+def _strings(values: pd.Series, rows: slice = slice(None)) -> pa.Array:
+    made = pa.array(values.iloc[rows], from_pandas=True)
+    made = made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+    return made.cast(pa.string())
 
 
 def _ends(counts: np.ndarray) -> pa.Array:

@@ -5,8 +5,11 @@ What belongs here: changes of frames that keep a row's columns consistent. What 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from dt2it_pipeline.curate.voters import votes as vote_column
 
@@ -30,6 +33,28 @@ def length_difference(pairs: pd.DataFrame) -> np.ndarray:
         return np.zeros(len(pairs))
     lengths = [np.log1p(pairs[side].str.len().fillna(0).to_numpy(dtype=np.float64)) for side in ("chosen", "rejected")]
     return lengths[0] - lengths[1]
+
+
+def phrases(names: Sequence[str], codes: np.ndarray) -> pd.Series:
+    """A column of text: the names with these numbers, held as Arrow strings.
+
+    Examples:
+        >>> phrases(["kept", "dropped"], np.array([0, 1, 0])).tolist()
+        ['kept', 'dropped', 'kept']
+    """
+    return pa.array(names, pa.large_string()).take(pa.array(codes)).to_pandas()
+
+
+def swapped_columns(columns: Iterable[object], named: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Which columns change sides where a pair is flipped: every chosen<x> with its rejected<x>, then those named.
+
+    Examples:
+        >>> swapped_columns(["chosen", "rejected", "chosen_id", "good", "bad"], [("good", "bad")])
+        [('chosen', 'rejected'), ('good', 'bad')]
+    """
+    names = list(map(str, columns))
+    found = [(name, "rejected" + name.removeprefix("chosen")) for name in names if name.startswith("chosen")]
+    return [sides for sides in dict.fromkeys([*found, *named]) if set(sides) <= set(names)]
 
 
 def with_strength(frame: pd.DataFrame, strength: np.ndarray) -> pd.DataFrame:

@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.curate.evidence_table import no_verdicts, verdict_rows
-from dt2it_pipeline.curate.pair_frames import length_difference
+from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, GivenScores
+from dt2it_pipeline.curate.id_index import IdIndex, present
+from dt2it_pipeline.curate.pair_frames import phrases
 from dt2it_pipeline.curate.voters.margins import CurationError, SideScores, check_columns, refuse_unusable_ids
-from dt2it_pipeline.storage.table_files import as_keys
+from dt2it_pipeline.storage.table_files import key_strings
 
-CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
+TIE = "tie"
 _SIDES = {CHOSEN: 1.0, REJECTED: -1.0, TIE: 0.0}
 
 
@@ -29,19 +31,43 @@ class PairTable:
     Attributes:
         ids: n pair ids, as given.
         keys: the same as text: tables from different files match by them.
+        index: finds keys.
         sides: n ids of the chosen and n of the rejected sides; `chosen` and `rejected` where the table has none.
-        length: float64 [n], log length of chosen minus that of rejected; 0 without texts.
         sources: n names, "" where there are none.
     """
 
     ids: pd.Series
-    keys: pd.Index
-    sides: tuple[np.ndarray, np.ndarray]
-    length: np.ndarray
+    keys: pd.Series
+    index: IdIndex
+    sides: tuple[pd.Series, pd.Series]
     sources: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def places(self, keys: pd.Series) -> np.ndarray:
+        """int64 [m]: the row of each key's pair, -1 where there is none."""
+        return np.where(present(keys), self.index.positions(keys), -1)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Votes on pairs of a table.
+
+    Attributes:
+        rows: the votes, as given.
+        places: int64 [m], the row of each vote's pair.
+        signs: float64 [m]: 1 for the chosen side, -1 for the other, 0 for a tie.
+    """
+
+    rows: pd.DataFrame
+    places: np.ndarray
+    signs: np.ndarray
+
+    def judges(self) -> pd.Series:
+        """The m names."""
+        given = self.rows["judge"] if "judge" in self.rows else pd.Series("judge", index=self.rows.index)
+        return given.fillna("judge").astype("str").reset_index(drop=True)
 
 
 @dataclass
@@ -57,11 +83,11 @@ class Unused:
             self.notes.append(f"{count:,} {what}{shown}")
 
 
-def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None, table: str = "pairs") -> PairTable:
+def read_pairs(given: GivenPairs, chosen: str | None, rejected: str | None, table: str = "pairs") -> PairTable:
     """The pairs of a table.
 
     Args:
-        pairs: pair_id (the row's number where absent), chosen_id and rejected_id, texts, `source`; all may be absent.
+        given: pair_id (the row's number where absent), chosen_id and rejected_id, texts, `source`; all may be absent.
         chosen: column with the texts of the chosen sides; `chosen` where None.
         rejected: column with the texts of the rejected sides; `rejected` where None.
         table: its name in errors.
@@ -71,31 +97,40 @@ def read_pairs(pairs: pd.DataFrame, chosen: str | None, rejected: str | None, ta
     """
     for name in (chosen, rejected):
         if name is not None:
-            check_columns(pairs, (name,), table)
-    texts = {side: column or side for side, column in ((CHOSEN, chosen), (REJECTED, rejected))}
-    repeated = pairs.columns[pairs.columns.duplicated()]
+            check_columns(given, (name,), table)
+    repeated = given.columns[given.columns.duplicated()]
     if len(repeated):
         raise CurationError(f"{table}: the column {str(repeated[0])!r} is there twice")
+    pairs = given.frame
     ids = pairs["pair_id"].reset_index(drop=True) if "pair_id" in pairs else pd.Series(np.arange(len(pairs)))
-    keys = as_keys(ids)
-    refuse_unusable_ids(pd.Series(keys), table)
+    keys = key_strings(ids)
+    index = IdIndex(keys)
+    if len(index) < len(keys) or keys.isna().any():
+        refuse_unusable_ids(keys, table)
     if ("chosen_id" in pairs) != ("rejected_id" in pairs):
         raise CurationError(f"{table}: chosen_id and rejected_id go together; one of the two columns is missing")
     if "chosen_id" in pairs:
-        sides = tuple(as_keys(pairs[name]) for name in ("chosen_id", "rejected_id"))
+        sides = tuple(key_strings(pairs[name]) for name in ("chosen_id", "rejected_id"))
     else:
-        sides = (np.full(len(pairs), CHOSEN, dtype=object), np.full(len(pairs), REJECTED, dtype=object))
-    length = np.zeros(len(pairs))
-    if all(name in pairs and pd.api.types.is_string_dtype(pairs[name]) for name in texts.values()):
-        length = length_difference(pairs[list(texts.values())].set_axis([CHOSEN, REJECTED], axis=1))
-    sources = pairs["source"].astype(object).fillna("").to_numpy() if "source" in pairs else np.full(len(pairs), "")
-    return PairTable(ids, pd.Index(keys), (sides[0], sides[1]), length, sources)
+        sides = tuple(phrases((name,), np.zeros(len(pairs), dtype=np.int8)) for name in (CHOSEN, REJECTED))
+    return PairTable(ids, keys, index, (sides[0], sides[1]), _sources(pairs))
+
+
+def _sources(pairs: pd.DataFrame) -> np.ndarray:
+    """Object [n]: a name per pair; few different ones, so that each lies in memory once."""
+    if "source" not in pairs:
+        return np.full(len(pairs), "", dtype=object)
+    given = pairs["source"]
+    if given.dtype == object:  # what stands there may be anything
+        given = given.fillna("").map(str)
+    codes, names = pd.factorize(given)
+    return np.append(np.asarray(names, dtype=object), "")[codes]
 
 
 def read_margins(
     table: PairTable,
-    pairs: pd.DataFrame,
-    scores: pd.DataFrame | None,
+    given: GivenPairs,
+    scores: GivenScores | None,
     chosen_scores: Sequence[str],
     rejected_scores: Sequence[str],
     name: str = "pairs",
@@ -104,7 +139,7 @@ def read_margins(
 
     Args:
         table: of `read_pairs`.
-        pairs: the table it was made of.
+        given: the table it was made of.
         scores: response_id, voter, score; `voter` may be absent where there is one.
         chosen_scores: columns of `pairs` with the scores of the chosen sides, one per voter.
         rejected_scores: the columns of the rejected sides, in the same order.
@@ -115,37 +150,34 @@ def read_margins(
     """
     found, names = [np.empty((len(table), 0))], list[str]()
     if scores is not None and len(scores):
-        if "chosen_id" not in pairs:
+        if "chosen_id" not in given.columns:
             raise CurationError(f"{name}: chosen_id and rejected_id are missing, by which scores find their pairs")
-        if "voter" not in scores:
-            scores = scores.assign(voter="scores")
-        check_columns(scores, ("response_id", "voter", "score"), "scores")
-        sides = SideScores(*(pd.Series(side, dtype="str") for side in table.sides))
-        numbers = _numbers(scores["score"], "scores")
-        ids = scores["response_id"]
-        if ids.dtype != "str":
-            ids = pd.Series(as_keys(ids), scores.index, dtype="str")
-        sides.add(scores.assign(response_id=ids, score=numbers))
-        margins = sides.margins()
-        if not np.isfinite(margins.margins).any():
+        check_columns(scores, ("response_id", "score"), "scores")
+        sides = SideScores(*table.sides)
+        for part in scores.parts():
+            numbers, ids = _numbers(part["score"], "scores"), key_strings(part["response_id"])
+            voter = part["voter"].reset_index(drop=True) if "voter" in part else "scores"
+            sides.add(pd.DataFrame({"response_id": ids, "voter": voter, "score": numbers}))
+        voters, margins = sides.each_margin()
+        if not np.isfinite(margins).any():
             raise CurationError(
                 f"scores: no pair of `{name}` has finite scores of both its sides; are these the scores of its "
                 "responses?"
             )
-        found.append(margins.margins)
-        names += margins.voters
+        found.append(margins)
+        names += voters
     if len(chosen_scores) != len(rejected_scores):
         raise CurationError(
             f"chosen_scores names {len(chosen_scores)} columns and rejected_scores {len(rejected_scores)}; "
             "each voter needs one of both"
         )
-    check_columns(pairs, (*chosen_scores, *rejected_scores), name)
+    check_columns(given, (*chosen_scores, *rejected_scores), name)
     for left, right in zip(chosen_scores, rejected_scores, strict=True):
-        both = [_numbers(pairs[column], name) for column in (left, right)]
+        both = [_numbers(given.frame[column], name) for column in (left, right)]
         with np.errstate(invalid="ignore"):
             found.append((both[0] - both[1])[:, None])
         names.append(left)
-    return np.concatenate(found, axis=1), tuple(names)
+    return found[1] if len(found) == 2 else np.concatenate(found, axis=1), tuple(names)
 
 
 def _numbers(values: pd.Series, table: str) -> np.ndarray:
@@ -175,8 +207,8 @@ def split_votes(
     Raises:
         CurationError: a pair stands in both tables, or votes have no column pair_id.
     """
-    twins = trusted.keys[trusted.keys.isin(table.keys)]
-    if len(twins):
+    twins = trusted.keys[table.places(trusted.keys) >= 0].tolist()
+    if twins:
         raise CurationError(
             f"trusted: {len(twins)} of its pairs are among the pairs to be cleaned, too; the first is {twins[0]!r}. "
             "Leave these out of trusted, or give them as audit"
@@ -184,14 +216,14 @@ def split_votes(
     if votes is None or not len(votes):
         return None, votes
     check_columns(votes, ("pair_id",), "votes")
-    theirs = pd.Index(as_keys(votes["pair_id"])).isin(trusted.keys)
+    theirs = trusted.places(key_strings(votes["pair_id"])) >= 0
     return votes[theirs], votes[~theirs]
 
 
 def read_verdicts(
     table: PairTable, votes: pd.DataFrame | None, unused: Unused, known: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Verdicts of all judges, float64 [n, J], positive for the chosen side, summed over their votes; and their names.
+) -> tuple[np.ndarray, tuple[str, ...], Votes | None]:
+    """Verdicts of all judges, float64 [n, J], positive for the chosen side, summed over their votes; names; the votes.
 
     Args:
         table: of `read_pairs`.
@@ -204,33 +236,31 @@ def read_verdicts(
         CurationError: a column is missing, or a value names no side of its pair.
     """
     if votes is None or not len(votes):
-        return np.zeros((len(table), len(known or ()))), known or ()
+        return np.zeros((len(table), len(known or ()))), known or (), None
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
-    given = (votes["judge"] if "judge" in votes else pd.Series("judge", index=votes.index)).fillna("judge")
-    names = given.astype("str").to_numpy()[kept]
-    judges = pd.Index(sorted(set(names)) if known is None else known)
-    codes = judges.get_indexer(pd.Index(names))
-    others = sorted(set(names[codes < 0]))
+    used = Votes(votes if kept.all() else votes[kept], rows, signs)
+    named, names = pd.factorize(used.judges())
+    judges = pd.Index(sorted(map(str, names)) if known is None else known)
+    codes = judges.get_indexer(pd.Index(names))[named]
+    others = sorted(name for name in names if name not in judges)
     unused.add(int((codes < 0).sum()), "votes on trusted pairs are of judges who said nothing of the pairs", others)
     verdicts = np.zeros((len(table), len(judges)))
     np.add.at(verdicts, (rows[codes >= 0], codes[codes >= 0]), signs[codes >= 0])
-    return verdicts, tuple(map(str, judges))
+    return verdicts, tuple(map(str, judges)), used
 
 
-def given_verdicts(table: PairTable, votes: pd.DataFrame | None) -> pd.DataFrame:
-    """Every single vote on the pairs, as rows of `PairEvidence.verdicts`; see `read_verdicts`, which has checked them.
+def given_verdicts(votes: Votes | None) -> pd.DataFrame:
+    """Every single vote on the pairs, as rows of `PairEvidence.verdicts`.
 
     A row whose only column for it is an empty `verdict` has no verdict; an empty `better_id` is a tie.
     """
-    if votes is None or not len(votes):
+    if votes is None:
         return no_verdicts()
-    places, signs, kept = _sides_named(table, votes, "votes", Unused())
-    used = votes[kept]
-    verdict = np.select([signs > 0, signs < 0], [CHOSEN, REJECTED], TIE).astype(object)
-    if "better_id" not in votes:
-        verdict[used["verdict"].isna().to_numpy()] = None
-    judges = (used["judge"] if "judge" in used else pd.Series("judge", index=used.index)).fillna("judge")
-    return verdict_rows(places, verdict, used, judges.astype("str").to_numpy(dtype=object))
+    codes = np.where(votes.signs > 0, 0, np.where(votes.signs < 0, 1, 2))
+    verdict = phrases((CHOSEN, REJECTED, TIE), codes)
+    if "better_id" not in votes.rows:
+        verdict = verdict.mask(votes.rows["verdict"].isna().to_numpy())
+    return verdict_rows(votes.places, verdict, votes.rows, votes.judges())
 
 
 def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> np.ndarray:
@@ -253,7 +283,9 @@ def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> 
     np.add.at(most, rows, np.abs(signs))
     checked = np.sign(sums).astype(int)
     split = (most > 0) & (checked == 0)
-    unused.add(int(split.sum()), "audited pairs have contradicting answers, which do not count", table.keys[split])
+    unused.add(
+        int(split.sum()), "audited pairs have contradicting answers, which do not count", table.keys[split].tolist()
+    )
     tied = int(np.unique(rows[signs == 0]).size)
     unused.add(tied, "audited pairs have no better side, which says nothing about their label")
     return checked
@@ -267,24 +299,25 @@ def _sides_named(
     columns = [column for column in ("better_id", "verdict") if column in rows]
     if not columns:
         raise CurationError(f"{name}: it has neither the column better_id nor verdict; it has {list(rows.columns)}")
-    keys = as_keys(rows["pair_id"])
-    places = table.keys.get_indexer(pd.Index(keys))
+    keys = key_strings(rows["pair_id"])
+    places = table.places(keys)
     kept = places >= 0
     if not kept.any():
         raise CurationError(
-            f"{name}: no pair_id is one of the table's; the first is {keys[0]!r}, and the table's first is "
+            f"{name}: no pair_id is one of the table's; the first is {_texts(keys[:1])[0]!r}, and the table's first is "
             f"{table.keys[0] if len(table) else None!r}"
         )
-    unused.add(int((~kept).sum()), f"rows of {name} are about pairs that are not in the table", keys[~kept].tolist())
+    others = keys[~kept]
+    unused.add(len(others), f"rows of {name} are about pairs that are not in the table", _texts(others[:3]))
     places = places[kept]
-    given = as_keys(rows[columns[0]])[kept]
+    given = key_strings(rows[columns[0]])[kept].reset_index(drop=True)
     for column in columns[1:]:  # a verdict stands where better_id is empty
-        given = np.where(pd.isna(given), as_keys(rows[column])[kept], given)
-    signs = np.full(len(places), np.nan)
+        given = given.where(given.notna(), key_strings(rows[column])[kept].reset_index(drop=True))
+    codes, words = pd.factorize(given)  # a side's id comes before a word
+    signs = np.array([*(_SIDES.get(word.strip().lower(), np.nan) for word in words), _SIDES[TIE]])[codes]
     for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
-        signs[(given == side[places]) & ~pd.isna(given)] = sign
-    words = np.flatnonzero(np.isnan(signs))
-    signs[words] = [_SIDES.get(TIE if each is None else each.strip().lower(), np.nan) for each in given[words]]
+        here = (given == side.take(places).reset_index(drop=True)).to_numpy(dtype=bool)
+        signs[here] = sign
     if np.isnan(signs).any():
         row = int(np.flatnonzero(np.isnan(signs))[0])
         raise CurationError(
@@ -293,3 +326,7 @@ def _sides_named(
             "it empty"
         )
     return places, signs, kept
+
+
+def _texts(keys: pd.Series) -> list[str | None]:
+    return [None if pd.isna(key) else key for key in keys]

@@ -6,18 +6,20 @@ and how tables are read (`preference_tables`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from dt2it_pipeline.curate.evidence_table import PairEvidence
+from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, GivenScores, PairFrame, ScoreFrame
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, UNKNOWN, Estimate
-from dt2it_pipeline.curate.joint.solution import Observed, Prices, Trusted, reasons_of, solve
+from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
+from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
 from dt2it_pipeline.curate.preference_tables import (
-    PairTable,
     Unused,
+    Votes,
     given_verdicts,
     read_audit,
     read_margins,
@@ -28,6 +30,7 @@ from dt2it_pipeline.curate.preference_tables import (
 from dt2it_pipeline.curate.voters.margins import CurationError
 
 _NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}
+_HASHED = 1 << 16  # ids that are Python objects at a time
 _DEAREST = 1e6
 DOUBTFUL, SURE = "may change the outcome", "checks a sure pair"
 
@@ -42,12 +45,13 @@ class LabelAccuracy:
 
 @dataclass(frozen=True)
 class _Known:
-    """What `evidence` is made of: the pairs, voters and their margins [n, V], and votes on these pairs."""
+    """What `evidence` is made of: ids of pairs and sides, voters and their margins [n, V], and votes on these pairs."""
 
-    table: PairTable
+    keys: pd.Series
+    sides: tuple[pd.Series, pd.Series]
     voters: tuple[str, ...]
     margins: np.ndarray
-    votes: pd.DataFrame | None
+    votes: Votes | None
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,26 @@ class CleanedPreferences:
         flipped = (self.pairs["outcome"] == "flipped").to_numpy()
         probability = self.pairs["probability"].to_numpy(dtype=np.float64)
         return PairEvidence(
-            known.table.keys.to_numpy(dtype=object),
-            known.table.sides,
-            self.pairs["outcome"].to_numpy(dtype=object),
+            known.keys,
+            known.sides,
+            self.pairs["outcome"],
             np.where(flipped, 1 - probability, probability),
             known.voters,
             known.margins,
-            given_verdicts(known.table, known.votes),
+            given_verdicts(known.votes),
         )
+
+    def swapped(self, columns: Iterable[str]) -> list[tuple[str, str]]:
+        """Which columns of the table that was cleaned change sides where a pair is flipped."""
+        return swapped_columns(columns, self._sides)
+
+    @staticmethod
+    def probability_column(columns: Iterable[str]) -> str:
+        """The name of the column that `apply` adds to a table of these columns."""
+        ours, taken = "probability", set(columns)
+        while ours in taken:
+            ours = f"label_{ours}"
+        return ours
 
     def apply(self, pairs: pd.DataFrame) -> pd.DataFrame:
         """The pairs that stay, in their order, with `probability`; flipped ones have their sides swapped.
@@ -112,16 +128,11 @@ class CleanedPreferences:
         if len(pairs) != len(self.pairs):
             raise CurationError(f"pairs: {len(pairs)} rows, and {len(self.pairs)} were cleaned; give the same table")
         flipped = (self.pairs["outcome"] == "flipped").to_numpy()
-        ours = "probability"
-        while ours in pairs:
-            ours = f"label_{ours}"
-        made = pairs.reset_index(drop=True).assign(**{ours: self.pairs["probability"].to_numpy()})
-        names = [name for name in map(str, pairs.columns) if name.startswith("chosen")]
-        named = [(name, "rejected" + name.removeprefix("chosen")) for name in names]
-        for left, right in dict.fromkeys([*named, *self._sides]):
-            if left in made and right in made:
-                sides = made[left].mask(flipped, made[right]), made[right].mask(flipped, made[left])
-                made[left], made[right] = sides
+        made = pairs.reset_index(drop=True)
+        made[self.probability_column(pairs.columns)] = self.pairs["probability"].to_numpy()
+        for left, right in self.swapped(pairs.columns):
+            sides = made[left].mask(flipped, made[right]), made[right].mask(flipped, made[left])
+            made[left], made[right] = sides
         return made[(self.pairs["outcome"] != "dropped").to_numpy()].reset_index(drop=True)
 
 
@@ -177,6 +188,46 @@ def clean_preferences(
     for name, frame in (("pairs", pairs), ("scores", scores), ("votes", votes), ("audit", audit), ("trusted", trusted)):
         if not isinstance(frame, pd.DataFrame | None):
             raise CurationError(f"{name} must be a DataFrame, not {type(frame).__name__}")
+    return clean_given(
+        PairFrame(pairs),
+        None if scores is None else ScoreFrame(scores),
+        votes,
+        audit,
+        trusted=trusted,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_scores=chosen_scores,
+        rejected_scores=rejected_scores,
+        label_accuracy=label_accuracy,
+        wrong_label_cost=wrong_label_cost,
+        keep_probability=keep_probability,
+        call_cost=call_cost,
+        seed=seed,
+    )
+
+
+def clean_given(
+    given: GivenPairs,
+    scores: GivenScores | None = None,
+    votes: pd.DataFrame | None = None,
+    audit: pd.DataFrame | None = None,
+    *,
+    trusted: pd.DataFrame | None = None,
+    chosen: str | None = None,
+    rejected: str | None = None,
+    chosen_scores: Sequence[str] = (),
+    rejected_scores: Sequence[str] = (),
+    label_accuracy: float | None = None,
+    wrong_label_cost: float = 4.0,
+    keep_probability: float | None = None,
+    call_cost: float = 0.05,
+    seed: int = 0,
+) -> CleanedPreferences:
+    """`clean_preferences` on tables that may lie in files; what it takes else is described there.
+
+    Raises:
+        CurationError: as `clean_preferences`; or a file cannot be read.
+    """
     numbers = {
         "label_accuracy": label_accuracy,
         "wrong_label_cost": wrong_label_cost,
@@ -192,52 +243,58 @@ def clean_preferences(
     bound = _bound(wrong_label_cost, keep_probability)
     if not (0 <= call_cost < np.inf):
         raise CurationError(f"call_cost must be 0 or more, not {call_cost}")
-    chosen_scores, rejected_scores = _listed(chosen_scores), _listed(rejected_scores)
+    chosen_scores, rejected_scores = listed(chosen_scores), listed(rejected_scores)
     if label_accuracy is not None and not 0.5 <= label_accuracy < 1:
         raise CurationError(
             f"label_accuracy must be at least 0.5 and below 1, not {label_accuracy}; where more labels are wrong than "
             "right, swap the sides"
         )
     unused = Unused()
-    table = read_pairs(pairs, chosen, rejected)
-    margins, voters = read_margins(table, pairs, scores, chosen_scores, rejected_scores)
-    theirs = None if trusted is None or not len(trusted) else read_pairs(trusted, chosen, rejected, "trusted")
+    table = read_pairs(given, chosen, rejected)
+    margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores)
+    known_true = None if trusted is None or not len(trusted) else PairFrame(trusted)
+    theirs = None if known_true is None else read_pairs(known_true, chosen, rejected, "trusted")
     of_trusted = None
-    if trusted is not None and theirs is not None and "pair_id" in trusted:
+    if theirs is not None and known_true is not None and "pair_id" in known_true.columns:
         of_trusted, votes = split_votes(table, theirs, votes)
-    verdicts, judges = read_verdicts(table, votes, unused)
+    verdicts, judges, used = read_verdicts(table, votes, unused)
     checked = read_audit(table, audit, unused)
     more = None
-    if trusted is not None and theirs is not None:
-        margins_of, same = read_margins(theirs, trusted, scores, chosen_scores, rejected_scores, "trusted")
+    names_of_texts = chosen or CHOSEN, rejected or REJECTED
+    if theirs is not None and known_true is not None:
+        margins_of, same = read_margins(theirs, known_true, scores, chosen_scores, rejected_scores, "trusted")
         if same != voters:
             raise CurationError(f"trusted: it has the voters {list(same)}, and the pairs have {list(voters)}")
-        more = Trusted(margins_of, read_verdicts(theirs, of_trusted, unused, judges)[0], theirs.length)
-    draw = pd.util.hash_array(table.keys.to_numpy(dtype=object), hash_key=f"{seed:016d}"[-16:])
-    same_side = np.asarray(table.sides[0] == table.sides[1])
-    observed = Observed(margins, voters, verdicts, judges, table.length, table.sources, checked, draw, same_side, more)
+        verdicts_of = read_verdicts(theirs, of_trusted, unused, judges)[0]
+        more = Trusted(margins_of, verdicts_of, known_true.lengths(*names_of_texts))
+    ids, keys, sides, sources = table.ids, table.keys, table.sides, table.sources
+    del table, theirs, votes  # the indices of their ids are as large as the ids
+    draw = _draw(keys, f"{seed:016d}"[-16:])
+    same_side = ((sides[0] == sides[1]) | (sides[0].isna() & sides[1].isna())).to_numpy(dtype=bool)
+    length = given.lengths(*names_of_texts)
+    observed = Observed(margins, voters, verdicts, judges, length, sources, checked, draw, same_side, more)
     solution = solve(observed, Prices(bound, call_cost), label_accuracy, seed)
     decisions, wanted = solution.decisions, solution.wanted
     result = pd.DataFrame(
         {
-            "pair_id": table.ids,
-            "outcome": pd.Series([_NAMES[each] for each in decisions.outcome.tolist()], dtype="str"),
+            "pair_id": ids,
+            "outcome": phrases(list(_NAMES.values()), _places(decisions.outcome)),
             "probability": decisions.probability,
-            "reason": pd.Series(reasons_of(solution, same_side), dtype="str"),
+            "reason": phrases(REASONS, reason_codes(solution, same_side)),
         }
     )
     asked = pd.DataFrame(
         {
-            "pair_id": table.ids.iloc[wanted].reset_index(drop=True),
+            "pair_id": ids.iloc[wanted].reset_index(drop=True),
             "gain": solution.gain,
-            "why": pd.Series(np.where(np.isnan(solution.gain), SURE, DOUBTFUL), dtype="str"),
+            "why": phrases((DOUBTFUL, SURE), np.isnan(solution.gain).astype(np.int8)),
         }
     )
     # With nothing for or against any label, the estimate would be the prior's.
     known = bool(decisions.compared) or bool(np.any(checked)) or label_accuracy is not None
     accuracy = LabelAccuracy(decisions.before, decisions.after) if known else LabelAccuracy(UNKNOWN, UNKNOWN)
     sensitivity = solution.sensitivity if known else solution.sensitivity.iloc[:0]
-    named = ((chosen or "chosen", rejected or "rejected"), *zip(chosen_scores, rejected_scores, strict=True))
+    named = (names_of_texts, *zip(chosen_scores, rejected_scores, strict=True))
     return CleanedPreferences(
         result,
         accuracy,
@@ -245,8 +302,20 @@ def clean_preferences(
         sensitivity,
         (*unused.notes, *solution.notes),
         named,
-        _Known(table, voters, margins, votes),
+        _Known(keys, sides, voters, margins, used),
     )
+
+
+def _draw(keys: pd.Series, hash_key: str) -> np.ndarray:
+    """uint64 [n], a random number for every id that does not depend on its place."""
+    parts = (keys.iloc[start : start + _HASHED] for start in range(0, len(keys), _HASHED))
+    hashed = [pd.util.hash_array(part.to_numpy(dtype=object), hash_key=hash_key, categorize=False) for part in parts]
+    return np.concatenate(hashed) if hashed else np.empty(0, dtype=np.uint64)
+
+
+def _places(outcome: np.ndarray) -> np.ndarray:
+    """int8 [n], places among _NAMES."""
+    return np.select([outcome == each for each in _NAMES], list(range(len(_NAMES)))).astype(np.int8)
 
 
 def _bound(cost: float, keep_probability: float | None) -> float:
@@ -259,5 +328,6 @@ def _bound(cost: float, keep_probability: float | None) -> float:
     return Prices.of_wrong_label(cost, 0.0).bound
 
 
-def _listed(columns: str | Sequence[str]) -> tuple[str, ...]:
+def listed(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, where a single one may stand for itself."""
     return (columns,) if isinstance(columns, str) else tuple(columns)

@@ -26,7 +26,7 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
     not. A model could use it the other way round; but more often its columns are swapped. Judges that saw a part of the
     pairs are left alone: a good judge that is asked about doubtful labels disagrees with most of them.
     """
-    features = evidence.features.copy()
+    features = evidence.features
     against: dict[bool, list[str]] = {True: [], False: []}  # by whether it saw nearly all pairs
     judged = (features[:, evidence.of(NET_VERDICT)] != 0).any(axis=1).mean() if len(features) else 0.0
     kinds = (VOTER, NET_VERDICT, JUDGE) if judged >= _NEARLY_ALL else (VOTER,)
@@ -34,6 +34,8 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
         signs = np.sign(features[:, place])
         seen = np.count_nonzero(signs)
         if signs.sum() < -_STANDARD_ERRORS * np.sqrt(seen):
+            if features is evidence.features:  # copied only where something is left out: it may fill half the memory
+                features = features.copy()
             features[:, place] = 0.0
             against[bool(seen >= _NEARLY_ALL * len(signs))].append(
                 f"{evidence.kinds[place]} {evidence.names[place]} ({(signs > 0).sum() / seen:.0%})"

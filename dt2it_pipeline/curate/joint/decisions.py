@@ -34,6 +34,7 @@ _ONE_SIDED = {False: 1.645, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
+_AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
     stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchored])
     outcome[stay] = KEPT
-    for _, p in label_probabilities(_rows(evidence, stay), draws):
-        groups[KEPT].add(p, p.mean(axis=1, dtype=np.float64), np.ones(len(p), dtype=bool))
+    for start in range(0, len(stay), _AT_ONCE):
+        for _, p in label_probabilities(_rows(evidence, stay[start : start + _AT_ONCE]), draws):
+            groups[KEPT].add(p, p.mean(axis=1, dtype=np.float64), np.ones(len(p), dtype=bool))
     retained = len(stay)
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
@@ -156,16 +158,20 @@ def verdict_gain(
     draws = model.draws(2 * len(model.components), 0)
     evidence_of_one = float(draws[:, single].mean()) if len(single) else _VERDICT_ALONE
     accuracy = expit(max(evidence_of_one, 0.0))
-    p = np.clip(label_right, 1e-6, 1 - 1e-6)
-    agrees = p * accuracy + (1 - p) * (1 - accuracy)
-    after_for, after_against = p * accuracy / agrees, p * (1 - accuracy) / (1 - agrees)
 
     def worth(q: np.ndarray) -> np.ndarray:
         value = np.maximum(q - cost * (1 - q), 0.0)
         return np.maximum(value, (1 - q) - cost * q) if may_flip else value
 
-    gain = agrees * worth(after_for) + (1 - agrees) * worth(after_against) - worth(p)
-    return np.where(asked, -np.inf, gain)
+    gain = np.full(len(label_right), -np.inf)
+    for start in range(0, len(gain), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        p = np.clip(label_right[part], 1e-6, 1 - 1e-6)
+        agrees = p * accuracy + (1 - p) * (1 - accuracy)
+        after_for, after_against = p * accuracy / agrees, p * (1 - accuracy) / (1 - agrees)
+        brings = agrees * worth(after_for) + (1 - agrees) * worth(after_against) - worth(p)
+        gain[part] = np.where(asked[part], -np.inf, brings)
+    return gain
 
 
 @dataclass(frozen=True)
@@ -217,7 +223,10 @@ def assumptions(evidence: Evidence, model: JointModel, decisions: Decisions) -> 
 def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple[float, int, bool]:
     """Share of pairs whose evidence is for the label, how many there are, and whether it goes with truth or label."""
     annotators = evidence.of(VOTER, NET_VERDICT, JUDGE)
-    u = evidence.features[:, annotators] @ model.mean[: len(annotators)][annotators]
+    weights = model.mean[: len(annotators)][annotators]
+    u = np.empty(len(evidence))
+    for start in range(0, len(u), _AT_ONCE):
+        u[start : start + _AT_ONCE] = evidence.features[start : start + _AT_ONCE, annotators] @ weights
     heard = np.abs(u) > 1e-9
     for_label = float((u[heard] > 0).mean()) if heard.any() else 0.5
     count = int(heard.sum())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 VOTER, NET_VERDICT, JUDGE, LENGTH = "voter", "net verdict", "judge", "length"
 _FARTHEST = 4.0  # medians; a margin beyond counts as that much, so that one broken score decides nothing
@@ -71,20 +72,27 @@ def gather_evidence(
         length: float64 [n], difference of log lengths, chosen minus rejected.
         sources: n names of data sources.
     """
-    scaled = [_scaled(margins[:, k]) for k in range(margins.shape[1])]
+    count, size = margins.shape
     signs = np.sign(verdicts)
     net = signs.sum(axis=1)
     level = np.minimum(np.abs(net), _MOST_LEVELS)
-    levels = sorted(set(level[level > 0].astype(int).tolist()))
-    patterns = [np.where(level == each, np.sign(net), 0.0) for each in levels]
+    levels = sorted(set(np.unique(level[level > 0]).astype(int).tolist()))
     heard = [k for k in range(signs.shape[1]) if signs[:, k].any()] if signs.shape[1] > 1 else []
-    columns = [*scaled, *patterns, *(signs[:, k] for k in heard), _scaled(length)]
-    kinds = [VOTER] * len(scaled) + [NET_VERDICT] * len(patterns) + [JUDGE] * len(heard) + [LENGTH]
+    kinds = [VOTER] * size + [NET_VERDICT] * len(levels) + [JUDGE] * len(heard) + [LENGTH]
     names = [*voters, *(f"lead of {each}" for each in levels), *(judges[k] for k in heard), LENGTH]
+    # Column by column into one array: of ten million pairs, every copy is half a gigabyte.
+    features = np.empty((count, len(kinds)))
+    for k in range(size):
+        features[:, k] = _scaled(margins[:, k])
+    for k, each in enumerate(levels, start=size):
+        features[:, k] = np.where(level == each, np.sign(net), 0.0)
+    for k, judge in enumerate(heard, start=size + len(levels)):
+        features[:, k] = signs[:, judge]
+    features[:, -1] = _scaled(length)
     codes, source_names = _groups(sources)
-    places = np.zeros(len(columns), dtype=int)
-    places[len(scaled) : len(scaled) + len(levels)] = levels
-    return Evidence(np.column_stack(columns), tuple(kinds), places, tuple(names), codes, source_names)
+    places = np.zeros(len(kinds), dtype=int)
+    places[size : size + len(levels)] = levels
+    return Evidence(features, tuple(kinds), places, tuple(names), codes, source_names)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
@@ -100,7 +108,9 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 def _groups(sources: np.ndarray) -> tuple[np.ndarray, tuple[tuple[str, ...], ...]]:
     """Group of every pair, and the sources of every group: one each, the smallest ones together."""
-    names, codes = np.unique(np.asarray(sources, dtype=object).astype(str), return_inverse=True)
+    found, values = pd.factorize(np.asarray(sources, dtype=object), use_na_sentinel=False)
+    names, name_of = np.unique(np.array([str(value) for value in values], dtype=str), return_inverse=True)
+    codes = name_of[found]
     order = np.argsort(-np.bincount(codes, minlength=len(names)), kind="stable")
     place = np.empty(len(names), dtype=int)
     place[order] = np.minimum(np.arange(len(names)), _MOST_SOURCES)

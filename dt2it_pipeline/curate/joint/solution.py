@@ -26,6 +26,18 @@ from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import LEAST_CHECKED, Anchors, JointModel, fit_joint_model
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
+REASONS = (
+    "both sides are one response",
+    "checked",
+    UNSURE,
+    AGAINST,
+    "the other side is more probably better",
+    "too little speaks against it",
+    "likely right",
+    "the audit is in doubt",
+    "nothing speaks for or against it",
+)
+_SAME, _CHECKED, _UNSURE, _AGAINST, _FLIPPED, _TOO_LITTLE, _LIKELY, _IN_DOUBT, _NOTHING = range(len(REASONS))
 _ASSUMED = (0.7, 0.8, 0.9)  # accuracies of the annotators, of the sensitivity table
 _CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
 
@@ -151,21 +163,25 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
 
 def reasons_of(solution: Solution, same_side: np.ndarray) -> np.ndarray:
     """Why every pair was kept, flipped or dropped: n short phrases (object)."""
+    return np.array(REASONS, dtype=object)[reason_codes(solution, same_side)]
+
+
+def reason_codes(solution: Solution, same_side: np.ndarray) -> np.ndarray:
+    """The same as int8 [n], places in REASONS: phrases of millions of pairs would fill the memory."""
     decisions, bound = solution.decisions, solution.prices.bound
     outcome = decisions.outcome
-    against = np.where(decisions.label_right < 0.5, AGAINST, UNSURE)
-    kept = np.where(decisions.label_right < bound, "too little speaks against it", "likely right")
+    against = np.where(decisions.label_right < 0.5, np.int8(_AGAINST), np.int8(_UNSURE))
+    kept = np.where(decisions.label_right < bound, np.int8(_TOO_LITTLE), np.int8(_LIKELY))
     if solution.doubt:
-        kept = np.full(len(outcome), "the audit is in doubt", dtype=object)
+        kept = np.full(len(outcome), _IN_DOUBT, dtype=np.int8)
     elif not decisions.informative:
-        kept = np.full(len(outcome), "nothing speaks for or against it", dtype=object)
+        kept = np.full(len(outcome), _NOTHING, dtype=np.int8)
     checked = (solution.anchors.checked != 0) & (solution.doubt is None)
-    reasons = np.select(
+    return np.select(
         [same_side, checked, outcome == DROPPED, outcome == FLIPPED],
-        ["both sides are one response", "checked", against, "the other side is more probably better"],
+        [np.int8(_SAME), np.int8(_CHECKED), against, np.int8(_FLIPPED)],
         kept,
     )
-    return np.asarray(reasons, dtype=object)
 
 
 def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
@@ -189,10 +205,13 @@ def _wanted(
     asked = (observed.verdicts != 0).any(axis=1) | (observed.checked != 0) | observed.same_side
     cost = prices.bound / (1 - prices.bound)
     gain = verdict_gain(evidence, model, decisions.label_right, asked, cost, may_flip=decisions.anchored)
-    order = np.lexsort([observed.draw, -gain])
-    best = order[gain[order] > prices.call]
+    best = np.flatnonzero(gain > prices.call)
+    best = best[np.lexsort([observed.draw[best], -gain[best]])]
     sure = np.flatnonzero(~asked & (gain <= prices.call))
     count = min(len(sure), int(np.ceil(_CHECK_SHARE * len(best))))
+    if 0 < count < len(sure):  # the lowest ones need no order of all
+        drawn = observed.draw[sure]
+        sure = sure[drawn <= np.partition(drawn, count - 1)[count - 1]]
     random = sure[np.argsort(observed.draw[sure], kind="stable")[:count]]
     return np.concatenate([best, random]).astype(int), np.concatenate([gain[best], np.full(count, np.nan)])
 

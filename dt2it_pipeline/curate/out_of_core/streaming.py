@@ -85,7 +85,28 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     for file in files:
         with pq.ParquetFile(file, read_dictionary=list(dictionaries)) as reader:
-            yield from reader.iter_batches(rows, columns=None if columns is None else list(columns))
+            yield from piecewise(reader, rows, None if columns is None else list(columns))
+
+
+def piecewise(reader: pq.ParquetFile, rows: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Batches of an open file, whose memory does not grow with the file.
+
+    One iterator over a whole file keeps the compressed bytes of every row group that it has passed, so each gets only
+    as many row groups as make a batch.
+
+    Args:
+        reader: an open Parquet file.
+        rows: the most rows of a batch.
+        columns: all, if None.
+    """
+    groups: list[int] = []
+    pending = 0
+    for group in range(reader.num_row_groups):
+        groups.append(group)
+        pending += reader.metadata.row_group(group).num_rows
+        if pending >= rows or group == reader.num_row_groups - 1:
+            yield from reader.iter_batches(rows, row_groups=groups, columns=columns)
+            groups, pending = [], 0
 
 
 class _Writer:

@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,14 @@ class CurationError(UserError, ValueError):
     """A curation table is malformed: a missing column, an id that is null or repeated, or contradicting scores."""
 
     help_page: ClassVar[str] = "troubleshooting#curation-tables"
+
+
+class HasColumns(Protocol):
+    """A table, or what stands for one."""
+
+    @property
+    def columns(self) -> pd.Index:
+        """The names of its columns."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Margins:
         return Margins(self.voters, self.margins[part], self.mean[part], self.reason[part], self.detail[part])
 
 
-def check_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+def check_columns(frame: HasColumns, columns: Sequence[str], name: str) -> None:
     """Raise CurationError when `frame` lacks one of `columns`."""
     missing = [column for column in columns if column not in frame.columns]
     if missing:
@@ -188,15 +196,19 @@ class SideScores:
                 f"({int(conflict.sum())} such rows)"
             )
 
-    def margins(self) -> Margins:
-        """Margins of the pairs, in their order."""
+    def each_margin(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The voters, sorted, and float64 [n, V], r(chosen) - r(rejected); NaN where a side has no usable score."""
         voters = tuple(sorted(self._scores))
         margins = np.empty((len(self._chosen), len(voters)))
-        finite: dict[str, np.ndarray] = {}
         for column, voter in enumerate(voters):
-            held, _ = self._scores[voter]
-            finite[voter] = np.where(np.isfinite(held), held, np.nan)
-            margins[:, column] = finite[voter][self._chosen] - finite[voter][self._rejected]
+            scores = _finite(self._scores[voter][0])
+            margins[:, column] = scores[self._chosen] - scores[self._rejected]
+        return voters, margins
+
+    def margins(self) -> Margins:
+        """Margins of the pairs, in their order."""
+        voters, margins = self.each_margin()
+        finite = {voter: _finite(self._scores[voter][0]) for voter in voters}
         mean = margins.mean(axis=1) if voters else np.full(len(margins), np.nan)
         rows = np.flatnonzero(~np.isfinite(mean))
         sides = tuple(
@@ -224,6 +236,10 @@ def name_causes(unscored: pd.DataFrame, faults: Mapping[str, str]) -> pd.DataFra
     cause = sides[0].where(sides[0].notna(), sides[1])
     known = (unscored["reason"] == MISSING) & cause.notna()
     return unscored.assign(reason=unscored["reason"].mask(known, "not scored: " + cause.astype("str")))
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(scores), scores, np.nan)
 
 
 def _why_unscored(
