@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.human_review.answers import kept_votes, votes_file
+from dt2it_pipeline_tests.support.browser import browser_page
 from dt2it_pipeline_tests.support.processes import wait_until
 from dt2it_pipeline_tests.support.review_world import make_benchmark, make_round
 
@@ -67,20 +67,9 @@ def start(home: Path, pairs: list[dict[str, Any]]) -> Iterator[Callable[[], subp
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page of a browser that fails the test where a script fails, or where it asks another host for anything."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium is on the path: install it to test the page in a real browser")
-    faults: list[str] = []
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        made = opened.new_page(viewport={"width": 1280, "height": 850})
-        made.on("pageerror", lambda error: faults.append(str(error)))
-        made.on("request", lambda request: faults.append(request.url) if "//127.0.0.1:" not in request.url else None)
+    """A page of a browser that asks this machine alone."""
+    with browser_page("//127.0.0.1:") as made:
         yield made
-        opened.close()
-    assert not faults
 
 
 def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: Callable[[], Any], page: Any) -> None:
