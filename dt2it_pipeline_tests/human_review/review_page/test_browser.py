@@ -119,6 +119,24 @@ def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: C
     page.wait_for_selector("text=2 of 12")
     assert (home / "review_notes.jsonl").exists()
 
+    # A bar compares a margin with those of its voter over all pairs: seed/1 is surer elsewhere, seed/2 is not.
+    page.goto(f"{server.address}/#/pair/-/{pairs[0]['pair_id']}")
+    page.wait_for_selector("text=the widest 5% fill it")
+    assert [bar.evaluate("bar => bar.style.width") for bar in page.query_selector_all(".bar")] == ["24%", "100%"]
+
+    # Skipping a pair that is answered takes the answer back, and says so; undo gives it back.
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(".badge.mine")
+    page.keyboard.press("s")
+    page.wait_for_selector("#banner:has-text('took that answer back')")
+    assert kept_votes(home) == []
+    page.keyboard.press("u")
+    page.wait_for_selector(".badge.mine")
+    assert len(kept_votes(home)) == 1
+    page.wait_for_selector("#banner", state="hidden")
+    page.keyboard.press("u")
+    page.wait_for_selector(".badge.mine", state="detached")
+
     # A killed server: the answer waits in the browser, the page says so, and it is kept once the server is back.
     page.goto(f"{server.address}/#/pairs")
     page.click(".card >> nth=2")
