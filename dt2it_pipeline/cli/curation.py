@@ -211,7 +211,8 @@ def _clean_jointly(
     before, after = cleaned.label_accuracy.before, cleaned.label_accuracy.after
     lines = [
         f"{output}: {len(cleaned.pairs):,} pairs: {', '.join(f'{count:,} {name}' for name, count in counts.items())}",
-        f"estimated label accuracy: {before} before, {after} of the pairs that stay (95% by the model)"
+        f"estimated label accuracy: {before} before, {after} of the pairs that stay (in brackets: 95% intervals of "
+        "the joint model; they hold if its assumptions do)"
         if before.estimate == before.estimate
         else "label accuracy: not estimated, since no score and no verdict can be used",
         f"pairs that are worth a judge call: {len(cleaned.wanted):,}",

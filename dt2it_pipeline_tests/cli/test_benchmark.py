@@ -61,11 +61,11 @@ def test_convert_prints_what_it_found_and_commands_that_work(
     shutil.copytree(world["root"] / "images", tmp_path / "images")
     printed = dt2it("convert", world["root"] / "theirs", "demo").splitlines()  # also the name of a model that we ship
     assert f"source: {world['root'] / 'theirs'}: whole weights, which config.json calls " in printed[0]
-    assert printed[1:4] == [
+    assert printed[1:3] == [
         "head: v_head.summary.weight in value_head.safetensors",
         "bias: 7, dropped: the original's scores are these plus 7",
-        "written: demo",
     ]
+    assert printed[3].startswith("system turn: none, since no file names one") and printed[4] == "written: demo"
     serve, benchmark = (shlex.split(line)[1:] for line in printed[-2:])
     assert serve[0] == "serve" and serve_arguments(serve[1], serve[2:], on_cpu=False)[1] == str(tmp_path / "demo")
     assert "8 pairs" in dt2it(*benchmark)

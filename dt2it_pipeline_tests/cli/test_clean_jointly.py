@@ -52,6 +52,9 @@ def test_files_end_as_the_function_says(world: NoisyWorld, folder: Path) -> None
 def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -> None:
     printed = dt2it(*GIVEN)
     assert "0 flipped" in printed
+    accuracy = next(line for line in printed.splitlines() if line.startswith("estimated label accuracy: "))
+    assert accuracy.count("%") == 7  # two estimates with their intervals, and what these are
+    assert accuracy.endswith("(in brackets: 95% intervals of the joint model; they hold if its assumptions do)")
     assert "too little is known to be true, so this is assumed; the data allow:" in printed
     assert "voters and judges right in 80%: labels right in" in printed
 

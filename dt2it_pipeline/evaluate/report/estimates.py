@@ -36,9 +36,33 @@ def outcome_sentences(data: ReportData) -> list[str]:
     if last.estimate is not None and not _graded(data.quality):
         sentences.append(_labels(last.estimate))
     if last.outcomes:
-        sentences.append(_outcomes(last))
+        sentences.append(_outcomes(last, expected=not _graded(data.quality)))
     if style := _style(data.quality, last):
         sentences.append(style)
+    return sentences
+
+
+def truth_sentences(data: ReportData) -> list[str]:
+    """A sentence for each estimate whose 95% interval does not hold the known truth; none where no truth is known."""
+    sentences = []
+    for item in data.rounds:
+        if item.estimate is None:
+            continue
+        compared = [
+            ("before", data.quality[:1], item.estimate.before),
+            ("after", item.quality[-1:], item.estimate.after),
+        ]
+        for when, sets, three in compared:
+            grade = sets[0].grade if sets else None
+            # Where some pairs have no truth, that of the others is not what was estimated.
+            if three is None or grade is None or not grade.graded or grade.without_truth:
+                continue
+            if not three[1] <= grade.accuracy <= three[2]:
+                side = "above" if grade.accuracy > three[2] else "below"
+                sentences.append(
+                    f"Round {item.number}: the known truth, {percent(grade.accuracy)}% of the labels right {when} "
+                    f"curation, lies {side} the interval of the estimate, {percent(three[1])}% to {percent(three[2])}%."
+                )
     return sentences
 
 
@@ -49,12 +73,16 @@ def _labels(estimate: LabelEstimate) -> str:
     return f"{text}. The estimate rests on {estimate.rests_on}."
 
 
-def _outcomes(last: Round) -> str:
+def _outcomes(last: Round, expected: bool) -> str:
+    """What became of the pairs; if `expected`, also how many labels are expected to be right.
+
+    Beside a known truth, which the summary has, that would be a second figure for the same thing.
+    """
     kept, flipped = (sum(getattr(one, name) for one in last.outcomes) for name in ("kept", "flipped"))
     dropped = sum(sum(one.dropped.values()) for one in last.outcomes)
     text = f"Of {number(kept + flipped + dropped)} pairs, round {last.number} keeps {number(kept)} as they came, "
     text += f"flips {number(flipped)} and drops {number(dropped)}"
-    if last.estimate is not None and last.estimate.expected_right is not None:
+    if expected and last.estimate is not None and last.estimate.expected_right is not None:
         right = last.estimate.expected_right
         text += f"; of the {number(kept + flipped)} that stay, about {number(right)} labels are expected to be right"
     return text + "."

@@ -26,7 +26,7 @@ from dt2it_pipeline.evaluate.report.data import (
     Round,
     headline,
 )
-from dt2it_pipeline.evaluate.report.estimates import all_sentences
+from dt2it_pipeline.evaluate.report.estimates import all_sentences, truth_sentences
 from dt2it_pipeline.evaluate.report.formatting import (
     brief,
     clean,
@@ -78,6 +78,7 @@ def render_report(data: ReportData) -> str:
         estimates=estimates,
         assumed=any(not item.anchored for _, item in estimates),
         estimate_notes=_estimate_notes(estimates),
+        truth_sentences=truth_sentences(data),
         # Of the last round alone: what rounds leave open differs, so their lines have no assumption in common.
         sensitivity=next(((name, item.sensitivity) for name, item in reversed(estimates) if item.sensitivity), None),
         has_accuracy=bool(table.rows and table.columns),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dt2it_pipeline.evaluate.benchmarks.comparison import Comparison
 from dt2it_pipeline.evaluate.report import text
 from dt2it_pipeline.evaluate.report.data import ReportData, headline
-from dt2it_pipeline.evaluate.report.estimates import all_sentences
+from dt2it_pipeline.evaluate.report.estimates import all_sentences, truth_sentences
 from dt2it_pipeline.evaluate.report.formatting import (
     brief,
     markdown_table,
@@ -21,7 +21,31 @@ from dt2it_pipeline.evaluate.report.formatting import (
 from dt2it_pipeline.evaluate.report.outcomes import cost_rows
 
 NONE = "–"
-_SUSPECT = "suspicious pair"
+_SUSPECTS = "suspicious pairs"  # name of the part
+_CHANGES = "Rises and falls"
+# Headings of report.md by part; parts without one belong to the heading before them.
+_HEADINGS = {
+    "accuracy": "Accuracy on benchmarks, %",
+    "data quality": "Data quality",
+    "label accuracy, estimated": "Estimated label accuracy",
+    "outcomes": "Outcomes of pairs",
+    _SUSPECTS: "The most suspicious pairs",
+    "cost": "Cost",
+    "curation": "Curated pairs from round to round",
+}
+
+
+def report_text(data: ReportData) -> str:
+    """The report as one Markdown document: its title, and the parts of `report_markdown` under headings."""
+    changes = {_change_name(made) for made in data.comparisons}
+    pieces, last = [f"# {markdown_text(data.title)}"], ""
+    for name, part in report_markdown(data).items():
+        heading = _CHANGES if name in changes else _HEADINGS.get(name, last)
+        if heading != last:
+            pieces.append(f"## {heading}")
+            last = heading
+        pieces.append(part)
+    return "\n\n".join(pieces) + "\n"
 
 
 def report_markdown(data: ReportData) -> dict[str, str]:
@@ -35,12 +59,12 @@ def report_markdown(data: ReportData) -> dict[str, str]:
         "summary": markdown_text(" ".join(all_sentences(data, table))),
         "accuracy": headline_markdown(data) if table.rows else "",
         **({"guessing": "\n".join(f"- {markdown_text(note)}" for note in guessing)} if guessing else {}),
-        **{f"{made.before} to {made.after}": changes_markdown(made, several) for made in data.comparisons},
+        **{_change_name(made): changes_markdown(made, several) for made in data.comparisons},
         **({"chance": f"- {text.CHANCE}"} if data.comparisons else {}),
         "data quality": quality_markdown(data),
         "label accuracy, estimated": estimates_markdown(data),
         "outcomes": outcomes_markdown(data),
-        "suspicious pairs": suspects_markdown(data),
+        _SUSPECTS: suspects_markdown(data),
         "cost": costs_markdown(data),
         "curation": "\n".join(f"- {markdown_text(note)}" for note in notes),
     }
@@ -70,7 +94,7 @@ def changes_markdown(made: Comparison, several: bool = False) -> str:
         ]
         for change in made.changes
     ]
-    return markdown_table([f"{made.before} to {made.after}", "points", "95% interval", "p", "within chance"], rows)
+    return markdown_table([_change_name(made), "points", "95% interval", "p", "within chance"], rows)
 
 
 def quality_markdown(data: ReportData) -> str:
@@ -88,7 +112,7 @@ def quality_markdown(data: ReportData) -> str:
 
 
 def estimates_markdown(data: ReportData) -> str:
-    """Estimated label accuracy, one row per round; empty without estimates."""
+    """Estimated label accuracy, one row per round, and what known truth says against it; empty without estimates."""
     rows = []
     for item in data.rounds:
         if (found := item.estimate) is not None:
@@ -97,7 +121,9 @@ def estimates_markdown(data: ReportData) -> str:
             name = f"round {item.number}"
             rows.append([name, _interval(found.before), after, number(found.kept), right, found.rests_on])
     heads = ["round", "label accuracy before %", "after %", "pairs that stay", "right labels kept", "rests on"]
-    return telling_table(heads, rows)
+    table = telling_table(heads, rows)
+    notes = "\n".join(f"- {markdown_text(sentence)}" for sentence in truth_sentences(data))
+    return "\n\n".join(part for part in (table, notes) if part)
 
 
 def outcomes_markdown(data: ReportData) -> str:
@@ -126,20 +152,23 @@ def suspects_markdown(data: ReportData) -> str:
         ]
         for one in suspects
     ]
-    heads = [_SUSPECT, "source", "label right %", "outcome", "why", "question", "chosen", "rejected"]
+    heads = ["suspicious pair", "source", "label right %", "outcome", "why", "question", "chosen", "rejected"]
     return telling_table(heads, rows)
 
 
 def without_suspects(report: str) -> str:
-    r"""A report in Markdown without its longest part, the most suspicious pairs.
+    r"""A report in Markdown without its longest part, the most suspicious pairs, and without the heading of that part.
 
-    >>> print(without_suspects("- seed: 0\n\n| suspicious pair | why |\n| --- | --- |\n\n- the end"))
-    - seed: 0
+    >>> print(without_suspects("# Mine\n\n## The most suspicious pairs\n\n| suspicious pair |\n\n## Cost\n\n- none"))
+    # Mine
     <BLANKLINE>
-    - the end
+    ## Cost
+    <BLANKLINE>
+    - none
     """
-    parts = report.split("\n\n")
-    return "\n\n".join(part for part in parts if not part.startswith(f"| {_SUSPECT} "))
+    # Texts of data are single lines that begin with a mark of their own, so no heading is one of theirs.
+    sections = report.split("\n\n## ")
+    return "\n\n## ".join(part for part in sections if part.partition("\n")[0] != _HEADINGS[_SUSPECTS])
 
 
 def costs_markdown(data: ReportData) -> str:
@@ -172,6 +201,10 @@ def telling_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not telling:
         return ""
     return markdown_table([heads[place] for place in telling], [[row[place] for place in telling] for row in rows])
+
+
+def _change_name(made: Comparison) -> str:
+    return f"{made.before} to {made.after}"
 
 
 def _interval(three: tuple[float, float, float]) -> str:

@@ -22,7 +22,8 @@ from starlette.routing import Route
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.human_review.review_page.catalogue import OUTCOMES, Catalogue, Medium
 from dt2it_pipeline.human_review.review_page.guard import LOOPBACK, Guard
-from dt2it_pipeline.human_review.review_page.kept_answers import NOTES, NothingToUndo, give, give_note, undo
+from dt2it_pipeline.human_review.review_page.journal import NOTES
+from dt2it_pipeline.human_review.review_page.kept_answers import NothingToUndo, give, give_note, undo
 from dt2it_pipeline.human_review.review_page.query import SORTS, Query
 from dt2it_pipeline.human_review.review_page.row_file import ReviewError
 from dt2it_pipeline.human_review.review_page.scripts import SCRIPTS
@@ -201,7 +202,10 @@ class _Page:
         return Response(made, media_type=CONTENT_TYPE, headers={"cache-control": "private, max-age=3600"})
 
     def answer(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep an answer: `id`, `person`, `choice`, and `audit` where it is given for the audit."""
+        """Keep an answer: `id`, `person`, `choice`, and `audit` where it is given for the audit.
+
+        A note (skip, bad image) takes the person's answer about the pair back: `taken_back` says that there was one.
+        """
         person, choice, pair_id = _named(given), given.get("choice"), given.get("id")
         if not isinstance(pair_id, str) or choice not in (FIRST, SECOND, TIE, *NOTES):
             raise _Refused(f"An answer has the id of a pair and one of {', '.join((FIRST, SECOND, TIE, *NOTES))}.")
@@ -211,15 +215,16 @@ class _Page:
             raise _Refused("This pair is gone: it was made anew or taken out. Your answer was not kept. Go on.", 410)
         audit, weight = self._drawn_for(pair_id) if given.get("audit") is True else (None, None)
         answers = self._subject.answers
+        taken_back = False
         with self._answering:
             if choice in NOTES:
-                give_note(answers, pair_id, person, str(choice))
+                taken_back = give_note(answers, pair_id, person, str(choice))
             else:
                 (first, _), (second, _) = shown_sides(catalogue.sides[place])
                 preferred = {FIRST: first, SECOND: second}.get(choice)
                 vote = {"pair_id": pair_id, "person": person, "preferred_id": preferred, AUDIT: audit}
                 give(answers, vote, weight)
-        return {"kept": choice, "id": pair_id}
+        return {"kept": choice, "id": pair_id, "taken_back": taken_back}
 
     def undo(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Take the last answer of a person back, whenever and on whichever page it was given."""

@@ -36,8 +36,11 @@ PROMPTS_SCHEMA = pa.schema(
     ]
 )
 Medium = tuple[str, str]  # kind and name
+PROMPT = "prompt"  # role of the text of a table of one's own
+ASKING = ("user", PROMPT)
 _OTHER = {"chosen": "rejected", "rejected": "chosen"}
 _SNIPPET = 180  # characters
+_WIDE = 95  # percentile of a voter's margins, of either sign, that fills a bar
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Catalogue:
             side), `verdicts` (see `verdict_shown`).
         open_medium: gives an image of `prompts`, or the first frame of a video. Raises MediaError, or
             VideoDecoderError where this installation reads no videos.
+        margin_scales: of each voter, the margin that 95% of its margins do not exceed.
         title: what this is, for the page's head.
         notes: sentences about what is missing.
     """
@@ -127,6 +131,7 @@ class Catalogue:
     prompts: RowFile
     explain: Explain
     open_medium: Callable[[Medium], ImageSource]
+    margin_scales: Mapping[str, float]
     title: str
     notes: Sequence[str] = ()
     places: Places = field(init=False)
@@ -154,7 +159,7 @@ class Catalogue:
             "probability": _number(columns.probability[place]),
             "disagree": bool(columns.disagree[place]),
             "source": columns.sources[columns.source[place]],
-            "prompt": _snippet(" ".join(piece for kind, piece in _pieces(prompt) if kind == "text")),
+            "prompt": _snippet(" ".join(_texts(prompt))),
             "chosen": _snippet(row["chosen"]),
             "rejected": _snippet(row["rejected"]),
             "media": [kind for kind, _ in media_of(prompt)],
@@ -167,15 +172,7 @@ class Catalogue:
         left, right = word_diff(str(sides[0][1] or ""), str(sides[1][1] or ""))
         return {
             "id": row["pair_id"],
-            "turns": [
-                {
-                    "role": turn["role"] or "",
-                    "pieces": split_at_markers(turn["text"] or "")
-                    if turn["role"] == "user"
-                    else [("text", turn["text"] or "")],
-                }
-                for turn in prompt["turns"] or ()
-            ],
+            "turns": [{"role": turn["role"] or "", "pieces": _pieces(turn)} for turn in prompt["turns"] or ()],
             "media": [kind for kind, _ in media_of(prompt)],
             "first": {"id": first, "parts": left},
             "second": {"id": second, "parts": right},
@@ -184,6 +181,8 @@ class Catalogue:
     def pair(self, place: int) -> dict[str, Any]:
         """Everything about a pair."""
         row, columns = self.sides[place], self.columns
+        known = self.explain(place)
+        voters = [each["voter"] for each in known["margins"]]
         return self.blind(place) | {
             "outcome": OUTCOMES[columns.outcome[place]],
             "contested": bool(columns.contested[place]),
@@ -192,7 +191,8 @@ class Catalogue:
             "row_id": row["row_id"],
             "script": SCRIPTS[columns.script[place]],
             "given": row["chosen_id"],
-            **self.explain(place),
+            **known,
+            "margin_scales": {voter: self.margin_scales[voter] for voter in voters if voter in self.margin_scales},
         }
 
     def _prompt(self, place: int) -> Mapping[str, Any]:
@@ -229,15 +229,45 @@ def verdict_shown(row: Mapping[str, Any], sides: Mapping[str, Any], same: bool =
     }
 
 
-def disagreement(votes: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Bool [rows]: whether the margins of a column `votes` have different signs."""
-    column = votes.combine_chunks() if isinstance(votes, pa.ChunkedArray) else votes
-    margins = column.flatten().field("margin").to_numpy(zero_copy_only=False).astype(np.float64)
-    counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    row = np.repeat(np.arange(len(column)), counts)
-    favour = np.bincount(row[margins > 0], minlength=len(column)) > 0
-    oppose = np.bincount(row[margins < 0], minlength=len(column)) > 0
-    return np.asarray(favour & oppose)
+class Margins:
+    """Columns `votes` or `margins` (lists of voter and margin), which may come in parts.
+
+    >>> seen = Margins()
+    >>> votes = [[{"voter": "a", "margin": 2.0}, {"voter": "b", "margin": -0.1}], [{"voter": "a", "margin": 1.0}]]
+    >>> seen.add(pa.array(votes)).tolist()
+    [True, False]
+    >>> {voter: round(scale, 2) for voter, scale in seen.scales().items()}
+    {'a': 1.95, 'b': 0.1}
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, list[np.ndarray]] = {}
+
+    def add(self, votes: pa.ChunkedArray | pa.Array) -> np.ndarray:
+        """Bool [rows]: whether the margins of a row have different signs."""
+        column = votes.combine_chunks() if isinstance(votes, pa.ChunkedArray) else votes
+        every = column.flatten()
+        margins = every.field("margin").to_numpy(zero_copy_only=False).astype(np.float64)
+        voters = every.field("voter").dictionary_encode()
+        codes = voters.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        for code, voter in enumerate(voters.dictionary.to_pylist()):
+            self._sizes.setdefault(voter, []).append(np.abs(margins[codes == code]).astype(np.float32))
+        counts = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(column)), counts)
+        favour = np.bincount(row[margins > 0], minlength=len(column)) > 0
+        oppose = np.bincount(row[margins < 0], minlength=len(column)) > 0
+        return np.asarray(favour & oppose)
+
+    def scales(self) -> Mapping[str, float]:
+        """The margin of each voter that 95% of its margins do not exceed; without voters whose margins are all 0."""
+        found = {}
+        for voter, parts in self._sizes.items():
+            sizes = np.concatenate(parts)
+            sizes = sizes[np.isfinite(sizes)]
+            if sizes.size and sizes.max() > 0:
+                # Of margins of which nearly all are 0, the widest stands in for a percentile of 0.
+                found[voter] = float(np.percentile(sizes, _WIDE)) or float(sizes.max())
+        return found
 
 
 def lengths(chosen: pa.Array, rejected: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -261,8 +291,14 @@ def _hashes(ids: np.ndarray) -> np.ndarray:
     return np.asarray(pd.util.hash_array(ids.astype(object), categorize=False))
 
 
-def _pieces(prompt: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [piece for turn in prompt["turns"] or () for piece in split_at_markers(turn["text"] or "")]
+def _pieces(turn: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Texts and markers of a turn; markers stand for media in what a person asks alone."""
+    text = turn["text"] or ""
+    return split_at_markers(text) if turn["role"] in ASKING else [("text", text)]
+
+
+def _texts(prompt: Mapping[str, Any]) -> list[str]:
+    return [piece for turn in prompt["turns"] or () for kind, piece in _pieces(turn) if kind == "text"]
 
 
 def _snippet(text: Any) -> str:

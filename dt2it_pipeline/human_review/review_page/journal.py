@@ -1,4 +1,6 @@
-"""What people did on the page, in its order, so that each can take it back, after the server was started again, too.
+"""Files to which the page only adds lines: notes about pairs, and what people did, in its order.
+
+By the latter each can take it back, after the server was started again, too.
 
 A line of the journal is on disk before the answer itself is kept: a server that is killed in between leaves a line
 about an answer that is not there, which `undo` passes over, and never an answer that cannot be taken back.
@@ -21,7 +23,10 @@ from typing import Any
 from dt2it_pipeline.storage.locks import exclusive
 from dt2it_pipeline.storage.private import make_private
 
-VOTE, NOTE = "vote", "note"
+SKIP, BAD_IMAGE = "skip", "bad_image"
+NOTES = (SKIP, BAD_IMAGE)
+_TAKEN_BACK = "taken back"
+VOTE, NOTE, NOTE_FOR_VOTE = "vote", "note", "note for vote"
 _logger = logging.getLogger(__name__)
 _reported: set[Path] = set()  # files of which this process has said that a line is damaged
 
@@ -33,9 +38,10 @@ class Deed:
     Attributes:
         id: of the line in the journal.
         pair_id: the pair.
-        kind: VOTE or NOTE.
-        before: what the person's vote (a dict) or note (a text) on the pair was before; None: there was none.
-        after: what it became.
+        kind: VOTE, NOTE, or NOTE_FOR_VOTE, a note in whose favour a vote was taken back.
+        before: what the person's vote (a dict) or note (a text) on the pair was before; None: there was none. Of
+            NOTE_FOR_VOTE, the vote, with the note under `note`.
+        after: what it became; of NOTE_FOR_VOTE, the note.
     """
 
     id: str
@@ -131,8 +137,40 @@ class Journal:
             deeds = self._deeds.setdefault(person, {})
             if isinstance(undone, str):
                 deeds.pop(undone, None)
-            elif isinstance(made, str) and row.get("kind") in (VOTE, NOTE):
+            elif isinstance(made, str) and row.get("kind") in (VOTE, NOTE, NOTE_FOR_VOTE):
                 deeds[made] = Deed(made, row["pair_id"], row["kind"], row.get("before"), row.get("after"))
+
+
+class Notes:
+    """Skipped pairs and bad images: a line each, which is added at the end of a file."""
+
+    def __init__(self, file: Path) -> None:
+        self._appended = AppendedLines(file)
+        self._guard = threading.Lock()
+        self._last: dict[tuple[str, str], str] = {}
+
+    def add(self, pair_id: str, person: str, note: str | None) -> None:
+        """Keep a note, None to take it back. Raises OSError."""
+        with self._guard:
+            self._appended.add({"pair_id": pair_id, "person": person, "note": note or _TAKEN_BACK})
+
+    def by_person(self, person: str) -> dict[str, str]:
+        """A person's notes, by pair."""
+        with self._guard:
+            self._refresh()
+            return {pair: note for (pair, who), note in self._last.items() if who == person}
+
+    def _refresh(self) -> None:
+        anew, rows = self._appended.new()
+        if anew:
+            self._last = {}
+        for row in rows:
+            person, note = row.get("person"), row.get("note")
+            if not (isinstance(person, str) and isinstance(note, str)):
+                continue
+            self._last.pop((row["pair_id"], person), None)
+            if note in NOTES:
+                self._last[row["pair_id"], person] = note
 
 
 def json_row(line: str) -> dict[str, Any] | None:

@@ -21,15 +21,22 @@ from typing import Any, Protocol
 
 from dt2it_pipeline.human_review.answers import keep_answers, kept_votes, restore_answer, votes_file
 from dt2it_pipeline.human_review.audit_draws import AUDIT_PAIRS, audit_file
-from dt2it_pipeline.human_review.review_page.journal import NOTE, VOTE, AppendedLines, Deed, Journal, json_row, lines_of
+from dt2it_pipeline.human_review.review_page.journal import (
+    NOTE,
+    NOTE_FOR_VOTE,
+    NOTES,
+    VOTE,
+    Deed,
+    Journal,
+    Notes,
+    json_row,
+    lines_of,
+)
 from dt2it_pipeline.human_review.review_page.row_file import ReviewError
 from dt2it_pipeline.human_review.tasks import AUDIT, PERSON
 from dt2it_pipeline.storage.atomic import replace_text
 from dt2it_pipeline.storage.locks import exclusive
 
-SKIP, BAD_IMAGE = "skip", "bad_image"
-NOTES = (SKIP, BAD_IMAGE)
-_TAKEN_BACK = "taken back"
 Vote = dict[str, Any]  # pair_id, person, preferred_id (None: neither), audit (None: none)
 SideOf = Callable[[str, "str | None"], "str | None"]  # chosen, rejected or tie; None: the table has no such side
 
@@ -76,11 +83,27 @@ def give(answers: KeptAnswers, vote: Vote, weight: float | None) -> None:
         _or_not_done(answers, person, deed, lambda: answers.keep(vote, weight))
 
 
-def give_note(answers: KeptAnswers, pair_id: str, person: str, note: str) -> None:
-    """Keep a note so that it can be taken back. Raises OSError."""
+def give_note(answers: KeptAnswers, pair_id: str, person: str, note: str) -> bool:
+    """Keep a note so that it can be taken back. Raises OSError.
+
+    Returns:
+        Whether the person had answered the pair: that answer is taken back, since who skips a pair gives no answer.
+    """
     with answers.journal.held():
-        deed = answers.journal.add(person, pair_id, NOTE, answers.notes.by_person(person).get(pair_id), note)
-        _or_not_done(answers, person, deed, lambda: answers.notes.add(pair_id, person, note))
+        vote, noted = answers.by_person(person).get(pair_id), answers.notes.by_person(person).get(pair_id)
+        if vote is None:
+            deed = answers.journal.add(person, pair_id, NOTE, noted, note)
+            _or_not_done(answers, person, deed, lambda: answers.notes.add(pair_id, person, note))
+            return False
+        deed = answers.journal.add(person, pair_id, NOTE_FOR_VOTE, {**vote, "note": noted}, note)
+
+        def keep() -> None:
+            # In this order: a process that ends in between leaves an answer that counts, and loses none.
+            answers.notes.add(pair_id, person, note)
+            answers.restore(pair_id, person, None)
+
+        _or_not_done(answers, person, deed, keep)
+        return True
 
 
 def undo(answers: KeptAnswers, person: str) -> str:
@@ -97,12 +120,11 @@ def undo(answers: KeptAnswers, person: str) -> str:
 def _undone(answers: KeptAnswers, person: str) -> str:
     """See `undo`."""
     while (deed := answers.journal.last(person)) is not None:
-        votes = deed.kind == VOTE
-        now = (answers.by_person(person) if votes else answers.notes.by_person(person)).get(deed.pair_id)
+        now = _now(answers, person, deed)
         if _same(now, deed.after):
-            if not votes:
-                answers.notes.add(deed.pair_id, person, deed.before if deed.before in NOTES else None)
-            else:
+            if deed.kind != VOTE:
+                answers.notes.add(deed.pair_id, person, _as_note(deed))
+            if deed.kind != NOTE:
                 answers.restore(deed.pair_id, person, _as_vote(deed, person))
             answers.journal.done_with(person, deed)
             return deed.pair_id
@@ -112,8 +134,19 @@ def _undone(answers: KeptAnswers, person: str) -> str:
                 f"Your answer about pair {deed.pair_id} was changed elsewhere since, by an import or on another page: "
                 "it stays as it is. Undo again to take back the one before."
             )
-        # Else a server was killed before it had kept this one.
+        # Else a server was killed before it had kept this one. The note may be there, without its effect on the vote.
+        noted = answers.notes.by_person(person).get(deed.pair_id)
+        if deed.kind == NOTE_FOR_VOTE and noted == deed.after:
+            answers.notes.add(deed.pair_id, person, _as_note(deed))
     raise NothingToUndo("There is nothing to take back. Answer a pair again to change it.")
+
+
+def _now(answers: KeptAnswers, person: str, deed: Deed) -> Any:
+    """What stands where a deed has written, a vote or a note. NOTE_FOR_VOTE takes the vote away last."""
+    vote, note = (found.by_person(person).get(deed.pair_id) for found in (answers, answers.notes))
+    if deed.kind == VOTE or (deed.kind == NOTE_FOR_VOTE and vote is not None):
+        return vote
+    return note
 
 
 def _or_not_done(answers: KeptAnswers, person: str, deed: Deed, keep: Callable[[], object]) -> None:
@@ -130,6 +163,12 @@ def _same(now: Any, known: Any) -> bool:
     if isinstance(now, Mapping) and isinstance(known, Mapping):
         return all(now.get(name) == known.get(name) for name in ("preferred_id", AUDIT))
     return bool(now == known)
+
+
+def _as_note(deed: Deed) -> str | None:
+    """The note before a deed; None where there was none, or where the line of the journal was changed by others."""
+    before = deed.before.get("note") if isinstance(deed.before, Mapping) else deed.before
+    return before if before in NOTES else None
 
 
 def _as_vote(deed: Deed, person: str) -> Vote | None:
@@ -311,38 +350,6 @@ class FolderAnswers(_Indexed):
         verdict = self._side_of(row["pair_id"], row["preferred_id"]) or row.get("verdict")
         made = {"pair_id": row["pair_id"], "judge": f"{PERSON}{row['person']}", "verdict": verdict}
         return made | {"preferred_id": row["preferred_id"]}  # not `better_id`: `clean` knows other ids
-
-
-class Notes:
-    """Skipped pairs and bad images: a line each, which is added at the end of a file."""
-
-    def __init__(self, file: Path) -> None:
-        self._appended = AppendedLines(file)
-        self._guard = threading.Lock()
-        self._last: dict[tuple[str, str], str] = {}
-
-    def add(self, pair_id: str, person: str, note: str | None) -> None:
-        """Keep a note, None to take it back. Raises OSError."""
-        with self._guard:
-            self._appended.add({"pair_id": pair_id, "person": person, "note": note or _TAKEN_BACK})
-
-    def by_person(self, person: str) -> dict[str, str]:
-        """A person's notes, by pair."""
-        with self._guard:
-            self._refresh()
-            return {pair: note for (pair, who), note in self._last.items() if who == person}
-
-    def _refresh(self) -> None:
-        anew, rows = self._appended.new()
-        if anew:
-            self._last = {}
-        for row in rows:
-            person, note = row.get("person"), row.get("note")
-            if not (isinstance(person, str) and isinstance(note, str)):
-                continue
-            self._last.pop((row["pair_id"], person), None)
-            if note in NOTES:
-                self._last[row["pair_id"], person] = note
 
 
 def _about(row: Mapping[str, Any] | None, audit: bool) -> tuple[str, str] | None:

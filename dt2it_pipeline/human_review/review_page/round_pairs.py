@@ -24,9 +24,9 @@ from dt2it_pipeline.human_review.review_page.catalogue import (
     UNDECIDED,
     Catalogue,
     Columns,
+    Margins,
     Medium,
     coded,
-    disagreement,
     lengths,
     verdict_shown,
 )
@@ -97,6 +97,7 @@ def _read(store: Store, number: str) -> Catalogue:
     right = np.where(curated.there, sigmoid(curated.signed_strength()), by_vote)
     source, sources = coded(columns["source"])
     verdicts = _Verdicts(store, number, ids)
+    margins = Margins()
     made = Columns(
         ids=ids,
         outcome=outcome,
@@ -104,7 +105,7 @@ def _read(store: Store, number: str) -> Catalogue:
         probability=(right if stated else np.full(count, np.nan)).astype(np.float32),
         spread_by=by_vote,
         drawable=voted.there,
-        disagree=voted.spread(disagreement(voted.votes) if voted.votes is not None else None),
+        disagree=voted.spread(margins.add(voted.votes) if voted.votes is not None else None),
         length=length,
         characters=characters,
         script=script,
@@ -116,7 +117,8 @@ def _read(store: Store, number: str) -> Catalogue:
     if not stated:
         notes.append("The policy of this round gives no probabilities.")
     explain = partial(_explained, _Sources(sides, voted, curated, dropped, verdicts))
-    return Catalogue(made, sides, prompts, explain, partial(_opened, store), f"Round {number}", notes)
+    opened = partial(_opened, store)
+    return Catalogue(made, sides, prompts, explain, opened, margins.scales(), f"Round {number}", notes)
 
 
 def _unfinished(outcome: np.ndarray) -> str:

@@ -19,14 +19,15 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.human_review.own_tables import OwnPairs, cleaned_probability, read_own_pairs
 from dt2it_pipeline.human_review.review_page.catalogue import (
     OUTCOMES,
+    PROMPT,
     PROMPTS_SCHEMA,
     SIDES_SCHEMA,
     UNDECIDED,
     Catalogue,
     Columns,
+    Margins,
     Medium,
     coded,
-    disagreement,
     lengths,
     verdict_shown,
 )
@@ -34,6 +35,7 @@ from dt2it_pipeline.human_review.review_page.row_file import BATCH, ReviewError,
 from dt2it_pipeline.human_review.review_page.scripts import script_codes
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import ImageSource
+from dt2it_pipeline.media.markers import escaped, marker_kinds
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.video import first_frame
 from dt2it_pipeline.storage.atomic import iter_parquet
@@ -101,7 +103,6 @@ def read_table(table: OwnTable) -> Catalogue:
     if media and table.media is None:
         named = " and ".join(f"the column `{column}` names {kind}s" for kind, column in media.items())
         notes.append(f"{named[0].upper()}{named[1:]}; --media FOLDER shows them.")
-        media = {}
     measured: list[tuple[np.ndarray, ...]] = []
     prompts: list[pa.RecordBatch] = []
 
@@ -111,7 +112,8 @@ def read_table(table: OwnTable) -> Catalogue:
             made = [_side_row(row) for row in rows]
             batch = pa.RecordBatch.from_pylist(made, schema=SIDES_SCHEMA)
             measured.append((*lengths(batch["chosen"], batch["rejected"]), script_codes(batch["chosen"])))
-            prompts.append(pa.RecordBatch.from_pylist([_prompt_row(row, media) for row in rows], schema=PROMPTS_SCHEMA))
+            asked_of = [_prompt_row(row, media, shown=table.media is not None) for row in rows]
+            prompts.append(pa.RecordBatch.from_pylist(asked_of, schema=PROMPTS_SCHEMA))
             yield batch
 
     sides = RowFile(SIDES_SCHEMA, given())
@@ -157,7 +159,8 @@ def read_table(table: OwnTable) -> Catalogue:
         notes.append("The policy of this cleaning gives no probabilities.")
     explain = partial(_explained, sides, outcome, why, evidence, "chosen_id" in frame)
     opened = _opener(table.media)
-    return Catalogue(columns, sides, asked, explain, opened, table.pairs.name, notes)
+    scales = {} if evidence is None else evidence.margin_scales
+    return Catalogue(columns, sides, asked, explain, opened, scales, table.pairs.name, notes)
 
 
 def _media_columns(table: OwnTable, own: OwnPairs) -> dict[str, str]:
@@ -194,7 +197,12 @@ def _side_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**texts, **ids, "row_id": None}
 
 
-def _prompt_row(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def _prompt_row(row: dict[str, Any], columns: dict[str, str], shown: bool) -> dict[str, Any]:
+    """A row of PROMPTS_SCHEMA, without the media unless they are `shown`.
+
+    Markers stand for media where there are as many of each kind as the row names; else they are text, as in a question
+    about the characters.
+    """
     prompt = row.get("prompt")
     text = "" if prompt is None else prompt if isinstance(prompt, str) else str(prompt)
     media = []
@@ -203,8 +211,9 @@ def _prompt_row(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
         listed = list(named) if isinstance(named, (list, tuple, np.ndarray)) else [named]
         names = (each.get("path") if isinstance(each, dict) else each for each in listed)
         media += [{"kind": kind, "name": name} for name in names if isinstance(name, str) and name]
-    turns = [{"role": "prompt", "text": text}] if text else []
-    return {"text": text, "turns": turns, "media": media}
+    marked = sorted(marker_kinds(text)) == sorted(medium["kind"] for medium in media)
+    turns = [{"role": PROMPT, "text": text if marked else escaped(text)}] if text else []
+    return {"text": text, "turns": turns, "media": media if shown else []}
 
 
 def _outcomes(table: OwnTable, frame: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame | None]:
@@ -228,21 +237,24 @@ class _Evidence:
     Attributes:
         probability: float64 [pairs], that the given label is right; NaN where that is not known.
         disagree: bool [pairs], whether voters' margins have different signs.
+        margin_scales: see Catalogue.
     """
 
     def __init__(self, file: Path, pair_ids: pd.Series) -> None:
         ids: list[pa.Array] = []
         found: list[tuple[np.ndarray, np.ndarray]] = []
+        margins = Margins()
 
         def given() -> Iterator[pa.RecordBatch]:
             for piece in iter_parquet(file, "cleaning_evidence", BATCH):
                 ids.append(piece["pair_id"].combine_chunks())
                 probability = piece["given_probability"].to_numpy(zero_copy_only=False)
-                found.append((probability.astype(np.float64), disagreement(piece["margins"])))
+                found.append((probability.astype(np.float64), margins.add(piece["margins"])))
                 yield from piece.select(["margins", "verdicts"]).to_batches()
 
         kind = SCHEMAS["cleaning_evidence"]
         self._rows = RowFile(pa.schema([kind.field("margins"), kind.field("verdicts")]), given())
+        self.margin_scales = margins.scales()
         known = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
         wanted = pa.array(pair_ids.tolist(), pa.string())
         self._place = pc.fill_null(pc.index_in(wanted, value_set=known), -1).to_numpy(zero_copy_only=False)

@@ -39,7 +39,7 @@ def build_round_report(
         group=GROUP,
         part="evaluation",
         stage="report",
-        code_version="8",
+        code_version="9",
         kinds={"html"},
         tables=("benchmark_scores",),
         reconciles=False,
@@ -60,14 +60,13 @@ def build_round_report(
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
             from dt2it_pipeline.evaluate.report.facts import FACTS_FILE, facts_of
             from dt2it_pipeline.evaluate.report.html import write_report
-            from dt2it_pipeline.evaluate.report.markdown import report_markdown
+            from dt2it_pipeline.evaluate.report.markdown import report_markdown, report_text
 
             data = report_data(sources)
             folder = work / "report"
             write_report(data, folder / "report.html")
-            parts = report_markdown(data)
-            (folder / "report.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-            write_json_atomic(list(parts.items()), folder / "parts.json")
+            (folder / "report.md").write_text(report_text(data), encoding="utf-8")
+            write_json_atomic(list(report_markdown(data).items()), folder / "parts.json")
             preferences = inputs["raw_preferences"].digest
             facts = [facts_of(data, k, dict(sections.settings), preferences) for k in range(len(data.rounds))]
             write_json_atomic(facts[-1].model_dump(mode="json"), folder / FACTS_FILE)

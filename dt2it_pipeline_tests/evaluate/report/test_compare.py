@@ -133,10 +133,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["report", homes[0]]).stdout.startswith("# Mine")
     assert CliRunner().invoke(app, ["report", homes[1]]).exit_code == 1
     assert CliRunner().invoke(app, ["report", "--brief", "--compare", *homes]).exit_code == 2
-    long = f"# Mine\n\n{markdown_table(['suspicious pair', 'why'], [['p1', 'x']])}\n\n| a |\n| --- |\n"
+    suspects = markdown_table(["suspicious pair", "why"], [["p1", "x"]])
+    long = f"# Mine\n\n## The most suspicious pairs\n\n{suspects}\n\n## Cost\n\n| a |\n| --- |\n"
     (Path(homes[0]) / "report.md").write_text(long)
     short = CliRunner().invoke(app, ["report", "--brief", homes[0]]).stdout
-    assert short.startswith("# Mine\n\n| a |") and "p1" not in short
+    assert short.startswith("# Mine\n\n## Cost\n\n| a |") and "p1" not in short
 
 
 def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

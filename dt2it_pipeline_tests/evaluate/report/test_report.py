@@ -33,6 +33,8 @@ from dt2it_pipeline.evaluate.report.markdown import (
     headline_markdown,
     quality_markdown,
     report_markdown,
+    report_text,
+    without_suspects,
 )
 from dt2it_pipeline.evaluate.report.outcomes import Cost, SourceOutcomes, Suspect
 from dt2it_pipeline.orchestrate.stage.metadata import _thumbnail
@@ -161,9 +163,9 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "8 of 9",
         '71.2<span class="ci">65.0–78.0</span>',
         '94.6<span class="ci">90.0–98.0</span>',
-        "<td>about 85</td>",
+        '<td data-label="right labels kept">about 85</td>',
         '<th scope="row">80.0%</th><td>73.2%</td><td>90.0%</td>',
-        "<td>1.2%</td>",
+        '<td data-label="right">1.2%</td>',
         "<td>12</td><td>3,000</td><td>400</td><td>2.00</td><td>1.00</td>",
         '61<span class="ci">61.0%</span>',
         "Claimed against observed.",
@@ -310,6 +312,71 @@ def test_markdown() -> None:
     ]
     assert "<script" not in "".join(parts.values())
     assert "| pool" in quality_markdown(full()) and "| round 0: few" in quality_markdown(full())
+
+
+def test_the_document_has_a_title_and_a_heading_for_every_part_that_has_one() -> None:
+    data = full()
+    said = report_text(data)
+    assert [line for line in said.splitlines() if line.startswith("#")] == [
+        "# plain",
+        *("## Accuracy on benchmarks, %", "## Rises and falls", "## Data quality", "## Estimated label accuracy"),
+        *("## Outcomes of pairs", "## The most suspicious pairs", "## Cost", "## Curated pairs from round to round"),
+    ]
+    for part in report_markdown(data).values():
+        assert f"\n\n{part}" in said
+    # Each part under its own heading: what a comparison's p means stands with the comparisons.
+    sections = dict(part.split("\n\n", 1) for part in said.split("\n\n## ")[1:])
+    assert "95% interval" in sections["Rises and falls"] and "- p: how often" in sections["Rises and falls"]
+    assert "No better than guessing" in sections["Accuracy on benchmarks, %"]
+    evil = report_text(full("x\n\n## Cost\n\n# y"))
+    assert len(re.findall("^#", evil, re.MULTILINE)) == 9 and evil.startswith("# x ## Cost # y\n\n")
+
+
+def test_a_brief_document_is_without_the_suspicious_pairs_and_their_heading() -> None:
+    said = report_text(full("x\n\n## The most suspicious pairs\n\n# y"))
+    short = without_suspects(said)
+    gone = said.split("\n\n## The most suspicious pairs\n\n")[1].split("\n\n## ")[0]
+    assert gone.startswith("| suspicious pair ") and short == said.replace(
+        f"\n\n## The most suspicious pairs\n\n{gone}", ""
+    )
+    assert without_suspects(short) == short
+
+
+def with_known_truth(after: float, without: int = 0) -> ReportData:
+    """`full`, with 77.8% right labels before and a share of right ones after, which the estimate puts at 90 to 98%."""
+    data = full()
+    grade = Grade(pairs=90, graded=90, without_truth=0, correct=70, accuracy=70 / 90)
+    one = replace(data.rounds[0], quality=[Quality("curated", 90, 0.9, replace(grade, accuracy=after))])
+    return replace(
+        data, rounds=[one], quality=[Quality("pool", 100, 1.0, replace(grade, without_truth=without))], scores=scores()
+    )
+
+
+def test_where_truth_is_known_no_second_figure_stands_beside_it() -> None:
+    summary = report_markdown(with_known_truth(0.99))["summary"]
+    assert "Curation raised label accuracy from 77.8% to 99.0%" in summary
+    assert "round 0 keeps 61 as they came, flips 29 and drops 10." in summary and "expected to be right" not in summary
+
+
+def test_a_known_truth_outside_the_interval_of_its_estimate_is_named() -> None:
+    high = (
+        "Round 0: the known truth, 99.0% of the labels right after curation, lies above the interval of the estimate, "
+        "90.0% to 98.0%."
+    )
+    assert f"- {high}" in report_markdown(with_known_truth(0.99))["label accuracy, estimated"]
+    assert render_report(with_known_truth(0.99)).count(high) == 1
+    low = report_markdown(with_known_truth(0.5))["label accuracy, estimated"]
+    assert "50.0% of the labels right after curation, lies below the interval" in low and "before curation" not in low
+    assert "the known truth," not in render_report(with_known_truth(0.95))
+    assert "the known truth," not in render_report(without_truth())
+    # 77.8% of the graded pairs, which lies within 65 to 78%; where others have no truth, nothing is compared.
+    data = with_known_truth(0.95)
+    estimate = data.rounds[0].estimate
+    assert estimate is not None
+    narrow = replace(data.rounds[0], estimate=replace(estimate, before=(0.6, 0.5, 0.7)))
+    assert "right before curation, lies above" in render_report(replace(data, rounds=[narrow]))
+    partly = with_known_truth(0.95, without=10)
+    assert "the known truth," not in render_report(replace(partly, rounds=[narrow]))
 
 
 def without_truth() -> ReportData:

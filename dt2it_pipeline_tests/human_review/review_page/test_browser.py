@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.human_review.answers import kept_votes, votes_file
+from dt2it_pipeline_tests.support.browser import browser_page
 from dt2it_pipeline_tests.support.processes import wait_until
 from dt2it_pipeline_tests.support.review_world import make_benchmark, make_round
 
@@ -67,20 +67,9 @@ def start(home: Path, pairs: list[dict[str, Any]]) -> Iterator[Callable[[], subp
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page of a browser that fails the test where a script fails, or where it asks another host for anything."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium is on the path: install it to test the page in a real browser")
-    faults: list[str] = []
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        made = opened.new_page(viewport={"width": 1280, "height": 850})
-        made.on("pageerror", lambda error: faults.append(str(error)))
-        made.on("request", lambda request: faults.append(request.url) if "//127.0.0.1:" not in request.url else None)
+    """A page of a browser that asks this machine alone."""
+    with browser_page("//127.0.0.1:") as made:
         yield made
-        opened.close()
-    assert not faults
 
 
 def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: Callable[[], Any], page: Any) -> None:
@@ -129,6 +118,24 @@ def test_people_review_a_round(home: Path, pairs: list[dict[str, Any]], start: C
     page.keyboard.press("s")
     page.wait_for_selector("text=2 of 12")
     assert (home / "review_notes.jsonl").exists()
+
+    # A bar compares a margin with those of its voter over all pairs: seed/1 is surer elsewhere, seed/2 is not.
+    page.goto(f"{server.address}/#/pair/-/{pairs[0]['pair_id']}")
+    page.wait_for_selector("text=the widest 5% fill it")
+    assert [bar.evaluate("bar => bar.style.width") for bar in page.query_selector_all(".bar")] == ["24%", "100%"]
+
+    # Skipping a pair that is answered takes the answer back, and says so; undo gives it back.
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(".badge.mine")
+    page.keyboard.press("s")
+    page.wait_for_selector("#banner:has-text('took that answer back')")
+    assert kept_votes(home) == []
+    page.keyboard.press("u")
+    page.wait_for_selector(".badge.mine")
+    assert len(kept_votes(home)) == 1
+    page.wait_for_selector("#banner", state="hidden")
+    page.keyboard.press("u")
+    page.wait_for_selector(".badge.mine", state="detached")
 
     # A killed server: the answer waits in the browser, the page says so, and it is kept once the server is back.
     page.goto(f"{server.address}/#/pairs")

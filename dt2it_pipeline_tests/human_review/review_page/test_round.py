@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from dt2it_pipeline.human_review import answers as answers_module
@@ -15,7 +16,8 @@ from dt2it_pipeline.human_review.audit import audit_of_home, export_round_audit
 from dt2it_pipeline.human_review.review_page import kept_answers as kept_module
 from dt2it_pipeline.human_review.review_page import round_subject
 from dt2it_pipeline.human_review.review_page import subject as subject_module
-from dt2it_pipeline.human_review.review_page.kept_answers import give
+from dt2it_pipeline.human_review.review_page.catalogue import Margins
+from dt2it_pipeline.human_review.review_page.kept_answers import give, give_note
 from dt2it_pipeline.human_review.spreadsheet import named_person
 from dt2it_pipeline.human_review.tasks import shown_sides
 from dt2it_pipeline.storage.artifacts import Store
@@ -186,6 +188,81 @@ def test_skipped_pairs_and_bad_images_are_noted_and_taken_back(reader: Reader, p
     again = Reader.of_round(home)
     assert [again.get("pair", id=each)["mine"] for each in (one, two)] == ["skip", None]
     assert Reader.of_round(home, "Bob").get("pair", id=one)["mine"] is None
+
+
+@pytest.mark.parametrize("note", ["skip", "bad_image"])
+def test_a_note_on_an_answered_pair_takes_the_answer_back(reader: Reader, pairs: list[Any], note: str) -> None:
+    home, one = reader_home(reader), pairs[0]["pair_id"]
+    Reader(subject_of(reader), "Bob").post("answer", id=one, choice="second")
+    assert not reader.post("answer", id=one, choice="bad_image")["taken_back"]
+    assert not reader.post("answer", id=one, choice="first")["taken_back"]
+    assert reader.post("answer", id=one, choice=note)["taken_back"]
+    assert [vote["person"] for vote in kept_votes(home)] == [BOB]  # nobody else's answer
+    assert reader.get("pair", id=one)["mine"] == note and reader.get("state")["mine"] == 0
+    assert not reader.post("answer", id=one, choice=note)["taken_back"]
+    reader.post("undo")
+    again = Reader.of_round(
+        home
+    )  # one undo gives the answer back, after a new start, too; further ones what was before
+    assert again.post("undo") == {"id": one, "gone": False}
+    assert again.get("pair", id=one)["mine"] == shown_sides(pairs[0])[0][0]
+    assert {vote["person"] for vote in kept_votes(home)} == {ANN, BOB}
+    again.post("undo")
+    assert again.get("pair", id=one)["mine"] == "bad_image"
+    again.post("undo")
+    assert again.get("pair", id=one)["mine"] is None and "nothing to take back" in again.post("undo", 409)["error"]
+
+
+def test_an_answer_of_the_audit_is_taken_back_by_skip_and_given_back_as_one(reader: Reader) -> None:
+    one = reader.get("audit")["rows"][0]["id"]
+    reader.post("answer", id=one, choice="first", audit=True)
+    assert reader.post("answer", id=one, choice="skip", audit=True)["taken_back"]
+    assert reader.get("audit")["answered"] == 0 and not len(audit_of_home(reader_home(reader)))
+    assert reader.get("audit_pair", id=one)["blind"] and reader.get("audit_pair", id=one)["mine"] == "skip"
+    reader.post("undo")
+    assert reader.get("audit")["answered"] == 1 and audit_of_home(reader_home(reader))["pair_id"].tolist() == [one]
+
+
+@pytest.mark.parametrize("fails", ["note", "vote"])
+def test_a_server_that_ends_while_a_note_takes_an_answer_back_loses_no_answer(
+    reader: Reader, home: Path, pairs: list[Any], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    one, two = pairs[0]["pair_id"], pairs[1]["pair_id"]
+    reader.post("answer", id=two, choice="tie")
+    reader.post("answer", id=one, choice="first")
+    answers = subject_of(reader).answers
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((answers.notes, "add") if fails == "note" else (answers, "restore")), killed)
+        with pytest.raises(KeyboardInterrupt):
+            give_note(answers, one, ANN, "skip")
+    again = Reader.of_round(home)
+    assert again.get("pair", id=one)["mine"] == shown_sides(pairs[0])[0][0]
+    assert again.post("undo")["id"] == one and again.post("undo")["id"] == two
+    assert kept_votes(home) == [] and again.get("pair", id=one)["mine"] is None
+
+
+def test_a_voters_margin_is_scaled_by_that_voters_margins_over_all_pairs(reader: Reader, pairs: list[Any]) -> None:
+    found = {row["pair_id"]: reader.get("pair", id=row["pair_id"]) for row in pairs}
+    # Of seed/1, 2 to -5: sizes 2, 1, 0, 1, 2, 3, 4, 5; of seed/2 always 1.
+    scales = found[pairs[0]["pair_id"]]["margin_scales"]
+    assert scales == {"seed/1": pytest.approx(4.65), "seed/2": 1.0}
+    assert all(each["margin_scales"] == scales for each in found.values())
+
+
+def test_margins_come_in_parts_and_those_that_are_nearly_all_none_have_a_scale() -> None:
+    def rows(*margins: dict[str, float]) -> pa.Array:
+        kind = pa.list_(pa.struct([("voter", pa.string()), ("margin", pa.float32())]))
+        return pa.array([[{"voter": v, "margin": m} for v, m in row.items()] for row in margins], kind)
+
+    seen = Margins()
+    assert seen.add(rows({"a": 1.0, "b": -1.0}, {}, {"a": 2.0, "b": 0.0})).tolist() == [True, False, False]
+    assert seen.add(rows(*[{"b": 0.0, "c": 0.0}] * 98, {"a": -3.0})).tolist() == [False] * 99
+    assert seen.scales() == {"a": pytest.approx(2.9), "b": 1.0}
+    assert Margins().scales() == {} and Margins().add(rows()).tolist() == []
 
 
 def test_an_answer_needs_a_name_a_known_pair_and_a_known_choice(reader: Reader, pairs: list[Any]) -> None:

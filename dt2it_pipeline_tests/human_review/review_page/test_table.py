@@ -63,13 +63,41 @@ def test_outcomes_of_a_cleaning_are_shown(table: Path) -> None:
     shown = reader.get("pair", id=dropped[0])
     margins = [(pair_id, reader.get("pair", id=pair_id)["margins"]) for pair_id in told]
     assert margins == [(each, [{"voter": "good", "margin": 3.0 if int(each) % 5 else -3.0}]) for each in told]
+    assert shown["margin_scales"] == {"good": 3.0}
     assert shown["now"] is None and shown["why"]["reason"] and shown["probability"] < 0.5
     assert reader.ids(search="<script>") == ["1"]
-    # Markers of a table's prompt stand for nothing, as in the other ways in which people see such a table.
-    assert reader.get("pair", id="7")["turns"] == [{"role": "prompt", "pieces": [["text", "<image> question 7"]]}]
     assert (
         "no quarantined rows" in reader.get("quarantine")["note"] and "no benchmark" in reader.get("benchmark")["note"]
     )
+
+
+def test_markers_of_a_table_stand_for_the_media_that_its_row_names(table: Path, tmp_path: Path) -> None:
+    """Where there are as many of each; else they are text, as in a question about the characters."""
+    questions = {
+        "<image> What is it?": ("red.png", [["image", "<image>"], ["text", " What is it?"]], "What is it?"),
+        "Is it like <image>?": (
+            "red.png",
+            [["text", "Is it like "], ["image", "<image>"], ["text", "?"]],
+            "Is it like ?",
+        ),
+        "What is an <image> tag?": ("", [["text", "What is an <image> tag?"]], "What is an <image> tag?"),
+        "Is <image> or <image> in SVG?": (
+            "red.png",
+            [["text", "Is <image> or <image> in SVG?"]],
+            "Is <image> or <image> in SVG?",
+        ),
+        "No marker": ("red.png", [["text", "No marker"]], "No marker"),
+    }
+    own = tmp_path / "own.csv"
+    rows = [{"prompt": text, "image": image} for text, (image, _, _) in questions.items()]
+    pd.DataFrame(rows).assign(chosen="yes", rejected="no").to_csv(own, index=False)
+    for media in (tmp_path / "media", None):  # what a marker stands for does not depend on whether it is shown
+        reader = Reader(table_subject(OwnTable(own, media=media)))
+        cards = {row["id"]: row["prompt"] for row in reader.get("pairs", sort="table")["rows"]}
+        for number, (image, pieces, card) in enumerate(questions.values()):
+            shown = reader.get("pair", id=str(number))
+            assert shown["turns"] == [{"role": "prompt", "pieces": pieces}]
+            assert shown["media"] == (["image"] if image and media else []) and cards[str(number)].strip() == card
 
 
 def test_a_cleaned_table_shows_everybodys_word_as_a_round_does(table: Path, tmp_path: Path) -> None:

@@ -54,10 +54,11 @@ async function take(name, id, audit, done) {
       else if (location.hash === here) await done("undo", back.id);
     } else {
       if (!needName()) return;
-      await answer({ id, choice: name, audit });
+      const said = await answer({ id, choice: name, audit });
       tell("");
       if (location.hash === here) await done(name, id);
       else mark(id, name);
+      if (said.taken_back) tell(`You had answered this pair. ${name === "skip" ? "Skipping it" : "Noting a bad image"} took that answer back: it no longer counts. Undo (U) gives it back.`);
     }
   } catch (problem) {
     tell(problem.status === 0 || problem.status >= 500
@@ -173,9 +174,11 @@ function body(found) {
   for (const turn of found.turns) {
     const words = el("div", { class: "text" });
     for (const [place, [kind, text]] of turn.pieces.entries()) {
-      const bare = found.media.length < 2 && place && turn.pieces[place - 1][0] !== "text"; // its marker is not shown
+      // The only image stands beside the text without its marker; where a table's images are not shown, markers say so.
+      const hidden = found.media.length === 1;
+      const bare = hidden && place && turn.pieces[place - 1][0] !== "text";
       if (kind === "text") words.append(document.createTextNode(bare ? text.replace(/^\s*\n/, "") : text));
-      else if (found.media.length > 1) words.append(el("span", { class: "medium", text: `[${kind} ${seen[kind] = (seen[kind] || 0) + 1}]` }));
+      else if (!hidden) words.append(el("span", { class: "medium", text: `[${kind} ${seen[kind] = (seen[kind] || 0) + 1}]` }));
     }
     turns.append(el("section", { class: "turn" }, found.turns.length > 1 || turn.role !== "user" ? el("h3", { text: turn.role }) : null, words));
   }
@@ -230,10 +233,10 @@ function facts(found) {
     ["Script", `${found.script} (a guess at the language)`],
   ];
   const table = el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })]));
-  const most = Math.max(1e-9, ...found.margins.map((each) => Math.abs(each.margin)));
   const margins = found.margins.map((each) => {
     const bar = el("span", { class: "bar" });
-    bar.style.width = `${Math.round(100 * Math.abs(each.margin) / most)}%`;
+    const share = Math.abs(each.margin) / (found.margin_scales[each.voter] || 1); // a voter without a scale has 0 alone
+    bar.style.width = `${Math.round(100 * Math.min(1, share))}%`;
     const towards = each.margin === 0 ? "neither" : each.margin > 0 ? before : letter(found, other);
     return el("tr", {}, el("th", { text: each.voter }), el("td", { text: towards }), el("td", { text: Math.abs(each.margin).toFixed(2) }), el("td", { class: "bars" }, bar));
   });
@@ -254,7 +257,7 @@ function facts(found) {
     note ? el("p", { class: "lead", text: note }) : null) : null);
   return el("div", { class: "facts" }, ...[
     el("section", {}, el("h2", { text: "What became of it" }), table),
-    block("Voters", ["model", "prefers", "margin", ""], margins),
+    block("Voters", ["model", "prefers", "margin", ""], margins, "A bar compares a margin with those of the same voter over all pairs: the widest 5% fill it."),
     block("Verdicts", ["judge", "prefers", "saw"], verdicts,
       ordered ? "In a judge's words, response 1 is the answer that it saw first." : ""),
     block("People", ["person", "prefers", "when"], people),

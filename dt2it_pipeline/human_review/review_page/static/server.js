@@ -78,10 +78,11 @@ export function send() {
   return sending;
 }
 
-async function sendAll() {
+async function sendAll() { // gives what the server said of the last one
+  let said = {};
   for (let list = waiting(); list.length; list = waiting()) {
     try {
-      await post("answer", list[0]);
+      said = await post("answer", list[0]);
     } catch (problem) {
       const gone = [400, 409, 410, 413, 415].includes(problem.status); // sending it again would not help
       if (gone) setWaiting(waiting().slice(1));
@@ -89,6 +90,7 @@ async function sendAll() {
     }
     setWaiting(waiting().slice(1));
   }
+  return said;
 }
 
 export async function undo() {
