@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,8 @@ def container(path: Path) -> str:
         MediaError: the file is missing or of another kind.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+            raise MediaError("missing video", f"{path.name}: not a file")
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:

@@ -202,7 +202,9 @@ class _Page:
         return Response(made, media_type=CONTENT_TYPE, headers={"cache-control": "private, max-age=3600"})
 
     def answer(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep an answer: `id`, `person`, `choice`, and `audit` where it is given for the audit.
+        """Keep an answer: `id`, `person`, `choice`, `audit` where it is given for the audit, and `seen` of the pair.
+
+        An answer to a pair that has changed since it was shown (`seen` is another) is refused.
 
         A note (skip, bad image) takes the person's answer about the pair back: `taken_back` says that there was one.
         """
@@ -213,6 +215,8 @@ class _Page:
         place = catalogue.places.get(pair_id)
         if place is None:
             raise _Refused("This pair is gone: it was made anew or taken out. Your answer was not kept. Go on.", 410)
+        if given.get("seen") not in (None, catalogue.seen(place)):
+            raise _Refused("This pair has changed since you saw it. Your answer was not kept: look at it again.", 409)
         audit, weight = self._drawn_for(pair_id) if given.get("audit") is True else (None, None)
         answers = self._subject.answers
         taken_back = False
@@ -253,7 +257,9 @@ class _Page:
 
     def _whole(self, shown: Shown, place: int, person: str) -> dict[str, Any]:
         found = shown.catalogue.pair(place)
-        votes = self._subject.answers.votes(found["id"])
+        sides = (None, *shown.catalogue.side_ids(place))
+        # A table without ids of its own may have had another pair in this row.
+        votes = [vote for vote in self._subject.answers.votes(found["id"]) if vote["preferred_id"] in sides]
         people = [
             {"person": vote["person"], "preferred": vote["preferred_id"], "audit": vote[AUDIT] is not None}
             for vote in votes

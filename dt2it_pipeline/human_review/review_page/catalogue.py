@@ -20,6 +20,7 @@ from dt2it_pipeline.human_review.review_page.word_diff import word_diff
 from dt2it_pipeline.human_review.tasks import shown_sides
 from dt2it_pipeline.media.images import ImageSource
 from dt2it_pipeline.media.markers import split_at_markers
+from dt2it_pipeline.storage.content_ids import content_hash
 
 OUTCOMES = ("kept", "flipped", "dropped", "undecided")
 KEPT, FLIPPED, DROPPED, UNDECIDED = range(len(OUTCOMES))
@@ -148,6 +149,12 @@ class Catalogue:
         row = self.sides[place]
         return row["chosen_id"], row["rejected_id"]
 
+    def seen(self, place: int) -> str:
+        """What stands for a pair as it is shown: another text where its prompt, a side or their order is another."""
+        row = self.sides[place]
+        sides = [[name, str(text or "")] for name, text in shown_sides(row)]
+        return content_hash(row["pair_id"], sides, _texts(self._prompt(place)))[:16]
+
     def card(self, place: int) -> dict[str, Any]:
         """What a list shows of a pair."""
         row, columns = self.sides[place], self.columns
@@ -172,6 +179,7 @@ class Catalogue:
         left, right = word_diff(str(sides[0][1] or ""), str(sides[1][1] or ""))
         return {
             "id": row["pair_id"],
+            "seen": self.seen(place),
             "turns": [{"role": turn["role"] or "", "pieces": _pieces(turn)} for turn in prompt["turns"] or ()],
             "media": [kind for kind, _ in media_of(prompt)],
             "first": {"id": first, "parts": left},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,10 +105,13 @@ def read_table(table: OwnTable) -> Catalogue:
         notes.append(f"{named[0].upper()}{named[1:]}; --media FOLDER shows them.")
     measured: list[tuple[np.ndarray, ...]] = []
     prompts: list[pa.RecordBatch] = []
+    embedded = 0
 
     def given() -> Any:
+        nonlocal embedded
         for start in range(0, len(frame), _READ):
             rows = own.rows(range(start, min(start + _READ, len(frame))), list(media.values()))
+            embedded += sum(_holds_media(row, media.values()) for row in rows)
             made = [_side_row(row) for row in rows]
             batch = pa.RecordBatch.from_pylist(made, schema=SIDES_SCHEMA)
             measured.append((*lengths(batch["chosen"], batch["rejected"]), script_codes(batch["chosen"])))
@@ -119,6 +122,11 @@ def read_table(table: OwnTable) -> Catalogue:
     sides = RowFile(SIDES_SCHEMA, given())
     asked = RowFile(PROMPTS_SCHEMA, prompts)
     prompts.clear()
+    if embedded:
+        notes.append(
+            f"{embedded:,} pairs have images or videos in the table itself, which the page does not show: write them "
+            "into a folder, name the files in the table, and give the folder with --media."
+        )
     count = len(frame)
     length, characters, script = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     outcome, why = _outcomes(table, frame)
@@ -207,13 +215,25 @@ def _prompt_row(row: dict[str, Any], columns: dict[str, str], shown: bool) -> di
     text = "" if prompt is None else prompt if isinstance(prompt, str) else str(prompt)
     media = []
     for kind, column in columns.items():
-        named = row.get(column)
-        listed = list(named) if isinstance(named, (list, tuple, np.ndarray)) else [named]
+        listed = [each for each in _listed(row.get(column)) if not _holds_bytes(each)]
         names = (each.get("path") if isinstance(each, dict) else each for each in listed)
         media += [{"kind": kind, "name": name} for name in names if isinstance(name, str) and name]
     marked = sorted(marker_kinds(text)) == sorted(medium["kind"] for medium in media)
     turns = [{"role": PROMPT, "text": text if marked else escaped(text)}] if text else []
     return {"text": text, "turns": turns, "media": media if shown else []}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+
+
+def _holds_media(row: dict[str, Any], columns: Iterable[str]) -> bool:
+    return any(_holds_bytes(medium) for column in columns for medium in _listed(row.get(column)))
+
+
+def _holds_bytes(medium: Any) -> bool:
+    """Whether a medium is in the table itself, so that a path beside it need not be a file of the media folder."""
+    return isinstance(medium, bytes) or (isinstance(medium, dict) and isinstance(medium.get("bytes"), bytes))
 
 
 def _outcomes(table: OwnTable, frame: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame | None]:

@@ -283,7 +283,7 @@ def test_the_audit_is_the_draw_of_review_sample_and_is_blind(reader: Reader, pai
     assert [row["id"] for row in audit["rows"]] == drawn["pair_id"].to_pylist()
     one = audit["rows"][0]["id"]
     blind = reader.get("audit_pair", id=one)
-    assert set(blind) == {"id", "turns", "media", "first", "second", "blind", "mine"} and blind["blind"]
+    assert set(blind) == {"id", "seen", "turns", "media", "first", "second", "blind", "mine"} and blind["blind"]
     reader.post("answer", id=one, choice="first")  # while browsing: it is no answer of the audit
     assert reader.get("audit_pair", id=one)["blind"] and reader.get("audit")["answered"] == 0
     assert not len(audit_of_home(home))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.human_review.review_page import OwnTable, table_subject
+from dt2it_pipeline.human_review.review_page import subject as subject_module
 from dt2it_pipeline.human_review.review_page.row_file import ReviewError
 from dt2it_pipeline.human_review.spreadsheet import AuditError
 from dt2it_pipeline.judges.pairwise_votes import MOST_WORDS
@@ -217,6 +219,47 @@ def test_first_frames_of_videos_are_shown_and_files_alone(table: Path, tmp_path:
     assert shown(2, 1).status_code == 404 and "unknown video format" in shown(2, 1).json()["error"]
     with pytest.raises(ReviewError, match="no column 'film'"):
         table_subject(OwnTable(table, video="film"))
+
+
+def test_an_answer_to_a_pair_that_has_changed_since_it_was_shown_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A side is edited, which may turn the order; without ids, rows move up when one is deleted."""
+    monkeypatch.setattr(subject_module, "_LOOK_AGAIN", 0.0)
+    table = tmp_path / "pairs.csv"
+    sides = {"chosen": ["red", "one"], "rejected": ["blue", "two"]}
+    rows = pd.DataFrame({"pair_id": ["a", "b"], "prompt": ["q", "r"], **sides})
+    rows.to_csv(table, index=False)
+    reader = Reader(table_subject(OwnTable(table)))
+    seen = reader.get("pair", id="a")["seen"]
+    assert reader.get("audit_pair", id="a")["seen"] == seen
+    reader.post("answer", id="a", choice="first", seen=seen)
+    rows.assign(chosen=["red....", "one"]).to_csv(table, index=False)
+    assert reader.get("pair", id="a")["seen"] != seen
+    assert "has changed" in reader.post("answer", 409, id="a", choice="first", seen=seen)["error"]
+    unnamed = rows.drop(columns="pair_id")
+    unnamed.to_csv(tmp_path / "unnamed.csv", index=False)
+    reader = Reader(table_subject(OwnTable(tmp_path / "unnamed.csv")))
+    reader.post("answer", id="0", choice="first", seen=reader.get("pair", id="0")["seen"])
+    assert len(reader.get("pair", id="0")["people"]) == 1
+    unnamed.iloc[1:].to_csv(tmp_path / "unnamed.csv", index=False)
+    assert reader.get("pair", id="0")["people"] == []  # that was about the row that is gone
+
+
+def test_images_within_the_table_are_counted_and_a_pipe_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "media" / "a.png")
+    os.mkfifo(tmp_path / "media" / "pipe.avi")
+    content = (tmp_path / "media" / "a.png").read_bytes()
+    rows = pd.DataFrame({"prompt": ["q"] * 3, "chosen": list("abc"), "rejected": list("xyz")})
+    rows["image"] = [{"bytes": content, "path": "a.png"}, {"bytes": None, "path": "a.png"}, None]
+    rows["video"] = [None, None, "pipe.avi"]
+    rows.to_parquet(tmp_path / "pairs.parquet")
+    reader = Reader(table_subject(OwnTable(tmp_path / "pairs.parquet", media=tmp_path / "media")))
+    assert any("1 pairs have images or videos in the table itself" in note for note in reader.get("state")["notes"])
+    assert [reader.get("pair", id=str(n))["media"] for n in range(3)] == [[], ["image"], ["video"]]
+    refused = reader.client.get("/api/image", params={"pair": 2, "n": 0, "size": "small"})
+    assert refused.status_code == 404 and "not a file" in refused.json()["error"]
 
 
 def test_images_come_from_the_media_folder_and_from_nowhere_else(table: Path) -> None:

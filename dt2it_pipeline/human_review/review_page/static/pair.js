@@ -41,7 +41,7 @@ function needName() {
   return false;
 }
 
-async function take(name, id, audit, done) {
+async function take(name, id, audit, seen, done) {
   if (busy) return;
   busy = true;
   const here = location.hash; // whoever has gone elsewhere meanwhile stays there
@@ -54,7 +54,7 @@ async function take(name, id, audit, done) {
       else if (location.hash === here) await done("undo", back.id);
     } else {
       if (!needName()) return;
-      const said = await answer({ id, choice: name, audit });
+      const said = await answer({ id, choice: name, audit, seen });
       tell("");
       if (location.hash === here) await done(name, id);
       else mark(id, name);
@@ -86,7 +86,7 @@ export async function showPair(main, place, id, progress) {
   doIt = (name) => {
     if (name === "next") go(1);
     else if (name === "previous") go(-1);
-    else take(name, id, false, async (kept, about) => {
+    else take(name, id, false, found.seen, async (kept, about) => {
       progress();
       if (kept === "undo") {
         mark(about, null);
@@ -130,11 +130,13 @@ export async function showAudit(main, wanted, progress, guidelines) {
     return;
   }
   const id = rows[index].id;
+  let seen; // stands for the pair as it is shown
   doIt = (name) => {
     if (name === "next") go(index + 1);
     else if (name === "previous") go(index - 1);
     else if (rows[index].gone) tell("This pair is gone; go to the next one.");
-    else take(name, id, true, async (kept, about) => {
+    else if (seen === undefined) return; // it is not on the page yet
+    else take(name, id, true, seen, async (kept, about) => {
       progress();
       if (kept === "undo") {
         const place = rows.findIndex((row) => row.id === about);
@@ -150,6 +152,7 @@ export async function showAudit(main, wanted, progress, guidelines) {
     return;
   }
   const found = await ask("audit_pair", { id });
+  seen = found.seen;
   if (!/^#\/audit/.test(location.hash)) return;
   const note = found.blind
     ? el("p", { class: "lead guidelines", text: `${guidelines} What labels, models and judges say is shown once you have answered.` })
