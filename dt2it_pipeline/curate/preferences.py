@@ -249,6 +249,14 @@ def clean_given(
             f"label_accuracy must be at least 0.5 and below 1, not {label_accuracy}; where more labels are wrong than "
             "right, swap the sides"
         )
+    nothing = not chosen_scores and all(table is None or not len(table) for table in (scores, votes, audit))
+    if nothing and not {"chosen_id", "pair_id", chosen or CHOSEN} & set(given.columns):
+        shown = ", ".join(map(str, given.columns[:12]))
+        raise CurationError(
+            f"pairs: nothing says that its rows are pairs: it has neither ids (pair_id, chosen_id) nor the texts chosen "
+            f"and rejected, and no columns of scores are named; it has {shown}. `read_preferences` reads other forms, "
+            "such as lists of answers, and gives this table"
+        )
     unused = Unused()
     table = read_pairs(given, chosen, rejected)
     margins, voters = read_margins(table, given, scores, chosen_scores, rejected_scores)

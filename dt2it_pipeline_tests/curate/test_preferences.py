@@ -144,6 +144,15 @@ def test_an_audit_is_believed_where_voters_repeat_the_labels(copied: float) -> N
     assert after.low < world.accuracy(found.pairs["outcome"]) < after.high
 
 
+def test_rows_that_are_no_pairs_are_refused() -> None:
+    lists = pd.DataFrame({"prompt": ["q"], "responses": [["a", "b"]], "ratings": [[1.0, 2.0]]})
+    with pytest.raises(
+        CurationError, match=r"nothing says that its rows are pairs: .*it has prompt, responses, ratings"
+    ):
+        clean_preferences(lists)
+    assert len(clean_preferences(pd.DataFrame({"good": ["a"], "bad": ["b"]}), chosen="good", rejected="bad").pairs) == 1
+
+
 def test_a_voter_against_the_labels_is_left_out_and_named() -> None:
     world = noisy_world(300, 0.9, 0.9)
     turned = world.scores[world.scores["voter"] == "v0"].assign(voter="turned", score=lambda rows: -rows["score"])

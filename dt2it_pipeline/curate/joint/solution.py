@@ -253,10 +253,11 @@ def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame
     found = []
     seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
     few = int(np.count_nonzero(anchors.checked))
+    stay = f"all {'labels that nobody checked' if few else 'labels'} stay as they are"
     if not decisions.compared:
-        found.append("no score and no verdict that can be used: all labels stay as they are")
+        found.append(f"no score and no verdict that can be used: {stay}")
     elif not decisions.informative:
-        found.append(f"{seen}, which is no more than chance: all labels stay as they are")
+        found.append(f"{seen}, which is no more than chance: {stay}")
     elif not decisions.anchored:
         have, other = (f"{few} checked pairs are too few", "other ") if few else ("nothing is checked", "")
         found.append(
