@@ -348,16 +348,18 @@ def convert(
 
 
 _NO_SYSTEM_TURN = (
-    "system turn: none, since no file names one; with the wrong one scores are others, so give the training's in "
-    "--system-prompt"
+    "system turn: not known, since no file names it, so that the chat template's own, if it has one, stays; with the "
+    "wrong one scores are others: give the training's by --system-prompt, or '' for none"
 )
 
 
 def _as_recorded(record: Mapping[str, Any]) -> str:
     """What ms-swift's args.json says of inputs, in words; options of the command count more."""
-    system = (
-        f"system turn {record['system_prompt']!r} where there is none" if record["system_prompt"] else "no system turn"
-    )
+    system = "no system turn"
+    if said := record.get("system_prompt", ""):
+        system = f"system turn {said!r} where there is none"
+    elif "system_prompt" not in record:
+        system = "its template's system turn, which is not known"
     limits = (
         f", images of {record['min_pixels']:,} to {record['max_pixels']:,} pixels" if "max_pixels" in record else ""
     )

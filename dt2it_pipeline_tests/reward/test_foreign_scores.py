@@ -71,7 +71,7 @@ def test_a_checkpoint_of_ours_without_its_card_keeps_what_it_was_trained_with(
     import_checkpoint(tmp_path / "ours", tmp_path / "made")
     assert scores(RewardModel.from_pretrained(tmp_path / "made"), media) == pytest.approx(direct, abs=1e-5)
     template = (tmp_path / "made" / "chat_template.jinja").read_text(encoding="utf-8")
-    assert trained_with(template) == ('You "judge".', True, False)
+    assert trained_with(template) == ('You "judge".', True, False, False)
 
 
 def test_the_type_is_that_of_the_weights_and_unmerged_adapters_are_refused(plain: Path) -> None:
