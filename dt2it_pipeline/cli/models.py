@@ -214,7 +214,12 @@ def score(
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.reward.ensemble_scores import calibrated_scales, several_scores, write_several
     from dt2it_pipeline.reward.scoring.image_size import image_size_line
-    from dt2it_pipeline.reward.scoring.response_scores import given_responses, score_responses, write_scores
+    from dt2it_pipeline.reward.scoring.response_scores import (
+        given_responses,
+        replaced_keys,
+        score_responses,
+        write_scores,
+    )
     from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
     from dt2it_pipeline.storage.atomic import write_parquet
 
@@ -259,6 +264,9 @@ def score(
     else:
         faults, counts = write_scores(given.file, first, output)
     shutil.rmtree(work)
+    written = ("scores",) if made is None else ("scores", "spread", "scores_by_model")
+    if given.file is not None and (replaced := replaced_keys(given.file, output, *written, sides=True)):
+        note(replaced)
     for fault in faults:
         note(f"not scored: {fault}")
     result: dict[str, Any] = {"output": str(output), **counts}
