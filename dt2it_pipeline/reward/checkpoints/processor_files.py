@@ -136,7 +136,7 @@ def reward_template(
     preamble = _PREAMBLE
     for name, value in values.items():  # the text of a person last
         preamble = preamble.replace(name, value, 1)
-    turn = _own_system_turn(template) if system_suppressed else ""
+    turn = _own_system_turn(template) if system_suppressed and not system_prompt else ""
     if not turn:
         return _BEGIN + preamble + _END + template
     without = _WITHOUT_TURN.replace("TURN", json.dumps(turn, ensure_ascii=False))
