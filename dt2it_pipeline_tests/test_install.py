@@ -129,13 +129,43 @@ def test_the_versions_that_were_tested_are_taken_where_they_can_be_had(place):
     done = place.run("gpu", UV_STUB_FAILS=str(tested))
     assert done.returncode == 0 and done.stdout.startswith("not all versions of constraints.txt")
     assert place.run("gpu", NEWEST="1").returncode == 0
-    assert [settings.get("UV_CONSTRAINT") for _, settings in place.uv_calls()] == [
-        *(str(tested), f"{tested} /mine.txt"),
-        *(str(tested), None),
-        None,
+    assert place.run("gpu", NEWEST="0").returncode == 0
+    own = ["--constraint", str(tested)]
+    assert [arguments[arguments.index(".[gpu]") + 1 :] for arguments, _ in place.uv_calls()] == [
+        *(own, [*own, "--constraint", "/mine.txt"]),
+        *(own, []),
+        *([], own),
     ]
     failed = place.run("gpu", UV_STUB_FAILS="--editable")
     assert failed.returncode == 1 and "The dependencies could not be installed" in failed.stderr
+
+
+def test_the_tested_versions_count_in_a_path_with_a_space(tmp_path):
+    (tmp_path / "my project").mkdir()
+    place = Place(tmp_path / "my project")
+    place.environment["PIP_FIND_LINKS"] = place.wheels.as_uri()  # pip splits paths at spaces
+    place.add_uv()
+    tested = place.project / "constraints.txt"
+    tested.write_text("accelerate==1.15.0\n")
+    done = place.run("gpu")
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    [(arguments, _)] = place.uv_calls()
+    assert arguments[-2:] == ["--constraint", str(tested)]
+
+
+def test_the_real_uv_takes_constraints_as_they_are_given(tmp_path):
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.exists():
+        pytest.skip("uv is not installed")
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    (folder / "one.txt").write_text("numpy>1\n")
+    (tmp_path / "two.txt").write_text("numpy>9999\n")
+    command = [uv, "pip", "install", "--python", sys.executable, "--dry-run", "--offline", "numpy"]
+    given = ["--constraint", folder / "one.txt"]
+    for more, known in (([], True), (["--constraint", tmp_path / "two.txt"], False)):
+        done = subprocess.run([*command, *given, *more], capture_output=True, text=True)
+        assert (done.returncode == 0) is known and "File not found" not in done.stderr, done.stderr
 
 
 def test_constraints_name_no_engine_and_each_package_once():

@@ -6,7 +6,7 @@ installs all the rest, faster than pip does; it keeps the torch that is there, a
 configuration names.
 
 The versions are those of constraints.txt, with which the tests passed; where they cannot be had, or NEWEST=1 is set,
-the newest that pyproject.toml allows.
+the newest that pyproject.toml allows. NEWEST=0 is as if it were not set.
 
 What pip and uv print goes to `install.log` in the environment. Pythons that are too old must be able to read this file,
 so that they can say so.
@@ -26,6 +26,7 @@ MACHINES = ("x86_64", "aarch64")
 OLDEST_GLIBC = (2, 31)  # for the wheels of llguidance, which vLLM needs; all others do with less
 UV = "uv>=0.13,<0.14"
 CONSTRAINTS = "constraints.txt"
+OFF = ("", "0", "false", "no", "off")
 
 
 def refusal(python, system, machine, libc):
@@ -136,10 +137,12 @@ def install(venv, extras, project):
         # another platform.
         rest = (*uv_install, "--editable", f".[{','.join(extras)}]")
         done, tested = False, project / CONSTRAINTS
-        if tested.exists() and not os.environ.get("NEWEST"):
-            # Not an option: that would take the place of constraints of the user's own.
-            known = " ".join([str(tested), settings.get("UV_CONSTRAINT", "")]).strip()
-            done = succeeds(*rest, cwd=str(project), env={**settings, "UV_CONSTRAINT": known})
+        if tested.exists() and os.environ.get("NEWEST", "").lower() in OFF:
+            # Options, since uv splits the variable at spaces, which the project's path may have. They take its place,
+            # so that constraints of the user's own are repeated.
+            files = [tested, *settings.get("UV_CONSTRAINT", "").split()]
+            constraints = [part for file in files for part in ("--constraint", file)]
+            done = succeeds(*rest, *constraints, cwd=str(project), env=settings)
             if not done:
                 print(
                     f"not all versions of {CONSTRAINTS}, with which the tests passed, can be had here: taking the "

@@ -84,7 +84,7 @@ def best_of(
     from dt2it_pipeline.evaluate.best_of import files
     from dt2it_pipeline.evaluate.best_of.curve import CurveError
     from dt2it_pipeline.reward.ensemble_scores import calibrated_scales
-    from dt2it_pipeline.reward.scoring.response_scores import given_responses, score_responses
+    from dt2it_pipeline.reward.scoring.response_scores import given_responses, replaced_keys, score_responses
     from dt2it_pipeline.reward.too_long import left_out
 
     models = named_models(model, taken=("oracle",))
@@ -142,6 +142,8 @@ def best_of(
                 raise
             note(f"no curve: {error}")
     shutil.rmtree(work)
+    if given.file is not None and (replaced := replaced_keys(given.file, output, "scores", "best")):
+        note(replaced)
     for number, (reason, detail) in made.faults.items():
         note(f"no choice: {made.names[number]}: {reason} ({detail})")
     for fault in faults:

@@ -214,7 +214,12 @@ def score(
     from dt2it_pipeline.config.sections.scoring import ScoringSettings
     from dt2it_pipeline.reward.ensemble_scores import calibrated_scales, several_scores, write_several
     from dt2it_pipeline.reward.scoring.image_size import image_size_line
-    from dt2it_pipeline.reward.scoring.response_scores import given_responses, score_responses, write_scores
+    from dt2it_pipeline.reward.scoring.response_scores import (
+        given_responses,
+        replaced_keys,
+        score_responses,
+        write_scores,
+    )
     from dt2it_pipeline.reward.too_long import TOO_LONG, left_out
     from dt2it_pipeline.storage.atomic import write_parquet
 
@@ -259,6 +264,9 @@ def score(
     else:
         faults, counts = write_scores(given.file, first, output)
     shutil.rmtree(work)
+    written = ("scores",) if made is None else ("scores", "spread", "scores_by_model")
+    if given.file is not None and (replaced := replaced_keys(given.file, output, *written, sides=True)):
+        note(replaced)
     for fault in faults:
         note(f"not scored: {fault}")
     result: dict[str, Any] = {"output": str(output), **counts}
@@ -348,16 +356,18 @@ def convert(
 
 
 _NO_SYSTEM_TURN = (
-    "system turn: none, since no file names one; with the wrong one scores are others, so give the training's in "
-    "--system-prompt"
+    "system turn: not known, since no file names it, so that the chat template's own, if it has one, stays; with the "
+    "wrong one scores are others: give the training's by --system-prompt, or '' for none"
 )
 
 
 def _as_recorded(record: Mapping[str, Any]) -> str:
     """What ms-swift's args.json says of inputs, in words; options of the command count more."""
-    system = (
-        f"system turn {record['system_prompt']!r} where there is none" if record["system_prompt"] else "no system turn"
-    )
+    system = "no system turn"
+    if said := record.get("system_prompt", ""):
+        system = f"system turn {said!r} where there is none"
+    elif "system_prompt" not in record:
+        system = "its template's system turn, which is not known"
     limits = (
         f", images of {record['min_pixels']:,} to {record['max_pixels']:,} pixels" if "max_pixels" in record else ""
     )

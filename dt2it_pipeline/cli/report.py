@@ -63,6 +63,9 @@ def report(
         except OSError as error:
             advice = "run a round first (`dt2it run round --round 0`), or name the artifact home"
             raise CommandError(f"{folder} has no {file.name} ({error.strerror}); {advice}") from error
+        except UnicodeDecodeError as error:
+            advice = "remove it, and run the report's step again (`dt2it run round`)"
+            raise CommandError(f"{file} is damaged: it is not UTF-8 ({error}); {advice}") from error
     if brief:
         from dt2it_pipeline.evaluate.report.markdown import without_suspects
 

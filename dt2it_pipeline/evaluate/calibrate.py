@@ -166,12 +166,14 @@ def _of_file(
     responses = given_responses(work / "pairs.jsonl", None, media, work)
     assert responses.file is not None  # JSON Lines
     unusable: dict[str, int] = {}
-    for reason in [*quarantine["reason"], *(reason for reason, _ in responses.file.faults.values())]:
+    lost = responses.file.response_faults
+    empty = [lost[key][0] for own in responses.file.ids for key in [key for key in own if key in lost][:1]]
+    for reason in [*quarantine["reason"], *(reason for reason, _ in responses.file.faults.values()), *empty]:
         unusable[reason] = unusable.get(reason, 0) + 1
     rows = [
         (prompt, own[0], own[1], 1.0)
         for prompt, own in zip(responses.file.prompt_ids, responses.file.ids, strict=True)
-        if own
+        if own and not lost.keys() & set(own)
     ]
     return _Pairs(responses, rows, unusable, len(found) + len(quarantine))
 

@@ -116,6 +116,7 @@ def write_several(
     """
     names, ids = given.names_and_ids()
     faults = {} if given.file is None else given.file.faults
+    unusable = {} if given.file is None else given.file.response_faults
     reasons = {name: scores.faults() for name, scores in found.items()}
     rows: list[dict[str, Any]] = []
     lost: list[str] = []
@@ -134,6 +135,9 @@ def write_several(
                     "detail": "; ".join(f"{model}: {detail}" for model, (_, detail) in lacking.items() if detail),
                 }
             )
+            if key in unusable:
+                rows[-1]["reason"], rows[-1]["detail"] = unusable[key]
+                lost.append(f"{name}, response {place}: {rows[-1]['reason']} ({rows[-1]['detail']})")
             if any(reason != TOO_LONG for reason, _ in lacking.values()):
                 lost.append(f"{name}, response {place}: {rows[-1]['reason']} ({rows[-1]['detail']})")
         if number in faults:

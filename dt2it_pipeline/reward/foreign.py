@@ -8,6 +8,8 @@ Our head has no bias and needs none: a constant added to every score changes no 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from dt2it_pipeline.storage import atomic
 
 if TYPE_CHECKING:
+    import torch
+
     from dt2it_pipeline.reward.checkpoints.adapters import ModelParts
+    from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +54,16 @@ def import_checkpoint(
 ) -> Imported:
     """Write the reward model in `source` to the new folder `destination`, which appears whole or not at all.
 
-    Weights keep the type in which they lie on disk; merged ones that of the base model.
+    Every weight keeps the type in which it lies on disk; a merged one that of the base model's. config.json of
+    `destination` names the type of most weights of the language model.
 
     Args:
         source: folder or Hub id of a reward model.
         destination: folder to make.
         base_model: folder or Hub id of an adapter's base model, where it is not the one that its files name.
-        system_prompt: system turn that the model was trained with; empty for none. Other trainers' models have it in
-            conversations without one of their own. None: what the card or ms-swift's args.json in `source` says.
+        system_prompt: system turn that the model was trained with. Other trainers' models have it in conversations
+            without one of their own; where it is empty, these have none, whatever their chat template writes by itself.
+            None: what the card or ms-swift's args.json in `source` says, or else the chat template.
         max_pixels: pixels per image that it was trained with; by default those that args.json says, or else those of
             its image processor.
 
@@ -68,9 +75,9 @@ def import_checkpoint(
     """
     from dt2it_pipeline.reward.calibration import CARD_KEY
     from dt2it_pipeline.reward.checkpoints.adapters import find_parts
-    from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, family_of, stored_type
+    from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, family_of, stored_type, stored_types
     from dt2it_pipeline.reward.checkpoints.model_card import write_card
-    from dt2it_pipeline.reward.checkpoints.processor_files import has_preamble, pixel_limit
+    from dt2it_pipeline.reward.checkpoints.processor_files import chat_template, pixel_limit, trained_with
     from dt2it_pipeline.reward.checkpoints.swift_record import swift_record
     from dt2it_pipeline.reward.data.encoding import load_processor
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
@@ -81,12 +88,14 @@ def import_checkpoint(
     parts = find_parts(source, base_model)
     load_processor(parts.processor, family=family_of(parts.backbone))  # what cannot be read cannot be served either
     model = RewardNetwork.from_pretrained(source, base_model=base_model, dtype=stored_type(parts.backbone))
+    _keep_types(model, stored_types(parts.backbone))
     name, head, record = Path(source).resolve().name, parts.head(), swift_record(parts.folder, parts.backbone)
     assert head is not None  # the model has been loaded with it
-    said = system_prompt is not None or has_preamble(parts.processor) or "system_prompt" in {**model.card, **record}
+    kept = trained_with(chat_template(parts.processor) or "")
+    said = system_prompt is not None or kept is not None or "system_prompt" in {**model.card, **record}
     where = f"{head.name} in {head.file.name}"
     found = Imported(_layout(parts), parts.base_model, where, float(head.bias or 0.0), record, not said)
-    if not has_preamble(parts.processor):
+    if kept is None:
         # Other trainers write a turn as the data have it, and give their system turn to conversations without one.
         model.card = {"system_prompt": "", "image_newlines": False, "system_default": True} | model.card
     model.card = {
@@ -95,7 +104,8 @@ def import_checkpoint(
         "imported_from": found.head,
     } | model.card
     if system_prompt is not None:
-        model.card["system_prompt"] = system_prompt
+        as_others = bool(model.card.get("system_default", kept is not None and kept.system_default))
+        model.card |= {"system_prompt": system_prompt, "system_suppressed": as_others and not system_prompt}
     if max_pixels is not None:
         limit = pixel_limit(model.processor_source) if model.processor_source is not None else None
         model.card["max_pixels"] = min(max_pixels, limit or max_pixels)
@@ -105,6 +115,20 @@ def import_checkpoint(
         model.save_pretrained(folder)
         write_card(folder, base_model=parts.base_model or name)
     return found
+
+
+def _keep_types(model: RewardNetwork, types: Mapping[str, torch.dtype]) -> None:
+    """Give the backbone's weights their types on disk, and its configuration that of most of the language model's."""
+    from dt2it_pipeline.reward.checkpoints.checkpoint import plain_name
+
+    sizes: Counter[torch.dtype] = Counter()
+    for name, parameter in model.model.named_parameters():
+        parameter.data = parameter.data.to(types.get(plain_name(name), parameter.dtype))
+        if not plain_name(name).startswith("visual."):
+            sizes[parameter.dtype] += parameter.numel()
+    [(most, _)] = sizes.most_common(1)
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config.dtype = most
 
 
 def _layout(parts: ModelParts) -> str:

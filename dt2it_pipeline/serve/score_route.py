@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dt2it_pipeline.engines.score_messages import data_url, score_messages
 from dt2it_pipeline.errors import RowError, UserError
+from dt2it_pipeline.media.images import image_size
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.serve.conversations import ConversationError, as_prompt, decoded, with_images
 from dt2it_pipeline.serve.score_metrics import count_request
@@ -30,6 +31,8 @@ ROUTE = "/score-responses"
 MOST_RESPONSES = 128  # of one request; p_better grows with their square
 _MOST_BYTES = 256 * 2**20  # of a request
 _TOO_LONG = re.compile(r"maximum (?:context|model) length|max_model_len|longer than the maximum", re.I)
+_PROCESSOR_FAILS = re.compile(r"failed to apply \w+ on data=", re.I)
+_MOST_RATIO = 200  # of an image's sides, in the families' processors
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -146,6 +149,8 @@ class ScoreResponses:
                 ) from None
             return value if math.isfinite(value) else ("score is not a number", str(value))
         detail = _message(answer)
+        if _PROCESSOR_FAILS.search(detail):  # what follows are the processor's arguments
+            return await asyncio.to_thread(_image_fault, prompt["images"])
         if status in (400, 413, 422):
             return (TOO_LONG if _TOO_LONG.search(detail) else "refused by the engine", detail)
         raise RequestRefused(f"/classify answers {status}: {detail}", 503 if status >= 500 else status)
@@ -213,6 +218,19 @@ def _checked_image(item: Any, name: str) -> str:
     if not isinstance(item, str):
         raise ConversationError(f"{name} is a {type(item).__name__}; send a data URI or base64")
     return data_url(decoded(item, name), name)
+
+
+def _image_fault(images: list[str]) -> tuple[str, str]:
+    """Reason and detail of a prompt whose images the processor refuses."""
+    for place, url in enumerate(images):
+        name = f"images[{place}]"
+        width, height = image_size(decoded(url, name), name)
+        if max(width, height) > _MOST_RATIO * min(width, height):
+            return (
+                "image too narrow",
+                f"{name}: {width} x {height} pixels; the longer side is to be at most {_MOST_RATIO} times the other",
+            )
+    return "refused by the engine", "the image processor cannot read the prompt with its images"
 
 
 def _p_better(first: float | None, second: float | None, temperature: float) -> float | None:

@@ -130,12 +130,90 @@ def test_pairs_are_scored_side_by_side_with_their_one_image(world: dict[str, Any
     call = ["score", file, "--model", world["checkpoint"], "--media", world["tables"]["media_root"], "--output", out]
     result = invoke(*map(str, call))
     assert result.exit_code == 0, result.output
-    assert "line 4: images said twice" in result.stderr and "line 5: " in result.stderr
+    assert "line 4: images said twice" in result.stderr
+    assert "line 5, response 1: empty response (None)" in result.stderr
     made = [json.loads(line) for line in out.read_text().splitlines()]
     assert made[0]["scores"] == made[1]["scores"] != made[2]["scores"] and "chosen_score" not in made[1]
     assert [made[0]["chosen_score"], made[0]["rejected_score"]] == made[0]["scores"]
     columns = ["--chosen-score", "chosen_score", "--rejected-score", "rejected_score"]
     assert "5 pairs" in dt2it("clean", out, *columns, "--output", tmp_path / "cleaned")
+
+
+def test_an_empty_answer_costs_itself_alone_and_is_counted(world: dict[str, Any], other: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "what is the shape", "responses": ["a circle", "", "red"]},
+        {"prompt": "is it red", "responses": ["yes", " ", 3, "no"]},
+        {"prompt": "what", "chosen": "red", "rejected": ""},
+    ]
+    file, out = tmp_path / "responses.jsonl", tmp_path / "scores.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    several = ["--model", f"two={other}"]
+    for models, known in (([], None), (several, None)):
+        result = invoke(*map(str, ["score", file, "--model", world["checkpoint"], *models, "--output", out]))
+        assert result.exit_code == 0, result.output
+        assert "5 of 9 responses scored" in result.stdout
+        assert "line 1, response 1: empty response ('')" in result.stderr
+        assert "line 2, response 1: empty response (' ')" in result.stderr
+        assert "line 2, response 2: not text (a response: 3)" in result.stderr
+        made = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [[score is None for score in row["scores"]] for row in made] == [
+            *([False, True, False], [False, True, True, False], [False, True])
+        ]
+        assert isinstance(made[2]["chosen_score"], float) and made[2]["rejected_score"] is known
+        assert "replaced in" not in result.stderr
+        dt2it("score", file, "--model", world["checkpoint"], *models, "--output", tmp_path / "scores.parquet")
+        table = pd.read_parquet(tmp_path / "scores.parquet")
+        reasons = ["", "empty response", "", "", "empty response", "not text", "", "", "empty response"]
+        assert table["reason"].tolist() == reasons and table["score"].isna().sum() == 4
+    dt2it("best-of", file, "--model", f"one={world['checkpoint']}", "--output", tmp_path / "best.parquet")
+    best = pd.read_parquet(tmp_path / "best.parquet")
+    assert best["answers"].tolist() == [3, 4, 2] and best["unscored"].tolist() == [1, 2, 1]
+    file.write_text(json.dumps({"prompt": "what", "responses": ["", None]}))
+    message = failing("score", file, "--model", world["checkpoint"], "--output", out)
+    assert "can be used; the first: line 1: empty response ('')" in message
+
+
+def test_a_prompt_that_contradicts_the_turns_costs_its_row(world: dict[str, Any], tmp_path: Path) -> None:
+    image = sorted(Path(world["tables"]["media_root"]).glob("*.png"))[0].name
+    turns = [{"role": "user", "text": "<image>is it red"}]
+    same = {"images": [image], "responses": ["yes"]}
+    rows: list[dict[str, Any]] = [
+        {"turns": turns, "prompt": "is it blue", **same},
+        {"turns": turns, "prompt": 3, **same},
+        {"turns": turns, "prompt": "is it red ", **same},
+        {"turns": turns, "prompt": None, **same},
+        {"turns": None, "prompt": "<image>is it red", **same},
+    ]
+    file, out = tmp_path / "responses.jsonl", tmp_path / "scores.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    media = world["tables"]["media_root"]
+    result = invoke(*map(str, ["score", file, "--model", world["checkpoint"], "--media", media, "--output", out]))
+    assert "3 of 3 responses scored" in result.stdout
+    assert result.stderr.count("prompt said twice (the row has `prompt`, and `turns` that do not end with it") == 2
+    made = [json.loads(line)["scores"] for line in out.read_text().splitlines()]
+    assert made[0] == made[1] == [] and len(made[2]) == 1 and made[2] == made[3] == made[4]
+
+
+def test_keys_that_are_replaced_are_named_once(world: dict[str, Any], other: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "what", "responses": ["red"], "scores": [1], "best": 0, "chosen_score": 1},
+        {"prompt": "what", "responses": ["red"], "scores": [2], "spread": 1},
+        {"prompt": "what", "chosen": "red", "rejected": "blue", "chosen_score": 5},
+    ]
+    file, out = tmp_path / "responses.jsonl", tmp_path / "scores.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    one = ["--model", f"one={world['checkpoint']}"]
+    two = [*one, "--model", f"two={other}"]
+    scores, sides = "`scores` (in 2 of 3 rows)", "`chosen_score` (in 1 of 3 rows)"
+    for command, models, expected in (
+        ("score", one, f"{scores}, {sides}"),
+        ("score", two, f"{scores}, `spread` (in 1 of 3 rows), {sides}"),
+        ("best-of", one, f"{scores}, `best` (in 1 of 3 rows)"),
+    ):
+        found = invoke(*map(str, [command, file, *models, "--output", out])).stderr
+        note = f"replaced in {out}, since the rows have them already: {expected}\n"
+        assert found.count("replaced in") == 1 and note in found.replace("note: ", ""), found
+    assert "replaced in" not in invoke(*map(str, ["score", file, *one, "--output", tmp_path / "a.parquet"])).stderr
 
 
 def test_what_is_too_long_is_counted_in_one_line(world: dict[str, Any], tmp_path: Path) -> None:

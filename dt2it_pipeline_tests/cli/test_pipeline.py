@@ -80,6 +80,12 @@ def test_demo_runs_construct_and_the_rounds_and_prints_the_report(started: list[
     assert "is too many" in failing("demo", "--home", tmp_path, "--rounds", 9)
 
 
+@pytest.mark.parametrize(("name", "options"), [("report.md", []), ("report.html", ["--output", "out.html"])])
+def test_a_report_that_is_not_utf8_is_one_line(tmp_path: Path, name: str, options: list[str]) -> None:
+    (tmp_path / name).write_bytes(b"# the r\xe9port\n")
+    assert failing("report", tmp_path, *options).startswith(f"{tmp_path / name} is damaged: it is not UTF-8 (")
+
+
 def test_ui_becomes_dagsters_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *call: given.extend(call))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from dt2it_pipeline.orchestrate.gpu_time import note_gpu_seconds
+from dt2it_pipeline.orchestrate.gpu_time import gpu_seconds, note_gpu_seconds
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 
@@ -40,3 +40,23 @@ def test_all_jobs_of_a_stage_count_and_those_before_a_kill(tmp_path: Path) -> No
 def test_a_stage_without_gpus_says_nothing_of_them(tmp_path: Path) -> None:
     found = metadata_of(Store(tmp_path), [{"seconds": 3.0}, {"gpu_seconds": 0.0}])
     assert found is not None and "gpu_seconds" not in found
+
+
+def test_a_note_that_was_cut_short_or_damaged_counts_nothing_and_joins_no_other(tmp_path: Path) -> None:
+    (tmp_path / "voter").mkdir()
+    file = tmp_path / "voter" / "gpu_seconds.txt"
+    note_gpu_seconds(tmp_path / "voter", {"gpu_seconds": 3600.0})
+    whole = file.read_bytes()
+    assert gpu_seconds(tmp_path) == 3600.0
+    for length in range(len(whole) - 1):  # all but the line break at the end
+        file.write_bytes(whole[:length])
+        note_gpu_seconds(tmp_path / "voter", {"gpu_seconds": 10.5})
+        assert gpu_seconds(tmp_path) == 10.5, whole[:length]
+    for damage in (b"nan s", b"inf s", b"-5.0 s", b"1e999 s", b"1.2.3 s", b"\xff\x00 s"):
+        file.write_bytes(damage)
+        note_gpu_seconds(tmp_path / "voter", {"gpu_seconds": 10.5})
+        assert gpu_seconds(tmp_path) == 10.5, damage
+    file.unlink()
+    for seconds in (float("nan"), float("inf"), -1.0, 0.0, None):
+        note_gpu_seconds(tmp_path / "voter", {"gpu_seconds": seconds})
+    assert not file.exists()

@@ -56,7 +56,7 @@ def test_converting_says_where_no_system_turn_is_known(
 ) -> None:
     source = llamafactory(base("qwen3_vl"), tmp_path / "source", make_head())
     said = dt2it("convert", source, tmp_path / "made", *(["--system-prompt", ""] if known else []))
-    assert ("system turn: none, since no file names one" in said) is not known
+    assert ("system turn: not known, since no file names it" in said) is not known
 
 
 @pytest.mark.numerics

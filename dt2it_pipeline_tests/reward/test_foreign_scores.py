@@ -71,7 +71,7 @@ def test_a_checkpoint_of_ours_without_its_card_keeps_what_it_was_trained_with(
     import_checkpoint(tmp_path / "ours", tmp_path / "made")
     assert scores(RewardModel.from_pretrained(tmp_path / "made"), media) == pytest.approx(direct, abs=1e-5)
     template = (tmp_path / "made" / "chat_template.jinja").read_text(encoding="utf-8")
-    assert trained_with(template) == ('You "judge".', True, False)
+    assert trained_with(template) == ('You "judge".', True, False, False)
 
 
 def test_the_type_is_that_of_the_weights_and_unmerged_adapters_are_refused(plain: Path) -> None:
@@ -83,4 +83,66 @@ def test_the_type_is_that_of_the_weights_and_unmerged_adapters_are_refused(plain
     weights[name.replace("weight", "lora_A.default.weight")] = torch.ones(2, 2)
     save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="adapter that are not merged"):
+        RewardModel.from_pretrained(plain)
+
+
+def backbone_of(plain: Path) -> dict[str, torch.Tensor]:
+    found = load_file(plain / "model.safetensors")
+    return {name: value for name, value in found.items() if "lm_head" not in name}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("named", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kinds", [("float32", "float32"), ("bfloat16", "float32"), ("float16", "bfloat16")])
+def test_a_converted_model_keeps_the_types_of_its_files(
+    plain: Path, tmp_path: Path, pickled: bool, named: str, kinds: tuple[str, str]
+) -> None:
+    visual, rest = (getattr(torch, kind) for kind in kinds)
+    weights = {name: value.to(visual if "visual." in name else rest) for name, value in backbone_of(plain).items()}
+    (plain / "model.safetensors").unlink()
+    if pickled:
+        torch.save(weights, plain / "pytorch_model.bin")
+    else:
+        save_file(weights, plain / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((plain / "config.json").read_text()) | {"dtype": named}
+    (plain / "config.json").write_text(json.dumps(config))
+    import_checkpoint(plain, tmp_path / "made")
+    made = load_file(tmp_path / "made" / "model.safetensors")
+    for name, value in weights.items():
+        assert made[name].dtype is value.dtype and torch.equal(made[name], value), name
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["dtype"] == kinds[1]
+    import_checkpoint(tmp_path / "made", tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert {name: value.dtype for name, value in again.items()} == {name: value.dtype for name, value in made.items()}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_of_other_types_are_refused_and_buffers_that_count_are_not(
+    plain: Path, tmp_path: Path, pickled: bool
+) -> None:
+    weights = backbone_of(plain)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+
+    def write(changed: dict[str, torch.Tensor]) -> None:
+        (plain / "model.safetensors").unlink(missing_ok=True)
+        if pickled:
+            torch.save(changed, plain / "pytorch_model.bin")
+        else:
+            save_file(changed, plain / "model.safetensors", metadata={"format": "pt"})
+
+    write(weights | {name.replace("weight", "steps"): torch.ones(1, dtype=torch.int64)})
+    assert stored_type(plain) is torch.float32
+    for kind in (torch.float8_e4m3fn, torch.int8):
+        write(weights | {name: weights[name].to(kind)})
+        with pytest.raises(CheckpointError, match=r"q_proj\.weight is of type .*8.*, which is not supported"):
+            import_checkpoint(plain, tmp_path / "made")
+
+
+@pytest.mark.parametrize("part", [None, "text_config", "vision_config"])
+@pytest.mark.parametrize(("key", "named"), [("dtype", "auto"), ("torch_dtype", "nn"), ("dtype", 16)])
+def test_a_type_that_torch_does_not_know_is_refused(plain: Path, part: str | None, key: str, named: object) -> None:
+    config = json.loads((plain / "config.json").read_text())
+    (config if part is None else config[part])[key] = named
+    (plain / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"config.json names the {key} {named!r}, which torch does not know"):
         RewardModel.from_pretrained(plain)

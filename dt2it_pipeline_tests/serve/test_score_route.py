@@ -23,9 +23,9 @@ from dt2it_pipeline.serve.score_metrics import REQUESTS, RESPONSES, SECONDS
 from dt2it_pipeline.serve.score_route import MOST_RESPONSES, ROUTE, App, Receive, Scope, ScoreResponses, Send
 
 
-def png(mode: str = "RGB") -> str:
+def png(mode: str = "RGB", size: tuple[int, int] = (4, 4)) -> str:
     buffer = io.BytesIO()
-    Image.new(mode, (4, 4), 300 if mode == "I;16" else "red").save(buffer, "PNG")
+    Image.new(mode, size, 300 if mode == "I;16" else "red").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -45,6 +45,9 @@ class Engine:
             answer = {"data": [{"probs": [math.nan if text == "odd" else float(len(text))]}]}
             if len(text) > 50:
                 status, answer = 400, {"error": {"message": "This model's maximum context length is 50 tokens."}}
+            elif text == "narrow":
+                message = "Failed to apply Qwen3VLProcessor on data={'text': '<|im_start|>', 'images': [<PIL 0x7f>]}"
+                status, answer = 400, {"error": {"message": message}}
             elif text == "refused":
                 status, answer = 400, {"error": {"message": "no"}}
             elif text == "other":
@@ -134,6 +137,24 @@ def test_an_image_that_vllm_would_decode_otherwise_is_sent_as_it_looks_to_us() -
     post({"prompt": "what", "images": [png("I;16")], "responses": ["a"]}, engine)
     url = engine.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("size", "fault"),
+    [
+        ((1, 2000), ("image too narrow", "images[1]: 1 x 2000 pixels; the longer side is to be at most 200 times")),
+        ((2000, 1), ("image too narrow", "images[1]: 2000 x 1 pixels; the longer side is to be at most 200 times")),
+        ((4, 4), ("refused by the engine", "the image processor cannot read the prompt with its images")),
+    ],
+)
+def test_an_image_that_the_processor_refuses_is_named_without_the_engines_internals(
+    size: tuple[int, int], fault: tuple[str, str]
+) -> None:
+    answer = post({"prompt": "what", "images": [png(), png(size=size)], "responses": ["one", "narrow"]}).json()
+    [found] = answer["faults"]
+    assert answer["scores"] == [3.0, None] and found["response"] == 1
+    assert found["reason"] == fault[0] and found["detail"].startswith(fault[1])
+    assert "Failed to apply" not in json.dumps(answer) and "im_start" not in json.dumps(answer)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Answers:
     Attributes:
         names: of the rows.
         ids: response ids of each row, in the order of its answers; none where the row cannot be used.
-        texts: of the answers, likewise.
+        texts: of the answers, likewise; empty where one cannot be scored.
         scores: by model; None where an answer has no score.
         faults: reason and detail of the rows that cannot be used, by their place.
     """
@@ -73,7 +73,7 @@ def scored_answers(given: GivenResponses, found: Mapping[str, Mapping[str, float
     return Answers(
         names,
         ids,
-        [[texts[key] for key in own] for own in ids],
+        [[texts.get(key, "") for key in own] for own in ids],
         {model: [[scores.get(key) for key in own] for own in ids] for model, scores in found.items()},
         {} if given.file is None else given.file.faults,
     )

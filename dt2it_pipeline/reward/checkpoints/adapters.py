@@ -22,6 +22,7 @@ import torch
 
 from dt2it_pipeline.reward.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
+    BACKBONE,
     CONFIG,
     CheckpointError,
     hidden_size,
@@ -29,11 +30,11 @@ from dt2it_pipeline.reward.checkpoints.checkpoint import (
     read_json,
     read_weights,
     resolve_folder,
-    stored_type,
+    stored_types,
     weight_files,
     weight_names,
 )
-from dt2it_pipeline.reward.checkpoints.heads import BACKBONE, Head, find_head, is_head
+from dt2it_pipeline.reward.checkpoints.heads import Head, find_head, is_head
 from dt2it_pipeline.reward.checkpoints.processor_files import chat_template
 
 # Settings of PEFT that change what an adapter computes. Where one of them is set, A and B alone do not say it.
@@ -133,7 +134,7 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
     factors: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     unknown: list[str] = []
     merged = 0
-    rounded = stored_type(parts.backbone)
+    rounded = stored_types(parts.backbone)
     for file in _adapter_files(folder):
         names = sorted(name for name in weight_names(file) if not is_head(name) and ".original_module." not in name)
         for name, value in read_weights(file, names).items():
@@ -148,7 +149,7 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
             elif factor:
                 factors[target][factor] = value
             else:  # trained whole
-                _put(targets[target], value.to(rounded), file, name)
+                _put(targets[target], value.to(rounded.get(target, value.dtype)), file, name)
                 merged += 1
     if unknown:
         raise CheckpointError(
@@ -157,7 +158,8 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
             "trained on, or merge it with PEFT (merge_and_unload)"
         )
     for target, pair in sorted(factors.items()):
-        _add(targets[target], pair, config, f"{folder}: {target}", rounded)
+        kind = rounded.get(target, targets[target].dtype)
+        _add(targets[target], pair, config, f"{folder}: {target}", kind)
     if not factors and not merged:
         raise CheckpointError(
             f"{folder} has an {ADAPTER_CONFIG}, but no weights of an adapter (adapter_model.safetensors)"

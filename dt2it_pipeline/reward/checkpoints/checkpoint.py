@@ -5,9 +5,9 @@ Which head a folder holds is the business of heads.py, how adapters are merged t
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,8 @@ _SHARD_BYTES = 5 * 10**9
 _AROUND = {"base_model", "language_model", "model", "module", "pretrained_model"}
 _BETWEEN = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer"}
 
+BACKBONE = ("layers.", "embed_tokens.", "norm.", "visual.")  # how the plain names of its weights begin
+_COUNTS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # types of buffers, which no weight has
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -60,7 +62,8 @@ def resolve_folder(path: str | Path) -> Path:
 def family_of(folder: Path) -> Family:
     """Family of the model in `folder`, by `model_type` of its config.json; the architecture's name does not matter.
 
-    Raises CheckpointError where config.json is missing or names no family that is supported, or weights are quantised.
+    Raises CheckpointError where config.json is missing or names no family that is supported, or a type of weights that
+    torch does not know, or weights are quantised.
     """
     config = read_json(folder / CONFIG)
     kind = str(config.get("model_type", ""))
@@ -75,6 +78,14 @@ def family_of(folder: Path) -> Family:
             f"{folder / CONFIG} has a quantization_config; quantised weights are not supported: use the model in "
             "bfloat16, float16 or float32"
         )
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        for key in ("dtype", "torch_dtype"):
+            name = part.get(key) if isinstance(part, dict) else None
+            if name is not None and not (isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)):
+                raise CheckpointError(
+                    f"{folder / CONFIG} names the {key} {name!r}, which torch does not know: write that of the "
+                    "weights, such as bfloat16, or remove it"
+                )
     return FAMILIES[kind]
 
 
@@ -88,32 +99,50 @@ def hidden_size(folder: Path) -> int:
     return size
 
 
-def stored_type(folder: Path) -> torch.dtype:
-    """Type in which most weights of `folder` lie on disk; config.json may name another.
+def stored_types(folder: Path) -> dict[str, torch.dtype]:
+    """Types in which the weights of the backbone lie on disk, by their plain names; config.json may name another.
 
-    Raises CheckpointError where torch does not know it.
+    Raises:
+        CheckpointError: a file is damaged, or a weight is of a type that is not supported.
     """
-    kinds = Counter(kind for file in weight_files(folder) if file.suffix != ".bin" for kind in _types(file))
-    for kind, _ in kinds.most_common(1):
-        if kind in _TYPES:
-            return _TYPES[kind]
-    config = read_json(folder / CONFIG)
-    text = config.get("text_config")
-    inner = text.get("dtype") if isinstance(text, dict) else None
-    name = str(config.get("dtype") or config.get("torch_dtype") or inner or "float32")
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise CheckpointError(f"{folder / CONFIG} names the type {name!r}, which torch does not know")
+    found: dict[str, torch.dtype] = {}
+    # Transformers takes safetensors where both are there.
+    for file in sorted(weight_files(folder), key=lambda file: file.suffix != ".bin"):
+        for name, kind in _types(file):
+            plain = plain_name(name)
+            if not plain.startswith(BACKBONE) or kind in _COUNTS:
+                continue
+            if kind not in _TYPES:
+                raise CheckpointError(
+                    f"{file}: {name} is of type {kind}, which is not supported: use the model in bfloat16, float16 or "
+                    "float32"
+                )
+            found[plain] = _TYPES[kind]
     return found
 
 
-def _types(file: Path) -> Iterator[str]:
-    """The type of every weight of a safetensors file, by its name there. Raises CheckpointError where it is damaged."""
+def stored_type(folder: Path) -> torch.dtype:
+    """The narrowest type that holds every weight of the backbone in `folder` as it lies on disk.
+
+    Raises CheckpointError as `stored_types` does.
+    """
+    kinds = set(stored_types(folder).values()) or {torch.float32}
+    return functools.reduce(torch.promote_types, kinds)
+
+
+def _types(file: Path) -> Iterator[tuple[str, str]]:
+    """Name and type, as safetensors calls it, of every weight of a file. Raises CheckpointError where it is damaged."""
+    if file.suffix == ".bin":
+        names = {kind: name for name, kind in _TYPES.items()}
+        for name, value in _unpickled(file).items():
+            is_count = not (value.is_floating_point() or value.is_complex()) and value.itemsize > 1
+            yield name, _COUNTS[0] if is_count else names.get(value.dtype, str(value.dtype))
+        return
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as weights:
-            yield from (weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118  # no mapping
+            yield from ((name, weights.get_slice(name).get_dtype()) for name in weights.keys())  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file ({error})") from error
 

@@ -20,6 +20,7 @@ import torch
 
 from dt2it_pipeline.reward.checkpoints.checkpoint import (
     ADAPTER_CONFIG,
+    BACKBONE,
     CONFIG,
     PICKLED_WEIGHTS,
     WEIGHTS,
@@ -35,7 +36,6 @@ from dt2it_pipeline.reward.checkpoints.checkpoint import (
 from dt2it_pipeline.reward.checkpoints.swift_record import ARGUMENTS, swift_record
 
 HEADS = ("score", "v_head.summary")
-BACKBONE = ("layers.", "embed_tokens.", "norm.", "visual.")  # how the plain names of its weights begin
 _SHOWN = 5  # names in a message
 
 

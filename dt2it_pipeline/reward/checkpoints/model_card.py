@@ -252,7 +252,8 @@ def _use(card: Mapping[str, Any]) -> str:
         if card.get("system_default")
         else "It puts the system prompt of the training first:"
     )
-    put_first = f" {how}\n\n> {quoted}\n\n" if system else " "
+    none = " A conversation without a system turn has none. " if card.get("system_suppressed") else " "
+    put_first = f" {how}\n\n> {quoted}\n\n" if system else none
     question = [{"type": "image_url", "image_url": {"url": _red_square()}}, {"type": "text", "text": "QUESTION"}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "ANSWER"}]
     request = {"model": "CHECKPOINT", "messages": messages, "add_generation_prompt": False}

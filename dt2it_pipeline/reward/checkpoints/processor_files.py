@@ -5,7 +5,8 @@ is written into them, and a score needs nothing else:
 
 - the image processor's `size` holds the pixels per image of training;
 - the chat template begins with a preamble (`reward_template`): the system prompt of training comes first, and a newline
-  follows an image that a turn begins with.
+  follows an image that a turn begins with. Where the training had no system turn, the one that the base model's
+  template writes by itself is taken out again.
 
 reward_model.json repeats both for people. It decides no score; its `calibration` says what scores mean.
 """
@@ -24,7 +25,7 @@ _COPIED = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
-OF_THE_TEMPLATE = ("system_prompt", "image_newlines", "system_default")  # entries of the card
+OF_THE_TEMPLATE = ("system_prompt", "image_newlines", "system_default", "system_suppressed")  # entries of the card
 _TEMPLATE = "chat_template.jinja"
 _OLD_TEMPLATE = "chat_template.json"  # transformers prefers it where both are there, so only one is written
 
@@ -33,12 +34,13 @@ _LEAST_PIXELS = 56 * 56  # of an image, where a Qwen processor's file does not s
 _VALUES = re.compile(
     r'namespace\(system=(?P<system>"(?:[^"\\]|\\.)*"), '
     r"newlines=(?P<newlines>true|false)(?:, default=(?P<default>true|false))?"
+    r"(?:, suppressed=(?P<suppressed>true|false))?"
 )
 _BEGIN, _END = "{#- reward model: begin -#}\n", "{#- reward model: end -#}\n"
 # Loops over messages and over their parts tell vLLM that the template takes parts; it would join images and texts with
 # newlines otherwise. Other roles' parts become one text, as the base model's template is given in training.
 _PREAMBLE = """\
-{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, default=DEFAULT, messages=[]) -%}
+{%- set trained = namespace(system=SYSTEM, newlines=NEWLINES, default=DEFAULT, suppressed=SUPPRESSED, messages=[]) -%}
 {%- for message in messages -%}
 {%- if message.content is string -%}
 {%- set trained.messages = trained.messages + [message] -%}
@@ -80,10 +82,26 @@ _PREAMBLE = """\
 {%- set add_generation_prompt = false -%}
 {%- endif -%}
 """
+# Around a base model's template that writes a system turn by itself (TURN), where the training had none.
+_CAPTURE = "{%- set written -%}\n"
+_AFTER = "{# reward model: after -#}\n"  # no dash before it: the base model's last line break counts
+_WITHOUT_TURN = """\
+{%- endset -%}
+{%- if messages and messages[0].role != 'system' and written.startswith(TURN) -%}
+{{- written[(TURN | length):] -}}
+{%- else -%}
+{{- written -}}
+{%- endif -%}
+"""
 
 
 def reward_template(
-    template: str, system_prompt: str, *, image_newlines: bool = True, system_default: bool = False
+    template: str,
+    system_prompt: str,
+    *,
+    image_newlines: bool = True,
+    system_default: bool = False,
+    system_suppressed: bool = False,
 ) -> str:
     """A base model's chat template as that of a reward model with this system prompt.
 
@@ -92,6 +110,8 @@ def reward_template(
     - `system_prompt` becomes the first system turn, followed by an empty line and the conversation's own, if any. A
       conversation that begins with it already is left as it is. Other trainers (`system_default`) give it to
       conversations without a system turn alone, so those with one are left as they are.
+    - Without a `system_prompt`, the base model's template may write a system turn of its own, as that of Qwen2.5-VL
+      does. It is left out of conversations that have none, where the training left it out (`system_suppressed`).
     - Images at the start of a user's turn are each followed by a newline, as in most training data, whether the text
       has it or, like a request with an image and a question, has not (`image_newlines`). Between words nothing changes.
     - No turn of the assistant is opened behind an answer, whatever was asked for: the score stands at the answer's end.
@@ -101,20 +121,49 @@ def reward_template(
         system_prompt: of the training; empty for none.
         image_newlines: whether the training had these newlines.
         system_default: whether `system_prompt` stands in for a missing system turn alone.
+        system_suppressed: whether a conversation without a system turn has none, whatever `template` writes by itself.
 
     >>> print(reward_template("...", "You judge.")[:76])
     {#- reward model: begin -#}
     {%- set trained = namespace(system="You judge.",
     """
     if template.startswith(_BEGIN):
-        template = template.partition(_END)[2]
+        template = template.partition(_END)[2].partition(_AFTER)[0]
     # A JSON string is one of Jinja as well, where no character above ASCII is escaped.
     values = {"NEWLINES": json.dumps(image_newlines), "DEFAULT": json.dumps(system_default)}
+    values |= {"SUPPRESSED": json.dumps(system_suppressed)}
     values |= {"SYSTEM": json.dumps(system_prompt, ensure_ascii=False)}
     preamble = _PREAMBLE
     for name, value in values.items():  # the text of a person last
         preamble = preamble.replace(name, value, 1)
-    return _BEGIN + preamble + _END + template
+    turn = _own_system_turn(template) if system_suppressed and not system_prompt else ""
+    if not turn:
+        return _BEGIN + preamble + _END + template
+    without = _WITHOUT_TURN.replace("TURN", json.dumps(turn, ensure_ascii=False))
+    # Jinja drops a line break at the end of a template, and this one's end lies in the middle now.
+    return _BEGIN + preamble + _CAPTURE + _END + template.removesuffix("\n") + _AFTER + without
+
+
+def _own_system_turn(template: str) -> str:
+    """The system turn that a chat template writes by itself before a conversation without one; empty for none."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    question, system = {"role": "user", "content": "x"}, "\ue000"
+
+    def rendered(*messages: dict[str, str]) -> str:
+        return str(render_jinja_template(conversations=[list(messages)], chat_template=template)[0][0])
+
+    try:
+        one, two = rendered(question), rendered(question, question)
+        given = rendered({"role": "system", "content": system}, question)
+    except (TemplateError, TypeError, ValueError):  # whoever scores with it sees the error itself
+        return ""
+    turn = two[len(one) :]  # a user's, which what comes before the first one is not part of
+    begin, found, end = given.removesuffix(turn).partition(system)
+    own = one.removesuffix(turn)
+    is_turn = bool(turn) and bool(found) and own != one and len(own) >= len(begin + end)
+    return own if is_turn and own.startswith(begin) and own.endswith(end) else ""
 
 
 class Preamble(NamedTuple):
@@ -123,20 +172,22 @@ class Preamble(NamedTuple):
     system_prompt: str
     image_newlines: bool
     system_default: bool
+    system_suppressed: bool = False
 
 
 def trained_with(template: str) -> Preamble | None:
     """What the preamble of a chat template says, None where it has none.
 
     >>> trained_with(reward_template("...", 'Say "yes".', image_newlines=False))
-    Preamble(system_prompt='Say "yes".', image_newlines=False, system_default=False)
+    Preamble(system_prompt='Say "yes".', image_newlines=False, system_default=False, system_suppressed=False)
     """
     if not template.startswith(_BEGIN):
         return None
     found = _VALUES.search(template)
     if found is None:
         return None
-    return Preamble(json.loads(found["system"]), found["newlines"] == "true", found["default"] == "true")
+    flags = (found[name] == "true" for name in ("newlines", "default", "suppressed"))
+    return Preamble(json.loads(found["system"]), *flags)
 
 
 def has_preamble(source: Path) -> bool:
@@ -191,6 +242,7 @@ def carded_template(template: str, card: Mapping[str, Any]) -> str:
         str(card.get("system_prompt", kept.system_prompt) or ""),
         image_newlines=bool(card.get("image_newlines", kept.image_newlines)),
         system_default=bool(card.get("system_default", kept.system_default)),
+        system_suppressed=bool(card.get("system_suppressed", kept.system_suppressed)),
     )
 
 

@@ -21,35 +21,87 @@ from dt2it_pipeline.reward.checkpoints.checkpoint import CONFIG, CheckpointError
 
 ARGUMENTS = "args.json"
 _OF_SWIFT = {"template", "system", "max_pixels", "task_type"}  # arguments that ms-swift always writes
-# System turns that its templates give a conversation without one.
-_DEFAULTS = {"qwen2_5_vl": "You are a helpful assistant."}
+_QWEN = "You are a helpful assistant."
+# System turns that its templates give a conversation without one; empty for none. Others are not known.
+_DEFAULTS = {
+    "chatml": "",
+    "mimo_vl": "You are MiMo, an AI assistant developed by Xiaomi.",
+    "qvq": "You are a helpful and harmless assistant. You are Qwen developed by Alibaba. Answer in the language of the "
+    "question. You should think step-by-step.",
+    "qwen": _QWEN,
+    "qwen2_5": "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+    "qwen2_5_vl": _QWEN,
+    "qwen2_vl": _QWEN,
+    "qwen3_vl": "",
+}
+_SWITCHES = {True: (True, 1, "true", "1"), False: (False, 0, "false", "0")}
 _LEAST_TOKENS, _MOST_TOKENS = 4, 16384  # of an image, in qwen-vl-utils
+_LIMITS = ("IMAGE_MIN_TOKEN_NUM", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "MAX_PIXELS")  # in model_kwargs
 _SIDES = ("patch_size", "spatial_merge_size")  # their product is the side of an image token, in pixels
 
 
 def swift_record(folder: Path, backbone: Path) -> dict[str, Any]:
     """Entries of a card (`processor_files`) that ms-swift's args.json stands for; empty where it is not there.
 
+    The system turn is not among them where args.json names none and the template is not one of those known here.
+
     Args:
         folder: of the model or adapter.
         backbone: folder of the model's config.json.
 
     Raises:
-        CheckpointError: args.json is damaged; or says that the training wrote no chat turns, which our scorers do.
+        CheckpointError: args.json is damaged, or a value in it that decides how inputs were read is not of its kind; or
+            it says that the training wrote no chat turns, which our scorers do.
     """
-    found = _arguments(folder / ARGUMENTS)
+    file = folder / ARGUMENTS
+    found = _arguments(file)
     if found is None:
         return {}
-    if found.get("use_chat_template") is False:
+    if not _switch(found, "use_chat_template", file):
         raise CheckpointError(
-            f"{folder / ARGUMENTS} says that the model was trained without a chat template (use_chat_template = "
+            f"{file} says that the model was trained without a chat template (use_chat_template = "
             "false); scores here are those of a conversation in chat turns: train it with --use_chat_template true"
         )
-    system = found["system"]
+    record = {"system_default": True, "image_newlines": False}
+    return record | _system(found, file) | _pixels(found, read_json(backbone / CONFIG), file)
+
+
+def _system(found: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The system turn of the training, and whether there was none; nothing where that is not known."""
+    system, template = found["system"], found["template"]
+    if system is None:
+        system = _DEFAULTS.get(template) if isinstance(template, str) else None
+        if system is None:
+            logging.getLogger(__name__).warning(
+                "%s names the template %r of ms-swift, whose system turn is not known here, so that what the chat "
+                "template itself writes is taken; unless --system-prompt gives that of the training, scores may not be "
+                "those of the trainer",
+                file,
+                template,
+            )
+            return {}
     if not isinstance(system, str):
-        system = _DEFAULTS.get(str(found["template"]), "")
-    record = {"system_prompt": system, "system_default": True, "image_newlines": False}
-    return record | _pixels(found, read_json(backbone / CONFIG))
+        raise _unreadable(file, "system", system, "a text, or null for that of the template")
+    return {"system_prompt": system, "system_suppressed": not system}
+
+
+def _switch(found: Mapping[str, Any], name: str, file: Path) -> bool:
+    """A setting that is on where it is not named."""
+    value = found.get(name)
+    given = value.lower() if isinstance(value, str) else value
+    if given is None:
+        return True
+    for state, values in _SWITCHES.items():
+        if isinstance(given, (bool, int, float, str)) and given in values:
+            return state
+    raise _unreadable(file, name, value, "true or false")
+
+
+def _unreadable(file: Path, name: str, value: Any, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {name} = {value!r}"[:300] + f", expected {expected}; it says how inputs of the training were read: "
+        "correct it there"
+    )
 
 
 def _arguments(file: Path) -> Mapping[str, Any] | None:
@@ -65,19 +117,28 @@ def _arguments(file: Path) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) and found.keys() >= _OF_SWIFT else None
 
 
-def _pixels(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
+def _pixels(found: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> dict[str, int]:
     """Least and most pixels of an image: of qwen-vl-utils, as `--model_kwargs` and `--max_pixels` change them."""
+    given = found.get("model_kwargs")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given) if given.strip() else None
+        except ValueError:
+            given = [given]  # refused below
+    if not isinstance(given, Mapping) and given is not None:
+        raise _unreadable(file, "model_kwargs", found["model_kwargs"], "an object")
+    settings = {str(key).upper(): value for key, value in (given or {}).items()}
+    limits = {name: _limit(file, f"model_kwargs.{name}", settings.get(name)) for name in _LIMITS}
+    scaled = _limit(file, "max_pixels", found["max_pixels"])
     vision = config.get("vision_config")
-    sides = [_whole(vision.get(name)) for name in _SIDES] if isinstance(vision, Mapping) else [None]
-    if None in sides:
+    sides = [vision.get(name) for name in _SIDES] if isinstance(vision, Mapping) else [None]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
         return {}  # the family's code knows them; its image processor's own limits then count
     token = math.prod(filter(None, sides)) ** 2  # pixels
-    given = found.get("model_kwargs")
-    named = {str(key).upper(): value for key, value in given.items()} if isinstance(given, Mapping) else {}
-    least = _whole(named.get("IMAGE_MIN_TOKEN_NUM")) or (_whole(named.get("MIN_PIXELS")) or 0) // token
-    most = _whole(named.get("IMAGE_MAX_TOKEN_NUM")) or (_whole(named.get("MAX_PIXELS")) or 0) // token
+    least = limits["IMAGE_MIN_TOKEN_NUM"] or limits["MIN_PIXELS"] // token
+    most = limits["IMAGE_MAX_TOKEN_NUM"] or limits["MAX_PIXELS"] // token
     longest = (most or _MOST_TOKENS) * token
-    if scaled := _whole(found["max_pixels"]):
+    if scaled:
         logging.getLogger(__name__).warning(
             "ms-swift was given max_pixels = %d, scales larger images twice and rounds to image tokens after it: "
             "scores of such images are near the trainer's, not the same",
@@ -87,10 +148,14 @@ def _pixels(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, in
     return {"min_pixels": min((least or _LEAST_TOKENS) * token, longest), "max_pixels": longest}
 
 
-def _whole(value: Any) -> int | None:
-    """A positive whole number, or one in a text; None for anything else."""
+def _limit(file: Path, name: str, value: Any) -> int:
+    """A whole number above 0 that a setting has, as a number or in a text; 0 where it is not set."""
+    if value is None or value == "":
+        return 0
     try:
-        number = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else 0
-    except ValueError:
-        return None
-    return number if number > 0 else None
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
+    except (ValueError, OverflowError):
+        number = -1.0
+    if not (number >= 0 and number.is_integer()):
+        raise _unreadable(file, name, value, "a whole number")
+    return int(number)

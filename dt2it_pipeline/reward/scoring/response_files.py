@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.ingest.rows import RowError, checked_text, medium
-from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first
+from dt2it_pipeline.media.markers import user_marker_kinds, with_media_first, without_markers
 from dt2it_pipeline.media.store import MediaError, store_image, store_video
 from dt2it_pipeline.storage import content_ids, schemas
 
@@ -41,10 +41,11 @@ class ResponseFile:
         rows: the objects of its lines, as read; a line that is no object is {}.
         names: of each row: its own `id` as text, else `line N`.
         prompts: table of kind `prompts`.
-        responses: table of kind `responses`, each response once.
+        responses: table of kind `responses`, each response that can be scored once.
         ids: of each row: the ids of its responses in their order; none where the row cannot be used.
         prompt_ids: of each row: the id of its prompt; empty where the row cannot be used.
         faults: reason and detail of each row that cannot be used, by its place in `rows`.
+        response_faults: reason and detail of each response that cannot be scored, such as an empty one, by its id.
     """
 
     rows: list[dict[str, Any]]
@@ -54,10 +55,11 @@ class ResponseFile:
     ids: list[list[str]]
     prompt_ids: list[str]
     faults: Mapping[int, tuple[str, str]]
+    response_faults: Mapping[str, tuple[str, str]]
 
 
 def read_response_file(path: Path, media_root: Path, store: Path, *, with_responses: bool = True) -> ResponseFile:
-    """Read a file of prompts and responses. What is wrong with a row costs that row.
+    """Read a file of prompts and responses. What is wrong with a row costs that row, with a response that response.
 
     Args:
         path: JSON Lines, in the form of FORM.
@@ -66,7 +68,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         with_responses: False: the rows' `responses` are not looked at, as of prompts that are yet to be answered.
 
     Raises:
-        ResponseFileError: the file cannot be read, or no row of it can be used.
+        ResponseFileError: the file cannot be read, or no row of it, or no response, can be used.
         VideoDecoderError: there are video files, and OpenCV is not installed.
     """
     try:
@@ -80,6 +82,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
     prompts: dict[str, dict[str, Any]] = {}
     prompt_ids: list[str] = []
     responses: dict[str, dict[str, Any]] = {}
+    unusable: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -89,12 +92,15 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
             row = _object(line)
             prompt = _prompt(row, media_root, store)
             texts = _responses(row) if with_responses else ()
-            own = [content_ids.response_id(prompt["prompt_id"], checked_text(each, "a response")) for each in texts]
+            own = [content_ids.response_id(prompt["prompt_id"], each) for each in texts]
         except (MediaError, RowError) as error:
             faults[len(rows)] = (error.reason, error.detail)
         else:
             prompts[prompt["prompt_id"]] = prompt
             for name, each in zip(own, texts, strict=True):
+                if fault := _response_fault(each):
+                    unusable[name] = fault
+                    continue
                 responses[name] = {
                     "response_id": name, "prompt_id": prompt["prompt_id"], "text": each, "generator": ""
                 }  # fmt: skip
@@ -102,9 +108,11 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         names.append(f"line {number}" if row.get("id") in (None, "") else str(row["id"]))
         ids.append([] if len(rows) - 1 in faults else own)
         prompt_ids.append("" if len(rows) - 1 in faults else prompt["prompt_id"])
-    if not prompts:
-        first = next(iter(faults.items()), None)
-        why = f"{names[first[0]]}: {first[1][0]} ({first[1][1]})" if first else "it is empty"
+    if not prompts or (with_responses and not responses):
+        whole = [(names[place], fault) for place, fault in faults.items()]
+        single = [(name, unusable[key]) for name, own in zip(names, ids, strict=True) for key in own]
+        first = next(iter(whole + single), None)
+        why = f"{first[0]}: {first[1][0]} ({first[1][1]})" if first else "it is empty"
         raise ResponseFileError(f"no row of {path} can be used; the first: {why}. It should hold {FORM}")
     return ResponseFile(
         rows,
@@ -114,6 +122,7 @@ def read_response_file(path: Path, media_root: Path, store: Path, *, with_respon
         ids,
         prompt_ids,
         faults,
+        unusable,
     )
 
 
@@ -138,6 +147,17 @@ def _responses(row: Mapping[str, Any]) -> list[Any]:
     return texts
 
 
+def _response_fault(text: Any) -> tuple[str, str] | None:
+    """Why a response cannot be scored, or None where it can."""
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return "empty response", repr(text)[:120]
+    try:
+        checked_text(text, "a response")
+    except RowError as error:
+        return error.reason, error.detail
+    return None
+
+
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -150,13 +170,17 @@ def _object(line: str) -> dict[str, Any]:
 
 def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, Any]:
     """A row of a prompts table, its media imported."""
-    turns = row.get("turns") if "turns" in row else [{"role": "user", "text": row.get("prompt")}]
+    turns = row.get("turns")
+    if turns is None:
+        turns = [{"role": "user", "text": row.get("prompt")}]
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         raise RowError("no prompt", "`turns` must be a list of {role, text}, or `prompt` a text")
     said = [
         {"role": checked_text(turn.get("role"), "a turn's role"), "text": checked_text(turn.get("text"), "a turn")}
         for turn in turns
     ]
+    if row.get("prompt") not in (None, "") and _words(row["prompt"]) != _words(said[-1]["text"]):
+        raise RowError("prompt said twice", "the row has `prompt`, and `turns` that do not end with it; leave one out")
     system = row.get("system")
     given = {kind: _media(row, kind) for kind in ("image", "video")}
     shown = user_marker_kinds(said)
@@ -186,6 +210,11 @@ def _prompt(row: Mapping[str, Any], media_root: Path, store: Path) -> dict[str, 
         "language": "",
         "meta": "{}",
     }
+
+
+def _words(text: Any) -> Any:
+    """A prompt as it is compared with another form of it: markers may be left out."""
+    return without_markers(text).strip() if isinstance(text, str) else text
 
 
 def _media(row: Mapping[str, Any], kind: str) -> list[Any]:

@@ -25,6 +25,8 @@ from dt2it_pipeline.storage import atomic
 from dt2it_pipeline.storage.artifacts import model_digest
 from dt2it_pipeline.storage.content_ids import content_hash
 
+_SIDES = ("chosen_score", "rejected_score")  # of a pair
+
 
 @dataclass(frozen=True)
 class GivenResponses:
@@ -57,7 +59,7 @@ class GivenResponses:
         return list(by_prompt), list(by_prompt.values())
 
     def texts(self) -> dict[str, str]:
-        """Texts by response_id."""
+        """Texts by response_id, of the responses that can be scored."""
         table = atomic.read_given_parquet(self.responses, "responses")
         return dict(zip(table["response_id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
@@ -166,7 +168,7 @@ def write_scores(read: ResponseFile, found: ResponseScores, output: Path) -> tup
     """
     import pandas as pd
 
-    scores, reasons = found.by_id(), found.faults()
+    scores, reasons = found.by_id(), {**read.response_faults, **found.faults()}
     columns = ("row_id", "place", "response_id", "score", "reason", "detail")
     lines: list[dict[str, Any]] = []
     rows: list[tuple[Any, ...]] = []
@@ -198,8 +200,25 @@ def with_scores(row: Mapping[str, Any], scores: Sequence[float | None]) -> dict[
     >>> with_scores({"chosen": "A cat.", "rejected": "A dog."}, [1.5, -0.5])["rejected_score"]
     -0.5
     """
-    sides = dict(zip(("chosen_score", "rejected_score"), scores, strict=True)) if is_pair(row) and scores else {}
+    sides = dict(zip(_SIDES, scores, strict=True)) if is_pair(row) and scores else {}
     return {**row, "scores": list(scores), **sides}
+
+
+def replaced_keys(read: ResponseFile, output: Path, *keys: str, sides: bool = False) -> str | None:
+    """A sentence about keys that rows have already and that their lines in `output` have anew; None where none has.
+
+    Args:
+        read: what the file holds.
+        output: where its rows go; only a .jsonl file has their own keys.
+        keys: that are written.
+        sides: whether `with_scores` writes them, which adds those of a pair's sides.
+    """
+    rows = [(row, {*keys, *_SIDES} if sides and is_pair(row) else {*keys}) for row in read.rows]
+    counts = {key: sum(key in own and key in row for row, own in rows) for key in (*keys, *_SIDES)}
+    found = [f"`{key}` (in {count} of {len(rows)} rows)" for key, count in counts.items() if count]
+    if output.suffix != ".jsonl" or not found:
+        return None
+    return f"replaced in {output}, since the rows have them already: {', '.join(found)}"
 
 
 def write_lines(lines: list[dict[str, Any]], output: Path) -> None:

@@ -73,7 +73,7 @@ class Trainer:
         self.model.card = {"name": job.name, "system_prompt": settings.system_prompt, "seed": self.seed}
         self.data = TrainingData(job, self.model, source, group, shared=self.shared)
         # As load_processor has made them.
-        self.model.card |= {"image_newlines": True, "system_default": False}
+        self.model.card |= {"image_newlines": True, "system_default": False, "system_suppressed": False}
         self.model.card |= {"max_pixels": self.data.registry.max_pixels}
         self.prepared, self.sizes, self.strengths = self.data.prepared, self.data.sizes, self.data.strengths
         self.examples, self.trained, self.held_out = self.data.examples, self.data.trained, self.data.held_out

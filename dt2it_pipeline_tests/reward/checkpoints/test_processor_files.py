@@ -89,12 +89,44 @@ def test_the_system_prompt_of_other_trainers_stands_in_for_a_missing_one(own: st
     before = [] if own is None else [{"role": "system", "content": own}]
     made = reward_template(TEMPLATE, PROMPT, system_default=True)
     assert rendered(made, [*before, *question(text("q"))]) == f"<system\n{expected}><user\nq><assistant\nred>"
-    assert trained_with(made) == (PROMPT, True, True)
+    assert trained_with(made) == (PROMPT, True, True, False)
+
+
+# As the published chat template of Qwen2.5-VL begins.
+OWN_TURN = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\n"
+    'You are a "helpful" assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n'
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}\n"
+)
+
+
+def test_a_system_turn_that_the_template_writes_by_itself_is_left_out_where_the_training_had_none() -> None:
+    made = reward_template(OWN_TURN, "", image_newlines=False, system_default=True, system_suppressed=True)
+    asked = question(IMAGE, text("q"))
+    assert rendered(OWN_TURN, asked).startswith('<system\nYou are a "helpful" assistant.><user')
+    assert rendered(made, asked) == "<user\n[image]q><assistant\nred>"
+    assert rendered(made, asked[:1], add_generation_prompt=True) == "<user\n[image]q><assistant\n"
+    for own in ("Be brief.", 'You are a "helpful" assistant.', ""):
+        with_own = [{"role": "system", "content": own}, *asked]
+        assert rendered(made, with_own) == rendered(OWN_TURN, with_own) == f"<system\n{own}>{rendered(made, asked)}"
+    assert trained_with(made) == ("", False, True, True)
+    # A later training starts from the base model's template again.
+    assert reward_template(made, "You judge.") == reward_template(OWN_TURN.removesuffix("\n"), "You judge.")
+    assert reward_template(made, "", system_suppressed=True) == reward_template(OWN_TURN, "", system_suppressed=True)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "Always.\n" + TEMPLATE, "{{ raise_exception('no') }}", "no messages"])
+def test_a_template_without_a_system_turn_of_its_own_stays_as_it_is(template: str) -> None:
+    made = reward_template(template, "", system_suppressed=True)
+    assert made == reward_template(template, "").replace("suppressed=false", "suppressed=true")
 
 
 def test_a_preamble_that_does_not_say_whether_it_is_a_default_always_comes_first() -> None:
     made = reward_template(TEMPLATE, "You judge.").replace(", default=false", "")
-    assert trained_with(made) == ("You judge.", True, False)
+    assert trained_with(made) == ("You judge.", True, False, False)
 
 
 def test_a_template_serves_an_answer_and_a_later_training() -> None:

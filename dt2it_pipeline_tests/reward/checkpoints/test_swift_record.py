@@ -91,8 +91,9 @@ def test_what_is_given_counts_more_than_the_record(base: Callable[[str], Path], 
         ({"max_pixels": 500}, 500, 500),
         ({"model_kwargs": {"IMAGE_MAX_TOKEN_NUM": 64, "image_min_token_num": "16"}}, 16 * TOKEN, 64 * TOKEN),
         ({"model_kwargs": {"MAX_PIXELS": 10_000, "MIN_PIXELS": 2_000}}, 7 * TOKEN, 39 * TOKEN),
-        ({"model_kwargs": {"MAX_PIXELS": "many", "MIN_PIXELS": -1}, "max_pixels": True}, 4 * TOKEN, 16384 * TOKEN),
         ({"model_kwargs": None, "max_pixels": 0}, 4 * TOKEN, 16384 * TOKEN),
+        ({"model_kwargs": "", "max_pixels": 50_176.0}, 4 * TOKEN, 50_176),
+        ({"model_kwargs": '{"image_max_token_num": 64.0}', "max_pixels": "50176"}, 4 * TOKEN, 64 * TOKEN),
     ],
 )
 def test_the_limits_of_images(
@@ -117,8 +118,10 @@ def test_convert_says_what_it_took_and_what_it_cannot_follow(
 def test_without_the_side_of_a_token_the_image_processors_limits_stay(tmp_path: Path) -> None:
     for vision in ({}, {"patch_size": 14}, {"patch_size": "x", "spatial_merge_size": 2}, None):
         (tmp_path / "config.json").write_text(json.dumps({"vision_config": vision, "model_type": "qwen3_vl"}))
-        record = swift_record(with_arguments(tmp_path), tmp_path)
-        assert record == {"system_prompt": "", "system_default": True, "image_newlines": False}
+        record = swift_record(with_arguments(tmp_path, template="qwen3_vl"), tmp_path)
+        assert record == {
+            "system_prompt": "", "system_default": True, "system_suppressed": True, "image_newlines": False
+        }  # fmt: skip
 
 
 def test_an_adapters_record_lies_beside_it(base: Callable[..., Path], tmp_path: Path) -> None:
@@ -142,17 +145,105 @@ def test_a_later_training_has_its_system_prompt_before_a_conversations_own(
         this = changed(job, f"out{number}", tmp_path, max_steps=1)
         run(this.model_copy(update={"base_model": str(start)}), [].append)
         template = (this.output / "chat_template.jinja").read_text(encoding="utf-8")
-        assert trained_with(template) == ("You judge.", True, False)
+        assert trained_with(template) == ("You judge.", True, False, False)
         assert RewardModel.from_pretrained(this.output).card["system_default"] is False
 
 
 def test_what_cannot_be_followed_is_refused(base: Callable[..., Path], tmp_path: Path) -> None:
     source = ms_swift(base(), tmp_path / "source", make_head())
-    with_arguments(source, use_chat_template=False)
-    with pytest.raises(CheckpointError, match="trained without a chat template"):
-        RewardModel.from_pretrained(source)
+    for off in (False, "false", "False", 0):
+        with_arguments(source, use_chat_template=off)
+        with pytest.raises(CheckpointError, match="trained without a chat template"):
+            RewardModel.from_pretrained(source)
     for damaged in (b'{"template": ', b"\xff\xfe"):
         (source / "args.json").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"cannot read .*args\.json"):
             import_checkpoint(source, tmp_path / "made")
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"system": ["You judge."]}, r"system = \['You judge.'\], expected a text, or null"),
+        ({"use_chat_template": "perhaps"}, "use_chat_template = 'perhaps', expected true or false"),
+        ({"use_chat_template": [True]}, r"use_chat_template = \[True\], expected true or false"),
+        ({"max_pixels": [50_176]}, r"max_pixels = \[50176\], expected a whole number"),
+        ({"max_pixels": True}, "max_pixels = True, expected a whole number"),
+        ({"max_pixels": 50_176.5}, "max_pixels = 50176.5, expected a whole number"),
+        ({"max_pixels": float("inf")}, "max_pixels = inf, expected a whole number"),
+        ({"model_kwargs": {"MAX_PIXELS": "many"}}, "model_kwargs.MAX_PIXELS = 'many', expected a whole number"),
+        ({"model_kwargs": {"min_pixels": -1}}, "model_kwargs.MIN_PIXELS = -1, expected a whole number"),
+        ({"model_kwargs": "MAX_PIXELS=50176"}, "model_kwargs = 'MAX_PIXELS=50176', expected an object"),
+        ({"model_kwargs": "[1]"}, r"model_kwargs = '\[1\]', expected an object"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_by_name(
+    base: Callable[..., Path], tmp_path: Path, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"args.json: {named}.*correct it there"):
+        swift_record(with_arguments(tmp_path, **arguments), base())
+
+
+def insert_system_turn(folder: Path) -> None:
+    """Make a chat template write a system turn by itself where there is none, as the published one of Qwen2.5-VL."""
+    own = "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\n" + QWEN + "<|im_end|>\n' }}{%- endif %}"
+    for file in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        if file.name.endswith(".jinja") and file.exists():
+            file.write_text(own + file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "system"),
+    [
+        ({"system": ""}, ""),
+        ({"template": "chatml"}, ""),
+        ({"template": "qwen2_vl"}, QWEN),
+        ({"template": "mimo_vl"}, "You are MiMo, an AI assistant developed by Xiaomi."),
+        ({"template": "mimo_vl", "system": ""}, ""),
+        ({"template": "unheard_of"}, None),
+        ({"template": "unheard_of", "system": "You judge."}, "You judge."),
+    ],
+)
+def test_the_system_turn_is_the_trainings_where_the_chat_template_writes_one_by_itself(
+    base: Callable[[str], Path],
+    tmp_path: Path,
+    image: Image.Image,
+    caplog: pytest.LogCaptureFixture,
+    arguments: dict[str, Any],
+    system: str | None,
+) -> None:
+    # The same model whose template writes no turn by itself has what the training saw.
+    expected = RewardModel.from_pretrained(sequence_classification(base("qwen2_5_vl"), tmp_path / "plain", make_head()))
+    source = with_arguments(ms_swift(base("qwen2_5_vl"), tmp_path / "source", make_head()), **arguments)
+    large_least(source, 4 * TOKEN)
+    insert_system_turn(source)
+    import_checkpoint(source, tmp_path / "made")
+    import_checkpoint(tmp_path / "made", tmp_path / "again")
+    assert ("whose system turn is not known here" in caplog.text and "--system-prompt" in caplog.text) == (
+        system is None
+    )
+    for folder in (source, tmp_path / "made", tmp_path / "again"):
+        model = RewardModel.from_pretrained(folder)
+        known = QWEN if system is None else system  # unknown: what the template writes stays
+        assert scores(model, image) == pytest.approx(scores(expected, image, known), abs=1e-5), folder
+        assert scores(model, image, "Be kind.") == pytest.approx(scores(expected, image, "Be kind."), abs=1e-5)
+    assert abs(scores(expected, image) - scores(expected, image, QWEN)).max() > 1e-3
+
+
+def test_an_empty_system_prompt_that_is_given_means_none(
+    base: Callable[[str], Path], tmp_path: Path, image: Image.Image
+) -> None:
+    plain = sequence_classification(base("qwen2_5_vl"), tmp_path / "plain", make_head())
+    expected = RewardModel.from_pretrained(plain)
+    source = sequence_classification(base("qwen2_5_vl"), tmp_path / "source", make_head())
+    insert_system_turn(source)
+    printed = dt2it("convert", source, tmp_path / "unknown")
+    assert "system turn: not known" in printed and "by --system-prompt, or '' for none" in printed
+    import_checkpoint(source, tmp_path / "none", system_prompt="")
+    import_checkpoint(tmp_path / "none", tmp_path / "given", system_prompt=QWEN)
+    for name, system in (("unknown", QWEN), ("none", ""), ("given", QWEN)):
+        model = RewardModel.from_pretrained(tmp_path / name)
+        assert scores(model, image) == pytest.approx(scores(expected, image, system), abs=1e-5), name
+    card = (tmp_path / "none" / "README.md").read_text(encoding="utf-8")
+    assert "A conversation without a system turn has none." in card
