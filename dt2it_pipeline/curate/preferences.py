@@ -254,8 +254,8 @@ def clean_given(
         shown = ", ".join(map(str, given.columns[:12]))
         raise CurationError(
             "pairs: nothing says that its rows are pairs: it has neither ids (pair_id, chosen_id) nor the texts chosen "
-            f"and rejected, and no columns of scores are named; it has {shown}. `read_preferences` reads other forms, such "
-            "as lists of answers, and gives this table"
+            f"and rejected, and no columns of scores are named; it has {shown}. `read_preferences` reads other forms, "
+            "such as lists of answers, and gives this table"
         )
     unused = Unused()
     table = read_pairs(given, chosen, rejected)

@@ -65,7 +65,7 @@ def test_convert_prints_what_it_found_and_commands_that_work(
         "head: v_head.summary.weight in value_head.safetensors",
         "bias: 7, dropped: the original's scores are these plus 7",
     ]
-    assert printed[3].startswith("system turn: none, since no file names one") and printed[4] == "written: demo"
+    assert printed[3].startswith("system turn: not known, since no file names it") and printed[4] == "written: demo"
     serve, benchmark = (shlex.split(line)[1:] for line in printed[-2:])
     assert serve[0] == "serve" and serve_arguments(serve[1], serve[2:], on_cpu=False)[1] == str(tmp_path / "demo")
     assert "8 pairs" in dt2it(*benchmark)
