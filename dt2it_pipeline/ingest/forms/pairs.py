@@ -33,7 +33,7 @@ from dt2it_pipeline.ingest.forms.chats import (
 )
 from dt2it_pipeline.ingest.forms.fields import COUPLES, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.prompts import answers_of, hidden_prompt, prompt, whole_prompt, with_columns
-from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, names_a_side, neutral_sides
+from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, name_sides, neutral_sides
 from dt2it_pipeline.ingest.forms.strengths import contradicted, score_difference, strengths
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError
 from dt2it_pipeline.ingest.rows import TIE as TIED
@@ -176,7 +176,7 @@ class PairReader:
     ) -> Conversation:
         if (turned := _alternating(fields, values)) is not None:
             chosen, rejected = turned
-        elif all(map(is_hh, values)) and (is_blank(fields.get("question")) or is_hh(fields.get("question"))):
+        elif all(map(is_hh, values)):
             found = [hh_chat(value, f"column {column!r}") for value, column in zip(values, columns, strict=True)]
             chosen, rejected = (_Side(chat.turns) for chat in found)
         else:
@@ -299,15 +299,13 @@ def _couple(fields: Fields) -> tuple[str, str] | None:
 
 def _fits(fields: Fields, one: str, other: str, neutral: Sides | None) -> bool:
     """Whether two columns of a couple's names hold answers, and not the names of the better and the worse one."""
+    answers: Sequence[Any] = ()
     if neutral is not None:
-        answers = {column: fields.value(column) for column in (neutral.first, neutral.second)}
+        answers = (fields.value(neutral.first), fields.value(neutral.second))
     elif (column := answer_lists.list_column(fields)) not in (None, one, other):
         entries = listed(fields.value(column))
-        answers = {f"{column}[{n}]": each for n, each in enumerate(entries if isinstance(entries, list) else ())}
-        answers |= {str(column): None}
-    else:
-        answers = {}
-    if answers and names_a_side(fields, (one, other), answers, neutral):
+        answers = entries if isinstance(entries, list) else ()
+    if answers and name_sides(fields, (one, other), answers, neutral):
         return False
     if one != fields.plain("messages") or fields.value(one) is None:
         return True

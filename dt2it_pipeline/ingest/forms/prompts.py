@@ -14,6 +14,7 @@ from dt2it_pipeline.media.store import Medium
 
 _QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
 _BESIDE = ("history", "passage", "document", "dialogue", "dialog", "article", "post")
+_FEWEST_WORDS = 4  # of a text; what is shorter may be a name, a number, or a word of the question
 _HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
 
 
@@ -132,7 +133,8 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
         extra = fields.value(beside)
         if beside in (None, column, conversation) or is_blank(extra) or is_chat(extra):
             continue
-        if (text := checked_text(extra, f"column {beside!r}")).strip() not in last:
+        text = checked_text(extra, f"column {beside!r}")
+        if not _holds(last, text):
             last = join.format(last, text)
     _require_nothing_beside(fields, column, last)
     turns = (*found.turns[:-1], {"role": "user", "text": last})
@@ -155,14 +157,22 @@ def _require_nothing_beside(fields: Fields, column: str, question: str) -> None:
     for name in _BESIDE:
         beside = fields.plain(name)
         text = fields.value(beside)
-        if beside in (None, column) or not isinstance(text, str) or not text.strip() or isinstance(listed(text), list):
+        if beside in (None, column) or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
             continue
-        if text.strip() not in question:
+        parts = listed(text) if isinstance(listed(text), list) else [text]
+        words = " ".join(part for part in parts if isinstance(part, str))
+        if len(words.split()) >= _FEWEST_WORDS and not _holds(question, words):
             raise RowError(
                 "two prompts",
                 f"column {beside!r} stands beside the question in {column!r}; join them, or map `question` to the one "
                 "meant",
             )
+
+
+def _holds(question: str, text: str) -> bool:
+    """Whether a question has a text already: it is the text, or has all its words, where these are more than a few."""
+    asked, words = " ".join(question.split()), " ".join(text.split())
+    return words == asked or (len(words.split()) >= _FEWEST_WORDS and words in asked)
 
 
 def _history(fields: Fields) -> Iterator[Turn]:

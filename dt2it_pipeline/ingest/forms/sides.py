@@ -113,36 +113,46 @@ def _content() -> frozenset[str]:
     return frozenset(names.union(*COUPLES))
 
 
-def names_a_side(fields: Fields, columns: tuple[str, str], answers: Mapping[str, Any], sides: Sides | None) -> bool:
+def name_sides(fields: Fields, columns: tuple[str, str], answers: Sequence[Any], sides: Sides | None) -> bool:
     """Whether the columns of a better and a worse side name sides beside a row's answers, and hold none themselves.
+
+    They do where the one names the first and the other the second side. What repeats the answers is text, and so is
+    anything else in `chosen` and `rejected`. A winner and a loser that are none of two answers are names, known or not.
 
     Args:
         fields: of the row.
         columns: of the better and the worse side.
-        answers: the answers that the row has elsewhere, by their columns.
+        answers: that the row has elsewhere.
         sides: their columns, where two have neutral names.
     """
     values = [fields.value(column) for column in columns]
     texts = [value_text(value) if isinstance(value, str | int | float) else "" for value in values]
-    if not any(texts) or max(map(len, texts)) > _CODE:
+    if not all(texts) or max(map(len, texts)) > _CODE:
         return False
-    given = {each.strip() for each in answers.values() if isinstance(each, str)}
-    if all(text in given for text in texts) and not all(number_of(text) for text in texts):
+    given = {text.strip() for each in answers if (text := _text_of(each))}
+    if given and given.issuperset(texts):
         return False
+    if sides is None and len(answers) != 2:
+        return False
+    if {*map(plain_name, columns)} <= {"winner", "loser", "better", "worse"}:
+        return True
     names = {} if sides is None else _side_names(fields, sides)
-    beside = {
-        value_text(fields.value(name)).lower()
-        for name in fields.names.values()
-        if name not in (*columns, *answers) and isinstance(fields.value(name), str)
-    } - {""}
+    tokens = ("", "") if sides is None else sides.tokens
+    numbers = [number_of(text) for text in texts]
+    codes = [set(tokens)] if tokens in (("0", "1"), ("1", "2")) else [{"0", "1"}, {"1", "2"}]
+    if set(numbers) in codes:
+        return True
+    said = [names.get(text.lower()) or word_meaning(text) for text in texts]
+    return set(said) == {FIRST, SECOND}
 
-    def is_name(text: str) -> bool:
-        lower = text.lower()
-        return bool(text) and (
-            lower in names or lower in beside or word_meaning(text) is not None or number_of(text) is not None
-        )
 
-    return any(map(is_name, texts))
+def _text_of(answer: Any) -> str:
+    """The text of an answer, be it a text, a message, or a list of one."""
+    if isinstance(answer, list | tuple) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, Mapping):
+        answer = next((answer[name] for name in ("content", "text", "answer", "response") if name in answer), "")
+    return answer if isinstance(answer, str) else ""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -192,7 +202,7 @@ class Judged:
             SourceError: see `Verdicts.meaning`.
         """
         columns = self.columns(fields)
-        found = {name: meaning for name, meaning in (_one_hot(fields),) if meaning}
+        found = {name: _OTHER[meaning] if sides.turned else meaning for name, meaning in (_one_hot(fields),) if meaning}
         if not columns and not found:
             raise self._missing(fields, sides)
         names, answers = _side_names(fields, sides), _texts(texts)

@@ -159,6 +159,59 @@ def test_codes_of_the_better_and_the_worse_side_are_no_answers(
         assert read(tmp_path, [{"prompt": "q?"} | row])[0]["chosen"].tolist() == [chosen]
 
 
+@pytest.mark.parametrize(
+    ("row", "pair"),
+    [
+        ({"answers": ["red", "dark red"], "answer": "red"}, ("red", "blue")),
+        ({"answers": ["no", "none"], "answer": "no"}, ("no", "yes")),
+        ({"answers": ["Bob", "Robert"]}, ("Bob", "None")),
+        ({"answers": ["two", "2"]}, ("two", "3")),
+        ({"answers": ["Bob", "Robert", "Rob"], "answer": "Bob"}, ("Bob", "Al")),
+        ({"response_a": "2", "response_b": "1"}, ("2", "1")),
+        ({"response_a": "2", "response_b": "1"}, ("1", "2")),
+        ({"responses": ["2", "3", "4", "5"], "answer": "2"}, ("2", "3")),
+        ({"option_a": "Paris", "option_b": "Rome", "option_c": "Bonn"}, ("A", "C")),
+        ({"text_a": "cat sits", "text_b": "dog runs", "label": "Yes"}, ("Yes", "No")),
+        ({"text_1": "a", "text_2": "b"}, ("1", "0")),
+        ({"responses": [{"content": "Bob"}, {"content": "Ann"}], "answer": "Bob"}, ("Bob", "Ann")),
+        ({"response_a": [{"role": "assistant", "content": "Yes"}], "response_b": "No", "answer": "Yes"}, ("Yes", "No")),
+    ],
+)
+def test_short_answers_stay_answers(tmp_path: Path, row: dict[str, Any], pair: tuple[str, str]) -> None:
+    """Beside references, options, texts to classify, and the answers that they repeat."""
+    pairs, _ = read(tmp_path, [{"question": "q?", "chosen": pair[0], "rejected": pair[1]} | row])
+    assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [list(pair)]
+
+
+@pytest.mark.parametrize("more", [{"models": ["gpt", "llama"], "responses": ["Cat", "Dog"]}, NEUTRAL])
+def test_names_of_unknown_models_are_no_answers(tmp_path: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(SourceError):
+        read(tmp_path, [{"prompt": "q?", "winner": "llama", "loser": "gpt"} | more])
+
+
+def test_ones_and_zeros_follow_the_names_of_turned_sides(tmp_path: Path) -> None:
+    row = NEUTRAL | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    pairs, _ = read(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
+    assert pairs["chosen"].tolist() == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("question", "more", "asked"),
+    [
+        ("Convert from base 10 to base 2.", {"input": "10"}, "Convert from base 10 to base 2.\n10"),
+        ("What is 10+10?", {"context": "1"}, "1\n\nWhat is 10+10?"),
+        ("The text is this one. Who?", {"context": "The text  is\nthis one."}, "The text is this one. Who?"),
+        ("q?", {"input": "q?"}, "q?"),
+        ("q?", {"history": "none", "document": "N/A", "post": "t3_abc"}, "q?"),
+    ],
+)
+def test_short_inputs_are_kept_and_whole_texts_stand_once(
+    tmp_path: Path, question: str, more: dict[str, str], asked: str
+) -> None:
+    pairs, _ = read(tmp_path, [{"instruction": question, "chosen": "a", "rejected": "b"} | more])
+    assert [turn["text"] for turn in pairs["turns"][0]] == [asked]
+
+
 @pytest.mark.parametrize("verdict", ["gpt", "A", "model_a", "response_a"])
 def test_sides_may_be_mapped_the_other_way_round(tmp_path: Path, verdict: str) -> None:
     row = NEUTRAL | {"model_a": "gpt", "model_b": "vicuna", "winner": verdict}
@@ -180,13 +233,13 @@ def test_a_strength_is_no_code_of_a_side(tmp_path: Path) -> None:
     [
         {"messages": [{"role": "user", "content": "I am Tom."}, {"role": "assistant", "content": "Nice."}]},
         {"passage": "Tom is a cat."},
-        {"history": "I am Tom."},
+        {"history": "I am Tom the cat."},
     ],
 )
 def test_what_stands_before_a_question_is_not_dropped(tmp_path: Path, more: dict[str, Any]) -> None:
     pairs, quarantine = read(tmp_path, [PAIR | more])
     assert pairs.empty and quarantine["reason"].tolist() == ["two prompts"]
-    pairs, _ = read(tmp_path, [PAIR | more | {"prompt": "I am Tom. Tom is a cat. Who?"}])
+    pairs, _ = read(tmp_path, [PAIR | more | {"prompt": "I am Tom the cat.  Tom is\na cat. Who?"}])
     assert len(pairs) == 1 or "messages" in more
     if "messages" in more:
         pairs, _ = read(tmp_path, [PAIR | more], columns={"conversation": "messages", "question": "prompt"})
