@@ -41,6 +41,12 @@ MediaRoot: TypeAlias = Annotated[
         metavar="FOLDER", help="Folder from which paths of images and videos count, and which they may not leave."
     ),
 ]
+ChosenColumn: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the chosen sides.")
+]
+RejectedColumn: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the rejected sides.")
+]
 Columns: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

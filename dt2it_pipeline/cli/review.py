@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 import typer
 
 from dt2it_pipeline.cli.curation import PANEL, show_export
-from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, home_folder, open_store
+from dt2it_pipeline.cli.options import (
+    ChosenColumn,
+    FinishedRound,
+    Home,
+    Json,
+    OutputFolder,
+    RejectedColumn,
+    home_folder,
+    open_store,
+)
 from dt2it_pipeline.cli.review_page import serve
 from dt2it_pipeline.cli.terminal import CommandError, counted, note, show
 
@@ -55,12 +64,8 @@ def sample(
             "`probability`.",
         ),
     ] = None,
-    chosen: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the chosen sides.")
-    ] = None,
-    rejected: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the rejected sides.")
-    ] = None,
+    chosen: ChosenColumn = None,
+    rejected: RejectedColumn = None,
     cleaned: Annotated[
         Path | None,
         typer.Option(

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from dt2it_pipeline.cli.options import Home, MediaRoot, home_folder
+from dt2it_pipeline.cli.options import ChosenColumn, Home, MediaRoot, RejectedColumn, home_folder
 from dt2it_pipeline.cli.terminal import CommandError, note
 
 
@@ -29,12 +29,8 @@ def serve(
     cleaned: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Output of `dt2it clean` for --pairs: outcomes and reasons.")
     ] = None,
-    chosen: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the chosen sides.")
-    ] = None,
-    rejected: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of --pairs with the texts of the rejected sides.")
-    ] = None,
+    chosen: ChosenColumn = None,
+    rejected: RejectedColumn = None,
     image: Annotated[
         str | None,
         typer.Option(

@@ -144,5 +144,5 @@ def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show_markdown(markdown_table(["set", "why"], [["a", "word " * 40]]))
-    said = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
+    said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert said.count("word") == 40 and max(len(line) for line in said.splitlines()) <= 60 and "|" not in said
