@@ -218,10 +218,10 @@ def _clean_jointly(
         f"pairs that are worth a judge call: {len(cleaned.wanted):,}",
     ]
     if len(cleaned.sensitivity):
-        lines.append("too little is known to be true, so this is assumed; the data allow:")
+        lines.append("too little is known to be true, so this is assumed. What follows from other assumptions:")
         lines += [
             f"  voters and judges right in {row.annotator_accuracy:.0%}: labels right in {row.label_accuracy:.0%} "
-            f"before, {row.accuracy_after:.0%} after"
+            f"before, {row.accuracy_after:.0%} after (between {row.after_low:.0%} and {row.after_high:.0%})"
             for row in cleaned.sensitivity.itertuples()
         ]
     for sentence in cleaned.notes:

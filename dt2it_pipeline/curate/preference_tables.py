@@ -21,6 +21,7 @@ from dt2it_pipeline.curate.voters.margins import CurationError, SideScores, chec
 from dt2it_pipeline.storage.table_files import key_strings
 
 TIE = "tie"
+_LOWER_FIRST = {"forward": 1.0, "ab": 1.0, "reversed": -1.0, "ba": -1.0}  # orders: whose id is lower came first
 _SIDES = {CHOSEN: 1.0, REJECTED: -1.0, TIE: 0.0}
 
 
@@ -34,6 +35,7 @@ class PairTable:
         index: finds keys.
         sides: n ids of the chosen and n of the rejected sides; `chosen` and `rejected` where the table has none.
         sources: n names, "" where there are none.
+        named: whether sides have ids of their own.
     """
 
     ids: pd.Series
@@ -41,6 +43,7 @@ class PairTable:
     index: IdIndex
     sides: tuple[pd.Series, pd.Series]
     sources: np.ndarray
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,6 +71,24 @@ class Votes:
         """The m names."""
         given = self.rows["judge"] if "judge" in self.rows else pd.Series("judge", index=self.rows.index)
         return given.fillna("judge").astype("str").reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What J judges say of n pairs.
+
+    Attributes:
+        signs: float64 [n, J], positive for the chosen side, summed over a judge's votes.
+        shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
+            that is not known; summed in the same way, so that both orders make 0.
+        judges: J names.
+        votes: the single votes; None: there are none.
+    """
+
+    signs: np.ndarray
+    shown_first: np.ndarray
+    judges: tuple[str, ...]
+    votes: Votes | None
 
 
 @dataclass
@@ -113,7 +134,7 @@ def read_pairs(given: GivenPairs, chosen: str | None, rejected: str | None, tabl
         sides = tuple(key_strings(pairs[name]) for name in ("chosen_id", "rejected_id"))
     else:
         sides = tuple(phrases((name,), np.zeros(len(pairs), dtype=np.int8)) for name in (CHOSEN, REJECTED))
-    return PairTable(ids, keys, index, (sides[0], sides[1]), _sources(pairs))
+    return PairTable(ids, keys, index, (sides[0], sides[1]), _sources(pairs), "chosen_id" in pairs)
 
 
 def _sources(pairs: pd.DataFrame) -> np.ndarray:
@@ -222,13 +243,15 @@ def split_votes(
 
 def read_verdicts(
     table: PairTable, votes: pd.DataFrame | None, unused: Unused, known: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, tuple[str, ...], Votes | None]:
-    """Verdicts of all judges, float64 [n, J], positive for the chosen side, summed over their votes; names; the votes.
+) -> Verdicts:
+    """Verdicts of all judges.
 
     Args:
         table: of `read_pairs`.
         votes: pair_id, `judge` (one judge where absent), and `better_id` or `verdict` (chosen, rejected, tie). A
-            better_id that is null is a tie; where both columns are there, `better_id` counts.
+            better_id that is null is a tie; where both columns are there, `better_id` counts. Which side the judge saw
+            first, if known: `shown_first` (id of a side, chosen, rejected), or `order`: forward (the side with the
+            lower id came first) or reversed.
         unused: takes note of votes on pairs that are not in the table.
         known: the judges whose verdicts count; all that voted where None.
 
@@ -236,7 +259,8 @@ def read_verdicts(
         CurationError: a column is missing, or a value names no side of its pair.
     """
     if votes is None or not len(votes):
-        return np.zeros((len(table), len(known or ()))), known or (), None
+        nothing = np.zeros((len(table), len(known or ())))
+        return Verdicts(nothing, nothing, known or (), None)
     rows, signs, kept = _sides_named(table, votes, "votes", unused)
     used = Votes(votes if kept.all() else votes[kept], rows, signs)
     named, names = pd.factorize(used.judges())
@@ -244,9 +268,32 @@ def read_verdicts(
     codes = judges.get_indexer(pd.Index(names))[named]
     others = sorted(name for name in names if name not in judges)
     unused.add(int((codes < 0).sum()), "votes on trusted pairs are of judges who said nothing of the pairs", others)
-    verdicts = np.zeros((len(table), len(judges)))
-    np.add.at(verdicts, (rows[codes >= 0], codes[codes >= 0]), signs[codes >= 0])
-    return verdicts, tuple(map(str, judges)), used
+    heard = np.zeros((len(table), len(judges)))
+    shown_first = np.zeros_like(heard)
+    first = _shown_first(table, used)
+    for found, values in ((heard, signs), (shown_first, first)):
+        np.add.at(found, (rows[codes >= 0], codes[codes >= 0]), values[codes >= 0])
+    return Verdicts(heard, shown_first, tuple(map(str, judges)), used)
+
+
+def _shown_first(table: PairTable, votes: Votes) -> np.ndarray:
+    """float64 [m]: 1 where the judge saw the chosen side first, -1 where last, 0 where the vote does not say."""
+    found = np.zeros(len(votes.rows))
+    if "shown_first" in votes.rows:
+        named = key_strings(votes.rows["shown_first"]).reset_index(drop=True)
+        for word, sign in ((CHOSEN, 1.0), (REJECTED, -1.0)):
+            found[(named == word).to_numpy(dtype=bool)] = sign
+        for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
+            found[(named == side.take(votes.places).reset_index(drop=True)).to_numpy(dtype=bool)] = sign
+    elif "order" in votes.rows:
+        codes, words = pd.factorize(votes.rows["order"])
+        lower = np.array([*(_LOWER_FIRST.get(str(word).strip().lower(), 0.0) for word in words), 0.0])[codes]
+        known = np.flatnonzero(lower)
+        chosen, rejected = (side.take(votes.places[known]).reset_index(drop=True) for side in table.sides)
+        if table.named and len(known):
+            is_lower = (chosen < rejected).to_numpy(dtype=bool)
+            found[known] = np.where(is_lower, lower[known], -lower[known])
+    return found
 
 
 def given_verdicts(votes: Votes | None) -> pd.DataFrame:

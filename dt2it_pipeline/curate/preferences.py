@@ -65,8 +65,8 @@ class CleanedPreferences:
         wanted: pairs that are worth a judge call, best first: `pair_id`, `gain` (expected, in right labels; not a
             number for pairs drawn at random to check sure ones) and `why`. Their outcome is the one without a verdict.
         sensitivity: without an anchor, what follows if voters and judges together are right in 70, 80 or 90%:
-            `annotator_accuracy`, `label_accuracy`, `accuracy_after`, `weight` (how far the data and the prior allow
-            it; the weights of the whole range sum to 1).
+            `annotator_accuracy`; `label_accuracy` and `accuracy_after`, as the model expects them; `after_low` and
+            `after_high`, between which the latter lies however often both err on the same pair.
         notes: sentences: what is assumed, what was not used, why nothing was flipped.
     """
 
@@ -167,7 +167,8 @@ def clean_preferences(
     Args:
         pairs: one row per pair: `pair_id`, `chosen_id`, `rejected_id`, texts (`chosen`, `rejected`), `source`.
         scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
-        votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie).
+        votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie); if known, which side the judge
+            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id; reversed).
         audit: `pair_id`, `better_id`, of pairs drawn at random and checked. With 15 or more, labels can be flipped.
         trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
             in `scores`) or with the columns of `chosen_scores`; voters must not have learned them. `votes` may have
@@ -265,7 +266,7 @@ def clean_given(
     of_trusted = None
     if theirs is not None and known_true is not None and "pair_id" in known_true.columns:
         of_trusted, votes = split_votes(table, theirs, votes)
-    verdicts, judges, used = read_verdicts(table, votes, unused)
+    heard = read_verdicts(table, votes, unused)
     checked = read_audit(table, audit, unused)
     more = None
     names_of_texts = chosen or CHOSEN, rejected or REJECTED
@@ -273,14 +274,16 @@ def clean_given(
         margins_of, same = read_margins(theirs, known_true, scores, chosen_scores, rejected_scores, "trusted")
         if same != voters:
             raise CurationError(f"trusted: it has the voters {list(same)}, and the pairs have {list(voters)}")
-        verdicts_of = read_verdicts(theirs, of_trusted, unused, judges)[0]
-        more = Trusted(margins_of, verdicts_of, known_true.lengths(*names_of_texts))
+        of_them = read_verdicts(theirs, of_trusted, unused, heard.judges)
+        more = Trusted(margins_of, of_them.signs, known_true.lengths(*names_of_texts), of_them.shown_first)
     ids, keys, sides, sources = table.ids, table.keys, table.sides, table.sources
     del table, theirs, votes  # the indices of their ids are as large as the ids
     draw = _draw(keys, f"{seed:016d}"[-16:])
     same_side = ((sides[0] == sides[1]) | (sides[0].isna() & sides[1].isna())).to_numpy(dtype=bool)
     length = given.lengths(*names_of_texts)
-    observed = Observed(margins, voters, verdicts, judges, length, sources, checked, draw, same_side, more)
+    observed = Observed(
+        margins, voters, heard.signs, heard.judges, length, sources, checked, draw, same_side, more, heard.shown_first
+    )
     solution = solve(observed, Prices(bound, call_cost), label_accuracy, seed)
     decisions, wanted = solution.decisions, solution.wanted
     result = pd.DataFrame(
@@ -310,7 +313,7 @@ def clean_given(
         sensitivity,
         (*unused.notes, *solution.notes),
         named,
-        _Known(keys, sides, voters, margins, used),
+        _Known(keys, sides, voters, margins, heard.votes),
     )
 
 

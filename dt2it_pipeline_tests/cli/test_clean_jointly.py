@@ -55,7 +55,7 @@ def test_without_checked_pairs_the_terminal_says_what_is_assumed(folder: Path) -
     accuracy = next(line for line in printed.splitlines() if line.startswith("estimated label accuracy: "))
     assert accuracy.count("%") == 7  # two estimates with their intervals, and what these are
     assert accuracy.endswith("(in brackets: 95% intervals of the joint model; they hold if its assumptions do)")
-    assert "too little is known to be true, so this is assumed; the data allow:" in printed
+    assert "too little is known to be true, so this is assumed. What follows from other assumptions:" in printed
     assert "voters and judges right in 80%: labels right in" in printed
 
 

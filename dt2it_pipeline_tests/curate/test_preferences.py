@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import clean_preferences
+from dt2it_pipeline.curate.joint.sensitivity import COLUMNS
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline_tests.support.noisy_world import NoisyWorld, noisy_world
 
@@ -81,11 +82,36 @@ def test_without_an_anchor_the_range_of_assumptions_holds_the_truth() -> None:
     world = noisy_world(600, 0.85, 0.8)
     found = clean_preferences(world.pairs, world.scores)
     table = found.sensitivity
-    assert set(table.columns) == {"annotator_accuracy", "label_accuracy", "accuracy_after", "weight"}
-    assert table["label_accuracy"].min() < 0.85 < table["label_accuracy"].max()
+    assert list(table.columns) == list(COLUMNS) and table["annotator_accuracy"].tolist() == [0.7, 0.8, 0.9]
+    kept = (found.pairs["outcome"] == "kept").to_numpy()
+    true = float(world.right[kept].mean())
+    assert all(table["after_low"] <= table["accuracy_after"]) and all(table["accuracy_after"] <= table["after_high"])
+    assert table["after_low"].iloc[1] <= true <= table["after_high"].iloc[1]  # voters together are right in 80%
     assert any("no label was flipped" in sentence for sentence in found.notes)
     assert any("assumed, not measured" in sentence for sentence in found.notes)
     assert clean_preferences(world.pairs, world.scores, audit=world.audit(50)).sensitivity.empty
+
+
+@pytest.mark.parametrize("column", ["order", "shown_first"])
+def test_a_judge_who_prefers_what_comes_first_is_believed_less_where_it_says_so(column: str) -> None:
+    world = noisy_world(800, 0.8, voters=0, judges=1, judge=0.9, seed=1)
+    votes = world.votes.merge(world.pairs, on="pair_id")
+    rng = np.random.default_rng(0)
+    lower = votes[["chosen_id", "rejected_id"]].min(axis=1)
+    higher = votes[["chosen_id", "rejected_id"]].max(axis=1)
+    forward = pd.Series(rng.random(len(votes)) < 0.5)
+    first = lower.where(forward, higher)
+    habit = rng.random(len(votes)) < 0.5  # then the judge does not look
+    votes["better_id"] = votes["better_id"].mask(habit, first)
+    told = votes.assign(order=np.where(forward, "forward", "reversed"), shown_first=first)
+    told = told[["pair_id", "judge", "better_id", column]]
+    gains = []
+    for given in (told.drop(columns=column), told):
+        found = clean_preferences(world.pairs, votes=given, audit=world.audit(200))
+        p = np.where(found.pairs["outcome"] == "flipped", 1 - found.pairs["probability"], found.pairs["probability"])
+        unchecked = ~found.pairs["pair_id"].isin(world.audit(200)["pair_id"]).to_numpy()
+        gains.append(np.log(np.where(world.right, p, 1 - p))[unchecked].mean())
+    assert gains[1] > gains[0] + 0.01
 
 
 def test_twenty_five_pairs_that_a_voter_confirms_are_kept() -> None:

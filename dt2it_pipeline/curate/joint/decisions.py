@@ -23,7 +23,6 @@ from dt2it_pipeline.curate.joint.model import (
     LEAST_CHECKED,
     Anchors,
     JointModel,
-    label_log_odds,
     label_probabilities,
 )
 
@@ -172,52 +171,6 @@ def verdict_gain(
         brings = agrees * worth(after_for) + (1 - agrees) * worth(after_against) - worth(p)
         gain[part] = np.where(asked[part], -np.inf, brings)
     return gain
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """One explanation of the data, where nothing is checked.
-
-    Attributes:
-        annotator_accuracy: how often the side that voters and judges together prefer is the better one.
-        label_accuracy: of all labels as given.
-        accuracy_after: of the labels that are kept.
-        weight: how far the prior believes it.
-    """
-
-    annotator_accuracy: float
-    label_accuracy: float
-    accuracy_after: float
-    weight: float
-
-
-def assumptions(evidence: Evidence, model: JointModel, decisions: Decisions) -> list[Assumption]:
-    """What each explanation that the data leave open says, from the least accurate annotators to the most."""
-    places = np.linspace(0, max(len(evidence) - 1, 0), min(len(evidence), 20_000)).astype(int)
-    part = Evidence(
-        evidence.features[places],
-        evidence.kinds,
-        evidence.levels,
-        evidence.names,
-        evidence.sources[places],
-        evidence.source_names,
-    )
-    outcome = decisions.outcome[places]
-    found = []
-    for component in model.components:
-        p = expit(label_log_odds(part, component.mode))
-        u = part.features @ component.mode[: part.features.shape[1]]
-        heard = u != 0
-        after = np.where(outcome == FLIPPED, 1 - p, p)[outcome != DROPPED]
-        found.append(
-            Assumption(
-                float(np.where(u > 0, p, 1 - p)[heard].mean()) if heard.any() else 0.5,
-                float(p.mean()) if len(p) else float("nan"),
-                float(after.mean()) if len(after) else float("nan"),
-                component.weight,
-            )
-        )
-    return sorted(found, key=lambda each: each.annotator_accuracy)
 
 
 def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple[float, int, bool]:

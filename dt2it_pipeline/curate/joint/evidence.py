@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-VOTER, NET_VERDICT, JUDGE, LENGTH = "voter", "net verdict", "judge", "length"
+VOTER, NET_VERDICT, JUDGE, POSITION, LENGTH = "voter", "net verdict", "judge", "position", "length"
 _FARTHEST = 4.0  # medians; a margin beyond counts as that much, so that one broken score decides nothing
 _CONSTANT = 1e-9  # of the largest margin; a voter whose margins differ less favours one side whatever the pair
 _MOST_LEVELS = 3  # net verdicts of 3 and more share one accuracy
+_LEAST_SHARE = 0.2  # of the pairs in which a judge saw the chosen side first, and of those in which the other
 _MOST_SOURCES = 24  # with a label accuracy of their own; the smaller ones share one
 
 
@@ -26,7 +27,7 @@ class Evidence:
 
     Attributes:
         features: float64 [n, F], in the direction of the given label; 0 is no evidence.
-        kinds: F kinds: VOTER, NET_VERDICT, JUDGE or LENGTH.
+        kinds: F kinds: VOTER, NET_VERDICT, JUDGE, POSITION or LENGTH.
         levels: int [F]; of a NET_VERDICT, by how many verdicts one side leads; 0 for others.
         names: F names.
         sources: int [n], the group of every pair.
@@ -60,6 +61,7 @@ def gather_evidence(
     judges: Sequence[str],
     length: np.ndarray,
     sources: np.ndarray,
+    shown_first: np.ndarray | None = None,
 ) -> Evidence:
     """Put what is known of n pairs on one scale.
 
@@ -71,6 +73,9 @@ def gather_evidence(
         judges: J names.
         length: float64 [n], difference of log lengths, chosen minus rejected.
         sources: n names of data sources.
+        shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
+            that is not known, or where a judge who was asked in both orders saw either first; None: all 0. What a judge
+            says for the side that it sees first says less if it often says that.
     """
     count, size = margins.shape
     signs = np.sign(verdicts)
@@ -78,8 +83,11 @@ def gather_evidence(
     level = np.minimum(np.abs(net), _MOST_LEVELS)
     levels = sorted(set(np.unique(level[level > 0]).astype(int).tolist()))
     heard = [k for k in range(signs.shape[1]) if signs[:, k].any()] if signs.shape[1] > 1 else []
-    kinds = [VOTER] * size + [NET_VERDICT] * len(levels) + [JUDGE] * len(heard) + [LENGTH]
-    names = [*voters, *(f"lead of {each}" for each in levels), *(judges[k] for k in heard), LENGTH]
+    first = np.zeros_like(signs) if shown_first is None else np.sign(shown_first) * (signs != 0)
+    ordered = [k for k in range(first.shape[1]) if first[:, k].any()]
+    kinds = [VOTER] * size + [NET_VERDICT] * len(levels) + [JUDGE] * len(heard) + [POSITION] * len(ordered) + [LENGTH]
+    names = [*voters, *(f"lead of {each}" for each in levels), *(judges[k] for k in heard)]
+    names += [*(f"first of {judges[k]}" for k in ordered), LENGTH]
     # Column by column into one array: of ten million pairs, every copy is half a gigabyte.
     features = np.empty((count, len(kinds)))
     for k in range(size):
@@ -88,11 +96,26 @@ def gather_evidence(
         features[:, k] = np.where(level == each, np.sign(net), 0.0)
     for k, judge in enumerate(heard, start=size + len(levels)):
         features[:, k] = signs[:, judge]
+    for k, judge in enumerate(ordered, start=size + len(levels) + len(heard)):
+        features[:, k] = first[:, judge]
     features[:, -1] = _scaled(length)
     codes, source_names = _groups(sources)
     places = np.zeros(len(kinds), dtype=int)
     places[size : size + len(levels)] = levels
     return Evidence(features, tuple(kinds), places, tuple(names), codes, source_names)
+
+
+def balanced_positions(shown_first: np.ndarray) -> np.ndarray:
+    """Positions of judges that saw either side first in at least a fifth of the pairs; 0 for the others.
+
+    Where the chosen side nearly always comes first, a habit of place cannot be told from good labels.
+
+    Args:
+        shown_first: float64 [n, J], as for `gather_evidence`.
+    """
+    signs = np.sign(shown_first)
+    known = np.maximum((signs != 0).sum(axis=0), 1)
+    return np.asarray(signs * (np.minimum((signs > 0).sum(axis=0), (signs < 0).sum(axis=0)) >= _LEAST_SHARE * known))
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ As in learning from crowds (Raykar et al. 2010), which joins a regression to the
 
 w is one antisymmetric regression on all voters and judges together, so that two that err alike share one weight, and a
 judge who repeats a voter adds nothing. Verdicts count by how far one side leads (one weight per lead), with a deviation
-for each judge; a tie is no evidence. Which pairs judges were asked about does not matter: all that decided it is among
-the features. a_g is the log-odds that a label of source g is right, drawn around a common a. lambda is the labellers'
-length bias. kappa is what labels and other annotators get wrong together: a pair that is hard for one is hard for the
-other.
+for each judge, and one for its habit of preferring what it sees first; a tie is no evidence. Which pairs judges were
+asked about does not matter: all that decided it is among the features. a_g is the log-odds that a label of source g is
+right, drawn around a common a. lambda is the labellers' length bias. kappa is what labels and other annotators get
+wrong together: a pair that is hard for one is hard for the other.
 
     log odds of z_i = u_i + log sigmoid(a_g + c_i) - log sigmoid(-a_g + c_i)
 
@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, log_expit
 
-from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, VOTER, Evidence
+from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, POSITION, VOTER, Evidence
 
 LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
@@ -52,11 +52,11 @@ _LABEL = (1.4, 1.3)  # a: labels are right in 80%, give or take
 _SOURCE_SPREAD = 0.4
 _VOTERS, _VOTER_SPREAD = (2.5, 1.5), 1.5  # the sum of voters' weights; single ones
 _VERDICT, _PER_LEAD, _VERDICT_SPREAD = 1.3, 0.65, 1.2
-_JUDGE_SPREAD = 0.5
-_LENGTH_SPREAD = 1.0
+_SPREAD = {JUDGE: 0.5, POSITION: 1.0, LENGTH: 1.0}
 _KAPPA = 0.3
 _LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
 _KAPPA_SPREAD = {False: 0.15, True: 0.5}  # with an anchor, data may say that voters repeat the labels
+_KAPPA_SPREAD_BESIDE = 1.0  # where the accuracy of annotators is assumed: labels may err as they do, or not at all
 _LEAST_CURVATURE = 1e-2
 _STEP = 1e-4  # of the numerical second derivatives
 _LIKELY = 1e-3  # components below are left out
@@ -196,6 +196,30 @@ def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> J
     return JointModel(tuple(components[::-1]), evidence_log)
 
 
+def labels_beside(evidence: Evidence, anchors: Anchors, draw: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The parameters that explain the labels best if annotators are as good as `weights` says, float64 [parameters].
+
+    Args:
+        evidence: of n pairs.
+        anchors: what is known to be true.
+        draw: as for `fit_joint_model`.
+        weights: float64 [F], of the features; they stay as they are.
+    """
+    from scipy.optimize import minimize
+
+    layout = _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
+    problem = _Problem(layout, evidence, anchors, draw)
+    problem.mean[: layout.features] = weights
+    problem.precision[layout.kappa, layout.kappa] = _KAPPA_SPREAD_BESIDE**-2
+
+    def loss(rest: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = problem.value(np.append(weights, rest))
+        return -value, -gradient[layout.features :]
+
+    rest = minimize(loss, problem.mean[layout.features :], jac=True, method="BFGS", options={"gtol": 1e-5}).x
+    return np.append(weights, rest)
+
+
 def label_log_odds(evidence: Evidence, parameters: np.ndarray) -> np.ndarray:
     """float64 [n], nats: log-odds that each label is right under one draw of the parameters."""
     for_right, for_wrong = _log_joint(
@@ -256,7 +280,7 @@ class _Problem:
         self.x, self.groups, self.checked = evidence.features[rows], evidence.sources[rows], anchors.checked[rows]
         self.weight = np.where(self.checked == 0, weight, min(weight, 1.0))
         self.unjudged = np.where(self.checked == 0, unjudged, 0.0)
-        self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE)
+        self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE, POSITION)
         if not self.x[:, ~self.without_verdicts].any():  # then both likelihoods are one
             self.weight, self.unjudged = self.weight + self.unjudged, np.zeros_like(self.unjudged)
         self.mean, self.precision = _prior(layout, evidence, anchors)
@@ -333,8 +357,8 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
     for place, kind in enumerate(evidence.kinds):
         if kind == NET_VERDICT:
             put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD)
-        elif kind in (JUDGE, LENGTH):
-            put(place, 0.0, _JUDGE_SPREAD if kind == JUDGE else _LENGTH_SPREAD)
+        elif kind in _SPREAD:
+            put(place, 0.0, _SPREAD[kind])
     put(layout.kappa, _KAPPA, _KAPPA_SPREAD[anchors.enough])
     put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
     for place in range(*layout.deviations.indices(layout.size)):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from dt2it_pipeline.curate.joint.checks import doubt_about_audit, without_opponents
 from dt2it_pipeline.curate.joint.decisions import (
@@ -18,12 +19,12 @@ from dt2it_pipeline.curate.joint.decisions import (
     FLIPPED,
     Decisions,
     as_given,
-    assumptions,
     decide,
     verdict_gain,
 )
-from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.evidence import Evidence, balanced_positions, gather_evidence
 from dt2it_pipeline.curate.joint.model import LEAST_CHECKED, Anchors, JointModel, fit_joint_model
+from dt2it_pipeline.curate.joint.sensitivity import sensitivity
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
 REASONS = (
@@ -38,7 +39,6 @@ REASONS = (
     "nothing speaks for or against it",
 )
 _SAME, _CHECKED, _UNSURE, _AGAINST, _FLIPPED, _TOO_LITTLE, _LIKELY, _IN_DOUBT, _NOTHING = range(len(REASONS))
-_ASSUMED = (0.7, 0.8, 0.9)  # accuracies of the annotators, of the sensitivity table
 _CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
 
 
@@ -50,11 +50,13 @@ class Trusted:
         margins: float64 [m, V], of the same voters as those of the pairs to be cleaned, which did not learn these.
         verdicts: float64 [m, J], of the same judges, for the better side positive; 0 for a tie or no verdict.
         length: float64 [m], log length of the better side minus that of the other.
+        shown_first: float64 [m, J], as in `Observed`, of the better side; None: not known.
     """
 
     margins: np.ndarray
     verdicts: np.ndarray
     length: np.ndarray
+    shown_first: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.length)
@@ -75,6 +77,8 @@ class Observed:
         draw: unsigned [n], a random number for every pair that does not depend on the order of pairs.
         same_side: bool [n], both sides are one response.
         trusted: other pairs, whose better side is known.
+        shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
+            that is not known or both ways; None: not known.
     """
 
     margins: np.ndarray
@@ -87,6 +91,7 @@ class Observed:
     draw: np.ndarray
     same_side: np.ndarray
     trusted: Trusted | None = None
+    shown_first: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ class Solution:
         doubt: why the audit is not believed, in which case all pairs stay as they are; None: it is, or there is none.
         wanted: int, pairs that are worth asking about, best first, then sure ones that are drawn at random.
         gain: float64 [wanted], expected right labels per question; not a number for those drawn at random.
-        sensitivity: without an anchor, what follows if annotators are as accurate as `annotator_accuracy`.
+        sensitivity: without an anchor, what follows if annotators are as accurate as `annotator_accuracy`; columns of
+            `joint.sensitivity`.
         notes: sentences for the reader.
     """
 
@@ -154,11 +160,13 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
     decisions = as_given(evidence, anchors) if doubt else decide(evidence, anchors, model, prices.bound, seed)
     decisions.outcome[observed.same_side] = DROPPED
     wanted, gain = _wanted(observed, evidence, model, decisions, prices)
-    sensitivity = pd.DataFrame() if anchors.enough else _sensitivity(evidence, model, decisions)
-    notes += [doubt] if doubt else _sentences(decisions, anchors, sensitivity)
+    assumed = pd.DataFrame()
+    if not anchors.enough:
+        assumed = sensitivity(evidence, anchors, model, decisions, observed.draw)
+    notes += [doubt] if doubt else _sentences(evidence, model, decisions, anchors, assumed)
     if len(trusted):
         notes.append(_likeness(evidence, model, decisions, trusted, audited=bool(np.any(anchors.checked))))
-    return Solution(evidence, anchors, model, decisions, prices, doubt, wanted, gain, sensitivity, tuple(notes))
+    return Solution(evidence, anchors, model, decisions, prices, doubt, wanted, gain, assumed, tuple(notes))
 
 
 def reasons_of(solution: Solution, same_side: np.ndarray) -> np.ndarray:
@@ -188,13 +196,18 @@ def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
     """Evidence of the pairs, and features of the trusted ones, scaled together."""
     margins, verdicts, length, sources = observed.margins, observed.verdicts, observed.length, observed.sources
     own, trusted = len(length), observed.trusted
+    first = None if observed.shown_first is None else balanced_positions(observed.shown_first)
     if trusted is not None:  # those that nobody said anything about show nothing
         heard = np.isfinite(trusted.margins).any(axis=1) | (trusted.verdicts != 0).any(axis=1)
         margins = np.concatenate([margins, trusted.margins[heard]])
         verdicts = np.concatenate([verdicts, trusted.verdicts[heard]])
         length = np.append(length, trusted.length[heard])
         sources = np.append(sources, np.full(int(heard.sum()), ""))
-    joined = gather_evidence(margins, observed.voters, verdicts, observed.judges, length, sources)
+        if first is not None and trusted.shown_first is not None:
+            first = np.concatenate([first, balanced_positions(trusted.shown_first[heard])])
+        elif first is not None:
+            first = np.concatenate([first, np.zeros((int(heard.sum()), first.shape[1]))])
+    joined = gather_evidence(margins, observed.voters, verdicts, observed.judges, length, sources, first)
     return replace(joined, features=joined.features[:own], sources=joined.sources[:own]), joined.features[own:]
 
 
@@ -216,20 +229,6 @@ def _wanted(
     return np.concatenate([best, random]).astype(int), np.concatenate([gain[best], np.full(count, np.nan)])
 
 
-def _sensitivity(evidence: Evidence, model: JointModel, decisions: Decisions) -> pd.DataFrame:
-    """What follows if annotators are as accurate as _ASSUMED, and the ends of what the data leave open."""
-    rows = assumptions(evidence, model, decisions)
-    at = np.array([row.annotator_accuracy for row in rows])
-    columns = {
-        name: np.array([getattr(row, name) for row in rows]) for name in ("label_accuracy", "accuracy_after", "weight")
-    }
-    open_to = [each for each in _ASSUMED if at.min() <= each <= at.max()]
-    wanted = sorted({float(at.min()), *open_to, float(at.max())})
-    return pd.DataFrame(
-        {"annotator_accuracy": wanted} | {name: np.interp(wanted, at, values) for name, values in columns.items()}
-    )
-
-
 def _likeness(
     evidence: Evidence, model: JointModel, decisions: Decisions, trusted: np.ndarray, *, audited: bool
 ) -> str:
@@ -248,7 +247,9 @@ def _likeness(
     return text if audited else f"{text}. That it is as right there is assumed; fifty checked pairs would measure it"
 
 
-def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame) -> list[str]:
+def _sentences(
+    evidence: Evidence, model: JointModel, decisions: Decisions, anchors: Anchors, assumed: pd.DataFrame
+) -> list[str]:
     """What a reader must know about the result."""
     found = []
     seen = f"voters and judges agree with {decisions.agreement:.0%} of {decisions.compared:,} labels"
@@ -269,10 +270,13 @@ def _sentences(decisions: Decisions, anchors: Anchors, sensitivity: pd.DataFrame
             f"{decisions.retained:,} pairs below the bound stay: it cannot be shown that the others would be better "
             "labelled without them"
         )
-    if decisions.compared and len(sensitivity):
-        low, high = sensitivity["label_accuracy"].min(), sensitivity["label_accuracy"].max()
+    if decisions.compared and len(assumed):
+        u = evidence.features @ model.mean[: evidence.features.shape[1]]
+        right = float(expit(np.abs(u[u != 0])).mean())
+        least, most = assumed["after_low"].iloc[0], assumed["after_high"].iloc[0]
         found.append(
-            f"the label accuracy is assumed, not measured. If voters and judges err more than assumed, more labels are "
-            f"right (up to {high:.0%}); if they err less, fewer are (down to {low:.0%})"
+            "the label accuracy is assumed, not measured: it takes the side that voters and judges prefer for the "
+            f"better one in {right:.0%}. If that is {assumed['annotator_accuracy'].iloc[0]:.0%}, labels that stay are "
+            f"right in {least:.0%} to {most:.0%}, depending on how often both err on the same pair"
         )
     return found

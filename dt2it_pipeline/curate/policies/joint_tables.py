@@ -15,6 +15,7 @@ from dt2it_pipeline.curate.voters import votes as vote_column
 from dt2it_pipeline.curate.voters.margins import voter_margins
 
 _FOR_CHOSEN = {"chosen": 1.0, "rejected": -1.0}
+_LOWER_FIRST = {"forward": 1.0, "reversed": -1.0}  # orders of judges: whose id is lower came first
 
 
 def observed_of(
@@ -30,17 +31,19 @@ def observed_of(
         pairs: as step 1 leaves them: pair_id, both ids and texts, `source`, `votes`, and `label`, which is "flipped"
             where the sides were swapped.
         voters: whose margins in `votes` count.
-        votes: pair_id, judge, verdict of judges, on the present sides, of pairs and of trusted pairs.
+        votes: pair_id, judge, order, verdict of judges, on the present sides, of pairs and of trusted pairs.
         audit: pair_id, better_id.
         trusted: other pairs whose chosen side is the better one, with `votes`.
     """
     given = np.where(pairs["label"].to_numpy(dtype=object) == "flipped", -1.0, 1.0)
     judges = sorted(set(votes["judge"]))
     sources = pairs["source"].to_numpy(dtype=object) if "source" in pairs else np.full(len(pairs), "")
+    verdicts, first = _verdicts(pairs, votes, judges)
+    known, first_of_known = _verdicts(trusted, votes, judges) if len(trusted) else (None, None)
     return Observed(
         margins=vote_column.to_matrix(pairs["votes"], voters) * given[:, None],
         voters=voters,
-        verdicts=_verdicts(pairs, votes, judges) * given[:, None],
+        verdicts=verdicts * given[:, None],
         judges=judges,
         length=length_difference(pairs) * given,
         sources=sources,
@@ -49,22 +52,32 @@ def observed_of(
         same_side=pairs["chosen_id"].to_numpy(dtype=object) == pairs["rejected_id"].to_numpy(dtype=object),
         trusted=Trusted(
             vote_column.to_matrix(trusted["votes"], voters),
-            _verdicts(trusted, votes, judges),
+            known,
             length_difference(trusted),
+            first_of_known,
         )
-        if len(trusted)
+        if known is not None
         else None,
+        shown_first=first * given[:, None],
     )
 
 
-def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> np.ndarray:
-    """float64 [n, judges]: +1 for the present label, -1 against it, 0 for a tie or none."""
-    found = np.zeros((len(pairs), len(judges)))
+def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Verdicts, and which side each judge saw first: float64 [n, judges] both.
+
+    +1 for the present label, -1 against it, 0 for a tie or none; +1 where the judge saw the chosen side first, -1 where
+    last, 0 where both ways or not known.
+    """
+    found, first = np.zeros((len(pairs), len(judges))), np.zeros((len(pairs), len(judges)))
     rows = pd.Index(pairs["pair_id"]).get_indexer(pd.Index(votes["pair_id"]))
     there = (rows >= 0) & votes["verdict"].isin(_FOR_CHOSEN).to_numpy(dtype=bool)
     columns = pd.Index(judges).get_indexer(pd.Index(votes["judge"]))
     np.add.at(found, (rows[there], columns[there]), votes["verdict"][there].map(_FOR_CHOSEN).to_numpy(dtype=np.float64))
-    return found
+    there = (rows >= 0) & votes["verdict"].notna().to_numpy(dtype=bool)
+    lower = votes["order"][there].map(_LOWER_FIRST).fillna(0.0).to_numpy(dtype=np.float64)
+    chosen_is_lower = np.where((pairs["chosen_id"] < pairs["rejected_id"]).to_numpy(dtype=bool), 1.0, -1.0)
+    np.add.at(first, (rows[there], columns[there]), lower * chosen_is_lower[rows[there]])
+    return found, first
 
 
 def _checked(pairs: pd.DataFrame, audit: pd.DataFrame) -> np.ndarray:

@@ -107,8 +107,8 @@ class LabelEstimate:
         rests_on: what it rests on, in words: an audit, trusted pairs, or an assumption.
         kept: curated pairs.
         notes: sentences: what it rests on, what was not used.
-        sensitivity: where it is assumed, rows of annotator_accuracy, label_accuracy, accuracy_after (0 to 1): what
-            follows if voters and judges together are that accurate.
+        sensitivity: where it is assumed, rows of annotator_accuracy, label_accuracy, accuracy_after, after_low,
+            after_high (0 to 1): what follows if voters and judges together are that accurate.
         calibration: rows of kind, pairs, claimed, observed (0 to 1): pairs of known truth that the fit did not see.
     """
 

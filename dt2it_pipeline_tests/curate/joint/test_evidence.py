@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, VOTER, gather_evidence
+from dt2it_pipeline.curate.joint.evidence import (
+    JUDGE,
+    LENGTH,
+    NET_VERDICT,
+    POSITION,
+    VOTER,
+    balanced_positions,
+    gather_evidence,
+)
 
 NONE = np.empty((4, 0))
 SOURCE = np.full(4, "s")
@@ -39,6 +47,27 @@ def test_verdicts_count_by_the_lead_of_one_side() -> None:
     assert found.features[:, 0].tolist() == [0, 0, -1, 0]
     assert found.features[:, 1].tolist() == [1, 0, 0, -1]
     assert found.features[:, 2].tolist() == [1, 1, -1, -1]
+
+
+def test_the_side_that_a_judge_saw_first_is_evidence_about_its_verdict() -> None:
+    verdicts = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 0.0], [2.0, -1.0]])
+    first = np.array(
+        [[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    )  # k is known for a tie alone, the last both ways
+    found = gather_evidence(NONE, [], verdicts, ["j", "k"], np.zeros(4), SOURCE, first)
+    (place,) = np.flatnonzero(found.of(POSITION))
+    assert found.names[place] == "first of j" and found.features[:, place].tolist() == [1, -1, 1, 0]
+    swapped = gather_evidence(NONE, [], -verdicts, ["j", "k"], np.zeros(4), SOURCE, -first)
+    np.testing.assert_array_equal(found.features, -swapped.features)
+
+
+def test_a_judge_that_nearly_always_saw_the_chosen_side_first_has_no_position() -> None:
+    first = np.ones((10, 3))
+    first[:1, 0], first[:3, 1], first[:5, 2] = -1, -2, 0
+    found = balanced_positions(first)
+    assert not found[:, 0].any() and not found[:, 2].any()
+    assert found[:, 1].tolist() == [-1, -1, -1, 1, 1, 1, 1, 1, 1, 1]
+    assert balanced_positions(np.zeros((0, 2))).shape == (0, 2)
 
 
 def test_leads_beyond_three_share_one_weight() -> None:

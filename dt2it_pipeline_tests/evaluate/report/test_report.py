@@ -86,7 +86,15 @@ def full(text: str = "plain") -> ReportData:
                     (0.9456, 0.9, 0.98),
                     False,
                     [text],
-                    [{"annotator_accuracy": 0.8, "label_accuracy": 0.7321, "accuracy_after": 0.9, "weight": 1.0}],
+                    [
+                        {
+                            "annotator_accuracy": 0.8,
+                            "label_accuracy": 0.7321,
+                            "accuracy_after": 0.9,
+                            "after_low": 0.75,
+                            "after_high": 1.0,
+                        }
+                    ],
                     [{"kind": "audited", "pairs": 40, "claimed": 0.9, "observed": 0.925}],
                     text,
                     90,
