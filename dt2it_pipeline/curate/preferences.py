@@ -282,7 +282,18 @@ def clean_given(
     same_side = ((sides[0] == sides[1]) | (sides[0].isna() & sides[1].isna())).to_numpy(dtype=bool)
     length = given.lengths(*names_of_texts)
     observed = Observed(
-        margins, voters, heard.signs, heard.judges, length, sources, checked, draw, same_side, more, heard.shown_first
+        margins,
+        voters,
+        heard.signs,
+        heard.judges,
+        length,
+        sources,
+        checked,
+        draw,
+        same_side,
+        more,
+        heard.shown_first,
+        heard.asked,
     )
     solution = solve(observed, Prices(bound, call_cost), label_accuracy, seed)
     decisions, wanted = solution.decisions, solution.wanted

@@ -114,6 +114,18 @@ def test_a_judge_who_prefers_what_comes_first_is_believed_less_where_it_says_so(
     assert gains[1] > gains[0] + 0.01
 
 
+def test_a_pair_that_nobody_looked_at_is_like_the_others_and_a_tie_is_none_of_these() -> None:
+    world = noisy_world(600, 0.85, voters=0, judges=1, judge=0.95)
+    votes = world.votes.drop_duplicates("pair_id").reset_index(drop=True)
+    votes.loc[:49, "better_id"] = None  # ties
+    looked_at = votes.drop(index=range(50, 100))
+    found = clean_preferences(world.pairs, votes=looked_at, audit=world.audit(100)).pairs.set_index("pair_id")
+    unchecked = found[~found.index.isin(world.audit(100)["pair_id"])]
+    tied, silent = (unchecked[unchecked.index.isin(votes["pair_id"][rows])] for rows in (slice(0, 50), slice(50, 100)))
+    assert silent["probability"].nunique() == 1 and silent["probability"].iloc[0] == pytest.approx(0.85, abs=0.06)
+    assert tied["probability"].nunique() == 1 and tied["probability"].iloc[0] != silent["probability"].iloc[0]
+
+
 def test_twenty_five_pairs_that_a_voter_confirms_are_kept() -> None:
     world = noisy_world(25, 1.0, 0.999999, voters=1)
     assert (clean_preferences(world.pairs, world.scores).pairs["outcome"] == "kept").all()

@@ -45,11 +45,7 @@ def claimed_and_observed(observed: Observed, solution: Solution) -> pd.DataFrame
         others = replace(anchors, checked=partly, trusted=anchors.trusted[fold_of[1] != fold])
         draws = _fit(solution, others, observed.draw)
         if len(left_out):
-            part = replace(
-                solution.evidence,
-                features=solution.evidence.features[left_out],
-                sources=solution.evidence.sources[left_out],
-            )
+            part = solution.evidence.rows(left_out)
             p = np.concatenate([each.mean(axis=1, dtype=np.float64) for _, each in label_probabilities(part, draws)])
             right_of_checked[fold_of[0] == fold] = np.where(anchors.checked[left_out] > 0, p, 1 - p)
         size = solution.evidence.features.shape[1]

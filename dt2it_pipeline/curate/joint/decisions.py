@@ -13,7 +13,8 @@ to drop a few labels that are right after all would be a loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betaincinv, expit
@@ -33,6 +34,7 @@ _ONE_SIDED = {False: 1.645, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
+_BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
 _AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
 
 
@@ -102,27 +104,38 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     label_right = np.empty(len(evidence))
     groups = {name: _Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
     neutral = _without_evidence(evidence, draws)
-    for part, p in label_probabilities(evidence, draws):
-        checked = anchors.checked[part]
+
+    def settle(rows: slice | np.ndarray, p: np.ndarray, where: np.ndarray) -> None:
+        checked = anchors.checked[rows]
         known = checked != 0
         p[known] = np.where(checked[known] > 0, anchors.auditor_accuracy, 1 - anchors.auditor_accuracy)[:, None]
         mean = p.mean(axis=1, dtype=np.float64)
+        made = np.full(len(mean), KEPT)
         if informative:
-            against = mean < neutral[evidence.sources[part]]
-            drop = mean < bound if anchored else (mean < bound) & against
-            outcome[part] = np.where(drop, DROPPED, KEPT)
+            against = mean < neutral[evidence.sources[rows]]
+            made[mean < bound if anchored else (mean < bound) & against] = DROPPED
             if anchored:
-                outcome[part][1 - mean >= bound] = FLIPPED
-        outcome[part][known] = np.where(checked[known] > 0, KEPT, FLIPPED)
-        label_right[part] = mean
+                made[1 - mean >= bound] = FLIPPED
+        made[known] = np.where(checked[known] > 0, KEPT, FLIPPED)
+        outcome[rows], label_right[rows] = made, mean
         for name, group in groups.items():
-            group.add(p, mean, outcome[part] == name)
+            group.add(p, mean, where & (made == name))
+
+    silent = ~evidence.seen & (anchors.checked == 0)
+    by_source = _BySource.of(neutral.size, len(draws))
+    for part, p in label_probabilities(evidence, draws):
+        settle(part, p, ~silent[part])
+        by_source.add(p, evidence.sources[part], evidence.seen[part])
+    for rows in _blocks(np.flatnonzero(silent)):
+        settle(rows, by_source.mean(evidence.sources[rows]), np.ones(len(rows), dtype=bool))
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
     stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchored])
     outcome[stay] = KEPT
-    for start in range(0, len(stay), _AT_ONCE):
-        for _, p in label_probabilities(_rows(evidence, stay[start : start + _AT_ONCE]), draws):
+    for rows in _blocks(stay[~silent[stay]]):
+        for _, p in label_probabilities(evidence.rows(rows), draws):
             groups[KEPT].add(p, p.mean(axis=1, dtype=np.float64), np.ones(len(p), dtype=bool))
+    for rows in _blocks(stay[silent[stay]]):
+        groups[KEPT].add(by_source.mean(evidence.sources[rows]), label_right[rows], np.ones(len(rows), dtype=bool))
     retained = len(stay)
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
@@ -206,8 +219,9 @@ def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: 
     return places[sure[-1] + 1 :] if len(sure) else places
 
 
-def _rows(evidence: Evidence, places: np.ndarray) -> Evidence:
-    return replace(evidence, features=evidence.features[places], sources=evidence.sources[places])
+def _blocks(places: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(places), _BLOCK):
+        yield places[start : start + _BLOCK]
 
 
 def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
@@ -220,8 +234,38 @@ def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
         evidence.names,
         np.arange(groups),
         evidence.source_names,
+        np.zeros(groups, dtype=bool),
     )
     return np.concatenate([p.mean(axis=1, dtype=np.float64) for _, p in label_probabilities(bare, draws)])
+
+
+@dataclass
+class _BySource:
+    """Mean P(label right) of the pairs of every source that have scores or verdicts.
+
+    A pair without any is like the others of its source. One whose evidence is as strong on either side is a hard one.
+    """
+
+    right: np.ndarray
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, sources: int, draws: int) -> _BySource:
+        """No pairs."""
+        return cls(np.zeros((sources, draws)), np.zeros(sources))
+
+    def add(self, p: np.ndarray, sources: np.ndarray, seen: np.ndarray) -> None:
+        """Take in the pairs with scores or verdicts."""
+        for source in np.unique(sources[seen]):
+            these = seen & (sources == source)
+            self.right[source] += p[these].sum(axis=0, dtype=np.float64)
+            self.pairs[source] += these.sum()
+
+    def mean(self, sources: np.ndarray) -> np.ndarray:
+        """float64 [n, draws], for pairs of these sources; of a source without evidence, that of all."""
+        everywhere = self.right.sum(axis=0) / max(self.pairs.sum(), 1)
+        means = np.where(self.pairs[:, None] > 0, self.right / np.maximum(self.pairs, 1)[:, None], everywhere)
+        return np.asarray(means[sources])
 
 
 @dataclass

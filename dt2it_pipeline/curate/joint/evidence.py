@@ -8,7 +8,7 @@ outlying and missing values. What does not: how far a feature can be believed (`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,8 @@ class Evidence:
         names: F names.
         sources: int [n], the group of every pair.
         source_names: the sources of every group.
+        seen: bool [n], whether there is a score of both sides or a verdict. Where all features are 0, a pair is either
+            hard, or was not looked at.
     """
 
     features: np.ndarray
@@ -40,6 +42,7 @@ class Evidence:
     names: tuple[str, ...]
     sources: np.ndarray
     source_names: tuple[tuple[str, ...], ...]
+    seen: np.ndarray
 
     def __len__(self) -> int:
         return len(self.features)
@@ -47,6 +50,10 @@ class Evidence:
     def of(self, *kinds: str) -> np.ndarray:
         """Bool [F]: the features of these kinds."""
         return np.isin(self.kinds, kinds)
+
+    def rows(self, places: slice | np.ndarray) -> Evidence:
+        """The evidence of these pairs alone."""
+        return replace(self, features=self.features[places], sources=self.sources[places], seen=self.seen[places])
 
     @property
     def length(self) -> np.ndarray:
@@ -102,7 +109,8 @@ def gather_evidence(
     codes, source_names = _groups(sources)
     places = np.zeros(len(kinds), dtype=int)
     places[size : size + len(levels)] = levels
-    return Evidence(features, tuple(kinds), places, tuple(names), codes, source_names)
+    seen = np.isfinite(margins).any(axis=1) | (signs != 0).any(axis=1)
+    return Evidence(features, tuple(kinds), places, tuple(names), codes, source_names, seen)
 
 
 def balanced_positions(shown_first: np.ndarray) -> np.ndarray:

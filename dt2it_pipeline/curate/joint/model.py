@@ -39,7 +39,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, log_expit
+from scipy.special import expit, log_expit, logit
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, POSITION, VOTER, Evidence
 
@@ -57,6 +57,7 @@ _KAPPA = 0.3
 _LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
 _KAPPA_SPREAD = {False: 0.15, True: 0.5}  # with an anchor, data may say that voters repeat the labels
 _KAPPA_SPREAD_BESIDE = 1.0  # where the accuracy of annotators is assumed: labels may err as they do, or not at all
+_KNOWN_SPREAD = 0.1  # of a label accuracy that the user knows, log-odds
 _LEAST_CURVATURE = 1e-2
 _STEP = 1e-4  # of the numerical second derivatives
 _LIKELY = 1e-3  # components below are left out
@@ -280,6 +281,9 @@ class _Problem:
         self.x, self.groups, self.checked = evidence.features[rows], evidence.sources[rows], anchors.checked[rows]
         self.weight = np.where(self.checked == 0, weight, min(weight, 1.0))
         self.unjudged = np.where(self.checked == 0, unjudged, 0.0)
+        self.known = anchors.label_accuracy
+        stands_for = np.where(self.checked == 0, count / max(len(unchecked), 1), 1.0)
+        self.share = stands_for / max(stands_for.sum(), 1.0)  # of all pairs, that each row stands for
         self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE, POSITION)
         if not self.x[:, ~self.without_verdicts].any():  # then both likelihoods are one
             self.weight, self.unjudged = self.weight + self.unjudged, np.zeros_like(self.unjudged)
@@ -288,7 +292,7 @@ class _Problem:
     def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log posterior, and its gradient."""
         layout = self.layout
-        value, gradient = self._labels(t, self.x, self.weight, self.checked)
+        value, gradient = self._labels(t, self.x, self.weight, self.checked, self.known)
         if self.unjudged.any():
             more, slope = self._labels(t, self.x * self.without_verdicts, self.unjudged, np.zeros_like(self.checked))
             value, gradient = value + more, gradient + slope
@@ -300,9 +304,12 @@ class _Problem:
         return value - 0.5 * float(off @ self.precision @ off), gradient - self.precision @ off
 
     def _labels(
-        self, t: np.ndarray, x: np.ndarray, weight: np.ndarray, checked: np.ndarray
+        self, t: np.ndarray, x: np.ndarray, weight: np.ndarray, checked: np.ndarray, known: float | None = None
     ) -> tuple[float, np.ndarray]:
-        """Log likelihood of labels, weighted, and of the answers about checked ones; and its gradient."""
+        """Log likelihood of labels, weighted, of the answers about checked ones, and of a known label accuracy.
+
+        With its gradient.
+        """
         layout = self.layout
         u, a, c, right, wrong = _log_joint(layout, t, x, self.groups)
         total, q = np.logaddexp(right, wrong), expit(right - wrong)
@@ -310,6 +317,12 @@ class _Problem:
         is_checked, slope = checked != 0, 2 * self.auditor - 1
         answer = (1 - self.auditor) + slope * np.where(checked > 0, q, 1 - q)
         by_odds = np.where(is_checked, checked * slope * q * (1 - q) / answer, 0.0)
+        value = float(weight @ total + np.log(answer[is_checked]).sum())
+        if known is not None:
+            mean = float(np.clip(self.share @ q, 1e-9, 1 - 1e-9))
+            off = (logit(mean) - logit(known)) / _KNOWN_SPREAD
+            value -= 0.5 * off**2
+            by_odds -= off / _KNOWN_SPREAD * self.share * q * (1 - q) / (mean * (1 - mean))
         by_right, by_wrong = weight * q + by_odds, weight * (1 - q) - by_odds
         su, sp, sm = expit(u), expit(-(a + c)), expit(a - c)
         d_c = by_right * sp + by_wrong * sm
@@ -320,7 +333,7 @@ class _Problem:
         gradient[layout.kappa], gradient[layout.length_bias] = u @ d_c, x[:, -1] @ d_c
         gradient[layout.deviations] = np.bincount(self.groups, d_a, layout.groups)
         gradient[-1] = d_a.sum()
-        return float(weight @ total + np.log(answer[is_checked]).sum()), gradient
+        return value, gradient
 
     def mode(self, start: np.ndarray, a: float) -> tuple[np.ndarray, float]:
         """The parameters that are most probable for this a, and the log posterior there."""
@@ -363,8 +376,5 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
     put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
-    if anchors.label_accuracy is None:
-        put(layout.size - 1, *_LABEL)
-    else:
-        put(layout.size - 1, float(np.log(anchors.label_accuracy / (1 - anchors.label_accuracy))), 0.1)
+    put(layout.size - 1, *_LABEL)
     return mean, precision

@@ -11,8 +11,6 @@ disagree first, and worst if on pairs where they agree first.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -46,7 +44,7 @@ def sensitivity(
         and labels err on the same pairs as often as can be, or as seldom. No row where there is no evidence.
     """
     places = np.linspace(0, max(len(evidence) - 1, 0), min(len(evidence), _MOST)).astype(int)
-    part = replace(evidence, features=evidence.features[places], sources=evidence.sources[places])
+    part = evidence.rows(places)
     weights = model.mean[: part.features.shape[1]]
     u = part.features @ weights
     heard = np.abs(u) > _NEGLIGIBLE

@@ -79,6 +79,7 @@ class Observed:
         trusted: other pairs, whose better side is known.
         shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
             that is not known or both ways; None: not known.
+        asked: bool [n], judges were asked, with ties; None: where there is a verdict that is no tie.
     """
 
     margins: np.ndarray
@@ -92,6 +93,7 @@ class Observed:
     same_side: np.ndarray
     trusted: Trusted | None = None
     shown_first: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,10 @@ def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
         elif first is not None:
             first = np.concatenate([first, np.zeros((int(heard.sum()), first.shape[1]))])
     joined = gather_evidence(margins, observed.voters, verdicts, observed.judges, length, sources, first)
-    return replace(joined, features=joined.features[:own], sources=joined.sources[:own]), joined.features[own:]
+    mine = joined.rows(slice(own))
+    if observed.asked is not None:
+        mine = replace(mine, seen=mine.seen | observed.asked)
+    return mine, joined.features[own:]
 
 
 def _wanted(

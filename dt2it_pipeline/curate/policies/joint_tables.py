@@ -59,6 +59,7 @@ def observed_of(
         if known is not None
         else None,
         shown_first=first * given[:, None],
+        asked=pairs["pair_id"].isin(votes["pair_id"][votes["verdict"].notna()]).to_numpy(dtype=bool),
     )
 
 

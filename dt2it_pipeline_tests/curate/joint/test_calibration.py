@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dt2it_pipeline.curate.joint import calibration
 from dt2it_pipeline.curate.joint.calibration import claimed_and_observed
+from dt2it_pipeline.curate.joint.evidence import Evidence
+from dt2it_pipeline.curate.joint.model import Anchors, JointModel
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, Solution, Trusted, solve
 
 
@@ -33,6 +36,23 @@ def test_what_is_claimed_is_so(checked: int, trusted: int, kinds: set[str]) -> N
     assert found["claimed"].between(0.5, 1).all() and found["observed"].between(0, 1).all()
     claimed, seen = (np.average(found[name], weights=found["pairs"]) for name in ("claimed", "observed"))
     assert claimed == pytest.approx(seen, abs=0.04)
+
+
+@pytest.mark.parametrize("place", [3, 150])
+def test_a_pair_is_predicted_by_a_fit_that_did_not_see_it(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    observed, solution = world(0, 200)
+    seen: list[np.ndarray] = []
+    fit = calibration.fit_joint_model
+
+    def remember(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> JointModel:
+        seen.append(anchors.trusted)
+        return fit(evidence, anchors, draw)
+
+    monkeypatch.setattr(calibration, "fit_joint_model", remember)
+    claimed_and_observed(observed, solution)
+    row = solution.anchors.trusted[place]
+    assert len(seen) == 5 and [len(part) for part in seen] == [160] * 5
+    assert sum((part == row).all(axis=1).any() for part in seen) == 4
 
 
 def test_without_known_truth_there_is_nothing_to_compare() -> None:

@@ -48,7 +48,7 @@ def test_the_gradient_is_that_of_the_value() -> None:
         rng.choice(["s", "t"], n),
     )
     checked = rng.integers(-1, 2, n)
-    anchors = Anchors(checked, rng.standard_normal((7, evidence.features.shape[1])))
+    anchors = Anchors(checked, rng.standard_normal((7, evidence.features.shape[1])), label_accuracy=0.9)
     layout = Layout(evidence.features.shape[1], 2)
     problem = Problem(layout, evidence, anchors, np.arange(n))
     at = rng.standard_normal(layout.size)
