@@ -1,0 +1,150 @@
+"""`benchmarks.real_noise.rebuild`: sets from made-up files in the formats of JudgeBench, GenAI-Bench and T2VScore."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.real_noise.judged import GENAI, JUDGEBENCH, REWARD_MODELS
+from benchmarks.real_noise.rebuild import main as rebuild
+from benchmarks.real_noise.sets import NoisySet, load_set
+
+
+def built(name: str, tmp_path: Path, *more: str) -> NoisySet:
+    rebuild([name, str(tmp_path / "checkout"), "--output", str(tmp_path / "sets"), *more])
+    return load_set(tmp_path / "sets" / name)
+
+
+def write_json(file: Path, rows: list[dict[str, Any]] | dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+
+
+def write_judgebench(checkout: Path) -> None:
+    """Three pairs; A is right in the first. o1 prefers A, A in both orders; the better one; B and no answer."""
+    keys, right = ("k0", "k1", "k2"), ("A>B", "B>A", "B>A")
+    data = [
+        {
+            "pair_id": key, "source": "mmlu-pro-law", "question": f"Why {key}?", "response_A": "short",
+            "response_B": "longer", "label": label,
+        } for key, label in zip(keys, right, strict=True)
+    ]  # fmt: skip
+    write_lines(checkout / "data" / f"{JUDGEBENCH}.jsonl", data)
+    outputs = checkout / "outputs"
+    said = (("A>B", "A>B"), ("B>A", "A>B"), ("A=B", None))
+    o1 = [
+        {"pair_id": key, "judgments": [{"decision": one} for one in both]} for key, both in zip(keys, said, strict=True)
+    ]
+    write_lines(outputs / f"{JUDGEBENCH},judge_name=arena_hard,judge_model=o1-mini-2024-09-12.jsonl", o1)
+    for voter, model in REWARD_MODELS.items():
+        scores = ([1.0, 2.0], [0.0, 3.0], [1.0, 1.0]) if voter == "grm-gemma-2b" else ([2.5, 0.5],) * 3
+        rows = [
+            {"pair_id": key, "judgments": [{"judgment": {"scores": given}}]}
+            for key, given in zip(keys, scores, strict=True)
+        ]
+        write_lines(outputs / f"{JUDGEBENCH},judge_name=reward_model,judge_model={model}.jsonl", rows[::-1])
+
+
+def test_judgebench_labelled_by_a_reward_model(tmp_path: Path) -> None:
+    write_judgebench(tmp_path / "checkout")
+    made = built("judgebench_grm", tmp_path)
+    assert list(made.pairs["pair_id"]) == ["jb-000", "jb-001"]  # the label of the third is for neither side
+    assert list(made.right) == [False, True] and list(made.pairs["chosen"]) == ["longer", "longer"]
+    assert set(made.pairs["source"]) == {"mmlu"} and "grm-gemma-2b" not in set(made.scores["voter"])
+    one = made.scores[made.scores["voter"] == "internlm2-7b"].set_index("response_id")["score"]
+    assert one["jb-000-1"] == 2.5 and one["jb-000-2"] == 0.5
+    # A in both orders is the first response and then the second one
+    assert list(made.votes["order"]) == ["ab", "ba"] * 2
+    assert list(made.votes["verdict"]) == ["rejected", "chosen", "chosen", "chosen"]
+
+
+def test_judgebench_labelled_by_a_judge_keeps_its_other_order(tmp_path: Path) -> None:
+    write_judgebench(tmp_path / "checkout")
+    made = built("judgebench_o1", tmp_path)
+    assert list(made.pairs["pair_id"]) == ["jb-000", "jb-001"] and made.right.all()
+    assert list(made.votes["order"]) == ["ba", "ba"] and list(made.votes["verdict"]) == ["rejected", "chosen"]
+    assert set(made.scores["voter"]) == set(REWARD_MODELS)
+
+
+def test_judgebench_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_judgebench(tmp_path / "checkout")
+    o1 = next((tmp_path / "checkout" / "outputs").glob("*o1-mini*"))
+    o1.write_text(o1.read_text("utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        built("judgebench_o1", tmp_path)
+    assert "2 of the pairs in data/ have no judgment; the first is k1" in capsys.readouterr().err
+    o1.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        built("judgebench_o1", tmp_path)
+    assert "is not JSON" in capsys.readouterr().err
+    o1.unlink()
+    with pytest.raises(SystemExit):
+        built("judgebench_o1", tmp_path)
+    assert "o1-mini-2024-09-12.jsonl is missing; is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", GENAI)
+def test_genai_bench(tmp_path: Path, name: str) -> None:
+    task, labeller, voters, judges = GENAI[name]
+    human = ["leftvote", "rightvote", "bothbad_vote", "rightvote", "leftvote"]
+    said: dict[str, list[str | None]] = {labeller: ["[[A>B]]", "[[A>B]]", "[[A>B]]", "[[A=B=Good]]", "[[B>A]]"]}
+    said |= {model: ["[[A>B]]", None, "[[A>B]]", "[[A>B]]", "[[A=B=Bad]]"] for model in voters}
+    said |= {model: ["[[A=B=Good]]", "[[B > A]]", "[[A>B]]", "[[A>B]]", "[[1, 2, 3]]"] for model in judges}
+    key = "instruct_prompt" if task == "image_edition" else "prompt"
+    for model, votes in said.items():
+        rows = [
+            {"idx": idx, key: f"prompt {idx}", "model_vote": vote, "human_vote": person}
+            for idx, (vote, person) in enumerate(zip(votes, human, strict=True))
+        ]
+        # a model's file may be in another order than the labeller's
+        order = rows if model == labeller else rows[::-1]
+        write_json(tmp_path / "checkout" / "results" / task / model / "pairwise.json", order)
+    made = built(name, tmp_path)
+    assert list(made.pairs["prompt"]) == ["prompt 0", "prompt 1", "prompt 4"]
+    assert list(made.right) == [True, False, False]
+    for voter in voters:
+        scores = made.scores.loc[made.scores["voter"] == f"{voter}-as-score", "score"]
+        assert list(scores) == [0.5, -0.5, 0, 0]  # none of the pair whose answer could not be read
+    for judge in judges:
+        given = made.votes[made.votes["judge"] == judge]
+        assert list(given["verdict"]) == ["tie", "rejected"] and set(given["order"]) == {"ab"}
+
+
+def test_t2vscore_takes_each_video_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ("first", "second", "third", "fourth", "fifth")
+    rated = {
+        str(video): {"prompt": f"prompt {video}", "models": {name: [1.0 + place] for place, name in enumerate(models)}}
+        for video in range(6)
+    }
+    rated["6"] = {"prompt": "all alike", "models": {name: [3.0] for name in models}}
+    folder = tmp_path / "checkout" / "datasets"
+    write_json(folder / "t2vscore_alignment_score.json", rated)
+    table = pd.DataFrame(
+        [
+            {
+                "model_name": name, "video_id": video, "prompt": "", "CLIP Score": 20.0 + place, "X-CLIP Score": place,
+                "BLIP-BLEU": 0.1, "T2VScore-A (GPT-4V)": -float(place),
+            } for video in range(7) for place, name in enumerate(models)
+        ]
+    )  # fmt: skip
+    table.to_csv(folder / "t2vscore_results.csv", index=False)
+    made = built("t2vscore", tmp_path)
+    assert len(made.pairs) == 12 and made.right.all() and "all alike" not in set(made.pairs["prompt"])
+    names = made.pairs["pair_id"].str.split("-", expand=True)
+    videos = pd.concat([names[1] + names[2], names[1] + names[3]])
+    assert videos.is_unique
+    assert set(made.votes["verdict"]) == {"rejected"} and set(made.scores["voter"]) == {"clipscore", "blip-bleu"}
+    wide = made.scores[made.scores["voter"] == "clipscore"].set_index("response_id")["score"]
+    assert (made.pairs["chosen_id"].map(wide) > made.pairs["rejected_id"].map(wide)).all()
+    assert list(built("t2vscore", tmp_path, "--seed", "1").pairs["pair_id"]) != list(made.pairs["pair_id"])
+    table[table["model_name"] != "third"].to_csv(folder / "t2vscore_results.csv", index=False)
+    with pytest.raises(SystemExit):
+        built("t2vscore", tmp_path)
+    assert "no row of video 0 and model third" in capsys.readouterr().err
