@@ -29,8 +29,8 @@ from dt2it_pipeline.curate.joint.model import (
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
-# Standard deviations: 95%, and 99% with an anchor, beside which more is known of the pairs that would stay.
-_ONE_SIDED = {False: 1.645, True: 2.326}
+# Standard deviations: 90%, and 99% with an anchor, beside which more is known of the pairs that would stay.
+_ONE_SIDED = {False: 1.282, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet

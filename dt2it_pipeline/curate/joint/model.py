@@ -26,8 +26,8 @@ wrong in details that a million unchecked pairs would magnify, so these count to
 Verdicts stay out of that: judges are asked about pairs whose label voters doubt, and of such pairs alone, labels say
 little about judges.
 
-Priors (normal: mean, spread) were set on three sets with known truth (`benchmarks.real_noise`). There kappa is 0.2 to
-0.5 in all eight combinations of voters and judges, the weights of voters sum to 0.9 to 4.5, and lambda lies within 0.5.
+Priors (normal: mean, spread) are about what fits to all true labels of public sets gave (`benchmarks.real_noise`): sums of
+voters' weights of 0.1 to 3, leads of one verdict of 0 to 2.3, kappa of 0.2 to 2.5, lambda within 0.5.
 
 The posterior is a mixture of normal distributions: the mode and curvature of the other parameters (Laplace), for every
 a of a grid, weighted by what each explains.
@@ -48,14 +48,13 @@ WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
 _WEIGHT_BESIDE_CHECKED = 5.0  # pairs, where there is an anchor
 _FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since together they weigh little
 _GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
-_LABEL = (1.4, 1.3)  # a: labels are right in 80%, give or take
+_LABEL = (1.0, 1.3)  # a: labels are right in 73%, give or take
 _SOURCE_SPREAD = 0.4
-_VOTERS, _VOTER_SPREAD = (2.5, 1.5), 1.5  # the sum of voters' weights; single ones
-_VERDICT, _PER_LEAD, _VERDICT_SPREAD = 1.3, 0.65, 1.2
-_SPREAD = {JUDGE: 0.5, POSITION: 1.0, LENGTH: 1.0}
-_KAPPA = 0.3
+_VOTERS, _VOTER_SPREAD = (1.3, 1.0), 1.2  # the sum of voters' weights; single ones
+_VERDICT, _PER_LEAD, _VERDICT_SPREAD = 0.9, 0.7, 0.9
+_SPREAD = {JUDGE: 0.5, POSITION: 0.6, LENGTH: 1.0}
+_KAPPA, _KAPPA_SPREAD = 0.8, 0.6
 _LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
-_KAPPA_SPREAD = {False: 0.15, True: 0.5}  # with an anchor, data may say that voters repeat the labels
 _KAPPA_SPREAD_BESIDE = 1.0  # where the accuracy of annotators is assumed: labels may err as they do, or not at all
 _KNOWN_SPREAD = 0.1  # of a label accuracy that the user knows, log-odds
 _LEAST_CURVATURE = 1e-2
@@ -372,7 +371,7 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
             put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD)
         elif kind in _SPREAD:
             put(place, 0.0, _SPREAD[kind])
-    put(layout.kappa, _KAPPA, _KAPPA_SPREAD[anchors.enough])
+    put(layout.kappa, _KAPPA, _KAPPA_SPREAD)
     put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
