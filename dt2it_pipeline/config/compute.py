@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dt2it_pipeline.config.base import Settings, unit
 
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Attention: TypeAlias = Literal["auto", "flex", "sdpa", "sdpa_blocks", "eager"]
 
 
@@ -23,6 +24,23 @@ class ComputeSettings(Settings):
         "auto",
         description="put the layers through torch.compile: faster steps, and a first one that takes up to a minute. "
         "auto: on a GPU with a C compiler beside it",
+    )
+
+
+class ForwardSettings(Settings):
+    """How a judge's model is computed that writes nothing. Results differ by rounding alone."""
+
+    precision: Precision = Field(
+        "auto",
+        description="likelihood: number format of weights and activations; probabilities are float32 in any case. "
+        "auto: bfloat16 on a GPU that computes in it, float32 elsewhere",
+    )
+    tokens_per_batch: int = Field(
+        8192,
+        ge=64,
+        json_schema_extra=unit("tokens"),
+        description="likelihood: most tokens of one forward pass, padding included; one longer sequence has a pass to "
+        "itself",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from dt2it_pipeline.config.base import unit
-from dt2it_pipeline.config.compute import ComputeSettings
+from dt2it_pipeline.config.compute import ComputeSettings, Precision
 
 LEAST_PIXELS, PAPER_PIXELS = 1024, 1_310_720
 MaxPixels: TypeAlias = Literal["trained", "paper"] | Annotated[int, Field(ge=LEAST_PIXELS)]
@@ -32,7 +32,7 @@ class ScoringSettings(ComputeSettings):
         description="transformers: our model, with one prompt for all its responses (shared prefix). vllm: its pooling "
         "engine",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="number format of weights and activations; head and scores are float32 in any case. auto: bfloat16 "
         "on a GPU that computes in it, float32 elsewhere",
@@ -42,7 +42,8 @@ class ScoringSettings(ComputeSettings):
         ge=1,
         le=1024,
         json_schema_extra=unit("processes"),
-        description="scoring processes on this machine, each with a copy of the model",
+        description="scoring processes on this machine, each with a copy of the model. Local models that judge or "
+        "rewrite have as many, and on GPUs at most one per GPU (per tensor_parallel GPUs)",
     )
     tokens_per_batch: int = Field(
         8192, ge=64, json_schema_extra=unit("tokens"), description="most tokens of one forward pass"

@@ -243,7 +243,7 @@ def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
         return _load_vllm(job, prompts)
     import torch
 
-    from dt2it_pipeline.reward.modeling.device import found_device
+    from dt2it_pipeline.engines.device import found_device
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
     return Scorer(

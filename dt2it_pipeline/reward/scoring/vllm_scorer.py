@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dt2it_pipeline.engines.device import found_device, weight_type
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
 from dt2it_pipeline.media.errors import MediaError
@@ -23,7 +24,6 @@ from dt2it_pipeline.reward.checkpoints.heads import serving_fault
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.modeling.device import found_device, weight_type
 from dt2it_pipeline.reward.too_long import length_limit
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
