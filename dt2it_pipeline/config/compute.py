@@ -45,10 +45,10 @@ class ForwardSettings(Settings):
 
 
 class VllmRunSettings(Settings):
-    """How vLLM runs a model that writes text, by vLLM's own names. Unset, vLLM decides."""
+    """How vLLM runs a model, by vLLM's own names. Unset, vLLM decides."""
 
     tensor_parallel: int = Field(
-        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
+        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of a model that vLLM runs"
     )
     gpu_memory_utilization: float | None = Field(
         None,
@@ -62,12 +62,12 @@ class VllmRunSettings(Settings):
         None,
         ge=1,
         le=65_536,
-        json_schema_extra=unit("answers"),
-        description="most answers that are written at once; fewer take less memory",
+        json_schema_extra=unit("sequences"),
+        description="most sequences that vLLM computes at once; fewer take less memory",
     )
     quantization: str | None = Field(
         None,
         min_length=1,
-        description="how weights are quantised when they are loaded, for instance fp8 or bitsandbytes; the answers "
+        description="how vLLM quantises weights when they are loaded, for instance fp8 or bitsandbytes; results "
         "change with it. Unset: as the model's files say",
     )

@@ -93,6 +93,7 @@ class Recipe(Settings):
         restyle = self.pairing.restyle
         widths = {
             "sampling.tensor_parallel": self.sampling.tensor_parallel,
+            "scoring.tensor_parallel": self.scoring.tensor_parallel,
             "a judge's tensor_parallel": max(self.judging.gpus_per_copy, self.annotation.gpus_per_copy),
             "tensor_parallel in pairing.restyle": restyle.gpus_per_copy if restyle is not None else 1,
         }

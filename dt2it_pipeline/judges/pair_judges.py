@@ -157,7 +157,8 @@ class AnswerJudge:
         self, settings: PairJudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
     ) -> None:
         self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
-        self._model = model_digest(settings.model)
+        how = f" {settings.quantization}" if settings.quantization else ""
+        self._model = f"{model_digest(settings.model)}{how}"
         self._images = _OtherImages(settings, prompts)
         self.asked = self.looked_up = self.calls = 0
 

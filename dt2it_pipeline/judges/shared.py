@@ -15,7 +15,7 @@ from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import ShardedJob
 from dt2it_pipeline.engines.launch.launcher import ShardLauncher, ShardWorkers, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess, Load
-from dt2it_pipeline.engines.launch.shards import judge_launcher
+from dt2it_pipeline.engines.launch.shards import model_launcher
 from dt2it_pipeline.judges.ask import asked_one_by_one
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import SIX_CRITERIA
@@ -42,7 +42,7 @@ class JudgingJob(ShardedJob):
 
     def launcher(self, gpus: int) -> ShardLauncher:
         """Who starts the workers; `gpus` are those of each, where the machine has any."""
-        return judge_launcher(self.ray, self.processes, gpus)
+        return model_launcher(self.ray, self.processes, gpus)
 
 
 class JudgeWorkers:

@@ -207,7 +207,7 @@ class _Heard:
 def _vllm(settings: PairJudgeSettings) -> SamplingEngine:
     from dt2it_pipeline.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(settings.model, settings.max_model_len, max_images=1)
+    return VllmEngine(settings.model, settings.max_model_len, max_images=1, run=settings)
 
 
 def _request(how: str, words: str, responses: Sequence[str]) -> str:

@@ -258,7 +258,7 @@ def test_a_model_that_no_worker_can_load_ends_the_run_and_is_named(
 def test_on_gpus_no_more_processes_hold_a_judge_than_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def resources(seen: int, processes: int, gpus: int) -> Resources:
         monkeypatch.setattr(shards, "visible_gpus", lambda: [str(number) for number in range(seen)])
-        launcher = shards.judge_launcher(None, processes, gpus)
+        launcher = shards.model_launcher(None, processes, gpus)
         assert isinstance(launcher, LocalShards)
         return launcher.resources
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
-from dt2it_pipeline.config.compute import ForwardSettings
+from dt2it_pipeline.config.compute import ForwardSettings, VllmRunSettings
 from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings, VllmJudgeSettings
 
 
-class PairJudgeSettings(ForwardSettings):
+class PairJudgeSettings(ForwardSettings, VllmRunSettings):
     """A local model that votes on contested pairs without writing a judgement."""
 
     name: str = Field(min_length=1, description=JUDGE_NAME)
@@ -52,6 +52,13 @@ class PairJudgeSettings(ForwardSettings):
         json_schema_extra=unit("tokens"),
         description="answer: context length, prompt and answer together",
     )
+
+    @model_validator(mode="after")
+    def _vllm_runs_the_answering_judge(self) -> PairJudgeSettings:
+        given = [name for name, field in VllmRunSettings.model_fields.items() if getattr(self, name) != field.default]
+        if given and self.kind == "likelihood":
+            raise ValueError(f"{', '.join(given)} of a judge that vLLM does not run: they need kind: answer")
+        return self
 
 
 def _kind(judge: Any) -> str:
@@ -98,7 +105,7 @@ class AnnotationSettings(Settings):
     @property
     def gpus_per_copy(self) -> int:
         """GPUs that a copy of the judges' models takes, where there are any."""
-        return max((judge.tensor_parallel for judge in self.judges if judge.kind == "vllm"), default=1)
+        return max((judge.tensor_parallel for judge in self.judges if judge.kind != "endpoint"), default=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> AnnotationSettings:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings, AnnotatorChoice, PairJudgeSettings
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines.jobs import Reporter, Summary
@@ -343,7 +344,8 @@ def _transformers(judge: PairJudgeSettings) -> Weigher:
 
 def _vllm(judge: PairJudgeSettings, most_images: int) -> SamplingEngine:
     how = (judge.model, judge.max_model_len, max(most_images, 1))
-    engine: SamplingEngine = _HELD.get(("vllm", *how), lambda: VllmEngine(*how))
+    run = VllmRunSettings(**{name: getattr(judge, name) for name in VllmRunSettings.model_fields})
+    engine: SamplingEngine = _HELD.get(("vllm", *how, run), lambda: VllmEngine(*how, run=run))
     return engine
 
 

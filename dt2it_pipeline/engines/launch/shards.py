@@ -19,13 +19,13 @@ def shard_launcher(ray: RaySettings | None, local: Resources, *, fork: bool = Fa
     return LocalShards(local, fork) if ray is None else RayShards(ray)
 
 
-def judge_launcher(ray: RaySettings | None, processes: int, gpus: int = 1) -> ShardLauncher:
-    """Who holds the models of judges and rewriters: as many workers as score for reward models.
+def model_launcher(ray: RaySettings | None, processes: int, gpus: int = 1) -> ShardLauncher:
+    """Who holds models that take a GPU each, or several: judges, rewriters, and reward models that vLLM runs.
 
     Args:
         ray: the recipe's section `ray`.
         processes: the recipe's `scoring.processes`. On a machine with GPUs there are no more workers than have their
-            own: a second copy of a large model may not fit beside the first.
+            own: a second copy may not fit beside the first.
         gpus: GPUs of each worker, where the machine has any.
     """
     if ray is not None:
