@@ -26,6 +26,7 @@ from dt2it_pipeline.engines.launch import shards
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError
 from dt2it_pipeline.engines.launch.local_shards import LocalShards
 from dt2it_pipeline.judges import shared
+from dt2it_pipeline.judges.ask import NO_REPLY, Tally, Unusable
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import judging_job, prompt_row, response_rows
@@ -139,7 +140,7 @@ def by_two(job: annotate.AnnotateJob, tmp_path: Path) -> annotate.AnnotateJob:
     return job.model_copy(update={**own, "processes": 2})
 
 
-@pytest.mark.numerics
+@pytest.mark.heavy
 def test_two_processes_vote_like_one_and_a_killed_run_goes_on(prompts: list[dict[str, Any]], tmp_path: Path) -> None:
     job = annotating(tmp_path, prompts, baselines=2)
     one = annotate.run(job, lambda progress: None)
@@ -209,7 +210,7 @@ def same_tables(job: restyle.RestyleJob, tmp_path: Path, report: Callable[[Mappi
         assert (both.output / f"{name}.parquet").read_bytes() == (job.output / f"{name}.parquet").read_bytes()
 
 
-@pytest.mark.numerics
+@pytest.mark.heavy
 def test_two_processes_compare_rewritten_texts_like_one(
     prompts: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +267,16 @@ def test_on_gpus_no_more_processes_hold_a_judge_than_have_gpus_of_their_own(monk
         2, 1, 8, 2, 2,
     ]  # fmt: skip
     assert resources(8, 8, 4).gpus == 4
+
+
+def test_what_workers_counted_adds_up_and_a_reply_is_a_better_example_than_an_error() -> None:
+    first = Tally(calls=3, judged=1, no_reply=2, prompt_tokens=10, example=Unusable("pairwise", NO_REPLY, "late"))
+    second = Tally(calls=2, judged=1, unusable=1, asked_again=1, example=Unusable("pairwise", "not JSON", "I think"))
+    first.add(second)
+    first.add(Tally(calls=1, judged=1))
+    assert first == Tally(
+        calls=6, judged=3, unusable=1, no_reply=2, asked_again=1, prompt_tokens=10, example=second.example
+    )
 
 
 def test_requests_about_a_prompt_go_to_one_worker(prompts: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -243,7 +244,9 @@ def shard_worker(
         order = ALONE if isinstance(judge, PairJudgeSettings) else ORDERS[number % 2]
         started = time.monotonic()
         if number not in judges:
-            judges.clear()  # one model at a time has the memory
+            judges.clear()
+            if not isinstance(judge, PairJudgeSettings):
+                _HELD.let_go()
             judges[number] = _built(judge, prompts, order, replies, make_weigher, make_engine)
         built, loading = judges[number], time.monotonic() - started
         if isinstance(built, PairwiseVotes):
@@ -318,7 +321,10 @@ def _votes(
 
 
 class _Held:
-    """The one model that this process holds: judges that differ in their words alone share it."""
+    """The one model that this process holds for judges: those that differ in their words alone share it.
+
+    Two large models may not fit on a GPU beside each other.
+    """
 
     key: Any = None
     model: Any = None
@@ -326,11 +332,19 @@ class _Held:
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
         """The model of a key; another one is let go before it is loaded."""
         if key != self.key:
-            self.key = self.model = None
-            gc.collect()  # an engine of vLLM refers to itself
+            self.let_go()
             self.model = load()
             self.key = key
         return self.model
+
+    def let_go(self) -> None:
+        """Give the memory of the model, and of what else nobody refers to any more, to the next one."""
+        self.key = self.model = None
+        gc.collect()  # an engine of vLLM refers to itself
+        if "torch" in sys.modules:
+            import torch
+
+            torch.cuda.empty_cache()  # nothing where CUDA has not been started
 
 
 _HELD = _Held()

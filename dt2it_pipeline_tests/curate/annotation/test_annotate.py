@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,23 @@ def test_a_judge_without_a_usable_vote_ends_the_run_and_is_asked_again(tmp_path)
         remote |= {"base_url": server.url}
         few = few.model_copy(update={"settings": AnnotationSettings.model_validate({"judges": [remote]})})
         assert _run(few, Colorist())[0]["unusable"] == 2  # two refusals may be right about their pairs
+
+
+def test_a_model_is_let_go_before_the_next_one_is_loaded():
+    class Model:
+        pass
+
+    held = annotate._Held()
+    first = held.get("a", Model)
+    assert held.get("a", Model) is first
+    seen = weakref.ref(first)
+    del first
+
+    def load():
+        assert seen() is None
+        return Model()
+
+    assert held.get("b", load) is held.get("b", Model)
 
 
 TOKENS = 160  # more than any prompt with its answer has here
