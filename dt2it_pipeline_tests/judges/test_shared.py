@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.config.sections.pairing import RestyleSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.demo.rendering import draw
@@ -286,3 +290,26 @@ def test_requests_about_a_prompt_go_to_one_worker(prompts: list[dict[str, Any]])
     made = shared._shards(requests, 4)
     assert [place for shard in made for place in shard] == list(range(len(requests)))
     assert [len(shard) for shard in made] == [6, 6, 6, 6]
+
+
+@pytest.mark.heavy
+def test_on_ray_an_answering_judge_votes_the_same_and_its_replies_are_kept_by_this_process(
+    prompts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """In a process of its own, whose Ray ends with it."""
+    job = annotating(tmp_path, prompts, kind="answer", baselines=1)
+    annotate.run(job, lambda progress: None)
+    folder = tmp_path / "ray"
+    paths = {"work": folder / "work", "output": folder / "votes.parquet", "cache": folder / "ray.sqlite"}
+    there = job.model_copy(update={**paths, "ray": RaySettings(workers=2)})
+    folder.mkdir()
+    there.write(folder / "job.json")
+    command = [sys.executable, "-m", "dt2it_pipeline.engines.jobs", str(folder / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert there.output.read_bytes() == job.output.read_bytes()
+    assert json.loads(done.stdout.splitlines()[-1])["asked"]["base"]["asked"] > 0
+    # The next run finds what the workers of this one sent home.
+    own = {"work": tmp_path / "again", "output": tmp_path / "again" / "votes.parquet", "ray": None}
+    again = annotate.run(there.model_copy(update=own), lambda progress: None)
+    assert (again["asked"]["base"]["asked"], again["calls"]) == (0, 0)

@@ -28,13 +28,14 @@ from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.engines.launch.launcher import ShardLauncher, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess
+from dt2it_pipeline.engines.launch.ray_shards import RayShards
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine, VllmEngine
 from dt2it_pipeline.judges.ask import Tally, require_usable
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
 from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairVerdict, PairwiseVotes
-from dt2it_pipeline.judges.protocol import NoUsableReply
+from dt2it_pipeline.judges.protocol import NoUsableReply, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.shared import JudgingJob
 from dt2it_pipeline.observe.progress import Progress
@@ -84,12 +85,14 @@ class _Done:
     """What a worker says of a shard: its pairs, seconds in which it loaded a model, and what asking came to.
 
     `tally` is that of a judge that writes, `questions` has the counts of one that answers; else they are empty.
+    `replies` are those that are still to be kept.
     """
 
     pairs: int
     loading: float
     tally: Tally | None
     questions: dict[str, int]
+    replies: dict[str, Reply]
 
 
 def run(
@@ -183,14 +186,26 @@ class _Voting:
         total, left = self._pairs * len(places), sum(min(size, self._pairs - start) for _, start in todo)
         progress = Progress(self._report, "pairs", total, first=total - left)
         loading, started = 0.0, time.monotonic()
+        kept: ReplyCache | None = None
+        known: list[tuple[str, str]] | None = None
 
         def finished(number: int, done: _Done) -> None:
             nonlocal loading
             loading = max(loading, done.loading)
+            if kept is not None:
+                for key, reply in done.replies.items():
+                    kept.put(key, reply)
             self._count(todo[number][0], done)
             progress.add(done.pairs, judge=judges[todo[number][0]].name)
 
-        gpus = launcher().run(job, dict(enumerate(todo)), finished)
+        chosen = launcher()
+        if isinstance(chosen, RayShards):
+            # One machine may open the file: its rows go to the workers of the cluster, and from them come new ones.
+            kept = ReplyCache(job.cache)
+            known = kept.rows()
+        gpus = chosen.run(job, dict(enumerate(todo)), finished, known)
+        if kept is not None:
+            kept.close()
         seconds = time.monotonic() - started
         self.seconds += max(0.0, seconds - loading)
         self.gpu_seconds += gpus * seconds
@@ -218,20 +233,21 @@ class _Voting:
 
 def shard_worker(
     job: AnnotateJob,
-    shared: None,
+    known: Sequence[tuple[str, str]] | None,
     place: WorkerPlace,
     make_weigher: MakeWeigher | None = None,
     make_engine: MakeEngine | None = None,
 ) -> Callable[[_Shard], _Done]:
     """A worker's function: what it returns has a judge vote on the pairs of a shard, whose folder it writes.
 
-    A judge's model is loaded with its first shard.
+    A judge's model is loaded with its first shard. `known` are the rows of the reply cache where this process cannot
+    open its file.
     """
     settings = job.settings
     pairs = atomic.read_parquet(job.pairs, "pairs").to_pylist()
     rows = {row["prompt_id"]: row for row in atomic.read_parquet(job.prompts, "prompts").to_pylist()}
     prompts = Prompts(rows, job.media_root, job.seed)
-    replies = ReplyCache(job.cache)
+    replies = ReplyCache(job.cache) if known is None else ReplyCache.holding(known)
     judges: dict[int, PairJudge] = {}
     if place.threads is not None:  # a process of the worker's own, whose state is nobody else's
         import torch
@@ -259,7 +275,8 @@ def shard_worker(
             atomic.write_json_atomic(built.calls - before, folder / _CALLS)
         tally = built.tally if isinstance(built, PairwiseVotes) else None
         found = _questions(built)
-        return _Done(len(some), loading, tally, found and {key: found[key] - questions[key] for key in found})
+        counts = {key: found[key] - questions[key] for key in found}
+        return _Done(len(some), loading, tally, counts, {} if known is None else replies.new())
 
     return do
 
