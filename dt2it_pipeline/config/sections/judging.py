@@ -74,7 +74,7 @@ class _Likelihood(ForwardSettings):
 
 
 class LikelihoodJudgeSettings(_Likelihood):
-    """Judges responses by their likelihood; `judges/likelihood_judges.py` has the formulas."""
+    """Judges responses by their likelihood; `judges/likelihood/judges.py` has the formulas."""
 
     measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
         "evidence",
@@ -90,7 +90,7 @@ class LikelihoodJudgeSettings(_Likelihood):
 
 
 class LikelihoodCheckSettings(_Likelihood):
-    """Decides by a probability whether two texts say the same; `judges/likelihood_judges.py` has the formulas."""
+    """Decides by a probability whether two texts say the same; `judges/likelihood/judges.py` has the formulas."""
 
     asks: Literal["same_content", "right"] = Field(
         "same_content",
