@@ -70,7 +70,8 @@ def prepared(name: str, prompts: int, threads: int, folder: Path) -> tuple[Any, 
 
     from dt2it_pipeline.reward.data.encoding import load_processor
     from dt2it_pipeline.reward.data.images import ImageRegistry
-    from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_chunk
+    from dt2it_pipeline.reward.data.patches import read_patches
+    from dt2it_pipeline.reward.data.vision_features import FeatureTable, encode_patches
     from dt2it_pipeline.reward.reward_model import RewardModel
     from dt2it_pipeline.reward.training.distributed import flush_denormals
 
@@ -87,7 +88,8 @@ def prepared(name: str, prompts: int, threads: int, folder: Path) -> tuple[Any, 
         noise = generator.integers(0, 255, size=(SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
         images.append(registry.add({"kind": "image", "sha256": str(number), "path": f"{number}.png"}))
-    encoded, _ = encode_chunk(model, registry, images, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    encoded, _ = encode_patches(model, registry, read_patches(registry, images, cpu), cpu)
     starts = dict(zip(encoded, np.cumsum([0, *(len(part) for part in encoded.values())])[:-1].tolist(), strict=True))
     table = FeatureTable(torch.cat(list(encoded.values())), starts)
     return model, registry, images, table, int(processor.image_token_id)

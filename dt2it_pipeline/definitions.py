@@ -39,13 +39,15 @@ def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
     return dg.Definitions(
         assets=[
             *build_raw_assets(recipe.name, recipe.datasets, recipe.cleaning, recipe.landing, recipe.demo, recipe.seed),
-            *build_answer_assets(recipe.sampling, recipe.judging, recipe.ray, recipe.seed),
-            build_debiased_pairs(recipe.pairing, recipe.evaluation.style_probe_folds, recipe.seed),
+            *build_answer_assets(recipe.sampling, recipe.judging, recipe.scoring.processes, recipe.ray, recipe.seed),
+            build_debiased_pairs(
+                recipe.pairing, recipe.evaluation.style_probe_folds, recipe.scoring.processes, recipe.ray, recipe.seed
+            ),
             build_t2i_pairs(recipe.t2i, recipe.seed),
             *build_round_assets(models, recipe.decontamination, recipe.curation, rounds),
             *build_voter_assets(models, recipe.curation, rounds),
             *build_curation_assets(models, recipe.curation, rounds),
-            build_annotated_pairs(recipe.annotation, recipe.curation, recipe.seed, rounds),
+            build_annotated_pairs(recipe.annotation, recipe.curation, models, rounds),
             *build_evaluation_assets(
                 models, recipe.decontamination, recipe.evaluation, recipe.curation.trusted_pairs, rounds
             ),

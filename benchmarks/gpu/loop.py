@@ -30,7 +30,8 @@ def load_network(folder: Path, settings: ComputeSettings, *, trains: bool) -> An
         settings: a recipe's section, for its `attention` and `compile`.
         trains: whether gradients go through it.
     """
-    from dt2it_pipeline.reward.modeling.device import attention_for, compiles, found_device
+    from dt2it_pipeline.engines.device import found_device
+    from dt2it_pipeline.reward.modeling.device import attention_for, compiles
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
     device = found_device()

@@ -76,7 +76,9 @@ def benchmark(
     ],
     column: Columns = None,
     system_prompt: SystemPrompt = None,
-    processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1024, help="Processes that hold the model on this machine.")
+    ] = 1,
     max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
     as_json: Json = False,
@@ -93,7 +95,8 @@ def benchmark(
     for each in name:
         get_entry(each).with_columns(columns)  # what is misspelt is reported before anything is scored
     if Path(model).suffix in (".yaml", ".yml"):
-        _benchmark_judge(Path(model), list(zip(name, rows, media, strict=True)), output, columns, as_json)
+        named = list(zip(name, rows, media, strict=True))
+        _benchmark_judge(Path(model), named, output, columns, processes, as_json)
         return
     settings = ScoringSettings(processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels))
     results = []
@@ -128,7 +131,12 @@ def benchmark(
 
 
 def _benchmark_judge(
-    file: Path, benchmarks: list[tuple[str, Path, Path]], output: Path, columns: dict[str, str], as_json: bool
+    file: Path,
+    benchmarks: list[tuple[str, Path, Path]],
+    output: Path,
+    columns: dict[str, str],
+    processes: int,
+    as_json: bool,
 ) -> None:
     """Benchmark the judge that a file describes."""
     from dt2it_pipeline.evaluate.benchmarks.judge_benchmark import benchmark_judge, load_judge
@@ -140,7 +148,9 @@ def _benchmark_judge(
     for name, rows, media in benchmarks:
         try:
             with progress(f"judging {name}") as report:
-                found[name] = benchmark_judge(judge, name, rows, media, output, columns=columns, report=report)
+                found[name] = benchmark_judge(
+                    judge, name, rows, media, output, columns=columns, processes=processes, report=report
+                )
         except NoUsableReply as error:
             advice = f"Correct the settings in {file} and run this again"
             raise NoUsableReply(error.found, advice) from error

@@ -248,7 +248,6 @@ curation:
   ensemble: {{seeds: 1}}
 
 annotation:
-  batch_pairs: 8
   judges:
     - {{name: likelihood, kind: likelihood, model: {model}}}
 """

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dt2it_pipeline.config.base import Settings, unit
 
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Attention: TypeAlias = Literal["auto", "flex", "sdpa", "sdpa_blocks", "eager"]
 
 
@@ -26,11 +27,28 @@ class ComputeSettings(Settings):
     )
 
 
+class ForwardSettings(Settings):
+    """How a judge's model is computed that writes nothing. Results differ by rounding alone."""
+
+    precision: Precision = Field(
+        "auto",
+        description="likelihood: number format of weights and activations; probabilities are float32 in any case. "
+        "auto: bfloat16 on a GPU that computes in it, float32 elsewhere",
+    )
+    tokens_per_batch: int = Field(
+        8192,
+        ge=64,
+        json_schema_extra=unit("tokens"),
+        description="likelihood: most tokens of one forward pass, padding included; one longer sequence has a pass to "
+        "itself",
+    )
+
+
 class VllmRunSettings(Settings):
-    """How vLLM runs a model that writes text, by vLLM's own names. Unset, vLLM decides."""
+    """How vLLM runs a model, by vLLM's own names. Unset, vLLM decides."""
 
     tensor_parallel: int = Field(
-        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of the model"
+        1, ge=1, le=64, json_schema_extra=unit("GPUs"), description="GPUs that share one copy of a model that vLLM runs"
     )
     gpu_memory_utilization: float | None = Field(
         None,
@@ -44,12 +62,12 @@ class VllmRunSettings(Settings):
         None,
         ge=1,
         le=65_536,
-        json_schema_extra=unit("answers"),
-        description="most answers that are written at once; fewer take less memory",
+        json_schema_extra=unit("sequences"),
+        description="most sequences that vLLM computes at once; fewer take less memory",
     )
     quantization: str | None = Field(
         None,
         min_length=1,
-        description="how weights are quantised when they are loaded, for instance fp8 or bitsandbytes; the answers "
+        description="how vLLM quantises weights when they are loaded, for instance fp8 or bitsandbytes; results "
         "change with it. Unset: as the model's files say",
     )

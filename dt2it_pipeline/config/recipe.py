@@ -90,12 +90,19 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _ray_workers_hold_the_model(self) -> Recipe:
-        width = self.sampling.tensor_parallel
-        if self.ray is not None and width > 1 and self.ray.gpus_per_worker < width:
-            raise ValueError(
-                f"ray.gpus_per_worker ({self.ray.gpus_per_worker:g}) is below sampling.tensor_parallel ({width}): a "
-                "worker holds the whole model"
-            )
+        restyle = self.pairing.restyle
+        widths = {
+            "sampling.tensor_parallel": self.sampling.tensor_parallel,
+            "scoring.tensor_parallel": self.scoring.tensor_parallel,
+            "a judge's tensor_parallel": max(self.judging.gpus_per_copy, self.annotation.gpus_per_copy),
+            "tensor_parallel in pairing.restyle": restyle.gpus_per_copy if restyle is not None else 1,
+        }
+        for name, width in widths.items():
+            if self.ray is not None and width > 1 and self.ray.gpus_per_worker < width:
+                raise ValueError(
+                    f"ray.gpus_per_worker ({self.ray.gpus_per_worker:g}) is below {name} ({width}): a worker holds the "
+                    "whole model"
+                )
         return self
 
     @model_validator(mode="after")

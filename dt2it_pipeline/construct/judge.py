@@ -9,8 +9,9 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -18,15 +19,17 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from dt2it_pipeline.config.models import EndpointSettings
-from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings, LikelihoodJudgeSettings, VllmJudgeSettings
 from dt2it_pipeline.construct.sampling_plan import CORRUPTED
-from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
+from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.engines.launch.launcher import WorkerPlace
 from dt2it_pipeline.judges.ask import Tally, ask, require_usable
-from dt2it_pipeline.judges.factory import MakeEngine, make_judge
+from dt2it_pipeline.judges.factory import MakeEngine, make_judge, without_model
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Judge, JudgeRequest
 from dt2it_pipeline.judges.quality import AGAINST, OVERALL, judge_quality
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import OK, Verdict
+from dt2it_pipeline.judges.shared import Answers, JudgeWorkers, JudgingJob, Shard, SharedJudge, answering
 from dt2it_pipeline.observe.progress import Progress, silent
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
@@ -69,7 +72,7 @@ class Judged:
     enhanced: dict[str, int] = field(default_factory=dict)
 
 
-class JudgeJob(Job):
+class JudgeJob(JudgingJob):
     """Judge a responses table.
 
     Attributes:
@@ -83,6 +86,7 @@ class JudgeJob(Job):
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.construct.judge:run"
+    shard_worker: ClassVar[str] = "dt2it_pipeline.construct.judge:shard_worker"
 
     prompts: Path
     responses: Path
@@ -97,6 +101,7 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
     """Judge a responses table; writes judgements, responses and quarantine as Parquet into the output folder.
 
     Replies are kept in the job's cache file: a killed run goes on where it was, and the same calls cost nothing again.
+    Models that are loaded here (kinds likelihood and vllm) lie in worker processes, which share the calls.
 
     Args:
         job: what to judge, and by whom.
@@ -105,21 +110,30 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
 
     Returns:
         rows_in = rows_out + rows_quarantined (responses, added references included), `judges`: per judge the counts of
-        `Tally` with costs and the figures of `judge_quality`, and `enhanced`.
+        `Tally` with costs and the figures of `judge_quality`, `enhanced`, and gpu_seconds (GPUs times seconds).
 
     Raises:
         JudgeError: a judge cannot be built.
         JudgeStopped: a judge cannot answer any more; run again when it can.
         NoUsableReply: not one of a judge's replies can be used.
+        ShardsError: a worker process died, or cannot load a judge's model.
     """
     settings = job.settings
     prompts = atomic.read_parquet(job.prompts, "prompts")
     responses = atomic.read_parquet(job.responses, "responses")
     rows = prompts.to_pylist()
-    judges = [make_judge(chosen, rows, job.media_root, make_engine) for chosen in settings.judges]
+    load = None if make_engine is None else partial(shard_worker, make_engine=make_engine)
     cache = ReplyCache(job.cache)
     try:
-        judged = judge_responses(prompts, responses, judges, settings, job.seed, cache, report)
+        with JudgeWorkers(job, settings.gpus_per_copy, responses.num_rows * len(settings.modes), load) as workers:
+            judges = [
+                SharedJudge(without_model(chosen, job.media_root), place, workers)
+                if isinstance(chosen, VllmJudgeSettings | LikelihoodJudgeSettings)
+                else make_judge(chosen, rows, job.media_root, make_engine)
+                for place, chosen in enumerate(settings.judges)
+            ]
+            judged = judge_responses(prompts, responses, judges, settings, job.seed, cache, report)
+            gpu_seconds = workers.gpu_seconds
     finally:
         cache.close()
     for name in ("judgements", "responses", "quarantine"):
@@ -142,7 +156,17 @@ def run(job: JudgeJob, report: Reporter, make_engine: MakeEngine | None = None) 
         "enhanced": judged.enhanced,
         "judges": metadata,
         "cost": round(sum(item["cost"] for item in metadata.values()), 6),
+        "gpu_seconds": gpu_seconds,
     }
+
+
+def shard_worker(
+    job: JudgeJob, shared: None, place: WorkerPlace, make_engine: MakeEngine | None = None
+) -> Callable[[Shard], Answers]:
+    """A worker's function: what it returns puts requests to one of the job's judges, whose model it loads and keeps."""
+    prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
+    judges = job.settings.judges
+    return answering(lambda number: make_judge(judges[number], prompts, job.media_root, make_engine), place)
 
 
 def judge_responses(
@@ -221,8 +245,9 @@ class _Bench:
             tally = self.tallies[judge.name]
             calls = [call for key, group in grouped.items() for call in self._calls(judge, key, group)]
             progress = Progress(self.report, "calls", len(calls))
-            for start in range(0, len(calls), _BATCH):
-                batch = calls[start : start + _BATCH]
+            most = max(_BATCH, getattr(judge, "at_once", 0))
+            for start in range(0, len(calls), most):
+                batch = calls[start : start + most]
                 found = ask(judge, [call.request for call in batch], self.cache, tally)
                 for call, verdicts in zip(batch, found, strict=True):
                     judgements += _rows(call, verdicts, judge)

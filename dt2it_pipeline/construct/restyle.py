@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,15 +30,17 @@ from dt2it_pipeline.config.sections.judging import (
 )
 from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct.pairs import bare_words, near_identical
-from dt2it_pipeline.engines.jobs import Job, Reporter, Summary
+from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.engines.launch.launcher import WorkerPlace
 from dt2it_pipeline.engines.vllm_engine import SamplingEngine
 from dt2it_pipeline.judges.answer_matching import answers
 from dt2it_pipeline.judges.ask import NO_REPLY, Tally, replies
-from dt2it_pipeline.judges.factory import MakeEngine, engine_of, likelihood_judge, model_key
+from dt2it_pipeline.judges.factory import HeldElsewhere, MakeEngine, engine_of, likelihood_judge, model_key
 from dt2it_pipeline.judges.llm import ModelJudge
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.rubric import CUT_OFF, UNPARSABLE, only_object
+from dt2it_pipeline.judges.shared import Answers, JudgeWorkers, JudgingJob, Shard, SharedJudge, answering
 from dt2it_pipeline.observe.progress import Progress, silent
 from dt2it_pipeline.storage import atomic, records, schemas
 
@@ -76,7 +79,7 @@ class Restyled:
     tallies: dict[str, Tally]
 
 
-class RestyleJob(Job):
+class RestyleJob(JudgingJob):
     """Rewrite both sides of every pair into one style.
 
     Attributes:
@@ -91,6 +94,7 @@ class RestyleJob(Job):
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.construct.restyle:run"
+    shard_worker: ClassVar[str] = "dt2it_pipeline.construct.restyle:shard_worker"
 
     pairs: Path
     prompts: Path
@@ -105,7 +109,8 @@ class RestyleJob(Job):
 def run(job: RestyleJob, report: Reporter, make_engine: MakeEngine | None = None) -> Summary:
     """Rewrite both sides of every pair; writes pairs.parquet, responses.parquet and quarantine.parquet into a folder.
 
-    Replies are kept in the job's cache file: a killed run goes on where it was.
+    Replies are kept in the job's cache file: a killed run goes on where it was. Models that are loaded here (kinds vllm
+    and likelihood) lie in worker processes, which share the texts.
 
     Args:
         job: what to rewrite, and by whom.
@@ -113,30 +118,32 @@ def run(job: RestyleJob, report: Reporter, make_engine: MakeEngine | None = None
         make_engine: see `judges.factory.make_judge`.
 
     Returns:
-        rows_in = rows_out + rows_quarantined (pairs), and the counts and costs of `Tally` for rewriting and comparing.
+        rows_in = rows_out + rows_quarantined (pairs), the counts and costs of `Tally` for rewriting and comparing, and
+        gpu_seconds (GPUs times seconds).
 
     Raises:
         JudgeError: the rewriter or the check cannot be had.
         JudgeStopped: one of them cannot answer any more.
         CacheError: replies cannot be kept.
+        ShardsError: a worker process died, or cannot load a model.
     """
     settings = job.settings
     pairs = atomic.read_parquet(job.pairs, "pairs")
     prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
     written = atomic.read_parquet(job.responses, "responses").select(["response_id", "generator"]).to_pylist()
-    rewriter = _asked_in_words(settings.rewriter, settings.style, make_engine)
-    check: Judge | None = rewriter
-    if isinstance(settings.check, WordsCheckSettings):
-        check = None
-    elif isinstance(settings.check, LikelihoodCheckSettings):
-        check = likelihood_judge(settings.check, job.media_root)
-    elif settings.check is not None:
-        shared = rewriter.engine if _same_engine(settings.rewriter, settings.check) else None
-        check = _asked_in_words(settings.check, settings.style, make_engine, shared)
+    generators = {row["response_id"]: row["generator"] for row in written}
+    load = None if make_engine is None else partial(shard_worker, make_engine=make_engine)
     cache = ReplyCache(job.cache)
     try:
-        generators = {row["response_id"]: row["generator"] for row in written}
-        found = restyle(pairs, prompts, generators, rewriter, cache, report, job.near_identical, check)
+        with JudgeWorkers(job, settings.gpus_per_copy, 2 * pairs.num_rows, load) as workers:
+            rewriter = _asker(job, 0, settings.rewriter, workers, make_engine)
+            check: Judge | None = rewriter
+            if isinstance(settings.check, WordsCheckSettings):
+                check = None
+            elif settings.check is not None:
+                check = _asker(job, 1, settings.check, workers, make_engine)
+            found = restyle(pairs, prompts, generators, rewriter, cache, report, job.near_identical, check)
+            gpu_seconds = workers.gpu_seconds
     finally:
         cache.close()
     for name in ("pairs", "responses", "quarantine"):
@@ -146,7 +153,42 @@ def run(job: RestyleJob, report: Reporter, make_engine: MakeEngine | None = None
         "rows_in": pairs.num_rows,
         "rows_out": found.pairs.num_rows,
         "rows_quarantined": found.quarantine.num_rows,
+        "gpu_seconds": gpu_seconds,
     } | {mode: found.tallies[mode].metadata(*_prices(who)) for mode, who in asked.items()}
+
+
+def shard_worker(
+    job: RestyleJob, shared: None, place: WorkerPlace, make_engine: MakeEngine | None = None
+) -> Callable[[Shard], Answers]:
+    """A worker's function: what it returns puts requests to the rewriter (0) or the check (1), and loads its model."""
+    engines: dict[int, SamplingEngine] = {}
+
+    def make(number: int) -> Judge:
+        chosen = (job.settings.rewriter, job.settings.check)[number]
+        if isinstance(chosen, LikelihoodCheckSettings):
+            return likelihood_judge(chosen, job.media_root)
+        assert isinstance(chosen, VllmJudgeSettings)
+        own = 0 if number and _same_engine(job.settings.rewriter, chosen) else number
+        if own not in engines:
+            engines[own] = engine_of(chosen, 0, make_engine)
+        return _asked_in_words(chosen, job.settings.style, engines[own])
+
+    return answering(make, place)
+
+
+def _asker(
+    job: RestyleJob,
+    number: int,
+    chosen: EndpointJudgeSettings | VllmJudgeSettings | LikelihoodCheckSettings,
+    workers: JudgeWorkers,
+    make_engine: MakeEngine | None,
+) -> Judge:
+    """Who is asked: an endpoint by this process, a model that is loaded here by the workers."""
+    if isinstance(chosen, EndpointJudgeSettings):
+        return _asked_in_words(chosen, job.settings.style, engine_of(chosen, 0, make_engine))
+    if isinstance(chosen, LikelihoodCheckSettings):
+        return SharedJudge(likelihood_judge(chosen, job.media_root, HeldElsewhere()), number, workers)
+    return SharedJudge(_asked_in_words(chosen, job.settings.style, HeldElsewhere()), number, workers)
 
 
 def _prices(who: object) -> tuple[float, float]:
@@ -161,15 +203,12 @@ def _same_engine(rewriter: VllmSettings | EndpointSettings, check: VllmSettings 
 
 
 def _asked_in_words(
-    chosen: EndpointJudgeSettings | VllmJudgeSettings,
-    style: str,
-    make_engine: MakeEngine | None,
-    engine: SamplingEngine | None = None,
+    chosen: EndpointJudgeSettings | VllmJudgeSettings, style: str, engine: SamplingEngine
 ) -> ModelJudge:
     """A model that rewrites and compares; it sees no image, which would tempt it to answer the question."""
     return ModelJudge(
         chosen.name,
-        engine or engine_of(chosen, 0, make_engine),
+        engine,
         Path(),
         chosen.max_new_tokens,
         model=model_key(chosen),

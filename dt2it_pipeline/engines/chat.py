@@ -6,10 +6,10 @@ or anything about how its chat template words things; templates come with the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -19,6 +19,9 @@ from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.markers import marker_kinds, split_at_markers
 from dt2it_pipeline.media.opening import open_image
 from dt2it_pipeline.media.paths import confined
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 class ChatError(RowError):
@@ -81,6 +84,22 @@ def chat_prompt(
     if images is None:
         images = tuple(_image(media_root, medium["path"]) for medium in row["media"])
     return ChatPrompt(row["prompt_id"], tuple(messages), images)
+
+
+def opened(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterator[tuple[_Item, _Made | ChatError]]:
+    """Items in their order with what `make` makes of each, or the ChatError that it raises.
+
+    Where there is a GPU to wait for it, several threads open images.
+    """
+    from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for
+
+    def read(item: _Item) -> _Made | ChatError:
+        try:
+            return make(item)
+        except ChatError as error:
+            return error
+
+    return read_ahead(items, read, threads_for(found_device()))
 
 
 def _image(media_root: Path, path: str) -> Image.Image:

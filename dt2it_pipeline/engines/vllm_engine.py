@@ -130,7 +130,7 @@ class VllmEngine:
                 **(_whole_prompts(max_model_len) if on_cpu else {}),
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 seed=seed,
-                **_run_arguments(run or VllmRunSettings()),
+                **run_arguments(run or VllmRunSettings()),
                 disable_log_stats=True,
                 structured_outputs_config=WITHOUT_BLANKS,
             )
@@ -187,7 +187,7 @@ def _samples(output: Any) -> list[Sample]:
     ]
 
 
-def _run_arguments(run: VllmRunSettings) -> dict[str, Any]:
+def run_arguments(run: VllmRunSettings) -> dict[str, Any]:
     """Arguments of `vllm.LLM`; what is unset is left to vLLM, whose defaults depend on the device."""
     chosen = {
         "gpu_memory_utilization": run.gpu_memory_utilization,

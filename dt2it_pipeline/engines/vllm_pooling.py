@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.config.compute import VllmRunSettings
+from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
 from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process, request_errors
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class VllmPoolingEngine:
         max_images: most images in one prompt.
         tokens_per_batch: tokens that the engine computes in one step.
         dtype: type of the weights in memory.
+        run: GPUs, memory and quantisation.
 
     Raises:
         EngineError: the checkpoint cannot be loaded.
@@ -57,6 +59,7 @@ class VllmPoolingEngine:
         max_images: int,
         tokens_per_batch: int,
         dtype: Literal["float32", "bfloat16"],
+        run: VllmRunSettings | None = None,
     ) -> None:
         on_cpu = prepare_environment()
         try:
@@ -73,6 +76,7 @@ class VllmPoolingEngine:
                 max_num_batched_tokens=max(max_model_len, tokens_per_batch),
                 limit_mm_per_prompt={"image": max_images, "video": 0},
                 mm_processor_kwargs={"size": dict(size)},
+                **run_arguments(run or VllmRunSettings()),
                 disable_log_stats=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:

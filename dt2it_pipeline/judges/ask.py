@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
 
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, JudgeStopped, NoUsableReply, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache, reply_key
@@ -58,6 +58,15 @@ class Tally:
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
     example: Unusable | None = None
+
+    def add(self, other: Tally) -> None:
+        """Count what another tally has counted. The example is the first reply that could not be used."""
+        for counted in fields(self):
+            if counted.name != "example":
+                setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+        known, found = self.example, other.example
+        if found is not None and (known is None or (known.reason == NO_REPLY and found.reason != NO_REPLY)):
+            self.example = found
 
     def metadata(self, input_price: float = 0.0, output_price: float = 0.0) -> dict[str, Any]:
         """The counts, the share of replies found on disk, and costs (prices are per million tokens)."""
@@ -159,7 +168,21 @@ def replies(
     tally.unusable += len(requests) - done
 
 
-def require_usable(judge: Judge, tally: Tally) -> None:
+class Limited(Protocol):
+    """A judge, or its settings: who is asked, and in how many runs."""
+
+    @property
+    def name(self) -> str:
+        """See Judge."""
+        ...
+
+    @property
+    def max_runs(self) -> int:
+        """See Judge."""
+        ...
+
+
+def require_usable(judge: Limited, tally: Tally) -> None:
     """Raise NoUsableReply where a judge was asked and not one reply could be used."""
     if tally.judged or not tally.calls or tally.example is None:
         return
@@ -200,7 +223,7 @@ def _replies(
         tally.cached_prompt_tokens += known[key].prompt_tokens
         tally.cached_completion_tokens += known[key].completion_tokens
         yield place, known[key], key in cache.put_here
-    for index, reply in _asked(judge, [requests[place] for place in missing]):
+    for index, reply in asked_one_by_one(judge, [requests[place] for place in missing]):
         place = missing[index]
         if isinstance(reply, Reply):
             tally.asked += 1
@@ -212,9 +235,18 @@ def _replies(
         yield place, reply, True
 
 
-def _asked(judge: Judge, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
-    """The judge's replies; where a batch brings it down, the rest is asked one request at a time."""
+def asked_one_by_one(judge: Judge, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
+    """The judge's replies; where a batch brings it down, the rest is asked one request at a time.
+
+    A judge that does so itself (`isolates`, see `Judge`) is asked once.
+
+    Raises:
+        JudgeStopped: none can be had any more. From a judge that isolates faults, whatever it raises.
+    """
     if not requests:
+        return
+    if getattr(judge, "isolates", False):
+        yield from judge.judge(requests)
         return
     left = set(range(len(requests)))
     try:
@@ -232,4 +264,4 @@ def _asked(judge: Judge, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int
             logger.warning("judge %s failed on prompt %s: %s", judge.name, row, fault, extra={"row_ids": [row]})
             yield place, JudgeError(f"{type(fault).__name__}: {fault}")
         else:
-            yield from ((place, reply) for _, reply in _asked(judge, [requests[place]]))
+            yield from ((place, reply) for _, reply in asked_one_by_one(judge, [requests[place]]))

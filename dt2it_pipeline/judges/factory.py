@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +64,61 @@ def make_judge(
     )
 
 
-def likelihood_judge(settings: LikelihoodJudgeSettings | LikelihoodCheckSettings, media_root: Path) -> Judge:
-    """A judge, or a check of content, that reads probabilities. Raises JudgeError where its model cannot be had."""
-    from dt2it_pipeline.config.paths import model_path
-    from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge, LikelihoodSameness, LikelihoodScores
-    from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel
+def likelihood_judge(
+    settings: LikelihoodJudgeSettings | LikelihoodCheckSettings, media_root: Path, model: Any = None
+) -> Judge:
+    """A judge, or a check of content, that reads probabilities.
 
-    try:
-        model = LikelihoodModel(model_path(settings.model), settings.batch)
-        if isinstance(settings, LikelihoodCheckSettings) or settings.measure == "yes":
-            model.yes_and_no()
-    except LikelihoodError as error:
-        raise JudgeError(f"{settings.name}: {error}") from error
+    Args:
+        settings: which, and how it is computed.
+        media_root: folder that the prompts' media paths are relative to.
+        model: what gives the probabilities; the model that the settings name, which is loaded, when None.
+
+    Raises:
+        JudgeError: its model cannot be had.
+    """
+    from dt2it_pipeline.judges.likelihood.judges import LikelihoodJudge, LikelihoodSameness, LikelihoodScores
+
+    if model is None:
+        model = _likelihood_model(settings)
     name, digest = settings.name, _digest(settings.model)
+    if settings.precision != "auto":
+        digest = f"{digest} {settings.precision}"
     if isinstance(settings, LikelihoodCheckSettings):
         return LikelihoodSameness(name, digest, model, media_root, settings.asks, settings.threshold)
     if settings.measure == "evidence":
         return LikelihoodJudge(name, digest, model, media_root)
     return LikelihoodScores(name, digest, model, media_root, settings.measure)
+
+
+def _likelihood_model(settings: LikelihoodJudgeSettings | LikelihoodCheckSettings) -> Any:
+    from dt2it_pipeline.config.paths import model_path
+    from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel
+
+    try:
+        model = LikelihoodModel(model_path(settings.model), settings.tokens_per_batch, settings.precision)
+        if isinstance(settings, LikelihoodCheckSettings) or settings.measure == "yes":
+            model.yes_and_no()
+    except LikelihoodError as error:
+        raise JudgeError(f"{settings.name}: {error}") from error
+    return model
+
+
+class HeldElsewhere:
+    """Stands where a judge's engine or model would, in a judge that only names and words things."""
+
+    def sample(self, requests: Sequence[Any], decoding: Any = None) -> Any:
+        """Raise: whoever holds the model is to be asked."""
+        raise NotImplementedError("this judge's model is held by worker processes")
+
+    evidence = yes_probabilities = mean_log_likelihoods = sample
+
+
+def without_model(settings: VllmJudgeSettings | LikelihoodJudgeSettings, media_root: Path) -> Judge:
+    """A judge of a recipe whose model is held elsewhere, so that it cannot be asked; see `shared.SharedJudge`."""
+    if isinstance(settings, LikelihoodJudgeSettings):
+        return likelihood_judge(settings, media_root, HeldElsewhere())
+    return make_judge(settings, (), media_root, lambda settings, most_images: HeldElsewhere())
 
 
 def engine_of(

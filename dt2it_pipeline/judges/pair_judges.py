@@ -22,11 +22,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from dt2it_pipeline.config.sections.annotation import PairJudgeSettings
-from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt, opened
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
 from dt2it_pipeline.judges.answer_matching.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.judges.answer_matching.answers import question_text
-from dt2it_pipeline.judges.likelihood.model import Question
+from dt2it_pipeline.judges.likelihood.model import LikelihoodError, Question
 from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict, PairVerdict, kept_words
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
@@ -34,6 +34,8 @@ from dt2it_pipeline.storage import content_ids
 from dt2it_pipeline.storage.artifacts import model_digest
 
 _GREY = (128, 128, 128)
+_FEW = 3  # pairs; a model that fails on so many and on none less is itself to blame
+_SHOWN = 300  # characters of an error's message in the quarantine table
 _ASKED = 1  # the way in which questions are put to the engine; raise it where answers would become other ones
 
 Row = Mapping[str, Any]
@@ -92,18 +94,24 @@ class LikelihoodJudge:
         found: list[PairVerdict | NoVerdict] = []
         questions: list[Question] = []
         asked: list[int] = []
-        for place, pair in enumerate(pairs):
-            found.append(NoVerdict("not judged", ""))
-            try:
-                row, prompt = self._prompts.chat(pair, self._settings)
-                baselines = self._images.for_prompt(row, prompt)
-            except ChatError as error:
-                found[place] = NoVerdict(error.reason, error.detail)
+        for place, (_, question) in enumerate(opened(pairs, self._question)):
+            if isinstance(question, ChatError):
+                found.append(NoVerdict(question.reason, question.detail))
                 continue
-            questions.append(Question(prompt, baselines, (pair["chosen"], pair["rejected"])))
+            found.append(NoVerdict("not judged", ""))
+            questions.append(question)
             asked.append(place)
         self.calls += len(asked)
-        for place, evidence in zip(asked, self._weigher.evidence(questions), strict=True):
+        weighed = self._evidence(questions)
+        failed = [each.detail for each in weighed if isinstance(each, NoVerdict)]
+        if len(failed) == len(weighed) >= _FEW:
+            raise LikelihoodError(
+                f"the model of the judge {self._settings.name} fails on every pair; on one: {failed[0]}"
+            )
+        for place, evidence in zip(asked, weighed, strict=True):
+            if isinstance(evidence, NoVerdict):
+                found[place] = evidence
+                continue
             difference = evidence[0] - evidence[1]
             if not math.isfinite(difference):
                 found[place] = NoVerdict("likelihood is not a number", str(evidence))
@@ -112,6 +120,24 @@ class LikelihoodJudge:
             else:
                 found[place] = PairVerdict(CHOSEN if difference > 0 else REJECTED)
         return found
+
+    def _question(self, pair: Row) -> Question:
+        row, prompt = self._prompts.chat(pair, self._settings)
+        return Question(prompt, self._images.for_prompt(row, prompt), (pair["chosen"], pair["rejected"]))
+
+    def _evidence(self, questions: list[Question]) -> list[list[float] | NoVerdict]:
+        """Evidence on each question; where a batch cannot be computed, halves find the question that is to blame."""
+        if not questions:
+            return []
+        try:
+            return list(self._weigher.evidence(questions))
+        except LikelihoodError:
+            raise
+        except Exception as error:
+            if len(questions) == 1:
+                return [NoVerdict("the judge could not weigh it", f"{type(error).__name__}: {error}"[:_SHOWN])]
+        middle = len(questions) // 2
+        return self._evidence(questions[:middle]) + self._evidence(questions[middle:])
 
 
 class AnswerJudge:
@@ -131,18 +157,17 @@ class AnswerJudge:
         self, settings: PairJudgeSettings, engine: Callable[[], SamplingEngine], prompts: Prompts, replies: ReplyCache
     ) -> None:
         self._settings, self._engine, self._prompts, self._replies = settings, engine, prompts, replies
-        self._model = model_digest(settings.model)
+        how = f" {settings.quantization}" if settings.quantization else ""
+        self._model = f"{model_digest(settings.model)}{how}"
         self._images = _OtherImages(settings, prompts)
         self.asked = self.looked_up = self.calls = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other images are asked about where they matter."""
-        prompts: list[tuple[Row, ChatPrompt] | NoVerdict] = []
-        for pair in pairs:
-            try:
-                prompts.append(self._prompts.chat(pair, self._settings))
-            except ChatError as error:
-                prompts.append(NoVerdict(error.reason, error.detail))
+        prompts = [
+            NoVerdict(prompt.reason, prompt.detail) if isinstance(prompt, ChatError) else prompt
+            for _, prompt in opened(pairs, lambda pair: self._prompts.chat(pair, self._settings))
+        ]
         own = iter(self._answers([each[1] for each in prompts if not isinstance(each, NoVerdict)]))
         given = [(each, False) if isinstance(each, NoVerdict) else next(own) for each in prompts]
         answers, fresh = [text for text, _ in given], [new for _, new in given]

@@ -75,7 +75,8 @@ class Judge(Protocol):
     `modes` are those it can judge in, `attempts` how often a run asks it where its reply cannot be used, and `max_runs`
     how many runs do so. One that scores by something else than the six criteria has a further attribute `rubric`
     (`rubric.Rubric`). One whose replies are a model's words has `writes = True`: a verdict that it quotes from a text
-    is not taken for its own.
+    is not taken for its own. One with `isolates = True` has seen to it that a request that fails costs no other: what
+    it raises ends the run. One that answers well only many requests together has `at_once`, how many.
     """
 
     name: str

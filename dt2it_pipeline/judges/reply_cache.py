@@ -60,6 +60,7 @@ class ReplyCache:
         self.file, self._path = SqliteCache(_REPLIES, path), path
         self._damage_reported = False
         self.put_here: set[str] = set()
+        self._handed_on: set[str] = set()
 
     def get(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that are known, by key."""
@@ -92,6 +93,23 @@ class ReplyCache:
         row = [*values, content_ids.content_hash(key, values)]
         self.file.rows("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(row)))
         self.put_here.add(key)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Everything as it is stored, for `holding` on a machine that cannot open the file."""
+        return [(key, reply) for key, reply in self.file.rows("SELECT key, reply FROM replies ORDER BY key")]
+
+    @classmethod
+    def holding(cls, rows: Sequence[tuple[str, str]]) -> ReplyCache:
+        """A cache in memory that knows what another one's `rows` are."""
+        made = cls(None)
+        made.file.write(("INSERT INTO replies VALUES (?, ?)", rows))
+        return made
+
+    def new(self) -> dict[str, Reply]:
+        """Replies that were put here since this was called last, by key."""
+        keys = sorted(self.put_here - self._handed_on)
+        self._handed_on.update(keys)
+        return self.get(keys)
 
     def close(self) -> None:
         """Close the file."""

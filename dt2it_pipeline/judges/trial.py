@@ -170,7 +170,9 @@ def _try_pair_judge(settings: PairJudgeSettings) -> Trial:
         judge: PairJudge
         try:
             if settings.kind == "likelihood":
-                judge = LikelihoodJudge(settings, LikelihoodModel(settings.model, settings.baselines), prompts)
+                judge = LikelihoodJudge(
+                    settings, LikelihoodModel(settings.model, settings.tokens_per_batch, settings.precision), prompts
+                )
             else:
                 heard = engine = _Heard(_vllm(settings))
                 judge = AnswerJudge(settings, lambda: engine, prompts, ReplyCache(None))
@@ -205,7 +207,7 @@ class _Heard:
 def _vllm(settings: PairJudgeSettings) -> SamplingEngine:
     from dt2it_pipeline.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(settings.model, settings.max_model_len, max_images=1)
+    return VllmEngine(settings.model, settings.max_model_len, max_images=1, run=settings)
 
 
 def _request(how: str, words: str, responses: Sequence[str]) -> str:

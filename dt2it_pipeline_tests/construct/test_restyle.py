@@ -141,7 +141,7 @@ def test_a_check_by_the_rewriters_own_model_loads_it_once(job):
             lambda request: [Sample(_chat(request.prompt.messages[-1]["content"][0]["text"], []), 1, True)]
         )
 
-    for check, expected in (({}, ["r"]), ({"max_model_len": 512}, ["r", "r", "c"])):
+    for check, expected in (({}, ["r"]), ({"max_model_len": 512, "temperature": 0.1}, ["r", "r", "c"])):
         settings["check"] |= check
         asked = job("http://127.0.0.1:9/v1").model_copy(update={"settings": RestyleSettings.model_validate(settings)})
         metadata = restyle.run(asked, lambda progress: None, make_engine)

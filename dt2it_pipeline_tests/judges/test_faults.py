@@ -283,7 +283,7 @@ def test_a_model_that_vllm_runs_judges_through_the_recipe_and_its_replies_are_ke
 
     metadata = judge.run(job, lambda progress: None, make_engine)
     again = judge.run(job, lambda progress: None, make_engine)
-    assert built == [("vllm", 1, 1)] * 2 and len(engine.requests) == 3
+    assert built == [("vllm", 1, 1)] and len(engine.requests) == 3  # with nothing to ask, no model is loaded
     assert (metadata["rows_out"], metadata["rows_quarantined"]) == (2, 0)
     figures = metadata["judges"]["local"]
     assert (figures["prompt_tokens"], figures["completion_tokens"], figures["cost"]) == (300, 60, 0)

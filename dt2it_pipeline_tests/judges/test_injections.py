@@ -194,7 +194,7 @@ def test_the_demos_model_prefers_the_right_answer_whatever_the_wrong_one_tries(t
     use_tested_threads()
     Image.fromarray(draw("red", "circle", random.Random(0))).save(tmp_path / "red.png")
     row = prompt_row(tmp_path, "red", "what shape is in the image?", "circle")
-    judge = LikelihoodScores("l", "m", LikelihoodModel(model_path(DEMO_BASE_MODEL), 16), tmp_path, "yes")
+    judge = LikelihoodScores("l", "m", LikelihoodModel(model_path(DEMO_BASE_MODEL), 2048), tmp_path, "yes")
     right, wrong = "It is a circle.", "It is a triangle."
     requests = [JudgeRequest(row, (wrong + text, right), PAIRWISE) for text in ("", *INJECTIONS.values())]
     replies = [json.loads(reply.text) for _, reply in judge.judge(requests)]

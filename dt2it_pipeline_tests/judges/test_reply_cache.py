@@ -127,6 +127,17 @@ cache.close()
 """
 
 
+def test_a_cache_in_memory_knows_the_rows_of_a_file_and_hands_on_what_is_new(path):
+    file = ReplyCache(path)
+    file.put("a", Reply("one", prompt_tokens=3))
+    far = ReplyCache.holding(file.rows())
+    assert far.get(["a", "b"]) == {"a": Reply("one", prompt_tokens=3)} and not far.put_here
+    far.put("b", Reply("two"))
+    assert far.new() == {"b": Reply("two")}
+    assert far.new() == {}
+    assert far.put_here == {"b"} and file.get(["b"]) == {}
+
+
 def test_processes_that_meet_a_damaged_file_at_once_rename_it_once_and_lose_no_reply(path):
     garbage(path)
     command = [sys.executable, "-c", WRITER, str(path)]

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
+from dt2it_pipeline.config.compute import ForwardSettings, VllmRunSettings
 from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings, VllmJudgeSettings
 
 
-class PairJudgeSettings(Settings):
+class PairJudgeSettings(ForwardSettings, VllmRunSettings):
     """A local model that votes on contested pairs without writing a judgement."""
 
     name: str = Field(min_length=1, description=JUDGE_NAME)
@@ -52,6 +53,13 @@ class PairJudgeSettings(Settings):
         description="answer: context length, prompt and answer together",
     )
 
+    @model_validator(mode="after")
+    def _vllm_runs_the_answering_judge(self) -> PairJudgeSettings:
+        given = [name for name, field in VllmRunSettings.model_fields.items() if getattr(self, name) != field.default]
+        if given and self.kind == "likelihood":
+            raise ValueError(f"{', '.join(given)} of a judge that vLLM does not run: they need kind: answer")
+        return self
+
 
 def _kind(judge: Any) -> str:
     """The kind of a judge; `likelihood` where the recipe gives none."""
@@ -84,7 +92,7 @@ class AnnotationSettings(Settings):
         64,
         ge=1,
         json_schema_extra=unit("pairs"),
-        description="pairs per forward pass, and per shard: a killed run loses at most one shard",
+        description="pairs per shard; a killed run loses at most one shard per process",
     )
     budget_calls: int | None = Field(
         None,
@@ -93,6 +101,11 @@ class AnnotationSettings(Settings):
         description="most judge calls per round, one per pair and judge. `paper` asks about the least certain pairs "
         "first, `joint` about those where a verdict brings most. null: no limit",
     )
+
+    @property
+    def gpus_per_copy(self) -> int:
+        """GPUs that a copy of the judges' models takes, where there are any."""
+        return max((judge.tensor_parallel for judge in self.judges if judge.kind != "endpoint"), default=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> AnnotationSettings:

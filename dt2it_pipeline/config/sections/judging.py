@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL, Settings, kind_of, unit
+from dt2it_pipeline.config.compute import ForwardSettings
 from dt2it_pipeline.config.models import JUDGE_NAME, MODEL_NAME, EndpointSettings, VllmSettings
 
 
@@ -64,17 +65,16 @@ class VllmJudgeSettings(_PromptedJudge, VllmSettings):
     kind: Literal["vllm"] = Field("vllm", description="which kind of judge this is")
 
 
-class _Likelihood(Settings):
+class _Likelihood(ForwardSettings):
     """A Transformers model whose probabilities are read; it writes nothing."""
 
     kind: Literal["likelihood"] = Field("likelihood", description="which kind of judge this is")
     name: str = Field(min_length=1, description=JUDGE_NAME)
     model: str = Field(DEMO_BASE_MODEL, min_length=1, description=MODEL_NAME)
-    batch: int = Field(64, ge=1, json_schema_extra=unit("sequences"), description="sequences per forward pass")
 
 
 class LikelihoodJudgeSettings(_Likelihood):
-    """Judges responses by their likelihood; `judges/likelihood_judges.py` has the formulas."""
+    """Judges responses by their likelihood; `judges/likelihood/judges.py` has the formulas."""
 
     measure: Literal["evidence", "mean_log_likelihood", "yes"] = Field(
         "evidence",
@@ -90,7 +90,7 @@ class LikelihoodJudgeSettings(_Likelihood):
 
 
 class LikelihoodCheckSettings(_Likelihood):
-    """Decides by a probability whether two texts say the same; `judges/likelihood_judges.py` has the formulas."""
+    """Decides by a probability whether two texts say the same; `judges/likelihood/judges.py` has the formulas."""
 
     asks: Literal["same_content", "right"] = Field(
         "same_content",
@@ -197,6 +197,11 @@ class JudgingSettings(Settings):
     def heavy(self) -> bool:
         """Whether a judge loads a model on this machine."""
         return any(judge.kind in ("vllm", "likelihood") for judge in self.judges)
+
+    @property
+    def gpus_per_copy(self) -> int:
+        """GPUs that a copy of the judges' models takes, where there are any."""
+        return max((judge.tensor_parallel for judge in self.judges if judge.kind == "vllm"), default=1)
 
     @property
     def in_words(self) -> bool:

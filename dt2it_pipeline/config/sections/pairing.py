@@ -61,6 +61,12 @@ class RestyleSettings(Settings):
         """Whether the rewriter or the check loads a model on this machine."""
         return any(each is not None and each.kind in ("vllm", "likelihood") for each in (self.rewriter, self.check))
 
+    @property
+    def gpus_per_copy(self) -> int:
+        """GPUs that a copy of the models takes, where there are any."""
+        local = (each for each in (self.rewriter, self.check) if each is not None and each.kind == "vllm")
+        return max((each.tensor_parallel for each in local), default=1)
+
 
 class PairingSettings(Settings):
     """Pairs over a spread of strengths, both sides in one style."""

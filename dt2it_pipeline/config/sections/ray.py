@@ -1,4 +1,4 @@
-"""Section `ray`: scoring and sampling on the workers of a Ray cluster."""
+"""Section `ray`: sampling, judging, rewriting and scoring on the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _LEAST = 1e-4  # of a CPU or GPU; Ray counts in such parts
 
 
 class RaySettings(Settings):
-    """Scoring and sampling on the workers of a Ray cluster instead of local processes (extra `ray`).
+    """Models on the workers of a Ray cluster instead of local processes (extra `ray`): all but training.
 
-    `scoring.processes` and `sampling.data_parallel` then do not count. All machines need the artifact home, the
-    models, the project and Python under the same paths, on file systems that they share. Results are those of local
-    processes with as many threads each.
+    `scoring.processes` and `sampling.data_parallel` then do not count; endpoints are asked from this machine. All
+    machines need the artifact home, the models, the project and Python under the same paths, on file systems that they
+    share. Results are those of local processes with as many threads each.
     """
 
     address: str | None = Field(

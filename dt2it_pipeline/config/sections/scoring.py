@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dt2it_pipeline.config.base import unit
-from dt2it_pipeline.config.compute import ComputeSettings
+from dt2it_pipeline.config.compute import ComputeSettings, Precision, VllmRunSettings
 
 LEAST_PIXELS, PAPER_PIXELS = 1024, 1_310_720
 MaxPixels: TypeAlias = Literal["trained", "paper"] | Annotated[int, Field(ge=LEAST_PIXELS)]
@@ -24,7 +24,7 @@ def pixel_limit(max_pixels: MaxPixels) -> int | None:
     return PAPER_PIXELS if max_pixels == "paper" else None
 
 
-class ScoringSettings(ComputeSettings):
+class ScoringSettings(ComputeSettings, VllmRunSettings):
     """Scoring every unique response once, for the votes of iterative training (arXiv 2604.19544)."""
 
     engine: Literal["transformers", "vllm"] = Field(
@@ -32,7 +32,7 @@ class ScoringSettings(ComputeSettings):
         description="transformers: our model, with one prompt for all its responses (shared prefix). vllm: its pooling "
         "engine",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="number format of weights and activations; head and scores are float32 in any case. auto: bfloat16 "
         "on a GPU that computes in it, float32 elsewhere",
@@ -42,7 +42,8 @@ class ScoringSettings(ComputeSettings):
         ge=1,
         le=1024,
         json_schema_extra=unit("processes"),
-        description="scoring processes on this machine, each with a copy of the model",
+        description="scoring processes on this machine, each with a copy of the model. Local models that judge or "
+        "rewrite have as many. What vLLM runs, and judges, have at most one copy per tensor_parallel GPUs",
     )
     tokens_per_batch: int = Field(
         8192, ge=64, json_schema_extra=unit("tokens"), description="most tokens of one forward pass"
@@ -68,6 +69,17 @@ class ScoringSettings(ComputeSettings):
         "files say, and so that of any server. paper: 1,310,720, with which the paper scores and evaluates "
         "(arXiv 2604.19544)",
     )
+
+    @model_validator(mode="after")
+    def _vllm_runs_what_is_set_for_it(self) -> ScoringSettings:
+        given = [
+            name
+            for name, field in VllmRunSettings.model_fields.items()
+            if self.engine != "vllm" and getattr(self, name) != field.default
+        ]
+        if given:
+            raise ValueError(f"{', '.join(given)} of scoring need engine: vllm")
+        return self
 
     @property
     def pixel_limit(self) -> int | None:

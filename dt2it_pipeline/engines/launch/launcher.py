@@ -10,7 +10,8 @@ A further place is one more class for either protocol; no stage changes for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -103,8 +104,45 @@ class Launcher(Protocol):
         ...
 
 
+class ShardWorkers(Protocol):
+    """Workers that have been started. Each loads what it needs with its first shard, and keeps it."""
+
+    @property
+    def gpus(self) -> float:
+        """How many GPUs the workers have."""
+        ...
+
+    def do(self, shards: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """Do shards; may be called again when they are done.
+
+        Args:
+            shards: number -> what the workers' function is handed, in the order in which shards are begun.
+
+        Yields:
+            The number of each shard as it is done, and what the worker returned.
+
+        Raises:
+            ShardsError: a worker died, or could not be started, or a shard failed in another process.
+            Exception: whatever a shard raises in this process.
+        """
+        ...
+
+
 class ShardLauncher(Protocol):
     """Shares the shards of a job out among workers, each of which loads what it needs once."""
+
+    def workers(self, job: ShardedJob, most: int, shared: Any = None) -> AbstractContextManager[ShardWorkers]:
+        """Start workers, which end with the block.
+
+        Args:
+            job: names the workers' function (`shard_worker`) and is handed to it.
+            most: more workers than this would have nothing to do.
+            shared: a table that all workers read.
+
+        Raises:
+            ShardsError: they cannot be had.
+        """
+        ...
 
     def run(
         self,
@@ -128,4 +166,9 @@ class ShardLauncher(Protocol):
             ShardsError: a worker died, or could not be started, or a shard failed in another process.
             Exception: whatever a shard raises in this process.
         """
-        ...
+        if not shards:
+            return 0
+        with self.workers(job, len(shards), shared) as workers:
+            for number, value in workers.do(shards):
+                finished(number, value)
+            return workers.gpus

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from dt2it_pipeline.engines.jobs import ShardedJob, load_function
 from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
-from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError, WorkerPlace
+from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
 from dt2it_pipeline.observe.logs import configure_logs
 
 _GRACE = 5.0  # seconds that a worker has to end by itself
@@ -25,8 +25,8 @@ Load = Callable[[Any, Any, WorkerPlace], Do]  # what a job's `shard_worker` name
 
 
 @dataclass(frozen=True)
-class InThisProcess:
-    """One worker, which is this process.
+class InThisProcess(ShardLauncher):
+    """One worker, which is this process. Errors of a shard are raised as they are.
 
     Attributes:
         load: stands in for the function that the job names; None: that function.
@@ -36,21 +36,14 @@ class InThisProcess:
     load: Load | None = None
     gpus: int = 1
 
-    def run(
-        self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> float:
-        """Do all shards, one after the other; see `ShardLauncher`. Errors of a shard are raised as they are."""
-        if not shards:
-            return 0
-        load: Load = self.load or load_function(job.shard_worker)
-        do = load(job, shared, WorkerPlace("auto"))
-        for number, shard in shards.items():
-            finished(number, do(shard))
-        return min(self.gpus, len(visible_gpus())) if "torch" in sys.modules else 0
+    @contextlib.contextmanager
+    def workers(self, job: ShardedJob, most: int, shared: Any = None) -> Iterator[ShardWorkers]:
+        """See `ShardLauncher`."""
+        yield _Here(self.load or load_function(job.shard_worker), job, shared, self.gpus)
 
 
 @dataclass(frozen=True)
-class LocalShards:
+class LocalShards(ShardLauncher):
     """Worker processes on this machine, each with its share of cores and GPUs. One alone is this process itself.
 
     Attributes:
@@ -62,29 +55,29 @@ class LocalShards:
     resources: Resources
     fork: bool = False
 
-    def run(
-        self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> float:
-        """Do all shards, by whichever worker is free; see `ShardLauncher`.
+    @contextlib.contextmanager
+    def workers(self, job: ShardedJob, most: int, shared: Any = None) -> Iterator[ShardWorkers]:
+        """See `ShardLauncher`. Whichever worker is free does the next shard.
 
         Raises:
-            ShardsError: a worker died, a shard failed in one, or there are too few GPUs.
+            ShardsError: there are too few GPUs; in the block, a worker died, or a shard failed in one.
         """
-        if min(self.resources.processes, len(shards)) <= 1:
-            return InThisProcess(gpus=max(1, self.resources.gpus)).run(job, shards, finished, shared)
+        if min(self.resources.processes, most) <= 1:
+            with InThisProcess(gpus=max(1, self.resources.gpus)).workers(job, most, shared) as here:
+                yield here
+            return
         # A process whose thread pool has started must not be forked; one that has yet to import torch has started none.
         forkable = self.fork and "torch" not in sys.modules
         gpus = visible_gpus()
         fork = forkable and not gpus
-        count, threads = min(self.resources.processes, len(shards)), share_of_cores(self.resources.processes)
+        count, threads = min(self.resources.processes, most), share_of_cores(self.resources.processes)
         masks = [self._gpus_of(index, count, gpus) for index in range(count)]
         context: Any = multiprocessing.get_context("fork" if fork else "spawn")
         do = None
         if fork:  # on one thread: loading must not start the thread pool either
             do = load_function(job.shard_worker)(job, shared, WorkerPlace("cpu", 1))
-        with _workers(context, masks, (threads, job, None if fork else shared, do)) as workers:
-            _share_out(workers, shards, finished)
-        return len({gpu for mask in masks if mask for gpu in mask.split(",")})
+        with _processes(context, masks, (threads, job, None if fork else shared, do)) as processes:
+            yield _Processes(processes, len({gpu for mask in masks if mask for gpu in mask.split(",")}))
 
     def _gpus_of(self, index: int, count: int, gpus: list[str]) -> str | None:
         """Value of CUDA_VISIBLE_DEVICES for a worker; None where the machine has no GPU."""
@@ -115,8 +108,70 @@ def share_of_cores(processes: int) -> int:
     return max(1, (os.cpu_count() or 1) // processes)
 
 
+class _Here:
+    """The only worker, which is this process."""
+
+    def __init__(self, load: Load, job: ShardedJob, shared: Any, gpus: int) -> None:
+        self._load, self._job, self._shared, self._gpus = load, job, shared, gpus
+        self._do: Do | None = None
+
+    @property
+    def gpus(self) -> float:
+        """See ShardWorkers. A process that has not imported torch uses none."""
+        return min(self._gpus, len(visible_gpus())) if "torch" in sys.modules else 0
+
+    def do(self, shards: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """See ShardWorkers: one shard after the other."""
+        for number, shard in shards.items():
+            if self._do is None:
+                self._do = self._load(self._job, self._shared, WorkerPlace("auto"))
+            yield number, self._do(shard)
+
+
+class _Processes:
+    """Worker processes by the connection to each."""
+
+    def __init__(self, workers: Mapping[Connection, Any], gpus: float) -> None:
+        self._workers, self.gpus = workers, gpus
+        self._in_hand: dict[Connection, int] = {}
+
+    def do(self, shards: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """See ShardWorkers: give every worker a shard, and another when it is done with that."""
+        if self._in_hand:  # what those workers send would be taken for the results of other shards
+            raise ShardsError(f"shards {sorted(self._in_hand.values())} were left to the workers, which can do no more")
+        todo = iter(shards.items())
+        kills = memory_kills()
+        for connection in self._workers:
+            self._give(connection, todo)
+        sentinels = {process.sentinel: connection for connection, process in self._workers.items()}
+        while self._in_hand:
+            ready = wait([*self._in_hand, *sentinels])
+            for connection in [item for item in ready if isinstance(item, Connection)]:
+                number = self._in_hand[connection]
+                try:
+                    failed, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    _died(self._workers[connection], number, kills)
+                if failed:
+                    raise ShardsError(f"shard {number} failed in a worker process: {value}")
+                del self._in_hand[connection]
+                self._give(connection, todo)
+                yield number, value
+            if not any(isinstance(item, Connection) for item in ready):  # what a worker sent before its end comes first
+                for connection in [sentinels.pop(item) for item in ready if isinstance(item, int)]:
+                    if connection in self._in_hand:
+                        _died(self._workers[connection], self._in_hand[connection], kills)
+
+    def _give(self, connection: Connection, todo: Iterator[tuple[int, Any]]) -> None:
+        following = next(todo, None)
+        if following is not None:
+            self._in_hand[connection] = following[0]
+            with contextlib.suppress(BrokenPipeError):  # it has died, which its sentinel says
+                connection.send(following[1])
+
+
 @contextlib.contextmanager
-def _workers(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> Iterator[dict[Connection, Any]]:
+def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> Iterator[dict[Connection, Any]]:
     """Processes by the connection to each; whatever ends the block, none of them outlives it."""
     workers: dict[Connection, Any] = {}
     try:
@@ -128,7 +183,8 @@ def _workers(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> I
             workers[ours] = process
         yield workers
         for connection in workers:
-            connection.send(None)
+            with contextlib.suppress(BrokenPipeError):  # one that has died when it had nothing to do
+                connection.send(None)
         for process in workers.values():
             process.join()
     finally:
@@ -138,42 +194,6 @@ def _workers(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> I
             process.join(_GRACE)
             process.kill()  # one that ignores SIGTERM, as children of a run in the background may
             process.join()
-
-
-def _share_out(
-    workers: Mapping[Connection, Any], shards: Mapping[int, Any], finished: Callable[[int, Any], None]
-) -> None:
-    """Give every worker a shard, and another when it is done with that."""
-    todo = iter(shards.items())
-    in_hand: dict[Connection, int] = {}
-    kills = memory_kills()
-
-    def give(connection: Connection) -> None:
-        following = next(todo, None)
-        if following is not None:
-            in_hand[connection] = following[0]
-            with contextlib.suppress(BrokenPipeError):  # it has died, which its sentinel says
-                connection.send(following[1])
-
-    for connection in workers:
-        give(connection)
-    sentinels = {process.sentinel: connection for connection, process in workers.items()}
-    while in_hand:
-        ready = wait([*in_hand, *sentinels])
-        for connection in [item for item in ready if isinstance(item, Connection)]:
-            try:
-                failed, value = connection.recv()
-            except (EOFError, ConnectionResetError):
-                _died(workers[connection], in_hand[connection], kills)
-            number = in_hand.pop(connection)
-            if failed:
-                raise ShardsError(f"shard {number} failed in a worker process: {value}")
-            finished(number, value)
-            give(connection)
-        if not any(isinstance(item, Connection) for item in ready):  # what a worker sent before its end comes first
-            for connection in [sentinels.pop(item) for item in ready if isinstance(item, int)]:
-                if connection in in_hand:
-                    _died(workers[connection], in_hand[connection], kills)
 
 
 def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:

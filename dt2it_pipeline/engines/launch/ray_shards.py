@@ -25,7 +25,7 @@ from typing import Any
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, ShardedJob, load_function
-from dt2it_pipeline.engines.launch.launcher import ShardsError, WorkerPlace
+from dt2it_pipeline.engines.launch.launcher import ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
 from dt2it_pipeline.observe.logs import configure_logs
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
@@ -55,7 +55,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class RayShards:
+class RayShards(ShardLauncher):
     """Workers on a Ray cluster.
 
     Attributes:
@@ -64,71 +64,94 @@ class RayShards:
 
     settings: RaySettings
 
-    def run(
-        self, job: ShardedJob, shards: Mapping[int, Any], finished: Callable[[int, Any], None], shared: Any = None
-    ) -> float:
-        """Do all shards on Ray workers; see `ShardLauncher`. `shared` is sent to each machine once.
+    @contextlib.contextmanager
+    def workers(self, job: ShardedJob, most: int, shared: Any = None) -> Iterator[ShardWorkers]:
+        """See `ShardLauncher`. `shared` is sent to each machine once.
 
         Raises:
-            RayShardsError: Ray is not installed or not reached, no worker could be started, a shard failed, or it ended
-                its worker more than `retries` times.
+            RayShardsError: Ray is not installed or not reached; in the block, no worker could be started, a shard
+                failed, or it ended its worker more than `retries` times.
         """
-        settings = self.settings
-        if not shards:
-            return 0
-        place = WorkerPlace("cuda" if settings.gpus_per_worker else "cpu", threads_of(settings))
-        with _connected(settings) as ray:
-            remote = ray.remote(_Worker).options(
-                num_cpus=settings.cpus_per_worker,
-                num_gpus=settings.gpus_per_worker,
-                max_restarts=-1,  # the retries of its shard bound how often it dies
-                max_task_retries=settings.retries,
-                runtime_env={"env_vars": _environment(settings)},
-            )
-            table = ray.put(shared)
-            workers = [remote.remote(job, place) for _ in range(min(settings.workers, len(shards)))]
+        with _connected(self.settings) as ray:
+            actors = _Actors(ray, self.settings, job, min(self.settings.workers, most), ray.put(shared))
             try:
-                _share_out(ray, settings, workers, shards, table, finished)
+                yield actors
             finally:
-                for worker in workers:
-                    ray.kill(worker)
-        return len(workers) * settings.gpus_per_worker
+                actors.end()
 
 
-def _share_out(
-    ray: Any,
-    settings: RaySettings,
-    workers: list[Any],
-    shards: Mapping[int, Any],
-    table: Any,
-    finished: Callable[[int, Any], None],
-) -> None:
-    """Give every worker a shard once it is there, and another when it is done with that."""
-    todo = iter(shards.items())
-    pending: dict[Any, tuple[Any, int | None]] = {worker.ready.remote(): (worker, None) for worker in workers}
-    left, begun, waited_since = len(shards), False, time.monotonic()
-    while left:
-        done, _ = ray.wait(list(pending), num_returns=1, timeout=min(_LOOK_SECONDS, settings.wait_seconds))
-        if not done:
-            if not begun and time.monotonic() - waited_since > settings.wait_seconds:
-                raise RayShardsError(
-                    f"no Ray worker with {settings.cpus_per_worker:g} CPUs and {settings.gpus_per_worker:g} GPUs could "
-                    f"be started within ray.wait_seconds ({settings.wait_seconds:g}); the cluster has "
-                    f"{_resources(ray)}: ask for less per worker, or add machines"
-                )
-            continue
-        reference = done[0]
-        worker, number = pending.pop(reference)
-        value = _value(ray, reference, number, settings)
-        if number is not None:
-            left -= 1
-            finished(number, value)
-        begun = True
+class _Actors:
+    """Ray actors that do shards. They are started when there are shards, as many as there is work for."""
+
+    def __init__(self, ray: Any, settings: RaySettings, job: ShardedJob, most: int, shared: Any) -> None:
+        self._ray, self._settings, self._job, self._most, self._shared = ray, settings, job, most, shared
+        self._idle: list[Any] = []  # those that are there and have nothing to do
+        self._pending: dict[Any, tuple[Any, int | None]] = {}  # task -> its worker and shard; None: it is being started
+        self._begun = False
+        self._started = 0
+
+    @property
+    def gpus(self) -> float:
+        """See ShardWorkers."""
+        return self._started * self._settings.gpus_per_worker
+
+    def do(self, shards: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """See ShardWorkers: give every worker a shard once it is there, and another when it is done with that."""
+        if any(number is not None for _, number in self._pending.values()):
+            raise RayShardsError("shards were left to the workers, which can do no more")
+        ray, settings, todo = self._ray, self._settings, iter(shards.items())
+        self._start(len(shards))
+        for worker in [self._idle.pop() for _ in range(len(self._idle))]:
+            self._give(worker, todo)
+        left, waited_since = len(shards), time.monotonic()
+        while left:
+            done, _ = ray.wait(list(self._pending), num_returns=1, timeout=min(_LOOK_SECONDS, settings.wait_seconds))
+            if not done:
+                if not self._begun and time.monotonic() - waited_since > settings.wait_seconds:
+                    raise RayShardsError(
+                        f"no Ray worker with {settings.cpus_per_worker:g} CPUs and {settings.gpus_per_worker:g} GPUs "
+                        f"could be started within ray.wait_seconds ({settings.wait_seconds:g}); the cluster has "
+                        f"{_resources(ray)}: ask for less per worker, or add machines"
+                    )
+                if self._idle:
+                    ray.kill(self._idle.pop())  # its place may be what another one waits for to be started again
+                continue
+            worker, number = self._pending.pop(done[0])
+            value = _value(ray, done[0], number, settings)
+            self._begun = True
+            self._give(worker, todo)
+            if number is not None:
+                left -= 1
+                yield number, value
+
+    def _start(self, shards: int) -> None:
+        """Start as many workers as there are shards for, beside those that are there or about to be."""
+        settings = self._settings
+        remote = self._ray.remote(_Worker).options(
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
+            max_restarts=-1,  # the retries of its shard bound how often it dies
+            max_task_retries=settings.retries,
+            runtime_env={"env_vars": _environment(settings)},
+        )
+        place = WorkerPlace("cuda" if settings.gpus_per_worker else "cpu", threads_of(settings))
+        wanted = min(self._most, shards)
+        for _ in range(wanted - len(self._idle) - len(self._pending)):
+            worker = remote.remote(self._job, place)
+            self._pending[worker.ready.remote()] = (worker, None)
+        self._started = max(self._started, wanted)
+
+    def _give(self, worker: Any, todo: Iterator[tuple[int, Any]]) -> None:
         following = next(todo, None)
         if following is None:
-            ray.kill(worker)  # its place may be what another one waits for to be started again
+            self._idle.append(worker)
         else:
-            pending[worker.do.remote(following[1], table)] = (worker, following[0])
+            self._pending[worker.do.remote(following[1], self._shared)] = (worker, following[0])
+
+    def end(self) -> None:
+        """End all workers."""
+        for worker in [*self._idle, *(worker for worker, _ in self._pending.values())]:
+            self._ray.kill(worker)
 
 
 def _value(ray: Any, reference: Any, number: int | None, settings: RaySettings) -> Any:

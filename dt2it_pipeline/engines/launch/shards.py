@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher
-from dt2it_pipeline.engines.launch.local_shards import LocalShards
+from dt2it_pipeline.engines.launch.local_shards import LocalShards, visible_gpus
 from dt2it_pipeline.engines.launch.ray_shards import RayShards
 
 
@@ -17,3 +17,19 @@ def shard_launcher(ray: RaySettings | None, local: Resources, *, fork: bool = Fa
         fork: whether what a worker loads survives a fork; see `LocalShards`.
     """
     return LocalShards(local, fork) if ray is None else RayShards(ray)
+
+
+def model_launcher(ray: RaySettings | None, processes: int, gpus: int = 1) -> ShardLauncher:
+    """Who holds models that take a GPU each, or several: judges, rewriters, and reward models that vLLM runs.
+
+    Args:
+        ray: the recipe's section `ray`.
+        processes: the recipe's `scoring.processes`. On a machine with GPUs there are no more workers than have their
+            own: a second copy may not fit beside the first.
+        gpus: GPUs of each worker, where the machine has any.
+    """
+    if ray is not None:
+        return RayShards(ray)
+    if seen := len(visible_gpus()):
+        processes = max(1, min(processes, seen // gpus))
+    return LocalShards(Resources(processes, gpus, settings="scoring.processes, tensor_parallel"))

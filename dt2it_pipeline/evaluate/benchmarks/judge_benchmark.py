@@ -89,6 +89,7 @@ def benchmark_judge(
     *,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
+    processes: int = 1,
     report: Reporter = print_progress,
 ) -> JudgeBenchmark:
     """Ask a judge about a benchmark's published pairs and compute the authors' figures.
@@ -101,6 +102,7 @@ def benchmark_judge(
         output: folder for replies and verdicts, from which a killed run goes on.
         columns: field of the entry -> column, where the rows call it otherwise.
         seed: of the images that likelihood judges compare with.
+        processes: how many hold a model that is loaded here, and share the pairs.
         report: is called with how many of the pairs the judge has seen.
 
     Raises:
@@ -126,6 +128,7 @@ def benchmark_judge(
             cache=folder / "replies.sqlite",
             settings=AnnotationSettings(judges=judges, batch_pairs=_BATCH),
             seed=seed,
+            processes=processes,
         ),
         report,
     )

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from PIL import Image
 
-from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt, opened
 from dt2it_pipeline.judges.likelihood.model import Question
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import MAX_SCORE, Rubric
@@ -82,11 +82,10 @@ class LikelihoodJudge:
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
         """See Judge. A prompt without an image is an error of its own: there is nothing to measure."""
         questions: dict[int, Question] = {}
-        for place, request in enumerate(requests):
-            try:
-                prompt = chat_prompt(request.prompt, self._media_root)
-            except ChatError as error:
-                yield place, JudgeError(str(error))
+        prompts = opened(requests, lambda request: chat_prompt(request.prompt, self._media_root))
+        for place, (request, prompt) in enumerate(prompts):
+            if isinstance(prompt, ChatError):
+                yield place, JudgeError(str(prompt))
                 continue
             if not prompt.images:
                 yield place, JudgeError("the prompt has no image")
@@ -135,21 +134,25 @@ class LikelihoodScores:
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
         """See Judge. A prompt whose images cannot be read is an error of its own."""
-        asked: dict[tuple[str, str], ChatPrompt] = {}
-        faults: dict[int, str] = {}
-        for place, request in enumerate(requests):
+        unknown: dict[tuple[str, str], JudgeRequest] = {}
+        for request in requests:
             for text in request.responses:
                 key = (request.prompt["prompt_id"], text)
-                if key not in self._known and key not in asked:
-                    try:
-                        asked[key] = self._prompt(request, text)
-                    except ChatError as error:
-                        faults[place] = str(error)
+                if key not in self._known:
+                    unknown.setdefault(key, request)
+        asked: dict[tuple[str, str], ChatPrompt] = {}
+        faults: dict[tuple[str, str], str] = {}
+        for (key, _), prompt in opened(unknown.items(), lambda item: self._prompt(item[1], item[0][1])):
+            if isinstance(prompt, ChatError):
+                faults[key] = str(prompt)
+            else:
+                asked[key] = prompt
         self._known |= dict(zip(asked, self._scores(asked), strict=True))
         for place, request in enumerate(requests):
-            scores = [self._known.get((request.prompt["prompt_id"], text), math.nan) for text in request.responses]
-            if place in faults:
-                yield place, JudgeError(faults[place])
+            keys = [(request.prompt["prompt_id"], text) for text in request.responses]
+            scores = [self._known.get(key, math.nan) for key in keys]
+            if fault := next((faults[key] for key in keys if key in faults), None):
+                yield place, JudgeError(fault)
             elif not all(map(math.isfinite, scores)):
                 yield place, JudgeError(f"likelihood is not a number: {scores}")
             elif request.mode == PAIRWISE:
@@ -218,11 +221,11 @@ class LikelihoodSameness:
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[tuple[int, Reply | JudgeError]]:
         """See Judge. Replies have the form of the template `same_content`; `difference` has the probability."""
         questions: dict[int, list[ChatPrompt]] = {}
-        for place, request in enumerate(requests):
-            try:
-                questions[place] = self._questions(request)
-            except ChatError as error:
-                yield place, JudgeError(str(error))
+        for place, (_, made) in enumerate(opened(requests, self._questions)):
+            if isinstance(made, ChatError):
+                yield place, JudgeError(str(made))
+            else:
+                questions[place] = made
         values = iter(self._answers.yes_probabilities([each for some in questions.values() for each in some]))
         for place, some in questions.items():
             found = [next(values) for _ in some]

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
@@ -33,6 +33,7 @@ from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.control_tokens import OwnControlTokens
 from dt2it_pipeline.errors import UserError
 
+_Inputs = TypeVar("_Inputs")
 YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its answer, whatever the language
 
 
@@ -54,26 +55,31 @@ class Question:
 class LikelihoodModel:
     """A vision-language model of transformers that gives the likelihood of responses.
 
+    Sequences of similar length share a forward pass. While a GPU computes one, a thread prepares the next.
+
     Args:
         model: folder or Hub id.
-        batch: sequences per forward pass.
+        tokens_per_batch: most tokens of one forward pass, padding included.
+        precision: number format of the weights: float32, bfloat16, or auto for what suits the device.
 
     Raises:
         LikelihoodError: the model cannot be loaded.
+        DeviceError: the device does not compute in this format.
     """
 
-    def __init__(self, model: str, batch: int) -> None:
+    def __init__(self, model: str, tokens_per_batch: int, precision: str = "auto") -> None:
         os.environ.setdefault(
             "OMP_WAIT_POLICY", "PASSIVE"
         )  # small kernels: waiting threads would spin most of the time
         from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
         ensure_torchvision()
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        from dt2it_pipeline.engines.device import found_device, weight_type
+
+        self._device = found_device()
+        dtype = weight_type(precision, self._device)
         try:
             self._processor: Any = AutoProcessor.from_pretrained(model)
             made: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, output_loading_info=True)
@@ -93,7 +99,7 @@ class LikelihoodModel:
             inner.visual = RememberingVisionEncoder(inner.visual)
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._control_tokens = OwnControlTokens(self._processor.tokenizer)
-        self._batch = batch
+        self._tokens_per_batch = tokens_per_batch
 
     def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
         """Evidence in nats of each response of each question; NaN where the model gives no number."""
@@ -112,11 +118,19 @@ class LikelihoodModel:
 
     def log_likelihoods(self, sequences: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
         """Nats of log p(response, end of turn | prompt), one per (prompt, response)."""
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][1]))  # little padding
+        # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
+        answers = {text: self._tokens(text) for _, text in sequences}
+        lengths = self._prompt_lengths([prompt for prompt, _ in sequences])
         values = [math.nan] * len(sequences)
-        for start in range(0, len(order), self._batch):
-            chunk = order[start : start + self._batch]
-            for index, value in zip(chunk, self._forward([sequences[i] for i in chunk]), strict=True):
+
+        def prepare(chunk: list[int]) -> tuple[dict[str, Any], list[list[int]]]:
+            some = [sequences[index] for index in chunk]
+            tokens = [answers[text] for _, text in some]
+            return self._answered(self._inputs([prompt for prompt, _ in some]), tokens), tokens
+
+        totals = [length + len(answers[text]) for length, (_, text) in zip(lengths, sequences, strict=True)]
+        for chunk, (inputs, tokens) in self._prepared(totals, prepare):
+            for index, value in zip(chunk, self._forward(inputs, tokens), strict=True):
                 values[index] = value
         return values
 
@@ -140,34 +154,69 @@ class LikelihoodModel:
         """
         import torch
 
-        first = [torch.tensor(tokens) for tokens in self.yes_and_no()]
-        order = sorted(range(len(prompts)), key=lambda i: len(str(prompts[i].messages)))  # little padding
+        first = [torch.tensor(tokens, device=self._device) for tokens in self.yes_and_no()]
         values = [math.nan] * len(prompts)
-        for start in range(0, len(order), self._batch):
-            some = order[start : start + self._batch]
-            inputs = {key: value.to(self._device) for key, value in self._inputs([prompts[i] for i in some]).items()}
+
+        def prepare(chunk: list[int]) -> dict[str, Any]:
+            return self._inputs([prompts[index] for index in chunk])
+
+        for chunk, inputs in self._prepared(self._prompt_lengths(prompts), prepare):
             with torch.inference_mode():
-                logits = self._model(**inputs, logits_to_keep=1).logits[:, -1].float()
-            yes, no = (logits[:, tokens.to(logits.device)].logsumexp(-1) for tokens in first)
-            for index, value in zip(some, torch.sigmoid(yes - no).tolist(), strict=True):
+                logits = self._model(**self._there(inputs), logits_to_keep=1).logits[:, -1].float()
+            yes, no = (logits[:, tokens].logsumexp(-1) for tokens in first)
+            for index, value in zip(chunk, torch.sigmoid(yes - no).tolist(), strict=True):
                 values[index] = value
         return values
 
-    def _inputs(self, prompts: Sequence[ChatPrompt]) -> dict[str, Any]:
-        """What the model reads of prompts, padded on the left, up to where it begins to answer."""
+    def _prepared(
+        self, lengths: Sequence[int], prepare: Callable[[list[int]], _Inputs]
+    ) -> Iterator[tuple[list[int], _Inputs]]:
+        """Places of sequences that share a forward pass, and what `prepare` makes of them, read ahead on a GPU."""
+        from dt2it_pipeline.engines.device import read_ahead, threads_for
+
+        # One thread: a tokenizer cannot be used by two at once.
+        return read_ahead(batches(lengths, self._tokens_per_batch), prepare, min(1, threads_for(self._device)))
+
+    def _prompt_lengths(self, prompts: Sequence[ChatPrompt]) -> list[int]:
+        """Tokens of each prompt, with those of its images as the image processor will cut them."""
+        texts = self._rendered(prompts)
+        # What transformers' processors of the Qwen-VL family have; of another family an image counts a token per 28².
+        patches = getattr(self._processor.image_processor, "get_number_of_image_patches", None)
+        merged = getattr(self._processor.image_processor, "merge_size", 1) ** 2
+        found = []
+        for text, prompt in zip(texts, prompts, strict=True):
+            length = len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+            for image in prompt.images:
+                try:
+                    length += (
+                        patches(image.height, image.width) // merged if patches else image.height * image.width // 784
+                    )
+                except ValueError:
+                    continue  # a shape that the processor refuses; it says so when it comes to it
+            found.append(length)
+        return found
+
+    def _rendered(self, prompts: Sequence[ChatPrompt]) -> list[str]:
+        """Prompts as the chat template words them, up to where the model begins to answer."""
         template: Callable[..., str] = self._processor.apply_chat_template
         asked = [self._control_tokens.broken_in(prompt.messages) for prompt in prompts]
-        before = [template(messages, tokenize=False, add_generation_prompt=True) for messages in asked]
-        images = [image for prompt in prompts for image in prompt.images]
-        return dict(self._processor(text=before, images=images or None, padding=True, return_tensors="pt"))
+        return [template(messages, tokenize=False, add_generation_prompt=True) for messages in asked]
 
-    def _forward(self, chunk: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
+    def _inputs(self, prompts: Sequence[ChatPrompt]) -> dict[str, Any]:
+        """What the model reads of prompts, padded on the left, up to where it begins to answer."""
+        images = [image for prompt in prompts for image in prompt.images]
+        read = self._processor(text=self._rendered(prompts), images=images or None, padding=True, return_tensors="pt")
+        return dict(read)
+
+    def _there(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {key: value.to(self._device) for key, value in inputs.items()}
+
+    @staticmethod
+    def _answered(prompt: dict[str, Any], answers: Sequence[list[int]]) -> dict[str, Any]:
+        """Inputs of prompts with the tokens of an answer behind each, padded on the right."""
         import torch
 
-        prompt = self._inputs([each for each, _ in chunk])
-        # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
-        answers = [self._tokens(text) for _, text in chunk]
-        longest = max(len(answer) for answer in answers)
+        longest = max(map(len, answers))
         padded = torch.tensor([answer + [-1] * (longest - len(answer)) for answer in answers])
         here = padded >= 0
         appended = {
@@ -178,9 +227,14 @@ class LikelihoodModel:
         for key, tail in appended.items():
             if key in prompt:
                 prompt[key] = torch.cat([prompt[key], tail.to(prompt[key].dtype)], dim=1)
-        inputs = {key: value.to(self._device) for key, value in prompt.items()}
+        return prompt
+
+    def _forward(self, inputs: dict[str, Any], answers: Sequence[list[int]]) -> list[float]:
+        """Nats of the answers with which the sequences end."""
+        import torch
+
         with torch.inference_mode():
-            logits = self._model(**inputs, logits_to_keep=longest + 1).logits
+            logits = self._model(**self._there(inputs), logits_to_keep=max(map(len, answers)) + 1).logits
         values: list[float] = []
         for row, answer in zip(logits, answers, strict=True):  # one by one: in float32 a large vocabulary fills memory
             each = torch.log_softmax(row[: len(answer)].float(), dim=-1)
@@ -196,3 +250,19 @@ class LikelihoodModel:
         finally:
             tokenizer.backend_tokenizer.encode_special_tokens = False
         return [*ids, tokenizer.eos_token_id]
+
+
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Places of sequences that share a forward pass: of similar length, `most` tokens at most, padding included.
+
+    >>> list(batches([3, 9, 4, 20, 3], 12))
+    [[0, 4, 2], [1], [3]]
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if batch and lengths[place] * (len(batch) + 1) > most:  # all are as long as this one, the longest so far
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch

@@ -19,6 +19,7 @@ from dt2it_pipeline.human_review.answers import people_votes
 from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of, prompts_with_trusted
 from dt2it_pipeline.orchestrate.partitions import GROUP
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
+from dt2it_pipeline.orchestrate.sections import ModelSections
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
@@ -27,7 +28,7 @@ from dt2it_pipeline.storage.content_ids import content_hash
 
 
 def build_annotated_pairs(
-    settings: AnnotationSettings, curation: CurationSettings, seed: int, rounds: dg.PartitionsDefinition
+    settings: AnnotationSettings, curation: CurationSettings, sections: ModelSections, rounds: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
     """The asset `annotated_pairs`."""
 
@@ -85,7 +86,9 @@ def build_annotated_pairs(
                     work=folder,
                     cache=opened.cache / "judge_replies.sqlite",
                     settings=given,
-                    seed=seed,
+                    seed=sections.seed,
+                    processes=sections.scoring.processes,
+                    ray=sections.ray,
                 )
                 summaries.append(children.run(context, job, folder))
                 return to_frame(read_parquet(job.output, "votes"))
@@ -131,7 +134,7 @@ def build_annotated_pairs(
                 **anchored,
                 **audit_digest(audit),
             },
-            settings={"annotation": settings, "seed": seed, "curation": curation.deciding()},
+            settings={"annotation": settings, "seed": sections.seed, "curation": curation.deciding()},
         )
         context.log.info(annotated_in_words(contested_pairs["pairs"].num_rows, artifact))
         for note in artifact.metadata.get("notes", ()):

@@ -27,10 +27,10 @@ GROUP = "construction"
 
 
 def build_answer_assets(
-    sampling: SamplingSettings, judging: JudgingSettings, ray: RaySettings | None, seed: int
+    sampling: SamplingSettings, judging: JudgingSettings, processes: int, ray: RaySettings | None, seed: int
 ) -> list[dg.AssetsDefinition]:
-    """The assets `candidate_responses` and `judged_responses`."""
-    return [_candidate_responses(sampling, ray, seed), _judged_responses(judging, seed)]
+    """The assets `candidate_responses` and `judged_responses`; `processes` hold the models of judges."""
+    return [_candidate_responses(sampling, ray, seed), _judged_responses(judging, processes, ray, seed)]
 
 
 def _candidate_responses(settings: SamplingSettings, ray: RaySettings | None, seed: int) -> dg.AssetsDefinition:
@@ -88,7 +88,9 @@ def _candidate_responses(settings: SamplingSettings, ray: RaySettings | None, se
     return candidate_responses
 
 
-def _judged_responses(settings: JudgingSettings, seed: int) -> dg.AssetsDefinition:
+def _judged_responses(
+    settings: JudgingSettings, processes: int, ray: RaySettings | None, seed: int
+) -> dg.AssetsDefinition:
     heavy = settings.heavy
 
     @stage_asset(
@@ -120,6 +122,8 @@ def _judged_responses(settings: JudgingSettings, seed: int) -> dg.AssetsDefiniti
                 cache=opened.cache / "judge_replies.sqlite",
                 settings=settings,
                 seed=seed,
+                processes=processes,
+                ray=ray,
             )
             # Without a model to load there is no process to give its memory back.
             metadata = children.run(context, job, work) if heavy else job.run(step_reporter(context))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.sections.pairing import PairingSettings, RestyleSettings
+from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.generators import Models, models_of, with_models
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
@@ -26,13 +27,18 @@ from dt2it_pipeline.orchestrate.stage.checks import (
 )
 from dt2it_pipeline.orchestrate.stage.metadata import judge_table, markdown_of
 from dt2it_pipeline.orchestrate.stage.stage_asset import StageResult, stage_asset
-from dt2it_pipeline.storage.artifacts import Artifact, Store, model_digest
+from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 from dt2it_pipeline.style.probe import leak_table, source_probe, style_probe
 
 
-def build_debiased_pairs(pairing: PairingSettings, folds: int, seed: int) -> dg.AssetsDefinition:
-    """The asset `debiased_pairs`; `folds` are those of the style probe's cross-validation."""
+def build_debiased_pairs(
+    pairing: PairingSettings, folds: int, processes: int, ray: RaySettings | None, seed: int
+) -> dg.AssetsDefinition:
+    """The asset `debiased_pairs`; `folds` are those of the style probe's cross-validation.
+
+    `processes`, or the workers of `ray`, hold the models that rewrite.
+    """
     restyle = pairing.restyle
     heavy = restyle is not None and restyle.heavy
 
@@ -66,9 +72,23 @@ def build_debiased_pairs(pairing: PairingSettings, folds: int, seed: int) -> dg.
             rewriting: dict[str, Any] = {}
             rewritten: dict[str, pa.Table] = {}
             if pairing.restyle is not None:
-                made, rewriting = _rewritten(
-                    context, opened, children, work, pairing, formed, prompts, judged_responses
+                write_parquet(formed, work / "formed.parquet")
+                write_parquet(prompts, work / "prompts.parquet")
+                job = RestyleJob(
+                    pairs=work / "formed.parquet",
+                    prompts=work / "prompts.parquet",
+                    responses=judged_responses.table_path("responses"),
+                    media_root=opened.media,
+                    output=work / "restyled",
+                    cache=opened.cache / "judge_replies.sqlite",
+                    settings=pairing.restyle,
+                    near_identical=pairing.near_identical,
+                    processes=processes,
+                    ray=ray,
                 )
+                rewriting = children.run(context, job, work) if heavy else job.run(step_reporter(context))
+                names = ("pairs", "responses", "quarantine")
+                made = {name: read_parquet(job.output / f"{name}.parquet", name) for name in names}
                 formed, rewritten["responses"] = made["pairs"], made["responses"]
                 unused = pa.concat_tables([unused, made["quarantine"]])
                 spares = spares.slice(0, 0)  # they are as sampled
@@ -152,33 +172,3 @@ def _rewriter(restyle: RestyleSettings | None) -> dict[str, str]:
     local = [each.model for each in (restyle.rewriter, restyle.check) if each and each.kind in ("vllm", "likelihood")]
     digest = " ".join(model_digest(model_path(model)) for model in local)
     return {"rewriter": digest, **template_versions((RESTYLE, SAME, templates.IS_SAME, templates.IS_RIGHT))}
-
-
-def _rewritten(
-    context: dg.AssetExecutionContext,
-    store: Store,
-    children: ChildProcesses,
-    work: Path,
-    settings: PairingSettings,
-    pairs: pa.Table,
-    prompts: pa.Table,
-    judged: Artifact,
-) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """The tables of `restyle.run` by name, and what rewriting came to."""
-    restyle = settings.restyle
-    assert restyle is not None
-    write_parquet(pairs, work / "formed.parquet")
-    write_parquet(prompts, work / "prompts.parquet")
-    job = RestyleJob(
-        pairs=work / "formed.parquet",
-        prompts=work / "prompts.parquet",
-        responses=judged.table_path("responses"),
-        media_root=store.media,
-        output=work / "restyled",
-        cache=store.cache / "judge_replies.sqlite",
-        settings=restyle,
-        near_identical=settings.near_identical,
-    )
-    metadata = children.run(context, job, work) if restyle.heavy else job.run(step_reporter(context))
-    names = ("pairs", "responses", "quarantine")
-    return {name: read_parquet(work / "restyled" / f"{name}.parquet", name) for name in names}, metadata

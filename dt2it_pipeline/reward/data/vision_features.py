@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dt2it_pipeline.engines.device import read_ahead, threads_for
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.images import ImageRegistry
-from dt2it_pipeline.reward.data.reading_ahead import Patches, read_ahead, read_patches, threads_for
+from dt2it_pipeline.reward.data.patches import Patches, read_patches
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 
 _CHUNK_PATCHES = 8192  # patches that the vision encoder sees at once
@@ -70,17 +71,10 @@ def chunks(registry: ImageRegistry, images: Sequence[int]) -> list[list[int]]:
     return out
 
 
-def encode_chunk(
-    model: RewardNetwork, registry: ImageRegistry, chunk: Sequence[int], device: torch.device
-) -> tuple[dict[int, torch.Tensor], dict[int, MediaError]]:
-    """Features of each image of a chunk, [tokens, levels * hidden], and the images that could not be decoded."""
-    return encode_patches(model, registry, read_patches(registry, chunk, device), device)
-
-
 def encode_patches(
     model: RewardNetwork, registry: ImageRegistry, read: Patches, device: torch.device
 ) -> tuple[dict[int, torch.Tensor], dict[int, MediaError]]:
-    """The same for images that have been read."""
+    """Features of each image that was read, [tokens, levels * hidden], and the images that could not be decoded."""
     if read.pixels is None or read.grids is None:
         return {}, read.faults
     pixels, grids = (part.to(device, non_blocking=True) for part in (read.pixels, read.grids))
@@ -163,8 +157,9 @@ def survey_images(
     ranks.barrier()
     dtype = next(model.model.visual.parameters()).dtype
     rows = torch.from_file(str(file), shared=True, size=total * width, dtype=dtype).view(total, width)
-    for chunk in chunks(registry, images)[ranks.rank :: ranks.size]:
-        features, broken = encode_chunk(model, registry, chunk, device)
+    own = chunks(registry, images)[ranks.rank :: ranks.size]
+    for _, patches in read_ahead(own, functools.partial(read_patches, registry, device=device), threads_for(device)):
+        features, broken = encode_patches(model, registry, patches, device)
         faults |= broken
         for index, part in features.items():
             rows[starts[index] : starts[index] + len(part)] = part.to("cpu", dtype)

@@ -1,6 +1,6 @@
-"""What suits the device that a model computes on: number format, attention, compiled layers.
+"""What suits the device that a model computes on: attention, compiled layers.
 
-Does not belong here: how attention is computed (attention.py).
+Does not belong here: the device itself (engines/device.py), and how attention is computed (attention.py).
 """
 
 from __future__ import annotations
@@ -11,48 +11,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
 
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LEAST_CAPABILITY = (7, 0)  # of a card that Triton makes kernels for
-
-
-class DeviceError(UserError, ValueError):
-    """The device cannot do what a setting asks for."""
-
-    help_page: ClassVar[str] = "troubleshooting#gpu"
-
-
-def found_device() -> torch.device:
-    """The GPU that this process sees first, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def weight_type(precision: str, device: torch.device) -> torch.dtype:
-    """Type of the weights; the head and the scores are float32 in any case.
-
-    Args:
-        precision: float32, bfloat16, or auto: bfloat16 on a GPU that computes in it, float32 elsewhere.
-        device: where the model lies.
-
-    Raises:
-        DeviceError: the GPU does not compute in bfloat16.
-    """
-    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and able else torch.float32
-    if precision == "bfloat16" and not able:
-        raise DeviceError(
-            f"precision: bfloat16 is not to be had on {torch.cuda.get_device_name(device)}, which has no such "
-            "arithmetic; set float32 (or auto)"
-        )
-    return _TYPES[precision]
 
 
 def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = False, trains: bool = False) -> str:

@@ -19,6 +19,7 @@ ensure_torchvision()
 import torch  # noqa: E402  (the shim must come before the first import of transformers)
 from torch import nn  # noqa: E402
 
+from dt2it_pipeline.engines.device import weight_type  # noqa: E402
 from dt2it_pipeline.reward.checkpoints.adapters import find_parts, merge_adapter  # noqa: E402
 from dt2it_pipeline.reward.checkpoints.checkpoint import (  # noqa: E402
     family_of,
@@ -46,7 +47,7 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
 )
 from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
-from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, weight_type  # noqa: E402
+from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers  # noqa: E402
 
 _OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer

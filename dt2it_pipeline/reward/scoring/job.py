@@ -21,7 +21,7 @@ from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
-from dt2it_pipeline.engines.launch.shards import shard_launcher
+from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.scoring.image_size import image_size
@@ -107,8 +107,10 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     def finished(number: int, count: int) -> None:
         progress.add(count)
 
-    # Forked workers inherit imports and tables; vLLM does not survive a fork.
-    launcher = shard_launcher(job.ray, Resources(settings.processes), fork=settings.engine == "transformers")
+    if settings.engine == "vllm":
+        launcher = model_launcher(job.ray, settings.processes, settings.tensor_parallel)
+    else:  # forked workers inherit imports and tables, which vLLM does not survive
+        launcher = shard_launcher(job.ray, Resources(settings.processes), fork=True)
     gpus = launcher.run(job, todo, finished, shared=prompts)
     from dt2it_pipeline.reward.checkpoints.checkpoint import resolve_folder
 
@@ -243,7 +245,7 @@ def _load(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Any:
         return _load_vllm(job, prompts)
     import torch
 
-    from dt2it_pipeline.reward.modeling.device import found_device
+    from dt2it_pipeline.engines.device import found_device
     from dt2it_pipeline.reward.scoring.scorer import Scorer
 
     return Scorer(
@@ -275,6 +277,7 @@ def _load_vllm(job: ScoreJob, prompts: Any) -> Any:
         tokens_per_batch=job.settings.tokens_per_batch,
         max_images=pc.max(pc.list_value_length(prompts.column("media"))).as_py() or 0,
         precision=job.settings.precision,
+        run=job.settings,
     )
 
 

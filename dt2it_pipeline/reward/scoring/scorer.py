@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dt2it_pipeline.engines.device import read_ahead, threads_for, weight_type
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.checkpoints.processor_files import follow_card
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.reward.data.patches import Patches, read_patches
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.data.reading_ahead import Patches, read_ahead, read_patches, threads_for
 from dt2it_pipeline.reward.data.vision_features import (
     FeatureTable,
     chunks,
@@ -27,7 +28,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_table,
 )
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.device import compiles, weight_type
+from dt2it_pipeline.reward.modeling.device import compiles
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
 

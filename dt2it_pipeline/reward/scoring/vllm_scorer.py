@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dt2it_pipeline.config.compute import VllmRunSettings
+from dt2it_pipeline.engines.device import found_device, weight_type
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
 from dt2it_pipeline.media.errors import MediaError
@@ -23,7 +25,6 @@ from dt2it_pipeline.reward.checkpoints.heads import serving_fault
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt, PromptEncoder, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.preparation import encode_prompts, fault_of
-from dt2it_pipeline.reward.modeling.device import found_device, weight_type
 from dt2it_pipeline.reward.too_long import length_limit
 
 _CONVERSATIONS_AT_ONCE = 512  # handed to the engine together, with their decoded images in memory
@@ -40,6 +41,7 @@ class VllmScorer:
         tokens_per_batch: tokens that the engine computes in one step.
         max_images: most images in one prompt.
         precision: number format of the weights: float32, bfloat16, or auto for what suits the device.
+        run: GPUs, memory and quantisation of vLLM.
         engine: another engine than vLLM's own, for tests.
 
     Raises:
@@ -57,6 +59,7 @@ class VllmScorer:
         tokens_per_batch: int,
         max_images: int,
         precision: str = "auto",
+        run: VllmRunSettings | None = None,
         engine: PoolingEngine | None = None,
     ) -> None:
         folder = resolve_folder(checkpoint)
@@ -73,6 +76,7 @@ class VllmScorer:
             max(1, max_images),
             tokens_per_batch,
             "bfloat16" if weight_type(precision, found_device()) is torch.bfloat16 else "float32",
+            run,
         )
 
     def _registry(self) -> ImageRegistry:

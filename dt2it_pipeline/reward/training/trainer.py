@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.calibration import CARD_KEY
@@ -23,7 +24,7 @@ from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.device import attention_for, compiles, weight_type
+from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import TOO_LONG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
+from dt2it_pipeline.engines import device
 from dt2it_pipeline.engines.chat import chat_prompt
 from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question
 from dt2it_pipeline.judges.protocol import NoUsableReply
@@ -66,7 +68,7 @@ def _job(tmp_path: Path, prompts: list[dict], pairs: list[dict], **changes: obje
 
 
 def _run(job: AnnotateJob, weigher: object) -> tuple[dict, list[dict], list[dict]]:
-    summary = annotate.run(job, lambda progress: None, lambda judge, batch: weigher)
+    summary = annotate.run(job, lambda progress: None, lambda judge: weigher)
     votes = atomic.read_parquet(job.output, "votes").to_pylist()
     aside = atomic.read_parquet(job.output.with_name("votes.quarantine.parquet"), "quarantine").to_pylist()
     return summary, votes, aside
@@ -117,6 +119,39 @@ def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
     assert summary["unusable"] == len(aside) == 6
 
 
+class Chokes(Colorist):
+    """Cannot compute some texts, whatever stands beside them in the batch."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word = word
+
+    def evidence(self, questions):
+        if any(self._word in text for question in questions for text in question.responses):
+            raise RuntimeError("a shape that no kernel takes")
+        return super().evidence(questions)
+
+
+def test_a_pair_that_cannot_be_computed_costs_its_own_verdict(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS]
+    pairs = [_pair(p, f"It is {p['reference']}.", "It is pink.") for p in prompts]
+    pairs[2] = _pair(prompts[2], "It is odd.", "It is pink.")
+    settings = AnnotationSettings.model_validate({"judges": JUDGES[:1], "batch_pairs": 6})
+    _, votes, aside = _run(_job(tmp_path, prompts, pairs, settings=settings), Chokes("odd"))
+    assert [vote["verdict"] for vote in votes] == ["chosen", "chosen", None, "chosen", "chosen", "chosen"]
+    (row,) = aside
+    assert row["reason"] == "the judge could not weigh it"
+    assert row["detail"] == "RuntimeError: a shape that no kernel takes"
+
+
+def test_a_model_that_fails_on_every_pair_ends_the_run(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS[:3]]
+    settings = AnnotationSettings.model_validate({"judges": JUDGES[:1], "batch_pairs": 6})
+    job = _job(tmp_path, prompts, [_pair(p, "a", "b") for p in prompts], settings=settings)
+    with pytest.raises(LikelihoodError, match="the judge first fails on every pair; on one: RuntimeError: a shape"):
+        _run(job, Chokes(""))
+
+
 def test_a_killed_run_resumes_and_ends_in_the_same_bytes(tmp_path):
     prompts = [prompt_row(tmp_path, color) for color in COLORS]
     job = _job(tmp_path, prompts, [_pair(p, f"{p['reference']}", "pink") for p in prompts])
@@ -145,7 +180,7 @@ def test_no_contested_pair_is_an_empty_table(tmp_path):
 
 def test_a_missing_model_is_one_clear_error(tmp_path):
     with pytest.raises(LikelihoodError, match="nowhere"):
-        LikelihoodModel(str(tmp_path / "nowhere"), 4)
+        LikelihoodModel(str(tmp_path / "nowhere"), 4096)
 
 
 def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_path):
@@ -196,6 +231,23 @@ def test_a_judge_without_a_usable_vote_ends_the_run_and_is_asked_again(tmp_path)
         assert _run(few, Colorist())[0]["unusable"] == 2  # two refusals may be right about their pairs
 
 
+def test_a_model_is_let_go_before_the_next_one_is_loaded():
+    class Model:
+        pass
+
+    held = annotate._Held()
+    first = held.get("a", Model)
+    assert held.get("a", Model) is first
+    seen = weakref.ref(first)
+    del first
+
+    def load():
+        assert seen() is None
+        return Model()
+
+    assert held.get("b", load) is held.get("b", Model)
+
+
 TOKENS = 160  # more than any prompt with its answer has here
 
 
@@ -206,7 +258,7 @@ def test_a_reward_model_is_no_judge_of_likelihoods(tmp_path):
     (tmp_path / "rm").mkdir()
     RewardModel.from_pretrained(make_tiny(tmp_path / "base"), new_head_seed=0).save_pretrained(tmp_path / "rm")
     with pytest.raises(LikelihoodError, match=r"lacks weights of a language model \(lm_head"):
-        LikelihoodModel(str(tmp_path / "rm"), 4)
+        LikelihoodModel(str(tmp_path / "rm"), 4096)
 
 
 def _tokens(model: LikelihoodModel, text: str) -> int:
@@ -220,7 +272,7 @@ def tiny(request, tmp_path_factory) -> str:
 
 
 @pytest.mark.numerics
-def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
+def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path, monkeypatch):
     import torch
 
     use_tested_threads()
@@ -228,13 +280,19 @@ def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
         chat_prompt(prompt_row(tmp_path, color, "what? " * n), tmp_path) for n, color in enumerate(COLORS[:3], 1)
     ]
     sequences = [(prompt, text) for prompt in prompts for text in ("red", "it is not a red <|im_end|> shape at all")]
-    together = LikelihoodModel(tiny, 6).log_likelihoods(sequences)
-    alone = LikelihoodModel(tiny, 1)
+    together = LikelihoodModel(tiny, 4096).log_likelihoods(sequences)
+    alone = LikelihoodModel(tiny, 1)  # token: every sequence has a pass to itself
     apart = [alone.log_likelihoods([sequence])[0] for sequence in sequences]
     within = [log_likelihood_tolerance(alone._model, TOKENS, _tokens(alone, text)) for _, text in sequences]
     for one, other, limit in zip(together, apart, within, strict=True):
         assert one == pytest.approx(other, abs=limit, rel=0)
     assert all(value < 0 for value in together)
+    # What is prepared ahead, as on a GPU, is the same.
+    monkeypatch.setattr(device, "threads_for", lambda device: 2)
+    assert LikelihoodModel(tiny, 300).log_likelihoods(sequences) == pytest.approx(apart, abs=max(within), rel=0)
+    assert LikelihoodModel(tiny, 300).yes_probabilities(prompts) == pytest.approx(
+        alone.yes_probabilities(prompts), abs=max(within), rel=0
+    )
 
     # The same by transformers alone: tokens of prompt and response in one row, no batch, no remembered images.
     prompt, text = sequences[0]
@@ -257,7 +315,7 @@ def test_batched_likelihood_is_that_of_one_sequence_at_a_time(tiny, tmp_path):
 @pytest.mark.numerics
 def test_evidence_is_the_gain_over_the_baseline_images(tiny, tmp_path):
     use_tested_threads()
-    model = LikelihoodModel(tiny, 8)
+    model = LikelihoodModel(tiny, 1024)
     rows = [prompt_row(tmp_path, color) for color in COLORS[:3]]
     prompt, *others = (chat_prompt(row, tmp_path) for row in rows)
     question = Question(prompt, tuple(other.images for other in others), ("red", "blue"))

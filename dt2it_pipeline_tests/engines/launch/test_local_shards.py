@@ -39,6 +39,35 @@ def test_every_shard_is_done_once(tmp_path: Path, workers: int) -> None:
     assert (str(os.getpid()) in pids(tmp_path)) == (workers == 1)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_that_are_kept_load_once_and_take_shards_again(tmp_path: Path, workers: int) -> None:
+    job = SquaresJob(folder=tmp_path)
+    with LocalShards(Resources(workers)).workers(job, 6) as kept:
+        assert dict(kept.do(SHARDS)) == {n: n * n for n in SHARDS}
+        first = pids(tmp_path)
+        assert dict(kept.do({})) == {}
+        assert dict(kept.do({7: 7, 9: 9})) == {7: 49, 9: 81}
+    assert len(first | pids(tmp_path)) <= workers
+
+
+def test_workers_whose_results_nobody_took_do_no_more(tmp_path: Path) -> None:
+    with LocalShards(Resources(2)).workers(SquaresJob(folder=tmp_path), 6) as kept:
+        next(kept.do(SHARDS))
+        with pytest.raises(ShardsError, match="were left to the workers"):
+            next(kept.do({7: 7}))
+
+
+def test_a_worker_that_dies_with_nothing_to_do_is_named_when_it_is_handed_a_shard(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ShardsError, match="a worker process ended with exit code -9 at shard"),
+        LocalShards(Resources(2)).workers(SquaresJob(folder=tmp_path), 6) as kept,
+    ):
+        list(kept.do(SHARDS))
+        for pid in pids(tmp_path):
+            os.kill(int(pid), signal.SIGKILL)
+        list(kept.do({7: 7}))
+
+
 def test_an_error_in_a_worker_is_one_sentence_and_one_here_is_raised_as_it_is(tmp_path: Path) -> None:
     job = SquaresJob(folder=tmp_path, faulty=4)
     with pytest.raises(ShardsError, match=r"^shard 4 failed in a worker process: ValueError: 4 is no good$"):

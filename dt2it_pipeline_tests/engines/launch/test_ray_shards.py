@@ -68,6 +68,16 @@ def test_every_shard_is_done_once_by_two_workers(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("two_workers")
+def test_workers_that_are_kept_take_shards_again(tmp_path: Path) -> None:
+    with RayShards(TWO).workers(ray_jobs.SquaresJob(folder=tmp_path), 6) as kept:
+        assert dict(kept.do({n: n for n in range(6)})) == {n: n * n for n in range(6)}
+        first = {path.read_text() for path in tmp_path.iterdir()}
+        assert dict(kept.do({7: 7, 9: 9})) == {7: 49, 9: 81}
+        assert {path.read_text() for path in tmp_path.iterdir()} <= first or len(first) < 2
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("two_workers")
 def test_a_shard_whose_worker_died_is_done_again(tmp_path: Path) -> None:
     job = ray_jobs.SquaresJob(folder=tmp_path, deadly=1, times=1)
     assert done(TWO, job) == {n: n * n for n in range(6)}

@@ -39,7 +39,7 @@ LOOKS = [("red", "circle"), ("blue", "triangle"), ("green", "rectangle"), ("teal
 def model() -> LikelihoodModel:
     """The model that ships with the package, which sees and can be asked whether an answer is correct."""
     use_tested_threads()
-    return LikelihoodModel(model_path(DEMO_BASE_MODEL), 16)
+    return LikelihoodModel(model_path(DEMO_BASE_MODEL), 2048)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from dt2it_pipeline.engines.device import read_ahead, threads_for
 from dt2it_pipeline.reward.data import vision_features
-from dt2it_pipeline.reward.data.reading_ahead import read_ahead, threads_for
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import scorer as scorer_module
 from dt2it_pipeline.reward.scoring.scorer import Scorer

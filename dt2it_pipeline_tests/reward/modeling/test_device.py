@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling import device
 from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
-from dt2it_pipeline.reward.modeling.device import DeviceError, attention_for, compiles, weight_type
+from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -30,27 +31,6 @@ def without_compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     device.compile_fault.cache_clear()
     yield
     device.compile_fault.cache_clear()
-
-
-@pytest.mark.parametrize(("precision", "able", "expected"), [
-    ("auto", True, torch.bfloat16), ("auto", False, torch.float32),
-    ("float32", True, torch.float32), ("bfloat16", True, torch.bfloat16),
-])  # fmt: skip
-def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, precision: str, able: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able)
-    assert weight_type(precision, CUDA) is expected
-
-
-def test_precision_that_the_gpu_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
-    with pytest.raises(DeviceError, match=r"bfloat16 is not to be had on Old Card.*set float32"):
-        weight_type("bfloat16", CUDA)
-
-
-def test_precision_on_a_cpu() -> None:
-    assert weight_type("auto", CPU) is torch.float32
-    assert weight_type("bfloat16", CPU) is torch.bfloat16
 
 
 def test_a_gpu_without_compiler_gets_sdpa_and_says_so_once(

@@ -15,7 +15,8 @@ import pytest
 
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_imports
-from dt2it_pipeline.engines.vllm_engine import EngineError
+from dt2it_pipeline.engines.launch.launcher import WorkerPlace
+from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.data.preparation import prompt_rows
@@ -156,6 +157,37 @@ def test_videos_are_refused_before_any_work(checkpoint: Path, tables: dict[str, 
     with pytest.raises(ScoringError, match=rf"vllm takes .* no video; 1 prompts .* {row['prompt_id']}"):
         scoring_job.run(job, lambda progress: None)
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.heavy
+def test_the_engine_runs_as_the_recipe_says(tables: dict[str, str], tmp_path: Path) -> None:
+    """The settings arrive in the configuration of a real engine; a quantisation that it does not know is its error."""
+    paths = conversations(tables, tmp_path)
+    settings = ScoringSettings(engine="vllm", gpu_memory_utilization=0.4, max_num_seqs=3)
+    job = ScoreJob(
+        checkpoint=str(saved(tmp_path, "qwen3_vl", hidden=128)), output=tmp_path / "out.parquet", voter="v",
+        work=tmp_path / "work", settings=settings, **paths,
+    )  # fmt: skip
+    prompts = atomic.read_parquet(job.prompts, "prompts")
+    configured = scoring_job._load(job, prompts, WorkerPlace("auto")).engine._llm.llm_engine.vllm_config
+    assert configured.scheduler_config.max_num_seqs == 3
+    assert configured.cache_config.gpu_memory_utilization == 0.4
+    assert configured.parallel_config.tensor_parallel_size == 1
+    other = job.model_copy(update={"settings": settings.model_copy(update={"quantization": "by_hand"})})
+    with pytest.raises(EngineError, match="by_hand"):
+        scoring_job._load(other, prompts, WorkerPlace("auto"))
+
+
+def test_only_what_is_set_is_handed_to_vllm() -> None:
+    assert run_arguments(ScoringSettings(engine="vllm")) == {"tensor_parallel_size": 1}
+    set_all = ScoringSettings(
+        engine="vllm", tensor_parallel=4, gpu_memory_utilization=0.5, max_num_seqs=8, quantization="fp8"
+    )
+    assert run_arguments(set_all) == {
+        "tensor_parallel_size": 4, "gpu_memory_utilization": 0.5, "max_num_seqs": 8, "quantization": "fp8",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="max_num_seqs, quantization of scoring need engine: vllm"):
+        ScoringSettings(max_num_seqs=8, quantization="fp8")
 
 
 @pytest.mark.heavy

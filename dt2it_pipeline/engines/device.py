@@ -1,4 +1,4 @@
-"""Images for scoring, read while the GPU computes: decoded, scaled and cut into patches by threads, in order.
+"""The device that a process computes on: the number format that suits it, and what is read while it computes.
 
 Pillow and PyTorch let go of Python's lock while they work, so that threads suffice and nothing is copied between
 processes.
@@ -8,47 +8,50 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
-from dt2it_pipeline.media.errors import MediaError
-from dt2it_pipeline.reward.data.images import ImageRegistry
+from dt2it_pipeline.errors import UserError
 
 _MOST_THREADS = 4
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass
-class Patches:
-    """What was read of some images: patches of those that can be decoded, and what is wrong with the others."""
+class DeviceError(UserError, ValueError):
+    """The device cannot do what a setting asks for."""
 
-    images: list[int] = field(default_factory=list)  # indices in the registry, of those decoded
-    pixels: torch.Tensor | None = None  # [patches of all, values of a patch]
-    grids: torch.Tensor | None = None  # int64 [images, 3]
-    faults: dict[int, MediaError] = field(default_factory=dict)
+    help_page: ClassVar[str] = "troubleshooting#gpu"
 
 
-def read_patches(registry: ImageRegistry, images: Sequence[int], device: torch.device) -> Patches:
-    """Read images for the vision encoder; for a GPU, into memory from which it copies by itself."""
-    out = Patches()
-    decoded = []
-    for index in images:
-        try:
-            decoded.append(registry.decode(index))
-        except MediaError as error:
-            out.faults[index] = error
-        else:
-            out.images.append(index)
-    if decoded:
-        out.pixels, out.grids = registry.patches(decoded)
-        if device.type == "cuda":
-            out.pixels, out.grids = out.pixels.pin_memory(), out.grids.pin_memory()
-    return out
+def found_device() -> torch.device:
+    """The GPU that this process sees first, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weight_type(precision: str, device: torch.device) -> torch.dtype:
+    """Type of the weights; the head and the scores are float32 in any case.
+
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU that computes in it, float32 elsewhere.
+        device: where the model lies.
+
+    Raises:
+        DeviceError: the GPU does not compute in bfloat16.
+    """
+    able = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and able else torch.float32
+    if precision == "bfloat16" and not able:
+        raise DeviceError(
+            f"precision: bfloat16 is not to be had on {torch.cuda.get_device_name(device)}, which has no such "
+            "arithmetic; set float32 (or auto)"
+        )
+    return _TYPES[precision]
 
 
 def threads_for(device: torch.device) -> int:
