@@ -77,7 +77,7 @@ def measured(store: Any, recipe: Any) -> tuple[pd.DataFrame, pd.DataFrame, pd.Da
     pairs, _ = true_pairs(store)
     voters = ["response_scores", *([ENSEMBLE_SCORES] if recipe.curation.ensemble else [])]
     scores = pa.concat_tables([store.read(name, "0")["scores"] for name in voters])
-    return pairs, to_frame(scores), judged(store, recipe, pairs)
+    return pairs, to_frame(scores), judged(store, recipe, pairs, store.read("training_pairs", "0"))
 
 
 def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
@@ -93,20 +93,27 @@ def true_pairs(store: Any) -> tuple[pd.DataFrame, np.ndarray]:
     return swap_sides(pairs.assign(strength=0.0), wrong), wrong
 
 
-def judged(store: Any, recipe: Any, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts of all of the recipe's judges about all pairs."""
+def judged(store: Any, recipe: Any, pairs: pd.DataFrame, training: Any) -> pd.DataFrame:
+    """Verdicts of all of the recipe's judges about all pairs, and about the trusted ones that `training` left out."""
+    import pyarrow as pa
+
     from dt2it_pipeline.config.paths import model_path
     from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
     from dt2it_pipeline.curate.tables import to_frame, to_table
+    from dt2it_pipeline.orchestrate.assets.anchors import prompts_with_trusted
     from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 
     judges = tuple(judge.model_copy(update={"model": model_path(judge.model)}) for judge in recipe.annotation.judges)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_parquet(to_table(pairs, "pairs"), work / "pairs.parquet")
+        own = to_table(pairs, "pairs")
+        asked = pa.concat_tables([own, training["trusted_pairs"].select(own.column_names)])
+        write_parquet(asked, work / "pairs.parquet")
+        prompts = prompts_with_trusted(store.read("raw_preferences")["prompts"], training)
+        write_parquet(prompts, work / "prompts.parquet")
         job = AnnotateJob(
             pairs=work / "pairs.parquet",
-            prompts=store.read("raw_preferences").table_path("prompts"),
+            prompts=work / "prompts.parquet",
             media_root=store.media,
             output=work / "votes.parquet",
             work=work / "judging",
@@ -128,7 +135,8 @@ def verdicts_on(pairs: pd.DataFrame, better: dict[str, str], verdicts: pd.DataFr
     """Verdicts on pairs with the truly better side chosen, as verdicts on these `pairs`, some of whose sides are the
     other way round; those on other pairs are left out.
     """
-    turned = set(pairs.loc[pairs["chosen_id"] != pairs["pair_id"].map(better), "pair_id"])
+    there = pairs["pair_id"].map(better).fillna(pairs["chosen_id"])  # trusted pairs have their better side chosen
+    turned = set(pairs.loc[pairs["chosen_id"] != there, "pair_id"])
     other = {"chosen": "rejected", "rejected": "chosen"}
     theirs = verdicts[verdicts["pair_id"].isin(pairs["pair_id"])]
     flip = theirs["pair_id"].isin(turned)

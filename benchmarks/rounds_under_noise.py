@@ -122,11 +122,12 @@ class Bench:
         if self.policy.has_verifier:
             raise SystemExit(f"the policy `{self.policy.name}` trains a verifier, which is not done here")
         self.benchmarks = self.store.read("raw_benchmarks")
-        self.anchor = Anchor(to_frame(self._joined(None)["trusted_pairs"]))
+        training = self._joined(None)
+        self.anchor = Anchor(to_frame(training["trusted_pairs"]))
         self.pairs, self.demo_wrong = true_pairs(self.store)
         verdicts = output / "verdicts.parquet"
         if not verdicts.exists():
-            write_parquet(to_table(judged(self.store, self.recipe, self.pairs), "votes"), verdicts)
+            write_parquet(to_table(judged(self.store, self.recipe, self.pairs, training), "votes"), verdicts)
         self.verdicts = to_frame(read_parquet(verdicts, "votes"))
         self.done = {_key(row) for row in read_results(output)}
 

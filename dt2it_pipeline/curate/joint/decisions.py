@@ -33,7 +33,7 @@ _STANDARD_ERRORS = 2.0
 _ONE_SIDED = {False: 1.282, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
-_VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
+_VERDICT_ALONE = 0.9  # log-odds of one verdict where none was given yet
 _BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
 _AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
 
