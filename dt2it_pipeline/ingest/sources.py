@@ -41,7 +41,7 @@ __all__ = ["SourceError", "concatenate", "fingerprint", "items_of", "read_source
 
 STAGE = "ingest"
 _BATCH = 256  # items whose media are imported together
-_FLUSH = 8192  # rows that are held as Python objects at a time
+_FLUSH = 1024  # rows that are held as Python objects at a time
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
 _COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
 

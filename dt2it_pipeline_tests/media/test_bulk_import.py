@@ -37,11 +37,11 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
     """Images that are decoded from now on; the import is killed at one of them."""
     seen: list[Any] = []
 
-    def store(value: Any, *more: Any) -> Any:
+    def store(value: Any, *more: Any, **named: Any) -> Any:
         seen.append(value)
         if len(seen) - 1 == fail_at:
             raise KeyboardInterrupt
-        return store_image(value, *more)
+        return store_image(value, *more, **named)
 
     monkeypatch.setattr(bulk_import, "store_image", store)
     return seen

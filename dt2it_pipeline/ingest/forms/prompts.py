@@ -143,10 +143,9 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
 
 def _require_one_question(fields: Fields, column: str, value: Any) -> None:
     """Raise RowError where another column has a question that is neither part of this one nor has it as a part."""
-    for name in _QUESTIONS:
-        other = fields.plain(name)
+    for _, other in fields.present(_QUESTIONS):
         text = fields.value(other)
-        if other in (None, column) or not isinstance(text, str) or not text.strip() or is_chat(text):
+        if other == column or not isinstance(text, str) or not text.strip() or is_chat(text):
             continue
         if text.strip() not in str(value) and str(value).strip() not in text:
             raise RowError("two prompts", f"columns {column!r} and {other!r} differ; map `question` to the one meant")
@@ -154,10 +153,9 @@ def _require_one_question(fields: Fields, column: str, value: Any) -> None:
 
 def _require_nothing_beside(fields: Fields, column: str, question: str) -> None:
     """Raise RowError where a text that a question is usually about stands in a column that is not read."""
-    for name in _BESIDE:
-        beside = fields.plain(name)
+    for name, beside in fields.present(_BESIDE):
         text = fields.value(beside)
-        if beside in (None, column) or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
+        if beside == column or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
             continue
         parts = listed(text) if isinstance(listed(text), list) else [text]
         words = " ".join(part for part in parts if isinstance(part, str))

@@ -81,6 +81,7 @@ def neutral_sides(fields: Fields) -> Sides | None:
     return _sides(tuple(fields.names), tuple(fields.names.values()))
 
 
+@functools.lru_cache(maxsize=1024)
 def is_neutral(column: str) -> bool:
     """Whether a column's name says that it is one of two sides, and not which is better."""
     plain = plain_name(column)
