@@ -152,7 +152,11 @@ def _questions(prompts: pa.Table) -> dict[str, Any]:
     return {
         key: (known.get(system) or known.setdefault(system, normalised(system)), tuple(map(normalised, texts)), media)
         for key, system, texts, media in zip(
-            keys, systems, records.inner_lists(prompts["turns"], "text"), records.inner_lists(prompts["media"], "sha256"), strict=True
+            keys,
+            systems,
+            records.inner_lists(prompts["turns"], "text"),
+            records.inner_lists(prompts["media"], "sha256"),
+            strict=True,
         )
     }
 

@@ -102,8 +102,17 @@ class Quarantined:
     missing_column: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of JSON Lines as its bytes: parsing them takes longer than finding them."""
+
+    where: str
+    raw: bytes
+
+
 Item = Conversation | ImagePair | Quarantined
 Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its values, or what is wrong with it
+Unparsed = Read | Line
 
 
 @dataclass(frozen=True, slots=True)

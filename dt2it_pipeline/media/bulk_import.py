@@ -33,12 +33,14 @@ class MediaImporter:
     def __init__(self, root: MediaRoot, store: Path, threads: int | None = None) -> None:
         self.root, self.store = root, store
         self.index = MediaIndex(store)
-        self.threads = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="media")
+        threads = threads or len(os.sched_getaffinity(0))
+        self._pool = None if threads == 1 else ThreadPoolExecutor(threads, thread_name_prefix="media")
         self._named: dict[Medium, Stored] = {}  # media by their names, as far as they are in the store
 
     def close(self) -> None:
         """End the threads."""
-        self.threads.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def rows(self, media: Sequence[Medium]) -> list[Imported]:
         """For every medium its row (kind, sha256, path), or the error that says why it cannot be used."""
@@ -63,7 +65,8 @@ class MediaImporter:
             if known is not None:
                 made[one] = known
         todo = [one for one in media if one not in made]
-        made |= zip(todo, self.threads.map(self._stored, todo), strict=True)
+        mapped = map if self._pool is None else self._pool.map
+        made |= zip(todo, mapped(self._stored, todo), strict=True)
         new = [(one, found) for one in todo if isinstance(found := made[one], Stored)]
         files = {self.store / found.row["path"] for one, found in new if one.kind == "image"}
         sync_all(files | {file.parent for file in files})  # before the index says that they are there

@@ -48,7 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
 
 
 def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dt2it_pipeline.ingest.sources._BATCH", 2)
+    monkeypatch.setattr("dt2it_pipeline.ingest.pieces._BATCH", 2)
     made = source(tmp_path, rows(6), "auto")
     whole = read_source(made, tmp_path, tmp_path / "other")
     counted(monkeypatch, fail_at=4)

@@ -12,7 +12,13 @@ from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.provenance import RECORD, provenance_of
-from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.ingest.sources import (
+    SourceError,
+    available_processes,
+    concatenate,
+    fingerprint,
+    read_source,
+)
 from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.orchestrate.freshness import freshness
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -249,7 +255,7 @@ def _read_all(
 
 def _read(manifest: Manifest, store: Store, slot: str, key: str, report: Report) -> Artifact:
     started = time.monotonic()
-    read = read_source(manifest, store.sources, store.media, report)
+    read = read_source(manifest, store.sources, store.media, report, available_processes())
     return store.write(
         slot, replace(read, metadata=dict(read.metadata) | {"seconds": round(time.monotonic() - started, 1)}), key
     )
