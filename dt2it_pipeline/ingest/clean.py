@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.observe.progress import Progress, Report, silent
@@ -80,16 +81,16 @@ def faulty_pairs(
         report: is called with how many of the pairs are looked at.
     """
     questions, names = _questions(prompts), _Names(pairs)
-    chosen, rejected = pairs["chosen"].to_pylist(), pairs["rejected"].to_pylist()
     groups: dict[Any, list[int]] = defaultdict(list)
     for row, key in enumerate(pairs["prompt_id"].to_pylist()):
         groups[questions[key]].append(row)
+    normal = _normal_sides(pairs, groups.values())
     found: dict[int, Fault] = {}
     progress = Progress(report, "pairs cleaned", pairs.num_rows)
     done = 0
     for rows in groups.values():
-        if len(rows) > 1 or _begin_alike(chosen[rows[0]], rejected[rows[0]]):
-            texts = {row: (normalised(chosen[row]), normalised(rejected[row])) for row in rows}
+        if rows[0] in normal:
+            texts = {row: normal.pop(row) for row in rows}
             left = _exact(rows, texts, names, found)
             if near_duplicate is not None and len(left) > 1:
                 _near(left, texts, names, near_duplicate, found)
@@ -136,9 +137,22 @@ class _Names:
         return source if row_id is None else f"{source}, {row_id}"
 
 
-def _begin_alike(first: str, second: str) -> bool:
+def _normal_sides(pairs: pa.Table, groups: Iterable[Sequence[int]]) -> dict[int, tuple[str, str]]:
+    """Both sides of rows that may be faulty, normalised: rows whose question has others, and rows of alike sides."""
+    sides = pairs.select(["chosen", "rejected"])
+    beginnings = [pc.utf8_slice_codeunits(column, 0, _BEGINNING).to_pylist() for column in sides.columns]
+    suspected = [
+        row
+        for rows in groups
+        if len(rows) > 1 or _begin_alike(beginnings[0][rows[0]], beginnings[1][rows[0]])
+        for row in rows
+    ]
+    texts = (map(normalised, column.to_pylist()) for column in sides.take(pa.array(suspected, pa.int64())).columns)
+    return dict(zip(suspected, zip(*texts, strict=True), strict=True))
+
+
+def _begin_alike(*beginnings: str) -> bool:
     """Whether two texts may be one once normalised: False only where their first words surely differ."""
-    beginnings = [text[:_BEGINNING] for text in (first, second)]
     if not all(text.isascii() and "<" not in text and "\\" not in text for text in beginnings):
         return True
     words = [text.lower().split() for text in beginnings]
@@ -148,9 +162,9 @@ def _begin_alike(first: str, second: str) -> bool:
 
 def _questions(prompts: pa.Table) -> dict[str, Any]:
     keys, systems = prompts["prompt_id"].to_pylist(), prompts["system"].to_pylist()
-    known: dict[str, str] = {}  # systems are few
+    normal = {system: normalised(system) for system in set(systems)}
     return {
-        key: (known.get(system) or known.setdefault(system, normalised(system)), tuple(map(normalised, texts)), media)
+        key: (normal[system], tuple(map(normalised, texts)), media)
         for key, system, texts, media in zip(
             keys,
             systems,

@@ -221,7 +221,7 @@ def _size(value: object) -> int:
 
 
 def _start(manifest: Manifest, first: Sequence[Row], media: MediaFolder) -> None:
-    fork_server.end_with_server()
+    fork_server.end_with_parent()
     importer = media.importer(manifest.name, threads=1)
     _HERE["reader"] = _PieceReader(manifest, first, importer.__enter__())  # as long as the process lives
 

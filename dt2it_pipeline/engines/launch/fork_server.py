@@ -2,7 +2,7 @@
 
 A fork of the stage's own process would share its threads and their locks, its connections and its CUDA context.
 Processes that start from nothing import their modules each for themselves. The server imports them once, has no
-threads, and ends with the stage's process.
+threads, and ends when the last of them has.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import time
 from multiprocessing.context import ForkServerContext
-
-_LOOKS = 2.0  # seconds between two looks whether the server still lives
 
 
 def context(preloaded: str) -> ForkServerContext:
@@ -27,12 +24,13 @@ def context(preloaded: str) -> ForkServerContext:
     return found
 
 
-def end_with_server() -> None:
-    """Let this process end when the server has, however the stage's process ended. Call it in a started process."""
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has, in whatever way. Call it in a started process."""
+    threading.Thread(target=_watch, daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOKS)
-    os._exit(1)
+def _watch() -> None:
+    parent = multiprocessing.parent_process()  # the stage's process; the server itself lives as long as its children
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -88,7 +88,7 @@ class Fields:
     def __init__(self, row: Row) -> None:
         self.row = row
         self._layout = _layout(tuple(map(str, row.values)))
-        self._plain = self._layout.plain
+        self._plain, self._known, self._values = self._layout.plain, self._layout.known, row.values
 
     @property
     def bare(self) -> Row:
@@ -107,7 +107,9 @@ class Fields:
                     "missing column", f"column {name!r} is not in {self._where}, which has {sorted(self.row.values)}"
                 )
             return name
-        there = self._layout.columns(field)
+        there = self._known.get(field)
+        if there is None:
+            there = self._layout.columns(field)
         if len(there) < 2:
             return there[0] if there else None
         # Tables of several forms have nulls in the columns of the others.
@@ -141,7 +143,9 @@ class Fields:
 
     def value(self, column: str | None) -> Any:
         """The value of a column, None where there is none or it is NaN."""
-        value = None if column is None else self.row.values.get(column)
+        value = None if column is None else self._values.get(column)
+        if value is None or type(value) is str:  # nearly all
+            return value
         return None if isinstance(value, float) and math.isnan(value) else value
 
     def has(self, field: str) -> bool:
@@ -205,17 +209,15 @@ class _Layout:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.plain = plain_names(names)
-        self._columns: dict[str, tuple[str, ...]] = {}
+        self.known: dict[str, tuple[str, ...]] = {}  # columns by the fields that were asked for so far
         self._couples: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
         self._present: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
         self._numbered: dict[str, tuple[str, ...]] = {}
 
     def columns(self, field: str) -> tuple[str, ...]:
         """The columns that may hold a field, the likeliest first."""
-        found = self._columns.get(field)
-        if found is None:
-            there = (self.plain.get(name) for name in NAMES.get(field, (field,)))
-            found = self._columns[field] = tuple(name for name in there if name is not None)
+        there = (self.plain.get(name) for name in NAMES.get(field, (field,)))
+        found = self.known[field] = tuple(name for name in there if name is not None)
         return found
 
     def couples(self, names: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -175,6 +175,8 @@ def _holds(question: str, text: str) -> bool:
 
 def _history(fields: Fields) -> Iterator[Turn]:
     """Earlier turns: a list of [question, answer], as Alpaca writes them, or of turns."""
+    if fields.plain("history") is None:
+        return
     value = listed(fields.value(fields.plain("history")))
     if is_chat(value):
         yield from read_chat(value, "column 'history'").turns

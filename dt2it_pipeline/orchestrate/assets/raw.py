@@ -33,7 +33,7 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "2"  # as a stage's code_version: of writing the demo's world
-_READER_VERSIONS = {"preferences": "4", "truth": "4", "t2i": "4"}  # and of reading a source, by its kind
+_READER_VERSIONS = {"preferences": "5", "truth": "5", "t2i": "4"}  # and of reading a source, by its kind
 _READER_VERSION = "3"  # of the other kinds
 _PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
 _KINDS = {
@@ -122,7 +122,7 @@ def _raw_asset(
         group=GROUP,
         part="sources",
         stage="ingest",
-        code_version="4" if name in (_PREFERENCES, _T2I) else "3",
+        code_version={_PREFERENCES: "5", _T2I: "4"}.get(name, "3"),
         kinds={"parquet"},
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),

@@ -19,9 +19,9 @@ def context() -> ForkServerContext:
     return fork_server.context(_PRELOADED)
 
 
-def end_with_server() -> None:
-    """Let this process end when the server has, however the training process ended. Call it in a started process."""
+def end_with_parent() -> None:
+    """Let this process end when the training process has, in whatever way. Call it in a started process."""
     import torch
 
     torch.set_num_threads(1)  # there is one such process for every core
-    fork_server.end_with_server()
+    fork_server.end_with_parent()
