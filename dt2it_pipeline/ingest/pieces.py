@@ -33,7 +33,8 @@ from dt2it_pipeline.storage.leftovers import sweep
 
 MOST_PROCESSES = 16
 _BATCH = 256  # items whose media are imported together
-_LONG = 2048  # rows from which on a source is long enough for several processes, whose start takes seconds
+# Rows, or what they take, from which on a source is long enough for several processes, whose start takes seconds.
+_LONG, _LONG_BYTES = 10_000, 64 << 20
 _PIECE, _PIECE_BYTES = 512, 8 << 20  # rows that go to a process at a time, and what their texts and images may take
 _AHEAD = 3  # pieces per process that wait or are worked on
 _PATIENCE = 100  # items that may lack a column, before a source none of whose items has it is given up
@@ -86,15 +87,28 @@ def pieces(manifest: Manifest, sources: Path, media: MediaFolder, processes: int
         reads = read_unparsed(manifest, sources)
         first: list[Row] = []
         head: list[Unparsed] = []
+        several = False
         # What a benchmark's images are asked is worded by files that a process of its own may find elsewhere.
         if processes > 1 and adapter(manifest.adapter).reader is not None and manifest.kind != "t2i_benchmark":
-            head = list(itertools.islice(reads, _LONG))
+            head, several = _head(reads)
             rows = (row_of(manifest, read) for read in head)
             first = list(itertools.islice((row for row in rows if isinstance(row, Row)), LOOK))
-        several = len(head) == _LONG and len(first) == LOOK
+            several &= len(first) == LOOK
         yield from _here(manifest, head if several else itertools.chain(head, reads), importer)
     if several:
         yield from _in_processes(manifest, reads, first, media, processes)
+
+
+def _head(reads: Iterator[Unparsed]) -> tuple[list[Unparsed], bool]:
+    """The first rows of a source, and whether it is a long one."""
+    head: list[Unparsed] = []
+    size = 0
+    for read in reads:
+        head.append(read)
+        size += _size(read)
+        if len(head) >= _LONG or (size >= _LONG_BYTES and len(head) >= 2 * LOOK):
+            return head, True
+    return head, False
 
 
 def _items(manifest: Manifest, reads: Iterable[Unparsed], on_row: Callable[[Row], None]) -> Iterator[Item]:

@@ -56,7 +56,13 @@ class _Parts:
             self._recent = 0
 
     def table(self) -> pa.Table:
-        return pa.concat_tables(self._parts).combine_chunks()
+        """The whole table. Its pieces are gone then: column by column, so that no more than one lies there twice."""
+        whole = pa.concat_tables(self._parts)
+        self._parts = []
+        for place, name in enumerate(whole.column_names):
+            one = whole.select([name]).combine_chunks()
+            whole = whole.set_column(place, one.schema.field(0), one.column(0))
+        return whole
 
 
 class _Collected:
