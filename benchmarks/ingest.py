@@ -174,13 +174,14 @@ class Watched:
         self._thread.start()
 
     def end(self) -> dict[str, Any]:
-        """Seconds of CPU time, and the peaks of this process and of the largest that it started, in MiB."""
+        """Seconds of CPU time, of all and its own; peaks in MiB, its own and of the largest that it started."""
         self._ended.set()
         self._thread.join()
         own = os.times()
-        seconds = own.user + own.system - self._before + sum(self._seconds.values())
+        seconds = own.user + own.system - self._before
         others = max(self._peaks.values(), default=0.0)
-        return {"cpu": seconds, "peak_mib": peak_memory() / 2**20, "others_mib": others}
+        cpu = seconds + sum(self._seconds.values())
+        return {"cpu": cpu, "own": seconds, "peak_mib": peak_memory() / 2**20, "others_mib": others}
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
@@ -230,7 +231,9 @@ def main() -> None:
         size = (folder / "rows.jsonl").stat().st_size / 2**20
         print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images, medians of {given.turns} turns\n")
         heading = "| step | count | CPU seconds | per second of CPU time | wall seconds | peak memory, MiB |"
-        heading += " and of each process |" * (given.processes > 1) + " times before |" * (given.against is not None)
+        heading += " and of each process | CPU seconds of the first process |" * (
+            given.processes > 1
+        ) + " times before |" * (given.against is not None)
         print(f"{heading}\n{'|---' * (heading.count('|') - 1)}|")
         for name in given.only or STEPS:
             turns = [
@@ -241,7 +244,7 @@ def main() -> None:
             line = f"| {name} | {found['count']:,.0f} {turns[0][-1]['of']} | {found['cpu']:.1f} | "
             line += f"{found['count'] / found['cpu']:,.0f} | {found['wall']:.1f} | {found['peak_mib']:.0f} |"
             if given.processes > 1:
-                line += f" {found['others_mib']:.0f} |"
+                line += f" {found['others_mib']:.0f} | {found['own']:.1f} |"
             if given.against is not None:
                 ratios = sorted(turn[0]["cpu"] / turn[1]["cpu"] for turn in turns)
                 line += f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
