@@ -165,6 +165,8 @@ class Fields:
         for kind, fields in kinds:
             for field in fields:
                 mapped = field in self.row.columns
+                if not mapped and not self._layout.columns(field):
+                    continue
                 media = self._media_of(self._media_column(field), kind)
                 if media or mapped:
                     found += media
@@ -216,8 +218,10 @@ class _Layout:
 
     def columns(self, field: str) -> tuple[str, ...]:
         """The columns that may hold a field, the likeliest first."""
-        there = (self.plain.get(name) for name in NAMES.get(field, (field,)))
-        found = self.known[field] = tuple(name for name in there if name is not None)
+        found = self.known.get(field)
+        if found is None:
+            there = (self.plain.get(name) for name in NAMES.get(field, (field,)))
+            found = self.known[field] = tuple(name for name in there if name is not None)
         return found
 
     def couples(self, names: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

@@ -108,7 +108,7 @@ class PairReader:
             )
         value, other = fields.value(couple[0]), fields.value(couple[1])
         several = _several(other)
-        names = [_name(fields.value(fields.plain(f"{side}_model"))) for side in ("chosen", "rejected")]
+        one, two = (_name(fields.value(fields.plain(name))) for name in ("chosen_model", "rejected_model"))
         given = strengths(fields, len(several) or 1)
         for number, rejected in enumerate(several or [other]):
             fault = contradicted(fields, couple, number, given[number])
@@ -119,7 +119,7 @@ class PairReader:
             if len(several) > 1:
                 list_id, ranks = None, (1.0, 2 + (len(several) - 1) / 2)
             part = str(number) if len(several) > 1 else ""
-            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (names[0], names[1]))
+            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (one, two))
             yield made if list_id is None else replace(made, list_id=list_id)
 
     def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:

@@ -13,6 +13,7 @@ from dt2it_pipeline.media.markers import escaped, user_marker_kinds, without_mar
 from dt2it_pipeline.media.store import Medium
 
 _QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
+_JOINED = {"input": "{0}\n{1}", "context": "{1}\n\n{0}"}  # with the question: what stands beside it
 _BESIDE = ("history", "passage", "document", "dialogue", "dialog", "article", "post")
 _FEWEST_WORDS = 4  # of a text; what is shorter may be a name, a number, or a word of the question
 _HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
@@ -128,14 +129,13 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
         return found
     _require_one_question(fields, column, value)
     last = found.turns[-1]["text"]
-    for name, join in (("input", "{0}\n{1}"), ("context", "{1}\n\n{0}")):
-        beside = fields.plain(name)
+    for name, beside in fields.present(tuple(_JOINED)):
         extra = fields.value(beside)
-        if beside in (None, column, conversation) or is_blank(extra) or is_chat(extra):
+        if beside in (column, conversation) or is_blank(extra) or is_chat(extra):
             continue
         text = checked_text(extra, f"column {beside!r}")
         if not _holds(last, text):
-            last = join.format(last, text)
+            last = _JOINED[name].format(last, text)
     _require_nothing_beside(fields, column, last)
     turns = (*found.turns[:-1], {"role": "user", "text": last})
     return found._replace(turns=(*_history(fields), *turns))
