@@ -1,19 +1,25 @@
 """Throughput and memory of ingestion on made-up sources: `python -m benchmarks.ingest` (see README.md).
 
-Every step runs in a process of its own, so that its peak memory is its own.
+Every step runs in a process of its own, so that its peak memory is its own. Rates are by CPU time (user and system, of
+all processes of the step), which other work on the machine changes less than the wall clock's. Another checkout of the
+project is measured by the same steps, in turn with this one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +40,7 @@ from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
 _WORDS = ("the", "a", "red", "blue", "small", "large", "boat", "lake", "hill", "sky", "cloud", "tree", "lies", "near")
 _SIDE = 40  # words of a response
 _BENCHMARK_IMAGES = 5000
+_LOOK_SECONDS = 0.2  # between two looks at the processes of a step
 
 
 def write_source(folder: Path, rows: int, images: int) -> None:
@@ -63,38 +70,60 @@ def manifest(folder: Path) -> Manifest:
     )
 
 
-def read_and_adapt(folder: Path) -> tuple[int, str]:
+class Step(NamedTuple):
+    """What is measured, once everything that it needs lies ready."""
+
+    count: int
+    of: str
+    run: Callable[[], Any]
+
+
+def read_and_adapt(folder: Path, processes: int) -> Step:
     """Rows to neutral items, nothing kept."""
-    return sum(1 for _ in items_of(manifest(folder), folder)), "rows"
+    return Step(_rows(folder), "rows", lambda: sum(1 for _ in items_of(manifest(folder), folder)))
 
 
-def import_images(folder: Path) -> tuple[int, str]:
+def import_images(folder: Path, processes: int) -> Step:
     """Decode, hash and store every image."""
     files = sorted((folder / "images").iterdir())
-    importer = MediaImporter(MediaRoot(folder), folder / "store")
-    for start in range(0, len(files), 256):
-        importer.rows([Medium("image", f"images/{file.name}") for file in files[start : start + 256]])
-    importer.close()
-    return len(files), "images"
+    shutil.rmtree(folder / "store", ignore_errors=True)
+
+    def run() -> None:
+        importer = MediaImporter(MediaRoot(folder), folder / "store", 1)
+        for start in range(0, len(files), 256):
+            found = importer.rows([Medium("image", f"images/{file.name}") for file in files[start : start + 256]])
+            assert all(isinstance(one, dict) for one in found)
+        importer.close()
+
+    return Step(len(files), "images", run)
 
 
-def whole_source(folder: Path) -> tuple[int, str]:
+def whole_source(folder: Path, processes: int) -> Step:
     """The source to tables, its images being in the store already (as after a killed import)."""
-    artifact = read_source(manifest(folder), folder, folder / "store")
-    assert artifact.metadata["rows_in"] == artifact.metadata["rows_out"] + artifact.metadata["rows_quarantined"]
-    for kind in ("pairs", "prompts"):
-        write_parquet(artifact[kind], folder / f"{kind}.parquet")
-    return artifact.metadata["rows_in"], "rows"
+
+    def run() -> None:
+        more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
+        artifact = read_source(manifest(folder), folder, folder / "store", **more)
+        assert artifact.metadata["rows_in"] == artifact.metadata["rows_out"] + artifact.metadata["rows_quarantined"]
+        for kind in ("pairs", "prompts"):
+            write_parquet(artifact[kind], folder / f"{kind}.parquet")
+
+    return Step(_rows(folder), "rows", run)
 
 
-def clean(folder: Path) -> tuple[int, str]:
+def source_and_images(folder: Path, processes: int) -> Step:
+    """The same with an empty store."""
+    shutil.rmtree(folder / "store", ignore_errors=True)
+    return whole_source(folder, processes)
+
+
+def clean(folder: Path, processes: int) -> Step:
     """Repeated, contradictory and near-duplicate pairs."""
-    pairs = read_parquet(folder / "pairs.parquet", "pairs")
-    clean_pairs(pairs, read_parquet(folder / "prompts.parquet", "prompts"), 0.9, "ingest")
-    return pairs.num_rows, "pairs"
+    pairs, prompts = (read_parquet(folder / f"{kind}.parquet", kind) for kind in ("pairs", "prompts"))
+    return Step(pairs.num_rows, "pairs", lambda: clean_pairs(pairs, prompts, 0.9, "ingest"))
 
 
-def decontaminated(folder: Path) -> tuple[int, str]:
+def decontaminated(folder: Path, processes: int) -> Step:
     """Against a benchmark of 5,000 images by content and perceptual hash, and by question and answer.
 
     Every row is given an image of its own here, so that as many hashes are compared as a million images have.
@@ -113,20 +142,70 @@ def decontaminated(folder: Path) -> tuple[int, str]:
     columns = {name: first[name] for name in ("pair_id", "prompt_id", "chosen_id", "rejected_id", "chosen", "rejected")}
     named = {name: pa.array(["x"] * first.num_rows) for name in ("item_id", "benchmark", "group")}
     items = schemas.validate(pa.table(columns | named), "benchmark_items")
-    clean, removed, _ = decontaminate(
-        pairs, prompts, benchmark_content(items, theirs), DecontaminationSettings(), hashes
-    )
-    assert removed.num_rows >= theirs.num_rows and clean.num_rows + removed.num_rows == pairs.num_rows
-    return pairs.num_rows, "pairs"
+
+    def run() -> None:
+        content = benchmark_content(items, theirs)
+        clean, removed, _ = decontaminate(pairs, prompts, content, DecontaminationSettings(), hashes)
+        assert removed.num_rows >= theirs.num_rows and clean.num_rows + removed.num_rows == pairs.num_rows
+
+    return Step(pairs.num_rows, "pairs", run)
 
 
-STEPS: dict[str, Callable[[Path], tuple[int, str]]] = {
+STEPS: dict[str, Callable[[Path, int], Step]] = {
     "read and adapt": read_and_adapt,
     "import images": import_images,
+    "source and images": source_and_images,
     "whole source": whole_source,
     "clean": clean,
     "decontaminate": decontaminated,
 }
+
+
+class Watched:
+    """CPU time and memory of a process and of all that it starts, whoever their parents become."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._peaks: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        own = os.times()
+        self._before = own.user + own.system
+        self._thread.start()
+
+    def end(self) -> dict[str, Any]:
+        """Seconds of CPU time, of all and its own; peaks in MiB, its own and of the largest that it started."""
+        self._ended.set()
+        self._thread.join()
+        own = os.times()
+        seconds = own.user + own.system - self._before
+        others = max(self._peaks.values(), default=0.0)
+        cpu = seconds + sum(self._seconds.values())
+        return {"cpu": cpu, "own": seconds, "peak_mib": peak_memory() / 2**20, "others_mib": others}
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        parents: dict[int, int] = {}
+        used: dict[int, float] = {}
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                values = file.read_text(errors="replace").rpartition(")")[2].split()
+            except OSError:
+                continue
+            process = int(file.parent.name)
+            parents[process] = int(values[1])
+            used[process] = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+        for process in used:
+            above = parents[process]
+            while above not in (0, 1, os.getpid()):
+                above = parents.get(above, 0)
+            if above == os.getpid():
+                self._seconds[process] = used[process]
+                self._peaks[process] = _peak_of(process) or self._peaks.get(process, 0.0)
 
 
 def main() -> None:
@@ -134,33 +213,74 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--turns", type=int, default=1, help="medians of so many, one step after the other")
+    parser.add_argument("--processes", type=int, default=1, help="that read the source")
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
+    parser.add_argument("--only", nargs="*", choices=STEPS, help="steps; later ones need the tables of earlier ones")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.step:
-        print(json.dumps(_measured(STEPS[given.step], given.folder)))
+        print(json.dumps(_measured(STEPS[given.step](given.folder, given.processes))))
         return
+    ours = Path(__file__).resolve().parents[1]
+    checkouts = [ours] if given.against is None else [given.against.resolve(), ours]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "made_up"
         write_source(folder, given.rows, given.images)
         size = (folder / "rows.jsonl").stat().st_size / 2**20
-        print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images\n")
-        print("| step | count | seconds | per second | peak memory, MiB |\n|---|---|---|---|---|")
-        for name in STEPS:
-            command = [sys.executable, "-m", "benchmarks.ingest", "--step", name, "--folder", str(folder)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            rate = found["count"] / found["seconds"]
-            figures = f"{found['seconds']:.1f} | {rate:,.0f} | {found['peak_mib']:.0f}"
-            print(f"| {name} | {found['count']:,} {found['of']} | {figures} |", flush=True)
+        print(f"{given.rows} rows ({size:.0f} MiB of JSON), {given.images} images, medians of {given.turns} turns\n")
+        heading = "| step | count | CPU seconds | per second of CPU time | wall seconds | peak memory, MiB |"
+        heading += " and of each process | CPU seconds of the first process |" * (
+            given.processes > 1
+        ) + " times before |" * (given.against is not None)
+        print(f"{heading}\n{'|---' * (heading.count('|') - 1)}|")
+        for name in given.only or STEPS:
+            turns = [
+                [_turn(name, folder, checkout, given.processes if checkout == ours else 1) for checkout in checkouts]
+                for _ in range(given.turns)
+            ]
+            found = {key: statistics.median(turn[-1][key] for turn in turns) for key in turns[0][-1] if key != "of"}
+            line = f"| {name} | {found['count']:,.0f} {turns[0][-1]['of']} | {found['cpu']:.1f} | "
+            line += f"{found['count'] / found['cpu']:,.0f} | {found['wall']:.1f} | {found['peak_mib']:.0f} |"
+            if given.processes > 1:
+                line += f" {found['others_mib']:.0f} | {found['own']:.1f} |"
+            if given.against is not None:
+                ratios = sorted(turn[0]["cpu"] / turn[1]["cpu"] for turn in turns)
+                line += f" {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+            print(line, flush=True)
+        print(f"\nload of the machine at the end: {os.getloadavg()[0]:.1f}")
 
 
-def _measured(step: Callable[[Path], tuple[int, str]], folder: Path) -> dict[str, Any]:
-    started = time.monotonic()
-    count, of = step(folder)
-    seconds = time.monotonic() - started
-    peak = peak_memory() / 2**20
-    return {"count": count, "of": of, "seconds": seconds, "peak_mib": peak}
+def _turn(name: str, folder: Path, checkout: Path, processes: int) -> dict[str, Any]:
+    """One turn of a step with the package of a checkout; the steps are this file's."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--step", name, "--folder", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        [*command, "--processes", str(processes)], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measured(step: Step) -> dict[str, Any]:
+    watched, started = Watched(), time.monotonic()
+    step.run()
+    wall = time.monotonic() - started
+    return {"count": step.count, "of": step.of, "wall": wall, **watched.end()}
+
+
+def _rows(folder: Path) -> int:
+    with (folder / "rows.jsonl").open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _peak_of(process: int) -> float:
+    """Peak memory of another process in MiB, 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    except (OSError, ValueError, StopIteration):
+        return 0.0
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline.media.markers import without_markers
 from dt2it_pipeline.observe.progress import Progress, Report, silent
@@ -24,6 +26,8 @@ REPEATED = "duplicate pair"
 NEARLY_REPEATED = "near-duplicate pair"
 IDENTICAL = "identical sides"
 _NAMED = 5  # rows that a detail names
+_REPORTED = 1000  # pairs between two counts
+_BEGINNING = 64  # characters of two sides, by which most are told apart
 _SHINGLE = 5  # characters; the measure is the same for languages that write no spaces
 _HAN_SHARE = 0.3  # of a text's letters, from which on it is Chinese
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
@@ -76,19 +80,23 @@ def faulty_pairs(
         near_duplicate: 0 to 1.
         report: is called with how many of the pairs are looked at.
     """
-    questions, names = _questions(prompts), _names(pairs)
-    sides = [[normalised(text) for text in pairs[name].to_pylist()] for name in ("chosen", "rejected")]
+    questions, names = _questions(prompts), _Names(pairs)
     groups: dict[Any, list[int]] = defaultdict(list)
     for row, key in enumerate(pairs["prompt_id"].to_pylist()):
         groups[questions[key]].append(row)
+    normal = _normal_sides(pairs, groups.values())
     found: dict[int, Fault] = {}
     progress = Progress(report, "pairs cleaned", pairs.num_rows)
+    done = 0
     for rows in groups.values():
-        texts = {row: (sides[0][row], sides[1][row]) for row in rows}
-        left = _exact(rows, texts, names, found)
-        if near_duplicate is not None and len(left) > 1:
-            _near(left, texts, names, near_duplicate, found)
-        progress.add(len(rows))
+        if rows[0] in normal:
+            texts = {row: normal.pop(row) for row in rows}
+            left = _exact(rows, texts, names, found)
+            if near_duplicate is not None and len(left) > 1:
+                _near(left, texts, names, near_duplicate, found)
+        done += len(rows)
+        if done - progress.done >= _REPORTED or done == pairs.num_rows:
+            progress.at(done)
     return found
 
 
@@ -101,8 +109,9 @@ def clean_pairs(
 ) -> tuple[pa.Table, pa.Table]:
     """Split a pairs table into the rows to keep and a `quarantine` table of the others (see `faulty_pairs`)."""
     found = faulty_pairs(pairs, prompts, near_duplicate, report)
-    keep = pa.array([row not in found for row in range(pairs.num_rows)], pa.bool_())
     places = sorted(found)
+    kept = np.ones(pairs.num_rows, dtype=bool)
+    kept[places] = False
     rows = pairs.select(["pair_id", "source", "row_id"]).take(pa.array(places, pa.int64())).to_pylist()
     aside = []
     for place, row in zip(places, rows, strict=True):
@@ -114,29 +123,60 @@ def clean_pairs(
         aside.append(
             records.quarantine_pair(row, stage, found[place].reason, found[place].detail) | {"pair_id": pair_id}
         )
-    return pairs.filter(keep).combine_chunks(), schemas.table(aside, "quarantine")
+    return pairs.filter(pa.array(kept)).combine_chunks(), schemas.table(aside, "quarantine")
 
 
-def _names(pairs: pa.Table) -> Sequence[str]:
-    """Every row as a person finds it: its source, and its own id there."""
-    columns = (pairs[name].to_pylist() for name in ("source", "row_id"))
-    return [source if row_id is None else f"{source}, {row_id}" for source, row_id in zip(*columns, strict=True)]
+class _Names:
+    """Every row of a pairs table as a person finds it: its source, and its own id there."""
+
+    def __init__(self, pairs: pa.Table) -> None:
+        self._pairs = pairs.select(["source", "row_id"])
+
+    def __getitem__(self, row: int) -> str:
+        source, row_id = (column[row].as_py() for column in self._pairs.columns)
+        return source if row_id is None else f"{source}, {row_id}"
+
+
+def _normal_sides(pairs: pa.Table, groups: Iterable[Sequence[int]]) -> dict[int, tuple[str, str]]:
+    """Both sides of rows that may be faulty, normalised: rows whose question has others, and rows of alike sides."""
+    sides = pairs.select(["chosen", "rejected"])
+    beginnings = [pc.utf8_slice_codeunits(column, 0, _BEGINNING).to_pylist() for column in sides.columns]
+    suspected = [
+        row
+        for rows in groups
+        if len(rows) > 1 or _begin_alike(beginnings[0][rows[0]], beginnings[1][rows[0]])
+        for row in rows
+    ]
+    texts = (map(normalised, column.to_pylist()) for column in sides.take(pa.array(suspected, pa.int64())).columns)
+    return dict(zip(suspected, zip(*texts, strict=True), strict=True))
+
+
+def _begin_alike(*beginnings: str) -> bool:
+    """Whether two texts may be one once normalised: False only where their first words surely differ."""
+    if not all(text.isascii() and "<" not in text and "\\" not in text for text in beginnings):
+        return True
+    words = [text.lower().split() for text in beginnings]
+    # The last word may go on behind the beginning, and a mark there may join it.
+    return all(one == other for one, other in zip(words[0][:-1], words[1][:-1], strict=False))
 
 
 def _questions(prompts: pa.Table) -> dict[str, Any]:
-    columns = (prompts[name].to_pylist() for name in ("prompt_id", "system", "turns", "media"))
+    keys, systems = prompts["prompt_id"].to_pylist(), prompts["system"].to_pylist()
+    normal = {system: normalised(system) for system in set(systems)}
     return {
-        key: (
-            normalised(system),
-            tuple(normalised(turn["text"]) for turn in turns),
-            tuple(medium["sha256"] for medium in media),
+        key: (normal[system], tuple(map(normalised, texts)), media)
+        for key, system, texts, media in zip(
+            keys,
+            systems,
+            records.inner_lists(prompts["turns"], "text"),
+            records.inner_lists(prompts["media"], "sha256"),
+            strict=True,
         )
-        for key, system, turns, media in zip(*columns, strict=True)
     }
 
 
 def _exact(
-    rows: Sequence[int], texts: Mapping[int, tuple[str, str]], names: Sequence[str], found: dict[int, Fault]
+    rows: Sequence[int], texts: Mapping[int, tuple[str, str]], names: _Names, found: dict[int, Fault]
 ) -> list[int]:
     """Judge rows of one question by equal sides; returns those that are left."""
     same: dict[frozenset[str], list[int]] = defaultdict(list)
@@ -162,7 +202,7 @@ def _exact(
 def _near(
     rows: Sequence[int],
     texts: Mapping[int, tuple[str, str]],
-    names: Sequence[str],
+    names: _Names,
     least: float,
     found: dict[int, Fault],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline.config.sections.cleaning import DecontaminationSettings
 from dt2it_pipeline.media.markers import without_markers
@@ -27,6 +29,9 @@ _WORD = re.compile(  # words, and the symbols that make another question of the 
     r"|-(?=\.?\d|[(\[])|(?<=[)\]])-|(?<=[\w)\]] )-(?= [\d(\[])"
     rf"|(?<=\b{_LETTER})-(?={_LETTER}\b)|(?<=\b{_LETTER} )-(?= {_LETTER}\b)"
 )
+_PLAIN = ".,?!:;'\"()"  # no operator, and none beside one where there are no others
+_OTHER = re.compile(rf"[^a-z0-9_\s{re.escape(_PLAIN)}]", re.ASCII)
+_SPACES = str.maketrans(dict.fromkeys(_PLAIN, " "))
 _ROWS = 128  # training images that are compared at a time: what lies between fits a processor's cache
 
 
@@ -92,12 +97,13 @@ def contaminated_pairs(
     """
     by_prompt, asked = _by_prompt(prompts, content, settings, hashes)
     found: dict[str, Contamination] = {}
-    for row in pairs.select(["pair_id", "prompt_id", "chosen", "rejected"]).to_pylist():
+    suspected = pc.is_in(pairs["prompt_id"], value_set=pa.array([*by_prompt, *asked], pa.string()))
+    columns = pairs.select(["pair_id", "prompt_id", "chosen", "rejected"])
+    for row in columns.filter(suspected).to_pylist():
         fault = by_prompt.get(row["prompt_id"])
         for question in asked.get(row["prompt_id"], ()):
-            known = content.answers.get(question)
-            if fault is None and known and settings.response_characters is not None:
-                fault = _answered(known, row, settings.response_characters)
+            if fault is None and settings.response_characters is not None:
+                fault = _answered(content.answers[question], row, settings.response_characters)
         if fault is not None:
             found[row["pair_id"]] = fault
     return found
@@ -115,19 +121,18 @@ def decontaminate(
     The third value is the report of what was removed: reason, benchmark, source and pairs, most pairs first.
     """
     found = contaminated_pairs(pairs, prompts, content, settings, hashes)
-    clean = pa.array([key not in found for key in pairs["pair_id"].to_pylist()], pa.bool_())
+    contaminated = pc.is_in(pairs["pair_id"], value_set=pa.array(list(found), pa.string()))
     removed, counts = [], Counter[tuple[str, str, str]]()
-    for row in pairs.select(["pair_id", "source", "row_id"]).to_pylist():
-        fault = found.get(row["pair_id"])
-        if fault is not None:
-            detail = f"{fault.benchmark}: {fault.detail}"
-            removed.append(records.quarantine_pair(row, "decontamination", fault.reason, detail))
-            counts[fault.reason, fault.benchmark, row["source"]] += 1
+    for row in pairs.select(["pair_id", "source", "row_id"]).filter(contaminated).to_pylist():
+        fault = found[row["pair_id"]]
+        detail = f"{fault.benchmark}: {fault.detail}"
+        removed.append(records.quarantine_pair(row, "decontamination", fault.reason, detail))
+        counts[fault.reason, fault.benchmark, row["source"]] += 1
     report = [
         {"reason": reason, "benchmark": benchmark, "source": source, "pairs": count}
         for (reason, benchmark, source), count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     ]
-    return pairs.filter(clean).combine_chunks(), schemas.table(removed, "quarantine"), report
+    return pairs.filter(pc.invert(contaminated)).combine_chunks(), schemas.table(removed, "quarantine"), report
 
 
 def plain_words(text: str) -> str:
@@ -136,6 +141,8 @@ def plain_words(text: str) -> str:
     Its characters where it has none.
     """
     text = unicodedata.normalize("NFKC", without_markers(text, " ")).casefold().replace("\N{MINUS SIGN}", "-")
+    if not _OTHER.search(text):
+        return " ".join(text.translate(_SPACES).split()) or " ".join(text.split())
     return " ".join(_WORD.findall(text)) or " ".join(text.split())
 
 
@@ -158,19 +165,24 @@ def nearest(hashes: Sequence[int], others: Sequence[int], distance: int) -> dict
 def _by_prompt(
     prompts: pa.Table, content: BenchmarkContent, settings: DecontaminationSettings, hashes: Mapping[str, int]
 ) -> tuple[dict[str, Contamination], dict[str, tuple[str, ...]]]:
-    """What is wrong with prompts whatever is answered, and what every prompt asks."""
+    """What is wrong with prompts whatever is answered, and the benchmarks' questions that prompts ask."""
     showing: dict[str, list[str]] = defaultdict(list)  # content hash of a medium -> prompts
     asked: dict[str, tuple[str, ...]] = {}
     found: dict[str, Contamination] = {}
-    for key, media, turns in zip(*(prompts[name].to_pylist() for name in ("prompt_id", "media", "turns")), strict=True):
-        last = [turn for turn in turns if turn["role"] == "user"][-1:]
-        asked[key] = (_question(turns), _question(last))
-        for medium in media:
-            showing[medium["sha256"]].append(key)
-            if medium["sha256"] in content.images:
-                fault = Contamination(SAME_IMAGE, content.images[medium["sha256"]], medium["sha256"])
-                found.setdefault(key, fault)
-        same = next((question for question in asked[key] if question in content.questions), None)
+    columns = (
+        prompts["prompt_id"].to_pylist(),
+        *(records.inner_lists(prompts[name], field) for name, field in (("media", "sha256"), ("turns", "role"))),
+        records.inner_lists(prompts["turns"], "text"),
+    )
+    for key, media, roles, texts in zip(*columns, strict=True):
+        questions = _asked(roles, texts)
+        if known := tuple(question for question in questions if content.answers.get(question)):
+            asked[key] = known
+        for sha256 in media:
+            showing[sha256].append(key)
+            if sha256 in content.images:
+                found.setdefault(key, Contamination(SAME_IMAGE, content.images[sha256], sha256))
+        same = next((question for question in questions if question in content.questions), None)
         if not media and same is not None:
             found[key] = Contamination(SAME_QUESTION, content.questions[same], same[:80])
     if settings.perceptual_distance is not None:
@@ -193,5 +205,18 @@ def _answered(known: Mapping[str, str], row: Mapping[str, str], least: int) -> C
     return None
 
 
+def _asked(roles: Sequence[str], texts: Sequence[str]) -> tuple[str, ...]:
+    """What a conversation asks: all of its turns, and the last one by the user where there are others."""
+    words = [_plain_question(text) for text in texts]
+    last = [text for role, text in zip(roles, words, strict=True) if role == "user"][-1:]
+    return tuple(dict.fromkeys((" ".join(words), " ".join(last))))
+
+
 def _question(turns: Sequence[Mapping[str, str]]) -> str:
-    return " ".join(plain_words(turn["text"]) for turn in turns)
+    return " ".join(_plain_question(turn["text"]) for turn in turns)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _plain_question(text: str) -> str:
+    """As `plain_words`; many prompts of a source ask the same of another image."""
+    return plain_words(text)

@@ -6,6 +6,7 @@ Nothing is held in memory but the row (or batch) at hand. A local copy never tou
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import lzma
 import posixpath
@@ -23,13 +24,13 @@ from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
 from dt2it_pipeline.ingest.readers.bounds import check_ratio
 from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
-from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, rows_of_stream
+from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, parsed, rows_of_stream
 from dt2it_pipeline.ingest.readers.webdataset import is_shard, rows_of_shard
-from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError
+from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
 
-__all__ = ["SourceError", "data_files", "read_rows"]
+__all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
 
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
 # last for members of a .zip that are encrypted or compressed in a way that is not known here
@@ -45,20 +46,27 @@ def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
     Raises:
         SourceError: the source is missing, is not of its format, or must come from the Hub and has no pinned revision.
     """
+    return (row_of(manifest, read) for read in read_unparsed(manifest, sources))
+
+
+def row_of(manifest: Manifest, read: Unparsed) -> Row | Quarantined:
+    """What was read as a row of the manifest's source; what is malformed as Quarantined."""
+    found = parsed(read)
+    if isinstance(found, Quarantined):
+        return found
+    where, values = found
+    row_id = values.get(manifest.column("id"))
+    own = row_id is not None and row_id != ""
+    name, standing = (str(row_id), f"{where} (id {row_id!r})") if own else (where, where)
+    return Row(name, values, manifest.columns, manifest.kind, standing, manifest.verdict)
+
+
+def read_unparsed(manifest: Manifest, sources: Path) -> Iterator[Unparsed]:
+    """The same, lines of JSON Lines being parsed by `row_of`; arguments and errors are those of `read_rows`."""
     data, media_root = manifest.located(sources)
     try:
         found = _hub(manifest) if data is None else _path(data, manifest, media_root or data.parent)
-        for number, read in enumerate(found):
-            if manifest.limit is not None and number >= manifest.limit:
-                return
-            if isinstance(read, Quarantined):
-                yield read
-                continue
-            where, values = read
-            row_id = values.get(manifest.column("id"))
-            own = row_id is not None and row_id != ""
-            name, standing = (str(row_id), f"{where} (id {row_id!r})") if own else (where, where)
-            yield Row(name, values, manifest.columns, manifest.kind, standing, manifest.verdict)
+        yield from itertools.islice(found, manifest.limit)
     except SourceError as error:
         raise SourceError(f"source {manifest.name!r}: {error}") from error.__cause__
     except (OSError, *_DAMAGED) as error:
@@ -91,7 +99,7 @@ def data_files(path: Path, format: str | None = None) -> list[Path]:
     return files
 
 
-def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Read]:
+def _path(path: Path, manifest: Manifest, media_root: Path) -> Iterator[Unparsed]:
     if manifest.format == "parts":
         yield from _parts(path, media_root)
     elif manifest.format == "dataset" or (manifest.format is None and is_saved(path)):
@@ -107,7 +115,7 @@ def is_saved(path: Path) -> bool:
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
-def _file(file: Path, format: str | None, prefix: str) -> Iterator[Read]:
+def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
     if file.name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
@@ -146,7 +154,7 @@ def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
 
 def _members(
     file: Path, members: list[tuple[str, _Member]], opened: Callable[[_Member], IO[bytes]], format: str | None
-) -> Iterator[Read]:
+) -> Iterator[Unparsed]:
     """Rows of an archive's members."""
     if not members:
         raise SourceError(f"{file} holds no data file ({', '.join(EXTENSIONS)})")
@@ -178,11 +186,11 @@ def _parts(path: Path, root: Path) -> Iterator[Read]:
             raise SourceError(f"part {name!r} of {path.name}: {error}") from error
         _require_regular(file)
         with file.open("rb") as stream:
-            for read in json_lines(stream, f"{name} "):
+            for read in map(parsed, json_lines(stream, f"{name} ")):
                 yield read if isinstance(read, Quarantined) else (read[0], {**read[1], PART_ROOT: part["root"]})
 
 
-def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Read]:
+def _local_dataset(path: Path, manifest: Manifest) -> Iterator[Unparsed]:
     """A folder as `datasets` writes it (save_to_disk), or as it lies on the Hub (hf download)."""
     require_own_files(path)
     if is_saved(path):

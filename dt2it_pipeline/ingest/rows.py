@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dt2it_pipeline.errors import RowError, UserError
 from dt2it_pipeline.media.store import Medium, MediumKind
@@ -102,8 +102,16 @@ class Quarantined:
     missing_column: bool = False
 
 
+class Line(NamedTuple):
+    """A line of JSON Lines as its bytes: parsing them takes longer than finding them."""
+
+    where: str
+    raw: bytes
+
+
 Item = Conversation | ImagePair | Quarantined
 Read = tuple[str, Mapping[str, Any]] | Quarantined  # where a row stands and its values, or what is wrong with it
+Unparsed = Read | Line
 
 
 @dataclass(frozen=True, slots=True)

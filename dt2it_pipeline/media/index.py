@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -125,7 +125,7 @@ class MediaIndex:
                 (
                     "INSERT OR REPLACE INTO origins VALUES (?, ?)",
                     # ASCII escapes: a file's name need not be UTF-8.
-                    ((sha256, json.dumps(asdict(origin))) for sha256, origin in origins),
+                    ((sha256, json.dumps(vars(origin))) for sha256, origin in origins),
                 ),
             )
 

@@ -17,7 +17,7 @@ _ESCAPED = re.compile(r"\\(<(?:image|video)>)")
 
 def marker_kinds(text: str) -> list[str]:
     """The kinds of the markers in a text, `image` or `video`, in order."""
-    return MARKER.findall(text)
+    return MARKER.findall(text) if "<" in text else []
 
 
 def user_marker_kinds(turns: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -60,6 +60,8 @@ def split_at_markers(text: str) -> list[tuple[str, str]]:
 
 def without_markers(text: str, instead: str = "") -> str:
     """The text with `instead` in the place of every marker."""
+    if "\\<" not in text and VIDEO not in text:
+        return text.replace(IMAGE, instead)
     return _unescaped(MARKER.sub(lambda _: instead, text))
 
 

@@ -57,7 +57,7 @@ class Stored:
     perceptual: int | None
 
 
-def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stored:
+def store_image(value: str | bytes, root: Path | MediaRoot, store: Path, synced: bool = True) -> Stored:
     """Check one image and put it into the media store; returns its row (kind, sha256, path) and perceptual hash.
 
     The format is read from the content, not from the file's name. Safe to call twice, and from several processes and
@@ -67,6 +67,8 @@ def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stor
         value: a path below `root`, the file's bytes, or these in base64 (with or without `data:image/...;base64,`).
         root: what the path counts from and may not leave.
         store: the media store.
+        synced: whether the file is on the disk when this returns. Whoever stores many images has all of them written
+            at once instead; one that a failing machine cut off is found by its content hash, and stored again.
 
     Raises:
         MediaError: the path leaves the root, or the file is missing, truncated, too large or not an image.
@@ -78,7 +80,7 @@ def store_image(value: str | bytes, root: Path | MediaRoot, store: Path) -> Stor
     extension, upright, perceptual = _examine(content, name)
     sha256 = hashlib.sha256(content).hexdigest()
     relative = Path(sha256[:2]) / f"{sha256}.{extension}"
-    _put(content if upright is None else upright, store / relative)
+    _put(content if upright is None else upright, store / relative, synced, sha256 if upright is None else None)
     return Stored({"kind": "image", "sha256": sha256, "path": relative.as_posix()}, perceptual)
 
 
@@ -211,10 +213,13 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _put(content: bytes | Path, target: Path) -> None:
-    """Put a file into the store; one that is there is left where it has this content, and replaced where it has not."""
+def _put(content: bytes | Path, target: Path, synced: bool = True, sha256: str | None = None) -> None:
+    """Put a file into the store; one that is there is left where it has this content, and replaced where it has not.
+
+    `sha256` is that of the content, where it is known already.
+    """
     if target.exists() and sha256_of(target) == (
-        sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+        sha256 or (sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest())
     ):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,10 +231,14 @@ def _put(content: bytes | Path, target: Path) -> None:
                     shutil.copyfileobj(source, stream)
             else:
                 stream.write(content)
-        Path(temporary).chmod(0o644)
-        move_into_place(Path(temporary), target)
-    finally:
+            os.fchmod(stream.fileno(), 0o644)
+        if synced:
+            move_into_place(Path(temporary), target)
+        else:
+            Path(temporary).replace(target)
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def damaged_media(store: Path) -> Iterator[tuple[Path, str]]:

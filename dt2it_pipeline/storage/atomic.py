@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
-_SYNC_ONE_BY_ONE = 100  # files
+_SYNC_ONE_BY_ONE = 100  # files and folders
 _READ_AT_ONCE = 2**20  # bytes of a column
 
 
@@ -114,11 +114,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         with _errors_name(path, temporary):
             yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
-        if len(files) > _SYNC_ONE_BY_ONE:
-            os.sync()  # thousands of small files: one flush of everything takes less time than theirs, one by one
-        else:
-            for each in (*files, *(folder for folder in temporary.rglob("*") if folder.is_dir()), temporary):
-                sync(each)
+        sync_all((*files, *(folder for folder in temporary.rglob("*") if folder.is_dir()), temporary))
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=owned_prefix(f".old.{path.name}"), dir=path.parent))
             path.rename(aside / "old")
@@ -193,6 +189,19 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def sync_all(paths: Collection[Path]) -> None:
+    """The same of many files and folders.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if len(paths) > _SYNC_ONE_BY_ONE:
+        os.sync()  # many small files: one flush of everything takes less time than theirs, one by one
+        return
+    for path in paths:
+        sync(path)
 
 
 def move_into_place(temporary: Path, path: Path) -> None:

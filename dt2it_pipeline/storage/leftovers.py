@@ -28,7 +28,7 @@ def owned_prefix(prefix: str) -> str:
     False
     """
     process = os.getpid()
-    return f"{prefix}.{_place()}-{process}-{_start_of(process) or 0}."
+    return f"{prefix}.{_place()}-{process}-{_own_start(process)}."
 
 
 def is_left(path: Path) -> bool:
@@ -100,6 +100,12 @@ def _place() -> str:
     except OSError:  # not Linux: by its name, and numbers of dead processes may be taken again
         kernel, namespace = socket.gethostname(), ""
     return hashlib.sha256(f"{kernel} {namespace}".encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _own_start(process: int) -> int:
+    """When this process, of that number, began; 0 where that is not known."""
+    return _start_of(process) or 0
 
 
 def _start_of(process: int) -> int | None:

@@ -1,9 +1,13 @@
-"""Single rows of tables: pairs from two texts, and rows of quarantine."""
+"""Rows of tables as Python values: pairs from two texts, rows of quarantine, lists within a column."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dt2it_pipeline.storage.content_ids import pair_id, response_id
 
@@ -47,3 +51,18 @@ def quarantine_pair(pair: Mapping[str, Any], stage: str, reason: str, detail: st
 def writable(text: str) -> str:
     """Text in which halves of characters are spelled out, since a table of what was found must always be written."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def inner_lists(column: pa.ChunkedArray, field: str) -> Iterator[tuple[Any, ...]]:
+    """One field of a column of lists of structures, a tuple per row; a list that is null counts as empty.
+
+    `to_pylist` would make a dictionary of every structure.
+
+    Examples:
+        >>> turns = pa.chunked_array([[[{"role": "user", "text": "What?"}], []]])
+        >>> list(inner_lists(turns, "text"))
+        [('What?',), ()]
+    """
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
+    values = iter(pc.struct_field(pc.list_flatten(column), field).to_pylist())
+    return (tuple(islice(values, length)) for length in lengths)

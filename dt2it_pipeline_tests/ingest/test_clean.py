@@ -41,6 +41,8 @@ def tables(rows: Sequence[tuple[str, str, str]], media: str = "m") -> tuple[pa.T
         ([("q", "a", "b"), ("q", "b", "a")], {0: "contradictory pair", 1: "contradictory pair"}),
         ([("q", "a", "b"), ("q", "a", "b"), ("q", "b", "A")], dict.fromkeys(range(3), "contradictory pair")),
         ([("q", "Same  text", "same text")], {0: "identical sides"}),
+        ([("q", f"{LONG} {LONG}", f"{LONG}\t{LONG.upper()}"), ("other", "so", "not so")], {0: "identical sides"}),
+        ([("q", "ﬁne  <image>words", "FINE words"), ("other", "\\<image>", "<image>")], {0: "identical sides"}),
         ([("q", LONG, "b"), ("q", LONG.replace("two", "three"), "b")], {1: "near-duplicate pair"}),
         ([("q", LONG, LONG.replace("red", "blue"))], {}),  # sides of one pair may be alike
         ([("q", LONG, "b"), ("q", LONG + LONG.upper()[::-1], "b")], {}),

@@ -109,6 +109,8 @@ def test_an_answer_of_a_benchmark_whatever_the_image(
 def test_words_without_words_are_their_characters() -> None:
     assert plain_words("<image>\nWhat's THAT — a 猫?") == "what s that a 猫"
     assert plain_words("?!") == "?!"
+    assert plain_words("It is \"so\" (or not): well; it's 5.5, isn't it_?") == "it is so or not well it s 5 5 isn t it_"
+    assert plain_words("f(x), g(x)") == "f x g x" and plain_words("f(x) * g(x)") == "f x * g x"
 
 
 @pytest.mark.parametrize(

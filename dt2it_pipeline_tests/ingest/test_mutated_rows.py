@@ -14,9 +14,9 @@ import pytest
 from dt2it_pipeline.evaluate.benchmarks.metrics import score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import load_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
-from dt2it_pipeline.ingest import sources
+from dt2it_pipeline.ingest import pieces, sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
-from dt2it_pipeline.ingest.rows import Row
+from dt2it_pipeline.ingest.rows import Unparsed
 from dt2it_pipeline_tests.support.ingest_world import image, source
 from dt2it_pipeline_tests.support.preference_forms import FORMS
 from dt2it_pipeline_tests.support.published_rows import IMAGES, ROWS, rated
@@ -111,11 +111,10 @@ def test_whatever_is_wrong_with_a_row_costs_that_row_alone(
     odd = [row | {column: value} for column in ("id", *row) for value in ODDEST]
     rows = [*sound[:2], *odd, *(mutated(one, rng) for one in sound[2:]), *sound[:2]]
 
-    def read_rows(manifest: Any, _: Path) -> Iterator[Row]:
-        for place, values in enumerate(rows):
-            yield Row(str(values.get("id", place)), values, manifest.columns, manifest.kind, f"row {place}")
+    def read_unparsed(manifest: Any, _: Path) -> Iterator[Unparsed]:
+        return ((f"row {place}", values) for place, values in enumerate(rows))
 
-    monkeypatch.setattr(sources, "read_rows", read_rows)
+    monkeypatch.setattr(pieces, "read_unparsed", read_unparsed)
     made = source(tmp_path, [], name, kind, group="g" if kind == "t2i_benchmark" else None)
     artifact = sources.read_source(made, tmp_path, tmp_path / "media")
     metadata = artifact.metadata

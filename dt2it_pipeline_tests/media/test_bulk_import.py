@@ -37,18 +37,18 @@ def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
     """Images that are decoded from now on; the import is killed at one of them."""
     seen: list[Any] = []
 
-    def store(value: Any, *more: Any) -> Any:
+    def store(value: Any, *more: Any, **named: Any) -> Any:
         seen.append(value)
         if len(seen) - 1 == fail_at:
             raise KeyboardInterrupt
-        return store_image(value, *more)
+        return store_image(value, *more, **named)
 
     monkeypatch.setattr(bulk_import, "store_image", store)
     return seen
 
 
 def test_a_killed_import_goes_on_where_it_was(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dt2it_pipeline.ingest.sources._BATCH", 2)
+    monkeypatch.setattr("dt2it_pipeline.ingest.pieces._BATCH", 2)
     made = source(tmp_path, rows(6), "auto")
     whole = read_source(made, tmp_path, tmp_path / "other")
     counted(monkeypatch, fail_at=4)

@@ -93,3 +93,14 @@ def test_every_table_and_column_has_a_description():
         *(text for columns in schemas.COLUMNS.values() for text in columns.values()),
     ]
     assert all(text.endswith(".") and len(text) > 10 for text in texts)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", 'a "quote" \\ and \n\t\x00', "naïve 猫 \u2028 🙂", "half \ud800 of one", "<image>"]
+)
+def test_ids_are_the_content_hashes_of_their_parts(text: str) -> None:
+    turns = [{"role": "user", "text": text}, {"role": "assistant", "text": "so"}]
+    whole = content_ids.content_hash("prompt", text, [["user", text], ["assistant", "so"]], ["m", text])
+    assert content_ids.prompt_id(text, turns, ["m", text]) == whole
+    assert content_ids.response_id("p", text) == content_ids.content_hash("response", "p", text)
+    assert content_ids.pair_id(text, "b", "a") == content_ids.content_hash("pair", text, ["a", "b"])

@@ -7,9 +7,9 @@ caption and two images.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from dt2it_pipeline.ingest.adapters.registry import guarded, over_rows
+from dt2it_pipeline.ingest.adapters.registry import LOOK, PerRow, guarded, over_rows
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, says_which, sides
 from dt2it_pipeline.ingest.forms.prompts import prompt, with_columns
@@ -24,35 +24,35 @@ NEEDED = {
     "prompts": ("question", "reference"),
 }
 _BESIDE = ("id", "image", "images", "video", "videos", "group", "system", "strength", "tie")
-_LOOK = 128  # rows that are read ahead, where a verdict's coding must be found out
 
 
-@over_rows("auto", (*PAIRS, "prompts", *IMAGES), (*FIELDS, "reference", "caption", "preferred", "other"))
+def reader(first: Sequence[Row], promptless: bool = False) -> PerRow:
+    """What reads the rows of a source of any known form.
+
+    Args:
+        first: its first LOOK rows, as far as there are so many; one suffices where names say which answer is better.
+        promptless: whether pairs without a prompt are read too; they have no turns.
+    """
+    if first[0].kind not in PAIRS:
+        return _prompt if first[0].kind == "prompts" else _images
+    return PairReader(Judged(first[:1] if says_which(Fields(first[0])) else first[:LOOK]), promptless).items
+
+
+@over_rows("auto", (*PAIRS, "prompts", *IMAGES), (*FIELDS, "reference", "caption", "preferred", "other"), reader)
 def items(rows: Iterable[Row]) -> Iterator[Item]:
     """The items of rows of any known form."""
     yield from read(rows)
 
 
 def read(rows: Iterable[Row], promptless: bool = False) -> Iterator[Item]:
-    """The items of rows of any known form.
-
-    Args:
-        rows: of one source.
-        promptless: whether pairs without a prompt are read too; they have no turns.
-    """
+    """The items of rows of one source; `promptless` as for `reader`."""
     rows = iter(rows)
-    first = next(rows, None)
-    if first is None:
+    ahead = list(itertools.islice(rows, 1))
+    if not ahead:
         return
-    if first.kind in PAIRS:
-        ahead = [first]
-        if not says_which(Fields(first)):
-            ahead += itertools.islice(rows, _LOOK)
-        reader = PairReader(Judged(ahead), promptless)
-        made = reader.items
-    else:
-        ahead = [first]
-        made = _prompt if first.kind == "prompts" else _images
+    if ahead[0].kind in PAIRS and not says_which(Fields(ahead[0])):
+        ahead += itertools.islice(rows, LOOK - 1)
+    made = reader(ahead, promptless)
     for row in itertools.chain(ahead, rows):
         yield from guarded(made, row)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,10 @@ from dt2it_pipeline.ingest.rows import ColumnError, Item, Quarantined, Row, Sour
 
 PerRow = Callable[[Row], Iterator[Item]]
 OverRows = Callable[[Iterable[Row]], Iterator[Item]]
+Reader = Callable[[Sequence[Row]], PerRow]
+
+
+LOOK = 129  # first rows of a source that a reader may have looked at
 
 
 class UnknownAdapterError(UserError, ValueError):
@@ -28,12 +32,15 @@ class Adapter:
         kinds: kinds of manifest that it serves.
         columns: the columns that it reads, by the names that the source's authors gave them.
         items: turns rows into items, none of them lost: a row that gives none is quarantined.
+        reader: what reads a row by itself once the source's first LOOK rows are known, as `items` does; None where
+            items depend on further rows.
     """
 
     name: str
     kinds: tuple[str, ...]
     columns: tuple[str, ...]
     items: OverRows
+    reader: Reader | None = None
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -47,17 +54,19 @@ def per_row(name: str, kinds: tuple[str, ...], columns: tuple[str, ...]) -> Call
             for row in rows:
                 yield from guarded(function, row)
 
-        ADAPTERS[name] = Adapter(name, kinds, columns, items)
+        ADAPTERS[name] = Adapter(name, kinds, columns, items, lambda first: function)
         return function
 
     return register
 
 
-def over_rows(name: str, kinds: tuple[str, ...], columns: tuple[str, ...]) -> Callable[[OverRows], OverRows]:
-    """Register a function that needs to see several rows to make an item."""
+def over_rows(
+    name: str, kinds: tuple[str, ...], columns: tuple[str, ...], reader: Reader | None = None
+) -> Callable[[OverRows], OverRows]:
+    """Register a function that needs to see several rows to make an item; `reader` is that of `Adapter`."""
 
     def register(function: OverRows) -> OverRows:
-        ADAPTERS[name] = Adapter(name, kinds, columns, function)
+        ADAPTERS[name] = Adapter(name, kinds, columns, function, reader)
         return function
 
     return register

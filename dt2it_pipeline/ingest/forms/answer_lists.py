@@ -39,6 +39,8 @@ class RankedPair(NamedTuple):
 def list_column(fields: Fields) -> str | None:
     """The column with a list of at least two answers; None where there is none."""
     column = fields.column("answers")
+    if column is None:
+        return None
     value = listed(fields.value(column))
     if isinstance(value, Mapping):  # `datasets` gives a sequence of objects as an object of lists
         return column if any(isinstance(entry, list) and len(entry) > 1 for entry in value.values()) else None

@@ -173,6 +173,8 @@ def two_sides(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[T
 
 def answer(turns: Sequence[Turn]) -> str:
     """The text of a side: its answer, and what follows it under headings. Raises RowError for two answers in a row."""
+    if len(turns) == 1:
+        return turns[0]["text"]
     roles = [turn["role"] for turn in turns]
     if any(one == other for one, other in pairwise(roles)):
         raise RowError("several answers", f"turns of {', '.join(roles)} follow each other")

@@ -79,6 +79,7 @@ RATINGS: tuple[tuple[str, str], ...] = (
 
 
 _FILE_NAMES = ("file_name", "filename")  # may be of anything
+_COMMON = ("image", "images")  # names of columns, most of all
 
 
 class Fields:
@@ -86,28 +87,45 @@ class Fields:
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self.bare = Row(row.row_id, row.values, {}, row.kind, row.where)  # asked by the file's own names
-        self._plain = plain_names(tuple(map(str, row.values)))
+        self._layout = _layout(tuple(map(str, row.values)))
+        self._plain, self._known, self._values = self._layout.plain, self._layout.known, row.values
+
+    @property
+    def bare(self) -> Row:
+        """The row, asked by the file's own names."""
+        return Row(self.row.row_id, self.row.values, {}, self.row.kind, self.row.where)
 
     def column(self, field: str) -> str | None:
         """The column that holds a field; of several, the likeliest one that has a value in this row.
 
         Raises ColumnError where the manifest maps the field to a column that is not there.
         """
-        if field in self.row.columns:
+        if self.row.columns and field in self.row.columns:
             name = self.row.columns[field]
             if name not in self.row.values:
                 raise ColumnError(
                     "missing column", f"column {name!r} is not in {self._where}, which has {sorted(self.row.values)}"
                 )
             return name
-        there = [self._plain[name] for name in NAMES.get(field, (field,)) if name in self._plain]
+        there = self._known.get(field)
+        if there is None:
+            there = self._layout.columns(field)
+        if len(there) < 2:
+            return there[0] if there else None
         # Tables of several forms have nulls in the columns of the others.
-        return next((name for name in there if self.value(name) is not None), there[0] if there else None)
+        return next((name for name in there if self.value(name) is not None), there[0])
 
     def plain(self, name: str) -> str | None:
         """The column of that name, spelled anyhow."""
         return self._plain.get(name)
+
+    def present(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """Those of some names, spelled anyhow, that the row has, each with its column; in order."""
+        return self._layout.present(names)
+
+    def couples(self, names: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """The columns of those couples of names, spelled anyhow, both of which the row has; in order."""
+        return self._layout.couples(names)
 
     @staticmethod
     def plain_of(column: str) -> str:
@@ -125,7 +143,9 @@ class Fields:
 
     def value(self, column: str | None) -> Any:
         """The value of a column, None where there is none or it is NaN."""
-        value = None if column is None else self.row.values.get(column)
+        value = None if column is None else self._values.get(column)
+        if value is None or type(value) is str:  # nearly all
+            return value
         return None if isinstance(value, float) and math.isnan(value) else value
 
     def has(self, field: str) -> bool:
@@ -145,22 +165,25 @@ class Fields:
         for kind, fields in kinds:
             for field in fields:
                 mapped = field in self.row.columns
+                if not mapped and not self._layout.columns(field):
+                    continue
                 media = self._media_of(self._media_column(field), kind)
                 if media or mapped:
                     found += media
                     break
             else:
-                numbered = sorted(
-                    (name for name in self._plain if re.fullmatch(rf"{kind}_\d+", name)), key=_last_number
+                found += tuple(
+                    medium for column in self._layout.numbered(kind) for medium in self._media_of(column, kind)
                 )
-                found += tuple(medium for name in numbered for medium in self._media_of(self._plain[name], kind))
         return found
 
     def _media_of(self, column: str | None, kind: MediumKind) -> tuple[Medium, ...]:
         """The media of a column; what stands for none (empty, null, a struct of nulls) is left out."""
+        if column is None:
+            return ()
         value = listed(self.value(column))
         values = [one for one in (value if isinstance(value, list | tuple) else [value]) if not _is_nothing(one)]
-        if column is None or (plain_name(column) in _FILE_NAMES and not all(map(_is_image_file, values))):
+        if column.lower() not in _COMMON and plain_name(column) in _FILE_NAMES and not all(map(_is_image_file, values)):
             return ()
         return tuple(medium(one, kind, column) for one in values)
 
@@ -183,6 +206,54 @@ class Fields:
         return self.row.where or self.row.row_id
 
 
+class _Layout:
+    """The names of a row's columns, and what follows from them alone; nearly all rows of a source share one."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.plain = plain_names(names)
+        self.known: dict[str, tuple[str, ...]] = {}  # columns by the fields that were asked for so far
+        self._couples: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
+        self._present: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
+        self._numbered: dict[str, tuple[str, ...]] = {}
+
+    def columns(self, field: str) -> tuple[str, ...]:
+        """The columns that may hold a field, the likeliest first."""
+        found = self.known.get(field)
+        if found is None:
+            there = (self.plain.get(name) for name in NAMES.get(field, (field,)))
+            found = self.known[field] = tuple(name for name in there if name is not None)
+        return found
+
+    def couples(self, names: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """The columns of those couples of names both of which there are, in order."""
+        found = self._couples.get(names)
+        if found is None:
+            plain = self.plain
+            found = tuple((plain[one], plain[other]) for one, other in names if one in plain and other in plain)
+            self._couples[names] = found
+        return found
+
+    def present(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """Those of some names that there are, each with its column, in order."""
+        found = self._present.get(names)
+        if found is None:
+            found = self._present[names] = tuple((name, self.plain[name]) for name in names if name in self.plain)
+        return found
+
+    def numbered(self, kind: str) -> tuple[str, ...]:
+        """The columns image_1, image_2 and so on, in the order of their numbers."""
+        found = self._numbered.get(kind)
+        if found is None:
+            names = (name for name in self.plain if re.fullmatch(rf"{kind}_\d+", name))
+            found = self._numbered[kind] = tuple(self.plain[name] for name in sorted(names, key=_last_number))
+        return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(names: tuple[str, ...]) -> _Layout:
+    return _Layout(names)
+
+
 def plain_name(name: str) -> str:
     """A column's name in lower case, words joined by `_`.
 
@@ -193,7 +264,6 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^\w]+|_+", "_", spaced).strip("_").lower()
 
 
-@functools.lru_cache(maxsize=1024)
 def plain_names(names: tuple[str, ...]) -> Mapping[str, str]:
     """Every column by its plain name; of two that have one, the one that is spelled so, else the first."""
     return {plain_name(name): name for name in reversed(names)} | {n: n for n in names if plain_name(n) == n}
@@ -201,7 +271,9 @@ def plain_names(names: tuple[str, ...]) -> Mapping[str, str]:
 
 def listed(value: Any) -> Any:
     """A list that stands as text in a cell, as JSON or as Python writes it; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]":
+    if not isinstance(value, str) or not (value[:1] == "[" or value[:1].isspace()):
+        return value
+    if value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]":
         for read in (json.loads, ast.literal_eval):
             try:
                 found = read(value.strip())

@@ -108,7 +108,7 @@ class PairReader:
             )
         value, other = fields.value(couple[0]), fields.value(couple[1])
         several = _several(other)
-        names = [_name(fields.value(fields.plain(f"{side}_model"))) for side in ("chosen", "rejected")]
+        one, two = (_name(fields.value(fields.plain(name))) for name in ("chosen_model", "rejected_model"))
         given = strengths(fields, len(several) or 1)
         for number, rejected in enumerate(several or [other]):
             fault = contradicted(fields, couple, number, given[number])
@@ -119,7 +119,7 @@ class PairReader:
             if len(several) > 1:
                 list_id, ranks = None, (1.0, 2 + (len(several) - 1) / 2)
             part = str(number) if len(several) > 1 else ""
-            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (names[0], names[1]))
+            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (one, two))
             yield made if list_id is None else replace(made, list_id=list_id)
 
     def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
@@ -286,9 +286,8 @@ def _couple(fields: Fields) -> tuple[str, str] | None:
         return None
     neutral = neutral_sides(fields)
     found: list[tuple[str, str]] = []
-    for names in COUPLES:
-        one, other = fields.plain(names[0]), fields.plain(names[1])
-        if one is None or other is None or not _fits(fields, one, other, neutral):
+    for one, other in fields.couples(COUPLES):
+        if not _fits(fields, one, other, neutral):
             continue
         found.append((one, other))
         if fields.value(one) is not None and fields.value(other) is not None:
@@ -354,9 +353,10 @@ def _role(turn: Mapping[str, Any]) -> str:
 def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side] | None:
     """Sides whose question and answers are lists of texts, one per turn, as Chatbot Arena's sets have them."""
     column = fields.column("question")
-    questions, *sides = map(answers_of, (fields.value(column), *values))
+    questions = answers_of(fields.value(column))
     if questions is None:
         return None
+    sides = list(map(answers_of, values))
     for value in values:
         entries = listed(value)
         texts = isinstance(entries, list) and all(entry is None or isinstance(entry, str) for entry in entries)
@@ -378,6 +378,8 @@ def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side]
 def _require_same_images(fields: Fields) -> None:
     """Raise RowError where a row has further images for the rejected side, as ms-swift may have them."""
     other = fields.value(fields.plain("rejected_images"))
+    if other is None:
+        return
     theirs, ours = (
         [each] if isinstance(each, str | bytes | Mapping) else list(each or ())
         for each in (other, fields.get("images") or fields.get("image"))

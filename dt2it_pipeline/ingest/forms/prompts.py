@@ -13,6 +13,7 @@ from dt2it_pipeline.media.markers import escaped, user_marker_kinds, without_mar
 from dt2it_pipeline.media.store import Medium
 
 _QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
+_JOINED = {"input": "{0}\n{1}", "context": "{1}\n\n{0}"}  # with the question: what stands beside it
 _BESIDE = ("history", "passage", "document", "dialogue", "dialog", "article", "post")
 _FEWEST_WORDS = 4  # of a text; what is shorter may be a name, a number, or a word of the question
 _HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
@@ -128,14 +129,13 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
         return found
     _require_one_question(fields, column, value)
     last = found.turns[-1]["text"]
-    for name, join in (("input", "{0}\n{1}"), ("context", "{1}\n\n{0}")):
-        beside = fields.plain(name)
+    for name, beside in fields.present(tuple(_JOINED)):
         extra = fields.value(beside)
-        if beside in (None, column, conversation) or is_blank(extra) or is_chat(extra):
+        if beside in (column, conversation) or is_blank(extra) or is_chat(extra):
             continue
         text = checked_text(extra, f"column {beside!r}")
         if not _holds(last, text):
-            last = join.format(last, text)
+            last = _JOINED[name].format(last, text)
     _require_nothing_beside(fields, column, last)
     turns = (*found.turns[:-1], {"role": "user", "text": last})
     return found._replace(turns=(*_history(fields), *turns))
@@ -143,10 +143,9 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
 
 def _require_one_question(fields: Fields, column: str, value: Any) -> None:
     """Raise RowError where another column has a question that is neither part of this one nor has it as a part."""
-    for name in _QUESTIONS:
-        other = fields.plain(name)
+    for _, other in fields.present(_QUESTIONS):
         text = fields.value(other)
-        if other in (None, column) or not isinstance(text, str) or not text.strip() or is_chat(text):
+        if other == column or not isinstance(text, str) or not text.strip() or is_chat(text):
             continue
         if text.strip() not in str(value) and str(value).strip() not in text:
             raise RowError("two prompts", f"columns {column!r} and {other!r} differ; map `question` to the one meant")
@@ -154,10 +153,9 @@ def _require_one_question(fields: Fields, column: str, value: Any) -> None:
 
 def _require_nothing_beside(fields: Fields, column: str, question: str) -> None:
     """Raise RowError where a text that a question is usually about stands in a column that is not read."""
-    for name in _BESIDE:
-        beside = fields.plain(name)
+    for name, beside in fields.present(_BESIDE):
         text = fields.value(beside)
-        if beside in (None, column) or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
+        if beside == column or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
             continue
         parts = listed(text) if isinstance(listed(text), list) else [text]
         words = " ".join(part for part in parts if isinstance(part, str))
@@ -177,6 +175,8 @@ def _holds(question: str, text: str) -> bool:
 
 def _history(fields: Fields) -> Iterator[Turn]:
     """Earlier turns: a list of [question, answer], as Alpaca writes them, or of turns."""
+    if fields.plain("history") is None:
+        return
     value = listed(fields.value(fields.plain("history")))
     if is_chat(value):
         yield from read_chat(value, "column 'history'").turns

@@ -81,6 +81,7 @@ def neutral_sides(fields: Fields) -> Sides | None:
     return _sides(tuple(fields.names), tuple(fields.names.values()))
 
 
+@functools.lru_cache(maxsize=1024)
 def is_neutral(column: str) -> bool:
     """Whether a column's name says that it is one of two sides, and not which is better."""
     plain = plain_name(column)
@@ -173,7 +174,8 @@ class Judged:
         self._verdicts: dict[str, Verdicts] = {}
         for row in rows:
             for column in self.columns(Fields(row)):
-                self._of(column, row).look([row.values.get(column)])
+                verdicts = self._verdicts.setdefault(column, Verdicts(column, row.verdict))
+                verdicts.look([row.values.get(column)])
 
     def columns(self, fields: Fields) -> Sequence[str]:
         """The columns of a row that may hold a verdict on two sides."""
@@ -250,10 +252,8 @@ class Judged:
         )
 
     def _of(self, column: str, row: Row) -> Verdicts:
-        known = self._verdicts.get(column)
-        if known is None:
-            known = self._verdicts[column] = Verdicts(column, row.verdict)
-        return known
+        """What is known of a column from the first rows; what a later row has changes nothing for the others."""
+        return self._verdicts.get(column) or Verdicts(column, row.verdict)
 
 
 def _side_names(fields: Fields, sides: Sides) -> Mapping[str, str]:

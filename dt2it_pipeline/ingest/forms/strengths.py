@@ -57,10 +57,7 @@ def score_difference(fields: Fields, sides: Sides) -> float | None:
 
 def _differences(fields: Fields, count: int) -> list[float | None]:
     """The better answer's rating less that of each of the worse ones; None where one has none."""
-    for names in RATINGS:
-        columns = fields.plain(names[0]), fields.plain(names[1])
-        if columns[0] is None or columns[1] is None:
-            continue
+    for columns in fields.couples(RATINGS):
         better, worse = (listed(fields.value(column)) for column in columns)
         each = worse if isinstance(worse, list | tuple) else [worse] * count
         if is_blank(better) or len(each) < count or any(map(is_blank, each)):

@@ -29,7 +29,7 @@ from dt2it_pipeline.ingest.readers.bounds import (
     bounded_text_lines,
     check_ratio,
 )
-from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
+from dt2it_pipeline.ingest.rows import Line, Quarantined, Read, SourceError, Unparsed
 from dt2it_pipeline.storage.table_files import delimiter_of
 
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
@@ -53,8 +53,8 @@ def format_of(name: str) -> str | None:
     return next((kind for extension, kind in EXTENSIONS.items() if plain.endswith(extension)), None)
 
 
-def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Read]:
-    """Rows of a data file, malformed ones among them as Quarantined.
+def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str) -> Iterator[Unparsed]:
+    """Rows of a data file, malformed ones among them as Quarantined; of JSON Lines its lines, for `parsed`.
 
     Args:
         stream: of its bytes.
@@ -108,8 +108,8 @@ def _holds_lines(start: bytes) -> bool:
     return first.startswith(b"{") and (first.rstrip().endswith(b"}") or not newline)
 
 
-def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
-    """One JSON object per line."""
+def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Line | Quarantined]:
+    """One JSON object per line, unparsed; blank lines are left out."""
     for number, raw in enumerate(bounded_lines(stream), start=1):
         if raw is None:
             yield Quarantined(f"{prefix}line {number}", "line too long", f"more than {LONGEST_LINE:,} bytes")
@@ -117,21 +117,26 @@ def json_lines(stream: IO[bytes], prefix: str) -> Iterator[Read]:
         line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         if not line.strip():
             continue
-        where = f"{prefix}line {number}"
-        try:
-            value = json.loads(line.decode("utf-8", "surrogateescape"))
-            if not isinstance(value, dict):
-                raise ValueError(_no_object(value))
-        except (ValueError, RecursionError) as error:
-            yield Quarantined(where, "malformed JSON", str(error))
-            continue
-        yield where, value
+        yield Line(f"{prefix}line {number}", line)
 
 
-def _one_or_lines(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
+def parsed(read: Unparsed) -> Read:
+    """What a line holds; anything that is read otherwise is returned as it is."""
+    if not isinstance(read, Line):
+        return read
+    try:
+        value = json.loads(read.raw.decode("utf-8", "surrogateescape"))
+        if not isinstance(value, dict):
+            raise ValueError(_no_object(value))
+    except (ValueError, RecursionError) as error:
+        return Quarantined(read.where, "malformed JSON", str(error))
+    return read.where, value
+
+
+def _one_or_lines(stream: IO[bytes], name: str, prefix: str) -> Iterator[Unparsed]:
     """The objects of a file that is called JSON, one per line; of a single one, maybe the rows that it wraps."""
     lines = json_lines(stream, prefix)
-    start = [read for read in (next(lines, None), next(lines, None)) if read is not None]
+    start = [parsed(read) for read in (next(lines, None), next(lines, None)) if read is not None]
     if len(start) == 1 and isinstance(start[0], tuple) and (rows := _wrapped(start[0][1], name)) is not None:
         yield from _elements(rows, prefix)
         return

@@ -12,7 +12,13 @@ from dt2it_pipeline.config.sections.landing import LandingSettings
 from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import Manifest, load_catalogue, require_first_training_set
 from dt2it_pipeline.ingest.provenance import RECORD, provenance_of
-from dt2it_pipeline.ingest.sources import SourceError, concatenate, fingerprint, read_source
+from dt2it_pipeline.ingest.sources import (
+    SourceError,
+    available_processes,
+    concatenate,
+    fingerprint,
+    read_source,
+)
 from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.orchestrate.freshness import freshness
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -27,7 +33,7 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "2"  # as a stage's code_version: of writing the demo's world
-_READER_VERSIONS = {"preferences": "4", "truth": "4", "t2i": "4"}  # and of reading a source, by its kind
+_READER_VERSIONS = {"preferences": "5", "truth": "5", "t2i": "4"}  # and of reading a source, by its kind
 _READER_VERSION = "3"  # of the other kinds
 _PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
 _KINDS = {
@@ -116,7 +122,7 @@ def _raw_asset(
         group=GROUP,
         part="sources",
         stage="ingest",
-        code_version="4" if name in (_PREFERENCES, _T2I) else "3",
+        code_version={_PREFERENCES: "5", _T2I: "4"}.get(name, "3"),
         kinds={"parquet"},
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),
@@ -249,7 +255,7 @@ def _read_all(
 
 def _read(manifest: Manifest, store: Store, slot: str, key: str, report: Report) -> Artifact:
     started = time.monotonic()
-    read = read_source(manifest, store.sources, store.media, report)
+    read = read_source(manifest, store.sources, store.media, report, available_processes())
     return store.write(
         slot, replace(read, metadata=dict(read.metadata) | {"seconds": round(time.monotonic() - started, 1)}), key
     )

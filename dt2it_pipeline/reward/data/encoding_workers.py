@@ -191,7 +191,7 @@ def available_processes() -> int:
 
 
 def _start(source: EncoderSource) -> None:
-    fork_server.end_with_server()
+    fork_server.end_with_parent()
     _HERE["encoder"] = RowEncoder(source.encoder())
 
 

@@ -178,7 +178,7 @@ def loader_workers(setting: int | None, cuda: bool, ranks: int) -> int:
 
 
 def _start(number: int) -> None:
-    fork_server.end_with_server()
+    fork_server.end_with_parent()
 
 
 def _as_it_is(loaded: Any) -> Any:

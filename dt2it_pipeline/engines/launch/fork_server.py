@@ -1,0 +1,36 @@
+"""Where processes come from that share a stage's work: a fork server, a fresh process that forks.
+
+A fork of the stage's own process would share its threads and their locks, its connections and its CUDA context.
+Processes that start from nothing import their modules each for themselves. The server imports them once, has no
+threads, and ends when the last of them has.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing.context import ForkServerContext
+
+
+def context(preloaded: str) -> ForkServerContext:
+    """The context that processes are started in; the server starts with the first of them.
+
+    Args:
+        preloaded: module that the server imports. The first one counts: a process has one server.
+    """
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([preloaded])
+    return found
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has, in whatever way. Call it in a started process."""
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    parent = multiprocessing.parent_process()  # the stage's process; the server itself lives as long as its children
+    if parent is not None:
+        parent.join()
+        os._exit(1)
