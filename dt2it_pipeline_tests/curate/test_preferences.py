@@ -297,8 +297,8 @@ def test_trusted_pairs_that_nobody_scored_are_no_anchor() -> None:
 def test_a_known_label_accuracy_is_an_anchor() -> None:
     world = noisy_world(600, 0.7, 0.9)
     found = clean_preferences(world.pairs, world.scores, label_accuracy=0.7)
-    assert (found.pairs["outcome"] == "flipped").any()
-    assert world.accuracy(found.pairs["outcome"]) > 0.85
+    assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.03) and found.sensitivity.empty
+    assert world.accuracy(found.pairs["outcome"]) > 0.85 and (found.pairs["outcome"] != "dropped").mean() > 0.5
 
 
 def test_a_judge_who_repeats_the_voter_adds_nothing() -> None:

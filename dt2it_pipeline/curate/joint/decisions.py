@@ -33,7 +33,7 @@ _STANDARD_ERRORS = 2.0
 _ONE_SIDED = {False: 1.282, True: 2.326}
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
-_VERDICT_ALONE = 0.9  # log-odds of one verdict where none was given yet
+_VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
 _BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
 _AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
 
@@ -113,7 +113,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         made = np.full(len(mean), KEPT)
         if informative:
             against = mean < neutral[evidence.sources[rows]]
-            made[mean < bound if anchored else (mean < bound) & against] = DROPPED
+            made[mean < bound if anchors.pairs_known else (mean < bound) & against] = DROPPED
             if anchored:
                 made[1 - mean >= bound] = FLIPPED
         made[known] = np.where(checked[known] > 0, KEPT, FLIPPED)
@@ -129,7 +129,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     for rows in _blocks(np.flatnonzero(silent)):
         settle(rows, by_source.mean(evidence.sources[rows]), np.ones(len(rows), dtype=bool))
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
-    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchored])
+    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchors.pairs_known])
     outcome[stay] = KEPT
     for rows in _blocks(stay[~silent[stay]]):
         for _, p in label_probabilities(evidence.rows(rows), draws):

@@ -23,11 +23,11 @@ prior decides there, and the answer is integrated over it. A checked pair (audit
 weight, and a trusted pair, whose truth is known and whose label comes from elsewhere, log sigmoid(u_i). The model is
 wrong in details that a million unchecked pairs would magnify, so these count together as 20 pairs, beside an anchor as
 5. Trusted pairs say nothing of labels; so beside them unchecked pairs count as as many more, by their margins alone.
-Verdicts stay out of that: judges are asked about pairs whose label voters doubt, and of such pairs alone, labels say
-little about judges.
+Verdicts stay out of that, and of the fit to unchecked pairs where there is no anchor and not nearly all pairs have
+one: judges are asked about pairs whose label voters doubt, and of such pairs alone, labels say little about judges.
 
-Priors (normal: mean, spread) are about what fits to all true labels of public sets gave (`benchmarks.real_noise`): sums of
-voters' weights of 0.1 to 3, leads of one verdict of 0 to 2.3, kappa of 0.2 to 2.5, lambda within 0.5.
+Priors (normal: mean, spread) are about what fits to all true labels of public sets gave (`benchmarks.real_noise`): sums
+of voters' weights of 0.1 to 3, leads of one verdict of 0 to 2.3, kappa of 0.2 to 2.5, lambda within 0.5.
 
 The posterior is a mixture of normal distributions: the mode and curvature of the other parameters (Laplace), for every
 a of a grid, weighted by what each explains.
@@ -47,12 +47,15 @@ LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
 _WEIGHT_BESIDE_CHECKED = 5.0  # pairs, where there is an anchor
 _FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since together they weigh little
+_NEARLY_ALL = 0.8  # of the pairs have a verdict; fewer may be those whose labels are in doubt
 _GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
 _LABEL = (1.0, 1.3)  # a: labels are right in 73%, give or take
 _SOURCE_SPREAD = 0.4
-_VOTERS, _VOTER_SPREAD = (1.3, 1.0), 1.2  # the sum of voters' weights; single ones
-_VERDICT, _PER_LEAD, _VERDICT_SPREAD = 0.9, 0.7, 1.5
-_SPREAD = {JUDGE: 0.5, POSITION: 0.6, LENGTH: 1.0}
+_VOTERS, _VOTER_SPREAD = (1.6, 1.5), 1.2  # the sum of voters' weights; single ones
+_VERDICT, _PER_LEAD = 0.9, 0.7
+_VERDICT_SPREAD = {False: 0.9, True: 1.5}  # with an anchor, data may say that judges are better or worse
+_SPREAD = {JUDGE: 0.5, POSITION: 0.6}
+_LENGTH_SPREAD = {False: 0.4, True: 1.0}  # without an anchor, labels that favour a length rather have a length bias
 _KAPPA, _KAPPA_SPREAD = 0.8, 0.6
 _LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
 _KAPPA_SPREAD_BESIDE = 1.0  # where the accuracy of annotators is assumed: labels may err as they do, or not at all
@@ -83,8 +86,12 @@ class Anchors:
     @property
     def enough(self) -> bool:
         """Whether labels may be flipped: 15 checked pairs, 50 trusted ones, or a known label accuracy."""
-        checked = int(np.count_nonzero(self.checked))
-        return checked >= LEAST_CHECKED or len(self.trusted) >= LEAST_TRUSTED or self.label_accuracy is not None
+        return self.pairs_known or self.label_accuracy is not None
+
+    @property
+    def pairs_known(self) -> bool:
+        """Whether the truth of single pairs is an anchor: 15 checked or 50 trusted ones."""
+        return int(np.count_nonzero(self.checked)) >= LEAST_CHECKED or len(self.trusted) >= LEAST_TRUSTED
 
 
 @dataclass(frozen=True)
@@ -270,7 +277,7 @@ class _Problem:
         self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
         unchecked = np.flatnonzero(anchors.checked == 0)
         count = max(len(unchecked), 1)
-        together = _WEIGHT_BESIDE_CHECKED if anchors.enough else WEIGHT_OF_UNCHECKED
+        together = _WEIGHT_BESIDE_CHECKED if anchors.pairs_known else WEIGHT_OF_UNCHECKED
         weight = min(1.0, together / count)
         unjudged = min(1.0 - weight, max(len(anchors.trusted) - together, 0.0) / count)
         if len(unchecked) > _FIT_PAIRS:
@@ -284,8 +291,12 @@ class _Problem:
         stands_for = np.where(self.checked == 0, count / max(len(unchecked), 1), 1.0)
         self.share = stands_for / max(stands_for.sum(), 1.0)  # of all pairs, that each row stands for
         self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE, POSITION)
-        if not self.x[:, ~self.without_verdicts].any():  # then both likelihoods are one
+        heard = (self.x[:, ~self.without_verdicts] != 0).any(axis=1)
+        if not heard.any():  # then both likelihoods are one
             self.weight, self.unjudged = self.weight + self.unjudged, np.zeros_like(self.unjudged)
+        elif not anchors.pairs_known and heard.mean() < _NEARLY_ALL and self.x[:, evidence.of(VOTER)].any():
+            self.unjudged = np.where(self.checked == 0, self.weight + self.unjudged, self.unjudged)
+            self.weight = np.where(self.checked == 0, 0.0, self.weight)
         self.mean, self.precision = _prior(layout, evidence, anchors)
 
     def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
@@ -368,9 +379,11 @@ def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.nd
         mean[voters] = _VOTERS[0] / len(voters)
     for place, kind in enumerate(evidence.kinds):
         if kind == NET_VERDICT:
-            put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD)
+            put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD[anchors.enough])
         elif kind in _SPREAD:
             put(place, 0.0, _SPREAD[kind])
+        elif kind == LENGTH:
+            put(place, 0.0, _LENGTH_SPREAD[anchors.enough])
     put(layout.kappa, _KAPPA, _KAPPA_SPREAD)
     put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
     for place in range(*layout.deviations.indices(layout.size)):

@@ -58,7 +58,7 @@ def test_the_truth_lies_between_the_bounds_of_the_assumption_that_is_so(annotato
     ).all()
     assert table["accuracy_after"].is_monotonic_increasing
     if shared == 0:
-        assert row["accuracy_after"] == pytest.approx(true, abs=0.06)
+        assert row["accuracy_after"] == pytest.approx(true, abs=0.11)
 
 
 def test_without_evidence_there_is_no_line() -> None:

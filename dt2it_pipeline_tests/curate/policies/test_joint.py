@@ -82,7 +82,7 @@ def test_an_audit_lets_labels_be_flipped_and_the_estimate_holds() -> None:
     made = decided(world, scores, audited(world, 60), judge)
     found = curated(made)
     assert world.accuracy(found) > 0.95 and len(found) > 0.8 * len(world.pairs)
-    assert (found["label"] == "flipped").sum() > 50 and (found["label"] == "annotated").sum() > 20
+    assert (found["label"] == "flipped").sum() > 40 and (found["label"] == "annotated").sum() > 20
     before, after = made.metadata["label_accuracy_before"], made.metadata["label_accuracy_after"]
     assert before[1] <= world.accuracy(world.pairs) <= before[2]
     assert after[1] <= world.accuracy(found) <= after[2]
@@ -145,7 +145,7 @@ def test_verdicts_on_some_pairs_count_for_all_and_none_is_asked_twice() -> None:
     judge = Judge(world, skill=0.97)
     made = decided(world, scores, audited(world, 80), judge)
     asked = [pair for one in judge.asked for pair in one]
-    assert len(judge.asked) > 1 and len(asked) == len(set(asked))
+    assert len(asked) > 100 and len(asked) == len(set(asked))
     assert world.accuracy(curated(made)) > 0.95
     assert made.asked["pair_id"].isin(asked).all() and len(made.asked) == len(asked)
 
