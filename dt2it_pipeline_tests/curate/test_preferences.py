@@ -144,6 +144,7 @@ def test_pairs_alone_stay_as_they_are() -> None:
     assert (found.pairs["outcome"] == "kept").all() and len(found.pairs) == 30
     assert any("no score and no verdict that can be used" in sentence for sentence in found.notes)
     assert str(found.label_accuracy.before) == "not known" and found.sensitivity.empty
+    assert found.pairs["probability"].between(0.6, 0.8).all() and len(found.wanted) == 30
 
 
 def test_an_auditor_who_guesses_is_noticed() -> None:

@@ -29,8 +29,7 @@ from dt2it_pipeline.curate.joint.model import (
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
-# Standard deviations: 90%, and 99% with an anchor, beside which more is known of the pairs that would stay.
-_ONE_SIDED = {False: 1.282, True: 2.326}
+_ONE_SIDED = 1.282  # standard deviations: 90%
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
@@ -122,6 +121,8 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
             group.add(p, mean, where & (made == name))
 
     silent = ~evidence.seen & (anchors.checked == 0)
+    if not evidence.seen.any():  # then there are no others to be like
+        silent[:] = False
     by_source = _BySource.of(neutral.size, len(draws))
     for part, p in label_probabilities(evidence, draws):
         settle(part, p, ~silent[part])
@@ -129,7 +130,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     for rows in _blocks(np.flatnonzero(silent)):
         settle(rows, by_source.mean(evidence.sources[rows]), np.ones(len(rows), dtype=bool))
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
-    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED[anchors.pairs_known])
+    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED)
     outcome[stay] = KEPT
     for rows in _blocks(stay[~silent[stay]]):
         for _, p in label_probabilities(evidence.rows(rows), draws):
