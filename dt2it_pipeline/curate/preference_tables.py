@@ -70,8 +70,9 @@ class Votes:
 
     def judges(self) -> pd.Series:
         """The m names."""
-        given = self.rows["judge"] if "judge" in self.rows else pd.Series("judge", index=self.rows.index)
-        return given.fillna("judge").astype("str").reset_index(drop=True)
+        if "judge" not in self.rows:
+            return pd.Series(["judge"] * len(self.rows), dtype="str")
+        return key_strings(self.rows["judge"]).fillna("judge").reset_index(drop=True)  # 3 and 3.0 are one judge
 
 
 @dataclass(frozen=True)

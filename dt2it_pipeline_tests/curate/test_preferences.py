@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_a_judge_who_prefers_what_comes_first_is_believed_less_where_it_says_so(
     assert gains[1] > gains[0] + 0.01
 
 
-def told_orders(world: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+def told_orders(world: NoisyWorld) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Votes that say `shown_first`, and the same that say `order`; a judge who often takes what comes first."""
     votes = world.votes.merge(world.pairs, on="pair_id")
     sides = votes[["chosen_id", "rejected_id"]]
@@ -156,6 +157,36 @@ def test_an_order_in_words_that_are_not_known_is_not_used_and_said(column: str, 
     said = set(found.notes) - set(plain.notes)
     assert len(said) == (note is not None)
     assert note is None or said.pop().startswith(note)
+
+
+def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_though_some_votes_cancel_out() -> None:
+    world = noisy_world(300, 0.2, voters=0, judges=2, judge=0.75)
+    signs = world.votes["better_id"].str[0].eq("a").groupby(world.votes["pair_id"]).nunique()
+    assert 0.2 < (signs == 2).mean() < 0.5  # pairs of which the two say opposites
+    found = clean_preferences(world.pairs, votes=world.votes)
+    assert any("not used, since they agree with fewer than half of the labels: judge" in note for note in found.notes)
+    assert not any("voters and judges agree" in note for note in found.notes)
+    assert np.isnan(found.label_accuracy.before.estimate)
+
+
+def test_beside_trusted_pairs_labels_at_chance_stay_and_the_note_says_what_would_help() -> None:
+    world, known = noisy_world(400, 0.5, 0.9), noisy_world(100, 1.0, 0.9, seed=1)
+    trusted = known.pairs.replace(r"^([abp])", r"t\1", regex=True)
+    scores = pd.concat([world.scores, known.scores.assign(response_id="t" + known.scores["response_id"])])
+    found = clean_preferences(world.pairs, scores, trusted=trusted)
+    assert (found.pairs["outcome"] == "kept").all()
+    assert any("no more than chance" in note and "let a person check 15 or more" in note for note in found.notes)
+    checked = clean_preferences(world.pairs, scores, audit=world.audit(60), trusted=trusted)
+    assert (checked.pairs["outcome"] == "flipped").mean() > 0.2 and world.accuracy(checked.pairs["outcome"]) > 0.8
+
+
+def test_judges_may_have_numbers_for_names() -> None:
+    world = noisy_world(40, judges=1)
+    names = pd.Series(np.where(np.arange(40) % 2 == 0, 3.0, np.nan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = clean_preferences(world.pairs, votes=world.votes.assign(judge=names.to_numpy())).evidence()
+    assert set(found.verdicts["judge"]) == {"3", "judge"}
 
 
 def test_an_order_needs_ids_of_sides_and_says_so() -> None:
