@@ -290,20 +290,22 @@ def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
     found, told = np.zeros(len(votes.rows)), np.zeros(len(votes.rows), dtype=bool)
     if "shown_first" in votes.rows:
         named = key_strings(votes.rows["shown_first"]).reset_index(drop=True)
-        codes, words = pd.factorize(named)  # a side's id comes before a word
-        plain = [word.strip().lower() for word in words]
+        codes, words = pd.factorize(named)
+        plain = [word.strip().lower() for word in words]  # a side's id comes before a word
         found = np.array([*({CHOSEN: 1.0, REJECTED: -1.0}.get(word, 0.0) for word in plain), 0.0])[codes]
         told = np.array([*(word != "" for word in plain), False])[codes]
         for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
             found[(named == side.take(votes.places).reset_index(drop=True)).to_numpy(dtype=bool)] = sign
         unknown = told & (found == 0)
-        unused.add(int(unknown.sum()), "values of shown_first name no side of their pair", named[unknown].unique())
+        shown = named[unknown].unique().tolist()
+        unused.add(int(unknown.sum()), "values of shown_first name no side of their pair", shown)
     if "order" in votes.rows and not told.all():
         codes, words = pd.factorize(key_strings(votes.rows["order"]))  # whatever stands there
         plain = [word.strip().lower() for word in words]
         lower = np.where(told, 0.0, np.array([*(_LOWER_FIRST.get(word, 0.0) for word in plain), 0.0])[codes])
         odd = ~told & np.array([*(word not in (*_LOWER_FIRST, *_NO_ORDER) for word in plain), False])[codes]
-        unused.add(int(odd.sum()), "values of order are neither forward nor reversed", words[np.unique(codes[odd])])
+        shown = words[np.unique(codes[odd])].tolist()
+        unused.add(int(odd.sum()), "values of order are neither forward nor reversed", shown)
         known = np.flatnonzero(lower)
         chosen, rejected = (side.take(votes.places[known]).reset_index(drop=True) for side in table.sides)
         if table.named and len(known):
