@@ -22,6 +22,7 @@ from dt2it_pipeline.storage.table_files import key_strings
 
 TIE = "tie"
 _LOWER_FIRST = {"forward": 1.0, "ab": 1.0, "reversed": -1.0, "ba": -1.0}  # orders: whose id is lower came first
+_NO_ORDER = ("alone", "")  # orders of judges that saw one side at a time, and of those that are not known
 _SIDES = {CHOSEN: 1.0, REJECTED: -1.0, TIE: 0.0}
 
 
@@ -69,8 +70,9 @@ class Votes:
 
     def judges(self) -> pd.Series:
         """The m names."""
-        given = self.rows["judge"] if "judge" in self.rows else pd.Series("judge", index=self.rows.index)
-        return given.fillna("judge").astype("str").reset_index(drop=True)
+        if "judge" not in self.rows:
+            return pd.Series(["judge"] * len(self.rows), dtype="str")
+        return key_strings(self.rows["judge"]).fillna("judge").reset_index(drop=True)  # 3 and 3.0 are one judge
 
 
 @dataclass(frozen=True)
@@ -252,9 +254,9 @@ def read_verdicts(
         table: of `read_pairs`.
         votes: pair_id, `judge` (one judge where absent), and `better_id` or `verdict` (chosen, rejected, tie). A
             better_id that is null is a tie; where both columns are there, `better_id` counts. Which side the judge saw
-            first, if known: `shown_first` (id of a side, chosen, rejected), or `order`: forward (the side with the
-            lower id came first) or reversed.
-        unused: takes note of votes on pairs that are not in the table.
+            first, if known: `shown_first` (id of a side, chosen, rejected), or, where that is empty, `order`: forward
+            (the side with the lower id, as text, came first) or reversed.
+        unused: takes note of votes on pairs that are not in the table, and of orders that say nothing.
         known: the judges whose verdicts count; all that voted where None.
 
     Raises:
@@ -272,7 +274,7 @@ def read_verdicts(
     unused.add(int((codes < 0).sum()), "votes on trusted pairs are of judges who said nothing of the pairs", others)
     heard = np.zeros((len(table), len(judges)))
     shown_first = np.zeros_like(heard)
-    first = _shown_first(table, used)
+    first = _shown_first(table, used, unused)
     for found, values in ((heard, signs), (shown_first, first)):
         np.add.at(found, (rows[codes >= 0], codes[codes >= 0]), values[codes >= 0])
     asked = np.zeros(len(table), dtype=bool)
@@ -280,23 +282,37 @@ def read_verdicts(
     return Verdicts(heard, shown_first, asked, tuple(map(str, judges)), used)
 
 
-def _shown_first(table: PairTable, votes: Votes) -> np.ndarray:
-    """float64 [m]: 1 where the judge saw the chosen side first, -1 where last, 0 where the vote does not say."""
-    found = np.zeros(len(votes.rows))
+def _shown_first(table: PairTable, votes: Votes, unused: Unused) -> np.ndarray:
+    """float64 [m]: 1 where the judge saw the chosen side first, -1 where last, 0 where the vote does not say.
+
+    `order` counts where `shown_first` is empty. `unused` takes note of what names no side.
+    """
+    found, told = np.zeros(len(votes.rows)), np.zeros(len(votes.rows), dtype=bool)
     if "shown_first" in votes.rows:
         named = key_strings(votes.rows["shown_first"]).reset_index(drop=True)
-        for word, sign in ((CHOSEN, 1.0), (REJECTED, -1.0)):
-            found[(named == word).to_numpy(dtype=bool)] = sign
+        codes, words = pd.factorize(named)
+        plain = [word.strip().lower() for word in words]  # a side's id comes before a word
+        found = np.array([*({CHOSEN: 1.0, REJECTED: -1.0}.get(word, 0.0) for word in plain), 0.0])[codes]
+        told = np.array([*(word != "" for word in plain), False])[codes]
         for side, sign in zip(table.sides, (1.0, -1.0), strict=True):
             found[(named == side.take(votes.places).reset_index(drop=True)).to_numpy(dtype=bool)] = sign
-    elif "order" in votes.rows:
-        codes, words = pd.factorize(votes.rows["order"])
-        lower = np.array([*(_LOWER_FIRST.get(str(word).strip().lower(), 0.0) for word in words), 0.0])[codes]
+        unknown = told & (found == 0)
+        shown = named[unknown].unique().tolist()
+        unused.add(int(unknown.sum()), "values of shown_first name no side of their pair", shown)
+    if "order" in votes.rows and not told.all():
+        codes, words = pd.factorize(key_strings(votes.rows["order"]))  # whatever stands there
+        plain = [word.strip().lower() for word in words]
+        lower = np.where(told, 0.0, np.array([*(_LOWER_FIRST.get(word, 0.0) for word in plain), 0.0])[codes])
+        odd = ~told & np.array([*(word not in (*_LOWER_FIRST, *_NO_ORDER) for word in plain), False])[codes]
+        shown = words[np.unique(codes[odd])].tolist()
+        unused.add(int(odd.sum()), "values of order are neither forward nor reversed", shown)
         known = np.flatnonzero(lower)
         chosen, rejected = (side.take(votes.places[known]).reset_index(drop=True) for side in table.sides)
         if table.named and len(known):
             is_lower = (chosen < rejected).to_numpy(dtype=bool)
             found[known] = np.where(is_lower, lower[known], -lower[known])
+        elif len(known):
+            unused.add(len(known), "values of order say nothing, since the pairs have no chosen_id and rejected_id")
     return found
 
 

@@ -168,7 +168,7 @@ def clean_preferences(
         pairs: one row per pair: `pair_id`, `chosen_id`, `rejected_id`, texts (`chosen`, `rejected`), `source`.
         scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
         votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie); if known, which side the judge
-            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id; reversed).
+            saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id as text; reversed).
         audit: `pair_id`, `better_id`, of pairs drawn at random and checked. With 15 or more, labels can be flipped.
         trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
             in `scores`) or with the columns of `chosen_scores`; voters must not have learned them. `votes` may have
@@ -237,9 +237,10 @@ def clean_given(
         "seed": seed,
     }
     for name, value in numbers.items():
-        if not isinstance(value, int | float | np.number | None):
+        may_lack = value is None and name in ("label_accuracy", "keep_probability")
+        if not may_lack and not isinstance(value, int | float | np.number):
             raise CurationError(f"{name} must be a number, not {value!r}")
-    if seed != int(seed) or seed < 0:
+    if not (0 <= seed < np.inf and seed == int(seed)):
         raise CurationError(f"seed must be a whole number from 0 on, not {seed}")
     bound = _bound(wrong_label_cost, keep_probability)
     if not (0 <= call_cost < np.inf):

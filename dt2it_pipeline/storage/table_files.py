@@ -23,7 +23,7 @@ from dt2it_pipeline.storage.atomic import arrow_bytes
 FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _HEADING = 1 << 16  # bytes in which the heading of a CSV file ends
-_IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id")  # text in CSV files: 007 is no 7
+_IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id", "shown_first")  # text in CSV: 007 is no 7
 
 
 class TableFileError(UserError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,87 @@ def test_a_judge_who_prefers_what_comes_first_is_believed_less_where_it_says_so(
         unchecked = ~found.pairs["pair_id"].isin(world.audit(200)["pair_id"]).to_numpy()
         gains.append(np.log(np.where(world.right, p, 1 - p))[unchecked].mean())
     assert gains[1] > gains[0] + 0.01
+
+
+def told_orders(world: NoisyWorld) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Votes that say `shown_first`, and the same that say `order`; a judge who often takes what comes first."""
+    votes = world.votes.merge(world.pairs, on="pair_id")
+    sides = votes[["chosen_id", "rejected_id"]]
+    forward = pd.Series(np.arange(len(votes)) % 3 < 1)
+    first = sides.min(axis=1).where(forward, sides.max(axis=1))
+    given = votes.assign(better_id=votes["better_id"].mask(pd.Series(np.arange(len(votes)) % 5 < 2), first))
+    given = given[["pair_id", "judge", "better_id"]]
+    return given.assign(shown_first=first), given.assign(order=np.where(forward, "forward", "reversed"))
+
+
+def test_an_order_counts_where_shown_first_is_empty() -> None:
+    world = noisy_world(400, 0.8, voters=0, judges=1, judge=0.9, seed=1)
+    by_side, by_order = told_orders(world)
+    empty = pd.Series(np.arange(len(by_side)) % 2 == 0)
+    both = by_order.assign(shown_first=by_side["shown_first"].mask(empty))
+    blank = by_order.assign(shown_first=by_side["shown_first"].mask(empty, " "))
+    expected = clean_preferences(world.pairs, votes=by_order, audit=world.audit(60))
+    for votes in (by_side, both, blank):
+        found = clean_preferences(world.pairs, votes=votes, audit=world.audit(60))
+        pd.testing.assert_frame_equal(found.pairs, expected.pairs)
+        assert found.notes == expected.notes
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "note"),
+    [
+        ("order", "left", "400 values of order are neither forward nor reversed, for example 'left'"),
+        ("order", [0, 1], "400 values of order are neither forward nor reversed"),
+        ("order", "alone", None),
+        ("shown_first", "left", "400 values of shown_first name no side of their pair, for example 'left'"),
+        ("shown_first", None, None),
+    ],
+)
+def test_an_order_in_words_that_are_not_known_is_not_used_and_said(column: str, value: Any, note: str | None) -> None:
+    world = noisy_world(400, 0.8, voters=0, judges=1, judge=0.9, seed=1)
+    plain = clean_preferences(world.pairs, votes=world.votes)
+    found = clean_preferences(world.pairs, votes=world.votes.assign(**{column: [value] * len(world.votes)}))
+    pd.testing.assert_frame_equal(found.pairs, plain.pairs)
+    said = set(found.notes) - set(plain.notes)
+    assert len(said) == (note is not None)
+    assert note is None or said.pop().startswith(note)
+
+
+def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_though_some_votes_cancel_out() -> None:
+    world = noisy_world(300, 0.2, voters=0, judges=2, judge=0.75)
+    signs = world.votes["better_id"].str[0].eq("a").groupby(world.votes["pair_id"]).nunique()
+    assert 0.2 < (signs == 2).mean() < 0.5  # pairs of which the two say opposites
+    found = clean_preferences(world.pairs, votes=world.votes)
+    assert any("not used, since they agree with fewer than half of the labels: judge" in note for note in found.notes)
+    assert not any("voters and judges agree" in note for note in found.notes)
+    assert np.isnan(found.label_accuracy.before.estimate)
+
+
+def test_beside_trusted_pairs_labels_at_chance_stay_and_the_note_says_what_would_help() -> None:
+    world, known = noisy_world(400, 0.5, 0.9), noisy_world(100, 1.0, 0.9, seed=1)
+    trusted = known.pairs.replace(r"^([abp])", r"t\1", regex=True)
+    scores = pd.concat([world.scores, known.scores.assign(response_id="t" + known.scores["response_id"])])
+    found = clean_preferences(world.pairs, scores, trusted=trusted)
+    assert (found.pairs["outcome"] == "kept").all()
+    assert any("no more than chance" in note and "let a person check 15 or more" in note for note in found.notes)
+    checked = clean_preferences(world.pairs, scores, audit=world.audit(60), trusted=trusted)
+    assert (checked.pairs["outcome"] == "flipped").mean() > 0.2 and world.accuracy(checked.pairs["outcome"]) > 0.8
+
+
+def test_judges_may_have_numbers_for_names() -> None:
+    world = noisy_world(40, judges=1)
+    names = pd.Series(np.where(np.arange(40) % 2 == 0, 3.0, np.nan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = clean_preferences(world.pairs, votes=world.votes.assign(judge=names.to_numpy())).evidence()
+    assert set(found.verdicts["judge"]) == {"3", "judge"}
+
+
+def test_an_order_needs_ids_of_sides_and_says_so() -> None:
+    table = pd.DataFrame({"chosen": ["a cat"] * 30, "rejected": ["a dog, or so"] * 30})
+    votes = pd.DataFrame({"pair_id": range(30), "verdict": ["chosen", "chosen", "rejected"] * 10, "order": "forward"})
+    notes = clean_preferences(table, votes=votes).notes
+    assert "30 values of order say nothing, since the pairs have no chosen_id and rejected_id" in notes
 
 
 def test_a_pair_that_nobody_looked_at_is_like_the_others_and_a_tie_is_none_of_these() -> None:
@@ -440,6 +522,10 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
         "dearest": {"wrong_label_cost": np.inf},
         "text": {"wrong_label_cost": "4"},
         "seed": {"seed": -1},
+        "no seed": {"seed": None},
+        "seed that is no number": {"seed": np.nan},
+        "no cost": {"wrong_label_cost": None},
+        "no price": {"call_cost": None},
         "no table": {"audit": [("p0", "a0")]},
         "one list": {"chosen_scores": ["s"]},
         "bound": {"keep_probability": 0.4},
@@ -463,6 +549,10 @@ def broken(world: NoisyWorld, fault: str) -> dict[str, Any]:
         ("dearest", "wrong_label_cost must be at least 1 and at most 1,000,000, not inf"),
         ("text", "wrong_label_cost must be a number, not '4'"),
         ("seed", "seed must be a whole number from 0 on, not -1"),
+        ("no seed", "seed must be a number, not None"),
+        ("seed that is no number", "seed must be a whole number from 0 on, not nan"),
+        ("no cost", "wrong_label_cost must be a number, not None"),
+        ("no price", "call_cost must be a number, not None"),
         ("no table", "audit must be a DataFrame, not list"),
         ("one list", "chosen_scores names 1 columns and rejected_scores 0"),
         ("bound", "keep_probability must be at least 0.5"),

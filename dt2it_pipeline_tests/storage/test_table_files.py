@@ -16,6 +16,12 @@ from dt2it_pipeline.storage.table_files import TableFileError, as_keys, kind_of_
 ROWS = pd.DataFrame({"pair_id": ["007", "8"], "share": [0.175, 0.1]})
 
 
+def test_a_csv_file_s_ids_stay_text_in_every_column_that_names_one(tmp_path: Path) -> None:
+    ids = ["pair_id", "chosen_id", "rejected_id", "response_id", "better_id", "shown_first"]
+    pd.DataFrame({name: ["007", "010"] for name in ids}).to_csv(tmp_path / "rows.csv", index=False)
+    assert read_table_file(tmp_path / "rows.csv").to_dict("list") == {name: ["007", "010"] for name in ids}
+
+
 COMPRESS = {
     "": bytes,
     ".gz": gzip.compress,

@@ -28,7 +28,8 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
     """
     features = evidence.features
     against: dict[bool, list[str]] = {True: [], False: []}  # by whether it saw nearly all pairs
-    judged = (features[:, evidence.of(NET_VERDICT)] != 0).any(axis=1).mean() if len(features) else 0.0
+    # Verdicts that cancel out are verdicts, too: they leave no lead.
+    judged = (features[:, evidence.of(NET_VERDICT, JUDGE)] != 0).any(axis=1).mean() if len(features) else 0.0
     kinds = (VOTER, NET_VERDICT, JUDGE) if judged >= _NEARLY_ALL else (VOTER,)
     for place in np.flatnonzero(evidence.of(*kinds)):
         signs = np.sign(features[:, place])

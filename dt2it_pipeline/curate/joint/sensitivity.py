@@ -43,7 +43,9 @@ def sensitivity(
         stay, as the model expects them; `after_low` and `after_high`, between which the latter lies even if annotators
         and labels err on the same pairs as often as can be, or as seldom. No row where there is no evidence.
     """
-    places = np.linspace(0, max(len(evidence) - 1, 0), min(len(evidence), _MOST)).astype(int)
+    places = np.arange(len(evidence))
+    if len(evidence) > _MOST:  # drawn, not by their place: tables may be sorted
+        places = np.sort(np.argpartition(draw, _MOST)[:_MOST])
     part = evidence.rows(places)
     weights = model.mean[: part.features.shape[1]]
     u = part.features @ weights

@@ -23,7 +23,13 @@ from dt2it_pipeline.curate.joint.decisions import (
     verdict_gain,
 )
 from dt2it_pipeline.curate.joint.evidence import Evidence, balanced_positions, gather_evidence
-from dt2it_pipeline.curate.joint.model import LEAST_CHECKED, Anchors, JointModel, fit_joint_model
+from dt2it_pipeline.curate.joint.model import (
+    LEAST_CHECKED,
+    LEAST_TRUSTED,
+    Anchors,
+    JointModel,
+    fit_joint_model,
+)
 from dt2it_pipeline.curate.joint.sensitivity import sensitivity
 
 UNSURE, AGAINST = "not sure enough", "the evidence is against the label"
@@ -263,7 +269,13 @@ def _sentences(
     if not decisions.compared:
         found.append(f"no score and no verdict that can be used: {stay}")
     elif not decisions.informative:
-        found.append(f"{seen}, which is no more than chance: {stay}")
+        text = f"{seen}, which is no more than chance: {stay}"
+        if len(anchors.trusted) >= LEAST_TRUSTED:
+            text += (
+                ". Trusted pairs cannot tell whether these labels are wrong that often or scores and verdicts say "
+                f"nothing here: let a person check {LEAST_CHECKED} or more pairs that are drawn at random"
+            )
+        found.append(text)
     elif not decisions.anchored:
         have, other = (f"{few} checked pairs are too few", "other ") if few else ("nothing is checked", "")
         found.append(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dt2it_pipeline.curate.joint import sensitivity as module
 from dt2it_pipeline.curate.joint.decisions import DROPPED, KEPT, decide
 from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
@@ -69,3 +71,17 @@ def test_without_evidence_there_is_no_line() -> None:
     decisions = decide(evidence, anchors, model, 0.8)
     assert (decisions.outcome == KEPT).all()
     assert sensitivity(evidence, anchors, model, decisions, np.arange(50)).empty
+
+
+def test_the_order_of_many_pairs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST", 100)
+    evidence, _ = made(1_000, 0.8, 0.8, 0.0)
+    draw = np.random.default_rng(1).permutation(1_000)
+    anchors = Anchors(np.zeros(1_000, dtype=int), np.empty((0, 2)))
+    model = fit_joint_model(evidence, anchors, draw)
+    decisions = decide(evidence, anchors, model, 0.8)
+    expected = sensitivity(evidence, anchors, model, decisions, draw)
+    by_margin = np.argsort(evidence.features[:, 0])
+    turned = replace(decisions, outcome=decisions.outcome[by_margin])
+    found = sensitivity(evidence.rows(by_margin), anchors, model, turned, draw[by_margin])
+    np.testing.assert_allclose(found.to_numpy(), expected.to_numpy(), atol=1e-4)
