@@ -6,6 +6,7 @@ half a minute) and computes in float32 without compilation.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -114,6 +115,7 @@ class VllmEngine:
         run: VllmRunSettings | None = None,
     ) -> None:
         on_cpu = prepare_environment()
+        gc.collect()  # an engine that nobody holds ends the process groups of a later one when it goes
         try:
             import vllm
             from transformers import AutoProcessor

@@ -249,6 +249,7 @@ def shard_worker(
     prompts = Prompts(rows, job.media_root, job.seed)
     replies = ReplyCache(job.cache) if known is None else ReplyCache.holding(known)
     judges: dict[int, PairJudge] = {}
+    _HELD.let_go()  # another engine of vLLM that ended meanwhile took the held one's process groups with it
     if place.threads is not None:  # a process of the worker's own, whose state is nobody else's
         import torch
 
