@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _JOINED = 64  # pieces of a table that are made one
-_IDS = ("pair_id", "prompt_id", "preference_id")  # what rows of a table are told apart by
+_IDS = ("pair_id", "prompt_id", "preference_id")  # what identifies the rows of a table
 _COUNTS, _RARE = ("rows_in", "rows_out", "rows_quarantined"), ("ties", "repeated_ids")
 
 
