@@ -26,15 +26,22 @@ class Alone:
 
 
 class Group:
-    """All ranks that the DeepSpeed launcher started; a process started without it is a group of one."""
+    """All ranks that the DeepSpeed launcher started; a process started without it is a group of one.
+
+    As a context it is left at the end; after an error only where it has one rank, since others may wait in it.
+    """
 
     def __init__(self) -> None:
         import deepspeed
 
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         self._alone = False  # a group of one that began here
+        self._environment: dict[str, str | None] = {}  # what `close` sets back
         if "MASTER_ADDR" not in os.environ:
-            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed asks for them
+            # DeepSpeed asks for them. Other libraries take them for a launcher's, so they go when the group does.
+            alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            self._environment = {name: os.environ.get(name) for name in alone}
+            os.environ |= alone
             if not dist.is_initialized():  # vLLM may have begun a group of one in this process
                 self._alone = True
                 _begin_alone(backend)
@@ -79,6 +86,18 @@ class Group:
 
         if dist.is_initialized() and (self._alone or self.size > 1):
             deepspeed.comm.destroy_process_group()
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or self.size == 1:
+            self.close()
 
 
 def _begin_alone(backend: str) -> None:

@@ -59,21 +59,21 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
 
-    group = Group()
-    if not group.cuda:
-        cores = max(1, (os.cpu_count() or 1) // group.local_size)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
-    flush_denormals()
-    trainer = Trainer(job, group, report if group.rank == 0 else _silent)
-    summary = trainer.fit()
-    trainer.save(job.output, summary)
-    if group.rank == 0:
-        summary["weights_sha256"] = weights_digest(job.output)
-    peaks = group.gather(peak_memory())
-    if group.cuda:
-        summary["gpu_seconds"] = round(group.size * (summary["preparation_seconds"] + summary["training_seconds"]), 1)
-    summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)
-    group.close()
+    with Group() as group:
+        if not group.cuda:
+            cores = max(1, (os.cpu_count() or 1) // group.local_size)
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+        flush_denormals()
+        trainer = Trainer(job, group, report if group.rank == 0 else _silent)
+        summary = trainer.fit()
+        trainer.save(job.output, summary)
+        if group.rank == 0:
+            summary["weights_sha256"] = weights_digest(job.output)
+        peaks = group.gather(peak_memory())
+        if group.cuda:
+            seconds = summary["preparation_seconds"] + summary["training_seconds"]
+            summary["gpu_seconds"] = round(group.size * seconds, 1)
+        summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)
     return summary
 
 
