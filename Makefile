@@ -4,6 +4,7 @@
 # make docs   the documentation site, into site/
 # make test-rl   installs verl, OpenRLHF and ms-swift, and runs the reward functions in them
 # make constraints   writes constraints.txt, the versions that installations take, from what is installed
+# make coverage   the fast tests, and how many lines of each module they and their processes run
 # make mutation   changes the curation core in small ways and counts what the fast tests notice; about 20 minutes
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
@@ -28,7 +29,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-rl test-numerics mutation constraints ui lint docs clean
+.PHONY: demo test test-heavy test-rl test-numerics coverage mutation constraints ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -55,6 +56,9 @@ test-rl: $(VENV)/.installed-dev $(VENV)/rl/.installed
 test-numerics: $(VENV)/.installed-dev
 	python -m dt2it_pipeline_tests.support.processor_matrix --testers $(TESTERS) $(CELLS)
 
+coverage: $(VENV)/.installed-dev
+	pytest -n $(TESTERS) --dist loadfile --cov --cov-report=term
+
 # On a machine with nothing else to do: a run that is three times slower than the first counts as noticed.
 mutation: $(VENV)/.installed-dev
 	python scripts/mutation.py $(MUTATION)
@@ -76,7 +80,7 @@ ui: $(VENV)/.installed-demo
 	dagster dev -m dt2it_pipeline.definitions
 
 clean:
-	rm -rf "$(DT2IT_HOME)" $(VENV) .mutation site
+	rm -rf "$(DT2IT_HOME)" $(VENV) .mutation .coverage* site
 
 # scripts/install.py says what it fetches from where. Nothing is compiled by it: Python compiles what it imports, and to
 # compile the rest would take a third of the installation.
