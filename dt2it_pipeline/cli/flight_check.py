@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
-from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
+from dt2it_pipeline.config.recipe_files import require_files, zero_stage
 from dt2it_pipeline.config.sections.judging import (
     EndpointJudgeSettings,
     LikelihoodJudgeSettings,
@@ -238,10 +238,9 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
         yield Line("warning", topic, text, "download the model, then check again")
         return
     try:
-        config = read_deepspeed_config(recipe.training.deepspeed_config)
+        stage = zero_stage(recipe.training.deepspeed_config)
     except RecipeError:
         return  # `files` reports it
-    stage = int(config.get("zero_optimization", {}).get("stage", 0))
     estimate = training_memory(parameters, recipe.training, stage)
     how = f"{recipe.training.precision}, ZeRO stage {stage}, {recipe.training.processes} rank(s)"
     how += "" if recipe.training.lora is None else f", LoRA of rank {recipe.training.lora.rank}"
