@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.calibration import CARD_KEY
@@ -24,12 +23,10 @@ from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
-from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.reward.training import checkpointing, validation
-from dt2it_pipeline.reward.training.deepspeed_engine import make_engine
+from dt2it_pipeline.reward.training.deepspeed_engine import load_network, make_engine
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place
@@ -62,16 +59,7 @@ class Trainer:
             self.work.mkdir(parents=True, exist_ok=True)
         self.clock = preparation.stopwatch()
         torch.manual_seed(self.seed)
-        compiled = compiles(settings.compile, group.device)
-        self.model = RewardNetwork.from_pretrained(
-            job.base_model,
-            new_head_seed=self.seed,
-            dtype=weight_type(settings.precision, group.device),
-            attention=attention_for(settings.attention, group.device, compiled=compiled, trains=True),
-            device=group.device,
-            compile=compiled,
-        )
-        self.model.freeze_vision()
+        self.model = load_network(job.base_model, settings, self.seed, group.device)
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         folder = self.model.source
         assert folder is not None  # a loaded model has one
@@ -91,7 +79,7 @@ class Trainer:
             len(self.trained), int(self.pair_counts[self.trained].sum()), settings.global_batch_size
         )
         self.schedule = Schedule(len(self.trained), size, settings.epochs, settings.max_steps, self.seed)
-        self.engine = make_engine(self.model, settings, self.seed)
+        self.engine = make_engine(self.model, settings, self.seed, group.device)
         self.log: list[dict[str, float]] = []
         self.evaluations: list[validation.Row] = []
         self.best = validation.BestWeights(self.work, wanted=settings.keep == "best")
