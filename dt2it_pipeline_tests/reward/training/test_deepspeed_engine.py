@@ -47,7 +47,7 @@ def test_other_optimisers_are_left_to_deepspeed(change: dict[str, Any]) -> None:
 @pytest.mark.heavy
 @pytest.mark.timeout(300)
 def test_zero3_trains_the_same_whatever_type_the_files_have(job: TrainJob, tmp_path: Path) -> None:
-    """Files in bfloat16 are converted weight by weight, as each is divided; those in float32 are divided as they are."""
+    """Weights in bfloat16 are converted one by one, as each is divided; those in float32 are divided as they are."""
     values = load_file(Path(job.base_model) / "model.safetensors")
     jobs = []
     for name, kept in (("half", torch.bfloat16), ("whole", torch.float32)):
