@@ -238,17 +238,17 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
         yield Line("warning", topic, text, "download the model, then check again")
         return
     try:
-        config = read_deepspeed_config(recipe.training.deepspeed_config)
+        zero = read_deepspeed_config(recipe.training.deepspeed_config).get("zero_optimization") or {}
     except RecipeError:
         return  # `files` reports it
-    stage = int(config.get("zero_optimization", {}).get("stage", 0))
-    estimate = training_memory(parameters, recipe.training, stage)
+    estimate, stage = training_memory(parameters, recipe.training, zero), int(zero.get("stage", 0))
     how = f"{recipe.training.precision}, ZeRO stage {stage}, {recipe.training.processes} rank(s)"
     how += "" if recipe.training.lora is None else f", LoRA of rank {recipe.training.lora.rank}"
     text = (
         f"training takes about {_amount(estimate.total)} per rank and activations on top: weights "
         f"{_amount(estimate.weights)}, gradients {_amount(estimate.gradients)}, optimiser "
-        f"{_amount(estimate.optimiser)} ({parameters.total / 1e6:,.1f} million parameters, {how})"
+        f"{_amount(estimate.optimiser)}, buffers {_amount(estimate.buffers)} ({parameters.total / 1e6:,.1f} million "
+        f"parameters, {how})"
     )
     details: dict[str, Any] = {"parameters": parameters.total, "bytes_per_rank": round(estimate.total), "stage": stage}
     gpus = _gpus()

@@ -137,6 +137,7 @@ def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
     from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
     from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
     from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+    from dt2it_pipeline.reward.training.out_of_memory import launch_training
 
     log, processes = work / "training.log", job.settings.processes
     ranks = Resources(processes, hostfile=hostfile_path(job.settings), environment=rank_environment(processes))
@@ -148,7 +149,8 @@ def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
                 report(state)
 
         try:
-            return LocalLauncher(on_line=read).launch(job, work=work, resources=ranks)
+            launcher = LocalLauncher(on_line=read)
+            return launch_training(job, lambda job: launcher.launch(job, work=work, resources=ranks), note)
         except JobFailed as error:
             raise CommandError(f"training failed: {error}. All that it printed is in {log}") from None
 

@@ -42,6 +42,11 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
     return config
 
 
+def zero_stage(name: str) -> int:
+    """ZeRO stage, 0 to 3, of a file in configs/deepspeed. Raises RecipeError as `read_deepspeed_config` does."""
+    return int((read_deepspeed_config(name).get("zero_optimization") or {}).get("stage", 0))
+
+
 def hostfile_path(settings: TrainingSettings) -> Path | None:
     """The recipe's hostfile as an absolute path, None where it names none.
 

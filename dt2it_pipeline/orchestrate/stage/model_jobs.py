@@ -27,6 +27,7 @@ from dt2it_pipeline.reward.scoring.any_model import ModelScoreJob
 from dt2it_pipeline.reward.scoring.job import ResponsesJob, ScoreJob
 from dt2it_pipeline.reward.too_long import left_out
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.out_of_memory import launch_training
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.artifacts import Artifact, model_digest
 from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
@@ -96,7 +97,11 @@ class ModelJobs:
             environment=rank_environment(settings.processes),
             settings="training.processes",
         )
-        summary = self.children.run(self.context, job, work, ranks)
+        summary = launch_training(
+            job,
+            lambda job: self.children.run(self.context, job, work, ranks),
+            lambda line: self.context.log.warning(line),
+        )
         if found := left_out(read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")):
             line = found.in_words(pairs.num_rows, "pairs", "training.max_length", settings.max_length)
             self.context.log.warning(line)

@@ -26,6 +26,7 @@ from dt2it_pipeline.reward.checkpoints.checkpoint import (  # noqa: E402
     file_names,
     read_json,
     save_weights,
+    stored_type,
     write_json,
 )
 from dt2it_pipeline.reward.checkpoints.heads import no_head  # noqa: E402
@@ -119,6 +120,7 @@ class RewardNetwork(nn.Module):
         attention: str | None = None,
         device: str | torch.device = "cpu",
         compile: bool = False,
+        as_stored: bool = False,
     ) -> Self:
         """Load a reward model of ours or of another trainer: whole weights, or an adapter with its base model.
 
@@ -139,6 +141,8 @@ class RewardNetwork(nn.Module):
                 `attention.layer_mask`. None or `auto`: the one that suits the device.
             device: where the weights are put as they are read.
             compile: put layers through torch.compile; the first batches then take up to a minute, later ones less.
+            as_stored: leave the backbone in the type in which it lies on disk, whatever `dtype` says, but where an
+                adapter is merged. On a CPU its files are then mapped into memory, and nothing is copied.
 
         Raises:
             DeviceError: the device cannot do what is asked.
@@ -151,6 +155,8 @@ class RewardNetwork(nn.Module):
         if head is None and new_head_seed is None:
             raise no_head(parts.folder)
         device = torch.device(device)
+        if as_stored and parts.base_model is None:
+            dtype = stored_type(parts.backbone)
         dtype = weight_type("auto", device) if dtype is None else dtype
         chosen = attention_for(attention, device, compiled=compile)
         backbone = load_backbone(parts.backbone, family, dtype, chosen, device)

@@ -1,15 +1,17 @@
-"""The DeepSpeed engine of a training: its configuration, a file of configs/deepspeed completed by the recipe, and its
-optimiser.
+"""The DeepSpeed engine of a training: its configuration, a file of configs/deepspeed completed by the recipe, its
+optimiser, and how a model is loaded for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dt2it_pipeline.config.recipe_files import read_deepspeed_config
+from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
 from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.reward.modeling import lora
+from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, compiles
 
 if TYPE_CHECKING:
     import torch
@@ -19,18 +21,57 @@ if TYPE_CHECKING:
 _ADAMW = "adamw"
 
 
-def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int) -> Any:
+def load_network(base_model: str, settings: TrainingSettings, seed: int, device: torch.device) -> RewardNetwork:
+    """Load a base model to be trained, with its vision encoder frozen and on the device.
+
+    Under ZeRO-3 the language model stays where its files are mapped into memory, in the type that it has there: no rank
+    has a copy until `make_engine` divides it, weight by weight.
+
+    Args:
+        base_model: folder or Hub id.
+        settings: of the training.
+        seed: of the head, where the model has none.
+        device: that the rank computes on.
+    """
+    from dt2it_pipeline.reward.modeling.model import RewardNetwork
+
+    compiled, dtype = compiles(settings.compile, device), weight_type(settings.precision, device)
+    attention = attention_for(settings.attention, device, compiled=compiled, trains=True)
+    given: dict[str, Any] = {"new_head_seed": seed, "dtype": dtype, "attention": attention}
+    if zero_stage(settings.deepspeed_config) < 3:
+        model = RewardNetwork.from_pretrained(base_model, **given, device=device, compile=compiled)
+    else:
+        model = RewardNetwork.from_pretrained(base_model, as_stored=True, **given)
+        for config in (model.config, model.config.text_config, model.config.vision_config):
+            config.dtype = dtype  # as that of the type in training; it is written into the checkpoint
+        for parameter in model.model.visual.parameters():
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        if compiled:
+            compile_layers(model.called_whole())
+            model.compiled = True
+    model.freeze_vision()
+    return model
+
+
+def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, device: torch.device) -> Any:
     """Make a model ready to be trained under DeepSpeed: adapters, checkpointing, optimiser.
 
     Args:
-        model: with a frozen vision encoder.
+        model: as `load_network` has loaded it.
         settings: of the training.
         seed: of the adapters' first values.
+        device: that the rank computes on.
     """
     import deepspeed
     from deepspeed.utils import set_z3_leaf_module
 
-    if settings.lora is not None:
+    config = deepspeed_config(settings)
+    if zero_stage(settings.deepspeed_config) == 3:
+        _divide(model, config, weight_type(settings.precision, device))
+    if settings.lora is not None:  # adapters take type and device of the weights beside them
         lora.add_adapters(model, settings.lora, seed)
     if settings.gradient_checkpointing:
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -39,18 +80,40 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int) -> 
     trained = [p for p in model.parameters() if p.requires_grad]
     # As everywhere, weight decay is for matrices: norms and biases (one dimension) are left alone.
     decay = settings.weight_decay
-    groups: list[dict[str, Any]] = [{"params": [p for p in trained if p.ndim > 1], "weight_decay": decay}]
-    groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if _dimensions(p) > 1], "weight_decay": decay}]
+    groups.append({"params": [p for p in trained if _dimensions(p) <= 1], "weight_decay": 0.0})
     if decay == 0:
         groups = [{"params": trained, "weight_decay": 0.0}]
     if model.compiled:
         # ZeRO-3 then gathers a layer's weights at once, outside what is compiled, and not part by part inside it.
         for layer in model.called_whole():
             set_z3_leaf_module(layer, True)
-    config = deepspeed_config(settings)
     optimizer = take_optimizer(config, groups)
     given = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
     return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+
+
+def _divide(model: RewardNetwork, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Leave each rank its part of every weight, as ZeRO-3 keeps them. Every rank calls this.
+
+    One weight after the other is brought to the type and the device of the training, and divided. DeepSpeed would bring
+    all of them there first.
+    """
+    import torch
+    from deepspeed import zero
+
+    first, *others = model.parameters()
+    first.data = first.data.to(dtype)
+    zero.Init(module=torch.nn.ParameterList([first]), config_dict_or_path=dict(config), dtype=dtype)
+    convert: Any = first  # it has a method now that divides others in the same way
+    for parameter in others:
+        parameter.data = parameter.data.to(dtype)
+        convert.convert_to_zero_parameters(param_list=[parameter])
+
+
+def _dimensions(parameter: Any) -> int:
+    """Of a weight, divided among ranks or whole."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:

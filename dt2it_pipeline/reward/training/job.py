@@ -5,11 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.jobs import Job
 from dt2it_pipeline.ingest.provenance import Provenance
+
+
+class MicroBatch(BaseModel):
+    """The most that a forward pass of one rank holds.
+
+    Attributes:
+        pairs: as the setting `micro_batch_size` counts them.
+        tokens: padding included, as the setting `micro_batch_tokens` counts them; None: without limit.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    pairs: int = Field(ge=1)
+    tokens: int | None = Field(None, ge=1)
+
+    def in_words(self) -> str:
+        """For a message.
+
+        >>> MicroBatch(pairs=4).in_words(), MicroBatch(pairs=64, tokens=8192).in_words()
+        ('4 pairs', '8192 tokens')
+        """
+        return f"{self.pairs} pairs" if self.tokens is None else f"{self.tokens} tokens"
 
 
 class TrainJob(Job):
@@ -26,6 +48,8 @@ class TrainJob(Job):
         settings: the recipe's section `training`.
         seed: of the order of pairs, of the head's and adapters' first values, and of who is held out.
         sources: what the card says of the pairs' sources, by name.
+        micro_batch: in the place of that of the settings, after memory ran out; see out_of_memory.py. States of the
+            training before are gone on from.
     """
 
     entry_point: ClassVar[str] = "dt2it_pipeline.reward.training.train:run"
@@ -40,3 +64,10 @@ class TrainJob(Job):
     settings: TrainingSettings
     seed: int
     sources: dict[str, Provenance] = Field(default_factory=dict)
+    micro_batch: MicroBatch | None = None
+
+    @property
+    def most_per_pass(self) -> MicroBatch:
+        """The most that a forward pass holds."""
+        settings = self.settings
+        return self.micro_batch or MicroBatch(pairs=settings.micro_batch_size, tokens=settings.micro_batch_tokens)

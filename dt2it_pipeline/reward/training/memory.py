@@ -1,20 +1,26 @@
 """An estimate of the GPU memory that training takes, from the headers of the weights; no model is loaded.
 
-Bytes per GPU, for P trained parameters and F frozen ones (the vision encoder; with LoRA the language model too), N
-ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed's ZeRO keeps them (arXiv 1910.02054, with
-gradients summed in float32):
+Bytes per GPU at the end of a backward pass, when most is held, for P trained parameters and F frozen ones (the vision
+encoder; with LoRA the language model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed
+keeps them:
 
     weights     b (P + F)     / N in stage 3
-    gradients   4 P           / N from stage 2 on
     optimiser   12 P          / N from stage 1 on: float32 copy and AdamW's two moments
+    gradients   12 P / N      in stage 2: those of a pass, their sums over passes, and a flat copy for the update
+                8 P / N       in stage 3: sums over passes and a copy for the update; 12 P / N in bfloat16
+    buffers     b buckets     gradients on their way to other ranks, twice where communication overlaps
+                b live        in stage 3: weights that are gathered at once, no more than all
 
-Activations come on top. They grow with the tokens of a micro batch, so the estimate is a lower bound.
+Weights and optimiser are those of ZeRO (arXiv 1910.02054, section 3.1). Its gradients are 2 P; DeepSpeed holds more,
+which was measured on a CPU (test_memory.py). In stages 0 and 1, which no configuration of ours has, 4 P are taken.
+Activations come on top. They grow with the tokens of a micro-batch, so the estimate is a lower bound.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,6 +31,8 @@ from dt2it_pipeline.errors import UserError
 
 GIB = 2**30
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_BUCKET, _LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults, in numbers
+_GRADIENTS = (4, 4, 12, 8)  # bytes per trained parameter, by stage
 _VISION = ("visual.", "vision_tower.", "vision_model.", "vision_encoder.")
 _NOT_ADAPTED = ("embed", "lm_head", "norm")
 
@@ -63,11 +71,12 @@ class Estimate:
     weights: float
     gradients: float
     optimiser: float
+    buffers: float
 
     @property
     def total(self) -> float:
-        """All three."""
-        return self.weights + self.gradients + self.optimiser
+        """All of them."""
+        return self.weights + self.gradients + self.optimiser + self.buffers
 
 
 def count_parameters(folder: Path) -> Parameters:
@@ -94,22 +103,30 @@ def count_parameters(folder: Path) -> Parameters:
     return Parameters(language, vision, linear, sum(file.stat().st_size for file in files))
 
 
-def training_memory(parameters: Parameters, settings: TrainingSettings, stage: int) -> Estimate:
+def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Mapping[str, Any]) -> Estimate:
     """Bytes per GPU that training takes; see the module's docstring for the formula.
 
     Args:
         parameters: of the base model.
         settings: precision, LoRA and the number of ranks (of one machine, where there are several).
-        stage: of ZeRO, 0 to 3.
+        zero: `zero_optimization` of the DeepSpeed configuration; what it leaves out is DeepSpeed's default.
     """
+    stage = int(zero.get("stage", 0))
     width = 2 if settings.precision == "bfloat16" else 4
     ranks = settings.processes
     trained = parameters.language if settings.lora is None else _adapters(parameters, settings.lora)
     held = parameters.total + (0 if settings.lora is None else trained)
+    buffers = 0
+    if stage >= 2:
+        overlaps = zero.get("overlap_comm", stage == 3)
+        buffers = int(zero.get("reduce_bucket_size", _BUCKET)) * (2 if overlaps else 1)
+    if stage == 3:
+        buffers += min(held, int(zero.get("stage3_max_live_parameters", _LIVE)))
     return Estimate(
         weights=width * held / (ranks if stage == 3 else 1),
-        gradients=4 * trained / (ranks if stage >= 2 else 1),
+        gradients=(12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1),
         optimiser=12 * trained / (ranks if stage >= 1 else 1),
+        buffers=width * buffers,
     )
 
 

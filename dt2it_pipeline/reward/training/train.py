@@ -18,7 +18,8 @@ setting):
 
 A state to resume from is written every `save_steps` steps. It belongs to the pairs, their labels, strengths and lists,
 the base model, the settings, the seed and the number of ranks; with any other, training starts anew. On a full disk
-training ends with an error that names the path, the last whole state is kept, and a new start goes on from it.
+training ends with an error that names the path, the last whole state is kept, and a new start goes on from it. Where
+memory runs out, whoever launches trainings starts it once more, with half the micro-batch: out_of_memory.py.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error, ran_out
 
 
 def run(job: TrainJob, report: Reporter) -> Summary:
@@ -49,7 +51,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
         also `lists` and what became of them (data/lists.py, `TrainingExamples.report`).
 
     Raises:
-        TrainingError: no pair can be used, a setting does not fit, or loss or gradient stopped being a number.
+        TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory
+            ran out.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
     lean_imports.skip_unused()
@@ -64,9 +67,16 @@ def run(job: TrainJob, report: Reporter) -> Summary:
             cores = max(1, (os.cpu_count() or 1) // group.local_size)
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
         flush_denormals()
-        trainer = Trainer(job, group, report if group.rank == 0 else _silent)
-        summary = trainer.fit()
-        trainer.save(job.output, summary)
+        place = Place()
+        try:
+            trainer = Trainer(job, group, report if group.rank == 0 else _silent, place)
+            summary = trainer.fit()
+            place.at = "while the checkpoint was made"
+            trainer.save(job.output, summary)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            raise memory_error(job, place, group.rank, group.size, error) from error
         if group.rank == 0:
             summary["weights_sha256"] = weights_digest(job.output)
         peaks = group.gather(peak_memory())

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.calibration import CARD_KEY
@@ -24,14 +23,13 @@ from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
-from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.reward.training import checkpointing, validation
-from dt2it_pipeline.reward.training.deepspeed_engine import make_engine
+from dt2it_pipeline.reward.training.deepspeed_engine import load_network, make_engine
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.out_of_memory import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, examples_per_step
 from dt2it_pipeline.reward.training.step_metrics import Tally
 from dt2it_pipeline.reward.training.tracking import Tracker, copy_files, require_packages, untracked
@@ -44,26 +42,24 @@ _MANY = 8  # pairs; where none of so many can be read, no file is damaged: the s
 
 
 class Trainer:
-    """One training job on one rank."""
+    """One training job on one rank.
 
-    def __init__(self, job: TrainJob, group: Group, report: Reporter) -> None:
-        self.job, self.settings, self.group, self.report = job, job.settings, group, report
+    Args:
+        job: to do.
+        group: of all ranks.
+        report: is handed the progress.
+        place: where the rank is; kept up to date, so that it is known where memory runs out.
+    """
+
+    def __init__(self, job: TrainJob, group: Group, report: Reporter, place: Place) -> None:
+        self.job, self.settings, self.group, self.report, self.place = job, job.settings, group, report, place
         settings, self.seed, self.work = job.settings, job.seed, job.work
         require_packages(settings)
         with checkpointing.writing("the work folder", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         self.clock = preparation.stopwatch()
         torch.manual_seed(self.seed)
-        compiled = compiles(settings.compile, group.device)
-        self.model = RewardNetwork.from_pretrained(
-            job.base_model,
-            new_head_seed=self.seed,
-            dtype=weight_type(settings.precision, group.device),
-            attention=attention_for(settings.attention, group.device, compiled=compiled, trains=True),
-            device=group.device,
-            compile=compiled,
-        )
-        self.model.freeze_vision()
+        self.model = load_network(job.base_model, settings, self.seed, group.device)
         self.shared = settings.shared_prefix and self.model.shares_prefix()
         folder = self.model.source
         assert folder is not None  # a loaded model has one
@@ -83,7 +79,7 @@ class Trainer:
             len(self.trained), int(self.pair_counts[self.trained].sum()), settings.global_batch_size
         )
         self.schedule = Schedule(len(self.trained), size, settings.epochs, settings.max_steps, self.seed)
-        self.engine = make_engine(self.model, settings, self.seed)
+        self.engine = make_engine(self.model, settings, self.seed, group.device)
         self.log: list[dict[str, float]] = []
         self.evaluations: list[validation.Row] = []
         self.best = validation.BestWeights(self.work, wanted=settings.keep == "best")
@@ -131,10 +127,8 @@ class Trainer:
         for step in range(first, schedule.steps):
             rate = settings.learning_rate * cosine_with_warmup(step, schedule.steps, settings.warmup_ratio)
             members = self.trained[schedule.step(step)]
-            try:
-                self._step(step, members, rate, checked=step == first)
-            except torch.OutOfMemoryError as error:
-                raise self._out_of_memory(step, error) from error
+            self.place.at = f"at step {step + 1}"
+            self._step(step, members, rate, checked=step == first)
             seen += int(self.pair_counts[members].sum())
             if (step + 1) % settings.logging_steps == 0 or step + 1 == schedule.steps:
                 norm = self._read()
@@ -190,6 +184,8 @@ class Trainer:
             "ranks": self.group.size,
             "vision_cached": self.data.vision_cached,
         }
+        if self.job.micro_batch is not None:
+            summary["micro_batch"] = self.job.micro_batch.in_words()
         summary |= self.examples.report()
         if self.settings.loss.kind != "bradley_terry":
             summary["pairs_without_strength"] = int(self.strengths.isnan().sum())
@@ -270,6 +266,7 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         """Loss and accuracy of the held-out pairs after `done` steps; the best weights so far are kept if wanted."""
         self._read()
+        self.place.at = f"in the evaluation after step {done}"
         clock = preparation.stopwatch()
         tally, margins = self._tally(), validation.Margins()
         self.model.eval()
@@ -305,6 +302,7 @@ class Trainer:
         Where none counts, margins and losses are of examples that do not.
         """
         this = self.data.take(run, members)
+        self.data.show(this.members, self.place)
         scores = self.engine(this.batch, this.features).view(-1)
         return this.members[this.counts], *comparison_losses(scores, this.comparisons, self.settings.loss)
 
@@ -326,15 +324,6 @@ class Trainer:
         raise TrainingError(
             f"{what} is not a number at step {step + 1}, {whose} {', '.join(everyone[:8])}"
             f"{' and more' if len(everyone) > 8 else ''}{hint}; lower training.learning_rate or remove the pairs"
-        )
-
-    def _out_of_memory(self, step: int, error: Exception) -> TrainingError:
-        settings = self.settings
-        return TrainingError(
-            f"the GPU's memory does not suffice at step {step + 1} ({str(error).partition('. ')[0]}); lower "
-            f"training.micro_batch_size (now {settings.micro_batch_size}) or training.micro_batch_tokens (now "
-            f"{settings.micro_batch_tokens or 'without limit'}), or set gradient_checkpointing, lora or "
-            "deepspeed_config: zero3"
         )
 
     def _log_row(self, step: int, rate: float, norm: float, speed: float) -> dict[str, float]:

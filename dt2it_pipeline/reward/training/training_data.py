@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from dt2it_pipeline.reward.training import checkpointing, validation
 from dt2it_pipeline.reward.training.batches import BatchStream, ExampleBatches, Fault, Planned, loader_workers
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.out_of_memory import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, micro_batches
 from dt2it_pipeline.reward.training.step_metrics import ExampleSizes
 
@@ -126,11 +128,16 @@ class TrainingData:
 
     def passes(self, examples: np.ndarray) -> list[np.ndarray]:
         """Forward passes of this rank over `examples`; one is empty where there are fewer than ranks."""
-        most = self.settings.micro_batch_size, self.settings.micro_batch_tokens
+        most = self.job.most_per_pass.pairs, self.job.most_per_pass.tokens
         places, sizes = (self.group.rank, self.group.size), self.sizes
         return micro_batches(
             examples, sizes.lengths, *places, *most, sizes.widths, responses=sizes.counts, one_row=self.one_row
         )
+
+    def show(self, run: np.ndarray, place: Place) -> None:
+        """Note in `place` what a pass over `run` holds."""
+        place.examples, place.cells = len(run), int(self.sizes.cells(run)[0])
+        place.pairs = math.ceil(int(self.sizes.counts[run].sum()) / 2)
 
     def start(self, schedule: Schedule, first: int) -> None:
         """Begin to make the batches of all passes from step `first` on, evaluations among them."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from dagster import AssetKey
+import pytest
+from dagster import AssetKey, Failure
 
 from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.config.sections.ray import RaySettings
@@ -16,6 +17,7 @@ from dt2it_pipeline.orchestrate.stage.model_jobs import ModelJobs
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.too_long import too_long
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error
 from dt2it_pipeline.storage import records, schemas
 from dt2it_pipeline.storage.artifacts import Artifact
 from dt2it_pipeline.storage.atomic import write_parquet
@@ -94,3 +96,42 @@ def test_what_is_too_long_is_one_line_with_the_setting_that_lifts_it(tmp_path: P
     assert "Raise it, or remove it" in training
     assert scoring.startswith("3 of 0 responses are left out: longer than the context of the model (512 tokens; the")
     assert "scoring.max_pixels" in scoring
+
+
+@dataclass
+class OutOfMemory(Recorded):
+    """Stands where child processes are started, and whose memory holds no more than some pairs."""
+
+    pairs: int = 4
+    trained: list[TrainJob] = field(default_factory=list)
+
+    def run(self, context: Any, job: Any, work: Path, ranks: Any = None) -> dict[str, Any]:
+        self.trained.append(job)
+        if job.most_per_pass.pairs > self.pairs:
+            job.work.mkdir(exist_ok=True)
+            size = job.most_per_pass.pairs
+            raise Failure(str(memory_error(job, Place("at step 7", size, size, 900), 0, 1, MemoryError())))
+        return super().run(context, job, work, ranks)
+
+
+def test_a_training_whose_memory_ran_out_is_started_again_once(tmp_path: Path) -> None:
+    recipe, context, children = load_recipe("configs/recipes/demo.yaml"), Context(), OutOfMemory()
+    models = ModelJobs(
+        cast(Any, context),
+        StoreResource(home=str(tmp_path)),
+        cast(ChildProcesses, children),
+        recipe.training.model_copy(update={"micro_batch_size": 8}),
+        recipe.scoring,
+        None,
+        recipe.seed,
+    )
+    tables = schemas.table([], "pairs"), schemas.table([], "prompts")
+    models.train_in(tmp_path, *tables, 0)
+    assert [job.most_per_pass.pairs for job in children.trained] == [8, 4]
+    (line,) = context.lines
+    assert line.startswith("memory ran out at step 7, rank 0 of 1 (MemoryError); training goes on from its last saved")
+
+    children.pairs = 2
+    with pytest.raises(Failure, match="the micro-batch was halved already, to 4 pairs"):
+        models.train_in(tmp_path, *tables, 0)
+    assert [job.most_per_pass.pairs for job in children.trained] == [8, 4, 4]  # as the note says, and not again

@@ -1,18 +1,30 @@
-"""The estimate of GPU memory: the counts agree with the model's, and the formula with arithmetic done by hand."""
+"""The memory of a training: the estimate's counts agree with the model's, its formula with arithmetic done by hand and
+with what trainings take on a CPU; and under ZeRO-3 no rank loads a copy of the whole model.
+"""
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config import LoraSettings, TrainingSettings, model_path
+from dt2it_pipeline.config.recipe_files import read_deepspeed_config
+from dt2it_pipeline.engines.launch.launcher import Resources
+from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.memory import Parameters, WeightsError, count_parameters, training_memory
+from dt2it_pipeline_tests.support.tiny import make_tiny
+from dt2it_pipeline_tests.support.training_jobs import changed
 
+SECOND = {"stage": 2, "overlap_comm": True}
+THIRD = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": 200_000_000}
 BILLION = Parameters(language=1_000_000_000, vision=200_000_000, linear=3_000_000, file_bytes=2_400_000_000)
 
 
@@ -43,24 +55,74 @@ def test_linear_layers_are_those_that_lora_adapts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "stage", "expected"),
+    ("settings", "zero", "expected"),
     [
-        (TrainingSettings(processes=1, precision="bfloat16"), 2, (2.4e9, 4e9, 12e9)),
-        (TrainingSettings(processes=8, precision="bfloat16"), 2, (2.4e9, 0.5e9, 1.5e9)),
-        (TrainingSettings(processes=8, precision="bfloat16"), 3, (0.3e9, 0.5e9, 1.5e9)),
-        (TrainingSettings(processes=8, precision="bfloat16"), 1, (2.4e9, 4e9, 1.5e9)),
-        (TrainingSettings(processes=2), 0, (4.8e9, 4e9, 12e9)),
+        (TrainingSettings(processes=1, precision="bfloat16"), SECOND, (2.4e9, 12e9, 12e9, 2e9)),
+        (TrainingSettings(processes=8, precision="bfloat16"), SECOND, (2.4e9, 1.5e9, 1.5e9, 2e9)),
+        (TrainingSettings(processes=8, precision="bfloat16"), THIRD, (0.3e9, 1.5e9, 1.5e9, 2 * 1.4e9)),
+        (TrainingSettings(processes=8), THIRD, (0.6e9, 1e9, 1.5e9, 4 * 1.4e9)),
+        (TrainingSettings(processes=8), {"stage": 3, "stage3_max_live_parameters": 3e9}, (0.6e9, 1e9, 1.5e9, 8.8e9)),
+        (TrainingSettings(processes=8, precision="bfloat16"), {"stage": 1}, (2.4e9, 4e9, 1.5e9, 0)),
+        (TrainingSettings(processes=2), {}, (4.8e9, 4e9, 12e9, 0)),
         (
             TrainingSettings(processes=1, precision="bfloat16", lora=LoraSettings(rank=10)),
-            2,
-            (2 * 1.23e9, 4 * 3e7, 12 * 3e7),
+            {"stage": 2, "reduce_bucket_size": 1_000_000},
+            (2 * 1.23e9, 12 * 3e7, 12 * 3e7, 2e6),
         ),
     ],
 )
-def test_the_formula(settings: TrainingSettings, stage: int, expected: tuple[float, float, float]) -> None:
-    found = training_memory(BILLION, settings, stage)
-    assert (found.weights, found.gradients, found.optimiser) == pytest.approx(expected)
+def test_the_formula(settings: TrainingSettings, zero: dict[str, Any], expected: tuple[float, ...]) -> None:
+    found = training_memory(BILLION, settings, zero)
+    assert (found.weights, found.gradients, found.optimiser, found.buffers) == pytest.approx(expected)
     assert found.total == pytest.approx(sum(expected))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 58 million parameters in bfloat16: 230 MB in float32."""
+    folder = make_tiny(tmp_path_factory.mktemp("large"), hidden=1024, layers=6)
+    weights = load_file(folder / "model.safetensors")
+    halved = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def measured(job: TrainJob, folder: Path) -> list[dict[str, int]]:
+    """What each rank of a training took in its phases (support/measured_memory.py). Freed memory goes back at once."""
+    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    launcher = LocalLauncher("dt2it_pipeline_tests.support.measured_memory", environment, on_line=[].append)
+    ranks = job.settings.processes
+    launcher.launch(job, work=folder, resources=Resources(ranks))
+    return [json.loads((folder / f"memory.rank{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("zero2_cpu", {"processes": 1}),
+        ("zero2_cpu", {"processes": 1, "precision": "bfloat16", "gradient_checkpointing": True}),
+        ("zero2_cpu", {"processes": 1, "lora": {"rank": 64, "alpha": 16.0}}),
+        ("zero3_cpu", {"processes": 2}),
+    ],
+)
+def test_the_estimate_is_what_a_training_takes(
+    job: TrainJob, large: Path, tmp_path: Path, config: str, settings: dict[str, Any]
+) -> None:
+    few = {"max_steps": 2, "global_batch_size": 4, "micro_batch_size": 1, "save_steps": 9, "deepspeed_config": config}
+    job = changed(job, "out", tmp_path, **few | settings).model_copy(update={"base_model": str(large)})
+    found = measured(job, tmp_path)
+    parameters = count_parameters(large)
+    estimate = training_memory(parameters, job.settings, read_deepspeed_config(config)["zero_optimization"])
+    for rank in found:
+        assert rank["trained"] - rank["base"] == pytest.approx(estimate.total, rel=0.2)
+    if config != "zero3_cpu":
+        return
+    whole = 4 * parameters.total
+    for rank in found:  # half of the model, and the largest weight whole while it is divided
+        assert rank["loaded"] - rank["base"] < 0.2 * whole
+        assert 0.5 * whole < rank["divided"] - rank["base"] < 0.75 * whole
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""What a training does where memory runs out: it is started again, once, with a smaller micro-batch.
+
+A rank whose memory ran out cannot go on, since the others wait for it within an exchange. So its process ends with a
+`TrainingError`, and leaves a note in the work folder. `launch_training` finds the note and launches the job once more
+with half the micro-batch, from its last saved state. A step has the same pairs as before, over more forward passes, so
+that the result differs by rounding alone. The note stays with the states: a training that is killed later goes on in
+the same way.
+
+A process that a signal ended (the kernel's, where the machine's memory ran out) leaves no note, and is not started
+again. No torch here: who launches trainings does without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dt2it_pipeline.config.recipe_files import zero_stage
+from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.engines.jobs import Summary
+from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
+from dt2it_pipeline.storage import content_ids
+from dt2it_pipeline.storage.atomic import write_json_atomic
+
+_NOTE = "out_of_memory.json"
+_LEAST_TOKENS = 16  # of the setting micro_batch_tokens
+# How libraries word a failed allocation where its error has no class of its own: PyTorch on a CPU and on a GPU, cuBLAS,
+# NCCL.
+_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to CUDA malloc")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Place:
+    """Where a rank is in its training.
+
+    Attributes:
+        at: in words, such as "at step 3".
+        examples: of the last forward pass that began; 0 before the first.
+        pairs: of that pass; half its answers, rounded up.
+        cells: of that pass: tokens, padding included.
+    """
+
+    at: str = "before the first step"
+    examples: int = 0
+    pairs: int = 0
+    cells: int = 0
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or on the host.
+
+    >>> ran_out(MemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory")), ran_out(OSError())
+    (True, True, False)
+    """
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: BaseException) -> TrainingError:
+    """The error that ends a rank whose memory ran out; a note for `launch_training` is left where less may suffice.
+
+    Less may suffice where the pass held several examples and was not made smaller before.
+
+    Args:
+        job: that was run.
+        place: where the rank was.
+        rank: which one it is.
+        ranks: how many there are.
+        error: what was raised.
+    """
+    reason = ". ".join(str(error).partition("\n")[0].split(". ")[:2]).strip().rstrip(".") or type(error).__name__
+    where = f"{place.at}, rank {rank} of {ranks}"
+    if job.micro_batch is None and place.examples > 1:
+        smaller = _half(job.settings, place)
+        note = {"settings": _digest(job), "micro_batch": smaller.model_dump(), "where": where, "reason": reason}
+        with contextlib.suppress(OSError):  # the error says what to do without it
+            write_json_atomic(note, job.work / _NOTE)
+    halved = "" if job.micro_batch is None else f"; the micro-batch was halved already, to {job.micro_batch.in_words()}"
+    return TrainingError(f"memory ran out {where} ({reason}){halved}; {_advice(job.settings, place, ranks)}")
+
+
+def launch_training(job: TrainJob, launch: Callable[[TrainJob], Summary], say: Callable[[str], None]) -> Summary:
+    """Launch a training, and once more with half the micro-batch where memory ran out.
+
+    Args:
+        job: as the recipe asks for it.
+        launch: runs a job in processes of its own, to its end.
+        say: is handed one line for the log where the micro-batch is made smaller.
+
+    Raises:
+        Exception: what `launch` raises, at the second time where it is called twice.
+    """
+    chosen = _as_noted(job, say)
+    try:
+        return launch(chosen)
+    except Exception:
+        smaller = chosen if chosen.micro_batch is not None else _as_noted(job, say)
+        if smaller.micro_batch == chosen.micro_batch:
+            raise
+    return launch(smaller)
+
+
+def _as_noted(job: TrainJob, say: Callable[[str], None]) -> TrainJob:
+    """The job with the micro-batch of the note in its work folder; as it is where there is none of these settings."""
+    note = _read(job.work / _NOTE)
+    try:
+        if note.get("settings") != _digest(job):
+            return job
+        smaller = MicroBatch.model_validate(note["micro_batch"])
+    except (KeyError, ValidationError):
+        return job
+    say(
+        f"memory ran out {note.get('where')} ({note.get('reason')}); training goes on from its last saved state with "
+        f"half the micro-batch, {smaller.in_words()}: each step has the same pairs, so that the result differs by "
+        "rounding alone"
+    )
+    return job.model_copy(update={"micro_batch": smaller})
+
+
+def _half(settings: TrainingSettings, place: Place) -> MicroBatch:
+    """Half the token budget where there is one, else half the pairs; of what the pass held, where that was less."""
+    pairs, tokens = settings.micro_batch_size, settings.micro_batch_tokens
+    if tokens is None:
+        return MicroBatch(pairs=max(1, min(pairs, place.pairs) // 2))
+    return MicroBatch(pairs=pairs, tokens=max(_LEAST_TOKENS, min(tokens, place.cells) // 2))
+
+
+def _advice(settings: TrainingSettings, place: Place, ranks: int) -> str:
+    """The settings to change, those that would help and are not set yet."""
+    lower = []
+    if place.examples > 1 or not place.examples:
+        lower.append(f"training.micro_batch_size (now {settings.micro_batch_size})")
+        lower.append(f"training.micro_batch_tokens (now {settings.micro_batch_tokens or 'without limit'})")
+    lower.append(f"training.max_length (now {settings.max_length or 'the context of the base model'})")
+    sets = [] if settings.gradient_checkpointing else ["training.gradient_checkpointing: true"]
+    sets += [] if settings.lora is not None else ["training.lora"]
+    stage, name = zero_stage(settings.deepspeed_config), settings.deepspeed_config
+    if stage < 3 and ranks > 1:
+        sets.append(f"training.deepspeed_config: zero3 (ZeRO stage 3; now {name}, stage {stage})")
+    elif stage < 3:
+        sets.append("training.processes: 2 or more with training.deepspeed_config: zero3 (ZeRO stage 3)")
+    else:
+        sets.append(f"training.processes higher (now {settings.processes}): under ZeRO stage 3 each rank then has less")
+    one = "" if place.examples != 1 else "a single pair or list did not fit; "
+    return f"{one}lower {', '.join(lower)}, or set {', '.join(sets)}"
+
+
+def _digest(job: TrainJob) -> str:
+    return content_ids.content_hash(job.settings.model_dump(mode="json"))
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        _logger.warning("%s is not used: %s", file, error)
+        return {}
+    return content if isinstance(content, dict) else {}
