@@ -24,7 +24,7 @@ def groups() -> list[dict[str, Any]]:
     return [{"params": [torch.nn.Parameter(torch.ones(2, 2))], "weight_decay": 0.1}]
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_cpu", "zero3_cpu"])
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_cpu", "zero2_one_gpu", "zero3_cpu"])
 def test_adamw_is_pytorchs_and_leaves_the_configuration(name: str) -> None:
     config = deepspeed_config(TrainingSettings(deepspeed_config=name, learning_rate=0.25))
     optimizer = take_optimizer(config, groups())
