@@ -34,7 +34,7 @@ from dt2it_pipeline.judges.ask import Tally, require_usable
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
-from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairVerdict, PairwiseVotes
+from dt2it_pipeline.judges.pairwise_votes import ORDERS, NoVerdict, PairVerdict, PairwiseVotes
 from dt2it_pipeline.judges.protocol import NoUsableReply, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.shared import JudgingJob
@@ -42,7 +42,6 @@ from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "annotate"
-ORDERS = ("forward", "reversed")
 ALONE = "alone"  # in place of an order, where a judge sees each response by itself
 _CALLS = "calls.json"  # of a shard, beside its votes
 _FEW = 3  # pairs; a judge that has no reply to fewer may be right about them, and the run goes on
