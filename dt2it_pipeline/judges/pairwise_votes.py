@@ -78,6 +78,11 @@ class PairwiseVotes:
         """Replies that were asked for; those found on disk are free."""
         return self.tally.asked
 
+    @property
+    def cached(self) -> int:
+        """Replies that were found in the cache."""
+        return self.tally.looked_up
+
     def verdicts(self, pairs: Sequence[Mapping[str, Any]]) -> list[PairVerdict | NoVerdict]:
         """The verdict on each row of a pairs table, or why there is none. Replies from the cache have words, too.
 

@@ -37,12 +37,11 @@ def round_part(sources: ReportSources, number: int) -> Round:
     quality = []
     for shown, name in sets.items():
         pairs = to_frame(found[name]["pairs"])
-        calls = (
-            int(found["annotated_pairs"].metadata["judge_calls"]) if name in ("annotated_pairs", "curated_pairs") else 0
-        )
+        asked = found["annotated_pairs"].metadata if name in ("annotated_pairs", "curated_pairs") else {}
+        calls, cached = int(asked.get("judge_calls", 0)), int(asked.get("cached_replies", 0))
         probe = sources.probe(pairs) if name in ("voted_pairs", "curated_pairs") else None
         quality.append(
-            Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls)
+            Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls, cached)
         )
     voted = to_frame(found["voted_pairs"]["pairs"])
     decide = _decisions(sources, number)
@@ -133,6 +132,7 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
         curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
         right={} if grade is None else {label: right / count for label, (count, right) in grade.by_label.items()},
         judge_calls=int(found["annotated_pairs"].metadata["judge_calls"]),
+        cached_replies=int(found["annotated_pairs"].metadata["cached_replies"]),
     )
 
 

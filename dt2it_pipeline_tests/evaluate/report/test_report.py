@@ -79,7 +79,7 @@ def full(text: str = "plain") -> ReportData:
                 {text: np.array([-1.0, 2.0, np.inf, np.nan]), "constant": np.zeros(3), "none": np.array([])},
                 [example],
                 {text: 75.0, "quick": 0.01},
-                Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80),
+                Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80, 81, 82),
                 text,
                 estimate=LabelEstimate(
                     (0.7123, 0.65, 0.78),
@@ -111,7 +111,7 @@ def full(text: str = "plain") -> ReportData:
         strength_unit=text,
         comparisons=[Comparison(text, text, [Change(text, text, 10, 3, 1, 0.2, -0.1, 0.5, 0.6, False)])],
         seconds={text: {text: 25.0}},
-        costs=[Cost(text, 12, 3_000, 400, 7200.0, 3600.0)],
+        costs=[Cost(text, 12, 3_000, 400, 7200.0, 3600.0, 45)],
         metadata={text: text, "recipe": text},
     )
 
@@ -166,6 +166,8 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "rose, within chance",
         "−10.0 to +50.0",
         '61 <span class="soft">(75.0% right)</span>',
+        '<th scope="row">judge calls</th><td>81</td>',
+        '<th scope="row">cached replies of judges</th><td>82</td>',
         "✗ 1 unaccounted",
         "under 0.1 s each: quick",
         "8 of 9",
@@ -174,7 +176,7 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         '<td data-label="right labels kept">about 85</td>',
         '<th scope="row">80.0%</th><td>73.2%</td><td>90.0%</td>',
         '<td data-label="right">1.2%</td>',
-        "<td>12</td><td>3,000</td><td>400</td><td>2.00</td><td>1.00</td>",
+        "<td>12</td><td>45</td><td>3,000</td><td>400</td><td>2.00</td><td>1.00</td>",
         '61<span class="ci">61.0%</span>',
         "Claimed against observed.",
     ):
