@@ -121,6 +121,8 @@ def build_annotated_pairs(
             }
             calibration = decision.calibration().round(4).to_dict("records")
             metadata |= {"claimed_and_observed": calibration} if calibration else {}
+            if len(audit):  # a report decides the round again, when the home may keep another audit
+                metadata["audit"] = audit.astype(object).where(audit.notna(), None).to_numpy().tolist()
             return Artifact(tables, {"judging": summaries} | metadata | dict(decision.metadata))
 
         artifact = run_stage(

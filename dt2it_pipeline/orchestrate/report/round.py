@@ -136,6 +136,13 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
     )
 
 
+def audit_of_round(annotated: Artifact) -> pd.DataFrame:
+    """The audit that a round was curated with, which later ones do not change: pair_id, better_id."""
+    none = Anchor().audit
+    kept = annotated.metadata.get("audit", [])
+    return pd.DataFrame(kept, columns=list(none.columns)).astype(none.dtypes.to_dict()) if kept else none
+
+
 def _decisions(sources: ReportSources, number: int) -> Callable[[int | None], Decision]:
     """A round's decision again, from the verdicts that it has, under any budget of calls: no judge is asked."""
     found, settings = sources.rounds[number], sources.recipe
@@ -143,7 +150,7 @@ def _decisions(sources: ReportSources, number: int) -> Callable[[int | None], De
     votes = to_frame(found["annotated_pairs"]["votes"])
     people = votes["judge"].str.startswith(PERSON)
     verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
-    anchor = Anchor(to_frame(found["voted_pairs"]["trusted_pairs"]), sources.audit)
+    anchor = Anchor(to_frame(found["voted_pairs"]["trusted_pairs"]), audit_of_round(found["annotated_pairs"]))
 
     def ask(pairs: pd.DataFrame) -> pd.DataFrame:
         return votes[~people & votes["pair_id"].isin(pairs["pair_id"])]
