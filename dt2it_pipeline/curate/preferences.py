@@ -1,7 +1,7 @@
 """Label cleaning for any table: `clean_preferences`, from Python, with neither a recipe nor Dagster, torch or a GPU.
 
 What belongs here: the function and its result. What does not: what follows from what was observed (`joint.solution`),
-and how tables are read (`preference_tables`).
+and how tables are read (`preference_tables`, `preference_verdicts`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,8 @@ from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, Give
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, UNKNOWN, Estimate
 from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
 from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
-from dt2it_pipeline.curate.preference_tables import (
-    Unused,
-    Votes,
-    given_verdicts,
-    read_audit,
-    read_margins,
-    read_pairs,
-    read_verdicts,
-    split_votes,
-)
+from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs
+from dt2it_pipeline.curate.preference_verdicts import Votes, given_verdicts, read_audit, read_verdicts, split_votes
 from dt2it_pipeline.curate.voters.margins import CurationError
 
 _NAMES = {KEPT: "kept", FLIPPED: "flipped", DROPPED: "dropped"}

@@ -44,11 +44,17 @@ Row = Mapping[str, Any]
 class PairJudge(Protocol):
     """Says which side of a pair is the better one.
 
-    `calls` counts the verdicts so far for which its model was asked anything; those from kept answers are free.
+    `calls` counts the verdicts so far for which its model was asked anything, `cached` those from kept answers, which
+    are free. A judge that may ask several times about a pair counts replies.
     """
 
     @property
     def calls(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def cached(self) -> int:
         """See above."""
         ...
 
@@ -87,7 +93,7 @@ class LikelihoodJudge:
     def __init__(self, settings: PairJudgeSettings, weigher: Weigher, prompts: Prompts) -> None:
         self._settings, self._weigher, self._prompts = settings, weigher, prompts
         self._images = _OtherImages(settings, prompts)
-        self.calls = 0
+        self.calls = self.cached = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
         """See PairJudge."""
@@ -160,7 +166,7 @@ class AnswerJudge:
         how = f" {settings.quantization}" if settings.quantization else ""
         self._model = f"{model_digest(settings.model)}{how}"
         self._images = _OtherImages(settings, prompts)
-        self.asked = self.looked_up = self.calls = 0
+        self.asked = self.looked_up = self.calls = self.cached = 0
 
     def verdicts(self, pairs: Sequence[Row]) -> list[PairVerdict | NoVerdict]:
         """See PairJudge. What several pairs ask is answered once; other images are asked about where they matter."""
@@ -198,6 +204,7 @@ class AnswerJudge:
             side = side_that_agrees(question_text(prompt[0]), answer, texts, pair["chosen"], pair["rejected"])
             found[place] = PairVerdict(side, kept_words(answer))
         self.calls += sum(fresh)
+        self.cached += sum(not new and isinstance(each, str) for each, new in zip(answers, fresh, strict=True))
         return found
 
     def _answers(self, prompts: Sequence[ChatPrompt]) -> list[tuple[str | NoVerdict, bool]]:

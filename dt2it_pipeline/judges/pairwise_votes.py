@@ -13,6 +13,8 @@ from dt2it_pipeline.judges.rubric import OK
 from dt2it_pipeline.storage.records import writable
 
 CHOSEN, REJECTED, TIE = "chosen", "rejected", "tie"
+FORWARD, REVERSED = ORDERS = ("forward", "reversed")
+LOWER_FIRST = {FORWARD: 1.0, REVERSED: -1.0}  # 1: the judge saw the side with the lower id first; -1: last
 MOST_WORDS = 4000  # characters of a reply that a table of votes keeps
 
 
@@ -65,7 +67,7 @@ class PairwiseVotes:
     def __init__(
         self, judge: Judge, prompts: Mapping[str, Mapping[str, Any]], order: str, cache: ReplyCache | None = None
     ) -> None:
-        if order not in ("forward", "reversed"):
+        if order not in ORDERS:
             raise ValueError(f"order must be forward or reversed, not {order!r}")
         self.judge, self._prompts, self._order = judge, prompts, order
         self._cache = cache or ReplyCache(None)
@@ -75,6 +77,11 @@ class PairwiseVotes:
     def calls(self) -> int:
         """Replies that were asked for; those found on disk are free."""
         return self.tally.asked
+
+    @property
+    def cached(self) -> int:
+        """Replies that were found in the cache."""
+        return self.tally.looked_up
 
     def verdicts(self, pairs: Sequence[Mapping[str, Any]]) -> list[PairVerdict | NoVerdict]:
         """The verdict on each row of a pairs table, or why there is none. Replies from the cache have words, too.
@@ -107,4 +114,4 @@ class PairwiseVotes:
         return found
 
     def _chosen_first(self, pair: Mapping[str, Any]) -> bool:
-        return (pair["chosen_id"] < pair["rejected_id"]) == (self._order == "forward")
+        return (pair["chosen_id"] < pair["rejected_id"]) == (self._order == FORWARD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import clean_preferences
-from dt2it_pipeline.curate.joint.sensitivity import COLUMNS
 from dt2it_pipeline.curate.voters.margins import CurationError
 from dt2it_pipeline_tests.support.noisy_world import NoisyWorld, noisy_world
 
@@ -50,152 +48,6 @@ def test_judges_alone_do_no_harm_whatever_they_are(judge: float, label: float) -
         assert (found.pairs["outcome"] != "dropped").any()
 
 
-def test_verdicts_for_the_label_keep_it_where_no_voter_helps() -> None:
-    world = noisy_world(400, 0.75, voters=0, judges=2)
-    found = clean_preferences(world.pairs, votes=world.votes).pairs
-    verdicts = world.votes.merge(world.pairs, on="pair_id")
-    agrees = (verdicts["better_id"] == verdicts["chosen_id"]).groupby(verdicts["pair_id"]).sum().loc[found["pair_id"]]
-    assert (found["outcome"][(agrees == 2).to_numpy()] == "kept").all()
-    assert world.accuracy(found["outcome"]) > 0.85
-
-
-def test_fifty_checks_correct_labels_and_make_the_claims_true() -> None:
-    gaps, gains = [], []
-    for seed in range(4):
-        world = noisy_world(600, 0.7, 0.88, judges=1, judge=0.9, seed=seed)
-        audit = world.audit(50, seed)
-        found = clean_preferences(world.pairs, world.scores, world.votes, audit)
-        outcome = found.pairs["outcome"]
-        assert (outcome == "flipped").sum() > 50
-        stays = (outcome != "dropped").to_numpy()
-        gaps.append(found.pairs["probability"][stays].mean() - world.accuracy(outcome))
-        gains.append(world.accuracy(outcome) - world.right.mean())
-        for estimate, true in (
-            (found.label_accuracy.before, world.right.mean()),
-            (found.label_accuracy.after, world.accuracy(outcome)),
-        ):
-            assert estimate.low <= true <= estimate.high
-    assert abs(np.mean(gaps)) < 0.03
-    assert min(gains) > 0.15
-
-
-def test_without_an_anchor_the_range_of_assumptions_holds_the_truth() -> None:
-    world = noisy_world(600, 0.85, 0.8)
-    found = clean_preferences(world.pairs, world.scores)
-    table = found.sensitivity
-    assert list(table.columns) == list(COLUMNS) and table["annotator_accuracy"].tolist() == [0.7, 0.8, 0.9]
-    kept = (found.pairs["outcome"] == "kept").to_numpy()
-    true = float(world.right[kept].mean())
-    assert all(table["after_low"] <= table["accuracy_after"]) and all(table["accuracy_after"] <= table["after_high"])
-    assert table["after_low"].iloc[1] <= true <= table["after_high"].iloc[1]  # voters together are right in 80%
-    assert any("no label was flipped" in sentence for sentence in found.notes)
-    assert any("assumed, not measured" in sentence for sentence in found.notes)
-    assert clean_preferences(world.pairs, world.scores, audit=world.audit(50)).sensitivity.empty
-
-
-@pytest.mark.parametrize("column", ["order", "shown_first"])
-def test_a_judge_who_prefers_what_comes_first_is_believed_less_where_it_says_so(column: str) -> None:
-    world = noisy_world(800, 0.8, voters=0, judges=1, judge=0.9, seed=1)
-    votes = world.votes.merge(world.pairs, on="pair_id")
-    rng = np.random.default_rng(0)
-    lower = votes[["chosen_id", "rejected_id"]].min(axis=1)
-    higher = votes[["chosen_id", "rejected_id"]].max(axis=1)
-    forward = pd.Series(rng.random(len(votes)) < 0.5)
-    first = lower.where(forward, higher)
-    habit = rng.random(len(votes)) < 0.5  # then the judge does not look
-    votes["better_id"] = votes["better_id"].mask(habit, first)
-    told = votes.assign(order=np.where(forward, "forward", "reversed"), shown_first=first)
-    told = told[["pair_id", "judge", "better_id", column]]
-    gains = []
-    for given in (told.drop(columns=column), told):
-        found = clean_preferences(world.pairs, votes=given, audit=world.audit(200))
-        p = np.where(found.pairs["outcome"] == "flipped", 1 - found.pairs["probability"], found.pairs["probability"])
-        unchecked = ~found.pairs["pair_id"].isin(world.audit(200)["pair_id"]).to_numpy()
-        gains.append(np.log(np.where(world.right, p, 1 - p))[unchecked].mean())
-    assert gains[1] > gains[0] + 0.01
-
-
-def told_orders(world: NoisyWorld) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Votes that say `shown_first`, and the same that say `order`; a judge who often takes what comes first."""
-    votes = world.votes.merge(world.pairs, on="pair_id")
-    sides = votes[["chosen_id", "rejected_id"]]
-    forward = pd.Series(np.arange(len(votes)) % 3 < 1)
-    first = sides.min(axis=1).where(forward, sides.max(axis=1))
-    given = votes.assign(better_id=votes["better_id"].mask(pd.Series(np.arange(len(votes)) % 5 < 2), first))
-    given = given[["pair_id", "judge", "better_id"]]
-    return given.assign(shown_first=first), given.assign(order=np.where(forward, "forward", "reversed"))
-
-
-def test_an_order_counts_where_shown_first_is_empty() -> None:
-    world = noisy_world(400, 0.8, voters=0, judges=1, judge=0.9, seed=1)
-    by_side, by_order = told_orders(world)
-    empty = pd.Series(np.arange(len(by_side)) % 2 == 0)
-    both = by_order.assign(shown_first=by_side["shown_first"].mask(empty))
-    blank = by_order.assign(shown_first=by_side["shown_first"].mask(empty, " "))
-    expected = clean_preferences(world.pairs, votes=by_order, audit=world.audit(60))
-    for votes in (by_side, both, blank):
-        found = clean_preferences(world.pairs, votes=votes, audit=world.audit(60))
-        pd.testing.assert_frame_equal(found.pairs, expected.pairs)
-        assert found.notes == expected.notes
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "note"),
-    [
-        ("order", "left", "400 values of order are neither forward nor reversed, for example 'left'"),
-        ("order", [0, 1], "400 values of order are neither forward nor reversed"),
-        ("order", "alone", None),
-        ("shown_first", "left", "400 values of shown_first name no side of their pair, for example 'left'"),
-        ("shown_first", None, None),
-    ],
-)
-def test_an_order_in_words_that_are_not_known_is_not_used_and_said(column: str, value: Any, note: str | None) -> None:
-    world = noisy_world(400, 0.8, voters=0, judges=1, judge=0.9, seed=1)
-    plain = clean_preferences(world.pairs, votes=world.votes)
-    found = clean_preferences(world.pairs, votes=world.votes.assign(**{column: [value] * len(world.votes)}))
-    pd.testing.assert_frame_equal(found.pairs, plain.pairs)
-    said = set(found.notes) - set(plain.notes)
-    assert len(said) == (note is not None)
-    assert note is None or said.pop().startswith(note)
-
-
-def test_judges_that_vote_on_all_pairs_and_against_the_labels_are_not_used_though_some_votes_cancel_out() -> None:
-    world = noisy_world(300, 0.2, voters=0, judges=2, judge=0.75)
-    signs = world.votes["better_id"].str[0].eq("a").groupby(world.votes["pair_id"]).nunique()
-    assert 0.2 < (signs == 2).mean() < 0.5  # pairs of which the two say opposites
-    found = clean_preferences(world.pairs, votes=world.votes)
-    assert any("not used, since they agree with fewer than half of the labels: judge" in note for note in found.notes)
-    assert not any("voters and judges agree" in note for note in found.notes)
-    assert np.isnan(found.label_accuracy.before.estimate)
-
-
-def test_beside_trusted_pairs_labels_at_chance_stay_and_the_note_says_what_would_help() -> None:
-    world, known = noisy_world(400, 0.5, 0.9), noisy_world(100, 1.0, 0.9, seed=1)
-    trusted = known.pairs.replace(r"^([abp])", r"t\1", regex=True)
-    scores = pd.concat([world.scores, known.scores.assign(response_id="t" + known.scores["response_id"])])
-    found = clean_preferences(world.pairs, scores, trusted=trusted)
-    assert (found.pairs["outcome"] == "kept").all()
-    assert any("no more than chance" in note and "let a person check 15 or more" in note for note in found.notes)
-    checked = clean_preferences(world.pairs, scores, audit=world.audit(60), trusted=trusted)
-    assert (checked.pairs["outcome"] == "flipped").mean() > 0.2 and world.accuracy(checked.pairs["outcome"]) > 0.8
-
-
-def test_judges_may_have_numbers_for_names() -> None:
-    world = noisy_world(40, judges=1)
-    names = pd.Series(np.where(np.arange(40) % 2 == 0, 3.0, np.nan))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = clean_preferences(world.pairs, votes=world.votes.assign(judge=names.to_numpy())).evidence()
-    assert set(found.verdicts["judge"]) == {"3", "judge"}
-
-
-def test_an_order_needs_ids_of_sides_and_says_so() -> None:
-    table = pd.DataFrame({"chosen": ["a cat"] * 30, "rejected": ["a dog, or so"] * 30})
-    votes = pd.DataFrame({"pair_id": range(30), "verdict": ["chosen", "chosen", "rejected"] * 10, "order": "forward"})
-    notes = clean_preferences(table, votes=votes).notes
-    assert "30 values of order say nothing, since the pairs have no chosen_id and rejected_id" in notes
-
-
 def test_a_pair_that_nobody_looked_at_is_like_the_others_and_a_tie_is_none_of_these() -> None:
     world = noisy_world(600, 0.85, voters=0, judges=1, judge=0.95)
     votes = world.votes.drop_duplicates("pair_id").reset_index(drop=True)
@@ -229,42 +81,6 @@ def test_pairs_alone_stay_as_they_are() -> None:
     assert found.pairs["probability"].between(0.6, 0.8).all() and len(found.wanted) == 30
 
 
-def test_an_auditor_who_guesses_is_noticed() -> None:
-    world = noisy_world(400, 0.9, 0.85)
-    audit = world.audit(60)
-    sides = world.pairs.set_index("pair_id").loc[audit["pair_id"]]
-    heads = np.random.default_rng(1).random(60) < 0.5
-    guessed = audit.assign(better_id=np.where(heads, sides["chosen_id"], sides["rejected_id"]))
-    swapped = sides["chosen_id"].where(
-        sides["rejected_id"] == audit.set_index("pair_id")["better_id"], sides["rejected_id"]
-    )
-    inverted = audit.assign(better_id=swapped.to_numpy())
-    for answers, words in (
-        (guessed, "answers at random would fit them better"),
-        (inverted, "wrong more often than right"),
-    ):
-        found = clean_preferences(world.pairs, world.scores, audit=answers)
-        assert words in found.notes[-1]
-        assert set(found.pairs["outcome"]) == {"kept"} and set(found.pairs["reason"]) == {"the audit is in doubt"}
-        share = (answers["better_id"].to_numpy() == sides["chosen_id"].to_numpy()).mean()
-        assert found.label_accuracy.before.low < share < found.label_accuracy.before.high
-    honest = clean_preferences(world.pairs, world.scores, audit=audit)
-    assert not any("the audit says" in sentence for sentence in honest.notes)
-
-
-@pytest.mark.parametrize("copied", [0.5, 1.0])
-def test_an_audit_is_believed_where_voters_repeat_the_labels(copied: float) -> None:
-    rng = np.random.default_rng(7)
-    world = noisy_world(1000, 0.7, voters=0)
-    truth = np.where(world.right, 1, -1)
-    voter = np.where(rng.random(1000) < copied, 1, truth * np.where(rng.random(1000) < 0.8, 1, -1))
-    pairs = world.pairs.assign(up=voter * (0.1 + np.abs(rng.standard_normal(1000))), down=0.0)
-    found = clean_preferences(pairs, audit=world.audit(100), chosen_scores="up", rejected_scores="down")
-    before, after = found.label_accuracy.before, found.label_accuracy.after
-    assert before.low < world.right.mean() < before.high and before.estimate < 0.85
-    assert after.low < world.accuracy(found.pairs["outcome"]) < after.high
-
-
 def test_rows_that_are_no_pairs_are_refused() -> None:
     lists = pd.DataFrame({"prompt": ["q"], "responses": [["a", "b"]], "ratings": [[1.0, 2.0]]})
     with pytest.raises(
@@ -291,107 +107,6 @@ def test_a_voter_of_doubtful_pairs_alone_is_not_said_to_be_the_wrong_way_round()
     found = clean_preferences(world.pairs, pd.concat([world.scores, heard]))
     (said,) = [note for note in found.notes if "voter late (" in note]
     assert "a part of the pairs alone" in said and "look whether" not in said
-
-
-def test_checked_pairs_end_as_they_were_answered() -> None:
-    world = noisy_world(60, 0.6, 0.7)
-    found = clean_preferences(world.pairs, world.scores, audit=world.truth)
-    assert (found.pairs["outcome"] == np.where(world.right, "kept", "flipped")).all()
-    assert set(found.pairs["reason"]) == {"checked"}
-    world = noisy_world(60, 0.85, 0.9)
-    few = clean_preferences(world.pairs, world.scores, audit=world.truth[:5])
-    assert (few.pairs["outcome"][:5] == np.where(world.right[:5], "kept", "flipped")).all()
-    assert not (few.pairs["outcome"][5:] == "flipped").any()
-    assert any("5 checked pairs are too few" in sentence for sentence in few.notes)
-
-
-def test_answers_that_say_nothing_are_counted() -> None:
-    world = noisy_world(60)
-    audit = pd.concat(
-        [
-            world.truth[:20],
-            world.pairs[20:21].rename(columns={"rejected_id": "better_id"})[["pair_id", "better_id"]],
-            world.pairs[20:21].rename(columns={"chosen_id": "better_id"})[["pair_id", "better_id"]],
-            pd.DataFrame({"pair_id": ["p21", "gone"], "better_id": [None, "a1"]}),
-        ]
-    )
-    notes = clean_preferences(world.pairs, world.scores, audit=audit).notes
-    assert any("1 rows of audit are about pairs that are not in the table, for example 'gone'" in n for n in notes)
-    assert any("1 audited pairs have contradicting answers" in n and "'p20'" in n for n in notes)
-    assert any("1 audited pairs have no better side" in n for n in notes)
-
-
-def test_trusted_pairs_are_an_anchor() -> None:
-    both = noisy_world(900, 0.7, 0.9)
-    own = both.pairs[:600]
-    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
-    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
-    trusted = theirs.assign(
-        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
-        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
-    )
-    found = clean_preferences(own, both.scores, trusted=trusted)
-    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
-    assert (found.pairs["outcome"] == "flipped").sum() > 60
-    assert world.accuracy(found.pairs["outcome"]) > 0.9
-    assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.06)
-    assert any("on 300 trusted pairs" in note and "is assumed" in note for note in found.notes)
-
-
-def test_verdicts_on_trusted_pairs_show_how_far_a_judge_can_be_believed() -> None:
-    both = noisy_world(700, 0.7, 0.8)
-    own = both.pairs[:600]
-    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
-    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
-    trusted = theirs.assign(
-        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
-        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
-    )
-    rng = np.random.default_rng(0)
-    honest = both.truth[["pair_id", "better_id"]].assign(judge="j")
-    guessed = honest.assign(
-        better_id=np.where(rng.random(700) < 0.5, both.pairs["chosen_id"], both.pairs["rejected_id"])
-    )
-    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
-    good, bad = (clean_preferences(own, both.scores, votes, trusted=trusted) for votes in (honest, guessed))
-    assert world.accuracy(good.pairs["outcome"]) > 0.97 > world.accuracy(bad.pairs["outcome"]) > 0.8
-    assert (good.pairs["outcome"] != "dropped").mean() > 0.97 > (bad.pairs["outcome"] != "dropped").mean() + 0.02
-    assert not any("not in the table" in note for note in good.notes)
-    twins = trusted.assign(pair_id=own["pair_id"].head(len(trusted)).tolist())
-    with pytest.raises(CurationError, match="among the pairs to be cleaned, too"):
-        clean_preferences(own, both.scores, honest, trusted=twins)
-    only = honest[honest["pair_id"].isin(trusted["pair_id"])].assign(judge="k")
-    found = clean_preferences(own, both.scores, pd.concat([honest, only]), trusted=trusted)
-    assert any("of judges who said nothing of the pairs" in note and "'k'" in note for note in found.notes)
-
-
-def test_trusted_pairs_that_nobody_scored_are_no_anchor() -> None:
-    both = noisy_world(660, 0.8, 0.5)
-    own, trusted = both.pairs[:600], both.pairs[600:]
-    scored = trusted.iloc[0][["chosen_id", "rejected_id"]].tolist()
-    sides = set(trusted["chosen_id"]) | set(trusted["rejected_id"])
-    scores = both.scores[~both.scores["response_id"].isin(sides - set(scored))]
-    found = clean_preferences(own, scores, trusted=trusted)
-    assert (found.pairs["outcome"] == "kept").all() and any("on 1 trusted pairs" in note for note in found.notes)
-    with pytest.raises(CurationError, match="no pair of `trusted` has finite scores"):
-        clean_preferences(own, scores[~scores["response_id"].isin(scored)], trusted=trusted)
-
-
-def test_a_known_label_accuracy_is_an_anchor() -> None:
-    world = noisy_world(600, 0.7, 0.9)
-    found = clean_preferences(world.pairs, world.scores, label_accuracy=0.7)
-    assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.03) and found.sensitivity.empty
-    assert world.accuracy(found.pairs["outcome"]) > 0.85 and (found.pairs["outcome"] != "dropped").mean() > 0.5
-
-
-def test_a_judge_who_repeats_the_voter_adds_nothing() -> None:
-    world = noisy_world(500, 0.95, 0.8, voters=1, shape="binary")
-    pair_of = pd.concat([world.pairs.set_index(side)["pair_id"] for side in ("chosen_id", "rejected_id")])
-    liked = world.scores["response_id"][world.scores["score"] > 0]
-    votes = pd.DataFrame({"pair_id": pair_of.loc[liked].to_numpy(), "judge": "same", "better_id": liked.to_numpy()})
-    once = clean_preferences(world.pairs, world.scores).pairs["probability"]
-    twice = clean_preferences(world.pairs, world.scores, votes).pairs["probability"]
-    assert abs(once.mean() - twice.mean()) < 0.05
 
 
 @pytest.mark.parametrize("change", ["order of rows", "units of scores", "names"])

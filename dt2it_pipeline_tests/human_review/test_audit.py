@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import doctest
-import io
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dt2it_pipeline.human_review.answers import AnswersError, keep_answers
+from dt2it_pipeline.human_review.answers import AnswersError
 from dt2it_pipeline.human_review.audit import (
     AUDIT_FORMATS,
     AuditError,
-    audit_file,
-    audit_of_home,
     draw_audit,
-    export_round_audit,
     export_table_audit,
     load_audit,
     read_audit,
-    read_votes,
-    unanswered_of_home,
 )
 from dt2it_pipeline.human_review.spreadsheet import cell_text, id_cell, text_cell
-from dt2it_pipeline.human_review.tasks import shown_sides
-from dt2it_pipeline.storage import schemas
-from dt2it_pipeline.storage.artifacts import Artifact, Store
-from dt2it_pipeline.storage.atomic import read_parquet, write_parquet
-from dt2it_pipeline_tests.support.export_world import world
-
-SOURCES = {"large": 700, "middle": 97, "small": 3}
-
-
-def population(seed: int = 0) -> pd.DataFrame:
-    """Pairs of three sources; the less sure a label is, the more often it is wrong, and most in the small sources."""
-    random = np.random.default_rng(seed)
-    source = np.repeat(list(SOURCES), list(SOURCES.values()))
-    probability = random.beta(4, 1, len(source)).round(2)  # many equal ones
-    probability[random.random(len(source)) < 0.1] = np.nan
-    right = random.random(len(source)) < np.where(np.isnan(probability), 0.3, probability) - 0.3 * (source == "middle")
-    right[-3:] = [True, False, False]
-    ids = [f"p{n}" for n in range(len(source))]
-    return pd.DataFrame({"pair_id": ids, "source": source, "probability": probability, "right": right})
+from dt2it_pipeline.storage.atomic import read_parquet
+from dt2it_pipeline_tests.support.audits import filled, rows_of_sheet, tool_answers
 
 
 def own_table(folder: Path, count: int = 12, suffix: str = ".parquet", **columns: Any) -> Path:
@@ -72,107 +45,6 @@ def own_table(folder: Path, count: int = 12, suffix: str = ".parquet", **columns
     else:
         frame.to_csv(file, index=False, sep="\t" if suffix == ".tsv" else ",")
     return file
-
-
-def rows_of_sheet(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")))
-
-
-def filled(
-    file: Path, answers: list[str], auditor: str = "Ann", delimiter: str = ",", encoding: str = "utf-8-sig"
-) -> Path:
-    """A spreadsheet as a person saves it; one answer per row."""
-    rows = rows_of_sheet(file)
-    made = file.with_name(f"filled-{auditor}.csv")
-    with made.open("w", encoding=encoding, newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
-        writer.writeheader()
-        for row, answer in zip(rows, [*answers, *[""] * (len(rows) - len(answers))], strict=True):
-            writer.writerow({**row, "better": answer, "auditor": auditor if answer else ""})
-    return made
-
-
-def test_weighted_estimates_are_unbiased_over_seeds() -> None:
-    pairs = population()
-    truth = pairs["right"].sum()
-    for count in (2, 7, 50):  # fewer than sources, fewer than parts, many
-        estimates, unweighted = [], []
-        for seed in range(150):
-            drawn = draw_audit(pairs, count, seed)
-            assert len(drawn) == count
-            assert drawn["weight"].sum() == pytest.approx(len(pairs))
-            estimates.append((drawn["weight"] * drawn["right"]).sum())
-            unweighted.append(drawn["right"].mean() * len(pairs))
-        error = np.std(estimates) / np.sqrt(len(estimates))
-        assert abs(np.mean(estimates) - truth) < 4 * error, count
-        if count == 7:  # the small source is drawn too often: weights are needed
-            assert abs(np.mean(unweighted) - truth) > 4 * np.std(unweighted) / np.sqrt(len(unweighted))
-
-
-def test_the_example_is_right() -> None:
-    module = sys.modules[draw_audit.__module__]
-    result = doctest.DocTestRunner().run(doctest.DocTestFinder().find(draw_audit, module=module)[0])
-    assert (result.failed, result.attempted > 0) == (0, True)
-
-
-def test_every_pair_is_drawn_as_often_as_its_weight_says() -> None:
-    pairs = pd.DataFrame({"pair_id": [f"p{n}" for n in range(40)], "probability": [0.2] * 25 + [0.9] * 15})
-    drawn = pd.concat([draw_audit(pairs, 9, seed) for seed in range(400)])
-    often = drawn["pair_id"].value_counts().reindex(pairs["pair_id"], fill_value=0) / 400
-    for name, weight in zip(drawn["pair_id"], drawn["weight"], strict=True):
-        assert abs(often[name] - 1 / weight) < 0.09  # ties at the edge of a part favour nobody
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), count=st.integers(1, 60), seed=st.integers(0, 10**6),
-    known=st.booleans(),
-)  # fmt: skip
-def test_a_sample_has_its_size_and_every_source_whatever_the_order_of_the_rows(
-    sizes: list[int], count: int, seed: int, known: bool
-) -> None:
-    source = [f"s{n}" for n, size in enumerate(sizes) for _ in range(size)]
-    pairs = pd.DataFrame({"pair_id": [f"{seed}-{n}" for n in range(len(source))], "source": source})
-    if known:
-        pairs["probability"] = np.random.default_rng(seed).choice([0.1, 0.5, 0.9, np.nan], len(pairs))
-    drawn = draw_audit(pairs, count, seed)
-    assert len(drawn) == min(count, len(pairs)) == drawn["pair_id"].nunique()
-    assert drawn["weight"].sum() == pytest.approx(len(pairs))
-    assert (drawn["weight"] >= 1).all()
-    if count >= len(sizes):
-        assert set(drawn["source"]) == set(source)
-    again = draw_audit(pairs.sample(frac=1, random_state=seed), count, seed)
-    pd.testing.assert_frame_equal(drawn, again)
-
-
-def test_sure_and_unsure_pairs_are_among_the_drawn_ones() -> None:
-    pairs = population()
-    drawn = draw_audit(pairs.drop(columns="probability"), 20, 3, probability=pairs["probability"])
-    kept = drawn[drawn["source"] == "large"]["probability"]
-    assert kept.isna().any() and kept.min() < 0.75 < 0.95 < kept.max()
-    assert {"large, part 4 of 4 by probability", "small"} <= set(drawn["stratum"]) | {"small"}
-    assert set(draw_audit(pairs, 20, 4)["pair_id"]) != set(draw_audit(pairs, 20, 3)["pair_id"])
-    drawn = draw_audit(pairs[["pair_id"]], 5)
-    assert drawn["probability"].isna().all()
-    assert set(drawn["stratum"]) == {"all pairs"}
-
-
-def test_an_empty_table_has_an_empty_sample_and_a_wrong_one_is_refused() -> None:
-    pairs = population()
-    empty = draw_audit(pairs.iloc[:0])
-    assert len(empty) == 0 and {"pair_id", "stratum", "weight"} <= set(empty)
-    for given_pairs, more, message in (
-        (pairs.drop(columns="pair_id"), {}, "no column pair_id"),
-        (pd.concat([pairs, pairs.iloc[:2]]), {}, "2 pair ids are there twice, the first 'p0'"),
-        (pairs.assign(pair_id=1), {}, "pair_id of row 0 is 1; ids must be text"),
-        (pairs.assign(pair_id=None), {}, "ids must be text"),
-        (pairs, {"count": 0}, "count must be at least 1"),
-        (pairs, {"probability": [0.5]}, "1 probabilities for 800 pairs"),
-        (pairs, {"probability": np.full(800, 1.5)}, r"row 0 is 1\.5; it must lie between 0 and 1"),
-        (pairs, {"probability": ["x"] * 800}, "give numbers from 0 to 1"),
-    ):
-        with pytest.raises(AuditError, match=message):
-            draw_audit(given_pairs, **more)
 
 
 @settings(deadline=None, max_examples=50)
@@ -332,21 +204,6 @@ def test_json_of_neither_tool_is_refused(tmp_path: Path) -> None:
         read_audit(tmp_path / "a.json")
 
 
-def tool_answers(folder: Path, format_name: str, choices: list[str]) -> Path:
-    """What a tool gives back when one person chose so."""
-    name = {"label_studio": "tasks.json", "argilla": "records.json"}[format_name]
-    entries = json.loads((folder / name).read_text())
-    for entry, choice in zip(entries, choices, strict=True):
-        if format_name == "label_studio":
-            result = {"from_name": "better", "value": {"choices": [choice]}}
-            entry["annotations"] = [{"completed_by": 1, "result": [result]}]
-        else:
-            entry |= {"status": "completed", "responses": {"better": [{"value": choice, "user_id": "u"}]}}
-    file = folder.with_name("answers.json")
-    file.write_text(json.dumps(entries))
-    return file
-
-
 @pytest.mark.parametrize("format_name", ["label_studio", "argilla"])
 def test_tools_show_the_sample_and_give_the_same_answers_back(tmp_path: Path, format_name: str) -> None:
     done = export_table_audit(own_table(tmp_path), tmp_path / "out", 4, format_name)
@@ -455,113 +312,3 @@ def test_the_probability_of_a_cleaning_result_is_that_of_the_given_label(tmp_pat
         export_table_audit(file, tmp_path / "out", cleaned=tmp_path / "cleaned")
     with pytest.raises(AuditError, match="is no readable output of `dt2it clean`"):
         export_table_audit(file, tmp_path / "out", cleaned=tmp_path)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A home with a finished round of four pairs, of which the first two were flipped."""
-    store = Store(tmp_path / "home")
-    pairs, prompts = world(store.media)
-    swapped = {"chosen": "rejected", "rejected": "chosen", "chosen_id": "rejected_id", "rejected_id": "chosen_id"}
-    raw = [
-        row | ({name: row[other] for name, other in swapped.items()} if place < 2 else {})
-        for place, row in enumerate(pairs.to_pylist())
-    ]
-    store.write("voted_pairs", Artifact({"pairs": pairs, "prompts": prompts}), "k", "0")
-    store.write("raw_preferences", Artifact({"pairs": schemas.table(raw, "pairs"), "prompts": prompts}), "k")
-    return store
-
-
-def test_a_round_shows_its_images_and_the_home_keeps_the_draw(store: Store, tmp_path: Path) -> None:
-    done = export_round_audit(store, "0", tmp_path / "out")
-    assert done.sample.num_rows == 4 == read_parquet(audit_file(store.home), "audit_pairs").num_rows
-    rows = {row["pair_id"]: row for row in rows_of_sheet(tmp_path / "out/audit.csv")}
-    for pair in store.read("voted_pairs", "0")["pairs"].to_pylist():
-        row = rows[pair["pair_id"]]
-        assert [(row["first_id"], row["first"]), (row["second_id"], row["second"])] == shown_sides(pair)
-        assert all((tmp_path / "out" / name).is_file() for name in row["media"].split("\n") if name)
-    assert sorted(row["media"].count("media/") for row in rows.values()) == [0, 1, 1, 2]
-    assert any(
-        row["prompt"].startswith("system: Be kind.\n\nuser: <image>hi\n\nassistant: hello") for row in rows.values()
-    )
-    export_round_audit(store, "0", tmp_path / "out")  # the same draw is there once
-    assert read_parquet(audit_file(store.home), "audit_pairs").num_rows == 4
-
-
-@pytest.mark.parametrize("format_name", list(AUDIT_FORMATS))
-def test_answers_to_a_draw_are_the_audit_of_a_home(store: Store, tmp_path: Path, format_name: str) -> None:
-    assert len(audit_of_home(store.home)) == 0 and unanswered_of_home(store.home) == (0, 0)
-    sample = export_round_audit(store, "0", tmp_path / "out", 3, format_name).sample.to_pandas()
-    assert unanswered_of_home(store.home) == (3, 3)
-    if format_name == "spreadsheet":
-        file = filled(tmp_path / "out/audit.csv", ["first", "second", "tie"])
-    else:
-        file = tool_answers(tmp_path / "out", format_name, ["first", "second", "tie"])
-    votes = read_votes(file).votes
-    keep_answers(store.home, votes)
-    audit = audit_of_home(store.home).set_index("pair_id").loc[sample["pair_id"]]
-    assert audit["better_id"].fillna("-").tolist() == [sample["first_id"][0], sample["second_id"][1], "-"]
-    assert audit["weight"].sum() == pytest.approx(4)
-    assert unanswered_of_home(store.home) == (3, 0)
-    # Answered again as a contested pair, it stays part of the audit, with the later answer.
-    later = {"pair_id": sample["pair_id"][0], "person": votes[0]["person"], "preferred_id": sample["second_id"][0]}
-    keep_answers(store.home, [later])
-    again = audit_of_home(store.home).set_index("pair_id")["better_id"]
-    assert again[sample["pair_id"][0]] == sample["second_id"][0]
-
-
-def test_answers_that_were_given_to_contested_pairs_are_no_audit(store: Store, tmp_path: Path) -> None:
-    sample = export_round_audit(store, "0", tmp_path / "out", 2).sample.to_pandas()
-    row = {"pair_id": sample["pair_id"][0], "person": "p", "preferred_id": sample["first_id"][0]}
-    keep_answers(store.home, [row])
-    assert len(audit_of_home(store.home)) == 0
-    keep_answers(store.home, [row | {"person": "q", "preferred_id": "no side", "audit": sample["audit"][0]}])
-    assert len(audit_of_home(store.home)) == 0
-
-
-def test_draws_of_a_home_are_combined_without_bias(tmp_path: Path) -> None:
-    pairs = population()
-    right = pairs.set_index("pair_id")["right"]
-    estimates = []
-    for seed in range(30):
-        home = tmp_path / str(seed)
-        home.mkdir()
-        draws, votes = [], []
-        for number, count in enumerate((12, 40, 9)):  # nobody has answered the last
-            drawn = draw_audit(pairs, count, seed * 3 + number).assign(audit=f"d{number}", seed=seed, round=number)
-            drawn["first_id"], drawn["second_id"] = "c" + drawn["pair_id"], "r" + drawn["pair_id"]
-            draws += drawn[list(schemas.SCHEMAS["audit_pairs"].names)].to_dict("records")
-            if number < 2:
-                votes += [
-                    {
-                        "pair_id": key,
-                        "person": "p",
-                        "preferred_id": ("c" if right[key] else "r") + key,
-                        "audit": f"d{number}",
-                    }
-                    for key in drawn["pair_id"]
-                ]
-        write_parquet(schemas.table(draws, "audit_pairs"), audit_file(home))
-        keep_answers(home, votes)
-        audit = audit_of_home(home)
-        assert audit["weight"].sum() == pytest.approx(len(pairs))
-        assert audit["pair_id"].is_unique
-        estimates.append((audit["weight"] * audit["better_id"].str.startswith("c")).sum())
-    assert abs(np.mean(estimates) - right.sum()) < 4 * np.std(estimates) / np.sqrt(len(estimates))
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PAR1" + bytes(100) + b"PAR1"])
-def test_a_damaged_table_of_drawn_pairs_is_reported_with_what_to_do(
-    store: Store, tmp_path: Path, content: bytes
-) -> None:
-    audit_file(store.home).write_bytes(content)
-    for call in (lambda: audit_of_home(store.home), lambda: export_round_audit(store, "0", tmp_path / "out")):
-        with pytest.raises(AuditError, match=r"audit_pairs\.parquet cannot be read: (?s:.*) bring a copy of it back"):
-            call()
-
-
-def test_an_empty_round_is_refused(store: Store, tmp_path: Path) -> None:
-    empty = Artifact({"pairs": schemas.table([], "pairs"), "prompts": schemas.table([], "prompts")})
-    store.write("voted_pairs", empty, "k", "1")
-    with pytest.raises(AuditError, match="round 1 has no pair"):
-        export_round_audit(store, "1", tmp_path / "out")

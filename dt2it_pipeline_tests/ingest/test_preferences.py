@@ -11,31 +11,23 @@ import pandas as pd
 import pytest
 
 from dt2it_pipeline import read_preferences
-from dt2it_pipeline.export import export_pairs
-from dt2it_pipeline.ingest.manifest import Manifest, ManifestError
+from dt2it_pipeline.ingest.manifest import ManifestError
 from dt2it_pipeline.ingest.preferences import FORMS as HELP
 from dt2it_pipeline.ingest.rows import SourceError
-from dt2it_pipeline.ingest.sources import read_source
-from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.style import style_probe
 from dt2it_pipeline_tests.support.commands import dt2it, failing
-from dt2it_pipeline_tests.support.export_world import world
-from dt2it_pipeline_tests.support.list_worlds import flipped
 from dt2it_pipeline_tests.support.preference_forms import FORMS, TIES, VERDICTS
+from dt2it_pipeline_tests.support.preference_rows import read_rows_as_pairs
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "real_data"
+
+
 NEUTRAL = {"prompt": "q?", "response_a": "bad", "response_b": "good"}
-
-
-def _read(folder: Path, rows: list[Any], name: str = "pairs.json", **more: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    path = folder / name
-    path.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return read_preferences(path, **more)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_rows(tmp_path: Path, form: str) -> None:
-    pairs, quarantine = _read(tmp_path, [FORMS[form]])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [FORMS[form]])
     assert quarantine.empty
     (pair,) = pairs.to_dict("records")
     assert (pair["chosen"], pair["rejected"]) == ("good", "bad")
@@ -54,12 +46,12 @@ def test_forms_of_rows_survive_parquet(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("value", VERDICTS)
 def test_verdicts_in_words(tmp_path: Path, value: str) -> None:
-    pairs, quarantine = _read(tmp_path, [NEUTRAL | {"winner": value}])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [NEUTRAL | {"winner": value}])
     assert quarantine.empty and pairs["chosen"].tolist() == ["good"]
 
 
 def test_ties_are_quarantined(tmp_path: Path) -> None:
-    pairs, quarantine = _read(tmp_path, [NEUTRAL | {"winner": value} for value in (*TIES, "B")])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [NEUTRAL | {"winner": value} for value in (*TIES, "B")])
     assert len(pairs) == 1 and quarantine["reason"].tolist() == ["tie"] * len(TIES)
 
 
@@ -67,34 +59,36 @@ def test_ties_are_quarantined(tmp_path: Path) -> None:
 def test_a_verdict_that_may_mean_several_things_is_an_error(tmp_path: Path, values: list[Any]) -> None:
     rows = [NEUTRAL | {"preference": value} for value in values]
     with pytest.raises(SourceError, match=r"column 'preference' is .*say what each value means, under `verdict`"):
-        _read(tmp_path, rows)
+        read_rows_as_pairs(tmp_path, rows)
 
 
 def test_a_mapping_says_what_a_verdict_means(tmp_path: Path) -> None:
     rows = [NEUTRAL | {"who": value} for value in (0, 1, 2, 0.0, 7, None)]
     verdict = {"0": "first", "1": "second", "2": "tie"}
-    pairs, quarantine = _read(tmp_path, rows, columns={"verdict": "who"}, verdict=verdict)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows, columns={"verdict": "who"}, verdict=verdict)
     assert pairs["chosen"].tolist() == ["bad", "good", "bad"]
     assert quarantine["reason"].tolist() == ["tie", "verdict not understood", "no verdict"]
     assert "'7'" in quarantine["detail"][1]
     with pytest.raises(ManifestError, match=r"'first', 'second' or 'tie'"):
-        _read(tmp_path, rows, verdict={"0": "left"})
+        read_rows_as_pairs(tmp_path, rows, verdict={"0": "left"})
     with pytest.raises(ManifestError, match="unknown fields"):
-        _read(tmp_path, rows, columns={"verdikt": "who"})
+        read_rows_as_pairs(tmp_path, rows, columns={"verdikt": "who"})
     for partial in ({"0": "first"}, {"0": "first", "1": "first"}, {"2": "tie"}):
         with pytest.raises(ManifestError, match="which values mean `first` and which mean `second`"):
-            _read(tmp_path, rows, columns={"verdict": "who"}, verdict=partial)
+            read_rows_as_pairs(tmp_path, rows, columns={"verdict": "who"}, verdict=partial)
 
 
 def test_a_verdict_is_never_ignored(tmp_path: Path) -> None:
     rows = [NEUTRAL | {"winner": "B"}]
     with pytest.raises(SourceError, match="'winner' may say which is better"):
-        _read(tmp_path, rows, columns={"chosen": "response_a", "rejected": "response_b"})
+        read_rows_as_pairs(tmp_path, rows, columns={"chosen": "response_a", "rejected": "response_b"})
     with pytest.raises(SourceError, match="no column says which is better"):
-        _read(tmp_path, [NEUTRAL])
+        read_rows_as_pairs(tmp_path, [NEUTRAL])
     with pytest.raises(SourceError, match="name the column that counts"):
-        _read(tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}])
-    pairs, _ = _read(tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}], columns={"verdict": "human_vote"})
+        read_rows_as_pairs(tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}])
+    pairs, _ = read_rows_as_pairs(
+        tmp_path, [NEUTRAL | {"winner": "A", "human_vote": "B"}], columns={"verdict": "human_vote"}
+    )
     assert pairs["chosen"].tolist() == ["good"]
 
 
@@ -116,7 +110,7 @@ def test_two_scores_without_a_verdict(
     values: list[tuple[Any, Any]] = [(2, 4.5), (3, 3.0), (5, 1), (1, None), (float("nan"), 1)]
     if as_text:
         values = [(str(one), "" if other is None else str(other)) for one, other in values[:4]]
-    pairs, quarantine = _read(tmp_path, [row | dict(zip(names, both, strict=True)) for both in values])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [row | dict(zip(names, both, strict=True)) for both in values])
     assert pairs[["chosen", "rejected", "strength"]].values.tolist() == [["good", "bad", 2.5], ["bad", "good", 4.0]]
     assert quarantine["reason"].tolist() == ["tie", "no verdict"] + ([] if as_text else ["no verdict"])
     assert names[1] in quarantine["detail"][1] and "equal scores" in quarantine["detail"][0]
@@ -136,30 +130,30 @@ def test_two_scores_without_a_verdict(
 )
 def test_scores_that_are_not_clear_are_no_verdict(tmp_path: Path, more: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match="no column says which is better"):
-        _read(tmp_path, [NEUTRAL | more])
+        read_rows_as_pairs(tmp_path, [NEUTRAL | more])
 
 
 def test_a_verdict_counts_more_than_scores(tmp_path: Path) -> None:
     scored = NEUTRAL | {"score_a": 9, "score_b": 1}
-    pairs, quarantine = _read(tmp_path, [scored | {"winner": "B"}, scored | {"winner": None}, scored])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [scored | {"winner": "B"}, scored | {"winner": None}, scored])
     assert pairs["chosen"].tolist() == ["good"] and pairs["strength"].isna().all()
     assert quarantine["reason"].tolist() == ["no verdict", "no verdict column"]
 
 
 def test_scores_of_mapped_sides(tmp_path: Path) -> None:
     scored = NEUTRAL | {"score_a": 9, "score_b": 1}
-    mapped, _ = _read(tmp_path, [scored], columns={"first": "response_a", "second": "response_b"})
+    mapped, _ = read_rows_as_pairs(tmp_path, [scored], columns={"first": "response_a", "second": "response_b"})
     assert mapped["chosen"].tolist() == ["bad"]
-    turned, _ = _read(tmp_path, [scored], columns={"first": "response_b", "second": "response_a"})
+    turned, _ = read_rows_as_pairs(tmp_path, [scored], columns={"first": "response_b", "second": "response_a"})
     assert turned["chosen"].tolist() == ["bad"]  # `a` goes with response_a, whatever comes first
     other = {"prompt": "q?", "mine": "bad", "theirs": "good", "mine_score": 1, "theirs_score": 2}
-    mapped, _ = _read(tmp_path, [other], columns={"first": "mine", "second": "theirs"})
+    mapped, _ = read_rows_as_pairs(tmp_path, [other], columns={"first": "mine", "second": "theirs"})
     assert mapped["chosen"].tolist() == ["good"]
 
 
 def test_lists_give_every_pair_with_its_ranks(tmp_path: Path) -> None:
     row = {"id": "r", "prompt": "q?", "responses": ["c", "a", "b", "b2", "?"], "ratings": [1, 5, 3, 3, None]}
-    pairs, quarantine = _read(tmp_path, [row])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [row])
     assert list(zip(pairs["chosen"], pairs["rejected"], pairs["strength"], strict=True)) == [
         ("a", "c", 4.0), ("b", "c", 2.0), ("b2", "c", 2.0), ("a", "b", 2.0), ("a", "b2", 2.0)
     ]  # fmt: skip
@@ -173,18 +167,18 @@ def test_lists_give_every_pair_with_its_ranks(tmp_path: Path) -> None:
 def test_an_order_is_not_taken_for_ranks(tmp_path: Path) -> None:
     row = {"prompt": "q?", "responses": ["a", "b", "c"], "ranking": [2, 0, 1]}
     with pytest.raises(SourceError, match="map `ranks` or `order` to it"):
-        _read(tmp_path, [row])
-    pairs, _ = _read(tmp_path, [row], columns={"ranks": "ranking"})
+        read_rows_as_pairs(tmp_path, [row])
+    pairs, _ = read_rows_as_pairs(tmp_path, [row], columns={"ranks": "ranking"})
     assert pairs["chosen"].tolist()[0] == "b" and set(pairs["chosen"]) == {"b", "c"}
-    pairs, _ = _read(tmp_path, [row], columns={"order": "ranking"})
+    pairs, _ = read_rows_as_pairs(tmp_path, [row], columns={"order": "ranking"})
     assert pairs.loc[pairs["chosen_rank"] == 1, "chosen"].tolist() == ["c", "c"]
-    pairs, _ = _read(tmp_path, [{"prompt": "q?", "responses": ["a", "b"], "ranking": [2, 1]}])
+    pairs, _ = read_rows_as_pairs(tmp_path, [{"prompt": "q?", "responses": ["a", "b"], "ranking": [2, 1]}])
     assert pairs["chosen"].tolist() == ["b"]
 
 
 def test_several_rejected_answers_are_a_list(tmp_path: Path) -> None:
     row = {"prompt": "q?", "chosen": "good", "rejected": ["bad", "worse"], "chosen_score": 3, "rejected_score": [2, 1]}
-    pairs, _ = _read(tmp_path, [row])
+    pairs, _ = read_rows_as_pairs(tmp_path, [row])
     assert pairs["rejected"].tolist() == ["bad", "worse"] and pairs["strength"].tolist() == [1.0, 2.0]
     assert pairs["chosen_rank"].tolist() == [1.0, 1.0] and pairs["list_id"].nunique() == 1
 
@@ -192,7 +186,7 @@ def test_several_rejected_answers_are_a_list(tmp_path: Path) -> None:
 def test_ratings_that_contradict_the_sides_are_quarantined(tmp_path: Path) -> None:
     row = {"prompt": "q?", "chosen": "good", "rejected": "bad"}
     rows = [row | {"score_chosen": a, "score_rejected": b} for a, b in ((2, 1), (1, 1), (1, 2), (None, 2))]
-    pairs, quarantine = _read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert quarantine["reason"].tolist() == ["tie", "ratings contradict the sides"]
     assert pairs["strength"].fillna(-1).tolist() == [1.0, -1.0]
 
@@ -207,17 +201,17 @@ def test_conversations_keep_all_their_turns(tmp_path: Path) -> None:
         {"prompt": chat("a", "b", "c"), "chosen": "good", "rejected": "bad"},
         {"instruction": "c", "history": [["a", "b"]], "chosen": "good", "rejected": "bad"},
     ]
-    pairs, quarantine = _read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert quarantine.empty and pairs["prompt_id"].nunique() == 1
     assert [turn["text"] for turn in pairs["turns"][3]] == ["a", "b", "c"]
     parted = {"chosen": chat("a", "b", "c", "good"), "rejected": chat("a", "x", "y", "bad")}
-    pairs, _ = _read(tmp_path, [parted])
+    pairs, _ = read_rows_as_pairs(tmp_path, [parted])
     assert pairs["chosen"].tolist() == ["b\n\nUser: c\n\nAssistant: good"]
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"a": "b"}', "[]", '["a", "b"]', "[image]", '[{"a": 1}]'])
 def test_an_answer_that_is_json_is_a_text(tmp_path: Path, text: str) -> None:
-    pairs, quarantine = _read(tmp_path, [{"prompt": text, "chosen": text, "rejected": "bad"}])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [{"prompt": text, "chosen": text, "rejected": "bad"}])
     assert quarantine.empty and pairs["chosen"].tolist() == [text]
     assert pairs["turns"][0] == [{"role": "user", "text": text}]
 
@@ -231,12 +225,12 @@ def test_images_stand_in_parts_and_in_columns(tmp_path: Path) -> None:
         {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, text]}]},
         {"prompt": [{"role": "user", "content": [{"type": "image", "image": "a.png"}, text]}]},
     ]
-    pairs, quarantine = _read(tmp_path, [row | answers for row in rows])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [row | answers for row in rows])
     assert quarantine.empty and pairs["prompt_id"].nunique() == 1
     assert pairs["turns"][0] == [{"role": "user", "text": r"<image>What is in \<image>?"}]
     assert pairs["images"].tolist() == [["a.png"]] * 3
     both = rows[1] | {"images": ["b.png"]} | answers
-    assert _read(tmp_path, [both])[1]["reason"].tolist() == ["image markers and images differ"]
+    assert read_rows_as_pairs(tmp_path, [both])[1]["reason"].tolist() == ["image markers and images differ"]
 
 
 def test_rows_that_hold_no_pair_are_quarantined(tmp_path: Path) -> None:
@@ -247,7 +241,7 @@ def test_rows_that_hold_no_pair_are_quarantined(tmp_path: Path) -> None:
         {"query": "q", "response": ["a", "b"], "human_ranking": [0, 0]},
         "not an object",
     ]
-    pairs, quarantine = _read(tmp_path, rows, "pairs.jsonl")
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows, "pairs.jsonl")
     assert len(pairs) == 1
     reasons = {"identical sides", "missing value", "tie", "malformed JSON"}
     assert set(quarantine["reason"]) == reasons and len(quarantine) == 4
@@ -268,7 +262,7 @@ def test_rows_that_hold_no_pair_are_quarantined(tmp_path: Path) -> None:
 )
 def test_an_odd_row_costs_that_row_alone(tmp_path: Path, change: dict[str, Any]) -> None:
     good = {"question": "q", "chosen": "good", "rejected": "bad"}
-    pairs, quarantine = _read(tmp_path, [good | change, good], "pairs.jsonl")
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [good | change, good], "pairs.jsonl")
     assert (len(pairs), len(quarantine)) == (1, 1)
 
 
@@ -281,14 +275,14 @@ def test_a_file_that_no_reader_takes_is_quarantined_whole(tmp_path: Path, text: 
 
 def test_the_prompt_is_its_words_and_its_image(tmp_path: Path) -> None:
     rows = [{"question": q, "image": i, "chosen": "a", "rejected": "b"} for q, i in ("xy", "xy", "xz", "wy")]
-    pairs, _ = _read(tmp_path, rows)
+    pairs, _ = read_rows_as_pairs(tmp_path, rows)
     assert pairs["prompt_id"].nunique() == 3
 
 
 def test_pairs_without_a_prompt_share_none(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("prompt_id,question,chosen,rejected\n,q,a,b\n,q,c,d\n7,q,i,j\n")
     assert read_preferences(tmp_path / "pairs.csv")[0]["prompt_id"].nunique() == 2
-    pairs, _ = _read(tmp_path, [{"chosen": a, "rejected": b} for a, b in ("ab", "cd")])
+    pairs, _ = read_rows_as_pairs(tmp_path, [{"chosen": a, "rejected": b} for a, b in ("ab", "cd")])
     assert pairs["prompt_id"].nunique() == 2 and pairs["turns"].tolist() == [[], []]
 
 
@@ -296,7 +290,7 @@ def test_files_that_are_of_no_use_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.json"):
         read_preferences(tmp_path / "gone.json")
     with pytest.raises(SourceError, match=r"column 'chosen' or 'rejected' is not in .*which has \['answer'\]"):
-        _read(tmp_path, [{"answer": "a"}])
+        read_rows_as_pairs(tmp_path, [{"answer": "a"}])
     (tmp_path / "half.jsonl").write_text('{"question": "q", "chosen": "a", "rejected": "b"}\n{"chosen')
     pairs, quarantine = read_preferences(tmp_path / "half.jsonl")
     assert (len(pairs), quarantine["reason"].tolist()) == (1, ["malformed JSON"])
@@ -332,83 +326,6 @@ def test_published_benchmarks_leak_style(name: str, count: int, least: float) ->
     assert f"{count} pairs" in shown and f"{found.auc:.3f}" in shown and found.leaks[0][0] in shown
 
 
-def test_exports_are_read(tmp_path: Path) -> None:
-    pairs, prompts = world(tmp_path / "media")
-    for name in ("trl", "huggingface", "llamafactory"):
-        export_pairs(pairs, prompts, tmp_path / "media", tmp_path / name, name)
-        read, quarantine = read_preferences(tmp_path / name)
-        assert (read["chosen"].tolist(), read["rejected"].tolist()) == (
-            pairs["chosen"].to_pylist(),
-            pairs["rejected"].to_pylist(),
-        )
-        assert read["prompt_id"].nunique() == 4 and quarantine.empty
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="holds no data file"):
-        read_preferences(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("format", ["trl", "huggingface", "llamafactory"])
-def test_an_export_comes_back_as_the_same_pairs(tmp_path: Path, format: str) -> None:
-    pairs, prompts = world(tmp_path / "media")
-    export_pairs(pairs, prompts, tmp_path / "media", tmp_path / "out", format)
-    manifest = Manifest(
-        name="back", kind="preferences", path=str(tmp_path / "out"), media_root=str(tmp_path / "out"), licence="x"
-    )
-    back = read_source(manifest, tmp_path, tmp_path / "again")
-    assert back["quarantine"].num_rows == 0
-    columns = ["pair_id", "prompt_id", "chosen_id", "chosen", "rejected"]
-    assert back["pairs"].select(columns).to_pylist() == pairs.select(columns).to_pylist()
-    if format != "llamafactory":  # whose format has no strength
-        assert back["pairs"]["strength"].to_pylist() == pairs["strength"].to_pylist()
-
-
-LISTS = ["list_id", "chosen_rank", "rejected_rank"]
-
-
-@pytest.mark.parametrize("format", ["trl", "huggingface", "llamafactory"])
-def test_lists_come_back_from_an_export_as_they_were(tmp_path: Path, format: str) -> None:
-    """Read, imported, flipped in part and dropped in part as by curation, exported, read and imported again."""
-    rows = [
-        {"id": "one", "question": "q?", "responses": ["a", "b", "c", "d"], "ratings": [9, 5, 5, 1]},
-        {"id": 2, "question": "what?", "responses": ["e", "f", "g"], "ranks": [1, 2, 3]},
-        {"id": "alone", "question": "how?", "responses": None, "chosen": "h", "rejected": "i"},
-    ]
-    read, _ = _read(tmp_path, rows)
-    manifest = Manifest(name="mine", kind="preferences", path=str(tmp_path / "pairs.json"), licence="x")
-    raw = read_source(manifest, tmp_path, tmp_path / "media")
-    made = raw["pairs"].to_pylist()
-    assert [row["list_id"] for row in made] == ["mine/one"] * 5 + ["mine/2"] * 3 + [None]
-    known = read[LISTS].astype(object).where(read[LISTS].notna(), None)
-    ranks = [[row["chosen_rank"], row["rejected_rank"]] for row in made]
-    assert ranks == known[LISTS[1:]].to_numpy().tolist()
-    assert [1.0, 2.5] in ranks and ranks[-1] == [None, None]
-
-    del made[2]
-    made[5] = flipped(made[5])
-    pairs = schemas.table(made, "pairs")
-    export_pairs(pairs, raw["prompts"], tmp_path / "media", tmp_path / "out", format)
-    back, quarantine = read_preferences(tmp_path / "out")
-    assert quarantine.empty
-    assert back[LISTS].astype(object).where(back[LISTS].notna(), None).to_numpy().tolist() == [
-        [row[name] for name in LISTS] for row in made
-    ]
-    assert [back["chosen_rank"][5], back["rejected_rank"][5]] == [3.0, 1.0]  # of a flipped pair
-    again = Manifest(name="back", kind="preferences", path=str(tmp_path / "out"), licence="x")
-    imported = read_source(again, tmp_path, tmp_path / "media")["pairs"]
-    assert imported["list_id"].to_pylist() == [row["list_id"] and f"back/{row['list_id']}" for row in made]
-    assert imported.select(LISTS[1:]).equals(pairs.select(LISTS[1:]))
-
-
-def test_places_in_a_list_that_are_no_numbers_cost_their_row(tmp_path: Path) -> None:
-    row = {"prompt": "q?", "chosen": "good", "rejected": "bad", "list_id": "x", "chosen_rank": 1, "rejected_rank": 2}
-    changes = ({}, {"rejected_rank": None}, {"list_id": None}, {"list_id": ""}, {"chosen_rank": "first"})
-    changes += ({"chosen_rank": "inf"}, {"list_id": 7})
-    pairs, quarantine = _read(tmp_path, [row | change for change in changes])
-    found = pairs[LISTS].astype(object).where(pairs[LISTS].notna(), None).to_numpy().tolist()
-    assert found == [["x", 1, 2], ["x", None, None], [None] * 3, [None] * 3, ["7", 1, 2]]
-    assert quarantine["reason"].tolist() == ["not a number", "rank is not finite"]
-
-
 def test_an_image_in_the_row_distinguishes_prompts(tmp_path: Path) -> None:
     row = {"question": "q", "chosen": "a", "rejected": "b"}
     images = [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": None}, {"bytes": b"one", "path": "x"}]
@@ -423,6 +340,6 @@ def test_the_rows_of_the_page_on_formats_are_read(tmp_path: Path) -> None:
     rows = [json.loads(line) for block in blocks for line in block.splitlines()]
     assert len(rows) > 10
     for block in blocks:
-        pairs, quarantine = _read(tmp_path, [json.loads(line) for line in block.splitlines()])
+        pairs, quarantine = read_rows_as_pairs(tmp_path, [json.loads(line) for line in block.splitlines()])
         assert quarantine.empty and {*zip(pairs["chosen"], pairs["rejected"], strict=True)} == {("good", "bad")}, block
         assert {turns[0]["text"] for turns in pairs["turns"]} == {"q?"}

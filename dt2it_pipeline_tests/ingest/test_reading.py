@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import json
-import lzma
 import random
 import tarfile
 import zipfile
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import file_formats
 from dt2it_pipeline.ingest.reading import SourceError, read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row
 from dt2it_pipeline.ingest.sources import fingerprint, read_source
-from dt2it_pipeline_tests.support.ingest_world import image
-
-ROWS = [{"question": f"q{n}, “ü”", "chosen": "a\nb", "rejected": "c" * n} for n in range(1, 6)]
-
-
-def manifest(path: Path, **more: Any) -> Manifest:
-    return Manifest(name="s", kind="preferences", path=str(path), licence="MIT", **more)
-
-
-def values(made: Manifest, where: Path) -> list[Any]:
-    return [dict(row.values) for row in read_rows(made, where) if isinstance(row, Row)]
-
-
-def lines(rows: list[dict[str, str]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def as_csv(rows: list[dict[str, str]], delimiter: str = ",") -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+from dt2it_pipeline_tests.support.source_files import ROWS, as_csv, lines, manifest, values
 
 
 def as_parquet(rows: list[dict[str, str]]) -> bytes:
@@ -120,83 +94,6 @@ def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     assert values(manifest(tmp_path / "data", format="jsonl"), tmp_path) == ROWS
     (tmp_path / "data/2.jsonl").write_bytes(lines(ROWS[3:]))
     assert fingerprint(manifest(tmp_path / "data", format="jsonl"), tmp_path) != first
-
-
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_local_dataset_is_read_without_network_and_without_decoding(tmp_path: Path, saved: bool) -> None:
-    import datasets
-
-    whole = image(tmp_path / "a.png").read_bytes()
-    features = datasets.Features({name: datasets.Value("string") for name in ROWS[0]} | {"image": datasets.Image()})
-    rows = [
-        row | {"image": {"bytes": content, "path": None}}
-        for row, content in zip(ROWS, [whole, b"damaged"], strict=False)
-    ]
-    made = datasets.Dataset.from_list(rows, features=features)
-    (tmp_path / "copy").mkdir()
-    if saved:
-        datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "copy"))
-    else:
-        made.to_parquet(str(tmp_path / "copy/train-00000.parquet"))
-    source = manifest(tmp_path / "copy", format="dataset", hub="someone/something", adapter="rlaif_v")
-    artifact = read_source(source, tmp_path, tmp_path / "media")
-    assert artifact["pairs"].num_rows == 1
-    assert artifact["quarantine"]["reason"].to_pylist() == ["unreadable image"]
-    assert fingerprint(source, tmp_path)
-    with pytest.raises(SourceError, match=r"source 's': `datasets` cannot load .*copy, split 'gone'"):
-        values(source.model_copy(update={"split": "gone"}), tmp_path)
-
-
-ODD = [b'{"question": "q9", "chosen": "x", "rejected": {"b": 1}}\n', b'{"question": bad\n']
-
-
-@pytest.mark.parametrize("place", ["same file", "next file"])
-def test_an_odd_row_or_line_of_a_dataset_changes_no_other_row(tmp_path: Path, place: str) -> None:
-    """`datasets` makes JSON texts of a column's values as soon as one has another type."""
-    (tmp_path / "copy").mkdir()
-    first, last = lines(ROWS[:2]), b"".join(ODD) + lines(ROWS[2:])
-    files = [first + last] if place == "same file" else [first, last]
-    for number, content in enumerate(files):
-        (tmp_path / f"copy/train-{number}.jsonl").write_bytes(content)
-    artifact = read_source(manifest(tmp_path / "copy", format="dataset"), tmp_path, tmp_path / "media")
-    assert artifact["pairs"].select(["chosen", "rejected"]).to_pylist() == [
-        {"chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS
-    ]
-    assert sorted(artifact["quarantine"]["reason"].to_pylist()) == ["malformed JSON", "not text"]
-
-
-def test_a_dataset_in_json_of_any_kind_is_read_whole(tmp_path: Path) -> None:
-    for number, content in enumerate((json.dumps(ROWS).encode(), lines(ROWS))):
-        (tmp_path / f"{number}").mkdir()
-        (tmp_path / f"{number}/train.json").write_bytes(content)
-        assert values(manifest(tmp_path / f"{number}", format="dataset"), tmp_path) == ROWS
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [(lines(ROWS[:2]) + ODD[0], "changed from string to object"), (ODD[1], "JSON parse error")],
-)
-def test_what_datasets_itself_cannot_read_is_one_clear_error(tmp_path: Path, content: bytes, fault: str) -> None:
-    """In compressed files, which only `datasets` reads."""
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy/train.jsonl.xz").write_bytes(lzma.compress(content))
-    with pytest.raises(SourceError, match=f"source 's': `datasets` .*copy.*{fault}"):
-        values(manifest(tmp_path / "copy", format="dataset"), tmp_path)
-
-
-@pytest.mark.parametrize("saved", [True, False])
-def test_json_columns_of_a_dataset_are_decoded(tmp_path: Path, saved: bool) -> None:
-    import datasets
-
-    rows = [ROWS[0], ROWS[1] | {"rejected": {"b": 1}}]
-    features = datasets.Features({name: datasets.Value("string") for name in ROWS[0]} | {"rejected": datasets.Json()})
-    made = datasets.Dataset.from_list(rows, features=features)
-    if saved:
-        made.save_to_disk(str(tmp_path / "copy"))
-    else:
-        (tmp_path / "copy").mkdir()
-        made.to_parquet(str(tmp_path / "copy/train.parquet"))
-    assert values(manifest(tmp_path / "copy", format="dataset"), tmp_path) == rows
 
 
 def test_malformed_lines_are_quarantined_with_their_number(tmp_path: Path) -> None:
@@ -427,68 +324,3 @@ def test_what_a_mac_adds_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "__MACOSX").mkdir()  # above the source it means nothing
     (tmp_path / "__MACOSX/rows.jsonl").write_bytes(lines(ROWS))
     assert values(manifest(tmp_path / "__MACOSX"), tmp_path) == ROWS
-
-
-def test_long_values_of_a_csv_are_read_and_a_heading_without_end_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [ROWS[0] | {"rejected": "A" * 1_000_000}]
-    (tmp_path / "rows.csv").write_bytes(as_csv(rows))
-    assert values(manifest(tmp_path / "rows.csv"), tmp_path) == rows
-    monkeypatch.setattr(file_formats, "LONGEST_LINE", 10)
-    before = csv.field_size_limit(10)
-    try:
-        (tmp_path / "rows.csv").write_bytes(b"x" * 200_000 + b",a\n1,2\n")
-        with pytest.raises(SourceError, match=r"heading of rows\.csv cannot be read: field larger"):
-            values(manifest(tmp_path / "rows.csv"), tmp_path)
-    finally:
-        csv.field_size_limit(before)
-
-
-TYPED = [  # as CSV has it, and what it means: strength, and the reason for which a row is quarantined
-    ({"strength": "1.5"}, 1.5),
-    ({"strength": " 2 "}, 2.0),
-    ({"strength": "0.5e1"}, 5.0),
-    ({"strength": ""}, None),
-    ({"strength": " "}, None),
-    ({"strength": "nan"}, None),
-    ({"strength": "much"}, "not a number"),
-    ({"tie": "False"}, None),
-    ({"tie": "0"}, None),
-    ({"tie": "no"}, None),
-    ({"tie": ""}, None),
-    ({"tie": "TRUE"}, "tie"),
-    ({"tie": "1"}, "tie"),
-    ({"tie": "yes"}, "tie"),
-    ({"tie": "perhaps"}, "not true or false"),
-]
-
-
-@pytest.mark.parametrize(("cells", "meant"), TYPED)
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.tsv"])
-def test_texts_that_mean_numbers_and_flags_are_read_as_such(
-    tmp_path: Path, name: str, cells: dict[str, str], meant: float | str | None
-) -> None:
-    row = {"question": "q?", "chosen": "good", "rejected": "bad", **cells}
-    content = lines([row]) if name.endswith("jsonl") else as_csv([row], "\t" if name.endswith("tsv") else ",")
-    (tmp_path / name).write_bytes(content)
-    found = read_source(manifest(tmp_path / name), tmp_path, tmp_path / "media")
-    if isinstance(meant, str):
-        assert found["quarantine"]["reason"].to_pylist() == [meant]
-    else:
-        assert found["pairs"]["strength"].to_pylist() == [meant]
-
-
-def test_decimals_and_what_pandas_writes_for_nothing_are_read(tmp_path: Path) -> None:
-    table = pa.table(
-        {
-            "question": ["a?", "b?"],
-            "chosen": pa.array(["good", "fine"], pa.large_string()),
-            "rejected": ["bad", "poor"],
-            "image": [float("nan"), float("nan")],
-            "strength": pa.array([Decimal("1.25"), None], pa.decimal128(5, 2)),
-        }
-    )
-    pq.write_table(table, tmp_path / "rows.parquet")
-    found = read_source(manifest(tmp_path / "rows.parquet"), tmp_path, tmp_path / "media")
-    assert found["pairs"]["strength"].to_pylist() == [1.25, None] and found["quarantine"].num_rows == 0

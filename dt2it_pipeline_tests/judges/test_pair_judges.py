@@ -47,7 +47,7 @@ def run(tmp_path: Path, prompts: list[dict], sides: list[tuple[str, str]], engin
     summary = annotate.run(job, lambda progress: None, None, make_engine)
     votes = atomic.read_parquet(job.output, "votes").to_pylist()
     aside = atomic.read_parquet(tmp_path / "votes.quarantine.parquet", "quarantine").to_pylist()
-    assert summary["calls"] <= summary["votes"]
+    assert summary["calls"] + summary["cached"] <= summary["votes"]
     return votes, {row["row_id"]: row["reason"] for row in aside}, pairs
 
 

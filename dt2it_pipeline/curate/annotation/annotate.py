@@ -34,7 +34,7 @@ from dt2it_pipeline.judges.ask import Tally, require_usable
 from dt2it_pipeline.judges.factory import make_judge
 from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.judges.pair_judges import AnswerJudge, LikelihoodJudge, PairJudge, Prompts, Weigher
-from dt2it_pipeline.judges.pairwise_votes import NoVerdict, PairVerdict, PairwiseVotes
+from dt2it_pipeline.judges.pairwise_votes import ORDERS, NoVerdict, PairVerdict, PairwiseVotes
 from dt2it_pipeline.judges.protocol import NoUsableReply, Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
 from dt2it_pipeline.judges.shared import JudgingJob
@@ -42,7 +42,6 @@ from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 STAGE = "annotate"
-ORDERS = ("forward", "reversed")
 ALONE = "alone"  # in place of an order, where a judge sees each response by itself
 _CALLS = "calls.json"  # of a shard, beside its votes
 _FEW = 3  # pairs; a judge that has no reply to fewer may be right about them, and the run goes on
@@ -116,8 +115,8 @@ def run(
             when None.
 
     Returns:
-        pairs, votes, calls (what judges were asked: verdicts from kept answers are free), unusable (verdicts that are
-        null), seconds, pairs_per_second, gpu_seconds, per judge a count of verdicts, and in
+        pairs, votes, calls (what judges were asked), cached (replies from the cache, which are free), unusable
+        (verdicts that are null), seconds, pairs_per_second, gpu_seconds, per judge a count of verdicts, and in
         `asked` what asking came to in this run, per judge that writes: the questions `asked` and those `looked_up`
         among kept replies, and of one asked about responses calls, tokens and cost.
 
@@ -144,11 +143,13 @@ def run(
     atomic.write_parquet(_joined(folders, "quarantine"), output.with_name(f"{output.stem}.quarantine.parquet"))
     atomic.write_parquet(votes_table, output)
     counts = votes_table.group_by(["judge", "verdict"]).aggregate([([], "count_all")]).to_pylist()
+    calls = [json.loads((folder / _CALLS).read_text()) for folder in folders]
     verdicts = {f"{row['judge']}: {row['verdict'] or 'unusable'}": row["count_all"] for row in counts}
     return {
         "pairs": pairs,
         "votes": votes_table.num_rows,
-        "calls": sum(json.loads((folder / _CALLS).read_text()) for folder in folders),
+        "calls": sum(each["calls"] for each in calls),
+        "cached": sum(each["cached"] for each in calls),
         "unusable": votes_table.column("verdict").null_count,
         "verdicts": dict(sorted(verdicts.items())),
         "asked": voting.asked(),
@@ -268,12 +269,14 @@ def shard_worker(
         built, loading = judges[number], time.monotonic() - started
         if isinstance(built, PairwiseVotes):
             built.tally = Tally()
-        some, before, questions = pairs[start : start + settings.batch_pairs], built.calls, _questions(built)
+        some, questions = pairs[start : start + settings.batch_pairs], _questions(built)
+        calls, cached = built.calls, built.cached
         votes, aside = _votes(some, built.verdicts(some), judge.name, order)
         with atomic.atomic_directory(_folder(job.work, judge, start)) as folder:
             atomic.write_parquet(schemas.table(votes, "votes"), folder / "votes.parquet")
             atomic.write_parquet(schemas.table(aside, "quarantine"), folder / "quarantine.parquet")
-            atomic.write_json_atomic(built.calls - before, folder / _CALLS)
+            counted = {"calls": built.calls - calls, "cached": built.cached - cached}
+            atomic.write_json_atomic(counted, folder / _CALLS)
         tally = built.tally if isinstance(built, PairwiseVotes) else None
         found = _questions(built)
         counts = {key: found[key] - questions[key] for key in found}

@@ -26,11 +26,8 @@ wrong in details that a million unchecked pairs would magnify, so these count to
 Verdicts stay out of that, and of the fit to unchecked pairs where there is no anchor and not nearly all pairs have
 one: judges are asked about pairs whose label voters doubt, and of such pairs alone, labels say little about judges.
 
-Priors (normal: mean, spread) are about what fits to all true labels of public sets gave (`benchmarks.real_noise`): sums
-of voters' weights of 0.1 to 3, leads of one verdict of 0 to 2.3, kappa of 0.2 to 2.5, lambda within 0.5.
-
-The posterior is a mixture of normal distributions: the mode and curvature of the other parameters (Laplace), for every
-a of a grid, weighted by what each explains.
+The priors are in `priors`. The posterior is a mixture of normal distributions: the mode and curvature of the other
+parameters (Laplace), for every a of a grid, weighted by what each explains.
 """
 
 from __future__ import annotations
@@ -39,9 +36,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, log_expit, logit
+from scipy.special import expit, log_expit, logit, logsumexp
 
-from dt2it_pipeline.curate.joint.evidence import JUDGE, LENGTH, NET_VERDICT, POSITION, VOTER, Evidence
+from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, POSITION, VOTER, Evidence
+from dt2it_pipeline.curate.joint.priors import Layout, prior
 
 LEAST_CHECKED, LEAST_TRUSTED = 15, 50  # pairs that make an anchor
 WEIGHT_OF_UNCHECKED = 20.0  # pairs, together
@@ -49,17 +47,10 @@ _WEIGHT_BESIDE_CHECKED = 5.0  # pairs, where there is an anchor
 _FIT_PAIRS = 2_000  # unchecked pairs that are looked at; more change little, since together they weigh little
 _NEARLY_ALL = 0.8  # of the pairs have a verdict; fewer may be those whose labels are in doubt
 _GRID = np.arange(-0.6, 5.41, 0.4)  # of a, log-odds: label accuracies of 35 to 99.5%
-_LABEL = (1.0, 1.3)  # a: labels are right in 73%, give or take
-_SOURCE_SPREAD = 0.4
-_VOTERS, _VOTER_SPREAD = (1.6, 1.5), 1.2  # the sum of voters' weights; single ones
-_VERDICT, _PER_LEAD = 0.9, 0.7
-_VERDICT_SPREAD = {False: 0.9, True: 1.5}  # with an anchor, data may say that judges are better or worse
-_SPREAD = {JUDGE: 0.5, POSITION: 0.6}
-_LENGTH_SPREAD = {False: 0.4, True: 1.0}  # without an anchor, labels that favour a length rather have a length bias
-_KAPPA, _KAPPA_SPREAD = 0.8, 0.6
-_LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
 _KAPPA_SPREAD_BESIDE = 1.0  # where the accuracy of annotators is assumed: labels may err as they do, or not at all
 _KNOWN_SPREAD = 0.1  # of a label accuracy that the user knows, log-odds
+_MOST_KNOWN = 1 - 1e-9  # a known label accuracy beyond counts as this: no table is large enough to tell them apart
+_BEYOND_KNOWN = 1.2  # log-odds; the grid of a reaches that far beyond a known label accuracy
 _LEAST_CURVATURE = 1e-2
 _STEP = 1e-4  # of the numerical second derivatives
 _LIKELY = 1e-3  # components below are left out
@@ -145,30 +136,6 @@ class JointModel:
         return np.array(drawn).reshape(-1, len(self.components[0].mode))
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where each parameter stands: w, kappa, lambda, deviations of sources, a (last)."""
-
-    features: int
-    groups: int
-
-    @property
-    def size(self) -> int:
-        return self.features + 2 + self.groups + 1
-
-    @property
-    def kappa(self) -> int:
-        return self.features
-
-    @property
-    def length_bias(self) -> int:
-        return self.features + 1
-
-    @property
-    def deviations(self) -> slice:
-        return slice(self.features + 2, self.features + 2 + self.groups)
-
-
 def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> JointModel:
     """Fit the model of this module.
 
@@ -177,11 +144,11 @@ def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> J
         anchors: what is known to be true.
         draw: n numbers, random and different: of more than 2,000 unchecked pairs, those with the lowest are fitted to.
     """
-    layout = _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
+    layout = Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
     problem = _Problem(layout, evidence, anchors, draw)
     start = problem.mean.copy()
     modes = []
-    for a in _GRID[::-1]:  # from labels that are right: there the regression is an ordinary one
+    for a in _grid(anchors.label_accuracy)[::-1]:  # from labels that are right: there the regression is an ordinary one
         modes.append(problem.mode(start, float(a)))
         start = modes[-1][0]
     found, best = [], max(value for _, value in modes)
@@ -203,6 +170,14 @@ def fit_joint_model(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> J
     return JointModel(tuple(components[::-1]), evidence_log)
 
 
+def _grid(known: float | None) -> np.ndarray:
+    """Values of a, rising, beyond a known label accuracy: else the deviations of sources would have to explain it."""
+    if known is None:
+        return _GRID
+    step = float(_GRID[1] - _GRID[0])
+    return np.append(_GRID, np.arange(_GRID[-1] + step, logit(min(known, _MOST_KNOWN)) + _BEYOND_KNOWN, step))
+
+
 def labels_beside(evidence: Evidence, anchors: Anchors, draw: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The parameters that explain the labels best if annotators are as good as `weights` says, float64 [parameters].
 
@@ -214,7 +189,7 @@ def labels_beside(evidence: Evidence, anchors: Anchors, draw: np.ndarray, weight
     """
     from scipy.optimize import minimize
 
-    layout = _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
+    layout = Layout(evidence.features.shape[1], max(len(evidence.source_names), 1))
     problem = _Problem(layout, evidence, anchors, draw)
     problem.mean[: layout.features] = weights
     problem.precision[layout.kappa, layout.kappa] = _KAPPA_SPREAD_BESIDE**-2
@@ -230,7 +205,7 @@ def labels_beside(evidence: Evidence, anchors: Anchors, draw: np.ndarray, weight
 def label_log_odds(evidence: Evidence, parameters: np.ndarray) -> np.ndarray:
     """float64 [n], nats: log-odds that each label is right under one draw of the parameters."""
     for_right, for_wrong = _log_joint(
-        _Layout(evidence.features.shape[1], max(len(evidence.source_names), 1)),
+        Layout(evidence.features.shape[1], max(len(evidence.source_names), 1)),
         parameters,
         evidence.features,
         evidence.sources,
@@ -243,9 +218,10 @@ def label_probabilities(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """P(label right) of all pairs under every draw, in blocks: the rows, and float32 [rows, draws]."""
     size = evidence.features.shape[1]
-    layout = _Layout(size, max(len(evidence.source_names), 1))
+    layout = Layout(size, max(len(evidence.source_names), 1))
     w, kappa, bias = draws[:, :size].T, draws[:, layout.kappa], draws[:, layout.length_bias]
-    by_group = np.exp((draws[:, -1:] + draws[:, layout.deviations]).T).astype(np.float32)  # e^a: [groups, draws]
+    # e^a: [groups, draws]; with all exponents within these bounds, no product leaves the range of float32.
+    by_group = np.exp(np.clip((draws[:, -1:] + draws[:, layout.deviations]).T, -20, 20)).astype(np.float32)
     for start in range(0, len(evidence), rows):
         part = slice(start, min(start + rows, len(evidence)))
         u = evidence.features[part] @ w
@@ -261,7 +237,7 @@ def label_probabilities(
 
 
 def _log_joint(
-    layout: _Layout, t: np.ndarray, x: np.ndarray, groups: np.ndarray
+    layout: Layout, t: np.ndarray, x: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """u, a_g, c, and log P(label, z | x) for z = +1 and for z = -1."""
     u = x @ t[: layout.features]
@@ -273,7 +249,7 @@ def _log_joint(
 class _Problem:
     """The logarithm of the posterior of one fit, its mode and its curvature for a given a."""
 
-    def __init__(self, layout: _Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
+    def __init__(self, layout: Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
         self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
         unchecked = np.flatnonzero(anchors.checked == 0)
         count = max(len(unchecked), 1)
@@ -287,7 +263,7 @@ class _Problem:
         self.x, self.groups, self.checked = evidence.features[rows], evidence.sources[rows], anchors.checked[rows]
         self.weight = np.where(self.checked == 0, weight, min(weight, 1.0))
         self.unjudged = np.where(self.checked == 0, unjudged, 0.0)
-        self.known = anchors.label_accuracy
+        self.known = None if anchors.label_accuracy is None else min(anchors.label_accuracy, _MOST_KNOWN)
         stands_for = np.where(self.checked == 0, count / max(len(unchecked), 1), 1.0)
         self.share = stands_for / max(stands_for.sum(), 1.0)  # of all pairs, that each row stands for
         self.without_verdicts = ~evidence.of(NET_VERDICT, JUDGE, POSITION)
@@ -297,7 +273,9 @@ class _Problem:
         elif not anchors.pairs_known and heard.mean() < _NEARLY_ALL and self.x[:, evidence.of(VOTER)].any():
             self.unjudged = np.where(self.checked == 0, self.weight + self.unjudged, self.unjudged)
             self.weight = np.where(self.checked == 0, 0.0, self.weight)
-        self.mean, self.precision = _prior(layout, evidence, anchors)
+        self.mean, self.precision = prior(
+            layout, evidence, anchored=anchors.enough, trusted=len(anchors.trusted) >= LEAST_TRUSTED
+        )
 
     def value(self, t: np.ndarray) -> tuple[float, np.ndarray]:
         """Log posterior, and its gradient."""
@@ -328,11 +306,14 @@ class _Problem:
         answer = (1 - self.auditor) + slope * np.where(checked > 0, q, 1 - q)
         by_odds = np.where(is_checked, checked * slope * q * (1 - q) / answer, 0.0)
         value = float(weight @ total + np.log(answer[is_checked]).sum())
-        if known is not None:
-            mean = float(np.clip(self.share @ q, 1e-9, 1 - 1e-9))
-            off = (logit(mean) - logit(known)) / _KNOWN_SPREAD
+        if known is not None and len(q):
+            # The mean of q by logarithms: near 1 it is rounded to 1, and then nothing says which way it moves.
+            log_q, log_other = log_expit(right - wrong), log_expit(wrong - right)
+            mean, other = logsumexp(log_q, b=self.share), logsumexp(log_other, b=self.share)
+            off = float(mean - other - logit(known)) / _KNOWN_SPREAD
             value -= 0.5 * off**2
-            by_odds -= off / _KNOWN_SPREAD * self.share * q * (1 - q) / (mean * (1 - mean))
+            slopes = np.exp(log_q + log_other - mean) + np.exp(log_q + log_other - other)
+            by_odds -= off / _KNOWN_SPREAD * self.share * slopes
         by_right, by_wrong = weight * q + by_odds, weight * (1 - q) - by_odds
         su, sp, sm = expit(u), expit(-(a + c)), expit(a - c)
         d_c = by_right * sp + by_wrong * sm
@@ -362,31 +343,3 @@ class _Problem:
         steps = _STEP * np.eye(len(mode))[:-1]
         rows = [(self.value(mode - step)[1] - self.value(mode + step)[1])[:-1] / (2 * _STEP) for step in steps]
         return (np.array(rows) + np.array(rows).T) / 2
-
-
-def _prior(layout: _Layout, evidence: Evidence, anchors: Anchors) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and precision matrix of the prior."""
-    mean, precision = np.zeros(layout.size), np.zeros((layout.size, layout.size))
-
-    def put(place: int, at: float, spread: float) -> None:
-        mean[place], precision[place, place] = at, spread**-2
-
-    voters = np.flatnonzero(evidence.of(VOTER))
-    if len(voters):  # the sum has a spread of its own; beside it, weights differ freely
-        ones = np.full((len(voters), len(voters)), 1 / len(voters))
-        precision[np.ix_(voters, voters)] = (np.eye(len(voters)) - ones) / _VOTER_SPREAD**2
-        precision[np.ix_(voters, voters)] += ones * len(voters) / _VOTERS[1] ** 2
-        mean[voters] = _VOTERS[0] / len(voters)
-    for place, kind in enumerate(evidence.kinds):
-        if kind == NET_VERDICT:
-            put(place, _VERDICT + _PER_LEAD * (evidence.levels[place] - 1), _VERDICT_SPREAD[anchors.enough])
-        elif kind in _SPREAD:
-            put(place, 0.0, _SPREAD[kind])
-        elif kind == LENGTH:
-            put(place, 0.0, _LENGTH_SPREAD[anchors.enough])
-    put(layout.kappa, _KAPPA, _KAPPA_SPREAD)
-    put(layout.length_bias, 0.0, _LAMBDA_SPREAD[len(anchors.trusted) >= LEAST_TRUSTED])
-    for place in range(*layout.deviations.indices(layout.size)):
-        put(place, 0.0, _SOURCE_SPREAD)
-    put(layout.size - 1, *_LABEL)
-    return mean, precision

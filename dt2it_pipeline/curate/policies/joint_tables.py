@@ -13,9 +13,9 @@ from dt2it_pipeline.curate.joint.solution import Observed, Trusted
 from dt2it_pipeline.curate.pair_frames import length_difference, select_rows, with_strength
 from dt2it_pipeline.curate.voters import votes as vote_column
 from dt2it_pipeline.curate.voters.margins import voter_margins
+from dt2it_pipeline.judges.pairwise_votes import LOWER_FIRST
 
 _FOR_CHOSEN = {"chosen": 1.0, "rejected": -1.0}
-_LOWER_FIRST = {"forward": 1.0, "reversed": -1.0}  # orders of judges: whose id is lower came first
 
 
 def observed_of(
@@ -75,7 +75,7 @@ def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tu
     columns = pd.Index(judges).get_indexer(pd.Index(votes["judge"]))
     np.add.at(found, (rows[there], columns[there]), votes["verdict"][there].map(_FOR_CHOSEN).to_numpy(dtype=np.float64))
     there = (rows >= 0) & votes["verdict"].notna().to_numpy(dtype=bool)
-    lower = votes["order"][there].map(_LOWER_FIRST).fillna(0.0).to_numpy(dtype=np.float64)
+    lower = votes["order"][there].map(LOWER_FIRST).fillna(0.0).to_numpy(dtype=np.float64)
     chosen_is_lower = np.where((pairs["chosen_id"] < pairs["rejected_id"]).to_numpy(dtype=bool), 1.0, -1.0)
     np.add.at(first, (rows[there], columns[there]), lower * chosen_is_lower[rows[there]])
     return found, first

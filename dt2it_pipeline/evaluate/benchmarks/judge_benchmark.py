@@ -26,7 +26,7 @@ from dt2it_pipeline.engines.jobs import Reporter, print_progress
 from dt2it_pipeline.evaluate.benchmarks.metrics import BenchmarkResult, score_benchmark
 from dt2it_pipeline.evaluate.benchmarks.rows import BenchmarkRows, published_rows
 from dt2it_pipeline.evaluate.benchmarks.spec import BenchmarkError, get_entry
-from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE
+from dt2it_pipeline.judges.pairwise_votes import CHOSEN, ORDERS, REJECTED, TIE
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
 _BATCH = 16  # pairs per shard: what a killed run asks again at most, where replies are not kept
@@ -140,11 +140,11 @@ def benchmark_judge(
             given.setdefault(vote["pair_id"], {})[vote["order"]] = vote["verdict"]
     found = [_turned(given.get(key, {}), turned) for key, turned in keys]
     scores = ([_score(verdicts, side, len(judges)) for verdicts in found] for side in (CHOSEN, REJECTED))
-    twice = [verdicts for verdicts in found if len(verdicts) == len(annotate.ORDERS)]
+    twice = [verdicts for verdicts in found if len(verdicts) == len(ORDERS)]
     return JudgeBenchmark(
         score_benchmark(entry.name, published, *scores, columns=columns),
         pa.concat_tables([loaded.quarantine, aside]),
-        {order: _accuracy(found, order) for order in (annotate.ORDERS if len(judges) > 1 else (annotate.ALONE,))},
+        {order: _accuracy(found, order) for order in (ORDERS if len(judges) > 1 else (annotate.ALONE,))},
         sum(len({*v.values()}) == 1 for v in twice) / len(twice) if twice else None,
         len(twice),
     )

@@ -203,6 +203,7 @@ def _results(runs: Sequence[Run]) -> list[list[str]]:
         ["style AUC before", *(_auc(one.style_before) for one in facts)],
         ["style AUC after", *(_auc(one.style_after) for one in facts)],
         ["judge calls", *(number(one.judge_calls) for one in facts)],
+        ["cached replies", *(number(one.cached_replies) if one.cached_replies else _NONE for one in facts)],
         ["tokens of judges", *(number(one.tokens) if one.tokens else _NONE for one in facts)],
         ["hours", *(f"{one.hours:.2f}" for one in facts)],
         ["GPU hours", *(f"{one.gpu_hours:.2f}" if one.gpu_hours else _NONE for one in facts)],

@@ -65,6 +65,7 @@ class Funnel:
         curated: label -> pairs in the curated set.
         right: label -> label accuracy, 0 to 1; empty without truth.
         judge_calls: questions that judge models were asked.
+        cached_replies: replies of judges that were found in the cache.
     """
 
     pool: int
@@ -77,6 +78,7 @@ class Funnel:
     right: Mapping[str, float] = field(default_factory=dict)
     asked: int = 0
     judge_calls: int = 0
+    cached_replies: int = 0
 
     @property
     def unaccounted(self) -> int:
@@ -94,6 +96,7 @@ class Quality:
     grade: Grade | None = None
     probe: StyleProbe | None = None
     judge_calls: int | None = None
+    cached_replies: int | None = None
 
 
 @dataclass(frozen=True)

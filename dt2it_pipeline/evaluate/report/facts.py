@@ -25,7 +25,7 @@ class RunFacts(BaseModel):
         rests_on: what the estimate rests on; empty without one.
         true_before, true_after: label accuracy against hidden truth, 0 to 1; None without truth.
         style_before, style_after: AUC of the style probe on the noisy and on the curated pairs.
-        judge_calls, tokens: of judges; tokens read and written together.
+        judge_calls, cached_replies, tokens: of judges; tokens read and written together.
         hours, gpu_hours: of wall time, and of GPUs in training, scoring and sampling.
     """
 
@@ -47,6 +47,7 @@ class RunFacts(BaseModel):
     style_before: Three | None = None
     style_after: Three | None = None
     judge_calls: int = 0
+    cached_replies: int = 0
     tokens: int = 0
     hours: float = 0.0
     gpu_hours: float = 0.0
@@ -103,6 +104,7 @@ def facts_of(data: ReportData, place: int, settings: dict[str, Any], preferences
         style_before=_style(before),
         style_after=_style(after),
         judge_calls=cost.judge_calls,
+        cached_replies=cost.cached_replies,
         tokens=cost.prompt_tokens + cost.completion_tokens,
         hours=cost.seconds / 3600,
         gpu_hours=cost.gpu_seconds / 3600,

@@ -107,8 +107,10 @@ def quality_markdown(data: ReportData) -> str:
             probe = NONE if item.probe is None or item.probe.auc is None else f"{item.probe.auc:.3f}"
             kept = NONE if item.kept_share is None else percent(item.kept_share)
             calls = NONE if item.judge_calls is None else number(item.judge_calls)
-            rows.append([group + item.name, number(item.pairs), kept, accuracy, probe, calls])
-    return telling_table(["set of pairs", "pairs", "kept %", "label accuracy %", "style AUC", "judge calls"], rows)
+            cached = number(item.cached_replies) if item.cached_replies else NONE
+            rows.append([group + item.name, number(item.pairs), kept, accuracy, probe, calls, cached])
+    heads = ["set of pairs", "pairs", "kept %", "label accuracy %", "style AUC", "judge calls", "cached replies"]
+    return telling_table(heads, rows)
 
 
 def estimates_markdown(data: ReportData) -> str:
@@ -178,14 +180,15 @@ def costs_markdown(data: ReportData) -> str:
             one.part,
             *(
                 number(count) if count else NONE
-                for count in (one.judge_calls, one.prompt_tokens, one.completion_tokens)
+                for count in (one.judge_calls, one.cached_replies, one.prompt_tokens, one.completion_tokens)
             ),
             f"{one.seconds / 3600:.2f}",
             f"{one.gpu_seconds / 3600:.2f}" if one.gpu_seconds else NONE,
         ]
         for one in cost_rows(data.costs)
     ]
-    return telling_table(["part", "judge calls", "tokens read", "tokens written", "hours", "GPU hours"], rows)
+    heads = ["part", "judge calls", "cached replies", "tokens read", "tokens written", "hours", "GPU hours"]
+    return telling_table(heads, rows)
 
 
 def telling_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -71,6 +71,7 @@ class Cost:
     Attributes:
         part: "before the rounds", "round 0", "control".
         judge_calls: questions that judges answered; those found in the cache of replies are not among them.
+        cached_replies: those found in the cache of replies.
         prompt_tokens, completion_tokens: of the calls whose judges count tokens.
         seconds: of wall time.
         gpu_seconds: GPUs times seconds, of the steps that recorded the use of a GPU.
@@ -82,6 +83,7 @@ class Cost:
     completion_tokens: int = 0
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    cached_replies: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -91,29 +93,32 @@ class Cost:
             self.completion_tokens + other.completion_tokens,
             self.seconds + other.seconds,
             self.gpu_seconds + other.gpu_seconds,
+            self.cached_replies + other.cached_replies,
         )
 
 
 def together(costs: Sequence[Cost]) -> Cost:
     """The sum of all parts.
 
-    >>> together([Cost("round 0", judge_calls=10, seconds=60), Cost("round 1", judge_calls=5, seconds=30)])
-    Cost(part='together', judge_calls=15, prompt_tokens=0, completion_tokens=0, seconds=90.0, gpu_seconds=0.0)
+    >>> whole = together([Cost("round 0", judge_calls=10, seconds=60), Cost("round 1", judge_calls=5, seconds=30)])
+    >>> whole.part, whole.judge_calls, whole.seconds
+    ('together', 15, 90.0)
     """
     return sum(costs, Cost("together"))
 
 
 def cost_rows(costs: Sequence[Cost]) -> list[Cost]:
     """The parts that took something and, where there are several, their sum."""
-    rows = [one for one in costs if one.seconds or one.judge_calls]
+    rows = [one for one in costs if one.seconds or one.judge_calls or one.cached_replies]
     return [*rows, together(rows)] if len(rows) > 1 else rows
 
 
 def cost_columns(costs: Sequence[Cost]) -> dict[str, bool]:
-    """Which columns of the table of costs have something to say: `calls`, `tokens`, `gpu`."""
+    """Which columns of the table of costs have something to say: `calls`, `cached`, `tokens`, `gpu`."""
     whole = together(costs)
     return {
-        "calls": whole.judge_calls > 0,
+        "calls": whole.judge_calls + whole.cached_replies > 0,
+        "cached": whole.cached_replies > 0,
         "tokens": whole.prompt_tokens + whole.completion_tokens > 0,
         "gpu": whole.gpu_seconds > 0,
     }

@@ -36,7 +36,7 @@ def build_annotated_pairs(
         group=GROUP,
         part="curation",
         stage="annotate",
-        code_version="10",
+        code_version="11",
         kinds={"pytorch"},
         tables=("pairs", "prompts", "votes", "quarantine"),
         gpu=True,
@@ -116,10 +116,13 @@ def build_annotated_pairs(
                 "reopened": decision.reopened,
                 "people_votes": from_people.num_rows,
                 "judge_calls": sum(summary["calls"] for summary in summaries),
+                "cached_replies": sum(summary["cached"] for summary in summaries),
                 "beyond_budget": decision.beyond_budget,
             }
             calibration = decision.calibration().round(4).to_dict("records")
             metadata |= {"claimed_and_observed": calibration} if calibration else {}
+            if len(audit):  # a report decides the round again, when the home may keep another audit
+                metadata["audit"] = audit.astype(object).where(audit.notna(), None).to_numpy().tolist()
             return Artifact(tables, {"judging": summaries} | metadata | dict(decision.metadata))
 
         artifact = run_stage(
@@ -162,5 +165,6 @@ def annotated_in_words(contested: int, artifact: Artifact) -> str:
         came += f" and {others:,} verified ones that were asked about or that verdicts turned"
     return (
         f"of {came}, {metadata['rows_out']:,} are decided (labels flipped: {metadata['swapped']:,}) and "
-        f"{metadata['rows_dropped']:,} dropped, after {metadata['judge_calls']:,} judge calls"
+        f"{metadata['rows_dropped']:,} dropped, after {metadata['judge_calls']:,} judge calls "
+        f"and {metadata['cached_replies']:,} replies from the cache"
     )

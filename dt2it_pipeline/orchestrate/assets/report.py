@@ -8,9 +8,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from dt2it_pipeline.curate.policies.choice import make_policy
 from dt2it_pipeline.orchestrate.arms import arms
-from dt2it_pipeline.orchestrate.assets.anchors import audit_digest, audit_of
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
 from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
@@ -39,7 +37,7 @@ def build_round_report(
         group=GROUP,
         part="evaluation",
         stage="report",
-        code_version="9",
+        code_version="10",
         kinds={"html"},
         tables=("benchmark_scores",),
         reconciles=False,
@@ -52,9 +50,8 @@ def build_round_report(
         opened, last = store.open(), int(context.partition_key)
         stages = (*IN_ROUND, *voter_assets(sections.curation))
         rounds_so_far = [_round_artifacts(opened, number, last, stages) for number in range(last + 1)]
-        audit = audit_of(opened, make_policy(sections.curation))
         untabled = _untabled(opened, sections.sources)
-        sources = ReportSources(sections, inputs, rounds_so_far, opened.media, untabled, audit)
+        sources = ReportSources(sections, inputs, rounds_so_far, opened.media, untabled)
 
         def write(work: Path) -> Artifact:
             # Imported here: matplotlib takes seconds, and Dagster loads this module in every process.
@@ -75,7 +72,7 @@ def build_round_report(
             return Artifact({"benchmark_scores": table}, {"rounds": last + 1}, folder)
 
         parts = {f"{name}/{k}": artifact for k, found in enumerate(sources.rounds) for name, artifact in found.items()}
-        read: dict[str, Artifact | str] = {**inputs, **parts, **audit_digest(audit)}
+        read: dict[str, Artifact | str] = {**inputs, **parts}
         artifact = run_stage(context, opened, write, inputs=read, settings=report_settings(sections))
         for name in REPORT_FILES:
             opened.publish(artifact.folder / name, name)

@@ -84,7 +84,7 @@ def suspects_of(sources: ReportSources, number: int, decision: Decision) -> list
 
 def cost_of(part: str, artifacts: Iterable[Artifact], more_seconds: float = 0.0) -> Cost:
     """What the making of artifacts took, by their metadata; `more_seconds` of stages that are not among them."""
-    calls = read = written = 0
+    calls = cached = read = written = 0
     seconds, gpu_seconds = more_seconds, 0.0
     for artifact in artifacts:
         metadata = artifact.metadata
@@ -94,9 +94,10 @@ def cost_of(part: str, artifacts: Iterable[Artifact], more_seconds: float = 0.0)
         gpu_seconds += float(metadata.get("gpu_seconds", 0.0))
         for judge in _judges(metadata):
             calls += int(judge.get("asked", 0))
+            cached += int(judge.get("looked_up", 0))
             read += int(judge.get("prompt_tokens", 0))
             written += int(judge.get("completion_tokens", 0))
-    return Cost(part, calls, read, written, seconds, gpu_seconds)
+    return Cost(part, calls, read, written, seconds, gpu_seconds, cached)
 
 
 def _judges(metadata: Mapping[str, object]) -> list[Mapping[str, int]]:
@@ -104,7 +105,7 @@ def _judges(metadata: Mapping[str, object]) -> list[Mapping[str, int]]:
     found: list[Mapping[str, int]] = []
     scoring = metadata.get("judges")
     if isinstance(scoring, Mapping):
-        found += [{**judge, "asked": judge.get("calls", judge.get("asked", 0))} for judge in scoring.values()]
+        found += [{**judge, "asked": judge.get("asked", judge.get("calls", 0))} for judge in scoring.values()]
     askings = metadata.get("judging")
     for asking in askings if isinstance(askings, list) else ():
         found += list(asking["asked"].values())

@@ -37,12 +37,11 @@ def round_part(sources: ReportSources, number: int) -> Round:
     quality = []
     for shown, name in sets.items():
         pairs = to_frame(found[name]["pairs"])
-        calls = (
-            int(found["annotated_pairs"].metadata["judge_calls"]) if name in ("annotated_pairs", "curated_pairs") else 0
-        )
+        asked = found["annotated_pairs"].metadata if name in ("annotated_pairs", "curated_pairs") else {}
+        calls, cached = int(asked.get("judge_calls", 0)), int(asked.get("cached_replies", 0))
         probe = sources.probe(pairs) if name in ("voted_pairs", "curated_pairs") else None
         quality.append(
-            Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls)
+            Quality(shown, len(pairs), len(pairs) / pool if pool else None, sources.grade(pairs), probe, calls, cached)
         )
     voted = to_frame(found["voted_pairs"]["pairs"])
     decide = _decisions(sources, number)
@@ -133,7 +132,15 @@ def _funnel(sources: ReportSources, number: int) -> Funnel:
         curated={str(label): int(count) for label, count in curated["label"].value_counts().items()},
         right={} if grade is None else {label: right / count for label, (count, right) in grade.by_label.items()},
         judge_calls=int(found["annotated_pairs"].metadata["judge_calls"]),
+        cached_replies=int(found["annotated_pairs"].metadata["cached_replies"]),
     )
+
+
+def audit_of_round(annotated: Artifact) -> pd.DataFrame:
+    """The audit that a round was curated with, which later ones do not change: pair_id, better_id."""
+    none = Anchor().audit
+    kept = annotated.metadata.get("audit", [])
+    return pd.DataFrame(kept, columns=list(none.columns)).astype(none.dtypes.to_dict()) if kept else none
 
 
 def _decisions(sources: ReportSources, number: int) -> Callable[[int | None], Decision]:
@@ -143,7 +150,7 @@ def _decisions(sources: ReportSources, number: int) -> Callable[[int | None], De
     votes = to_frame(found["annotated_pairs"]["votes"])
     people = votes["judge"].str.startswith(PERSON)
     verified, contested = (to_frame(found[name]["pairs"]) for name in ("verified_pairs", "contested_pairs"))
-    anchor = Anchor(to_frame(found["voted_pairs"]["trusted_pairs"]), sources.audit)
+    anchor = Anchor(to_frame(found["voted_pairs"]["trusted_pairs"]), audit_of_round(found["annotated_pairs"]))
 
     def ask(pairs: pd.DataFrame) -> pd.DataFrame:
         return votes[~people & votes["pair_id"].isin(pairs["pair_id"])]

@@ -50,7 +50,6 @@ class ReportSources:
         rounds: artifacts of every round so far, by asset.
         media: root of the media store.
         untabled: stages whose tables the report does not show, by asset: their metadata alone is read.
-        audit: what people said of audited pairs: pair_id, better_id.
     """
 
     recipe: ReportSections
@@ -58,7 +57,6 @@ class ReportSources:
     rounds: list[dict[str, Artifact]]
     media: Path
     untabled: Mapping[str, Artifact]
-    audit: pd.DataFrame
 
     @property
     def arms(self) -> list[str]:

@@ -205,6 +205,7 @@ def test_an_endpoint_votes_beside_another_judge_and_its_replies_are_kept(tmp_pat
     assert [row["row_id"] for row in aside] == [f"{pairs[3]['pair_id']}/remote"]
     assert votes_again == votes
     assert (summary["calls"], second["calls"]) == (6 + 7, 6 + 2)  # one reply was asked for twice in each run
+    assert (summary["cached"], second["cached"]) == (0, 7)  # the unusable ones among them; a likelihood judge has none
     assert (summary["asked"]["remote"]["calls"], summary["asked"]["remote"]["unusable"]) == (6, 1)
     assert summary["asked"]["remote"]["cost"] > second["asked"]["remote"]["cost"] > 0
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from hypothesis import example, given, settings, strategies
+from scipy.special import expit, logit
 from scipy.stats import beta
 
 from dt2it_pipeline.curate.joint import decisions
@@ -117,6 +118,27 @@ def test_a_known_label_accuracy_is_kept_to() -> None:
         known = anchors(evidence, label_accuracy=accuracy)
         found = decide(evidence, known, fit_joint_model(evidence, known, np.arange(600)), 0.8)
         assert found.anchored and found.before.estimate == pytest.approx(accuracy, abs=0.02)
+
+
+# 0.5 to 1 - 1e-9 evenly in log-odds, and numbers beyond, up to the last below 1.
+@given(log_odds=strategies.floats(0, 36), seed=strategies.integers(0, 3))
+@example(log_odds=logit(1 - 1e-9), seed=0)
+@settings(max_examples=8, deadline=None, derandomize=True)
+def test_labels_of_any_known_accuracy_are_believed_as_far(log_odds: float, seed: int) -> None:
+    """And never turn upside down: what the voter says for a label makes it more probable, not less."""
+    accuracy = min(float(expit(log_odds)), float(np.nextafter(1, 0)))
+    evidence, _ = judged(80, seed)
+    known = anchors(evidence, label_accuracy=accuracy)
+    model = fit_joint_model(evidence, known, np.arange(80))
+    found = decide(evidence, known, model, 0.8)
+    assert np.isfinite(found.label_right).all()
+    wrong, expected = 1 - found.before.estimate, 1 - accuracy
+    assert wrong == pytest.approx(expected, rel=2.0, abs=1e-6) and (found.label_right >= accuracy - 0.5).all()
+    voter = evidence.features[:, 0]
+    assert model.mean[0] > 0 and found.label_right[np.argmax(voter)] >= found.label_right[np.argmin(voter)]
+    assert accuracy < 0.9 or not (found.outcome == FLIPPED).any()
+    deviation = model.mean[evidence.features.shape[1] + 2]
+    assert abs(deviation) < 5 * 0.4  # the only source is like all: it is the accuracy of all that is high
 
 
 def test_pairs_that_nothing_is_known_of_have_the_label_accuracy_of_their_source() -> None:

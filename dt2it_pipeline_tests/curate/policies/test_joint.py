@@ -18,10 +18,13 @@ NOBODY = to_frame(schemas.table([], "votes"))
 
 
 class Judge:
-    """A judge of a known accuracy, who remembers what it was asked."""
+    """A judge of a known accuracy, who remembers what it was asked.
 
-    def __init__(self, world: World, skill: float = 0.9, says: str | None = None) -> None:
-        self.world, self.skill, self.says = world, skill, says
+    Where `says` is given, all its verdicts on pairs to be cleaned are that; where `ties`, every so-manyth is a tie.
+    """
+
+    def __init__(self, world: World, skill: float = 0.9, says: str | None = None, ties: int | None = None) -> None:
+        self.world, self.skill, self.says, self.ties = world, skill, says, ties
         self.asked: list[list[str]] = []
 
     def __call__(self, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -32,6 +35,8 @@ class Judge:
         self.asked.append(pairs["pair_id"].tolist())
         votes = judged_with(self.skill, self.world, pairs, seed=len(self.asked))
         votes = votes[votes["judge"] == "a"].reset_index(drop=True)
+        if self.ties:
+            votes["verdict"] = votes["verdict"].mask(votes.index % self.ties == 0, "tie")
         return votes if self.says is None else votes.assign(verdict=self.says)
 
 
@@ -140,14 +145,27 @@ def test_a_budget_is_kept_and_a_part_of_it_checks_sure_pairs(calls: int) -> None
         assert len(sure & set(judge.asked[0])) >= calls // 11
 
 
-def test_verdicts_on_some_pairs_count_for_all_and_none_is_asked_twice() -> None:
+def test_verdicts_on_some_pairs_count_for_all() -> None:
     world, scores = world_with_scores(1000, quality=1.0)
     judge = Judge(world, skill=0.97)
     made = decided(world, scores, audited(world, 80), judge)
     asked = [pair for one in judge.asked for pair in one]
-    assert len(asked) > 100 and len(asked) == len(set(asked))
-    assert world.accuracy(curated(made)) > 0.95
+    assert len(asked) > 100 and world.accuracy(curated(made)) > 0.95
     assert made.asked["pair_id"].isin(asked).all() and len(made.asked) == len(asked)
+
+
+def test_verdicts_show_which_other_pairs_to_ask_about_and_none_is_asked_twice() -> None:
+    """Few checked pairs, and voters who are worse than they seem, until a judge says so. Ties are no verdict on a pair,
+    which would be worth asking about again.
+    """
+    world, scores = world_with_scores(noise=0.1, quality=0.6)
+    judge = Judge(world, skill=0.97, ties=3)
+    made = decided(world, scores, audited(world, 15, seed=3), judge)
+    first, *others = judge.asked
+    assert len(others) >= 1 and sum(map(len, others)) > 20 and len(first) > 100
+    asked = [pair for one in judge.asked for pair in one]
+    assert len(asked) == len(set(asked)) == len(made.votes) == len(made.asked)
+    assert (made.votes["verdict"] == "tie").mean() > 0.3
 
 
 @pytest.mark.parametrize("says", ["tie", None])

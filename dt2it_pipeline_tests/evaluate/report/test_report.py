@@ -3,117 +3,34 @@ from __future__ import annotations
 import base64
 import io
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from dt2it_pipeline.evaluate.benchmarks.comparison import Change, Comparison
-from dt2it_pipeline.evaluate.benchmarks.metrics import COLUMNS
-from dt2it_pipeline.evaluate.grading import Grade
 from dt2it_pipeline.evaluate.report.data import (
     Arm,
-    Curve,
     Example,
     Funnel,
-    LabelEstimate,
-    Quality,
     ReportData,
     Round,
-    StageCounts,
 )
 from dt2it_pipeline.evaluate.report.formatting import markdown_table
 from dt2it_pipeline.evaluate.report.html import render_report, thumbnail, write_report
 from dt2it_pipeline.evaluate.report.markdown import (
-    estimates_markdown,
     headline_markdown,
     quality_markdown,
     report_markdown,
     report_text,
     without_suspects,
 )
-from dt2it_pipeline.evaluate.report.outcomes import Cost, SourceOutcomes, Suspect
 from dt2it_pipeline.orchestrate.stage.metadata import _thumbnail
-from dt2it_pipeline.style.probe import StyleProbe
+from dt2it_pipeline_tests.support.report_data import full, image, scores
 
 EVIL = "<script>alert('x')</script><img src=http://evil.test/x onerror=alert(1)>\"'&{{ 7*7 }}$x$\x00\ud800\u202e|`*"
-
-
-def image() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (300, 200), "red").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def scores(*rows: tuple[str, str, int]) -> pd.DataFrame:
-    return pd.DataFrame([(m, "b", g, 100, c, 2, 1, c / 100) for m, g, c in rows], columns=COLUMNS)
-
-
-def full(text: str = "plain") -> ReportData:
-    in_table = text.replace("\ud800", "")  # a table cannot hold a lone surrogate; other strings can
-    grade = Grade(pairs=100, graded=90, without_truth=10, correct=70, accuracy=70 / 90, flips=9, flips_right=8)
-    probe = StyleProbe(0.9, 0.88, 0.92, 100, ((text, 0.5), ("words", -0.2)))
-    log = pd.DataFrame({"step": [10, 20, 30], "loss": [0.7, 0.5, np.nan], "accuracy": [0.5, 0.7, 0.8]})
-    example = Example(
-        text, text, text, "other", [image(), b"broken"], ("other", text), "chosen", text, 1.5, text, text, text, text
-    )
-    return ReportData(
-        scores=scores(
-            (in_table, "overall", 80), (in_table, in_table, 80), ("control", "overall", 50), ("control", in_table, 40)
-        ),
-        title=text,
-        arms=[Arm(in_table, "round", text), Arm("control", "control", text)],
-        rounds=[
-            Round(
-                0,
-                [
-                    Quality(text, 100, 0.9, grade, probe, 12),
-                    Quality("few", 3, None, None, StyleProbe(None, None, None, 3)),
-                ],
-                [StageCounts(text, 10, {text: 7}, {text: 2}, text)],
-                [Curve(text, log)],
-                {text: np.array([-1.0, 2.0, np.inf, np.nan]), "constant": np.zeros(3), "none": np.array([])},
-                [example],
-                {text: 75.0, "quick": 0.01},
-                Funnel(100, 20, 60, 40, 30, {text: 9}, {text: 61, "flipped": 29}, {text: 0.75}, 80),
-                text,
-                estimate=LabelEstimate(
-                    (0.7123, 0.65, 0.78),
-                    (0.9456, 0.9, 0.98),
-                    False,
-                    [text],
-                    [
-                        {
-                            "annotator_accuracy": 0.8,
-                            "label_accuracy": 0.7321,
-                            "accuracy_after": 0.9,
-                            "after_low": 0.75,
-                            "after_high": 1.0,
-                        }
-                    ],
-                    [{"kind": "audited", "pairs": 40, "claimed": 0.9, "observed": 0.925}],
-                    text,
-                    90,
-                ),
-                outcomes=[SourceOutcomes(text, 61, 29, {text: 10}, 40)],
-                suspects=[Suspect(text, text, text, text, text, "other", 0.0123, "flipped", text)],
-            )
-        ],
-        quality=[Quality("pool", 100, 1.0, grade, probe)],
-        examples=[example],
-        group_notes={text: text},
-        policy_note=f"Policy {text}",
-        strength_note=f"Strength {text}",
-        strength_unit=text,
-        comparisons=[Comparison(text, text, [Change(text, text, 10, 3, 1, 0.2, -0.1, 0.5, 0.6, False)])],
-        seconds={text: {text: 25.0}},
-        costs=[Cost(text, 12, 3_000, 400, 7200.0, 3600.0)],
-        metadata={text: text, "recipe": text},
-    )
 
 
 class Tags(HTMLParser):
@@ -166,6 +83,8 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         "rose, within chance",
         "−10.0 to +50.0",
         '61 <span class="soft">(75.0% right)</span>',
+        '<th scope="row">judge calls</th><td>81</td>',
+        '<th scope="row">cached replies of judges</th><td>82</td>',
         "✗ 1 unaccounted",
         "under 0.1 s each: quick",
         "8 of 9",
@@ -174,7 +93,7 @@ def test_everything_in_the_data_is_in_the_page() -> None:
         '<td data-label="right labels kept">about 85</td>',
         '<th scope="row">80.0%</th><td>73.2%</td><td>90.0%</td>',
         '<td data-label="right">1.2%</td>',
-        "<td>12</td><td>3,000</td><td>400</td><td>2.00</td><td>1.00</td>",
+        "<td>12</td><td>45</td><td>3,000</td><td>400</td><td>2.00</td><td>1.00</td>",
         '61<span class="ci">61.0%</span>',
         "Claimed against observed.",
     ):
@@ -298,8 +217,8 @@ def test_thumbnails_show_what_the_models_see(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("I;16", (8, 8), 128 * 257).save(tmp_path / "deep.png")
     for name, grey in (("clear", 255), ("deep", 128)):
-        for image in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
-            assert image is not None and pixel(image) == (grey,) * 3
+        for small in (thumbnail(tmp_path / f"{name}.png"), _thumbnail(tmp_path / f"{name}.png")):
+            assert small is not None and pixel(small) == (grey,) * 3
 
 
 def test_markdown() -> None:
@@ -348,84 +267,6 @@ def test_a_brief_document_is_without_the_suspicious_pairs_and_their_heading() ->
         f"\n\n## The most suspicious pairs\n\n{gone}", ""
     )
     assert without_suspects(short) == short
-
-
-def with_known_truth(after: float, without: int = 0) -> ReportData:
-    """`full`, with 77.8% right labels before and a share of right ones after, which the estimate puts at 90 to 98%."""
-    data = full()
-    grade = Grade(pairs=90, graded=90, without_truth=0, correct=70, accuracy=70 / 90)
-    one = replace(data.rounds[0], quality=[Quality("curated", 90, 0.9, replace(grade, accuracy=after))])
-    return replace(
-        data, rounds=[one], quality=[Quality("pool", 100, 1.0, replace(grade, without_truth=without))], scores=scores()
-    )
-
-
-def test_where_truth_is_known_no_second_figure_stands_beside_it() -> None:
-    summary = report_markdown(with_known_truth(0.99))["summary"]
-    assert "Curation raised label accuracy from 77.8% to 99.0%" in summary
-    assert "round 0 keeps 61 as they came, flips 29 and drops 10." in summary and "expected to be right" not in summary
-
-
-def test_a_known_truth_outside_the_interval_of_its_estimate_is_named() -> None:
-    high = (
-        "Round 0: the known truth, 99.0% of the labels right after curation, lies above the interval of the estimate, "
-        "90.0% to 98.0%."
-    )
-    assert f"- {high}" in report_markdown(with_known_truth(0.99))["label accuracy, estimated"]
-    assert render_report(with_known_truth(0.99)).count(high) == 1
-    low = report_markdown(with_known_truth(0.5))["label accuracy, estimated"]
-    assert "50.0% of the labels right after curation, lies below the interval" in low and "before curation" not in low
-    assert "the known truth," not in render_report(with_known_truth(0.95))
-    assert "the known truth," not in render_report(without_truth())
-    # 77.8% of the graded pairs, which lies within 65 to 78%; where others have no truth, nothing is compared.
-    data = with_known_truth(0.95)
-    estimate = data.rounds[0].estimate
-    assert estimate is not None
-    narrow = replace(data.rounds[0], estimate=replace(estimate, before=(0.6, 0.5, 0.7)))
-    assert "right before curation, lies above" in render_report(replace(data, rounds=[narrow]))
-    partly = with_known_truth(0.95, without=10)
-    assert "the known truth," not in render_report(replace(partly, rounds=[narrow]))
-
-
-def without_truth() -> ReportData:
-    """A report of data without hidden truth and without a benchmark."""
-    data = full()
-    probe = StyleProbe(0.6, 0.55, 0.65, 90)
-    one = data.rounds[0]
-    quality = [Quality("curated", 90, 0.9, None, probe)]
-    return replace(
-        data,
-        scores=scores(),
-        arms=[],
-        comparisons=[],
-        group_notes={},
-        quality=[Quality("pool", 100, 1.0, None, StyleProbe(0.9, 0.88, 0.92, 100))],
-        rounds=[replace(one, quality=quality, funnel=None)],
-    )
-
-
-def test_without_truth_and_benchmark_the_page_says_what_is_known_and_nothing_else() -> None:
-    html, parts = render_report(without_truth()), report_markdown(without_truth())
-    assert "An estimated 71.2% (95% interval 65.0% to 78.0%) of the labels are right as they came, and 94.6%" in html
-    assert "The estimate rests on plain." in html
-    assert "Of 100 pairs, round 0 keeps 61 as they came, flips 29 and drops 10; of the 90 that stay, about 85" in html
-    assert "an AUC of 0.90 before curation and 0.60 after" in html
-    for absent in ('id="accuracy"', "flips right", "truly better; it needs", "<b>control", "No benchmark"):
-        assert absent not in html, absent
-    assert "label accuracy %" not in parts["data quality"] and "judge calls" not in parts["data quality"]
-    assert "accuracy" not in parts and "71.2 (65.0 to 78.0)" in parts["label accuracy, estimated"]
-    assert list(parts)[-4:] == ["outcomes", "suspicious pairs", "cost", "curation"]
-
-
-def test_the_assumption_is_explained_only_where_there_is_one() -> None:
-    assert "What if the voters and judges are better or worse than assumed?" in render_report(full())
-    data = full()
-    estimate = data.rounds[0].estimate
-    assert estimate is not None
-    anchored = replace(estimate, anchored=True, sensitivity=[])
-    html = render_report(replace(data, rounds=[replace(data.rounds[0], estimate=anchored)]))
-    assert "than assumed?" not in html and "can be off by more" not in html
-    assert estimates_markdown(ReportData(scores())) == ""
 
 
 def test_figures_stand_in_the_page_with_ids_and_words_of_their_own() -> None:

@@ -6,25 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from dt2it_pipeline import read_preferences
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.ingest.sources import read_source
 from dt2it_pipeline_tests.support.preference_forms import ASKED, BAD, FORMS, GOOD, said
+from dt2it_pipeline_tests.support.preference_rows import PAIR, read_rows_as_pairs
 
 NEUTRAL = {"prompt": "q?", "response_a": "bad", "response_b": "good"}
+
+
 ZERO = {"prompt": "q?", "response_0": "bad", "response_1": "good"}
+
+
 ONE = {"prompt": "q?", "Output1": "bad", "Output2": "good"}
+
+
 LISTED = {"prompt": "q?", "responses": ["bad", "good"]}
-PAIR = {"prompt": "q?", "chosen": "good", "rejected": "bad"}
-
-
-def read(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    (folder / "pairs.json").write_text(json.dumps(rows))
-    return read_preferences(folder / "pairs.json", **more)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def read(folder: Path, rows: list[dict[str, Any]], **more: Any) -> tuple[pd.Data
 def test_verdicts_that_can_mean_one_thing_only(
     tmp_path: Path, row: dict[str, Any], name: str, values: list[Any]
 ) -> None:
-    pairs, quarantine = read(tmp_path, [row | {name: value} for value in values])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [row | {name: value} for value in values])
     assert quarantine.empty and pairs["chosen"].tolist() == ["bad", "good"]
 
 
@@ -70,21 +69,23 @@ def test_verdicts_that_may_mean_several_things_are_an_error(
     tmp_path: Path, row: dict[str, Any], name: str, values: list[Any]
 ) -> None:
     with pytest.raises(SourceError, match="say what each value means, under `verdict`"):
-        read(tmp_path, [row | {name: value} for value in values])
+        read_rows_as_pairs(tmp_path, [row | {name: value} for value in values])
 
 
 def test_a_scale_that_is_mapped_gives_the_strength_too(tmp_path: Path) -> None:
     scale = {value: "tie" if value == 0 else "first" if value < 0 else "second" for value in range(-3, 4)}
-    pairs, ties = read(tmp_path, [ONE | {"overall_preference": value} for value in scale], verdict=scale)
+    pairs, ties = read_rows_as_pairs(tmp_path, [ONE | {"overall_preference": value} for value in scale], verdict=scale)
     assert pairs["strength"].tolist() == [3.0, 2.0, 1.0, 1.0, 2.0, 3.0] and len(ties) == 1
-    pairs, _ = read(tmp_path, [ONE | {"winner": value} for value in (1, 2)], verdict={1: "second", 2: "first"})
+    pairs, _ = read_rows_as_pairs(
+        tmp_path, [ONE | {"winner": value} for value in (1, 2)], verdict={1: "second", 2: "first"}
+    )
     assert pairs["strength"].isna().all()
 
 
 def test_numbers_that_mean_something_else_later_end_the_reading(tmp_path: Path) -> None:
     rows = [NEUTRAL | {"preference": 1 + n % 2} for n in range(200)] + [NEUTRAL | {"preference": 0}]
     with pytest.raises(SourceError, match="has '0' behind rows in which 1 and 2 were taken for the sides"):
-        read(tmp_path, rows)
+        read_rows_as_pairs(tmp_path, rows)
     manifest = Manifest(name="s", kind="preferences", path=str(tmp_path / "pairs.json"), licence="x")
     with pytest.raises(SourceError, match="were taken for the sides"):
         read_source(manifest, tmp_path, tmp_path / "media")
@@ -100,7 +101,7 @@ def test_numbers_that_mean_something_else_later_end_the_reading(tmp_path: Path) 
     ],
 )
 def test_names_of_the_better_side_are_no_answers(tmp_path: Path, more: dict[str, str]) -> None:
-    pairs, _ = read(tmp_path, [NEUTRAL | {"model_a": "m", "model_b": "n"} | more])
+    pairs, _ = read_rows_as_pairs(tmp_path, [NEUTRAL | {"model_a": "m", "model_b": "n"} | more])
     assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [["good", "bad"]]
 
 
@@ -113,16 +114,16 @@ def test_a_number_is_the_place_of_a_side_and_no_answer_that_looks_like_it(tmp_pa
             {"prompt": f"How many in {number}?", "response_1": counts[0], "response_2": counts[1], "vote": side}
         )
         better.append(counts[side - 1])
-    pairs, quarantine = read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert quarantine.empty and pairs["chosen"].tolist() == better
     for row in (
         {"responses": ["3", "1"], "winner": 1},
         {"response_0": "1", "response_1": "0", "better_response_id": 1},
     ):
         with pytest.raises(SourceError, match="say what each value means"):
-            read(tmp_path, [{"prompt": "q?"} | row] * 2)
+            read_rows_as_pairs(tmp_path, [{"prompt": "q?"} | row] * 2)
     said = [{"prompt": "q?", "response_a": "red", "response_b": "3", "preferred": each} for each in ("red", "3")]
-    assert read(tmp_path, said)[0]["chosen"].tolist() == ["red", "3"]
+    assert read_rows_as_pairs(tmp_path, said)[0]["chosen"].tolist() == ["red", "3"]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +155,9 @@ def test_codes_of_the_better_and_the_worse_side_are_no_answers(
     """They name a side, or it is an error; never are they the texts of a pair."""
     if chosen is None:
         with pytest.raises(SourceError, match="say what each value means"):
-            read(tmp_path, [{"prompt": "q?"} | row])
+            read_rows_as_pairs(tmp_path, [{"prompt": "q?"} | row])
     else:
-        assert read(tmp_path, [{"prompt": "q?"} | row])[0]["chosen"].tolist() == [chosen]
+        assert read_rows_as_pairs(tmp_path, [{"prompt": "q?"} | row])[0]["chosen"].tolist() == [chosen]
 
 
 @pytest.mark.parametrize(
@@ -179,19 +180,19 @@ def test_codes_of_the_better_and_the_worse_side_are_no_answers(
 )
 def test_short_answers_stay_answers(tmp_path: Path, row: dict[str, Any], pair: tuple[str, str]) -> None:
     """Beside references, options, texts to classify, and the answers that they repeat."""
-    pairs, _ = read(tmp_path, [{"question": "q?", "chosen": pair[0], "rejected": pair[1]} | row])
+    pairs, _ = read_rows_as_pairs(tmp_path, [{"question": "q?", "chosen": pair[0], "rejected": pair[1]} | row])
     assert pairs[["chosen", "rejected"]].to_numpy().tolist() == [list(pair)]
 
 
 @pytest.mark.parametrize("more", [{"models": ["gpt", "llama"], "responses": ["Cat", "Dog"]}, NEUTRAL])
 def test_names_of_unknown_models_are_no_answers(tmp_path: Path, more: dict[str, Any]) -> None:
     with pytest.raises(SourceError):
-        read(tmp_path, [{"prompt": "q?", "winner": "llama", "loser": "gpt"} | more])
+        read_rows_as_pairs(tmp_path, [{"prompt": "q?", "winner": "llama", "loser": "gpt"} | more])
 
 
 def test_ones_and_zeros_follow_the_names_of_turned_sides(tmp_path: Path) -> None:
     row = NEUTRAL | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
-    pairs, _ = read(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
+    pairs, _ = read_rows_as_pairs(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
     assert pairs["chosen"].tolist() == ["bad"]
 
 
@@ -208,62 +209,38 @@ def test_ones_and_zeros_follow_the_names_of_turned_sides(tmp_path: Path) -> None
 def test_short_inputs_are_kept_and_whole_texts_stand_once(
     tmp_path: Path, question: str, more: dict[str, str], asked: str
 ) -> None:
-    pairs, _ = read(tmp_path, [{"instruction": question, "chosen": "a", "rejected": "b"} | more])
+    pairs, _ = read_rows_as_pairs(tmp_path, [{"instruction": question, "chosen": "a", "rejected": "b"} | more])
     assert [turn["text"] for turn in pairs["turns"][0]] == [asked]
 
 
 @pytest.mark.parametrize("verdict", ["gpt", "A", "model_a", "response_a"])
 def test_sides_may_be_mapped_the_other_way_round(tmp_path: Path, verdict: str) -> None:
     row = NEUTRAL | {"model_a": "gpt", "model_b": "vicuna", "winner": verdict}
-    pairs, _ = read(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
+    pairs, _ = read_rows_as_pairs(tmp_path, [row], columns={"first": "response_b", "second": "response_a"})
     assert pairs[["chosen", "chosen_model"]].to_numpy().tolist() == [["bad", "gpt"]]
 
 
 def test_a_strength_is_no_code_of_a_side(tmp_path: Path) -> None:
     """HelpSteer2's half above 0 means the second side throughout."""
     with pytest.raises(SourceError, match="say what each value means"):
-        read(tmp_path, [ONE | {"preference_strength": 1 + number % 2} for number in range(4)])
+        read_rows_as_pairs(tmp_path, [ONE | {"preference_strength": 1 + number % 2} for number in range(4)])
     rows = [NEUTRAL | {"preference": side, "preference_strength": 1 + n} for n, side in enumerate(["A", "B", "tie"])]
-    pairs, ties = read(tmp_path, rows)
+    pairs, ties = read_rows_as_pairs(tmp_path, rows)
     assert pairs["chosen"].tolist() == ["bad", "good"] and ties["reason"].tolist() == ["tie"]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"messages": [{"role": "user", "content": "I am Tom."}, {"role": "assistant", "content": "Nice."}]},
-        {"passage": "Tom is a cat."},
-        {"history": "I am Tom the cat."},
-    ],
-)
-def test_what_stands_before_a_question_is_not_dropped(tmp_path: Path, more: dict[str, Any]) -> None:
-    pairs, quarantine = read(tmp_path, [PAIR | more])
-    assert pairs.empty and quarantine["reason"].tolist() == ["two prompts"]
-    pairs, _ = read(tmp_path, [PAIR | more | {"prompt": "I am Tom the cat.  Tom is\na cat. Who?"}])
-    assert len(pairs) == 1 or "messages" in more
-    if "messages" in more:
-        pairs, _ = read(tmp_path, [PAIR | more], columns={"conversation": "messages", "question": "prompt"})
-        assert [turn["text"] for turn in pairs["turns"][0]] == ["I am Tom.", "Nice.", "q?"]
 
 
 @pytest.mark.parametrize("side", ["[null]", '[""]', '["b", ""]'])
 def test_an_arena_row_with_an_empty_turn_is_no_text(tmp_path: Path, side: str) -> None:
     row = {"prompt": '["q"]', "response_a": '["a"]', "response_b": side, "winner_model_a": 1, "winner_model_b": 0}
-    pairs, quarantine = read(tmp_path, [row | {"winner_tie": 0}])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [row | {"winner_tie": 0}])
     assert pairs.empty and quarantine["reason"].tolist() == ["missing value"]
-
-
-def test_texts_with_headings_keep_no_prompt_in_their_answers(tmp_path: Path) -> None:
-    row = {side: f"\n\nHuman: q\n\nAssistant: {side}" for side in ("chosen", "rejected")}
-    pairs, _ = read(tmp_path, [row | {"prompt": "\n\nHuman: q\n\nAssistant:"}])
-    assert (pairs["chosen"][0], pairs["turns"][0][0]["text"]) == ("chosen", "q")
 
 
 def test_a_mapping_counts_however_its_values_are_spelled(tmp_path: Path) -> None:
     turned = {"a": "second", "b": "first"}
-    assert read(tmp_path, [NEUTRAL | {"verdict": "A"}], verdict=turned)[0]["chosen"].tolist() == ["good"]
+    assert read_rows_as_pairs(tmp_path, [NEUTRAL | {"verdict": "A"}], verdict=turned)[0]["chosen"].tolist() == ["good"]
     scale = {"-1.00": "first", "N/A": "tie", 1: "second"}
-    pairs, _ = read(tmp_path, [NEUTRAL | {"verdict": each} for each in (-1, "+1", "n/a")], verdict=scale)
+    pairs, _ = read_rows_as_pairs(tmp_path, [NEUTRAL | {"verdict": each} for each in (-1, "+1", "n/a")], verdict=scale)
     assert pairs["chosen"].tolist() == ["bad", "good"] and pairs["strength"].tolist() == [1.0, 1.0]
 
 
@@ -272,7 +249,7 @@ def test_several_chosen_answers_are_not_glued_together(tmp_path: Path) -> None:
         {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c", "d"]},
         {"prompt": "q", "chosen": [GOOD, GOOD], "rejected": [BAD]},
     ]
-    assert set(read(tmp_path, rows)[1]["reason"]) == {"several answers"}
+    assert set(read_rows_as_pairs(tmp_path, rows)[1]["reason"]) == {"several answers"}
 
 
 def test_texts_that_look_like_conversations_stay_texts(tmp_path: Path) -> None:
@@ -282,24 +259,12 @@ def test_texts_that_look_like_conversations_stay_texts(tmp_path: Path) -> None:
         {"prompt": "JSON?", "chosen": json.dumps([ASKED, GOOD]), "rejected": "no"},
         {"prompt": "JSON?", "chosen": '{"role": "user", "text": "x", "id": 7}', "rejected": '{"from": "a"}'},
     ]
-    pairs, quarantine = read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert quarantine.empty
     assert pairs["chosen"].tolist() == [row["chosen"] for row in rows]
     assert [turns[0]["text"] for turns in pairs["turns"]] == ["Write a dialogue", "JSON?", "JSON?"]
     empty = {"chosen": "\n\nHuman: q?\n\nAssistant: good", "rejected": "\n\nHuman: q?\n\nAssistant:"}
-    assert read(tmp_path, [empty])[1]["reason"].tolist() == ["missing value"]
-
-
-def test_a_prompt_that_is_a_transcript_is_taken_apart(tmp_path: Path) -> None:
-    prompt = "\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant:"
-    pairs, _ = read(tmp_path, [{"prompt": prompt, "chosen": " good", "rejected": " bad"}])
-    assert [turn["text"] for turn in pairs["turns"][0]] == ["q1", "a1", "q2"]
-
-
-@pytest.mark.parametrize("more", [{"post": "Text."}, {"asked": [ASKED]}])
-def test_a_prompt_under_an_unknown_name_is_asked_for(tmp_path: Path, more: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match="may hold the prompt"):
-        read(tmp_path, [{"chosen": "good", "rejected": "bad", **more}])
+    assert read_rows_as_pairs(tmp_path, [empty])[1]["reason"].tolist() == ["missing value"]
 
 
 def test_python_texts_of_lists_and_arena_lists_are_read(tmp_path: Path) -> None:
@@ -314,21 +279,10 @@ def test_python_texts_of_lists_and_arena_lists_are_read(tmp_path: Path) -> None:
             "winner_tie": 0,
         },
     ]
-    pairs, quarantine = read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert quarantine.empty and pairs["images"].tolist() == [["a.jpg", "b.jpg"], []]
     assert pairs["chosen"].tolist() == ["good", "good\n\nUser: more?\n\nAssistant: g"]
     assert pairs["turns"][1] == [{"role": "user", "text": "q?"}]
-
-
-def test_the_longer_prompt_counts_and_different_ones_are_quarantined(tmp_path: Path) -> None:
-    sides = {"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
-    earlier = [said("system", "S"), said("user", "q0"), said("assistant", "a0"), ASKED]
-    image = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "q?"}]}]
-    rows = [sides | {"prompt": earlier}, sides | {"prompt": image}, sides | {"prompt": "another"}]
-    rows.append(PAIR | {"question": "another"})
-    pairs, quarantine = read(tmp_path, rows)
-    assert pairs["system"].tolist() == ["S", ""] and len(pairs["turns"][0]) == 3
-    assert pairs["images"].tolist() == [[], ["a.jpg"]] and quarantine["reason"].tolist() == ["two prompts"] * 2
 
 
 def test_sides_with_other_images_or_system_prompts_are_quarantined(tmp_path: Path) -> None:
@@ -341,14 +295,14 @@ def test_sides_with_other_images_or_system_prompts_are_quarantined(tmp_path: Pat
         {"chosen": [said("system", "x"), ASKED, GOOD], "rejected": [said("system", "y"), ASKED, BAD]},
         {"system": "x", "chosen": [said("system", "y"), ASKED, GOOD], "rejected": [said("system", "y"), ASKED, BAD]},
     ]
-    pairs, quarantine = read(tmp_path, rows)
+    pairs, quarantine = read_rows_as_pairs(tmp_path, rows)
     assert pairs.empty and quarantine["reason"].tolist() == ["sides differ"] * 3 + ["two system prompts"]
 
 
 def test_tables_of_several_forms_are_read_row_by_row(tmp_path: Path) -> None:
     forms = [FORMS[name] for name in ("TRL, standard", "distilabel", "ms-swift, rejected_response", "VL-RewardBench")]
     columns = {name for row in forms for name in row}
-    pairs, quarantine = read(tmp_path, [dict.fromkeys(columns) | row for row in forms])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [dict.fromkeys(columns) | row for row in forms])
     assert quarantine.empty and pairs["chosen"].tolist() == ["good"] * 4
 
 
@@ -366,32 +320,18 @@ def test_tables_of_several_forms_are_read_row_by_row(tmp_path: Path) -> None:
     ],
 )
 def test_columns_that_hold_nothing_of_use_are_no_fault(tmp_path: Path, more: dict[str, Any]) -> None:
-    pairs, quarantine = read(tmp_path, [PAIR | more])
+    pairs, quarantine = read_rows_as_pairs(tmp_path, [PAIR | more])
     assert quarantine.empty and pairs["images"].tolist() == [[]] and pairs["prompt_id"][0] != "nan"
-
-
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"instruction": "Summarise:", "input": "TEXT"}, "Summarise:\nTEXT"),
-        ({"question": "q?", "context": "passage"}, "passage\n\nq?"),
-        ({"messages": [said("developer", ""), ASKED]}, "q?"),
-        ({"prompt": "q?", "messages": [ASKED, said("assistant", "another")]}, "q?"),
-    ],
-)
-def test_what_stands_beside_the_question_is_part_of_it(tmp_path: Path, row: dict[str, Any], text: str) -> None:
-    pairs, quarantine = read(tmp_path, [row | {"chosen": "good", "rejected": "bad"}])
-    assert quarantine.empty and pairs["turns"][0] == [{"role": "user", "text": text}]
 
 
 def test_markers_that_repeat_parts_are_left_out(tmp_path: Path) -> None:
     content = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "<image>\nq"}]
-    pairs, _ = read(tmp_path, [PAIR | {"prompt": [{"role": "user", "content": content}]}])
+    pairs, _ = read_rows_as_pairs(tmp_path, [PAIR | {"prompt": [{"role": "user", "content": content}]}])
     assert pairs["turns"][0] == [{"role": "user", "text": "<image>q"}]
 
 
 def test_the_spelling_of_a_field_counts_before_another(tmp_path: Path) -> None:
-    assert read(tmp_path, [{"Chosen": "X", **PAIR}])[0]["chosen"].tolist() == ["good"]
+    assert read_rows_as_pairs(tmp_path, [{"Chosen": "X", **PAIR}])[0]["chosen"].tolist() == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +344,7 @@ def test_the_spelling_of_a_field_counts_before_another(tmp_path: Path) -> None:
     ],
 )
 def test_what_contradicts_the_sides_is_quarantined(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
-    assert read(tmp_path, [PAIR | more])[1]["reason"].tolist() == [reason]
+    assert read_rows_as_pairs(tmp_path, [PAIR | more])[1]["reason"].tolist() == [reason]
 
 
 def test_a_list_of_overall_scores_rates_the_answers() -> None:

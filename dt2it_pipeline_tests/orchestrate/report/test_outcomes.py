@@ -82,12 +82,21 @@ def test_without_probabilities_voters_name_the_suspicious_pairs() -> None:
 
 
 def test_cost_counts_calls_tokens_and_time_of_what_was_made() -> None:
-    judged = Artifact({}, {"judges": {"a": {"calls": 10, "prompt_tokens": 100, "completion_tokens": 7}}, "seconds": 5})
-    asked = Artifact({}, {"judging": [{"asked": {"a": {"asked": 4, "prompt_tokens": 40}}}], "seconds": 2.5})
+    judged = Artifact(
+        {},
+        {
+            "judges": {"a": {"calls": 12, "asked": 10, "looked_up": 2, "prompt_tokens": 100, "completion_tokens": 7}},
+            "seconds": 5,
+        },
+    )
+    asked = Artifact(
+        {}, {"judging": [{"asked": {"a": {"asked": 4, "looked_up": 5, "prompt_tokens": 40}}}], "seconds": 2.5}
+    )
     trained = Artifact({}, {"seconds": 60, "gpu_seconds": 400.0})
     left = Artifact({}, {"not_trained": "why", "seconds": 9})
     cost = cost_of("round 0", [judged, asked, trained, left])
-    assert (cost.judge_calls, cost.prompt_tokens, cost.completion_tokens) == (14, 140, 7)
+    assert (cost.judge_calls, cost.cached_replies) == (14, 7)
+    assert (cost.prompt_tokens, cost.completion_tokens) == (140, 7)
     assert (cost.seconds, cost.gpu_seconds) == (67.5, 400.0)
 
 
