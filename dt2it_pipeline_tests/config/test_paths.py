@@ -67,7 +67,14 @@ def test_files_of_the_project_win_one_by_one(project: Path) -> None:
     assert find_config("deepspeed", "zero2.json") == project / "configs/deepspeed/zero2.json"
     assert find_config("deepspeed", "zero3.json") == shipped_configs() / "deepspeed/zero3.json"
     found = config_files("deepspeed", "*.json")
-    assert list(found) == ["mine.json", "zero2.json", "zero2_cpu.json", "zero2_one_gpu.json", "zero3.json", "zero3_cpu.json"]
+    assert list(found) == [
+        "mine.json",
+        "zero2.json",
+        "zero2_cpu.json",
+        "zero2_one_gpu.json",
+        "zero3.json",
+        "zero3_cpu.json",
+    ]
     assert found["zero2.json"].is_relative_to(project) and not found["zero3.json"].is_relative_to(project)
     assert list(config_files("deepspeed", "*.json", project / "configs/deepspeed")) == ["mine.json", "zero2.json"]
 
