@@ -52,7 +52,7 @@ class SqliteStorage(DagsterSqliteStorage):
     """Dagster's SQLite storage, which dagster.yaml names: Dagster opens it before it imports any definitions."""
 
     @classmethod
-    def from_config_value(cls, inst_data: Any, config_value: Any) -> DagsterSqliteStorage:
+    def from_config_value(cls, inst_data: Any, config_value: Any) -> Any:
         """Open it; see `print_mistakes_plainly` for what is printed where it is damaged or locked."""
         print_mistakes_plainly()
         return super().from_config_value(inst_data, config_value)
