@@ -4,6 +4,7 @@
 # make docs   the documentation site, into site/
 # make test-rl   installs verl, OpenRLHF and ms-swift, and runs the reward functions in them
 # make constraints   writes constraints.txt, the versions that installations take, from what is installed
+# make sbom      writes sbom.json, what is installed (CycloneDX), and fails where a licence is not on the list
 # make coverage   the fast tests, and how many lines of each module they and their processes run
 # make mutation   changes the curation core in small ways and counts what the fast tests notice; about 20 minutes
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
@@ -29,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-rl test-numerics coverage mutation constraints ui lint docs clean
+.PHONY: demo test test-heavy test-rl test-numerics coverage mutation constraints sbom ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -66,6 +67,12 @@ mutation: $(VENV)/.installed-dev
 constraints: $(VENV)/.installed-dev
 	python scripts/constraints.py
 
+# The tool lies in an environment of its own, so that it is not listed itself.
+sbom: $(VENV)/.installed-dev $(VENV)/sbom/.installed
+	@env -u PYTHONPATH $(VENV)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file sbom.json $(BIN)/python
+	@python scripts/licences.py sbom.json
+
 lint: $(VENV)/.installed-dev
 	ruff format --check .
 	ruff check .
@@ -95,6 +102,11 @@ $(VENV)/.installed-dev: pyproject.toml scripts/install.py
 
 $(VENV)/rl/.installed: scripts/install_rl.py | $(VENV)/.installed-dev
 	@python scripts/install_rl.py $(VENV)/rl
+	@touch $@
+
+$(VENV)/sbom/.installed: | $(VENV)/.installed-dev
+	@$(PYTHON) -m venv $(VENV)/sbom
+	@$(VENV)/sbom/bin/python -m pip install --quiet "cyclonedx-bom>=7,<8"
 	@touch $@
 
 # Two installations into one environment would disturb each other.

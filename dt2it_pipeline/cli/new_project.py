@@ -273,10 +273,14 @@ _GITIGNORE = """\
 _SQLITE = """\
 # Dagster reads this where DAGSTER_HOME says: `export DAGSTER_HOME=$PWD` here. Runs, events and logs lie in DT2IT_HOME.
 # SQLite is for one person, since it locks under parallel writers; `dt2it init DIR --postgres` writes this for a team.
+# A damaged or locked file is named with what mends it.
 storage:
-  sqlite:
-    base_dir:
-      env: DT2IT_HOME
+  custom:
+    module: dt2it_pipeline.orchestrate.dagster_internals
+    class: SqliteStorage
+    config:
+      base_dir:
+        env: DT2IT_HOME
 """
 
 _POSTGRES = """\

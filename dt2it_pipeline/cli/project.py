@@ -17,7 +17,7 @@ import typer
 from dt2it_pipeline.cli.options import Columns, VerdictValues, assignments
 
 if TYPE_CHECKING:
-    from dt2it_pipeline.cli.flight_check import Line
+    from dt2it_pipeline.cli.checks.lines import Line
     from dt2it_pipeline.cli.new_project import NewProject
     from dt2it_pipeline.config.reference import Setting
 
@@ -85,11 +85,12 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Check a recipe and all that it needs before a run: files, sources, models, memory, judges, benchmarks.
+    """Check a recipe and all that it needs before a run: files, sources, benchmarks, models, memory, disk, the object
+    store, the launcher, judges. Nothing is started.
 
     The exit code is 1 where a run would fail.
     """
-    from dt2it_pipeline.cli.flight_check import flight_check, has_errors
+    from dt2it_pipeline.cli.checks.flight_check import flight_check, has_errors
 
     chosen = None if recipe is None else recipe.resolve() if recipe.is_file() else recipe
     lines = []

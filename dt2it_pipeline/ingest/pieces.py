@@ -8,7 +8,6 @@ depend on nothing but their own rows and the source's first ones; what repeats a
 from __future__ import annotations
 
 import itertools
-import os
 import tarfile
 import zipfile
 from collections import deque
@@ -29,6 +28,7 @@ from dt2it_pipeline.ingest.recording import Recorded, own_ids, recorded
 from dt2it_pipeline.ingest.rows import Item, Line, Quarantined, Row, SourceError, Unparsed
 from dt2it_pipeline.media.bulk_import import MediaImporter
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.storage.leftovers import sweep
 
 MOST_PROCESSES = 16
@@ -67,7 +67,7 @@ class MediaFolder:
 
 def available_processes() -> int:
     """As many processes as this one may use cores; each takes about 200 MiB of memory."""
-    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MOST_PROCESSES, usable_cores())
 
 
 def items_of(manifest: Manifest, sources: Path, on_row: Callable[[Row], None] = lambda row: None) -> Iterator[Item]:

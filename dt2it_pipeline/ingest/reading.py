@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
-from dt2it_pipeline.ingest.readers.bounds import check_ratio
+from dt2it_pipeline.ingest.readers.bounds import bounded_tar, check_ratio
 from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
 from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, parsed, rows_of_stream
 from dt2it_pipeline.ingest.readers.webdataset import is_shard, rows_of_shard
@@ -125,12 +125,14 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
             _refuse_repeated(file, [name for name, _ in named])
             yield from _members(file, named, archive.open, format)
     elif file.name.endswith(_ARCHIVES):
-        with tarfile.open(file) as archive:
+        with bounded_tar(file) as archive:
             if format is None and is_shard(archive):
                 yield from rows_of_shard(archive, file.name)
                 return
             found = sorted((m for m in archive.getmembers() if format_of(m.name)), key=lambda member: member.name)
             held = [(member.name, member) for member in found if member.isreg()]
+            for name, member in held:  # one with holes is larger than what is stored of it
+                check_ratio(member.size, file.stat().st_size, f"{name} of {file}")
             _refuse_repeated(file, [name for name, _ in held])
             for member in found:
                 if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.errors import UserError, WorkerError
 
 FORM, FILE, CONTEXT = "DT2IT_LOG", "DT2IT_LOG_FILE", "DT2IT_LOG_CONTEXT"
 FORMS = ("text", "json")
@@ -190,11 +190,11 @@ def log_context(**place: str | None) -> Iterator[None]:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Log an error that ends the process; one that a person can mend needs no traceback."""
+    """Log an error that ends the process; one whose sentence says it all needs no traceback."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
         return
-    mendable = isinstance(error, UserError)
+    mendable = isinstance(error, UserError | WorkerError)
     logging.getLogger(_PACKAGE).critical(
         "%s",
         error if mendable else f"{kind.__name__}: {error}",

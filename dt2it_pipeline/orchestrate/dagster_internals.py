@@ -28,20 +28,34 @@ from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, 
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._core.storage.tags import CODE_LOCATION_TAG, HIDDEN_TAG_PREFIX, REPOSITORY_LABEL_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils import ensure_file
+
+from dt2it_pipeline.orchestrate.console import print_mistakes_plainly
 
 __all__ = [
     "HIDDEN_TAG_PREFIX",
     "FileComputeLogManager",
     "LocalArtifactStorage",
+    "SqliteStorage",
     "StepsInThisProcess",
     "code_reference",
     "list_under_job",
     "output_folder",
     "print_with",
 ]
+
+
+class SqliteStorage(DagsterSqliteStorage):
+    """Dagster's SQLite storage, which dagster.yaml names: Dagster opens it before it imports any definitions."""
+
+    @classmethod
+    def from_config_value(cls, inst_data: Any, config_value: Any) -> Any:
+        """Open it; see `print_mistakes_plainly` for what is printed where it is damaged or locked."""
+        print_mistakes_plainly()
+        return super().from_config_value(inst_data, config_value)
 
 
 class StepsInThisProcess(InProcessExecutor):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dt2it_pipeline.engines.jobs import job_path
-from dt2it_pipeline.engines.launch.worker import end_with_parent, run_file
+from dt2it_pipeline.engines.launch.worker import end_with_parent, plain_errors, run_file
 from dt2it_pipeline.observe.logs import configure_logs
 from dt2it_pipeline.observe.progress import in_words, now_and_then
 
@@ -26,6 +26,11 @@ def main(arguments: list[str]) -> None:
     path = job_path(arguments)
     end_with_parent()
     configure_logs()
+    with plain_errors():
+        _run(path)
+
+
+def _run(path: str) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         run_file(path, lambda progress: None)
         return

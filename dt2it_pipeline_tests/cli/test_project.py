@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from dt2it_pipeline.cli import app
-from dt2it_pipeline.cli.flight_check import flight_check
+from dt2it_pipeline.cli.checks.flight_check import flight_check
 from dt2it_pipeline.cli.project import setting_lines
 from dt2it_pipeline.config import load_recipe, recipe_schema, settings_reference
 from dt2it_pipeline.config.paths import shipped_configs

@@ -149,7 +149,9 @@ def test_two_processes_vote_like_one_and_a_killed_run_goes_on(prompts: list[dict
     job = annotating(tmp_path, prompts, baselines=2)
     one = annotate.run(job, lambda progress: None)
     both = by_two(job, tmp_path)
-    with pytest.raises(ShardsError, match=r"a worker process ended with exit code -9 at shard [0-9]+ \(signal SIGKILL"):
+    with pytest.raises(
+        ShardsError, match=r"the worker process [0-9]+ ended with exit code -9 at shard [0-9]+ \(signal SIGKILL"
+    ):
         annotate.run(both, Watch(kills=True))
     assert not multiprocessing.active_children()
     done = {path: path.stat().st_mtime_ns for path in both.work.glob("*/*/votes.parquet")}
@@ -256,7 +258,7 @@ def test_a_model_that_no_worker_can_load_ends_the_run_and_is_named(
     likely = {"kind": "likelihood", "name": "likely", "measure": "yes", "model": str(tmp_path / "empty")}
     responses = [row for prompt in prompts for row in response_rows(prompt, *texts_of(prompt))]
     job = judging_job(tmp_path, prompts, responses, JudgingSettings.model_validate({"judges": [likely]}))
-    with pytest.raises(ShardsError, match=r"shard [0-9] failed in a worker process: .*JudgeError: likely: cannot load"):
+    with pytest.raises(ShardsError, match=r"shard [0-9] failed in a worker process: likely: cannot load"):
         judge.run(job.model_copy(update={"processes": 2}), lambda progress: None)
 
 

@@ -30,7 +30,10 @@ def end(name):
 _SRUN = """\
 name = option("--job-name")
 if option("--partition") == "none":
-    sys.exit("srun: error: invalid partition specified: none")
+    sys.exit("srun: error: invalid partition specified: none\\nallocation failure: Invalid partition name specified")
+if "--test-only" in options:
+    print("srun: Job 6 to start at 2026-11-28T08:03:16 using 1 processors on nodes n1 in partition p", file=sys.stderr)
+    sys.exit(0)
 command = sys.argv[next(n for n, each in enumerate(sys.argv) if n and not each.startswith("-")):]
 process = subprocess.Popen(command, start_new_session=True)
 (folder / (name + ".pid")).write_text(str(process.pid))
@@ -46,6 +49,10 @@ _KUBECTL = """\
 name = next((each.partition("/")[2] for each in rest if each.startswith("job/")), None)
 if rest[0] == "create":
     manifest = json.load(sys.stdin)
+    if option("--namespace") == "gone":
+        sys.exit('Error from server (NotFound): error when creating "STDIN": namespaces "gone" not found')
+    if option("--dry-run") == "server":
+        sys.exit(0)
     name = manifest["metadata"]["name"]
     (folder / (name + ".json")).write_text(json.dumps(manifest))
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -62,6 +69,10 @@ elif rest[0] == "logs":
     while not (folder / (name + ".code")).exists():
         time.sleep(0.1)
     print((folder / (name + ".log")).read_text())
+elif rest[0] == "get" and rest[1] == "persistentvolumeclaim/gone":
+    sys.exit('Error from server (NotFound): persistentvolumeclaims "gone" not found')
+elif rest[0] == "get" and rest[1] == "secret/hidden":
+    sys.exit('Error from server (Forbidden): secrets "hidden" is forbidden')
 elif rest[0] == "get" and name:
     code = folder / (name + ".code")
     found = {} if not code.exists() else {"succeeded": 1} if code.read_text().strip() == "0" else {"failed": 1}

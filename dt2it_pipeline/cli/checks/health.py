@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dt2it_pipeline.cli.flight_check import installation_check
+from dt2it_pipeline.cli.checks.flight_check import installation_check
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.sections.judging import EndpointJudgeSettings
 from dt2it_pipeline.observe.health import HealthCheck, Status

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dt2it_pipeline.config.paths import project_root
-from dt2it_pipeline.config.sections.launcher import LauncherSettings, SlurmSettings
+from dt2it_pipeline.config.sections.launcher import KubernetesSettings, LauncherSettings, SlurmSettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
 from dt2it_pipeline.engines.launch.cluster_job import CALL_SECONDS, Cluster, ClusterJob
 from dt2it_pipeline.engines.launch.deaths import memory_kills
@@ -104,6 +106,39 @@ class ClusterLauncher:
                 f"launcher.gpus is {self.settings.gpus}, and {resources.settings} asks for {resources.processes}: "
                 "raise the one or lower the other"
             )
+
+
+def require_cluster(settings: LauncherSettings, home: Path) -> str:
+    """Make sure that a cluster would take jobs, without starting one; returns what was found, in words.
+
+    Args:
+        settings: the recipe's section `launcher`.
+        home: the artifact home, in which jobs find what they work on.
+
+    Raises:
+        LauncherError: a program is missing, the cluster does not answer or would refuse a job, or its pods would not
+            see the artifact home.
+    """
+    cluster, kind = cluster_of(settings), f"launcher.kind: {settings.kind}"
+    missing = [name for name in cluster.programs if shutil.which(name) is None]
+    if missing:
+        raise LauncherError(f"{' and '.join(missing)} not found on this machine, which {kind} needs")
+    if isinstance(settings, KubernetesSettings) and not home.is_relative_to(settings.mount_path):
+        raise LauncherError(
+            f"the artifact home {home} does not lie below launcher.mount_path ({settings.mount_path}), so the pods of "
+            "jobs would not see it"
+        )
+    command = (sys.executable, "-m", "dt2it_pipeline.engines.launch.worker")
+    job = ClusterJob(name=f"dt2it-{uuid.uuid4().hex[:16]}", command=command, environment={}, settings=settings)
+    try:
+        refused = cluster.refusal(job)
+    except subprocess.TimeoutExpired as error:
+        raise LauncherError(f"{error.cmd[0]} does not answer within {CALL_SECONDS} s, which {kind} needs") from error
+    except OSError as error:
+        raise LauncherError(f"{cluster.program} cannot be run ({error.strerror}), which {kind} needs") from error
+    if refused:
+        raise LauncherError(f"{cluster.program} says that the cluster would not take a job ({kind}): {refused}")
+    return f"{settings.kind}: the cluster would take a job, as {cluster.program} says; none was started"
 
 
 def cluster_of(settings: LauncherSettings) -> Cluster:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 _NOTE = re.compile(r"rank-(?P<rank>\d+)-(?P<process>\d+)\.running")
 _KILLED = re.compile(r"rank \d+ \(process \d+\) was killed by signal (?P<signal>\d+)")
+_PROC = Path("/proc")
 _EXITING = 0x4  # the kernel's PF_EXITING
 _COUNTERS = (
     (Path("/sys/fs/cgroup/memory.events"), "oom_kill"),  # cgroup v2, of this container
@@ -106,13 +107,25 @@ def why_killed(number: int, before: tuple[int, ...]) -> str:
 def _signal_of(process: int) -> int | None:
     """The signal that ended a process which nobody has waited for yet; None where it runs or ended by itself."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        stat = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
+        fields = stat.rpartition(")")[2].split()
         ending = fields[0] in "ZX" or int(fields[6]) & _EXITING
         return int(fields[-1]) & 0x7F if ending else None  # the last field is its status, as for wait
     except FileNotFoundError:
-        return int(signal.SIGKILL)  # an orderly end would have removed the note
+        return None if _is_alive(process) else int(signal.SIGKILL)  # an orderly end would have removed the note
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of which /proc says nothing runs all the same, as on a system without /proc."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _counter(file: Path, name: str) -> int:

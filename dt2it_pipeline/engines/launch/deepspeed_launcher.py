@@ -20,6 +20,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dt2it_pipeline.observe.cores import usable_cores
+
 # DeepSpeed hands the variables in the file that this variable names to the ranks of every machine.
 REMOTE_ENVIRONMENT = "DS_ENV_FILE"
 # Of our own environment, what a rank on another machine needs as well.
@@ -82,7 +84,7 @@ def rank_environment(processes: int) -> dict[str, str]:
 
     A setting of OMP_NUM_THREADS that is already there is respected.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     share = {"OMP_NUM_THREADS": str(max(1, cores // max(1, processes)))}
     environment = {key: value for key, value in share.items() if key not in os.environ}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}

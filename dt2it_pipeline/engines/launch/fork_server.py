@@ -25,12 +25,17 @@ def context(preloaded: str) -> ForkServerContext:
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it has, in whatever way. Call it in a started process."""
+    """Let this process end when the one that started it has, in whatever way, since nobody would take its work then.
+
+    Call it in a process that `multiprocessing` has started, by whichever method.
+    """
     threading.Thread(target=_watch, daemon=True).start()
 
 
 def _watch() -> None:
-    parent = multiprocessing.parent_process()  # the stage's process; the server itself lives as long as its children
+    parent = (
+        multiprocessing.parent_process()
+    )  # of a fork server's child not the server, which lives as long as its children
     if parent is not None:
         parent.join()
         os._exit(1)

@@ -9,9 +9,10 @@ import time
 from typing import Any, ClassVar
 
 from dt2it_pipeline.config.sections.launcher import KubernetesSettings
-from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call
+from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call, last_words
 
 _FIRST_POLL, _LAST_POLL = 0.5, 5.0  # seconds; each wait is twice as long as the one before
+_ASK_SECONDS = 15  # for one answer of the API where nothing is at stake
 _UNANSWERED = 60  # polls in a row, five minutes: a cluster's API may be away for a while
 
 
@@ -19,6 +20,7 @@ class Kubernetes:
     """Runs jobs through `kubectl`; see `Cluster`."""
 
     program: ClassVar[str] = "kubectl"
+    programs: ClassVar[tuple[str, ...]] = ("kubectl",)
 
     def run(self, job: ClusterJob) -> int:
         """Make the Job, follow its pod until it has ended, remove it; 0, or 1 where it failed."""
@@ -52,6 +54,25 @@ class Kubernetes:
     def cancel(self, job: ClusterJob) -> None:
         """Remove the Job and its pod."""
         self._call(job, "delete", f"job/{job.name}", "--ignore-not-found", "--wait=false", "--cascade=background")
+
+    def refusal(self, job: ClusterJob) -> str:
+        """Let the cluster's API check the Job without keeping it, and look for the volume claim and the secret.
+
+        Whoever may not look at these (the rights of `deploy/kubernetes/launcher.yaml` do not say so) hears nothing of
+        them.
+        """
+        assert isinstance(job.settings, KubernetesSettings)
+        quick = f"--request-timeout={_ASK_SECONDS}s"
+        asked = self._call(job, "create", "--dry-run=server", quick, "-f", "-", text=json.dumps(job_manifest(job)))
+        if asked.returncode != 0:
+            return last_words(asked)
+        needed = [f"persistentvolumeclaim/{job.settings.volume_claim}"]
+        needed += [f"secret/{job.settings.secret}"] if job.settings.secret else []
+        for name in needed:
+            found = self._call(job, "get", name, quick, "-o", "name")
+            if "(NotFound)" in found.stderr:
+                return last_words(found)
+        return ""
 
     def _kubectl(self, job: ClusterJob) -> list[str]:
         assert isinstance(job.settings, KubernetesSettings)

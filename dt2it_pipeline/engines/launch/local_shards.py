@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 from dt2it_pipeline.engines.jobs import ShardedJob, load_function
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.logs import configure_logs
 
 _GRACE = 5.0  # seconds that a worker has to end by itself
@@ -200,12 +201,14 @@ def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:
     process.join()
     ended = signal_of_code(process.exitcode)
     why = "" if ended is None else f" ({why_killed(ended, kills)})"
-    raise ShardsError(f"a worker process ended with exit code {process.exitcode} at shard {number}{why}")
+    raise ShardsError(
+        f"the worker process {process.pid} ended with exit code {process.exitcode} at shard {number}{why}"
+    )
 
 
 def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJob, shared: Any, do: Do | None) -> None:
     """A worker process: does what it is handed until it is handed None."""
-    _end_with_parent()
+    fork_server.end_with_parent()
     configure_logs()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
@@ -221,19 +224,11 @@ def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJo
                 do = load_function(job.shard_worker)(job, shared, WorkerPlace("auto", threads))
             value = do(shard)
         except Exception as error:
-            traceback.print_exc()
-            connection.send((True, "".join(traceback.format_exception_only(error)).strip()))
+            if isinstance(error, UserError):  # its sentence says it all
+                words = str(error)
+            else:
+                traceback.print_exc()
+                words = "".join(traceback.format_exception_only(error)).strip()
+            connection.send((True, words))
             return
         connection.send((False, value))
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, be it killed: nobody would take in what it does then."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

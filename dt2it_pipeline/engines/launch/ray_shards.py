@@ -80,6 +80,27 @@ class RayShards(ShardLauncher):
                 actors.end()
 
 
+def require_ray(settings: RaySettings) -> tuple[str, int]:
+    """Make sure that the cluster at `ray.address` is there; no worker is started on it.
+
+    Returns:
+        What the cluster has, in words, and how many workers have room on its machines when nothing else runs there.
+
+    Raises:
+        RayShardsError: Ray is not installed, or no cluster answers.
+    """
+    with _connected(settings) as ray:
+        room = 0
+        for node in ray.nodes():
+            has = node["Resources"] if node["Alive"] else {}
+            cpus = int(has.get("CPU", 0) / settings.cpus_per_worker)
+            # A worker's share of a GPU lies on one GPU.
+            gpus = has.get("GPU", 0) * max(1, int(1 / settings.gpus_per_worker)) if settings.gpus_per_worker else 0
+            whole = math.ceil(settings.gpus_per_worker)
+            room += min(cpus, int(gpus / whole)) if whole else cpus
+        return _resources(ray), room
+
+
 class _Actors:
     """Ray actors that do shards. They are started when there are shards, as many as there is work for."""
 

@@ -7,13 +7,14 @@ import subprocess
 from typing import ClassVar
 
 from dt2it_pipeline.config.sections.launcher import SlurmSettings
-from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call
+from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call, last_words
 
 
 class Slurm:
     """Runs jobs through `srun` and cancels them through `scancel`; see `Cluster`."""
 
     program: ClassVar[str] = "srun"
+    programs: ClassVar[tuple[str, ...]] = ("srun", "scancel")
 
     def run(self, job: ClusterJob) -> int:
         """Wait for the node, run the job, and return its exit status; its output goes where this process's does."""
@@ -22,6 +23,12 @@ class Slurm:
     def cancel(self, job: ClusterJob) -> None:
         """Cancel by the job's name, which also ends a job whose `srun` was killed."""
         call("scancel", f"--name={job.name}", "--me")
+
+    def refusal(self, job: ClusterJob) -> str:
+        """Ask `srun --test-only`, which estimates when the job would start and submits none."""
+        program, *rest = srun_command(job)
+        done = call(program, "--test-only", *rest)
+        return last_words(done) if done.returncode else ""
 
 
 def srun_command(job: ClusterJob) -> list[str]:

@@ -16,11 +16,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, job_path, print_progress
 from dt2it_pipeline.engines.launch.deaths import killed_rank, note_running
-from dt2it_pipeline.observe.logs import configure_logs
+from dt2it_pipeline.errors import UserError, WorkerError
+from dt2it_pipeline.observe.logs import configure_logs, wants_json
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
 PARENT_PID = "DT2IT_PARENT_PID"  # set by the launcher; ranks are its grandchildren, so their own parent says nothing
@@ -32,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the job that the command line names; progress is printed."""
     end_with_parent()
     configure_logs()
-    run_file(job_path(sys.argv[1:] if arguments is None else arguments), print_progress)
+    with plain_errors():
+        run_file(job_path(sys.argv[1:] if arguments is None else arguments), print_progress)
 
 
 def run_file(path: str | Path, report: Reporter) -> Summary:
@@ -62,6 +65,21 @@ def run_file(path: str | Path, report: Reporter) -> Summary:
     if first:
         write_json_atomic(summary, summary_file(path))
     return summary
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let an error of ours end this process with its sentence: a traceback through our code helps nobody to mend it.
+
+    Raises:
+        SystemExit: in the place of a UserError or WorkerError.
+    """
+    try:
+        yield
+    except (UserError, WorkerError) as error:
+        if wants_json():
+            raise  # lines are JSON objects, and so is this one; see observe/logs.py
+        raise SystemExit(f"error: {error}") from None
 
 
 def error_file(job: str | Path) -> Path:

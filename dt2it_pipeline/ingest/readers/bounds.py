@@ -5,9 +5,15 @@ What belongs here: streams that stop. What does not: formats (file_formats.py).
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import io
+import lzma
+import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, TextIO
+from pathlib import Path
+from typing import IO, Any, TextIO
 
 from dt2it_pipeline.ingest.rows import SourceError
 
@@ -16,6 +22,15 @@ LONGEST_OBJECT = 2**30  # characters of one JSON object that wraps all rows, whi
 _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
 _BLOCK = 1 << 20
+_LONGEST_HEADER = 1 << 20  # bytes of a tar member's name or attributes
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+_TAR_STREAMS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
 
 
 class Expanding(io.RawIOBase):
@@ -40,8 +55,20 @@ class Expanding(io.RawIOBase):
         return self._stream.seekable()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of the stream below."""
-        self._at = self._stream.seek(offset, whence)
+        """As of the stream below, but what is passed over is decompressed too, and counts.
+
+        Raises:
+            SourceError: as for `readinto`.
+        """
+        target = offset + (self._at if whence == io.SEEK_CUR else 0)
+        block = memoryview(bytearray(_BLOCK))
+        while whence == io.SEEK_END or self._at < target:
+            if not self.readinto(block if whence == io.SEEK_END else block[: target - self._at]):
+                break  # the end
+        if whence == io.SEEK_END:
+            target += self._at
+        if target < self._at:
+            self._at = self._stream.seek(target)
         return self._at
 
     def tell(self) -> int:
@@ -59,6 +86,35 @@ class Expanding(io.RawIOBase):
         self._at += len(found)
         check_ratio(self._at, self._taken(), self._name)
         return len(found)
+
+
+@contextlib.contextmanager
+def bounded_tar(file: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
+
+    Raises:
+        SourceError: in the block, it expands without measure: all of it, a member with holes, or a member's header.
+        OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError: it cannot be read.
+    """
+    with file.open("rb") as raw:
+        start = raw.read(6)
+        raw.seek(0)
+        plain = next((opened for magic, opened in _TAR_STREAMS.items() if start.startswith(magic)), None)
+        if plain is None:
+            stream: IO[bytes] = raw
+        else:
+            stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
+        with tarfile.TarFile(file, "r", stream, tarinfo=_BoundedMember) as archive:
+            yield archive
+
+
+class _BoundedMember(tarfile.TarInfo):
+    """A member whose header is bounded: long names and attributes lie in memory whole, whatever size they give."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _LONGEST_HEADER:
+            raise SourceError(f"a header of {self.size:,} bytes in {archive.name!r}, as no archive has; pack it anew")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def check_ratio(size: int, compressed: int, name: str) -> None:

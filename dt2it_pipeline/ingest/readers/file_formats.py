@@ -35,6 +35,7 @@ from dt2it_pipeline.storage.table_files import delimiter_of
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
 _BATCH = 64  # rows of a Parquet file at a time; each may hold an image
 _COMPRESSED = (".gz", ".zst")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -315,7 +316,7 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
             for part in parts:
                 where = f"column {part.path_in_schema!r} of {name}"
                 check_ratio(part.total_uncompressed_size, part.total_compressed_size, where)
-        for batch in file.iter_batches(batch_size=_BATCH):
+        for batch in _batches(file, stream, name):
             try:
                 rows: list[Any] = batch.to_pylist()
             except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
@@ -326,6 +327,24 @@ def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
                 yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
     except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
+
+
+def _batches(file: Any, stream: Any, name: str) -> Iterator[Any]:
+    """The record batches of a Parquet file.
+
+    A dictionary holds a long value once, however many rows have it. So a batch has fewer rows where many such values
+    could come together, and what rows hold is counted against the file's size.
+    """
+    held, expanded = stream.seek(0, io.SEEK_END), 0
+    for group in range(file.metadata.num_row_groups):
+        about = file.metadata.row_group(group)
+        columns = [about.column(column) for column in range(about.num_columns)]
+        longest = sum(part.total_uncompressed_size for part in columns if part.has_dictionary_page)
+        rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+            expanded += batch.nbytes
+            check_ratio(expanded, held, name)
+            yield batch
 
 
 def _one_row(batch: Any) -> dict[str, Any] | str:

@@ -24,6 +24,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
@@ -78,6 +79,8 @@ class LikelihoodModel:
 
         from dt2it_pipeline.engines.device import found_device, weight_type
 
+        if Path(model).is_absolute() and not Path(model).is_dir():  # transformers would speak of ids of the Hub
+            raise LikelihoodError(f"cannot load the judge's model: there is no folder {model}")
         self._device = found_device()
         dtype = weight_type(precision, self._device)
         try:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.orchestrate.report.sources import ReportSources
 from dt2it_pipeline.storage.content_ids import content_hash
 
@@ -36,7 +37,7 @@ def head(sources: ReportSources) -> dict[str, str]:
 
 def hardware() -> str:
     """GPUs where there are some, cores and memory of the machine that writes the report."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     text = f"{cores} CPU core{'' if cores == 1 else 's'} ({platform.machine()})"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         text += f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB of memory"

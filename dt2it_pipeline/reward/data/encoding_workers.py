@@ -5,7 +5,6 @@ Results come back in the order of the chunks, whoever made them, so that they do
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from dt2it_pipeline.errors import WorkerError
 from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.reward.data import fork_server
 from dt2it_pipeline.reward.data.encoding import PromptEncoder, PromptError, TokenisedPrompt, load_processor
 from dt2it_pipeline.reward.data.images import ImageRegistry, media_key
@@ -187,7 +187,7 @@ def encoding(source: EncoderSource, here: PromptEncoder, processes: int) -> Iter
 
 def available_processes() -> int:
     """As many encoding processes as this process may use cores."""
-    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MOST_PROCESSES, usable_cores())
 
 
 def _start(source: EncoderSource) -> None:

@@ -13,7 +13,6 @@ were planned on every rank; pairs that show it are reported, and the loss leaves
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.reward.data import fork_server
 from dt2it_pipeline.reward.data.collation import collate, unpack, with_pixels
 from dt2it_pipeline.reward.data.encoding import PromptLayout
@@ -174,7 +174,7 @@ def loader_workers(setting: int | None, cuda: bool, ranks: int) -> int:
     """
     if setting is not None:
         return setting
-    return max(0, min(_MOST_BY_DEFAULT, len(os.sched_getaffinity(0)) // ranks - 1)) if cuda else 0
+    return max(0, min(_MOST_BY_DEFAULT, usable_cores() // ranks - 1)) if cuda else 0
 
 
 def _start(number: int) -> None:

@@ -2,6 +2,7 @@
 
     URL/artifacts/<name>[/<partition>]/<key>.json   what a version consists of: its files and media, with their digests
     URL/blobs/<aa>/<sha256>                         their contents, each once
+    URL/check/<random>                              what `dt2it check` writes, reads and removes
 
 Blobs are named by their content and the entry is written last, so that nobody reads half a version, and two machines
 that store the same key at once do no harm: the entry that is written last is whole. Every blob is compared with its
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
@@ -32,6 +34,7 @@ _T = TypeVar("_T")
 _AT_ONCE = 256  # files in one call, which an object store of the network transfers at the same time
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = "tmp"  # begins the names of media that are being written
+_TRY_SECONDS = 30.0
 _WITHOUT = "unset DT2IT_OBJECT_STORE to go on without it"
 
 
@@ -92,6 +95,55 @@ name a URL that fsspec knows, such as s3://bucket/folder
             ObjectStoreError: the store does not answer.
         """
         return bool(self._asked(lambda: self._files.exists(self._entry(name, key, partition))))
+
+    def try_out(self, seconds: float = _TRY_SECONDS) -> str:
+        """Write a small object, read it back and remove it.
+
+        Args:
+            seconds: longest wait; a store that is not reached at all may be tried for minutes by its library.
+
+        Returns:
+            What does not work and does not end a run; empty where all does.
+
+        Raises:
+            ObjectStoreError: nothing can be written or read, or what is read is not what was written.
+
+        Examples:
+            >>> ObjectStore("memory://example").try_out()
+            ''
+        """
+        content = os.urandom(64)
+        place = f"{self._root}/check/{content[:16].hex()}"
+        tried: list[str | Exception] = []
+
+        def work() -> None:
+            try:
+                self._asked(lambda: self._files.pipe_file(place, content))
+                found = self._asked(lambda: self._files.cat_file(place))
+            except Exception as error:
+                tried.append(error)
+                return
+            if found != content:
+                tried.append(ObjectStoreError(f"object store {self.url}: what was read is not what was written"))
+                return
+            try:
+                self._files.rm_file(place)
+            except Exception as error:
+                tried.append(f"{place} cannot be removed ({type(error).__name__}: {error})")
+            else:
+                tried.append("")
+
+        worker = threading.Thread(target=work, daemon=True)  # it may hang, and must not keep this process
+        worker.start()
+        worker.join(seconds)
+        if not tried:
+            raise ObjectStoreError(
+                f"object store {self.url} does not answer within {seconds:g} s; check its address and the network, or "
+                f"{_WITHOUT}"
+            )
+        if isinstance(tried[0], Exception):
+            raise tried[0]
+        return tried[0]
 
     def store(self, store: Store, name: str, key: str, partition: str | None = None) -> int:
         """Copy a finished version of an artifact home, and the media that its tables name; returns the files copied.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -109,3 +111,110 @@ def test_names_of_sources_fit_into_files_names(tmp_path: Path, name: str) -> Non
     (tmp_path / "own.yaml").write_text(json.dumps({"name": name, "kind": "preferences", "path": "x", "licence": "MIT"}))
     with pytest.raises(ManifestError, match="name"):
         load_manifest(tmp_path / "own.yaml")
+
+
+def tar_with(file: Path, mode: str, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(file, mode) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_bounded_as_a_whole(tmp_path: Path, kind: str) -> None:
+    blank = b"\n" * 3_000_000
+    whole = tar_with(tmp_path / "whole.tgz", f"w:{kind}", ("rows.jsonl", 3 * LINE))
+    assert [isinstance(each, Row) for each in read(whole)] == [True] * 3
+    for members in ([("rows.jsonl", LINE + blank)], [("notes.bin", blank), ("rows.jsonl", LINE)]):
+        file = tar_with(tmp_path / "rows.tgz", f"w:{kind}", *members)
+        with pytest.raises(SourceError, match=r"source 'own': .*rows.tgz expands to more than 200 times"):
+            read(file)
+
+
+def test_a_tar_members_header_is_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "rows.tar.gz"
+    with tarfile.open(file, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("x" * 3_000_000))
+    with pytest.raises(SourceError, match=r"source 'own': a header of 3,000,001 bytes in '.*/rows.tar.gz'"):
+        read(file)
+    with tarfile.open(file, "w:gz", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 3_000_000}) as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    with pytest.raises(SourceError, match="a header of 3,000,"):
+        read(file)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.skipif(shutil.which("tar") is None, reason="GNU tar makes members with holes")
+def test_a_tar_member_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "rows.jsonl").open("wb") as rows:
+        rows.truncate(50_000_000)
+    packed = ["tar", "--sparse", "-cf", str(tmp_path / "rows.tar"), "-C", str(tmp_path), "rows.jsonl"]
+    subprocess.run(packed, check=True)
+    if (tmp_path / "rows.tar").stat().st_size > 1 << 20:
+        pytest.skip("this tar or file system keeps no holes")
+    with pytest.raises(SourceError, match=r"rows.jsonl of .*rows.tar expands to more than 200 times"):
+        read(tmp_path / "rows.tar")
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_of_a_dictionary_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    table = pa.table({"question": ["q" * 2000] * 5000, "chosen": ["a"] * 5000, "rejected": ["b"] * 5000})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    with pytest.raises(SourceError, match=r"source 'own': rows.parquet expands to more than 200 times"):
+        read(tmp_path / "rows.parquet")
+    assert (
+        pq.ParquetFile(tmp_path / "rows.parquet").metadata.row_group(0).total_byte_size < 1 << 16
+    )  # the footer's word
+
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.reading import read_rows
+from dt2it_pipeline.ingest.rows import SourceError
+file = Path(sys.argv[1])
+made = Manifest.model_validate({"name": "own", "kind": "preferences", "path": str(file), "licence": "MIT"})
+list(read_rows(made.model_copy(update={"path": sys.argv[2]}), file.parent))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    for row in read_rows(made, file.parent):
+        pass
+except SourceError as error:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
+"""
+
+
+def peak_mib(bomb: Path, harmless: Path) -> tuple[float, str]:
+    """Memory that reading a bomb takes beyond that of a harmless file of its kind, and what is said of it."""
+    done = subprocess.run([sys.executable, "-c", _PEAK, bomb, harmless], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kib, _, words = done.stdout.partition(" ")
+    return int(kib) / 1024, words
+
+
+def test_real_bombs_take_little_memory(tmp_path: Path) -> None:
+    harmless = tar_with(tmp_path / "good.tar.gz", "w:gz", ("rows.jsonl", LINE))
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("rows.jsonl")
+        member.size = 3 * 2**29
+        with (tmp_path / "blank").open("wb") as blank:
+            blank.truncate(member.size)
+        with (tmp_path / "blank").open("rb") as blank:
+            archive.addfile(member, blank)
+    assert (tmp_path / "bomb.tar.gz").stat().st_size < 2**23
+    peak, words = peak_mib(tmp_path / "bomb.tar.gz", harmless)
+    assert "expands to more than 200 times" in words and peak < 700, peak
+    pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "good.parquet")
+    pq.write_table(pa.table({"question": long_values()}), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 2**20
+    peak, words = peak_mib(tmp_path / "bomb.parquet", tmp_path / "good.parquet")
+    assert "expands to more than 200 times" in words and peak < 1500, peak
+
+
+def long_values() -> pa.Array:
+    """2,048 rows of one text of 32 MiB, which lies in memory once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * 2048, pa.int32()), pa.array(["x" * 2**25]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.config.paths import shipped_configs
 from dt2it_pipeline.storage.home.run_records import RunRecordsError, fault_in_words, require_usable
 from dt2it_pipeline_tests.support.commands import failing
 
@@ -67,3 +71,21 @@ def test_the_events_of_one_run_are_found_when_an_error_asks_for_them(home: Path)
     words = fault_in_words(sqlite3.DatabaseError("database disk image is malformed"), home)
     assert words and str(home / "history/runs/one.db") in words and "this one run" in words
     assert fault_in_words(ValueError("else"), home) is None
+
+
+def test_dagsters_own_command_names_it_too(tmp_path: Path) -> None:
+    """A real `dagster job execute`, which opens its databases before it imports any definitions."""
+    home = tmp_path / "home"
+    (home / "history").mkdir(parents=True)
+    (home / NAMES[0]).write_bytes(b"\xa5" * 9000)
+    own = {**os.environ, "DT2IT_HOME": str(home), "DAGSTER_HOME": str(shipped_configs().parent)}
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "dt2it_pipeline.definitions", "-j", "construct"]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    *_, last = done.stderr.splitlines()
+    assert (
+        last.startswith(f"error: Dagster's database {home / NAMES[0]} is damaged") and "stop Dagster and move" in last
+    )
+    (home / NAMES[0]).rename(home / f"{NAMES[0]}.damaged")  # as the sentence says
+    asked = [sys.executable, "-m", "dagster", "run", "list"]
+    assert subprocess.run(asked, env=own, capture_output=True, timeout=120).returncode == 0

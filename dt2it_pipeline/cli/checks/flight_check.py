@@ -1,7 +1,8 @@
 """The flight check: what can be known before a run spends hours or money, line by line.
 
 What belongs here: which things are looked at, in which order, and what to do about each. What does not: looking itself,
-which the packages concerned do (ingest/first_rows.py, judges/trial.py, reward/training/memory.py).
+which the packages concerned do (ingest/first_rows.py, judges/trial.py, reward/training/memory.py). Where jobs run and
+where artifacts are shared is in places.py.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from dt2it_pipeline.cli.checks.lines import Line
+from dt2it_pipeline.cli.checks.places import launcher_lines, object_store_lines
 from dt2it_pipeline.config.paths import artifact_home, model_path
 from dt2it_pipeline.config.recipe import Recipe, RecipeError, load_recipe
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, require_files
@@ -30,35 +32,17 @@ from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError
 from dt2it_pipeline.judges.trial import LocalJudge, Trial, try_judge, try_local_judge
 from dt2it_pipeline.reward.training.memory import GIB, Parameters, WeightsError, count_parameters, training_memory
 
-Level = Literal["ok", "warning", "error"]
 _GB = 1e9
 _STATE_BYTES = 14  # per parameter, of a saved training state: weights, float32 copy and AdamW's two moments
 _ROOM = 0.75  # share of a GPU's memory that the estimate may take, since activations come on top
 
 
-@dataclass(frozen=True)
-class Line:
-    """One thing that was looked at.
-
-    Attributes:
-        level: ok; warning: a run would work, but perhaps not as meant; error: a run would fail.
-        topic: what was looked at, such as `recipe` or `source own_pairs`.
-        text: what was found.
-        advice: what to do about it; empty where all is well.
-        details: the figures behind the text, for programs.
-    """
-
-    level: Level
-    topic: str
-    text: str
-    advice: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-
-
 def flight_check(
     recipe: str | Path | None = None, home: Path | None = None, rows: int = 50, call_judges: bool = False
 ) -> Iterator[Line]:
-    """Look at everything that a run of the recipe needs; nothing is written.
+    """Look at everything that a run of the recipe needs.
+
+    Nothing is started, and nothing is written but a small object in the object store, which is removed.
 
     Args:
         recipe: as `load_recipe` takes it.
@@ -87,6 +71,8 @@ def flight_check(
     yield from _models(found)
     yield from _memory(found)
     yield from _disk(found, home)
+    yield from object_store_lines()
+    yield from launcher_lines(found, home)
     yield from _judges(found, call_judges)
 
 
