@@ -276,6 +276,7 @@ def test_the_command_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "configs/recipes").mkdir(parents=True)
     (tmp_path / "configs/recipes/mine.yaml").write_text(RECIPE + "launcher: {kind: slurm}\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DT2IT_RECIPE", raising=False)  # `make test` sets it
     monkeypatch.setenv("DT2IT_OBJECT_STORE", (tmp_path / "shared").as_uri())
     monkeypatch.setenv("PATH", str(tmp_path))
     shown = invoke("check")

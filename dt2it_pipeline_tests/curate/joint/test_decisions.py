@@ -120,8 +120,9 @@ def test_a_known_label_accuracy_is_kept_to() -> None:
         assert found.anchored and found.before.estimate == pytest.approx(accuracy, abs=0.02)
 
 
-# 0.5 to 1 - 1e-9 evenly in log-odds, and numbers beyond, up to the last below 1.
-@given(log_odds=strategies.floats(0, 36), seed=strategies.integers(0, 3))
+# 0.5 to 1 - 1e-9 evenly in log-odds, and numbers beyond, up to the last below 1. No denormal numbers: a training in the
+# same process flushes them to zero, which hypothesis refuses otherwise.
+@given(log_odds=strategies.floats(0, 36, allow_subnormal=False), seed=strategies.integers(0, 3))
 @example(log_odds=logit(1 - 1e-9), seed=0)
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_labels_of_any_known_accuracy_are_believed_as_far(log_odds: float, seed: int) -> None:
