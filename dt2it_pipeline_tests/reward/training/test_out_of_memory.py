@@ -54,7 +54,8 @@ def test_the_training_is_that_of_the_smaller_micro_batch(job: TrainJob, tmp_path
     assert launches.lines == [
         "memory ran out at step 1, rank 0 of 1 (CUDA out of memory. Tried to allocate 2.00 GiB); training goes on from "
         "its last saved state with half the micro-batch, 2 pairs: each step has the same pairs, so that the result "
-        "differs by rounding alone"
+        f"differs by rounding alone. Later starts with these settings do the same; on a larger GPU remove "
+        f"{job.work / NOTE} first"
     ]
     assert (summary["resumed_from_step"], summary["micro_batch"]) == (0, "2 pairs")
     assert weights_digest(job.output) == weights_digest(small.output)
@@ -148,6 +149,20 @@ def test_settings_that_are_set_are_not_asked_for(job: TrainJob, noted: Any) -> N
     assert "training.deepspeed_config: zero3 (ZeRO stage 3; now zero2_cpu, stage 2)" in noted(FULL, ranks=2)[0]
 
 
+def test_each_start_says_which_file_to_remove_and_what_may_differ(job: TrainJob, noted: Any) -> None:
+    lora = with_settings(job, lora=LoraSettings(rank=4, dropout=0.1))
+    for each, differs in ((job, "rounding alone."), (lora, "rounding and by what dropout draws.")):
+        noted(FULL, job=each)
+        for _ in range(2):
+            lines: list[str] = []
+            launch_training(each, lambda job: {}, lines.append)
+            assert differs in lines[0] and f"remove {job.work / NOTE} first" in lines[0]
+        (job.work / NOTE).unlink()
+        jobs: list[TrainJob] = []
+        launch_training(each, lambda job: jobs.append(job) or {}, [].append)  # type: ignore[func-returns-value, misc]
+        assert jobs[0].micro_batch is None
+
+
 def test_a_note_of_other_settings_or_a_damaged_one_counts_for_nothing(job: TrainJob, noted: Any) -> None:
     assert noted(FULL)[1] is not None
     note, jobs = job.work / NOTE, list[TrainJob]()
@@ -167,13 +182,21 @@ def test_a_note_of_other_settings_or_a_damaged_one_counts_for_nothing(job: Train
 
 def test_other_errors_are_not_taken_for_memory() -> None:
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory.")) and ran_out(MemoryError())
-    for words in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error in: NCCLUtils.hpp:275, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "NCCL error in: NCCLUtils.hpp:317, unhandled cuda error\nLast error:\nFailed to CUDA calloc 6291456 bytes",
+        "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+    ):
         assert ran_out(RuntimeError(words))
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)  # the allocator's own words
     assert ran_out(caught.value)
     for other in (
         RuntimeError("Connection closed by peer"),
+        RuntimeError("Cuda failure 1 'invalid argument'"),
         ValueError("can't allocate memory"),
         OSError(12, "memory"),
     ):
