@@ -118,8 +118,8 @@ def _round_artifacts(store: Store, number: int, needed_by: int, names: Sequence[
     found = {name: earlier_round(store, name, number, needed_by) for name in names}
     if _COUNTED not in found["annotated_pairs"].metadata:
         raise dg.Failure(
-            f"the report of round {needed_by} needs annotated_pairs of round {number}, which was made by another version "
-            f"of this project. Make it anew, from the replies that are kept: dt2it run {ROUND_JOB} --round {number}",
+            f"the report of round {needed_by} needs annotated_pairs of round {number}, which another version of "
+            f"this project made. Make it anew, from the replies that are kept: dt2it run {ROUND_JOB} --round {number}",
             allow_retries=False,
         )
     return found

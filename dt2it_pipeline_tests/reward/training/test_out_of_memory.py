@@ -54,7 +54,7 @@ def test_the_training_is_that_of_the_smaller_micro_batch(job: TrainJob, tmp_path
     assert launches.lines == [
         "memory ran out at step 1, rank 0 of 1 (CUDA out of memory. Tried to allocate 2.00 GiB); training goes on from "
         "its last saved state with half the micro-batch, 2 pairs: each step has the same pairs, so that the result "
-        f"differs by rounding alone. Later starts with these settings do the same; on a larger GPU remove "
+        "differs by rounding alone. Later starts with these settings do the same; on a larger GPU remove "
         f"{job.work / NOTE} first"
     ]
     assert (summary["resumed_from_step"], summary["micro_batch"]) == (0, "2 pairs")
@@ -150,17 +150,22 @@ def test_settings_that_are_set_are_not_asked_for(job: TrainJob, noted: Any) -> N
 
 
 def test_each_start_says_which_file_to_remove_and_what_may_differ(job: TrainJob, noted: Any) -> None:
+    jobs, lines = list[TrainJob](), list[str]()
+
+    def launch(job: TrainJob) -> Summary:
+        jobs.append(job)
+        return {}
+
     lora = with_settings(job, lora=LoraSettings(rank=4, dropout=0.1))
     for each, differs in ((job, "rounding alone."), (lora, "rounding and by what dropout draws.")):
         noted(FULL, job=each)
         for _ in range(2):
-            lines: list[str] = []
-            launch_training(each, lambda job: {}, lines.append)
-            assert differs in lines[0] and f"remove {job.work / NOTE} first" in lines[0]
+            launch_training(each, launch, lines.append)
+            assert differs in lines[-1] and f"remove {job.work / NOTE} first" in lines[-1]
         (job.work / NOTE).unlink()
-        jobs: list[TrainJob] = []
-        launch_training(each, lambda job: jobs.append(job) or {}, [].append)  # type: ignore[func-returns-value, misc]
-        assert jobs[0].micro_batch is None
+        launch_training(each, launch, lines.append)
+        assert jobs[-1].micro_batch is None
+    assert len(lines) == 4
 
 
 def test_a_note_of_other_settings_or_a_damaged_one_counts_for_nothing(job: TrainJob, noted: Any) -> None:
