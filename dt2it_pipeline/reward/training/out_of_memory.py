@@ -48,7 +48,7 @@ class Place:
 
     Attributes:
         at: in words, such as "at step 3".
-        examples: of the last forward pass that began; 0 before the first.
+        examples: of the last forward pass that began; 0 before the first, and while weights are saved.
         pairs: of that pass; half its answers, rounded up.
         cells: of that pass: tokens, padding included.
     """
@@ -57,6 +57,10 @@ class Place:
     examples: int = 0
     pairs: int = 0
     cells: int = 0
+
+    def saves(self, what: str) -> None:
+        """Note that weights are saved now, for which no forward pass is to blame."""
+        self.at, self.examples = f"while {what} was saved", 0
 
 
 def ran_out(error: BaseException) -> bool:

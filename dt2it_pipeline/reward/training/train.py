@@ -72,7 +72,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
         try:
             trainer = Trainer(job, group, report if group.rank == 0 else _silent, place)
             summary = trainer.fit()
-            place.at = "while the checkpoint was made"
+            place.saves("the checkpoint")
             trainer.save(job.output, summary)
         except Exception as error:
             if not ran_out(error):

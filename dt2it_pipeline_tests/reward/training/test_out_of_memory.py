@@ -16,6 +16,8 @@ from dt2it_pipeline.config.sections.training import LoraSettings
 from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error, ran_out
@@ -108,6 +110,30 @@ def test_a_rank_that_was_killed_is_not_started_again(job: TrainJob, tmp_path: Pa
     with pytest.raises(JobFailed, match=r"rank 1 \(process \d+\) was killed by signal 9") as caught:
         launches.train(job)
     assert caught.value.was_killed and len(launches.jobs) == 1 and not launches.lines
+    assert not (job.work / NOTE).exists()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("function", "where"),
+    [
+        ("save_pretrained", "while the checkpoint was saved"),
+        ("state_dict", "while the best model, of step 1, was saved"),
+    ],
+)
+def test_weights_that_cannot_be_saved_are_not_tried_again(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, where: str
+) -> None:
+    """Half the micro-batch would leave no more memory then."""
+
+    def fails(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    best = {"keep": "best", "validation_pairs": 6} if function == "state_dict" else {}
+    job = changed(job, "out", tmp_path, max_steps=1, **best)
+    monkeypatch.setattr(RewardNetwork, function, fails)
+    with pytest.raises(TrainingError, match=f"memory ran out {where}, rank 0 of 1"):
+        run(job, [].append)
     assert not (job.work / NOTE).exists()
 
 
