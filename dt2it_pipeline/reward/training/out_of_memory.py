@@ -29,7 +29,7 @@ from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.storage import content_ids
-from dt2it_pipeline.storage.atomic import write_json_atomic
+from dt2it_pipeline.storage.atomic import StoreError, write_json_atomic
 
 _NOTE = "out_of_memory.json"
 _LEAST_TOKENS = 16  # of the setting micro_batch_tokens
@@ -93,7 +93,7 @@ def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: Base
     if job.micro_batch is None and place.examples > 1:
         smaller = _half(job.settings, place)
         note = {"settings": _digest(job), "micro_batch": smaller.model_dump(), "where": where, "reason": reason}
-        with contextlib.suppress(OSError):  # the error says what to do without it
+        with contextlib.suppress(OSError, StoreError):  # the error says what to do without it
             write_json_atomic(note, job.work / _NOTE)
     halved = "" if job.micro_batch is None else f"; the micro-batch was halved already, to {job.micro_batch.in_words()}"
     return TrainingError(f"memory ran out {where} ({reason}){halved}; {_advice(job.settings, place, ranks)}")

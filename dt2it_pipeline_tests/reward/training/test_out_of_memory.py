@@ -159,6 +159,12 @@ def test_the_pass_that_failed_is_halved(job: TrainJob, noted: Any) -> None:
     assert noted(Place("at step 1", 2, 2, 20), job=budget)[1] == MicroBatch(pairs=64, tokens=16)
 
 
+def test_a_note_that_cannot_be_written_hides_nothing(job: TrainJob, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    lost = job.model_copy(update={"work": tmp_path / "file" / "work"})
+    assert "memory ran out at step 3" in str(memory_error(lost, FULL, 0, 1, MemoryError()))
+
+
 @pytest.mark.parametrize("place", [Place("at step 3", 1, 1, 1000), Place()])
 def test_what_a_smaller_micro_batch_cannot_help_is_not_tried_again(noted: Any, place: Place) -> None:
     message, smaller = noted(place)
