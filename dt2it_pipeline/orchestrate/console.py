@@ -9,6 +9,7 @@ No line is wider than WIDTH, but for commands and paths, which stay whole so tha
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -156,6 +157,7 @@ class _Worth(logging.Filter):
         return not str(meta.get("orig_message") or "").startswith(_NOISE)
 
 
+@functools.cache  # every instance of Dagster that is opened asks for it, and the definitions too
 def print_mistakes_plainly() -> None:
     """Let a mistake in a recipe, a manifest or a run's configuration end a command with one sentence: `error: ...`.
 
@@ -163,7 +165,7 @@ def print_mistakes_plainly() -> None:
 
     It changes what the interpreter prints of an error that nobody catches, and only of those: a traceback through
     Dagster's loader and this code says nothing to whoever mends a YAML file. Other errors keep theirs, and a code
-    server catches these too and shows them in the UI.
+    server catches these too and shows them in the UI. Called again, it changes nothing.
     """
     others = sys.excepthook
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -102,6 +103,22 @@ def test_a_store_that_lets_nothing_be_removed_is_a_warning(monkeypatch: pytest.M
     fsspec.register_implementation("keeps", Keeps, clobber=True)
     line = store_line(monkeypatch, "keeps://place")
     assert line.level == "warning" and "written and read, but" in line.text and "removal is not allowed" in line.text
+
+
+class Hides(MemoryFileSystem):
+    """Files that nobody may read."""
+
+    protocol = "hides"
+
+    def cat_file(self, path: str, *given: Any, **named: Any) -> bytes:
+        raise PermissionError("reading is not allowed")
+
+
+def test_an_object_that_cannot_be_read_is_removed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("hides", Hides, clobber=True)
+    line = store_line(monkeypatch, "hides://hidden")
+    assert line.level == "error" and "reading is not allowed" in line.text
+    assert not [path for path in Hides().find("/") if "hidden" in path]
 
 
 # launchers

@@ -165,3 +165,25 @@ def test_a_failure_is_printed_in_its_own_words_and_another_error_with_its_name(e
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize([failing], instance=instance, raise_on_error=False)
     assert _root(result.failure_data_for_node("failing").error) == words
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "last"),
+    [
+        ("text", "RecipeError('no rounds')", "error: no rounds"),
+        ("json", "RecipeError('no rounds')", '"message": "no rounds"'),
+        ("text", "KeyError('rounds')", "KeyError: 'rounds'"),
+    ],
+)
+def test_an_error_that_nobody_catches_is_printed_once_in_the_form_of_the_lines(form, error, last):
+    """Dagster's storage asks for it, and then the definitions: twice in one process of `dagster job execute`."""
+    code = (
+        "from dt2it_pipeline.config.recipe import RecipeError\n"
+        "from dt2it_pipeline.orchestrate.console import print_mistakes_plainly\n"
+        f"print_mistakes_plainly()\nprint_mistakes_plainly()\nraise {error}"
+    )
+    own = os.environ | {"DT2IT_LOG": form}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, timeout=60)
+    *others, line = done.stderr.splitlines()
+    assert done.returncode == 1 and last in line and line.startswith("{") == (form == "json")
+    assert bool(others) == ("KeyError" in error)  # a traceback, for an error of the code

@@ -10,11 +10,12 @@ import pytest
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.recipe import load_recipe
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.orchestrate.assets.report import report_settings
+from dt2it_pipeline.orchestrate.assets.report import _round_artifacts, report_settings
 from dt2it_pipeline.orchestrate.partitions import earlier_round
 from dt2it_pipeline.orchestrate.sections import ReportSections
 from dt2it_pipeline.orchestrate.stage.cached_stage import stage_key
-from dt2it_pipeline.storage.artifacts import Store
+from dt2it_pipeline.storage import schemas
+from dt2it_pipeline.storage.artifacts import Artifact, Store
 
 # asset -> what it is made from, group by group: the asset graph of the README
 GRAPH = {
@@ -124,6 +125,17 @@ def test_a_round_without_its_predecessor_says_which_command_to_run(tmp_path):
         earlier_round(Store(tmp_path), "curated_pairs", 0, needed_by=1)
     assert "dt2it run round --round 0" in str(caught.value.description)
     assert not caught.value.allow_retries
+
+
+def test_a_report_of_rounds_that_another_version_made_says_which_command_makes_them_anew(tmp_path):
+    store, table = Store(tmp_path), schemas.table([], "pairs")
+    store.write("annotated_pairs", Artifact({"pairs": table}, {"judge_calls": 3}), "old", "0")
+    with pytest.raises(dg.Failure) as caught:
+        _round_artifacts(store, 0, 1, ["annotated_pairs"])
+    assert "round 0" in (words := str(caught.value.description)) and "another version" in words
+    assert words.endswith("dt2it run round --round 0") and not caught.value.allow_retries
+    store.write("annotated_pairs", Artifact({"pairs": table}, {"judge_calls": 0, "cached_replies": 3}), "new", "0")
+    assert set(_round_artifacts(store, 0, 1, ["annotated_pairs"])) == {"annotated_pairs"}
 
 
 JUDGES = "annotation: {judges: [{name: a}, {name: b}]}\n"

@@ -44,6 +44,7 @@ from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 STAGE = "annotate"
 ALONE = "alone"  # in place of an order, where a judge sees each response by itself
 _CALLS = "calls.json"  # of a shard, beside its votes
+_FORM = 2  # of a shard's folder; one of an earlier form is not taken for done
 _FEW = 3  # pairs; a judge that has no reply to fewer may be right about them, and the run goes on
 
 Row = dict[str, Any]
@@ -390,4 +391,4 @@ def _joined(folders: Sequence[Path], kind: str) -> pa.Table:
 
 
 def _folder(work: Path, judge: AnnotatorChoice, start: int) -> Path:
-    return work / content_ids.content_hash(judge.model_dump(mode="json"))[:12] / f"{start:09d}"
+    return work / content_ids.content_hash(_FORM, judge.model_dump(mode="json"))[:12] / f"{start:09d}"

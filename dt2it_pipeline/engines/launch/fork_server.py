@@ -33,9 +33,8 @@ def end_with_parent() -> None:
 
 
 def _watch() -> None:
-    parent = (
-        multiprocessing.parent_process()
-    )  # of a fork server's child not the server, which lives as long as its children
+    # Of a fork server's child this is not the server, which lives as long as its children.
+    parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)

@@ -17,6 +17,7 @@ from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.logs import configure_logs
 
 _GRACE = 5.0  # seconds that a worker has to end by itself
@@ -106,7 +107,7 @@ def visible_gpus() -> list[str]:
 
 def share_of_cores(processes: int) -> int:
     """Threads for each of so many processes on this machine."""
-    return max(1, (os.cpu_count() or 1) // processes)
+    return max(1, usable_cores() // processes)
 
 
 class _Here:

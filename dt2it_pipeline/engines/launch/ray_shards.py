@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, ShardedJob, load_function
 from dt2it_pipeline.engines.launch.launcher import ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.logs import configure_logs
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 10.0, 10.0
@@ -182,6 +184,8 @@ def _value(ray: Any, reference: Any, number: int | None, settings: RaySettings) 
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if error.cause is not None else error
+        if not isinstance(cause, UserError):  # Ray's error has the worker's traceback, which nobody else prints
+            print(error, file=sys.stderr)
         raise RayShardsError(f"{what}: {type(cause).__name__}: {cause}") from error
     except ray.exceptions.RayActorError as error:
         first = str(error).strip().splitlines()[0]

@@ -37,6 +37,7 @@ CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
 _BATCH = 64  # rows of a Parquet file at a time; each may hold an image
+_PAGE_HEADER, _NEXT_I32, _DICTIONARY_PAGE = 16, 0x15, 2  # bytes that are read of it; a field; a kind of page
 _COMPRESSED = (".gz", ".zst")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 8  # keys in a message
@@ -339,12 +340,39 @@ def _batches(file: Any, stream: Any, name: str) -> Iterator[Any]:
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         columns = [about.column(column) for column in range(about.num_columns)]
-        longest = sum(part.total_uncompressed_size for part in columns if part.has_dictionary_page)
+        longest = sum(part.total_uncompressed_size for part in columns)
+        if longest * _BATCH > _BATCH_BYTES:  # most of it may be values that stand in one row each
+            longest = sum(_dictionary_bytes(stream, part) for part in columns)
         rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
             expanded += batch.nbytes
             check_ratio(expanded, held, name)
             yield batch
+
+
+def _dictionary_bytes(stream: Any, column: Any) -> int:
+    """Bytes of a column chunk's dictionary, its first page: 0 where there is none, all its bytes where nothing says.
+
+    Most writers begin one for any column, and give it up at 1 MiB. The footer does not say how large it is. The page
+    does: its header (`PageHeader` of parquet.thrift, in Thrift's compact protocol) begins with its kind and size.
+    """
+    whole: int = column.total_uncompressed_size
+    stream.seek(min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset))
+    octets, numbers = iter(stream.read(_PAGE_HEADER)), []
+    for _ in range(2):
+        if next(octets, None) != _NEXT_I32:
+            return whole
+        number = shift = 0
+        for octet in octets:
+            number |= (octet & 0x7F) << shift
+            shift += 7
+            if octet < 0x80:
+                break
+        numbers.append(number >> 1)  # signs are the lowest bit, and there is none
+    kind, size = numbers
+    if kind != _DICTIONARY_PAGE:
+        return whole if column.has_dictionary_page else 0
+    return size
 
 
 def _one_row(batch: Any) -> dict[str, Any] | str:

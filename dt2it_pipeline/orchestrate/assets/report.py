@@ -11,7 +11,7 @@ import pyarrow as pa
 from dt2it_pipeline.orchestrate.arms import arms
 from dt2it_pipeline.orchestrate.assets.evaluation import GROUP
 from dt2it_pipeline.orchestrate.assets.voters import voter_assets
-from dt2it_pipeline.orchestrate.partitions import announce_feedback, earlier_round
+from dt2it_pipeline.orchestrate.partitions import ROUND_JOB, announce_feedback, earlier_round
 from dt2it_pipeline.orchestrate.report.data import report_data
 from dt2it_pipeline.orchestrate.report.sources import BEFORE, IN_ROUND, UNTABLED, ReportSources
 from dt2it_pipeline.orchestrate.resources import StoreResource
@@ -23,6 +23,7 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 from dt2it_pipeline.storage.content_ids import content_hash
 
 REPORT_FILES = ("report.html", "report.md")
+_COUNTED = "cached_replies"  # of annotated_pairs; a version without it does not say its audit either
 
 
 def build_round_report(
@@ -114,7 +115,14 @@ def report_settings(sections: ReportSections) -> dict[str, Any]:
 
 
 def _round_artifacts(store: Store, number: int, needed_by: int, names: Sequence[str]) -> dict[str, Artifact]:
-    return {name: earlier_round(store, name, number, needed_by) for name in names}
+    found = {name: earlier_round(store, name, number, needed_by) for name in names}
+    if _COUNTED not in found["annotated_pairs"].metadata:
+        raise dg.Failure(
+            f"the report of round {needed_by} needs annotated_pairs of round {number}, which another version of "
+            f"this project made. Make it anew, from the replies that are kept: dt2it run {ROUND_JOB} --round {number}",
+            allow_retries=False,
+        )
+    return found
 
 
 def _untabled(store: Store, sources: Sequence[str]) -> dict[str, Artifact]:

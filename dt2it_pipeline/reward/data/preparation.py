@@ -164,7 +164,8 @@ def prepare(source: TableSource, work: Path, here: PromptEncoder, ranks: Ranks) 
             _make(place / key, source, here)
         except Exception as caught:  # others wait: they must hear of it
             error = caught
-    outcomes = ranks.gather((ranks.leader, key, "" if error is None else str(error)))
+    # An error may have no words: a bare MemoryError has none.
+    outcomes = ranks.gather((ranks.leader, key, "" if error is None else str(error) or type(error).__name__))
     if error is not None:
         raise error
     if failed := next((message for *_, message in outcomes if message), None):

@@ -3,8 +3,8 @@
 A rank whose memory ran out cannot go on, since the others wait for it within an exchange. So its process ends with a
 `TrainingError`, and leaves a note in the work folder. `launch_training` finds the note and launches the job once more
 with half the micro-batch, from its last saved state. A step has the same pairs as before, over more forward passes, so
-that the result differs by rounding alone. The note stays with the states: a training that is killed later goes on in
-the same way.
+that the result differs by rounding alone, and with `lora.dropout` by what dropout draws. The note stays with the
+states: a training that is killed later goes on in the same way, and says so at each start. Both go when it is done.
 
 A process that a signal ended (the kernel's, where the machine's memory ran out) leaves no note, and is not started
 again. No torch here: who launches trainings does without.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,16 @@ from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.storage import content_ids
-from dt2it_pipeline.storage.atomic import write_json_atomic
+from dt2it_pipeline.storage.atomic import StoreError, write_json_atomic
 
 _NOTE = "out_of_memory.json"
 _LEAST_TOKENS = 16  # of the setting micro_batch_tokens
-# How libraries word a failed allocation where its error has no class of its own: PyTorch on a CPU and on a GPU, cuBLAS,
-# NCCL.
-_WORDS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Failed to CUDA malloc")
+# How libraries word a failed allocation where its error has no class of its own: PyTorch on a CPU and on a GPU, in an
+# error of torch.compile too, cuBLAS, cuDNN, NCCL.
+_WORDS = re.compile(
+    "can't allocate memory|CUDA error: out of memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_ALLOC_FAILED|Failed to CUDA [mc]alloc|Cuda failure (?:\d+ )?'out of memory'"
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -44,7 +48,7 @@ class Place:
 
     Attributes:
         at: in words, such as "at step 3".
-        examples: of the last forward pass that began; 0 before the first.
+        examples: of the last forward pass that began; 0 before the first, and while weights are saved.
         pairs: of that pass; half its answers, rounded up.
         cells: of that pass: tokens, padding included.
     """
@@ -53,6 +57,10 @@ class Place:
     examples: int = 0
     pairs: int = 0
     cells: int = 0
+
+    def saves(self, what: str) -> None:
+        """Note that weights are saved now, for which no forward pass is to blame."""
+        self.at, self.examples = f"while {what} was saved", 0
 
 
 def ran_out(error: BaseException) -> bool:
@@ -65,7 +73,7 @@ def ran_out(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
 
 
 def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: BaseException) -> TrainingError:
@@ -85,7 +93,7 @@ def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: Base
     if job.micro_batch is None and place.examples > 1:
         smaller = _half(job.settings, place)
         note = {"settings": _digest(job), "micro_batch": smaller.model_dump(), "where": where, "reason": reason}
-        with contextlib.suppress(OSError):  # the error says what to do without it
+        with contextlib.suppress(OSError, StoreError):  # the error says what to do without it
             write_json_atomic(note, job.work / _NOTE)
     halved = "" if job.micro_batch is None else f"; the micro-batch was halved already, to {job.micro_batch.in_words()}"
     return TrainingError(f"memory ran out {where} ({reason}){halved}; {_advice(job.settings, place, ranks)}")
@@ -114,17 +122,20 @@ def launch_training(job: TrainJob, launch: Callable[[TrainJob], Summary], say: C
 
 def _as_noted(job: TrainJob, say: Callable[[str], None]) -> TrainJob:
     """The job with the micro-batch of the note in its work folder; as it is where there is none of these settings."""
-    note = _read(job.work / _NOTE)
+    file = job.work / _NOTE
+    note = _read(file)
     try:
         if note.get("settings") != _digest(job):
             return job
         smaller = MicroBatch.model_validate(note["micro_batch"])
     except (KeyError, ValidationError):
         return job
+    lora = job.settings.lora
+    differs = "rounding and by what dropout draws" if lora is not None and lora.dropout else "rounding alone"
     say(
         f"memory ran out {note.get('where')} ({note.get('reason')}); training goes on from its last saved state with "
         f"half the micro-batch, {smaller.in_words()}: each step has the same pairs, so that the result differs by "
-        "rounding alone"
+        f"{differs}. Later starts with these settings do the same; on a larger GPU remove {file} first"
     )
     return job.model_copy(update={"micro_batch": smaller})
 

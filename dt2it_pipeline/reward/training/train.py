@@ -32,6 +32,7 @@ from typing import Any
 
 from dt2it_pipeline.engines import lean_imports
 from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error, ran_out
@@ -64,14 +65,14 @@ def run(job: TrainJob, report: Reporter) -> Summary:
 
     with Group() as group:
         if not group.cuda:
-            cores = max(1, (os.cpu_count() or 1) // group.local_size)
+            cores = max(1, usable_cores() // group.local_size)
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
         flush_denormals()
         place = Place()
         try:
             trainer = Trainer(job, group, report if group.rank == 0 else _silent, place)
             summary = trainer.fit()
-            place.at = "while the checkpoint was made"
+            place.saves("the checkpoint")
             trainer.save(job.output, summary)
         except Exception as error:
             if not ran_out(error):

@@ -148,6 +148,7 @@ class Trainer:
     def _save_state(self, done: int, digest: str) -> None:
         self._read()
         self.data.share_faults()
+        self.place.saves(f"the state after step {done}")
         kept = {
             "step": done,
             "log": self.log,
@@ -288,6 +289,7 @@ class Trainer:
         self.model.card.pop(CARD_KEY, None)
         self.model.card |= validation.calibration(everyone, self.prepared.prompt_ranks())
         if self.best.wanted and validation.best_of(self.evaluations) is row:
+            self.place.saves(f"the best model, of step {done},")
             state = self.full_weights()
             if self.group.rank == 0:
                 with checkpointing.writing("the best weights", self.best.folder(done), self.state_step):

@@ -117,21 +117,23 @@ name a URL that fsspec knows, such as s3://bucket/folder
         tried: list[str | Exception] = []
 
         def work() -> None:
+            fault: Exception | None = None
             try:
                 self._asked(lambda: self._files.pipe_file(place, content))
-                found = self._asked(lambda: self._files.cat_file(place))
             except Exception as error:
                 tried.append(error)
                 return
-            if found != content:
-                tried.append(ObjectStoreError(f"object store {self.url}: what was read is not what was written"))
-                return
             try:
+                if self._asked(lambda: self._files.cat_file(place)) != content:
+                    raise ObjectStoreError(f"object store {self.url}: what was read is not what was written")
+            except Exception as error:
+                fault = error
+            try:  # in any case: nothing of a check stays where it can be removed
                 self._files.rm_file(place)
             except Exception as error:
-                tried.append(f"{place} cannot be removed ({type(error).__name__}: {error})")
+                tried.append(fault or f"{place} cannot be removed ({type(error).__name__}: {error})")
             else:
-                tried.append("")
+                tried.append(fault or "")
 
         worker = threading.Thread(target=work, daemon=True)  # it may hang, and must not keep this process
         worker.start()

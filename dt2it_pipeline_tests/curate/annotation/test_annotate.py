@@ -15,7 +15,7 @@ from dt2it_pipeline.engines import device
 from dt2it_pipeline.engines.chat import chat_prompt
 from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question
 from dt2it_pipeline.judges.protocol import NoUsableReply
-from dt2it_pipeline.storage import atomic, records, schemas
+from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 from dt2it_pipeline_tests.support.threads import use_tested_threads
@@ -100,6 +100,17 @@ def test_the_second_judge_measures_against_other_images_and_words_the_question_i
         assert len(question.baselines) == 2
         assert all(images[0].getpixel((0, 0)) != own for images in question.baselines)
         assert question.prompt.messages[-1]["content"][-1]["text"].endswith("shape? Be exact.")
+
+
+def test_a_shard_of_an_earlier_form_is_judged_again(tmp_path):
+    prompts = [prompt_row(tmp_path, color) for color in COLORS[:2]]
+    job = _job(tmp_path, prompts, [_pair(prompt, "It is red.", "It is blue.") for prompt in prompts])
+    for judge in job.settings.judges:  # as one call in the place of counts by name, and a folder named without a form
+        folder = job.work / content_ids.content_hash(judge.model_dump(mode="json"))[:12] / "000000000"
+        folder.mkdir(parents=True)
+        (folder / "calls.json").write_text("1")
+    summary, votes, _ = _run(job, Colorist())
+    assert (len(votes), summary["calls"], summary["cached"]) == (4, 4, 0)
 
 
 def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.engines.launch import deaths
+from dt2it_pipeline.engines.launch.local_shards import share_of_cores
 from dt2it_pipeline.observe.cores import usable_cores
 
 
@@ -31,3 +32,15 @@ def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch: pytest.
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert usable_cores() == (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system binds no process to cores")
+def test_workers_share_the_cores_that_their_process_may_use() -> None:
+    """As in an allocation of Slurm or under `taskset`, where the machine has more."""
+    own = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(own)})
+        assert (usable_cores(), share_of_cores(1), share_of_cores(2)) == (1, 1, 1)
+    finally:
+        os.sched_setaffinity(0, own)
+    assert share_of_cores(1) == len(own)

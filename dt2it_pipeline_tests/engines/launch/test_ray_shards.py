@@ -104,12 +104,14 @@ def test_a_shard_that_always_ends_its_worker_is_an_error_after_the_retries(tmp_p
     ],
 )
 def test_an_error_of_a_shard_is_one_line_and_not_retried(
-    tmp_path: Path, kind: type[ray_jobs.SquaresJob], words: str
+    tmp_path: Path, kind: type[ray_jobs.SquaresJob], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RayShardsError, match=words) as caught:
         done(TWO, kind(folder=tmp_path, faulty=4))
     assert "\n" not in str(caught.value)
     assert ray_jobs.tries(tmp_path, 4) <= 1
+    printed = capsys.readouterr().err  # what the code did on the worker; the error alone would not say
+    assert "ray_jobs.py" in printed and words.rpartition(": ")[2] in printed
 
 
 @pytest.mark.heavy

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -170,9 +171,28 @@ def test_rows_of_a_dictionary_are_counted_as_they_are_read(tmp_path: Path) -> No
     )  # the footer's word
 
 
+@pytest.mark.parametrize(
+    ("dictionary", "least", "most"),
+    [({"dictionary_pagesize_limit": 1 << 12, "write_batch_size": 4}, 64, 64), ({}, 1, 2)],
+)
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_batches_are_small_only_where_a_dictionary_is_large(
+    monkeypatch: pytest.MonkeyPatch, dictionary: dict[str, Any], least: int, most: int, compression: str
+) -> None:
+    """The first has a dictionary that the writer gave up, as most long columns have: nearly all values are plain."""
+    monkeypatch.setattr(file_formats, "_BATCH_BYTES", 1 << 20)
+    table = pa.table({"question": [f"{row:06d}" * 150 for row in range(640)], "numbers": [[row] for row in range(640)]})
+    stream = io.BytesIO()
+    pq.write_table(table, stream, compression=compression, **dictionary)
+    batches = list(file_formats._batches(pq.ParquetFile(stream), stream, "rows.parquet"))
+    assert least <= max(batch.num_rows for batch in batches) <= most
+    assert pa.Table.from_batches(batches).equals(table)
+
+
 _PEAK = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import SourceError

@@ -26,6 +26,7 @@ from dt2it_pipeline.reward.data.encoding_workers import EncoderSource, encoding
 from dt2it_pipeline.reward.data.preparation import PreparedPairs, split_by_prompt
 from dt2it_pipeline.reward.data.table_building import TableSource
 from dt2it_pipeline.reward.data.token_table import TokenTable
+from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.distributed import Alone
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline.storage.schemas import RecordError
@@ -175,6 +176,37 @@ def test_a_table_is_made_again_only_where_it_must_be(
     shutil.copy(first.encoder.media_root / "0.png", first.encoder.media_root / "more" / "1.png")  # it was missing
     assert prepared(dataclasses.replace(first, max_length=400)).pairs == before + 1
     assert len(made) == 5
+
+
+class Both:
+    """Two ranks of one machine, one after the other: the second hears what the first one has sent."""
+
+    size, leader = 2, 0
+
+    def __init__(self) -> None:
+        self.rank, self.sent = 0, list[Any]()
+
+    def barrier(self) -> None:
+        """Nobody waits."""
+
+    def gather(self, value: Any) -> list[Any]:
+        self.sent.append(value)
+        return list(self.sent)
+
+
+def test_every_rank_hears_that_the_first_ran_out_of_memory(
+    source: Callable[..., TableSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(table_building, "build", build)
+    made, ranks = source(), Both()
+    with pytest.raises(MemoryError):
+        preparation.prepare(made, tmp_path / "work", made.encoder.encoder(), ranks)
+    ranks.rank = 1
+    with pytest.raises(TrainingError, match="pairs could not be prepared on another rank: MemoryError"):
+        preparation.prepare(made, tmp_path / "work", made.encoder.encoder(), ranks)
 
 
 def test_what_a_table_depends_on_is_in_its_key(source: Callable[..., TableSource], tmp_path: Path) -> None:

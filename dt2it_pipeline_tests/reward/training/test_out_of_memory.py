@@ -16,6 +16,8 @@ from dt2it_pipeline.config.sections.training import LoraSettings
 from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error, ran_out
@@ -54,7 +56,8 @@ def test_the_training_is_that_of_the_smaller_micro_batch(job: TrainJob, tmp_path
     assert launches.lines == [
         "memory ran out at step 1, rank 0 of 1 (CUDA out of memory. Tried to allocate 2.00 GiB); training goes on from "
         "its last saved state with half the micro-batch, 2 pairs: each step has the same pairs, so that the result "
-        "differs by rounding alone"
+        "differs by rounding alone. Later starts with these settings do the same; on a larger GPU remove "
+        f"{job.work / NOTE} first"
     ]
     assert (summary["resumed_from_step"], summary["micro_batch"]) == (0, "2 pairs")
     assert weights_digest(job.output) == weights_digest(small.output)
@@ -110,6 +113,30 @@ def test_a_rank_that_was_killed_is_not_started_again(job: TrainJob, tmp_path: Pa
     assert not (job.work / NOTE).exists()
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("function", "where"),
+    [
+        ("save_pretrained", "while the checkpoint was saved"),
+        ("state_dict", "while the best model, of step 1, was saved"),
+    ],
+)
+def test_weights_that_cannot_be_saved_are_not_tried_again(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, where: str
+) -> None:
+    """Half the micro-batch would leave no more memory then."""
+
+    def fails(*given: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    best = {"keep": "best", "validation_pairs": 6} if function == "state_dict" else {}
+    job = changed(job, "out", tmp_path, max_steps=1, **best)
+    monkeypatch.setattr(RewardNetwork, function, fails)
+    with pytest.raises(TrainingError, match=f"memory ran out {where}, rank 0 of 1"):
+        run(job, [].append)
+    assert not (job.work / NOTE).exists()
+
+
 @pytest.fixture
 def noted(job: TrainJob) -> Callable[..., tuple[str, MicroBatch | None]]:
     """The error of a rank whose memory ran out, and the micro-batch that its note asks for."""
@@ -132,6 +159,12 @@ def test_the_pass_that_failed_is_halved(job: TrainJob, noted: Any) -> None:
     assert noted(Place("at step 1", 2, 2, 20), job=budget)[1] == MicroBatch(pairs=64, tokens=16)
 
 
+def test_a_note_that_cannot_be_written_hides_nothing(job: TrainJob, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    lost = job.model_copy(update={"work": tmp_path / "file" / "work"})
+    assert "memory ran out at step 3" in str(memory_error(lost, FULL, 0, 1, MemoryError()))
+
+
 @pytest.mark.parametrize("place", [Place("at step 3", 1, 1, 1000), Place()])
 def test_what_a_smaller_micro_batch_cannot_help_is_not_tried_again(noted: Any, place: Place) -> None:
     message, smaller = noted(place)
@@ -146,6 +179,25 @@ def test_settings_that_are_set_are_not_asked_for(job: TrainJob, noted: Any) -> N
     assert "training.processes higher (now 2)" in message
     assert "set training.gradient_checkpointing: true" in noted(FULL, ranks=2)[0]
     assert "training.deepspeed_config: zero3 (ZeRO stage 3; now zero2_cpu, stage 2)" in noted(FULL, ranks=2)[0]
+
+
+def test_each_start_says_which_file_to_remove_and_what_may_differ(job: TrainJob, noted: Any) -> None:
+    jobs, lines = list[TrainJob](), list[str]()
+
+    def launch(job: TrainJob) -> Summary:
+        jobs.append(job)
+        return {}
+
+    lora = with_settings(job, lora=LoraSettings(rank=4, dropout=0.1))
+    for each, differs in ((job, "rounding alone."), (lora, "rounding and by what dropout draws.")):
+        noted(FULL, job=each)
+        for _ in range(2):
+            launch_training(each, launch, lines.append)
+            assert differs in lines[-1] and f"remove {job.work / NOTE} first" in lines[-1]
+        (job.work / NOTE).unlink()
+        launch_training(each, launch, lines.append)
+        assert jobs[-1].micro_batch is None
+    assert len(lines) == 4
 
 
 def test_a_note_of_other_settings_or_a_damaged_one_counts_for_nothing(job: TrainJob, noted: Any) -> None:
@@ -167,13 +219,21 @@ def test_a_note_of_other_settings_or_a_damaged_one_counts_for_nothing(job: Train
 
 def test_other_errors_are_not_taken_for_memory() -> None:
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory.")) and ran_out(MemoryError())
-    for words in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error in: NCCLUtils.hpp:275, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "NCCL error in: NCCLUtils.hpp:317, unhandled cuda error\nLast error:\nFailed to CUDA calloc 6291456 bytes",
+        "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+    ):
         assert ran_out(RuntimeError(words))
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)  # the allocator's own words
     assert ran_out(caught.value)
     for other in (
         RuntimeError("Connection closed by peer"),
+        RuntimeError("Cuda failure 1 'invalid argument'"),
         ValueError("can't allocate memory"),
         OSError(12, "memory"),
     ):
