@@ -87,7 +87,7 @@ ui: $(VENV)/.installed-demo
 	dagster dev -m dt2it_pipeline.definitions
 
 clean:
-	rm -rf "$(DT2IT_HOME)" $(VENV) .mutation .coverage* site
+	rm -rf "$(DT2IT_HOME)" $(VENV) .mutation .coverage* sbom.json site
 
 # scripts/install.py says what it fetches from where. Nothing is compiled by it: Python compiles what it imports, and to
 # compile the rest would take a third of the installation.

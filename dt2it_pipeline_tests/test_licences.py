@@ -1,4 +1,4 @@
-"""scripts/licences.py: licences that are on the list, and what is said of those that are not."""
+"""scripts/licences.py: licences that are on the list, and the faults that it reports of others."""
 
 from __future__ import annotations
 

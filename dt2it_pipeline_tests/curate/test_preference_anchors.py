@@ -9,7 +9,7 @@ import pytest
 from dt2it_pipeline import clean_preferences
 from dt2it_pipeline.curate.joint.sensitivity import COLUMNS
 from dt2it_pipeline.curate.voters.margins import CurationError
-from dt2it_pipeline_tests.support.noisy_world import NoisyWorld, noisy_world
+from dt2it_pipeline_tests.support.noisy_world import noisy_world
 
 
 def test_fifty_checks_correct_labels_and_make_the_claims_true() -> None:
@@ -123,15 +123,8 @@ def test_answers_that_say_nothing_are_counted() -> None:
 
 def test_trusted_pairs_are_an_anchor() -> None:
     both = noisy_world(900, 0.7, 0.9)
-    own = both.pairs[:600]
-    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
-    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
-    trusted = theirs.assign(
-        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
-        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
-    )
-    found = clean_preferences(own, both.scores, trusted=trusted)
-    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
+    world, trusted = both.with_trusted(600)
+    found = clean_preferences(world.pairs, both.scores, trusted=trusted)
     assert (found.pairs["outcome"] == "flipped").sum() > 60
     assert world.accuracy(found.pairs["outcome"]) > 0.9
     assert found.label_accuracy.before.estimate == pytest.approx(0.7, abs=0.06)

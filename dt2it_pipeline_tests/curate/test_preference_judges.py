@@ -117,28 +117,21 @@ def test_an_order_needs_ids_of_sides_and_says_so() -> None:
 
 def test_verdicts_on_trusted_pairs_show_how_far_a_judge_can_be_believed() -> None:
     both = noisy_world(700, 0.7, 0.8)
-    own = both.pairs[:600]
-    theirs = both.truth[600:].merge(both.pairs[600:], on="pair_id")
-    swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
-    trusted = theirs.assign(
-        chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
-        rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
-    )
+    world, trusted = both.with_trusted(600)
     rng = np.random.default_rng(0)
     honest = both.truth[["pair_id", "better_id"]].assign(judge="j")
     guessed = honest.assign(
         better_id=np.where(rng.random(700) < 0.5, both.pairs["chosen_id"], both.pairs["rejected_id"])
     )
-    world = NoisyWorld(own, both.scores, both.votes, both.truth[:600], both.right[:600])
-    good, bad = (clean_preferences(own, both.scores, votes, trusted=trusted) for votes in (honest, guessed))
+    good, bad = (clean_preferences(world.pairs, both.scores, votes, trusted=trusted) for votes in (honest, guessed))
     assert world.accuracy(good.pairs["outcome"]) > 0.97 > world.accuracy(bad.pairs["outcome"]) > 0.8
     assert (good.pairs["outcome"] != "dropped").mean() > 0.97 > (bad.pairs["outcome"] != "dropped").mean() + 0.02
     assert not any("not in the table" in note for note in good.notes)
-    twins = trusted.assign(pair_id=own["pair_id"].head(len(trusted)).tolist())
+    twins = trusted.assign(pair_id=world.pairs["pair_id"].head(len(trusted)).tolist())
     with pytest.raises(CurationError, match="among the pairs to be cleaned, too"):
-        clean_preferences(own, both.scores, honest, trusted=twins)
+        clean_preferences(world.pairs, both.scores, honest, trusted=twins)
     only = honest[honest["pair_id"].isin(trusted["pair_id"])].assign(judge="k")
-    found = clean_preferences(own, both.scores, pd.concat([honest, only]), trusted=trusted)
+    found = clean_preferences(world.pairs, both.scores, pd.concat([honest, only]), trusted=trusted)
     assert any("of judges who said nothing of the pairs" in note and "'k'" in note for note in found.notes)
 
 

@@ -21,7 +21,6 @@ from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.config.sections.judging import JudgingSettings
-from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.curate.annotation import annotate
@@ -35,10 +34,10 @@ from dt2it_pipeline.judges.likelihood.model import LikelihoodModel
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
+from dt2it_pipeline_tests.support.restyle_jobs import SHAPES, restyling
 from dt2it_pipeline_tests.support.tolerance import log_likelihood_tolerance
 
 COLORS = ("red", "blue", "green", "teal", "black", "yellow", "gray", "brown")
-SHAPES = ("circle", "triangle", "rectangle")
 QUESTION = "what shape is in the image?"
 DAMAGED = 3  # the place of the prompt whose image cannot be read
 TOKENS = 160  # more than any prompt with its answer has here
@@ -185,25 +184,6 @@ def test_two_engines_of_an_answering_judge_vote_like_one(prompts: list[dict[str,
     third = annotate.run(elsewhere, Watch())
     assert (third["asked"]["base"]["asked"], third["calls"]) == (0, 0)
     assert elsewhere.output.read_bytes() == job.output.read_bytes()
-
-
-def restyling(tmp_path: Path, prompts: Sequence[Mapping[str, Any]], **settings: Any) -> restyle.RestyleJob:
-    pairs, responses = [], []
-    for prompt in prompts:
-        right, *others = sorted(SHAPES, key=lambda shape: shape != prompt["reference"])
-        sides = (f"It is a {right}.", f"It is a {others[0]}.")
-        pairs.append(records.make_pair(prompt["prompt_id"], *sides, source="s", strength=2.0, label="constructed"))
-        responses += response_rows(dict(prompt), *sides)
-    for name, rows in (("pairs", pairs), ("prompts", prompts), ("responses", responses)):
-        atomic.write_parquet(schemas.table(rows, name), tmp_path / f"{name}.parquet")
-    return restyle.RestyleJob(
-        **{name: tmp_path / f"{name}.parquet" for name in ("pairs", "prompts", "responses")},
-        media_root=tmp_path,
-        output=tmp_path / "one",
-        cache=tmp_path / "one.sqlite",
-        near_identical=0.95,
-        settings=RestyleSettings.model_validate({"style": "one sentence", **settings}),
-    )
 
 
 def same_tables(job: restyle.RestyleJob, tmp_path: Path, report: Callable[[Mapping[str, Any]], None]) -> None:

@@ -20,18 +20,16 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.config.sections.judging import JudgingSettings
-from dt2it_pipeline.config.sections.pairing import RestyleSettings
-from dt2it_pipeline.construct.restyle import RESTYLE, SAME, RestyleJob
+from dt2it_pipeline.construct.restyle import RESTYLE, SAME
 from dt2it_pipeline.demo.rendering import draw
 from dt2it_pipeline.engines.jobs import Job
 from dt2it_pipeline.engines.launch.worker import summary_file
-from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
 from dt2it_pipeline_tests.support.processes import alive, wait_until
+from dt2it_pipeline_tests.support.restyle_jobs import SHAPES, restyling
 
 COLORS = ("red", "blue", "green", "teal", "black", "yellow", "gray", "brown")
-SHAPES = ("circle", "triangle", "rectangle")
 KILLED = "error: the worker process {} ended with exit code -9 at shard "
 
 
@@ -130,27 +128,6 @@ def test_a_judges_worker_is_killed_and_the_next_run_asks_only_what_is_not_kept(t
     assert (again["looked_up"], again["asked"]) == (len(responses), 0)
 
 
-def restyling(folder: Path, prompts: list[dict[str, Any]], rewriter: dict[str, Any], check: dict) -> RestyleJob:
-    pairs, responses = [], []
-    for prompt in prompts:
-        right, *others = sorted(SHAPES, key=lambda shape: shape != prompt["reference"])
-        sides = (f"It is a {right}.", f"It is a {others[0]}.")
-        pairs.append(records.make_pair(prompt["prompt_id"], *sides, source="s", strength=2.0, label="constructed"))
-        responses += response_rows(dict(prompt), *sides)
-    told = [row | {"reference": None} for row in prompts]
-    for name, rows in (("pairs", pairs), ("prompts", told), ("responses", responses)):
-        atomic.write_parquet(schemas.table(rows, name), folder / f"{name}.parquet")
-    return RestyleJob(
-        **{name: folder / f"{name}.parquet" for name in ("pairs", "prompts", "responses")},
-        media_root=folder,
-        output=folder / "out",
-        cache=folder / "replies.sqlite",
-        near_identical=0.95,
-        settings=RestyleSettings.model_validate({"style": "one sentence", "rewriter": rewriter, "check": check}),
-        processes=2,
-    )
-
-
 @pytest.mark.heavy
 def test_the_worker_of_a_rewriters_check_is_killed_and_no_text_is_rewritten_twice(tmp_path: Path) -> None:
     def rewrite(words: str, _: list[str]) -> str:
@@ -160,7 +137,8 @@ def test_the_worker_of_a_rewriters_check_is_killed_and_no_text_is_rewritten_twic
     prompts = prompts_in(tmp_path, 100)
     with serving(FaultServer({}, rewrite)) as server:
         rewriter = {"kind": "endpoint", "name": "rewriter", "base_url": server.url, "model": "m", "attempts": 1}
-        job = restyling(tmp_path, prompts, rewriter, {"kind": "likelihood", "name": "check", "asks": "right"})
+        check = {"kind": "likelihood", "name": "check", "asks": "right"}
+        job = restyling(tmp_path, prompts, referenced=False, processes=2, rewriter=rewriter, check=check)
         process = started(job, tmp_path)
         wait_until(lambda: len(workers_of(process.pid)) == 2, 240)
         rewritten = len(server.bodies)
@@ -178,7 +156,8 @@ def test_the_worker_of_a_rewriters_check_is_killed_and_no_text_is_rewritten_twic
 @pytest.mark.heavy
 def test_the_worker_of_a_rewriter_is_killed_and_the_next_run_goes_on(tmp_path: Path) -> None:
     rewriter = {"kind": "vllm", "name": "rewriter", "max_model_len": 512, "max_new_tokens": 24, "attempts": 1}
-    job = restyling(tmp_path, prompts_in(tmp_path, 300), rewriter, {"kind": "words"})
+    prompts = prompts_in(tmp_path, 300)
+    job = restyling(tmp_path, prompts, referenced=False, processes=2, rewriter=rewriter, check={"kind": "words"})
     process = started(job, tmp_path)
     killed = kill_one_when(process, job.cache, 1)
     assert process.returncode == 1

@@ -23,6 +23,17 @@ class NoisyWorld:
         """Answers on pairs drawn at random."""
         return self.truth.sample(count, random_state=seed)
 
+    def with_trusted(self, count: int) -> tuple[NoisyWorld, pd.DataFrame]:
+        """The first pairs as a world of their own, and the others with the better side chosen. Scores stay together."""
+        theirs = self.truth[count:].merge(self.pairs[count:], on="pair_id")
+        swapped = (theirs["better_id"] != theirs["chosen_id"]).to_numpy()
+        trusted = theirs.assign(
+            chosen_id=theirs["chosen_id"].mask(swapped, theirs["rejected_id"]),
+            rejected_id=theirs["rejected_id"].mask(swapped, theirs["chosen_id"]),
+        )
+        own = NoisyWorld(self.pairs[:count], self.scores, self.votes, self.truth[:count], self.right[:count])
+        return own, trusted
+
     def accuracy(self, outcome: pd.Series) -> float:
         """Label accuracy of the pairs that stay."""
         stays, flipped = (outcome != "dropped").to_numpy(), (outcome == "flipped").to_numpy()

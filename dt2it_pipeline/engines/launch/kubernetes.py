@@ -58,8 +58,8 @@ class Kubernetes:
     def refusal(self, job: ClusterJob) -> str:
         """Let the cluster's API check the Job without keeping it, and look for the volume claim and the secret.
 
-        Whoever may not look at these (the rights of `deploy/kubernetes/launcher.yaml` do not say so) hears nothing of
-        them.
+        An account that may not look at these, as with the rights of `deploy/kubernetes/launcher.yaml`, gets no answer
+        about them, which is no refusal.
         """
         assert isinstance(job.settings, KubernetesSettings)
         quick = f"--request-timeout={_ASK_SECONDS}s"

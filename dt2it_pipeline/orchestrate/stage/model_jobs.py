@@ -100,7 +100,7 @@ class ModelJobs:
         summary = launch_training(
             job,
             lambda job: self.children.run(self.context, job, work, ranks),
-            lambda line: self.context.log.warning(line),
+            self.context.log.warning,
         )
         if found := left_out(read_parquet(work / "checkpoint" / "quarantine.parquet", "quarantine")):
             line = found.in_words(pairs.num_rows, "pairs", "training.max_length", settings.max_length)

@@ -209,7 +209,7 @@ except SourceError as error:
 
 
 def peak_mib(bomb: Path, harmless: Path) -> tuple[float, str]:
-    """Memory that reading a bomb takes beyond that of a harmless file of its kind, and what is said of it."""
+    """MiB that reading a bomb takes beyond a harmless file of its format, and the error that it ends with."""
     done = subprocess.run([sys.executable, "-c", _PEAK, bomb, harmless], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     kib, _, words = done.stdout.partition(" ")
