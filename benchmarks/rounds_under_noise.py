@@ -312,7 +312,7 @@ class Bench:
         `work`.
         """
         from dt2it_pipeline.config.paths import model_path
-        from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
+        from dt2it_pipeline.engines.launch.ranks import rank_environment, ranks_command
         from dt2it_pipeline.reward.training.job import TrainJob
 
         settings = self.recipe.training
@@ -331,7 +331,7 @@ class Bench:
         )
         path = work / "train.json"
         job.write(path)
-        command = deepspeed_command(["dt2it_pipeline.engines.jobs", str(path)], settings.processes)
+        command = ranks_command(["dt2it_pipeline.engines.jobs", str(path)], settings.processes)
         return _run(command, rank_environment(settings.processes))
 
     def _score(self, work: Path, responses: Any, prompts: Any, output: Path, voter: str) -> None:

@@ -134,9 +134,9 @@ def _sources(datasets: tuple[str, ...]) -> dict[str, Provenance]:
 def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
     """Train in processes of its own, started as the pipeline starts them; returns the summary."""
     from dt2it_pipeline.config.recipe_files import hostfile_path
-    from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
     from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
     from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+    from dt2it_pipeline.engines.launch.ranks import rank_environment
     from dt2it_pipeline.reward.training.out_of_memory import launch_training
 
     log, processes = work / "training.log", job.settings.processes

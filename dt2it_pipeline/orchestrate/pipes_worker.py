@@ -2,7 +2,7 @@
 
     python -m dt2it_pipeline.orchestrate.pipes_worker job.json
 
-Under the DeepSpeed launcher every rank runs this; only rank 0 opens the Pipes session. What is the same without Dagster
+Of several ranks each runs this; only rank 0 opens the Pipes session. What is the same without Dagster
 (the end of the process, its summary and its error) stands in engines/launch/worker.py.
 """
 

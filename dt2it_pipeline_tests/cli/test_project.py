@@ -17,7 +17,7 @@ from dt2it_pipeline.config import load_recipe, recipe_schema, settings_reference
 from dt2it_pipeline.config.paths import shipped_configs
 from dt2it_pipeline.config.reference import section_descriptions
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.engines.launch.deepspeed_launcher import write_remote_environment
+from dt2it_pipeline.engines.launch.ranks import write_remote_environment
 from dt2it_pipeline.ingest.manifest import load_catalogue
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving, verdict
 from dt2it_pipeline_tests.support.ingest_world import image

@@ -10,7 +10,7 @@ import pytest
 
 from dt2it_pipeline.config.recipe import Recipe, load_recipe
 from dt2it_pipeline.definitions import build_defs
-from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command
+from dt2it_pipeline.engines.launch.ranks import ranks_command
 from dt2it_pipeline.ingest.manifest import load_catalogue
 from dt2it_pipeline.reward.training.deepspeed_engine import deepspeed_config
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, micro_batches
@@ -88,5 +88,5 @@ def test_one_epoch_over_d0(recipe: Recipe) -> None:
     ]
     assert {len(run) for run in runs} == {512 // (8 * 4)}
     assert sorted(np.concatenate([part for run in runs for part in run])) == sorted(pairs)
-    command = deepspeed_command(["dt2it_pipeline.engines.launch.worker", "job.json"], training.processes)
+    command = ranks_command(["dt2it_pipeline.engines.launch.worker", "job.json"], training.processes)
     assert command[-2:] == ["dt2it_pipeline.engines.launch.worker", "job.json"]

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.engines.launch.deepspeed_launcher import free_port
+from dt2it_pipeline.engines.launch.ranks import free_port
 from dt2it_pipeline_tests.support.processes import wait_until
 
 USER, PASSWORD, DATABASE = "dagster", "it's a p%40ss/word", "dagster"  # what a URL or a format string could break on

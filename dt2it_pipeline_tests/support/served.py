@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.engines.launch.deepspeed_launcher import free_port
+from dt2it_pipeline.engines.launch.ranks import free_port
 
 
 def patient_model(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.training import TrainingSettings
-from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, rank_environment
+from dt2it_pipeline.engines.launch.ranks import rank_environment, ranks_command
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import atomic, records, schemas
 
@@ -63,7 +63,7 @@ def poisoned(job: TrainJob, folder: Path) -> tuple[TrainJob, str]:
 def command(job: TrainJob, path: Path, processes: int) -> list[str]:
     """Write the job and give the command line that runs it."""
     job.write(path)
-    return deepspeed_command(["dt2it_pipeline.engines.jobs", str(path)], processes)
+    return ranks_command(["dt2it_pipeline.engines.jobs", str(path)], processes)
 
 
 def environment() -> dict[str, str]:
@@ -86,7 +86,7 @@ def train_several(jobs: Sequence[TrainJob], path: Path, processes: int) -> None:
         job.write(file)
     path.write_text(json.dumps([str(file) for file in files]))
     module = ["dt2it_pipeline_tests.support.several", str(path)]
-    line = deepspeed_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
+    line = ranks_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
     done = subprocess.run(line, env=environment(), cwd=project_root(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -102,7 +102,7 @@ class TrainingSettings(ComputeSettings):
         ge=1,
         le=1024,
         json_schema_extra=unit("ranks"),
-        description="ranks that the DeepSpeed launcher starts on this machine, one per GPU",
+        description="ranks that train on this machine, one per GPU",
     )
     hostfile: str | None = Field(
         None,

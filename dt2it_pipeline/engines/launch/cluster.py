@@ -27,10 +27,10 @@ from dt2it_pipeline.config.sections.launcher import KubernetesSettings, Launcher
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
 from dt2it_pipeline.engines.launch.cluster_job import CALL_SECONDS, Cluster, ClusterJob
 from dt2it_pipeline.engines.launch.deaths import memory_kills
-from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, passed_on
 from dt2it_pipeline.engines.launch.kubernetes import Kubernetes
 from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, LauncherError, Resources
 from dt2it_pipeline.engines.launch.local_launcher import job_failed, run_process_group
+from dt2it_pipeline.engines.launch.ranks import passed_on, ranks_command
 from dt2it_pipeline.engines.launch.slurm import Slurm
 from dt2it_pipeline.engines.launch.worker import PARENT_PID, error_file, read_summary, summary_file
 
@@ -66,7 +66,7 @@ class ClusterLauncher:
         module = [self.worker, str(path)]
         command = [sys.executable, "-m", *module]
         if resources.processes > 1:
-            command = deepspeed_command(module, resources.processes)
+            command = ranks_command(module, resources.processes)
         shared = passed_on({**os.environ, **resources.environment})
         there = ClusterJob(
             name=f"dt2it-{uuid.uuid4().hex[:16]}",

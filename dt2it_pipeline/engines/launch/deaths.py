@@ -69,8 +69,8 @@ def signal_in(words: str) -> int | None:
 def signal_of_code(code: int) -> int | None:
     """The signal that ended a process, by its exit code; None where none did.
 
-    Python has -n for signal n, shells have 128 + n; DeepSpeed's launcher exits with the code of its rank, of which the
-    system keeps the last eight bits.
+    Python has -n for signal n, shells have 128 + n; DeepSpeed's launcher of several machines exits with the code of its
+    rank, of which the system keeps the last eight bits.
 
     >>> signal_of_code(-9), signal_of_code(247), signal_of_code(137), signal_of_code(1)
     (9, 9, 9, None)

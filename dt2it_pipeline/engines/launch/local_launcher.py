@@ -1,4 +1,4 @@
-"""Jobs in child processes of this machine, or in ranks that the DeepSpeed launcher starts here and on others.
+"""Jobs in child processes of this machine, alone or as ranks, or in ranks that DeepSpeed starts on several machines.
 
 A job has a session of its own: whatever ends the launch, the whole process group ends with it, and a killed launcher
 takes its job along (see `worker.end_with_parent`).
@@ -22,12 +22,12 @@ from dt2it_pipeline.engines.launch.deaths import (
     signal_of_code,
     why_killed,
 )
-from dt2it_pipeline.engines.launch.deepspeed_launcher import (
+from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Resources
+from dt2it_pipeline.engines.launch.ranks import (
     REMOTE_ENVIRONMENT,
-    deepspeed_command,
+    ranks_command,
     write_remote_environment,
 )
-from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Resources
 from dt2it_pipeline.engines.launch.worker import PARENT_PID, error_file, read_summary, summary_file
 from dt2it_pipeline.storage import locks
 
@@ -36,7 +36,7 @@ _GRACE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Starts jobs on this machine; several ranks, and a hostfile, go through the DeepSpeed launcher.
+    """Starts jobs on this machine; with a hostfile on several, through the command `deepspeed`.
 
     Attributes:
         worker: module that the processes run; it calls `worker.run_file`.
@@ -68,7 +68,7 @@ class LocalLauncher:
         module = [self.worker, str(path)]
         command = [sys.executable, "-m", *module]
         if resources.processes > 1 or resources.hostfile is not None:
-            command = deepspeed_command(module, resources.processes, hostfile=resources.hostfile)
+            command = ranks_command(module, resources.processes, hostfile=resources.hostfile)
         if resources.hostfile is not None:
             environment[REMOTE_ENVIRONMENT] = str(work / "remote_environment")
             write_remote_environment(environment[REMOTE_ENVIRONMENT], environment, self.environment)

@@ -17,8 +17,8 @@ from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.jobs import Summary
-from dt2it_pipeline.engines.launch.deepspeed_launcher import rank_environment
 from dt2it_pipeline.engines.launch.launcher import Resources
+from dt2it_pipeline.engines.launch.ranks import rank_environment
 from dt2it_pipeline.ingest.provenance import recorded
 from dt2it_pipeline.orchestrate.resources import ChildProcesses, StoreResource
 from dt2it_pipeline.orchestrate.stage.cached_stage import run_stage

@@ -26,7 +26,7 @@ class Alone:
 
 
 class Group:
-    """All ranks that the DeepSpeed launcher started; a process started without it is a group of one.
+    """All ranks of a job (engines/launch/ranks.py); a process that was not started as one is a group of one.
 
     As a context it is left at the end; after an error only where it has one rank, since others may wait in it.
     """

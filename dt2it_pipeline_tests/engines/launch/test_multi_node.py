@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.config.recipe import RecipeError, parse_recipe
-from dt2it_pipeline.engines.launch.deepspeed_launcher import write_remote_environment
+from dt2it_pipeline.engines.launch.ranks import write_remote_environment
 
 
 def test_the_environment_of_other_machines(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training as a whole, in one process; test_two_ranks.py has it under the DeepSpeed launcher."""
+"""Training as a whole, in one process; test_two_ranks.py has it in several."""
 
 from __future__ import annotations
 

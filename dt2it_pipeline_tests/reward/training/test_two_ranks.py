@@ -1,4 +1,4 @@
-"""Training under the DeepSpeed launcher: in two ranks of one machine, in two of two machines, killed, on a full disk.
+"""Training in ranks: in two ranks of one machine, in two of two machines, killed, on a full disk.
 
 There is no ssh daemon where tests run, so `pdsh` and `ssh` are stand-ins on the PATH that run what they are given here,
 and the two machines are both this one. Everything else is real: the launcher, the exported environment, two per-node
@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from dt2it_pipeline.engines.launch.deepspeed_launcher import (
+from dt2it_pipeline.engines.launch.ranks import (
     REMOTE_ENVIRONMENT,
-    deepspeed_command,
+    ranks_command,
     write_remote_environment,
 )
 from dt2it_pipeline.reward.reward_model import RewardModel
@@ -199,7 +199,7 @@ def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: TrainJob, 
     write_remote_environment(tmp_path / "env", variables, {"DS_ACCELERATOR": "cpu"})
     changed(job, "out", tmp_path, **IN_TWO["vision encoder"]).write(tmp_path / "job.json")
     module = ["dt2it_pipeline.engines.jobs", str(tmp_path / "job.json")]
-    line = deepspeed_command(module, 1, hostfile=tmp_path / "hosts")
+    line = ranks_command(module, 1, hostfile=tmp_path / "hosts")
     done = subprocess.run(line, env=variables, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = re.search(r'"ranks": (\d+)', done.stdout)

@@ -1,26 +1,21 @@
 from __future__ import annotations
 
-import base64
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from dt2it_pipeline.engines.launch.deepspeed_launcher import deepspeed_command, free_port, rank_environment
+from dt2it_pipeline.engines.launch.ranks import free_port, rank_environment, ranks_command
 
 
 def test_one_machine() -> None:
-    command = deepspeed_command(["some.module", "job.json"], 3, port=1234)
-    assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
-    world = next(part for part in command if part.startswith("--world_info=")).split("=", 1)[1]
-    assert json.loads(base64.urlsafe_b64decode(world)) == {"localhost": [0, 1, 2]}
-    assert "--master_port=1234" in command
-    assert command[-3:] == ["--module", "some.module", "job.json"]
+    command = ranks_command(["some.module", "job.json"], 3, port=1234)
+    assert command[:3] == [sys.executable, "-m", "dt2it_pipeline.engines.launch.rank_starter"]
+    assert command[3:] == ["1234", "3", "some.module", "job.json"]
 
 
-def test_several_machines_go_through_the_deepspeed_command() -> None:
-    command = deepspeed_command(["some.module", "job.json"], 8, hostfile="hosts")
+def test_several_machines_go_through_the_ranks_command() -> None:
+    command = ranks_command(["some.module", "job.json"], 8, hostfile="hosts")
     assert command[2] == "deepspeed.launcher.runner"
     assert command[command.index("--hostfile") + 1] == "hosts"
     assert command[-4:] == ["--no_local_rank", "--module", "some.module", "job.json"]
@@ -28,7 +23,7 @@ def test_several_machines_go_through_the_deepspeed_command() -> None:
 
 def test_nothing_to_start_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one process"):
-        deepspeed_command(["m"], 0)
+        ranks_command(["m"], 0)
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,14 @@
-"""Command line and environment that start a module in several ranks under the DeepSpeed launcher.
+"""Command line and environment that start a module in several ranks: on this machine, or on several by DeepSpeed.
 
-On one machine the launcher's per-node half is called directly, ranks spelled out: the `deepspeed` command would spend
-another 3 s of imports to work out the same. With a hostfile the `deepspeed` command itself is used: it starts the
-per-node half on every machine through pdsh and ssh without a password. This machine stands first in the file, since
+On one machine rank_starter.py starts them. With a hostfile the `deepspeed` command does: it starts DeepSpeed's own
+per-node launcher on every machine through pdsh and ssh without a password. This machine stands first in the file, since
 rank 0 talks to the step that started it; project, Python and DT2IT_HOME lie under the same paths on all machines, the
 artifact home on a file system that they share.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import random
 import re
@@ -52,7 +49,7 @@ def write_remote_environment(path: str | Path, environment: Mapping[str, str], e
     path.write_text(text, encoding="utf-8")
 
 
-def deepspeed_command(
+def ranks_command(
     module_args: Sequence[str], processes: int, *, hostfile: str | Path | None = None, port: int | None = None
 ) -> list[str]:
     """Command that runs `python -m MODULE ARGS...` in `processes` ranks.
@@ -73,14 +70,12 @@ def deepspeed_command(
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         command += ["--num_accelerators", str(processes), *chosen, "--no_local_rank", "--module"]
         return command + list(module_args)
-    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(processes))}).encode()).decode()
-    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={port or free_port()}", "--log_level=warning"]
-    return [*command, "--no_local_rank", "--module", *module_args]
+    starter = [sys.executable, "-m", "dt2it_pipeline.engines.launch.rank_starter", str(port or free_port())]
+    return [*starter, str(processes), *module_args]
 
 
 def rank_environment(processes: int) -> dict[str, str]:
-    """Environment to add to the launcher's, so that ranks share the machine's cores instead of each taking all of them.
+    """Environment to add to this process's, so that ranks share the machine's cores instead of each taking all of them.
 
     A setting of OMP_NUM_THREADS that is already there is respected.
     """
