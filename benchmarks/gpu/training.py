@@ -60,9 +60,9 @@ def _watch_loading() -> list[float]:
     """Let the trainer's loading of batches add the seconds that it takes to the one number of a list."""
     import torch
 
-    from dt2it_pipeline.engines import lean_imports
+    from dt2it_pipeline.engines import lean_processes
 
-    lean_imports.skip_unused()
+    lean_processes.skip_unused()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     from dt2it_pipeline.reward.training.training_data import TrainingData
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message
+from dt2it_pipeline.engines.lean_processes import leave
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.storage.atomic import write_json_atomic
@@ -61,6 +62,15 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
     entry_point: ClassVar[str]
+
+    @property
+    def imports(self) -> str | None:
+        """The function ("package.module:name") that imports what the job's processes import while they work.
+
+        A process may call it once and then fork for several jobs. None: what the job does survives no fork, or imports
+        little.
+        """
+        return None
 
     def run(self, report: Reporter) -> Summary:
         """Do the work in this process; returns the summary of the entry point."""
@@ -166,3 +176,4 @@ def _fault(fault: ErrorDetails) -> str:
 if __name__ == "__main__":
     # By its name: jobs derive from the classes of that module, not from those of `__main__`.
     importlib.import_module("dt2it_pipeline.engines.jobs").main()
+    leave()

@@ -15,6 +15,7 @@ from typing import Any
 
 from dt2it_pipeline.engines.jobs import job_path
 from dt2it_pipeline.engines.launch.worker import end_with_parent, plain_errors, run_file
+from dt2it_pipeline.engines.lean_processes import leave
 from dt2it_pipeline.observe.logs import configure_logs
 from dt2it_pipeline.observe.progress import in_words, now_and_then
 
@@ -46,3 +47,4 @@ def _run(path: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    leave()

@@ -13,8 +13,9 @@ import dagster as dg
 from pydantic import Field, TypeAdapter
 
 from dt2it_pipeline.config.sections.launcher import LauncherSettings
-from dt2it_pipeline.engines.jobs import Job, Summary
-from dt2it_pipeline.engines.launch.cluster import ClusterLauncher
+from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
+from dt2it_pipeline.engines.launch.clusters.launcher import ClusterLauncher
+from dt2it_pipeline.engines.launch.job_forks import JobForks
 from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, JobFailed, Launcher, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.orchestrate.gpu_time import note_gpu_seconds
@@ -22,6 +23,7 @@ from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.leftovers import owned_prefix, places_of, sweep
 
 _WORKER = "dt2it_pipeline.orchestrate.pipes_worker"
+_FORKS = JobForks(WORKER_ENVIRONMENT)  # of all steps of a run: they share its process
 
 
 class StoreResource(dg.ConfigurableResource):
@@ -94,6 +96,6 @@ class ChildProcesses(dg.ConfigurableResource):
 
     def _launcher(self, environment: Mapping[str, str]) -> Launcher:
         if self.launcher is None:
-            return LocalLauncher(_WORKER, environment)
+            return LocalLauncher(_WORKER, environment, forks=_FORKS)
         settings: LauncherSettings = TypeAdapter(LauncherSettings).validate_json(self.launcher)
         return ClusterLauncher(settings, _WORKER, environment)

@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dt2it_pipeline.cli.checks.lines import Line
 from dt2it_pipeline.cli.checks.places import launcher_lines, object_store_lines
 from dt2it_pipeline.config.recipe import Recipe, parse_recipe
-from dt2it_pipeline.engines.launch import cluster
+from dt2it_pipeline.engines.launch.clusters import launcher as cluster
 from dt2it_pipeline.storage.home.object_store import ObjectStore, ObjectStoreError
 from dt2it_pipeline_tests.support.commands import invoke
 from dt2it_pipeline_tests.support.fake_clusters import calls, install
@@ -185,7 +185,7 @@ def test_a_program_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     place = install(tmp_path, "srun", "scancel")
     (place / "srun").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     monkeypatch.setenv("PATH", str(place))
-    monkeypatch.setattr("dt2it_pipeline.engines.launch.cluster_job.CALL_SECONDS", 1)
+    monkeypatch.setattr("dt2it_pipeline.engines.launch.clusters.job.CALL_SECONDS", 1)
     monkeypatch.setattr(cluster, "CALL_SECONDS", 1)
     assert "srun does not answer within 1 s" in launcher("kind: slurm").text
 

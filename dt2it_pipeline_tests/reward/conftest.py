@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline_tests.support.threads import tested_threads, use_tested_threads
 from dt2it_pipeline_tests.support.tiny import make_images, make_tables, make_tiny
@@ -70,5 +70,5 @@ def job(
 ) -> TrainJob:
     """A small training job with folders of its own."""
     # Other tests of this process may need the packages that a training process hides.
-    monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
+    monkeypatch.setattr(lean_processes, "skip_unused", lambda: None)
     return small_job(base("qwen3_vl"), tables, tmp_path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 import warnings
 from pathlib import Path
 from typing import ClassVar
@@ -109,3 +112,73 @@ def killed_rank(job, report):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), 9)
     dist.all_reduce(torch.zeros(1))
+
+
+class Described(Job):
+    """Says what its process is and has; `end` is how it ends."""
+
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:described"
+    words: str = ""
+    end: str = ""
+    imported_by: str = "dt2it_pipeline_tests.support.child_jobs:import_something"
+
+    @property
+    def imports(self) -> str:
+        return self.imported_by
+
+
+def import_something():
+    import tabnanny  # noqa: F401  # nothing else imports it
+
+
+def import_what_is_not_there():
+    raise ImportError("there is no such package")
+
+
+def import_a_torch_with_a_device():
+    import_something()
+    accelerator = types.SimpleNamespace(is_available=lambda: True)
+    sys.modules["torch"] = types.SimpleNamespace(accelerator=accelerator)
+
+
+def described(job, report):
+    Path(sys.argv[1]).with_name(f"described-{os.getpid()}").touch()
+    if job.words:
+        print(job.words)
+        sys.stdout.flush()
+        print(f"{job.words}, as an error", file=sys.stderr)
+    how, _, rank = job.end.partition(" ")
+    if how == "raise":
+        raise ValueError("the job's own words")
+    if how == "exit":
+        sys.exit(5)
+    if how == "kill" and rank in ("", os.environ.get("RANK")):
+        os.kill(os.getpid(), 9)
+    if how in ("hang", "kill"):
+        time.sleep(300)
+    places = ("RANK", "LOCAL_RANK", "MASTER_PORT")
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "arguments": sys.argv[1:],
+        "main": sys.modules["__main__"].__name__,
+        "was_imported": "tabnanny" in sys.modules,
+        "leads_its_session": os.getsid(0) == os.getpid() == os.getpgid(0),
+        "folder": str(Path.cwd()),
+        "environment": {key: value for key, value in os.environ.items() if key not in places},
+        "command": Path("/proc/self/cmdline").read_text().split("\0")[0].split()[1:],
+        "interrupt": str(signal.getsignal(signal.SIGINT)),
+        "threads": threading.active_count(),
+        "open_files": sorted(
+            str(path)
+            for file in Path("/proc/self/fd").iterdir()
+            if (path := _target(file)).is_absolute() and path.is_file()
+        ),
+    }
+
+
+def _target(file):
+    try:
+        return file.readlink()
+    except OSError:
+        return Path()

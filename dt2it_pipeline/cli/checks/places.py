@@ -43,7 +43,7 @@ def object_store_lines() -> Iterator[Line]:
 
 def launcher_lines(recipe: Recipe, home: Path) -> Iterator[Line]:
     """Whether jobs can be started where the recipe says; none is."""
-    from dt2it_pipeline.engines.launch.cluster import require_cluster
+    from dt2it_pipeline.engines.launch.clusters.launcher import require_cluster
     from dt2it_pipeline.engines.launch.launcher import LauncherError
 
     topic = "launcher"

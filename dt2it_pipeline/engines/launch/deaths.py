@@ -49,11 +49,15 @@ def killed_rank(folder: Path, wait: float = 0.0) -> str | None:
                 continue
             others += 1
             if ended := _signal_of(int(found["process"])):
-                name = signal.Signals(ended).name
-                return f"rank {found['rank']} (process {found['process']}) was killed by signal {ended} ({name})"
+                return killed_in_words(int(found["rank"]), int(found["process"]), ended)
         if not others or time.monotonic() >= until:
             return None
         time.sleep(0.02)
+
+
+def killed_in_words(rank: int, process: int, number: int) -> str:
+    """What is said of a rank that a signal ended."""
+    return f"rank {rank} (process {process}) was killed by signal {number} ({signal.Signals(number).name})"
 
 
 def signal_in(words: str) -> int | None:

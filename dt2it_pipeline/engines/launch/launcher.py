@@ -1,7 +1,7 @@
 """Where jobs run: two protocols that a stage and the graph speak, and what a job asks for.
 
 - `Launcher` starts a whole job in processes of its own and brings its summary back. `local_launcher.py` has this
-  machine's (and DeepSpeed's, for several ranks), `cluster.py` those of Slurm and Kubernetes.
+  machine's, `clusters/` those of Slurm and Kubernetes.
 - `ShardLauncher` shares the shards of a running job out among workers. `local_shards.py` has this machine's,
   `ray_shards.py` those of a Ray cluster; `shards.py` chooses by the recipe's section `ray`.
 

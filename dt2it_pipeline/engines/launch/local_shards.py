@@ -6,16 +6,19 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dt2it_pipeline.engines.jobs import ShardedJob, load_function
 from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
+from dt2it_pipeline.engines.lean_processes import leave
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.logs import configure_logs
@@ -50,8 +53,8 @@ class LocalShards(ShardLauncher):
 
     Attributes:
         resources: how many workers, and the GPUs of each.
-        fork: whether what a worker loads survives a fork, where there is no GPU and torch has not been imported yet. It
-            is then loaded once, before the workers are made, which spares each of them its start-up.
+        fork: whether what a worker loads survives a fork, where there is no GPU and torch has started no threads yet.
+            It is then loaded once, before the workers are made, which spares each of them its start-up.
     """
 
     resources: Resources
@@ -69,7 +72,7 @@ class LocalShards(ShardLauncher):
                 yield here
             return
         # A process whose thread pool has started must not be forked; one that has yet to import torch has started none.
-        forkable = self.fork and "torch" not in sys.modules
+        forkable = self.fork and ("torch" not in sys.modules or not _has_native_threads())
         gpus = visible_gpus()
         fork = forkable and not gpus
         count, threads = min(self.resources.processes, most), share_of_cores(self.resources.processes)
@@ -108,6 +111,14 @@ def visible_gpus() -> list[str]:
 def share_of_cores(processes: int) -> int:
     """Threads for each of so many processes on this machine."""
     return max(1, usable_cores() // processes)
+
+
+def _has_native_threads() -> bool:
+    """Whether libraries run threads in this process, beside those of Python; taken for so where nobody can say."""
+    try:
+        return len(list(Path("/proc/self/task").iterdir())) > threading.active_count()
+    except OSError:
+        return True
 
 
 class _Here:
@@ -208,11 +219,12 @@ def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:
 
 
 def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJob, shared: Any, do: Do | None) -> None:
-    """A worker process: does what it is handed until it is handed None."""
+    """A worker process: does what it is handed until it is handed None, and ends."""
     fork_server.end_with_parent()
     configure_logs()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    forked = do is not None
     if do is None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
     else:
@@ -233,3 +245,5 @@ def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJo
             connection.send((True, words))
             return
         connection.send((False, value))
+    if not forked:  # what is registered for the end of a process that was forked is its parent's
+        leave()

@@ -15,11 +15,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from dt2it_pipeline.engines.launch.deaths import killed_in_words
+
 Start = Callable[[Mapping[str, str]], int]
-"""Starts a rank with an environment, as a child of this process, and returns its process id."""
+"""Starts a rank with an environment, as a child of this process, and returns its process id.
+
+One that forks may raise in the child, to unwind it.
+"""
+
+ERROR_FILE = "DT2IT_RANK_ERROR"
+"""Names the file in which the first rank that fails says why. Where the others only wait for one that was killed, as
+NCCL does for minutes, it is named here."""
 
 _LAST_WORDS = 3.0  # seconds in which the other ranks may fail of the first failure by themselves
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -56,37 +66,39 @@ def run_ranks(count: int, port: int, start: Start) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     ranks: list[_Rank] = []
+    own = os.getpid()
     try:
         for rank in range(count):
             ranks.append(_Rank(start({**os.environ, **_place(rank, count, port)})))
         while True:
             running = [rank for rank in ranks if rank.runs]
-            if failed := [rank.status for rank in ranks if rank.status]:
+            if failed := [(place, rank) for place, rank in enumerate(ranks) if rank.status]:
+                place, first = failed[0]
+                assert first.status is not None
                 _until_ended(ranks, _LAST_WORDS)
-                return failed[0]
+                if first.status > 128 and ERROR_FILE in os.environ:
+                    words = killed_in_words(place, first.process, first.status - 128)
+                    with contextlib.suppress(OSError), Path(os.environ[ERROR_FILE]).open("x") as file:
+                        file.write(words)
+                return first.status
             if not running:
                 return 0
             time.sleep(_POLL)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for rank in ranks:
-                rank.send(number)
-            _until_ended(ranks, _GRACE)
-        for rank in ranks:
-            rank.forget()
+        if os.getpid() == own:  # and not a rank that `start` has forked
+            _end_all(ranks)
 
 
 class _Rank:
     """A child process.
 
     Attributes:
+        process: its id.
         status: its exit status once it has ended, 128 and the number where a signal ended it; None before.
     """
 
     def __init__(self, process: int) -> None:
-        self._process, self._waited_for = process, False
+        self.process, self._waited_for = process, False
         self.status: int | None = None
 
     @property
@@ -96,12 +108,12 @@ class _Rank:
             return False
         if hasattr(os, "waitid"):
             # It stays a process that nobody has waited for: others read there which signal ended it (deaths.py).
-            ended = os.waitid(os.P_PID, self._process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            ended = os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if ended is None:
                 return True
             self.status = ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
             return False
-        ended_process, raw = os.waitpid(self._process, os.WNOHANG)  # macOS
+        ended_process, raw = os.waitpid(self.process, os.WNOHANG)  # macOS
         if not ended_process:
             return True
         code, self._waited_for = os.waitstatus_to_exitcode(raw), True
@@ -111,13 +123,13 @@ class _Rank:
     def send(self, number: int) -> None:
         """Send it a signal; nothing where it has ended."""
         if self.runs:
-            os.kill(self._process, number)
+            os.kill(self.process, number)
 
     def forget(self) -> None:
         """Let the system forget it, once it has ended."""
         if not self._waited_for:
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._process, os.WNOHANG)
+                os.waitpid(self.process, os.WNOHANG)
 
 
 def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -132,6 +144,17 @@ def _place(rank: int, ranks: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def _end_all(ranks: Sequence[_Rank]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for rank in ranks:
+            rank.send(number)
+        _until_ended(ranks, _GRACE)
+    for rank in ranks:
+        rank.forget()
 
 
 def _end(number: int, _frame: object) -> NoReturn:

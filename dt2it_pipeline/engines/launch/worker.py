@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, job_path, print_progress
 from dt2it_pipeline.engines.launch.deaths import killed_rank, note_running
+from dt2it_pipeline.engines.lean_processes import leave
 from dt2it_pipeline.errors import UserError, WorkerError
 from dt2it_pipeline.observe.logs import configure_logs, wants_json
 from dt2it_pipeline.storage.atomic import write_json_atomic
@@ -126,3 +127,4 @@ def _silent(progress: object) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -1,6 +1,6 @@
 """What the fork server imports before it forks; for nobody else, since importing this takes seconds."""
 
-from dt2it_pipeline.engines.lean_imports import skip_unused
+from dt2it_pipeline.engines.lean_processes import skip_unused
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 
 skip_unused()

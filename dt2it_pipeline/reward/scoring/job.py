@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
-from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
@@ -71,6 +71,12 @@ class ScoreJob(ResponsesJob, ShardedJob):
 
     checkpoint: str
 
+    @property
+    def imports(self) -> str | None:
+        """See `Job`."""
+        here = self.settings.engine == "transformers" and self.ray is None
+        return "dt2it_pipeline.reward.job_imports:scoring" if here else None
+
 
 def run(job: ScoreJob, report: Reporter) -> Summary:
     """Score all responses of a table with one checkpoint.
@@ -92,7 +98,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     """
     settings = job.settings
     if settings.engine == "transformers":
-        lean_imports.skip_unused()
+        lean_processes.skip_unused()
     started = time.perf_counter()
     responses = atomic.read_given_parquet(job.responses, "responses")
     prompts = atomic.read_given_parquet(job.prompts, "prompts")
@@ -192,7 +198,7 @@ def _marker(work: Path, number: int) -> Path:
 def shard_worker(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Callable[[Shard], int]:
     """A worker's function: loads the model, and returns what scores one shard and returns its number of responses."""
     if job.settings.engine == "transformers":
-        lean_imports.skip_unused()
+        lean_processes.skip_unused()
     import torch
 
     from dt2it_pipeline.reward.data.preparation import prompt_rows

@@ -67,6 +67,11 @@ class TrainJob(Job):
     micro_batch: MicroBatch | None = None
 
     @property
+    def imports(self) -> str:
+        """See `Job`."""
+        return "dt2it_pipeline.reward.job_imports:training"
+
+    @property
     def most_per_pass(self) -> MicroBatch:
         """The most that a forward pass holds."""
         settings = self.settings

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Reporter, Summary
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.memory import peak_memory
@@ -56,7 +56,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
             ran out.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
-    lean_imports.skip_unused()
+    lean_processes.skip_unused()
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

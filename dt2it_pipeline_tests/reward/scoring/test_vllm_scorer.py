@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
-from dt2it_pipeline.engines import lean_imports
+from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.launch.launcher import WorkerPlace
 from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
 from dt2it_pipeline.engines.vllm_pooling import PoolingRequest
@@ -210,7 +210,7 @@ def test_vllm_gives_our_scores(
         )  # fmt: skip
 
     # Other tests of this process may need the packages that a scoring process hides.
-    monkeypatch.setattr(lean_imports, "skip_unused", lambda: None)
+    monkeypatch.setattr(lean_processes, "skip_unused", lambda: None)
     assert scoring_job.run(job_of("transformers", 1), lambda progress: None)["quarantined"] == 0
     job = job_of("vllm", processes)
     job.write(tmp_path / "job.json")

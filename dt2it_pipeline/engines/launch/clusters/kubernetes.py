@@ -9,7 +9,7 @@ import time
 from typing import Any, ClassVar
 
 from dt2it_pipeline.config.sections.launcher import KubernetesSettings
-from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call, last_words
+from dt2it_pipeline.engines.launch.clusters.job import ClusterJob, call, last_words
 
 _FIRST_POLL, _LAST_POLL = 0.5, 5.0  # seconds; each wait is twice as long as the one before
 _ASK_SECONDS = 15  # for one answer of the API where nothing is at stake

@@ -15,8 +15,8 @@ import pytest
 from pydantic import ValidationError
 
 from dt2it_pipeline.config.sections.launcher import KubernetesSettings, LauncherSettings, SlurmSettings
-from dt2it_pipeline.engines.launch import kubernetes, slurm
-from dt2it_pipeline.engines.launch.cluster import ClusterLauncher
+from dt2it_pipeline.engines.launch.clusters import kubernetes, slurm
+from dt2it_pipeline.engines.launch.clusters.launcher import ClusterLauncher
 from dt2it_pipeline.engines.launch.launcher import JobFailed, LauncherError, Resources
 from dt2it_pipeline.engines.launch.worker import PARENT_PID
 from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, Rank
@@ -108,7 +108,7 @@ def test_no_job_outlives_the_process_that_launched_it(
     script = (
         "import json, sys\nfrom pathlib import Path\nfrom pydantic import TypeAdapter\n"
         "from dt2it_pipeline.config.sections.launcher import LauncherSettings\n"
-        "from dt2it_pipeline.engines.launch.cluster import ClusterLauncher\n"
+        "from dt2it_pipeline.engines.launch.clusters.launcher import ClusterLauncher\n"
         "from dt2it_pipeline_tests.support.child_jobs import Hang\n"
         f"settings = TypeAdapter(LauncherSettings).validate_python(json.loads({settings.model_dump_json()!r}))\n"
         f"work = Path({str(work)!r})\n"

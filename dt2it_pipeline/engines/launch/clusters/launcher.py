@@ -25,13 +25,13 @@ from typing import NoReturn
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.launcher import KubernetesSettings, LauncherSettings, SlurmSettings
 from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Job, Summary
-from dt2it_pipeline.engines.launch.cluster_job import CALL_SECONDS, Cluster, ClusterJob
+from dt2it_pipeline.engines.launch.clusters.job import CALL_SECONDS, Cluster, ClusterJob
+from dt2it_pipeline.engines.launch.clusters.kubernetes import Kubernetes
+from dt2it_pipeline.engines.launch.clusters.slurm import Slurm
 from dt2it_pipeline.engines.launch.deaths import memory_kills
-from dt2it_pipeline.engines.launch.kubernetes import Kubernetes
 from dt2it_pipeline.engines.launch.launcher import ONE_PROCESS, LauncherError, Resources
 from dt2it_pipeline.engines.launch.local_launcher import job_failed, run_process_group
 from dt2it_pipeline.engines.launch.ranks import passed_on, ranks_command
-from dt2it_pipeline.engines.launch.slurm import Slurm
 from dt2it_pipeline.engines.launch.worker import PARENT_PID, error_file, read_summary, summary_file
 
 _WATCH_SECONDS = 1.0
@@ -83,7 +83,7 @@ class ClusterLauncher:
         )
         file = work / "cluster_job.json"
         file.write_text(there.model_dump_json(), encoding="utf-8")
-        guard = [sys.executable, "-m", "dt2it_pipeline.engines.launch.cluster", str(file)]
+        guard = [sys.executable, "-m", "dt2it_pipeline.engines.launch.clusters.launcher", str(file)]
         kills = memory_kills()
         code = run_process_group(guard, {**os.environ, PARENT_PID: str(os.getpid())}, grace=CALL_SECONDS + 10.0)
         summary = read_summary(path)

@@ -7,7 +7,7 @@ import subprocess
 from typing import ClassVar
 
 from dt2it_pipeline.config.sections.launcher import SlurmSettings
-from dt2it_pipeline.engines.launch.cluster_job import ClusterJob, call, last_words
+from dt2it_pipeline.engines.launch.clusters.job import ClusterJob, call, last_words
 
 
 class Slurm:

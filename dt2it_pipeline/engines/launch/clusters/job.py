@@ -1,4 +1,4 @@
-"""What a kind of cluster is handed and must do; `slurm.py` and `kubernetes.py` are kinds, `cluster.py` uses them."""
+"""What a kind of cluster is handed and must do; `slurm.py` and `kubernetes.py` are kinds, `launcher.py` uses them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,170 @@
+"""The process that forks for the jobs of a run; job_forks.py starts it, with the number of an open connection."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+
+from dt2it_pipeline.engines.jobs import load_function
+from dt2it_pipeline.engines.launch.rank_starter import run_ranks
+from dt2it_pipeline.engines.lean_processes import leave
+
+UNFIT = -1  # answered in the place of a process id: nothing can be forked here
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job that a process is to be forked for.
+
+    Attributes:
+        imports: "package.module:function" that imports what it needs; see `Job.imports`.
+        worker: module whose `main(arguments)` the process runs.
+        arguments: of the worker.
+        environment: of the process.
+        folder: that it works in.
+        files: how many open files follow.
+        ranks: how many such processes one starts that waits for them; 0: it is the only one.
+        port: where ranks meet.
+    """
+
+    imports: str
+    worker: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    folder: str
+    files: int
+    ranks: int = 0
+    port: int = 0
+
+
+class _Forked(BaseException):
+    """Unwinds a forked process to where it runs its worker: what stands between belongs to its parent."""
+
+
+def serve(connection: Connection) -> Request:
+    """Fork for every request that comes, until the other side is gone.
+
+    Returns:
+        In a forked process alone: what it is to run.
+
+    Raises:
+        SystemExit: nothing more can come; in a process that waits for ranks: they have ended.
+    """
+    imported: set[str] = set()
+    while True:
+        try:
+            request: Request = connection.recv()
+            files = [recv_handle(connection) for _ in range(request.files)]
+        except (EOFError, OSError):
+            sys.exit(0)
+        answer: int | None = None
+        if _can_import(request.imports, imported):
+            if _has_device():
+                answer = UNFIT
+            else:
+                ready, begun = os.pipe()
+                answer = os.fork()
+                if answer == 0:
+                    connection.close()
+                    os.close(ready)
+                    _begin(request, files, begun)
+                    return request
+                os.close(begun)
+                os.read(ready, 1)  # it leads its own group now, by which it can be ended
+                os.close(ready)
+        for file in files:
+            os.close(file)
+        try:
+            connection.send(answer)
+            if answer is not None and answer > 0:
+                connection.send(os.waitstatus_to_exitcode(os.waitpid(answer, 0)[1]))
+        except OSError:  # nobody hears it any more
+            sys.exit(0)
+
+
+def _can_import(imports: str, imported: set[str]) -> bool:
+    """Import what jobs of a kind need, once; a failure is shown by the fresh process that then runs the job."""
+    if imports not in imported:
+        try:
+            load_function(imports)()
+        except Exception:
+            return False
+        imported.add(imports)
+    return True
+
+
+def _has_device() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.accelerator.is_available()
+
+
+def _begin(request: Request, files: Sequence[int], begun: int) -> None:
+    """Become what a fresh process would be: its session, files, folder, environment and command line."""
+    os.setsid()
+    os.write(begun, b".")
+    os.close(begun)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for file, place in zip(files, (1, 2), strict=False):
+        os.dup2(file, place)
+        os.close(file)
+    os.chdir(request.folder)
+    _take_environment(request.environment)
+    _show(request)
+
+
+def _take_environment(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    torch = sys.modules.get("torch")
+    if torch is not None and (threads := environment.get("OMP_NUM_THREADS", "").split(",")[0]).isdigit():
+        torch.set_num_threads(int(threads))  # OpenMP has read the variable when it was loaded
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _show(request: Request) -> None:
+    """Have the list of processes show the job, and not the server; vLLM brings the library that can."""
+    with contextlib.suppress(ImportError):
+        os.environ["SPT_NOENV"] = "1"  # else it would write over what the list shows of the environment
+        import setproctitle
+
+        setproctitle.setproctitle(" ".join([sys.executable, "-m", request.worker, *request.arguments]))
+        del os.environ["SPT_NOENV"]
+
+
+def _fork_rank(environment: Mapping[str, str]) -> int:
+    """Start a rank as `run_ranks` asks for it."""
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _take_environment(environment)
+        raise _Forked
+    return process
+
+
+def main(connection: int) -> None:
+    """Serve; in a forked process: run its worker."""
+    request = serve(Connection(connection))
+    if request.ranks:
+        try:
+            sys.exit(run_ranks(request.ranks, request.port, _fork_rank))
+        except _Forked as forked:
+            traceback.clear_frames(forked.__traceback__)
+    worker = importlib.import_module(request.worker)
+    sys.argv = [str(worker.__file__), *request.arguments]
+    worker.main(list(request.arguments))
+    leave()
+
+
+if __name__ == "__main__":
+    # By its name: requests are of the class of that module, not of that of `__main__`.
+    importlib.import_module("dt2it_pipeline.engines.launch.job_fork_server").main(int(sys.argv[1]))
