@@ -58,10 +58,10 @@ class OwnTable:
         cleaned: output of `dt2it clean` for the table; None: it has not been cleaned.
         chosen, rejected: columns of the texts; `chosen` and `rejected` where None.
         image: column of image paths, each a text or `{"path": text}`, or a list of them; `images` or `image` where
-            None, if there is one.
+            None, if there is one. Images may also be bytes, `{"bytes": ...}`, `data:` addresses or base64.
         video: the same of videos: files, or folders of frames; `videos` or `video` where None.
-        media: folder (or .zip, .tar, which may hold images alone) that these paths are relative to; without it neither
-            is shown.
+        media: folder (or .zip, .tar, which may hold images alone) that these paths are relative to; without it no
+            path is shown. Images that the table holds itself are shown in any case.
     """
 
     pairs: Path

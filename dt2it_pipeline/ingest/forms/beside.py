@@ -41,7 +41,7 @@ _WAY_OUT = "join them, or map `question` to the one meant"
 
 def stands_beside(fields: Fields) -> bool:
     """Whether a row has columns that may belong to the prompt, so that no single column is all of it."""
-    return bool(fields.present(_ALL)) or len(fields.present(QUESTIONS)) > 1 or bool(_option_columns(fields))
+    return any(fields.once("beside", _beside)) or bool(_option_columns(fields))
 
 
 def with_beside(fields: Fields, found: Chat, answers: Sequence[str] = ()) -> Chat:
@@ -60,11 +60,10 @@ def with_beside(fields: Fields, found: Chat, answers: Sequence[str] = ()) -> Cha
         RowError: a column holds something that belongs to the prompt, and where in it is not known; or it is of a
             kind that is not read.
     """
-    there = fields.present(_ALL)
-    options = _option_columns(fields)
-    questions = fields.present(QUESTIONS)
-    if not there and not options and len(questions) < 2:
+    there, questions, options = fields.once("beside", _beside)
+    if not there and not questions and not options:
         return found
+    options = _option_columns(fields)
     _require_read(fields)
     if {"question", "conversation"} & set(fields.row.columns):
         return found
@@ -98,9 +97,16 @@ def with_beside(fields: Fields, found: Chat, answers: Sequence[str] = ()) -> Cha
         value = fields.value(column)
         if isinstance(value, str) and not is_chat(value) and column not in mapped:
             whole.require(value, column, fewest=0)
-    if options:
+    options = [column for column in options if column not in mapped]
+    if len(options) > 2:
         _require_options(whole, [fields.value(column) for column in options], options[0])
     return _after(history, _joined(found, joined))
+
+
+def _beside(fields: Fields) -> tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]], Sequence[str]]:
+    """Columns that may belong to the prompt, those with questions where there are several, and those of options."""
+    questions, options = fields.present(QUESTIONS), fields.matching(_OPTION)
+    return fields.present(_ALL), questions if len(questions) > 1 else (), options if len(options) > 2 else ()
 
 
 class _Whole:
@@ -213,8 +219,7 @@ def _require_options(whole: _Whole, values: Sequence[Any], column: str) -> None:
 
 def _option_columns(fields: Fields) -> list[str]:
     """Columns of options, `option_a` and so on, or A, B and C as MMBench has them; empty for fewer than three."""
-    found = fields.matching(_OPTION)
-    return [column for column in found if not is_blank(fields.value(column))] if len(found) > 2 else []
+    return [column for column in fields.once("beside", _beside)[2] if not is_blank(fields.value(column))]
 
 
 def _is_instruction(fields: Fields) -> bool:

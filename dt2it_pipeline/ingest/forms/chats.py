@@ -209,7 +209,7 @@ def _turn(
 
 def _require_text_alone(entry: Mapping[str, Any], where: str) -> None:
     """Raise RowError where a turn has tool calls or media beside its content, which are not read."""
-    for key in _BESIDE_CONTENT:
+    for key in _BESIDE_CONTENT if len(entry) > 2 else ():
         if entry.get(key) not in (None, "", [], {}):
             raise RowError(
                 "not a conversation", f"{where}: {key!r} of a turn is not read; media are parts of `content`"

@@ -7,8 +7,8 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.rows import ColumnError, Row, checked_text, medium
@@ -79,6 +79,7 @@ RATINGS: tuple[tuple[str, str], ...] = (
 
 
 _FILE_NAMES = ("file_name", "filename")  # may be of anything
+_Found = TypeVar("_Found")
 _SIZE = 100  # pixels, as in image_512; further images have lower numbers
 _COMMON = ("image", "images")  # names of columns, most of all
 
@@ -131,6 +132,14 @@ class Fields:
     def matching(self, pattern: re.Pattern[str]) -> tuple[str, ...]:
         """The columns whose plain names a pattern fits, in the order of these names."""
         return self._layout.matching(pattern)
+
+    def once(self, name: str, found: Callable[[Fields], _Found]) -> _Found:
+        """What follows from the names of the columns alone, found out once for all rows that have them."""
+        known = self._layout.once
+        if name not in known:
+            known[name] = found(self)
+        there: _Found = known[name]
+        return there
 
     @staticmethod
     def plain_of(column: str) -> str:
@@ -228,6 +237,7 @@ class _Layout:
         self._couples: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
         self._present: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
         self._numbered: dict[str, tuple[str, ...]] = {}
+        self.once: dict[str, Any] = {}
         self._matching: dict[re.Pattern[str], tuple[str, ...]] = {}
 
     def columns(self, field: str) -> tuple[str, ...]:

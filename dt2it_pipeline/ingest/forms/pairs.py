@@ -112,7 +112,7 @@ class PairReader:
                 "verdict ignored",
                 f"columns {couple[0]!r} and {couple[1]!r} say which answer is better, and `verdict` is mapped too",
             )
-        sides = None if {"chosen", "rejected"} & set(fields.row.columns) else neutral_sides(fields)
+        sides = None if fields.row.columns else fields.once("sides", neutral_sides)
         if sides is None or sides.first in couple or sides.second in couple:
             return
         texts = (fields.value(sides.first), fields.value(sides.second))
