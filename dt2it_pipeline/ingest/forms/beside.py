@@ -33,6 +33,7 @@ _NOT_READ = ("tools", "functions", "audio", "audios", "audio_path")
 _CONVERSATIONS = NAMES["conversation"]
 _ALL = tuple(dict.fromkeys((*_JOINED, *_HISTORIES, *_PASSAGES, *_CAPTIONS, *_OPTIONS, *_NOT_READ, *_CONVERSATIONS)))
 _OPTION = re.compile(r"(?:(?:option|choice)_(?:[a-h]|\d)|[a-h])")  # of multiple choice, one column each
+_LABEL = re.compile(r"^\W?(?:[A-Ha-h]|\d)[.):]\s+")  # of an option: A. or (A)
 _FEWEST_WORDS = 4  # of a text; what is shorter may be a name, a number, or a word of the question
 _DEEPEST = 8  # levels of lists and objects
 _NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -120,9 +121,13 @@ class _Whole:
         self.image = fields.media if not found.media else None
 
     def has(self, text: str) -> bool:
-        """Whether the prompt has a text, or the text is a rendering of the whole row or of its conversation."""
+        """Whether the prompt has a text, or the text is an answer or a rendering of the row or of its conversation."""
         words = _words(text)
-        if words in self._turns or (count_words(words) >= _FEWEST_WORDS and words in self._prompt):
+        if (
+            words in self._turns
+            or words in self._answers
+            or (count_words(words) >= _FEWEST_WORDS and words in self._prompt)
+        ):
             return True
         if not self.is_in(text):
             return False
@@ -155,7 +160,7 @@ class _Whole:
 
     def lacks(self, texts: Sequence[str]) -> bool:
         """Whether the prompt lacks one of some short texts."""
-        return not all(_words(text).casefold() in self._prompt.casefold() for text in texts)
+        return not all(_LABEL.sub("", _words(text)).casefold() in self._prompt.casefold() for text in texts)
 
     def require(self, text: str, column: str, fewest: int = _FEWEST_WORDS) -> None:
         """Raise RowError where the prompt lacks a text of as many words."""

@@ -119,6 +119,7 @@ def test_context_stands_before_the_question_and_history_before_all(form: str) ->
         {"text": "### Instruction: q? ### Response: good"},
         {"options": ["good", "bad"]},
         {"options": ["yes", "no"]},
+        {"text": "good"},
         {"image_caption": TEXT, "image": "a.png"},
         {"A": "Paris", "B": "Rome"},
     ],
@@ -155,6 +156,7 @@ def test_a_text_beside_several_turns_may_belong_to_any_of_them(tmp_path: Path, n
         ({"question": "Who is it?", "prompt": "USER: <image>\nWho is it? ASSISTANT:"}, "Who is it?"),
         ({"question": "q?", "context": ["Tom is a cat."]}, "Tom is a cat.\n\nq?"),
         ({"question": "Paris or Rome?", "options": ["Paris", "Rome"]}, "Paris or Rome?"),
+        ({"question": "(A) Paris (B) Rome?", "options": ["A. Paris", "B. Rome"]}, "(A) Paris (B) Rome?"),
         ({"question": "谁?", "context": "汤姆"}, "汤姆\n\n谁?"),
     ],
 )
