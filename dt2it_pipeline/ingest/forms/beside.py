@@ -65,9 +65,9 @@ def with_beside(fields: Fields, found: Chat, answers: Sequence[str] = ()) -> Cha
     if not there and not questions and not options:
         return found
     options = _option_columns(fields)
-    _require_read(fields)
     if {"question", "conversation"} & set(fields.row.columns):
         return found
+    _require_read(fields)
     mapped = set(fields.row.columns.values())
     whole = _Whole(fields, found, answers)
     history = Chat("", ())
@@ -196,7 +196,9 @@ def _require_read(fields: Fields) -> None:
     for _, column in fields.present(_NOT_READ):
         value = listed(fields.value(column))
         if not is_blank(value) and value not in ([], {}, "[]"):
-            raise RowError("not read", f"column {column!r}: tools and audio are not read; take the column out")
+            raise RowError(
+                "not read", f"column {column!r}: tools and audio are not read; map `question` to leave them out"
+            )
 
 
 def _require_held(fields: Fields, whole: _Whole, name: str, column: str, value: Any) -> None:

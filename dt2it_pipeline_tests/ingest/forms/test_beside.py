@@ -85,6 +85,12 @@ def test_content_of_the_question_is_never_dropped_silently(form: str, name: str)
     assert all(text in seen(item) for text in texts) and "q?" in seen(item)
 
 
+@pytest.mark.parametrize("name", [name for name in CONTENT if name not in ("system_prompt", "second_image", "image_a")])
+def test_a_prompt_that_is_mapped_is_as_it_stands(name: str) -> None:
+    item = one(PAIR | {name: CONTENT[name]}, {"question": "prompt"})
+    assert isinstance(item, Conversation) and seen(item).split() == ["q?"]
+
+
 @pytest.mark.parametrize(("form", "name"), product(PROMPTS, FOR_JUDGES))
 def test_what_is_for_judges_is_not_part_of_the_prompt(form: str, name: str) -> None:
     item = one(PROMPTS[form] | {name: TEXT})
