@@ -1,7 +1,8 @@
-"""Rows with long columns in a file that memory maps: any row is read at once, and none of them fills the memory."""
+"""What is long lies in temporary files: rows of which any is read at once, and images that a table holds itself."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import pyarrow as pa
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
+_EMBEDDED = "embedded image "  # before the hash of its content
 BATCH = 8192  # rows that are written, and searched, at once
 
 
@@ -70,6 +72,64 @@ class RowFile:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows, piece by piece, in their order."""
         yield from self._batches
+
+
+class EmbeddedImages:
+    """Files of images that a table holds itself, by their content, in a temporary file that vanishes with the process.
+
+    >>> images = EmbeddedImages(most_bytes=8)
+    >>> name = images.add(b"PNG...")
+    >>> images.read(name), images.add(b"PNG...") == name, images.add(b"another"), images.read("a.png")
+    (b'PNG...', True, None, None)
+
+    Args:
+        most_bytes: of all files together.
+        most_bytes_each: of one file.
+    """
+
+    def __init__(self, most_bytes: int = 4 << 30, most_bytes_each: int = 64 << 20) -> None:
+        self._most, self._most_each = most_bytes, most_bytes_each
+        self._places: dict[str, tuple[int, int]] = {}  # name -> where it begins, and its bytes
+        self._end = 0
+        path = _temporary()
+        self._file = path.open("w+b", buffering=0)
+        path.unlink()
+
+    def add(self, content: bytes) -> str | None:
+        """The name of a file from now on; None where it is larger than allowed.
+
+        Raises ReviewError where the temporary folder is full.
+        """
+        name = f"{_EMBEDDED}{hashlib.sha256(content).hexdigest()}"
+        if name in self._places:
+            return name
+        if len(content) > self._most_each or self._end + len(content) > self._most:
+            return None
+        try:
+            self._file.seek(self._end)
+            left = memoryview(content)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise ReviewError(
+                f"the images of the table do not fit into the temporary folder {tempfile.gettempdir()}: {error}; make "
+                "room there, or name another one by the variable TMPDIR"
+            ) from error
+        self._places[name] = self._end, len(content)
+        self._end += len(content)
+        return name
+
+    def read(self, name: str) -> bytes | None:
+        """The file of a name that `add` gave; None for any other. Threads may ask at once."""
+        place = self._places.get(name)
+        if place is None:
+            return None
+        found = bytearray()
+        while len(found) < place[1] and (
+            part := os.pread(self._file.fileno(), place[1] - len(found), place[0] + len(found))
+        ):
+            found += part
+        return bytes(found)
 
 
 def pieces(table: pa.Table) -> Iterator[pa.RecordBatch]:

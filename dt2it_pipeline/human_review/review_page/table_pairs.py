@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,13 @@ from dt2it_pipeline.human_review.review_page.catalogue import (
     lengths,
     verdict_shown,
 )
-from dt2it_pipeline.human_review.review_page.row_file import BATCH, ReviewError, RowFile
+from dt2it_pipeline.human_review.review_page.row_file import BATCH, EmbeddedImages, ReviewError, RowFile
 from dt2it_pipeline.human_review.review_page.scripts import script_codes
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import ImageSource
 from dt2it_pipeline.media.markers import escaped, marker_kinds
 from dt2it_pipeline.media.root import MediaRoot
+from dt2it_pipeline.media.store import inline_content
 from dt2it_pipeline.media.video import first_frame
 from dt2it_pipeline.storage.atomic import iter_parquet
 from dt2it_pipeline.storage.schemas import SCHEMAS, RecordError
@@ -45,6 +46,7 @@ from dt2it_pipeline.storage.table_files import as_keys
 MEDIA_COLUMNS = {"image": ("images", "image"), "video": ("videos", "video")}  # looked for where none is named
 _EVIDENCE = "cleaning_evidence.parquet"  # of `dt2it clean`
 _READ = 65_536  # rows at once: each reading of a Parquet file decodes whole row groups
+_MOST_EMBEDDED = 32  # images of one pair that the table holds itself
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class OwnTable:
         cleaned: output of `dt2it clean` for the table; None: it has not been cleaned.
         chosen, rejected: columns of the texts; `chosen` and `rejected` where None.
         image: column of image paths, each a text or `{"path": text}`, or a list of them; `images` or `image` where
-            None, if there is one.
+            None, if there is one. Images may also be bytes, `{"bytes": ...}`, `data:` addresses or base64.
         video: the same of videos: files, or folders of frames; `videos` or `video` where None.
-        media: folder (or .zip, .tar, which may hold images alone) that these paths are relative to; without it neither
-            is shown.
+        media: folder (or .zip, .tar, which may hold images alone) that these paths are relative to; without it no
+            path is shown. Images that the table holds itself are shown in any case.
     """
 
     pairs: Path
@@ -100,32 +102,37 @@ def read_table(table: OwnTable) -> Catalogue:
     if frame["pair_id"].isna().any():
         raise ReviewError(f"{table.pairs}: pair_id is empty in row {int(frame['pair_id'].isna().to_numpy().argmax())}")
     media = _media_columns(table, own)
-    if media and table.media is None:
-        named = " and ".join(f"the column `{column}` names {kind}s" for kind, column in media.items())
-        notes.append(f"{named[0].upper()}{named[1:]}; --media FOLDER shows them.")
     measured: list[tuple[np.ndarray, ...]] = []
     prompts: list[pa.RecordBatch] = []
-    embedded = 0
+    named: set[str] = set()  # kinds of which there are paths
+    embedded, hidden = EmbeddedImages(), 0
 
     def given() -> Any:
-        nonlocal embedded
+        nonlocal hidden
         for start in range(0, len(frame), _READ):
             rows = own.rows(range(start, min(start + _READ, len(frame))), list(media.values()))
-            embedded += sum(_holds_media(row, media.values()) for row in rows)
             made = [_side_row(row) for row in rows]
             batch = pa.RecordBatch.from_pylist(made, schema=SIDES_SCHEMA)
             measured.append((*lengths(batch["chosen"], batch["rejected"]), script_codes(batch["chosen"])))
-            asked_of = [_prompt_row(row, media, shown=table.media is not None) for row in rows]
+            asked_of = []
+            for row in rows:
+                asked, whole = _prompt_row(row, media, table.media is not None, embedded, named)
+                asked_of.append(asked)
+                hidden += not whole
             prompts.append(pa.RecordBatch.from_pylist(asked_of, schema=PROMPTS_SCHEMA))
             yield batch
 
     sides = RowFile(SIDES_SCHEMA, given())
+    if named and table.media is None:
+        words = " and ".join(f"the column `{media[kind]}` names {kind}s" for kind in media if kind in named)
+        notes.append(f"{words[0].upper()}{words[1:]}; --media FOLDER shows them.")
     asked = RowFile(PROMPTS_SCHEMA, prompts)
     prompts.clear()
-    if embedded:
+    if hidden:
         notes.append(
-            f"{embedded:,} pairs have images or videos in the table itself, which the page does not show: write them "
-            "into a folder, name the files in the table, and give the folder with --media."
+            f"{hidden:,} pairs have images or videos in the table itself that the page does not show: videos, more "
+            f"than {_MOST_EMBEDDED} images of a pair, files above 64 MiB, text that is no base64, or all beyond 4 GiB. "
+            "Write them into a folder, name the files in the table, and give the folder with --media."
         )
     count = len(frame)
     length, characters, script = (np.concatenate(parts) for parts in zip(*measured, strict=True))
@@ -166,7 +173,7 @@ def read_table(table: OwnTable) -> Catalogue:
     elif np.isnan(evidence.probability).all():
         notes.append("The policy of this cleaning gives no probabilities.")
     explain = partial(_explained, sides, outcome, why, evidence, "chosen_id" in frame)
-    opened = _opener(table.media)
+    opened = _opener(table.media, embedded)
     scales = {} if evidence is None else evidence.margin_scales
     return Catalogue(columns, sides, asked, explain, opened, scales, table.pairs.name, notes)
 
@@ -182,7 +189,7 @@ def _media_columns(table: OwnTable, own: OwnPairs) -> dict[str, str]:
     return found
 
 
-def _opener(media: Path | None) -> Callable[[Medium], ImageSource]:
+def _opener(media: Path | None, embedded: EmbeddedImages) -> Callable[[Medium], ImageSource]:
     if media is not None and not media.exists():
         raise ReviewError(f"there is no {media}; --media names the folder of images, or a .zip or .tar of them")
     try:
@@ -192,6 +199,8 @@ def _opener(media: Path | None) -> Callable[[Medium], ImageSource]:
 
     def opened(medium: Medium) -> ImageSource:
         kind, name = medium
+        if kind == "image" and (content := embedded.read(name)) is not None:
+            return content
         if root is None:
             raise MediaError(f"missing {kind}", f"{name}: name the folder of {kind}s with --media")
         return root.read(name) if kind == "image" else first_frame(root.locate(name))
@@ -205,35 +214,59 @@ def _side_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**texts, **ids, "row_id": None}
 
 
-def _prompt_row(row: dict[str, Any], columns: dict[str, str], shown: bool) -> dict[str, Any]:
-    """A row of PROMPTS_SCHEMA, without the media unless they are `shown`.
+def _prompt_row(
+    row: dict[str, Any], columns: dict[str, str], named_shown: bool, embedded: EmbeddedImages, named: set[str]
+) -> tuple[dict[str, Any], bool]:
+    """A row of PROMPTS_SCHEMA, and whether it has all media that the table itself holds.
 
-    Markers stand for media where there are as many of each kind as the row names; else they are text, as in a question
+    Markers stand for media where there are as many of each kind as the row has; else they are text, as in a question
     about the characters.
+
+    Args:
+        row: of the table.
+        columns: of each kind of media.
+        named_shown: whether media that are paths are part of it.
+        embedded: takes the images that are none.
+        named: gets the kinds of media that are paths.
     """
     prompt = row.get("prompt")
     text = "" if prompt is None else prompt if isinstance(prompt, str) else str(prompt)
-    media = []
+    media: list[dict[str, str]] = []
+    kinds, whole = [], True
     for kind, column in columns.items():
-        listed = [each for each in _listed(row.get(column)) if not _holds_bytes(each)]
-        names = (each.get("path") if isinstance(each, dict) else each for each in listed)
-        media += [{"kind": kind, "name": name} for name in names if isinstance(name, str) and name]
-    marked = sorted(marker_kinds(text)) == sorted(medium["kind"] for medium in media)
+        for each in _listed(row.get(column)):
+            try:
+                value = _value_of(each)
+                content = None if value is None else inline_content(value)
+            except MediaError:
+                value, content = None, b""
+            if content is None:
+                if not value:
+                    continue
+                named.add(kind)
+                kinds.append(kind)
+                media += [{"kind": kind, "name": str(value)}] if named_shown else []
+                continue
+            kinds.append(kind)
+            fits = kind == "image" and content and len(media) < _MOST_EMBEDDED
+            name = embedded.add(content) if fits else None
+            whole &= name is not None
+            media += [] if name is None else [{"kind": kind, "name": name}]
+    marked = sorted(marker_kinds(text)) == sorted(kinds)
     turns = [{"role": PROMPT, "text": text if marked else escaped(text)}] if text else []
-    return {"text": text, "turns": turns, "media": media if shown else []}
+    return {"text": text, "turns": turns, "media": media}, whole
 
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 
-def _holds_media(row: dict[str, Any], columns: Iterable[str]) -> bool:
-    return any(_holds_bytes(medium) for column in columns for medium in _listed(row.get(column)))
-
-
-def _holds_bytes(medium: Any) -> bool:
-    """Whether a medium is in the table itself, so that a path beside it need not be a file of the media folder."""
-    return isinstance(medium, bytes) or (isinstance(medium, dict) and isinstance(medium.get("bytes"), bytes))
+def _value_of(medium: Any) -> str | bytes | None:
+    """What a cell holds of a medium: its content, a `data:` address or base64, or a path; None where nothing."""
+    if isinstance(medium, dict):
+        found = (medium.get(key) for key in ("bytes", "path", "url"))
+        medium = next((value for value in found if value), None)
+    return medium if isinstance(medium, str | bytes) and medium else None
 
 
 def _outcomes(table: OwnTable, frame: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame | None]:

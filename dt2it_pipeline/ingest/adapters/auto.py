@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from dt2it_pipeline.ingest.adapters.registry import LOOK, PerRow, guarded, over_rows
+from dt2it_pipeline.ingest.forms.beside import stands_beside, with_beside
 from dt2it_pipeline.ingest.forms.fields import Fields
 from dt2it_pipeline.ingest.forms.pairs import FIELDS, PairReader, says_which, sides
 from dt2it_pipeline.ingest.forms.prompts import prompt, with_columns
@@ -71,7 +72,8 @@ def reading(row: Row, kind: str) -> dict[str, str] | None:
     columns = {name: str(column) for name, column in found.items()}
     if kind == "preferences":
         asked = [name for name in ("conversation", "question") if fields.column(name) not in {*columns.values(), None}]
-        columns |= {name: str(fields.column(name)) for name in asked[:1]}
+        if not stands_beside(fields):  # a column that is named as the prompt would be all of it
+            columns |= {name: str(fields.column(name)) for name in asked[:1]}
     for name in _BESIDE if kind != "t2i" else ("id", "group", "strength", "tie"):
         column = fields.column(name)
         if column is not None and column not in columns.values():
@@ -86,6 +88,7 @@ def _prompt(row: Row) -> Iterator[Item]:
     if found is None:
         raise fields.missing("question", "conversation")
     reference = fields.text("reference")
+    found = with_beside(fields, found, () if reference is None else (reference,))
     found, media = with_columns(fields, found)
     yield Conversation(
         row.row_id,

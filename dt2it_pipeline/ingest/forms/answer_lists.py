@@ -14,7 +14,7 @@ from dt2it_pipeline.ingest.rows import ColumnError, as_number, checked_text
 from dt2it_pipeline.storage.schemas import LIST_COLUMNS
 
 _TEXT = ("response", "text", "content", "value", "output", "answer", "completion", "generation", "message")
-_RATING = ("rating", "score", "overall_score", "overall_rating", "reward")
+RATING_NAMES = ("rating", "score", "overall_score", "overall_rating", "reward")
 _RANK = ("rank", "ranking")
 _MODEL = ("model", "model_name")
 _MODELS = ("models", "generation_models", "model_names", "response_models")
@@ -130,10 +130,14 @@ def _text(entry: Any, where: str) -> str:
 
 
 def _models(fields: Fields, entries: Sequence[Any]) -> list[str | None]:
+    """Who wrote each answer: as the answer itself says, else the list of models beside the answers."""
+    own = [_of(entry, _MODEL) for entry in entries]
     value = next((listed(fields.value(found)) for name in _MODELS if (found := fields.plain(name))), None)
-    if isinstance(value, list | tuple) and len(value) == len(entries):
-        return [None if model is None else str(model) for model in value]
-    return [_of(entry, _MODEL) for entry in entries]
+    beside = value if isinstance(value, list | tuple) and len(value) == len(entries) else [None] * len(entries)
+    return [
+        None if is_blank(one) and is_blank(other) else str(other if is_blank(one) else one)
+        for one, other in zip(own, beside, strict=True)
+    ]
 
 
 def _of(entry: Any, names: Sequence[str]) -> Any:
@@ -142,25 +146,48 @@ def _of(entry: Any, names: Sequence[str]) -> Any:
 
 
 def _worths(fields: Fields, entries: Sequence[Any]) -> list[float | None]:
-    """What a list says of its answers: the negative rank, or the rating."""
+    """What a list says of its answers: the negative rank, or the rating. Raises RowError where these contradict."""
+    found = []
     for field, sign in (("ranks", -1.0), ("ratings", 1.0)):
         column = fields.column(field)
         value = listed(fields.value(column))
         if isinstance(value, list | tuple):
-            return [sign * n if n is not None else None for n in _numbers(value, len(entries), f"column {column!r}")]
+            numbers = _numbers(value, len(entries), f"column {column!r}")
+            found.append([sign * n if n is not None else None for n in numbers])
+        if found and field in fields.row.columns:
+            break
+    if found:
+        _require_one_order(found)
+        return found[0]
     column = fields.column("order")
     if column is not None and ("order" in fields.row.columns or isinstance(listed(fields.value(column)), list)):
         return _by_order(listed(fields.value(column)), len(entries), column)
-    for names, sign in ((_RANK, -1.0), (_RATING, 1.0)):
+    for names, sign in ((_RANK, -1.0), (RATING_NAMES, 1.0)):
         inside = [_of(entry, names) for entry in entries]
         if any(value is not None for value in inside):
-            return [sign * n if n is not None else None for n in _numbers(inside, len(entries), "an answer")]
+            found.append([sign * n if n is not None else None for n in _numbers(inside, len(entries), "an answer")])
+    if found:
+        _require_one_order(found)
+        return found[0]
     by_aspect = [_mean_rating(entry) for entry in entries]
     if any(value is not None for value in by_aspect):
         return by_aspect
     if (column := fields.plain("ranking")) is not None:
         return _by_ranking(listed(fields.value(column)), len(entries), column)
     raise fields.missing("ranks", "ratings", "order", "verdict")
+
+
+def _require_one_order(worths: Sequence[Sequence[float | None]]) -> None:
+    """Raise RowError where ranks and ratings prefer different answers, so that 1 may be the worst rank."""
+    if len(worths) < 2:
+        return
+    for first, second in combinations(range(len(worths[0])), 2):
+        (a, b), (c, d) = ((each[first], each[second]) for each in worths)
+        if None not in (a, b, c, d) and (a - b) * (c - d) < 0:  # type: ignore[operator]
+            raise RowError(
+                "ranks contradict ratings",
+                f"of answers {first} and {second}, counted from 0: map `ranks` or `ratings` to the one that counts",
+            )
 
 
 def _by_ranking(value: Any, count: int, column: str) -> list[float | None]:
@@ -184,6 +211,8 @@ def _numbers(values: Sequence[Any], count: int, where: str) -> list[float | None
             numbers.append(None)
             continue
         found = as_number(text, where)
+        if math.isinf(found):
+            raise RowError("rank or rating is not finite", f"{where}: {value!r}"[:120])
         numbers.append(None if math.isnan(found) else found)
     return numbers
 

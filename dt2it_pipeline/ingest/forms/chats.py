@@ -21,6 +21,7 @@ ROLES = {
 _ROLE_KEYS = ("role", "from")
 _TEXT_KEYS = ("content", "value", "text", "response")  # of a turn
 _TURN_KEYS = {*_ROLE_KEYS, *_TEXT_KEYS, "name", "loss_weight", "type"}
+_BESIDE_CONTENT = ("tool_calls", "function_call", "tool_call_id", "images", "image", "videos", "video", "audio")
 _MEDIUM_KEYS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "image_url", "url", "path", "value", "content", "data", "base64"),
     "video": ("video", "video_url", "url", "path", "value", "content", "data"),
@@ -118,6 +119,7 @@ def message(value: Any, where: str) -> str:
         content = _first(value, _TEXT_KEYS)
         if content is None and not set(_TEXT_KEYS) & set(value):
             raise RowError("not text", f"{where}: {value!r}"[:120])
+        _require_text_alone(value, where)
         text, media = _content(content, where, lambda words: words)
         if media:
             raise RowError("media in an answer", f"{where}: answers are text")
@@ -196,12 +198,22 @@ def _turn(
     role = _role(entry)
     if role is None:
         raise RowError("not a conversation", f"{where}: unknown role {_first(entry, _ROLE_KEYS)!r}"[:160])
+    _require_text_alone(entry, where)
     content = _first(entry, _TEXT_KEYS)
     if role == "system" and content in ("", None, [], ()):
         return {"role": role, "text": ""}, []
     # In other turns than the user's a marker is text as it stands.
     text, media = _content(content, where, media_in_text if role == "user" else (lambda words: words))
     return {"role": role, "text": text}, media
+
+
+def _require_text_alone(entry: Mapping[str, Any], where: str) -> None:
+    """Raise RowError where a turn has tool calls or media beside its content, which are not read."""
+    for key in _BESIDE_CONTENT if len(entry) > 2 else ():
+        if entry.get(key) not in (None, "", [], {}):
+            raise RowError(
+                "not a conversation", f"{where}: {key!r} of a turn is not read; media are parts of `content`"
+            )
 
 
 def _content(

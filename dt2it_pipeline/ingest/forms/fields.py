@@ -7,8 +7,8 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.rows import ColumnError, Row, checked_text, medium
@@ -40,12 +40,12 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "preferred": ("preferred", "image_chosen", "chosen_image", "preferred_image", "image_preferred", "best_image"),
     "other": ("other", "image_rejected", "rejected_image", "other_image", "image_other", "worst_image"),
     "image": ("image", "image_path", "img", "img_path", "image_file", "photo", "picture", "image_url",
-              "file_name", "filename"),
-    "images": ("images", "image_paths", "image_list", "image_urls"),
+              "screenshot", "prompt_image", "question_image", "input_image", "file_name", "filename"),
+    "images": ("images", "image_paths", "image_list", "image_urls", "prompt_images", "input_images"),
     "video": ("video", "video_path"),
     "videos": ("videos", "video_paths"),
     "group": ("group", "category", "subset", "task"),
-    "system": ("system", "system_prompt", "system_message"),
+    "system": ("system", "system_prompt", "system_message", "system_instruction", "system_instructions"),
     "strength": ("strength", "margin", "score_difference"),
     "tie": ("tie", "is_tie"),
     "id": ("id", "uid", "pair_id", "question_id", "sample_id", "idx", "index"),
@@ -79,6 +79,8 @@ RATINGS: tuple[tuple[str, str], ...] = (
 
 
 _FILE_NAMES = ("file_name", "filename")  # may be of anything
+_Found = TypeVar("_Found")
+_SIZE = 100  # pixels, as in image_512; further images have lower numbers
 _COMMON = ("image", "images")  # names of columns, most of all
 
 
@@ -127,6 +129,18 @@ class Fields:
         """The columns of those couples of names, spelled anyhow, both of which the row has; in order."""
         return self._layout.couples(names)
 
+    def matching(self, pattern: re.Pattern[str]) -> tuple[str, ...]:
+        """The columns whose plain names a pattern fits, in the order of these names."""
+        return self._layout.matching(pattern)
+
+    def once(self, name: str, found: Callable[[Fields], _Found]) -> _Found:
+        """What follows from the names of the columns alone, found out once for all rows that have them."""
+        known = self._layout.once
+        if name not in known:
+            known[name] = found(self)
+        there: _Found = known[name]
+        return there
+
     @staticmethod
     def plain_of(column: str) -> str:
         """A column's name in lower case, words joined by `_`."""
@@ -168,6 +182,8 @@ class Fields:
                 if not mapped and not self._layout.columns(field):
                     continue
                 media = self._media_of(self._media_column(field), kind)
+                if media and not mapped:  # image, image_2, image_3
+                    media += tuple(one for one in self._further(kind) if one not in media)
                 if media or mapped:
                     found += media
                     break
@@ -176,6 +192,12 @@ class Fields:
                     medium for column in self._layout.numbered(kind) for medium in self._media_of(column, kind)
                 )
         return found
+
+    def _further(self, kind: MediumKind) -> Iterator[Medium]:
+        """The media of numbered columns; a number of three digits is a size."""
+        for column in self._layout.numbered(kind):
+            if _last_number(plain_name(column)) < _SIZE:
+                yield from self._media_of(column, kind)
 
     def _media_of(self, column: str | None, kind: MediumKind) -> tuple[Medium, ...]:
         """The media of a column; what stands for none (empty, null, a struct of nulls) is left out."""
@@ -215,6 +237,8 @@ class _Layout:
         self._couples: dict[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]] = {}
         self._present: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
         self._numbered: dict[str, tuple[str, ...]] = {}
+        self.once: dict[str, Any] = {}
+        self._matching: dict[re.Pattern[str], tuple[str, ...]] = {}
 
     def columns(self, field: str) -> tuple[str, ...]:
         """The columns that may hold a field, the likeliest first."""
@@ -238,6 +262,14 @@ class _Layout:
         found = self._present.get(names)
         if found is None:
             found = self._present[names] = tuple((name, self.plain[name]) for name in names if name in self.plain)
+        return found
+
+    def matching(self, pattern: re.Pattern[str]) -> tuple[str, ...]:
+        """The columns whose plain names a pattern fits, in the order of these names."""
+        found = self._matching.get(pattern)
+        if found is None:
+            names = sorted(name for name in self.plain if pattern.fullmatch(name))
+            found = self._matching[pattern] = tuple(self.plain[name] for name in names)
         return found
 
     def numbered(self, kind: str) -> tuple[str, ...]:
@@ -292,6 +324,15 @@ def _is_nothing(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(part is None for part in value.values())
     return value is None or value == "" or value == b"" or (isinstance(value, float) and math.isnan(value))
+
+
+def is_media(value: Any) -> bool:
+    """Whether a value is a medium, or surely names one: bytes, a file's name, an address, an object that holds one."""
+    if isinstance(value, Mapping):
+        return any(is_media(value.get(key)) or isinstance(value.get(key), str) for key in ("bytes", "path", "url"))
+    if isinstance(value, bytes):
+        return bool(value)
+    return isinstance(value, str) and re.search(r"^(?:https?://|data:)|\.\w{3,4}$", value.strip()) is not None
 
 
 def _is_image_file(value: Any) -> bool:

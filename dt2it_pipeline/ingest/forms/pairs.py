@@ -12,12 +12,14 @@ Answers are texts, messages, or conversations: those of both sides then begin al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms import answer_lists
+from dt2it_pipeline.ingest.forms.beside import with_beside
 from dt2it_pipeline.ingest.forms.chats import (
     ROLES,
     Chat,
@@ -26,40 +28,25 @@ from dt2it_pipeline.ingest.forms.chats import (
     is_chat,
     is_hh,
     is_turn,
-    message,
     parsed_turns,
-    read_chat,
     two_sides,
 )
+from dt2it_pipeline.ingest.forms.codes import further, require_other_loser, require_two, resolved
 from dt2it_pipeline.ingest.forms.fields import COUPLES, Fields, is_blank, listed
-from dt2it_pipeline.ingest.forms.prompts import answers_of, hidden_prompt, prompt, whole_prompt, with_columns
+from dt2it_pipeline.ingest.forms.prompts import hidden_prompt, prompt, whole_prompt, with_columns
+from dt2it_pipeline.ingest.forms.side_media import require_all_shown
 from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, name_sides, neutral_sides
 from dt2it_pipeline.ingest.forms.strengths import contradicted, score_difference, strengths
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError
+from dt2it_pipeline.ingest.forms.written_sides import Side, alternating, role_of, several, written_side
 from dt2it_pipeline.ingest.rows import TIE as TIED
-from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, Turn, checked_text
+from dt2it_pipeline.ingest.rows import ColumnError, Conversation, Item, Quarantined, Row, SourceError
 from dt2it_pipeline.media.markers import marker_kinds
-from dt2it_pipeline.media.store import Medium, MediumKind
 
 FIELDS = (
     "question", "conversation", "chosen", "rejected", "first", "second", "verdict", "answers", "ranks", "order",
     "ratings", "image", "images", "video", "videos", "group", "system", "strength", "tie",
 )  # fmt: skip
-_Media = tuple[tuple[MediumKind, Medium | None], ...]
-
-
-class _Side(NamedTuple):
-    """One answer as it stands: a whole conversation that ends with it, or the answer alone."""
-
-    turns: tuple[Turn, ...]
-    media: _Media = ()
-    system: str = ""
-    typed: bool = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether it begins with the prompt."""
-        return self.turns[0]["role"] == "user"
 
 
 @dataclass(frozen=True)
@@ -95,6 +82,25 @@ class PairReader:
             raise fields.missing("chosen", "rejected")
 
     def _of_couple(self, fields: Fields, couple: tuple[str, str]) -> Iterator[Item]:
+        self._require_no_verdict(fields, couple)
+        value, other = resolved(fields, couple)
+        others = several(other)
+        one, two = (_name(fields.value(fields.plain(name))) for name in ("chosen_model", "rejected_model"))
+        given = strengths(fields, len(others) or 1, couple)
+        for number, rejected in enumerate(others or [other]):
+            fault = contradicted(fields, couple, number, given[number])
+            if fault is not None:
+                yield fault
+                continue
+            list_id, ranks = answer_lists.place_of(fields)
+            if len(others) > 1:
+                list_id, ranks = None, (1.0, 2 + (len(others) - 1) / 2)
+            part = str(number) if len(others) > 1 else ""
+            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (one, two))
+            yield made if list_id is None else replace(made, list_id=list_id)
+
+    def _require_no_verdict(self, fields: Fields, couple: tuple[str, str]) -> None:
+        """Raise VerdictError where a verdict is mapped beside a couple, or is one's own on the same two answers."""
         if is_neutral(couple[0]) and is_neutral(couple[1]) and (columns := self.judged.columns(fields)):
             raise VerdictError(
                 "verdict ignored",
@@ -106,23 +112,33 @@ class PairReader:
                 "verdict ignored",
                 f"columns {couple[0]!r} and {couple[1]!r} say which answer is better, and `verdict` is mapped too",
             )
-        value, other = fields.value(couple[0]), fields.value(couple[1])
-        several = _several(other)
-        one, two = (_name(fields.value(fields.plain(name))) for name in ("chosen_model", "rejected_model"))
-        given = strengths(fields, len(several) or 1)
-        for number, rejected in enumerate(several or [other]):
-            fault = contradicted(fields, couple, number, given[number])
-            if fault is not None:
-                yield fault
-                continue
-            list_id, ranks = answer_lists.place_of(fields)
-            if len(several) > 1:
-                list_id, ranks = None, (1.0, 2 + (len(several) - 1) / 2)
-            part = str(number) if len(several) > 1 else ""
-            made = self._pair(fields, couple, (value, rejected), given[number], part, ranks, (one, two))
-            yield made if list_id is None else replace(made, list_id=list_id)
+        sides = None if fields.row.columns else fields.once("sides", neutral_sides)
+        if sides is None or sides.first in couple or sides.second in couple:
+            return
+        texts = (fields.value(sides.first), fields.value(sides.second))
+        order = (fields.value(couple[0]), fields.value(couple[1]))
+        if order in (texts, texts[::-1]):
+            self._require_agreement(fields, sides, texts, FIRST if order == texts else SECOND)
+
+    def _require_agreement(self, fields: Fields, sides: Sides, texts: tuple[Any, Any], better: str) -> None:
+        """Raise VerdictError where a row's verdict is understood and prefers another side than its other columns."""
+        try:
+            meaning = self.judged.of(fields, sides, texts)
+        except SourceError:
+            return
+        except RowError as error:
+            if error.reason == "verdicts differ":
+                raise
+            return
+        if meaning != better:
+            raise VerdictError(
+                "verdicts differ",
+                f"column {self.judged.columns(fields)[0]!r} prefers the {meaning} answer, other columns prefer the "
+                f"{better} one: take out what does not count",
+            )
 
     def _of_sides(self, fields: Fields, sides: Sides, values: tuple[Any, Any]) -> Item:
+        require_two(fields, sides)
         difference = None if self.judged.has_verdict(fields) else score_difference(fields, sides)
         if difference == 0:
             return Quarantined(fields.row.row_id, TIED, f"{sides.first} and {sides.second} have equal scores")
@@ -132,13 +148,15 @@ class PairReader:
             meaning = FIRST if difference > 0 else SECOND
         if meaning == TIE:
             return Quarantined(fields.row.row_id, TIED, "by its verdict")
+        require_other_loser(fields, sides, meaning)
         columns, names = (sides.first, sides.second), models(fields, sides)
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]
         strength = strengths(fields, 1)[0]
         if strength is None:
             strength = self.judged.strength(fields) if difference is None else difference
-        return self._pair(fields, columns, values, None if strength is None else abs(strength), models=names)
+        strength = None if strength is None else abs(strength)
+        return self._pair(fields, columns, values, strength, models=names, turn=fields.value(fields.plain("turn")))
 
     def _of_list(self, fields: Fields, column: str) -> Iterator[Item]:
         row_id = fields.row.row_id
@@ -150,6 +168,9 @@ class PairReader:
                 raise
             yield self._of_sides(fields, Sides(f"{column}[0]", f"{column}[1]"), (values[0], values[1]))
             return
+        if len(rated) == 2 and None not in (worths := [entry.worth for entry in rated]) and worths[0] != worths[1]:
+            texts, better = (rated[0].text, rated[1].text), FIRST if worths[0] > worths[1] else SECOND  # type: ignore[operator]
+            self._require_agreement(fields, Sides(f"{column}[0]", f"{column}[1]"), texts, better)
         unknown = [number for number, entry in enumerate(rated) if entry.worth is None]
         if unknown:
             yield Quarantined(row_id, "answers without a rank", f"{column}: answers {unknown}, counted from 0")
@@ -161,7 +182,7 @@ class PairReader:
                 yield Quarantined(row_id, TIED, f"answers {part} of {column!r} are equal")
                 continue
             places = (ranks[pair.chosen] or 0.0, ranks[pair.rejected] or 0.0)
-            sides = tuple(_Side(({"role": "assistant", "text": entry.text},)) for entry in (one, other))
+            sides = tuple(Side(({"role": "assistant", "text": entry.text},)) for entry in (one, other))
             yield self._made(fields, sides[0], sides[1], pair.strength, part, places, (one.model, other.model))
 
     def _pair(
@@ -173,23 +194,26 @@ class PairReader:
         part: str = "",
         ranks: tuple[float, float] | None = None,
         models: tuple[str | None, str | None] = (None, None),
+        turn: Any = None,
     ) -> Conversation:
-        if (turned := _alternating(fields, values)) is not None:
+        if (turned := alternating(fields, values)) is not None:
             chosen, rejected = turned
         elif all(map(is_hh, values)):
             found = [hh_chat(value, f"column {column!r}") for value, column in zip(values, columns, strict=True)]
-            chosen, rejected = (_Side(chat.turns) for chat in found)
+            chosen, rejected = (Side(chat.turns) for chat in found)
         else:
             # Text that looks like a conversation is one where both sides do; an answer may be such a text.
             chats = all(is_chat(value) for value in values if isinstance(value, str))
-            chosen, rejected = (_side(v, column, chats) for v, column in zip(values, columns, strict=True))
+            chosen, rejected = (written_side(v, column, chats) for v, column in zip(values, columns, strict=True))
+        if turn is not None:
+            chosen, rejected = chosen.up_to(turn), rejected.up_to(turn)
         return self._made(fields, chosen, rejected, strength, part, ranks, models)
 
     def _made(
         self,
         fields: Fields,
-        chosen: _Side,
-        rejected: _Side,
+        chosen: Side,
+        rejected: Side,
         strength: float | None,
         part: str,
         ranks: tuple[float, float] | None,
@@ -214,8 +238,12 @@ class PairReader:
             if chosen.media or rejected.media:
                 raise RowError("media in an answer", "answers are text")
             found = self._prompt(fields, better)
+        if found.turns:
+            found = with_beside(fields, found, (better, worse))
         found, media = with_columns(fields, found)
-        _require_same_images(fields)
+        require_all_shown(fields, media)
+        if strength is not None and not math.isfinite(strength):
+            raise RowError("strength is not finite", f"it is {strength:g}")
         row = fields.row
         group = fields.text("group") if row.kind == "benchmark" or "group" in row.columns else None
         return Conversation(
@@ -300,7 +328,8 @@ def _fits(fields: Fields, one: str, other: str, neutral: Sides | None) -> bool:
     """Whether two columns of a couple's names hold answers, and not the names of the better and the worse one."""
     answers: Sequence[Any] = ()
     if neutral is not None:
-        answers = (fields.value(neutral.first), fields.value(neutral.second))
+        # Of more than two answers, a couple of codes may name any: `resolved` finds out.
+        answers = () if further(fields, neutral) else (fields.value(neutral.first), fields.value(neutral.second))
     elif (column := answer_lists.list_column(fields)) not in (None, one, other):
         entries = listed(fields.value(column))
         answers = entries if isinstance(entries, list) else ()
@@ -310,82 +339,7 @@ def _fits(fields: Fields, one: str, other: str, neutral: Sides | None) -> bool:
         return True
     value = parsed_turns(fields.value(one))  # a whole conversation, whose last turn is the better answer
     last = value[-1] if isinstance(value, list | tuple) and value else None
-    return isinstance(last, Mapping) and is_turn(last) and ROLES.get(_role(last)) == "assistant"
-
-
-def _side(value: Any, where: str, chats: bool) -> _Side:
-    """An answer from what a column may hold: a text, a message, typed parts, or the turns of a conversation."""
-    value = parsed_turns(value) if chats else value
-    if isinstance(value, list | tuple) and value and all(isinstance(entry, str) for entry in value):
-        if len(value) > 1:
-            raise RowError("several answers", f"column {where!r} has a list of {len(value)} texts; one is expected")
-        value = value[0]
-    if isinstance(value, str):
-        return _Side(({"role": "assistant", "text": checked_text(value, f"column {where!r}")},))
-    if isinstance(value, list | tuple) and value and not any(map(is_turn, value)):
-        value = {"content": value}  # the parts of one answer
-    if isinstance(value, Mapping):
-        return _Side(({"role": "assistant", "text": message(value, f"column {where!r}")},))
-    if value is not None and not isinstance(value, list | tuple):
-        raise RowError("not text", f"column {where!r}: {value!r}"[:120])
-    if not value:
-        raise RowError("missing value", f"column {where!r}: {value!r}"[:120])
-    found = read_chat(value, f"column {where!r}")
-    return _Side(found.turns, found.media, found.system, found.typed)
-
-
-def _several(value: Any) -> Sequence[Any]:
-    """The rejected answers of a row that has a list of them; empty where it has one."""
-    if not isinstance(value, list | tuple) or not value:
-        return ()
-    if all(isinstance(entry, str) for entry in value):
-        return value
-    if all(isinstance(entry, list) and is_chat(entry) for entry in value):
-        return value
-    roles = [_role(entry) for entry in value if is_turn(entry)]
-    return value if len(roles) == len(value) > 1 and {*map(ROLES.get, roles)} == {"assistant"} else ()
-
-
-def _role(turn: Mapping[str, Any]) -> str:
-    return str(turn.get("role", turn.get("from"))).lower()
-
-
-def _alternating(fields: Fields, values: tuple[Any, Any]) -> tuple[_Side, _Side] | None:
-    """Sides whose question and answers are lists of texts, one per turn, as Chatbot Arena's sets have them."""
-    column = fields.column("question")
-    questions = answers_of(fields.value(column))
-    if questions is None:
-        return None
-    sides = list(map(answers_of, values))
-    for value in values:
-        entries = listed(value)
-        texts = isinstance(entries, list) and all(entry is None or isinstance(entry, str) for entry in entries)
-        if texts and not all(entry and entry.strip() for entry in entries):
-            raise RowError("missing value", f"a turn is empty: {value!r}"[:120])
-    if any(side is None or len(side) != len(questions) for side in sides):
-        return None
-    made = [[text for both in zip(questions, side or (), strict=True) for text in both] for side in sides]
-    turns = [
-        tuple({"role": ("user", "assistant")[number % 2], "text": text} for number, text in enumerate(texts))
-        for texts in made
-    ]
-    same = next((n for n, (a, b) in enumerate(zip(*turns, strict=True)) if a != b), len(turns[0]))
-    if same % 2 == 0 and same < len(turns[0]):
-        raise RowError("conversations do not begin alike", str(turns[0][:1])[:120])
-    return _Side(turns[0]), _Side(turns[1])
-
-
-def _require_same_images(fields: Fields) -> None:
-    """Raise RowError where a row has further images for the rejected side, as ms-swift may have them."""
-    other = fields.value(fields.plain("rejected_images"))
-    if other is None:
-        return
-    theirs, ours = (
-        [each] if isinstance(each, str | bytes | Mapping) else list(each or ())
-        for each in (other, fields.get("images") or fields.get("image"))
-    )
-    if theirs and theirs != ours:
-        raise RowError("sides differ", "column 'rejected_images' has other images than the chosen side")
+    return isinstance(last, Mapping) and is_turn(last) and ROLES.get(role_of(last)) == "assistant"
 
 
 def _name(value: Any) -> str | None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from typing import Any
 
 from dt2it_pipeline.errors import RowError
+from dt2it_pipeline.ingest.forms.beside import QUESTIONS, count_words
 from dt2it_pipeline.ingest.forms.chats import Chat, is_chat, read_chat
-from dt2it_pipeline.ingest.forms.fields import Fields, is_blank, listed
-from dt2it_pipeline.ingest.rows import Turn, checked_text
+from dt2it_pipeline.ingest.forms.fields import NAMES, Fields, is_blank, listed
+from dt2it_pipeline.ingest.rows import Turn
 from dt2it_pipeline.media.markers import escaped, user_marker_kinds, without_markers
 from dt2it_pipeline.media.store import Medium
 
-_QUESTIONS = ("question", "prompt", "query", "instruction", "problem")  # a row has one of these, or they agree
-_JOINED = {"input": "{0}\n{1}", "context": "{1}\n\n{0}"}  # with the question: what stands beside it
-_BESIDE = ("history", "passage", "document", "dialogue", "dialog", "article", "post")
-_FEWEST_WORDS = 4  # of a text; what is shorter may be a name, a number, or a word of the question
-_HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article")
+_MORE_WORDS = 4  # than another question: it is not the same one, spelled otherwise
+# How models' templates mark turns; a question has none of these.
+_TEMPLATE = re.compile(r"###|<\|\w+\|>|\[/?INST\]|</?s>|\b(?:USER|ASSISTANT|Human|Assistant|User):")
+_HINTS = ("post", "context", "trajectory", "turns", "history", "passage", "document", "dialogue", "article",
+          "user", "human", "request", "user_message", "user_input", "user_question", "input_text")  # fmt: skip
 
 
 def prompt(fields: Fields, answer: str | None = None) -> Chat | None:
-    """The prompt of a row: a conversation, or a question with what stands beside it; None where it has none.
+    """The prompt of a row: a conversation or a question; None where it has none. `beside` adds what stands beside it.
 
     Args:
         fields: of the row.
@@ -37,7 +38,7 @@ def prompt(fields: Fields, answer: str | None = None) -> Chat | None:
         conversation = read_chat(value, f"column {column!r}")
         if conversation.turns[-1] == {"role": "assistant", "text": answer}:
             conversation = conversation._replace(turns=conversation.turns[:-1])
-    question = _question(fields, column if conversation is not None else None)
+    question = _question(fields, column if conversation is not None else None, answer)
     if conversation is None or question is None:
         found = conversation or question
     elif "conversation" in mapped and "question" in mapped:
@@ -63,6 +64,8 @@ def whole_prompt(fields: Fields, system: str, chat: Chat) -> Chat:
     value = fields.value(column)
     if column is None or is_blank(value) or value == []:
         return chat._replace(system=system)
+    if "question" not in fields.row.columns and fields.plain_of(column) not in QUESTIONS:
+        return chat._replace(system=system)  # it stands beside the prompt
     if (questions := answers_of(value)) is not None and questions[0] == chat.turns[0]["text"]:
         return chat._replace(system=system)  # one question per turn, as in the sides
     given = read_chat(value, f"column {column!r}")
@@ -83,7 +86,11 @@ def with_columns(fields: Fields, found: Chat) -> tuple[Chat, tuple[Medium, ...]]
 
     Raises RowError where there are two system prompts, or places for other media than there are.
     """
-    found = found._replace(system=_one_system(fields.text("system") or "", found.system))
+    system = "" if is_blank(fields.get("system")) else fields.text("system") or ""
+    for _, column in fields.present(NAMES["system"]) if system and "system" not in fields.row.columns else ():
+        if isinstance(another := fields.value(column), str) and another.strip():
+            system = _one_system(system, another)
+    found = found._replace(system=_one_system(system, found.system))
     columns = fields.media()
     named = [medium for _, medium in found.media if medium is not None]
     if found.typed and not found.media and not columns and user_marker_kinds(found.turns):
@@ -113,9 +120,8 @@ def _is_hidden_chat(fields: Fields, column: str) -> bool:
     return fields.plain_of(column) not in ("chosen", "rejected") and is_chat(fields.value(column))
 
 
-def _question(fields: Fields, conversation: str | None) -> Chat | None:
-    """The question of a row, with Alpaca's `input` and `history`, and with a `context` before it."""
-    mapped = fields.row.columns
+def _question(fields: Fields, conversation: str | None, answer: str | None) -> Chat | None:
+    """The question of a row, without what stands beside it."""
     column = fields.column("question")
     value = fields.value(column)
     if column is None or column == conversation:
@@ -124,68 +130,36 @@ def _question(fields: Fields, conversation: str | None) -> Chat | None:
         if conversation is not None:
             return None
         raise RowError("missing value", f"column {column!r}: {value!r}")
-    found = read_chat(value, f"column {column!r}")
-    if "question" in mapped or is_chat(value):
-        return found
-    _require_one_question(fields, column, value)
-    last = found.turns[-1]["text"]
-    for name, beside in fields.present(tuple(_JOINED)):
-        extra = fields.value(beside)
-        if beside in (column, conversation) or is_blank(extra) or is_chat(extra):
-            continue
-        text = checked_text(extra, f"column {beside!r}")
-        if not _holds(last, text):
-            last = _JOINED[name].format(last, text)
-    _require_nothing_beside(fields, column, last)
-    turns = (*found.turns[:-1], {"role": "user", "text": last})
-    return found._replace(turns=(*_history(fields), *turns))
+    if "question" not in fields.row.columns and len(fields.present(QUESTIONS)) > 1:
+        column = _fullest(fields, column, answer)
+    return read_chat(fields.value(column), f"column {column!r}")
 
 
-def _require_one_question(fields: Fields, column: str, value: Any) -> None:
-    """Raise RowError where another column has a question that is neither part of this one nor has it as a part."""
-    for _, other in fields.present(_QUESTIONS):
-        text = fields.value(other)
-        if other == column or not isinstance(text, str) or not text.strip() or is_chat(text):
+def _fullest(fields: Fields, column: str, answer: str | None) -> str:
+    """Of several columns with a question, the one that has those of the others; a conversation comes first.
+
+    Raises RowError where there is none, or it is the others' in a template, or with an answer.
+    """
+    values = {each: fields.value(each) for _, each in fields.present(QUESTIONS)}
+    texts = {each: value for each, value in values.items() if isinstance(value, str) and value.strip()}
+    chats = [each for each, value in values.items() if is_chat(value)]
+    if chats:
+        return column if column in chats else chats[0]
+    if column not in texts:
+        return column
+    for each in sorted(texts, key=lambda name: -len(texts[name])):
+        more = count_words(texts[each]) - count_words(texts[column])
+        if texts[column].strip() not in texts[each] or more < _MORE_WORDS:
             continue
-        if text.strip() not in str(value) and str(value).strip() not in text:
+        if (answer and answer.strip() in texts[each]) or _TEMPLATE.search(texts[each]):
+            continue
+        column = each
+    for other, text in texts.items():
+        if text.strip() in texts[column]:
+            continue
+        if texts[column].strip() not in text or count_words(text) - count_words(texts[column]) >= _MORE_WORDS:
             raise RowError("two prompts", f"columns {column!r} and {other!r} differ; map `question` to the one meant")
-
-
-def _require_nothing_beside(fields: Fields, column: str, question: str) -> None:
-    """Raise RowError where a text that a question is usually about stands in a column that is not read."""
-    for name, beside in fields.present(_BESIDE):
-        text = fields.value(beside)
-        if beside == column or is_chat(text) or (name == "history" and isinstance(listed(text), list)):
-            continue
-        parts = listed(text) if isinstance(listed(text), list) else [text]
-        words = " ".join(part for part in parts if isinstance(part, str))
-        if len(words.split()) >= _FEWEST_WORDS and not _holds(question, words):
-            raise RowError(
-                "two prompts",
-                f"column {beside!r} stands beside the question in {column!r}; join them, or map `question` to the one "
-                "meant",
-            )
-
-
-def _holds(question: str, text: str) -> bool:
-    """Whether a question has a text already: it is the text, or has all its words, where these are more than a few."""
-    asked, words = " ".join(question.split()), " ".join(text.split())
-    return words == asked or (len(words.split()) >= _FEWEST_WORDS and words in asked)
-
-
-def _history(fields: Fields) -> Iterator[Turn]:
-    """Earlier turns: a list of [question, answer], as Alpaca writes them, or of turns."""
-    if fields.plain("history") is None:
-        return
-    value = listed(fields.value(fields.plain("history")))
-    if is_chat(value):
-        yield from read_chat(value, "column 'history'").turns
-        return
-    for number, entry in enumerate(value if isinstance(value, list | tuple) else (), start=1):
-        if not isinstance(entry, list | tuple) or len(entry) != 2:
-            raise RowError("not a conversation", f"column 'history', entry {number}: {entry!r}"[:120])
-        for role, text in zip(("user", "assistant"), entry, strict=True):
-            yield {"role": role, "text": checked_text(text, f"column 'history', entry {number}")}
+    return column
 
 
 def _agreed(conversation: Chat, question: Chat, column: str) -> Chat:

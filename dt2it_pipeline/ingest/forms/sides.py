@@ -22,7 +22,7 @@ from dt2it_pipeline.ingest.forms.verdicts import (
 from dt2it_pipeline.ingest.rows import Row
 
 # What stands around the token that tells the sides apart, the likeliest first.
-_STEMS = (
+STEMS = (
     "response_{}", "answer_{}", "output_{}", "completion_{}", "generation_{}", "reply_{}", "candidate_{}",
     "model_output_{}", "model_response_{}", "model_{}_response", "model_{}_answer", "model_{}_output",
     "generated_text_{}", "text_{}", "message_{}", "messages_{}", "conversation_{}", "assistant_{}", "continuation_{}",
@@ -30,7 +30,7 @@ _STEMS = (
 )  # fmt: skip
 _TOKENS = (("a", "b"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"))
 _MODELS = ("model_{}", "{}_model", "generator_{}", "{}_generator", "system_{}", "model_name_{}")
-_CODE = 80  # characters of a text that may still name a side
+CODE = 80  # characters of a text that may still name a side
 _CONTENT = (
     "question",
     "conversation",
@@ -85,7 +85,7 @@ def neutral_sides(fields: Fields) -> Sides | None:
 def is_neutral(column: str) -> bool:
     """Whether a column's name says that it is one of two sides, and not which is better."""
     plain = plain_name(column)
-    return any(stem.format(token) == plain for stem in _STEMS for tokens in _TOKENS for token in tokens)
+    return any(stem.format(token) == plain for stem in STEMS for tokens in _TOKENS for token in tokens)
 
 
 def score_columns(fields: Fields, sides: Sides) -> tuple[str, str] | None:
@@ -128,9 +128,9 @@ def name_sides(fields: Fields, columns: tuple[str, str], answers: Sequence[Any],
     """
     values = [fields.value(column) for column in columns]
     texts = [value_text(value) if isinstance(value, str | int | float) else "" for value in values]
-    if not all(texts) or max(map(len, texts)) > _CODE:
+    if not all(texts) or max(map(len, texts)) > CODE:
         return False
-    given = {text.strip() for each in answers if (text := _text_of(each))}
+    given = {text.strip() for each in answers if (text := text_of(each))}
     if given and given.issuperset(texts):
         return False
     if sides is None and len(answers) != 2:
@@ -147,7 +147,19 @@ def name_sides(fields: Fields, columns: tuple[str, str], answers: Sequence[Any],
     return set(said) == {FIRST, SECOND}
 
 
-def _text_of(answer: Any) -> str:
+def meaning_of(fields: Fields, sides: Sides, text: str) -> str | None:
+    """Which side a name or a word means, `first`, `second` or `tie`; None where it says nothing for certain."""
+    named = _side_names(fields, sides).get(text.lower())
+    word = word_meaning(text)
+    return named or (_OTHER[word] if word is not None and sides.turned else word)
+
+
+def is_name_of_side(column: str, beginnings: tuple[str, ...]) -> bool:
+    """Whether a column's plain name begins in one of some ways."""
+    return plain_name(column).startswith(beginnings)
+
+
+def text_of(answer: Any) -> str:
     """The text of an answer, be it a text, a message, or a list of one."""
     if isinstance(answer, list | tuple) and len(answer) == 1:
         answer = answer[0]
@@ -159,7 +171,7 @@ def _text_of(answer: Any) -> str:
 @functools.lru_cache(maxsize=1024)
 def _sides(plain: tuple[str, ...], columns: tuple[str, ...]) -> Sides | None:
     names = dict(zip(plain, columns, strict=True))
-    for stem in _STEMS:
+    for stem in STEMS:
         for tokens in _TOKENS:
             first, second = (names.get(stem.format(token)) for token in tokens)
             if first is not None and second is not None:
@@ -268,7 +280,7 @@ def _side_names(fields: Fields, sides: Sides) -> Mapping[str, str]:
 def _texts(texts: tuple[Any, Any]) -> Mapping[str, str]:
     """The answers themselves, which a verdict column may repeat; none where they are alike or long."""
     plain = [text.strip().lower() if isinstance(text, str) else "" for text in texts]
-    short = min(map(len, plain)) > 0 and max(map(len, plain)) <= _CODE and plain[0] != plain[1]
+    short = min(map(len, plain)) > 0 and max(map(len, plain)) <= CODE and plain[0] != plain[1]
     return {plain[0]: FIRST, plain[1]: SECOND} if short else {}
 
 
@@ -305,4 +317,4 @@ def _one_hot(fields: Fields) -> tuple[str, str]:
 
 def _may_be_code(value: Any) -> bool:
     """Whether a value may name a side: it is short, or missing; an answer is longer, and a list is none."""
-    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _CODE)
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= CODE)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dt2it_pipeline.errors import RowError
+from dt2it_pipeline.ingest.forms.answer_lists import RATING_NAMES
 from dt2it_pipeline.ingest.forms.fields import RATINGS, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.sides import Sides, score_columns
 from dt2it_pipeline.ingest.rows import TIE, Quarantined, as_number
@@ -12,7 +15,7 @@ from dt2it_pipeline.ingest.rows import TIE, Quarantined, as_number
 
 def contradicted(fields: Fields, couple: tuple[str, str], number: int, strength: float | None) -> Quarantined | None:
     """What is wrong with a pair whose ratings or strength say that its sides are equal, or the other way round."""
-    rated = _differences(fields, number + 1)
+    rated = _differences(fields, number + 1, couple)
     difference = rated[number] if number < len(rated) else None
     row_id = fields.row.row_id
     if difference == 0:
@@ -24,15 +27,18 @@ def contradicted(fields: Fields, couple: tuple[str, str], number: int, strength:
     return None
 
 
-def strengths(fields: Fields, count: int) -> list[float | None]:
-    """How much better, for each of the rejected answers; the difference of ratings where these are given."""
+def strengths(fields: Fields, count: int, couple: tuple[str, str] | None = None) -> list[float | None]:
+    """How much better, for each of the rejected answers; the difference of ratings where these are given.
+
+    `couple`: columns of the better and the worse answer, which may be objects that hold their ratings.
+    """
     column = fields.column("strength")
     value = fields.value(column)
-    strength = None if is_blank(value) else as_number(value, f"column {column!r}")
+    strength = None if is_blank(value) else _finite(value, f"column {column!r}")
     if strength is not None and not math.isnan(strength):
         # TRL's trainers take no null for a margin; exports write 0 for what is not known.
         return [None if strength == 0 and "strength" not in fields.row.columns else strength] * count
-    return _differences(fields, count)
+    return _differences(fields, count, couple)
 
 
 def score_difference(fields: Fields, sides: Sides) -> float | None:
@@ -55,13 +61,34 @@ def score_difference(fields: Fields, sides: Sides) -> float | None:
     return round(difference, 6) or difference if math.isfinite(difference) else None
 
 
-def _differences(fields: Fields, count: int) -> list[float | None]:
+def _finite(value: Any, where: str) -> float:
+    """A number that may be NaN, for one that is not known. Raises RowError for any other, or an infinite one."""
+    found = as_number(value, where)
+    if math.isinf(found):
+        raise RowError("rank or rating is not finite", f"{where}: {value!r}"[:120])
+    return found
+
+
+def _differences(fields: Fields, count: int, couple: tuple[str, str] | None) -> list[float | None]:
     """The better answer's rating less that of each of the worse ones; None where one has none."""
     for columns in fields.couples(RATINGS):
         better, worse = (listed(fields.value(column)) for column in columns)
         each = worse if isinstance(worse, list | tuple) else [worse] * count
         if is_blank(better) or len(each) < count or any(map(is_blank, each)):
             break
-        top = as_number(better, f"column {columns[0]!r}")
-        return [round(top - as_number(one, f"column {columns[1]!r}"), 6) for one in each]
+        top = _finite(better, f"column {columns[0]!r}")
+        return [round(top - _finite(one, f"column {columns[1]!r}"), 6) for one in each]
+    if couple is not None and count == 1:
+        inside = [_rating_of(fields.value(column)) for column in couple]
+        if not any(map(is_blank, inside)):
+            one, other = (_finite(value, f"column {column!r}") for value, column in zip(inside, couple, strict=True))
+            return [None if math.isnan(one - other) else round(one - other, 6)]
     return [None] * count
+
+
+def _rating_of(answer: Any) -> Any:
+    """The rating inside an answer that is an object; None where it has none."""
+    if not isinstance(answer, Mapping):
+        return None
+    found = next((answer[name] for name in RATING_NAMES if answer.get(name) is not None), None)
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None

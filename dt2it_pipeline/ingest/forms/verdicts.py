@@ -34,6 +34,7 @@ _WORDS = (
     ),
 )
 _NUMBERED = re.compile(rf"{_WHO}(\d+){_VOTE}")
+_LETTER = re.compile(rf"{_WHO}([a-h])")
 _COMPARED = re.compile(r"\W*(?P<one>[A-Za-z0-9_ ]+?)\s*(?P<sign>[<>]{1,3}|=|≈|~)\s*(?P<other>[A-Za-z0-9_ ]+?)\W*")
 
 
@@ -213,6 +214,16 @@ def number_of(text: str) -> str | None:
         return text
     found = _NUMBERED.fullmatch(_plain(text))
     return found[1] if found else None
+
+
+def letter_of(text: str) -> int | None:
+    """The place that a letter names, 0 for A, or a word that holds one; None for another value.
+
+    >>> letter_of("C"), letter_of("Response B"), letter_of("cat")
+    (2, 1, None)
+    """
+    found = _LETTER.fullmatch(_plain(text))
+    return "abcdefgh".index(found[1]) if found else None
 
 
 def _plain(text: str) -> str:

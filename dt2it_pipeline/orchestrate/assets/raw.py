@@ -33,8 +33,9 @@ from dt2it_pipeline.storage.atomic import write_json_atomic
 GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "2"  # as a stage's code_version: of writing the demo's world
-_READER_VERSIONS = {"preferences": "5", "truth": "5", "t2i": "4"}  # and of reading a source, by its kind
-_READER_VERSION = "3"  # of the other kinds
+# And of reading a source, by its kind; other kinds have _READER_VERSION.
+_READER_VERSIONS = {"preferences": "6", "truth": "6", "t2i": "4", "t2i_benchmark": "3"}
+_READER_VERSION = "4"
 _PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
 _KINDS = {
     "raw_prompts": ("prompts",),
@@ -122,7 +123,7 @@ def _raw_asset(
         group=GROUP,
         part="sources",
         stage="ingest",
-        code_version={_PREFERENCES: "5", _T2I: "4"}.get(name, "3"),
+        code_version={_PREFERENCES: "6", _T2I: "4"}.get(name, "4"),
         kinds={"parquet"},
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 import signal
 import socket
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dt2it_pipeline.human_review.answers import kept_votes, votes_file
 from dt2it_pipeline_tests.support.browser import browser_page
@@ -63,6 +67,55 @@ def start(home: Path, pairs: list[dict[str, Any]]) -> Iterator[Callable[[], subp
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def own_table(tmp_path: Path) -> Iterator[str]:
+    """The address of the page of a table that holds its images itself."""
+
+    def file(colour: str) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (60, 40), colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    address = f"data:image/png;base64,{base64.b64encode(file('blue')).decode()}"
+    hostile = "data:image/svg+xml;base64," + base64.b64encode(b"<svg onload='document.title=1'/>").decode()
+    rows = [
+        {"prompt": "<image> and <image>?", "chosen": "red", "rejected": "blue"},
+        {"prompt": "<img src=x onerror=document.title='owned'>", "chosen": "a", "rejected": "b"},
+    ]
+    texts = [[f"data:image/png;base64,{base64.b64encode(file('red')).decode()}", address], [hostile]]
+    table = tmp_path / "own.jsonl"
+    table.write_text("\n".join(json.dumps(row | {"images": each}) for row, each in zip(rows, texts, strict=True)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = ["review", "serve", "--pairs", str(table), "--port", str(port)]
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *given], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_until(lambda: _answers(port), 60)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/state", timeout=5).status == 200)
+    except OSError:
+        return False
+
+
+def test_images_that_a_table_holds_itself_are_shown(own_table: str, page: Any) -> None:
+    page.goto(f"{own_table}/#/pair/-/0")
+    page.wait_for_selector(".answers")
+    loaded = "[...document.querySelectorAll('.images img')].filter(each => each.naturalWidth === 60).length"
+    wait_until(lambda: page.evaluate(loaded) == 2, 30)
+    sources = page.evaluate("[...document.querySelectorAll('.images img')].map(each => each.src)")
+    assert all(source.startswith(f"{own_table}/api/image?") for source in sources)  # no address of the table itself
+    page.goto(f"{own_table}/#/pair/-/1")
+    page.wait_for_selector("text=onerror")
+    assert page.evaluate("document.querySelectorAll('main svg, main img[src=x]').length") == 0
+    assert "owned" not in page.title() and page.title() != "1"
 
 
 @pytest.fixture

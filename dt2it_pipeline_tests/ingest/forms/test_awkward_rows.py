@@ -171,7 +171,6 @@ def test_codes_of_the_better_and_the_worse_side_are_no_answers(
         ({"response_a": "2", "response_b": "1"}, ("2", "1")),
         ({"response_a": "2", "response_b": "1"}, ("1", "2")),
         ({"responses": ["2", "3", "4", "5"], "answer": "2"}, ("2", "3")),
-        ({"option_a": "Paris", "option_b": "Rome", "option_c": "Bonn"}, ("A", "C")),
         ({"text_a": "cat sits", "text_b": "dog runs", "label": "Yes"}, ("Yes", "No")),
         ({"text_1": "a", "text_2": "b"}, ("1", "0")),
         ({"responses": [{"content": "Bob"}, {"content": "Ann"}], "answer": "Bob"}, ("Bob", "Ann")),
