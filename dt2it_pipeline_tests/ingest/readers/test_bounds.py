@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,37 @@ def test_a_tar_members_header_is_bounded(tmp_path: Path) -> None:
         archive.addfile(tarfile.TarInfo("a"))
     with pytest.raises(SourceError, match="a header of 3,000,"):
         read(file)
+
+
+@pytest.mark.parametrize("name", ["{}.json", "row.{}", "folder/.{}"])
+def test_members_without_content_are_counted(tmp_path: Path, name: str) -> None:
+    """Two million of them lie in some ten megabytes; in memory they would be more than a gigabyte."""
+    member = tarfile.TarInfo("rows.jsonl")
+    member.size = len(LINE)
+    content = member.tobuf() + LINE.ljust(512, b"\0")
+    empty = tarfile.TarInfo(name.format("x")).tobuf()
+    with gzip.open(tmp_path / "rows.tar.gz", "wb", 1) as packed:
+        packed.write(content)
+        for _ in range(2000):
+            packed.write(empty * 1000)
+        packed.write(bytes(1024))
+    started = time.monotonic()
+    peak, words = peak_mib(tmp_path / "rows.tar.gz", tar_with(tmp_path / "good.tar.gz", "w:gz", ("a.jsonl", LINE)))
+    assert "rows.tar.gz' has more than 100,000 members without content" in words and peak < 300, (peak, words)
+    assert time.monotonic() - started < 60  # far more, were all of them read
+
+
+def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "_MOST_EMPTY", 5)
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for number in range(50):
+            folder = tarfile.TarInfo(f"{number}")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            member = tarfile.TarInfo(f"{number}/rows.jsonl")
+            member.size = len(LINE)
+            archive.addfile(member, io.BytesIO(LINE))
+    assert [type(row) for row in read(tmp_path / "rows.tar")] == [Row] * 50
 
 
 @pytest.mark.usefixtures("small")
