@@ -12,6 +12,7 @@ anew, at most `retries` times. An error that the shard's code raises is not retr
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import math
@@ -244,8 +245,9 @@ def _require_access(address: str) -> None:
     try:
         from ray._private.authentication import authentication_token_setup as tokens
         from ray._private.services import canonicalize_bootstrap_address
-        from ray._raylet import GcsClient
-    except ImportError:  # they are not Ray's public ones; ray.init fails, too, if later
+
+        client: Any = importlib.import_module("ray._raylet").GcsClient  # compiled: mypy knows no names of it
+    except (ImportError, AttributeError):  # they are not Ray's public ones; ray.init fails, too, if later
         return
     try:
         if address == "auto":
@@ -254,7 +256,7 @@ def _require_access(address: str) -> None:
         found = canonicalize_bootstrap_address(address)
         if found is not None:  # else ray.init tells that there is none
             _reach(found)
-            GcsClient(address=found)
+            client(address=found)
     except ray.exceptions.AuthenticationError as error:
         raise RayTokenError(
             f"the Ray cluster at ray.address {address} asks for a token, and this process has none or another one: "
