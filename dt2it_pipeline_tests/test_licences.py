@@ -65,5 +65,20 @@ def test_the_command_fails_where_one_is_not(tmp_path: Path) -> None:
         assert done.returncode == code and done.stdout.startswith(words)
 
 
+def test_without_a_list_the_command_says_how_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "cut.json").write_text("{")
+    for arguments, words in (
+        ([], "usage: python scripts/licences.py SBOM.JSON"),
+        (["a", "b"], "usage:"),
+        *(
+            ([str(tmp_path / name)], f"{tmp_path / name} is no SBOM")
+            for name in ("none.json", "other.json", "cut.json")
+        ),
+    ):
+        done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.startswith(words) and "Traceback" not in done.stderr
+
+
 def test_the_examples_are_right() -> None:
     assert doctest.testmod(script()) == (0, 1)

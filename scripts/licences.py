@@ -97,8 +97,18 @@ def fault(component):
 
 
 def main(arguments):
-    """Print each package whose licence is not on the list; the exit code is 1 where there is one."""
-    components = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))["components"]
+    """Print each package whose licence is not on the list; the exit code is 1 where there is one.
+
+    It is 2 where there is no file to read.
+    """
+    if len(arguments) != 1:
+        print("usage: python scripts/licences.py SBOM.JSON, the file that `make sbom` writes", file=sys.stderr)
+        return 2
+    try:
+        components = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))["components"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{arguments[0]} is no SBOM in CycloneDX's JSON, as `make sbom` writes: {error!r}", file=sys.stderr)
+        return 2
     faults = [f"{each['name']} {each.get('version', '')}: {found}" for each in components if (found := fault(each))]
     print("\n".join([*faults, f"{len(components)} packages, {len(faults)} with a licence that is not on the list"]))
     return 1 if faults else 0

@@ -6,7 +6,6 @@ processes.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import ClassVar, TypeVar
 import torch
 
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.observe.cores import usable_cores
 
 _MOST_THREADS = 4
 _Item = TypeVar("_Item")
@@ -56,7 +56,7 @@ def weight_type(precision: str, device: torch.device) -> torch.dtype:
 
 def threads_for(device: torch.device) -> int:
     """Threads that read ahead: none on a CPU, which has nothing to wait for."""
-    return 0 if device.type == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(_MOST_THREADS, usable_cores())
 
 
 def read_ahead(items: Iterable[_Item], read: Callable[[_Item], _Read], threads: int) -> Iterator[tuple[_Item, _Read]]:

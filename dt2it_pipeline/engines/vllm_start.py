@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.observe.logs import configure_vllm_logs
 
 
 def prepare_environment() -> bool:
@@ -13,6 +14,7 @@ def prepare_environment() -> bool:
     On a CPU the engine runs inside this process: it starts in seconds instead of half a minute.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    configure_vllm_logs()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # small kernels: waiting threads would spin most of the time
     ensure_torchvision()

@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote
@@ -118,6 +119,27 @@ def file_handler() -> logging.Handler | None:
     handler = LineHandler(descriptor)
     handler.setFormatter(JsonFormatter())
     return handler
+
+
+def vllm_file_handler() -> logging.Handler:
+    """What `vllm_logging.json` names: a handler for the file, or one that does nothing; vLLM's level is set with it.
+
+    A configuration of its own takes the place of `VLLM_LOGGING_LEVEL`, which people set.
+
+    Raises:
+        VariableError: see `file_handler`.
+    """
+    logging.getLogger("vllm").setLevel(os.environ.get("VLLM_LOGGING_LEVEL", "INFO").upper())
+    return file_handler() or logging.NullHandler()
+
+
+def configure_vllm_logs() -> None:
+    """Let every process of vLLM write JSON objects from its first line on, where that is asked for.
+
+    It is called before vLLM is imported. Its processes inherit the variable, and read it before any plugin is loaded.
+    """
+    if wants_json() and os.environ.get("VLLM_CONFIGURE_LOGGING", "1") == "1":
+        os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).with_name("vllm_logging.json")))
 
 
 def configure_logs(descriptor: int | None = None) -> None:

@@ -31,6 +31,7 @@ from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
 from dt2it_pipeline.errors import UserError
+from dt2it_pipeline.observe.logs import configure_vllm_logs
 from dt2it_pipeline.serve.key_guard import host_options
 
 _HUB_SECONDS = 10.0  # to ask the Hub whether it has a model
@@ -151,6 +152,7 @@ def serve(model: str, options: Sequence[str]) -> None:
         OpenServerError: --host lets others in, and there is no key.
     """
     require_model(model)
+    configure_vllm_logs()
     ensure_torchvision()
     import torch
 

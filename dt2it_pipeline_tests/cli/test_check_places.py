@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,8 @@ def test_ray_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.heavy
-def test_a_ray_cluster_is_looked_at_and_nothing_started_on_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("access", ["RAY_AUTH_MODE=disabled", "RAY_AUTH_MODE=token RAY_AUTH_TOKEN=the-tests-own-token"])
+def test_a_ray_cluster_is_looked_at_and_nothing_started_on_it(tmp_path: Path, access: str) -> None:
     pytest.importorskip("ray")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -233,7 +235,7 @@ def test_a_ray_cluster_is_looked_at_and_nothing_started_on_it(tmp_path: Path) ->
     own = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
+        **dict(mode.split("=") for mode in access.split()),
         "RAY_TMPDIR": f"/tmp/ray{os.getpid()}",
     }
     command = [
@@ -255,6 +257,15 @@ def test_a_ray_cluster_is_looked_at_and_nothing_started_on_it(tmp_path: Path) ->
         found = dt2it_lines(f"127.0.0.1:{port}", 2, own)
         assert "room for 1 of 2 workers" in found and "3 CPUs and 0 GPUs" in found
         assert dt2it_lines(f"127.0.0.1:{port}", 4, own).startswith("warning")
+        if "token" in access:
+            nobody = {**own, "HOME": str(tmp_path)}
+            del nobody["RAY_AUTH_TOKEN"]
+            for other in ({**own, "RAY_AUTH_TOKEN": "another-one"}, {**own, "RAY_AUTH_MODE": "disabled"}, nobody):
+                started = time.monotonic()
+                found = dt2it_lines(f"127.0.0.1:{port}", 2, other)
+                assert found.startswith(f"error the Ray cluster at ray.address 127.0.0.1:{port} asks for a token, and")
+                assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to" in found
+                assert time.monotonic() - started < 9  # Ray's own tries take ten seconds
     finally:
         head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

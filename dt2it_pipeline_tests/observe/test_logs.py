@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -176,3 +177,54 @@ def test_a_command_says_its_errors_as_objects(form, as_object):
         assert (line["level"], line["message"].split(";")[0]) == ("ERROR", "there is no artifact home /no/such")
     else:
         assert done.stderr.startswith("error: DT2IT_LOG=xml")
+
+
+_OF_VLLM = '''
+import multiprocessing, sys
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+from dt2it_pipeline.engines.vllm_start import prepare_environment
+ensure_torchvision()
+
+def log(words, config=None):
+    """As LLM does in its process, and EngineCoreProc in its own, where the configuration comes with the arguments."""
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import configure_logging, init_logger
+    configure_logging(config or LoggingConfig())
+    for level in ("info", "warning", "error"):
+        getattr(init_logger("vllm.engine"), level)("%s %s", words, level)
+
+if __name__ == "__main__":
+    prepare_environment()
+    from vllm.config.logging import LoggingConfig
+    log("parent")
+    child = multiprocessing.get_context("spawn").Process(target=log, args=("child", LoggingConfig()))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    import logging.config, uvicorn
+    from argparse import Namespace
+    from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+    logging.config.dictConfig(get_uvicorn_log_config(Namespace(log_config_file=sys.argv[1] or None)))
+    logging.getLogger("uvicorn.access").info("GET /health")
+'''
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("level", "shown"), [("WARNING", ["warning", "error"]), ("", ["error"])])
+def test_processes_of_vllm_write_objects_from_their_first_line_on(tmp_path, level, shown):
+    """No plugin is loaded yet when they begin to log."""
+    (tmp_path / "own.py").write_text(_OF_VLLM)
+    config = Path(logs.__file__).with_name("vllm_logging.json")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_LOGGING")}
+    own |= {"DT2IT_LOG": "json", "DT2IT_LOG_FILE": str(tmp_path / "lines.jsonl")}
+    own |= {"VLLM_LOGGING_LEVEL": level} if level else {}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "own.py", config], capture_output=True, text=True, timeout=300, env=own
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = [*(f"{who} {which}" for who in ("parent", "child") for which in shown), "GET /health"]
+    for lines in (done.stderr, (tmp_path / "lines.jsonl").read_text()):
+        found = [line for line in objects(lines) if line["logger"].startswith(("vllm.engine", "uvicorn"))]
+        assert [line["message"] for line in found] == wanted
+        assert len({line["process"] for line in found}) == 2
+    assert not any(words in done.stdout for words in ("parent", "child", "health"))

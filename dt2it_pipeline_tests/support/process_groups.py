@@ -29,6 +29,25 @@ def within_a_group_of_another_library() -> None:
     assert dist.is_initialized() and "LOCAL_RANK" not in os.environ
 
 
+def begin_in_vain() -> None:
+    """A group that fails to begin, in torch or after DeepSpeed has it, leaves nothing behind: another one begins."""
+    import deepspeed  # its import may set variables of its own
+
+    assert deepspeed is not None
+    before = dict(os.environ)
+    for name in ("GLOO_SOCKET_IFNAME", "LOCAL_SIZE"):
+        os.environ[name] = "two"
+        try:
+            Group()
+        except (RuntimeError, ValueError):
+            pass
+        else:
+            raise AssertionError(f"a group begins with {name}=two")
+        del os.environ[name]
+        assert not dist.is_initialized() and dict(os.environ) == before, set(os.environ) ^ set(before)
+    within_a_group_of_another_library()
+
+
 def train_again_and_again(job: TrainJob, folder: Path) -> None:
     """Alone, alone again, within a group of another library, and after that library has ended it."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -55,6 +74,8 @@ def train_again_and_again(job: TrainJob, folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         within_a_group_of_another_library()
+    elif sys.argv[1] == "in vain":
+        begin_in_vain()
     else:
         given = TrainJob.read(Path(sys.argv[1]))
         assert isinstance(given, TrainJob)

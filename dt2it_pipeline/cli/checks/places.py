@@ -73,7 +73,7 @@ def _hosts(topic: str) -> Line:
 def _ray(settings: RaySettings, elsewhere: bool) -> Line:
     """What is known of Ray; `elsewhere`: jobs reach it from a cluster's nodes."""
     from dt2it_pipeline.engines.launch.local_shards import visible_gpus
-    from dt2it_pipeline.engines.launch.ray_shards import RayShardsError, require_ray
+    from dt2it_pipeline.engines.launch.ray_shards import RayShardsError, RayTokenError, require_ray
 
     topic = "ray"
     if elsewhere:
@@ -89,6 +89,8 @@ def _ray(settings: RaySettings, elsewhere: bool) -> Line:
         return Line("ok", topic, "each step starts Ray on this machine")
     try:
         has, room = require_ray(settings)
+    except RayTokenError as error:
+        return Line("error", topic, str(error), "`ray get-auth-token` on a machine of the cluster prints it")
     except RayShardsError as error:
         return Line("error", topic, str(error), "start the cluster (`ray start`), or correct ray.address")
     text = f"the cluster at {settings.address} answers: {has}, room for {room} of {settings.workers} workers"

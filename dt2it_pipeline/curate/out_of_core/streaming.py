@@ -9,7 +9,6 @@ What belongs here: batches, threads and files. What does not: any decision about
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dt2it_pipeline.curate.tables import lean_frame, plain_strings, whole_table
+from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.storage.schemas import SCHEMAS
 
 BATCH_PAIRS = 1 << 15
@@ -47,7 +47,7 @@ def rewrite(sources: Sequence[Path], folder: Path, kinds: Mapping[str, str], cha
         The rows written, by name.
     """
     counts = dict.fromkeys(kinds, 0)
-    workers = min(os.cpu_count() or 1, 8)
+    workers = min(usable_cores(), 8)
     with contextlib.ExitStack() as stack:
         # Compression is most of the work and each file's is a single thread's, so every file has one of its own.
         writers = {name: _Writer(folder / f"{name}.parquet", kind) for name, kind in kinds.items()}

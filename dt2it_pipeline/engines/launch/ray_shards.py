@@ -12,6 +12,7 @@ anew, at most `retries` times. An error that the shard's code raises is not retr
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import math
@@ -36,6 +37,10 @@ _PASSED_ON = ("DT2IT_", "HF_HUB_OFFLINE", "PYTHONPATH", "TOKENIZERS_PARALLELISM"
 
 class RayShardsError(ShardsError):
     """Shards cannot be done on Ray; the message says why."""
+
+
+class RayTokenError(RayShardsError):
+    """The cluster does not take the token of this process."""
 
 
 class _Worker:
@@ -89,6 +94,7 @@ def require_ray(settings: RaySettings) -> tuple[str, int]:
         What the cluster has, in words, and how many workers have room on its machines when nothing else runs there.
 
     Raises:
+        RayTokenError: the cluster does not take the token of this process.
         RayShardsError: Ray is not installed, or no cluster answers.
     """
     with _connected(settings) as ray:
@@ -208,7 +214,9 @@ def _connected(settings: RaySettings) -> Iterator[Any]:
         yield ray
         return
     new: dict[str, Any] = {}
-    _reach(settings.address)
+    if settings.address is not None:
+        _reach(settings.address)
+        _require_access(settings.address)
     if settings.address is None:
         needed = math.ceil(settings.workers * settings.cpus_per_worker)
         new = {"num_cpus": max(needed, 1), "include_dashboard": False}
@@ -227,9 +235,40 @@ def _connected(settings: RaySettings) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _reach(address: str | None) -> None:
+def _require_access(address: str) -> None:
+    """Raise where a cluster does not take this process's token.
+
+    Ray itself tries for ten seconds and more, and then says that it cannot connect. Its first request says why.
+    """
+    import ray
+
+    try:
+        from ray._private.authentication import authentication_token_setup as tokens
+        from ray._private.services import canonicalize_bootstrap_address
+
+        client: Any = importlib.import_module("ray._raylet").GcsClient  # compiled: mypy knows no names of it
+    except (ImportError, AttributeError):  # they are not Ray's public ones; ray.init fails, too, if later
+        return
+    try:
+        if address == "auto":
+            tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # the request would end this process
+        found = canonicalize_bootstrap_address(address)
+        if found is not None:  # else ray.init tells that there is none
+            _reach(found)
+            client(address=found)
+    except ray.exceptions.AuthenticationError as error:
+        raise RayTokenError(
+            f"the Ray cluster at ray.address {address} asks for a token, and this process has none or another one: "
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+        ) from error
+    except ray.exceptions.RpcError as error:
+        raise RayShardsError(f"no Ray cluster is found at ray.address {address}: {error}") from error
+
+
+def _reach(address: str) -> None:
     """Raise at once where nothing answers at an address: Ray's client would end this process without an error."""
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
     try:

@@ -22,6 +22,9 @@ LONGEST_OBJECT = 2**30  # characters of one JSON object that wraps all rows, whi
 _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
 _BLOCK = 1 << 20
+_MOST_EMPTY = (
+    100_000  # members of a tar without content, beyond those with some; Python takes 0.7 kB and 30 us for each
+)
 _LONGEST_HEADER = 1 << 20  # bytes of a tar member's name or attributes
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
@@ -93,7 +96,8 @@ def bounded_tar(file: Path) -> Iterator[tarfile.TarFile]:
     """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
 
     Raises:
-        SourceError: in the block, it expands without measure: all of it, a member with holes, or a member's header.
+        SourceError: in the block, it expands without measure: all of it, or a member's header; or it has more members
+            without content than others, and more than 100,000 of them.
         OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError: it cannot be read.
     """
     with file.open("rb") as raw:
@@ -104,8 +108,25 @@ def bounded_tar(file: Path) -> Iterator[tarfile.TarFile]:
             stream: IO[bytes] = raw
         else:
             stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
-        with tarfile.TarFile(file, "r", stream, tarinfo=_BoundedMember) as archive:
+        with _BoundedTar(file, "r", stream, tarinfo=_BoundedMember) as archive:
             yield archive
+
+
+class _BoundedTar(tarfile.TarFile):
+    """An archive whose members lie in memory, so those that take no room in the file are counted."""
+
+    _balance = 0  # members without content, less those with some
+
+    def next(self) -> tarfile.TarInfo | None:
+        member = super().next()
+        if member is not None:
+            self._balance += 1 if member.size == 0 else -1
+            if self._balance > _MOST_EMPTY:
+                raise SourceError(
+                    f"{self.name!r} has more than {_MOST_EMPTY:,} members without content (empty files, folders, "
+                    "links) beyond those with some, as a file does that is meant to fill memory; pack it without them"
+                )
+        return member
 
 
 class _BoundedMember(tarfile.TarInfo):

@@ -27,17 +27,14 @@ from dt2it_pipeline.ingest.readers.bounds import (
     Expanding,
     bounded_lines,
     bounded_text_lines,
-    check_ratio,
 )
+from dt2it_pipeline.ingest.readers.parquet_rows import parquet_rows
 from dt2it_pipeline.ingest.rows import Line, Quarantined, Read, SourceError, Unparsed
 from dt2it_pipeline.storage.table_files import delimiter_of
 
 EXTENSIONS = {f".{name}": name for name in FORMATS if name not in ("parts", "dataset")} | {".ndjson": "jsonl"}
 CHUNK = 1 << 20  # characters
 _JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
-_BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
-_BATCH = 64  # rows of a Parquet file at a time; each may hold an image
-_PAGE_HEADER, _NEXT_I32, _DICTIONARY_PAGE = 16, 0x15, 2  # bytes that are read of it; a field; a kind of page
 _COMPRESSED = (".gz", ".zst")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 8  # keys in a message
@@ -69,7 +66,7 @@ def rows_of_stream(stream: IO[bytes], format: str | None, name: str, prefix: str
     """
     stream = _decompressed(stream, name)
     if format == "parquet":
-        yield from _parquet(stream if stream.seekable() else _in_memory(stream, name), name, prefix)
+        yield from parquet_rows(stream if stream.seekable() else _in_memory(stream, name), name, prefix)
     elif format in ("json", "jsonl", "csv", "tsv"):
         text = io.BufferedReader(stream, _PEEK)  # type: ignore[type-var]
         if text.peek(2)[:2] in _UTF_16:
@@ -303,84 +300,3 @@ def _csv(stream: IO[bytes], name: str, prefix: str, delimiter: str) -> Iterator[
             )
         else:
             yield where, {key: value if value != "" else None for key, value in values.items()}
-
-
-def _parquet(stream: Any, name: str, prefix: str) -> Iterator[Read]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        file = pq.ParquetFile(stream)
-        for group in range(file.metadata.num_row_groups):
-            parts = [file.metadata.row_group(group).column(column) for column in range(file.metadata.num_columns)]
-            for part in parts:
-                where = f"column {part.path_in_schema!r} of {name}"
-                check_ratio(part.total_uncompressed_size, part.total_compressed_size, where)
-        for batch in _batches(file, stream, name):
-            try:
-                rows: list[Any] = batch.to_pylist()
-            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
-                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
-            for values in rows:
-                number += 1
-                where = f"{prefix}row {number}"
-                yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
-    except (pa.ArrowInvalid, OSError) as error:  # OSError: damaged pages
-        raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
-
-
-def _batches(file: Any, stream: Any, name: str) -> Iterator[Any]:
-    """The record batches of a Parquet file.
-
-    A dictionary holds a long value once, however many rows have it. So a batch has fewer rows where many such values
-    could come together, and what rows hold is counted against the file's size.
-    """
-    held, expanded = stream.seek(0, io.SEEK_END), 0
-    for group in range(file.metadata.num_row_groups):
-        about = file.metadata.row_group(group)
-        columns = [about.column(column) for column in range(about.num_columns)]
-        longest = sum(part.total_uncompressed_size for part in columns)
-        if longest * _BATCH > _BATCH_BYTES:  # most of it may be values that stand in one row each
-            longest = sum(_dictionary_bytes(stream, part) for part in columns)
-        rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
-        for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
-            expanded += batch.nbytes
-            check_ratio(expanded, held, name)
-            yield batch
-
-
-def _dictionary_bytes(stream: Any, column: Any) -> int:
-    """Bytes of a column chunk's dictionary, its first page: 0 where there is none, all its bytes where nothing says.
-
-    Most writers begin one for any column, and give it up at 1 MiB. The footer does not say how large it is. The page
-    does: its header (`PageHeader` of parquet.thrift, in Thrift's compact protocol) begins with its kind and size.
-    """
-    whole: int = column.total_uncompressed_size
-    stream.seek(min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset))
-    octets, numbers = iter(stream.read(_PAGE_HEADER)), []
-    for _ in range(2):
-        if next(octets, None) != _NEXT_I32:
-            return whole
-        number = shift = 0
-        for octet in octets:
-            number |= (octet & 0x7F) << shift
-            shift += 7
-            if octet < 0x80:
-                break
-        numbers.append(number >> 1)  # signs are the lowest bit, and there is none
-    kind, size = numbers
-    if kind != _DICTIONARY_PAGE:
-        return whole if column.has_dictionary_page else 0
-    return size
-
-
-def _one_row(batch: Any) -> dict[str, Any] | str:
-    """The values of a batch of one row, or which of them Python cannot hold."""
-    values: dict[str, Any] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            values[name] = column[0].as_py()
-        except (ValueError, OverflowError) as error:
-            return f"column {name!r}: {error}"
-    return values

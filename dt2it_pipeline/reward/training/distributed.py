@@ -37,6 +37,18 @@ class Group:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         self._alone = False  # a group of one that began here
         self._environment: dict[str, str | None] = {}  # what `close` sets back
+        self.size = 1
+        try:
+            self._begin(backend)
+        except BaseException:
+            if self._alone and dist.is_initialized() and not deepspeed.comm.is_initialized():
+                dist.destroy_process_group()  # DeepSpeed knows none yet that it could end
+            self.close()
+            raise
+
+    def _begin(self, backend: str) -> None:
+        import deepspeed
+
         if "MASTER_ADDR" not in os.environ:
             # DeepSpeed asks for them. Other libraries take them for a launcher's, so they go when the group does.
             alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.ingest.readers import bounds, file_formats
+from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, parquet_rows
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row, SourceError
+from dt2it_pipeline_tests.support import parquet_lies
+from dt2it_pipeline_tests.support.parquet_lies import DICTIONARY_PAGE, RLE_DICTIONARY, Page, zstd
 
 ROW = {"question": "q", "chosen": "a", "rejected": "b"}
 LINE = json.dumps(ROW).encode() + b"\n"
@@ -147,6 +152,37 @@ def test_a_tar_members_header_is_bounded(tmp_path: Path) -> None:
         read(file)
 
 
+@pytest.mark.parametrize("name", ["{}.json", "row.{}", "folder/.{}"])
+def test_members_without_content_are_counted(tmp_path: Path, name: str) -> None:
+    """Two million of them lie in some ten megabytes; in memory they would be more than a gigabyte."""
+    member = tarfile.TarInfo("rows.jsonl")
+    member.size = len(LINE)
+    content = member.tobuf() + LINE.ljust(512, b"\0")
+    empty = tarfile.TarInfo(name.format("x")).tobuf()
+    with gzip.open(tmp_path / "rows.tar.gz", "wb", 1) as packed:
+        packed.write(content)
+        for _ in range(2000):
+            packed.write(empty * 1000)
+        packed.write(bytes(1024))
+    started = time.monotonic()
+    peak, words = peak_mib(tmp_path / "rows.tar.gz", tar_with(tmp_path / "good.tar.gz", "w:gz", ("a.jsonl", LINE)))
+    assert "rows.tar.gz' has more than 100,000 members without content" in words and peak < 300, (peak, words)
+    assert time.monotonic() - started < 60  # far more, were all of them read
+
+
+def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "_MOST_EMPTY", 5)
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for number in range(50):
+            folder = tarfile.TarInfo(f"{number}")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            member = tarfile.TarInfo(f"{number}/rows.jsonl")
+            member.size = len(LINE)
+            archive.addfile(member, io.BytesIO(LINE))
+    assert [type(row) for row in read(tmp_path / "rows.tar")] == [Row] * 50
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.skipif(shutil.which("tar") is None, reason="GNU tar makes members with holes")
 def test_a_tar_member_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
@@ -180,11 +216,12 @@ def test_batches_are_small_only_where_a_dictionary_is_large(
     monkeypatch: pytest.MonkeyPatch, dictionary: dict[str, Any], least: int, most: int, compression: str
 ) -> None:
     """The first has a dictionary that the writer gave up, as most long columns have: nearly all values are plain."""
-    monkeypatch.setattr(file_formats, "_BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "_BATCH_BYTES", 1 << 20)
     table = pa.table({"question": [f"{row:06d}" * 150 for row in range(640)], "numbers": [[row] for row in range(640)]})
     stream = io.BytesIO()
     pq.write_table(table, stream, compression=compression, **dictionary)
-    batches = list(file_formats._batches(pq.ParquetFile(stream), stream, "rows.parquet"))
+    chunks = parquet_pages.ChunkedFile(stream)
+    batches = list(parquet_rows._batches(pq.ParquetFile(chunks, pre_buffer=False), chunks, "rows.parquet"))
     assert least <= max(batch.num_rows for batch in batches) <= most
     assert pa.Table.from_batches(batches).equals(table)
 
@@ -238,3 +275,110 @@ def test_real_bombs_take_little_memory(tmp_path: Path) -> None:
 def long_values() -> pa.Array:
     """2,048 rows of one text of 32 MiB, which lies in memory once."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * 2048, pa.int32()), pa.array(["x" * 2**25]))
+
+
+def length_of(octets: bytes) -> bytes:
+    """A text as a plain page has it."""
+    return len(octets).to_bytes(4, "little") + octets
+
+
+def in_every_row(text: bytes, rows: int, size: int | None = None, values: int = 1) -> list[Page]:
+    """A dictionary of one text, and a page in which each row has it."""
+    held = length_of(text)
+    keys = bytes([0]) + parquet_lies.varint(rows << 1)
+    return [
+        Page(zstd(held), len(held) if size is None else size, values, DICTIONARY_PAGE),
+        Page(zstd(keys), len(keys), rows, encoding=RLE_DICTIONARY),
+    ]
+
+
+def one_long_list(elements: int) -> list[Page]:
+    """One row: a list that has one text many times, in some twenty bytes."""
+    of_one_row = parquet_lies.varint(1 << 1) + b"\0" + parquet_lies.varint(elements - 1 << 1) + b"\1"
+    present = parquet_lies.varint(elements << 1) + b"\1"
+    content = length_of(of_one_row) + length_of(present) + bytes([0]) + parquet_lies.varint(elements << 1)
+    return [in_every_row(b"a", 1)[0], Page(zstd(content), len(content), elements, encoding=RLE_DICTIONARY)]
+
+
+def test_files_made_by_hand_are_read_where_they_tell_the_truth(tmp_path: Path) -> None:
+    """Else the tests below could fail for another reason."""
+    (tmp_path / "rows.parquet").write_bytes(parquet_lies.parquet(in_every_row(b"abc", 5), 5, 5, 60))
+    assert [row.values for row in read(tmp_path / "rows.parquet")] == [{"question": b"abc"}] * 5
+    (tmp_path / "rows.parquet").write_bytes(parquet_lies.parquet(one_long_list(7), 1, 7, 60, repeated=True))
+    assert [row.values for row in read(tmp_path / "rows.parquet")] == [{"question": [b"a"] * 7}]
+
+
+ZEROS = 1_900_000_000
+BEYOND = "expands to more than 200 times its size"
+LIES = {
+    "a page of gigabytes": (
+        lambda: parquet_lies.parquet([Page(parquet_lies.zstd_of_zeros(ZEROS), ZEROS, ZEROS // 4)], 99, ZEROS // 4, 99),
+        f"column 'question' of bomb.parquet {BEYOND} \\(1,900,000,000 bytes of 58,",
+    ),
+    "many columns of less": (
+        lambda: parquet_lies.columns_of(
+            [[Page(parquet_lies.zstd_of_zeros(2**29), 2**29, 2**27)]] * 6, 2**27, 2**27, 99, parquet_lies.BYTE_ARRAY
+        ),
+        f"row group 1 of bomb.parquet {BEYOND} \\(3,221,225,472 bytes",
+    ),
+    "a dictionary that its footer calls small": (
+        lambda: parquet_lies.parquet(in_every_row(b"x" * 10**8, 64), 64, 64, 99),
+        f"bomb.parquet {BEYOND}",
+    ),
+    "a list without end": (
+        lambda: parquet_lies.parquet(one_long_list(2**30 - 1), 1, 2**30 - 1, 99, repeated=True),
+        f"column 'question' of bomb.parquet {BEYOND}",
+    ),
+    "a dictionary of too many values": (
+        lambda: parquet_lies.parquet(in_every_row(b"abc", 5, values=2**31 - 1), 5, 5, 60),
+        "no whole Parquet file .behind row 0.: a dictionary of 7 bytes gives 2,147,483,647",
+    ),
+    "a header that holds itself": (
+        lambda: parquet_lies.parquet([Page(b"", 0, 0, header=b"\x1c" * 10**6)], 5, 5, 60),
+        "the header of a page holds itself",
+    ),
+    "pages without values": (
+        lambda: parquet_lies.parquet([Page(zstd(b""), 0, 0)] * 2000, 5, 5, 60),
+        "too many of its pages have no value",
+    ),
+    "a header that ends nowhere": (
+        lambda: parquet_lies.parquet([Page(b"", 0, 0, header=b"\x15")], 5, 5, 60),
+        "no header of a page stands at byte 0 of its column",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_pages_that_say_more_than_the_footer_are_refused_before_they_take_memory(tmp_path: Path, lie: str) -> None:
+    made, fault = LIES[lie]
+    (tmp_path / "bomb.parquet").write_bytes(made())
+    assert (tmp_path / "bomb.parquet").stat().st_size < 2**20
+    pq.write_table(pa.Table.from_pylist([ROW]), tmp_path / "good.parquet")
+    peak, words = peak_mib(tmp_path / "bomb.parquet", tmp_path / "good.parquet")
+    assert re.search(fault, words), words
+    assert peak < 1400, peak
+
+
+def test_columns_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
+    """Each of a thousand columns would be the whole file."""
+    made = parquet_lies.columns_of([in_every_row(b"abc", 5)] * 2, 5, 5, 60, parquet_lies.BYTE_ARRAY)
+    size = (7, 6, parquet_lies.i32(len(b"".join(map(parquet_lies.page_bytes, in_every_row(b"abc", 5))))))
+    true, larger = (parquet_lies.struct(each)[:-1] for each in (size, (7, 6, parquet_lies.i32(8000))))
+    assert made.count(true) == 2
+    longer = made.replace(true, larger)
+    footer = int.from_bytes(made[-8:-4], "little") + len(longer) - len(made)
+    (tmp_path / "rows.parquet").write_bytes(longer[:-8] + footer.to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(
+        SourceError,
+        match=r"rows.parquet is no whole Parquet file \(behind row 0\): its columns take more bytes than it has",
+    ):
+        read(tmp_path / "rows.parquet")
+
+
+def test_a_compressed_parquet_file_may_be_long(tmp_path: Path) -> None:
+    """A decompressed stream gives a mebibyte at a time, and a column may have more."""
+    rows = [ROW | {"question": os.urandom(2**18)} for _ in range(12)]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress(buffer.getvalue(), 1))
+    assert [row.values for row in read(tmp_path / "rows.parquet.gz")] == rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,17 @@ def test_results_come_in_order(threads: int) -> None:
         return item * item
 
     assert list(read_ahead(range(20), read, threads)) == [(item, item * item) for item in range(20)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_threads_are_those_of_the_cores_that_this_process_may_use() -> None:
+    """As in a container, or under `taskset`: the machine may have many more."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert threads_for(torch.device("cuda")) == 1 and threads_for(torch.device("cpu")) == 0
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_no_more_is_read_ahead_than_threads_say() -> None:

@@ -14,7 +14,7 @@ from dt2it_pipeline.reward.training.job import TrainJob
 pytestmark = pytest.mark.heavy
 
 
-def in_a_process_of_its_own(*arguments: Path) -> None:
+def in_a_process_of_its_own(*arguments: Path | str) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "RANK", "LOCAL_RANK")}
     command = [sys.executable, "-m", "dt2it_pipeline_tests.support.process_groups", *map(str, arguments)]
     done = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=500)
@@ -23,6 +23,10 @@ def in_a_process_of_its_own(*arguments: Path) -> None:
 
 def test_a_group_of_one_that_another_library_began() -> None:
     in_a_process_of_its_own()
+
+
+def test_a_group_that_fails_to_begin_leaves_nothing_behind() -> None:
+    in_a_process_of_its_own("in vain")
 
 
 def test_training_again_in_one_process_whatever_vllm_did_to_its_group(job: TrainJob, tmp_path: Path) -> None:

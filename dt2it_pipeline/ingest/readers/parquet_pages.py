@@ -1,0 +1,252 @@
+"""The headers of a Parquet file's pages, read before Arrow takes memory for what they announce.
+
+A footer says how large a column is, and may say anything. Arrow takes the memory that a page's own header asks for,
+up to 2 GiB. So the bytes of a row group are read here once, their headers are summed up, and Arrow reads the same bytes
+from memory. What belongs here: `PageHeader` of parquet.thrift in Thrift's compact protocol. What does not: rows
+(parquet_rows.py), and how much is too much (bounds.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+from dt2it_pipeline.ingest.rows import SourceError
+
+_FALSE, _BYTE, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 2, 3, 5, 6, 7, 8, 9, 10, 11, 12  # of values
+_DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)  # kinds of pages
+_KIND, _SIZE, _STORED = 1, 2, 3  # fields of a PageHeader: its kind, bytes of the page once decompressed, and before
+_BODY = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field that tells more of a page, by its kind
+_ENCODING = {_DATA: 2, _DATA_V2: 4}  # the field of that one which gives the encoding
+_VALUES = 1  # the field of that one which gives the number of values
+_DELTA_BYTE_ARRAY = 7  # an encoding in which a value begins as the value before it
+_DEEPEST = 8  # structures in structures; a PageHeader has three
+_FEW = 1 << 10  # values of a dictionary that may take no byte, and pages that may hold no value
+
+
+class PageError(SourceError):
+    """A page's header is none, or gives sizes that no page has; or columns lie where they cannot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """What the pages of a column chunk announce.
+
+    Attributes:
+        size: bytes of all of them once they are decompressed.
+        values: how many values their data pages have; of lists, all elements count.
+        shared: bytes at most of one value that takes next to no room where it stands again.
+    """
+
+    size: int
+    values: int
+    shared: int
+
+
+def pages_of(chunk: bytes, values: int) -> Pages:
+    """What the pages at the start of a column chunk announce, up to the page with the last of its `values`.
+
+    Raises:
+        PageError: a header is malformed, or gives sizes that no page has.
+    """
+    at = size = seen = dictionary = longest = empty = 0
+    while seen < values:
+        try:
+            header, at = _struct(chunk, at, 0)
+            kind, unpacked, stored = header[_KIND], header[_SIZE], header[_STORED]
+            body = header[_BODY[kind]] if kind in _BODY else {_VALUES: 0}
+            count = body[_VALUES]
+            encoding = body[_ENCODING[kind]] if kind in _ENCODING else None
+        except (IndexError, KeyError, TypeError) as error:
+            raise PageError(f"no header of a page stands at byte {at:,} of its column") from error
+        if min(unpacked, stored, count) < 0 or stored > len(chunk) - at:
+            raise PageError(f"a page gives {unpacked:,} and {stored:,} bytes, and {count:,} values, for its sizes")
+        at += stored
+        size += unpacked
+        if kind == _DICTIONARY:
+            if count > max(unpacked, _FEW):
+                raise PageError(f"a dictionary of {unpacked:,} bytes gives {count:,} for the number of its values")
+            dictionary = max(dictionary, unpacked)
+        else:
+            seen += count
+            longest = max(longest, unpacked if encoding == _DELTA_BYTE_ARRAY else 0)
+            empty += count == 0
+        if empty > _FEW:
+            raise PageError("too many of its pages have no value")
+    return Pages(size, seen, dictionary + longest)
+
+
+def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
+    """The fields of a structure by their numbers, and where it ends. Texts, lists and doubles are passed over: None.
+
+    Raises:
+        PageError: it holds structures in structures in structures, without end.
+        IndexError: it does not end.
+    """
+    if depth > _DEEPEST:
+        raise PageError("the header of a page holds itself")
+    fields: dict[int, Any] = {}
+    number = 0
+    while octet := octets[at]:
+        at += 1
+        kind = octet & 0x0F
+        if octet >> 4:
+            number += octet >> 4
+        else:
+            field, at = _varint(octets, at)
+            number = field >> 1 ^ -(field & 1)
+        if kind == _I32:  # the one that a page's header is full of
+            value = octets[at]
+            at += 1
+            if value >= 0x80:
+                value, at = _varint(octets, at - 1)
+                value &= 0xFFFFFFFF  # as Thrift's own reader cuts it
+            fields[number] = value >> 1 ^ -(value & 1)
+        elif kind == _STRUCT:
+            fields[number], at = _struct(octets, at, depth + 1)
+        elif kind == _BINARY and octets[at] < 0x80:  # of a page's statistics
+            at += 1 + octets[at]
+        elif kind > _FALSE:
+            at = _behind(octets, at, kind, depth)
+    return fields, at + 1
+
+
+def _behind(octets: bytes, at: int, kind: int, depth: int) -> int:
+    """Where a value ends that nobody asks for. Errors are those of `_struct`."""
+    if depth > _DEEPEST:
+        raise PageError("the header of a page holds itself")
+    if kind <= _BYTE:  # a flag in a list takes a byte, as a number of one byte does
+        at += 1
+    elif kind <= _I64:
+        _, at = _varint(octets, at)
+    elif kind == _DOUBLE:
+        at += 8
+    elif kind == _BINARY:
+        length, at = _varint(octets, at)
+        at += length
+    elif kind in (_LIST, _SET):
+        count, inner = octets[at] >> 4, octets[at] & 0x0F
+        at += 1
+        if count == 0x0F:
+            count, at = _varint(octets, at)
+        for _ in range(count):
+            at = _behind(octets, at, inner, depth + 1)
+    elif kind == _MAP:
+        count, at = _varint(octets, at)
+        if count:
+            kinds = octets[at]
+            at += 1
+            for _ in range(count):
+                at = _behind(octets, at, kinds >> 4, depth + 1)
+                at = _behind(octets, at, kinds & 0x0F, depth + 1)
+    elif kind == _STRUCT:
+        _, at = _struct(octets, at, depth + 1)
+    else:
+        raise PageError(f"the header of a page has a value of a kind ({kind}) that there is not")
+    if at > len(octets):
+        raise IndexError
+    return at
+
+
+def _varint(octets: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, lowest first, and where it ends."""
+    octet = octets[at]
+    if octet < 0x80:
+        return octet, at + 1
+    number, shift = octet & 0x7F, 7
+    while True:
+        at += 1
+        octet = octets[at]
+        number |= (octet & 0x7F) << shift
+        if octet < 0x80:
+            return number, at + 1
+        shift += 7
+        if shift > 63:
+            raise PageError("the header of a page has a number of more than ten bytes")
+
+
+class ChunkedFile(io.RawIOBase):
+    """A Parquet file of which Arrow reads nothing but its footer, and column chunks that were read here before.
+
+    Args:
+        stream: the file; it must be seekable.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._chunks: dict[int, bytes] | None = None
+        self._at = 0
+        self.size: int = stream.seek(0, io.SEEK_END)
+
+    def read_group(self, columns: list[Any]) -> list[Pages]:
+        """Read all column chunks of a row group, which Arrow is to read next, and return what their pages announce.
+
+        Args:
+            columns: `pyarrow.parquet.ColumnChunkMetaData` of each.
+
+        Raises:
+            PageError: the columns take more bytes than the file has; or see `pages_of`.
+        """
+        spans = {}
+        for number, column in enumerate(columns):
+            start = column.data_page_offset
+            if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+                start = column.dictionary_page_offset
+            spans[number] = start, column.total_compressed_size
+        if min(map(min, spans.values()), default=0) < 0 or sum(size for _, size in spans.values()) > self.size:
+            raise PageError("its columns take more bytes than it has")
+        self._chunks, found = {}, {}
+        for number, (start, size) in sorted(spans.items(), key=lambda span: span[1]):  # a compressed file goes forwards
+            self._stream.seek(start)
+            chunk = self._whole(size)
+            found[number] = pages_of(chunk, columns[number].num_values)
+            if len(chunk) >= len(self._chunks.get(start, b"")):
+                self._chunks[start] = chunk
+        return [found[number] for number in range(len(columns))]
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """See io.RawIOBase; nothing moves before something is read."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Where it stands, in bytes."""
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the footer; once a group has been read, its chunks.
+
+        Raises:
+            PageError: what is asked for is no chunk of the group that was read last.
+        """
+        if self._chunks is None:
+            self._stream.seek(self._at)
+            found = self._whole(self.size - self._at if size < 0 else size)
+        else:
+            chunk = self._chunks.pop(self._at, None if size else b"")
+            if chunk is None:
+                raise PageError(f"a column begins at byte {self._at:,}, where its footer has none")
+            found = chunk if size in (-1, len(chunk)) else chunk[:size]
+        self._at += len(found)
+        return found
+
+    def _whole(self, size: int) -> bytes:
+        """Bytes of the stream from here on. A decompressed stream gives less at a time than it is asked for."""
+        found = self._stream.read(size)
+        if len(found) == size or not found:
+            return bytes(found)
+        parts = [found]
+        left = size - len(found)
+        while left and (more := self._stream.read(left)):
+            parts.append(more)
+            left -= len(more)
+        return b"".join(parts)

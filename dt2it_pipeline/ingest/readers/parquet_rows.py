@@ -1,0 +1,94 @@
+"""Reads the rows of a Parquet file, in memory that its size bounds, whatever its footer and its pages' headers say.
+
+Not bounded: what the values of a page say of themselves. A page in a delta encoding gives the number of its lengths,
+and Arrow takes four bytes for each; a list may have a long value of a dictionary in many of its elements.
+
+What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dt2it_pipeline.ingest.readers.bounds import check_ratio
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, PageError
+from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
+
+_BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
+_BATCH = 64  # rows at a time; each may hold an image
+_LEVELS = 4  # bytes that Arrow takes for each element of a list, beside its value
+
+
+def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
+    """The rows of a Parquet file in order; one with a value that Python cannot hold as Quarantined.
+
+    Args:
+        stream: its bytes; it must be seekable.
+        name: of the file, for errors.
+        prefix: of the place of each row.
+
+    Raises:
+        SourceError: it is no whole Parquet file, or it expands to more than 200 times its size, and to more than 1 GiB.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        chunks = ChunkedFile(stream)
+        file = pq.ParquetFile(chunks, pre_buffer=False)
+        for group in range(file.metadata.num_row_groups):
+            parts = [file.metadata.row_group(group).column(column) for column in range(file.metadata.num_columns)]
+            for part in parts:
+                check_ratio(part.total_uncompressed_size, part.total_compressed_size, _column(part, name))
+        for batch in _batches(file, chunks, name):
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
+                rows = [_one_row(batch.slice(row, 1)) for row in range(batch.num_rows)]
+            for values in rows:
+                number += 1
+                where = f"{prefix}row {number}"
+                yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
+    except (pa.ArrowInvalid, OSError, PageError) as error:  # OSError: damaged pages
+        raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
+
+
+def _column(part: Any, name: str) -> str:
+    return f"column {part.path_in_schema!r} of {name}"
+
+
+def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
+    """The record batches of a Parquet file.
+
+    A dictionary holds a long value once, however many rows have it. So a batch has fewer rows where many such values
+    could come together, and what rows hold is counted against the file's size.
+    """
+    expanded = 0
+    for group in range(file.metadata.num_row_groups):
+        about = file.metadata.row_group(group)
+        columns = [about.column(column) for column in range(about.num_columns)]
+        pages = chunks.read_group(columns)
+        for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):
+            levels = _LEVELS * announced.values if file.schema.column(number).max_repetition_level else 0
+            check_ratio(max(announced.size, levels), part.total_compressed_size, _column(part, name))
+        stored = sum(part.total_compressed_size for part in columns)
+        check_ratio(sum(announced.size for announced in pages), stored, f"row group {group + 1} of {name}")
+        longest = sum(announced.shared for announced in pages)
+        rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
+            expanded += batch.nbytes
+            check_ratio(expanded, chunks.size, name)
+            yield batch
+
+
+def _one_row(batch: Any) -> dict[str, Any] | str:
+    """The values of a batch of one row, or which of them Python cannot hold."""
+    values: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return f"column {name!r}: {error}"
+    return values
