@@ -146,7 +146,8 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         return total
 
     flipped = (outcome == FLIPPED) & (anchors.checked == 0)
-    with_wrong_labels = sources_to_flip(evidence, anchors, draws, flipped, bound)
+    disputed = (label_right < 0.5) & (anchors.checked == 0)
+    with_wrong_labels = sources_to_flip(evidence, anchors, draws, disputed)
     unexplained = np.flatnonzero(flipped & ~with_wrong_labels[evidence.sources])
     outcome[unexplained] = DROPPED
     groups[FLIPPED] = groups[FLIPPED] - summed(unexplained)

@@ -62,7 +62,7 @@ def test_a_source_is_flipped_where_more_is_disputed_than_errors_explain(
 ) -> None:
     evidence, anchors, draws = disputing(np.array(wrong), known_errors)
     disputed = evidence.features[:, 0] < 0
-    found = sources_to_flip(evidence, anchors, draws, disputed, 0.5)
+    found = sources_to_flip(evidence, anchors, draws, disputed)
     assert tuple(found[evidence.sources[[0, -1]]]) == expected
 
 
@@ -74,13 +74,13 @@ def test_an_audit_that_finds_wrong_labels_is_enough() -> None:
     for errors, expected in ((0, False), (6, True)):
         checked[100 : 100 + errors] = checked[600 : 600 + errors] = -1
         known = Anchors(checked, anchors.trusted)
-        assert sources_to_flip(evidence, known, draws, disputed, 0.5).tolist() == [expected] * 2
+        assert sources_to_flip(evidence, known, draws, disputed).tolist() == [expected] * 2
 
 
 def test_all_may_be_flipped_where_only_the_label_accuracy_is_known() -> None:
     evidence, anchors, draws = disputing(np.array([8, 8]), 0)
     known = Anchors(np.zeros(1000, dtype=int), anchors.trusted[:0], label_accuracy=0.9)
-    assert sources_to_flip(evidence, known, draws, evidence.features[:, 0] < 0, 0.5).all()
+    assert sources_to_flip(evidence, known, draws, evidence.features[:, 0] < 0).all()
 
 
 def test_labels_that_are_not_flipped_are_dropped_and_counted() -> None:
