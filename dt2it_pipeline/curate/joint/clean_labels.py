@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import betabinom, binom
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, POSITION, Evidence
 from dt2it_pipeline.curate.joint.model import Anchors, label_probabilities
@@ -74,6 +73,8 @@ def _rejected(disputed: int, pairs: int, errors: float, known: int, wrong: int, 
         answers: of how many.
         auditor: share of an audit's answers that are assumed wrong.
     """
+    from scipy.stats import betabinom, binom  # slow to import, which programs that test nothing save
+
     if binom.sf(wrong - 1, answers, auditor) < _LEVEL:
         return True
     if errors >= known:  # all known pairs are disputed: so may all others be
