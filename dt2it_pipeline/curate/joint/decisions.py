@@ -2,7 +2,8 @@
 
 A kept pair whose label is right with probability p is worth U = p - c (1 - p): a wrong label costs as much as c right
 ones bring. A pair is kept if that is not negative, so from p = c / (1 + c) on; `keep_probability` names that bound
-directly. A label is flipped if its other side is worth keeping, and there is an anchor.
+directly. A label is flipped if its other side is worth keeping, there is an anchor, and not all labels of its source
+can be right (`clean_labels`).
 
 Without an anchor nothing is flipped. How often labels and annotators agree is seen, which of them errs is not, and a
 flip would be a guess. A drop costs a pair, and no accuracy. The level of p is assumed then, too, so that only pairs are
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betaincinv, expit
 
+from dt2it_pipeline.curate.joint.clean_labels import sources_to_flip
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
 from dt2it_pipeline.curate.joint.model import (
     LEAST_CHECKED,
@@ -72,6 +74,8 @@ class Decisions:
         agreement: share of pairs with evidence whose evidence is for the label.
         compared: how many pairs have evidence for or against their label.
         retained: how many pairs stay only because dropping them may be a pure loss.
+        not_flipped: how many pairs are dropped whose label would be flipped if it were shown that its source has wrong
+            labels.
     """
 
     outcome: np.ndarray
@@ -84,6 +88,7 @@ class Decisions:
     agreement: float
     compared: int
     retained: int = 0
+    not_flipped: int = 0
 
 
 def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float, seed: int = 0) -> Decisions:
@@ -130,17 +135,29 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     for rows in _blocks(np.flatnonzero(silent)):
         settle(rows, by_source.mean(evidence.sources[rows]), np.ones(len(rows), dtype=bool))
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
+
+    def summed(places: np.ndarray) -> _Sum:
+        total = _Sum.of(len(draws))
+        for rows in _blocks(places[~silent[places]]):
+            for part, p in label_probabilities(evidence.rows(rows), draws):
+                total.add(p, label_right[rows[part]], np.ones(len(p), dtype=bool))
+        for rows in _blocks(places[silent[places]]):
+            total.add(by_source.mean(evidence.sources[rows]), label_right[rows], np.ones(len(rows), dtype=bool))
+        return total
+
+    flipped = (outcome == FLIPPED) & (anchors.checked == 0)
+    disputed = (label_right < 0.5) & (anchors.checked == 0)
+    with_wrong_labels = sources_to_flip(evidence, anchors, draws, disputed)
+    unexplained = np.flatnonzero(flipped & ~with_wrong_labels[evidence.sources])
+    outcome[unexplained] = DROPPED
+    groups[FLIPPED] = groups[FLIPPED] - summed(unexplained)
     stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED)
     outcome[stay] = KEPT
-    for rows in _blocks(stay[~silent[stay]]):
-        for _, p in label_probabilities(evidence.rows(rows), draws):
-            groups[KEPT].add(p, p.mean(axis=1, dtype=np.float64), np.ones(len(p), dtype=bool))
-    for rows in _blocks(stay[silent[stay]]):
-        groups[KEPT].add(by_source.mean(evidence.sources[rows]), label_right[rows], np.ones(len(rows), dtype=bool))
+    groups[KEPT] = groups[KEPT] + summed(stay)
     retained = len(stay)
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
-    seen = (anchored, informative, agreement, compared, retained)
+    seen = (anchored, informative, agreement, compared, retained, int((outcome[unexplained] == DROPPED).sum()))
     return Decisions(outcome, label_right, probability, before, after, *seen)
 
 
@@ -296,6 +313,9 @@ class _Sum:
 
     def __add__(self, other: _Sum) -> _Sum:
         return _Sum(self.right + other.right, self.variance + other.variance, self.size + other.size)
+
+    def __sub__(self, other: _Sum) -> _Sum:
+        return _Sum(self.right - other.right, max(self.variance - other.variance, 0.0), self.size - other.size)
 
     def turned(self) -> _Sum:
         """The same pairs with their sides swapped."""

@@ -282,6 +282,12 @@ def _sentences(
             f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
             f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
         )
+    if decisions.not_flipped:
+        found.append(
+            f"{decisions.not_flipped:,} labels whose other side is more probable were dropped, not flipped: voters and "
+            "judges dispute no more labels there than they may by mistake, as pairs with known truth show, so all "
+            "labels may be right"
+        )
     if decisions.retained:
         found.append(
             f"{decisions.retained:,} pairs below the bound stay: it cannot be shown that the others would be better "

@@ -1,0 +1,93 @@
+"""Clean labels are not flipped for the errors of annotators; wrong ones are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dt2it_pipeline import clean_preferences
+from dt2it_pipeline.curate.joint.clean_labels import sources_to_flip
+from dt2it_pipeline.curate.joint.evidence import Evidence, gather_evidence
+from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
+from dt2it_pipeline_tests.support.noisy_world import noisy_world
+
+SHAPES = ("normal", "binary", "heavy", "rounded")
+
+
+@pytest.mark.parametrize("label", [1.0, 0.7])
+@pytest.mark.parametrize(("place", "voter"), enumerate([0.6, 0.8, 0.9, 0.99]))
+@pytest.mark.parametrize("kind", ["audit", "trusted"])
+def test_clean_labels_are_left_alone_and_wrong_ones_flipped(label: float, place: int, voter: float, kind: str) -> None:
+    world = noisy_world(1100, label, voter, judges=1, judge=0.85, shape=SHAPES[place], seed=int(100 * voter))
+    known: dict[str, Any] = {}
+    if kind == "audit":
+        known["audit"] = world.audit(60)
+    else:
+        world, known["trusted"] = world.with_trusted(1000)
+    found = clean_preferences(world.pairs, world.scores, world.votes, **known).pairs["outcome"]
+    if label == 1.0:
+        assert not (found == "flipped").any()
+    else:
+        assert world.accuracy(found) > world.right.mean() + 0.05
+        assert voter < 0.8 or (found == "flipped").sum() > 50  # poor voters leave little that is sure enough
+
+
+def disputing(wrong: np.ndarray, known_errors: int, known: int = 100) -> tuple[Evidence, Anchors, np.ndarray]:
+    """Two sources of 500 labels of which so many are disputed, trusted pairs with errors of voters, draws of a fit."""
+    margins = np.ones((1000 + known, 1)) + np.linspace(0, 1, 1000 + known)[:, None]
+    for source, count in enumerate(wrong):
+        margins[500 * source : 500 * source + count] *= -1
+    margins[1000 : 1000 + known_errors] *= -1
+    sources = np.where(np.arange(len(margins)) < 500, "a", "b")
+    none = np.empty((len(margins), 0))
+    joined = gather_evidence(margins, ["v"], none, [], np.zeros(len(margins)), sources)
+    own = joined.rows(slice(1000))
+    anchors = Anchors(np.zeros(1000, dtype=int), joined.features[1000:])
+    return own, anchors, fit_joint_model(own, anchors, np.arange(1000)).draws(32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "known_errors", "expected"),
+    [
+        ((10, 10), 2, (False, False)),  # as many as the errors of voters explain
+        ((150, 150), 2, (True, True)),
+        ((0, 150), 2, (False, True)),  # a clean source beside one that is not
+        ((4, 4), 0, (False, False)),  # none of 100 known pairs: the share may still be 3%
+    ],
+)
+def test_a_source_is_flipped_where_more_is_disputed_than_errors_explain(
+    wrong: tuple[int, int], known_errors: int, expected: tuple[bool, bool]
+) -> None:
+    evidence, anchors, draws = disputing(np.array(wrong), known_errors)
+    disputed = evidence.features[:, 0] < 0
+    found = sources_to_flip(evidence, anchors, draws, disputed)
+    assert tuple(found[evidence.sources[[0, -1]]]) == expected
+
+
+def test_an_audit_that_finds_wrong_labels_is_enough() -> None:
+    evidence, anchors, draws = disputing(np.array([8, 8]), 0)
+    disputed = evidence.features[:, 0] < 0
+    checked = np.zeros(1000, dtype=int)
+    checked[100:140] = checked[600:640] = 1
+    for errors, expected in ((0, False), (6, True)):
+        checked[100 : 100 + errors] = checked[600 : 600 + errors] = -1
+        known = Anchors(checked, anchors.trusted)
+        assert sources_to_flip(evidence, known, draws, disputed).tolist() == [expected] * 2
+
+
+def test_all_may_be_flipped_where_only_the_label_accuracy_is_known() -> None:
+    evidence, anchors, draws = disputing(np.array([8, 8]), 0)
+    known = Anchors(np.zeros(1000, dtype=int), anchors.trusted[:0], label_accuracy=0.9)
+    assert sources_to_flip(evidence, known, draws, evidence.features[:, 0] < 0).all()
+
+
+def test_labels_that_are_not_flipped_are_dropped_and_counted() -> None:
+    world, trusted = noisy_world(2100, 0.98, 0.95, judges=1, judge=0.95, seed=2).with_trusted(2000)
+    found = clean_preferences(world.pairs, world.scores, world.votes, trusted=trusted)
+    outcome = found.pairs["outcome"]
+    assert not (outcome == "flipped").any()
+    assert world.accuracy(outcome) > 0.99
+    counted = found.pairs["probability"][outcome == "dropped"].le(0.2).sum()
+    assert counted and any(note.startswith(f"{counted} labels whose other side") for note in found.notes)
