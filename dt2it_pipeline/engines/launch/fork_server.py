@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from multiprocessing.context import ForkServerContext
 
@@ -29,6 +30,9 @@ def end_with_parent() -> None:
 
     Call it in a process that `multiprocessing` has started, by whichever method.
     """
+    if threading.current_thread() is threading.main_thread():
+        # By it a pool ends its processes when one has died; whoever started this one may have ignored it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_watch, daemon=True).start()
 
 

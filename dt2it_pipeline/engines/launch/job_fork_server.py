@@ -10,8 +10,10 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from typing import NoReturn
 
 from dt2it_pipeline.engines.jobs import load_function
 from dt2it_pipeline.engines.launch.rank_starter import run_ranks
@@ -43,10 +45,6 @@ class Request:
     files: int
     ranks: int = 0
     port: int = 0
-
-
-class _Forked(BaseException):
-    """Unwinds a forked process to where it runs its worker: what stands between belongs to its parent."""
 
 
 def serve(connection: Connection) -> Request:
@@ -111,7 +109,6 @@ def _begin(request: Request, files: Sequence[int], begun: int) -> None:
     os.setsid()
     os.write(begun, b".")
     os.close(begun)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for file, place in zip(files, (1, 2), strict=False):
         os.dup2(file, place)
         os.close(file)
@@ -140,29 +137,44 @@ def _show(request: Request) -> None:
         del os.environ["SPT_NOENV"]
 
 
-def _fork_rank(environment: Mapping[str, str]) -> int:
+def _work(request: Request) -> NoReturn:
+    """Run the worker, and end as a process of its own does."""
+    status: object = 1
+    try:
+        worker = importlib.import_module(request.worker)
+        sys.argv = [str(worker.__file__), *request.arguments]
+        worker.main(list(request.arguments))
+        leave()
+    except SystemExit as end:
+        status = end.code
+        if not (status is None or isinstance(status, int)):
+            print(status, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:  # never back to where it was forked: that belongs to its parent
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(0 if status is None else status if isinstance(status, int) else 1)
+
+
+def _start_rank(request: Request, environment: Mapping[str, str]) -> int:
     """Start a rank as `run_ranks` asks for it."""
     process = os.fork()
     if process == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _take_environment(environment)
-        raise _Forked
+        _work(request)
     return process
 
 
 def main(connection: int) -> None:
-    """Serve; in a forked process: run its worker."""
+    """Serve; in a forked process: run its worker, or start its ranks and wait for them."""
     request = serve(Connection(connection))
     if request.ranks:
-        try:
-            sys.exit(run_ranks(request.ranks, request.port, _fork_rank))
-        except _Forked as forked:
-            traceback.clear_frames(forked.__traceback__)
-    worker = importlib.import_module(request.worker)
-    sys.argv = [str(worker.__file__), *request.arguments]
-    worker.main(list(request.arguments))
-    leave()
+        sys.exit(run_ranks(request.ranks, request.port, partial(_start_rank, request)))
+    _work(request)
 
 
 if __name__ == "__main__":

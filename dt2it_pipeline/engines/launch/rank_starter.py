@@ -22,10 +22,7 @@ from typing import NoReturn
 from dt2it_pipeline.engines.launch.deaths import killed_in_words
 
 Start = Callable[[Mapping[str, str]], int]
-"""Starts a rank with an environment, as a child of this process, and returns its process id.
-
-One that forks may raise in the child, to unwind it.
-"""
+"""Starts a rank with an environment, as a child of this process, and returns its process id."""
 
 ERROR_FILE = "DT2IT_RANK_ERROR"
 """Names the file in which the first rank that fails says why. Where the others only wait for one that was killed, as
@@ -66,7 +63,6 @@ def run_ranks(count: int, port: int, start: Start) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     ranks: list[_Rank] = []
-    own = os.getpid()
     try:
         for rank in range(count):
             ranks.append(_Rank(start({**os.environ, **_place(rank, count, port)})))
@@ -85,8 +81,7 @@ def run_ranks(count: int, port: int, start: Start) -> int:
                 return 0
             time.sleep(_POLL)
     finally:
-        if os.getpid() == own:  # and not a rank that `start` has forked
-            _end_all(ranks)
+        _end_all(ranks)
 
 
 class _Rank:
