@@ -28,7 +28,8 @@ def leave() -> NoReturn:
     """End this process well and at once, when all that it was to do is done.
 
     What is registered for the end runs, as in any process. Python would then take every module and object apart, which
-    with torch, transformers and DeepSpeed takes 2 to 4 s and is of no use to anybody.
+    with torch, transformers and DeepSpeed takes 2 to 4 s and is of no use to anybody. What a file that is still open
+    has in its buffer is lost: close it.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
