@@ -28,11 +28,13 @@ def leave() -> NoReturn:
     """End this process well and at once, when all that it was to do is done.
 
     What is registered for the end runs, as in any process. Python would then take every module and object apart, which
-    with torch, transformers and DeepSpeed takes 2 to 4 s and is of no use to anybody.
+    with torch, transformers and DeepSpeed takes 2 to 4 s and is of no use to anybody. What a file that is still open
+    has in its buffer is lost: close it.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
+        if stream is not None:  # it is where the process was started without such a file
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
     os._exit(0)

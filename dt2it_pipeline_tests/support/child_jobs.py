@@ -135,6 +135,17 @@ def import_what_is_not_there():
     raise ImportError("there is no such package")
 
 
+def import_what_prints():
+    import_something()
+    sys.stdout.write("printed by an import ")
+
+
+def import_slowly():
+    import_something()
+    print("imports", flush=True)
+    time.sleep(2)
+
+
 def import_a_torch_with_a_device():
     import_something()
     accelerator = types.SimpleNamespace(is_available=lambda: True)

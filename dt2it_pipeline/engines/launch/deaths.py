@@ -6,6 +6,7 @@ killed. So every rank leaves a note while it runs, and one that fails looks at t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -57,7 +58,7 @@ def killed_rank(folder: Path, wait: float = 0.0) -> str | None:
 
 def killed_in_words(rank: int, process: int, number: int) -> str:
     """What is said of a rank that a signal ended."""
-    return f"rank {rank} (process {process}) was killed by signal {number} ({signal.Signals(number).name})"
+    return f"rank {rank} (process {process}) was killed by signal {number} ({_name(number)})"
 
 
 def signal_in(words: str) -> int | None:
@@ -100,12 +101,19 @@ def why_killed(number: int, before: tuple[int, ...]) -> str:
     >>> why_killed(15, memory_kills())
     'signal SIGTERM'
     """
-    name = f"signal {signal.Signals(number).name}"
+    name = f"signal {_name(number)}"
     if number != signal.SIGKILL:
         return name
     if any(now > then for now, then in zip(memory_kills(), before, strict=True)):
         return f"{name}: memory ran out, and the kernel ended it; give it more, or lower what it works on at once"
     return f"{name}; where it was not you, memory may have run out"
+
+
+def _name(number: int) -> str:
+    """A signal's name; a real-time signal has none of its own, and is counted from the first."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"SIGRTMIN+{number - signal.SIGRTMIN}" if hasattr(signal, "SIGRTMIN") else str(number)
 
 
 def _signal_of(process: int) -> int | None:

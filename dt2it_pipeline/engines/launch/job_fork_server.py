@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -18,6 +18,7 @@ from typing import NoReturn
 from dt2it_pipeline.engines.jobs import load_function
 from dt2it_pipeline.engines.launch.rank_starter import run_ranks
 from dt2it_pipeline.engines.lean_processes import leave
+from dt2it_pipeline.observe.logs import CONTEXT, configure_logs
 
 UNFIT = -1  # answered in the place of a process id: nothing can be forked here
 
@@ -48,13 +49,11 @@ class Request:
 
 
 def serve(connection: Connection) -> Request:
-    """Fork for every request that comes, until the other side is gone.
+    """Fork for every request that comes, until the other side is gone: then the process ends.
 
     Returns:
         In a forked process alone: what it is to run.
 
-    Raises:
-        SystemExit: nothing more can come; in a process that waits for ranks: they have ended.
     """
     imported: set[str] = set()
     while True:
@@ -62,9 +61,11 @@ def serve(connection: Connection) -> Request:
             request: Request = connection.recv()
             files = [recv_handle(connection) for _ in range(request.files)]
         except (EOFError, OSError):
-            sys.exit(0)
+            leave()
         answer: int | None = None
-        if _can_import(request.imports, imported):
+        if _can_import(request, imported, files):
+            if connection.poll():  # nothing is due now: whoever asked is gone
+                leave()
             if _has_device():
                 answer = UNFIT
             else:
@@ -85,18 +86,37 @@ def serve(connection: Connection) -> Request:
             if answer is not None and answer > 0:
                 connection.send(os.waitstatus_to_exitcode(os.waitpid(answer, 0)[1]))
         except OSError:  # nobody hears it any more
-            sys.exit(0)
+            leave()
 
 
-def _can_import(imports: str, imported: set[str]) -> bool:
+def _can_import(request: Request, imported: set[str], files: Sequence[int]) -> bool:
     """Import what jobs of a kind need, once; a failure is shown by the fresh process that then runs the job."""
-    if imports not in imported:
+    if request.imports not in imported:
+        os.environ[CONTEXT] = request.environment.get(CONTEXT, "")
         try:
-            load_function(imports)()
+            with _prints_to(files[:2]):
+                configure_logs()
+                load_function(request.imports)()
         except Exception:
             return False
-        imported.add(imports)
+        imported.add(request.imports)
     return True
+
+
+@contextlib.contextmanager
+def _prints_to(output: Sequence[int]) -> Iterator[None]:
+    """Let what imports print come where the job prints, at once: each fork would print what is left in a buffer."""
+    own = [os.dup(place) for place in (1, 2)]
+    try:
+        for file, place in zip(output, (1, 2), strict=True):
+            os.dup2(file, place)
+        yield
+    finally:
+        for stream, file, place in zip((sys.stdout, sys.stderr), own, (1, 2), strict=True):
+            with contextlib.suppress(OSError):
+                stream.flush()
+            os.dup2(file, place)
+            os.close(file)
 
 
 def _has_device() -> bool:

@@ -24,9 +24,11 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 
 from dt2it_pipeline.engines.launch.job_fork_server import Request
+from dt2it_pipeline.observe.logs import FILE, FORM
 
 _DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/davinci_manager")  # NVIDIA, AMD, either in WSL, Ascend
 _ROOM = 512  # characters of a command line; a job's takes the place of the server's
+_END = 1.0  # seconds that a server has to end by itself
 _LOST = -int(signal.SIGKILL)  # status of a job whose server is gone
 
 
@@ -44,6 +46,8 @@ class JobForks:
         self._server: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._usable = sys.platform == "linux" and not any(Path(device).exists() for device in _DEVICES)
+        # Where one of them was closed, any file may have its number, and the server would take it for its own output.
+        self._usable &= None not in (sys.__stdin__, sys.__stdout__, sys.__stderr__)
         self._one_at_a_time = threading.Lock()
 
     def start(self, request: Request, files: Sequence[int]) -> ForkedJob | None:
@@ -54,8 +58,8 @@ class JobForks:
             files: open files that it gets: standard output, standard error, and others that it keeps open.
 
         Returns:
-            None where it must be a fresh process: there is a device, the server cannot import what the job asks for, or
-            another job has it now.
+            None where it must be a fresh process: there is a device, the server cannot import what the job asks for,
+            another job has it now, or this process was started without standard input, output or error.
         """
         if not self._usable or not self._one_at_a_time.acquire(blocking=False):
             return None
@@ -83,17 +87,19 @@ class JobForks:
         return ForkedJob(process, self)
 
     def close(self) -> None:
-        """End the server; a job of it that still runs is not ended."""
+        """End the server. A job of it that still runs ends soon; see `worker.end_with_parent`."""
         if self._connection is not None:
             self._connection.close()
         if self._server is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(_END)  # it hears at once that nobody asks any more, unless it imports
             self._server.kill()
             self._server.wait()
         self._connection = self._server = None
 
     def _connected(self) -> Connection:
-        # Ours are read when they are used; one of them names the stage.
-        now = {name: value for name, value in os.environ.items() if not name.startswith("DT2IT_")}
+        # Ours are read when they are used, but for those of the logs; one of them names the stage.
+        now = {k: v for k, v in os.environ.items() if k in (FORM, FILE) or not k.startswith("DT2IT_")}
         if self._connection is not None and now != self._begun_with:
             self.close()
         if self._connection is None:

@@ -186,7 +186,7 @@ def _process_group(
     held = locks.held_here()
     process: subprocess.Popen[bytes] | ForkedJob | None = None if forked is None else forked([*output, *held])
     if process is None:
-        stdout, stderr = output
+        stdout, stderr = (None, None) if output == (1, 2) else output  # None: even where one of them is closed
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, pass_fds=held, stdout=stdout, stderr=stderr
         )

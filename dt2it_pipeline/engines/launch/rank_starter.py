@@ -72,8 +72,8 @@ def run_ranks(count: int, port: int, start: Start) -> int:
                 place, first = failed[0]
                 assert first.status is not None
                 _until_ended(ranks, _LAST_WORDS)
-                if first.status > 128 and ERROR_FILE in os.environ:
-                    words = killed_in_words(place, first.process, first.status - 128)
+                if first.signal is not None and ERROR_FILE in os.environ:
+                    words = killed_in_words(place, first.process, first.signal)
                     with contextlib.suppress(OSError), Path(os.environ[ERROR_FILE]).open("x") as file:
                         file.write(words)
                 return first.status
@@ -90,11 +90,13 @@ class _Rank:
     Attributes:
         process: its id.
         status: its exit status once it has ended, 128 and the number where a signal ended it; None before.
+        signal: number of the signal that ended it; None where none did.
     """
 
     def __init__(self, process: int) -> None:
         self.process, self._waited_for = process, False
         self.status: int | None = None
+        self.signal: int | None = None
 
     @property
     def runs(self) -> bool:
@@ -106,14 +108,18 @@ class _Rank:
             ended = os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
             if ended is None:
                 return True
-            self.status = ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+            self._ended(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
             return False
         ended_process, raw = os.waitpid(self.process, os.WNOHANG)  # macOS
         if not ended_process:
             return True
-        code, self._waited_for = os.waitstatus_to_exitcode(raw), True
-        self.status = code if code >= 0 else 128 - code
+        self._waited_for = True
+        self._ended(os.waitstatus_to_exitcode(raw))
         return False
+
+    def _ended(self, code: int) -> None:
+        self.signal = -code if code < 0 else None
+        self.status = code if code >= 0 else 128 - code
 
     def send(self, number: int) -> None:
         """Send it a signal; nothing where it has ended."""

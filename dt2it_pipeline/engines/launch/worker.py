@@ -103,8 +103,12 @@ def read_summary(job: str | Path) -> Summary | None:
 
 
 def end_with_parent() -> None:
-    """End this process group when the process that PARENT_PID names is gone; nothing where the variable is not set."""
-    parent = os.environ.get(PARENT_PID)
+    """End this process group when a process that started it is gone; nothing where PARENT_PID is not set.
+
+    These are the launcher, which PARENT_PID names, and this process's own parent: where it is another process, it
+    starts ranks or forks for jobs, and nobody would tell the launcher how this one ends.
+    """
+    parent, own_parent = os.environ.get(PARENT_PID), os.getppid()
     if parent is None:
         return
 
@@ -115,7 +119,9 @@ def end_with_parent() -> None:
             except ProcessLookupError:
                 os.killpg(os.getpgid(0), signal.SIGKILL)
             except PermissionError:
-                return
+                pass
+            if os.getppid() != own_parent:
+                os.killpg(os.getpgid(0), signal.SIGKILL)
             time.sleep(_WATCH_SECONDS)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,8 +18,18 @@ from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.storage import locks
 from dt2it_pipeline_tests.support.child_jobs import Described, Echo
-from dt2it_pipeline_tests.support.processes import wait_until
+from dt2it_pipeline_tests.support.processes import alive_in_group, wait_until
 
+JOBS = "dt2it_pipeline_tests.support.child_jobs"
+ALONE = f"""
+import sys
+from pathlib import Path
+from dt2it_pipeline.engines.launch.job_forks import JobForks
+from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
+from {JOBS} import Described
+forks = JobForks({{}})
+LocalLauncher(forks=forks).launch(Described(imported_by=sys.argv[2]), work=Path(sys.argv[1]))
+"""
 NONE_AT_ALL = "dt2it_pipeline_tests.support.child_jobs:import_what_is_not_there"
 
 
@@ -180,3 +192,35 @@ def test_a_job_keeps_the_locks_of_its_stage(forks, tmp_path):
     assert str(path) in descriptors
     assert str(path) not in launched(Described(), tmp_path, forks)["open_files"]
     assert locks.is_free(path)  # neither server nor job has it open any more
+
+
+def test_what_imports_print_comes_with_the_first_job_alone(forks, tmp_path):
+    lines: list[str] = []
+    for words in ("one", "two"):
+        launched(
+            Described(words=words, imported_by=f"{JOBS}:import_what_prints"), tmp_path, forks, on_line=lines.append
+        )
+    assert "".join(lines).count("printed by an import") == 1
+    assert lines[0].startswith("printed by an import") and lines[-2:] == ["two\n", "two, as an error\n"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_run_without_standard_files_runs_its_jobs(tmp_path, closed):
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", ALONE, str(tmp_path)]
+    assert subprocess.run([*command, f"{JOBS}:import_something"], timeout=60).returncode == 0
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_run_that_is_killed_while_its_server_imports_leaves_nothing(tmp_path):
+    """Neither a job that nobody waits for, nor the server."""
+    command = [sys.executable, "-c", ALONE, str(tmp_path), f"{JOBS}:import_slowly"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None and run.stdout.readline() in ("imports\n", "")
+    if job_forks.JobForks({})._usable:
+        server = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text())
+        run.kill()
+        run.wait()
+        wait_until(lambda: not alive_in_group(server), 20)
+        assert not list(tmp_path.glob("described-*"))
+    run.stdout.close()
+    run.wait(60)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dt2it_pipeline.engines.launch.rank_starter import ERROR_FILE
 from dt2it_pipeline.engines.launch.ranks import ranks_command
-from dt2it_pipeline_tests.support.processes import wait_until
+from dt2it_pipeline.engines.launch.worker import PARENT_PID
+from dt2it_pipeline_tests.support.processes import alive, wait_until
 
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
 
@@ -93,3 +95,33 @@ def test_without_waitid_it_does_the_same(tmp_path, end, status):
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
     assert subprocess.run([sys.executable, "-c", lines], env=environment, timeout=60).returncode == status
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "words"),
+    [
+        ("os._exit(255)", 255, None),
+        ("os._exit(137)", 137, None),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", 128 + signal.SIGRTMIN + 1, "(SIGRTMIN+1)"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "(SIGKILL)"),
+    ],
+)
+def test_only_a_rank_that_a_signal_ended_is_named_as_killed(ranks, tmp_path, monkeypatch, end, status, words):
+    """Exit codes above 128 are a rank's own, too."""
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error.txt"))
+    assert ranks(end, 1).wait(60) == status
+    found = (tmp_path / "error.txt").read_text() if (tmp_path / "error.txt").exists() else None
+    assert found is None if words is None else found.endswith(words)
+
+
+def test_ranks_end_with_their_starter(tmp_path):
+    """Where it is killed, too: whoever launched it may read what they print, and would wait for their end."""
+    lines = "import os, time\nfrom dt2it_pipeline.engines.launch.worker import end_with_parent\nend_with_parent()\n"
+    (tmp_path / "of_a_rank.py").write_text(f"{lines}open(f'pid-{{os.getpid()}}', 'w')\ntime.sleep(600)")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}", PARENT_PID: str(os.getpid())}
+    starter = subprocess.Popen(ranks_command(["of_a_rank"], 2), env=environment, cwd=tmp_path, start_new_session=True)
+    wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 2, 30)
+    starter.kill()
+    starter.wait()
+    left = [int(file.name.removeprefix("pid-")) for file in tmp_path.glob("pid-*")]
+    wait_until(lambda: not any(map(alive, left)), 10)
