@@ -177,7 +177,7 @@ def described(job, report):
         "leads_its_session": os.getsid(0) == os.getpid() == os.getpgid(0),
         "folder": str(Path.cwd()),
         "environment": {key: value for key, value in os.environ.items() if key not in places},
-        "command": Path("/proc/self/cmdline").read_text().split("\0")[0].split()[1:],
+        "command": " ".join(Path("/proc/self/cmdline").read_text().split("\0")).split()[1:],
         "interrupt": str(signal.getsignal(signal.SIGINT)),
         "threads": threading.active_count(),
         "open_files": sorted(

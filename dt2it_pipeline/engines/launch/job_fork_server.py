@@ -149,12 +149,9 @@ def _take_environment(environment: Mapping[str, str]) -> None:
 
 def _show(request: Request) -> None:
     """Have the list of processes show the job, and not the server; vLLM brings the library that can."""
-    with contextlib.suppress(ImportError):
-        os.environ["SPT_NOENV"] = "1"  # else it would write over what the list shows of the environment
-        import setproctitle
-
-        setproctitle.setproctitle(" ".join([sys.executable, "-m", request.worker, *request.arguments]))
-        del os.environ["SPT_NOENV"]
+    title = sys.modules.get("setproctitle")
+    if title is not None:
+        title.setproctitle(" ".join([sys.executable, "-m", request.worker, *request.arguments]))
 
 
 def _work(request: Request) -> NoReturn:
@@ -191,6 +188,11 @@ def _start_rank(request: Request, environment: Mapping[str, str]) -> int:
 
 def main(connection: int) -> None:
     """Serve; in a forked process: run its worker, or start its ranks and wait for them."""
+    with contextlib.suppress(ImportError):
+        os.environ["SPT_NOENV"] = "1"  # else it would write over what the list of processes shows of the environment
+        importlib.import_module(
+            "setproctitle"
+        ).getproctitle()  # finds its place by the environment, as long as it is there
     request = serve(Connection(connection))
     if request.ranks:
         sys.exit(run_ranks(request.ranks, request.port, partial(_start_rank, request)))
