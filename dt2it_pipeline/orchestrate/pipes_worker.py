@@ -2,8 +2,8 @@
 
     python -m dt2it_pipeline.orchestrate.pipes_worker job.json
 
-Of several ranks each runs this; only rank 0 opens the Pipes session. What is the same without Dagster
-(the end of the process, its summary and its error) stands in engines/launch/worker.py.
+Of several ranks each runs this; only rank 0 opens the Pipes session. What is the same without Dagster (the end of the
+process, its summary and its error) stands in engines/launch/worker.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _SCORING = ("dt2it_pipeline.reward.scoring.scorer", "dt2it_pipeline.reward.check
 _TRAINING = (
     "dt2it_pipeline.reward.training.trainer",
     "dt2it_pipeline.reward.training.distributed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # which DeepSpeed imports, and torch's compiler with it, for any
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it for any optimiser, and it torch's compiler
 )
 
 

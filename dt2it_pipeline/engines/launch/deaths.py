@@ -57,7 +57,7 @@ def killed_rank(folder: Path, wait: float = 0.0) -> str | None:
 
 
 def killed_in_words(rank: int, process: int, number: int) -> str:
-    """What is said of a rank that a signal ended."""
+    """A sentence about a rank that a signal ended."""
     return f"rank {rank} (process {process}) was killed by signal {number} ({_name(number)})"
 
 

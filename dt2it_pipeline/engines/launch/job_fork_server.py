@@ -53,7 +53,6 @@ def serve(connection: Connection) -> Request:
 
     Returns:
         In a forked process alone: what it is to run.
-
     """
     imported: set[str] = set()
     while True:
@@ -129,7 +128,7 @@ def _begin(request: Request, files: Sequence[int], begun: int) -> None:
     os.setsid()
     os.write(begun, b".")
     os.close(begun)
-    for file, place in zip(files, (1, 2), strict=False):
+    for file, place in zip(files, (1, 2), strict=False):  # the others stay open as they are
         os.dup2(file, place)
         os.close(file)
     os.chdir(request.folder)
@@ -190,9 +189,8 @@ def main(connection: int) -> None:
     """Serve; in a forked process: run its worker, or start its ranks and wait for them."""
     with contextlib.suppress(ImportError):
         os.environ["SPT_NOENV"] = "1"  # else it would write over what the list of processes shows of the environment
-        importlib.import_module(
-            "setproctitle"
-        ).getproctitle()  # finds its place by the environment, as long as it is there
+        title = importlib.import_module("setproctitle")
+        title.getproctitle()  # it finds the command line by the environment, which a forked process replaces
     request = serve(Connection(connection))
     if request.ranks:
         sys.exit(run_ranks(request.ranks, request.port, partial(_start_rank, request)))

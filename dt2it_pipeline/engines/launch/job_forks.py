@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 
-from dt2it_pipeline.engines.launch.job_fork_server import Request
+from dt2it_pipeline.engines.launch.job_fork_server import UNFIT, Request
 from dt2it_pipeline.observe.logs import FILE, FORM
 
 _DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg", "/dev/davinci_manager")  # NVIDIA, AMD, either in WSL, Ascend
@@ -36,8 +36,8 @@ class JobForks:
     """The server of this process, which starts with the first job that can use it.
 
     Args:
-        environment: of the server, over that of this process. Where that of this process has changed since, there is a
-            new server: modules read variables while they are imported.
+        environment: of the server, where this process has no such variable. Where the variables of this process have
+            changed since, there is a new server: modules read them while they are imported.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -76,12 +76,10 @@ class JobForks:
             self.close()
             self._one_at_a_time.release()
             raise
-        if process is None:
-            self._one_at_a_time.release()
-            return None
-        if process < 0:
+        if process == UNFIT:
             self._usable = False
             self.close()
+        if process is None or process == UNFIT:
             self._one_at_a_time.release()
             return None
         return ForkedJob(process, self)

@@ -254,7 +254,7 @@ def _require_access(address: str) -> None:
             tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)  # the request would end this process
         found = canonicalize_bootstrap_address(address)
-        if found is not None:  # else ray.init tells that there is none
+        if found is not None:  # else ray.init says that there is none
             _reach(found)
             client(address=found)
     except ray.exceptions.AuthenticationError as error:

@@ -1,4 +1,4 @@
-"""Ranks of this machine: how they are told their places, how they end, and what is said of one that fails."""
+"""Ranks of this machine: how they know their places, how they end, and how one that fails is named."""
 
 from __future__ import annotations
 
