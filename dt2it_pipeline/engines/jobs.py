@@ -9,6 +9,8 @@ the function as its entry point. Who starts the process stands in `launcher.py`;
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from dt2it_pipeline.config.base import fault_message
-from dt2it_pipeline.engines.lean_processes import leave
+from dt2it_pipeline.engines.lean_processes import leave, quick_imports
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.storage.atomic import write_json_atomic
@@ -129,6 +131,18 @@ class ShardedJob(Job):
     """
 
     shard_worker: ClassVar[str]
+
+
+def import_for(job: Job) -> None:
+    """Import at once what a job's process imports while it works, as far as the job names it; see `Job.imports`.
+
+    For a process of the job's own: what has been imported is left out of every later search for garbage. What cannot be
+    imported is no error here; the job that needs it says so.
+    """
+    if job.imports is not None:
+        with quick_imports(), contextlib.suppress(Exception):
+            load_function(job.imports)()
+        gc.freeze()
 
 
 def load_function(target: str) -> Any:

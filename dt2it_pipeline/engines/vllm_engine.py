@@ -6,7 +6,6 @@ half a minute) and computes in float32 without compilation.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.control_tokens import OwnControlTokens
-from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process, request_errors
+from dt2it_pipeline.engines.vllm_start import import_vllm, request_errors
 from dt2it_pipeline.errors import UserError
 
 # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
@@ -114,14 +113,10 @@ class VllmEngine:
         seed: int = 0,
         run: VllmRunSettings | None = None,
     ) -> None:
-        on_cpu = prepare_environment()
-        gc.collect()  # an engine that nobody holds ends the process groups of a later one when it goes
         try:
-            import vllm
+            vllm, on_cpu = import_vllm(model)
             from transformers import AutoProcessor
 
-            if on_cpu:
-                register_in_process(model)
             self._processor = AutoProcessor.from_pretrained(model)
             self._control_tokens = OwnControlTokens(self._processor.tokenizer)
             self._llm = vllm.LLM(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
-from dt2it_pipeline.engines.vllm_start import prepare_environment, register_in_process, request_errors
+from dt2it_pipeline.engines.vllm_start import import_vllm, request_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,12 +61,8 @@ class VllmPoolingEngine:
         dtype: Literal["float32", "bfloat16"],
         run: VllmRunSettings | None = None,
     ) -> None:
-        on_cpu = prepare_environment()
         try:
-            import vllm
-
-            if on_cpu:
-                register_in_process(model)
+            vllm, on_cpu = import_vllm(model)
             self._llm = vllm.LLM(
                 model=model,
                 runner="pooling",

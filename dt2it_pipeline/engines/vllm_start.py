@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+from typing import Any
 
+from dt2it_pipeline.engines.lean_processes import quick_imports
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.observe.logs import configure_vllm_logs
+
+
+def import_vllm(model: str) -> tuple[Any, bool]:
+    """Import vLLM so that it can load a model.
+
+    Returns:
+        The module, and whether it computes on a CPU.
+
+    Raises:
+        ImportError: vLLM is not installed, or not what it needs.
+        OSError, ValueError: there is no such model.
+    """
+    with quick_imports():
+        on_cpu = prepare_environment()
+        vllm = importlib.import_module("vllm")
+        _ = vllm.LLM  # it is imported when it is asked for
+        if on_cpu:
+            register_in_process(model)
+    # An engine that nobody holds ends the process groups of a later one when it goes.
+    gc.collect()
+    # vLLM looks for garbage six times while it starts, and in the end does this itself.
+    gc.freeze()
+    return vllm, on_cpu
 
 
 def prepare_environment() -> bool:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.config.paths import model_path
+from dt2it_pipeline.engines.lean_processes import quick_imports
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.engines.vllm_engine import WITHOUT_BLANKS
 from dt2it_pipeline.engines.vllm_start import register_in_process
@@ -162,10 +163,11 @@ def serve(model: str, options: Sequence[str]) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         register_in_process(model_path(model))
-    # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
-    from vllm.entrypoints.cli.serve import cmd_init
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    with quick_imports():
+        # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
+        from vllm.entrypoints.cli.serve import cmd_init
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     keep_interrupts()
     cli_env_setup()

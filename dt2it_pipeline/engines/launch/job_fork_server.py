@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from dt2it_pipeline.engines.jobs import load_function
 from dt2it_pipeline.engines.launch.rank_starter import run_ranks
-from dt2it_pipeline.engines.lean_processes import leave
+from dt2it_pipeline.engines.lean_processes import leave, quick_imports
 from dt2it_pipeline.observe.logs import CONTEXT, configure_logs
 
 UNFIT = -1  # answered in the place of a process id: nothing can be forked here
@@ -95,7 +96,9 @@ def _can_import(request: Request, imported: set[str], files: Sequence[int]) -> b
         try:
             with _prints_to(files[:2]):
                 configure_logs()
-                load_function(request.imports)()
+                with quick_imports():
+                    load_function(request.imports)()
+                gc.freeze()  # a search in a fork would copy what it shares
         except Exception:
             return False
         imported.add(request.imports)

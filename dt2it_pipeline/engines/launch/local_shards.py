@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dt2it_pipeline.engines.jobs import ShardedJob, load_function
+from dt2it_pipeline.engines.jobs import ShardedJob, import_for, load_function
 from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.deaths import memory_kills, signal_of_code, why_killed
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardLauncher, ShardsError, ShardWorkers, WorkerPlace
@@ -234,6 +234,7 @@ def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJo
     while (shard := connection.recv()) is not None:
         try:
             if do is None:
+                import_for(job)
                 do = load_function(job.shard_worker)(job, shared, WorkerPlace("auto", threads))
             value = do(shard)
         except Exception as error:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, job_path, print_progress
+from dt2it_pipeline.engines.jobs import Job, Reporter, Summary, import_for, job_path, print_progress
 from dt2it_pipeline.engines.launch.deaths import killed_rank, note_running
 from dt2it_pipeline.engines.lean_processes import leave
 from dt2it_pipeline.errors import UserError, WorkerError
@@ -54,7 +54,9 @@ def run_file(path: str | Path, report: Reporter) -> Summary:
     first = rank == 0
     note = note_running(Path(path).parent, rank)
     try:
-        summary = Job.read(path).run(report if first else _silent)
+        job = Job.read(path)
+        import_for(job)
+        summary = job.run(report if first else _silent)
     except Exception as error:
         # A rank that lost its connection to one that was killed names that one.
         line = killed_rank(note.parent, wait=_DEATH_SECONDS) or "".join(traceback.format_exception_only(error)).strip()

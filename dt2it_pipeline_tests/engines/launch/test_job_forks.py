@@ -52,11 +52,11 @@ def test_a_forked_process_sees_what_a_fresh_one_sees(forks, tmp_path, monkeypatc
     monkeypatch.setenv("DT2IT_PROGRESS_SECONDS", "3")
     fresh = launched(Described(), tmp_path, None)
     forked = launched(Described(), tmp_path, forks)
-    own = ("pid", "parent", "was_imported")
+    own = ("pid", "parent", "was_forked")
     assert {key: value for key, value in forked.items() if key not in own} == {
         key: value for key, value in fresh.items() if key not in own
     }
-    assert (fresh["was_imported"], forked["was_imported"]) == (False, True)
+    assert (fresh["was_forked"], forked["was_forked"]) == (False, True)
     assert forked["leads_its_session"] and forked["parent"] not in (os.getpid(), fresh["parent"])
     assert forked["environment"]["DT2IT_PROGRESS_SECONDS"] == "3"
 
@@ -92,7 +92,7 @@ def test_ends_are_told_apart_and_the_next_job_is_forked(forks, tmp_path, end, wo
     with pytest.raises(JobFailed, match=words) as caught:
         launched(Described(end=end), tmp_path, forks)
     assert caught.value.was_killed == killed
-    assert launched(Described(), tmp_path, forks)["was_imported"]
+    assert launched(Described(), tmp_path, forks)["was_forked"]
 
 
 def test_ranks_are_forked_too(forks, tmp_path):
@@ -100,12 +100,12 @@ def test_ranks_are_forked_too(forks, tmp_path):
     described = launcher.launch(
         Described(), work=tmp_path, resources=Resources(2, environment={"OMP_NUM_THREADS": "1"})
     )
-    assert described["was_imported"] and described["environment"]["WORLD_SIZE"] == "2"
+    assert described["was_forked"] and described["environment"]["WORLD_SIZE"] == "2"
     assert not described["leads_its_session"]
     with pytest.raises(JobFailed, match=r"signal SIGKILL.*: rank 1 .* was killed by signal 9") as caught:
         launcher.launch(Described(end="kill 1"), work=tmp_path, resources=Resources(2))
     assert caught.value.was_killed
-    assert launcher.launch(Described(), work=tmp_path, resources=Resources(2))["was_imported"]
+    assert launcher.launch(Described(), work=tmp_path, resources=Resources(2))["was_forked"]
 
 
 def test_what_interrupts_the_launch_ends_the_job(forks, tmp_path):
@@ -117,7 +117,7 @@ def test_what_interrupts_the_launch_ends_the_job(forks, tmp_path):
     process = int(next(tmp_path.glob("described-*")).name.removeprefix("described-"))
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
-    assert launched(Described(), tmp_path, forks)["was_imported"]
+    assert launched(Described(), tmp_path, forks)["was_forked"]
 
 
 def test_a_server_that_is_killed_ends_its_job_and_another_takes_its_place(forks, tmp_path):
@@ -132,22 +132,22 @@ def test_a_server_that_is_killed_ends_its_job_and_another_takes_its_place(forks,
     process = max(tmp_path.glob("described-*"), key=lambda file: file.stat().st_mtime_ns)
     wait_until(lambda: not Path(f"/proc/{process.name.removeprefix('described-')}").exists(), 10)
     after = launched(Described(), tmp_path, forks)
-    assert after["was_imported"] and after["parent"] != server
+    assert after["was_forked"] and after["parent"] != server
 
 
 def test_a_server_that_died_unseen_is_replaced(forks, tmp_path):
     launched(Described(), tmp_path, forks)
     os.kill(forks._server.pid, signal.SIGKILL)
     forks._server.wait()
-    assert not launched(Described(), tmp_path, forks)["was_imported"]  # this one is a fresh process
-    assert launched(Described(), tmp_path, forks)["was_imported"]
+    assert not launched(Described(), tmp_path, forks)["was_forked"]  # this one is a fresh process
+    assert launched(Described(), tmp_path, forks)["was_forked"]
 
 
 def test_jobs_that_name_no_imports_or_wrong_ones_have_fresh_processes(forks, tmp_path):
     assert launched(Echo(value=2), tmp_path, forks)["doubled"] == 4
     assert forks._server is None
-    assert not launched(Described(imported_by=NONE_AT_ALL), tmp_path, forks)["was_imported"]
-    assert launched(Described(), tmp_path, forks)["was_imported"]
+    assert not launched(Described(imported_by=NONE_AT_ALL), tmp_path, forks)["was_forked"]
+    assert launched(Described(), tmp_path, forks)["was_forked"]
 
 
 def test_a_second_job_at_the_same_time_has_a_fresh_process(forks, tmp_path):
@@ -163,23 +163,23 @@ def test_a_second_job_at_the_same_time_has_a_fresh_process(forks, tmp_path):
     both = threading.Thread(target=launched, args=(Described(words="one"), first, forks), kwargs={"on_line": hold})
     both.start()
     assert begun.wait(60)
-    assert not launched(Described(), second, forks)["was_imported"]
+    assert not launched(Described(), second, forks)["was_forked"]
     go_on.set()
     both.join()
-    assert launched(Described(), second, forks)["was_imported"]
+    assert launched(Described(), second, forks)["was_forked"]
 
 
 def test_with_a_device_nothing_is_forked(tmp_path, monkeypatch):
     monkeypatch.setattr(job_forks, "_DEVICES", (str(tmp_path),))
     forks = JobForks(WORKER_ENVIRONMENT)
-    assert not launched(Described(), tmp_path, forks)["was_imported"]
+    assert not launched(Described(), tmp_path, forks)["was_forked"]
     assert forks._server is None
 
 
 def test_a_device_that_only_torch_knows_is_heard_of_in_time(forks, tmp_path):
     """The server has imported torch and finds one: nothing is forked, now or later."""
     named = "dt2it_pipeline_tests.support.child_jobs:import_a_torch_with_a_device"
-    assert not launched(Described(imported_by=named), tmp_path, forks)["was_imported"]
+    assert not launched(Described(imported_by=named), tmp_path, forks)["was_forked"]
     assert forks._server is None and not forks._usable
 
 
