@@ -48,8 +48,10 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile
 
+# One process more than `make test` has: these tests wait for other programs, and files are taken in the order of
+# dt2it_pipeline_tests/conftest.py, the longest first.
 test-heavy: $(VENV)/.installed-dev
-	pytest -n $(TESTERS) --dist loadfile -m heavy --durations=12
+	pytest -n $$(($(TESTERS) + 1)) --dist loadfile --no-loadscope-reorder -m heavy --durations=12
 
 test-rl: $(VENV)/.installed-dev $(VENV)/rl/.installed
 	PYTHONPATH="$(CURDIR):$(CURDIR)/$(VENV)/rl" pytest -m rl dt2it_pipeline_tests/serve/test_rl_libraries.py
@@ -60,7 +62,7 @@ test-numerics: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile --cov --cov-report=term
 
-# On a machine with nothing else to do: a run that is three times slower than the first counts as noticed.
+# A run that computes three times as long as the first one counts as noticed.
 mutation: $(VENV)/.installed-dev
 	python scripts/mutation.py $(MUTATION)
 

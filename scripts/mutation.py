@@ -14,13 +14,13 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
@@ -37,7 +37,14 @@ TESTS = [
     f"--deselect={_SLOW}",
 ]
 COPIED = ("dt2it_pipeline", "dt2it_pipeline_tests", "configs", "pyproject.toml")
-TIMES_SLOWER = 3.0  # than without a mutant: a test run that takes longer hangs, which counts as noticed
+TIMES_SLOWER = 3.0  # than without a mutant: a test run that computes longer hangs, which counts as noticed
+_BUSY = 10  # times as long as it computes may a run take, where other programs have the processor
+_BOUNDED = """
+import os, resource, sys
+seconds = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[2:]])
+"""  # a program that runs the tests and ends when they have computed for so long
 
 
 def environment() -> Path:
@@ -57,9 +64,9 @@ def environment() -> Path:
     return python
 
 
-def test_command(python: Path) -> str:
-    """What is run for every mutant; it ends at the first test that fails."""
-    return f"{python} -m pytest -x -q -p no:cacheprovider {' '.join(TESTS)}"
+def test_command(python: Path, program: Path, seconds: int) -> str:
+    """What is run for every mutant; it ends at the first test that fails, or after so many seconds of a processor."""
+    return f"{python} {program} {seconds} -x -q -p no:cacheprovider {' '.join(TESTS)}"
 
 
 def sample(session: Path, count: int, seed: int) -> int:
@@ -85,6 +92,12 @@ def results(session: Path) -> list[dict[str, str]]:
         ).fetchall()
     names = ("test", "worker", "module", "line", "operator", "diff")
     return [dict(zip(names, map(str, row), strict=True)) for row in rows]
+
+
+def _computed() -> float:
+    """Seconds of a processor that ended child processes have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -113,16 +126,19 @@ def main() -> None:
             else:
                 shutil.copy(source, place / name)
         variables = os.environ | {"PYTHONPATH": str(place), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        started = time.monotonic()
-        first = subprocess.run(test_command(python).split(), cwd=place, env=variables)
-        spent = time.monotonic() - started
+        program = place / "bounded.py"
+        program.write_text(_BOUNDED, encoding="utf-8")
+        before = _computed()
+        first = subprocess.run(test_command(python, program, 3600).split(), cwd=place, env=variables)
+        spent = _computed() - before
         if first.returncode:
             raise SystemExit("error: the tests fail without a mutant; mend them first")
+        bound = math.ceil(TIMES_SLOWER * spent + 10)
         settings = {
             "module-path": MODULES,
-            "timeout": round(TIMES_SLOWER * spent + 10, 1),
+            "timeout": _BUSY * bound,
             "excluded-modules": [],
-            "test-command": test_command(python),
+            "test-command": test_command(python, program, bound),
         }
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
         config, session = place / "cosmic-ray.toml", place / "session.sqlite"
@@ -130,7 +146,7 @@ def main() -> None:
         command = [str(python), "-c", "from cosmic_ray.cli import main; main()"]
         subprocess.run([*command, "init", config.name, session.name], cwd=place, env=variables, check=True)
         there = sample(session, given.mutants, given.seed)
-        print(f"{there} mutants, of which {given.mutants} are drawn; the tests take {spent:.0f} s", flush=True)
+        print(f"{there} mutants, of which {given.mutants} are drawn; the tests compute for {spent:.0f} s", flush=True)
         with suppress(subprocess.TimeoutExpired):  # what has been tried by then counts
             subprocess.run(
                 [*command, "exec", config.name, session.name],

@@ -38,6 +38,11 @@ def shrink_memory() -> None:
     RewardNetwork.forward = limited  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Run the job that the command line names."""
     shrink_memory()
-    worker.main()
+    worker.main(arguments)
+
+
+if __name__ == "__main__":
+    main()
