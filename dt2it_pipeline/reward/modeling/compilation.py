@@ -7,6 +7,7 @@ PyTorch 2.13 counts for itself; a training or a scoring reads:
   use. Work of a GPU that was begun before is not waited for.
 - graphs and graph breaks: `counters["stats"]["unique_graphs"]` and `counters["graph_break"]` of `torch._dynamo.utils`.
 - recompilations: compilations whose id (`frame/times`) says that the function was compiled before, for other inputs.
+- functions given up: the warning that `torch._dynamo.convert_frame` logs where `recompile_limit` is met.
 - the cache: `fxgraph_cache_hit`, `_miss` and `_bypass` of `counters["inductor"]`. A graph with a backward pass has two
   entries.
 
@@ -81,6 +82,8 @@ class _Watch:
         if self._start not in callback_handler.start_callbacks:  # torch._dynamo.reset() takes them out
             callback_handler.register_start_callback(self._start)
             callback_handler.register_end_callback(self._end)
+        # PyTorch calls nobody where it gives up on a function: it logs it. A logger takes the same filter once.
+        logging.getLogger("torch._dynamo.convert_frame").addFilter(self._given_up)
 
     def _start(self, _: Any) -> None:
         self._started, self._before = time.perf_counter(), _counted()
@@ -89,20 +92,23 @@ class _Watch:
         from torch._dynamo.callback import CallbackTrigger
 
         found = _counted() - self._before
-        times = _times_compiled(about.compile_id) if about.callback_trigger == CallbackTrigger.DYNAMO else 0
-        limit: int = torch._dynamo.config.recompile_limit
-        if times >= limit and not found.graphs:
-            found += Compilation(given_up=1)
-            _logger.warning(_GIVEN_UP, limit)
-        elif times:
-            found += Compilation(recompilations=1)
-        self.total += found + Compilation(seconds=time.perf_counter() - self._started)
+        again = about.callback_trigger == CallbackTrigger.DYNAMO and _times_compiled(about.compile_id) > 0
+        seconds = time.perf_counter() - self._started
+        self.total += found + Compilation(seconds=seconds, recompilations=int(again))
+
+    def _given_up(self, record: logging.LogRecord) -> bool:
+        limit = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if limit in ("recompile_limit", "accumulated_recompile_limit"):
+            self.total += Compilation(given_up=1)
+            if self.total.given_up == 1:
+                _logger.warning(_GIVEN_UP, getattr(torch._dynamo.config, str(limit)), limit)
+        return True
 
 
 _GIVEN_UP = (
-    "layers met more than %d kinds of batches, which is PyTorch's recompile_limit: those of a further kind are computed "
-    "uncompiled, which is slower and gives the same results. For fewer kinds set attention: flex (one row for each batch) "
-    "or micro_batch_size: 1; or turn compiling off with compile: false (training.compile, scoring.compile)"
+    "layers met more than %d kinds of batches, which is PyTorch's %s: those of a further kind are computed uncompiled, "
+    "which is slower and gives the same results. For fewer kinds set attention: flex (one row for each batch) or "
+    "micro_batch_size: 1; or turn compiling off with compile: false (training.compile, scoring.compile)"
 )
 _watch = _Watch()
 

@@ -39,7 +39,7 @@ def use_private_cache() -> Path:
         return Path(given)
     faults = []
     for place in _places():
-        folder = place / f"{_processor()}-{os.getuid()}"
+        folder = place / f"{_processor()}-{os.geteuid()}"
         try:
             _make_private(folder)
         except OSError as error:
@@ -72,7 +72,7 @@ def _make_private(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(f"{folder} is a link, or somebody else's")
     if stat.S_IMODE(found.st_mode) & 0o077:
         # Whoever could write there may have done so.
