@@ -13,8 +13,8 @@ PyTorch 2.13 counts for itself; a training or a scoring reads:
 
 Figures are those of a process, other users of torch.compile in it included, from its first `compile_layers` on.
 
-Does not belong here: whether layers are compiled (device.py), where code is kept (compile_cache.py), and how figures are
-shown (compile_time.py).
+Does not belong here: whether layers are compiled (device.py), where code is kept (compile_cache.py), and how figures
+are shown (compile_time.py).
 """
 
 from __future__ import annotations

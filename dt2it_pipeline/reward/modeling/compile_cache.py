@@ -1,7 +1,8 @@
 """Where torch.compile keeps what it compiled, so that a later start finds it.
 
-PyTorch's own place is a folder in the machine's temporary folder under a name that anybody can guess. Whoever makes that
-folder first has others load code of theirs, and a restart loses it. Here it is a folder that only its owner can enter:
+PyTorch's own place is a folder in the machine's temporary folder, under a name that anybody can guess. Whoever makes
+that folder first has others run code of theirs, and a restart loses it. Here it is a folder that only its owner can
+enter, the first of these that can be had:
 
 1. what the environment variable `TORCHINDUCTOR_CACHE_DIR` names, which is PyTorch's own; it is taken as it is;
 2. `cache/compiled/` in the artifact home, where `DT2IT_HOME` is set;
@@ -14,6 +15,7 @@ one may lack, and PyTorch finds it by its source alone. It finds code for a GPU 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import logging
 import os
@@ -52,7 +54,7 @@ def use_private_cache() -> Path:
         logging.getLogger(__name__).warning(
             "no folder is to be had for what torch.compile makes, so that every start compiles anew (%s); set %s to a "
             "folder that nobody else may write to",
-            "; ".join(faults),
+            "; ".join(faults) or "there is no home",
             VARIABLE,
         )
     os.environ[VARIABLE] = str(folder)
@@ -62,9 +64,12 @@ def use_private_cache() -> Path:
 def _places() -> list[Path]:
     home, cache = os.environ.get("DT2IT_HOME"), os.environ.get("XDG_CACHE_HOME")
     places = [Path(home).absolute() / "cache"] if home else []
-    # As the XDG specification has it, a path that is not absolute does not count.
-    own = Path(cache) if cache and Path(cache).is_absolute() else Path(os.path.expanduser("~")) / ".cache"
-    return [place / "compiled" for place in [*places, own / "dt2it"]]
+    if cache and Path(cache).is_absolute():  # as the XDG specification has it, another path does not count
+        places.append(Path(cache) / "dt2it")
+    else:
+        with contextlib.suppress(RuntimeError):  # a user without a home
+            places.append(Path.home() / ".cache" / "dt2it")
+    return [place / "compiled" for place in places]
 
 
 def _make_private(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What suits the device that a model computes on: attention, compiled layers.
 
-Does not belong here: the device itself (engines/device.py), how attention is computed (attention.py), and how layers are
-compiled (compilation.py).
+Does not belong here: the device itself (engines/device.py), how attention is computed (attention.py), and how layers
+are compiled (compilation.py).
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ def test_the_attention_of_transformers_breaks_the_graph(base: Callable[..., Path
 def test_the_operator_keeps_the_rules_of_custom_operators() -> None:
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(12, 2, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    fixed = [state.detach() for state in states]
     for bounds in ([0, 12], [0, 4, 8, 12], [0, 4, 6, 10, 12], [0, 4, 4, 12]):
-        torch.library.opcheck(attend, (*states, torch.tensor(bounds, dtype=torch.int32), 0.3))
-        exact = [state.detach().double().requires_grad_(True) for state in states]
-        assert torch.autograd.gradcheck(lambda *given, b=torch.tensor(bounds): attend(*given, b, 0.3), exact, atol=1e-4)
-    torch.library.opcheck(_gradients, (torch.ones(12, 2, 8), *(s.detach() for s in states), torch.tensor([0, 5, 12]), 0.3))
+        given = torch.tensor(bounds, dtype=torch.int32)
+        torch.library.opcheck(attend, (*states, given, 0.3))
+        torch.library.opcheck(_gradients, (torch.ones(12, 2, 8), *fixed, given, 0.3))
