@@ -162,8 +162,8 @@ def attend(
     """
     out = query.new_empty(query.shape)
     for part in _by_length(tuple(bounds.tolist()), query.device):
-        taken = (part.take(states) for states in (query, key, value))
-        part.put(nn.functional.scaled_dot_product_attention(*taken, scale=scale), out)
+        asked, keys, values = part.take(query), part.take(key), part.take(value)
+        part.put(nn.functional.scaled_dot_product_attention(asked, keys, values, scale=scale), out)
     return out
 
 
@@ -187,8 +187,7 @@ def _gradients(
     """
     found = tuple(states.new_empty(states.shape) for states in (query, key, value))
     for part in _by_length(tuple(bounds.tolist()), query.device):
-        taken = [part.take(states).float() for states in (query, key, value, gradient)]
-        asked, keys, values, above = taken
+        asked, keys, values, above = (part.take(states).float() for states in (query, key, value, gradient))
         weights = torch.softmax(asked @ keys.transpose(2, 3) * scale, dim=-1)
         by_weight = above @ values.transpose(2, 3)
         by_product = weights * (by_weight - (weights * by_weight).sum(-1, keepdim=True)) * scale
