@@ -95,7 +95,12 @@ def segment_inputs(vision_encoder: Any, grids: torch.Tensor, device: torch.devic
         moved["window_index"], read_here["cu_window_seqlens"] = get_vision_window_index(
             grids, spatial_merge_size=merge, window_size=vision_encoder.window_size, patch_size=config.patch_size
         )
-    return read_here | {name: value.to(device, non_blocking=True) for name, value in moved.items()}
+    return read_here | {name: _copied(value, device) for name, value in moved.items()}
+
+
+def _copied(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device, from memory that it copies from by itself, so that nobody waits for it."""
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 
 def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -140,7 +145,7 @@ def _by_length(bounds: tuple[int, ...], device: torch.device) -> tuple[_Segments
     for length, starts in found.items():
         together = starts[-1] - starts[0] == length * (len(starts) - 1)
         places = None if together else (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
-        groups.append(_Segments(length, len(starts), starts[0], None if places is None else places.to(device)))
+        groups.append(_Segments(length, len(starts), starts[0], None if places is None else _copied(places, device)))
     return tuple(groups)
 
 

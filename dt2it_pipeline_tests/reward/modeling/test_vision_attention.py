@@ -12,7 +12,13 @@ import torch
 
 from dt2it_pipeline.reward.families import FAMILIES
 from dt2it_pipeline.reward.modeling.compilation import _without_base
-from dt2it_pipeline.reward.modeling.vision_attention import VisionAttention, _gradients, attend, segment_inputs
+from dt2it_pipeline.reward.modeling.vision_attention import (
+    VisionAttention,
+    _by_length,
+    _gradients,
+    attend,
+    segment_inputs,
+)
 from dt2it_pipeline.reward.reward_model import RewardModel
 
 IMAGES = {  # the first has another number of patches than a head, or PyTorch takes one for the other
@@ -90,6 +96,18 @@ def test_what_is_computed_ahead_is_what_the_encoder_computes(base: Callable[...,
     ready = segment_inputs(model.model.visual, grids, torch.device("cpu"))
     assert "cu_seqlens" in ready and len(ready) == 4
     assert apart(encoded(model, grids, **ready)[0], encoded(model, grids)[0]) == 0
+
+
+def test_what_scoring_has_kept_serves_a_training(base: Callable[..., Path]) -> None:
+    """Scoring runs in inference mode, whose tensors may not stand in a backward pass."""
+    grids = torch.tensor(IMAGES["apart"])
+    model = RewardModel.from_pretrained(base(), new_head_seed=0).eval()
+    _by_length.cache_clear()
+    with torch.inference_mode():
+        features = model.encode_images(pixels_of(grids), grids)
+    assert _by_length.cache_info().currsize == 1
+    levels, _ = encoded(model, grids)
+    assert apart([features], [torch.cat(levels, dim=-1)]) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
