@@ -91,6 +91,14 @@ def peak_memory() -> int | None:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
 
 
+def compilation() -> dict[str, float | int]:
+    """What torch.compile took in this process; nothing where no layers were compiled in it."""
+    from dt2it_pipeline.reward.modeling.compilation import compiled_so_far
+
+    found = compiled_so_far()
+    return found.summary() if found.seconds else {}
+
+
 def run(case: Case) -> dict[str, Any]:
     """Run a case in this process; whatever it raises becomes its result."""
     try:
@@ -106,6 +114,7 @@ def run(case: Case) -> dict[str, Any]:
             made.error = "no step was measured; raise --steps"
         if made.peak_memory is None and case.kind != "llamafactory":
             made.peak_memory = peak_memory()
+        made.compilation = made.compilation or compilation()
         return asdict(made)
     return made
 

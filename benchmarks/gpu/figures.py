@@ -30,9 +30,10 @@ LM head are no part of them, attention's own products and recomputed activations
 _READING = """\
 Rates are medians (least to greatest) over measured steps; a step of `score` is a shard. The trainer logs every step
 here, and waits for the device to do so. "First" is from the start of the process to the end of the first step, of
-sampling to the end of the warm-up. "Waits for data" is the share of a step in which the trainer reads images and moves
+sampling to the end of the warm-up; "compile" is what torch.compile took of the whole case, nearly all of it before the
+first step is done. "Waits for data" is the share of a step in which the trainer reads images and moves
 them to the device. Peak memory is {memory}."""
-_COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "waits for data")
+_COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "compile, s", "waits for data")
 _WIDTH = 120
 PROFILE_NOTE = """\
 Where a step's time goes, median ms (share), in the bare loop with images read at every step. Every part ends with a
@@ -53,6 +54,7 @@ class Result:
         encoder: the same in the vision encoder.
         peak_memory: bytes.
         first: seconds from the start of the process to the first result.
+        compilation: what torch.compile took (`Compilation.summary`); empty where nothing was compiled.
         waits: share of a measured step that waits for data.
         profile: milliseconds of each measured step by part.
         error: why there are no figures.
@@ -68,6 +70,7 @@ class Result:
     encoder: float | None = None
     peak_memory: int | None = None
     first: float | None = None
+    compilation: dict[str, float | int] = field(default_factory=dict)
     waits: float | None = None
     profile: dict[str, list[float]] = field(default_factory=dict)
     error: str | None = None
@@ -140,6 +143,7 @@ def table(results: Sequence[Result], peak: float | None) -> str:
             _percent(whole),
             _number(memory, 1),
             _number(result.first, 1),
+            _number(result.compilation.get("compile_seconds"), 1),
             _percent(result.waits),
         )
         rows.append([result.case, result.shape, spread(result.rates, 1 if result.rate >= 10 else 2), *cells])

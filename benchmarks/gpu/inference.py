@@ -35,6 +35,7 @@ def score(case: Case) -> Result:
     if summary["quarantined"]:
         raise ValueError(f"{summary['quarantined']} of {summary['responses']} responses have no score")
     made = _scoring_result(case, shared=True)
+    made.compilation = {name: value for name, value in summary.items() if name.startswith("compile_")}
     made.first = seen[0][0] - case.started
     steps = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(seen)]
     if not steps:

@@ -115,8 +115,10 @@ def test_what_fails_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.M
 
 def test_utilisation_is_shown_with_its_formula() -> None:
     result = Result("train", "s", "pairs", [4.0, 6.0, 5.0], tokens=100, decoder=4e12, encoder=1e12, waits=0.031)
+    result.compilation = {"compile_seconds": 41.23, "compile_graphs": 6}
     header, _, line = figures.table([result], 100.0).splitlines()
     shown = dict(zip((c.strip() for c in header.split("|")), (c.strip() for c in line.split("|")), strict=True))
+    assert shown["compile, s"] == "41.2"
     assert shown["tokens/s"] == "500" and shown["MFU"] == "20.0%" and shown["with encoder"] == "25.0%"
     assert shown["waits for data"] == "3.1%"
     assert "989 TFLOP/s of NVIDIA H200" in figures.notes("NVIDIA H200", figures.peak_tflops("NVIDIA H200"))

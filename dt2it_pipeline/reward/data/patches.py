@@ -35,5 +35,5 @@ def read_patches(registry: ImageRegistry, images: Sequence[int], device: torch.d
     if decoded:
         out.pixels, out.grids = registry.patches(decoded)
         if device.type == "cuda":
-            out.pixels, out.grids = out.pixels.pin_memory(), out.grids.pin_memory()
+            out.pixels = out.pixels.pin_memory()
     return out

@@ -77,8 +77,8 @@ def encode_patches(
     """Features of each image that was read, [tokens, levels * hidden], and the images that could not be decoded."""
     if read.pixels is None or read.grids is None:
         return {}, read.faults
-    pixels, grids = (part.to(device, non_blocking=True) for part in (read.pixels, read.grids))
-    parts = model.encode_images(pixels, grids).split([registry.images[index].tokens for index in read.images])
+    pixels = read.pixels.to(device, non_blocking=True)
+    parts = model.encode_images(pixels, read.grids).split([registry.images[index].tokens for index in read.images])
     return dict(zip(read.images, parts, strict=True)), read.faults
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, weight_files, weight_names
 from dt2it_pipeline.reward.families import Family
 from dt2it_pipeline.reward.modeling.attention import register
+from dt2it_pipeline.reward.modeling.vision_attention import replace_attention
 
 # Wrappers of trainers put these before all names of weights (DDP, torch.compile, FSDP, TRL's value head, PEFT).
 _WRAPPERS = {
@@ -83,4 +84,5 @@ def load_backbone(
             "checkpoint again"
         )
     made.visual.patch_embed.proj.__class__ = _Patches
+    replace_attention(made.visual)
     return made

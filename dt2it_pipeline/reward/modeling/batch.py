@@ -28,7 +28,8 @@ class Batch:
     images: tuple[int, ...]  # indices in the registry, in the order of their tokens
     common_prefix: int = 0  # columns of text with which all rows begin alike, before any image
     pixels: torch.Tensor | None = None  # patches for the vision encoder, where features are not computed ahead
-    grids: torch.Tensor | None = None  # int64 [images in pixels, 3]: patches in time, height and width
+    # int64 [images in pixels, 3]: patches in time, height and width. It stays in main memory, where it is read.
+    grids: torch.Tensor | None = None
     # int64 [image tokens]: row of the vision encoder's output for each image token; None: in the same order
     feature_rows: torch.Tensor | None = None
 
@@ -41,6 +42,6 @@ class Batch:
         """The same batch on a device."""
         if self.input_ids.device == device:
             return self
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "grids"}
         moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)

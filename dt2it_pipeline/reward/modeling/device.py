@@ -1,6 +1,7 @@
 """What suits the device that a model computes on: attention, compiled layers.
 
-Does not belong here: the device itself (engines/device.py), and how attention is computed (attention.py).
+Does not belong here: the device itself (engines/device.py), how attention is computed (attention.py), and how layers
+are compiled (compilation.py).
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
 
 from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
@@ -81,17 +80,6 @@ def compile_fault(kind: str) -> str | None:
     if not any(shutil.which(name) for name in (os.environ.get(variable) or "", *compilers) if name):
         return f"there is no compiler ({', '.join(compilers)}, or what {variable} names)"
     return None
-
-
-def compile_layers(layers: Iterable[nn.Module]) -> None:
-    """Put layers through torch.compile, in place, each for sequences of any length.
-
-    Layers of a kind share their code, so that each kind is compiled once. Names of weights do not change, and hooks
-    (those of ZeRO-3 gather weights) run outside what is compiled. A decoder layer is one graph; a block of the vision
-    encoder is several, between which it splits images.
-    """
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 @functools.cache

@@ -48,7 +48,9 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
 )
 from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
-from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers  # noqa: E402
+from dt2it_pipeline.reward.modeling.compilation import compile_layers  # noqa: E402
+from dt2it_pipeline.reward.modeling.device import attention_for  # noqa: E402
+from dt2it_pipeline.reward.modeling.vision_attention import segment_inputs  # noqa: E402
 
 _OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
@@ -235,15 +237,17 @@ class RewardNetwork(nn.Module):
 
         Args:
             pixels: flattened patches of all of them, [patches, channels * temporal patch * patch * patch].
-            grids: patches per image in time, height and width, [images, 3].
+            grids: patches per image in time, height and width, [images, 3]; in main memory, where they are read
+                without waiting for the device.
 
         Returns:
             [tokens of all images, levels * hidden]: input embedding, then one block per DeepStack level.
         """
         vision_encoder = self.model.visual
         dtype = next(vision_encoder.parameters()).dtype
+        ready = segment_inputs(vision_encoder, grids, pixels.device)
         with torch.no_grad():
-            out = vision_encoder(pixels.to(dtype), grid_thw=grids, return_dict=True)
+            out = vision_encoder(pixels.to(dtype), grid_thw=grids, return_dict=True, **ready)
         return torch.cat([out.pooler_output, *(getattr(out, "deepstack_features", None) or ())], dim=-1)
 
     def forward(self, batch: Batch, features: torch.Tensor | None = None) -> torch.Tensor:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
@@ -24,12 +25,21 @@ from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
+from dt2it_pipeline.reward.modeling.compile_time import Compilation, log_compilation, slowest
 from dt2it_pipeline.reward.scoring.image_size import image_size
 from dt2it_pipeline.storage import atomic, finished_work, integrity, records, schemas
 
 _logger = logging.getLogger(__name__)
 Response = tuple[str, str, str]  # response_id, prompt_id, text
 Shard = tuple[int, list[Response]]  # its number, and its responses
+
+
+class _Done(NamedTuple):
+    """What a worker says of a shard that it has done."""
+
+    responses: int
+    worker: str
+    compilation: Compilation | None  # of the worker since its start; None: its layers are not compiled
 
 
 class ResponsesJob(Job):
@@ -87,8 +97,8 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
 
     Returns:
         responses (unique ones) = scored + quarantined, shards, shards_resumed, seconds, gpu_seconds (GPUs times
-        seconds), responses_per_second, and
-        max_pixels and trained_max_pixels (see image_size.py).
+        seconds), responses_per_second, and max_pixels and trained_max_pixels (see image_size.py); where layers are
+        compiled, what that took the worker that it took longest (compile_time.py).
 
     Raises:
         ScoringError: vLLM was asked for, and a prompt shows a video.
@@ -110,8 +120,12 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     total = sum(len(shard) for _, shard in todo.values())
     progress = Progress(report, "responses", total)
 
-    def finished(number: int, count: int) -> None:
-        progress.add(count)
+    compiled: dict[str, Compilation] = {}  # by worker
+
+    def finished(number: int, done: _Done) -> None:
+        if done.compilation is not None:
+            compiled[done.worker] = done.compilation
+        progress.add(done.responses)
 
     if settings.engine == "vllm":
         launcher = model_launcher(job.ray, settings.processes, settings.tensor_parallel)
@@ -121,6 +135,10 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
     from dt2it_pipeline.reward.checkpoints.checkpoint import resolve_folder
 
     summary = _merge(job, responses, len(shards))
+    if compiled:
+        compilation = slowest(compiled.values())
+        summary |= compilation.summary()
+        log_compilation(compilation)
     seconds = time.perf_counter() - started
     return summary | {
         "shards": len(shards),
@@ -195,25 +213,28 @@ def _marker(work: Path, number: int) -> Path:
     return shard_path(work, number).with_suffix(".json")
 
 
-def shard_worker(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Callable[[Shard], int]:
-    """A worker's function: loads the model, and returns what scores one shard and returns its number of responses."""
+def shard_worker(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Callable[[Shard], _Done]:
+    """A worker's function: loads the model, and returns what scores one shard."""
     if job.settings.engine == "transformers":
         lean_processes.skip_unused()
     import torch
 
     from dt2it_pipeline.reward.data.preparation import prompt_rows
+    from dt2it_pipeline.reward.modeling.compilation import compiled_so_far
     from dt2it_pipeline.reward.training.distributed import flush_denormals
 
     if place.threads is not None:  # a process of the worker's own, whose state is nobody else's
         torch.set_num_threads(place.threads)
         flush_denormals()
-    scorer = _load(job, prompts, place)
+    scorer, before = _load(job, prompts, place), compiled_so_far()
+    compiles = job.settings.engine == "transformers" and scorer.model.compiled
+    name = f"{platform.node()} {os.getpid()}"
 
-    def do(shard: Shard) -> int:
+    def do(shard: Shard) -> _Done:
         number, responses = shard
         rows = prompt_rows(prompts, {prompt_id for _, prompt_id, _ in responses})
         write_shard(job, number, responses, *scorer.score(rows, responses))
-        return len(responses)
+        return _Done(len(responses), name, compiled_so_far() - before if compiles else None)
 
     return do
 

@@ -11,7 +11,8 @@ from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.device import attention_for, compile_layers, compiles
+from dt2it_pipeline.reward.modeling.compilation import compile_layers
+from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 
 if TYPE_CHECKING:
     import torch

@@ -49,7 +49,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     Returns:
         steps, resumed_from_step, pairs, pairs_quarantined, samples_seen (pairs, repetitions included), last loss and
         accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`; where there are lists,
-        also `lists` and what became of them (data/lists.py, `TrainingExamples.report`).
+        also `lists` and what became of them (data/lists.py, `TrainingExamples.report`). Where layers are compiled, what
+        that took the rank that it took longest, in this start (modeling/compile_time.py).
 
     Raises:
         TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory

@@ -23,6 +23,8 @@ from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora
+from dt2it_pipeline.reward.modeling.compilation import compiled_so_far
+from dt2it_pipeline.reward.modeling.compile_time import log_compilation, slowest
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.reward.training import checkpointing, validation
@@ -57,7 +59,7 @@ class Trainer:
         require_packages(settings)
         with checkpointing.writing("the work folder", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-        self.clock = preparation.stopwatch()
+        self.clock, self.compiled_before = preparation.stopwatch(), compiled_so_far()
         torch.manual_seed(self.seed)
         self.model = load_network(job.base_model, settings, self.seed, group.device)
         self.shared = settings.shared_prefix and self.model.shares_prefix()
@@ -185,6 +187,11 @@ class Trainer:
             "ranks": self.group.size,
             "vision_cached": self.data.vision_cached,
         }
+        if self.model.compiled:
+            compilation = slowest(self.group.gather(compiled_so_far() - self.compiled_before))
+            summary |= compilation.summary()
+            if self.group.rank == 0:
+                log_compilation(compilation)
         if self.job.micro_batch is not None:
             summary["micro_batch"] = self.job.micro_batch.in_words()
         summary |= self.examples.report()

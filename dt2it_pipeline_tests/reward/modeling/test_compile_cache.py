@@ -1,0 +1,87 @@
+"""Compiled code is kept where its owner alone can write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch._inductor.runtime.cache_dir_utils as torch_place
+
+from dt2it_pipeline.reward.modeling import compile_cache
+from dt2it_pipeline.reward.modeling.compile_cache import VARIABLE, use_private_cache
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, "")  # so that what the function sets goes with the test
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.delenv("DT2IT_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+
+
+def test_the_artifact_home_comes_before_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = use_private_cache()
+    assert found.parent == tmp_path / "own" / "dt2it" / "compiled"
+    assert os.environ[VARIABLE] == str(found) == torch_place.cache_dir()
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("DT2IT_HOME", str(tmp_path / "home"))
+    assert use_private_cache().parent == tmp_path / "home" / "cache" / "compiled"
+    assert use_private_cache().name == found.name  # of this user and this kind of processor
+
+
+def test_what_the_user_names_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "named"))
+    assert use_private_cache() == tmp_path / "named"
+    assert os.environ[VARIABLE] == str(tmp_path / "named")
+    # PyTorch names its own place there as soon as it has looked for it.
+    monkeypatch.setenv(VARIABLE, torch_place.default_cache_dir())
+    assert use_private_cache().is_relative_to(tmp_path / "own")
+
+
+def test_another_processor_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = use_private_cache()
+    monkeypatch.setattr(compile_cache, "_FEATURES", ("nothing",))
+    monkeypatch.delenv(VARIABLE)
+    assert use_private_cache().name != found.name
+
+
+@pytest.mark.parametrize("what", ["open to others", "a link", "a file", "somebody else's"])
+def test_a_folder_that_others_could_fill_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    monkeypatch.setenv("DT2IT_HOME", str(tmp_path / "home"))
+    folder = use_private_cache()
+    if what == "open to others":
+        folder.chmod(0o770)
+    elif what == "somebody else's":
+        # `os.chown` is for root alone: the process is somebody else instead, as far as it is asked.
+        own, name = os.geteuid(), folder.name.rpartition("-")[0]
+        folder = folder.rename(folder.with_name(f"{name}-{own + 1}"))
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    else:
+        folder.rmdir()
+        folder.symlink_to(tmp_path) if what == "a link" else folder.touch()
+    monkeypatch.delenv(VARIABLE)
+    if what == "somebody else's":
+        with caplog.at_level(logging.WARNING):
+            found = use_private_cache()  # the user's own cache belongs to the other one, too
+        assert "is a link, or somebody else's" in caplog.text
+    else:
+        found = use_private_cache()
+        assert found.is_relative_to(tmp_path / "own") and not caplog.records
+    assert found != folder
+
+
+def test_without_a_place_every_start_compiles_anew_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own").touch()
+    with caplog.at_level(logging.WARNING):
+        found = use_private_cache()
+    assert found.is_dir() and stat.S_IMODE(found.stat().st_mode) == 0o700
+    assert "every start compiles anew" in caplog.text and f"set {VARIABLE} to a folder" in caplog.text
+    found.rmdir()
