@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any
 
 from PIL import Image
 
+from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.media import video
 from dt2it_pipeline.media.damage import has_other_content
 from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
@@ -61,6 +64,28 @@ class Origin:
     def __str__(self) -> str:
         return self.name if self.root is None else f"{self.name} of {self.root}"
 
+    def for_others(self) -> dict[str, Any]:
+        """As another machine can use it, JSON-able: a root in the project is written as it counts from the project."""
+        root = None if self.root is None else Path(self.root)
+        if root is not None and root.is_relative_to(project_root()):
+            root = root.relative_to(project_root())
+        return vars(self) | {"root": None if root is None else root.as_posix()}
+
+    @classmethod
+    def from_others(cls, given: Any) -> Origin:
+        """The origin that another machine's `for_others` wrote. Raises ValueError where it is none."""
+        wanted: dict[str, type | UnionType] = {
+            "kind": str, "root": str | None, "prefix": str, "web": bool, "name": str
+        }  # fmt: skip
+        if not isinstance(given, dict) or given.keys() != wanted.keys():
+            raise ValueError("not the fields of an origin")
+        if not all(isinstance(given[name], kind) for name, kind in wanted.items()):
+            raise ValueError("a field of another type")
+        root = given["root"]
+        if given["kind"] not in ("image", "video") or (root is not None and ("\0" in root or ".." in Path(root).parts)):
+            raise ValueError(f"kind {given['kind']!r:.20}, root {root!r:.200}")
+        return cls(**given | {"root": None if root is None else str(project_root() / root)})
+
 
 class MediaIndex:
     """The index of one media store; used by one thread, and by several processes at a time."""
@@ -97,15 +122,25 @@ class MediaIndex:
         except OSError:
             return False
 
-    def origin(self, sha256: str) -> Origin | None:
-        """Where a medium came from, where that is known."""
+    def origins(self, hashes: Iterable[str]) -> dict[str, Origin]:
+        """Where media came from, by their content hashes, as far as that is known."""
         if not self.file.exists() or not os.access(self.store, os.W_OK):
-            return None
+            return {}
         with SqliteCache(_MEDIA, self.file) as cache:
-            rows = list(cache.select("SELECT CAST(origin AS BLOB) FROM origins WHERE sha256 IN", [sha256]))
-        with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
-            return next((Origin(**json.loads(row[0])) for row in rows), None)
-        return None
+            asked = "SELECT sha256, CAST(origin AS BLOB) FROM origins WHERE sha256 IN"
+            rows = list(cache.select(asked, sorted(set(hashes))))
+        found: dict[str, Origin] = {}
+        for sha256, origin in rows:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a damaged row counts as unknown
+                found[sha256] = Origin(**json.loads(origin))
+        return found
+
+    def add_origins(self, origins: Mapping[str, Origin]) -> None:
+        """Remember where media came from, by their content hashes; what is known already stays."""
+        if not origins:
+            return
+        with SqliteCache(_MEDIA, self.file) as cache:
+            cache.write(("INSERT OR IGNORE INTO origins VALUES (?, ?)", _written(origins.items())))
 
     def add(self, media: Iterable[tuple[str | None, Stored]], origins: Iterable[tuple[str, Origin]] = ()) -> None:
         """Remember media, each with the stamp of its file where it has one, and where they came from (by sha256)."""
@@ -124,8 +159,7 @@ class MediaIndex:
                 ),
                 (
                     "INSERT OR REPLACE INTO origins VALUES (?, ?)",
-                    # ASCII escapes: a file's name need not be UTF-8.
-                    ((sha256, json.dumps(vars(origin))) for sha256, origin in origins),
+                    _written(origins),
                 ),
             )
 
@@ -154,6 +188,11 @@ class MediaIndex:
         except (MediaError, VideoDecoderError, OSError):
             value = None  # a stage that needs the image reports it; equal files are found all the same
         return Stored(dict(row), value)
+
+
+def _written(origins: Iterable[tuple[str, Origin]]) -> Iterator[tuple[str, str]]:
+    # ASCII escapes: a file's name need not be UTF-8.
+    return ((sha256, json.dumps(vars(origin))) for sha256, origin in origins)
 
 
 def _blob(value: int | None) -> bytes | None:

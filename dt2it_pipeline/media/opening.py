@@ -13,7 +13,9 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,6 +27,7 @@ from dt2it_pipeline.media.index import MediaIndex, Origin
 from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.media.store import store_image, store_video
 from dt2it_pipeline.storage.atomic import sync
+from dt2it_pipeline.storage.home.object_store import SharedMedia
 from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _logger = logging.getLogger(__name__)
@@ -92,6 +95,23 @@ def require_stored(file: Path, name: str = "", kind: str = "image") -> None:
     )
 
 
+def shared_media(root: Path) -> SharedMedia:
+    """What a copy of artifacts in an object store keeps and asks of the media store at `root`."""
+    index = MediaIndex(root)
+
+    def known(hashes: Iterable[str]) -> dict[str, Any]:
+        return {sha256: origin.for_others() for sha256, origin in index.origins(hashes).items()}
+
+    def keep(origins: Mapping[str, Any]) -> None:
+        index.add_origins({sha256: Origin.from_others(origin) for sha256, origin in origins.items()})
+
+    def fetch(file: Path) -> bool:
+        fault = _fault_of(file)
+        return fault is None or _fetched_again(file, fault)
+
+    return SharedMedia(known, keep, fetch)
+
+
 def _fault_of(file: Path) -> str | None:
     try:
         return "its content is not what was stored" if has_other_content(file) else None
@@ -106,7 +126,8 @@ def _fetched_again(file: Path, fault: str) -> bool:
     with _fetching:  # of several threads that find the same file damaged, the first one mends it
         if _fault_of(file) is None:
             return True
-        origin = None if file in _given_up else MediaIndex(file.parent.parent).origin(file.stem)
+        known = {} if file in _given_up else MediaIndex(file.parent.parent).origins([file.stem])
+        origin = known.get(file.stem)
         why = "" if origin is None else _put_back(file, origin)
         if origin is None or why:
             if why and origin is not None:

@@ -81,6 +81,15 @@ def test_a_second_machine_fetches_what_the_first_has_made(
     }
 
 
+def test_the_entry_says_where_media_came_from(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DT2IT_OBJECT_STORE", (tmp_path / "shared").as_uri())
+    run(recipe, tmp_path / "first")
+    (place,) = (tmp_path / "shared/artifacts/raw_preferences").glob("*.json")
+    origins = json.loads(place.read_text())["origins"]
+    assert origins.keys() == {file.stem for file in Store(tmp_path / "first").media.rglob("*.png")}
+    assert {(origin["root"], origin["name"]) for origin in origins.values()} == {("root", "0.png"), ("root", "1.png")}
+
+
 def test_what_was_made_without_a_store_is_copied_by_the_next_run(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 
 import pyarrow as pa
 
-PLAIN, RLE, DELTA_BINARY_PACKED, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 0, 3, 5, 7, 8  # encodings
-DATA_PAGE, INDEX_PAGE, DICTIONARY_PAGE = 0, 1, 2
+PLAIN, RLE, DELTA_BINARY_PACKED, DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 0, 3, 5, 6, 7, 8
+DATA_PAGE, INDEX_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = range(4)
 BYTE_ARRAY, INT32 = 6, 1  # physical types
 _ZSTD, _REQUIRED, _REPEATED = 6, 0, 2
 
@@ -84,6 +85,38 @@ def a_list(kind: int, values: Sequence[bytes]) -> bytes:
 def text(value: str) -> bytes:
     """A text with its length."""
     return varint(len(value)) + value.encode()
+
+
+def deltas(values: Sequence[int], block: int = 128, parts: int = 4) -> bytes:
+    """Numbers in DELTA_BINARY_PACKED, in blocks of `parts` parts each."""
+    out = varint(block) + varint(parts) + varint(len(values)) + i32(values[0])
+    steps = [after - before for before, after in itertools.pairwise(values)]
+    each = block // parts
+    for start in range(0, len(steps), block):
+        low = min(steps[start : start + block])
+        widths, packed = bytearray(), b""
+        for first in range(start, start + block, each):
+            above = [step - low for step in steps[first : min(first + each, start + block)]]
+            widths.append(max((step.bit_length() for step in above), default=0))
+            number = sum(step << place * widths[-1] for place, step in enumerate(above))
+            packed += number.to_bytes(each * widths[-1] // 8 if above else 0, "little")
+        out += i32(low) + bytes(widths) + packed
+    return out
+
+
+def same(value: int, count: int) -> bytes:
+    """One number many times in DELTA_BINARY_PACKED, in a dozen bytes."""
+    return varint(-(-count // 128) * 128) + varint(1) + varint(count) + i32(value) + i32(0) + b"\0"
+
+
+def header_v2(page: Page, compressed: bool | None, levels: tuple[int, int] = (0, 0)) -> bytes:
+    """The header of a page of version 2; levels of definition and repetition take so many bytes of its content."""
+    body = [(1, page.values), (2, 0), (3, page.values), (4, page.encoding), (5, levels[0]), (6, levels[1])]
+    said = [] if compressed is None else [(7, 1 if compressed else 2, b"")]
+    return struct(
+        (1, 5, i32(DATA_PAGE_V2)), (2, 5, i32(page.size)), (3, 5, i32(len(page.content))),
+        (8, 12, struct(*((number, 5, i32(value)) for number, value in body), *said)),
+    )  # fmt: skip
 
 
 def page_bytes(page: Page) -> bytes:

@@ -20,13 +20,39 @@ _KIND, _SIZE, _STORED = 1, 2, 3  # fields of a PageHeader: its kind, bytes of th
 _BODY = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field that tells more of a page, by its kind
 _ENCODING = {_DATA: 2, _DATA_V2: 4}  # the field of that one which gives the encoding
 _VALUES = 1  # the field of that one which gives the number of values
-_DELTA_BYTE_ARRAY = 7  # an encoding in which a value begins as the value before it
+_LEVELS = {_DATA: (4, 3), _DATA_V2: (6, 5)}  # those which give encodings or sizes of levels: of repetition, definition
+_COMPRESSED = 7  # the field of a page of version 2 which says whether its values are compressed
+DELTA_LENGTH_BYTE_ARRAY = 6  # an encoding in which the lengths of all texts come first
+DELTA_BYTE_ARRAY = 7  # one in which, besides, a value begins as the value before it
 _DEEPEST = 8  # structures in structures; a PageHeader has three
 _FEW = 1 << 10  # values of a dictionary that may take no byte, and pages that may hold no value
 
 
 class PageError(SourceError):
     """A page's header is none, or gives sizes that no page has; or columns lie where they cannot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaPage:
+    """A page whose lengths Arrow takes memory for; see parquet_deltas.py.
+
+    Attributes:
+        content: as it stands in the file.
+        size: bytes of it once it is decompressed.
+        values: how many it has, as its header says.
+        encoding: DELTA_LENGTH_BYTE_ARRAY or DELTA_BYTE_ARRAY.
+        levels: bytes of its levels, which stand before what is compressed; None where they are compressed, too.
+        level_encodings: of the levels of repetition and definition, where they are compressed, too.
+        compressed: whether its values are.
+    """
+
+    content: memoryview
+    size: int
+    values: int
+    encoding: int
+    levels: int | None
+    level_encodings: tuple[int, int]
+    compressed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +63,13 @@ class Pages:
         size: bytes of all of them once they are decompressed.
         values: how many values their data pages have; of lists, all elements count.
         shared: bytes at most of one value that takes next to no room where it stands again.
+        deltas: the pages in an encoding whose lengths say more.
     """
 
     size: int
     values: int
     shared: int
+    deltas: tuple[DeltaPage, ...] = ()
 
 
 def pages_of(chunk: bytes, values: int) -> Pages:
@@ -51,17 +79,27 @@ def pages_of(chunk: bytes, values: int) -> Pages:
         PageError: a header is malformed, or gives sizes that no page has.
     """
     at = size = seen = dictionary = longest = empty = 0
+    deltas: list[DeltaPage] = []
     while seen < values:
         try:
             header, at = _struct(chunk, at, 0)
             kind, unpacked, stored = header[_KIND], header[_SIZE], header[_STORED]
             body = header[_BODY[kind]] if kind in _BODY else {_VALUES: 0}
             count = body[_VALUES]
-            encoding = body[_ENCODING[kind]] if kind in _ENCODING else None
+            encoding = body[_ENCODING[kind]] if kind in _ENCODING else -1
+            delta = encoding in (DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY)
+            levels = [int(body[field]) for field in _LEVELS[kind]] if delta else []
         except (IndexError, KeyError, TypeError) as error:
             raise PageError(f"no header of a page stands at byte {at:,} of its column") from error
         if min(unpacked, stored, count) < 0 or stored > len(chunk) - at:
             raise PageError(f"a page gives {unpacked:,} and {stored:,} bytes, and {count:,} values, for its sizes")
+        if delta:
+            apart = sum(levels) if kind == _DATA_V2 else None
+            if apart is not None and not (min(levels) >= 0 and apart <= min(stored, unpacked)):
+                raise PageError(f"a page of {unpacked:,} bytes gives {apart:,} bytes for its levels")
+            content = memoryview(chunk)[at : at + stored]
+            compressed = kind == _DATA or body.get(_COMPRESSED) is not False  # True where nothing is said
+            deltas.append(DeltaPage(content, unpacked, count, encoding, apart, (levels[0], levels[1]), compressed))
         at += stored
         size += unpacked
         if kind == _DICTIONARY:
@@ -70,11 +108,11 @@ def pages_of(chunk: bytes, values: int) -> Pages:
             dictionary = max(dictionary, unpacked)
         else:
             seen += count
-            longest = max(longest, unpacked if encoding == _DELTA_BYTE_ARRAY else 0)
+            longest = max(longest, unpacked if encoding == DELTA_BYTE_ARRAY else 0)
             empty += count == 0
         if empty > _FEW:
             raise PageError("too many of its pages have no value")
-    return Pages(size, seen, dictionary + longest)
+    return Pages(size, seen, dictionary + longest, tuple(deltas))
 
 
 def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
@@ -94,13 +132,13 @@ def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
         if octet >> 4:
             number += octet >> 4
         else:
-            field, at = _varint(octets, at)
+            field, at = varint(octets, at)
             number = field >> 1 ^ -(field & 1)
         if kind == _I32:  # the one that a page's header is full of
             value = octets[at]
             at += 1
             if value >= 0x80:
-                value, at = _varint(octets, at - 1)
+                value, at = varint(octets, at - 1)
                 value &= 0xFFFFFFFF  # as Thrift's own reader cuts it
             fields[number] = value >> 1 ^ -(value & 1)
         elif kind == _STRUCT:
@@ -109,6 +147,8 @@ def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
             at += 1 + octets[at]
         elif kind > _FALSE:
             at = _behind(octets, at, kind, depth)
+        else:
+            fields[number] = kind != _FALSE
     return fields, at + 1
 
 
@@ -119,21 +159,21 @@ def _behind(octets: bytes, at: int, kind: int, depth: int) -> int:
     if kind <= _BYTE:  # a flag in a list takes a byte, as a number of one byte does
         at += 1
     elif kind <= _I64:
-        _, at = _varint(octets, at)
+        _, at = varint(octets, at)
     elif kind == _DOUBLE:
         at += 8
     elif kind == _BINARY:
-        length, at = _varint(octets, at)
+        length, at = varint(octets, at)
         at += length
     elif kind in (_LIST, _SET):
         count, inner = octets[at] >> 4, octets[at] & 0x0F
         at += 1
         if count == 0x0F:
-            count, at = _varint(octets, at)
+            count, at = varint(octets, at)
         for _ in range(count):
             at = _behind(octets, at, inner, depth + 1)
     elif kind == _MAP:
-        count, at = _varint(octets, at)
+        count, at = varint(octets, at)
         if count:
             kinds = octets[at]
             at += 1
@@ -149,7 +189,7 @@ def _behind(octets: bytes, at: int, kind: int, depth: int) -> int:
     return at
 
 
-def _varint(octets: bytes, at: int) -> tuple[int, int]:
+def varint(octets: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number of seven bits a byte, lowest first, and where it ends."""
     octet = octets[at]
     if octet < 0x80:

@@ -1,9 +1,9 @@
 """Reads the rows of a Parquet file, in memory that its size bounds, whatever its footer and its pages' headers say.
 
-Not bounded: what the values of a page say of themselves. A page in a delta encoding gives the number of its lengths,
-and Arrow takes four bytes for each; a list may have a long value of a dictionary in many of its elements.
+Not bounded: a list may have a long value of a dictionary in many of its elements.
 
-What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py).
+What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py), and
+lengths in them (parquet_deltas.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dt2it_pipeline.ingest.readers.bounds import check_ratio
-from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, PageError
+from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, PageError, Pages
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 
 _BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
@@ -75,12 +76,31 @@ def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
             check_ratio(max(announced.size, levels), part.total_compressed_size, _column(part, name))
         stored = sum(part.total_compressed_size for part in columns)
         check_ratio(sum(announced.size for announced in pages), stored, f"row group {group + 1} of {name}")
+        for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):
+            _check_lengths(announced, part, file.schema.column(number), name)
         longest = sum(announced.shared for announced in pages)
+        del pages  # and the bytes that they lie in
         rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
             expanded += batch.nbytes
             check_ratio(expanded, chunks.size, name)
             yield batch
+
+
+def _check_lengths(announced: Pages, part: Any, column: Any, name: str) -> None:
+    """Raise SourceError where the lengths in a column's pages ask for memory without measure.
+
+    Texts of a list are in memory together, others a batch at a time.
+    """
+    levels = column.max_repetition_level, column.max_definition_level
+    texts = announced.size
+
+    def check(size: int) -> None:
+        check_ratio(size, part.total_compressed_size, _column(part, name))
+
+    for page in announced.deltas:
+        texts += shared_bytes(page, part.compression, levels, check, wanted=levels[0] > 0)
+        check(texts)
 
 
 def _one_row(batch: Any) -> dict[str, Any] | str:

@@ -19,6 +19,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from dt2it_pipeline.config.paths import object_store_url
+from dt2it_pipeline.media.opening import shared_media
 from dt2it_pipeline.observe.logs import log_context
 from dt2it_pipeline.observe.progress import Report, in_words, now_and_then
 from dt2it_pipeline.orchestrate.gpu_time import gpu_seconds
@@ -71,7 +72,7 @@ def run_stage(
             _share(context, shared, store, name, key, partition)
             return found
         if shared is not None:
-            found = shared.fetch(store, name, key, partition, context.log.warning)
+            found = shared.fetch(store, name, key, partition, context.log.warning, shared_media(store.media))
             if found is not None:
                 note_success(store, name, partition, context.log.warning)
                 context.log.info(_line(name, found, f"fetched from {shared.url}"))
@@ -113,7 +114,7 @@ def _share(
     """Copy a finished version to the object store unless it is there; the run goes on where that fails."""
     try:
         if shared is not None and not shared.has(name, key, partition):
-            copied = shared.store(store, name, key, partition)
+            copied = shared.store(store, name, key, partition, shared_media(store.media))
             context.log.info(f"{name}: {copied:,} files copied to {shared.url}")
     except (ObjectStoreError, StoreError) as error:
         context.log.warning(f"{name} is finished here, but other machines cannot fetch it: {error}")

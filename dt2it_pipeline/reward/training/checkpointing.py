@@ -5,15 +5,19 @@ must remember, and the digests of all files: a state of which one has changed is
 weights of a run that never stopped, to the last bit where arithmetic allows. The state before is removed after the new
 one is whole, so the disk must hold two.
 
-DeepSpeed reads its files with pickle, which runs whatever a file says. The folder is therefore for its owner alone, and
-a state is read only where nobody else could have written it.
+DeepSpeed's files are pickles, which may say what is to be run when they are read. They are read as tensors, numbers and
+texts alone, so nothing in them runs. Whoever writes a state decides what the model becomes. The folder is therefore for
+its owner alone, and a state is read only where nobody else could have written it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,8 @@ from dt2it_pipeline.storage.private import foreign_file
 _MARKER = "complete.json"
 _logger = logging.getLogger(__name__)
 _TORCH_WRITER = ("inline_container", "iostream error", "PytorchStreamWriter")
+# PyTorch then reads weights alone, whatever its caller asks for.
+_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
 
 
 @contextlib.contextmanager
@@ -124,7 +130,7 @@ def load(
         check: called by the first rank with a state; raises DamagedWorkError where what the state names is damaged.
 
     Raises:
-        TrainingError: another user wrote it, or could have.
+        TrainingError: another user wrote it, or could have; or a file of it holds more than a training state does.
     """
     found = sorted((work / "checkpoints").glob("step-*"), reverse=True) if ranks.rank == 0 else []
     for folder in ranks.gather(found)[0]:
@@ -139,13 +145,84 @@ def load(
         elif state is not None:
             if foreign := foreign_file(folder.parent):
                 raise TrainingError(
-                    f"the state to resume from is not read: {foreign}. Its files can run code when they are read, so "
-                    "only a state of your own is taken. Let whoever began the training go on with it, or remove "
-                    f"{folder.parent} to train from the beginning"
+                    f"the state to resume from is not read: {foreign}. Whoever writes a state decides what the model "
+                    "becomes, so only a state of your own is taken. Let whoever began the training go on with it, or "
+                    f"remove {folder.parent} to train from the beginning"
                 )
-            engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
+            with nothing_run(engine):
+                engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
             return state
     return None
+
+
+@contextlib.contextmanager
+def nothing_run(engine: Any) -> Iterator[None]:
+    """Within it, nothing runs that the files say which a DeepSpeed engine reads.
+
+    Args:
+        engine: the DeepSpeed engine.
+
+    Raises:
+        TrainingError: a file holds a class that is not one of a training state, or cannot be read.
+    """
+    files = engine.checkpoint_engine
+    before = {name: os.environ.get(name) for name in _WEIGHTS_ONLY}
+    engine.checkpoint_engine = _PlainFiles(files)
+    os.environ |= _WEIGHTS_ONLY  # for what DeepSpeed reads past its checkpoint engine
+    try:
+        yield
+    finally:
+        engine.checkpoint_engine = files
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class _PlainFiles:
+    """DeepSpeed's checkpoint engine, but for how it reads: tensors, plain values and the classes of DeepSpeed's states.
+
+    Args:
+        files: the engine that DeepSpeed made, which does all else.
+    """
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._files, name)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """What a file holds. Raises TrainingError, which names file and class, where it is no training state."""
+        import torch
+
+        from dt2it_pipeline.reward.training.out_of_memory import ran_out
+
+        try:
+            with torch.serialization.safe_globals(_classes()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about other kinds of files: the error says enough
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # a pickle that somebody has made may raise anything
+            if isinstance(error, OSError) or ran_out(error):
+                raise
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f": it names {named[1]}, which no training state holds" if named else ""
+            raise TrainingError(
+                f"the state to resume from is not used: {path} is not a file as DeepSpeed writes it{reason}. Nothing "
+                f"in it was run. Remove {Path(path).parent.parent} to train from the beginning"
+            ) from error
+
+
+def _classes() -> list[Any]:
+    """What DeepSpeed's states hold beside tensors and plain values, on a CPU and on a GPU, at every ZeRO stage.
+
+    Read in DeepSpeed 0.19.8: `state_dict` of the optimisers in runtime/zero, runtime/bf16_optimizer.py and
+    runtime/fp16, and `_common_checkpoint_state` of runtime/engine.py. All four hold numbers, and no method of theirs
+    is called when they are read.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 def _state_in(

@@ -1,6 +1,7 @@
 """A copy of finished artifacts in an object store, from which other machines take them instead of computing them.
 
-    URL/artifacts/<name>[/<partition>]/<key>.json   what a version consists of: its files and media, with their digests
+    URL/artifacts/<name>[/<partition>]/<key>.json   what a version consists of: its files and media with their digests,
+                                                    and where each medium came from
     URL/blobs/<aa>/<sha256>                         their contents, each once
     URL/check/<random>                              what `dt2it check` writes, reads and removes
 
@@ -20,6 +21,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
@@ -46,6 +48,22 @@ class ObjectStoreError(UserError, RuntimeError):
 
 class _Damaged(StoreError):
     """A version in the object store is not as it was written."""
+
+
+@dataclass(frozen=True)
+class SharedMedia:
+    """What is kept and asked of a media store, which lies in a layer above.
+
+    Attributes:
+        origins: gives where media came from, by their content hashes, as far as that is known; JSON-able.
+        keep: is handed what another machine's `origins` gave. Raises ValueError where it is no such thing.
+        fetch: puts a medium, given by its place in the media store, back from its source where it is damaged or
+            missing; whether it is whole now.
+    """
+
+    origins: Callable[[Iterable[str]], Mapping[str, Any]]
+    keep: Callable[[Mapping[str, Any]], None]
+    fetch: Callable[[Path], bool]
 
 
 class ObjectStore:
@@ -147,10 +165,12 @@ name a URL that fsspec knows, such as s3://bucket/folder
             raise tried[0]
         return tried[0]
 
-    def store(self, store: Store, name: str, key: str, partition: str | None = None) -> int:
+    def store(
+        self, store: Store, name: str, key: str, partition: str | None = None, shared: SharedMedia | None = None
+    ) -> int:
         """Copy a finished version of an artifact home, and the media that its tables name; returns the files copied.
 
-        Contents that are there already are not copied again.
+        Contents that are there already are not copied again. With `shared` the entry says where the media came from.
 
         Raises:
             ObjectStoreError: the store does not take them.
@@ -161,16 +181,26 @@ name a URL that fsspec knows, such as s3://bucket/folder
         media = _media_of(artifact, store.media)
         blobs = {digest: artifact.folder / path for path, digest in files.items()}
         blobs |= {digest: store.media / path for path, digest in media.items()}
-        entry = integrity.sealed({"name": name, "partition": partition, "key": key, "files": files, "media": media})
+        entry = {"name": name, "partition": partition, "key": key, "files": files, "media": media}
+        if shared is not None:
+            entry["origins"] = dict(shared.origins({_medium(path).stem for path in media}))
+        entry = integrity.sealed(entry)
         return self._asked(lambda: self._put(blobs, self._entry(name, key, partition), entry))
 
     def fetch(
-        self, store: Store, name: str, key: str, partition: str | None = None, on_damage: Callable[[str], None] = print
+        self,
+        store: Store,
+        name: str,
+        key: str,
+        partition: str | None = None,
+        on_damage: Callable[[str], None] = print,
+        shared: SharedMedia | None = None,
     ) -> Artifact | None:
         """Bring a version into an artifact home and make it the current one; None where it is not there.
 
         A version that is not as it was written is removed from the object store and reported to `on_damage`; None then,
-        too. The caller holds the lock of the stage.
+        too. With `shared`, origins of media are kept. A medium that is damaged or missing there then comes from its
+        origin and is copied there again. The caller holds the lock of the stage.
 
         Raises:
             ObjectStoreError: the store does not answer.
@@ -181,10 +211,12 @@ name a URL that fsspec knows, such as s3://bucket/folder
             found = self._asked(lambda: self._read(place))
             if found is None:
                 return None
-            files, media = _checked(found, name, key, partition)
+            files, media, origins = _checked(found, name, key, partition)
+            if shared is not None:
+                _keep(shared, origins)
             with atomic_directory(store.folder(name, key, partition)) as folder:
                 self._asked(lambda: self._get({folder / path: digest for path, digest in files.items()}))
-            self._asked(lambda: self._get_media(store.media, media))
+            self._asked(lambda: self._get_media(store.media, media, shared, on_damage))
             artifact = store.read(name, partition, key)
         except StoreError as error:
             on_damage(f"{name} in the object store {self.url} is damaged: {error}; it is removed and made again now")
@@ -236,23 +268,51 @@ name a URL that fsspec knows, such as s3://bucket/folder
                     self._files.rm_file(self._blob(wanted[file]))
                     raise _Damaged(f"the content of {self._blob(wanted[file])} is not what its name says")
 
-    def _get_media(self, root: Path, media: Mapping[str, str]) -> None:
-        """Fetch the media that are not here, each through a temporary file beside its place."""
+    def _get_media(
+        self, root: Path, media: Mapping[str, str], shared: SharedMedia | None, on_damage: Callable[[str], None]
+    ) -> None:
+        """Bring the media that are not here: each from its blob, or from its origin where the blob is damaged."""
         for part in _parts([path for path in media if not (root / path).exists()]):
-            places: dict[Path, Path] = {}
             try:
+                self._get_blobs(root, {path: media[path] for path in part})
+            except _Damaged:
+                if shared is None:
+                    raise
                 for path in part:
-                    make_folder((root / path).parent)
-                    handle, temporary = tempfile.mkstemp(prefix=owned_prefix(_TEMPORARY), dir=(root / path).parent)
-                    os.close(handle)
-                    places[Path(temporary)] = root / path
-                self._get({file: media[place.relative_to(root).as_posix()] for file, place in places.items()})
-                for file, place in places.items():
-                    file.chmod(0o644)
-                    file.replace(place)
-            finally:
-                for file in places:
-                    file.unlink(missing_ok=True)
+                    self._get_medium(root, path, media[path], shared, on_damage)
+
+    def _get_medium(
+        self, root: Path, path: str, digest: str, shared: SharedMedia, on_damage: Callable[[str], None]
+    ) -> None:
+        """As `_get_media`, one file, and what a medium that came from its origin lacks there."""
+        try:
+            if not (root / path).exists():  # of several frames the first one has brought all
+                self._get_blobs(root, {path: digest})
+        except _Damaged:
+            if not shared.fetch(root / _medium(path)) or integrity.sha256_of(root / path) != digest:
+                raise
+            self._files.put([str(root / path)], [self._blob(digest)])
+            on_damage(
+                f"media/{path} in the object store {self.url} was damaged or missing; it was fetched from its source "
+                "and copied there again"
+            )
+
+    def _get_blobs(self, root: Path, media: Mapping[str, str]) -> None:
+        """Fetch media from their blobs, each through a temporary file beside its place."""
+        places: dict[Path, str] = {}
+        try:
+            for path in media:
+                make_folder((root / path).parent)
+                handle, temporary = tempfile.mkstemp(prefix=owned_prefix(_TEMPORARY), dir=(root / path).parent)
+                os.close(handle)
+                places[Path(temporary)] = path
+            self._get({file: media[path] for file, path in places.items()})
+            for file, path in places.items():
+                file.chmod(0o644)
+                file.replace(root / path)
+        finally:
+            for file in places:
+                file.unlink(missing_ok=True)
 
     def _asked(self, ask: Callable[[], _T]) -> _T:
         """What the store answers; its errors as ours."""
@@ -280,8 +340,30 @@ def _media_of(artifact: Artifact, root: Path) -> dict[str, str]:
     return found
 
 
-def _checked(entry: Any, name: str, key: str, partition: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Files and media of an entry. Raises _Damaged where it is none, or names a place that is not its own."""
+def _medium(path: str) -> PurePosixPath:
+    """The medium that a file of the media store belongs to: the file itself, or the folder whose frame it is.
+
+    >>> _medium("ab/ab12.png").stem, str(_medium("ab/ab34/000001.png"))
+    ('ab12', 'ab/ab34')
+    """
+    return PurePosixPath(*PurePosixPath(path).parts[:2])
+
+
+def _keep(shared: SharedMedia, origins: Mapping[str, Any]) -> None:
+    try:
+        shared.keep(origins)
+    except ValueError as error:
+        raise _Damaged(f"its entry has an origin of media that is none ({error})") from error
+
+
+def _checked(
+    entry: Any, name: str, key: str, partition: str | None
+) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """Files, media and origins of an entry.
+
+    Raises:
+        _Damaged: it is no entry, names a place that is not its own, or the origin of a medium that it has not.
+    """
     if not isinstance(entry, dict) or not integrity.is_sealed(entry):
         raise _Damaged("its entry is not what was written")
     if (entry.get("name"), entry.get("key"), entry.get("partition")) != (name, key, partition):
@@ -298,7 +380,10 @@ def _checked(entry: Any, name: str, key: str, partition: str | None) -> tuple[di
             if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
                 raise _Damaged(f"its entry has no digest of {path}")
         both.append(files)
-    return both[0], both[1]
+    origins = entry.get("origins", {})  # an entry of before origins were kept has none
+    if not isinstance(origins, dict) or not origins.keys() <= {_medium(path).stem for path in both[1]}:
+        raise _Damaged("its entry has origins of other media")
+    return both[0], both[1], origins
 
 
 def _parts(files: Iterable[_T]) -> Iterable[list[_T]]:

@@ -16,6 +16,8 @@ from dt2it_pipeline.reward.training.distributed import Alone
 class Engine:
     """As DeepSpeed's, of which this writes and reads one file."""
 
+    checkpoint_engine = None
+
     def __init__(self) -> None:
         self.read: list[Path] = []
 

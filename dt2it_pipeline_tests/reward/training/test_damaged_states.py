@@ -23,6 +23,8 @@ from dt2it_pipeline_tests.support.training_jobs import changed
 class Engine:
     """Writes a state as DeepSpeed lays it out, and remembers which one it was asked to load."""
 
+    checkpoint_engine = None
+
     def __init__(self) -> None:
         self.loaded: str | None = None
 
