@@ -66,7 +66,8 @@ def merge(state: MutableMapping[str, torch.Tensor], settings: LoraSettings) -> d
         settings: those that the adapters were made with.
 
     Returns:
-        Weights under the names of the model without adapters, each in the type that it had; sums are made in float32.
+        Weights under the names of the model without adapters, each in the type that it had, in the host's memory: a GPU
+        that holds the model may have no room for more. Sums are made in float32, where the weights lie.
     """
     merged = {}
     for name in [name for name in state if ".lora_" not in name]:
@@ -75,5 +76,5 @@ def merge(state: MutableMapping[str, torch.Tensor], settings: LoraSettings) -> d
             layer = name.removesuffix(".base_layer.weight")
             down, up = (state[f"{layer}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
             value = with_update(value, down, up, settings.alpha / settings.rank).to(value.dtype)
-        merged[name.replace(".base_layer.", ".")] = value
+        merged[name.replace(".base_layer.", ".")] = value.cpu()
     return merged

@@ -105,7 +105,8 @@ class _Divider:
         import torch
         from deepspeed import zero
 
-        parameter.data = parameter.data.to(self._dtype)
+        # A copy: DeepSpeed writes the first rank's values into it, and pages of a mapped file would stay once written.
+        parameter.data = parameter.data.to(self._dtype, copy=True)
         if self._divided is None:
             only = torch.nn.ParameterList([parameter])
             zero.Init(module=only, config_dict_or_path=self._config, dtype=self._dtype)
