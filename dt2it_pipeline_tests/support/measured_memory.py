@@ -4,7 +4,7 @@
 
 Every rank leaves `memory.rank0.json` beside the job's file: the most bytes that it has had to itself (pages of files
 that it maps do not count) before the model was loaded (`base`), until it was loaded (`loaded`), until DeepSpeed was
-handed it (`divided`), and until the last step was done (`trained`).
+handed it (`divided`), until the last step was done (`trained`), and while the checkpoint was saved (`saved`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 
 from dt2it_pipeline.engines.launch import worker
 
-# What training imports on its way, which is no memory of the model.
+# What training and its libraries import on their way, which is no memory of the model.
 _IMPORTED = (
     "deepspeed",
+    "deepspeed.module_inject",
     "peft",
+    "torch._inductor.compile_fx",
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.integrations.deepspeed",
 )
@@ -45,7 +47,7 @@ def main() -> None:
 
     for name in _IMPORTED:
         importlib.import_module(name)
-    most, found = [0], {}
+    most, found = [0], dict[str, int]()
 
     def watch() -> None:
         while True:
@@ -67,6 +69,7 @@ def main() -> None:
     trainer.load_network = noting("base", noting("loaded", trainer.load_network, before=False))
     deepspeed.initialize = noting("divided", deepspeed.initialize)
     trainer.Trainer._step = noting("trained", trainer.Trainer._step, before=False)  # type: ignore[method-assign]
+    trainer.Trainer.save = noting("saved", trainer.Trainer.save, before=False)  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
     worker.main()

@@ -131,6 +131,26 @@ def llamafactory_zero3(base: Path, folder: Path, head: torch.Tensor) -> Path:
     return with_weights(base, folder, weights | value_head(head))
 
 
+def adapter(base: Path, folder: Path, rank: int = 4) -> Path:
+    """PEFT: an adapter of the linear layers of language model and vision encoder, and a norm that was trained whole."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator, weights = torch.Generator().manual_seed(3), {}
+    for name, value in _backbone(base).items():
+        if value.ndim == 2 and "embed" not in name:
+            for factor, shape in {"A": (rank, value.shape[1]), "B": (value.shape[0], rank)}.items():
+                layer = f"base_model.model.{name.removesuffix('.weight')}.lora_{factor}.weight"
+                weights[layer] = 0.1 * torch.randn(shape, generator=generator)
+        elif name.endswith("layers.0.input_layernorm.weight"):
+            weights[f"base_model.model.{name}"] = value + 0.1 * torch.randn(value.shape, generator=generator)
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def sharded(base: Path, folder: Path, head: torch.Tensor) -> Path:
     """Two files with an index, the head in the second, as models of some billions are."""
     from safetensors.torch import save_file

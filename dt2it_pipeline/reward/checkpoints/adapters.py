@@ -118,23 +118,55 @@ def find_parts(path: str | Path, base_model: str | Path | None = None) -> ModelP
     return ModelParts(folder, backbone, str(name), folder if has_processor else backbone)
 
 
-def merge_adapter(backbone: Any, parts: ModelParts) -> None:
-    """Add the adapter of a model to the weights of its backbone, in place; its head is left to heads.py.
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What an adapter changes in its base model. Its tensors stay where its files are mapped into memory.
+
+    Attributes:
+        updates: down [r, in], up [out, r] and scale, by the plain name of the weight that they are added to.
+        whole: weights that were trained whole, by the plain name of the weight that they replace.
+        kinds: types in which the base model's weights lie on disk, by plain name.
+    """
+
+    updates: Mapping[str, tuple[torch.Tensor, torch.Tensor, float]]
+    whole: Mapping[str, torch.Tensor]
+    kinds: Mapping[str, torch.dtype]
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A weight as the adapter leaves it, where `weight` lies; `weight` itself where the adapter leaves it alone.
+
+        Args:
+            name: of the weight in the backbone.
+            weight: as the base model has it, in the type that it has on disk or in a larger one.
+
+        Returns:
+            The weight, with no more digits than its type on disk has.
+        """
+        name = plain_name(name)
+        if name in self.whole:
+            value = self.whole[name]
+            return value.to(device=weight.device, dtype=self.kinds.get(name, value.dtype))
+        if name in self.updates:
+            return with_update(weight, *self.updates[name]).to(self.kinds.get(name, weight.dtype))
+        return weight
+
+
+def read_adapter(parts: ModelParts, backbone: torch.nn.Module) -> Adapter:
+    """Read the adapter of a model; its head is left to heads.py.
 
     Args:
-        backbone: model of transformers without a language-model head, loaded from `parts.backbone`.
         parts: of a model with an adapter.
+        backbone: model of transformers without a language-model head, loaded from `parts.backbone`.
 
     Raises:
         CheckpointError: the adapter is damaged, or does not fit the backbone.
     """
     folder = parts.folder
     config = read_json(folder / ADAPTER_CONFIG)
-    targets = {plain_name(name): parameter for name, parameter in backbone.named_parameters()}
+    targets = {plain_name(name): parameter.shape for name, parameter in backbone.named_parameters()}
     factors: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    whole: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
-    merged = 0
-    rounded = stored_types(parts.backbone)
     for file in _adapter_files(folder):
         names = sorted(name for name in weight_names(file) if not is_head(name) and ".original_module." not in name)
         for name, value in read_weights(file, names).items():
@@ -149,21 +181,23 @@ def merge_adapter(backbone: Any, parts: ModelParts) -> None:
             elif factor:
                 factors[target][factor] = value
             else:  # trained whole
-                _put(targets[target], value.to(rounded.get(target, value.dtype)), file, name)
-                merged += 1
+                _require_shape(value, targets[target], file, name)
+                whole[target] = value
     if unknown:
         raise CheckpointError(
             f"{folder}: {len(unknown)} weights of the adapter belong to no layer of the language model or vision "
             f"encoder in {parts.backbone}, such as {', '.join(unknown[:_SHOWN])}; name the base model that it was "
             "trained on, or merge it with PEFT (merge_and_unload)"
         )
-    for target, pair in sorted(factors.items()):
-        kind = rounded.get(target, targets[target].dtype)
-        _add(targets[target], pair, config, f"{folder}: {target}", kind)
-    if not factors and not merged:
+    if not factors and not whole:
         raise CheckpointError(
             f"{folder} has an {ADAPTER_CONFIG}, but no weights of an adapter (adapter_model.safetensors)"
         )
+    updates = {
+        target: _update(pair, targets[target], config, f"{folder}: {target}")
+        for target, pair in sorted(factors.items())
+    }
+    return Adapter(updates, whole, stored_types(parts.backbone))
 
 
 def with_update(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
@@ -229,33 +263,25 @@ def _adapter_files(folder: Path) -> list[Path]:
     return [file for file in weight_files(folder) if file.name.startswith("adapter_model")]
 
 
-def _put(parameter: torch.nn.Parameter, value: torch.Tensor, file: Path, name: str) -> None:
-    if value.shape != parameter.shape:
+def _require_shape(value: torch.Tensor, shape: torch.Size, file: Path, name: str) -> None:
+    if value.shape != shape:
         raise CheckpointError(
-            f"{file}: {name} has shape {tuple(value.shape)}, in the base model {tuple(parameter.shape)}; it was "
+            f"{file}: {name} has shape {tuple(value.shape)}, in the base model {tuple(shape)}; it was "
             "trained on another base model"
         )
-    with torch.no_grad():
-        parameter.copy_(value)
 
 
-def _add(
-    parameter: torch.nn.Parameter,
-    pair: Mapping[str, torch.Tensor],
-    config: Mapping[str, Any],
-    where: str,
-    rounded: torch.dtype,
-) -> None:
-    """Add scale B A to a weight. The rank is that of the factors, so that PEFT's `rank_pattern` needs no reading."""
+def _update(
+    pair: Mapping[str, torch.Tensor], shape: torch.Size, config: Mapping[str, Any], where: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A, B and scale of a weight. The rank is that of the factors, so that PEFT's `rank_pattern` needs no reading."""
     if set(pair) != {"down", "up"}:
         raise CheckpointError(f"{where} has one of lora_A and lora_B alone; copy the adapter again")
     down, up = pair["down"], pair["up"]
     rank = down.shape[0] if down.ndim == 2 else 0
-    if not rank or (up.shape + parameter.shape) != (parameter.shape[0], rank, parameter.shape[0], down.shape[1]):
+    if not rank or (up.shape + shape) != (shape[0], rank, shape[0], down.shape[1]):
         raise CheckpointError(
-            f"{where} has shape {tuple(parameter.shape)}, its adapter {tuple(up.shape)} times {tuple(down.shape)}; it "
+            f"{where} has shape {tuple(shape)}, its adapter {tuple(up.shape)} times {tuple(down.shape)}; it "
             "was trained on another base model"
         )
-    scale = config.get("lora_alpha", _DEFAULT_ALPHA) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    with torch.no_grad():
-        parameter.copy_(with_update(parameter.data, down, up, scale).to(rounded))
+    return down, up, config.get("lora_alpha", _DEFAULT_ALPHA) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, weight_files, weight_names
+from dt2it_pipeline.reward.checkpoints.adapters import ModelParts, read_adapter
+from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError, stored_type, weight_files, weight_names
 from dt2it_pipeline.reward.families import Family
 from dt2it_pipeline.reward.modeling.attention import register
 from dt2it_pipeline.reward.modeling.vision_attention import replace_attention
@@ -86,3 +88,44 @@ def load_backbone(
     made.visual.patch_embed.proj.__class__ = _Patches
     replace_attention(made.visual)
     return made
+
+
+def load_weight_by_weight(
+    parts: ModelParts,
+    family: Family,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    each: Callable[[str, nn.Parameter], None] | None = None,
+) -> Any:
+    """Load the backbone of a model, adapter included, so that no rank ever has a second copy of it.
+
+    Weights stay where their files are mapped into memory, in the type that they have there, until their turn comes: one
+    after the other is brought to the device, gets the update of the adapter, and takes the type that is asked for.
+
+    Args:
+        parts: of the model.
+        family: of the model.
+        dtype: type of the weights in the end.
+        attention: as of `load_backbone`.
+        device: where the weights are put.
+        each: called with the name of each weight and the weight, as soon as it is there; it may divide it among ranks.
+
+    Raises:
+        CheckpointError, ValueError: as `load_backbone`, and where the adapter is damaged or does not fit.
+    """
+    backbone = load_backbone(parts.backbone, family, stored_type(parts.backbone), attention)
+    adapter = None if parts.base_model is None else read_adapter(parts, backbone)
+    for name, parameter in backbone.named_parameters():
+        value = parameter.data.to(device)
+        if adapter is not None:
+            value = adapter.merged(name, value)
+        parameter.data = value.to(dtype)
+        if each is not None:
+            each(name, parameter)
+    for module in backbone.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    for config in (backbone.config, backbone.config.text_config, backbone.config.vision_config):
+        config.dtype = dtype  # not that on disk; it is written into a checkpoint
+    return backbone

@@ -7,7 +7,7 @@ scores. Adapters that others have trained are merged by adapters.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
 from dt2it_pipeline.reward.checkpoints.adapters import with_update
@@ -57,23 +57,24 @@ def add_adapters(model: RewardNetwork, settings: LoraSettings, seed: int) -> Non
         parameter.requires_grad_(".lora_" in name or name.startswith("head."))
 
 
-def merge(state: Mapping[str, torch.Tensor], settings: LoraSettings) -> dict[str, torch.Tensor]:
+def merge(state: MutableMapping[str, torch.Tensor], settings: LoraSettings) -> dict[str, torch.Tensor]:
     """Weights by name with every adapter added to its layer, `W + (alpha / rank) B A`, as if there had been none.
 
     Args:
-        state: full weights of a model with adapters.
+        state: full weights of a model with adapters. All but the adapters are taken out of it, one by one, so that a
+            model whose weights are nowhere else is not held twice.
         settings: those that the adapters were made with.
 
     Returns:
-        Weights under the names of the model without adapters, each in the type that it had; sums are made in float32.
+        Weights under the names of the model without adapters, each in the type that it had, in the host's memory: a GPU
+        that holds the model may have no room for more. Sums are made in float32, where the weights lie.
     """
     merged = {}
-    for name, value in state.items():
-        if ".lora_" in name:
-            continue
+    for name in [name for name in state if ".lora_" not in name]:
+        value = state.pop(name)
         if name.endswith(".base_layer.weight"):
             layer = name.removesuffix(".base_layer.weight")
             down, up = (state[f"{layer}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
             value = with_update(value, down, up, settings.alpha / settings.rank).to(value.dtype)
-        merged[name.replace(".base_layer.", ".")] = value
+        merged[name.replace(".base_layer.", ".")] = value.cpu()
     return merged

@@ -8,7 +8,7 @@ images; vision encoder and projector are frozen in training, so their output may
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,13 +20,12 @@ import torch  # noqa: E402  (the shim must come before the first import of trans
 from torch import nn  # noqa: E402
 
 from dt2it_pipeline.engines.device import weight_type  # noqa: E402
-from dt2it_pipeline.reward.checkpoints.adapters import find_parts, merge_adapter  # noqa: E402
+from dt2it_pipeline.reward.checkpoints.adapters import find_parts  # noqa: E402
 from dt2it_pipeline.reward.checkpoints.checkpoint import (  # noqa: E402
     family_of,
     file_names,
     read_json,
     save_weights,
-    stored_type,
     write_json,
 )
 from dt2it_pipeline.reward.checkpoints.heads import no_head  # noqa: E402
@@ -46,7 +45,7 @@ from dt2it_pipeline.reward.modeling.attention import (  # noqa: E402
     layer_mask,
     layer_with_common_prefix,
 )
-from dt2it_pipeline.reward.modeling.backbone import load_backbone  # noqa: E402
+from dt2it_pipeline.reward.modeling.backbone import load_backbone, load_weight_by_weight  # noqa: E402
 from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.compilation import compile_layers  # noqa: E402
 from dt2it_pipeline.reward.modeling.device import attention_for  # noqa: E402
@@ -122,7 +121,7 @@ class RewardNetwork(nn.Module):
         attention: str | None = None,
         device: str | torch.device = "cpu",
         compile: bool = False,
-        as_stored: bool = False,
+        each: Callable[[str, nn.Parameter], None] | None = None,
     ) -> Self:
         """Load a reward model of ours or of another trainer: whole weights, or an adapter with its base model.
 
@@ -143,8 +142,9 @@ class RewardNetwork(nn.Module):
                 `attention.layer_mask`. None or `auto`: the one that suits the device.
             device: where the weights are put as they are read.
             compile: put layers through torch.compile; the first batches then take up to a minute, later ones less.
-            as_stored: leave the backbone in the type in which it lies on disk, whatever `dtype` says, but where an
-                adapter is merged. On a CPU its files are then mapped into memory, and nothing is copied.
+            each: called with the name of each weight of the backbone and the weight, as soon as it is in its place.
+                Weights come one after the other then, and `each` may divide them among ranks: the whole backbone is
+                never there.
 
         Raises:
             DeviceError: the device cannot do what is asked.
@@ -157,13 +157,12 @@ class RewardNetwork(nn.Module):
         if head is None and new_head_seed is None:
             raise no_head(parts.folder)
         device = torch.device(device)
-        if as_stored and parts.base_model is None:
-            dtype = stored_type(parts.backbone)
         dtype = weight_type("auto", device) if dtype is None else dtype
         chosen = attention_for(attention, device, compiled=compile)
-        backbone = load_backbone(parts.backbone, family, dtype, chosen, device)
-        if parts.base_model is not None:
-            merge_adapter(backbone, parts)
+        if each is None and parts.base_model is None:
+            backbone = load_backbone(parts.backbone, family, dtype, chosen, device)
+        else:
+            backbone = load_weight_by_weight(parts, family, dtype, chosen, device, each)
         card = read_json(parts.folder / CARD) if (parts.folder / CARD).exists() else {}
         if not card and parts.processor != parts.folder and (parts.processor / CARD).exists():
             # An adapter on a reward model of ours is read by its processor's files, which this card describes.

@@ -4,14 +4,13 @@ optimiser, and how a model is loaded for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.engines.device import weight_type
 from dt2it_pipeline.reward.modeling import lora
-from dt2it_pipeline.reward.modeling.compilation import compile_layers
 from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 
 if TYPE_CHECKING:
@@ -25,11 +24,12 @@ _ADAMW = "adamw"
 def load_network(base_model: str, settings: TrainingSettings, seed: int, device: torch.device) -> RewardNetwork:
     """Load a base model to be trained, with its vision encoder frozen and on the device.
 
-    Under ZeRO-3 the language model stays where its files are mapped into memory, in the type that it has there: no rank
-    has a copy until `make_engine` divides it, weight by weight.
+    Under ZeRO-3 each weight of the language model is divided among the ranks as soon as it is read, an adapter's update
+    included, so that no rank ever has a copy of the model. Every rank calls this then. The vision encoder stays whole
+    until `make_engine`, since images are encoded before.
 
     Args:
-        base_model: folder or Hub id.
+        base_model: folder or Hub id; an adapter is merged with its base model.
         settings: of the training.
         seed: of the head, where the model has none.
         device: that the rank computes on.
@@ -38,21 +38,16 @@ def load_network(base_model: str, settings: TrainingSettings, seed: int, device:
 
     compiled, dtype = compiles(settings.compile, device), weight_type(settings.precision, device)
     attention = attention_for(settings.attention, device, compiled=compiled, trains=True)
-    given: dict[str, Any] = {"new_head_seed": seed, "dtype": dtype, "attention": attention}
-    if zero_stage(settings.deepspeed_config) < 3:
-        model = RewardNetwork.from_pretrained(base_model, **given, device=device, compile=compiled)
-    else:
-        model = RewardNetwork.from_pretrained(base_model, as_stored=True, **given)
-        for config in (model.config, model.config.text_config, model.config.vision_config):
-            config.dtype = dtype  # as that of the type in training; it is written into the checkpoint
-        for parameter in model.model.visual.parameters():
-            parameter.data = parameter.data.to(device=device, dtype=dtype)
-        for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, buffer.to(device))
-        if compiled:
-            compile_layers(model.called_whole())
-            model.compiled = True
+    divide = _Divider(settings, dtype) if zero_stage(settings.deepspeed_config) == 3 else None
+
+    def divide_language(name: str, parameter: torch.nn.Parameter) -> None:
+        if divide is not None and not name.startswith("visual."):
+            divide(parameter)
+
+    model = RewardNetwork.from_pretrained(
+        base_model, new_head_seed=seed, dtype=dtype, attention=attention, device=device, compile=compiled,
+        each=None if divide is None else divide_language,
+    )  # fmt: skip
     model.freeze_vision()
     return model
 
@@ -71,7 +66,9 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
 
     config = deepspeed_config(settings)
     if zero_stage(settings.deepspeed_config) == 3:
-        _divide(model, config, weight_type(settings.precision, device))
+        divide = _Divider(settings, weight_type(settings.precision, device))
+        for parameter in (*model.model.visual.parameters(), *model.head.parameters()):
+            divide(parameter)
     if settings.lora is not None:  # adapters take type and device of the weights beside them
         lora.add_adapters(model, settings.lora, seed)
     if settings.gradient_checkpointing:
@@ -94,22 +91,28 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
     return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
 
 
-def _divide(model: RewardNetwork, config: Mapping[str, Any], dtype: torch.dtype) -> None:
-    """Leave each rank its part of every weight, as ZeRO-3 keeps them. Every rank calls this.
+class _Divider:
+    """Leaves each rank its part of a weight, as ZeRO-3 keeps it. Every rank calls it with the same weights in turn.
 
-    One weight after the other is brought to the type and the device of the training, and divided. DeepSpeed would bring
-    all of them there first.
+    DeepSpeed would divide all weights of a model at once, after it has brought them to the type of the training.
     """
-    import torch
-    from deepspeed import zero
 
-    first, *others = model.parameters()
-    first.data = first.data.to(dtype)
-    zero.Init(module=torch.nn.ParameterList([first]), config_dict_or_path=dict(config), dtype=dtype)
-    convert: Any = first  # it has a method now that divides others in the same way
-    for parameter in others:
-        parameter.data = parameter.data.to(dtype)
-        convert.convert_to_zero_parameters(param_list=[parameter])
+    def __init__(self, settings: TrainingSettings, dtype: torch.dtype) -> None:
+        self._config, self._dtype = deepspeed_config(settings), dtype
+        self._divided: Any = None  # the first weight; it has a method then that divides others in the same way
+
+    def __call__(self, parameter: torch.nn.Parameter) -> None:
+        import torch
+        from deepspeed import zero
+
+        # A copy: DeepSpeed writes the first rank's values into it, and pages of a mapped file would stay once written.
+        parameter.data = parameter.data.to(self._dtype, copy=True)
+        if self._divided is None:
+            only = torch.nn.ParameterList([parameter])
+            zero.Init(module=only, config_dict_or_path=self._config, dtype=self._dtype)
+            self._divided = parameter
+        else:
+            self._divided.convert_to_zero_parameters(param_list=[parameter])
 
 
 def _dimensions(parameter: Any) -> int:

@@ -10,6 +10,7 @@ keeps them:
                 8 P / N       in stage 3: sums over passes and a copy for the update; 12 P / N in bfloat16
     buffers     b buckets     gradients on their way to other ranks, twice where communication overlaps
                 b live        in stage 3: weights that are gathered at once, no more than all
+                b prefetch    in stage 3: the gather under way, from which they are copied, no more than all
 
 Weights and optimiser are those of ZeRO (arXiv 1910.02054, section 3.1). Its gradients are 2 P; DeepSpeed holds more,
 which was measured on a CPU (test_memory.py). In stages 0 and 1, which no configuration of ours has, 4 P are taken.
@@ -31,7 +32,7 @@ from dt2it_pipeline.errors import UserError
 
 GIB = 2**30
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
-_BUCKET, _LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults, in numbers
+_BUCKET, _LIVE, _PREFETCH = 500_000_000, 1_000_000_000, 50_000_000  # DeepSpeed's defaults, in numbers
 _GRADIENTS = (4, 4, 12, 8)  # bytes per trained parameter, by stage
 _VISION = ("visual.", "vision_tower.", "vision_model.", "vision_encoder.")
 _NOT_ADAPTED = ("embed", "lm_head", "norm")
@@ -121,7 +122,8 @@ def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Ma
         overlaps = zero.get("overlap_comm", stage == 3)
         buffers = int(zero.get("reduce_bucket_size", _BUCKET)) * (2 if overlaps else 1)
     if stage == 3:
-        buffers += min(held, int(zero.get("stage3_max_live_parameters", _LIVE)))
+        for name, default in (("stage3_max_live_parameters", _LIVE), ("stage3_prefetch_bucket_size", _PREFETCH)):
+            buffers += min(held, int(zero.get(name, default)))
     return Estimate(
         weights=width * held / (ranks if stage == 3 else 1),
         gradients=(12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1),

@@ -352,7 +352,10 @@ class Trainer:
         return row
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All weights on rank 0, in the type of training, the head from its float32 master. Every rank must call it."""
+        """All weights on rank 0, in the type of training, the head from its float32 master; nothing on other ranks.
+
+        Every rank must call it.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
         head = safe_get_full_fp32_param(self.model.head.weight)
@@ -360,6 +363,8 @@ class Trainer:
             state = self.engine._zero3_consolidated_16bit_state_dict() or {}
         else:
             state = dict(self.model.state_dict())
+        if self.group.rank:
+            return {}
         if head is not None:
             state["head.weight"] = head.reshape(1, -1).float()
         return state if self.settings.lora is None else lora.merge(state, self.settings.lora)

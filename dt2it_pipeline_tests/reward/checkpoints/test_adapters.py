@@ -24,7 +24,7 @@ from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline_tests.support.commands import dt2it, failing
 from dt2it_pipeline_tests.support.tiny import make_prompt, make_tiny
 from dt2it_pipeline_tests.support.tolerance import float32_tolerance, score_tolerance
-from dt2it_pipeline_tests.support.trainer_layouts import BIAS, make_head, ms_swift, value_head
+from dt2it_pipeline_tests.support.trainer_layouts import BIAS, adapter, make_head, ms_swift, value_head
 from dt2it_pipeline_tests.support.training_jobs import changed
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
@@ -212,8 +212,16 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     assert "the original's scores are these plus 0.75" in printed
     assert "adapter (LoRA), of a model that config.json calls" in printed
     assert f"base model: {source}, merged with the adapter" in printed
-    made, direct = RewardModel.from_pretrained(tmp_path / "made"), RewardModel.from_pretrained(lora, base_model=source)
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in direct.state_dict().items())
+    for dtype in (torch.float32, torch.bfloat16):
+        made = RewardModel.from_pretrained(tmp_path / "made", dtype=dtype)
+        direct = RewardModel.from_pretrained(lora, base_model=source, dtype=dtype)
+        assert all(torch.equal(value, made.state_dict()[name]) for name, value in direct.state_dict().items())
+        assert (
+            {value.dtype for value in direct.model.parameters()}
+            == {dtype}
+            == {made.config.dtype}
+            == {direct.config.dtype}
+        )
     kinds = {
         value.dtype for name, value in load_file(tmp_path / "made" / "model.safetensors").items() if "score" not in name
     }
@@ -224,6 +232,24 @@ def test_an_import_has_the_weights_of_the_adapter_that_is_loaded_as_it_is(
     assert load_processor(tmp_path / "made").chat_template == reward_template(
         template, "You judge.", image_newlines=False, system_default=True
     )
+
+
+def test_weights_that_come_one_by_one_are_those_of_a_whole_model(base: Callable[..., Path], tmp_path: Path) -> None:
+    """Each has its adapter's update, its type and its place when it comes, and none that follows has been copied."""
+    folder, came = adapter(base(), tmp_path / "adapter"), dict[str, torch.Tensor]()
+    whole = RewardModel.from_pretrained(folder, new_head_seed=0, dtype=torch.bfloat16)
+
+    def take(name: str, parameter: torch.nn.Parameter) -> None:
+        came[name] = parameter.data
+        parameter.data = parameter.data.new_empty(0)  # as one that was divided
+
+    model = RewardModel.from_pretrained(folder, new_head_seed=0, dtype=torch.bfloat16, each=take)
+    assert list(came) == [name for name, _ in whole.model.named_parameters()]
+    assert all(torch.equal(came[name], value) for name, value in whole.model.named_parameters())
+    assert not any(parameter.numel() for parameter in model.model.parameters())
+    buffers = dict(whole.named_buffers())
+    assert buffers and all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    assert model.config.to_dict() == whole.config.to_dict()
 
 
 def test_training_goes_on_from_the_adapter_and_its_head(job: TrainJob, lora: Path, tmp_path: Path) -> None:

@@ -44,8 +44,10 @@ def test_merged_weights_give_the_scores_of_the_adapted_model(
                 parameter.normal_(std=0.2)
     adapted = model(batch)
     assert (adapted - before).abs().min() > 1e-3
-    merged = merge(model.state_dict(), SETTINGS)
+    state = dict(model.state_dict())
+    merged = merge(state, SETTINGS)
     assert set(merged) == names
+    assert state and all(".lora_" in name for name in state)  # no weight is held twice
     model.save_pretrained(tmp_path, merged)
     within = score_tolerance(model, batch.input_ids.shape[1])
     assert torch.allclose(RewardModel.from_pretrained(tmp_path)(batch), adapted, atol=within, rtol=0)

@@ -20,16 +20,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dt2it_pipeline.engines.launch.ranks import (
     REMOTE_ENVIRONMENT,
     ranks_command,
     write_remote_environment,
 )
+from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import weights_digest
 from dt2it_pipeline.storage import atomic
+from dt2it_pipeline_tests.support.trainer_layouts import adapter, make_head, value_head
 from dt2it_pipeline_tests.support.training_jobs import (
     changed,
     command,
@@ -51,7 +54,8 @@ EVERYTHING = {
     "loss": {"kind": "margin", "center_rewards_coefficient": 0.01},
 }  # fmt: skip
 DROPOUT = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2}}
-# 24 steps, or some less where pairs are held out. One keeps its last weights, the other its best.
+# 24 steps, or some less where pairs are held out. One keeps its last weights, the other its best, and starts from an
+# adapter of another trainer.
 LONG = {
     name: {"epochs": 8.0, "save_steps": 3} | settings
     for name, settings in {
@@ -68,9 +72,13 @@ IN_TWO = {
     "tokens": FEW | {"micro_batch_tokens": 100, "micro_batch_size": 64},
     "lora-zero2": FEW | ADAPTERS,
     "lora-zero3": FEW | ADAPTERS | ZERO3,
+    "merged-zero3": FEW | ADAPTERS | ZERO3,
+    "adapter-zero2": FEW | ADAPTERS,
+    "adapter-zero3": FEW | ADAPTERS | ZERO3,
     **{f"whole-{name}": settings for name, settings in LONG.items()},
 }
 IN_ONE = {"alone": FEW, "lora-alone": FEW | ADAPTERS}
+ON_ADAPTER = ("adapter-zero2", "adapter-zero3", "whole-zero3-lora")
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +92,31 @@ def trained(base: Any, tables: dict[str, str], tmp_path_factory: pytest.TempPath
         changed(bad, f"poisoned-{name}", folder, micro_batch_size=2, **stage)
         for name, stage in (("zero2", ZERO2), ("zero3", ZERO3))
     ]
+    import_checkpoint(with_head(adapter(Path(job.base_model), folder / "adapter")), folder / "merged")
     # What fails stands before what must not be disturbed by it.
-    several = poisonous + [changed(job, name, folder, **settings) for name, settings in IN_TWO.items()]
+    several = poisonous + [variant(job, name, folder, folder) for name in IN_TWO]
     train_several(several, folder / "two.json", 2)
     train_several([changed(job, name, folder, **settings) for name, settings in IN_ONE.items()], folder / "one.json", 1)
     return folder
+
+
+def with_head(folder: Path) -> Path:
+    save_file(value_head(make_head()), folder / "value_head.safetensors")
+    return folder
+
+
+def variant(job: TrainJob, name: str, folder: Path, trained: Path) -> TrainJob:
+    """The job with the settings of a variant and its base model, of which others than the first lie in `trained`."""
+    made = changed(job, name, folder, **IN_TWO[name])
+    base = "adapter" if name in ON_ADAPTER else "merged" if name.startswith("merged") else ""
+    return made.model_copy(update={"base_model": str(trained / base)}) if base else made
 
 
 def test_zero_stages_ranks_and_layouts_agree(trained: Path) -> None:
     for first, others in (
         ("zero2", ("zero3", "alone", "separate", "vision encoder", "checkpointing", "tokens")),
         ("lora-zero2", ("lora-zero3", "lora-alone")),
+        ("merged-zero3", ("adapter-zero2", "adapter-zero3")),
     ):
         losses = [row["loss"] for row in log_of(trained / first)]
         weights = RewardModel.from_pretrained(trained / first).state_dict()
@@ -102,6 +124,15 @@ def test_zero_stages_ranks_and_layouts_agree(trained: Path) -> None:
             assert [row["loss"] for row in log_of(trained / name)] == pytest.approx(losses, abs=1e-5), name
             made = RewardModel.from_pretrained(trained / name).state_dict()
             assert all(torch.allclose(made[key], value, atol=1e-4) for key, value in weights.items()), name
+
+
+def test_an_adapter_that_is_merged_while_it_is_divided_is_the_merged_model(trained: Path) -> None:
+    assert weights_digest(trained / "adapter-zero3") == weights_digest(trained / "merged-zero3")
+    first, second = (
+        json.loads((trained / f"{name}-zero3" / "config.json").read_text()) for name in ("adapter", "merged")
+    )
+    assert first == second
+    assert weights_digest(trained / "adapter-zero3") != weights_digest(trained / "lora-zero3")
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
@@ -128,7 +159,7 @@ def test_killed_training_ends_in_the_same_weights(trained: Path, job: TrainJob, 
     """Killed twice, each time a random while after the state of a random step was whole: within a step, an evaluation,
     the next state, or the start where that step had been passed before. Then started once more.
     """
-    whole, job = trained / f"whole-{name}", changed(job, "killed", tmp_path, **LONG[name])
+    whole, job = trained / f"whole-{name}", variant(job, f"whole-{name}", tmp_path, trained)
     generator = random.Random(name)
     marks = job.work / "checkpoints"
     for wanted in sorted(generator.sample(range(10), 2)):
