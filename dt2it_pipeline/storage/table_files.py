@@ -52,9 +52,9 @@ def delimiter_of(heading: str) -> str:
 
 
 def delimiter_in(file: Path) -> str:
-    """What separates the values of an uncompressed file called .csv; see `delimiter_of`."""
-    with file.open("rb") as stream:
-        return delimiter_of(stream.readline(_HEADING).decode("utf-8", "replace"))
+    """What separates the values of a file called .csv, compressed as PyArrow can read it; see `delimiter_of`."""
+    with pa.input_stream(str(file), compression="detect") as stream:
+        return delimiter_of(stream.read(_HEADING).partition(b"\n")[0].decode("utf-8", "replace"))
 
 
 def plain_bytes(file: Path) -> bytes:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dt2it_pipeline.storage.table_files import TableFileError, as_keys, kind_of_file, plain_bytes, read_table_file
+from dt2it_pipeline.storage.table_files import (
+    TableFileError,
+    as_keys,
+    delimiter_in,
+    kind_of_file,
+    plain_bytes,
+    read_table_file,
+)
 
 ROWS = pd.DataFrame({"pair_id": ["007", "8"], "share": [0.175, 0.1]})
 
@@ -29,6 +37,16 @@ COMPRESS = {
     ".xz": lzma.compress,
     ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
 }
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_compressed_bytes_are_no_delimiters(tmp_path: Path, mark: str, ending: str) -> None:
+    file = tmp_path / f"rows.csv{ending}"
+    for marked in (b",", b";"):  # the first is the time that the header of a .gz holds
+        compress = COMPRESS[ending] if ending != ".gz" else partial(gzip.compress, mtime=marked[0])
+        file.write_bytes(compress(ROWS.to_csv(index=False, sep=mark).encode()))
+        assert delimiter_in(file) == mark
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -165,10 +164,8 @@ def test_members_without_content_are_counted(tmp_path: Path, name: str) -> None:
         for _ in range(2000):
             packed.write(empty * 1000)
         packed.write(bytes(1024))
-    started = time.monotonic()
     peak, words = peak_mib(tmp_path / "rows.tar.gz", tar_with(tmp_path / "good.tar.gz", "w:gz", ("a.jsonl", LINE)))
     assert "rows.tar.gz' has more than 100,000 members without content" in words and peak < 300, (peak, words)
-    assert time.monotonic() - started < 60  # far more, were all of them read
 
 
 def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
