@@ -56,7 +56,7 @@ def train(arguments: dict[str, Any], events: Path) -> None:
 
     event(versions=versions())
     if "llamafactory" not in versions():
-        raise Unfit(f"LLaMA-Factory is not installed in the environment of {sys.executable}")
+        raise Unfit("LLaMA-Factory is not installed in the environment of --llamafactory-python")
     from benchmarks.llamafactory import make_importable
 
     make_importable()
