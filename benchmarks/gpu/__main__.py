@@ -47,7 +47,7 @@ from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 
 CASES = ("train", "bare", "score", "sample", "llamafactory")
-_MEASURED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu", "deepspeed")
+_MEASURED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu")
 _ROOT = Path(__file__).resolve().parents[2]
 _SECTIONS: dict[str, type[TrainingSettings] | type[ScoringSettings]] = {
     "training": TrainingSettings,
@@ -80,7 +80,7 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--llamafactory-set", action="append", default=[], metavar="KEY=VALUE",
-        help="an argument of llamafactory-cli train, such as flash_attn=fa2, its value in YAML; may be given several times",
+        help="an argument of llamafactory-cli train, such as flash_attn=fa2; may be given several times",
     )  # fmt: skip
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a card that is not known here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
@@ -272,7 +272,7 @@ def main() -> None:
         found = shutil.which(given.llamafactory_python)
         if found is None:
             parser.error(f"--llamafactory-python: {given.llamafactory_python} is no program")
-        given.llamafactory_python = os.path.abspath(found)  # it starts in another folder; a link names its environment
+        given.llamafactory_python = str(Path(found).absolute())  # not resolved: where a link lies is its environment
     if "llamafactory" in (given.cases or ()) and not given.llamafactory_python:
         parser.error("--cases llamafactory needs --llamafactory-python")
     try:

@@ -29,9 +29,9 @@ LM head are no part of them, attention's own products and recomputed activations
 2 x encoder parameters per patch, where the vision encoder runs."""
 _READING = """\
 Rates are medians (least to greatest) over measured steps; a step of `score` is a shard. The trainer logs every step
-here, and waits for the device to do so. "First" is from the start of the process to the end of the first step, of
-sampling to the end of the warm-up. "Waits for data" is the share of a step in which the trainer reads images and moves
-them to the device. Peak memory is {memory}."""
+here, and waits for the device to do so. "First" is from the start of the process (LLaMA-Factory's own) to the end of
+the first step, of sampling to the end of the warm-up. "Waits for data" is the share of a step in which the trainer
+reads images and moves them to the device. Peak memory is {memory}."""
 _COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "waits for data")
 _WIDTH = 120
 PROFILE_NOTE = """\

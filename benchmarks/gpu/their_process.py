@@ -2,7 +2,7 @@
 
     LLAMA_FACTORY_ENVIRONMENT/bin/python -m benchmarks.gpu.their_process ARGUMENTS.json EVENTS.jsonl
 
-It calls `run_exp`, as `llamafactory-cli train ARGUMENTS.json` does on one device, with a callback that appends a line to
+It calls `run_exp`, as `llamafactory-cli train ARGUMENTS.json` does on one device, with a callback that appends lines to
 EVENTS.jsonl: versions, tokens of a pair, every optimiser step, and what failed. The training ends with its last step,
 before a model is saved.
 
@@ -12,7 +12,10 @@ without it gets an error that says so.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import sys
 import time
 import traceback
@@ -25,7 +28,7 @@ _READ = 256  # pairs whose tokens are counted
 
 
 class Unfit(Exception):
-    """This environment cannot run the training; the message is a sentence that says why."""
+    """The environment cannot run the training; the message is a sentence that says why."""
 
 
 class _Enough(Exception):
@@ -81,10 +84,19 @@ def train(arguments: dict[str, Any], events: Path) -> None:
             if state.global_step >= args.max_steps:
                 raise _Enough
 
-    try:
+    if arguments.get("deepspeed"):
+        os.environ |= _group_of_one()
+    with contextlib.suppress(_Enough):
         run_exp(arguments, callbacks=[Events()])
-    except _Enough:
-        pass
+
+
+def _group_of_one() -> dict[str, str]:
+    """What `torchrun` gives its only process, without which LLaMA-Factory refuses DeepSpeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def peak_memory(cuda: bool) -> int:

@@ -79,6 +79,7 @@ def arguments(case: Case, place: Path, pixels: int, *, cuda: bool) -> dict[str, 
         "disable_gradient_checkpointing": not settings.gradient_checkpointing,
         "use_cpu": not cuda,
         "bf16": cuda,
+        "optim": "adamw_torch_fused" if cuda else "adamw_torch",  # as ours has it
         "dataloader_num_workers": loader_workers(settings.loader_workers, cuda, 1),
         "num_train_epochs": 1000,
     }

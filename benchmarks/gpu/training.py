@@ -121,9 +121,10 @@ def llamafactory(case: Case) -> Result:
     from benchmarks.gpu import theirs
 
     assert case.python is not None
-    # It computes the prompt for each response anew, and the vision encoder at every step.
+    # It computes the prompt for each response anew, and at every step the vision encoder for each of them.
     alike = replace(case, training=case.training | {"shared_prefix": False, "cache_vision": False})
     made, mean = _training_result(alike)
+    made.encoder = 2 * (made.encoder or 0.0)
     # Ours rounds a size down to whole patches, theirs to the nearest: given the size in whole patches, both have it.
     pixels = round(mean.patches) * SHAPES[case.shape].vision["patch_size"] ** 2
     return theirs.run(case, made, pixels, case.python, cuda=torch.cuda.is_available())

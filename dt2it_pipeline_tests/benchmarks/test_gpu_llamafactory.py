@@ -111,7 +111,7 @@ def test_figures_come_from_the_steps_after_the_warm_up() -> None:
     ("text", "code", "message"),
     [
         (REFUSED, 1, "LLaMA-Factory raised ValueError after 0 steps: Some keys are not used by the HfArgumentParser"),
-        (EVENTS.rpartition("\n{")[0] + "\n{\"st", -9, "process was ended by SIGKILL after 3 of 4 steps"),
+        (EVENTS.rpartition("\n{")[0] + '\n{"st', -9, "process was ended by SIGKILL after 3 of 4 steps"),
         ("", 2, "process ended with code 2 after 0 of 4 steps"),
     ],
 )
@@ -160,6 +160,7 @@ def test_it_trains_on_as_many_tokens_as_ours(
     separate = replace(made, training=made.training | {"shared_prefix": False})
     expected, _ = training._training_result(separate)
     assert result.tokens == expected.tokens and result.decoder == expected.decoder
+    assert result.encoder == 2 * (expected.encoder or 0)  # of each response's own prompt
     assert (result.first or 0) > 0 and (result.peak_memory or 0) > 2**27
     assert result.versions["llamafactory"]
 
