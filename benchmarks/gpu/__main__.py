@@ -10,7 +10,7 @@ Models have random weights, images are made, both once, into `--work` (18 GB for
 - bare: a plain loop over ready batches with the same network and torch's AdamW, no DeepSpeed: what can be reached.
 - score: one response at a time without LM head; this project's scorer; vLLM where it is installed. 4 responses each.
 - sample: `generate` of transformers in batches, and vLLM where it is installed. 4 answers each.
-- llamafactory: LLaMA-Factory's trainer on the same model and pairs; needs --llamafactory-python.
+- llamafactory: LLaMA-Factory's trainer on the same model and pairs, where --llamafactory-python names its environment.
 
 Every case has a process of its own. What fails, out of memory included, is a line of the table; its log is kept.
 """
@@ -47,6 +47,7 @@ from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 
 CASES = ("train", "bare", "score", "sample", "llamafactory")
+_MEASURED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu")
 _ROOT = Path(__file__).resolve().parents[2]
 _SECTIONS: dict[str, type[TrainingSettings] | type[ScoringSettings]] = {
     "training": TrainingSettings,
@@ -73,7 +74,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--warmup", type=_positive, help="steps before them; default 3, of a tiny shape 1")
     parser.add_argument("--answer-tokens", type=_positive, default=128, help="of the longest sampled answer")
     parser.add_argument("--profile", action="store_true", help="also show where a training step's time goes")
-    parser.add_argument("--llamafactory-python", metavar="PATH", help="see benchmarks/llamafactory.py how to make one")
+    parser.add_argument(
+        "--llamafactory-python", metavar="PATH",
+        help="python of an environment with LLaMA-Factory; benchmarks/README.md says how to make one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--llamafactory-set", action="append", default=[], metavar="KEY=VALUE",
+        help="an argument of llamafactory-cli train, such as flash_attn=fa2; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a card that is not known here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     return parser
@@ -129,6 +137,22 @@ def settings(section: str, given: dict[str, Any], changes: list[str]) -> dict[st
     return found
 
 
+def their_settings(changes: list[str]) -> dict[str, Any]:
+    """Arguments of LLaMA-Factory that --llamafactory-set gives. Raises ValueError where one cannot be read."""
+    found = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--llamafactory-set {change}: write KEY=VALUE")
+        if name in _MEASURED:
+            raise ValueError(f"--llamafactory-set {change}: the benchmark sets {name}")
+        try:
+            found[name] = load_yaml(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--llamafactory-set {change}: the value is not valid YAML: {error}") from error
+    return found
+
+
 def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
     """What all cases of a shape have in common. Raises ValueError as `settings` does."""
     tiny = SHAPES[shape].workload == "small"
@@ -163,6 +187,7 @@ def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
         warmup=warmup,
         answer_tokens=min(given.answer_tokens, 16) if tiny else given.answer_tokens,
         python=given.llamafactory_python,
+        their_settings=their_settings(given.llamafactory_set),
     )
 
 
@@ -181,7 +206,7 @@ def cases_of(common: Case, given: argparse.Namespace) -> list[Case]:
             *([(vllm, "score", "score (vllm)")] if common.scoring["engine"] != "vllm" else []),
         ],
         "sample": [(common, "sample generate", "sample (generate)"), (common, "sample vllm", "sample (vllm)")],
-        "llamafactory": [(common, "llamafactory", f"LLaMA-Factory{trained}")] if common.python else [],
+        "llamafactory": [(common, "llamafactory", f"LLaMA-Factory{trained}")],
     }
     chosen = [
         replace(case, kind=kind, label=label) for name in given.cases or CASES for case, kind, label in made[name]
@@ -243,8 +268,11 @@ def main() -> None:
     """Run all cases and print the tables; ends with code 1 where a case failed for another reason than memory."""
     parser = arguments()
     given = parser.parse_args()
-    if given.llamafactory_python and shutil.which(given.llamafactory_python) is None:
-        parser.error(f"--llamafactory-python: {given.llamafactory_python} is no program")
+    if given.llamafactory_python:
+        found = shutil.which(given.llamafactory_python)
+        if found is None:
+            parser.error(f"--llamafactory-python: {given.llamafactory_python} is no program")
+        given.llamafactory_python = str(Path(found).absolute())  # not resolved: where a link lies is its environment
     if "llamafactory" in (given.cases or ()) and not given.llamafactory_python:
         parser.error("--cases llamafactory needs --llamafactory-python")
     try:
@@ -265,6 +293,8 @@ def main() -> None:
     measured = [result for result in results if not result.profile]
     print("\n" + figures.table(measured, peak))
     print("\n" + figures.notes(machine["card"], peak))
+    if compared := figures.against_theirs(measured):
+        print("\n" + compared)
     if profiled := [result for result in results if result.profile]:
         print("\n" + figures.profile_table(profiled) + "\n\n" + figures.PROFILE_NOTE)
     if given.json:
@@ -284,6 +314,9 @@ def run_shape(common: Case, given: argparse.Namespace) -> list[Result]:
     for case in cases_of(common, given):
         if "vllm" in (*case.kind.split(), case.scoring["engine"]) and importlib.util.find_spec("vllm") is None:
             results.append(Result(case.label, case.shape, skipped="vLLM is not installed"))
+            continue
+        if case.kind == "llamafactory" and case.python is None:
+            results.append(Result(case.label, case.shape, skipped="not run without --llamafactory-python"))
             continue
         print(f"{case.shape}: {case.label} ... ", end="", flush=True)
         began = time.perf_counter()

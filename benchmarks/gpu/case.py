@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Case:
         warmup: steps before them.
         answer_tokens: of the longest sampled answer.
         python: of an environment with LLaMA-Factory.
+        their_settings: arguments of LLaMA-Factory that replace those that the benchmark chooses.
         started: when the process was started, in seconds since 1970.
     """
 
@@ -44,6 +45,7 @@ class Case:
     warmup: int
     answer_tokens: int = 128
     python: str | None = None
+    their_settings: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
 
     @property

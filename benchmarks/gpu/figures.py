@@ -29,9 +29,9 @@ LM head are no part of them, attention's own products and recomputed activations
 2 x encoder parameters per patch, where the vision encoder runs."""
 _READING = """\
 Rates are medians (least to greatest) over measured steps; a step of `score` is a shard. The trainer logs every step
-here, and waits for the device to do so. "First" is from the start of the process to the end of the first step, of
-sampling to the end of the warm-up; "compile" is what torch.compile took of the whole case, nearly all of it before the
-first step is done. "Waits for data" is the share of a step in which the trainer reads images and moves
+here, and waits for the device to do so. "First" is from the start of the process (LLaMA-Factory's own) to the end of
+the first step, of sampling to the end of the warm-up; "compile" is what torch.compile took of the whole case, nearly all
+of it before the first step is done. "Waits for data" is the share of a step in which the trainer reads images and moves
 them to the device. Peak memory is {memory}."""
 _COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "compile, s", "waits for data")
 _WIDTH = 120
@@ -59,6 +59,7 @@ class Result:
         profile: milliseconds of each measured step by part.
         error: why there are no figures.
         skipped: why it was not run, which is no failure.
+        versions: of the packages in another environment that it ran in.
     """
 
     case: str
@@ -75,6 +76,7 @@ class Result:
     profile: dict[str, list[float]] = field(default_factory=dict)
     error: str | None = None
     skipped: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def rate(self) -> float | None:
@@ -160,6 +162,28 @@ def notes(card: str | None, peak: float | None) -> str:
         memory = "what PyTorch allocated on the GPU, and not shown of vLLM, which takes what it finds"
         text = _FORMULA.format(peak=shown) + " " + _READING.format(memory=memory)
     return textwrap.fill(text, _WIDTH)
+
+
+def against_theirs(results: Sequence[Result]) -> str:
+    """Rates of this project's trainer over LLaMA-Factory's, by shape, with its versions; empty where one is missing.
+
+    >>> theirs = Result("LLaMA-Factory", "s", "pairs", [2.0], versions={"llamafactory": "0.9.5", "torch": "2.8.0"})
+    >>> against_theirs([Result("train", "s", "pairs", [7.0]), theirs])
+    's: train has 3.50 times the rate of LLaMA-Factory 0.9.5 (torch 2.8.0).'
+    >>> against_theirs([Result("train", "other", "pairs", [7.0]), theirs])
+    ''
+    """
+    lines = []
+    for theirs in results:
+        name = theirs.versions.get("llamafactory")
+        if name is None or theirs.rate is None:
+            continue
+        for ours in results:
+            if ours.case.partition(",")[0] == "train" and ours.shape == theirs.shape and ours.rate is not None:
+                rest = ", ".join(f"{key} {value}" for key, value in theirs.versions.items() if key != "llamafactory")
+                times = f"{ours.rate / theirs.rate:.2f} times"
+                lines.append(f"{ours.shape}: {ours.case} has {times} the rate of LLaMA-Factory {name} ({rest}).")
+    return "\n".join(lines)
 
 
 def profile_table(results: Sequence[Result]) -> str:

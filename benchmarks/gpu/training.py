@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.case import Case
-from benchmarks.gpu.data import encoded, sizes
+from benchmarks.gpu.data import Sizes, encoded, sizes
 from benchmarks.gpu.figures import Result, flops
+from benchmarks.gpu.shapes import SHAPES
 
 
 class _Enough(Exception):
@@ -47,7 +48,7 @@ def train(case: Case) -> Result:
     )
     with contextlib.suppress(_Enough):
         job.run(report)
-    made = _training_result(case)
+    made, _ = _training_result(case)
     made.first = seen[0][0] - case.started
     counted = [pair for pair in itertools.pairwise(seen) if pair[0][1] >= case.warmup]
     made.rates = [(b[1] - a[1]) * settings.global_batch_size / (b[0] - a[0]) for a, b in counted]
@@ -78,8 +79,8 @@ def _watch_loading() -> list[float]:
     return total
 
 
-def _training_result(case: Case) -> Result:
-    """Tokens and FLOP of a pair in the layout that the settings ask for."""
+def _training_result(case: Case) -> tuple[Result, Sizes]:
+    """Tokens and FLOP of a pair in the layout that the settings ask for, and the sizes that they come from."""
     settings, made = case.settings, case.result("pairs")
     registry, _, prompts, responses = encoded(
         case.base, case.data("training"), settings.max_pixels, settings.system_prompt
@@ -91,14 +92,14 @@ def _training_result(case: Case) -> Result:
     made.decoder, made.encoder = flops(
         case.parameters, per_parameter, made.tokens, runs * mean.patches, runs * mean.image_tokens
     )
-    return made
+    return made, mean
 
 
 def bare(case: Case) -> Result:
     """A plain loop over ready batches; see loop.py."""
     from benchmarks.gpu import loop
 
-    made = _training_result(case)
+    made, _ = _training_result(case)
     rates, first = loop.run(case)
     made.rates, made.first = rates, first - case.started
     return made
@@ -120,6 +121,10 @@ def llamafactory(case: Case) -> Result:
     from benchmarks.gpu import theirs
 
     assert case.python is not None
-    # It computes the prompt for each response anew, and the vision encoder at every step.
+    # It computes the prompt for each response anew, and at every step the vision encoder for each of them.
     alike = replace(case, training=case.training | {"shared_prefix": False, "cache_vision": False})
-    return theirs.run(case, _training_result(alike), case.python, cuda=torch.cuda.is_available())
+    made, mean = _training_result(alike)
+    made.encoder = 2 * (made.encoder or 0.0)
+    # Ours rounds a size down to whole patches, theirs to the nearest: given the size in whole patches, both have it.
+    pixels = round(mean.patches) * SHAPES[case.shape].vision["patch_size"] ** 2
+    return theirs.run(case, made, pixels, case.python, cuda=torch.cuda.is_available())

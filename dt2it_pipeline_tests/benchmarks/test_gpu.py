@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cases, data, figures, shapes, theirs
+from benchmarks.gpu import cases, data, figures, shapes
 from benchmarks.gpu.__main__ import arguments, cases_of, make_case, settings
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.figures import OUT_OF_MEMORY, Result
@@ -86,7 +86,7 @@ def test_cases_are_those_asked_for(tmp_path: Path) -> None:
     assert [each.kind for each in made] == ["bare", "naive", "score", "score", "profile"]
     assert [each.scoring["engine"] for each in made][2:4] == ["transformers", "vllm"]
     assert made[0].label == "bare"
-    everything = arguments().parse_args(["--work", str(tmp_path), "--llamafactory-python", sys.executable])
+    everything = arguments().parse_args(["--work", str(tmp_path)])
     assert cases_of(make_case("tiny", everything, cuda=False), everything)[-1].kind == "llamafactory"
 
 
@@ -124,19 +124,6 @@ def test_utilisation_is_shown_with_its_formula() -> None:
     assert "989 TFLOP/s of NVIDIA H200" in figures.notes("NVIDIA H200", figures.peak_tflops("NVIDIA H200"))
     assert "--peak-tflops" in figures.notes("NVIDIA B200", None) and "no GPU" in figures.notes(None, None)
     assert figures.as_json([result], 100.0, {"card": "c"})["results"][0]["mfu"] == 0.2
-
-
-def test_llamafactory_trains_on_the_same_pairs_in_the_same_way(tmp_path: Path) -> None:
-    made = case(tmp_path, "tiny-qwen2.5", "training.lora.rank=4", "training.gradient_checkpointing=true")
-    asked = theirs.arguments(made, tmp_path, cuda=True)
-    assert asked["gradient_accumulation_steps"] * asked["per_device_train_batch_size"] == 4
-    assert asked["lora_rank"] == 4 and asked["template"] == "qwen2_vl" and asked["bf16"] and not asked["use_cpu"]
-    assert not asked["disable_gradient_checkpointing"] and asked["freeze_vision_tower"]
-    theirs.write_pairs(made, tmp_path)
-    rows = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))
-    assert len(rows) == made.part("training").prompts and all(Path(row["images"][0]).is_file() for row in rows)
-    assert rows[0]["chosen"]["value"] != rows[0]["rejected"]["value"]
-    assert rows[0]["conversations"][0]["value"] == made.settings.system_prompt
 
 
 def test_texts_and_images_have_the_sizes_that_they_should(tmp_path: Path) -> None:
