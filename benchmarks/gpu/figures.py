@@ -30,9 +30,9 @@ LM head are no part of them, attention's own products and recomputed activations
 _READING = """\
 Rates are medians (least to greatest) over measured steps; a step of `score` is a shard. The trainer logs every step
 here, and waits for the device to do so. "First" is from the start of the process (LLaMA-Factory's own) to the end of
-the first step, of sampling to the end of the warm-up; "compile" is what torch.compile took of the whole case, nearly all
-of it before the first step is done. "Waits for data" is the share of a step in which the trainer reads images and moves
-them to the device. Peak memory is {memory}."""
+the first step, of sampling to the end of the warm-up; "compile" is what torch.compile took of the whole case, nearly
+all of it before the first step is done. "Waits for data" is the share of a step in which the trainer reads images and
+moves them to the device. Peak memory is {memory}."""
 _COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "compile, s", "waits for data")
 _WIDTH = 120
 PROFILE_NOTE = """\
