@@ -55,6 +55,28 @@ def test_a_flipped_label_is_as_probable_as_its_other_side_was_improbable() -> No
     assert found.before.estimate == pytest.approx(found.label_right.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_known_probabilities_leave_the_chance_of_each_label(share: float) -> None:
+    """All draws agree, so that the interval is that of a sum of independent labels: 1.96 standard deviations."""
+    p = np.repeat(np.random.default_rng(0).uniform(share - 0.1, share + 0.1, 400)[:, None], 8, axis=1)
+    found = decisions._Sum.of(8)
+    found.add(p, p.mean(axis=1), np.arange(400) % 4 > 0)
+    kept = p[np.arange(400) % 4 > 0, 0]
+    estimates = [found.estimate(seed) for seed in range(100)]
+    assert estimates[0].estimate == pytest.approx(kept.mean())
+    widths = [each.high - each.low for each in estimates]
+    expected = 2 * 1.96 * np.sqrt((kept * (1 - kept)).sum()) / len(kept)
+    assert np.mean(widths) == pytest.approx(expected, rel=0.1)  # 64 values say less of their ends
+
+
+def test_where_nobody_was_heard_nobody_agrees_or_disagrees() -> None:
+    evidence, _ = judged(30)
+    silent = replace(evidence, features=np.zeros_like(evidence.features))
+    model = fit_joint_model(silent, anchors(silent), np.arange(30))
+    for found in (decide(silent, anchors(silent), model, 0.8), as_given(silent, anchors(silent))):
+        assert (found.agreement, found.compared, found.informative) == (0.5, 0, False)
+
+
 def test_many_pairs_are_decided_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     evidence, truth = judged(3000, seed=2)
     known = anchors(evidence, np.where(np.arange(3000) < 50, truth, 0))

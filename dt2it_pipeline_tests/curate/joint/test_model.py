@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import norm
 
-from dt2it_pipeline.curate.joint.evidence import NET_VERDICT, Evidence, gather_evidence
+from dt2it_pipeline.curate.joint import priors
+from dt2it_pipeline.curate.joint.evidence import NET_VERDICT, VOTER, Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import (
     WEIGHT_OF_UNCHECKED,
     Anchors,
@@ -18,8 +19,9 @@ from dt2it_pipeline.curate.joint.model import (
     label_log_odds,
     label_probabilities,
 )
+from dt2it_pipeline.curate.joint.model import _grid as grid
 from dt2it_pipeline.curate.joint.model import _Problem as Problem
-from dt2it_pipeline.curate.joint.priors import Layout
+from dt2it_pipeline.curate.joint.priors import Layout, prior
 
 
 def one_voter(count: int, seed: int = 0, right: float = 0.8) -> tuple[Evidence, np.ndarray]:
@@ -104,10 +106,39 @@ def test_probabilities_are_those_of_brute_force(answers: int) -> None:
     np.testing.assert_allclose(found, sums / total, atol=0.05)  # Laplace's error, with 40 pairs
 
 
-def test_trusted_pairs_make_unchecked_ones_count_by_their_margins_and_never_by_their_verdicts() -> None:
-    """The log posterior written out: whole likelihood at weight 5, that of margins alone at the rest of the weight."""
+@pytest.mark.parametrize("voters", [1, 3])
+def test_however_many_voters_there_are_their_sum_is_believed_as_far(voters: int) -> None:
+    """Mean and variance of the sum of weights, and variance of the difference of two, of the prior that is inverted."""
+    none = np.empty((9, 0))
+    margins = np.random.default_rng(0).standard_normal((9, voters))
+    evidence = gather_evidence(margins, list("abc")[:voters], none, [], np.zeros(9), np.full(9, ""))
+    layout = Layout(evidence.features.shape[1], 1)
+    mean, precision = prior(layout, evidence, anchored=False, trusted=False)
+    places = np.flatnonzero(evidence.of(VOTER))
+    covariance = np.linalg.inv(precision)[np.ix_(places, places)]
+    assert len(places) == voters
+    assert mean[places].sum() == pytest.approx(priors._VOTERS[0])
+    assert covariance.sum() == pytest.approx(priors._VOTERS[1] ** 2)
+    for one, other in itertools.combinations(range(voters), 2):
+        apart = covariance[one, one] + covariance[other, other] - 2 * covariance[one, other]
+        assert apart == pytest.approx(2 * priors._VOTER_SPREAD**2)
+
+
+def test_label_accuracies_beyond_a_known_one_are_tried_in_equal_steps() -> None:
+    usual, beyond = grid(None), grid(0.9999)
+    assert np.allclose(np.diff(beyond), np.diff(usual)[0])
+    assert usual[-1] < logit(0.9999) < beyond[-1] < logit(0.9999) + 2
+    assert beyond[: len(usual)] == pytest.approx(usual)
+
+
+@pytest.mark.parametrize("m", [60, 160])
+def test_trusted_pairs_make_unchecked_ones_count_by_their_margins_and_never_by_their_verdicts(m: int) -> None:
+    """The log posterior written out: whole likelihood at weight 5, that of margins alone at the rest of the weight.
+
+    The weight is that of the trusted pairs, and no pair counts more than once.
+    """
     rng = np.random.default_rng(6)
-    n, m = 80, 60
+    n = 80
     judged = rng.integers(-1, 2, (n, 1)).astype(float)
     evidence = gather_evidence(rng.standard_normal((n, 1)), ["a"], judged, ["j"], rng.standard_normal(n), ["s"] * n)
     trusted = rng.standard_normal((m, evidence.features.shape[1]))
@@ -117,7 +148,7 @@ def test_trusted_pairs_make_unchecked_ones_count_by_their_margins_and_never_by_t
     margins_alone = evidence.features.copy()
     margins_alone[:, list(evidence.kinds).index(NET_VERDICT)] = 0.0
     expected = np.log(expit(trusted @ t[: layout.features])).sum()
-    for x, weight in ((evidence.features, 5 / n), (margins_alone, (m - 5) / n)):
+    for x, weight in ((evidence.features, 5 / n), (margins_alone, (min(m, n) - 5) / n)):
         u = x @ t[: layout.features]
         c, a = t[layout.kappa] * u + t[layout.length_bias] * evidence.length, t[-1] + t[layout.deviations][0]
         expected += weight * np.log(expit(u) * expit(a + c) + expit(-u) * expit(-a + c)).sum()
