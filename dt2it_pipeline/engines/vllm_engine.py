@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.chat import ChatPrompt
 from dt2it_pipeline.engines.control_tokens import OwnControlTokens
-from dt2it_pipeline.engines.vllm_start import import_vllm, request_errors
+from dt2it_pipeline.engines.vllm_start import request_errors, vllm_for
 from dt2it_pipeline.errors import UserError
 
 # JSON without blanks between its parts: a weak model would write nothing else to the length limit.
@@ -114,23 +114,23 @@ class VllmEngine:
         run: VllmRunSettings | None = None,
     ) -> None:
         try:
-            vllm, on_cpu = import_vllm(model)
-            from transformers import AutoProcessor
+            with vllm_for(model) as (vllm, on_cpu):
+                from transformers import AutoProcessor
 
-            self._processor = AutoProcessor.from_pretrained(model)
-            self._control_tokens = OwnControlTokens(self._processor.tokenizer)
-            self._llm = vllm.LLM(
-                model=model,
-                dtype="float32" if on_cpu else "auto",
-                enforce_eager=on_cpu,
-                max_model_len=max_model_len,
-                **(_whole_prompts(max_model_len) if on_cpu else {}),
-                limit_mm_per_prompt={"image": max_images, "video": 0},
-                seed=seed,
-                **run_arguments(run or VllmRunSettings()),
-                disable_log_stats=True,
-                structured_outputs_config=WITHOUT_BLANKS,
-            )
+                self._processor = AutoProcessor.from_pretrained(model)
+                self._control_tokens = OwnControlTokens(self._processor.tokenizer)
+                self._llm = vllm.LLM(
+                    model=model,
+                    dtype="float32" if on_cpu else "auto",
+                    enforce_eager=on_cpu,
+                    max_model_len=max_model_len,
+                    **(_whole_prompts(max_model_len) if on_cpu else {}),
+                    limit_mm_per_prompt={"image": max_images, "video": 0},
+                    seed=seed,
+                    **run_arguments(run or VllmRunSettings()),
+                    disable_log_stats=True,
+                    structured_outputs_config=WITHOUT_BLANKS,
+                )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise EngineError(f"vLLM cannot load the model {model}: {error}") from error
 

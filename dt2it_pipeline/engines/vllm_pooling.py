@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
-from dt2it_pipeline.engines.vllm_start import import_vllm, request_errors
+from dt2it_pipeline.engines.vllm_start import request_errors, vllm_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,19 +62,19 @@ class VllmPoolingEngine:
         run: VllmRunSettings | None = None,
     ) -> None:
         try:
-            vllm, on_cpu = import_vllm(model)
-            self._llm = vllm.LLM(
-                model=model,
-                runner="pooling",
-                dtype=dtype,
-                enforce_eager=on_cpu,
-                max_model_len=max_model_len,
-                max_num_batched_tokens=max(max_model_len, tokens_per_batch),
-                limit_mm_per_prompt={"image": max_images, "video": 0},
-                mm_processor_kwargs={"size": dict(size)},
-                **run_arguments(run or VllmRunSettings()),
-                disable_log_stats=True,
-            )
+            with vllm_for(model) as (vllm, on_cpu):
+                self._llm = vllm.LLM(
+                    model=model,
+                    runner="pooling",
+                    dtype=dtype,
+                    enforce_eager=on_cpu,
+                    max_model_len=max_model_len,
+                    max_num_batched_tokens=max(max_model_len, tokens_per_batch),
+                    limit_mm_per_prompt={"image": max_images, "video": 0},
+                    mm_processor_kwargs={"size": dict(size)},
+                    **run_arguments(run or VllmRunSettings()),
+                    disable_log_stats=True,
+                )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise EngineError(
                 f"vLLM cannot load the reward model {model} for {max_model_len} tokens: {error}"

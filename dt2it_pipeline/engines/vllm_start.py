@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from dt2it_pipeline.engines.lean_processes import quick_imports
@@ -12,10 +15,14 @@ from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.observe.logs import configure_vllm_logs
 
 
-def import_vllm(model: str) -> tuple[Any, bool]:
-    """Import vLLM so that it can load a model.
+@contextlib.contextmanager
+def vllm_for(model: str) -> Iterator[tuple[Any, bool]]:
+    """Import vLLM so that it can load a model; in the block, make the engine.
 
-    Returns:
+    What was there before the block is not searched for garbage in it. Behind the block everything is again, what the
+    engine consists of included: vLLM exempts it when it runs in this process, and nobody would collect it then.
+
+    Yields:
         The module, and whether it computes on a CPU.
 
     Raises:
@@ -28,11 +35,27 @@ def import_vllm(model: str) -> tuple[Any, bool]:
         _ = vllm.LLM  # it is imported when it is asked for
         if on_cpu:
             register_in_process(model)
+    _let_callers_go()
     # An engine that nobody holds ends the process groups of a later one when it goes.
+    gc.unfreeze()
     gc.collect()
-    # vLLM looks for garbage six times while it starts, and in the end does this itself.
-    gc.freeze()
-    return vllm, on_cpu
+    gc.freeze()  # vLLM looks for garbage six times while it starts
+    try:
+        yield vllm, on_cpu
+    finally:
+        gc.unfreeze()
+
+
+def _let_callers_go() -> None:
+    """Take the tracebacks from errors that modules of vLLM keep of their own import, as of a package that is missing.
+
+    A traceback holds all functions that were running then with their variables, and so the engine that was being made.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "vllm":
+            for kept in list(vars(module).values()):
+                if issubclass(type(kept), BaseException):  # not what only says so, as lazy modules do
+                    kept.__traceback__ = None
 
 
 def prepare_environment() -> bool:

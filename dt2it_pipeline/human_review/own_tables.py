@@ -25,6 +25,7 @@ from dt2it_pipeline.storage.table_files import TableFileError, as_keys, delimite
 CHOSEN, REJECTED = "chosen", "rejected"
 _IDS = ("pair_id", "chosen_id", "rejected_id")
 _BLIND = 16  # hex digits of an id
+_PYARROW_READS = (".gz", ".bz2", ".zst")  # compressions that it knows by a name, in small letters alone
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _value(cell: Any) -> Any:
 def _opened(file: Path) -> _Table:
     """A table of pairs: Parquet, CSV whose cells all are text but for `probability`, or JSON."""
     kind = kind_of_file(file)
-    if kind in (".jsonl", ".json") or (kind in (".csv", ".tsv") and file.suffix.lower() == ".xz"):
+    compressed = file.suffix.lower() not in (".csv", ".tsv")
+    if kind in (".jsonl", ".json") or (compressed and kind in (".csv", ".tsv") and file.suffix not in _PYARROW_READS):
         try:
             frame = read_table_file(file)
         except TableFileError as error:

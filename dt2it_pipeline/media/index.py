@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -26,6 +27,7 @@ from dt2it_pipeline.media.errors import MediaError, VideoDecoderError
 from dt2it_pipeline.media.images import opened_image
 from dt2it_pipeline.media.pixels import perceptual_hash
 from dt2it_pipeline.media.store import Stored
+from dt2it_pipeline.media.web import is_address
 from dt2it_pipeline.storage.sqlite_cache import CacheKind, SqliteCache
 
 _VERSION = 1  # of the perceptual hash: another one is another file
@@ -63,6 +65,20 @@ class Origin:
 
     def __str__(self) -> str:
         return self.name if self.root is None else f"{self.name} of {self.root}"
+
+    def is_for_others(self) -> bool:
+        """Whether its name can be shown to others: an address with a user, a password or a query may hold a key.
+
+        >>> Origin("image", None, "", True, "https://host.example/a.png?signature=1").is_for_others()
+        False
+        """
+        if not is_address(self.name):
+            return True
+        try:
+            address = urlsplit(self.name)
+        except ValueError:  # none that could be fetched
+            return False
+        return not address.query and "@" not in address.netloc
 
     def for_others(self) -> dict[str, Any]:
         """As another machine can use it, JSON-able: a root in the project is written as it counts from the project."""

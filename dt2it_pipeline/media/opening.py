@@ -100,7 +100,8 @@ def shared_media(root: Path) -> SharedMedia:
     index = MediaIndex(root)
 
     def known(hashes: Iterable[str]) -> dict[str, Any]:
-        return {sha256: origin.for_others() for sha256, origin in index.origins(hashes).items()}
+        found = index.origins(hashes)
+        return {sha256: origin.for_others() for sha256, origin in found.items() if origin.is_for_others()}
 
     def keep(origins: Mapping[str, Any]) -> None:
         index.add_origins({sha256: Origin.from_others(origin) for sha256, origin in origins.items()})

@@ -143,6 +143,50 @@ def test_where_the_source_is_another_one_now_the_version_is_removed(
     assert not any(has_other_content(file) for file in second.media.glob("??/*.*"))
 
 
+def test_a_store_that_takes_nothing_back_does_not_end_the_run(
+    first: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, second = ObjectStore((tmp_path / "shared").as_uri()), Store(tmp_path / "second")
+    copied(first, shared)
+    image = min(first.media.glob("??/*.png"))
+    (tmp_path / "shared/blobs" / image.stem[:2] / image.stem).unlink()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(shared._files, "put", refuse)
+    assert fetched(second, shared, lines := []) is not None
+    assert len(lines) == 1 and lines[0].endswith(
+        "fetched from its source and is whole here, but cannot be copied there again (PermissionError: read only)"
+    )
+    assert contents(second.media) == contents(first.media)
+
+
+def test_an_entry_with_a_frame_that_its_video_has_not_is_damaged(first: Store, tmp_path: Path) -> None:
+    shared, second = ObjectStore((tmp_path / "shared").as_uri()), Store(tmp_path / "second")
+    copied(first, shared)
+    (video,) = (folder for folder in first.media.glob("??/*") if folder.is_dir())
+    place = tmp_path / "shared/artifacts/raw_t2i/k.json"
+    entry = json.loads(place.read_text())
+    entry["media"][f"{video.parent.name}/{video.name}/000099.png"] = "0" * 64
+    place.write_text(json.dumps(integrity.sealed(entry)))
+    assert fetched(second, shared, lines := []) is None
+    assert len(lines) == 1 and "is removed and made again now" in lines[0]
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("https://host.example/a/b.png", True), ("https://me:secret@host.example/b.png", False),
+    ("https://me@host.example/b.png", False), ("HTTPS://host.example/b.png?X-Amz-Signature=secret", False),
+    ("https://[host.example/b.png", False), ("folder/a?b@c.png", True),
+])  # fmt: skip
+def test_an_address_that_may_hold_a_key_stays_on_this_machine(tmp_path: Path, name: str, told: bool) -> None:
+    index = MediaIndex(tmp_path)
+    origin = Origin("image", None, "", True, name)
+    index.add_origins({"ab" * 32: origin})
+    assert index.origins(["ab" * 32]) == {"ab" * 32: origin}
+    assert shared_media(tmp_path).origins(["ab" * 32]) == ({"ab" * 32: origin.for_others()} if told else {})
+
+
 def test_an_entry_of_before_origins_were_kept_is_read(first: Store, tmp_path: Path) -> None:
     shared, second = ObjectStore((tmp_path / "shared").as_uri()), Store(tmp_path / "second")
     copied(first, shared)

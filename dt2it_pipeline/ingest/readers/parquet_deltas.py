@@ -29,6 +29,7 @@ _WIDEST = 32  # bits of a difference of lengths
 _LONGEST = 2**31  # bytes of a text, and one more
 _PIECE = 1 << 15  # differences that are unpacked together at most
 _PIECES = 1 << 12  # pieces that are in memory together, of 32 differences mostly
+_HADOOP = ("UNKNOWN", "LZ4_HADOOP")  # PyArrow 26 has no name for the codec that Parquet calls LZ4
 _BITS = 1 << 21  # of pieces that are unpacked together, at nine bytes for each
 
 
@@ -76,10 +77,13 @@ def _values(page: DeltaPage, codec: str, levels: tuple[int, int]) -> memoryview:
         content, size = content[page.levels :], size - page.levels
     if page.compressed and codec != "UNCOMPRESSED" and size > 0:
         try:
-            plain = pa.Codec("lz4_raw" if codec == "LZ4" else codec.lower()).decompress(content, size)
+            if codec in _HADOOP:
+                content = _hadoop_lz4(content, size)
+            else:
+                name = "lz4_raw" if codec == "LZ4" else codec.lower()
+                content = memoryview(pa.Codec(name).decompress(content, size)).cast("B")
         except (pa.ArrowException, OSError, ValueError) as error:
             raise PageError(f"a page compressed with {codec} cannot be decompressed ({error})") from error
-        content = memoryview(plain).cast("B")
     if page.levels is None:
         for level, encoding in zip(levels, page.level_encodings, strict=True):
             if level and encoding == _BIT_PACKED:
@@ -89,6 +93,30 @@ def _values(page: DeltaPage, codec: str, levels: tuple[int, int]) -> memoryview:
     if not 0 <= at <= len(content):
         raise PageError("the levels of a page are longer than the page")
     return content[at:]
+
+
+def _hadoop_lz4(content: memoryview, size: int) -> memoryview:
+    """Decompress a page of the codec that Parquet calls LZ4 and advises against, as Arrow reads it.
+
+    Hadoop wrote blocks, each behind two numbers: its bytes once decompressed, and before. Others wrote one block alone.
+    """
+    import pyarrow as pa
+
+    lz4, left, blocks = pa.Codec("lz4_raw"), size, []
+    rest = content
+    try:
+        while len(rest) >= 2 * _LENGTH:
+            plain, stored = (int.from_bytes(rest[at : at + _LENGTH]) for at in (0, _LENGTH))
+            block, rest = rest[2 * _LENGTH :][:stored], rest[2 * _LENGTH + stored :]
+            left -= plain
+            if left < 0 or len(block) < stored:
+                break
+            blocks.append(lz4.decompress(block, plain, asbytes=True) if plain else b"")
+        if left == 0 and not rest:
+            return memoryview(b"".join(blocks))
+    except (pa.ArrowException, OSError, ValueError):
+        blocks.clear()  # what looked like two numbers were none
+    return memoryview(lz4.decompress(content, size)).cast("B")
 
 
 def _count(octets: memoryview, at: int) -> int:

@@ -9,17 +9,20 @@ enter, the first of these that can be had:
 3. `dt2it/compiled/` in `XDG_CACHE_HOME`, or in `~/.cache`.
 
 In 2 and 3 each user and each kind of processor has a folder of its own: code for a CPU uses instructions that another
-one may lack, and PyTorch finds it by its source alone. It finds code for a GPU by the name of the card, too.
+one may lack, and PyTorch finds it by its source alone. It finds code for a GPU by the name of the card, too. A place is
+passed over where others may write to a folder above: they could put a folder of theirs there at any time.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import grp
 import hashlib
 import logging
 import os
 import platform
+import pwd
 import shutil
 import stat
 import tempfile
@@ -41,9 +44,8 @@ def use_private_cache() -> Path:
         return Path(given)
     faults = []
     for place in _places():
-        folder = place / f"{_processor()}-{os.geteuid()}"
         try:
-            _make_private(folder)
+            folder = _private(place)
         except OSError as error:
             faults.append(str(error))
             continue
@@ -72,9 +74,18 @@ def _places() -> list[Path]:
     return [place / "compiled" for place in places]
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder that only its owner may enter. Raises OSError where it cannot be made, or is somebody else's."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _private(place: Path) -> Path:
+    """The folder of this user and processor in a place, which its owner alone may enter; it is made if need be.
+
+    Raises:
+        OSError: it cannot be made, or is somebody else's, or others could put one of theirs there.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    place = place.resolve()  # what is checked is what is used
+    for above in (place, *place.parents):
+        if _others_may_write(above.stat()):
+            raise PermissionError(f"others may write to {above}, and could put code of theirs there")
+    folder = place / f"{_processor()}-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
@@ -84,6 +95,25 @@ def _make_private(folder: Path) -> None:
         raise PermissionError(f"others than its owner may enter {folder}: remove it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be written to")
+    return folder
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    """Whether somebody else than root may take away what lies in a folder and belongs to this user.
+
+    The group that Linux makes for each user, of the same name, does not count as others where nobody else is in it.
+    """
+    if found.st_uid not in (os.geteuid(), 0):
+        return True
+    if found.st_mode & stat.S_ISVTX:  # as of /tmp: only who owns a file or the folder may take it away
+        return False
+    if found.st_mode & stat.S_IWOTH or not found.st_mode & stat.S_IWGRP:
+        return bool(found.st_mode & stat.S_IWOTH)
+    try:
+        name, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(found.st_gid)
+    except KeyError:  # a number without a name, as in many containers: who is in the group is not known
+        return True
+    return group.gr_name != name or not {name}.issuperset(group.gr_mem)
 
 
 def _processor() -> str:

@@ -127,7 +127,7 @@ class _Segments:
 
     def put(self, part: torch.Tensor, whole: torch.Tensor) -> None:
         """Write what `take` gives, [count, heads, length, size], to its place in `whole`."""
-        rows = part.transpose(1, 2).flatten(0, 1)
+        rows = part.transpose(1, 2).flatten(0, 1).to(whole.dtype)  # under autocast it may have another type
         if self.places is None:
             whole.narrow(0, self.start, len(rows)).copy_(rows)
         else:
@@ -164,7 +164,12 @@ def attend(
 
     Returns:
         [patches, heads, size].
+
+    Raises:
+        ValueError: segments hold fewer or more patches than there are.
     """
+    if int(bounds[0]) or int(bounds[-1]) != len(query):  # else the rest would be whatever lay in memory
+        raise ValueError(f"segments from {int(bounds[0])} to {int(bounds[-1])} do not hold all {len(query)} patches")
     out = query.new_empty(query.shape)
     for part in _by_length(tuple(bounds.tolist()), query.device):
         asked, keys, values = part.take(query), part.take(key), part.take(value)

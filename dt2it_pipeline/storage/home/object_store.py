@@ -289,12 +289,17 @@ name a URL that fsspec knows, such as s3://bucket/folder
             if not (root / path).exists():  # of several frames the first one has brought all
                 self._get_blobs(root, {path: digest})
         except _Damaged:
-            if not shared.fetch(root / _medium(path)) or integrity.sha256_of(root / path) != digest:
+            whole = shared.fetch(root / _medium(path)) and (root / path).is_file()
+            if not whole or integrity.sha256_of(root / path) != digest:
                 raise
-            self._files.put([str(root / path)], [self._blob(digest)])
+            after = "copied there again"
+            try:
+                self._files.put([str(root / path)], [self._blob(digest)])
+            except Exception as error:  # every library has its own; who may only read there goes on all the same
+                after = f"is whole here, but cannot be copied there again ({type(error).__name__}: {error})"
             on_damage(
                 f"media/{path} in the object store {self.url} was damaged or missing; it was fetched from its source "
-                "and copied there again"
+                f"and {after}"
             )
 
     def _get_blobs(self, root: Path, media: Mapping[str, str]) -> None:

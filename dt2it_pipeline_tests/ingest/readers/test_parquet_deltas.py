@@ -225,3 +225,22 @@ def test_a_page_of_version_2_is_read_as_arrow_reads_it(said: bool | None, compre
         read(made)
     with pytest.raises((pa.ArrowException, OSError)):
         pq.read_table(io.BytesIO(made))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+@pytest.mark.parametrize("encoding", ENCODINGS.values())
+def test_hadoops_lz4_is_read_as_arrow_reads_it(monkeypatch: pytest.MonkeyPatch, blocks: int, encoding: int) -> None:
+    """Parquet's first LZ4 is blocks behind their sizes, as Hadoop wrote them, or a block alone, as others did."""
+    texts = [b"x" * (number % 50) for number in range(300)]
+    plain = deltas([0] * 300) * (encoding == DELTA_BYTE_ARRAY) + deltas([*map(len, texts)]) + b"".join(texts)
+    cut = len(plain) // 2 if blocks == 2 else len(plain)
+    content = b""
+    for part in filter(None, (plain[:cut], plain[cut:])):
+        packed = pa.compress(part, "lz4_raw", asbytes=True)
+        content += (len(part).to_bytes(4) + len(packed).to_bytes(4) if blocks else b"") + packed
+    monkeypatch.setattr(parquet_lies, "_ZSTD", 5)  # the number of that LZ4
+    made = parquet_lies.parquet([Page(content, len(plain), 300, encoding=encoding)], 300, 300, 99)
+    assert read(made) == pq.read_table(io.BytesIO(made)).to_pylist() == [{"question": text} for text in texts]
+    damaged = parquet_lies.parquet([Page(content[:-3], len(plain), 300, encoding=encoding)], 300, 300, 99)
+    with pytest.raises(SourceError, match="is no whole Parquet file"):
+        read(damaged)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import logging
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -74,6 +76,38 @@ def test_a_folder_that_others_could_fill_is_not_used(
         found = use_private_cache()
         assert found.is_relative_to(tmp_path / "own") and not caplog.records
     assert found != folder
+
+
+@pytest.mark.parametrize(("mode", "group", "taken"), [
+    (0o777, (), False), (0o1777, (), True), (0o755, (), True),
+    (0o775, (), True), (0o775, ("somebody",), False), (0o775, None, False),
+])  # fmt: skip
+def test_a_folder_that_others_could_put_another_in_the_place_of_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, group: tuple[str, ...] | None, taken: bool
+) -> None:
+    """`group`: who is in the group of the folders beside this user; None: nobody knows."""
+    user = pwd.getpwuid(os.geteuid()).pw_name
+
+    def group_of(number: int) -> grp.struct_group:
+        if group is None:
+            raise KeyError(number)
+        return grp.struct_group((user, "x", number, [user, *group]))
+
+    monkeypatch.setattr(grp, "getgrgid", group_of)
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(mode)
+    monkeypatch.setenv("DT2IT_HOME", str(home))
+    assert use_private_cache().is_relative_to(home if taken else tmp_path / "own")
+
+
+def test_a_link_above_the_folder_cannot_be_turned_elsewhere_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("DT2IT_HOME", str(tmp_path / "home"))
+    assert use_private_cache().is_relative_to(tmp_path / "real")
 
 
 def test_without_a_place_every_start_compiles_anew_and_says_so(

@@ -152,3 +152,18 @@ def test_the_operator_keeps_the_rules_of_custom_operators() -> None:
         given = torch.tensor(bounds, dtype=torch.int32)
         torch.library.opcheck(attend, (*states, given, 0.3))
         torch.library.opcheck(_gradients, (torch.ones(12, 2, 8), *fixed, given, 0.3))
+
+
+@pytest.mark.parametrize("bounds", [[0], [0, 4], [2, 10], [0, 4, 12]])
+def test_segments_that_do_not_hold_all_patches_are_refused(bounds: list[int]) -> None:
+    states = torch.randn(10, 2, 8)
+    with pytest.raises(ValueError, match=f"segments from {bounds[0]} to {bounds[-1]} do not hold all 10 patches"):
+        attend(states, states, states, torch.tensor(bounds), 0.3)
+
+
+def test_under_autocast_it_gives_the_type_that_it_was_given() -> None:
+    states, bounds = torch.randn(10, 2, 8), torch.tensor([0, 4, 6, 10])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(states, states, states, bounds, 0.3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, attend(states, states, states, bounds, 0.3), atol=0.05, rtol=0.05)

@@ -1,0 +1,37 @@
+"""How vLLM is started: what it took is free again when nobody holds it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dt2it_pipeline_tests.support.tiny import make_tiny
+
+_ENGINES = """
+import gc, json, sys, weakref
+from dt2it_pipeline.engines.vllm_engine import VllmEngine
+
+def made(found):
+    engine = VllmEngine(sys.argv[1], 512, 1)  # the first one imports vLLM, with this function on the stack
+    found += [weakref.ref(engine._llm), weakref.ref(engine._llm.llm_engine.engine_core)]
+    return engine
+
+first, others = [], []
+made(first)
+held = [made(others), made(others)]  # one is there while the other one starts
+del held[:]
+gc.collect()
+print(json.dumps([[each() is None for each in found] for found in (first, others)] + [gc.get_freeze_count()]))
+"""
+
+
+@pytest.mark.heavy
+def test_an_engine_that_nobody_holds_is_gone(tmp_path: Path) -> None:
+    """Else it keeps its memory, and ends the process groups of a later one when it goes."""
+    model = make_tiny(tmp_path / "model", hidden=128)
+    done = subprocess.run(
+        [sys.executable, "-c", _ENGINES, str(model)], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [[True] * 2, [True] * 4, 0]
