@@ -294,7 +294,7 @@ def main() -> None:
     print("\n" + figures.table(measured, peak))
     print("\n" + figures.notes(machine["card"], peak))
     if compared := figures.against_theirs(measured):
-        print("\n" + compared)
+        print("\n" + compared + ("" if machine["card"] else "\n" + figures.CPU_NOTE))
     if profiled := [result for result in results if result.profile]:
         print("\n" + figures.profile_table(profiled) + "\n\n" + figures.PROFILE_NOTE)
     if given.json:

@@ -35,6 +35,9 @@ all of it before the first step is done. "Waits for data" is the share of a step
 moves them to the device. Peak memory is {memory}."""
 _COLUMNS = ("unit", "tokens/s", "MFU", "with encoder", "peak memory, GiB", "first, s", "compile, s", "waits for data")
 _WIDTH = 120
+CPU_NOTE = """\
+Here the trainers ran one after the other on a CPU, so that other load moves the ratio.
+`python -m benchmarks.llamafactory` lets them take turns."""
 PROFILE_NOTE = """\
 Where a step's time goes, median ms (share), in the bare loop with images read at every step. Every part ends with a
 synchronisation of the device, so the sum is longer than a step of `bare`."""
@@ -161,7 +164,7 @@ def notes(card: str | None, peak: float | None) -> str:
         shown = f"{peak:g} TFLOP/s of {card}" if peak else f"which is not known of {card} (give --peak-tflops)"
         memory = "what PyTorch allocated on the GPU, and not shown of vLLM, which takes what it finds"
         text = _FORMULA.format(peak=shown) + " " + _READING.format(memory=memory)
-    return textwrap.fill(text, _WIDTH)
+    return textwrap.fill(text, _WIDTH, break_on_hyphens=False)
 
 
 def against_theirs(results: Sequence[Result]) -> str:

@@ -25,7 +25,7 @@ RecipeFile: TypeAlias = Annotated[
     typer.Option(
         metavar="FILE",
         help="Recipe (YAML).",
-        show_default="DT2IT_RECIPE, else the demo's",
+        show_default="DT2IT_RECIPE, else the project's only one, else the demo's",
     ),
 ]
 Json: TypeAlias = Annotated[

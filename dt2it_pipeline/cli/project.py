@@ -68,7 +68,7 @@ def check(
         typer.Option(
             metavar="FILE",
             help="Recipe: a file, or a name in configs/recipes.",
-            show_default="the project's, else demo",
+            show_default="DT2IT_RECIPE, else the project's only one, else the demo's",
         ),
     ] = None,
     home: Annotated[

@@ -22,7 +22,7 @@ class ComputeSettings(Settings):
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="put the layers through torch.compile: faster steps, and a first one that takes up to a minute. "
+        description="put the layers through torch.compile: faster steps, and a first one that takes about a minute. "
         "auto: on a GPU with a C compiler beside it",
     )
 

@@ -207,9 +207,6 @@ def load_recipe(path: str | Path | None = None) -> Recipe:
         >>> recipe.name, recipe.rounds, recipe.training.base_model
         ('demo', 2, 'demo')
 
-    Args:
-        path: YAML file; every setting has its unit, range and default in the section's class.
-
     Returns:
         The recipe: frozen, every setting checked and every default filled in.
 

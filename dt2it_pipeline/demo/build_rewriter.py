@@ -3,7 +3,7 @@
 The result is of use in the demo's small world alone. Asked with the pipeline's own prompt (`configs/prompts/restyle`),
 it puts a plain or verbose answer to a question for the shape into one plain sentence, and keeps what it says, right or
 wrong. That takes half a minute on a CPU core, and lets rewriting (`pairing.restyle`) be seen to keep pairs where no
-large model is to be had.
+large model is available.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def weight_type(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" and able else torch.float32
     if precision == "bfloat16" and not able:
         raise DeviceError(
-            f"precision: bfloat16 is not to be had on {torch.cuda.get_device_name(device)}, which has no such "
+            f"precision: bfloat16 does not run on {torch.cuda.get_device_name(device)}, which has no such "
             "arithmetic; set float32 (or auto)"
         )
     return _TYPES[precision]

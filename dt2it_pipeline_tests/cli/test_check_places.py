@@ -91,6 +91,16 @@ def test_a_folder_that_cannot_be_one_and_a_protocol_that_is_none(
     assert "Protocol not known: s4" in store_line(monkeypatch, "s4://bucket").text
 
 
+@pytest.mark.parametrize("url", ["file://shared/project", "shared/project", "file:shared/project", "s3:bucket"])
+def test_a_folder_that_would_depend_on_where_a_run_is_started_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = store_line(monkeypatch, url)
+    assert line.level == "error" and f"{url}: its path is not absolute; write file:///FOLDER" in line.text
+    assert not list(tmp_path.iterdir())
+
+
 class Keeps(MemoryFileSystem):
     """Files that nobody may remove."""
 

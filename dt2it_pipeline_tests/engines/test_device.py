@@ -22,7 +22,7 @@ def test_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, precision: str, abl
 def test_precision_that_the_gpu_cannot_do_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old Card")
-    with pytest.raises(DeviceError, match=r"bfloat16 is not to be had on Old Card.*set float32"):
+    with pytest.raises(DeviceError, match=r"bfloat16 does not run on Old Card.*set float32"):
         weight_type("bfloat16", CUDA)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from dt2it_pipeline.evaluate.benchmarks.metrics import MACRO, OVERALL, wilson_interval
 from dt2it_pipeline.evaluate.figure_style import COLOURS, GREY, INK, STYLE, svg_bytes
@@ -52,7 +52,8 @@ def accuracy_figure(table: Headline) -> Markup | None:
                 axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=1.6, alpha=0.55, zorder=2)
                 face = "white" if arm.kind == "ceiling" else colour
                 label = _short(arm.model, 40) if place == 0 else None
-                axes.plot([100 * cell.accuracy], [y], marker, color=colour, mfc=face, ms=6.5, zorder=3, label=label)
+                (mark,) = axes.plot([100 * cell.accuracy], [y], marker, color=colour, mfc=face, ms=6.5, label=label)
+                mark.set(zorder=3, clip_on=False)  # at 0 and 100 half of it lies outside the axes
         names = [f"{b}: {g}" if several else ("all groups pooled" if g == OVERALL else g) for b, g in table.columns]
         axes.set_yticks(range(len(columns)), [_wrapped(names[i]) for i in columns])
         for place in range(len(columns) - 1):
@@ -114,7 +115,10 @@ def probe_figure(rounds: Sequence[Round], before: Sequence[Quality]) -> Markup |
         for place, (_, (auc, low, high), colour) in enumerate(points):
             axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.6)
             axes.plot([auc], [place], "o", color=colour, ms=7)
-            axes.text(high + 0.012, place, f"{auc:.2f}", va="center", fontsize=9)
+            axes.text(
+                high + 0.012, place, f"{auc:.2f}", va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # where the dashed line would cross it
+            )  # fmt: skip
         axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(points)), [_wrapped(point[0]) for point in points])
         axes.set_ylim(len(points) - 0.4, -0.6)
@@ -174,6 +178,7 @@ def strength_figure(rounds: Sequence[Round], unit: str = "") -> Markup | None:
             _histograms(axes, parts, names, bins)
             axes.set_title(f"Round {number}")
             axes.axvline(0, color=INK, linewidth=0.8)
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set(xlabel=_short(f"strength, {unit}" if unit else "strength", 50), ylabel="pairs")
         seen: dict[str, Any] = {}
         for axes in grid.flat:
@@ -210,6 +215,7 @@ def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> Markup | N
                     markersize=3.5,
                     linewidth=1.7,
                     label=_short(name, 60) if axes is panels[-1] else None,
+                    clip_on=False,
                 )
         titles = ["Label accuracy", "Pairs kept"][-len(panels) :]
         for axes, title in zip(panels, titles, strict=True):
@@ -217,7 +223,7 @@ def call_figure(rounds: Sequence[tuple[int, Sequence[CallCurve]]]) -> Markup | N
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.yaxis.set_major_formatter("{x:.1f}")
+            axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))  # as many decimals as the ticks need
             axes.grid()
         figure.legend(loc="outside lower left")
         return _svg(figure, "calls")

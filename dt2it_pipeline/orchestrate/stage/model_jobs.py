@@ -192,7 +192,8 @@ def training_metadata(checkpoint: Artifact) -> dict[str, Any]:
     if not log:
         return {}
     last = log[-1]
-    lost = {key: checkpoint.metadata.get(key) for key in ("pairs", "pairs_too_long")}
-    shown: dict[str, Any] = {key: value for key, value in lost.items() if value is not None}
-    shown |= {key: last[key] for key in ("loss", "accuracy", "learning_rate", "pairs_per_second") if key in last}
+    # The log has the speed of single steps; the summary has that of the training.
+    whole = {key: checkpoint.metadata.get(key) for key in ("pairs", "pairs_too_long", "pairs_per_second")}
+    shown: dict[str, Any] = {key: value for key, value in whole.items() if value is not None}
+    shown |= {key: last[key] for key in ("loss", "accuracy", "learning_rate") if key in last}
     return shown | {"training_curve": training_curve(log, validation_log(checkpoint))}

@@ -219,7 +219,7 @@ def _base_folder(folder: Path, name: Any, *, given: bool) -> Path:
     except CheckpointError as error:
         origin = "the base model that was given" if given else "the base model that its adapter_config.json names"
         raise CheckpointError(
-            f"{folder} is an adapter (LoRA), and {origin}, {name}, is not to be had here ({error}); merge the adapter "
+            f"{folder} is an adapter (LoRA), and {origin}, {name}, is not here ({error}); merge the adapter "
             f"with a folder of it by: {command}"
         ) from error
     if (found / ADAPTER_CONFIG).is_file():

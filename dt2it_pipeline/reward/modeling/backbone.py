@@ -76,7 +76,7 @@ def load_backbone(
             device_map=None if device is None or device.type == "cpu" else {"": device},
         )
     except ImportError as error:
-        raise ValueError(f"attention {attention!r} is not to be had here: {error}; use 'sdpa'") from error
+        raise ValueError(f"attention {attention!r} does not work here: {error}; use 'sdpa'") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}; copy or export the checkpoint again") from error
     missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])

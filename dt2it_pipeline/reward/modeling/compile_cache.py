@@ -54,7 +54,7 @@ def use_private_cache() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="dt2it-compiled-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         logging.getLogger(__name__).warning(
-            "no folder is to be had for what torch.compile makes, so that every start compiles anew (%s); set %s to a "
+            "no folder can keep what torch.compile makes, so that every start compiles anew (%s); set %s to a "
             "folder that nobody else may write to",
             "; ".join(faults) or "there is no home",
             VARIABLE,

@@ -52,9 +52,14 @@ class Compilation:
         '41.2 s for 6 graphs, 2 recompilations, 0 graph breaks; 8 of 10 pieces of code came from the cache'
         """
         return (
-            f"{self.seconds:.1f} s for {self.graphs} graphs, {self.recompilations} recompilations, {self.graph_breaks} "
-            f"graph breaks; {self.cached} of {self.cached + self.compiled} pieces of code came from the cache"
+            f"{self.seconds:.1f} s for {_counted(self.graphs, 'graph')}, "
+            f"{_counted(self.recompilations, 'recompilation')}, {_counted(self.graph_breaks, 'graph break')}; "
+            f"{self.cached} of {_counted(self.cached + self.compiled, 'piece')} of code came from the cache"
         )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def slowest(found: Iterable[Compilation]) -> Compilation:

@@ -60,7 +60,7 @@ def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
         return False
     fault = compile_fault(device.type)
     if fault and wanted is True:
-        raise DeviceError(f"compile: true is not to be had here: {fault}; set false (or auto)")
+        raise DeviceError(f"compile: true does not work here: {fault}; set false (or auto)")
     if fault:
         _say_once(f"layers are not compiled, and attention is sdpa unless set: {fault}")
     return not fault

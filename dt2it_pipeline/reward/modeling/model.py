@@ -141,7 +141,7 @@ class RewardNetwork(nn.Module):
             attention: `sdpa`, `sdpa_blocks`, `flex` or another implementation of transformers; see
                 `attention.layer_mask`. None or `auto`: the one that suits the device.
             device: where the weights are put as they are read.
-            compile: put layers through torch.compile; the first batches then take up to a minute, later ones less.
+            compile: put layers through torch.compile; the first batches then take about a minute, later ones less.
             each: called with the name of each weight of the backbone and the weight, as soon as it is in its place.
                 Weights come one after the other then, and `each` may divide them among ranks: the whole backbone is
                 never there.

@@ -74,7 +74,7 @@ class ObjectStore:
             reads them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
 
     Raises:
-        ObjectStoreError: there is no such protocol, or its library is not installed.
+        ObjectStoreError: there is no such protocol, its library is not installed, or a folder's path is not absolute.
 
     Examples:
         >>> ObjectStore("memory://example").has("debiased_pairs", "3f2a")
@@ -90,7 +90,11 @@ name a URL that fsspec knows, such as s3://bucket/folder
         import fsspec
 
         self.url = url.rstrip("/")
-        folders = {"auto_mkdir": True} if fsspec.core.split_protocol(url)[0] in (None, "file", "local") else {}
+        protocol, path = fsspec.core.split_protocol(self.url)
+        local = protocol in (None, "file", "local")
+        if local and not Path(path.removeprefix("file:")).expanduser().is_absolute():
+            raise ObjectStoreError(f"object store {url}: its path is not absolute; write file:///FOLDER")
+        folders = {"auto_mkdir": True} if local else {}
         try:
             # What other machines store must be seen, so nothing is remembered of what was there.
             # fsspec would hand out an earlier instance, made with the credentials that the environment had then.

@@ -52,7 +52,13 @@ def test_the_curve_shows_held_out_pairs_where_there_are_some(tmp_path: Path, mon
     assert lines[2:] == [("loss of held-out pairs", [2], [0.4]), ("accuracy of held-out pairs", [2], [0.75])]
 
 
-def test_the_curve_is_a_image() -> None:
+def test_pairs_per_second_are_those_of_the_training_and_not_of_its_last_step(tmp_path: Path) -> None:
+    rows = [row | {"pairs_per_second": 42.44} for row in LOG]
+    (tmp_path / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_metadata(Artifact({}, {"pairs_per_second": 41.59}, tmp_path))["pairs_per_second"] == 41.59
+
+
+def test_the_curve_is_an_image() -> None:
     text = training_curve(LOG, LOG[1:]).md_str or ""
     assert base64.b64decode(text.split("base64,")[1].rstrip(")"))[:4] == b"\x89PNG"
 

@@ -297,7 +297,7 @@ def test_a_base_model_that_is_not_there_is_named_with_the_command(
     save_file(value_head(make_head()), lora / "value_head.safetensors")
     for name in ("Qwen/Qwen3-VL-8B-Instruct", str(tmp_path / "gone")):
         command = f"dt2it convert {lora} DESTINATION --base-model"
-        with pytest.raises(CheckpointError, match=rf"adapter_config\.json names, {name}, is not to be .*{command}"):
+        with pytest.raises(CheckpointError, match=rf"adapter_config\.json names, {name}, is not here \(.*{command}"):
             RewardModel.from_pretrained(named(lora, name))
     printed = " ".join(failing("convert", lora, tmp_path / "made").split())
     assert "--base-model BASE_MODEL_FOLDER" in printed and not (tmp_path / "made").exists()

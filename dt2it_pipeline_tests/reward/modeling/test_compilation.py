@@ -93,9 +93,7 @@ def test_the_log_has_one_line_and_the_summary_all_figures(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO):
         log_compilation(found)
     (line,) = [each.getMessage() for each in caplog.records]
-    assert line.startswith(
-        "torch.compile: 40.0 s for 6 graphs, 1 recompilations, 0 graph breaks; 0 of 8 pieces of code"
-    )
+    assert line.startswith("torch.compile: 40.0 s for 6 graphs, 1 recompilation, 0 graph breaks; 0 of 8 pieces of code")
     assert found.summary() == {
         "compile_seconds": 40.0, "compile_graphs": 6, "compile_recompilations": 1, "compile_graph_breaks": 0,
         "compile_cached": 0, "compile_compiled": 8, "compile_given_up": 0,

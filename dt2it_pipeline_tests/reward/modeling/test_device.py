@@ -42,7 +42,7 @@ def test_a_gpu_without_compiler_gets_sdpa_and_says_so_once(
     assert len(caplog.records) == 1
     assert "no compiler (gcc, clang, cc" in caplog.text
     assert attention_for("auto", CUDA) == "sdpa"
-    with pytest.raises(DeviceError, match="compile: true is not to be had here: there is no compiler"):
+    with pytest.raises(DeviceError, match="compile: true does not work here: there is no compiler"):
         compiles(True, CUDA)
     with pytest.raises(DeviceError, match="attention: flex is compiled on a GPU"):
         attention_for("flex", CUDA)
