@@ -98,7 +98,7 @@ def pages_of(chunk: bytes, values: int) -> Pages:
             if apart is not None and not (min(levels) >= 0 and apart <= min(stored, unpacked)):
                 raise PageError(f"a page of {unpacked:,} bytes gives {apart:,} bytes for its levels")
             content = memoryview(chunk)[at : at + stored]
-            compressed = kind == _DATA or body.get(_COMPRESSED) is not False  # True where nothing is said
+            compressed = kind == _DATA or body.get(_COMPRESSED) is not False  # by default they are
             deltas.append(DeltaPage(content, unpacked, count, encoding, apart, (levels[0], levels[1]), compressed))
         at += stored
         size += unpacked

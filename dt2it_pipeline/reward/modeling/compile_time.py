@@ -70,3 +70,11 @@ def slowest(found: Iterable[Compilation]) -> Compilation:
 def log_compilation(found: Compilation) -> None:
     """Log in one line what compiling took."""
     _logger.info("torch.compile: %s", found.in_words())
+
+
+def recorded(found: Iterable[Compilation], *, log: bool = True) -> dict[str, float | int]:
+    """What compiling took the slowest of several processes, for the summary of their job; logged where `log` is set."""
+    longest = slowest(found)
+    if log:
+        log_compilation(longest)
+    return longest.summary()

@@ -25,7 +25,7 @@ from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.compile_time import Compilation, log_compilation, slowest
+from dt2it_pipeline.reward.modeling.compile_time import Compilation, recorded
 from dt2it_pipeline.reward.scoring.image_size import image_size
 from dt2it_pipeline.storage import atomic, finished_work, integrity, records, schemas
 
@@ -136,9 +136,7 @@ def run(job: ScoreJob, report: Reporter) -> Summary:
 
     summary = _merge(job, responses, len(shards))
     if compiled:
-        compilation = slowest(compiled.values())
-        summary |= compilation.summary()
-        log_compilation(compilation)
+        summary |= recorded(compiled.values())
     seconds = time.perf_counter() - started
     return summary | {
         "shards": len(shards),

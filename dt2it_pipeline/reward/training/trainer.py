@@ -24,7 +24,7 @@ from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling import lora
 from dt2it_pipeline.reward.modeling.compilation import compiled_so_far
-from dt2it_pipeline.reward.modeling.compile_time import log_compilation, slowest
+from dt2it_pipeline.reward.modeling.compile_time import recorded
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.reward.training import checkpointing, validation
@@ -188,10 +188,8 @@ class Trainer:
             "vision_cached": self.data.vision_cached,
         }
         if self.model.compiled:
-            compilation = slowest(self.group.gather(compiled_so_far() - self.compiled_before))
-            summary |= compilation.summary()
-            if self.group.rank == 0:
-                log_compilation(compilation)
+            found = self.group.gather(compiled_so_far() - self.compiled_before)
+            summary |= recorded(found, log=self.group.rank == 0)
         if self.job.micro_batch is not None:
             summary["micro_batch"] = self.job.micro_batch.in_words()
         summary |= self.examples.report()
@@ -352,10 +350,7 @@ class Trainer:
         return row
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """All weights on rank 0, in the type of training, the head from its float32 master; nothing on other ranks.
-
-        Every rank must call it.
-        """
+        """On rank 0 all weights in the type of training, the head from its float32 master. Every rank must call it."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         head = safe_get_full_fp32_param(self.model.head.weight)
