@@ -5,33 +5,45 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline_tests.support.served import OUR_COMMAND, free_port
 
+_WAITS = """
+from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
+ensure_torchvision()
+import zmq
+from vllm.utils.network_utils import get_open_zmq_ipc_path, zmq_socket_ctx
+from vllm.v1.engine import utils
+from dt2it_pipeline.serve.vllm_server import keep_interrupts
 
-def test_an_interrupt_passes_through_the_wait_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    ensure_torchvision()
-    import zmq
-    from vllm.utils.network_utils import get_open_zmq_ipc_path, zmq_socket_ctx
-    from vllm.v1.engine import utils
+def passes(context):
+    try:
+        with context(get_open_zmq_ipc_path(), zmq.ROUTER, bind=True):
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return True
+    return False
 
-    from dt2it_pipeline.serve.vllm_server import keep_interrupts
+print("vllm", passes(zmq_socket_ctx))
+keep_interrupts()
+print("ours", passes(utils.zmq_socket_ctx))
+with utils.zmq_socket_ctx(get_open_zmq_ipc_path(), zmq.ROUTER, bind=True) as socket:
+    print("closed inside", socket.closed)
+print("closed behind", socket.closed)
+"""
 
-    monkeypatch.setattr(utils, "zmq_socket_ctx", zmq_socket_ctx)
-    with zmq_socket_ctx(get_open_zmq_ipc_path(), zmq.ROUTER, bind=True):
-        raise KeyboardInterrupt  # vLLM drops it: when it no longer does, keep_interrupts can go
-    keep_interrupts()
-    with pytest.raises(KeyboardInterrupt), utils.zmq_socket_ctx(get_open_zmq_ipc_path(), zmq.ROUTER, bind=True):
-        raise KeyboardInterrupt
-    with utils.zmq_socket_ctx(get_open_zmq_ipc_path(), zmq.ROUTER, bind=True) as socket:
-        assert not socket.closed
-    assert socket.closed
+
+def test_an_interrupt_passes_through_the_wait_for_the_engine() -> None:
+    done = subprocess.run([sys.executable, "-c", _WAITS], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # vLLM drops it: when it no longer does, keep_interrupts can go
+    assert done.stdout.splitlines()[-4:] == ["vllm False", "ours True", "closed inside False", "closed behind True"]
 
 
 @pytest.mark.heavy
