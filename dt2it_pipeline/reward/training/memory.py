@@ -10,9 +10,9 @@ model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as Dee
     buffers     b buckets     gradients on their way to other ranks, twice where communication overlaps
                 b live        in stage 3: weights that are gathered at once, no more than all
 
-That is the end of a backward pass. In stage 3 a forward pass may hold more. It has the sums of gradients alone, 4 P / N,
-and the gather under way, b prefetch (no more than all), from which the live weights are copied. The greater counts: the
-forward pass where few weights are trained, as with LoRA.
+That is the end of a backward pass. In stage 3 a forward pass may hold more. It has the sums of gradients alone,
+4 P / N, and the gather under way, b prefetch (no more than all), from which the live weights are copied. The greater
+counts: the forward pass where few weights are trained, as with LoRA.
 
 Weights and optimiser are those of ZeRO (arXiv 1910.02054, section 3.1). Its gradients are 2 P; DeepSpeed holds more,
 which was measured on a CPU (test_memory.py). In stages 0 and 1, which no configuration of ours has, 4 P are taken.
