@@ -141,7 +141,7 @@ def _train(job: TrainJob, work: Path, report: Report) -> dict[str, Any]:
 
     log, processes = work / "training.log", job.settings.processes
     ranks = Resources(processes, hostfile=hostfile_path(job.settings), environment=rank_environment(processes))
-    with log.open("w", encoding="utf-8") as kept:
+    with log.open("w", buffering=1, encoding="utf-8") as kept:  # line by line, for whoever watches it
 
         def read(line: str) -> None:
             kept.write(line)

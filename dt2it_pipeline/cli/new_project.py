@@ -228,7 +228,7 @@ sampling:
 training:
   base_model: {model}
   processes: 1                  # one per GPU
-  deepspeed_config: zero2
+  deepspeed_config: zero2_one_gpu   # small buffers, since nothing is exchanged; zero2 with several processes
   precision: bfloat16
   lora: {{rank: 16, alpha: 32}}   # remove the line to train all weights; then 1.0e-5 is a usual learning rate
   learning_rate: 1.0e-4

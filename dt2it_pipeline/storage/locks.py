@@ -64,6 +64,21 @@ def hold_until_exit(path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def share_until_exit(path: Path, alone: Callable[[], None]) -> None:
+    """Hold the lock of a file (made if absent) together with other processes, until this one ends.
+
+    Args:
+        path: the lock's file, in a folder that exists.
+        alone: is called first where no other process holds the lock; none gets it until it returns.
+    """
+    descriptor = _opened(path, os.O_CREAT)
+    with contextlib.suppress(OSError):  # another process holds it, or the file system has no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone()
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
 def is_free(path: Path) -> bool:
     """Whether a lock's file is there and no process holds it."""
     try:

@@ -79,10 +79,16 @@ def test_gc_lists_and_removes_what_nothing_needs_and_nothing_else(tmp_path: Path
         (folder / "half").write_text("half")
     index = store.media / "index.0.sqlite"
     index.write_bytes(b"x" * 3000)
+    compiled = [store.cache / "compiled" / name for name in ("processor-0", "other-0")]
+    for folder in compiled:
+        folder.mkdir(parents=True)
+        (folder / "code.so").write_text("code")
     aged(tmp_path)
+    long_ago = time.time() - 31 * 24 * 3600
+    os.utime(compiled[0] / "code.so", (long_ago, long_ago))
     going_on = store.work("training_pairs", "next", "0")  # fresh: the next run goes on from it
     (going_on / "half").write_text("half")
-    held = {old, orphan, *work, index}
+    held = {old, orphan, *work, index, compiled[0]}
     names = {str(path) for path in held}
     found = json.loads(dt2it("gc", "--home", tmp_path, "--json"))
     assert {each["path"] for each in found["unneeded"]} == names and not found["removed"]
@@ -94,7 +100,7 @@ def test_gc_lists_and_removes_what_nothing_needs_and_nothing_else(tmp_path: Path
 
     dt2it("gc", "--home", tmp_path, "--remove")
     assert not any(path.exists() for path in held)
-    assert kept.exists() and of_a_round.exists() and (going_on / "half").exists()
+    assert kept.exists() and of_a_round.exists() and (going_on / "half").exists() and compiled[1].exists()
     # The image that only the old version named goes next.
     assert len(json.loads(dt2it("gc", "--home", tmp_path, "--remove", "--json"))["unneeded"]) == 1
     assert dt2it("gc", "--home", tmp_path).rstrip() == f"{tmp_path}: 0 not needed, 0 B"

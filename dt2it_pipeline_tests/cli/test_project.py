@@ -15,6 +15,7 @@ from dt2it_pipeline.cli.checks.flight_check import flight_check
 from dt2it_pipeline.cli.project import setting_lines
 from dt2it_pipeline.config import load_recipe, recipe_schema, settings_reference
 from dt2it_pipeline.config.paths import shipped_configs
+from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.config.reference import section_descriptions
 from dt2it_pipeline.definitions import build_defs
 from dt2it_pipeline.engines.launch.ranks import write_remote_environment
@@ -151,6 +152,9 @@ def test_pairs_of_ones_own_get_a_manifest_and_what_is_missing_is_said(
     prompts, pairs = load_catalogue(recipe.datasets)
     assert (prompts.kind, pairs.name, pairs.kind, pairs.path) == ("prompts", "my_pairs", "preferences", str(data))
     build_defs(recipe, tmp_path / "home")
+    zero = read_deepspeed_config(recipe.training.deepspeed_config)["zero_optimization"]
+    assert recipe.training.processes == 1 and not zero["overlap_comm"]  # nobody to exchange gradients with
+    assert zero["reduce_bucket_size"] < 50_000_000  # at 200 million and twice, as for eight GPUs, 0.8 GB in bfloat16
     schema = json.loads(Path("configs/manifest.schema.json").read_text())
     for file in Path("configs/datasets").glob("*.yaml"):
         assert file.read_text().startswith("# yaml-language-server: $schema=../manifest.schema.json\n")

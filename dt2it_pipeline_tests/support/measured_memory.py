@@ -4,12 +4,16 @@
 
 Every rank leaves `memory.rank0.json` beside the job's file: the most bytes that it has had to itself (pages of files
 that it maps do not count) before the model was loaded (`base`), until it was loaded (`loaded`), until DeepSpeed was
-handed it (`divided`), until the last step was done (`trained`), and while the checkpoint was saved (`saved`).
+handed it (`divided`), until the last step was done (`trained`: the greater of `forward`, in forward passes, and
+`elsewhere`), and while the checkpoint was saved (`saved`). Also: what it has after the last step beside `base` and all
+tensors, which libraries have kept from their calls (`libraries`), and the most bytes that ZeRO-3 gathered at once
+(`gathered`).
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -39,36 +43,81 @@ def own_memory() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024
 
 
+def tensor_bytes() -> int:
+    """Bytes of all tensors of this process, each piece of memory once."""
+    import torch
+
+    pieces: dict[int, int] = {}
+    for each in gc.get_objects():
+        if isinstance(each, torch.Tensor):
+            for tensor in (each, each.grad if each.is_leaf else None, getattr(each, "ds_tensor", None)):
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    pieces[storage.data_ptr()] = storage.nbytes()
+    return sum(pieces.values())
+
+
 def main() -> None:
     """Run the job that the command line names."""
     import deepspeed
+    import deepspeed.comm as exchange
 
     from dt2it_pipeline.reward.training import trainer
 
     for name in _IMPORTED:
         importlib.import_module(name)
-    most, found = [0], dict[str, int]()
+    most, found = {"": 0, "forward": 0}, {"gathered": 0}
+    phase = [""]
 
     def watch() -> None:
         while True:
-            most[0] = max(most[0], own_memory())
-            time.sleep(0.002)
+            now = phase[0]
+            most[now] = max(most[now], own_memory())
+            time.sleep(0.001)
 
     def noting(name: str, function: Callable[..., Any], *, before: bool = True) -> Callable[..., Any]:
         @functools.wraps(function)
         def noted(*given: Any, **named: Any) -> Any:
             if before:
-                found[name] = most[0]
+                found[name] = max(most.values())
             result = function(*given, **named)
             if not before:
-                found[name] = most[0]
+                found[name] = max(most.values())
             return result
 
         return noted
 
+    def in_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any, **named: Any) -> Any:
+            phase[0] = "forward"
+            try:
+                return function(*given, **named)
+            finally:
+                phase[0] = ""
+
+        return called
+
+    def step(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any, **named: Any) -> Any:
+            result = function(*given, **named)
+            found["forward"], found["elsewhere"] = most["forward"], most[""]
+            found["libraries"] = own_memory() - found["base"] - tensor_bytes()
+            return result
+
+        return called
+
+    def gather(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(output: Any, *given: Any, **named: Any) -> Any:
+            found["gathered"] = max(found["gathered"], output.nbytes)
+            return function(output, *given, **named)
+
+        return called
+
     trainer.load_network = noting("base", noting("loaded", trainer.load_network, before=False))
     deepspeed.initialize = noting("divided", deepspeed.initialize)
-    trainer.Trainer._step = noting("trained", trainer.Trainer._step, before=False)  # type: ignore[method-assign]
+    trainer.Trainer._step = step(noting("trained", trainer.Trainer._step, before=False))  # type: ignore[method-assign]
+    trainer.Trainer._forward = in_forward(trainer.Trainer._forward)  # type: ignore[method-assign]
+    exchange.allgather_fn = gather(exchange.allgather_fn)
     trainer.Trainer.save = noting("saved", trainer.Trainer.save, before=False)  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)

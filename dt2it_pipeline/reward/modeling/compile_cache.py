@@ -10,7 +10,8 @@ enter, the first of these that can be had:
 
 In 2 and 3 each user and each kind of processor has a folder of its own: code for a CPU uses instructions that another
 one may lack, and PyTorch finds it by its source alone. It finds code for a GPU by the name of the card, too. A place is
-passed over where others may write to a folder above: they could put a folder of theirs there at any time.
+passed over where others may write to a folder above: they could put a folder of theirs there at any time. Old code in
+it is removed at a start (storage/home/compiled_code.py).
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ import stat
 import tempfile
 from pathlib import Path
 
+from dt2it_pipeline.storage.home import compiled_code
+
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _FEATURES = ("model name", "flags", "Features")  # lines of /proc/cpuinfo
+_logger = logging.getLogger(__name__)
+_held: set[tuple[Path, int]] = set()  # folders, each with the process that holds it
 
 
 def use_private_cache() -> Path:
@@ -41,6 +46,8 @@ def use_private_cache() -> Path:
 
     given = os.environ.get(VARIABLE)
     if given and Path(given) != Path(default_cache_dir()):  # PyTorch sets the variable, too, once it has compiled
+        if (Path(given) / compiled_code.LOCK).exists():  # ours, as a process above this one has found it
+            _hold(Path(given))
         return Path(given)
     faults = []
     for place in _places():
@@ -49,11 +56,12 @@ def use_private_cache() -> Path:
         except OSError as error:
             faults.append(str(error))
             continue
+        _hold(folder)
         break
     else:
         folder = Path(tempfile.mkdtemp(prefix="dt2it-compiled-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        logging.getLogger(__name__).warning(
+        _logger.warning(
             "no folder can keep what torch.compile makes, so that every start compiles anew (%s); set %s to a "
             "folder that nobody else may write to",
             "; ".join(faults) or "there is no home",
@@ -61,6 +69,23 @@ def use_private_cache() -> Path:
         )
     os.environ[VARIABLE] = str(folder)
     return folder
+
+
+def _hold(folder: Path) -> None:
+    """Remove what is old or too much in a folder, and keep other processes from it until this one ends."""
+    if (folder, os.getpid()) in _held:
+        return
+    _held.add((folder, os.getpid()))
+    with contextlib.suppress(OSError):
+        if removed := compiled_code.prune_and_hold(folder):
+            _logger.info(
+                "removed %.0f MiB of compiled code in %s: nothing had used it for %d days, or there was more than %.0f "
+                "GiB",
+                removed / 2**20,
+                folder,
+                compiled_code.DAYS,
+                compiled_code.MOST_BYTES / 2**30,
+            )
 
 
 def _places() -> list[Path]:

@@ -27,7 +27,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_bytes,
     feature_table,
 )
-from dt2it_pipeline.reward.errors import ScoringError
+from dt2it_pipeline.reward.errors import ScoringError, ran_out
 from dt2it_pipeline.reward.modeling.device import compiles
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
@@ -200,28 +200,34 @@ class Scorer:
         scores: dict[str, float],
         faults: dict[str, tuple[str, str]],
     ) -> None:
-        """Score a batch; where the GPU's memory does not suffice, in halves."""
+        """Score a batch; where memory does not suffice, in halves."""
         try:
             self._score_at_once(members, registry, table, scores, faults)
             return
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not ran_out(error):
+                raise
             if len(members) == 1:
                 tokens = len(members[0][0])
                 raise ScoringError(
-                    f"the GPU's memory does not suffice for one sequence of {tokens:,} tokens (a prompt with its "
+                    f"{self._memory()} does not suffice for one sequence of {tokens:,} tokens (a prompt with its "
                     "responses); lower scoring.tokens_per_batch, scoring.max_length or scoring.max_pixels"
                 ) from error
         torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
         if not self._halved:
             self._halved = True
             logging.getLogger(__name__).warning(
-                "the GPU's memory does not suffice for a batch of %d tokens, which is split in halves; a smaller "
+                "%s does not suffice for a batch of %s tokens, which is split in halves; a smaller "
                 "scoring.tokens_per_batch saves the attempts",
-                sum(len(row) for row, _ in members),
+                self._memory(),
+                f"{sum(len(row) for row, _ in members):,}",
             )
         middle = len(members) // 2
         for half in (members[:middle], members[middle:]):
             self._score_batch(half, registry, table, scores, faults)
+
+    def _memory(self) -> str:
+        return "the GPU's memory" if self.device.type == "cuda" else "this machine's memory"
 
     def _score_at_once(
         self,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.reward.data.vision_features import Ranks
-from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.errors import TrainingError, ran_out
 from dt2it_pipeline.storage import atomic, content_ids, finished_work
 from dt2it_pipeline.storage.private import foreign_file
 
@@ -193,8 +193,6 @@ class _PlainFiles:
     def load(self, path: str, map_location: Any = None) -> Any:
         """What a file holds. Raises TrainingError, which names file and class, where it is no training state."""
         import torch
-
-        from dt2it_pipeline.reward.training.out_of_memory import ran_out
 
         try:
             with torch.serialization.safe_globals(_classes()), warnings.catch_warnings():

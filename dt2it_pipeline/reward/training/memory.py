@@ -1,8 +1,7 @@
 """An estimate of the GPU memory that training takes, from the headers of the weights; no model is loaded.
 
-Bytes per GPU at the end of a backward pass, when most is held, for P trained parameters and F frozen ones (the vision
-encoder; with LoRA the language model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed
-keeps them:
+Bytes per GPU when most is held, for P trained parameters and F frozen ones (the vision encoder; with LoRA the language
+model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed keeps them:
 
     weights     b (P + F)     / N in stage 3
     optimiser   12 P          / N from stage 1 on: float32 copy and AdamW's two moments
@@ -10,7 +9,10 @@ keeps them:
                 8 P / N       in stage 3: sums over passes and a copy for the update; 12 P / N in bfloat16
     buffers     b buckets     gradients on their way to other ranks, twice where communication overlaps
                 b live        in stage 3: weights that are gathered at once, no more than all
-                b prefetch    in stage 3: the gather under way, from which they are copied, no more than all
+
+That is the end of a backward pass. In stage 3 a forward pass may hold more. It has the sums of gradients alone,
+4 P / N, and the gather under way, b prefetch (no more than all), from which the live weights are copied. The greater
+counts: the forward pass where few weights are trained, as with LoRA.
 
 Weights and optimiser are those of ZeRO (arXiv 1910.02054, section 3.1). Its gradients are 2 P; DeepSpeed holds more,
 which was measured on a CPU (test_memory.py). In stages 0 and 1, which no configuration of ours has, 4 P are taken.
@@ -117,16 +119,19 @@ def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Ma
     ranks = settings.processes
     trained = parameters.language if settings.lora is None else _adapters(parameters, settings.lora)
     held = parameters.total + (0 if settings.lora is None else trained)
+    gradients = (12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1)
     buffers = 0
     if stage >= 2:
         overlaps = zero.get("overlap_comm", stage == 3)
         buffers = int(zero.get("reduce_bucket_size", _BUCKET)) * (2 if overlaps else 1)
     if stage == 3:
-        for name, default in (("stage3_max_live_parameters", _LIVE), ("stage3_prefetch_bucket_size", _PREFETCH)):
-            buffers += min(held, int(zero.get(name, default)))
+        buffers += min(held, int(zero.get("stage3_max_live_parameters", _LIVE)))
+        gathered, sums = min(held, int(zero.get("stage3_prefetch_bucket_size", _PREFETCH))), 4 * trained / ranks
+        if sums + width * gathered > gradients:
+            gradients, buffers = sums, buffers + gathered
     return Estimate(
         weights=width * held / (ranks if stage == 3 else 1),
-        gradients=(12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1),
+        gradients=gradients,
         optimiser=12 * trained / (ranks if stage >= 1 else 1),
         buffers=width * buffers,
     )

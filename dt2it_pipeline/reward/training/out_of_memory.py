@@ -33,12 +33,7 @@ from dt2it_pipeline.storage.atomic import StoreError, write_json_atomic
 
 _NOTE = "out_of_memory.json"
 _LEAST_TOKENS = 16  # of the setting micro_batch_tokens
-# How libraries word a failed allocation where its error has no class of its own: PyTorch on a CPU and on a GPU, in an
-# error of torch.compile too, cuBLAS, cuDNN, NCCL.
-_WORDS = re.compile(
-    "can't allocate memory|CUDA error: out of memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|CUDNN_STATUS_ALLOC_FAILED|Failed to CUDA [mc]alloc|Cuda failure (?:\d+ )?'out of memory'"
-)
+_SOURCE = re.compile(r"^\[enforce fail at [^]]*\] .*?\. (?=\w)")  # where PyTorch's allocator for a CPU says it was
 _logger = logging.getLogger(__name__)
 
 
@@ -63,19 +58,6 @@ class Place:
         self.at, self.examples = f"while {what} was saved", 0
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, on a GPU or on the host.
-
-    >>> ran_out(MemoryError()), ran_out(RuntimeError("DefaultCPUAllocator: can't allocate memory")), ran_out(OSError())
-    (True, True, False)
-    """
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
-
-
 def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: BaseException) -> TrainingError:
     """The error that ends a rank whose memory ran out; a note for `launch_training` is left where less may suffice.
 
@@ -88,7 +70,8 @@ def memory_error(job: TrainJob, place: Place, rank: int, ranks: int, error: Base
         ranks: how many there are.
         error: what was raised.
     """
-    reason = ". ".join(str(error).partition("\n")[0].split(". ")[:2]).strip().rstrip(".") or type(error).__name__
+    reason = _SOURCE.sub("", str(error).partition("\n")[0])
+    reason = ". ".join(reason.split(". ")[:2]).strip().rstrip(".") or type(error).__name__
     where = f"{place.at}, rank {rank} of {ranks}"
     if job.micro_batch is None and place.examples > 1:
         smaller = _half(job.settings, place)
@@ -135,7 +118,7 @@ def _as_noted(job: TrainJob, say: Callable[[str], None]) -> TrainJob:
     say(
         f"memory ran out {note.get('where')} ({note.get('reason')}); training goes on from its last saved state with "
         f"half the micro-batch, {smaller.in_words()}: each step has the same pairs, so that the result differs by "
-        f"{differs}. Later starts with these settings do the same; on a larger GPU remove {file} first"
+        f"{differs}. Later starts with these settings do the same; with more memory, remove {file} first"
     )
     return job.model_copy(update={"micro_batch": smaller})
 

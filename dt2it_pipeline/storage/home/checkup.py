@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.storage import locks
 from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline.storage.atomic import StoreError
+from dt2it_pipeline.storage.home.compiled_code import DAYS, unused_folders
 
 _CURRENT, _MANIFEST = "current", "manifest.json"
 _FRESH = 24 * 3600.0  # seconds; what has changed since may belong to something that is just being made
@@ -133,8 +134,9 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
     """What can be removed from a home without loss to any artifact in force.
 
     These are: versions that are not in force, work of attempts that a later version or attempt has replaced, media that
-    no version names, and caches that are damaged or of another version. What has changed within a day stays, and all
-    media do where an artifact cannot be read: nobody knows what it names.
+    no version names, caches that are damaged or of another version, and folders of compiled code that nothing has used
+    for long. What has changed within a day stays, and all media do where an artifact cannot be read: nobody knows what
+    it names.
 
     Args:
         store: of the home. Nothing may run in it meanwhile; see `at_work`.
@@ -147,6 +149,10 @@ def unneeded(store: Store, media_index: Path) -> list[Unneeded]:
         (path, "the index of the media of another version of this project")
         for path in store.media.glob("index.*.sqlite*")
         if not path.name.startswith(media_index.name)
+    ]
+    found += [
+        (path, f"compiled code that nothing has used for {DAYS} days")
+        for path in unused_folders(store.cache / "compiled")
     ]
     old = ((path, why) for path, why in found if time.time() - path.lstat().st_mtime > _FRESH)
     return [Unneeded(path, why, _bytes_of(path)) for path, why in sorted(old)]

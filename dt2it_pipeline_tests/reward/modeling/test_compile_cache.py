@@ -6,6 +6,7 @@ import grp
 import logging
 import os
 import pwd
+import shutil
 import stat
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_folder_that_others_could_fill_is_not_used(
         folder = folder.rename(folder.with_name(f"{name}-{own + 1}"))
         monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     else:
-        folder.rmdir()
+        shutil.rmtree(folder)
         folder.symlink_to(tmp_path) if what == "a link" else folder.touch()
     monkeypatch.delenv(VARIABLE)
     if what == "somebody else's":

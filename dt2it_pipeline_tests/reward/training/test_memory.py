@@ -60,12 +60,17 @@ def test_linear_layers_are_those_that_lora_adapts(tmp_path: Path) -> None:
     [
         (TrainingSettings(processes=1, precision="bfloat16"), SECOND, (2.4e9, 12e9, 12e9, 2e9)),
         (TrainingSettings(processes=8, precision="bfloat16"), SECOND, (2.4e9, 1.5e9, 1.5e9, 2e9)),
-        (TrainingSettings(processes=8, precision="bfloat16"), THIRD, (0.3e9, 1.5e9, 1.5e9, 2 * 1.45e9)),
-        (TrainingSettings(processes=8), THIRD, (0.6e9, 1e9, 1.5e9, 4 * 1.45e9)),
+        (TrainingSettings(processes=8, precision="bfloat16"), THIRD, (0.3e9, 1.5e9, 1.5e9, 2 * 1.4e9)),
+        (TrainingSettings(processes=8), THIRD, (0.6e9, 1e9, 1.5e9, 4 * 1.4e9)),
         (
             TrainingSettings(processes=8),
             {"stage": 3, "stage3_max_live_parameters": 3e9, "stage3_prefetch_bucket_size": 1e7},
-            (0.6e9, 1e9, 1.5e9, 4 * (1e9 + 1.2e9 + 1e7)),
+            (0.6e9, 1e9, 1.5e9, 4 * (1e9 + 1.2e9)),
+        ),
+        (  # few weights are trained: a forward pass holds most
+            TrainingSettings(processes=8, lora=LoraSettings(rank=10)),
+            THIRD,
+            (4 * 1.23e9 / 8, 4 * 3e7 / 8, 12 * 3e7 / 8, 4 * 1.45e9),
         ),
         (TrainingSettings(processes=8, precision="bfloat16"), {"stage": 1}, (2.4e9, 4e9, 1.5e9, 0)),
         (TrainingSettings(processes=2), {}, (4.8e9, 4e9, 12e9, 0)),
@@ -114,6 +119,7 @@ ADAPTERS = {"lora": {"rank": 64, "alpha": 16.0}}
         ("zero2_cpu", {"processes": 1} | ADAPTERS, ""),
         ("zero3_cpu", {"processes": 2}, ""),
         ("zero3_cpu", {"processes": 2} | ADAPTERS, "an adapter"),
+        ("zero3_cpu", {"processes": 2, "precision": "bfloat16"} | ADAPTERS, ""),
     ],
 )
 def test_the_estimate_is_what_a_training_takes(
@@ -126,8 +132,11 @@ def test_the_estimate_is_what_a_training_takes(
     parameters = count_parameters(large)
     estimate = training_memory(parameters, job.settings, read_deepspeed_config(config)["zero_optimization"])
     for rank in found:
-        assert rank["trained"] - rank["base"] == pytest.approx(estimate.total, rel=0.2)
-    if config != "zero3_cpu":
+        without = rank["base"] + rank["libraries"]
+        # gloo has a copy of what it gathers, NCCL has none.
+        most = max(rank["elsewhere"] - without, rank["forward"] - without - rank["gathered"])
+        assert most == pytest.approx(estimate.total, rel=0.1)
+    if config != "zero3_cpu" or job.settings.precision == "bfloat16":
         return
     whole = 4 * parameters.total
     for rank in found:  # half of the model, and the largest weights whole while they are merged and divided

@@ -17,11 +17,11 @@ from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Summary
 from dt2it_pipeline.engines.launch.job_forks import JobForks
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
-from dt2it_pipeline.reward.errors import TrainingError
+from dt2it_pipeline.reward.errors import TrainingError, ran_out
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
-from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error, ran_out
+from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error
 from dt2it_pipeline.reward.training.train import run, weights_digest
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of, with_settings
 
@@ -64,7 +64,7 @@ def test_the_training_is_that_of_the_smaller_micro_batch(job: TrainJob, tmp_path
     assert launches.lines == [
         "memory ran out at step 1, rank 0 of 1 (CUDA out of memory. Tried to allocate 2.00 GiB); training goes on from "
         "its last saved state with half the micro-batch, 2 pairs: each step has the same pairs, so that the result "
-        "differs by rounding alone. Later starts with these settings do the same; on a larger GPU remove "
+        "differs by rounding alone. Later starts with these settings do the same; with more memory, remove "
         f"{job.work / NOTE} first"
     ]
     assert (summary["resumed_from_step"], summary["micro_batch"]) == (0, "2 pairs")
