@@ -217,7 +217,7 @@ def test_data_files_of_a_tar_are_counted(tmp_path: Path, monkeypatch: pytest.Mon
         if count == 5:
             assert [row.row_id for row in read(file)] == [f"{number}.jsonl line 1" for number in range(5)]
         else:
-            with pytest.raises(SourceError, match="rows.tar' has more than 5 data files; join them to fewer"):
+            with pytest.raises(SourceError, match=r"rows.tar' has more than 5 data files; join them to fewer"):
                 read(file)
 
 
