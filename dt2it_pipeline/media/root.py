@@ -50,7 +50,7 @@ class MediaRoot:
                 with tarfile.open(root, "r:") as archive:
                     self._tar = {}
                     while (member := archive.next()) is not None:
-                        archive.members.clear()  # each takes 0.5 kB
+                        archive.members.clear()  # type: ignore[attr-defined]  # each takes 0.5 kB
                         name = member.name.removeprefix("./")
                         place = (member.offset_data, member.size) if member.isreg() else None
                         if member.islnk():  # the same file once more, under another name

@@ -139,7 +139,7 @@ class BoundedTar(tarfile.TarFile):
             SourceError: more of them than `bounded_tar` says have no content.
         """
         while (member := self.next()) is not None:
-            self.members.clear()
+            self.members.clear()  # type: ignore[attr-defined]
             self._balance += 1 if member.size == 0 else -1
             if self._balance > _MOST_EMPTY:
                 raise SourceError(
@@ -189,11 +189,16 @@ def check_ratio(size: int, compressed: int, name: str) -> None:
 
     >>> check_ratio(3_000_000, 10_000, "rows.jsonl.gz")
     """
-    if size > _FREE and size > _RATIO * compressed:
+    if size > most_bytes(compressed):
         raise SourceError(
             f"{name} expands to more than {_RATIO} times its size ({size:,} bytes of {compressed:,}), as a file does "
             "that is meant to fill memory; unpack it yourself where you trust it"
         )
+
+
+def most_bytes(compressed: int) -> int:
+    """How many bytes a file of `compressed` bytes may expand to."""
+    return max(_FREE, _RATIO * compressed)
 
 
 def bounded_lines(stream: IO[bytes]) -> Iterator[bytes | None]:

@@ -299,12 +299,12 @@ def in_every_row(text: bytes, rows: int, size: int | None = None, values: int = 
     ]
 
 
-def one_long_list(elements: int) -> list[Page]:
-    """One row: a list that has one text many times, in some twenty bytes."""
+def one_long_list(elements: int, text: bytes = b"a") -> list[Page]:
+    """One row: a list that has one text many times, in some twenty bytes beside the text."""
     of_one_row = parquet_lies.varint(1 << 1) + b"\0" + parquet_lies.varint(elements - 1 << 1) + b"\1"
     present = parquet_lies.varint(elements << 1) + b"\1"
     content = length_of(of_one_row) + length_of(present) + bytes([0]) + parquet_lies.varint(elements << 1)
-    return [in_every_row(b"a", 1)[0], Page(zstd(content), len(content), elements, encoding=RLE_DICTIONARY)]
+    return [in_every_row(text, 1)[0], Page(zstd(content), len(content), elements, encoding=RLE_DICTIONARY)]
 
 
 def test_files_made_by_hand_are_read_where_they_tell_the_truth(tmp_path: Path) -> None:
@@ -335,6 +335,10 @@ LIES = {
     "a list without end": (
         lambda: parquet_lies.parquet(one_long_list(2**30 - 1), 1, 2**30 - 1, 99, repeated=True),
         f"column 'question' of bomb.parquet {BEYOND}",
+    ),
+    "a list of one long text": (
+        lambda: parquet_lies.parquet(one_long_list(4000, b"x" * 2**20), 1, 4000, 99, repeated=True),
+        f"column 'question' of bomb.parquet {BEYOND} \\(4,195,3",
     ),
     "a dictionary of too many values": (
         lambda: parquet_lies.parquet(in_every_row(b"abc", 5, values=2**31 - 1), 5, 5, 60),
