@@ -17,15 +17,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from dt2it_pipeline.ingest.adapters.mmpr import PART_ROOT
 from dt2it_pipeline.ingest.manifest import Manifest
 from dt2it_pipeline.ingest.readers import hub
-from dt2it_pipeline.ingest.readers.bounds import bounded_tar, check_ratio
+from dt2it_pipeline.ingest.readers.bounds import BoundedTar, bounded_tar, check_ratio
 from dt2it_pipeline.ingest.readers.dataset_folders import require_own_files
 from dt2it_pipeline.ingest.readers.file_formats import CHUNK, EXTENSIONS, format_of, json_lines, parsed, rows_of_stream
-from dt2it_pipeline.ingest.readers.webdataset import is_shard, rows_of_shard
+from dt2it_pipeline.ingest.readers.webdataset import first_row, is_shard, rows_of_shard
 from dt2it_pipeline.ingest.rows import Quarantined, Read, Row, SourceError, Unparsed
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.paths import confined
@@ -36,8 +36,6 @@ _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.Ta
 # last for members of a .zip that are encrypted or compressed in a way that is not known here
 _TARS = (".tar", ".tar.gz", ".tgz")
 _ARCHIVES = (".zip", *_TARS)
-
-_Member = TypeVar("_Member", zipfile.ZipInfo, tarfile.TarInfo)
 
 
 def read_rows(manifest: Manifest, sources: Path) -> Iterator[Row | Quarantined]:
@@ -119,50 +117,66 @@ def _file(file: Path, format: str | None, prefix: str) -> Iterator[Unparsed]:
     if file.name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
-            named = [(entry.filename, entry) for entry in entries if format_of(entry.filename)]
-            for name, entry in named:
-                check_ratio(entry.file_size, entry.compress_size, f"{name} of {file}")
-            _refuse_repeated(file, [name for name, _ in named])
-            yield from _members(file, named, archive.open, format)
+            held = [entry for entry in entries if format_of(entry.filename)]
+            for entry in held:
+                check_ratio(entry.file_size, entry.compress_size, f"{entry.filename} of {file}")
+            names = [entry.filename for entry in held]
+            yield from _members(file, names, lambda number: archive.open(held[number]), format)
     elif file.name.endswith(_ARCHIVES):
         with bounded_tar(file) as archive:
-            if format is None and is_shard(archive):
-                yield from rows_of_shard(archive, file.name)
-                return
-            found = sorted((m for m in archive.getmembers() if format_of(m.name)), key=lambda member: member.name)
-            held = [(member.name, member) for member in found if member.isreg()]
-            for name, member in held:  # one with holes is larger than what is stored of it
-                check_ratio(member.size, file.stat().st_size, f"{name} of {file}")
-            _refuse_repeated(file, [name for name, _ in held])
-            for member in found:
-                if member.islnk() or member.issym():  # its rows are another member's, or lie outside the archive
-                    yield Quarantined(member.name, "link in an archive", f"it leads to {member.linkname}")
-            yield from _members(file, held, lambda member: _some(archive.extractfile(member)), format)
+            yield from _tar(file, archive, format)
     else:
         with file.open("rb") as stream:
             yield from rows_of_stream(stream, format or format_of(file.name), file.name, prefix)
+
+
+def _tar(file: Path, archive: BoundedTar, format: str | None) -> Iterator[Unparsed]:
+    """Rows of a tar archive: of a shard, or of the data files in it."""
+    passing = archive.passing()
+    first = first_row(passing)
+    members = itertools.chain(first, passing)
+    if format is None and is_shard(first):
+        yield from rows_of_shard(archive, members, file.name)
+        return
+    links: list[tuple[str, str]] = []  # their rows are another member's, or lie outside the archive
+
+    def data(member: tarfile.TarInfo) -> bool:
+        named = format_of(member.name) is not None
+        if named and (member.islnk() or member.issym()):
+            links.append((member.name, member.linkname))
+        return named
+
+    places = archive.places(filter(data, members))
+    stored = file.stat().st_size
+    for place in places:  # one with holes is larger than what is stored of it
+        check_ratio(place.size, stored, f"{place.name} of {file}")
+    names = [place.name for place in places]
+    for name, target in sorted(links):
+        yield Quarantined(name, "link in an archive", f"it leads to {target}")
+    yield from _members(file, names, lambda number: archive.opened(places[number]), format)
 
 
 def _below(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
-    """Raise SourceError where two members would be one file: unpacking would let the last one replace the others."""
-    times = Counter(posixpath.normpath(name) for name in names)
+def _members(
+    file: Path, names: Sequence[str], opened: Callable[[int], IO[bytes]], format: str | None
+) -> Iterator[Unparsed]:
+    """Rows of an archive's members, which `opened` opens by their numbers.
+
+    Raises:
+        SourceError: there is none, or two would be one file: unpacking would let the last one replace the others.
+    """
+    times = Counter(name if (plain := posixpath.normpath(name)) == name else plain for name in names)  # no copies
     if repeated := sorted(name for name, count in times.items() if count > 1):
         raise SourceError(f"{file} holds {', '.join(repeated)} more than once; pack it anew, each file once")
-
-
-def _members(
-    file: Path, members: list[tuple[str, _Member]], opened: Callable[[_Member], IO[bytes]], format: str | None
-) -> Iterator[Unparsed]:
-    """Rows of an archive's members."""
-    if not members:
+    del times
+    if not names:
         raise SourceError(f"{file} holds no data file ({', '.join(EXTENSIONS)})")
-    for name, member in members:
-        with opened(member) as stream:
-            yield from rows_of_stream(stream, format or format_of(name), name, f"{name} " if len(members) > 1 else "")
+    for number, name in enumerate(names):
+        with opened(number) as stream:
+            yield from rows_of_stream(stream, format or format_of(name), name, f"{name} " if len(names) > 1 else "")
 
 
 def _require_regular(path: Path) -> None:
@@ -237,11 +251,6 @@ def _json_format(path: Path) -> str | None:
     with path.open("rb") as stream:
         first = stream.readline(CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
     return "json" if first.startswith(b"[") else "jsonl" if first.rstrip().endswith(b"}") else None
-
-
-def _some(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None  # only regular members are asked for
-    return stream
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,11 @@ class Template:
         Raises:
             JudgeError: the template is malformed, or uses a name that it is not given.
         """
-        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.filters["one_line"] = material.one_line
         reference = request.prompt["reference"] or ""
         turns = [[turn["role"], without_markers(turn["text"]).strip()] for turn in request.prompt["turns"]]
         mark = material.mark(self.text, turns, reference, request.responses, dict(values or {}))
         try:
-            return environment.from_string(self.text).render(
+            return _compiled(self.text).render(
                 mark=mark,
                 question=_conversation(request, mark),
                 reference=material.shown(reference),
@@ -58,6 +57,14 @@ class Template:
             )
         except jinja2.TemplateError as error:
             raise JudgeError(f"a prompt template cannot be used: {error}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(text: str) -> jinja2.Template:
+    """A template ready to be filled in. To compile one takes more time than all else about a prompt."""
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["one_line"] = material.one_line
+    return environment.from_string(text)
 
 
 def load_template(mode: str, language: str, folder: Path | None = None) -> Template:

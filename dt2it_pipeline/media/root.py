@@ -49,7 +49,8 @@ class MediaRoot:
             elif root.suffix == ".tar":
                 with tarfile.open(root, "r:") as archive:
                     self._tar = {}
-                    for member in archive:
+                    while (member := archive.next()) is not None:
+                        archive.members.clear()  # type: ignore[attr-defined]  # each takes 0.5 kB
                         name = member.name.removeprefix("./")
                         place = (member.offset_data, member.size) if member.isreg() else None
                         if member.islnk():  # the same file once more, under another name

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -22,6 +23,7 @@ from dt2it_pipeline.storage.leftovers import owned_prefix
 
 _SYNC_ONE_BY_ONE = 100  # files and folders
 _READ_AT_ONCE = 2**20  # bytes of a column
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StoreError(UserError, RuntimeError):
@@ -95,8 +97,12 @@ def write_json_atomic(value: Any, path: str | Path) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON as `write_json_atomic` writes it; NumPy's scalars and paths become plain values."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar)
+    """JSON as `write_json_atomic` writes it; NumPy's scalars and paths become plain values.
+
+    Half of a surrogate pair, which has no UTF-8 form, is written as its escape, and so read again as it was.
+    """
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar)
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 @contextlib.contextmanager

@@ -196,7 +196,7 @@ def check_same(found: Any, folder: Path, expected: Any, pairs: pd.DataFrame) -> 
     assert read_parquet(folder / "out" / FILE, EVIDENCE).equals(read_parquet(folder / FILE, EVIDENCE))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))  # nearly all couples of what a table may have
 def test_files_in_batches_end_as_tables_do(seed: int, tmp_path: Path, in_small_batches: None) -> None:
     world = World(seed)
     found = world.by_files(tmp_path)

@@ -133,11 +133,26 @@ def test_scores_that_are_not_clear_are_no_verdict(tmp_path: Path, more: dict[str
         read_rows_as_pairs(tmp_path, [NEUTRAL | more])
 
 
-def test_a_verdict_counts_more_than_scores(tmp_path: Path) -> None:
-    scored = NEUTRAL | {"score_a": 9, "score_b": 1}
-    pairs, quarantine = read_rows_as_pairs(tmp_path, [scored | {"winner": "B"}, scored | {"winner": None}, scored])
-    assert pairs["chosen"].tolist() == ["good"] and pairs["strength"].isna().all()
-    assert quarantine["reason"].tolist() == ["no verdict", "no verdict column"]
+def test_scores_beside_a_verdict(tmp_path: Path) -> None:
+    def scored(one: Any, other: Any, winner: Any = "B") -> dict[str, Any]:
+        return NEUTRAL | {"prompt": f"q {one} {other} {winner}?", "score_a": one, "score_b": other, "winner": winner}
+
+    agreeing = [scored(1, 9), scored(5, 5), scored(None, 1), scored("low", "high")]
+    differing = [scored(9, 1), scored(1, 9, "A"), scored("3.5", "2")]
+    others = [scored(9, 1, None), scored(9, 1, "tie"), NEUTRAL | {"score_a": 9, "score_b": 1}]
+    pairs, quarantine = read_rows_as_pairs(tmp_path, agreeing + differing + others)
+    assert pairs["chosen"].tolist() == ["good"] * 4 and pairs["strength"].isna().all()
+    reasons = ["verdicts differ"] * 3 + ["no verdict", "tie", "no verdict column"]
+    assert quarantine["reason"].tolist() == reasons
+    assert "prefers 'response_b', columns 'score_a' and 'score_b' the other answer, by 8" in quarantine["detail"][0]
+    # What the manifest maps counts alone.
+    mapped, quarantine = read_rows_as_pairs(tmp_path, differing, columns={"verdict": "winner"})
+    assert mapped["chosen"].tolist() == ["good", "bad", "good"] and quarantine.empty
+
+
+def test_a_file_whose_lower_scores_are_better_is_no_source_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="map `verdict` under `columns`"):
+        read_rows_as_pairs(tmp_path, [NEUTRAL | {"score_a": 9, "score_b": 1, "winner": "B"}])
 
 
 def test_scores_of_mapped_sides(tmp_path: Path) -> None:

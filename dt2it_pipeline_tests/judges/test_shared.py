@@ -230,18 +230,6 @@ def test_two_engines_of_a_rewriter_write_what_one_writes(
     assert watch.most == 2
 
 
-def test_a_model_that_no_worker_can_load_ends_the_run_and_is_named(
-    prompts: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared, "_READ", 4)
-    (tmp_path / "empty").mkdir()
-    likely = {"kind": "likelihood", "name": "likely", "measure": "yes", "model": str(tmp_path / "empty")}
-    responses = [row for prompt in prompts for row in response_rows(prompt, *texts_of(prompt))]
-    job = judging_job(tmp_path, prompts, responses, JudgingSettings.model_validate({"judges": [likely]}))
-    with pytest.raises(ShardsError, match=r"shard [0-9] failed in a worker process: likely: cannot load"):
-        judge.run(job.model_copy(update={"processes": 2}), lambda progress: None)
-
-
 def test_on_gpus_no_more_processes_hold_a_judge_than_have_gpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def resources(seen: int, processes: int, gpus: int) -> Resources:
         monkeypatch.setattr(shards, "visible_gpus", lambda: [str(number) for number in range(seen)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dt2it_pipeline.storage.atomic import (
     read_parquet,
     replace_text,
     temporary_beside,
+    write_json_atomic,
     write_parquet,
 )
 
@@ -62,6 +64,14 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path: Path) -> None
         replace_text(tmp_path / "file" / "out.jsonl", "x")
     expected = f"cannot make the folder {tmp_path / 'file'}: File exists; choose a folder that can be written to"
     assert str(raised.value) == expected
+
+
+def test_json_keeps_text_that_has_no_utf_8_form(tmp_path: Path) -> None:
+    value = {"half \ud800": ["\udfff end", "\U0001f600 é"], "path": "\\ud800", "odd": "\\\ud800"}
+    write_json_atomic(value, tmp_path / "value.json")
+    written = (tmp_path / "value.json").read_text(encoding="utf-8")
+    assert json.loads(written) == value
+    assert "\U0001f600 é" in written and "half \\ud800" in written  # all else stays as it is
 
 
 def test_arrow_reads_bytes_that_python_may_free() -> None:

@@ -36,7 +36,7 @@ from dt2it_pipeline.ingest.forms.fields import COUPLES, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.prompts import hidden_prompt, prompt, whole_prompt, with_columns
 from dt2it_pipeline.ingest.forms.side_media import require_all_shown
 from dt2it_pipeline.ingest.forms.sides import Judged, Sides, is_neutral, models, name_sides, neutral_sides
-from dt2it_pipeline.ingest.forms.strengths import contradicted, score_difference, strengths
+from dt2it_pipeline.ingest.forms.strengths import contradicted, require_scores_agree, score_difference, strengths
 from dt2it_pipeline.ingest.forms.verdicts import FIRST, SECOND, TIE, VerdictError
 from dt2it_pipeline.ingest.forms.written_sides import Side, alternating, role_of, several, written_side
 from dt2it_pipeline.ingest.rows import TIE as TIED
@@ -149,6 +149,7 @@ class PairReader:
         if meaning == TIE:
             return Quarantined(fields.row.row_id, TIED, "by its verdict")
         require_other_loser(fields, sides, meaning)
+        require_scores_agree(fields, sides, meaning)
         columns, names = (sides.first, sides.second), models(fields, sides)
         if meaning != FIRST:
             columns, values, names = columns[::-1], values[::-1], names[::-1]

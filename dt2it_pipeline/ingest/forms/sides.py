@@ -90,13 +90,9 @@ def is_neutral(column: str) -> bool:
 
 def score_columns(fields: Fields, sides: Sides) -> tuple[str, str] | None:
     """The columns with the scores of a row's two sides; None where there are none, or several couples."""
-    marks = [sides.tokens[::-1] if sides.turned else sides.tokens, (plain_name(sides.first), plain_name(sides.second))]
-    forms = [form.format(word) for word in _SCORES for form in ("{}_{{}}", "{{}}_{}", "model_{{}}_{}")]
-    couples = {
-        (fields.plain(form.format(one)), fields.plain(form.format(other))) for form in forms for one, other in marks
-    }
-    found = [(one, other) for one, other in couples if one is not None and other is not None]
-    return found[0] if len(found) == 1 else None
+    tokens = sides.tokens[::-1] if sides.turned else sides.tokens
+    marks = tokens, (plain_name(sides.first), plain_name(sides.second))
+    return _score_columns(tuple(fields.names), tuple(fields.names.values()), marks)
 
 
 def is_content(column: str) -> bool:
@@ -177,6 +173,17 @@ def _sides(plain: tuple[str, ...], columns: tuple[str, ...]) -> Sides | None:
             if first is not None and second is not None:
                 return Sides(first, second, tokens)
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _score_columns(
+    plain: tuple[str, ...], columns: tuple[str, ...], marks: tuple[tuple[str, str], ...]
+) -> tuple[str, str] | None:
+    names = dict(zip(plain, columns, strict=True))
+    forms = [form.format(word) for word in _SCORES for form in ("{}_{{}}", "{{}}_{}", "model_{{}}_{}")]
+    couples = {(names.get(form.format(one)), names.get(form.format(other))) for form in forms for one, other in marks}
+    found = [(one, other) for one, other in couples if one is not None and other is not None]
+    return found[0] if len(found) == 1 else None
 
 
 class Judged:

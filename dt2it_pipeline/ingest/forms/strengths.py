@@ -10,6 +10,7 @@ from dt2it_pipeline.errors import RowError
 from dt2it_pipeline.ingest.forms.answer_lists import RATING_NAMES
 from dt2it_pipeline.ingest.forms.fields import RATINGS, Fields, is_blank, listed
 from dt2it_pipeline.ingest.forms.sides import Sides, score_columns
+from dt2it_pipeline.ingest.forms.verdicts import FIRST, VerdictError
 from dt2it_pipeline.ingest.rows import TIE, Quarantined, as_number
 
 
@@ -25,6 +26,27 @@ def contradicted(fields: Fields, couple: tuple[str, str], number: int, strength:
     if strength is not None and strength < 0:
         return Quarantined(row_id, "strength contradicts the sides", f"it is {strength:g}")
     return None
+
+
+def require_scores_agree(fields: Fields, sides: Sides, better: str) -> None:
+    """Raise VerdictError where the numbers beside two answers prefer another one than the verdict on them does.
+
+    Equal numbers contradict nothing: a scale may be coarser than a verdict. Where the manifest maps the verdict, it
+    alone counts.
+    """
+    if "verdict" in fields.row.columns or (columns := score_columns(fields, sides)) is None:
+        return
+    try:
+        difference = score_difference(fields, sides)
+    except RowError:  # a side has none
+        return
+    if difference and (difference > 0) != (better == FIRST):
+        raise VerdictError(
+            "verdicts differ",
+            f"the verdict prefers {(sides.first if better == FIRST else sides.second)!r}, columns {columns[0]!r} and "
+            f"{columns[1]!r} the other answer, by {abs(difference):g}: take them out, or map `verdict` under `columns` "
+            "in the manifest, which then counts alone, as where lower scores are better",
+        )
 
 
 def strengths(fields: Fields, count: int, couple: tuple[str, str] | None = None) -> list[float | None]:

@@ -11,9 +11,9 @@ import gzip
 import io
 import lzma
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 from dt2it_pipeline.ingest.rows import SourceError
 
@@ -22,9 +22,8 @@ LONGEST_OBJECT = 2**30  # characters of one JSON object that wraps all rows, whi
 _FREE = 2**30  # bytes that any compressed file may expand to
 _RATIO = 200  # times its size, beyond that; JSON of one row over and over has 100
 _BLOCK = 1 << 20
-_MOST_EMPTY = (
-    100_000  # members of a tar without content, beyond those with some; Python takes 0.7 kB and 30 us for each
-)
+_MOST_EMPTY = 100_000  # members of a tar without content, beyond those with some; each takes 25 us
+_MOST_FILES = 1_000_000  # data files of a tar, whose names lie in memory: 0.2 kB for each
 _LONGEST_HEADER = 1 << 20  # bytes of a tar member's name or attributes
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
@@ -91,8 +90,24 @@ class Expanding(io.RawIOBase):
         return len(found)
 
 
+class TarPlace(NamedTuple):
+    """Where a file lies in a tar archive, in a third of the memory that `tarfile` takes for a member.
+
+    Attributes:
+        name: of the member.
+        size: bytes of its content, holes among them.
+        offset: of its content in the archive.
+        holes: what `tarfile` knows of these, None of a file without any.
+    """
+
+    name: str
+    size: int
+    offset: int
+    holes: Any
+
+
 @contextlib.contextmanager
-def bounded_tar(file: Path) -> Iterator[tarfile.TarFile]:
+def bounded_tar(file: Path) -> Iterator[BoundedTar]:
     """Open a tar archive, compressed (gzip, bzip2, xz) or not, to be read while the block runs.
 
     Raises:
@@ -108,25 +123,56 @@ def bounded_tar(file: Path) -> Iterator[tarfile.TarFile]:
             stream: IO[bytes] = raw
         else:
             stream = io.BufferedReader(Expanding(plain(raw), raw.tell, file.name), _BLOCK)
-        with _BoundedTar(file, "r", stream, tarinfo=_BoundedMember) as archive:
+        with BoundedTar(file, "r", stream, tarinfo=_BoundedMember) as archive:
             yield archive
 
 
-class _BoundedTar(tarfile.TarFile):
-    """An archive whose members lie in memory, so those that take no room in the file are counted."""
+class BoundedTar(tarfile.TarFile):
+    """An archive that keeps none of its members in memory, and counts those that take no room in the file."""
 
     _balance = 0  # members without content, less those with some
 
-    def next(self) -> tarfile.TarInfo | None:
-        member = super().next()
-        if member is not None:
+    def passing(self) -> Iterator[tarfile.TarInfo]:
+        """The members, each once, in their order.
+
+        Raises:
+            SourceError: more of them than `bounded_tar` says have no content.
+        """
+        while (member := self.next()) is not None:
+            self.members.clear()  # type: ignore[attr-defined]
             self._balance += 1 if member.size == 0 else -1
             if self._balance > _MOST_EMPTY:
                 raise SourceError(
                     f"{self.name!r} has more than {_MOST_EMPTY:,} members without content (empty files, folders, "
                     "links) beyond those with some, as a file does that is meant to fill memory; pack it without them"
                 )
-        return member
+            yield member
+
+    def places(self, members: Iterable[tarfile.TarInfo]) -> list[TarPlace]:
+        """Where the files among some members lie, in the order of their names.
+
+        Raises:
+            SourceError: there are more than a million.
+        """
+        found: list[TarPlace] = []
+        for member in members:
+            if member.isreg():
+                found.append(TarPlace(member.name, member.size, member.offset_data, member.sparse))
+            if len(found) > _MOST_FILES:
+                raise SourceError(
+                    f"{self.name!r} has more than {_MOST_FILES:,} data files; join them to fewer, as JSON Lines with "
+                    "a row in each line"
+                )
+        found.sort(key=lambda place: place.name)
+        return found
+
+    def opened(self, place: TarPlace) -> IO[bytes]:
+        """The content of a file of this archive."""
+        member = tarfile.TarInfo(place.name)
+        member.size, member.offset_data, member.sparse = place.size, place.offset, place.holes
+        stream = self.extractfile(member)
+        assert stream is not None  # of a regular member
+        return stream
 
 
 class _BoundedMember(tarfile.TarInfo):
@@ -143,11 +189,16 @@ def check_ratio(size: int, compressed: int, name: str) -> None:
 
     >>> check_ratio(3_000_000, 10_000, "rows.jsonl.gz")
     """
-    if size > _FREE and size > _RATIO * compressed:
+    if size > most_bytes(compressed):
         raise SourceError(
             f"{name} expands to more than {_RATIO} times its size ({size:,} bytes of {compressed:,}), as a file does "
             "that is meant to fill memory; unpack it yourself where you trust it"
         )
+
+
+def most_bytes(compressed: int) -> int:
+    """How many bytes a file of `compressed` bytes may expand to."""
+    return max(_FREE, _RATIO * compressed)
 
 
 def bounded_lines(stream: IO[bytes]) -> Iterator[bytes | None]:

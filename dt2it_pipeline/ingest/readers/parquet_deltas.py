@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dt2it_pipeline.ingest.readers.parquet_pages import (
     DELTA_BYTE_ARRAY,
-    DeltaPage,
+    EncodedPage,
     PageError,
     varint,
 )
@@ -34,7 +34,7 @@ _BITS = 1 << 21  # of pieces that are unpacked together, at nine bytes for each
 
 
 def shared_bytes(
-    page: DeltaPage, codec: str, levels: tuple[int, int], check: Callable[[int], None], wanted: bool
+    page: EncodedPage, codec: str, levels: tuple[int, int], check: Callable[[int], None], wanted: bool
 ) -> int:
     """Bytes of what texts of a page take from the text before them; 0 where that is not wanted.
 
@@ -50,7 +50,7 @@ def shared_bytes(
     Raises:
         PageError: it cannot be decompressed, or its lengths are none, or more than it has values.
     """
-    content, size, total, at = _values(page, codec, levels), 0, 0, 0
+    content, size, total, at = values_of(page, codec, levels), 0, 0, 0
     if not content:  # nothing but nulls
         return 0
     sections = (wanted, False) if page.encoding == DELTA_BYTE_ARRAY else (False,)
@@ -68,8 +68,12 @@ def shared_bytes(
     return total
 
 
-def _values(page: DeltaPage, codec: str, levels: tuple[int, int]) -> memoryview:
-    """The decompressed bytes of a page's values, behind those of its levels."""
+def values_of(page: EncodedPage, codec: str, levels: tuple[int, int]) -> memoryview:
+    """The decompressed bytes of a page's values, behind those of its levels. Arguments are those of `shared_bytes`.
+
+    Raises:
+        PageError: they cannot be decompressed, or the page ends within its levels.
+    """
     import pyarrow as pa
 
     content, size, at = page.content, page.size, 0

@@ -24,6 +24,8 @@ _LEVELS = {_DATA: (4, 3), _DATA_V2: (6, 5)}  # those which give encodings or siz
 _COMPRESSED = 7  # the field of a page of version 2 which says whether its values are compressed
 DELTA_LENGTH_BYTE_ARRAY = 6  # an encoding in which the lengths of all texts come first
 DELTA_BYTE_ARRAY = 7  # one in which, besides, a value begins as the value before it
+PLAIN = 0  # the encoding of a dictionary's own values
+DICTIONARY_ENCODINGS = (2, 8)  # those in which values are places in a dictionary; the first one is old
 _DEEPEST = 8  # structures in structures; a PageHeader has three
 _FEW = 1 << 10  # values of a dictionary that may take no byte, and pages that may hold no value
 
@@ -33,14 +35,14 @@ class PageError(SourceError):
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaPage:
-    """A page whose lengths Arrow takes memory for; see parquet_deltas.py.
+class EncodedPage:
+    """A page whose values may take more memory than their bytes; see parquet_deltas.py and parquet_dictionaries.py.
 
     Attributes:
         content: as it stands in the file.
         size: bytes of it once it is decompressed.
         values: how many it has, as its header says.
-        encoding: DELTA_LENGTH_BYTE_ARRAY or DELTA_BYTE_ARRAY.
+        encoding: DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY, or one of DICTIONARY_ENCODINGS; of a dictionary, PLAIN.
         levels: bytes of its levels, which stand before what is compressed; None where they are compressed, too.
         level_encodings: of the levels of repetition and definition, where they are compressed, too.
         compressed: whether its values are.
@@ -64,12 +66,16 @@ class Pages:
         values: how many values their data pages have; of lists, all elements count.
         shared: bytes at most of one value that takes next to no room where it stands again.
         deltas: the pages in an encoding whose lengths say more.
+        dictionary: the page of its dictionary.
+        indexed: the pages whose values are places in it.
     """
 
     size: int
     values: int
     shared: int
-    deltas: tuple[DeltaPage, ...] = ()
+    deltas: tuple[EncodedPage, ...] = ()
+    dictionary: EncodedPage | None = None
+    indexed: tuple[EncodedPage, ...] = ()
 
 
 def pages_of(chunk: bytes, values: int) -> Pages:
@@ -79,7 +85,9 @@ def pages_of(chunk: bytes, values: int) -> Pages:
         PageError: a header is malformed, or gives sizes that no page has.
     """
     at = size = seen = dictionary = longest = empty = 0
-    deltas: list[DeltaPage] = []
+    deltas: list[EncodedPage] = []
+    indexed: list[EncodedPage] = []
+    held: EncodedPage | None = None
     while seen < values:
         try:
             header, at = _struct(chunk, at, 0)
@@ -88,31 +96,34 @@ def pages_of(chunk: bytes, values: int) -> Pages:
             count = body[_VALUES]
             encoding = body[_ENCODING[kind]] if kind in _ENCODING else -1
             delta = encoding in (DELTA_LENGTH_BYTE_ARRAY, DELTA_BYTE_ARRAY)
-            levels = [int(body[field]) for field in _LEVELS[kind]] if delta else []
+            encoded = delta or encoding in DICTIONARY_ENCODINGS
+            levels = [int(body[field]) for field in _LEVELS[kind]] if encoded else []
         except (IndexError, KeyError, TypeError) as error:
             raise PageError(f"no header of a page stands at byte {at:,} of its column") from error
         if min(unpacked, stored, count) < 0 or stored > len(chunk) - at:
             raise PageError(f"a page gives {unpacked:,} and {stored:,} bytes, and {count:,} values, for its sizes")
-        if delta:
+        if encoded:
             apart = sum(levels) if kind == _DATA_V2 else None
             if apart is not None and not (min(levels) >= 0 and apart <= min(stored, unpacked)):
                 raise PageError(f"a page of {unpacked:,} bytes gives {apart:,} bytes for its levels")
             content = memoryview(chunk)[at : at + stored]
             compressed = kind == _DATA or body.get(_COMPRESSED) is not False  # by default they are
-            deltas.append(DeltaPage(content, unpacked, count, encoding, apart, (levels[0], levels[1]), compressed))
+            page = EncodedPage(content, unpacked, count, encoding, apart, (levels[0], levels[1]), compressed)
+            (deltas if delta else indexed).append(page)
         at += stored
         size += unpacked
         if kind == _DICTIONARY:
             if count > max(unpacked, _FEW):
                 raise PageError(f"a dictionary of {unpacked:,} bytes gives {count:,} for the number of its values")
             dictionary = max(dictionary, unpacked)
+            held = EncodedPage(memoryview(chunk)[at - stored : at], unpacked, count, PLAIN, 0, (0, 0), True)
         else:
             seen += count
             longest = max(longest, unpacked if encoding == DELTA_BYTE_ARRAY else 0)
             empty += count == 0
         if empty > _FEW:
             raise PageError("too many of its pages have no value")
-    return Pages(size, seen, dictionary + longest, tuple(deltas))
+    return Pages(size, seen, dictionary + longest, tuple(deltas), held, tuple(indexed))
 
 
 def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:

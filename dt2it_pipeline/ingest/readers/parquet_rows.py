@@ -1,9 +1,7 @@
 """Reads the rows of a Parquet file, in memory that its size bounds, whatever its footer and its pages' headers say.
 
-Not bounded: a list may have a long value of a dictionary in many of its elements.
-
-What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py), and
-lengths in them (parquet_deltas.py).
+What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py),
+lengths in them (parquet_deltas.py), and places in a dictionary (parquet_dictionaries.py).
 """
 
 from __future__ import annotations
@@ -11,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dt2it_pipeline.ingest.readers.bounds import check_ratio
+from dt2it_pipeline.ingest.readers.bounds import check_ratio, most_bytes
 from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
+from dt2it_pipeline.ingest.readers.parquet_dictionaries import taken_bytes
 from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, PageError, Pages
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 
 _BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
 _BATCH = 64  # rows at a time; each may hold an image
+_LONG = "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"  # physical types of which one value may be long
 _LEVELS = 4  # bytes that Arrow takes for each element of a list, beside its value
 
 
@@ -66,7 +66,7 @@ def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
     A dictionary holds a long value once, however many rows have it. So a batch has fewer rows where many such values
     could come together, and what rows hold is counted against the file's size.
     """
-    expanded = 0
+    expanded, coded = 0, _coded(file.schema_arrow)
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
         columns = [about.column(column) for column in range(about.num_columns)]
@@ -82,15 +82,32 @@ def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
         del pages  # and the bytes that they lie in
         rows = min(_BATCH, max(1, _BATCH_BYTES // max(1, longest)))
         for batch in file.iter_batches(batch_size=rows, row_groups=[group]):
-            expanded += batch.nbytes
+            expanded += batch.nbytes + sum(_written_out(batch.column(number)) for number in coded)
             check_ratio(expanded, chunks.size, name)
             yield batch
+
+
+def _coded(schema: Any) -> list[int]:
+    """The places of those columns which Arrow reads as texts of a dictionary."""
+    import pyarrow as pa
+
+    types = pa.types
+    texts = types.is_string, types.is_large_string, types.is_binary, types.is_large_binary
+    kinds = enumerate(schema.types)
+    return [at for at, kind in kinds if types.is_dictionary(kind) and any(each(kind.value_type) for each in texts)]
+
+
+def _written_out(column: Any) -> int:
+    """Bytes that the rows of a column of a dictionary take in Python, beyond those in Arrow."""
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
 def _check_lengths(announced: Pages, part: Any, column: Any, name: str) -> None:
     """Raise SourceError where the lengths in a column's pages ask for memory without measure.
 
-    Texts of a list are in memory together, others a batch at a time.
+    Texts of a list are in memory together, others a batch at a time: so are those that a list has from a dictionary.
     """
     levels = column.max_repetition_level, column.max_definition_level
     texts = announced.size
@@ -101,6 +118,10 @@ def _check_lengths(announced: Pages, part: Any, column: Any, name: str) -> None:
     for page in announced.deltas:
         texts += shared_bytes(page, part.compression, levels, check, wanted=levels[0] > 0)
         check(texts)
+    if levels[0] > 0 and part.physical_type in _LONG:
+        fixed = None if part.physical_type == _LONG[0] else column.length
+        room = most_bytes(part.total_compressed_size) - texts
+        check(texts + taken_bytes(announced, part.compression, levels, fixed, room))
 
 
 def _one_row(batch: Any) -> dict[str, Any] | str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 from dt2it_pipeline.ingest.rows import Quarantined, Read
@@ -17,44 +17,64 @@ _IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "j
 _TEXTS = ("txt", "text", "caption")
 _FIELDS = "json"
 _LONGEST = 64 << 20  # bytes of a row's JSON
+_MOST_MEMBERS = 10_000  # of a row
 
 
-def is_shard(archive: tarfile.TarFile) -> bool:
-    """Whether a tar file holds rows in this form: its first members share a name, and one has fields in JSON."""
-    members: list[tuple[str, str]] = []
-    for member in archive:
+def first_row(members: Iterator[tarfile.TarInfo]) -> list[tarfile.TarInfo]:
+    """The members of a tar up to the first one of its second row, as many as `is_shard` looks at."""
+    found: list[tarfile.TarInfo] = []
+    key = None
+    for member in members:
+        found.append(member)
         if member.isreg() and not _is_hidden(member):
-            members.append(_split(member.name))
-            if members[-1][0] != members[0][0]:
+            own, _ = _split(member.name)
+            key = own if key is None else key
+            if own != key:
                 break
-    first = [extension for key, extension in members if key == members[0][0]]
-    return _FIELDS in first and len(first) > 1
+        if len(found) > _MOST_MEMBERS:
+            break
+    return found
 
 
-def rows_of_shard(archive: tarfile.TarFile, name: str) -> Iterator[Read]:
+def is_shard(first: Sequence[tarfile.TarInfo]) -> bool:
+    """Whether a tar file holds rows in this form: its first members share a name, and one has fields in JSON."""
+    members = [_split(member.name) for member in first if member.isreg() and not _is_hidden(member)]
+    row = [extension for key, extension in members if key == members[0][0]]
+    return _FIELDS in row and len(row) > 1
+
+
+def rows_of_shard(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo], name: str) -> Iterator[Read]:
     """The rows of a shard, in its order: the fields of the JSON, `__key__`, and the images under `images`.
 
     Images of a row come in the order of their names; a member with text is a field under its extension. A row whose
-    JSON is malformed or missing, or one of whose members is a link or too large, is quarantined.
+    JSON is malformed or missing, one of whose members is a link or too large, or that has more than 10,000 members, is
+    quarantined.
     """
-    members = (member for member in archive if not (member.isdir() or _is_hidden(member)))
-    for key, group in groupby(members, lambda member: _split(member.name)[0]):
+    shown = ((*_split(member.name), member) for member in members if not (member.isdir() or _is_hidden(member)))
+    for key, group in groupby(shown, lambda member: member[0]):
         where = f"{name} {key}"
+        parts = [(extension, member) for _, extension, member in islice(group, _MOST_MEMBERS + 1)]
+        if len(parts) > _MOST_MEMBERS:
+            detail = (
+                f"more than {_MOST_MEMBERS:,} of the archive's members share its name; give each row a name of its own"
+            )
+            yield Quarantined(where, "too many members", detail)
+            continue
         try:
-            yield where, _row(archive, key, list(group))
+            yield where, _row(archive, key, parts)
         except MediaError as error:
             yield Quarantined(where, error.reason, error.detail)
         except (ValueError, RecursionError) as error:
             yield Quarantined(where, "malformed JSON", str(error)[:200])
 
 
-def _row(archive: tarfile.TarFile, key: str, group: list[tarfile.TarInfo]) -> dict[str, Any]:
+def _row(archive: tarfile.TarFile, key: str, parts: list[tuple[str, tarfile.TarInfo]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     images: list[tuple[str, bytes]] = []
-    for member in group:
+    has_fields = False
+    for extension, member in parts:
         if not member.isreg():  # its content is another member's, or lies outside the archive
             raise MediaError("link in an archive", f"{member.name} leads to {member.linkname}")
-        extension = _split(member.name)[1]
         kind = extension.rpartition(".")[2]
         if kind in _IMAGES:
             check_bytes(member.size, member.name)
@@ -67,7 +87,8 @@ def _row(archive: tarfile.TarFile, key: str, group: list[tarfile.TarInfo]) -> di
             if not isinstance(found, dict):
                 raise ValueError(f"{member.name} is not a JSON object")
             values |= found
-    if not any(_split(member.name)[1].rpartition(".")[2] == _FIELDS for member in group):
+            has_fields |= kind == _FIELDS
+    if not has_fields:
         raise ValueError(f"{key} has no member with its fields in JSON")
     values["__key__"] = key
     if images:

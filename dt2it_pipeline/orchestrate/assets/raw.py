@@ -34,14 +34,14 @@ GROUP = "raw"
 _DEMO = "demo_sources"
 _WORLD_VERSION = "2"  # as a stage's code_version: of writing the demo's world
 # And of reading a source, by its kind; other kinds have _READER_VERSION.
-_READER_VERSIONS = {"preferences": "6", "truth": "6", "t2i": "4", "t2i_benchmark": "3"}
+_READER_VERSIONS = {"preferences": "7", "truth": "7", "benchmark": "5", "t2i": "4", "t2i_benchmark": "3"}
 _READER_VERSION = "4"
-_PREFERENCES, _T2I = "raw_preferences", "raw_t2i_preferences"
+_PREFERENCES, _T2I, _BENCHMARKS = "raw_preferences", "raw_t2i_preferences", "raw_benchmarks"
 _KINDS = {
     "raw_prompts": ("prompts",),
     _PREFERENCES: ("preferences",),
     _T2I: ("t2i",),
-    "raw_benchmarks": ("benchmark", "t2i_benchmark"),
+    _BENCHMARKS: ("benchmark", "t2i_benchmark"),
 }
 
 
@@ -64,7 +64,7 @@ def build_raw_assets(
             ("raw_prompts", "Questions with images and a reference answer.", ("prompts",)),
             (_PREFERENCES, "Noisy preference pairs, as published.", ("pairs", "prompts")),
             (_T2I, "Human text-to-image preferences.", ("t2i_preferences",)),
-            ("raw_benchmarks", "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
+            (_BENCHMARKS, "Held-out pairs that no training set may contain.", ("benchmark_items", "prompts")),
         )
     ]
     if demo is not None:
@@ -123,7 +123,7 @@ def _raw_asset(
         group=GROUP,
         part="sources",
         stage="ingest",
-        code_version={_PREFERENCES: "6", _T2I: "4"}.get(name, "4"),
+        code_version={_PREFERENCES: "7", _BENCHMARKS: "5"}.get(name, "4"),
         kinds={"parquet"},
         tables=(*kinds, "quarantine"),
         checks=(SOURCES_READABLE,),

@@ -81,6 +81,7 @@ def test_an_answer_says_itself_who_wrote_it(tmp_path: Path) -> None:
         {"prompt": "q?", "responses": ["aa", "bb"], "winner": "A", "loser": "A"},
         NEUTRAL | {"winner": "A", "chosen": "good", "rejected": "bad"},
         {"prompt": "q?", "responses": ["aa", "bb"], "ratings": [5, 1], "winner": "B"},
+        NEUTRAL | {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0, "model_a_score": 2, "model_b_score": 1},
     ],
 )
 def test_verdicts_that_contradict_each_other_give_no_pair(tmp_path: Path, row: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dt2it_pipeline.ingest.manifest import Manifest, ManifestError, load_manifest
-from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, parquet_rows
+from dt2it_pipeline.ingest.readers import bounds, file_formats, parquet_pages, parquet_rows, webdataset
 from dt2it_pipeline.ingest.reading import read_rows
 from dt2it_pipeline.ingest.rows import Quarantined, Row, SourceError
 from dt2it_pipeline_tests.support import parquet_lies
@@ -157,14 +157,27 @@ def repeated(first: bytes, part: bytes, times: int) -> bytes:
     return gzip.compress(first) + gzip.compress(part) * times + gzip.compress(bytes(1024))
 
 
-@pytest.mark.parametrize("name", ["{}.json", "row.{}", "folder/.{}"])
-def test_members_without_content_are_counted(tmp_path: Path, name: str) -> None:
-    """Two million of them lie in some ten megabytes; in memory they would be more than a gigabyte."""
+def with_empty_members(file: Path, name: str, thousands: int) -> None:
+    """A tar in gzip of a row and many members without content."""
     member = tarfile.TarInfo("rows.jsonl")
     member.size = len(LINE)
     content = member.tobuf() + LINE.ljust(512, b"\0")
-    empty = tarfile.TarInfo(name.format("x")).tobuf()
-    (tmp_path / "rows.tar.gz").write_bytes(repeated(content, empty * 1000, 2000))
+    file.write_bytes(repeated(content, tarfile.TarInfo(name).tobuf() * 1000, thousands))
+
+
+@pytest.mark.parametrize("name", ["x.json", "row.x", "folder/.x"])
+def test_members_without_content_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with_empty_members(tmp_path / "rows.tar.gz", name, 2)
+    if name != "x.json":  # whose name is there many times
+        assert [type(row) for row in read(tmp_path / "rows.tar.gz")] == [Row]
+    monkeypatch.setattr(bounds, "_MOST_EMPTY", 1500)
+    with pytest.raises(SourceError, match=r"rows.tar.gz' has more than 1,500 members without content"):
+        read(tmp_path / "rows.tar.gz")
+
+
+def test_millions_of_members_without_content_take_little_memory(tmp_path: Path) -> None:
+    """Two million of them lie in some ten megabytes; in memory they would be more than a gigabyte."""
+    with_empty_members(tmp_path / "rows.tar.gz", "x.json", 2000)
     peak, words = peak_mib(tmp_path / "rows.tar.gz", tar_with(tmp_path / "good.tar.gz", "w:gz", ("a.jsonl", LINE)))
     assert "rows.tar.gz' has more than 100,000 members without content" in words and peak < 300, (peak, words)
 
@@ -180,6 +193,32 @@ def test_folders_of_an_ordinary_archive_do_not_count(tmp_path: Path, monkeypatch
             member.size = len(LINE)
             archive.addfile(member, io.BytesIO(LINE))
     assert [type(row) for row in read(tmp_path / "rows.tar")] == [Row] * 50
+
+
+def test_members_that_are_no_data_files_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each, `tarfile` keeps half a kilobyte; a shard's members are its rows, so none of these is kept either."""
+    monkeypatch.setattr(webdataset, "_MOST_MEMBERS", 50)
+    for name, first, other in (("rows.tar", "rows.jsonl", "{}.bin"), ("shard.tar", "0.json", "1.{}.txt")):
+        others = [(other.format(number), b"x") for number in range(500)]
+        file = tar_with(tmp_path / name, "w", (first, LINE), ("0.txt", b"x"), *others)
+        with bounds.bounded_tar(file) as archive:
+            assert sum(1 + len(archive.members) for _ in archive.passing()) == 502
+        rows = read(file)
+        assert isinstance(rows[0], Row)
+        reasons = [row.reason for row in rows[1:] if isinstance(row, Quarantined)]
+        assert reasons == (["too many members"] if name == "shard.tar" else [])
+
+
+def test_data_files_of_a_tar_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "_MOST_FILES", 5)
+    for count in (5, 6):
+        names = [f"{number}.jsonl" for number in reversed(range(count))]
+        file = tar_with(tmp_path / "rows.tar", "w", *((name, LINE) for name in names), ("readme.txt", b"x"))
+        if count == 5:
+            assert [row.row_id for row in read(file)] == [f"{number}.jsonl line 1" for number in range(5)]
+        else:
+            with pytest.raises(SourceError, match=r"rows.tar' has more than 5 data files; join them to fewer"):
+                read(file)
 
 
 @pytest.mark.usefixtures("small")
@@ -260,12 +299,12 @@ def in_every_row(text: bytes, rows: int, size: int | None = None, values: int = 
     ]
 
 
-def one_long_list(elements: int) -> list[Page]:
-    """One row: a list that has one text many times, in some twenty bytes."""
+def one_long_list(elements: int, text: bytes = b"a") -> list[Page]:
+    """One row: a list that has one text many times, in some twenty bytes beside the text."""
     of_one_row = parquet_lies.varint(1 << 1) + b"\0" + parquet_lies.varint(elements - 1 << 1) + b"\1"
     present = parquet_lies.varint(elements << 1) + b"\1"
     content = length_of(of_one_row) + length_of(present) + bytes([0]) + parquet_lies.varint(elements << 1)
-    return [in_every_row(b"a", 1)[0], Page(zstd(content), len(content), elements, encoding=RLE_DICTIONARY)]
+    return [in_every_row(text, 1)[0], Page(zstd(content), len(content), elements, encoding=RLE_DICTIONARY)]
 
 
 def test_files_made_by_hand_are_read_where_they_tell_the_truth(tmp_path: Path) -> None:
@@ -296,6 +335,10 @@ LIES = {
     "a list without end": (
         lambda: parquet_lies.parquet(one_long_list(2**30 - 1), 1, 2**30 - 1, 99, repeated=True),
         f"column 'question' of bomb.parquet {BEYOND}",
+    ),
+    "a list of one long text": (
+        lambda: parquet_lies.parquet(one_long_list(4000, b"x" * 2**20), 1, 4000, 99, repeated=True),
+        f"column 'question' of bomb.parquet {BEYOND} \\(4,195,3",
     ),
     "a dictionary of too many values": (
         lambda: parquet_lies.parquet(in_every_row(b"abc", 5, values=2**31 - 1), 5, 5, 60),

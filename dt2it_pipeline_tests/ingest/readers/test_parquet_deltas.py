@@ -16,7 +16,7 @@ import pytest
 
 from dt2it_pipeline.ingest.readers import parquet_deltas
 from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
-from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, DeltaPage, PageError
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, EncodedPage, PageError
 from dt2it_pipeline.ingest.readers.parquet_rows import parquet_rows
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline_tests.support import parquet_lies
@@ -39,12 +39,12 @@ def read(content: bytes) -> list[Any]:
     return [row[1] for row in parquet_rows(io.BytesIO(content), "rows.parquet", "")]
 
 
-def page_of(shared: bytes, own: bytes, values: int) -> DeltaPage:
+def page_of(shared: bytes, own: bytes, values: int) -> EncodedPage:
     """A page that is not compressed, of a column without levels."""
-    return DeltaPage(memoryview(shared + own), len(shared + own), values, DELTA_BYTE_ARRAY, None, (3, 3), True)
+    return EncodedPage(memoryview(shared + own), len(shared + own), values, DELTA_BYTE_ARRAY, None, (3, 3), True)
 
 
-def sum_of(page: DeltaPage, sizes: list[int] | None = None) -> int:
+def sum_of(page: EncodedPage, sizes: list[int] | None = None) -> int:
     check = [].append if sizes is None else sizes.append
     return shared_bytes(page, "UNCOMPRESSED", (0, 0), check, wanted=True)
 
