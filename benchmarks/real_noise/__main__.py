@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_noise.duel import METHODS, OURS, Plan, one_thread, run
-from benchmarks.real_noise.report import harm_summary, losses, tables
-from benchmarks.real_noise.sets import SetError, load_sets
+from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
+from benchmarks.real_noise.sets import SetError, load_sets, scenarios
 
 
 def sizes(text: str) -> list[int | None]:
@@ -86,6 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(tables(records))
     print(f"\n### Where this project's methods lose\n\n{losses(records, OURS)}")
     print(f"\n### Harm\n\n{harm_summary(records)}")
+    audits = {each.name: each.audit for given_set in sets for each in scenarios(given_set)}
+    print(f"\n### Claims\n\n{claims_summary(records, audits)}")
+    print(f"\n### Beaten by a simple baseline, beyond chance\n\n{beaten(records, OURS)}")
     for remark in remarks:
         print(f"\n{remark}")
 

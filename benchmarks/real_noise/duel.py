@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
-from benchmarks.real_noise.measures import measure, resample_counts
+from benchmarks.real_noise.measures import Stated, measure
 from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
 
 Method = Callable[[Evidence], pd.DataFrame]
@@ -72,7 +73,8 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
     """The records, and sentences about methods that ran nowhere or refused evidence.
 
     A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
-    label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}.
+    label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}; `after` is the label accuracy
+    of kept pairs as a method states it: estimate, low, high.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -108,8 +110,8 @@ def _one(
     truth = given.truth.set_index("pair_id")["better_id"]
     measured = ~evidence.audited
     better = evidence.pairs["pair_id"].map(truth)
-    right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)[measured]
-    counts = resample_counts(len(right), plan.seed)
+    label_right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)
+    right = label_right[measured]
     answers: dict[str, pd.DataFrame] = {}
     for name in dict.fromkeys([*SIMPLE, *plan.methods]):
         try:
@@ -122,9 +124,18 @@ def _one(
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
     for name in plan.methods:
         if name in answers:
-            found = measure(answers[name][measured], right, simple, counts, plan.cost)
-            attrs = {key: answers[name].attrs[key] for key in ("after", "wanted") if key in answers[name].attrs}
-            yield {"method": name, "pairs": len(right), "before": float(right.mean())} | asdict(found) | attrs
+            made, attrs = answers[name][measured], answers[name].attrs
+            known = _after(answers[name], label_right)[~measured] if attrs.get("audited_too") else np.zeros(0)
+            stated = Stated(*attrs["after"], known[np.isfinite(known)]) if "after" in attrs else None
+            found = measure(made, right, simple, plan.seed, plan.cost, stated)
+            head = {"method": name, "pairs": len(right), "before": float(right.mean())}
+            yield head | asdict(found) | {key: attrs[key] for key in ("after", "wanted") if key in attrs}
+
+
+def _after(answer: pd.DataFrame, label_right: np.ndarray) -> np.ndarray:
+    """Of every pair, 1 where its label is right after the decision, 0 where wrong, NaN where it is dropped."""
+    right = label_right ^ answer["flip"].to_numpy(dtype=bool)
+    return np.where(answer["keep"].to_numpy(dtype=bool), right, np.nan)
 
 
 def one_thread() -> None:
