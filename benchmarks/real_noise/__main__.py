@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.real_noise.duel import METHODS, OURS, Plan, one_thread, run
 from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
-from benchmarks.real_noise.sets import SetError, load_sets, scenarios
+from benchmarks.real_noise.sets import AUDITED, SetError, load_sets, scenarios
 
 
 def sizes(text: str) -> list[int | None]:
@@ -64,17 +64,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=(), metavar="SET", help="names of sets (default: all)")
     parser.add_argument("--sizes", type=sizes, default="25,60,100,400,all", help="numbers of pairs, or all")
     parser.add_argument("--repeats", type=int, default=5, help="draws of pairs and audits per size")
+    parser.add_argument("--audited", type=int, default=AUDITED, help="pairs of an audit (default: %(default)s)")
     parser.add_argument("--methods", type=methods, default=list(METHODS), help="names, separated by `;` (default: all)")
     parser.add_argument("--cost", type=float, default=3.0, help="of a wrong label kept, in right labels kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file for all records")
     given = parser.parse_args(arguments)
+    if given.audited < 1:
+        parser.error(f"--audited {given.audited}: give 1 pair at least")
     one_thread()
     try:
         sets = load_sets(given.sets, given.only)
     except SetError as error:
         parser.error(str(error))
-    plan = Plan(given.sizes, given.repeats, given.cost, given.seed, given.methods)
+    plan = Plan(given.sizes, given.repeats, given.cost, given.seed, given.methods, given.audited)
     records, remarks = run(sets, plan)
     if given.output:
         given.output.write_text(json.dumps(as_json(records), indent=1) + "\n", encoding="utf-8")

@@ -60,6 +60,7 @@ class Plan:
         cost: of a wrong label that is kept, for the utility.
         seed: of all draws.
         methods: names among METHODS.
+        audited: pairs of an audit; of twice as many pairs at least.
     """
 
     sizes: Sequence[int | None]
@@ -67,6 +68,7 @@ class Plan:
     cost: float = 3.0
     seed: int = 0
     methods: Sequence[str] = tuple(METHODS)
+    audited: int = AUDITED
 
 
 def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
@@ -83,12 +85,11 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
             if size is not None and size >= len(given.pairs):
                 continue
             for scenario in scenarios(given):
-                if scenario.audit and (size or len(given.pairs)) < 2 * AUDITED:
+                if scenario.audit and (size or len(given.pairs)) < 2 * plan.audited:
                     continue
                 for repeat in range(1 if size is None and not scenario.audit else plan.repeats):
-                    evidence = evidence_of(
-                        subsample(given, size or len(given.pairs), plan.seed + repeat), scenario, repeat
-                    )
+                    drawn = subsample(given, size or len(given.pairs), plan.seed + repeat)
+                    evidence = evidence_of(drawn, scenario, repeat, plan.audited)
                     head = {"set": given.name, "scenario": scenario.name, "size": size or "all", "repeat": repeat}
                     records += [head | made for made in _one(evidence, given, plan, reasons)]
             print(f"{given.name}, {size or 'all'} pairs: done", file=sys.stderr, flush=True)

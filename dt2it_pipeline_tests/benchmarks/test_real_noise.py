@@ -271,8 +271,18 @@ def test_command_prints_tables_and_writes_records(
     main(again)
     assert capsys.readouterr().out.splitlines()[:8] == first.splitlines()[:8]
     with pytest.raises(SystemExit):
+        main([*arguments, "--audited", "0"])
+    assert "--audited 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["--sets", str(tmp_path / "absent")])
     assert "there are no set folders" in capsys.readouterr().err
+
+
+def test_an_audit_has_as_many_pairs_as_asked_for(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one", 60))
+    for audited, found in ((20, {40, 60}), (31, {60})):  # 31 are more than half of the pairs: no audit is drawn
+        records, _ = duel.run([given], duel.Plan([None], repeats=1, methods=["nothing"], audited=audited))
+        assert {record["pairs"] for record in records} == found
 
 
 def test_report_marks_harm_and_losses() -> None:
