@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(
         "Percent. A cell is the label accuracy of the kept pairs, and the share kept. `+`: better than before, the 95% "
         "interval wholly above 0; `!`: harm, the interval wholly below 0; `<`: significantly worse than the best "
-        "simple baseline at the same share kept; each in at least half of the draws, `(!)` in fewer.\n"
+        "simple baseline at the same share kept, as if that one had been named before; each in at least half of the "
+        "draws, `(!)` in fewer. The last section allows for the number of baselines and draws.\n"
     )
     print(tables(records))
     print(f"\n### Where this project's methods lose\n\n{losses(records, OURS)}")

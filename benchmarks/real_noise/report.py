@@ -181,8 +181,8 @@ def beaten(records: Sequence[Record], ours: Iterable[str], level: float = 0.05) 
     """Which simple baselines are better than a method of the project, beyond what many baselines and draws explain.
 
     Of every draw, the least probability over its baselines is adjusted for the number of the method's draws, by Holm
-    and by Benjamini and Hochberg. A draw is listed where the latter is below `level`, with all baselines whose own
-    probability is no greater than the greatest one that is listed for some draw.
+    and by Benjamini and Hochberg. Draws where the latter is below `level` are listed by set and scenario, with all
+    baselines whose own probability is no greater than the greatest of these draws.
     """
     chosen, lines = set(ours), []
     for (method,), rows in grouped(records, "method").items():
@@ -198,14 +198,16 @@ def beaten(records: Sequence[Record], ours: Iterable[str], level: float = 0.05) 
             f"{sum(p < level for p in least)}; for that of draws too, in {int((by_holm < level).sum())} (Holm) or "
             f"{int((by_rate < level).sum())} (Benjamini and Hochberg)"
         )
-        for place in np.flatnonzero(by_rate < level):
-            record = tested[place]
-            names = [f"`{name}`" for name, p in record["beaten_by"].items() if p <= named]
+        adjusted = [r | {"holm": p, "rate": q} for r, p, q in zip(tested, by_holm, by_rate, strict=True)]
+        for (name, size, scenario), draws in grouped(adjusted, "set", "size", "scenario").items():
+            lost = [r for r in draws if r["rate"] < level]
+            if not lost:
+                continue
+            names = dict.fromkeys(f"`{rival}`" for r in lost for rival, p in r["beaten_by"].items() if p <= named)
             lines.append(
-                f"    - {record['set']}, {record['size']} pairs; {record['scenario']}, draw "
-                f"{int(record['repeat']) + 1}: {', '.join(names)}; {_interval(record['advantage'])} "
-                f"against `{record['rival']}`; adjusted "
-                f"{by_holm[place]:.3f} (Holm), {by_rate[place]:.3f}"
+                f"    - {name}, {size} pairs; {scenario}: {', '.join(names)}; {_interval(lost[0]['advantage'])} "
+                f"against `{lost[0]['rival']}`, in {len(lost)} of {len(draws)} draws; least adjusted "
+                f"{min(r['holm'] for r in lost):.3f} (Holm), {min(r['rate'] for r in lost):.3f}"
             )
     return "\n".join(lines) or "- nothing was compared"
 

@@ -316,16 +316,17 @@ def test_report_names_baselines_that_beat_a_method_beyond_chance() -> None:
     lost = {"estimate": -0.1, "low": -0.2, "high": -0.01}
     rows = [
         {
-            "set": "s", "size": "all", "scenario": "all voters", "repeat": place, "method": "ours",
+            "set": "s", "size": "all", "scenario": scenario, "repeat": place, "method": "ours",
             "rival": "drop, both", "advantage": lost, "beaten_by": {"drop, both": p, "nothing": 1.0},
         }
-        for place, p in enumerate([0.001, 0.02, 0.03, 0.5])
+        for place, (p, scenario) in enumerate([(0.001, "audit"), (0.02, "audit"), (0.03, "judge"), (0.5, "judge")])
     ]  # fmt: skip
     first, *found = beaten(rows, ["ours"]).splitlines()
     assert "4 draws" in first and "better in 4;" in first and "baselines, some one is in 3;" in first
     assert first.endswith("in 1 (Holm) or 3 (Benjamini and Hochberg)")
-    assert len(found) == 3 and "draw 1: `drop, both`; -10.0 (-20.0 to -1.0)" in found[0]
-    assert "0.004 (Holm), 0.004" in found[0] and "nothing" not in "".join(found)
+    assert len(found) == 2 and "s, all pairs; audit: `drop, both`; -10.0 (-20.0 to -1.0)" in found[0]
+    assert "in 2 of 2 draws; least adjusted 0.004 (Holm), 0.004" in found[0] and "1 of 2 draws" in found[1]
+    assert "nothing" not in "".join(found)
     assert beaten(rows, ["theirs"]) == "- nothing was compared"
 
 
