@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_noise.duel import METHODS, OURS, Plan, one_thread, run
-from benchmarks.real_noise.report import harm_summary, losses, tables
-from benchmarks.real_noise.sets import SetError, load_sets
+from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
+from benchmarks.real_noise.sets import AUDITED, SetError, load_sets, scenarios
 
 
 def sizes(text: str) -> list[int | None]:
@@ -64,28 +64,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=(), metavar="SET", help="names of sets (default: all)")
     parser.add_argument("--sizes", type=sizes, default="25,60,100,400,all", help="numbers of pairs, or all")
     parser.add_argument("--repeats", type=int, default=5, help="draws of pairs and audits per size")
+    parser.add_argument("--audited", type=int, default=AUDITED, help="pairs of an audit (default: %(default)s)")
     parser.add_argument("--methods", type=methods, default=list(METHODS), help="names, separated by `;` (default: all)")
     parser.add_argument("--cost", type=float, default=3.0, help="of a wrong label kept, in right labels kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file for all records")
     given = parser.parse_args(arguments)
+    if given.audited < 1:
+        parser.error(f"--audited {given.audited}: give 1 pair at least")
     one_thread()
     try:
         sets = load_sets(given.sets, given.only)
     except SetError as error:
         parser.error(str(error))
-    plan = Plan(given.sizes, given.repeats, given.cost, given.seed, given.methods)
+    plan = Plan(given.sizes, given.repeats, given.cost, given.seed, given.methods, given.audited)
     records, remarks = run(sets, plan)
     if given.output:
         given.output.write_text(json.dumps(as_json(records), indent=1) + "\n", encoding="utf-8")
     print(
         "Percent. A cell is the label accuracy of the kept pairs, and the share kept. `+`: better than before, the 95% "
         "interval wholly above 0; `!`: harm, the interval wholly below 0; `<`: significantly worse than the best "
-        "simple baseline at the same share kept; each in at least half of the draws, `(!)` in fewer.\n"
+        "simple baseline at the same share kept, as if that one had been named before; each in at least half of the "
+        "draws, `(!)` in fewer. The last section allows for the number of baselines and draws.\n"
     )
     print(tables(records))
     print(f"\n### Where this project's methods lose\n\n{losses(records, OURS)}")
     print(f"\n### Harm\n\n{harm_summary(records)}")
+    audits = {each.name: each.audit for given_set in sets for each in scenarios(given_set)}
+    print(f"\n### Claims\n\n{claims_summary(records, audits)}")
+    print(f"\n### Beaten by a simple baseline, beyond chance\n\n{beaten(records, OURS)}")
     for remark in remarks:
         print(f"\n{remark}")
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.real_noise import baselines, crowds, policies, prefcleanbench
 from benchmarks.real_noise.evidence import Evidence, NotApplicable, Refused
-from benchmarks.real_noise.measures import measure, resample_counts
+from benchmarks.real_noise.measures import Stated, measure
 from benchmarks.real_noise.sets import AUDITED, NoisySet, evidence_of, scenarios, subsample
 
 Method = Callable[[Evidence], pd.DataFrame]
@@ -59,6 +60,7 @@ class Plan:
         cost: of a wrong label that is kept, for the utility.
         seed: of all draws.
         methods: names among METHODS.
+        audited: pairs of an audit; of twice as many pairs at least.
     """
 
     sizes: Sequence[int | None]
@@ -66,13 +68,15 @@ class Plan:
     cost: float = 3.0
     seed: int = 0
     methods: Sequence[str] = tuple(METHODS)
+    audited: int = AUDITED
 
 
 def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
     """The records, and sentences about methods that ran nowhere or refused evidence.
 
     A record has set, scenario, size ("all" or a number), repeat, method, `pairs` that were measured, `before` (their
-    label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}.
+    label accuracy), and what `measures.Measured` has, intervals as {estimate, low, high}; `after` is the label accuracy
+    of kept pairs as a method states it: estimate, low, high.
     """
     records: list[dict[str, Any]] = []
     reasons: dict[str, list[NotApplicable]] = {}
@@ -81,12 +85,11 @@ def run(sets: Sequence[NoisySet], plan: Plan) -> tuple[list[dict[str, Any]], lis
             if size is not None and size >= len(given.pairs):
                 continue
             for scenario in scenarios(given):
-                if scenario.audit and (size or len(given.pairs)) < 2 * AUDITED:
+                if scenario.audit and (size or len(given.pairs)) < 2 * plan.audited:
                     continue
                 for repeat in range(1 if size is None and not scenario.audit else plan.repeats):
-                    evidence = evidence_of(
-                        subsample(given, size or len(given.pairs), plan.seed + repeat), scenario, repeat
-                    )
+                    drawn = subsample(given, size or len(given.pairs), plan.seed + repeat)
+                    evidence = evidence_of(drawn, scenario, repeat, plan.audited)
                     head = {"set": given.name, "scenario": scenario.name, "size": size or "all", "repeat": repeat}
                     records += [head | made for made in _one(evidence, given, plan, reasons)]
             print(f"{given.name}, {size or 'all'} pairs: done", file=sys.stderr, flush=True)
@@ -108,8 +111,8 @@ def _one(
     truth = given.truth.set_index("pair_id")["better_id"]
     measured = ~evidence.audited
     better = evidence.pairs["pair_id"].map(truth)
-    right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)[measured]
-    counts = resample_counts(len(right), plan.seed)
+    label_right = (better == evidence.pairs["chosen_id"]).to_numpy(dtype=bool)
+    right = label_right[measured]
     answers: dict[str, pd.DataFrame] = {}
     for name in dict.fromkeys([*SIMPLE, *plan.methods]):
         try:
@@ -122,9 +125,18 @@ def _one(
     simple = {name: answers[name][measured] for name in SIMPLE if name in answers}
     for name in plan.methods:
         if name in answers:
-            found = measure(answers[name][measured], right, simple, counts, plan.cost)
-            attrs = {key: answers[name].attrs[key] for key in ("after", "wanted") if key in answers[name].attrs}
-            yield {"method": name, "pairs": len(right), "before": float(right.mean())} | asdict(found) | attrs
+            made, attrs = answers[name][measured], answers[name].attrs
+            known = _after(answers[name], label_right)[~measured] if attrs.get("audited_too") else np.zeros(0)
+            stated = Stated(*attrs["after"], known[np.isfinite(known)]) if "after" in attrs else None
+            found = measure(made, right, simple, plan.seed, plan.cost, stated)
+            head = {"method": name, "pairs": len(right), "before": float(right.mean())}
+            yield head | asdict(found) | {key: attrs[key] for key in ("after", "wanted") if key in attrs}
+
+
+def _after(answer: pd.DataFrame, label_right: np.ndarray) -> np.ndarray:
+    """Of every pair, 1 where its label is right after the decision, 0 where wrong, NaN where it is dropped."""
+    right = label_right ^ answer["flip"].to_numpy(dtype=bool)
+    return np.where(answer["keep"].to_numpy(dtype=bool), right, np.nan)
 
 
 def one_thread() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.real_noise.measures import benjamini_hochberg, holm
+
 Record = Mapping[str, Any]
 Key = tuple[str, ...]
 
@@ -70,8 +72,8 @@ def tables(records: Sequence[Record]) -> str:
             f"### {name}, {size} pairs ({before}% of labels right; draws: {draws})",
             "",
             f"| method | {' | '.join(key[0] for key in names)} | gain | against the best simple | overclaim "
-            "| calibration error | calls per pair | utility |",
-            "|---|" + "---|" * (len(names) + 6),
+            "| calibration error | by chance | calls per pair | utility |",
+            "|---|" + "---|" * (len(names) + 7),
         ]
         for (method,), theirs in grouped(rows, "method").items():
             cells = [cell([r for r in theirs if r["scenario"] == key[0]]) for key in names]
@@ -85,7 +87,8 @@ def _means(records: Sequence[Record]) -> list[str]:
         _signed(mean(r["harm"]["estimate"] for r in records)),
         _signed(mean(r["advantage"]["estimate"] for r in records)),
         _signed(mean(r["overclaim"] for r in records)),
-        _percent(mean(r["calibration_error"] for r in records)),
+        _percent(mean(r["calibration"]["error"] for r in records)),
+        _percent(mean(r["calibration"]["chance"]["median"] for r in records)),
         _number(mean(r["calls"] for r in records)),
         _number(mean(r["utility"] for r in records)),
     ]
@@ -120,10 +123,9 @@ def harm_summary(records: Sequence[Record]) -> str:
     ]
     groups = sorted(grouped(records, "method").items(), key=lambda item: -np.mean([harmed(r) for r in item[1]]))
     for (method,), rows in groups:
-        stated = [r for r in rows if "after" in r and not math.isnan(r["accuracy"])]
-        held = sum(r["after"][1] <= r["accuracy"] <= r["after"][2] for r in stated)
+        stated = [r["held"] for r in rows if r["held"] is not None]
         least = min((r["harm"]["estimate"] for r in rows if harmed(r)), default=math.nan)
-        gain, advantage, overclaim, _, _, useful = _means(rows)
+        gain, advantage, overclaim, _, _, _, useful = _means(rows)
         cells = [
             method,
             str(len(rows)),
@@ -134,10 +136,80 @@ def harm_summary(records: Sequence[Record]) -> str:
             advantage,
             overclaim,
             useful,
-            f"{held} of {len(stated)}" if stated else "",
+            f"{sum(stated)} of {len(stated)}" if stated else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def claims_summary(records: Sequence[Record], scenarios: Mapping[str, bool]) -> str:
+    """Per method, with an audit and without: calibration errors, and what chance and the stated range explain.
+
+    Args:
+        records: of `duel.run`; those without claims are left out.
+        scenarios: whether there is an audit, by name of the scenario.
+    """
+    lines = [
+        "| method | audit | draws | calibration error | by chance: median | above 95% "
+        "| by chance and stated range: mean | above 95% | without chance |",
+        "|---" * 9 + "|",
+    ]
+    claiming = [r for r in records if not math.isnan(r["calibration"]["error"])]
+    for method, of_method in grouped(claiming, "method").items():
+        for audit in (True, False):
+            rows = [r["calibration"] for r in of_method if scenarios[r["scenario"]] is audit]
+            if not rows:
+                continue
+            stated = [row for row in rows if not math.isnan(row["stated"]["mean"])]
+            squared = mean(row["squared"] for row in rows)
+            cells = [
+                method[0],
+                "yes" if audit else "no",
+                str(len(rows)),
+                _percent(mean(row["error"] for row in rows)),
+                _percent(mean(row["chance"]["median"] for row in rows)),
+                str(sum(row["error"] > row["chance"]["high"] for row in rows)),
+                _percent(mean(row["stated"]["mean"] for row in stated)),
+                str(sum(row["error"] > row["stated"]["high"] for row in stated)) if stated else "",
+                _percent(math.sqrt(max(squared, 0.0))),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beaten(records: Sequence[Record], ours: Iterable[str], level: float = 0.05) -> str:
+    """Which simple baselines are better than a method of the project, beyond what many baselines and draws explain.
+
+    Of every draw, the least probability over its baselines is adjusted for the number of the method's draws, by Holm
+    and by Benjamini and Hochberg. Draws where the latter is below `level` are listed by set and scenario, with all
+    baselines whose own probability is no greater than the greatest of these draws.
+    """
+    chosen, lines = set(ours), []
+    for (method,), rows in grouped(records, "method").items():
+        tested = [r for r in rows if r["beaten_by"]]
+        if method not in chosen or not tested:
+            continue
+        least = [min(r["beaten_by"].values()) for r in tested]
+        by_holm, by_rate = holm(least), benjamini_hochberg(least)
+        named = max((p for p, q in zip(least, by_rate, strict=True) if q < level), default=0.0)
+        lines.append(
+            f"- {method}: {len(tested)} draws. A baseline that was named before is significantly better in "
+            f"{sum(map(worse, tested))}; allowing for the number of baselines, some one is in "
+            f"{sum(p < level for p in least)}; for that of draws too, in {int((by_holm < level).sum())} (Holm) or "
+            f"{int((by_rate < level).sum())} (Benjamini and Hochberg)"
+        )
+        adjusted = [r | {"holm": p, "rate": q} for r, p, q in zip(tested, by_holm, by_rate, strict=True)]
+        for (name, size, scenario), draws in grouped(adjusted, "set", "size", "scenario").items():
+            lost = [r for r in draws if r["rate"] < level]
+            if not lost:
+                continue
+            names = dict.fromkeys(f"`{rival}`" for r in lost for rival, p in r["beaten_by"].items() if p <= named)
+            lines.append(
+                f"    - {name}, {size} pairs; {scenario}: {', '.join(names)}; {_interval(lost[0]['advantage'])} "
+                f"against `{lost[0]['rival']}`, in {len(lost)} of {len(draws)} draws; least adjusted "
+                f"{min(r['holm'] for r in lost):.3f} (Holm), {min(r['rate'] for r in lost):.3f}"
+            )
+    return "\n".join(lines) or "- nothing was compared"
 
 
 def _interval(value: Mapping[str, float]) -> str:

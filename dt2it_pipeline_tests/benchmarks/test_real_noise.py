@@ -17,7 +17,7 @@ from benchmarks.real_noise.measures import (
     same_share,
 )
 from benchmarks.real_noise.rebuild import main as rebuild
-from benchmarks.real_noise.report import harm_summary, losses, tables
+from benchmarks.real_noise.report import beaten, claims_summary, harm_summary, losses, tables
 from benchmarks.real_noise.sets import (
     SetError,
     evidence_of,
@@ -221,7 +221,7 @@ def test_clean_preferences_is_taken_where_there_is_one(monkeypatch: pytest.Monke
     made = policies.clean_preferences(evidence)
     assert list(made["keep"]) == [True, True, True, False]
     assert list(made["flip"]) == [False, True, False, False]
-    assert made.attrs == {"after": (0.95, 0.9, 0.99), "wanted": 1}
+    assert made.attrs == {"after": (0.95, 0.9, 0.99), "wanted": 1, "audited_too": True}
     assert list(made["calls"]) == [2, 2, 2, 2]
     assert list(policies.clean_preferences_wanted(evidence)["calls"]) == [0, 0, 0, 2]
 
@@ -266,27 +266,43 @@ def test_command_prints_tables_and_writes_records(
     first = capsys.readouterr().out
     records = json.loads(output.read_text(encoding="utf-8"))
     assert {record["size"] for record in records} == {"all", 20}
-    assert "### one, 20 pairs" in first and "### Harm" in first and "nowhere" in first
+    assert "### one, 20 pairs" in first and "### Harm" in first and "### Claims" in first and "nowhere" in first
     again = [*arguments, "--sizes", "20"]
     main(again)
     assert capsys.readouterr().out.splitlines()[:8] == first.splitlines()[:8]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--audited", "0"])
+    assert "--audited 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--sets", str(tmp_path / "absent")])
     assert "there are no set folders" in capsys.readouterr().err
 
 
+def test_an_audit_has_as_many_pairs_as_asked_for(tmp_path: Path) -> None:
+    given = load_set(write_set(tmp_path / "one", 60))
+    for audited, found in ((20, {40, 60}), (31, {60})):  # 31 are more than half of the pairs: no audit is drawn
+        records, _ = duel.run([given], duel.Plan([None], repeats=1, methods=["nothing"], audited=audited))
+        assert {record["pairs"] for record in records} == found
+
+
 def test_report_marks_harm_and_losses() -> None:
     none = {"estimate": math.nan, "low": math.nan, "high": math.nan}
+    drawn = {"mean": 0.06, "median": 0.05, "high": 0.08, "share": 0.01}
+    claims = {"error": 0.1, "squared": 0.0081, "chance": drawn, "stated": drawn | {"high": 0.2}}
     base = {
         "set": "s", "size": "all", "scenario": "all voters", "repeat": 0, "before": 0.9, "kept": 0.5, "overclaim": 0.1,
-        "calibration_error": 0.1, "calls": 1.0, "utility": 0.2, "rival": "nothing",
+        "calibration": claims, "calls": 1.0, "utility": 0.2, "rival": "nothing", "held": None, "beaten_by": {},
     }  # fmt: skip
     bad = {"estimate": -0.1, "low": -0.2, "high": -0.01}
     rows = [
-        base | {"method": "ours", "accuracy": 0.8, "harm": bad, "advantage": bad, "after": (0.9, 0.85, 0.95)},
+        base | {"method": "ours", "accuracy": 0.8, "harm": bad, "advantage": bad, "held": False},
         base | {"method": "theirs", "accuracy": math.nan, "harm": none, "advantage": none},
     ]
     assert "| ours | 80.0 of 50 !< | -10.0 |" in tables(rows)
+    assert "| +10.0 | 10.0 | 5.0 | 1.00 |" in tables(rows)
+    assert claims_summary(rows[:1], {"all voters": True}).splitlines()[2] == (
+        "| ours | yes | 1 | 10.0 | 5.0 | 1 | 6.0 | 0 | 9.0 |"
+    )
     assert losses(rows, ["ours"]) == (
         "- ours; s, all pairs; all voters: harm -10.0 (-20.0 to -1.0) in 1 of 1 draws; -10.0 (-20.0 to -1.0) against "
         "`nothing` in 1 of 1 draws"
@@ -294,6 +310,24 @@ def test_report_marks_harm_and_losses() -> None:
     assert losses(rows, ["theirs"]) == "- nowhere"
     assert harm_summary(rows).splitlines()[2].startswith("| ours | 1 | 1 | -10.0 | 1 |")
     assert harm_summary(rows).splitlines()[2].endswith("| 0 of 1 |")
+
+
+def test_report_names_baselines_that_beat_a_method_beyond_chance() -> None:
+    lost = {"estimate": -0.1, "low": -0.2, "high": -0.01}
+    rows = [
+        {
+            "set": "s", "size": "all", "scenario": scenario, "repeat": place, "method": "ours",
+            "rival": "drop, both", "advantage": lost, "beaten_by": {"drop, both": p, "nothing": 1.0},
+        }
+        for place, (p, scenario) in enumerate([(0.001, "audit"), (0.02, "audit"), (0.03, "judge"), (0.5, "judge")])
+    ]  # fmt: skip
+    first, *found = beaten(rows, ["ours"]).splitlines()
+    assert "4 draws" in first and "better in 4;" in first and "baselines, some one is in 3;" in first
+    assert first.endswith("in 1 (Holm) or 3 (Benjamini and Hochberg)")
+    assert len(found) == 2 and "s, all pairs; audit: `drop, both`; -10.0 (-20.0 to -1.0)" in found[0]
+    assert "in 2 of 2 draws; least adjusted 0.004 (Holm), 0.004" in found[0] and "1 of 2 draws" in found[1]
+    assert "nothing" not in "".join(found)
+    assert beaten(rows, ["theirs"]) == "- nothing was compared"
 
 
 def test_pandalm_is_rebuilt_from_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
