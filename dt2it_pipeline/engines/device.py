@@ -54,6 +54,16 @@ def weight_type(precision: str, device: torch.device) -> torch.dtype:
     return _TYPES[precision]
 
 
+def copied(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`value` on `device`. To a GPU it goes from page-locked memory, so that nobody waits for what was computed before.
+
+    From other memory, the copy may begin only when everything that the GPU was given before is done.
+    """
+    if device.type != "cuda" or value.device.type != "cpu":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def threads_for(device: torch.device) -> int:
     """Threads that read ahead: none on a CPU, which has nothing to wait for."""
     return 0 if device.type == "cpu" else min(_MOST_THREADS, usable_cores())

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from dt2it_pipeline.engines.device import read_ahead, threads_for
+from dt2it_pipeline.engines.device import copied, read_ahead, threads_for
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.patches import Patches, read_patches
@@ -47,7 +47,7 @@ class FeatureTable:
     def gather(self, registry: ImageRegistry, images: Sequence[int]) -> torch.Tensor:
         """Feature rows of images, one image after the other: [their tokens, levels * hidden]."""
         spans = [np.arange(self.starts[p], self.starts[p] + registry.images[p].tokens) for p in images]
-        return self.rows.index_select(0, torch.from_numpy(np.concatenate(spans)).to(self.rows.device))
+        return self.rows.index_select(0, copied(torch.from_numpy(np.concatenate(spans)), self.rows.device))
 
 
 def feature_bytes(model: RewardNetwork, registry: ImageRegistry, images: Sequence[int]) -> int:
@@ -161,8 +161,10 @@ def survey_images(
     for _, patches in read_ahead(own, functools.partial(read_patches, registry, device=device), threads_for(device)):
         features, broken = encode_patches(model, registry, patches, device)
         faults |= broken
-        for index, part in features.items():
-            rows[starts[index] : starts[index] + len(part)] = part.to("cpu", dtype)
+        if features:  # one copy from the device for all, which is waited for once
+            read = torch.cat(list(features.values())).to("cpu", dtype).split([len(part) for part in features.values()])
+            for index, part in zip(features, read, strict=True):
+                rows[starts[index] : starts[index] + len(part)] = part
     for found in ranks.gather(faults):
         faults |= found
     ranks.barrier()

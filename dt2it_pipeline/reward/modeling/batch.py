@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from dt2it_pipeline.engines.device import copied
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -39,9 +41,9 @@ class Batch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device, but for `grids`."""
         if self.input_ids.device == device:
             return self
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "grids"}
-        moved: dict[str, Any] = {k: v.to(device) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        moved: dict[str, Any] = {k: copied(v, device) for k, v in values.items() if isinstance(v, torch.Tensor)}
         return replace(self, **moved)

@@ -44,8 +44,10 @@ class Comparisons:
 
     def to(self, device: torch.device) -> Comparisons:
         """The same on a device."""
+        from dt2it_pipeline.engines.device import copied
+
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Comparisons(**{name: value.to(device, non_blocking=True) for name, value in values.items()})
+        return Comparisons(**{name: copied(value, device) for name, value in values.items()})
 
 
 def comparison_losses(

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dt2it_pipeline.engines.device import copied
+
 
 class VisionAttention(nn.Module):
     """Takes the place of the attention of a vision block of transformers, whose class is changed to this one.
@@ -95,12 +97,7 @@ def segment_inputs(vision_encoder: Any, grids: torch.Tensor, device: torch.devic
         moved["window_index"], read_here["cu_window_seqlens"] = get_vision_window_index(
             grids, spatial_merge_size=merge, window_size=vision_encoder.window_size, patch_size=config.patch_size
         )
-    return read_here | {name: _copied(value, device) for name, value in moved.items()}
-
-
-def _copied(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy on the device, from memory that it copies from by itself, so that nobody waits for it."""
-    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+    return read_here | {name: copied(value, device) for name, value in moved.items()}
 
 
 def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -145,7 +142,7 @@ def _by_length(bounds: tuple[int, ...], device: torch.device) -> tuple[_Segments
     for length, starts in found.items():
         together = starts[-1] - starts[0] == length * (len(starts) - 1)
         places = None if together else (torch.tensor(starts)[:, None] + torch.arange(length)).flatten()
-        groups.append(_Segments(length, len(starts), starts[0], None if places is None else _copied(places, device)))
+        groups.append(_Segments(length, len(starts), starts[0], None if places is None else copied(places, device)))
     return tuple(groups)
 
 

@@ -54,13 +54,9 @@ class LoadedBatch:
 
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from which copies to a GPU need not be waited for."""
-        return replace(self, batch=_each(self.batch, lambda tensor: tensor.pin_memory()))
-
-    def on(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        if device.type == "cpu":
-            return self.batch
-        return _each(self.batch, lambda tensor: tensor.to(device, non_blocking=True))
+        values = ((field.name, getattr(self.batch, field.name)) for field in fields(self.batch))
+        pinned = {name: value.pin_memory() for name, value in values if isinstance(value, torch.Tensor)}
+        return replace(self, batch=replace(self.batch, **pinned))
 
 
 class ExampleBatches(Dataset[LoadedBatch]):
@@ -183,8 +179,3 @@ def _start(number: int) -> None:
 
 def _as_it_is(loaded: Any) -> Any:
     return loaded
-
-
-def _each(batch: Batch, change: Any) -> Batch:
-    values = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-    return replace(batch, **{name: change(value) for name, value in values if isinstance(value, torch.Tensor)})

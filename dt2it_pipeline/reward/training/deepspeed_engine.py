@@ -125,11 +125,14 @@ def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
     config = read_deepspeed_config(settings.deepspeed_config)
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     optimizer["params"] = {"lr": settings.learning_rate} | optimizer.get("params", {})
+    # These timers wait for the device at every pass.
+    config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     return config | {
         "train_micro_batch_size_per_gpu": 1,  # nominal: the schedule says how many pairs a pass holds
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.max_grad_norm,
-        "bf16": {"enabled": settings.precision == "bfloat16"},
+        # Without a look at every gradient for what is not finite: the norm shows it, and the training stops.
+        "bf16": {"enabled": settings.precision == "bfloat16", "check_grad_overflow": False},
         # Sums over the passes of a step: in bfloat16, a pass that adds less than 1/256 of the sum would be lost.
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31 - 1,

@@ -233,8 +233,9 @@ class Trainer:
         if checked:
             self._check(self.group.sum(tally.sums()), tally, number, members, weights=True)
         engine.step()
-        norm = torch.as_tensor(engine.get_global_grad_norm() or 0.0, device=self.group.device).detach()
-        self.unread.append((number, tally, norm))
+        norm = engine.get_global_grad_norm()  # on the device: nothing here may ask whether it is zero
+        kept = torch.as_tensor(0.0 if norm is None else norm, device=self.group.device).detach()
+        self.unread.append((number, tally, kept))
 
     def _read(self) -> float:
         """Take in the sums of all steps since the last call. Returns the last gradient norm before clipping.
@@ -249,7 +250,7 @@ class Trainer:
         for (number, tally, _), row, norm in zip(unread, sums.tolist(), norms, strict=True):
             members = self.trained[self.schedule.step(number)]
             self._check(row, tally, number, members)
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) or norm < 0:  # DeepSpeed's -1 stands for what is not finite
                 pairs = self.examples.pairs_of(members[:8])[:8]
                 self._stop(number, pairs if self.group.rank == 0 else (), what="gradient")
         self.window = [a + b for a, b in zip(self.window, sums[:, [0, 6, 1, 2]].sum(0).tolist(), strict=True)]

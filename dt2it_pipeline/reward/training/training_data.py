@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dt2it_pipeline.engines.device import copied
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.data.lists import TrainingExamples
@@ -167,9 +168,9 @@ class TrainingData:
         members = _members(run, examples)
         loaded = self._stream.take(members)
         self._faults |= loaded.faults
-        batch, features = loaded.on(self.group.device), None
+        batch, features = loaded.batch.to(self.group.device), None
         if batch.images and self._features is not None:
-            features = self._features.gather(self.registry, batch.images).to(self.group.device)
+            features = copied(self._features.gather(self.registry, batch.images), self.group.device)
         first = self.examples.first_pairs()[members]
         counts = self.prepared.usable[first] & ~np.isin(first, list(loaded.faults)) & bool(len(run))
         shown = counts if counts.any() else np.ones_like(counts)

@@ -206,3 +206,15 @@ def test_pinned_batches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [getattr(batch, f.name) for f in dataclasses.fields(batch)]
     assert len(asked) == sum(isinstance(value, torch.Tensor) for value in tensors)
     assert torch.equal(pinned.batch.input_ids, batch.input_ids) and pinned.batch.is_causal == batch.is_causal
+
+
+def test_sizes_of_images_stay_where_they_are_read() -> None:
+    """On the device, every pass would wait for all that the device was given before."""
+    ids = np.arange(4, dtype=np.int32)
+    prompt = EncodedPrompt(ids, ids[None].repeat(3, 0), 4, ids[:0], ())
+    batch = collate([PackedExample(prompt, (ids, ids[:2]))])
+    batch = dataclasses.replace(batch, grids=torch.tensor([[1, 4, 4]]), pixels=torch.zeros(16, 8))
+    moved = batch.to(torch.device("meta"))
+    assert moved.grids is batch.grids
+    tensors = {f.name: getattr(moved, f.name) for f in dataclasses.fields(moved) if f.name != "grids"}
+    assert {value.device.type for value in tensors.values() if isinstance(value, torch.Tensor)} == {"meta"}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.reward.training.deepspeed_engine import deepspeed_config, take_optimizer
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.train import weights_digest
+from dt2it_pipeline.reward.training.train import run, weights_digest
 from dt2it_pipeline_tests.support.training_jobs import changed, train_several
 
 
@@ -42,6 +42,28 @@ def test_other_optimisers_are_left_to_deepspeed(change: dict[str, Any]) -> None:
     config = deepspeed_config(TrainingSettings(deepspeed_config="zero2")) | change
     assert take_optimizer(config, groups()) is None
     assert "optimizer" in config
+
+
+@pytest.mark.parametrize(("precision", "norms"), [("float32", 2), ("bfloat16", 1)])
+def test_deepspeed_waits_for_the_device_in_clipping_alone(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, precision: str, norms: int
+) -> None:
+    """Where a pass waits, a GPU has nothing to do until the next one is prepared. In float32, a step asks twice."""
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    waited: list[str] = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waited.append("synchronize"))
+    asked = stage_1_and_2.is_invalid_grad_norm
+    monkeypatch.setattr(stage_1_and_2, "is_invalid_grad_norm", lambda norm: waited.append("norm") or asked(norm))
+    overflow = stage_1_and_2.DeepSpeedZeroOptimizer.has_overflow
+    monkeypatch.setattr(
+        stage_1_and_2.DeepSpeedZeroOptimizer, "has_overflow",
+        lambda *given, **named: waited.append("overflow") or overflow(*given, **named),
+    )  # fmt: skip
+    settings = job.settings.model_copy(update={"micro_batch_size": 2, "max_steps": 4, "precision": precision})
+    run(job.model_copy(update={"settings": settings}), [].append)
+    assert waited == ["norm"] * 4 * norms
 
 
 @pytest.mark.heavy

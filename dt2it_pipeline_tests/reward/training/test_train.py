@@ -15,6 +15,7 @@ from dt2it_pipeline.reward.checkpoints.processor_files import pixel_limit
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.too_long import left_out
+from dt2it_pipeline.reward.training import trainer
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
 from dt2it_pipeline.storage import atomic, records, schemas
@@ -127,6 +128,24 @@ def test_nan_of_one_pair_is_named_where_batches_accumulate(job: TrainJob, tmp_pa
     ids = atomic.read_parquet(job.pairs, "pairs").column("pair_id").to_pylist()
     assert [name for name in ids if name in str(caught.value)] == [guilty]
     assert "embed_tokens.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch, precision: str, value: float
+) -> None:
+    """Though every loss is."""
+    started = trainer.Trainer.fit
+
+    def fit(self: Any) -> Any:
+        self.model.head.weight.register_hook(lambda gradient: gradient * value)
+        return started(self)
+
+    monkeypatch.setattr(trainer.Trainer, "fit", fit)
+    settings = job.settings.model_copy(update={"precision": precision, "max_steps": 2})
+    with pytest.raises(TrainingError, match="gradient is not a number at step 1"):
+        run(job.model_copy(update={"settings": settings}), [].append)
 
 
 def test_another_base_model_does_not_go_on_from_the_state_of_the_one_before(job: TrainJob, tmp_path: Path) -> None:
