@@ -1,4 +1,4 @@
-"""What ends a training or a scoring, and how memory that ran out is told from it; below the modules that raise it."""
+"""What ends a training or a scoring, and which errors say that memory ran out; below the modules that raise it."""
 
 from __future__ import annotations
 
