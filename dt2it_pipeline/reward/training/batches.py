@@ -55,7 +55,7 @@ class LoadedBatch:
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from which copies to a GPU need not be waited for."""
         values = ((field.name, getattr(self.batch, field.name)) for field in fields(self.batch))
-        pinned = {name: value.pin_memory() for name, value in values if isinstance(value, torch.Tensor)}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in values if isinstance(value, torch.Tensor)}
         return replace(self, batch=replace(self.batch, **pinned))
 
 
