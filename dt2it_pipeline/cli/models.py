@@ -204,6 +204,9 @@ def score(
     processes: Annotated[int, typer.Option(metavar="N", min=1, max=1024, help="Scorers on this machine.")] = 1,
     max_length: MaxLength = None,
     max_pixels: MaxPixelsOption = "trained",
+    tokens_per_batch: Annotated[
+        int, typer.Option(metavar="N", min=64, help="Most tokens of one forward pass; fewer need less memory.")
+    ] = 8192,
     system_prompt: SystemPrompt = None,
     as_json: Json = False,
 ) -> None:
@@ -237,8 +240,9 @@ def score(
         raise typer.BadParameter("a table of responses needs --prompts and --media")
     scales = calibrated_scales(list(models.values())) if len(models) > 1 else None
     settings = ScoringSettings(
-        engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels)
-    )
+        engine=engine, processes=processes, max_length=max_length, max_pixels=as_max_pixels(max_pixels),
+        tokens_per_batch=tokens_per_batch,
+    )  # fmt: skip
     work = output.with_name(f"{output.name}.work")
     given = given_responses(responses, prompts, media, work)
     found, sizes = {}, {}

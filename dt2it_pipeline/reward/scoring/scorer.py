@@ -211,14 +211,15 @@ class Scorer:
                 tokens = len(members[0][0])
                 raise ScoringError(
                     f"{self._memory()} does not suffice for one sequence of {tokens:,} tokens (a prompt with its "
-                    "responses); lower scoring.tokens_per_batch, scoring.max_length or scoring.max_pixels"
+                    "responses); lower scoring.tokens_per_batch, scoring.max_length or scoring.max_pixels (options of "
+                    "`dt2it score`, too)"
                 ) from error
         torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
         if not self._halved:
             self._halved = True
             logging.getLogger(__name__).warning(
                 "%s does not suffice for a batch of %s tokens, which is split in halves; a smaller "
-                "scoring.tokens_per_batch saves the attempts",
+                "scoring.tokens_per_batch (--tokens-per-batch) saves the attempts",
                 self._memory(),
                 f"{sum(len(row) for row, _ in members):,}",
             )
