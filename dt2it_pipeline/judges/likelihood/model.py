@@ -85,7 +85,10 @@ class LikelihoodModel:
         dtype = weight_type(precision, self._device)
         try:
             self._processor: Any = AutoProcessor.from_pretrained(model)
-            made: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, output_loading_info=True)
+            made: Any = AutoModelForImageTextToText.from_pretrained(
+                model, dtype=dtype, output_loading_info=True,
+                device_map=None if self._device.type == "cpu" else {"": self._device},
+            )  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
             raise LikelihoodError(f"cannot load the judge's model {model}: {error}") from error
         loaded, report = made
@@ -94,12 +97,14 @@ class LikelihoodModel:
                 f"{model} lacks weights of a language model ({', '.join(missing[:3])}), so its likelihoods mean "
                 "nothing; name the base model, and a reward model as a voter"
             )
-        self._model = loaded.to(self._device).eval()
+        self._model = loaded.eval()
         inner: Any = getattr(self._model, "model", None)
+        self._read_here: tuple[str, ...] = ()
         if hasattr(inner, "visual"):  # the Qwen-VL family
             from dt2it_pipeline.judges.likelihood.vision_cache import RememberingVisionEncoder
 
             inner.visual = RememberingVisionEncoder(inner.visual)
+            self._read_here = ("pixel_values",)  # it looks there whether an image is new
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._control_tokens = OwnControlTokens(self._processor.tokenizer)
         self._tokens_per_batch = tokens_per_batch
@@ -212,7 +217,9 @@ class LikelihoodModel:
         return dict(read)
 
     def _there(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {key: value.to(self._device) for key, value in inputs.items()}
+        from dt2it_pipeline.engines.device import copied
+
+        return {key: value if key in self._read_here else copied(value, self._device) for key, value in inputs.items()}
 
     @staticmethod
     def _answered(prompt: dict[str, Any], answers: Sequence[list[int]]) -> dict[str, Any]:
@@ -236,13 +243,16 @@ class LikelihoodModel:
         """Nats of the answers with which the sequences end."""
         import torch
 
+        from dt2it_pipeline.engines.device import copied
+
         with torch.inference_mode():
             logits = self._model(**self._there(inputs), logits_to_keep=max(map(len, answers)) + 1).logits
-        values: list[float] = []
+        values: list[torch.Tensor] = []
         for row, answer in zip(logits, answers, strict=True):  # one by one: in float32 a large vocabulary fills memory
             each = torch.log_softmax(row[: len(answer)].float(), dim=-1)
-            values.append(each.gather(-1, torch.tensor(answer, device=row.device).unsqueeze(-1)).sum().item())
-        return values
+            values.append(each.gather(-1, copied(torch.tensor(answer), row.device).unsqueeze(-1)).sum())
+        found: list[float] = torch.stack(values).tolist()  # waits for the device once
+        return found
 
     def _tokens(self, text: str) -> list[int]:
         """Tokens of a response and the end of its turn; control tokens spelled out in it stay plain text."""

@@ -1,7 +1,8 @@
 """A vision encoder that encodes every image once.
 
 A likelihood judge meets the same image many times: under both responses of a pair, under every pair of a prompt, and
-as a baseline of many prompts. The vision encoder's output depends on the image alone, so it is kept.
+as a baseline of many prompts. The vision encoder's output depends on the image alone, so it is kept. Images are
+compared in main memory, and those alone that are new go to the device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from dt2it_pipeline.engines.device import copied
 
 KEPT_TOKENS = 200_000  # image tokens whose features stay in memory; at 4 levels of 128 floats, 400 MB
 
@@ -42,7 +45,11 @@ class RememberingVisionEncoder(nn.Module):
         return int(self.vision_encoder.spatial_merge_size)
 
     def forward(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor, **options: Any) -> Any:
-        """Features of images from `pixel_values` [patches of all, values] and `grid_thw` [images, 3]."""
+        """Features of images on the device, from `pixel_values` [patches of all, values] and `grid_thw` [images, 3].
+
+        Pixels are best in main memory, whatever the device.
+        """
+        device, grid_thw = next(self.vision_encoder.parameters()).device, grid_thw.cpu()
         images = pixel_values.split(grid_thw.prod(-1).tolist())
         keys = [_key(pixels, grid) for pixels, grid in zip(images, grid_thw, strict=True)]
         new = {key: index for index, key in enumerate(keys) if key not in self._known}
@@ -52,7 +59,8 @@ class RememberingVisionEncoder(nn.Module):
         if new:
             chosen = list(new.values())
             grids = grid_thw[chosen]
-            output = self.vision_encoder(torch.cat([images[i] for i in chosen]), grid_thw=grids, **options)
+            pixels = copied(torch.cat([images[i] for i in chosen]), device)
+            output = self.vision_encoder(pixels, grid_thw=copied(grids, device), **options)
             sizes = (grids.prod(-1) // self.spatial_merge_size**2).tolist()
             deepstack = getattr(output, "deepstack_features", None) or ()  # Qwen3-VL has them, Qwen2.5-VL has not
             levels = [level.split(sizes) for level in (output.pooler_output, *deepstack)]
