@@ -135,7 +135,8 @@ def test_the_estimate_is_what_a_training_takes(
         without = rank["base"] + rank["libraries"]
         # gloo has a copy of what it gathers, NCCL has none.
         most = max(rank["elsewhere"] - without, rank["forward"] - without - rank["gathered"])
-        assert most == pytest.approx(estimate.total, rel=0.1)
+        # Looked at every millisecond: where the machine is busy, the height of a short peak is missed.
+        assert 0.8 * estimate.total < most < 1.1 * estimate.total
     if config != "zero3_cpu" or job.settings.precision == "bfloat16":
         return
     whole = 4 * parameters.total
