@@ -69,6 +69,8 @@ def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
     expanded, coded = 0, _coded(file.schema_arrow)
     for group in range(file.metadata.num_row_groups):
         about = file.metadata.row_group(group)
+        if about.num_rows == 0:  # PyArrow writes such a group for an empty table; its columns may share a place
+            continue
         columns = [about.column(column) for column in range(about.num_columns)]
         pages = chunks.read_group(columns)
         for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):

@@ -33,3 +33,15 @@ def test_pages_of_every_kind_are_read(tmp_path: Path, version: str, encoding: st
             **more,
         )  # fmt: skip
         assert values(manifest(tmp_path / "rows.parquet"), tmp_path) == table.to_pylist()
+
+
+def test_an_empty_table_between_others_is_read_as_no_row(tmp_path: Path) -> None:
+    """PyArrow writes a row group without rows for it, and says that each of its columns begins at byte 0."""
+    kind = pa.schema({"text": pa.string(), "lists": pa.list_(pa.string()), "more": pa.list_(pa.string())})
+    rows = [{"text": "a", "lists": ["b"], "more": []}, {"text": None, "lists": None, "more": [None, "c"]}]
+    with pq.ParquetWriter(tmp_path / "rows.parquet", kind) as writer:
+        for some in ([], rows[:1], [], rows[1:], []):
+            writer.write_table(pa.Table.from_pylist(some, kind))
+    assert values(manifest(tmp_path / "rows.parquet"), tmp_path) == rows
+    pq.write_table(pa.Table.from_pylist([], kind), tmp_path / "none.parquet")
+    assert values(manifest(tmp_path / "none.parquet"), tmp_path) == []
