@@ -138,7 +138,7 @@ class BoundedTar(tarfile.TarFile):
         Raises:
             SourceError: more of them than `bounded_tar` says have no content.
         """
-        while (member := self.next()) is not None:
+        while (member := self._following()) is not None:
             self.members.clear()  # type: ignore[attr-defined]
             self._balance += 1 if member.size == 0 else -1
             if self._balance > _MOST_EMPTY:
@@ -147,6 +147,12 @@ class BoundedTar(tarfile.TarFile):
                     "links) beyond those with some, as a file does that is meant to fill memory; pack it without them"
                 )
             yield member
+
+    def _following(self) -> tarfile.TarInfo | None:
+        try:
+            return self.next()
+        except ValueError as error:  # of a number in a header, which is no fault of a row
+            raise tarfile.ReadError(f"a malformed header ({error})") from error
 
     def places(self, members: Iterable[tarfile.TarInfo]) -> list[TarPlace]:
         """Where the files among some members lie, in the order of their names.

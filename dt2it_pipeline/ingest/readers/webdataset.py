@@ -6,10 +6,10 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import Quarantined, Read
+from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.media.images import check_bytes
 
@@ -53,26 +53,27 @@ def rows_of_shard(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo], 
     shown = ((*_split(member.name), member) for member in members if not (member.isdir() or _is_hidden(member)))
     for key, group in groupby(shown, lambda member: member[0]):
         where = f"{name} {key}"
-        parts = [(extension, member) for _, extension, member in islice(group, _MOST_MEMBERS + 1)]
-        if len(parts) > _MOST_MEMBERS:
-            detail = (
-                f"more than {_MOST_MEMBERS:,} of the archive's members share its name; give each row a name of its own"
-            )
-            yield Quarantined(where, "too many members", detail)
-            continue
         try:
-            yield where, _row(archive, key, parts)
+            yield where, _row(archive, key, group)
+        except SourceError:  # of the archive, which has no row behind it
+            raise
         except MediaError as error:
             yield Quarantined(where, error.reason, error.detail)
         except (ValueError, RecursionError) as error:
             yield Quarantined(where, "malformed JSON", str(error)[:200])
 
 
-def _row(archive: tarfile.TarFile, key: str, parts: list[tuple[str, tarfile.TarInfo]]) -> dict[str, Any]:
+def _row(archive: tarfile.TarFile, key: str, parts: Iterable[tuple[str, str, tarfile.TarInfo]]) -> dict[str, Any]:
+    """A row of its members, each of which is read as it passes: a compressed archive goes back only from its start."""
     values: dict[str, Any] = {}
     images: list[tuple[str, bytes]] = []
     has_fields = False
-    for extension, member in parts:
+    for number, (_, extension, member) in enumerate(parts):
+        if number == _MOST_MEMBERS:
+            raise MediaError(
+                "too many members",
+                f"more than {_MOST_MEMBERS:,} of the archive's members share its name; give each row a name of its own",
+            )
         if not member.isreg():  # its content is another member's, or lies outside the archive
             raise MediaError("link in an archive", f"{member.name} leads to {member.linkname}")
         kind = extension.rpartition(".")[2]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 from PIL import Image
 
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline.ingest.sources import fingerprint, read_source
 from dt2it_pipeline_tests.support.ingest_world import encoded
+from dt2it_pipeline_tests.support.source_files import values
 
 
 def manifest(path: Path) -> Manifest:
@@ -71,3 +75,35 @@ def test_a_folder_of_save_to_disk_needs_no_format(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"prompt": "q", "chosen": "good", "rejected": "bad"}]).save_to_disk(tmp_path / "saved")
     found = manifest(tmp_path / "saved")
     assert read_source(found, tmp_path, tmp_path / "media")["pairs"].num_rows == 1 and fingerprint(found, tmp_path)
+
+
+def test_a_compressed_shard_is_read_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind is read from the archive's start again, so that a shard's rows must be read as they pass."""
+    content = random.Random(1).randbytes(3 << 20)
+    with tarfile.open(tmp_path / "rows.tar.gz", "w:gz", compresslevel=0) as archive:
+        for row in range(8):
+            for name, data in ((f"{row}.json", b'{"a": 1}'), (f"{row}.bin", content), (f"{row}.txt", b"t")):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    seek = gzip.GzipFile.seek
+    back = 0
+
+    def counted(stream: gzip.GzipFile, offset: int, whence: int = io.SEEK_SET) -> int:
+        nonlocal back
+        back += whence == io.SEEK_SET and offset < stream.tell()
+        return seek(stream, offset, whence)
+
+    monkeypatch.setattr(gzip.GzipFile, "seek", counted)
+    assert [row["txt"] for row in values(manifest(tmp_path / "rows.tar.gz"), tmp_path)] == ["t"] * 8
+    assert back <= 2  # of the first row, whose members say that this is a shard
+
+
+def test_a_fault_of_a_shard_within_a_row_ends_it_and_costs_no_row_alone(tmp_path: Path) -> None:
+    """What lies behind it is lost, and a quarantined row would hide that."""
+    shard(tmp_path / "rows.tar", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 2)
+    with tarfile.open(tmp_path / "rows.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("a/0001." + "x" * (2 << 20)))
+        archive.addfile(tarfile.TarInfo("a/0002.json"))
+    with pytest.raises(SourceError, match="a header of"):
+        values(manifest(tmp_path / "rows.tar"), tmp_path)
