@@ -32,6 +32,7 @@ from pathlib import Path
 from dt2it_pipeline.storage.home import compiled_code
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_PLACE = "compiled"  # the folder that holds those of all users and processors
 _FEATURES = ("model name", "flags", "Features")  # lines of /proc/cpuinfo
 _logger = logging.getLogger(__name__)
 _held: set[tuple[Path, int]] = set()  # folders, each with the process that holds it
@@ -46,7 +47,9 @@ def use_private_cache() -> Path:
 
     given = os.environ.get(VARIABLE)
     if given and Path(given) != Path(default_cache_dir()):  # PyTorch sets the variable, too, once it has compiled
-        if (Path(given) / compiled_code.LOCK).exists():  # ours, as a process above this one has found it
+        # Ours, as a process above this one has found it. Files of that name alone may be of anything else.
+        ours = Path(given).name == _folder_name() and Path(given).parent.name == _PLACE
+        if ours and (Path(given) / compiled_code.LOCK).exists():
             _hold(Path(given))
         return Path(given)
     faults = []
@@ -96,7 +99,7 @@ def _places() -> list[Path]:
     else:
         with contextlib.suppress(RuntimeError):  # a user without a home
             places.append(Path.home() / ".cache" / "dt2it")
-    return [place / "compiled" for place in places]
+    return [place / _PLACE for place in places]
 
 
 def _private(place: Path) -> Path:
@@ -110,7 +113,7 @@ def _private(place: Path) -> Path:
     for above in (place, *place.parents):
         if _others_may_write(above.stat()):
             raise PermissionError(f"others may write to {above}, and could put code of theirs there")
-    folder = place / f"{_processor()}-{os.geteuid()}"
+    folder = place / _folder_name()
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
@@ -139,6 +142,11 @@ def _others_may_write(found: os.stat_result) -> bool:
     except KeyError:  # a number without a name, as in many containers: who is in the group is not known
         return True
     return group.gr_name != name or not {name}.issuperset(group.gr_mem)
+
+
+def _folder_name() -> str:
+    """The name of the folder of this user and processor."""
+    return f"{_processor()}-{os.geteuid()}"
 
 
 def _processor() -> str:

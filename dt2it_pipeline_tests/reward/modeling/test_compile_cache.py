@@ -15,6 +15,7 @@ import torch._inductor.runtime.cache_dir_utils as torch_place
 
 from dt2it_pipeline.reward.modeling import compile_cache
 from dt2it_pipeline.reward.modeling.compile_cache import VARIABLE, use_private_cache
+from dt2it_pipeline.storage.home import compiled_code
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,24 @@ def test_what_the_user_names_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path:
     # PyTorch names its own place there as soon as it has looked for it.
     monkeypatch.setenv(VARIABLE, torch_place.default_cache_dir())
     assert use_private_cache().is_relative_to(tmp_path / "own")
+
+
+def test_a_folder_that_the_user_names_loses_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held: list[Path] = []
+    ours = use_private_cache()
+    shutil.copytree(ours, tmp_path / "named")  # with the lock's file, as another program may have one
+    for folder in (ours, tmp_path / "named"):
+        assert (folder / compiled_code.LOCK).exists()
+        (folder / "old").write_text("x")
+        os.utime(folder / "old", (1e9, 1e9))
+    monkeypatch.setattr(compile_cache, "_held", set())
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "named"))
+    assert use_private_cache() == tmp_path / "named"
+    assert (tmp_path / "named" / "old").exists()
+    monkeypatch.setattr(compile_cache, "_hold", held.append)  # as this process holds it, nothing would go
+    monkeypatch.setenv(VARIABLE, str(ours))
+    assert use_private_cache() == ours
+    assert held == [ours]
 
 
 def test_another_processor_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
