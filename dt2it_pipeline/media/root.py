@@ -36,6 +36,7 @@ class MediaRoot:
         self.root, self.prefix, self.web = root, prefix, web
         self._zip: zipfile.ZipFile | None = None
         self._tar: dict[str, tuple[int, int]] | None = None  # name -> offset and size
+        self._with_holes: set[tuple[int, int]] = set()  # of these: files whose zeros the archive leaves out
         self._file = -1
         self._ambiguous: set[str] = set()  # names that several files of the archive have
         self._by_last: dict[str, list[str]] | None = None  # last part of a name -> names of the archive
@@ -53,6 +54,8 @@ class MediaRoot:
                         archive.members.clear()  # type: ignore[attr-defined]  # each takes 0.5 kB
                         name = member.name.removeprefix("./")
                         place = (member.offset_data, member.size) if member.isreg() else None
+                        if place is not None and member.issparse():
+                            self._with_holes.add(place)
                         if member.islnk():  # the same file once more, under another name
                             place = self._tar.get(member.linkname.removeprefix("./"))
                         if place is not None and self._tar.setdefault(name, place) != place:
@@ -111,7 +114,9 @@ class MediaRoot:
         if self._zip is not None:
             return self._read_zip(self._member(name))
         if self._tar is not None:
-            offset, size = self._tar[self._member(name)]
+            place = offset, size = self._tar[self._member(name)]
+            if place in self._with_holes:
+                raise MediaError("file with holes", f"{name}: pack the archive anew, without --sparse")
             check_bytes(size, name)
             return os.pread(self._file, size, offset)
         file = self.locate(name)

@@ -99,7 +99,8 @@ def write_json_atomic(value: Any, path: str | Path) -> None:
 def json_text(value: Any) -> str:
     """JSON as `write_json_atomic` writes it; NumPy's scalars and paths become plain values.
 
-    Half of a surrogate pair, which has no UTF-8 form, is written as its escape, and so read again as it was.
+    Half of a surrogate pair, which has no UTF-8 form, is written as its escape. Two halves that belong together are
+    read again as the one character that they stand for.
     """
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1, default=_json_scalar)
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_images_in_a_folder_of_an_archive_are_found_where_one_alone_can_be_meant
         assert not root.holds(name)
         with pytest.raises(MediaError, match=r"ambiguous image" if name == "b.png" else "missing image"):
             store_image(name, root, tmp_path / "store")
+    root.close()
+
+
+def test_a_file_with_holes_in_a_tar_is_refused(tmp_path: Path) -> None:
+    """What lies in the archive is not the file."""
+    file = image(tmp_path / "red.png", "red")
+    with file.open("r+b") as stream:
+        stream.truncate(2**20)
+    subprocess.run(["tar", "--sparse", "-cf", tmp_path / "m.tar", "-C", tmp_path, "red.png"], check=True)
+    assert (tmp_path / "m.tar").stat().st_size < 2**17
+    root = MediaRoot(tmp_path / "m.tar")
+    with pytest.raises(MediaError, match=r"file with holes: .*red\.png: pack the archive anew, without --sparse"):
+        store_image("red.png", root, tmp_path / "store")
     root.close()
 
 
