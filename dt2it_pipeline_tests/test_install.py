@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -72,7 +73,8 @@ class Place:
         (self.project / "pyproject.toml").write_text(PYPROJECT)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.venv], check=True)
         [self.packages] = self.venv.glob("lib/*/site-packages")
-        (self.packages / "pip").symlink_to(Path(importlib.util.find_spec("pip").origin).parent)
+        # Not by find_spec: setuptools takes that for pip at work, and distutils is the library's own from then on.
+        (self.packages / "pip").symlink_to(Path(sysconfig.get_path("purelib")) / "pip")
         # Where Python may not keep what it compiles, pip takes seconds to start.
         dropped = ("PIP_", "UV_", "PYTHONDONTWRITEBYTECODE")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}

@@ -79,15 +79,17 @@ def test_where_there_is_too_much_the_oldest_goes(tmp_path: Path, monkeypatch: py
 
 
 def test_nothing_goes_while_another_process_uses_the_folder(tmp_path: Path) -> None:
-    first, _ = hold(tmp_path)
-    old = put(tmp_path, "ab/code.so", DAYS + 1)
-    second, removed = hold(tmp_path)
-    assert removed == 0 and old.exists() and not list(unused_folders(tmp_path.parent))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    first, _ = hold(folder)
+    old = put(folder, "ab/code.so", DAYS + 1)
+    second, removed = hold(folder)
+    assert removed == 0 and old.exists() and not list(unused_folders(tmp_path))
     first.communicate("end\n", timeout=30)
-    assert removed_by_a_start(tmp_path) == 0 and old.exists()  # the second one still uses it
+    assert removed_by_a_start(folder) == 0 and old.exists()  # the second one still uses it
     second.kill()
     second.wait()
-    assert removed_by_a_start(tmp_path) == 10 and not old.exists()
+    assert removed_by_a_start(folder) == 10 and not old.exists()
 
 
 def test_folders_that_nothing_uses_are_listed(tmp_path: Path) -> None:
