@@ -75,7 +75,7 @@ def use_private_cache() -> Path:
 
 
 def _hold(folder: Path) -> None:
-    """Remove what is old or too much in a folder, and keep other processes from it until this one ends."""
+    """Remove what is old or too much in a folder; no other process removes code from it until this one ends."""
     if (folder, os.getpid()) in _held:
         return
     _held.add((folder, os.getpid()))

@@ -13,7 +13,7 @@ import pytest
 from dt2it_pipeline.storage.home import compiled_code
 from dt2it_pipeline.storage.home.compiled_code import DAYS, LOCK, prune_and_hold, unused_folders
 
-# Holds a folder until it is told to end; prints how many bytes went.
+# Prints how many bytes went, and holds a folder until it reads a line.
 HOLDER = """
 import sys
 from pathlib import Path
