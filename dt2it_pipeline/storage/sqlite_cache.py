@@ -26,6 +26,7 @@ _AT_ONCE = 500  # variables of one query; SQLite bounds their number
 _TRIES = 10  # to be alone with a damaged file
 _WAIT = 0.3  # seconds between two of them
 _TIMEOUT = 120.0  # seconds that a statement waits for another process's transaction
+_PAUSE = 0.02  # seconds between two tries of a statement that did not wait
 _Found = TypeVar("_Found")
 logger = logging.getLogger(__name__)
 
@@ -135,14 +136,14 @@ class SqliteCache:
 
     def _tried(self, work: Callable[[], _Found]) -> _Found:
         try:
-            return work()
+            return _when_free(work)
         except sqlite3.Error as error:
             if self._path is None or self._lock is None or not _damaged(error):
                 raise self._unusable(error) from error
             self._database.close()
             self._database = self._open(self._path, self._lock, error)
         try:
-            return work()
+            return _when_free(work)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
@@ -183,17 +184,20 @@ class SqliteCache:
         # In autocommit: every statement outside `write` is a transaction of its own.
         database = sqlite3.connect(path, isolation_level=None, timeout=_TIMEOUT)
         try:
-            if isinstance(path, Path) and self._kind.durable:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=NORMAL")
-            elif isinstance(path, Path):
-                database.execute("PRAGMA synchronous=OFF")
-            database.executescript(self._kind.tables)
-            database.execute(self._kind.probe).fetchall()
+            _when_free(lambda: self._prepare(database, path))
         except BaseException:
             database.close()
             raise
         return database
+
+    def _prepare(self, database: sqlite3.Connection, path: Path | str) -> None:
+        if isinstance(path, Path) and self._kind.durable:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+        elif isinstance(path, Path):
+            database.execute("PRAGMA synchronous=OFF")
+        database.executescript(self._kind.tables)
+        database.execute(self._kind.probe).fetchall()
 
     def _rename_damaged(self, path: Path, fault: sqlite3.Error) -> None:
         try:
@@ -206,6 +210,11 @@ class SqliteCache:
         )  # fmt: skip
 
     def _unusable(self, error: Exception) -> CacheError:
+        if _busy(error):
+            return CacheError(
+                f"{self._kind.name} {self._path} cannot be used: another process has held it for "
+                f"{_TIMEOUT:g} seconds ({error}); run this again when that has ended: what the file holds is kept"
+            )
         full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
         return CacheError(
             f"{self._kind.name} {self._path or 'in memory'} cannot be used: {'the disk is full' if full else error}; "
@@ -227,6 +236,26 @@ def rename_damaged(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + end).rename(renamed.with_name(renamed.name + end))
     return renamed
+
+
+def _when_free(work: Callable[[], _Found]) -> _Found:
+    """What `work` returns, tried again while another process's lock stops it, for as long as a statement waits.
+
+    SQLite does not wait everywhere: changing the journal's mode while another process writes fails at once.
+    """
+    until = time.monotonic() + _TIMEOUT
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if not _busy(error) or time.monotonic() > until:
+                raise
+        time.sleep(random.uniform(0.5, 1) * _PAUSE)
+
+
+def _busy(error: Exception) -> bool:
+    """Whether another process's lock is to blame."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _damaged(error: sqlite3.Error) -> bool:

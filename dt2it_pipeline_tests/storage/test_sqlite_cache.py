@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,32 @@ def test_only_a_durable_cache_writes_ahead(tmp_path: Path) -> None:
         database = sqlite3.connect(path)
         assert database.execute("PRAGMA journal_mode").fetchone() == (mode,)
         database.close()
+
+
+DURABLE = CacheKind("a file", NUMBERS.tables, NUMBERS.probe, "", durable=True)
+
+
+def being_written(path: Path) -> sqlite3.Connection:
+    """Another process's transaction on a file whose journal is not a write-ahead log yet."""
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.executescript(NUMBERS.tables)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute(INSERT, (1, 1))
+    return writer
+
+
+def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    writer = being_written(tmp_path / "numbers.sqlite")
+    threading.Timer(0.2, writer.execute, ["COMMIT"]).start()
+    with SqliteCache(DURABLE, tmp_path / "numbers.sqlite") as cache:
+        assert cache.rows("SELECT * FROM numbers") == [(1, 1)]
+        assert cache.rows("PRAGMA journal_mode") == [("wal",)]
+    writer.close()
+
+
+def test_waiting_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dt2it_pipeline.storage.sqlite_cache._TIMEOUT", 0.05)
+    writer = being_written(tmp_path / "numbers.sqlite")
+    with pytest.raises(CacheError, match=r"a file .*another process has held it for 0\.05 seconds \(database is locked\)"):
+        SqliteCache(DURABLE, tmp_path / "numbers.sqlite")
+    writer.close()
