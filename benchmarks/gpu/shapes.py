@@ -160,7 +160,7 @@ def _write_base(folder: Path, shape: Shape) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    from dt2it_pipeline.reward.checkpoints.checkpoint import file_names
+    from dt2it_pipeline.reward.checkpoints.checkpoint import file_name
     from dt2it_pipeline.reward.families import FAMILIES
 
     tokenizer = _write_processor(folder, shape)
@@ -175,7 +175,7 @@ def _write_base(folder: Path, shape: Shape) -> None:
     for number, names in enumerate(_shards(shapes)):
         file = _HEAD_FILE if names == ["lm_head.weight"] else f"model-{number:05d}.safetensors"
         drawn = {name: _draw(name, shapes[name], generator) for name in names}
-        weights = file_names(drawn, FAMILIES[shape.family])
+        weights = {file_name(name, FAMILIES[shape.family]): value for name, value in drawn.items()}
         save_file(weights, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(weights, file)
     _write_index(folder, index)

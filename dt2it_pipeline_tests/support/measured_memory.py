@@ -4,10 +4,10 @@
 
 Every rank leaves `memory.rank0.json` beside the job's file: the most bytes that it has had to itself (pages of files
 that it maps do not count) before the model was loaded (`base`), until it was loaded (`loaded`), until DeepSpeed was
-handed it (`divided`), until the last step was done (`trained`: the greater of `forward`, in forward passes, and
-`elsewhere`), and while the checkpoint was saved (`saved`). Also: what it has after the last step beside `base` and all
-tensors, which libraries have kept from their calls (`libraries`), and the most bytes that ZeRO-3 gathered at once
-(`gathered`).
+handed it (`divided`), and until the last step was done (`trained`: the greater of `forward`, in forward passes, and
+`elsewhere`). Also: what it has after the last step beside `base` and all tensors, which libraries have kept from their
+calls (`libraries`), the most bytes that ZeRO-3 gathered at once (`gathered`), and the most bytes that saving the
+checkpoint took on top of what the rank had before (`saving`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _IMPORTED = (
     "transformers.integrations.deepspeed",
 )
 
+SHARD_BYTES = 30_000_000  # of a file of the checkpoint
+
 
 def own_memory() -> int:
     """Bytes of memory that this process has to itself now."""
@@ -62,11 +64,12 @@ def main() -> None:
     import deepspeed
     import deepspeed.comm as exchange
 
+    from dt2it_pipeline.reward.checkpoints import checkpoint
     from dt2it_pipeline.reward.training import trainer
 
     for name in _IMPORTED:
         importlib.import_module(name)
-    most, found = {"": 0, "forward": 0}, {"gathered": 0}
+    most, found = {"": 0, "forward": 0, "save": 0}, {"gathered": 0}
     phase = [""]
 
     def watch() -> None:
@@ -87,13 +90,23 @@ def main() -> None:
 
         return noted
 
-    def in_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    def during(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*given: Any, **named: Any) -> Any:
-            phase[0] = "forward"
+            phase[0] = name
             try:
                 return function(*given, **named)
             finally:
                 phase[0] = ""
+
+        return called
+
+    def saving(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*given: Any, **named: Any) -> Any:
+            gc.collect()
+            held = own_memory()
+            result = during("save", function)(*given, **named)
+            found["saving"] = most["save"] - held
+            return result
 
         return called
 
@@ -113,12 +126,13 @@ def main() -> None:
 
         return called
 
+    checkpoint._SHARD_BYTES = SHARD_BYTES
     trainer.load_network = noting("base", noting("loaded", trainer.load_network, before=False))
     deepspeed.initialize = noting("divided", deepspeed.initialize)
     trainer.Trainer._step = step(noting("trained", trainer.Trainer._step, before=False))  # type: ignore[method-assign]
-    trainer.Trainer._forward = in_forward(trainer.Trainer._forward)  # type: ignore[method-assign]
+    trainer.Trainer._forward = during("forward", trainer.Trainer._forward)  # type: ignore[method-assign]
     exchange.allgather_fn = gather(exchange.allgather_fn)
-    trainer.Trainer.save = noting("saved", trainer.Trainer.save, before=False)  # type: ignore[method-assign]
+    trainer.Trainer.save = saving(trainer.Trainer.save)  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
     worker.main()

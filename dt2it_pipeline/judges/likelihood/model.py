@@ -104,7 +104,8 @@ class LikelihoodModel:
             from dt2it_pipeline.judges.likelihood.vision_cache import RememberingVisionEncoder
 
             inner.visual = RememberingVisionEncoder(inner.visual)
-            self._read_here = ("pixel_values",)  # it looks there whether an image is new
+            # It looks there whether an image is new, and the model how many tokens each has.
+            self._read_here = ("pixel_values", "image_grid_thw")
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._control_tokens = OwnControlTokens(self._processor.tokenizer)
         self._tokens_per_batch = tokens_per_batch
@@ -134,7 +135,7 @@ class LikelihoodModel:
         def prepare(chunk: list[int]) -> tuple[dict[str, Any], list[list[int]]]:
             some = [sequences[index] for index in chunk]
             tokens = [answers[text] for _, text in some]
-            return self._answered(self._inputs([prompt for prompt, _ in some]), tokens), tokens
+            return self._placed(self._answered(self._inputs([prompt for prompt, _ in some]), tokens)), tokens
 
         totals = [length + len(answers[text]) for length, (_, text) in zip(lengths, sequences, strict=True)]
         for chunk, (inputs, tokens) in self._prepared(totals, prepare):
@@ -166,7 +167,7 @@ class LikelihoodModel:
         values = [math.nan] * len(prompts)
 
         def prepare(chunk: list[int]) -> dict[str, Any]:
-            return self._inputs([prompts[index] for index in chunk])
+            return self._placed(self._inputs([prompts[index] for index in chunk]))
 
         for chunk, inputs in self._prepared(self._prompt_lengths(prompts), prepare):
             with torch.inference_mode():
@@ -215,6 +216,14 @@ class LikelihoodModel:
         images = [image for prompt in prompts for image in prompt.images]
         read = self._processor(text=self._rendered(prompts), images=images or None, padding=True, return_tensors="pt")
         return dict(read)
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with their positions. On a GPU the model would wait for it several times for each sequence."""
+        place: Callable[..., Any] | None = getattr(getattr(self._model, "model", None), "get_rope_index", None)
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+        if place is not None and all(name in inputs for name in names):
+            inputs["position_ids"] = place(**{name: inputs[name] for name in names})[0]
+        return inputs
 
     def _there(self, inputs: dict[str, Any]) -> dict[str, Any]:
         from dt2it_pipeline.engines.device import copied

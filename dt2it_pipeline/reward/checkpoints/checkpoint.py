@@ -10,7 +10,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -19,6 +19,7 @@ from dt2it_pipeline.reward.families import FAMILIES, Family
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS = "*.safetensors"
+HEAD = "head.weight"  # in the model; families have names of their own for it
 PICKLED_WEIGHTS = ("value_head.bin", "adapter_model.bin", "pytorch_model*.bin")
 _SHARD_BYTES = 5 * 10**9
 # What trainers and libraries put before the names of a model's own weights, and what they put in between.
@@ -209,39 +210,73 @@ def plain_name(name: str) -> str:
     return ".".join(parts)
 
 
-def file_names(weights: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
-    """Weights under their names in a file, which are those of the family's published checkpoints."""
-    renamed = {}
-    for name, value in weights.items():
-        for ours, outside in family.file_names:
-            name = name.replace(ours, outside, 1)
-        renamed[family.head_name if name == "head.weight" else name] = value
-    return renamed
+def file_name(name: str, family: Family) -> str:
+    """Name of a model's weight in a file, which is that of the family's published checkpoints."""
+    if name == HEAD:
+        return family.head_name
+    for ours, outside in family.file_names:
+        name = name.replace(ours, outside, 1)
+    return name
 
 
-def save_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write weights as safetensors, in several files with an index where one would be too large."""
-    from safetensors.torch import save_file
+class WeightSource(Protocol):
+    """Weights of a model, each read when its file is written: they need not lie in memory all at once."""
 
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each weight, by its name in the model."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight, in the host's memory."""
+
+
+class HeldWeights:
+    """Weights that lie in memory, by their names in the model."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+        self.sizes = {name: value.numel() * value.element_size() for name, value in weights.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight, in the host's memory."""
+        return self._weights[name].detach().cpu()
+
+
+def shards_of(sizes: Mapping[str, int], family: Family) -> list[dict[str, str]]:
+    """The weights of each file of a checkpoint: names in the file, in order, and in the model.
+
+    A file holds no more than 5 GB, or one weight.
+    """
+    shards: list[dict[str, str]] = [{}]
     size = 0
-    for name in sorted(weights):
-        bytes_here = weights[name].numel() * weights[name].element_size()
-        if shards[-1] and size + bytes_here > _SHARD_BYTES:
+    for outside, name in sorted((file_name(name, family), name) for name in sizes):
+        if shards[-1] and size + sizes[name] > _SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = weights[name]
-        size += bytes_here
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
+        shards[-1][outside] = name
+        size += sizes[name]
+    return shards
+
+
+def save_weights(source: WeightSource, family: Family, folder: Path) -> None:
+    """Write weights as safetensors, in several files with an index where one would be too large.
+
+    The weights of one file are in memory at a time.
+    """
+    from safetensors.torch import save_file
+
+    shards = shards_of(source.sizes, family)
     index: dict[str, str] = {}
+    total = 0
     for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        index |= dict.fromkeys(shard, name)
-    total = sum(value.numel() * value.element_size() for value in weights.values())
-    write_json({"metadata": {"total_size": total}, "weight_map": index}, folder / "model.safetensors.index.json")
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        weights = {outside: source.read(name).contiguous() for outside, name in shard.items()}
+        save_file(weights, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(weights, file)
+        total += sum(value.numel() * value.element_size() for value in weights.values())
+        del weights  # before those of the next file are read
+    if len(shards) > 1:
+        write_json({"metadata": {"total_size": total}, "weight_map": index}, folder / "model.safetensors.index.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ scores. Adapters that others have trained are merged by adapters.py.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dt2it_pipeline.reward.checkpoints.adapters import with_update
@@ -57,24 +57,37 @@ def add_adapters(model: RewardNetwork, settings: LoraSettings, seed: int) -> Non
         parameter.requires_grad_(".lora_" in name or name.startswith("head."))
 
 
-def merge(state: MutableMapping[str, torch.Tensor], settings: LoraSettings) -> dict[str, torch.Tensor]:
-    """Weights by name with every adapter added to its layer, `W + (alpha / rank) B A`, as if there had been none.
+def base_name(name: str) -> str:
+    """Name that a weight of a model with adapters had before it had them.
+
+    >>> base_name("model.language_model.layers.0.mlp.up_proj.base_layer.weight")
+    'model.language_model.layers.0.mlp.up_proj.weight'
+    """
+    return name.replace(".base_layer.", ".")
+
+
+def parts_of(name: str, weights: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The weight `name` and, where its layer is adapted, the factors A and B of the update.
 
     Args:
-        state: full weights of a model with adapters. All but the adapters are taken out of it, one by one, so that a
-            model whose weights are nowhere else is not held twice.
-        settings: those that the adapters were made with.
-
-    Returns:
-        Weights under the names of the model without adapters, each in the type that it had, in the host's memory: a GPU
-        that holds the model may have no room for more. Sums are made in float32, where the weights lie.
+        name: of a weight that is no factor itself.
+        weights: of a model with adapters, or without, by name.
     """
-    merged = {}
-    for name in [name for name in state if ".lora_" not in name]:
-        value = state.pop(name)
-        if name.endswith(".base_layer.weight"):
-            layer = name.removesuffix(".base_layer.weight")
-            down, up = (state[f"{layer}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
-            value = with_update(value, down, up, settings.alpha / settings.rank).to(value.dtype)
-        merged[name.replace(".base_layer.", ".")] = value.cpu()
-    return merged
+    if not name.endswith(".base_layer.weight"):
+        return [weights[name]]
+    layer = name.removesuffix(".base_layer.weight")
+    return [weights[name], *(weights[f"{layer}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")]
+
+
+def merged(parts: Sequence[torch.Tensor], settings: LoraSettings) -> torch.Tensor:
+    """A weight with its update added, `W + (alpha / rank) B A`, in the type and on the device of W.
+
+    Args:
+        parts: as `parts_of` gives them; W alone is returned as it is. The sum is made in float32.
+        settings: those that the adapters were made with.
+    """
+    weight, *factors = parts
+    if not factors:
+        return weight
+    down, up = factors
+    return with_update(weight, down, up, settings.alpha / settings.rank).to(weight.dtype)

@@ -22,8 +22,9 @@ from torch import nn  # noqa: E402
 from dt2it_pipeline.engines.device import weight_type  # noqa: E402
 from dt2it_pipeline.reward.checkpoints.adapters import find_parts  # noqa: E402
 from dt2it_pipeline.reward.checkpoints.checkpoint import (  # noqa: E402
+    HeldWeights,
+    WeightSource,
     family_of,
-    file_names,
     read_json,
     save_weights,
     write_json,
@@ -321,16 +322,15 @@ class RewardNetwork(nn.Module):
         layer = self.model.language_model.layers[0]
         return not (self.training and layer.gradient_checkpointing) and not hasattr(next(layer.parameters()), "ds_id")
 
-    def save_pretrained(self, folder: str | Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, weights: WeightSource | None = None) -> None:
         """Write the checkpoint files (Hugging Face layout that vLLM pooling serves) into an existing folder.
 
         Args:
             folder: where to write; make it with `storage.atomic.atomic_directory`, so that nobody sees it half written.
-            state: full weights by name, where a sharded optimiser holds them; this module's own otherwise.
+            weights: to write, where others hold them whole; this module's own otherwise.
         """
         folder = Path(folder)
-        weights = {name: value.detach().cpu().contiguous() for name, value in (state or self.state_dict()).items()}
-        save_weights(file_names(weights, self.family), folder)
+        save_weights(HeldWeights(self.state_dict()) if weights is None else weights, self.family, folder)
         config = self.config.to_dict()
         for key in ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "id2label", "label2id"):
             config.pop(key, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,6 @@ from dt2it_pipeline.reward.checkpoints import model_card
 from dt2it_pipeline.reward.data import preparation
 from dt2it_pipeline.reward.data.encoding_workers import EncoderSource
 from dt2it_pipeline.reward.errors import TrainingError
-from dt2it_pipeline.reward.modeling import lora
 from dt2it_pipeline.reward.modeling.compilation import compiled_so_far
 from dt2it_pipeline.reward.modeling.compile_time import recorded
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
@@ -35,6 +34,7 @@ from dt2it_pipeline.reward.training.out_of_memory import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, examples_per_step
 from dt2it_pipeline.reward.training.step_metrics import Tally
 from dt2it_pipeline.reward.training.tracking import Tracker, copy_files, require_packages, untracked
+from dt2it_pipeline.reward.training.trained_weights import TrainedWeights, reading
 from dt2it_pipeline.reward.training.training_data import TrainingData
 from dt2it_pipeline.storage import artifacts, atomic
 
@@ -296,10 +296,8 @@ class Trainer:
         self.model.card |= validation.calibration(everyone, self.prepared.prompt_ranks())
         if self.best.wanted and validation.best_of(self.evaluations) is row:
             self.place.saves(f"the best model, of step {done},")
-            state = self.full_weights()
-            if self.group.rank == 0:
-                with checkpointing.writing("the best weights", self.best.folder(done), self.state_step):
-                    self.best.save(done, lambda folder: self.model.save_pretrained(folder, state))
+            with checkpointing.writing("the best weights", self.best.folder(done), self.state_step):
+                self._write_weights(lambda write: self.best.save(done, write))
         self.tracker.validation(row)
         self.report({"validation_loss": row["loss"], "validation_accuracy": row["accuracy"], "at_step": done})
         self.evaluation_seconds += clock()
@@ -350,44 +348,36 @@ class Trainer:
         self.tracker.training(row)
         return row
 
-    def full_weights(self) -> dict[str, torch.Tensor]:
-        """On rank 0 all weights in the type of training, the head from its float32 master. Every rank must call it."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        head = safe_get_full_fp32_param(self.model.head.weight)
-        if self.engine.zero_optimization_partition_weights():
-            state = self.engine._zero3_consolidated_16bit_state_dict() or {}
-        else:
-            state = dict(self.model.state_dict())
-        if self.group.rank:
-            return {}
-        if head is not None:
-            state["head.weight"] = head.reshape(1, -1).float()
-        return state if self.settings.lora is None else lora.merge(state, self.settings.lora)
+    def _write_weights(self, into: Callable[[Callable[[Path], None]], None]) -> None:
+        """Let `into` have the weights written into a folder of its choice; it is called on rank 0 alone."""
+        with reading(self.engine):
+            weights = TrainedWeights(self.model, self.settings.lora, self.group.rank)
+            if self.group.rank:
+                weights.take_part()
+            else:
+                into(lambda folder: self.model.save_pretrained(folder, weights))
 
     def save(self, output: Path, summary: Mapping[str, Any]) -> None:
         """Write the finished checkpoint with its logs and card, whole or not at all. Every rank must call this."""
-        best = self.best.wanted and bool(self.evaluations)
-        state = {} if best else self.full_weights()
-        if self.group.rank:
-            return
-        with (
-            checkpointing.writing("the checkpoint", output, self.state_step),
-            atomic.atomic_directory(output) as folder,
-        ):
-            if best:
-                self.best.copy(self.evaluations, folder)
-            else:
-                self.model.save_pretrained(folder, state)
-            self.write_tables(folder)
-            model_card.write_card(
-                folder,
-                base_model=self.job.base_model,
-                pairs=str(self.job.pairs),
-                sources=self.job.sources,
-                settings=self.settings,
-                summary=summary,
-            )
+
+        def whole(write: Callable[[Path], None]) -> None:
+            with atomic.atomic_directory(output) as folder:
+                write(folder)
+                self.write_tables(folder)
+                model_card.write_card(
+                    folder,
+                    base_model=self.job.base_model,
+                    pairs=str(self.job.pairs),
+                    sources=self.job.sources,
+                    settings=self.settings,
+                    summary=summary,
+                )
+
+        with checkpointing.writing("the checkpoint", output, self.state_step):
+            if not (self.best.wanted and self.evaluations):
+                self._write_weights(whole)
+            elif self.group.rank == 0:
+                whole(lambda folder: self.best.copy(self.evaluations, folder))
 
     def write_tables(self, folder: Path) -> None:
         """Write the logs, the curves and the quarantine table into the checkpoint folder."""

@@ -80,6 +80,19 @@ def test_both_numbers_are_those_of_transformers_alone(model, prompts, tmp_path):
     assert entry["criteria"]["Likelihood"]["score"] == pytest.approx(10 * math.exp(mean), abs=1e-3)
 
 
+def test_positions_are_made_before_the_model_is_called(model, prompts, tmp_path, monkeypatch):
+    """The model itself would make them on the device, and wait for it."""
+
+    def fails(*given, **named):
+        raise AssertionError("positions were made in the forward pass")
+
+    several = [chat_prompt(prompt, tmp_path) for prompt in prompts[:2]]
+    texts = ["It is a circle.", "no"]
+    monkeypatch.setattr(model._model.model, "compute_3d_position_ids", fails)
+    assert all(map(math.isfinite, model.log_likelihoods(list(zip(several, texts, strict=True)))))
+    assert all(map(math.isfinite, model.yes_probabilities(several)))
+
+
 @pytest.mark.parametrize("measure", ["mean_log_likelihood", "yes"])
 def test_a_likelihood_judges_responses_in_every_mode_through_the_recipe(prompts, tmp_path, measure):
     """Right answers score above wrong ones; a list is judged like its members, in whatever order it is shown."""

@@ -10,10 +10,11 @@ import torch
 from dt2it_pipeline.config.sections.training import LoraSettings
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.errors import TrainingError
-from dt2it_pipeline.reward.modeling.lora import add_adapters, merge
+from dt2it_pipeline.reward.modeling.lora import add_adapters
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
+from dt2it_pipeline.reward.training.trained_weights import TrainedWeights
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of
@@ -44,11 +45,9 @@ def test_merged_weights_give_the_scores_of_the_adapted_model(
                 parameter.normal_(std=0.2)
     adapted = model(batch)
     assert (adapted - before).abs().min() > 1e-3
-    state = dict(model.state_dict())
-    merged = merge(state, SETTINGS)
-    assert set(merged) == names
-    assert state and all(".lora_" in name for name in state)  # no weight is held twice
-    model.save_pretrained(tmp_path, merged)
+    weights = TrainedWeights(model, SETTINGS)
+    assert set(weights.sizes) == names
+    model.save_pretrained(tmp_path, weights)
     within = score_tolerance(model, batch.input_ids.shape[1])
     assert torch.allclose(RewardModel.from_pretrained(tmp_path)(batch), adapted, atol=within, rtol=0)
 

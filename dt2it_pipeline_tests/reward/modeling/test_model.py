@@ -51,6 +51,31 @@ def test_saved_checkpoint_scores_the_same_and_is_laid_out_for_vllm(
     assert torch.allclose(model(batch), again(batch), atol=score_tolerance(model, batch.input_ids.shape[1]), rtol=0)
 
 
+@pytest.mark.parametrize("family", list(HEADS))
+def test_several_files_hold_what_one_holds_and_transformers_reads_them(
+    setup: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model, _, _ = setup(family)
+    for folder in ("one", "several"):
+        (tmp_path / folder).mkdir()
+    model.save_pretrained(tmp_path / "one")
+    monkeypatch.setattr("dt2it_pipeline.reward.checkpoints.checkpoint._SHARD_BYTES", 40_000)
+    model.save_pretrained(tmp_path / "several")
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    files = sorted((tmp_path / "several").glob("*.safetensors"))
+    parts = [load_file(file) for file in files]
+    assert len(parts) > 3 and all(file.name.endswith(f"-of-{len(parts):05d}.safetensors") for file in files)
+    for part in parts:
+        assert len(part) == 1 or sum(value.nbytes for value in part.values()) <= 40_000
+        assert all(torch.equal(value, whole[name]) for name, value in part.items())
+    index = json.loads((tmp_path / "several" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in whole.values())
+    again = RewardModel.from_pretrained(tmp_path / "several").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.numerics
 @pytest.mark.parametrize("family", list(HEADS))
 def test_patches_by_a_matrix_product_are_those_of_the_convolution(setup: Callable[..., Any], family: str) -> None:

@@ -20,6 +20,7 @@ from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.memory import Parameters, WeightsError, count_parameters, training_memory
+from dt2it_pipeline_tests.support.measured_memory import SHARD_BYTES
 from dt2it_pipeline_tests.support.tiny import make_tiny
 from dt2it_pipeline_tests.support.trainer_layouts import adapter
 from dt2it_pipeline_tests.support.training_jobs import changed
@@ -143,8 +144,8 @@ def test_the_estimate_is_what_a_training_takes(
     for rank in found:  # half of the model, and the largest weights whole while they are merged and divided
         assert 0.5 * whole < rank["loaded"] - rank["base"] < 0.7 * whole
         assert 0.5 * whole < rank["divided"] - rank["base"] < 0.9 * whole  # adapters whole
-        assert rank["saved"] - rank["base"] < 1.2 * estimate.total
-    assert found[1]["saved"] - found[1]["trained"] < 0.1 * whole  # the first rank alone collects the weights
+    for number, rank in enumerate(found):  # the first one holds the weights of one file at a time
+        assert rank["saving"] < 0.1 * whole + (0 if number else SHARD_BYTES)
 
 
 @pytest.mark.parametrize(
