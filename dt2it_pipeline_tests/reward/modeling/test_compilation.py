@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +34,10 @@ class Layer(nn.Module):
 def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without kernels, which would take seconds each."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    whole = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda layer, dynamic, options: whole(layer, dynamic=dynamic, backend="eager")
+    )
     yield
     torch._dynamo.reset()
 
@@ -67,6 +69,12 @@ def test_graphs_recompilations_and_breaks_are_counted() -> None:
     layers[0](torch.ones(5, 4), breaks=True)
     third = compiled_so_far() - before
     assert (third.graph_breaks, third.recompilations) == (1, 2) and third.graphs == 4
+
+
+def test_inductor_knows_its_options() -> None:
+    """PyTorch 2.10 and later; an unknown one would stop every training on a GPU."""
+    options = compilation._options()
+    assert options and set(options) <= set(torch._inductor.list_options())
 
 
 def test_too_many_kinds_of_batches_are_logged_with_the_setting(caplog: pytest.LogCaptureFixture) -> None:
