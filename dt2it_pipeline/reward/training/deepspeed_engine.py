@@ -4,7 +4,8 @@ optimiser, and how a model is loaded for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
@@ -25,8 +26,8 @@ def load_network(base_model: str, settings: TrainingSettings, seed: int, device:
     """Load a base model to be trained, with its vision encoder frozen and on the device.
 
     Under ZeRO-3 each weight of the language model is divided among the ranks as soon as it is read, an adapter's update
-    included, so that no rank ever has a copy of the model. Every rank calls this then. The vision encoder stays whole
-    until `make_engine`, since images are encoded before.
+    included, so that no rank ever has a copy of the model. Every rank calls this then. The vision encoder stays whole:
+    a rank runs it only for batches with images, and ranks gather divided weights together.
 
     Args:
         base_model: folder or Hub id; an adapter is merged with its base model.
@@ -65,9 +66,10 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
     from deepspeed.utils import set_z3_leaf_module
 
     config = deepspeed_config(settings)
-    if zero_stage(settings.deepspeed_config) == 3:
+    divided = zero_stage(settings.deepspeed_config) == 3
+    if divided:
         divide = _Divider(settings, weight_type(settings.precision, device))
-        for parameter in (*model.model.visual.parameters(), *model.head.parameters()):
+        for parameter in model.head.parameters():
             divide(parameter)
     if settings.lora is not None:  # adapters take type and device of the weights beside them
         lora.add_adapters(model, settings.lora, seed)
@@ -88,7 +90,18 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
             set_z3_leaf_module(layer, True)
     optimizer = take_optimizer(config, groups)
     given = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
-    return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+    with _hidden(model.model, "visual") if divided else contextlib.nullcontext():
+        return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+
+
+@contextlib.contextmanager
+def _hidden(parent: torch.nn.Module, name: str) -> Iterator[None]:
+    """Keep a module from whoever walks through its parent, such as DeepSpeed, which would divide its weights."""
+    child = parent._modules.pop(name)
+    try:
+        yield
+    finally:
+        parent._modules[name] = child
 
 
 class _Divider:

@@ -1,9 +1,9 @@
 """An estimate of the GPU memory that training takes, from the headers of the weights; no model is loaded.
 
-Bytes per GPU when most is held, for P trained parameters and F frozen ones (the vision encoder; with LoRA the language
-model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed keeps them:
+Bytes per GPU when most is held, for P trained parameters and F frozen ones (V of the vision encoder; with LoRA the
+language model too), N ranks and b bytes per weight (2 in bfloat16, 4 in float32), as DeepSpeed keeps them:
 
-    weights     b (P + F)     / N in stage 3
+    weights     b (P + F)     in stage 3, b (P + F - V) / N + b V: each rank has the vision encoder whole
     optimiser   12 P          / N from stage 1 on: float32 copy and AdamW's two moments
     gradients   12 P / N      in stage 2: those of a pass, their sums over passes, and a flat copy for the update
                 8 P / N       in stage 3: sums over passes and a copy for the update; 12 P / N in bfloat16
@@ -118,7 +118,7 @@ def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Ma
     width = 2 if settings.precision == "bfloat16" else 4
     ranks = settings.processes
     trained = parameters.language if settings.lora is None else _adapters(parameters, settings.lora)
-    held = parameters.total + (0 if settings.lora is None else trained)
+    held = parameters.language + (0 if settings.lora is None else trained)  # divided in stage 3
     gradients = (12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1)
     buffers = 0
     if stage >= 2:
@@ -130,7 +130,7 @@ def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Ma
         if sums + width * gathered > gradients:
             gradients, buffers = sums, buffers + gathered
     return Estimate(
-        weights=width * held / (ranks if stage == 3 else 1),
+        weights=width * (held / (ranks if stage == 3 else 1) + parameters.vision),
         gradients=gradients,
         optimiser=12 * trained / (ranks if stage >= 1 else 1),
         buffers=width * buffers,
