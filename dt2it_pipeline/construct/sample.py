@@ -31,6 +31,7 @@ from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess
 from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
+from dt2it_pipeline.engines.vllm_start import PRELOADED
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
@@ -77,6 +78,11 @@ class SampleJob(ShardedJob):
     settings: SamplingSettings
     seed: int
     ray: RaySettings | None = None
+
+    @property
+    def preloaded(self) -> str | None:
+        """See `ShardedJob`."""
+        return PRELOADED
 
 
 def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = None) -> Summary:

@@ -92,6 +92,8 @@ def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path) ->
 def test_waiting_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dt2it_pipeline.storage.sqlite_cache._TIMEOUT", 0.05)
     writer = being_written(tmp_path / "numbers.sqlite")
-    with pytest.raises(CacheError, match=r"a file .*another process has held it for 0\.05 seconds \(database is locked\)"):
+    with pytest.raises(
+        CacheError, match=r"a file .*another process has held it for 0\.05 seconds \(database is locked\)"
+    ):
         SqliteCache(DURABLE, tmp_path / "numbers.sqlite")
     writer.close()

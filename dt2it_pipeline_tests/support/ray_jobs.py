@@ -24,6 +24,16 @@ class SquaresJob(ShardedJob):
     faulty: int | None = None
 
 
+class PreloadedJob(SquaresJob):
+    """A job whose workers are forked by a server that has imported a module; it gives what a worker sees."""
+
+    shard_worker: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:sights"
+
+    @property
+    def preloaded(self) -> str:
+        return "dt2it_pipeline_tests.support.preloaded_module"
+
+
 class UnloadableJob(SquaresJob):
     """A job whose workers cannot load what they need."""
 
@@ -42,6 +52,27 @@ def squares(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int],
         return number * number + (0 if shared is None else shared.num_rows)
 
     return do
+
+
+def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int], dict[str, Any]]:
+    """What a worker sees; it leaves the marks of `squares`."""
+    import torch
+
+    from dt2it_pipeline_tests.support import preloaded_module
+
+    do = squares(job, shared, place)
+
+    def see(number: int) -> dict[str, Any]:
+        do(number)
+        return {
+            "parent": os.getppid(),
+            "imported_by": preloaded_module.IMPORTED_BY,
+            "variable": os.environ.get("A_VARIABLE"),
+            "openmp": os.environ["OMP_NUM_THREADS"],
+            "threads": torch.get_num_threads(),
+        }
+
+    return see
 
 
 def unloadable(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int], int]:

@@ -81,6 +81,9 @@ class LocalShards(ShardLauncher):
         do = None
         if fork:  # on one thread: loading must not start the thread pool either
             do = load_function(job.shard_worker)(job, shared, WorkerPlace("cpu", 1))
+        elif job.preloaded is not None and not gpus and fork_server.is_safe():
+            context = fork_server.context(job.preloaded)
+            fork_server.start({"OMP_NUM_THREADS": str(threads)})  # of the workers, whom OpenMP is loaded for there
         with _processes(context, masks, (threads, job, None if fork else shared, do)) as processes:
             yield _Processes(processes, len({gpu for mask in masks if mask for gpu in mask.split(",")}))
 
@@ -187,10 +190,11 @@ class _Processes:
 def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> Iterator[dict[Connection, Any]]:
     """Processes by the connection to each; whatever ends the block, none of them outlives it."""
     workers: dict[Connection, Any] = {}
+    environment = dict(os.environ)
     try:
         for mask in masks:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, mask, *given))
+            process = context.Process(target=_work, args=(theirs, mask, environment, *given))
             process.start()
             theirs.close()
             workers[ours] = process
@@ -218,19 +222,29 @@ def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:
     )
 
 
-def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJob, shared: Any, do: Do | None) -> None:
+def _work(
+    connection: Connection,
+    gpus: str | None,
+    environment: Mapping[str, str],
+    threads: int,
+    job: ShardedJob,
+    shared: Any,
+    do: Do | None,
+) -> None:
     """A worker process: does what it is handed until it is handed None, and ends."""
     fork_server.end_with_parent()
+    os.environ.clear()  # a fork server has the variables of its start
+    os.environ.update(environment)
     configure_logs()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     forked = do is not None
-    if do is None:
+    if not forked:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-    else:
+    if "torch" in sys.modules:  # of a fork: what it inherits was imported, or loaded on one thread
         import torch
 
-        torch.set_num_threads(threads)  # of a fork: what it inherits was loaded on one
+        torch.set_num_threads(threads)
     while (shard := connection.recv()) is not None:
         try:
             if do is None:

@@ -23,6 +23,7 @@ from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
+from dt2it_pipeline.engines.vllm_start import PRELOADED
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.compile_time import Compilation, recorded
@@ -86,6 +87,11 @@ class ScoreJob(ResponsesJob, ShardedJob):
         """See `Job`."""
         here = self.settings.engine == "transformers" and self.ray is None
         return "dt2it_pipeline.reward.job_imports:scoring" if here else None
+
+    @property
+    def preloaded(self) -> str | None:
+        """See `ShardedJob`."""
+        return PRELOADED if self.settings.engine == "vllm" else None
 
 
 def run(job: ScoreJob, report: Reporter) -> Summary:
