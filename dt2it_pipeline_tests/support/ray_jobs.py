@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,8 @@ class PreloadedJob(SquaresJob):
     """A job whose workers are forked by a server that has imported a module; it gives what a worker sees."""
 
     shard_worker: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:sights"
+
+    orphaned: int | None = None  # a worker kills the server then, and works on
 
     @property
     def preloaded(self) -> str:
@@ -64,6 +67,9 @@ def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int]
 
     def see(number: int) -> dict[str, Any]:
         do(number)
+        if number == job.orphaned:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         return {
             "parent": os.getppid(),
             "imported_by": preloaded_module.IMPORTED_BY,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.logs import configure_logs
 
+_SERVER_LOST = 255  # `multiprocessing`'s status of a process whose fork server was killed; it may still run
 _GRACE = 5.0  # seconds that a worker has to end by itself
 
 Do = Callable[[Any], Any]
@@ -195,7 +198,10 @@ def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) ->
         for mask in masks:
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, mask, environment, *given))
-            process.start()
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:  # of a fork server
+                raise ShardsError("no worker can be started: the process that was to fork it has ended") from error
             theirs.close()
             workers[ours] = process
         yield workers
@@ -207,6 +213,9 @@ def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) ->
     finally:
         for process in workers.values():
             process.terminate()
+            if isinstance(process, ForkServerProcess) and process.exitcode == _SERVER_LOST and process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         for process in workers.values():
             process.join(_GRACE)
             process.kill()  # one that ignores SIGTERM, as children of a run in the background may
