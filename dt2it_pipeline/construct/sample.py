@@ -27,11 +27,11 @@ from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
 from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.jobs import Reporter, ShardedJob, Summary
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess
 from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, Sample, SamplingEngine, VllmEngine
-from dt2it_pipeline.engines.vllm_start import PRELOADED
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 
@@ -82,7 +82,7 @@ class SampleJob(ShardedJob):
     @property
     def preloaded(self) -> str | None:
         """See `ShardedJob`."""
-        return PRELOADED
+        return fork_server.VLLM
 
 
 def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = None) -> Summary:

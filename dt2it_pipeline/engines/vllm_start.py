@@ -14,9 +14,6 @@ from dt2it_pipeline.engines.lean_processes import quick_imports
 from dt2it_pipeline.engines.torchvision_shim import ensure_torchvision
 from dt2it_pipeline.observe.logs import configure_vllm_logs
 
-PRELOADED = "dt2it_pipeline.engines.launch.vllm_imports"
-"""For `ShardedJob.preloaded` of a job whose workers run vLLM."""
-
 
 @contextlib.contextmanager
 def vllm_for(model: str) -> Iterator[tuple[Any, bool]]:

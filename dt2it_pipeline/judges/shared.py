@@ -16,10 +16,10 @@ from dt2it_pipeline.config.sections.judging import JudgingSettings
 from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import ShardedJob
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import ShardLauncher, ShardWorkers, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess, Load
 from dt2it_pipeline.engines.launch.shards import model_launcher
-from dt2it_pipeline.engines.vllm_start import PRELOADED
 from dt2it_pipeline.judges.ask import asked_one_by_one
 from dt2it_pipeline.judges.protocol import Judge, JudgeError, JudgeRequest, Reply
 from dt2it_pipeline.judges.rubric import SIX_CRITERIA
@@ -49,7 +49,7 @@ class JudgingJob(ShardedJob):
     @property
     def preloaded(self) -> str | None:
         """See `ShardedJob`."""
-        return PRELOADED if self.settings.runs_vllm else None
+        return fork_server.VLLM if self.settings.runs_vllm else fork_server.TRANSFORMERS
 
     def launcher(self, gpus: int) -> ShardLauncher:
         """Who starts the workers; `gpus` are those of each, where the machine has any."""

@@ -1,4 +1,4 @@
-"""What a fork server imports in tests: it says which process did, and takes a minute to end where nothing helps it."""
+"""What a fork server imports in tests: it says which process did, and takes long to end where nothing helps it."""
 
 import atexit
 import os
@@ -9,5 +9,5 @@ import torch  # noqa: F401  (each worker would import it)
 from dt2it_pipeline.engines.launch.fork_server import end_at_once
 
 IMPORTED_BY = os.getpid()
-atexit.register(lambda: time.sleep(60 if os.getpid() == IMPORTED_BY else 0))
+atexit.register(lambda: time.sleep(900 if os.getpid() == IMPORTED_BY else 0))
 end_at_once()

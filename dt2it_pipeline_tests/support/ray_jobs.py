@@ -69,7 +69,7 @@ def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int]
         do(number)
         if number == job.orphaned:
             os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
+            time.sleep(900)
         return {
             "parent": os.getppid(),
             "imported_by": preloaded_module.IMPORTED_BY,

@@ -21,9 +21,9 @@ from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
-from dt2it_pipeline.engines.vllm_start import PRELOADED
 from dt2it_pipeline.observe.progress import Progress
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.compile_time import Compilation, recorded
@@ -91,7 +91,7 @@ class ScoreJob(ResponsesJob, ShardedJob):
     @property
     def preloaded(self) -> str | None:
         """See `ShardedJob`."""
-        return PRELOADED if self.settings.engine == "vllm" else None
+        return fork_server.VLLM if self.settings.engine == "vllm" else None
 
 
 def run(job: ScoreJob, report: Reporter) -> Summary:
