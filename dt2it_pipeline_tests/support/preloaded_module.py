@@ -4,8 +4,6 @@ import atexit
 import os
 import time
 
-import torch  # noqa: F401  (each worker would import it)
-
 from dt2it_pipeline.engines.launch.fork_server import end_at_once
 
 IMPORTED_BY = os.getpid()

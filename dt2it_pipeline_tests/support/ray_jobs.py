@@ -59,8 +59,6 @@ def squares(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int],
 
 def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int], dict[str, Any]]:
     """What a worker sees; it leaves the marks of `squares`."""
-    import torch
-
     from dt2it_pipeline_tests.support import preloaded_module
 
     do = squares(job, shared, place)
@@ -75,7 +73,6 @@ def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int]
             "imported_by": preloaded_module.IMPORTED_BY,
             "variable": os.environ.get("A_VARIABLE"),
             "openmp": os.environ["OMP_NUM_THREADS"],
-            "threads": torch.get_num_threads(),
         }
 
     return see
