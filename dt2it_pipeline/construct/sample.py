@@ -27,6 +27,7 @@ from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
 from dt2it_pipeline.engines.chat import ChatError
 from dt2it_pipeline.engines.jobs import Reporter, ShardedJob, Summary
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess
 from dt2it_pipeline.engines.launch.shards import shard_launcher
@@ -77,6 +78,11 @@ class SampleJob(ShardedJob):
     settings: SamplingSettings
     seed: int
     ray: RaySettings | None = None
+
+    @property
+    def preloaded(self) -> str | None:
+        """See `ShardedJob`."""
+        return fork_server.VLLM
 
 
 def run(job: SampleJob, report: Reporter, make_engine: EngineFactory | None = None) -> Summary:

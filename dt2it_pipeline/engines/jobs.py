@@ -132,6 +132,14 @@ class ShardedJob(Job):
 
     shard_worker: ClassVar[str]
 
+    @property
+    def preloaded(self) -> str | None:
+        """The module that a fork server imports before it forks the workers, on a machine without a GPU.
+
+        None: each worker imports for itself.
+        """
+        return None
+
 
 def import_for(job: Job) -> None:
     """Import at once what a job's process imports while it works, as far as the job names it; see `Job.imports`.

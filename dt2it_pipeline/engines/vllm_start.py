@@ -21,6 +21,7 @@ def vllm_for(model: str) -> Iterator[tuple[Any, bool]]:
 
     What was there before the block is not searched for garbage in it. Behind the block everything is again, what the
     engine consists of included: vLLM exempts it when it runs in this process, and nobody would collect it then.
+    The first import is not searched before the block either: there can be no engine yet.
 
     Yields:
         The module, and whether it computes on a CPU.
@@ -29,17 +30,18 @@ def vllm_for(model: str) -> Iterator[tuple[Any, bool]]:
         ImportError: vLLM is not installed, or not what it needs.
         OSError, ValueError: there is no such model.
     """
+    was_imported = "vllm" in sys.modules
     with quick_imports():
         on_cpu = prepare_environment()
         vllm = importlib.import_module("vllm")
         _ = vllm.LLM  # it is imported when it is asked for
         if on_cpu:
             register_in_process(model)
-    _let_callers_go()
-    # An engine that nobody holds ends the process groups of a later one when it goes.
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()  # vLLM looks for garbage six times while it starts
+        _let_callers_go()
+        if was_imported:  # an engine that nobody holds ends the process groups of a later one when it goes
+            gc.unfreeze()
+            gc.collect()
+        gc.freeze()  # vLLM looks for garbage six times while it starts
     try:
         yield vllm, on_cpu
     finally:

@@ -11,8 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dt2it_pipeline.config.sections.annotation import AnnotationSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.engines.jobs import ShardedJob
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import ShardLauncher, ShardWorkers, WorkerPlace
 from dt2it_pipeline.engines.launch.local_shards import InThisProcess, Load
 from dt2it_pipeline.engines.launch.shards import model_launcher
@@ -33,12 +37,19 @@ class JudgingJob(ShardedJob):
     """A job that asks judges, whose models worker processes hold.
 
     Attributes:
+        settings: the recipe's section that names the judges.
         processes: the recipe's `scoring.processes`: how many hold the models, on this machine.
         ray: the recipe's section `ray`, whose workers hold them instead; None: on this machine.
     """
 
+    settings: AnnotationSettings | JudgingSettings | RestyleSettings
     processes: int = 1
     ray: RaySettings | None = None
+
+    @property
+    def preloaded(self) -> str | None:
+        """See `ShardedJob`."""
+        return fork_server.VLLM if self.settings.runs_vllm else fork_server.TRANSFORMERS
 
     def launcher(self, gpus: int) -> ShardLauncher:
         """Who starts the workers; `gpus` are those of each, where the machine has any."""

@@ -20,6 +20,7 @@ and a hook that runs at the start of every Python process of an installation is 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -161,13 +162,17 @@ def serve(model: str, options: Sequence[str]) -> None:
     arguments = serve_arguments(model, options, on_cpu=on_cpu)
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind") == "nobind":
+            # Else vLLM computes in a third process, which it starts to bind its threads to cores.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         register_in_process(model_path(model))
     with quick_imports():
         # Not vLLM's own `main`: it asks for the metadata of a package `vllm`, and the CPU build goes by another name.
         from vllm.entrypoints.cli.serve import cmd_init
         from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
         from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        gc.freeze()  # what has been imported stays
 
     keep_interrupts()
     cli_env_setup()

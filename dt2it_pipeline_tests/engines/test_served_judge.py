@@ -18,7 +18,7 @@ from dt2it_pipeline.judges.rubric import BAD_WEIGHTS, CUT_OFF, OK, reply_schema
 from dt2it_pipeline.storage import atomic, records, schemas
 from dt2it_pipeline_tests.support.construct_world import judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.support.fault_server import FaultServer, serving
-from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, patient_model, served
+from dt2it_pipeline_tests.support.served import patient_model, served
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 MODES = [LISTWISE, POINTWISE, PAIRWISE]
@@ -29,7 +29,7 @@ def own(tmp_path_factory) -> dict:
     """Settings of an endpoint that serves the shipped model, while it runs."""
     folder = tmp_path_factory.mktemp("served")
     model = patient_model(folder / "model")
-    with served(model, folder / "server.log", *ONE_PROCESS_LESS) as url:
+    with served(model, folder / "server.log") as url:
         yield {"kind": "endpoint", "base_url": f"{url}/v1", "model": str(model), "retries": 1, "timeout_seconds": 300}
 
 

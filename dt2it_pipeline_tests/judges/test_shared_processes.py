@@ -63,12 +63,19 @@ def kept(cache: Path) -> int:
 
 
 def workers_of(process: int) -> list[int]:
-    """Processes that `multiprocessing` has spawned there, but for its resource tracker."""
+    """Processes that `multiprocessing` has spawned there or that its fork server has forked."""
     found = []
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-            found.append(int(child))
+    for child in children_of(process):
+        command = Path(f"/proc/{child}/cmdline").read_text()
+        if "spawn_main" in command:
+            found.append(child)
+        elif "multiprocessing.forkserver" in command:
+            found += children_of(child)
     return found
+
+
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def kill_one_when(process: subprocess.Popen[str], cache: Path, replies: int) -> int:

@@ -13,7 +13,7 @@ from dt2it_pipeline_tests.serve.test_vllm_server import PLAIN, repaired
 from dt2it_pipeline_tests.support import parity
 from dt2it_pipeline_tests.support.parity import Questions, Scores
 from dt2it_pipeline_tests.support.real_data import FOLDER
-from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, OUR_COMMAND, served
+from dt2it_pipeline_tests.support.served import OUR_COMMAND, served
 
 FLOAT32 = 1e-5  # largest difference, in standard deviations of the scores
 LIMITS = (65_536, 4_096)  # pixels, above and below the trained size
@@ -55,7 +55,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     command: Sequence[str] = OUR_COMMAND
     environment = dict(os.environ)
     if plain:
-        options += ["--runner", "pooling", "--dtype", "float32", "--enforce-eager", *ONE_PROCESS_LESS]
+        options += ["--runner", "pooling", "--dtype", "float32", "--enforce-eager"]
         command = ("vllm", "serve")
         environment = repaired(environment, root / "site")
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -24,7 +24,7 @@ from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.benchmark_world import arguments, make_world
 from dt2it_pipeline_tests.support.card_requests import request_of
 from dt2it_pipeline_tests.support.commands import dt2it, failing
-from dt2it_pipeline_tests.support.served import ONE_PROCESS_LESS, served
+from dt2it_pipeline_tests.support.served import served
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,7 +193,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             yield Served(root, url)
         return
     options += ["--runner", "pooling", "--dtype", "float32"]  # else vLLM would compute in half precision
-    options += ["--enforce-eager", *ONE_PROCESS_LESS]  # no compilation, which takes minutes on a CPU
+    options += ["--enforce-eager"]  # no compilation, which takes minutes on a CPU
     environment = repaired(dict(os.environ), root / "site") | {
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,18 @@ class SquaresJob(ShardedJob):
     faulty: int | None = None
 
 
+class PreloadedJob(SquaresJob):
+    """A job whose workers are forked by a server that has imported a module; it gives what a worker sees."""
+
+    shard_worker: ClassVar[str] = "dt2it_pipeline_tests.support.ray_jobs:sights"
+
+    orphaned: int | None = None  # a worker kills the server then, and works on
+
+    @property
+    def preloaded(self) -> str:
+        return "dt2it_pipeline_tests.support.preloaded_module"
+
+
 class UnloadableJob(SquaresJob):
     """A job whose workers cannot load what they need."""
 
@@ -42,6 +55,27 @@ def squares(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int],
         return number * number + (0 if shared is None else shared.num_rows)
 
     return do
+
+
+def sights(job: PreloadedJob, shared: Any, place: WorkerPlace) -> Callable[[int], dict[str, Any]]:
+    """What a worker sees; it leaves the marks of `squares`."""
+    from dt2it_pipeline_tests.support import preloaded_module
+
+    do = squares(job, shared, place)
+
+    def see(number: int) -> dict[str, Any]:
+        do(number)
+        if number == job.orphaned:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(900)
+        return {
+            "parent": os.getppid(),
+            "imported_by": preloaded_module.IMPORTED_BY,
+            "variable": os.environ.get("A_VARIABLE"),
+            "openmp": os.environ["OMP_NUM_THREADS"],
+        }
+
+    return see
 
 
 def unloadable(job: SquaresJob, shared: Any, place: WorkerPlace) -> Callable[[int], int]:

@@ -28,7 +28,6 @@ def patient_model(folder: Path) -> Path:
     return folder
 
 
-ONE_PROCESS_LESS = ("--distributed-executor-backend", "uni")
 OUR_COMMAND = (sys.executable, "-c", "from dt2it_pipeline.cli import main; main()", "serve")
 
 

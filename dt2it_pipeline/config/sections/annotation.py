@@ -107,6 +107,11 @@ class AnnotationSettings(Settings):
         """GPUs that a copy of the judges' models takes, where there are any."""
         return max((judge.tensor_parallel for judge in self.judges if judge.kind != "endpoint"), default=1)
 
+    @property
+    def runs_vllm(self) -> bool:
+        """Whether vLLM runs a judge's model on this machine."""
+        return any(judge.kind in ("answer", "vllm") for judge in self.judges)
+
     @model_validator(mode="after")
     def _names_differ(self) -> AnnotationSettings:
         names = [judge.name for judge in self.judges]

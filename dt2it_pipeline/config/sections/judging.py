@@ -204,6 +204,11 @@ class JudgingSettings(Settings):
         return max((judge.tensor_parallel for judge in self.judges if judge.kind == "vllm"), default=1)
 
     @property
+    def runs_vllm(self) -> bool:
+        """Whether vLLM runs a judge's model on this machine."""
+        return any(judge.kind == "vllm" for judge in self.judges)
+
+    @property
     def in_words(self) -> bool:
         """Whether a judge writes its judgement, asked by the prompt templates."""
         return any(judge.kind in ("vllm", "endpoint") for judge in self.judges)

@@ -67,6 +67,11 @@ class RestyleSettings(Settings):
         local = (each for each in (self.rewriter, self.check) if each is not None and each.kind == "vllm")
         return max((each.tensor_parallel for each in local), default=1)
 
+    @property
+    def runs_vllm(self) -> bool:
+        """Whether vLLM runs a model on this machine."""
+        return any(each is not None and each.kind == "vllm" for each in (self.rewriter, self.check))
+
 
 class PairingSettings(Settings):
     """Pairs over a spread of strengths, both sides in one style."""

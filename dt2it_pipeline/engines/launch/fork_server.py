@@ -7,11 +7,19 @@ threads, and ends when the last of them has.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+
+VLLM = "dt2it_pipeline.engines.launch.vllm_imports"
+TRANSFORMERS = "dt2it_pipeline.engines.launch.transformers_imports"
+"""What servers of workers import that run a model; see `ShardedJob.preloaded`."""
 
 
 def context(preloaded: str) -> ForkServerContext:
@@ -23,6 +31,43 @@ def context(preloaded: str) -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload([preloaded])
     return found
+
+
+def start(variables: Mapping[str, str]) -> None:
+    """Start the server with these environment variables beside those of this process, where it does not run yet."""
+    own = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in variables:
+            if name in own:
+                os.environ[name] = own[name]
+            else:
+                del os.environ[name]
+
+
+def is_safe() -> bool:
+    """Whether processes that a server forks can compute with torch: on Linux, where there is no device.
+
+    What a device's library sets up while modules are imported does not survive a fork. Imports torch.
+    """
+    import torch
+
+    return sys.platform == "linux" and not torch.accelerator.is_available()
+
+
+def end_at_once() -> None:
+    """Let this process, a server, end without taking modules apart; call it when all is imported.
+
+    Whoever reads what it prints would wait for that, and for torch and vLLM it takes seconds.
+    """
+    atexit.register(_leave, os.getpid())
+
+
+def _leave(server: int) -> None:
+    if os.getpid() == server:  # what it has forked has inherited this
+        os._exit(0)
 
 
 def end_with_parent() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.logs import configure_logs
 
+_SERVER_LOST = 255  # `multiprocessing`'s status of a process whose fork server was killed; it may still run
 _GRACE = 5.0  # seconds that a worker has to end by itself
 
 Do = Callable[[Any], Any]
@@ -81,6 +84,9 @@ class LocalShards(ShardLauncher):
         do = None
         if fork:  # on one thread: loading must not start the thread pool either
             do = load_function(job.shard_worker)(job, shared, WorkerPlace("cpu", 1))
+        elif job.preloaded is not None and not gpus and fork_server.is_safe():
+            context = fork_server.context(job.preloaded)
+            fork_server.start({"OMP_NUM_THREADS": str(threads)})  # of the workers, whom OpenMP is loaded for there
         with _processes(context, masks, (threads, job, None if fork else shared, do)) as processes:
             yield _Processes(processes, len({gpu for mask in masks if mask for gpu in mask.split(",")}))
 
@@ -187,11 +193,15 @@ class _Processes:
 def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) -> Iterator[dict[Connection, Any]]:
     """Processes by the connection to each; whatever ends the block, none of them outlives it."""
     workers: dict[Connection, Any] = {}
+    environment = dict(os.environ)
     try:
         for mask in masks:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, mask, *given))
-            process.start()
+            process = context.Process(target=_work, args=(theirs, mask, environment, *given))
+            try:
+                process.start()
+            except (EOFError, ConnectionError) as error:  # of a fork server
+                raise ShardsError("no worker can be started: the process that was to fork it has ended") from error
             theirs.close()
             workers[ours] = process
         yield workers
@@ -203,6 +213,9 @@ def _processes(context: Any, masks: list[str | None], given: tuple[Any, ...]) ->
     finally:
         for process in workers.values():
             process.terminate()
+            if isinstance(process, ForkServerProcess) and process.exitcode == _SERVER_LOST and process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
         for process in workers.values():
             process.join(_GRACE)
             process.kill()  # one that ignores SIGTERM, as children of a run in the background may
@@ -218,19 +231,29 @@ def _died(process: Any, number: int, kills: tuple[int, ...]) -> NoReturn:
     )
 
 
-def _work(connection: Connection, gpus: str | None, threads: int, job: ShardedJob, shared: Any, do: Do | None) -> None:
+def _work(
+    connection: Connection,
+    gpus: str | None,
+    environment: Mapping[str, str],
+    threads: int,
+    job: ShardedJob,
+    shared: Any,
+    do: Do | None,
+) -> None:
     """A worker process: does what it is handed until it is handed None, and ends."""
     fork_server.end_with_parent()
+    os.environ.clear()  # a fork server has the variables of its start
+    os.environ.update(environment)
     configure_logs()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     forked = do is not None
-    if do is None:
+    if not forked:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported
-    else:
+    if "torch" in sys.modules:  # of a fork: what it inherits was imported, or loaded on one thread
         import torch
 
-        torch.set_num_threads(threads)  # of a fork: what it inherits was loaded on one
+        torch.set_num_threads(threads)
     while (shard := connection.recv()) is not None:
         try:
             if do is None:

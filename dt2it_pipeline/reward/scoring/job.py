@@ -21,6 +21,7 @@ from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Job, Reporter, ShardedJob, Summary
+from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
 from dt2it_pipeline.engines.launch.shards import model_launcher, shard_launcher
 from dt2it_pipeline.observe.progress import Progress
@@ -86,6 +87,11 @@ class ScoreJob(ResponsesJob, ShardedJob):
         """See `Job`."""
         here = self.settings.engine == "transformers" and self.ray is None
         return "dt2it_pipeline.reward.job_imports:scoring" if here else None
+
+    @property
+    def preloaded(self) -> str | None:
+        """See `ShardedJob`."""
+        return fork_server.VLLM if self.settings.engine == "vllm" else None
 
 
 def run(job: ScoreJob, report: Reporter) -> Summary:

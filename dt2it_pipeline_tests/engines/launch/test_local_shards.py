@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,40 @@ import pyarrow as pa
 import pytest
 
 from dt2it_pipeline.config.sections.ray import RaySettings
-from dt2it_pipeline.engines.launch import local_shards
+from dt2it_pipeline.engines.launch import fork_server, local_shards
 from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError
 from dt2it_pipeline.engines.launch.local_shards import LocalShards
 from dt2it_pipeline.engines.launch.ray_shards import RayShards
 from dt2it_pipeline.engines.launch.shards import shard_launcher
 from dt2it_pipeline_tests.support.ray_jobs import SquaresJob, UnloadableJob, tries
+
+_PRELOADED = """
+import json, os, sys
+from pathlib import Path
+from dt2it_pipeline.engines.launch.launcher import Resources, ShardsError
+from dt2it_pipeline.engines.launch.local_shards import LocalShards
+from dt2it_pipeline_tests.support.processes import alive, wait_until
+from dt2it_pipeline_tests.support.ray_jobs import PreloadedJob
+
+def seen(value):
+    os.environ["A_VARIABLE"] = value
+    found = {}
+    LocalShards(Resources(2)).run(PreloadedJob(folder=Path(sys.argv[1])), {n: n for n in range(6)}, found.__setitem__)
+    return list(found.values())
+
+if __name__ == "__main__":
+    workers = [seen("first"), seen("second")]
+    print(json.dumps([os.getpid(), os.environ.get("OMP_NUM_THREADS"), workers]))
+    for fault in ({"deadly": 9, "times": 99}, {"orphaned": 9}):
+        try:
+            job = PreloadedJob(folder=Path(sys.argv[1]), **fault)
+            LocalShards(Resources(2)).run(job, {8: 8, 9: 9}, lambda *_: None)
+        except ShardsError as error:
+            print(error)
+    processes = [int(path.read_text()) for path in Path(sys.argv[1]).iterdir()] + [workers[0][0]["parent"]]
+    wait_until(lambda: not any(alive(process) for process in processes), 60)
+    print(json.dumps(seen("third")))
+"""
 
 SHARDS = {number: number for number in range(6)}
 
@@ -95,6 +127,33 @@ def test_a_worker_that_cannot_load_is_named_with_its_shard(tmp_path: Path) -> No
 def test_a_worker_that_dies_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ShardsError, match=r"the worker process [0-9]+ ended with exit code -9 at shard 2"):
         done(2, SquaresJob(folder=tmp_path, deadly=2, times=9))
+
+
+@pytest.mark.skipif(not fork_server.is_safe(), reason="nothing is forked with a GPU")
+def test_workers_are_forked_by_a_server_that_has_imported_what_they_need(tmp_path: Path) -> None:
+    """In a process of its own, whose server it is; its end would be waited for by whoever reads its output."""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    (tmp_path / "main.py").write_text(_PRELOADED)
+    (tmp_path / "marks").mkdir()
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "marks")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=own | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert done.returncode == 0, done.stderr
+    seen, *errors, third = done.stdout.splitlines()
+    process, threads_here, (first, second) = json.loads(seen)
+    (server,) = {worker["parent"] for worker in first + second}
+    assert {worker["imported_by"] for worker in first + second} == {server} != {process}
+    assert {worker["variable"] for worker in first} == {"first"}
+    assert {worker["variable"] for worker in second} == {"second"}
+    assert {worker["openmp"] for worker in first + second} == {str(local_shards.share_of_cores(2))}
+    assert threads_here is None  # the server's variables are not this process's
+    assert {worker["variable"] for worker in json.loads(third)} == {"third"}
+    (another,) = {worker["parent"] for worker in json.loads(third)}
+    ended = r"the worker process [0-9]+ ended with exit code "
+    assert re.fullmatch(ended + r"-9 at shard 9 \(signal SIGKILL.*\)", errors[0])
+    assert re.match(ended + "255 at shard [89]", errors[1])
+    assert another != server
 
 
 def test_too_few_gpus_are_reported_before_any_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
