@@ -4,8 +4,7 @@ optimiser, and how a model is loaded for it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
@@ -66,11 +65,13 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
     from deepspeed.utils import set_z3_leaf_module
 
     config = deepspeed_config(settings)
-    divided = zero_stage(settings.deepspeed_config) == 3
-    if divided:
+    if zero_stage(settings.deepspeed_config) == 3:
         divide = _Divider(settings, weight_type(settings.precision, device))
         for parameter in model.head.parameters():
             divide(parameter)
+        # A plain attribute from now on: DeepSpeed divides and gathers the weights of all modules that it finds.
+        backbone = model.model
+        backbone.__dict__["visual"] = backbone._modules.pop("visual")
     if settings.lora is not None:  # adapters take type and device of the weights beside them
         lora.add_adapters(model, settings.lora, seed)
     if settings.gradient_checkpointing:
@@ -90,18 +91,7 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
             set_z3_leaf_module(layer, True)
     optimizer = take_optimizer(config, groups)
     given = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
-    with _hidden(model.model, "visual") if divided else contextlib.nullcontext():
-        return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
-
-
-@contextlib.contextmanager
-def _hidden(parent: torch.nn.Module, name: str) -> Iterator[None]:
-    """Keep a module from whoever walks through its parent, such as DeepSpeed, which would divide its weights."""
-    child = parent._modules.pop(name)
-    try:
-        yield
-    finally:
-        parent._modules[name] = child
+    return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
 
 
 class _Divider:

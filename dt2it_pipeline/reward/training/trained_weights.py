@@ -34,6 +34,8 @@ class TrainedWeights:
     def __init__(self, model: RewardNetwork, settings: LoraSettings | None, rank: int = 0) -> None:
         self._model, self._settings, self._rank = model, settings, rank
         named: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        # Under ZeRO-3 the vision encoder is no module of the model.
+        named |= model.model.visual.state_dict(keep_vars=True, prefix="model.visual.")
         self._parts = {base_name(name): parts_of(name, named) for name in named if ".lora_" not in name}
         self.sizes = {name: _bytes(parts[0]) for name, parts in self._parts.items()}
 

@@ -238,3 +238,14 @@ def test_two_machines_train_as_one_with_two_ranks(trained: Path, job: TrainJob, 
     assert ranks[1] == "2"
     assert "node_rank=1" in done.stdout + done.stderr
     assert weights_digest(tmp_path / "out") == weights_digest(trained / "vision encoder")
+
+
+def test_a_rank_may_have_images_where_the_other_has_none(job: TrainJob, tmp_path: Path) -> None:
+    """Ranks gather divided weights together, and the vision encoder runs for images alone. A third has none."""
+    one_by_one = FEW | {"cache_vision": False, "micro_batch_size": 1}
+    train_several(
+        [changed(job, name, tmp_path, **one_by_one | stage) for name, stage in (("two", ZERO2), ("three", ZERO3))],
+        tmp_path / "jobs.json", 2,
+    )  # fmt: skip
+    first, second = (log_of(tmp_path / name) for name in ("two", "three"))
+    assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], abs=1e-5)
