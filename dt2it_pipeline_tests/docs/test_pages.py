@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from dt2it_pipeline.cli import app
 from dt2it_pipeline.config.recipe import parse_recipe
 from dt2it_pipeline.config.sections.annotation import AnnotationSettings
 from dt2it_pipeline.ingest.manifest import Manifest
+from dt2it_pipeline.storage.artifacts import Store
 from dt2it_pipeline_tests.support.documents import ROOT, Block, all_blocks
 from dt2it_pipeline_tests.support.finished_project import (
     PROJECT,
@@ -32,7 +34,8 @@ PYTHON = all_blocks("python")
 JOBS = ("construct", "round", "benchmark", "export")
 # The rounds that the pages have a reader run, and the blocks that stand on them; several pages have the same one.
 ROUNDS = "dt2it run construct\ndt2it run round --round 0\ndt2it run round --round 1\n"
-FINISHED = {block.text: block for block in BASH if block.how == "finished" and block.text != ROUNDS}
+PEOPLE = "dt2it review import answers.json\ndt2it run round --round 1\n"
+FINISHED = {block.text: block for block in BASH if block.how == "finished" and block.text not in (ROUNDS, PEOPLE)}
 _MODELS = re.compile(r"CHECKPOINT|SOURCE|data\.json")
 (JOIN,) = (block for block in PYTHON if block.how == "finished")
 
@@ -130,7 +133,7 @@ def run_in_a_copy(block: Block, folder: Path, copy: Path) -> str:
         shutil.rmtree(copy / output, ignore_errors=True)
     done = shell(block.text, copy)
     assert done.returncode == block.code, f"{block.place}: {done.stdout}{done.stderr}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("block", with_marks(block for block in BASH if block.how == "run"), ids=name)
@@ -161,6 +164,27 @@ def test_commands_on_finished_rounds_run(
         found: dict[str, Any] = {}
         exec(compile(JOIN.text, JOIN.place, "exec"), found)
         assert len(found["joined"]) == len(found["rows"]) and found["joined"]["outcome"].notna().all()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_people_decide_pairs_that_judges_left_undecided(finished: Path, tmp_path: Path) -> None:
+    """The block of the page on people, with the answers of one person who always took the first response."""
+    (block,) = (block for block in BASH if block.text == PEOPLE)
+    here = tmp_path / "here"
+    printed = run_in_a_copy(block, finished, here)
+    entries = json.loads((here / "answers.json").read_text(encoding="utf-8"))
+    before, after = (Store(project / "data").read("annotated_pairs", "1") for project in (finished, here))
+    assert len(entries) == before["quarantine"].num_rows > 0
+    assert f"{len(entries)} votes of 1 person" in printed
+    assert after.metadata["people_votes"] == len(entries)
+    assert (after["quarantine"].num_rows, after.metadata["rows_in"]) == (0, before.metadata["rows_in"])
+    labels = {row["pair_id"]: row for row in Store(here / "data").read("curated_pairs", "1")["pairs"].to_pylist()}
+    for entry in entries:
+        pair = labels[entry["metadata"]["pair_id"]]
+        assert (pair["label"], pair["chosen_id"]) == ("annotated", entry["metadata"]["first_id"])
+    # What does not depend on people is not made again.
+    assert " ".join(printed.split()).count("reused, inputs and settings unchanged") >= 5
 
 
 @pytest.mark.parametrize("block", YAML, ids=name)

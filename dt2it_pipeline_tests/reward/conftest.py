@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline_tests.support.threads import tested_threads, use_tested_threads
 from dt2it_pipeline_tests.support.tiny import make_images, make_tables, make_tiny
-from dt2it_pipeline_tests.support.training_jobs import small_job
+from dt2it_pipeline_tests.support.training_jobs import FORKS, small_job
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +18,13 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many threads here as the environment says, and no more in a training, which would take every core."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(tested_threads()))
     use_tested_threads()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forks() -> Iterator[None]:
+    """The process that forks for the trainings of a file, where it has such trainings, ends with the file."""
+    yield
+    FORKS.close()
 
 
 @pytest.fixture(scope="session")

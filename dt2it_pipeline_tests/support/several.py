@@ -1,6 +1,6 @@
 """Trains several jobs one after the other in the same ranks: two ranks take longer to start than a tiny model to train.
 
-    deepspeed --num_accelerators 2 --module dt2it_pipeline_tests.support.several jobs.json
+    python -m dt2it_pipeline.engines.launch.rank_starter PORT 2 dt2it_pipeline_tests.support.several jobs.json
 
 jobs.json: a list of files of `TrainJob`s. Every rank leaves how a job ended beside its output,
 as `OUTPUT.rank0.json`: {"summary": ...} or, where training stopped with an error of its own, {"error": its message}.
@@ -19,12 +19,13 @@ from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training.job import TrainJob
 
 
-def main(path: str) -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Train the jobs of the file that the command line names."""
     from dt2it_pipeline.reward.training.distributed import Group
 
     leave = Group.close
     Group.close = lambda self: None  # type: ignore[method-assign]  # DeepSpeed cannot be started twice in a process
-    for file in json.loads(Path(path).read_text(encoding="utf-8")):
+    for file in json.loads(Path((arguments or sys.argv[1:])[0]).read_text(encoding="utf-8")):
         job = TrainJob.read(file)
         end: dict[str, Any]
         try:
@@ -37,4 +38,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

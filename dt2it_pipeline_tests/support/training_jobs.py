@@ -13,7 +13,10 @@ from typing import Any
 
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.config.sections.training import TrainingSettings
-from dt2it_pipeline.engines.launch.ranks import rank_environment, ranks_command
+from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT
+from dt2it_pipeline.engines.launch.job_fork_server import Request
+from dt2it_pipeline.engines.launch.job_forks import ForkedJob, JobForks
+from dt2it_pipeline.engines.launch.ranks import free_port, rank_environment, ranks_command
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import atomic, records, schemas
 
@@ -60,10 +63,20 @@ def poisoned(job: TrainJob, folder: Path) -> tuple[TrainJob, str]:
     return job.model_copy(update=changes), pair["pair_id"]
 
 
-def command(job: TrainJob, path: Path, processes: int) -> list[str]:
-    """Write the job and give the command line that runs it."""
-    job.write(path)
-    return ranks_command(["dt2it_pipeline.engines.jobs", str(path)], processes)
+class Forks(JobForks):
+    """One server for all tests of a file: that pytest names the running one in a variable needs no new server."""
+
+    def start(self, request: Request, files: Sequence[int]) -> ForkedJob | None:
+        """See `JobForks`."""
+        test = os.environ.pop("PYTEST_CURRENT_TEST", None)
+        try:
+            return super().start(request, files)
+        finally:
+            if test is not None:
+                os.environ["PYTEST_CURRENT_TEST"] = test
+
+
+FORKS = Forks(WORKER_ENVIRONMENT)
 
 
 def environment() -> dict[str, str]:
@@ -71,12 +84,31 @@ def environment() -> dict[str, str]:
     return os.environ | rank_environment(2) | {"OMP_NUM_THREADS": "1"}
 
 
-def train(job: TrainJob, folder: Path, processes: int, limit: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a job in processes of its own; `limit` is a shell command that runs before, such as `ulimit -f 64`."""
-    line = command(job, folder / "job.json", processes)
-    if limit:
-        line = ["bash", "-c", f'{limit}; exec "$@"', "bash", *line]
-    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+def start(worker: str, file: Path, processes: int, **variables: str) -> ForkedJob | subprocess.Popen[bytes]:
+    """Start a module's `main` with a file, in processes that are forked as those of a run are.
+
+    They lead a group of their own, and print into a file beside the other one, with the ending `.log`.
+    """
+    request = Request(
+        imports="dt2it_pipeline.reward.job_imports:training", worker=worker, arguments=(str(file),),
+        environment=environment() | variables, folder=str(project_root()), files=2,
+        ranks=processes if processes > 1 else 0, port=free_port() if processes > 1 else 0,
+    )  # fmt: skip
+    with file.with_suffix(".log").open("wb") as log:
+        forked = FORKS.start(request, [log.fileno()] * 2)
+        if forked is not None:
+            return forked
+        module = [worker, str(file)]  # there is a GPU
+        line = ranks_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
+        return subprocess.Popen(
+            line, env=request.environment, cwd=request.folder, start_new_session=True, stdout=log, stderr=log
+        )
+
+
+def start_training(job: TrainJob, folder: Path, processes: int) -> ForkedJob | subprocess.Popen[bytes]:
+    """Start a job, whose file is `folder`/job.json."""
+    job.write(folder / "job.json")
+    return start("dt2it_pipeline.engines.launch.worker", folder / "job.json", processes)
 
 
 def train_several(jobs: Sequence[TrainJob], path: Path, processes: int) -> None:
@@ -85,10 +117,8 @@ def train_several(jobs: Sequence[TrainJob], path: Path, processes: int) -> None:
     for job, file in zip(jobs, files, strict=True):
         job.write(file)
     path.write_text(json.dumps([str(file) for file in files]))
-    module = ["dt2it_pipeline_tests.support.several", str(path)]
-    line = ranks_command(module, processes) if processes > 1 else [sys.executable, "-m", *module]
-    done = subprocess.run(line, env=environment(), cwd=project_root(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    ended = start("dt2it_pipeline_tests.support.several", path, processes).wait(600)
+    assert ended == 0, path.with_suffix(".log").read_text()[-3000:]
 
 
 def log_of(folder: str | Path, name: str = "training_log") -> list[dict[str, Any]]:

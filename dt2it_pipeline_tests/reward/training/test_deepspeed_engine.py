@@ -5,19 +5,15 @@ And how ZeRO-3 loads a model; test_memory.py measures what that takes.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.reward.training.deepspeed_engine import deepspeed_config, take_optimizer
 from dt2it_pipeline.reward.training.job import TrainJob
-from dt2it_pipeline.reward.training.train import run, weights_digest
-from dt2it_pipeline_tests.support.training_jobs import changed, train_several
+from dt2it_pipeline.reward.training.train import run
 
 
 def groups() -> list[dict[str, Any]]:
@@ -64,24 +60,3 @@ def test_deepspeed_waits_for_the_device_in_clipping_alone(
     settings = job.settings.model_copy(update={"micro_batch_size": 2, "max_steps": 4, "precision": precision})
     run(job.model_copy(update={"settings": settings}), [].append)
     assert waited == ["norm"] * 4 * norms
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(300)
-def test_zero3_trains_the_same_whatever_type_the_files_have(job: TrainJob, tmp_path: Path) -> None:
-    """Weights in bfloat16 are converted one by one, as each is divided; those in float32 are divided as they are."""
-    values = load_file(Path(job.base_model) / "model.safetensors")
-    jobs = []
-    for name, kept in (("half", torch.bfloat16), ("whole", torch.float32)):
-        folder = tmp_path / f"base-{name}"
-        shutil.copytree(job.base_model, folder)
-        stored = {key: value.to(torch.bfloat16).to(kept) for key, value in values.items()}
-        save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-        for kind, settings in {"full": {}, "lora": {"lora": {"rank": 4, "alpha": 8.0}}}.items():
-            this = changed(job, f"{kind}-{name}", tmp_path, deepspeed_config="zero3_cpu", max_steps=3, **settings)
-            jobs.append(this.model_copy(update={"base_model": str(folder)}))
-    train_several(jobs, tmp_path / "jobs.json", 2)
-    for kind in ("full", "lora"):
-        half, whole = (tmp_path / f"{kind}-{name}" for name in ("half", "whole"))
-        assert weights_digest(half) == weights_digest(whole)
-        assert (half / "config.json").read_text() == (whole / "config.json").read_text()

@@ -5,7 +5,7 @@ forward pass of many rows (support/small_memory.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from dt2it_pipeline.config.sections.training import LoraSettings
-from dt2it_pipeline.engines.jobs import WORKER_ENVIRONMENT, Summary
-from dt2it_pipeline.engines.launch.job_forks import JobForks
+from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
 from dt2it_pipeline.reward.errors import TrainingError, ran_out
@@ -23,17 +22,10 @@ from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import MicroBatch, TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place, launch_training, memory_error
 from dt2it_pipeline.reward.training.train import run, weights_digest
-from dt2it_pipeline_tests.support.training_jobs import changed, log_of, with_settings
+from dt2it_pipeline_tests.support.training_jobs import FORKS, changed, log_of, with_settings
 
 NOTE = "out_of_memory.json"
-FORKS = JobForks(WORKER_ENVIRONMENT)  # as all jobs of a run have them
 FULL = Place("at step 3", examples=4, pairs=4, cells=1000)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def server() -> Iterator[None]:
-    yield
-    FORKS.close()
 
 
 class Launches:

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dt2it_pipeline.engines.launch.ranks import (
     REMOTE_ENVIRONMENT,
     ranks_command,
     write_remote_environment,
 )
+from dt2it_pipeline.engines.launch.worker import error_file, read_summary
 from dt2it_pipeline.reward.foreign import import_checkpoint
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.training.job import TrainJob
@@ -35,12 +37,12 @@ from dt2it_pipeline.storage import atomic
 from dt2it_pipeline_tests.support.trainer_layouts import adapter, make_head, value_head
 from dt2it_pipeline_tests.support.training_jobs import (
     changed,
-    command,
     environment,
     log_of,
     poisoned,
     small_job,
-    train,
+    start,
+    start_training,
     train_several,
 )
 
@@ -77,6 +79,12 @@ IN_TWO = {
     "adapter-zero3": FEW | ADAPTERS | ZERO3,
     **{f"whole-{name}": settings for name, settings in LONG.items()},
 }
+# ZeRO-3 from files in bfloat16, and from the same values in float32.
+STORED = {"half": torch.bfloat16, "whole": torch.float32}
+TYPES = {
+    f"{kind}-{stored}": FEW | ZERO3 | settings
+    for stored in STORED for kind, settings in {"full": {}, "lora": ADAPTERS}.items()
+}  # fmt: skip
 IN_ONE = {"alone": FEW, "lora-alone": FEW | ADAPTERS}
 ON_ADAPTER = ("adapter-zero2", "adapter-zero3", "whole-zero3-lora")
 
@@ -93,8 +101,10 @@ def trained(base: Any, tables: dict[str, str], tmp_path_factory: pytest.TempPath
         for name, stage in (("zero2", ZERO2), ("zero3", ZERO3))
     ]
     import_checkpoint(with_head(adapter(Path(job.base_model), folder / "adapter")), folder / "merged")
+    for stored, kept in STORED.items():
+        rounded(job, folder / f"base-{stored}", kept)
     # What fails stands before what must not be disturbed by it.
-    several = poisonous + [variant(job, name, folder, folder) for name in IN_TWO]
+    several = poisonous + [variant(job, name, folder, folder) for name in (*IN_TWO, *TYPES)]
     train_several(several, folder / "two.json", 2)
     train_several([changed(job, name, folder, **settings) for name, settings in IN_ONE.items()], folder / "one.json", 1)
     return folder
@@ -105,10 +115,19 @@ def with_head(folder: Path) -> Path:
     return folder
 
 
+def rounded(job: TrainJob, folder: Path, kept: torch.dtype) -> None:
+    """The job's base model with weights of the precision of bfloat16, in files of a type."""
+    shutil.copytree(job.base_model, folder)
+    values = load_file(folder / "model.safetensors")
+    stored = {key: value.to(torch.bfloat16).to(kept) for key, value in values.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def variant(job: TrainJob, name: str, folder: Path, trained: Path) -> TrainJob:
     """The job with the settings of a variant and its base model, of which others than the first lie in `trained`."""
-    made = changed(job, name, folder, **IN_TWO[name])
+    made = changed(job, name, folder, **(IN_TWO | TYPES)[name])
     base = "adapter" if name in ON_ADAPTER else "merged" if name.startswith("merged") else ""
+    base = f"base-{name.partition('-')[2]}" if name in TYPES else base
     return made.model_copy(update={"base_model": str(trained / base)}) if base else made
 
 
@@ -135,6 +154,14 @@ def test_an_adapter_that_is_merged_while_it_is_divided_is_the_merged_model(train
     assert weights_digest(trained / "adapter-zero3") != weights_digest(trained / "lora-zero3")
 
 
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_zero3_trains_the_same_whatever_type_the_files_have(trained: Path, kind: str) -> None:
+    """Weights in bfloat16 are converted one by one, as each is divided; those in float32 are divided as they are."""
+    half, whole = (trained / f"{kind}-{stored}" for stored in STORED)
+    assert weights_digest(half) == weights_digest(whole)
+    assert (half / "config.json").read_text() == (whole / "config.json").read_text()
+
+
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_nan_of_one_pair_is_named_over_two_ranks(trained: Path, stage: str) -> None:
     job_pairs = atomic.read_parquet(trained / "pairs.parquet", "pairs").column("pair_id").to_pylist()
@@ -146,10 +173,15 @@ def test_nan_of_one_pair_is_named_over_two_ranks(trained: Path, stage: str) -> N
 
 
 def test_a_full_disk_ends_both_ranks_and_leaves_nothing_half_written(job: TrainJob, tmp_path: Path) -> None:
-    done = train(job, tmp_path, 2, limit="ulimit -f 150")  # kB: room for everything but the state to resume from
-    assert done.returncode != 0
-    assert "TrainingError: cannot write the state to resume from" in done.stderr
-    assert "training then goes on from step 0" in done.stderr
+    file = tmp_path / "job.json"
+    job.write(file)
+    # Room for everything but the state to resume from.
+    ranks = start("dt2it_pipeline_tests.support.small_disk", file, 2, SMALL_DISK_BYTES=str(150 * 1024))
+    assert ranks.wait(300) != 0
+    assert "TrainingError: cannot write the state to resume from" in error_file(file).read_text()
+    printed = file.with_suffix(".log").read_text()
+    assert "error: cannot write the state to resume from" in printed
+    assert "training then goes on from step 0" in printed
     assert not list(job.work.glob("checkpoints/step-*"))
     assert not job.output.exists()
 
@@ -166,11 +198,9 @@ def test_killed_training_ends_in_the_same_weights(trained: Path, job: TrainJob, 
         before = killed_behind(job, tmp_path, wanted, pause=generator.uniform(0, 0.2))
     (marks / "step-00000999").mkdir()  # half written: no marker
 
-    done = train(job, tmp_path, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    resumed = re.search(r'"resumed_from_step": (\d+)', done.stdout)
-    assert resumed is not None
-    assert int(resumed[1]) == before
+    ended, file = start_training(job, tmp_path, 2).wait(300), tmp_path / "job.json"
+    assert ended == 0, file.with_suffix(".log").read_text()[-3000:]
+    assert (read_summary(file) or {})["resumed_from_step"] == before
     assert weights_digest(job.output) == weights_digest(whole)
     for log in ("training_log", "validation_log"):
         assert log_of(job.output, log) == log_of(whole, log)
@@ -182,16 +212,13 @@ def killed_behind(job: TrainJob, folder: Path, step: int, pause: float) -> int:
     The pause may let it write another state, or catch it while it does.
     """
     marks = job.work / "checkpoints"
-    launcher = subprocess.Popen(
-        command(job, folder / "killed.json", 2), env=environment(), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    ranks = start_training(job, folder, 2)
     deadline = time.monotonic() + 200
-    while whole_state(marks) <= step and launcher.poll() is None and time.monotonic() < deadline:
+    while whole_state(marks) <= step and ranks.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(pause)
-    os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait()
+    os.killpg(ranks.pid, signal.SIGKILL)
+    ranks.wait()
     assert not job.output.exists(), "the training ended before it was killed"
     assert whole_state(marks) > step
     return whole_state(marks)
