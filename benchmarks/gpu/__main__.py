@@ -160,9 +160,10 @@ def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
     pixels = {name: part.max_pixels for name, part in WORKLOADS[SHAPES[shape].workload].items()}
     training: dict[str, Any] = {
         "processes": 1,
-        "deepspeed_config": "zero2" if cuda else "zero2_cpu",
+        "deepspeed_config": "zero2_one_gpu" if cuda else "zero2_cpu",
         "global_batch_size": 4 if tiny else 32,
         "micro_batch_size": 2 if tiny else 8,
+        "micro_batch_tokens": 16_384,
         "epochs": 100.0,
         "max_steps": warmup + steps,
         "learning_rate": 1e-6,

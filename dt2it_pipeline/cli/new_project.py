@@ -234,7 +234,8 @@ training:
   learning_rate: 1.0e-4
   epochs: 1
   global_batch_size: 64
-  micro_batch_size: 2
+  micro_batch_size: 64
+  micro_batch_tokens: 4096      # tokens per forward pass; raise it while memory suffices
   gradient_checkpointing: true
   cache_vision: false           # its output takes about 1 MB an image: set to true for some thousand images
 

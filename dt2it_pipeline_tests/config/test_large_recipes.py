@@ -82,11 +82,13 @@ def test_one_epoch_over_d0(recipe: Recipe) -> None:
     assert int(np.argmax(rates)) in (91, 92)
     assert rates[-1] < 1e-4
     pairs, lengths = schedule.step(0), np.random.default_rng(0).integers(500, 7168, size=470_000)
+    most = training.micro_batch_size, training.micro_batch_tokens
     runs = [
-        micro_batches(pairs, lengths, rank, training.processes, training.micro_batch_size)
+        micro_batches(pairs, lengths, rank, training.processes, *most, lengths, one_row=True)
         for rank in range(training.processes)
     ]
-    assert {len(run) for run in runs} == {512 // (8 * 4)}
+    assert len({len(run) for run in runs}) == 1
+    assert all(lengths[part].sum() <= 8192 for run in runs for part in run)
     assert sorted(np.concatenate([part for run in runs for part in run])) == sorted(pairs)
     command = ranks_command(["dt2it_pipeline.engines.launch.worker", "job.json"], training.processes)
     assert command[-2:] == ["dt2it_pipeline.engines.launch.worker", "job.json"]

@@ -21,8 +21,8 @@ from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.storage import atomic, records, schemas
 
 SMALL = {
-    "global_batch_size": 8, "micro_batch_size": 4, "epochs": 3.0, "logging_steps": 2, "save_steps": 2,
-    "learning_rate": 2e-3, "system_prompt": "You judge.",
+    "global_batch_size": 8, "micro_batch_size": 4, "micro_batch_tokens": None, "epochs": 3.0, "logging_steps": 2,
+    "save_steps": 2, "learning_rate": 2e-3, "system_prompt": "You judge.",
 }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class TrainingSettings(ComputeSettings):
         description="most pairs per forward pass of one rank; a list counts by its answers, two for a pair",
     )
     micro_batch_tokens: int | None = Field(
-        None,
+        8192,
         ge=16,
         le=10_000_000,
         json_schema_extra=unit("tokens"),
