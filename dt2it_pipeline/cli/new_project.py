@@ -317,11 +317,16 @@ run_coordinator:
   module: dagster
   class: QueuedRunCoordinator
 
-# Heavy steps (training, sampling, scoring) take the pool `gpu`: one at a time on one machine.
+# Heavy steps (training, sampling, scoring) take the pool `gpu`: one at a time on one machine. Queued rounds run one
+# after the other, in the order in which they were asked for, since each needs the one before.
 concurrency:
   pools:
     default_limit: 1
     granularity: op
+  runs:
+    tag_concurrency_limits:
+      - key: dt2it/round
+        limit: 1
 
 run_monitoring:
   enabled: true

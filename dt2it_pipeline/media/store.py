@@ -35,6 +35,7 @@ from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.storage.atomic import move_into_place, sync
 from dt2it_pipeline.storage.integrity import digests_of, sealed, sha256_of
 from dt2it_pipeline.storage.leftovers import owned_prefix
+from dt2it_pipeline.storage.umask import follow_umask
 
 MediumKind = Literal["image", "video"]
 _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content
@@ -159,7 +160,7 @@ def _import_frames(name: str, folder: Path, store: Path, fps: float) -> dict[str
                     shutil.copyfile(file, stored)
             about = sealed({"fps": fps, "frames": digests_of(temporary)})
             (temporary / FRAMES).write_text(json.dumps(about), encoding="utf-8")
-            temporary.chmod(0o755)
+            follow_umask(temporary)
             for file in (*temporary.iterdir(), temporary):
                 sync(file)
             if damaged:
@@ -231,7 +232,7 @@ def _put(content: bytes | Path, target: Path, synced: bool = True, sha256: str |
                     shutil.copyfileobj(source, stream)
             else:
                 stream.write(content)
-            os.fchmod(stream.fileno(), 0o644)
+        follow_umask(Path(temporary))
         if synced:
             move_into_place(Path(temporary), target)
         else:

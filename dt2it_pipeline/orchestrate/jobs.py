@@ -9,6 +9,8 @@ import dagster as dg
 from dt2it_pipeline.orchestrate.assets import construction, evaluation, export, raw
 from dt2it_pipeline.orchestrate.partitions import FEEDBACK, GROUP, ROUND_JOB
 
+IN_TURN = "dt2it/round"  # dagster.yaml lets one queued run that has this tag run at a time, in the order of the queue
+
 
 class Jobs(NamedTuple):
     """The jobs of the code location."""
@@ -30,6 +32,7 @@ def build_jobs(partitions: dg.PartitionsDefinition) -> Jobs:
         ROUND_JOB,
         dg.AssetSelection.groups(GROUP, evaluation.GROUP) - dg.AssetSelection.assets(FEEDBACK),
         partitions_def=partitions,
+        tags={IN_TURN: "in turn"},
         description="Train, score, vote, verify, annotate, merge and benchmark one round.",
     )
     benchmark = dg.define_asset_job(

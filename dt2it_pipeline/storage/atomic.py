@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.leftovers import owned_prefix
+from dt2it_pipeline.storage.umask import follow_umask
 
 _SYNC_ONE_BY_ONE = 100  # files and folders
 _READ_AT_ONCE = 2**20  # bytes of a column
@@ -116,7 +117,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     make_folder(path.parent)
     with _errors_name(path):
         temporary = Path(tempfile.mkdtemp(prefix=owned_prefix(f".{path.name}"), dir=path.parent))
-    temporary.chmod(0o755)  # mkdtemp's 0700 would hide shared artifacts from a team's other users
+    follow_umask(temporary)  # mkdtemp's 0700 would hide shared artifacts from a team's other users
     try:
         with _errors_name(path, temporary):
             yield temporary
@@ -150,7 +151,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=owned_prefix(f".{path.name}"), dir=path.parent)
     os.close(handle)
     temporary = Path(name)
-    temporary.chmod(0o644)
+    follow_umask(temporary)
     try:
         with _errors_name(path, temporary):
             yield temporary

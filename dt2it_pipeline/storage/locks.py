@@ -132,7 +132,7 @@ def _runs(process: int) -> bool:
 
 def _opened(path: Path, flags: int = 0) -> int:
     with _guard:
-        descriptor = os.open(path, os.O_RDWR | flags, 0o644)
+        descriptor = os.open(path, os.O_RDWR | flags, 0o666)
         _open.add(descriptor)
     return descriptor
 

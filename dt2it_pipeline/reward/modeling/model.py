@@ -51,6 +51,7 @@ from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.compilation import compile_layers  # noqa: E402
 from dt2it_pipeline.reward.modeling.device import attention_for  # noqa: E402
 from dt2it_pipeline.reward.modeling.vision_attention import segment_inputs  # noqa: E402
+from dt2it_pipeline.storage.umask import follow_umask  # noqa: E402
 
 _OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer
@@ -344,7 +345,7 @@ class RewardNetwork(nn.Module):
         if self.processor_source is not None:
             write_processor_files(self.processor_source, folder, self.card)
         for file in folder.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone
+            follow_umask(file)  # safetensors writes for the owner alone
 
 
 def _window(layer: Any) -> int | None:

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from dt2it_pipeline.errors import UserError
-from dt2it_pipeline.storage import integrity
+from dt2it_pipeline.storage import integrity, umask
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder
 from dt2it_pipeline.storage.home.checkup import media_in
@@ -299,7 +299,7 @@ name a URL that fsspec knows, such as s3://bucket/folder
             after = "copied there again"
             try:
                 self._files.put([str(root / path)], [self._blob(digest)])
-            except Exception as error:  # every library has its own; who may only read there goes on all the same
+            except Exception as error:  # of any library; who may only read there goes on all the same
                 after = f"is whole here, but cannot be copied there again ({type(error).__name__}: {error})"
             on_damage(
                 f"media/{path} in the object store {self.url} was damaged or missing; it was fetched from its source "
@@ -317,7 +317,7 @@ name a URL that fsspec knows, such as s3://bucket/folder
                 places[Path(temporary)] = path
             self._get({file: media[path] for file, path in places.items()})
             for file, path in places.items():
-                file.chmod(0o644)
+                umask.follow_umask(file)
                 file.replace(root / path)
         finally:
             for file in places:
