@@ -239,6 +239,9 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
     )
     details: dict[str, Any] = {"parameters": parameters.total, "bytes_per_rank": round(estimate.total), "stage": stage}
     gpus = _gpus()
+    if fault := _driver_fault():
+        yield Line("error", topic, fault, "a training or a scoring ends with this error", {**details, "gpus": []})
+        return
     if not gpus:
         yield Line("ok", topic, f"no GPU here, so training runs on the CPU; {text}", details={**details, "gpus": []})
         return
@@ -268,6 +271,15 @@ def _gpus() -> list[int]:
     except ImportError:
         return []
     return [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
+
+
+def _driver_fault() -> str | None:
+    """Why PyTorch uses no GPU of a machine with NVIDIA's driver; None where it is not installed, too."""
+    try:
+        from dt2it_pipeline.engines.device import driver_fault
+    except ImportError:
+        return None
+    return driver_fault()
 
 
 def _disk(recipe: Recipe, home: Path) -> Iterator[Line]:

@@ -56,12 +56,15 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     Raises:
         TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory
             ran out.
+        DeviceError: PyTorch cannot use the machine's GPU, or there are fewer GPUs than ranks.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
     lean_processes.skip_unused()
     import torch
 
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from dt2it_pipeline.engines.device import finds_gpu
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if finds_gpu() else "cpu")
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
 
