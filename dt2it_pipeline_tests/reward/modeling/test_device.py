@@ -52,7 +52,7 @@ def test_a_gpu_without_compiler_gets_sdpa_and_says_so_once(
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of programs, the only one that is searched, on a machine with Triton, Python's headers and no CC, CXX."""
+    """The one folder of programs, on a machine with Triton and Python's headers, where CC and CXX are not set."""
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(device.sysconfig, "get_path", lambda *_: str(tmp_path))
