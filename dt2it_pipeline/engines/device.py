@@ -6,9 +6,12 @@ processes.
 
 from __future__ import annotations
 
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
@@ -17,20 +20,59 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 
 _MOST_THREADS = 4
+_DRIVER = Path("/proc/driver/nvidia/version")  # of the Linux kernel's module; it is there where the driver is loaded
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class DeviceError(UserError, ValueError):
-    """The device cannot do what a setting asks for."""
+    """The device cannot do what a setting asks for, or PyTorch cannot use it."""
 
     help_page: ClassVar[str] = "troubleshooting#gpu"
 
 
 def found_device() -> torch.device:
-    """The GPU that this process sees first, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU that this process sees first, else the CPU.
+
+    Raises:
+        DeviceError: the machine has a GPU's driver, and PyTorch cannot use the GPU.
+    """
+    return torch.device("cuda" if finds_gpu() else "cpu")
+
+
+def finds_gpu() -> bool:
+    """Whether this process computes on a GPU.
+
+    Raises:
+        DeviceError: the machine has a GPU's driver, and PyTorch cannot use the GPU: it would take days on the CPU.
+    """
+    if torch.cuda.is_available():
+        return True
+    if fault := driver_fault():
+        raise DeviceError(fault)
+    return False
+
+
+def driver_fault() -> str | None:
+    """Why PyTorch uses no GPU on a machine with NVIDIA's driver, and what to do; None where that is as wanted.
+
+    It is as wanted where PyTorch is a CPU build, or `CUDA_VISIBLE_DEVICES` hides all GPUs (empty, or -1 first).
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip().partition(",")[0] in ("", "-1")
+    if torch.version.cuda is None or hidden or torch.cuda.is_available():
+        return None
+    try:
+        first = _DRIVER.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return None
+    number = re.search(r"\b\d{3,}(?:\.\d+)+\b", first)
+    return (
+        f"this machine has the NVIDIA driver {number.group() if number else 'of an unknown version'}, but PyTorch "
+        f"{torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU that it can use: install a newer "
+        "driver or a PyTorch built for an older CUDA, or give the container its GPUs; set CUDA_VISIBLE_DEVICES= "
+        "(empty) to compute on the CPU"
+    )
 
 
 def weight_type(precision: str, device: torch.device) -> torch.dtype:

@@ -70,9 +70,9 @@ def prepare_environment() -> bool:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # small kernels: waiting threads would spin most of the time
     ensure_torchvision()
-    import torch
+    from dt2it_pipeline.engines.device import finds_gpu
 
-    if torch.cuda.is_available():
+    if finds_gpu():
         return False
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -156,9 +156,9 @@ def serve(model: str, options: Sequence[str]) -> None:
     require_model(model)
     configure_vllm_logs()
     ensure_torchvision()
-    import torch
+    from dt2it_pipeline.engines.device import finds_gpu
 
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = not finds_gpu()
     arguments = serve_arguments(model, options, on_cpu=on_cpu)
     if on_cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB

@@ -30,7 +30,14 @@ from dt2it_pipeline.ingest.landing import landed_manifests
 from dt2it_pipeline.ingest.manifest import SOURCES, Manifest, ManifestError, load_catalogue, require_first_training_set
 from dt2it_pipeline.judges.protocol import PAIRWISE, JudgeError
 from dt2it_pipeline.judges.trial import LocalJudge, Trial, try_judge, try_local_judge
-from dt2it_pipeline.reward.training.memory import GIB, Parameters, WeightsError, count_parameters, training_memory
+from dt2it_pipeline.reward.training.memory import (
+    GIB,
+    Parameters,
+    WeightsError,
+    amount,
+    count_parameters,
+    training_memory,
+)
 
 _GB = 1e9
 _STATE_BYTES = 14  # per parameter, of a saved training state: weights, float32 copy and AdamW's two moments
@@ -191,7 +198,7 @@ def _models(recipe: Recipe) -> Iterator[Line]:
             yield Line("warning", topic, f"not on this machine; named by {users}", advice, {"found": False})
             continue
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        text = f"{_amount(size)} in {folder}; named by {users}"
+        text = f"{amount(size)} in {folder}; named by {users}"
         yield Line("ok", topic, text, details={"found": True, "folder": str(folder), "bytes": size})
 
 
@@ -229,16 +236,12 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
     except RecipeError:
         return  # `files` reports it
     estimate, stage = training_memory(parameters, recipe.training, zero), int(zero.get("stage", 0))
-    how = f"{recipe.training.precision}, ZeRO stage {stage}, {recipe.training.processes} rank(s)"
-    how += "" if recipe.training.lora is None else f", LoRA of rank {recipe.training.lora.rank}"
-    text = (
-        f"training takes about {_amount(estimate.total)} per rank and activations on top: weights "
-        f"{_amount(estimate.weights)}, gradients {_amount(estimate.gradients)}, optimiser "
-        f"{_amount(estimate.optimiser)}, buffers {_amount(estimate.buffers)} ({parameters.total / 1e6:,.1f} million "
-        f"parameters, {how})"
-    )
+    text = estimate.in_words(parameters, recipe.training, stage)
     details: dict[str, Any] = {"parameters": parameters.total, "bytes_per_rank": round(estimate.total), "stage": stage}
     gpus = _gpus()
+    if fault := _driver_fault():
+        yield Line("error", topic, fault, "a training or a scoring ends with this error", {**details, "gpus": []})
+        return
     if not gpus:
         yield Line("ok", topic, f"no GPU here, so training runs on the CPU; {text}", details={**details, "gpus": []})
         return
@@ -257,10 +260,6 @@ def _memory(recipe: Recipe) -> Iterator[Line]:
         yield Line("ok", topic, there, details=details)
 
 
-def _amount(size: float) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
-
-
 def _gpus() -> list[int]:
     """Bytes of memory of each GPU that PyTorch sees; none where it is not installed."""
     try:
@@ -268,6 +267,15 @@ def _gpus() -> list[int]:
     except ImportError:
         return []
     return [torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())]
+
+
+def _driver_fault() -> str | None:
+    """Why PyTorch uses no GPU of a machine with NVIDIA's driver; None where it is not installed, too."""
+    try:
+        from dt2it_pipeline.engines.device import driver_fault
+    except ImportError:
+        return None
+    return driver_fault()
 
 
 def _disk(recipe: Recipe, home: Path) -> Iterator[Line]:

@@ -108,7 +108,9 @@ def visible_gpus() -> list[str]:
     """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them. Imports torch, and does not start CUDA."""
     import torch
 
-    if not torch.cuda.is_available():
+    from dt2it_pipeline.engines.device import finds_gpu
+
+    if not finds_gpu():
         return []
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(number) for number in range(torch.cuda.device_count())]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from dt2it_pipeline.reward.modeling.batch import Batch
+from dt2it_pipeline.reward.modeling.compilation import compiled
 
 FLEX = "flex"  # our own, as transformers 5.19 does not let the Qwen-VL families use its `flex_attention`
 BLOCKS = "sdpa_blocks"  # PyTorch's, over blocks of queries and what these see
@@ -149,7 +150,7 @@ def _flex_kernel(alone: bool) -> Any:
 
 @functools.cache
 def _compiled_flex() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    return compiled(flex_attention)
 
 
 def sees(segment: torch.Tensor, example: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

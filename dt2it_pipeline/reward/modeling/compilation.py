@@ -11,7 +11,8 @@ PyTorch 2.13 counts for itself; a training or a scoring reads:
 - the cache: `fxgraph_cache_hit`, `_miss` and `_bypass` of `counters["inductor"]`. A graph with a backward pass has two
   entries.
 
-Figures are those of a process, other users of torch.compile in it included, from its first `compile_layers` on.
+Figures are those of a process, other users of torch.compile in it included, from its first `compile_layers` or
+`compiled` on.
 
 Does not belong here: whether layers are compiled (device.py), where code is kept (compile_cache.py), and how figures
 are shown (compile_time.py).
@@ -46,6 +47,13 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
     _watch.begin()
     for layer in layers:
         layer.forward = _without_base(torch.compile(layer.forward, dynamic=True, options=_options()))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function under torch.compile, for inputs of any length; its code is kept, and counted, as that of layers."""
+    use_private_cache()
+    _watch.begin()
+    return torch.compile(function, dynamic=True)
 
 
 def compiled_so_far() -> Compilation:

@@ -11,6 +11,9 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -68,18 +71,32 @@ def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
 
 @functools.cache
 def compile_fault(kind: str) -> str | None:
-    """Why torch.compile makes no kernels for a kind of device, `cuda` or `cpu`; None where it does."""
+    """Why torch.compile makes no kernels for a kind of device, `cuda` or `cpu`; None where it does.
+
+    Compilers are looked for as Triton 3.9 (runtime/build.py) and PyTorch 2.13 (_inductor/cpp_builder.py) do. Triton
+    takes what CC names and no other; PyTorch takes g++ only where CXX is not set. Both compile against Python's header.
+    """
     if kind == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
         if torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY:
             return f"{torch.cuda.get_device_name()} is older than what Triton makes kernels for"
-        variable, compilers = "CC", ("gcc", "clang", "cc")
+        variable, compilers = "CC", ("gcc", "clang")
     else:
-        variable, compilers = "CXX", ("g++", "clang++", "c++")
-    if not any(shutil.which(name) for name in (os.environ.get(variable) or "", *compilers) if name):
+        variable, compilers = "CXX", ("clang++" if sys.platform == "darwin" else "g++",)
+    named = os.environ.get(variable)
+    if named is not None and not shutil.which(named):
+        return f"{variable} is {named!r}, which is not the name of a program; correct it, or unset it"
+    if named is None and not any(map(shutil.which, compilers)):
         return f"there is no compiler ({', '.join(compilers)}, or what {variable} names)"
-    return None
+    header = Path(_python_headers(), "Python.h")
+    return None if header.is_file() else f"there is no {header}; install Python's headers (such as python3-dev)"
+
+
+def _python_headers() -> str:
+    """The folder that Triton and PyTorch name to the compiler; not below /usr/local, where Debian installs others'."""
+    scheme = sysconfig.get_default_scheme()
+    return sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)
 
 
 @functools.cache

@@ -209,6 +209,11 @@ class RewardNetwork(nn.Module):
         return self.attention == FLEX and self.sharing_fault() is None
 
     @property
+    def runs_compiled(self) -> bool:
+        """Whether a forward pass runs what torch.compile made: the layers, or `flex` attention alone on a GPU."""
+        return self.compiled or (self.attention == FLEX and self.head.weight.is_cuda)
+
+    @property
     def attention(self) -> str:
         """Attention implementation of the language model, by its name in transformers."""
         return str(self.model.language_model.config._attn_implementation)

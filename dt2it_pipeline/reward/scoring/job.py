@@ -231,7 +231,7 @@ def shard_worker(job: ScoreJob, prompts: Any, place: WorkerPlace) -> Callable[[S
         torch.set_num_threads(place.threads)
         flush_denormals()
     scorer, before = _load(job, prompts, place), compiled_so_far()
-    compiles = job.settings.engine == "transformers" and scorer.model.compiled
+    compiles = job.settings.engine == "transformers" and scorer.model.runs_compiled
     name = f"{platform.node()} {os.getpid()}"
 
     def do(shard: Shard) -> _Done:

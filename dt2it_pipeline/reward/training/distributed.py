@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from dt2it_pipeline.engines.device import DeviceError, finds_gpu
+
 
 class Alone:
     """A group of one process, for scoring and for tests."""
@@ -34,7 +36,8 @@ class Group:
     def __init__(self) -> None:
         import deepspeed
 
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        self.cuda = finds_gpu()
+        backend = "nccl" if self.cuda else "gloo"
         self._alone = False  # a group of one that began here
         self._environment: dict[str, str | None] = {}  # what `close` sets back
         self.size = 1
@@ -65,8 +68,9 @@ class Group:
         # DeepSpeed would compile an operator for shared-memory collectives at first use (40 s, and a compiler). Gloo
         # does the same job for the few processes of one machine; without a GPU that is what we take.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.cuda = torch.cuda.is_available()
         local = int(os.environ["LOCAL_RANK"])
+        if self.cuda:
+            _require_gpu(local)
         self.device = torch.device("cuda", local) if self.cuda else torch.device("cpu")
         if self.cuda:
             torch.cuda.set_device(self.device)
@@ -110,6 +114,20 @@ class Group:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or self.size == 1:
             self.close()
+
+
+def _require_gpu(local: int) -> None:
+    """Check that rank `local` of this machine (from 0) has a GPU; CUDA's own error says `invalid device ordinal`.
+
+    Raises:
+        DeviceError: it has none.
+    """
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise DeviceError(
+            f"training.processes: rank {local} of this machine has no GPU of its own, since {count} GPU(s) are visible "
+            f"here; set training.processes to {count}"
+        )
 
 
 def _begin_alone(backend: str) -> None:

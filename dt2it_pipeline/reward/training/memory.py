@@ -81,6 +81,31 @@ class Estimate:
         """All of them."""
         return self.weights + self.gradients + self.optimiser + self.buffers
 
+    def in_words(self, parameters: Parameters, settings: TrainingSettings, stage: int) -> str:
+        """For a check and a log: the sum, its parts, and what it was estimated for.
+
+        Args:
+            parameters: of the base model.
+            settings: as `training_memory` had them.
+            stage: of ZeRO.
+        """
+        how = f"{settings.precision}, ZeRO stage {stage}, {settings.processes} rank(s)"
+        how += "" if settings.lora is None else f", LoRA of rank {settings.lora.rank}"
+        return (
+            f"training takes about {amount(self.total)} per rank and activations on top: weights "
+            f"{amount(self.weights)}, gradients {amount(self.gradients)}, optimiser {amount(self.optimiser)}, buffers "
+            f"{amount(self.buffers)} ({parameters.total / 1e6:,.1f} million parameters, {how})"
+        )
+
+
+def amount(size: float) -> str:
+    """Bytes for a reader.
+
+    >>> amount(3 * 2**30), amount(5 * 2**20)
+    ('3.0 GiB', '5 MiB')
+    """
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+
 
 def count_parameters(folder: Path) -> Parameters:
     """Count a model's parameters in the headers of its safetensors files.

@@ -24,19 +24,26 @@ memory runs out, whoever launches trainings starts it once more, with half the m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Reporter, Summary
+from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.observe.memory import peak_memory
 from dt2it_pipeline.reward.errors import ran_out
 from dt2it_pipeline.reward.training.job import TrainJob
+from dt2it_pipeline.reward.training.memory import count_parameters, training_memory
 from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error
+
+_logger = logging.getLogger(__name__)
 
 
 def run(job: TrainJob, report: Reporter) -> Summary:
@@ -49,19 +56,24 @@ def run(job: TrainJob, report: Reporter) -> Summary:
 
     Returns:
         steps, resumed_from_step, pairs, pairs_quarantined, samples_seen (pairs, repetitions included), last loss and
-        accuracy, pairs_per_second, padding_share, seconds, memory in GiB, and `weights_sha256`; where there are lists,
-        also `lists` and what became of them (data/lists.py, `TrainingExamples.report`). Where layers are compiled, what
-        that took the rank that it took longest, in this start (modeling/compile_time.py).
+        accuracy, pairs_per_second, padding_share, seconds, memory in GiB (`peak_memory_gib` of the host, all ranks
+        together; on GPUs also `peak_gpu_memory_gib`, the most that tensors of one rank took at once, which compares
+        with the estimate that is logged), and `weights_sha256`; where there are lists, also `lists` and what became of
+        them (data/lists.py, `TrainingExamples.report`). Where layers or attention are compiled, what that took the rank
+        that it took longest, in this start (modeling/compile_time.py).
 
     Raises:
         TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory
             ran out.
+        DeviceError: PyTorch cannot use the machine's GPU, or there are fewer GPUs than ranks.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
     lean_processes.skip_unused()
     import torch
 
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from dt2it_pipeline.engines.device import finds_gpu
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if finds_gpu() else "cpu")
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
 
@@ -69,7 +81,11 @@ def run(job: TrainJob, report: Reporter) -> Summary:
         if not group.cuda:
             cores = max(1, usable_cores() // group.local_size)
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores))
+        else:
+            torch.cuda.reset_peak_memory_stats(group.device)  # another training in this process may have taken more
         flush_denormals()
+        if group.rank == 0:
+            log_estimate(job, group.size)
         place = Place()
         try:
             trainer = Trainer(job, group, report if group.rank == 0 else _silent, place)
@@ -86,8 +102,29 @@ def run(job: TrainJob, report: Reporter) -> Summary:
         if group.cuda:
             seconds = summary["preparation_seconds"] + summary["training_seconds"]
             summary["gpu_seconds"] = round(group.size * seconds, 1)
+            most = max(group.gather(torch.cuda.max_memory_allocated(group.device)))
+            summary["peak_gpu_memory_gib"] = round(most / 2**30, 3)
         summary["peak_memory_gib"] = round(sum(peaks) / 2**30, 3)
     return summary
+
+
+def log_estimate(job: TrainJob, ranks: int) -> None:
+    """Log in one line the memory that a training is estimated to take, as `dt2it check` reports it.
+
+    Nothing is logged where a base model is not found or has no safetensors: loading it says so.
+
+    Args:
+        job: to do.
+        ranks: that there are, on all machines.
+    """
+    from dt2it_pipeline.reward.checkpoints.adapters import find_parts
+
+    with contextlib.suppress(UserError, OSError):
+        parameters = count_parameters(find_parts(job.base_model).backbone)
+        zero = read_deepspeed_config(job.settings.deepspeed_config).get("zero_optimization") or {}
+        settings = job.settings.model_copy(update={"processes": ranks})
+        estimate = training_memory(parameters, settings, zero)
+        _logger.info("%s", estimate.in_words(parameters, settings, int(zero.get("stage", 0))))
 
 
 def weights_digest(folder: Path) -> str:

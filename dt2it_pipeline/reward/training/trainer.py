@@ -187,7 +187,7 @@ class Trainer:
             "ranks": self.group.size,
             "vision_cached": self.data.vision_cached,
         }
-        if self.model.compiled:
+        if self.model.runs_compiled:
             found = self.group.gather(compiled_so_far() - self.compiled_before)
             summary |= recorded(found, log=self.group.rank == 0)
         if self.job.micro_batch is not None:

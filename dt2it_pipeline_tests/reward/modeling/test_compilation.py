@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import doctest
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dt2it_pipeline.reward.modeling import compilation, compile_time
+from dt2it_pipeline.reward.modeling import attention, compilation, compile_cache, compile_time
 from dt2it_pipeline.reward.modeling.compilation import compile_layers, compiled_so_far
 from dt2it_pipeline.reward.modeling.compile_time import Compilation, log_compilation, slowest
 
@@ -36,7 +38,7 @@ def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
     whole = torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda layer, dynamic, options: whole(layer, dynamic=dynamic, backend="eager")
+        torch, "compile", lambda layer, dynamic, options=None: whole(layer, dynamic=dynamic, backend="eager")
     )
     yield
     torch._dynamo.reset()
@@ -46,6 +48,23 @@ def _traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_examples_in_docstrings_are_true(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
+
+
+def test_attention_that_is_compiled_alone_has_the_private_folder_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("DT2IT_HOME", str(tmp_path))
+    monkeypatch.setenv(compile_cache.VARIABLE, "")
+    attention._compiled_flex.cache_clear()
+    before = compiled_so_far()
+    compiled = attention._compiled_flex()
+    assert Path(os.environ[compile_cache.VARIABLE]).parent.name == "compiled"
+    query = torch.randn(1, 2, 128, 16)
+    expected = nn.functional.scaled_dot_product_attention(query, query, query)
+    assert torch.allclose(compiled(query, query, query), expected, atol=1e-5)
+    assert (compiled_so_far() - before).graphs == 1
+    attention._compiled_flex.cache_clear()
 
 
 def test_graphs_recompilations_and_breaks_are_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling import device
 from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
-from dt2it_pipeline.reward.modeling.device import attention_for, compiles
+from dt2it_pipeline.reward.modeling.device import attention_for, compile_fault, compiles
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -28,6 +29,7 @@ FAMILIES = ["qwen3_vl", "qwen2_5_vl"]
 def without_compilers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
     device.compile_fault.cache_clear()
     yield
     device.compile_fault.cache_clear()
@@ -40,12 +42,67 @@ def test_a_gpu_without_compiler_gets_sdpa_and_says_so_once(
     assert not compiles("auto", CUDA)
     assert not compiles("auto", CUDA)
     assert len(caplog.records) == 1
-    assert "no compiler (gcc, clang, cc" in caplog.text
+    assert "no compiler (gcc, clang, or" in caplog.text
     assert attention_for("auto", CUDA) == "sdpa"
     with pytest.raises(DeviceError, match="compile: true does not work here: there is no compiler"):
         compiles(True, CUDA)
     with pytest.raises(DeviceError, match="attention: flex is compiled on a GPU"):
         attention_for("flex", CUDA)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The one folder of programs, on a machine with Triton and Python's headers, where CC and CXX are not set."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda *_: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    device.compile_fault.cache_clear()
+    yield tmp_path
+    device.compile_fault.cache_clear()
+
+
+def program(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(("kind", "there", "variables", "expected"), [
+    ("cuda", ["gcc"], {}, None), ("cuda", ["clang"], {}, None), ("cuda", ["mine"], {"CC": "mine"}, None),
+    ("cuda", ["cc", "c++"], {}, "no compiler (gcc, clang, or what CC names)"),
+    ("cuda", ["gcc"], {"CC": "none"}, "CC is 'none'"), ("cuda", ["gcc"], {"CC": ""}, "CC is ''"),
+    ("cuda", ["gcc", "ccache"], {"CC": "ccache gcc"}, "CC is 'ccache gcc'"),
+    ("cuda", ["gcc"], {"CXX": "none"}, None),
+    ("cpu", ["g++"], {}, None), ("cpu", ["mine"], {"CXX": "mine"}, None), ("cpu", ["g++"], {"CC": "none"}, None),
+    ("cpu", ["clang++"], {}, "no compiler (g++, or what CXX names)"), ("cpu", ["g++"], {"CXX": "no"}, "CXX is 'no'"),
+])  # fmt: skip
+def test_compilers_are_found_as_triton_and_pytorch_find_them(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, kind: str, there: list[str], variables: dict[str, str],
+    expected: str | None,
+) -> None:  # fmt: skip
+    for name in there:
+        program(tools, name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    fault = compile_fault(kind)
+    assert fault is None if expected is None else expected in str(fault)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_without_pythons_header_nothing_is_compiled(tools: Path, kind: str) -> None:
+    program(tools, "gcc")
+    program(tools, "g++")
+    assert compile_fault(kind) is None
+    (tools / "Python.h").unlink()
+    compile_fault.cache_clear()
+    assert f"there is no {tools / 'Python.h'}" in str(compile_fault(kind))
+
+
+def test_pythons_headers_on_debian_are_those_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_default_scheme", lambda: "posix_local")
+    assert device._python_headers() == sysconfig.get_path("include", "posix_prefix")
 
 
 def test_attention_on_a_cpu() -> None:

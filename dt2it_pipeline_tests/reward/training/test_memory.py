@@ -88,6 +88,18 @@ def test_the_formula(settings: TrainingSettings, zero: dict[str, Any], expected:
     assert found.total == pytest.approx(sum(expected))
 
 
+def test_the_estimate_in_words() -> None:
+    settings = TrainingSettings(precision="bfloat16", processes=8, lora=LoraSettings(rank=16, alpha=16.0))
+    zero = {"stage": 3, "reduce_bucket_size": 2**20}
+    found = training_memory(BILLION, settings, zero)
+    words = found.in_words(BILLION, settings, 3)
+    assert words.startswith(f"training takes about {found.total / 2**30:.1f} GiB per rank and activations on top: ")
+    assert f"optimiser {found.optimiser / 2**20:.0f} MiB" in words
+    assert words.endswith(
+        f"({BILLION.total / 1e6:,.1f} million parameters, bfloat16, ZeRO stage 3, 8 rank(s), LoRA of rank 16)"
+    )
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of 58 million parameters in bfloat16: 230 MB in float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from dt2it_pipeline.reward.checkpoints.processor_files import pixel_limit
 from dt2it_pipeline.reward.errors import TrainingError
@@ -23,7 +25,10 @@ from dt2it_pipeline_tests.support.tolerance import bfloat16_norm_tolerance, bflo
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of, poisoned, with_settings
 
 
-def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Path) -> None:
+def test_one_process_trains_and_sets_bad_pairs_aside(
+    job: TrainJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     shutil.copytree(job.media_root, tmp_path / "media")
     prompts = atomic.read_parquet(job.prompts, "prompts").to_pylist()
     shown = list(dict.fromkeys(p["media"][0]["path"] for p in prompts if p["media"]))
@@ -39,6 +44,10 @@ def test_one_process_trains_and_sets_bad_pairs_aside(job: TrainJob, tmp_path: Pa
 
     reports: list[Mapping[str, Any]] = []
     summary = run(job, reports.append)
+    weights = sum(value.numel() for value in load_file(Path(job.base_model) / "model.safetensors").values())
+    (estimate,) = [one.message for one in caplog.records if "training takes about" in one.message]
+    assert f"({weights / 1e6:,.1f} million parameters, {job.settings.precision}, ZeRO stage 2, 1 rank(s))" in estimate
+    assert summary["peak_memory_gib"] > 0 and "peak_gpu_memory_gib" not in summary
     assert reports[-1]["done"] == reports[-1]["total"] == summary["steps"]
     out = job.output
     aside = atomic.read_parquet(out / "quarantine.parquet", "quarantine").to_pylist()
