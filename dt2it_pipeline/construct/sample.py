@@ -25,7 +25,7 @@ import pyarrow as pa
 from dt2it_pipeline.config.sections.ray import RaySettings
 from dt2it_pipeline.config.sections.sampling import SamplingSettings
 from dt2it_pipeline.construct.sampling_plan import Drawer, Drawn, donors_of
-from dt2it_pipeline.engines.chat import ChatError
+from dt2it_pipeline.engines.chat import ChatError, opened
 from dt2it_pipeline.engines.jobs import Reporter, ShardedJob, Summary
 from dt2it_pipeline.engines.launch import fork_server
 from dt2it_pipeline.engines.launch.launcher import Resources, WorkerPlace
@@ -201,11 +201,11 @@ def _sample_shard(rows: Sequence[Row], drawer: Drawer, engine: SamplingEngine) -
     settings = drawer.settings
     shard = _Shard()
     drawn: list[Drawn] = []
-    for row in rows:
-        try:
-            drawn += drawer.requests(row)
-        except ChatError as error:
-            shard.quarantine.append(_aside(row["prompt_id"], error.reason, error.detail, row))
+    for row, made in opened(rows, lambda row: list(drawer.requests(row))):
+        if isinstance(made, ChatError):
+            shard.quarantine.append(_aside(row["prompt_id"], made.reason, made.detail, row))
+        else:
+            drawn += made
     decoding = Decoding(settings.temperature, settings.top_p, settings.max_new_tokens)
     answers = engine.sample([item.request for item in drawn], decoding)
     seen: set[str] = set()

@@ -6,6 +6,7 @@ or anything about how its chat template words things; templates come with the mo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,6 @@ def opened(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterator[t
 
     Where there is a GPU to wait for it, several threads open images.
     """
-    from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for
 
     def read(item: _Item) -> _Made | ChatError:
         try:
@@ -99,7 +99,12 @@ def opened(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterator[t
         except ChatError as error:
             return error
 
-    return read_ahead(items, read, threads_for(found_device()))
+    if "torch" not in sys.modules:  # nothing here computes on a GPU; a judge behind an endpoint needs no torch
+        yield from ((item, read(item)) for item in items)
+        return
+    from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for
+
+    yield from read_ahead(items, read, threads_for(found_device()))
 
 
 def _image(media_root: Path, path: str) -> Image.Image:

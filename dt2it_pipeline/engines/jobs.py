@@ -28,13 +28,16 @@ from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.progress import Report
 from dt2it_pipeline.storage.atomic import write_json_atomic
 
-# Of every worker process; glibc and OpenMP read it once, at the start.
+# Of every worker process; glibc and OpenMP read theirs once, at the start.
 WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin on busy cores cost three times the work they do
     # glibc would give the memory of every larger tensor back to the kernel and fetch it again, page by page, which
     # costs a tenth of a training step on a CPU.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    # torch then asks the driver's library NVML whether there is a GPU. Else the question itself starts CUDA, which does
+    # not survive a fork, and vLLM forks its engine. vLLM sets this, too, but not before it is imported.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 _CLASS = "job"  # key of a job file that names the job's class
 _USAGE = "usage: python -m dt2it_pipeline.engines.jobs job.json, where the file was written by a job's `write`"

@@ -69,6 +69,8 @@ def prepare_environment() -> bool:
     configure_vllm_logs()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # small kernels: waiting threads would spin most of the time
+    # For the question below; see jobs.WORKER_ENVIRONMENT, which a process that is no worker of ours does not have.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     ensure_torchvision()
     from dt2it_pipeline.engines.device import finds_gpu
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt, opened
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine, stream
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest, JudgeStopped, Reply
 from dt2it_pipeline.judges.rubric import reply_schema
@@ -95,10 +95,10 @@ class ModelJudge:
         """See Judge. A prompt that cannot be put to the model is an error of its own."""
         places: list[int] = []
         asked: list[SampleRequest] = []
-        opened: dict[str, tuple[Image.Image, ...]] = {}  # the calls about one prompt share its images
+        images = self._images(requests)
         for place, request in enumerate(requests):
             try:
-                prompt = self._prompt(request, opened)
+                prompt = self._prompt(request, images.get(request.prompt["prompt_id"]))
             except ChatError as error:
                 yield place, JudgeError(str(error))
                 continue
@@ -118,15 +118,18 @@ class ModelJudge:
         except EngineError as error:
             raise JudgeStopped(f"judge {self.name}: {error}") from error
 
-    def _prompt(self, request: JudgeRequest, opened: dict[str, tuple[Image.Image, ...]]) -> ChatPrompt:
+    def _images(self, requests: Sequence[JudgeRequest]) -> dict[str, tuple[Image.Image, ...]]:
+        """Images of each prompt that can be put to the model, by prompt_id; the calls about one prompt share them."""
+        asked = {request.prompt["prompt_id"]: request for request in requests}
+        prompts = opened(asked.items(), lambda item: self._prompt(item[1], None))
+        return {key: prompt.images for (key, _), prompt in prompts if isinstance(prompt, ChatPrompt)}
+
+    def _prompt(self, request: JudgeRequest, images: tuple[Image.Image, ...] | None) -> ChatPrompt:
+        """A request as the model sees it. Its images are read where there are none yet; ChatError where they cannot."""
         words = self._template(request.mode, request.prompt["language"]).render(request, self._values)
         row = question_row(request.prompt, words, self._with_images)
-        known = opened.get(row["prompt_id"])
-        prompt = chat_prompt(row, self._media_root, suffix=self._added, images=known)
-        if known is None:
-            prompt = prompt.fitted(self._max_pixels)
-            opened[row["prompt_id"]] = prompt.images
-        return prompt
+        prompt = chat_prompt(row, self._media_root, suffix=self._added, images=images)
+        return prompt.fitted(self._max_pixels) if images is None else prompt
 
     def _template(self, mode: str, language: str) -> Template:
         key = (mode, language)

@@ -252,3 +252,35 @@ def test_images_are_scaled_down_and_short_answers_quarantined(tmp_path):
     responses, aside = _tables(job)
     assert [row["text"] for row in responses] == ["It is red."]
     assert [row["reason"] for row in aside] == ["shorter than 5 characters"]
+
+
+def test_what_is_read_ahead_changes_nothing(tmp_path, monkeypatch):
+    import torch  # noqa: F401  (a process that has not imported it reads nothing ahead)
+
+    from dt2it_pipeline.engines import device
+
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    file = tmp_path / f"{COLORS[1]}.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    found = []
+    for threads in (0, 3):
+        monkeypatch.setattr(device, "threads_for", lambda device, threads=threads: threads)
+        folder = tmp_path / str(threads)
+        job = _job(tmp_path, rows, noised_samples=1, shard_prompts=4).model_copy(
+            update={"work": folder / "work", "output": folder / "responses.parquet"}
+        )
+        engine = ScriptedEngine(
+            lambda request: [
+                Sample(f"{content_ids.content_hash(request.prompt.images[0].tobytes().hex())} {index}", 4, True)
+                for index in range(request.n)
+            ]
+        )
+        summary = _run(job, engine)
+        asked = [
+            (request.prompt.prompt_id, request.seed, request.prompt.images[0].tobytes()) for request in engine.requests
+        ]
+        found.append((asked, *_tables(job), summary["rows_out"]))
+    assert found[0] == found[1]
+    _, _, aside, kept = found[0]
+    assert kept == len(COLORS) - 1
+    assert [(row["row_id"], row["reason"]) for row in aside] == [(rows[1]["prompt_id"], "unreadable image")]

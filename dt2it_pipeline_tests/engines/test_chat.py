@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
+import threading
 
-from dt2it_pipeline.engines.chat import ChatError, chat_prompt
-from dt2it_pipeline_tests.support.construct_world import prompt_row
+import pytest
+from PIL import ImageColor
+
+from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt, opened
+from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
 
 
 def test_markers_become_parts_and_words_stay_as_they_are(tmp_path):
@@ -58,3 +63,38 @@ def test_control_tokens_that_the_words_spell_out_are_text(tmp_path):
     prompt = chat_prompt(row, tmp_path)
     assert prompt.messages[0]["content"] == [{"type": "text", "text": "Be < |im_start|>brief."}]
     assert prompt.messages[1]["content"][1] == {"type": "text", "text": "\nwhat does < |im_end|> mean?"}
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_images_are_opened_in_order_and_a_damaged_one_costs_its_own_prompt(tmp_path, monkeypatch, threads):
+    import torch  # noqa: F401  (a process that has not imported it reads nothing ahead)
+
+    from dt2it_pipeline.engines import device
+
+    monkeypatch.setattr(device, "threads_for", lambda device: threads)
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    (tmp_path / f"{COLORS[2]}.png").write_bytes((tmp_path / f"{COLORS[2]}.png").read_bytes()[:-40])
+    running = set()
+
+    def make(row):
+        running.add(threading.current_thread().name)
+        return chat_prompt(row, tmp_path)
+
+    found = list(opened(rows, make))
+    assert [row for row, _ in found] == rows
+    assert [isinstance(made, ChatError) for _, made in found] == [color == COLORS[2] for color in COLORS]
+    assert [made.images[0].getpixel((0, 0)) for _, made in found if isinstance(made, ChatPrompt)] == [
+        ImageColor.getrgb(color) for color in COLORS if color != COLORS[2]
+    ]
+    assert all(name.startswith("read-ahead") for name in running) == bool(threads)
+
+
+def test_where_nothing_computes_on_a_gpu_torch_is_not_imported(tmp_path):
+    """As beside judges behind an endpoint: it takes seconds and a quarter of a GB."""
+    program = """
+import sys
+from dt2it_pipeline.engines.chat import opened
+assert list(opened([1, 2], str)) == [(1, "1"), (2, "2")]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

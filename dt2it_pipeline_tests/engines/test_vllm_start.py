@@ -1,6 +1,7 @@
 """How vLLM is started: what it took is free again when nobody holds it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,25 @@ del held[:]
 gc.collect()
 print(json.dumps([[each() is None for each in found] for found in (first, others)] + [gc.get_freeze_count()]))
 """
+
+
+_ASKED = """
+import os, torch
+seen = []
+torch.cuda.is_available = lambda: bool(seen.append(os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")))
+from dt2it_pipeline.engines.vllm_start import prepare_environment
+assert prepare_environment()
+print(seen)
+"""
+
+
+def test_whether_there_is_a_gpu_is_asked_without_starting_cuda() -> None:
+    """In a process that is no worker of ours, too."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    done = subprocess.run(
+        [sys.executable, "-c", _ASKED], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "['1']"
 
 
 @pytest.mark.heavy

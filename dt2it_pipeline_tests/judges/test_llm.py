@@ -16,7 +16,7 @@ from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeE
 from dt2it_pipeline.judges.rubric import BAD_WEIGHTS, CRITERIA, CUT_OFF, OK, reply_schema
 from dt2it_pipeline.judges.templates import load_template, version
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline_tests.support.construct_world import ScriptedEngine, judging_job, prompt_row, response_rows
+from dt2it_pipeline_tests.support.construct_world import COLORS, ScriptedEngine, judging_job, prompt_row, response_rows
 from dt2it_pipeline_tests.support.served import patient_model
 
 
@@ -114,6 +114,30 @@ def test_a_second_attempt_draws_another_reply(tmp_path):
     requests = [JudgeRequest(row, ("a",), POINTWISE, attempt) for attempt in (0, 1, 2)]
     list(ModelJudge("m", engine, tmp_path).judge(requests))
     assert [(r.seed, r.temperature > 0) for r in engine.requests] == [(0, False), (1, True), (2, True)]
+
+
+def test_what_is_read_ahead_changes_nothing(tmp_path, monkeypatch):
+    import torch  # noqa: F401  (a process that has not imported it reads nothing ahead)
+
+    from dt2it_pipeline.engines import device
+
+    rows = [prompt_row(tmp_path, color) for color in COLORS]
+    file = tmp_path / f"{COLORS[1]}.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    requests = [JudgeRequest(row, (text,), POINTWISE) for text in ("a", "b") for row in rows]
+    found = []
+    for threads in (0, 3):
+        monkeypatch.setattr(device, "threads_for", lambda device, threads=threads: threads)
+        engine = ScriptedEngine(lambda request: [Sample(_words(request), 1, True)])
+        replies = dict(ModelJudge("m", engine, tmp_path, max_pixels=1024).judge(requests))
+        asked = [(request.prompt.prompt_id, request.prompt.images[0].tobytes()) for request in engine.requests]
+        found.append((asked, {place: str(reply) for place, reply in replies.items()}))
+        shown = [request.prompt.images[0] for request in engine.requests]
+        assert {image.size for image in shown} == {(32, 32)}
+        assert len({id(image) for image in shown}) == len(COLORS) - 1  # the calls about one prompt share its images
+        failed = [place for place, reply in replies.items() if isinstance(reply, JudgeError)]
+        assert failed == [1, 1 + len(COLORS)] and "unreadable image" in str(replies[1])
+    assert found[0] == found[1] and len(found[0][1]) == len(requests)
 
 
 @pytest.mark.heavy

@@ -23,6 +23,10 @@ class Echo(Job):
     value: int
 
 
+class Variables(Job):
+    entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:variables"
+
+
 class Crash(Job):
     entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:crash"
     attempts: Path
@@ -53,6 +57,10 @@ class Rank(Job):
 
 class KilledRank(Job):
     entry_point: ClassVar[str] = "dt2it_pipeline_tests.support.child_jobs:killed_rank"
+
+
+def variables(job, report):
+    return {"environment": dict(os.environ), "torch": "torch" in sys.modules}
 
 
 def echo(job, report):

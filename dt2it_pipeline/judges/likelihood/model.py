@@ -20,8 +20,10 @@ as VQAScore (arXiv 2404.01291) and P(True) (arXiv 2207.05221) have it.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,7 @@ YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its
 
 
 class LikelihoodError(UserError, RuntimeError):
-    """A judge's model cannot be loaded, or cannot answer yes or no."""
+    """A judge's model cannot be loaded or cannot answer yes or no, or memory does not suffice for one sequence."""
 
     help_page: ClassVar[str] = "troubleshooting#likelihood-judge"
 
@@ -56,7 +58,8 @@ class Question:
 class LikelihoodModel:
     """A vision-language model of transformers that gives the likelihood of responses.
 
-    Sequences of similar length share a forward pass. While a GPU computes one, a thread prepares the next.
+    Sequences of similar length share a forward pass. While a GPU computes one, a thread prepares the next. Where memory
+    does not suffice for a pass, it is split in halves; results differ by rounding alone.
 
     Args:
         model: folder or Hub id.
@@ -109,9 +112,14 @@ class LikelihoodModel:
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._control_tokens = OwnControlTokens(self._processor.tokenizer)
         self._tokens_per_batch = tokens_per_batch
+        self._halved = False
 
     def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
-        """Evidence in nats of each response of each question; NaN where the model gives no number."""
+        """Evidence in nats of each response of each question; NaN where the model gives no number.
+
+        Raises:
+            LikelihoodError: memory does not suffice for one sequence.
+        """
         prompts: list[tuple[ChatPrompt, str]] = []
         for question in questions:
             for images in (question.prompt.images, *question.baselines):
@@ -126,11 +134,14 @@ class LikelihoodModel:
         return found
 
     def log_likelihoods(self, sequences: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
-        """Nats of log p(response, end of turn | prompt), one per (prompt, response)."""
+        """Nats of log p(response, end of turn | prompt), one per (prompt, response).
+
+        Raises:
+            LikelihoodError: memory does not suffice for one sequence.
+        """
         # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
         answers = {text: self._tokens(text) for _, text in sequences}
         lengths = self._prompt_lengths([prompt for prompt, _ in sequences])
-        values = [math.nan] * len(sequences)
 
         def prepare(chunk: list[int]) -> tuple[dict[str, Any], list[list[int]]]:
             some = [sequences[index] for index in chunk]
@@ -138,13 +149,14 @@ class LikelihoodModel:
             return self._placed(self._answered(self._inputs([prompt for prompt, _ in some]), tokens)), tokens
 
         totals = [length + len(answers[text]) for length, (_, text) in zip(lengths, sequences, strict=True)]
-        for chunk, (inputs, tokens) in self._prepared(totals, prepare):
-            for index, value in zip(chunk, self._forward(inputs, tokens), strict=True):
-                values[index] = value
-        return values
+        return self._computed(totals, prepare, lambda prepared: self._forward(*prepared))
 
     def mean_log_likelihoods(self, sequences: Sequence[tuple[ChatPrompt, str]]) -> list[float]:
-        """Nats per token of log p(response, end of turn | prompt), one per (prompt, response)."""
+        """Nats per token of log p(response, end of turn | prompt), one per (prompt, response).
+
+        Raises:
+            LikelihoodError: memory does not suffice for one sequence.
+        """
         values = self.log_likelihoods(sequences)
         return [value / len(self._tokens(text)) for value, (_, text) in zip(values, sequences, strict=True)]
 
@@ -159,32 +171,94 @@ class LikelihoodModel:
         """P(yes) of each question, 0 to 1; NaN where the model gives no number.
 
         Raises:
-            LikelihoodError: the model has no separate tokens for yes and no.
+            LikelihoodError: the model has no separate tokens for yes and no, or memory does not suffice for one
+                sequence.
         """
         import torch
 
         first = [torch.tensor(tokens, device=self._device) for tokens in self.yes_and_no()]
-        values = [math.nan] * len(prompts)
 
         def prepare(chunk: list[int]) -> dict[str, Any]:
             return self._placed(self._inputs([prompts[index] for index in chunk]))
 
-        for chunk, inputs in self._prepared(self._prompt_lengths(prompts), prepare):
+        def compute(inputs: dict[str, Any]) -> list[float]:
             with torch.inference_mode():
                 logits = self._model(**self._there(inputs), logits_to_keep=1).logits[:, -1].float()
             yes, no = (logits[:, tokens].logsumexp(-1) for tokens in first)
-            for index, value in zip(chunk, torch.sigmoid(yes - no).tolist(), strict=True):
-                values[index] = value
-        return values
+            found: list[float] = torch.sigmoid(yes - no).tolist()
+            return found
 
-    def _prepared(
-        self, lengths: Sequence[int], prepare: Callable[[list[int]], _Inputs]
-    ) -> Iterator[tuple[list[int], _Inputs]]:
-        """Places of sequences that share a forward pass, and what `prepare` makes of them, read ahead on a GPU."""
+        return self._computed(self._prompt_lengths(prompts), prepare, compute)
+
+    def _computed(
+        self,
+        lengths: Sequence[int],
+        prepare: Callable[[list[int]], _Inputs],
+        compute: Callable[[_Inputs], list[float]],
+    ) -> list[float]:
+        """A number of each sequence; on a GPU the inputs of a pass are read ahead.
+
+        Args:
+            lengths: tokens of each sequence.
+            prepare: makes the inputs of a pass from the places of its sequences.
+            compute: gives the numbers of the sequences of a pass.
+        """
         from dt2it_pipeline.engines.device import read_ahead, threads_for
 
-        # One thread: a tokenizer cannot be used by two at once.
-        return read_ahead(batches(lengths, self._tokens_per_batch), prepare, min(1, threads_for(self._device)))
+        alone = threading.Lock()  # a tokenizer cannot be used by two threads at once
+
+        def prepared(places: list[int]) -> _Inputs:
+            with alone:
+                return prepare(places)
+
+        values = [math.nan] * len(lengths)
+        passes = batches(lengths, self._tokens_per_batch)
+        for places, inputs in read_ahead(passes, prepared, min(1, threads_for(self._device))):
+            for place, value in self._in_parts(places, inputs, lengths, prepared, compute):
+                values[place] = value
+        return values
+
+    def _in_parts(
+        self,
+        places: list[int],
+        inputs: _Inputs,
+        lengths: Sequence[int],
+        prepare: Callable[[list[int]], _Inputs],
+        compute: Callable[[_Inputs], list[float]],
+    ) -> Iterator[tuple[int, float]]:
+        """Places of the sequences of a pass with their numbers; where memory does not suffice, in halves."""
+        import torch
+
+        from dt2it_pipeline.engines.out_of_memory import ran_out
+
+        try:
+            yield from zip(places, compute(inputs), strict=True)
+            return
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            if len(places) == 1:
+                raise LikelihoodError(
+                    f"{self._memory()} does not suffice for one sequence of {lengths[places[0]]:,} tokens (a prompt "
+                    "with its images and a response). It had a pass to itself, so that a smaller tokens_per_batch does "
+                    "not help: in a copy of the model, lower max_pixels of the image processor "
+                    "(preprocessor_config.json, or image_processor in processor_config.json), or name a smaller model"
+                ) from error
+        torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
+        if not self._halved:
+            self._halved = True
+            logging.getLogger(__name__).warning(
+                "%s does not suffice for a batch of %s tokens, which is split in halves; a smaller tokens_per_batch of "
+                "this judge saves the attempts",
+                self._memory(),
+                f"{len(places) * max(lengths[place] for place in places):,}",
+            )
+        middle = len(places) // 2
+        for half in (places[:middle], places[middle:]):
+            yield from self._in_parts(half, prepare(half), lengths, prepare, compute)
+
+    def _memory(self) -> str:
+        return "the GPU's memory" if self._device.type == "cuda" else "this machine's memory"
 
     def _prompt_lengths(self, prompts: Sequence[ChatPrompt]) -> list[int]:
         """Tokens of each prompt, with those of its images as the image processor will cut them."""

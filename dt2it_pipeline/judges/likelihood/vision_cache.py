@@ -17,7 +17,9 @@ from torch import nn
 
 from dt2it_pipeline.engines.device import copied
 
-KEPT_TOKENS = 200_000  # image tokens whose features stay in memory; at 4 levels of 128 floats, 400 MB
+# Features that stay in the device's memory. A token of an 8 B model has 4 levels of 4096 bfloat16 numbers, so that this
+# is 32,768 tokens, or 25 images of the most pixels that other judges see: small beside the 16 GiB of its weights.
+KEPT_BYTES = 2**30
 
 
 class RememberingVisionEncoder(nn.Module):
@@ -31,7 +33,7 @@ class RememberingVisionEncoder(nn.Module):
         super().__init__()
         self.vision_encoder = vision_encoder
         self._known: OrderedDict[bytes, tuple[torch.Tensor, ...]] = OrderedDict()
-        self._tokens = 0
+        self._bytes = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,11 +73,19 @@ class RememberingVisionEncoder(nn.Module):
         return SimpleNamespace(pooler_output=joined[0], deepstack_features=joined[1:])
 
     def _remember(self, key: bytes, features: tuple[torch.Tensor, ...]) -> None:
-        self._known[key] = features
-        self._tokens += len(features[0])
-        while self._tokens > KEPT_TOKENS and len(self._known) > 1:
+        size = _bytes_of(features)
+        if size > KEPT_BYTES:
+            return
+        while self._bytes + size > KEPT_BYTES:
             _, old = self._known.popitem(last=False)
-            self._tokens -= len(old[0])
+            self._bytes -= _bytes_of(old)
+        # A part of a batch's features would keep the memory of the whole batch; a copy is free when it is dropped.
+        self._known[key] = tuple(level.clone() for level in features)
+        self._bytes += size
+
+
+def _bytes_of(features: tuple[torch.Tensor, ...]) -> int:
+    return sum(level.nbytes for level in features)
 
 
 def _key(pixels: torch.Tensor, grid: torch.Tensor) -> bytes:

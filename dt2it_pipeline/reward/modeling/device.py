@@ -76,6 +76,7 @@ def compile_fault(kind: str) -> str | None:
     Compilers are looked for as Triton 3.9 (runtime/build.py) and PyTorch 2.13 (_inductor/cpp_builder.py) do. Triton
     takes what CC names and no other; PyTorch takes g++ only where CXX is not set. Both compile against Python's header.
     """
+    compilers: tuple[str, ...]
     if kind == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"

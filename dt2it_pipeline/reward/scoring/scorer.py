@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.engines.device import read_ahead, threads_for, weight_type
+from dt2it_pipeline.engines.out_of_memory import ran_out
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.checkpoints.processor_files import follow_card
@@ -27,7 +28,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_bytes,
     feature_table,
 )
-from dt2it_pipeline.reward.errors import ScoringError, ran_out
+from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.modeling.device import compiles
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.config.compute import VllmRunSettings
-from dt2it_pipeline.engines.device import found_device, weight_type
+from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for, weight_type
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
 from dt2it_pipeline.media.errors import MediaError
@@ -123,17 +123,20 @@ class VllmScorer:
         """Requests with decoded images, some hundred at a time; responses about a damaged image go to `faults`."""
         from PIL import Image
 
+        def decode(index: int) -> Image.Image | MediaError:
+            try:
+                return Image.fromarray(registry.decode(index).permute(1, 2, 0).numpy())
+            except MediaError as error:
+                return error
+
+        threads = threads_for(found_device())
         for start in range(0, len(fine), _CONVERSATIONS_AT_ONCE):
             names: list[str] = []
             requests: list[PoolingRequest] = []
-            decoded: dict[int, Image.Image | MediaError] = {}
-            for name, prompt, ids in fine[start : start + _CONVERSATIONS_AT_ONCE]:
-                for index in prompt.images:
-                    if index not in decoded:
-                        try:
-                            decoded[index] = Image.fromarray(registry.decode(index).permute(1, 2, 0).numpy())
-                        except MediaError as error:
-                            decoded[index] = error
+            some = fine[start : start + _CONVERSATIONS_AT_ONCE]
+            used = dict.fromkeys(index for _, prompt, _ in some for index in prompt.images)
+            decoded = dict(read_ahead(used, decode, threads))  # the engine waits for all of them
+            for name, prompt, ids in some:
                 images = [decoded[index] for index in prompt.images]
                 broken = next((p for p in images if isinstance(p, MediaError)), None)
                 if broken is not None:

@@ -10,13 +10,25 @@ import pytest
 from dt2it_pipeline.engines.launch import deaths
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
-from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, KilledRank, Rank
+from dt2it_pipeline_tests.support.child_jobs import Crash, Echo, Killed, KilledRank, Rank, Variables
 
 
 def test_a_job_returns_its_summary_from_a_process_of_its_own(tmp_path: Path) -> None:
     summary = LocalLauncher().launch(Echo(value=21), work=tmp_path)
     assert summary["doubled"] == 42
     assert summary["pid"] != os.getpid()
+
+
+def test_a_worker_can_ask_whether_there_is_a_gpu_without_starting_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first line on: the engine that vLLM forks in it cannot use a GPU where CUDA runs already."""
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    summary = LocalLauncher().launch(Variables(), work=tmp_path)
+    assert summary["environment"]["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1" and not summary["torch"]
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")  # whoever sets it decides
+    summary = LocalLauncher().launch(Variables(), work=tmp_path)
+    assert summary["environment"]["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
 def test_an_error_is_brought_back_and_the_next_launch_starts_clean(tmp_path: Path) -> None:

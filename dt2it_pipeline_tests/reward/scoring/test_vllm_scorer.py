@@ -23,6 +23,7 @@ from dt2it_pipeline.reward.data.preparation import prompt_rows
 from dt2it_pipeline.reward.errors import ScoringError
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring import job as scoring_job
+from dt2it_pipeline.reward.scoring import vllm_scorer
 from dt2it_pipeline.reward.scoring.job import ScoreJob
 from dt2it_pipeline.reward.scoring.vllm_scorer import VllmScorer
 from dt2it_pipeline.storage import atomic, content_ids, schemas
@@ -99,6 +100,28 @@ def test_what_cannot_be_scored_is_quarantined(checkpoint: Path, tables: dict[str
     assert {reason for reason, _ in faults.values()} == {
         "missing image", "unreadable image", "prompt not in the table", "longer than max_length", "refused by vLLM"
     }  # fmt: skip
+
+
+def test_what_is_read_ahead_changes_nothing(
+    checkpoint: Path, tables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tables["media_root"], tmp_path / "media")
+    prompts, responses = rows_of(tables)
+    shown = list(dict.fromkeys(medium["path"] for p in prompts.values() for medium in p["media"]))
+    broken = tmp_path / "media" / shown[1]
+    broken.write_bytes(broken.read_bytes()[:-40])  # the header is whole
+    monkeypatch.setattr(vllm_scorer, "_CONVERSATIONS_AT_ONCE", 5)
+    found: list[Any] = []
+    for threads in (0, 3):
+        monkeypatch.setattr(vllm_scorer, "threads_for", lambda device, threads=threads: threads)
+        engine = FakeEngine()
+        scores, faults = scorer(checkpoint, tmp_path / "media", engine).score(prompts, responses)
+        asked = [(request.token_ids, [image.tobytes() for image in request.images]) for request in engine.seen]
+        found.append((asked, scores, faults))
+    assert found[0] == found[1]
+    hit = {key for key, p in prompts.items() if shown[1] in [medium["path"] for medium in p["media"]]}
+    assert set(found[0][2]) == {name for name, key, _ in responses if key in hit} != set()
+    assert {reason for reason, _ in found[0][2].values()} == {"unreadable image"}
 
 
 def test_without_a_limit_the_positions_of_the_model_are_the_limit(checkpoint: Path, tmp_path: Path) -> None:
