@@ -15,7 +15,7 @@
 PYTHON ?= python3
 ENGINES ?= cpu
 ROUNDS ?= 0 1
-TESTERS ?= 2
+TESTERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 
