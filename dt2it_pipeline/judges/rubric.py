@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dt2it_pipeline.config.strict_yaml import distinct_keys
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, Reply
 
 CRITERIA = ("Accuracy", "Helpfulness", "Completeness", "Language Quality", "Creativity", "Ethics")
@@ -263,8 +264,8 @@ def only_object(text: str, key: str, material: Sequence[str] = ()) -> tuple[dict
 
 
 def _objects(text: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """The outermost JSON objects in a text, keys in English; with each, its words."""
-    decoder = json.JSONDecoder()
+    """The outermost JSON objects in a text, keys in English; with each, its words. One with a key twice is none."""
+    decoder = json.JSONDecoder(object_pairs_hook=distinct_keys)
     start = text.find("{")
     while start != -1:
         end = start + 1

@@ -35,7 +35,7 @@ from dt2it_pipeline.media.root import MediaRoot
 from dt2it_pipeline.storage.atomic import move_into_place, sync
 from dt2it_pipeline.storage.integrity import digests_of, sealed, sha256_of
 from dt2it_pipeline.storage.leftovers import owned_prefix
-from dt2it_pipeline.storage.umask import follow_umask
+from dt2it_pipeline.storage.permissions import follow_umask
 
 MediumKind = Literal["image", "video"]
 _LONGEST_PATH = 1024  # characters; a longer text can only be an image's content

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage import schemas
 from dt2it_pipeline.storage.leftovers import owned_prefix
-from dt2it_pipeline.storage.umask import follow_umask
+from dt2it_pipeline.storage.permissions import follow_umask
 
 _SYNC_ONE_BY_ONE = 100  # files and folders
 _READ_AT_ONCE = 2**20  # bytes of a column

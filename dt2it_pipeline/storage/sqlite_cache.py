@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.storage.locks import UNSUPPORTED
-from dt2it_pipeline.storage.private import make_private
+from dt2it_pipeline.storage.permissions import make_private
 
 _AT_ONCE = 500  # variables of one query; SQLite bounds their number
 _TRIES = 10  # to be alone with a damaged file
@@ -48,7 +48,7 @@ class CacheKind:
         if_lost: what becomes of the content of a damaged file, such as "what it held is asked for again".
         durable: every write is on disk at once (a write-ahead log); without it, a write may be lost when the machine
             stops, and the file may lie on a file system that has no shared memory.
-        private: what it holds is not for everybody on the machine; see `storage.private`.
+        private: what it holds is not for everybody on the machine; see `storage.permissions`.
     """
 
     name: str

@@ -117,6 +117,16 @@ def test_malformed_lines_are_quarantined_with_their_number(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("layout", ["%s\n%s\n", "[%s, %s]", '{"rows": [%s, %s]}'])
+def test_a_row_with_a_key_twice_is_in_the_quarantine(tmp_path: Path, layout: str) -> None:
+    """Which of the two was meant is anyone's guess."""
+    (tmp_path / "rows.json").write_text(layout % ('{"chosen": "a"}', '{"chosen": "b", "chosen": "c"}'))
+    *before, second = read_rows(manifest(tmp_path / "rows.json"), tmp_path)
+    assert isinstance(second, Quarantined) and all(isinstance(row, Row) for row in before)
+    assert len(before) == (0 if "rows" in layout else 1)  # one object that holds all rows is read at once
+    assert second.reason == "malformed JSON" and "key 'chosen' stands twice" in second.detail
+
+
 @pytest.mark.parametrize(
     ("odd", "fault"),
     [
@@ -239,7 +249,8 @@ def test_a_source_whose_every_row_lacks_a_column_is_given_up_early(
 ) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "q"}\n' * 1000)
     read = []
-    monkeypatch.setattr(file_formats.json, "loads", lambda text, loads=json.loads: read.append(1) or loads(text))
+    loads = json.loads
+    monkeypatch.setattr(file_formats.json, "loads", lambda text, **named: read.append(1) or loads(text, **named))
     with pytest.raises(
         SourceError,
         match=r"column 'chosen' or 'rejected' is not in line 1, which has \['prompt'\]; adapter 'auto' reads",

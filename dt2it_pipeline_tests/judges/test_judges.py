@@ -98,8 +98,12 @@ def test_a_pairwise_reply_names_the_better_one(better, scores):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", '{"better": 3}', '{"better": true}', '{"better": "1"}', '{"better": 1} {"better": 2}']
-)
+    "text",
+    [
+        "", "1", '{"better": 3}', '{"better": true}', '{"better": "1"}', '{"better": 1} {"better": 2}',
+        '{"better": 1, "better": 2}',
+    ],
+)  # fmt: skip
 def test_a_pairwise_reply_without_a_verdict_is_a_status(text):
     assert {verdict.status for verdict in parse_pairwise(text)} == {"unparsable"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dt2it_pipeline.storage import atomic
-from dt2it_pipeline.storage.umask import umask
+from dt2it_pipeline.storage.permissions import umask
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dt2it_pipeline.storage.locks import exclusive
-from dt2it_pipeline.storage.private import make_private
+from dt2it_pipeline.storage.permissions import make_private
 
 SKIP, BAD_IMAGE = "skip", "bad_image"
 NOTES = (SKIP, BAD_IMAGE)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
+from dt2it_pipeline.config.strict_yaml import distinct_keys
 from dt2it_pipeline.ingest.forms.chats import is_chat
 from dt2it_pipeline.ingest.forms.sides import is_content
 from dt2it_pipeline.ingest.manifest import FORMATS
@@ -124,7 +125,7 @@ def parsed(read: Unparsed) -> Read:
     if not isinstance(read, Line):
         return read
     try:
-        value = json.loads(read.raw.decode("utf-8", "surrogateescape"))
+        value = json.loads(read.raw.decode("utf-8", "surrogateescape"), object_pairs_hook=distinct_keys)
         if not isinstance(value, dict):
             raise ValueError(_no_object(value))
     except (ValueError, RecursionError) as error:
@@ -187,7 +188,7 @@ def _json_object(text: str, name: str, prefix: str) -> Iterator[Read]:
     """The rows of one long JSON object that wraps them. Raises SourceError where it is none."""
     fault = f"{name} is neither a JSON array nor one JSON object per line, nor one object with a list of rows"
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{fault}: {error}") from error
     rows = _wrapped(value, name)
@@ -203,7 +204,7 @@ def _json_array(stream: IO[bytes], name: str, prefix: str) -> Iterator[Read]:
         SourceError: it is no array, ends within an element or goes on behind its end: nobody knows how many are lost.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=distinct_keys)
     buffer, number, ended = text.read(CHUNK).lstrip(), 0, False
     if buffer.startswith("{"):
         buffer += text.read(LONGEST_OBJECT)

@@ -51,7 +51,7 @@ from dt2it_pipeline.reward.modeling.batch import Batch  # noqa: E402
 from dt2it_pipeline.reward.modeling.compilation import compile_layers  # noqa: E402
 from dt2it_pipeline.reward.modeling.device import attention_for  # noqa: E402
 from dt2it_pipeline.reward.modeling.vision_attention import segment_inputs  # noqa: E402
-from dt2it_pipeline.storage.umask import follow_umask  # noqa: E402
+from dt2it_pipeline.storage.permissions import follow_umask  # noqa: E402
 
 _OF_THE_PROCESSOR = (*OF_THE_TEMPLATE, "min_pixels", "max_pixels")  # entries of the card
 _LEAST_SAVED = 0.05  # of a batch's cells, where computing a common prefix once is worth a second call of every layer

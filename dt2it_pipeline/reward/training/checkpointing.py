@@ -26,7 +26,7 @@ from dt2it_pipeline.engines.out_of_memory import ran_out
 from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids, finished_work
-from dt2it_pipeline.storage.private import foreign_file
+from dt2it_pipeline.storage.permissions import foreign_file
 
 _MARKER = "complete.json"
 _logger = logging.getLogger(__name__)

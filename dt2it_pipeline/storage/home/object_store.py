@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from dt2it_pipeline.errors import UserError
-from dt2it_pipeline.storage import integrity, umask
+from dt2it_pipeline.storage import integrity, permissions
 from dt2it_pipeline.storage.artifacts import Artifact, Store
 from dt2it_pipeline.storage.atomic import StoreError, atomic_directory, make_folder
 from dt2it_pipeline.storage.home.checkup import media_in
@@ -317,7 +317,7 @@ name a URL that fsspec knows, such as s3://bucket/folder
                 places[Path(temporary)] = path
             self._get({file: media[path] for file, path in places.items()})
             for file, path in places.items():
-                umask.follow_umask(file)
+                permissions.follow_umask(file)
                 file.replace(root / path)
         finally:
             for file in places:

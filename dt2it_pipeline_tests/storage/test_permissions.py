@@ -13,7 +13,7 @@ import pytest
 from dt2it_pipeline.human_review.review_page.kept_answers import Notes
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
-from dt2it_pipeline.storage.private import make_private
+from dt2it_pipeline.storage.permissions import make_private
 
 
 def mode(path: Path) -> int:
