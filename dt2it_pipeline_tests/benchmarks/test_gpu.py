@@ -75,7 +75,7 @@ def test_a_setting_is_passed_on_and_a_wrong_one_is_named(tmp_path: Path) -> None
 
 def test_a_gpu_gets_bfloat16_and_the_photographs(tmp_path: Path) -> None:
     made = case(tmp_path, "qwen3-vl-2b", cuda=True)
-    assert made.settings.precision == "bfloat16" and made.settings.deepspeed_config == "zero2"
+    assert made.settings.precision == "bfloat16" and made.settings.deepspeed_config == "zero2_one_gpu"
     assert made.settings.max_pixels == 268_324 and made.scoring_settings.pixel_limit == 1_310_720
     assert made.part("training").size == (960, 720)
 

@@ -120,7 +120,7 @@ def test_a_training_whose_memory_ran_out_is_started_again_once(tmp_path: Path) -
         cast(Any, context),
         StoreResource(home=str(tmp_path)),
         cast(ChildProcesses, children),
-        recipe.training.model_copy(update={"micro_batch_size": 8}),
+        recipe.training.model_copy(update={"micro_batch_size": 8, "micro_batch_tokens": None}),
         recipe.scoring,
         None,
         recipe.seed,
