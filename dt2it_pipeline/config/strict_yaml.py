@@ -54,35 +54,37 @@ def load_json(text: str) -> Any:
     >>> load_json('{"a": 1}')
     {'a': 1}
     """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        try:
+            return distinct_keys(pairs)
+        except ValueError as error:
+            key = re.compile(rf"{re.escape(json.dumps(_repeated(pairs), ensure_ascii=False))}\s*:")
+            lines = [str(text.count("\n", 0, at.start()) + 1) for at in key.finditer(text)]
+            raise ValueError(f"{error} (it is in line {', '.join(lines)}); keep one of them") from None
+
     try:
-        return json.loads(text, object_pairs_hook=distinct_keys)
-    except RepeatedKeyError as error:
-        key = re.compile(rf"{re.escape(json.dumps(error.key, ensure_ascii=False))}\s*:")
-        lines = [str(text.count("\n", 0, at.start()) + 1) for at in key.finditer(text)]
-        raise ValueError(f"{error} (it is in line {', '.join(lines)}); keep one of them") from None
+        return json.loads(text, object_pairs_hook=checked)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
 
-class RepeatedKeyError(ValueError):
-    """An object of a JSON document has a key twice."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"key {key!r} stands twice")
-        self.key = key
-
-
 def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for `object_pairs_hook` of a decoder. Raises RepeatedKeyError where it has a key twice.
+    """A JSON object, for `object_pairs_hook` of a decoder. Raises ValueError where it has a key twice.
 
     >>> json.loads('{"a": 1, "b": 2}', object_pairs_hook=distinct_keys)
     {'a': 1, 'b': 2}
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        raise ValueError(f"key {_repeated(pairs)!r} stands twice")
     return found
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> str:
+    """The first key that stands twice."""
+    names = [name for name, _ in pairs]
+    return next(name for name in names if names.count(name) > 1)
 
 
 def load_yaml(text: str) -> Any:
