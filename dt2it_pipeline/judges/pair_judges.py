@@ -26,7 +26,7 @@ from dt2it_pipeline.engines.chat import ChatError, ChatPrompt, chat_prompt, open
 from dt2it_pipeline.engines.vllm_engine import Decoding, EngineError, SampleRequest, SamplingEngine
 from dt2it_pipeline.judges.answer_matching.agreement import is_yes_or_no, side_that_agrees
 from dt2it_pipeline.judges.answer_matching.answers import question_text
-from dt2it_pipeline.judges.likelihood.model import LikelihoodError, Question
+from dt2it_pipeline.judges.likelihood.model import LikelihoodError, Question, SequenceMemoryError
 from dt2it_pipeline.judges.pairwise_votes import CHOSEN, REJECTED, TIE, NoVerdict, PairVerdict, kept_words
 from dt2it_pipeline.judges.protocol import Reply
 from dt2it_pipeline.judges.reply_cache import ReplyCache
@@ -137,9 +137,9 @@ class LikelihoodJudge:
             return []
         try:
             return list(self._weigher.evidence(questions))
-        except LikelihoodError:
-            raise
         except Exception as error:
+            if isinstance(error, LikelihoodError) and not isinstance(error, SequenceMemoryError):
+                raise  # there is no model
             if len(questions) == 1:
                 return [NoVerdict("the judge could not weigh it", f"{type(error).__name__}: {error}"[:_SHOWN])]
         middle = len(questions) // 2

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
+# What servers of workers import that run a model; see `ShardedJob.preloaded`.
 VLLM = "dt2it_pipeline.engines.launch.vllm_imports"
 TRANSFORMERS = "dt2it_pipeline.engines.launch.transformers_imports"
-"""What servers of workers import that run a model; see `ShardedJob.preloaded`."""
 
 
 def context(preloaded: str) -> ForkServerContext:

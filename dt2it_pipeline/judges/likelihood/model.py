@@ -41,9 +41,13 @@ YES, NO = ("Yes", "yes", "是"), ("No", "no", "否")  # as a model may begin its
 
 
 class LikelihoodError(UserError, RuntimeError):
-    """A judge's model cannot be loaded or cannot answer yes or no, or memory does not suffice for one sequence."""
+    """A judge's model cannot be loaded, or cannot answer yes or no."""
 
     help_page: ClassVar[str] = "troubleshooting#likelihood-judge"
+
+
+class SequenceMemoryError(LikelihoodError):
+    """Memory does not suffice for one sequence; it may for others."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class LikelihoodModel:
         """Evidence in nats of each response of each question; NaN where the model gives no number.
 
         Raises:
-            LikelihoodError: memory does not suffice for one sequence.
+            SequenceMemoryError: memory does not suffice for one sequence.
         """
         prompts: list[tuple[ChatPrompt, str]] = []
         for question in questions:
@@ -137,7 +141,7 @@ class LikelihoodModel:
         """Nats of log p(response, end of turn | prompt), one per (prompt, response).
 
         Raises:
-            LikelihoodError: memory does not suffice for one sequence.
+            SequenceMemoryError: memory does not suffice for one sequence.
         """
         # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
         answers = {text: self._tokens(text) for _, text in sequences}
@@ -155,7 +159,7 @@ class LikelihoodModel:
         """Nats per token of log p(response, end of turn | prompt), one per (prompt, response).
 
         Raises:
-            LikelihoodError: memory does not suffice for one sequence.
+            SequenceMemoryError: memory does not suffice for one sequence.
         """
         values = self.log_likelihoods(sequences)
         return [value / len(self._tokens(text)) for value, (_, text) in zip(values, sequences, strict=True)]
@@ -171,8 +175,8 @@ class LikelihoodModel:
         """P(yes) of each question, 0 to 1; NaN where the model gives no number.
 
         Raises:
-            LikelihoodError: the model has no separate tokens for yes and no, or memory does not suffice for one
-                sequence.
+            LikelihoodError: the model has no separate tokens for yes and no.
+            SequenceMemoryError: memory does not suffice for one sequence.
         """
         import torch
 
@@ -229,7 +233,7 @@ class LikelihoodModel:
         """Places of the sequences of a pass with their numbers; where memory does not suffice, in halves."""
         import torch
 
-        from dt2it_pipeline.engines.out_of_memory import ran_out
+        from dt2it_pipeline.observe.memory import ran_out
 
         try:
             yield from zip(places, compute(inputs), strict=True)
@@ -238,7 +242,7 @@ class LikelihoodModel:
             if not ran_out(error):
                 raise
             if len(places) == 1:
-                raise LikelihoodError(
+                raise SequenceMemoryError(
                     f"{self._memory()} does not suffice for one sequence of {lengths[places[0]]:,} tokens (a prompt "
                     "with its images and a response). It had a pass to itself, so that a smaller tokens_per_batch does "
                     "not help: in a copy of the model, lower max_pixels of the image processor "

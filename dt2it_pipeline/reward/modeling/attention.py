@@ -130,8 +130,8 @@ def _flex(
     """Attention of one layer, as transformers calls it: query [B, heads, L, size] to output [B, L, heads, size]."""
     attend = _flex_kernel(query.is_cuda and not torch.compiler.is_compiling())
     grouped = query.shape[1] != key.shape[1]
-    # For fewer than 128 tokens PyTorch takes its kernel for decoding, compiled apart; that of PyTorch 2.14 refuses
-    # blocks of 128 queries where several heads share a key.
+    # For fewer than 128 tokens, which batches in one row never have, PyTorch takes its kernel for decoding, compiled
+    # apart; that of PyTorch 2.14 refuses blocks of 128 queries where four heads share a key.
     kernel: Any = {"FORCE_USE_FLEX_ATTENTION": True} if query.is_cuda else None
     out = attend(
         query, key, value, block_mask=attention_mask, scale=options.get("scaling"), enable_gqa=grouped,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from dt2it_pipeline.engines.device import read_ahead, threads_for, weight_type
-from dt2it_pipeline.engines.out_of_memory import ran_out
 from dt2it_pipeline.media.errors import MediaError
+from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.checkpoints.checkpoint import CheckpointError
 from dt2it_pipeline.reward.checkpoints.processor_files import follow_card
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, unpack

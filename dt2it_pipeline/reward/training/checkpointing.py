@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dt2it_pipeline.engines.out_of_memory import ran_out
+from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.data.vision_features import Ranks
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.storage import atomic, content_ids, finished_work

@@ -1,15 +1,17 @@
 """The DeepSpeed engine of a training: its configuration, a file of configs/deepspeed completed by the recipe, its
-optimiser, and how a model is loaded for it.
+optimiser, how a model is loaded for it, and how the weights are read for a checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config, zero_stage
-from dt2it_pipeline.config.sections.training import TrainingSettings
+from dt2it_pipeline.config.sections.training import LoraSettings, TrainingSettings
 from dt2it_pipeline.engines.device import weight_type
+from dt2it_pipeline.reward.checkpoints.checkpoint import HEAD, shards_of
 from dt2it_pipeline.reward.modeling import lora
 from dt2it_pipeline.reward.modeling.device import attention_for, compiles
 
@@ -94,6 +96,64 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
     return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
 
 
+class TrainedWeights:
+    """Weights under the names of the model without adapters, for `RewardNetwork.save_pretrained` of the first rank.
+
+    A model that is divided among ranks, or that fills a GPU, may be larger than the memory that is left. So no copy of
+    it is made: each weight is read when its file is written. The other ranks call `take_part` instead, since ranks read
+    divided weights together.
+
+    Args:
+        model: in training.
+        settings: those that its adapters were made with; None where it has none.
+        rank: of this process; the first alone is given the weights.
+    """
+
+    def __init__(self, model: RewardNetwork, settings: LoraSettings | None, rank: int = 0) -> None:
+        self._model, self._settings, self._rank = model, settings, rank
+        named: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        # Under ZeRO-3 the vision encoder is no module of the model.
+        named |= model.model.visual.state_dict(keep_vars=True, prefix="model.visual.")
+        self._parts = {lora.base_name(name): lora.parts_of(name, named) for name in named if ".lora_" not in name}
+        self.sizes = {name: _numbers(parts[0]) * parts[0].element_size() for name, parts in self._parts.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight in the type of the training, in the host's memory; the head from its float32 master.
+
+        Every rank must call it with the same names in the same order; all but the first get an empty tensor.
+        """
+        import torch
+        from deepspeed import zero
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        parts = self._parts[name]
+        if name == HEAD and (master := safe_get_full_fp32_param(parts[0])) is not None:
+            return master.detach().reshape(1, -1).float().cpu()
+        divided = any(hasattr(part, "ds_id") for part in parts)
+        with zero.GatheredParameters(parts) if divided else contextlib.nullcontext(), torch.no_grad():
+            if self._rank:
+                return torch.empty(0)
+            value = parts[0] if self._settings is None else lora.merged(parts, self._settings)
+            return value.detach().cpu()
+
+    def take_part(self) -> None:
+        """Read all weights in the order in which the first rank writes them."""
+        for shard in shards_of(self.sizes, self._model.family):
+            for name in shard.values():
+                self.read(name)
+
+
+@contextlib.contextmanager
+def reading(engine: Any) -> Iterator[None]:
+    """Make an engine's weights ready to be read: under ZeRO-3, none stays gathered. Every rank must enter and leave."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "checkpoint_event_prologue"):
+        optimizer.checkpoint_event_prologue()
+    yield
+    if hasattr(optimizer, "checkpoint_event_epilogue"):
+        optimizer.checkpoint_event_epilogue()
+
+
 class _Divider:
     """Leaves each rank its part of a weight, as ZeRO-3 keeps it. Every rank calls it with the same weights in turn.
 
@@ -121,6 +181,11 @@ class _Divider:
 def _dimensions(parameter: Any) -> int:
     """Of a weight, divided among ranks or whole."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _numbers(weight: torch.Tensor) -> int:
+    """Of a weight, divided among ranks or whole."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:

@@ -35,10 +35,9 @@ from typing import Any
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.engines import lean_processes
 from dt2it_pipeline.engines.jobs import Reporter, Summary
-from dt2it_pipeline.engines.out_of_memory import ran_out
 from dt2it_pipeline.errors import UserError
 from dt2it_pipeline.observe.cores import usable_cores
-from dt2it_pipeline.observe.memory import peak_memory
+from dt2it_pipeline.observe.memory import peak_memory, ran_out
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.memory import count_parameters, training_memory
 from dt2it_pipeline.reward.training.out_of_memory import Place, memory_error

@@ -27,14 +27,13 @@ from dt2it_pipeline.reward.modeling.compile_time import recorded
 from dt2it_pipeline.reward.modeling.list_loss import comparison_losses
 from dt2it_pipeline.reward.too_long import TOO_LONG
 from dt2it_pipeline.reward.training import checkpointing, validation
-from dt2it_pipeline.reward.training.deepspeed_engine import load_network, make_engine
+from dt2it_pipeline.reward.training.deepspeed_engine import TrainedWeights, load_network, make_engine, reading
 from dt2it_pipeline.reward.training.distributed import Group
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.out_of_memory import Place
 from dt2it_pipeline.reward.training.schedule import Schedule, cosine_with_warmup, examples_per_step
 from dt2it_pipeline.reward.training.step_metrics import Tally
 from dt2it_pipeline.reward.training.tracking import Tracker, copy_files, require_packages, untracked
-from dt2it_pipeline.reward.training.trained_weights import TrainedWeights, reading
 from dt2it_pipeline.reward.training.training_data import TrainingData
 from dt2it_pipeline.storage import artifacts, atomic
 

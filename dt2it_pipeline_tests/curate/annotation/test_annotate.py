@@ -13,7 +13,7 @@ from dt2it_pipeline.curate.annotation import annotate
 from dt2it_pipeline.curate.annotation.annotate import AnnotateJob
 from dt2it_pipeline.engines import device
 from dt2it_pipeline.engines.chat import chat_prompt
-from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question
+from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel, Question, SequenceMemoryError
 from dt2it_pipeline.judges.protocol import NoUsableReply
 from dt2it_pipeline.storage import atomic, content_ids, records, schemas
 from dt2it_pipeline_tests.support.construct_world import COLORS, prompt_row
@@ -133,26 +133,29 @@ def test_what_cannot_be_weighed_is_a_null_verdict_with_a_reason(tmp_path):
 class Chokes(Colorist):
     """Cannot compute some texts, whatever stands beside them in the batch."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, error: Exception | None = None) -> None:
         super().__init__()
-        self._word = word
+        self._word, self._error = word, error or RuntimeError("a shape that no kernel takes")
 
     def evidence(self, questions):
         if any(self._word in text for question in questions for text in question.responses):
-            raise RuntimeError("a shape that no kernel takes")
+            raise self._error
         return super().evidence(questions)
 
 
-def test_a_pair_that_cannot_be_computed_costs_its_own_verdict(tmp_path):
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a shape that no kernel takes"), SequenceMemoryError("does not suffice for one sequence")]
+)
+def test_a_pair_that_cannot_be_computed_costs_its_own_verdict(tmp_path, error):
     prompts = [prompt_row(tmp_path, color) for color in COLORS]
     pairs = [_pair(p, f"It is {p['reference']}.", "It is pink.") for p in prompts]
     pairs[2] = _pair(prompts[2], "It is odd.", "It is pink.")
     settings = AnnotationSettings.model_validate({"judges": JUDGES[:1], "batch_pairs": 6})
-    _, votes, aside = _run(_job(tmp_path, prompts, pairs, settings=settings), Chokes("odd"))
+    _, votes, aside = _run(_job(tmp_path, prompts, pairs, settings=settings), Chokes("odd", error))
     assert [vote["verdict"] for vote in votes] == ["chosen", "chosen", None, "chosen", "chosen", "chosen"]
     (row,) = aside
     assert row["reason"] == "the judge could not weigh it"
-    assert row["detail"] == "RuntimeError: a shape that no kernel takes"
+    assert row["detail"] == f"{type(error).__name__}: {error}"
 
 
 def test_a_model_that_fails_on_every_pair_ends_the_run(tmp_path):

@@ -12,9 +12,9 @@ from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pi
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.lora import add_adapters
 from dt2it_pipeline.reward.reward_model import RewardModel
+from dt2it_pipeline.reward.training.deepspeed_engine import TrainedWeights
 from dt2it_pipeline.reward.training.job import TrainJob
 from dt2it_pipeline.reward.training.train import run
-from dt2it_pipeline.reward.training.trained_weights import TrainedWeights
 from dt2it_pipeline_tests.support.tiny import make_prompt
 from dt2it_pipeline_tests.support.tolerance import score_tolerance
 from dt2it_pipeline_tests.support.training_jobs import changed, log_of

@@ -16,7 +16,7 @@ from dt2it_pipeline.config.sections.training import LoraSettings
 from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
-from dt2it_pipeline.engines.out_of_memory import ran_out
+from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.reward_model import RewardModel
