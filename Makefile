@@ -7,6 +7,7 @@
 # make sbom      writes sbom.json, what is installed (CycloneDX), and fails where a licence is not on the list
 # make coverage   the fast tests, and how many lines of each module they and their processes run
 # make mutation   changes the curation core in small ways and counts what the fast tests notice; about 20 minutes
+# make fuzz       damaged input to every surface, for SECONDS seconds and with SEED; prints both, and what it found
 # make test-numerics   the tests of numbers as other processors and thread counts compute them
 #
 # ENGINES=gpu installs the CUDA builds instead of the CPU ones. DT2IT_RECIPE and DT2IT_HOME choose recipe and artifacts,
@@ -16,6 +17,7 @@ PYTHON ?= python3
 ENGINES ?= cpu
 ROUNDS ?= 0 1
 TESTERS ?= 3
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -30,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 JOB := dagster job execute -m dt2it_pipeline.definitions -j
 
-.PHONY: demo test test-heavy test-rl test-numerics coverage mutation constraints sbom ui lint docs clean
+.PHONY: demo test test-heavy test-rl test-numerics fuzz coverage mutation constraints sbom ui lint docs clean
 
 # Two notices of others' code that nobody here can act on: of Dagster's command line, and of torch about torch.
 demo: export PYTHONWARNINGS ?= ignore:Function,ignore::FutureWarning
@@ -58,6 +60,9 @@ test-rl: $(VENV)/.installed-dev $(VENV)/rl/.installed
 
 test-numerics: $(VENV)/.installed-dev
 	python -m dt2it_pipeline_tests.support.processor_matrix --testers $(TESTERS) $(CELLS)
+
+fuzz: $(VENV)/.installed-dev
+	python -m dt2it_pipeline_tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 coverage: $(VENV)/.installed-dev
 	pytest -n $(TESTERS) --dist loadfile --cov --cov-report=term

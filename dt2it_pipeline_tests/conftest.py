@@ -1,9 +1,10 @@
-"""The order in which files of tests run."""
+"""The order in which files of tests run, and the seeds of those that draw at random."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marker is not None and marker.args:
             longest[item.path] = max(longest[item.path], float(marker.args[0]))
     items.sort(key=lambda item: -longest[item.path])
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the seeds that tests recorded, whether they passed or not."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "seed":
+                    terminalreporter.write_line(f"{report.nodeid} drew with {value}")

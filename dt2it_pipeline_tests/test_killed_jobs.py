@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
@@ -32,13 +32,19 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1900)]
 
 
 def test_killed_anywhere_cancelled_and_started_again_it_ends_in_the_same_tables(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """SIGKILL to whole runs at random moments; a round that is cancelled in the web UI while it trains; a power cut."""
+    seed = int(os.environ.get("DT2IT_TEST_SEED", random.SystemRandom().randrange(10**9)))
+    record_property("seed", f"DT2IT_TEST_SEED={seed}")  # printed at the end, passed or not
+    rng = random.Random(seed)
     recipe = recipe_without_arms(tmp_path)
-    killed = through_kills(tmp_path, recipe, "construct", kills=1)
+    killed = through_kills(rng, tmp_path, recipe, "construct", kills=1)
     cancel_in_the_web_ui(tmp_path, recipe, monkeypatch)
-    killed += through_kills(tmp_path, recipe, *ROUND_0, kills=2)
+    killed += through_kills(rng, tmp_path, recipe, *ROUND_0, kills=2)
     assert killed
     once, again = Store(finished_home(tmp_path_factory)), Store(tmp_path)
     for name in UNPARTITIONED:
@@ -47,9 +53,8 @@ def test_killed_anywhere_cancelled_and_started_again_it_ends_in_the_same_tables(
         assert again.read(name, "0").digest == once.read(name, "0").digest, name
 
 
-def through_kills(home: Path, recipe: str, *job: str, kills: int) -> int:
+def through_kills(rng: random.Random, home: Path, recipe: str, *job: str, kills: int) -> int:
     """Kill the job at random moments, at most so many times, and let it come to its end; how often it was killed."""
-    rng = random.Random(time.time_ns())
     for killed, wait in enumerate([*(rng.uniform(8, 35) for _ in range(kills)), 1200.0]):
         with (home / "log").open("w") as log:
             process = subprocess.Popen(

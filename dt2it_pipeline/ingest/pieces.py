@@ -55,7 +55,7 @@ class MediaFolder:
         """What imports them. Raises SourceError where the root is an archive that cannot be read."""
         try:
             root = MediaRoot(self.root, self.prefix, self.web)
-        except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        except (OSError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError) as error:
             raise SourceError(f"source {source!r}: media_root cannot be read: {error}") from error
         importer = MediaImporter(root, self.store, threads)
         try:

@@ -32,8 +32,17 @@ from dt2it_pipeline.media.paths import confined
 
 __all__ = ["SourceError", "data_files", "read_rows", "read_unparsed", "row_of"]
 
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, RuntimeError)  # an archive; the
-# last for members of a .zip that are encrypted or compressed in a way that is not known here
+_DAMAGED = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+# An archive; the last two for members of a .zip that are encrypted or compressed in a way that is not known here, and
+# for damaged names of members.
 _TARS = (".tar", ".tar.gz", ".tgz")
 _ARCHIVES = (".zip", *_TARS)
 

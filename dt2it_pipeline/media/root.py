@@ -29,7 +29,7 @@ class MediaRoot:
         web: whether names may be addresses of the web (http, https), which are then fetched.
 
     Raises:
-        OSError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read.
+        OSError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError: the archive cannot be read.
     """
 
     def __init__(self, root: Path | None, prefix: str = "", web: bool = False) -> None:
@@ -210,7 +210,12 @@ class MediaRoot:
         """Whether there is a file of exactly this name."""
         if self._zip is not None:
             return name in self._zip.NameToInfo
-        return name in self._tar if self._tar is not None else self.root is not None and (self.root / name).exists()
+        if self._tar is not None or self.root is None:
+            return self._tar is not None and name in self._tar
+        try:
+            return (self.root / name).exists()
+        except OSError:  # a name that is too long
+            return False
 
 
 def _digest(file: Path, name: str, found: os.stat_result) -> str:

@@ -366,7 +366,7 @@ def _manifest(folder: Path, where: str) -> dict[str, Any]:
         return manifest
     except schemas.RecordError as error:
         raise _of_another_version(where, file, error) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(where, file, f"it cannot be read ({_in_a_line(error)})") from error
 
 

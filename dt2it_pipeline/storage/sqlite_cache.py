@@ -247,6 +247,10 @@ def _when_free(work: Callable[[], _Found]) -> _Found:
     while True:
         try:
             return work()
+        except UnicodeDecodeError as error:  # SQLite's message names a table, and that name is damaged
+            fault = sqlite3.DatabaseError("the name of a table in it is no text")
+            fault.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise fault from error
         except sqlite3.OperationalError as error:
             if not _busy(error) or time.monotonic() > until:
                 raise

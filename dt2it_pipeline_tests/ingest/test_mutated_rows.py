@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from dt2it_pipeline.ingest import pieces, sources
 from dt2it_pipeline.ingest.adapters import ADAPTERS
 from dt2it_pipeline.ingest.rows import Unparsed
 from dt2it_pipeline_tests.support.ingest_world import image, source
+from dt2it_pipeline_tests.support.mutation import mutated_value
 from dt2it_pipeline_tests.support.preference_forms import FORMS
 from dt2it_pipeline_tests.support.published_rows import IMAGES, ROWS, rated
 
@@ -61,30 +61,6 @@ ODD: list[Any] = [
 ODDEST = ("\ud800", "x/" * 3000, "a\0.png", b"x", [b"x"])  # in every column
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in a row, at any depth."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        yield (*path, key)
-        yield from places(one, (*path, key))
-
-
-def mutated(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    made = copy.deepcopy(row)
-    for _ in range(rng.choice((1, 1, 2))):
-        *path, last = rng.choice(list(places(made)) or [("new",)])
-        holder: Any = made
-        for key in path:
-            holder = holder[key]
-        if rng.random() < 0.15:
-            del holder[last]
-        elif rng.random() < 0.1 and isinstance(holder, list):
-            holder.append(holder[last])
-        else:
-            holder[last] = copy.deepcopy(rng.choice(ODD))
-    return made
-
-
 def numbered(row: dict[str, Any], number: int) -> dict[str, Any]:
     """The row itself, or its like where one row holds half of a pair."""
     if "prompt_id" not in row:
@@ -109,7 +85,7 @@ def test_whatever_is_wrong_with_a_row_costs_that_row_alone(
     rng = random.Random(f"{name} {number}")
     sound = [numbered(row, number) for number in range(MUTATIONS)]
     odd = [row | {column: value} for column in ("id", *row) for value in ODDEST]
-    rows = [*sound[:2], *odd, *(mutated(one, rng) for one in sound[2:]), *sound[:2]]
+    rows = [*sound[:2], *odd, *(mutated_value(rng, one, ODD) for one in sound[2:]), *sound[:2]]
 
     def read_unparsed(manifest: Any, _: Path) -> Iterator[Unparsed]:
         return ((f"row {place}", values) for place, values in enumerate(rows))
@@ -131,7 +107,7 @@ def test_published_rows_of_a_benchmark_raise_nothing_but_their_own_error(tmp_pat
     (root / "loop.png").symlink_to("loop.png")
     rng = random.Random(name)
     rows = [row | {column: value} for _, row in SCHEMAS[name] for column in row for value in ODDEST]
-    rows += [mutated(rng.choice(SCHEMAS[name])[1], rng) for _ in range(MUTATIONS)]
+    rows += [mutated_value(rng, rng.choice(SCHEMAS[name])[1], ODD) for _ in range(MUTATIONS)]
     read = 0
     for row in rows:
         with contextlib.suppress(BenchmarkError):

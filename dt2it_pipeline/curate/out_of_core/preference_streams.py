@@ -179,11 +179,12 @@ def _types(file: Path) -> dict[str, pa.DataType] | None:
         return None
     try:
         schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException):
+        written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+        index = {name for name in written.get("index_columns", []) if isinstance(name, str)}
+        several = len(written.get("column_indexes", [])) > 1
+    except (OSError, pa.ArrowException, ValueError, TypeError, AttributeError, RecursionError):
         return None  # who reads it as a whole says what is wrong
-    written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
-    index = {name for name in written.get("index_columns", []) if isinstance(name, str)}
-    if len(set(schema.names)) < len(schema.names) or len(written.get("column_indexes", [])) > 1:
+    if several or len(set(schema.names)) < len(schema.names):
         return None
     types = {each.name: _as_written(each.type) for each in schema if each.name not in index}
     # What depends on a dictionary, or on code of others, is not the same type in every batch.

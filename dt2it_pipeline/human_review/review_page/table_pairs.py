@@ -194,7 +194,7 @@ def _opener(media: Path | None, embedded: EmbeddedImages) -> Callable[[Medium], 
         raise ReviewError(f"there is no {media}; --media names the folder of images, or a .zip or .tar of them")
     try:
         root = None if media is None else MediaRoot(media)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise ReviewError(f"--media {media} cannot be read: {error}; name a folder, a .zip or a .tar") from error
 
     def opened(medium: Medium) -> ImageSource:

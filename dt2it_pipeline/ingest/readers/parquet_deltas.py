@@ -19,9 +19,9 @@ import numpy.typing as npt
 from dt2it_pipeline.ingest.readers.parquet_pages import (
     DELTA_BYTE_ARRAY,
     EncodedPage,
-    PageError,
-    varint,
+    FormatError,
 )
+from dt2it_pipeline.ingest.readers.thrift_compact import varint
 
 _LENGTH = 4  # bytes that Arrow takes for each length
 _BIT_PACKED = 4  # an encoding of levels; the other one gives its size before it
@@ -48,7 +48,7 @@ def shared_bytes(
         wanted: whether to add them up.
 
     Raises:
-        PageError: it cannot be decompressed, or its lengths are none, or more than it has values.
+        FormatError: it cannot be decompressed, or its lengths are none, or more than it has values.
     """
     content, size, total, at = values_of(page, codec, levels), 0, 0, 0
     if not content:  # nothing but nulls
@@ -60,11 +60,11 @@ def shared_bytes(
             size += _LENGTH * count
             check(size)
             if count > page.values:
-                raise PageError(f"a page of {page.values:,} values gives {count:,} for the number of their lengths")
+                raise FormatError(f"a page of {page.values:,} values gives {count:,} for the number of their lengths")
             found, at = _added(content, at, added)
             total += found
     except IndexError as error:
-        raise PageError("the lengths of a page's values end before the last one") from error
+        raise FormatError("the lengths of a page's values end before the last one") from error
     return total
 
 
@@ -72,7 +72,7 @@ def values_of(page: EncodedPage, codec: str, levels: tuple[int, int]) -> memoryv
     """The decompressed bytes of a page's values, behind those of its levels. Arguments are those of `shared_bytes`.
 
     Raises:
-        PageError: they cannot be decompressed, or the page ends within its levels.
+        FormatError: they cannot be decompressed, or the page ends within its levels.
     """
     import pyarrow as pa
 
@@ -87,7 +87,7 @@ def values_of(page: EncodedPage, codec: str, levels: tuple[int, int]) -> memoryv
                 name = "lz4_raw" if codec == "LZ4" else codec.lower()
                 content = memoryview(pa.Codec(name).decompress(content, size)).cast("B")
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise PageError(f"a page compressed with {codec} cannot be decompressed ({error})") from error
+            raise FormatError(f"a page compressed with {codec} cannot be decompressed ({error})") from error
     if page.levels is None:
         for level, encoding in zip(levels, page.level_encodings, strict=True):
             if level and encoding == _BIT_PACKED:
@@ -95,7 +95,7 @@ def values_of(page: EncodedPage, codec: str, levels: tuple[int, int]) -> memoryv
             elif level:
                 at += 4 + int.from_bytes(content[at : at + 4], "little")
     if not 0 <= at <= len(content):
-        raise PageError("the levels of a page are longer than the page")
+        raise FormatError("the levels of a page are longer than the page")
     return content[at:]
 
 
@@ -133,7 +133,7 @@ def _added(octets: memoryview, at: int, wanted: bool) -> tuple[int, int]:
     """The sum of the lengths that stand at `at`, 0 where it is not wanted, and where they end.
 
     Raises:
-        PageError: they are no lengths.
+        FormatError: they are no lengths.
         IndexError: they do not end.
     """
     block, at = varint(octets, at)
@@ -141,14 +141,14 @@ def _added(octets: memoryview, at: int, wanted: bool) -> tuple[int, int]:
     count, at = varint(octets, at)
     last, at = _signed(octets, at)
     if not 0 < parts <= block or block % (parts * 8) or not 0 <= last < _LONGEST:
-        raise PageError(f"a page gives {block:,}, {parts:,} and {last:,} for the blocks of its lengths and the first")
+        raise FormatError(f"a page gives {block:,}, {parts:,} and {last:,} for the blocks of its lengths and the first")
     each, left = block // parts, count - 1
     total = last if wanted and count else 0
     pieces: list[_Piece] = []
     while left > 0:
         low, at = _signed(octets, at)
         if not -_LONGEST < low < _LONGEST:
-            raise PageError(f"lengths of a page differ by {low:,}")
+            raise FormatError(f"lengths of a page differ by {low:,}")
         widths = octets[at : at + parts]
         at += len(widths)
         if len(widths) < parts:
@@ -157,7 +157,7 @@ def _added(octets: memoryview, at: int, wanted: bool) -> tuple[int, int]:
             if left <= 0:
                 break
             if width > _WIDEST:
-                raise PageError(f"a page gives differences of {width} bits between its lengths")
+                raise FormatError(f"a page gives differences of {width} bits between its lengths")
             used = min(each, left)
             if wanted:
                 step = each if width == 0 else min(each, _PIECE)
@@ -207,7 +207,7 @@ def _sum(octets: memoryview, pieces: Sequence[_Piece], last: int) -> tuple[int, 
         plain = used * low, used * (used + 1) // 2 * low, min(low, used * low), max(low, used * low)
         end, added, least, greatest = plain if steps is None else steps
         if last + least < 0 or last + greatest >= _LONGEST:
-            raise PageError("the length of a value in a page is below 0, or 2 GiB and more")
+            raise FormatError("the length of a value in a page is below 0, or 2 GiB and more")
         total += used * last + added
         last += end
     return last, total

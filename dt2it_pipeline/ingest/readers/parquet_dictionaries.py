@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dt2it_pipeline.ingest.readers.parquet_deltas import values_of
-from dt2it_pipeline.ingest.readers.parquet_pages import PageError, Pages, varint
+from dt2it_pipeline.ingest.readers.parquet_pages import FormatError, Pages
+from dt2it_pipeline.ingest.readers.thrift_compact import varint
 
 _WIDEST = 32  # bits of a place
 _AT_ONCE = 1 << 18  # places that are unpacked together, at nine bytes for each bit of them
@@ -36,7 +37,7 @@ def taken_bytes(announced: Pages, codec: str, levels: tuple[int, int], fixed: in
         most: bytes that are bearable.
 
     Raises:
-        PageError: a page cannot be decompressed; or the dictionary's lengths, or places in it, are none.
+        FormatError: a page cannot be decompressed; or the dictionary's lengths, or places in it, are none.
     """
     held, pages = announced.dictionary, announced.indexed
     count = sum(page.values for page in pages)
@@ -63,13 +64,13 @@ def _lengths(octets: memoryview, count: int) -> npt.NDArray[np.int64]:
         for _ in range(count):
             (length,) = _LENGTH.unpack_from(octets, at)
             if length < 0:
-                raise PageError(f"a dictionary gives {length:,} for the length of a text")
+                raise FormatError(f"a dictionary gives {length:,} for the length of a text")
             found.append(length)
             at += _LENGTH.size + length
     except struct.error as error:
-        raise PageError("a dictionary ends before its last text") from error
+        raise FormatError("a dictionary ends before its last text") from error
     if at > len(octets):
-        raise PageError("a dictionary ends within its last text")
+        raise FormatError("a dictionary ends within its last text")
     return np.array(found, np.int64)
 
 
@@ -79,13 +80,13 @@ def _taken(octets: memoryview, values: int, lengths: npt.NDArray[np.int64], most
         return 0
     width, at, left, total = octets[0], 1, values, 0
     if width > _WIDEST:
-        raise PageError(f"a page gives places of {width} bits in a dictionary")
+        raise FormatError(f"a page gives places of {width} bits in a dictionary")
     octet_width = -(-width // 8)
     while left > 0 and at < len(octets) and total <= most:
         try:
             header, at = varint(octets, at)
         except IndexError as error:
-            raise PageError("a page ends within a run of places in a dictionary") from error
+            raise FormatError("a page ends within a run of places in a dictionary") from error
         if header & 1:
             room = header >> 1  # groups of eight
             size = min(room * width, len(octets) - at)
@@ -96,7 +97,7 @@ def _taken(octets: memoryview, values: int, lengths: npt.NDArray[np.int64], most
             at, used = at + octet_width, header >> 1
             total += min(left, used) * int(lengths[place]) if place < len(lengths) else 0  # Arrow refuses such a place
         if used == 0:
-            raise PageError("a page has a run of no places in a dictionary")
+            raise FormatError("a page has a run of no places in a dictionary")
         left -= used
     return total
 

@@ -2,7 +2,7 @@
 
 A footer says how large a column is, and may say anything. Arrow takes the memory that a page's own header asks for,
 up to 2 GiB. So the bytes of a row group are read here once, their headers are summed up, and Arrow reads the same bytes
-from memory. What belongs here: `PageHeader` of parquet.thrift in Thrift's compact protocol. What does not: rows
+from memory. What belongs here: `PageHeader` of parquet.thrift. What does not: its encoding (thrift_compact.py), rows
 (parquet_rows.py), and how much is too much (bounds.py).
 """
 
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import Any
 
-from dt2it_pipeline.ingest.rows import SourceError
+from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError, struct
 
-_FALSE, _BYTE, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 2, 3, 5, 6, 7, 8, 9, 10, 11, 12  # of values
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)  # kinds of pages
 _KIND, _SIZE, _STORED = 1, 2, 3  # fields of a PageHeader: its kind, bytes of the page once decompressed, and before
 _BODY = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}  # the field that tells more of a page, by its kind
@@ -26,12 +27,8 @@ DELTA_LENGTH_BYTE_ARRAY = 6  # an encoding in which the lengths of all texts com
 DELTA_BYTE_ARRAY = 7  # one in which, besides, a value begins as the value before it
 PLAIN = 0  # the encoding of a dictionary's own values
 DICTIONARY_ENCODINGS = (2, 8)  # those in which values are places in a dictionary; the first one is old
-_DEEPEST = 8  # structures in structures; a PageHeader has three
+_TAIL = 8  # bytes at a file's end: how long its footer is, and its mark
 _FEW = 1 << 10  # values of a dictionary that may take no byte, and pages that may hold no value
-
-
-class PageError(SourceError):
-    """A page's header is none, or gives sizes that no page has; or columns lie where they cannot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +79,7 @@ def pages_of(chunk: bytes, values: int) -> Pages:
     """What the pages at the start of a column chunk announce, up to the page with the last of its `values`.
 
     Raises:
-        PageError: a header is malformed, or gives sizes that no page has.
+        FormatError: a header is malformed, or gives sizes that no page has.
     """
     at = size = seen = dictionary = longest = empty = 0
     deltas: list[EncodedPage] = []
@@ -90,7 +87,7 @@ def pages_of(chunk: bytes, values: int) -> Pages:
     held: EncodedPage | None = None
     while seen < values:
         try:
-            header, at = _struct(chunk, at, 0)
+            header, at = struct(chunk, at, 0)
             kind, unpacked, stored = header[_KIND], header[_SIZE], header[_STORED]
             body = header[_BODY[kind]] if kind in _BODY else {_VALUES: 0}
             count = body[_VALUES]
@@ -99,13 +96,13 @@ def pages_of(chunk: bytes, values: int) -> Pages:
             encoded = delta or encoding in DICTIONARY_ENCODINGS
             levels = [int(body[field]) for field in _LEVELS[kind]] if encoded else []
         except (IndexError, KeyError, TypeError) as error:
-            raise PageError(f"no header of a page stands at byte {at:,} of its column") from error
+            raise FormatError(f"no header of a page stands at byte {at:,} of its column") from error
         if min(unpacked, stored, count) < 0 or stored > len(chunk) - at:
-            raise PageError(f"a page gives {unpacked:,} and {stored:,} bytes, and {count:,} values, for its sizes")
+            raise FormatError(f"a page gives {unpacked:,} and {stored:,} bytes, and {count:,} values, for its sizes")
         if encoded:
             apart = sum(levels) if kind == _DATA_V2 else None
             if apart is not None and not (min(levels) >= 0 and apart <= min(stored, unpacked)):
-                raise PageError(f"a page of {unpacked:,} bytes gives {apart:,} bytes for its levels")
+                raise FormatError(f"a page of {unpacked:,} bytes gives {apart:,} bytes for its levels")
             content = memoryview(chunk)[at : at + stored]
             compressed = kind == _DATA or body.get(_COMPRESSED) is not False  # by default they are
             page = EncodedPage(content, unpacked, count, encoding, apart, (levels[0], levels[1]), compressed)
@@ -114,7 +111,7 @@ def pages_of(chunk: bytes, values: int) -> Pages:
         size += unpacked
         if kind == _DICTIONARY:
             if count > max(unpacked, _FEW):
-                raise PageError(f"a dictionary of {unpacked:,} bytes gives {count:,} for the number of its values")
+                raise FormatError(f"a dictionary of {unpacked:,} bytes gives {count:,} for the number of its values")
             dictionary = max(dictionary, unpacked)
             held = EncodedPage(memoryview(chunk)[at - stored : at], unpacked, count, PLAIN, 0, (0, 0), True)
         else:
@@ -122,99 +119,8 @@ def pages_of(chunk: bytes, values: int) -> Pages:
             longest = max(longest, unpacked if encoding == DELTA_BYTE_ARRAY else 0)
             empty += count == 0
         if empty > _FEW:
-            raise PageError("too many of its pages have no value")
+            raise FormatError("too many of its pages have no value")
     return Pages(size, seen, dictionary + longest, tuple(deltas), held, tuple(indexed))
-
-
-def _struct(octets: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of a structure by their numbers, and where it ends. Texts, lists and doubles are passed over: None.
-
-    Raises:
-        PageError: it holds structures in structures in structures, without end.
-        IndexError: it does not end.
-    """
-    if depth > _DEEPEST:
-        raise PageError("the header of a page holds itself")
-    fields: dict[int, Any] = {}
-    number = 0
-    while octet := octets[at]:
-        at += 1
-        kind = octet & 0x0F
-        if octet >> 4:
-            number += octet >> 4
-        else:
-            field, at = varint(octets, at)
-            number = field >> 1 ^ -(field & 1)
-        if kind == _I32:  # the one that a page's header is full of
-            value = octets[at]
-            at += 1
-            if value >= 0x80:
-                value, at = varint(octets, at - 1)
-                value &= 0xFFFFFFFF  # as Thrift's own reader cuts it
-            fields[number] = value >> 1 ^ -(value & 1)
-        elif kind == _STRUCT:
-            fields[number], at = _struct(octets, at, depth + 1)
-        elif kind == _BINARY and octets[at] < 0x80:  # of a page's statistics
-            at += 1 + octets[at]
-        elif kind > _FALSE:
-            at = _behind(octets, at, kind, depth)
-        else:
-            fields[number] = kind != _FALSE
-    return fields, at + 1
-
-
-def _behind(octets: bytes, at: int, kind: int, depth: int) -> int:
-    """Where a value ends that nobody asks for. Errors are those of `_struct`."""
-    if depth > _DEEPEST:
-        raise PageError("the header of a page holds itself")
-    if kind <= _BYTE:  # a flag in a list takes a byte, as a number of one byte does
-        at += 1
-    elif kind <= _I64:
-        _, at = varint(octets, at)
-    elif kind == _DOUBLE:
-        at += 8
-    elif kind == _BINARY:
-        length, at = varint(octets, at)
-        at += length
-    elif kind in (_LIST, _SET):
-        count, inner = octets[at] >> 4, octets[at] & 0x0F
-        at += 1
-        if count == 0x0F:
-            count, at = varint(octets, at)
-        for _ in range(count):
-            at = _behind(octets, at, inner, depth + 1)
-    elif kind == _MAP:
-        count, at = varint(octets, at)
-        if count:
-            kinds = octets[at]
-            at += 1
-            for _ in range(count):
-                at = _behind(octets, at, kinds >> 4, depth + 1)
-                at = _behind(octets, at, kinds & 0x0F, depth + 1)
-    elif kind == _STRUCT:
-        _, at = _struct(octets, at, depth + 1)
-    else:
-        raise PageError(f"the header of a page has a value of a kind ({kind}) that there is not")
-    if at > len(octets):
-        raise IndexError
-    return at
-
-
-def varint(octets: bytes | memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
-    octet = octets[at]
-    if octet < 0x80:
-        return octet, at + 1
-    number, shift = octet & 0x7F, 7
-    while True:
-        at += 1
-        octet = octets[at]
-        number |= (octet & 0x7F) << shift
-        if octet < 0x80:
-            return number, at + 1
-        shift += 7
-        if shift > 63:
-            raise PageError("the header of a page has a number of more than ten bytes")
 
 
 class ChunkedFile(io.RawIOBase):
@@ -230,23 +136,24 @@ class ChunkedFile(io.RawIOBase):
         self._at = 0
         self.size: int = stream.seek(0, io.SEEK_END)
 
-    def read_group(self, columns: list[Any]) -> list[Pages]:
+    def read_group(self, columns: Sequence[ColumnChunk]) -> list[Pages]:
         """Read all column chunks of a row group, which Arrow is to read next, and return what their pages announce.
 
         Args:
-            columns: `pyarrow.parquet.ColumnChunkMetaData` of each.
+            columns: what the footer says of each.
 
         Raises:
-            PageError: the columns take more bytes than the file has; or see `pages_of`.
+            FormatError: the columns take more bytes than the file has; or see `pages_of`.
         """
         spans = {}
         for number, column in enumerate(columns):
             start = column.data_page_offset
-            if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-                start = column.dictionary_page_offset
+            dictionary = column.dictionary_page_offset
+            if dictionary is not None and 0 < dictionary < start:
+                start = dictionary
             spans[number] = start, column.total_compressed_size
         if min(map(min, spans.values()), default=0) < 0 or sum(size for _, size in spans.values()) > self.size:
-            raise PageError("its columns take more bytes than it has")
+            raise FormatError("its columns take more bytes than it has")
         self._chunks, found = {}, {}
         for number, (start, size) in sorted(spans.items(), key=lambda span: span[1]):  # a compressed file goes forwards
             self._stream.seek(start)
@@ -255,6 +162,20 @@ class ChunkedFile(io.RawIOBase):
             if len(chunk) >= len(self._chunks.get(start, b"")):
                 self._chunks[start] = chunk
         return [found[number] for number in range(len(columns))]
+
+    def footer(self) -> bytes:
+        """The bytes of its FileMetaData, before any group is read.
+
+        Raises:
+            FormatError: it ends within them.
+        """
+        self._stream.seek(max(0, self.size - _TAIL))
+        length = int.from_bytes(self._whole(_TAIL)[:4], "little")
+        start = self.size - _TAIL - length
+        if start < 0:
+            raise FormatError("its footer is longer than the file")
+        self._stream.seek(start)
+        return self._whole(length)
 
     def readable(self) -> bool:
         """It is."""
@@ -277,7 +198,7 @@ class ChunkedFile(io.RawIOBase):
         """Bytes of the footer; once a group has been read, its chunks.
 
         Raises:
-            PageError: what is asked for is no chunk of the group that was read last.
+            FormatError: what is asked for is no chunk of the group that was read last.
         """
         if self._chunks is None:
             self._stream.seek(self._at)
@@ -285,7 +206,7 @@ class ChunkedFile(io.RawIOBase):
         else:
             chunk = self._chunks.pop(self._at, None if size else b"")
             if chunk is None:
-                raise PageError(f"a column begins at byte {self._at:,}, where its footer has none")
+                raise FormatError(f"a column begins at byte {self._at:,}, where its footer has none")
             found = chunk if size in (-1, len(chunk)) else chunk[:size]
         self._at += len(found)
         return found

@@ -1,18 +1,20 @@
 """Reads the rows of a Parquet file, in memory that its size bounds, whatever its footer and its pages' headers say.
 
-What belongs here: batches of rows, and their values in Python. What does not: headers of pages (parquet_pages.py),
-lengths in them (parquet_deltas.py), and places in a dictionary (parquet_dictionaries.py).
+What belongs here: batches of rows, and their values in Python. What does not: the footer (parquet_footer.py), headers
+of pages (parquet_pages.py), lengths in them (parquet_deltas.py), and places in a dictionary (parquet_dictionaries.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dt2it_pipeline.ingest.readers.bounds import check_ratio, most_bytes
 from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
 from dt2it_pipeline.ingest.readers.parquet_dictionaries import taken_bytes
-from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, PageError, Pages
+from dt2it_pipeline.ingest.readers.parquet_footer import ColumnChunk, RowGroup, row_groups
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, Pages
+from dt2it_pipeline.ingest.readers.thrift_compact import FormatError
 from dt2it_pipeline.ingest.rows import Quarantined, Read, SourceError
 
 _BATCH_BYTES = 2**28  # of the rows that are in memory together, where one value may stand in all of them
@@ -39,11 +41,10 @@ def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
     try:
         chunks = ChunkedFile(stream)
         file = pq.ParquetFile(chunks, pre_buffer=False)
-        for group in range(file.metadata.num_row_groups):
-            parts = [file.metadata.row_group(group).column(column) for column in range(file.metadata.num_columns)]
-            for part in parts:
-                check_ratio(part.total_uncompressed_size, part.total_compressed_size, _column(part, name))
-        for batch in _batches(file, chunks, name):
+        groups = row_groups(chunks.footer())
+        for part in (part for group in groups for part in group.columns):
+            check_ratio(part.total_uncompressed_size, part.total_compressed_size, _column(part, name))
+        for batch in _batches(file, groups, chunks, name):
             try:
                 rows: list[Any] = batch.to_pylist()
             except (ValueError, OverflowError):  # text that is not UTF-8, a time that Python has not: which row's?
@@ -52,26 +53,27 @@ def parquet_rows(stream: Any, name: str, prefix: str) -> Iterator[Read]:
                 number += 1
                 where = f"{prefix}row {number}"
                 yield (where, values) if isinstance(values, dict) else Quarantined(where, "malformed value", values)
-    except (pa.ArrowInvalid, OSError, PageError) as error:  # OSError: damaged pages
+    except (pa.ArrowException, OSError, UnicodeDecodeError, FormatError) as error:
         raise SourceError(f"{name} is no whole Parquet file (behind row {number}): {error}") from error
 
 
-def _column(part: Any, name: str) -> str:
+def _column(part: ColumnChunk, name: str) -> str:
     return f"column {part.path_in_schema!r} of {name}"
 
 
-def _batches(file: Any, chunks: ChunkedFile, name: str) -> Iterator[Any]:
+def _batches(file: Any, groups: Sequence[RowGroup], chunks: ChunkedFile, name: str) -> Iterator[Any]:
     """The record batches of a Parquet file.
 
     A dictionary holds a long value once, however many rows have it. So a batch has fewer rows where many such values
     could come together, and what rows hold is counted against the file's size.
     """
     expanded, coded = 0, _coded(file.schema_arrow)
-    for group in range(file.metadata.num_row_groups):
-        about = file.metadata.row_group(group)
+    for group, about in enumerate(groups):
         if about.num_rows == 0:  # PyArrow writes such a group for an empty table; its columns may share a place
             continue
-        columns = [about.column(column) for column in range(about.num_columns)]
+        columns = about.columns
+        if len(columns) != len(file.schema):
+            raise FormatError(f"row group {group + 1} has {len(columns)} columns, and the file {len(file.schema)}")
         pages = chunks.read_group(columns)
         for number, (part, announced) in enumerate(zip(columns, pages, strict=True)):
             levels = _LEVELS * announced.values if file.schema.column(number).max_repetition_level else 0
@@ -106,7 +108,7 @@ def _written_out(column: Any) -> int:
     return pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
 
 
-def _check_lengths(announced: Pages, part: Any, column: Any, name: str) -> None:
+def _check_lengths(announced: Pages, part: ColumnChunk, column: Any, name: str) -> None:
     """Raise SourceError where the lengths in a column's pages ask for memory without measure.
 
     Texts of a list are in memory together, others a batch at a time: so are those that a list has from a dictionary.

@@ -16,7 +16,7 @@ import pytest
 
 from dt2it_pipeline.ingest.readers import parquet_deltas
 from dt2it_pipeline.ingest.readers.parquet_deltas import shared_bytes
-from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, EncodedPage, PageError
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, EncodedPage, FormatError
 from dt2it_pipeline.ingest.readers.parquet_rows import parquet_rows
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline_tests.support import parquet_lies
@@ -191,7 +191,7 @@ def test_lengths_are_refused_before_they_take_memory(tmp_path: Path, lie: str) -
     (b"\x80" * 20, "a number of more than ten bytes"),
 ])  # fmt: skip
 def test_lengths_that_are_none_are_refused(shared: bytes, fault: str) -> None:
-    with pytest.raises(PageError, match=fault):
+    with pytest.raises(FormatError, match=fault):
         sum_of(page_of(shared, b"", 5))
 
 
@@ -205,7 +205,7 @@ def test_damaged_lengths_end_with_an_error_of_ours_or_are_read() -> None:
                 damaged[drawn.choice([drawn.randrange(len(damaged)), 0, 1, 2, 3]) % len(damaged)] = drawn.randrange(256)
         try:
             found = sum_of(page_of(bytes(damaged), b"", 400))
-        except PageError:
+        except FormatError:
             continue
         assert 0 <= found < 400 * 2**31
 

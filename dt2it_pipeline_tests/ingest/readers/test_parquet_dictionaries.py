@@ -12,7 +12,7 @@ import pytest
 
 from dt2it_pipeline.ingest.readers import bounds, parquet_dictionaries, parquet_rows
 from dt2it_pipeline.ingest.readers.parquet_dictionaries import taken_bytes
-from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, EncodedPage, PageError, Pages
+from dt2it_pipeline.ingest.readers.parquet_pages import ChunkedFile, EncodedPage, FormatError, Pages
 from dt2it_pipeline.ingest.rows import SourceError
 from dt2it_pipeline_tests.support.parquet_lies import varint
 
@@ -129,5 +129,5 @@ def test_places_are_read_as_they_stand() -> None:
     ],
 )
 def test_what_is_no_dictionary_is_named(dictionary: bytes, values: int, places: bytes, fault: str) -> None:
-    with pytest.raises(PageError, match=fault):
+    with pytest.raises(FormatError, match=fault):
         taken(dictionary, values, places)
