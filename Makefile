@@ -115,6 +115,3 @@ $(VENV)/sbom/.installed: | $(VENV)/.installed-dev
 	@$(PYTHON) -m venv $(VENV)/sbom
 	@$(VENV)/sbom/bin/python -m pip install --quiet "cyclonedx-bom>=7,<8"
 	@touch $@
-
-# Two installations into one environment would disturb each other.
-.NOTPARALLEL:

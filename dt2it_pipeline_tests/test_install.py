@@ -5,6 +5,7 @@ it was called: nothing is downloaded, so that what PyTorch's index answers is no
 """
 
 import ast
+import fcntl
 import importlib.util
 import json
 import os
@@ -120,6 +121,18 @@ def test_where_pip_finds_the_cpu_build_it_comes_from_there(place):
     ]
     assert (place.packages / "torch.py").read_text() == "cpu = True\n"
     assert not list(place.packages.glob("__pycache__/torch.*"))  # not compiled
+
+
+def test_two_installations_into_one_environment_do_not_run_at_once(place):
+    place.add_uv()
+    with (place.venv / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, SCRIPT, place.venv, "gpu"]
+        second = subprocess.Popen(command, cwd=place.project, env=place.environment)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(1)
+        assert place.uv_calls() == [] and not (place.venv / "install.log").exists()
+    assert second.wait(60) == 0 and len(place.uv_calls()) == 1
 
 
 def test_the_versions_that_were_tested_are_taken_where_they_can_be_had(place):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster_graphql import DagsterGraphQLClient
+from dagster_graphql.client.query import LAUNCH_PARTITION_BACKFILL_MUTATION
 
 from dt2it_pipeline.config.paths import project_root
 from dt2it_pipeline.storage.artifacts import Store
@@ -37,20 +41,45 @@ def test_killed_anywhere_cancelled_and_started_again_it_ends_in_the_same_tables(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """SIGKILL to whole runs at random moments; a round that is cancelled in the web UI while it trains; a power cut."""
+    """Everything that a run consists of is killed once: alone, or all of it at once."""
     seed = int(os.environ.get("DT2IT_TEST_SEED", random.SystemRandom().randrange(10**9)))
     record_property("seed", f"DT2IT_TEST_SEED={seed}")  # printed at the end, passed or not
     rng = random.Random(seed)
     recipe = recipe_without_arms(tmp_path)
+    for name, value in environment(tmp_path, recipe).items():
+        monkeypatch.setenv(name, value)
+    kill_vllm(rng, tmp_path, recipe)
     killed = through_kills(rng, tmp_path, recipe, "construct", kills=1)
-    cancel_in_the_web_ui(tmp_path, recipe, monkeypatch)
-    killed += through_kills(rng, tmp_path, recipe, *ROUND_0, kills=2)
+    with web_ui(tmp_path) as ui:
+        cancel_and_cut_the_power(tmp_path, ui)
+    killed += through_kills(rng, tmp_path, recipe, *ROUND_0, kills=1)
     assert killed
+    for name in ("reward_model", "curated_pairs"):  # two rounds are trained again, from the queue
+        shutil.rmtree(tmp_path / "artifacts" / name)
+    with web_ui(tmp_path) as ui:
+        runs = backfill_while_the_daemon_is_killed(tmp_path, ui)
+    with web_ui(tmp_path) as ui:
+        kill_the_web_server(tmp_path, ui, runs)
     once, again = Store(finished_home(tmp_path_factory)), Store(tmp_path)
     for name in UNPARTITIONED:
         assert again.read(name).digest == once.read(name).digest, name
     for name in ("training_pairs", "reward_model", "response_scores", "voted_pairs", "verified_pairs", "curated_pairs"):
-        assert again.read(name, "0").digest == once.read(name, "0").digest, name
+        for number in "01":
+            assert again.read(name, number).digest == once.read(name, number).digest, (name, number)
+
+
+def kill_vllm(rng: random.Random, home: Path, recipe: str) -> None:
+    """Kill the process alone in which vLLM loads and samples: the run ends with a sentence."""
+    with (home / "log").open("w") as log:
+        run = subprocess.Popen(
+            command("construct"), env=environment(home, recipe), cwd=project_root(), stdout=log, stderr=log
+        )
+        wait_until(lambda: programs(home, "work/candidate_responses/") or run.poll() is not None, 300)
+        time.sleep(rng.uniform(0, 15))
+        assert kill(home, "work/candidate_responses/")
+        assert run.wait(120) == 1
+    words = " ".join((home / "log").read_text().split())
+    assert "candidate_responses: " in words and "signal SIGKILL" in words, words[-3000:]
 
 
 def through_kills(rng: random.Random, home: Path, recipe: str, *job: str, kills: int) -> int:
@@ -72,33 +101,26 @@ def through_kills(rng: random.Random, home: Path, recipe: str, *job: str, kills:
     raise AssertionError("not within 1200 s")
 
 
-def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start round 0 in a web UI and cancel it while it trains: its programs end and its place in the pool is free.
+@dataclasses.dataclass(frozen=True)
+class WebUI:
+    """A `dagster dev` that runs, and what asks its web server."""
 
-    Then start it again there, and kill run, child, daemon and web server at once, as a machine that goes down does.
-    """
-    for name, value in environment(home, recipe).items():
-        monkeypatch.setenv(name, value)
+    process: subprocess.Popen[bytes]
+    client: DagsterGraphQLClient
+
+
+@contextlib.contextmanager
+def web_ui(home: Path) -> Iterator[WebUI]:
+    """A web UI of the home, which has its own web server, daemon and code server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = [str(Path(sys.executable).parent / "dagster"), "dev", "-m", "dt2it_pipeline.definitions", "-p", str(port)]
-    with (home / "server.log").open("wb") as log:
+    with (home / "server.log").open("ab") as log:
         ui = subprocess.Popen(server, cwd=project_root(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    client = DagsterGraphQLClient("127.0.0.1", port_number=port)
     try:
         wait_until(lambda: answers(port), 180)
-        run_id = client.submit_job_execution("round", tags={"dagster/partition": "0"})
-        wait_until(lambda: programs(home, "work/reward_model/"), 300)
-        client.terminate_run(run_id)
-        wait_until(lambda: client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, 120)
-        wait_until(lambda: not programs(home, "work/reward_model/"), 30)
-        with dg.DagsterInstance.get() as instance:  # run monitoring may be who frees it, after half a minute
-            pool = instance.event_log_storage
-            wait_until(lambda: pool.get_concurrency_info("gpu").active_slot_count == 0, 120)
-        client.submit_job_execution("round", tags={"dagster/partition": "0"})
-        wait_until(lambda: programs(home, "work/reward_model/"), 300)
-        power_cut(home)
+        yield WebUI(ui, DagsterGraphQLClient("127.0.0.1", port_number=port))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ui.pid, signal.SIGTERM)
@@ -109,13 +131,71 @@ def cancel_in_the_web_ui(home: Path, recipe: str, monkeypatch: pytest.MonkeyPatc
             ui.wait()
 
 
-def power_cut(home: Path) -> None:
-    """Kill every process whose environment names the home."""
+def cancel_and_cut_the_power(home: Path, ui: WebUI) -> None:
+    """Cancel round 0 while it trains: its programs end and its place in the pool is free.
+
+    Then start it again there, and kill run, child, daemon and web server at once, as a machine that goes down does.
+    """
+    run_id = ui.client.submit_job_execution("round", tags={"dagster/partition": "0"})
+    wait_until(lambda: programs(home, "work/reward_model/"), 300)
+    ui.client.terminate_run(run_id)
+    wait_until(lambda: ui.client.get_run_status(run_id) == dg.DagsterRunStatus.CANCELED, 120)
+    wait_until(lambda: not programs(home, "work/reward_model/"), 30)
+    with dg.DagsterInstance.get() as instance:  # run monitoring may be who frees it, after half a minute
+        pool = instance.event_log_storage
+        wait_until(lambda: pool.get_concurrency_info("gpu").active_slot_count == 0, 120)
+    ui.client.submit_job_execution("round", tags={"dagster/partition": "0"})
+    wait_until(lambda: programs(home, "work/reward_model/"), 300)
+    kill(home)
+
+
+def backfill_while_the_daemon_is_killed(home: Path, ui: WebUI) -> list[str]:
+    """Backfill both rounds: the second waits for the first, which goes on without its daemon. Their runs, in order."""
+    place = {"repositoryName": "__repository__", "repositoryLocationName": "dt2it_pipeline.definitions"}
+    rounds = {"repositorySelector": place, "partitionSetName": "round_partition_set"}
+    asked = {"backfillParams": {"selector": rounds, "partitionNames": ["0", "1"]}}
+    answer = ui.client._execute(LAUNCH_PARTITION_BACKFILL_MUTATION, asked)["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    wait_until(lambda: programs(home, "work/reward_model/"), 300)
+    with dg.DagsterInstance.get() as instance:
+        found = instance.get_runs(filters=dg.RunsFilter(tags={"dagster/backfill": answer["backfillId"]}))
+        runs = [run.run_id for run in sorted(found, key=lambda run: run.tags["dagster/partition"])]
+        assert [status_of(run_id) for run_id in runs] == ["STARTED", "QUEUED"]
+        assert kill(home, "-m dagster._daemon run")
+        ui.process.wait(60)  # `dagster dev` ends without one of its programs
+        wait_until(lambda: status_of(runs[0]) != "STARTED", 300)
+    assert [status_of(run_id) for run_id in runs] == ["SUCCESS", "QUEUED"]
+    return runs
+
+
+def kill_the_web_server(home: Path, ui: WebUI, runs: list[str]) -> None:
+    """The run that is left in the queue starts under the next web UI, and goes on without its web server."""
+    wait_until(lambda: programs(home, "work/reward_model/"), 300)
+    assert kill(home, "-m dagster_webserver")
+    ui.process.wait(60)
+    wait_until(lambda: status_of(runs[1]) != "STARTED", 300)
+    assert status_of(runs[1]) == "SUCCESS"
+
+
+def status_of(run_id: str) -> str:
+    """How far a run is."""
+    with dg.DagsterInstance.get() as instance:
+        run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status.value
+
+
+def kill(home: Path, word: str = "") -> list[str]:
+    """Kill every process whose environment names the home, and whose command line the word; their command lines."""
     named = f"DT2IT_HOME={home}\0".encode()
+    killed = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int(place.name) != os.getpid() and named in (place / "environ").read_bytes():
+            line = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if int(place.name) != os.getpid() and word in line and named in (place / "environ").read_bytes():
                 os.kill(int(place.name), signal.SIGKILL)
+                killed.append(line)
+    return killed
 
 
 def answers(port: int) -> bool:

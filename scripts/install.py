@@ -95,6 +95,15 @@ def install(venv, extras, project):
     if reason:
         return reason
     venv.mkdir(parents=True, exist_ok=True)
+    with (venv / "install.lock").open("w") as lock:  # two installations into one environment would disturb each other
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return installed(venv, extras, project)
+
+
+def installed(venv, extras, project):
+    """As `install`, in an environment that nobody else installs into."""
     python, uv, log_file = venv / "bin" / "python", venv / "bin" / "uv", venv / "install.log"
     details = f"What pip and uv said is in {log_file}."
     with log_file.open("w", encoding="utf-8") as log:

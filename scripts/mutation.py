@@ -27,9 +27,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COSMIC_RAY = "cosmic-ray==8.7.0"
-MODULES = [
-    f"dt2it_pipeline/curate/joint/{name}.py" for name in ("model", "priors", "decisions", "evidence", "calibration")
-]
+MODULES = sorted(
+    file.relative_to(ROOT).as_posix()
+    for file in (ROOT / "dt2it_pipeline" / "curate" / "joint").glob("*.py")
+    if file.name != "__init__.py"
+)
 _SLOW = "dt2it_pipeline_tests/curate/joint/test_model.py::test_probabilities_are_those_of_brute_force[0]"
 TESTS = [
     "dt2it_pipeline_tests/curate/joint",

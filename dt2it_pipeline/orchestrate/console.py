@@ -30,7 +30,7 @@ from dt2it_pipeline.storage.home.run_records import fault_in_words
 
 # Of whoever wrote the recipe, not of the code.
 _MISTAKES = (RecipeError, ManifestError, VariableError, dg.DagsterInvalidConfigError)
-_NOISE = ("[pipes] external process", "Dependencies for step")
+_NOISE = ("[pipes] external process", "[pipes] did not receive closed message", "Dependencies for step")
 
 
 WIDTH = 120  # columns

@@ -22,8 +22,8 @@ from dt2it_pipeline.storage.atomic import arrow_bytes
 
 FORMATS = ".parquet, .csv, .tsv, .jsonl or .json, also with .gz, .zst, .bz2 or .xz"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-# What pandas raises at Parquet files whose description of the table is damaged, among others.
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException)
+# What pandas raises at a file that is damaged; of Parquet, its own description of the table may be.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException)
 _HEADING = 1 << 16  # bytes in which the heading of a CSV file ends
 _IDS = ("pair_id", "chosen_id", "rejected_id", "response_id", "better_id", "shown_first")  # text in CSV: 007 is no 7
 
@@ -112,7 +112,7 @@ def read_table_file(file: Path) -> pd.DataFrame:
             raise TableFileError(f"{file}: the format is not known by the name; use {FORMATS}")
     except TableFileError:
         raise
-    except (OSError, ImportError, *_DAMAGED) as error:
+    except (OSError, ImportError, *DAMAGED) as error:
         raise TableFileError(f"{file} cannot be read: {error}; give {FORMATS}") from error
     return found.set_axis(found.columns.astype(str), axis=1)
 

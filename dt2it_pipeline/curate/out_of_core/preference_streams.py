@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from dt2it_pipeline.curate.out_of_core.streaming import piecewise, read_ahead
 from dt2it_pipeline.curate.pair_frames import swapped_columns
 from dt2it_pipeline.curate.voters.margins import CurationError
-from dt2it_pipeline.storage.table_files import FORMATS
+from dt2it_pipeline.storage.table_files import DAMAGED, FORMATS
 
 _BATCH_BYTES = 1 << 25  # of uncompressed columns that are read at a time; several such batches are under way
 _FEWEST, _MOST = 1 << 10, 1 << 17  # rows of a batch, which is a row group of what is written
@@ -72,8 +72,10 @@ class PairFile:
             return None  # a value of one side could not stand in the other
         # pandas' reader keeps what pandas wrote of types; of a file without such columns, it counts the rows.
         there = [name for name in dict.fromkeys(needed) if name in types]
-        with _errors_name(file):
+        try:
             frame = pd.read_parquet(pa.OSFile(str(file)), columns=there)  # noqa: TID251
+        except (OSError, *DAMAGED) as error:
+            raise _unreadable(file, error) from error
         frame = frame.set_axis(frame.columns.astype(str), axis=1)[there].reset_index(drop=True)
         lengths, stop = None, Event()
         if set(texts) <= set(types) and all(types[name] == pa.large_string() for name in texts):
@@ -182,7 +184,7 @@ def _types(file: Path) -> dict[str, pa.DataType] | None:
         written = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
         index = {name for name in written.get("index_columns", []) if isinstance(name, str)}
         several = len(written.get("column_indexes", [])) > 1
-    except (OSError, pa.ArrowException, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, *DAMAGED):
         return None  # who reads it as a whole says what is wrong
     if several or len(set(schema.names)) < len(schema.names):
         return None
@@ -248,7 +250,11 @@ def _errors_name(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise CurationError(f"{file} cannot be read: {error}; give {FORMATS}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CurationError:
+    return CurationError(f"{file} cannot be read: {error}; give {FORMATS}")
 
 
 class _Writer:
