@@ -19,6 +19,7 @@ CHANCE = (
     "p: how often chance alone would give a change this large. Within chance: p is not below 0.05 after Holm's "
     "correction for the number of groups. The intervals hold for all groups of a comparison together."
 )
+_NEGLIGIBLE = 0.01  # share of curated pairs; a round that changes fewer changes next to nothing
 
 
 def summary_sentences(data: ReportData, table: Headline) -> list[str]:
@@ -105,7 +106,7 @@ def _control_clause(made: Comparison, curated: bool) -> str:
 def curation_note(
     number_now: int, before: pd.DataFrame, now: pd.DataFrame, voted: pa.Table, trained_on: Collection[str] | None
 ) -> str:
-    """How a round's curated pairs differ from those of the round before; where they do not, why.
+    """How a round's curated pairs differ from those of the round before; where they do not, why; whether it mattered.
 
     Args:
         number_now: of the round.
@@ -119,15 +120,18 @@ def curation_note(
     both = earlier.index.intersection(later.index)
     joined, left = len(later) - len(both), len(earlier) - len(both)
     turned = int((earlier.reindex(both).to_numpy(dtype=object) != later.reindex(both).to_numpy(dtype=object)).sum())
-    if joined or left or turned:
-        return (
+    if changed := joined + left + turned:
+        share = changed / (len(earlier) + joined)
+        text = (
             f"Against round {number_now - 1}: {_times(joined, 'pair')} joined the curated set, {number(left)} left it, "
-            f"and of the others {_times(turned, 'label')} changed sides."
+            f"and of the others {_times(turned, 'label')} changed sides. That is {percent(share)}% of the pairs of "
+            "either round"
         )
+        return f"{text}." if share >= _NEGLIGIBLE else f"{text}: {_enough(number_now)}."
     text = f"Round {number_now} curates exactly as round {number_now - 1} did"
     text += f": the same {number(len(later))} pairs with the same labels"
     if trained_on is None:
-        return f"{text}; the votes of its new reward model changed none."
+        return f"{text}; the votes of its new reward model changed none: {_enough(number_now)}."
     trained = set(trained_on)
     known = sum(pair in trained for pair in voted["pair_id"].to_pylist())
     new = f"reward_model/{number_now}"
@@ -135,8 +139,13 @@ def curation_note(
     others = "none was left for it" if not asked else f"its votes on the other {number(asked)} changed none of them"
     return (
         f"{text}. This is no fault: a model does not vote on pairs that it was trained on, and the new one was "
-        f"trained on {number(known)} of the {number(voted.num_rows)}; {others}."
+        f"trained on {number(known)} of the {number(voted.num_rows)}; {others}. So "
+        f"{_enough(number_now)}."
     )
+
+
+def _enough(rounds: int) -> str:
+    return "one round of curation is enough here" if rounds == 1 else f"{rounds} rounds of curation are enough here"
 
 
 def call_sentence(rounds: Sequence[Round]) -> str:

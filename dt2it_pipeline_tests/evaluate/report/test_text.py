@@ -100,7 +100,11 @@ def test_why_a_round_curates_as_the_one_before() -> None:
     assert "trained on 1 of the 2; its votes on the other 1 changed none of them." in asked
     silent = curation_note(1, same, same, voted.slice(0, 1), {"p0"})
     assert "trained on 1 of the 1; none was left for it." in silent
-    assert curation_note(1, same, same, voted, None).endswith("the votes of its new reward model changed none.")
+    unchanged = curation_note(1, same, same, voted, None)
+    assert "the votes of its new reward model changed none: " in unchanged
+    for note in (asked, silent, unchanged):
+        assert note.endswith(" one round of curation is enough here.")
+    assert curation_note(3, same, same, voted, None).endswith(": 3 rounds of curation are enough here.")
 
 
 def test_what_changes_between_rounds_is_counted() -> None:
@@ -109,5 +113,9 @@ def test_what_changes_between_rounds_is_counted() -> None:
         2, curated(("p0", "a"), ("p1", "b"), ("p2", "c")), curated(("p1", "x"), ("p2", "c")), rows, None
     )
     assert note == (
-        "Against round 1: 0 pairs joined the curated set, 1 left it, and of the others 1 label changed sides."
+        "Against round 1: 0 pairs joined the curated set, 1 left it, and of the others 1 label changed sides. "
+        "That is 66.7% of the pairs of either round."
     )
+    before = [(f"p{place}", "a") for place in range(1000)]
+    note = curation_note(1, curated(*before), curated(*before[1:], ("q", "a")), rows, None)
+    assert note.endswith("That is 0.2% of the pairs of either round: one round of curation is enough here.")
