@@ -1,1 +1,1 @@
-"""Curation in simulated worlds, whose truth is known: what an audit brings (`audits`), what clean labels lose (`harm`)."""
+"""Curation in simulated worlds of known truth: what an audit brings (`audits`), and harm to clean labels (`harm`)."""

@@ -70,12 +70,12 @@ def clean_preference_files(
         answers = None if audit is None else load_audit(audit)
         if answers is not None:
             sides = (settings.get("chosen"), settings.get("rejected"))
-            answers = replace(answers, table=_named_sides(answers.table, given, *sides))
+            answers = replace(answers, answers=_named_sides(answers.answers, given, *sides))
         cleaned = clean_given(
             given,
             _scores_of(scores),
             voted,
-            None if answers is None else answers.table,
+            None if answers is None else answers.answers,
             trusted=None if trusted is None else _read(trusted),
             **settings,
         )

@@ -14,6 +14,7 @@ import pandas as pd
 
 from dt2it_pipeline.curate.evidence_table import no_verdicts, verdict_rows
 from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED
+from dt2it_pipeline.curate.joint.answers import Answers, counted
 from dt2it_pipeline.curate.pair_frames import phrases
 from dt2it_pipeline.curate.preference_tables import PairTable, Unused
 from dt2it_pipeline.curate.voters.margins import CurationError, check_columns
@@ -172,32 +173,30 @@ def given_verdicts(votes: Votes | None) -> pd.DataFrame:
     return verdict_rows(votes.places, verdict, votes.rows, votes.judges())
 
 
-def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> np.ndarray:
-    """Int [n]: +1 where the given label was checked and is right, -1 where it is wrong, 0 elsewhere.
+def read_audit(table: PairTable, audit: pd.DataFrame | None, unused: Unused) -> Answers:
+    """The answers of an audit.
 
     Args:
         table: of `read_pairs`.
-        audit: pair_id and better_id (null: no side is better, which says nothing about the label).
-        unused: takes note of answers that do not count: on other pairs, ties, contradictions.
+        audit: pair_id and better_id (null: no side is better, which says nothing about the label), a row per answer.
+        unused: takes note of answers that do not count, on other pairs and ties, and of contradictions.
 
     Raises:
         CurationError: a column is missing, or a value names no side of its pair.
     """
-    checked = np.zeros(len(table), dtype=int)
     if audit is None or not len(audit):
-        return checked
+        return counted(np.zeros(0, dtype=int), np.zeros(0), len(table))
     rows, signs, _ = _sides_named(table, audit, "audit", unused)
-    sums, most = np.zeros(len(table)), np.zeros(len(table))
-    np.add.at(sums, rows, signs)
-    np.add.at(most, rows, np.abs(signs))
-    checked = np.sign(sums).astype(int)
-    split = (most > 0) & (checked == 0)
+    found = counted(rows, signs, len(table))
     unused.add(
-        int(split.sum()), "audited pairs have contradicting answers, which do not count", table.keys[split].tolist()
+        int(found.contradicted.sum()),
+        "audited pairs have answers that contradict each other: the majority counts, and of as many for either side "
+        "none does",
+        table.keys[found.contradicted].tolist(),
     )
     tied = int(np.unique(rows[signs == 0]).size)
     unused.add(tied, "audited pairs have no better side, which says nothing about their label")
-    return checked
+    return found
 
 
 def _sides_named(

@@ -260,7 +260,7 @@ def clean_given(
     if theirs is not None and known_true is not None and "pair_id" in known_true.columns:
         of_trusted, votes = split_votes(table, theirs, votes)
     heard = read_verdicts(table, votes, unused)
-    checked = read_audit(table, audit, unused)
+    answers = read_audit(table, audit, unused)
     more = None
     names_of_texts = chosen or CHOSEN, rejected or REJECTED
     if theirs is not None and known_true is not None:
@@ -281,12 +281,13 @@ def clean_given(
         heard.judges,
         length,
         sources,
-        checked,
+        answers.lead,
         draw,
         same_side,
         more,
         heard.shown_first,
         heard.asked,
+        answers.contradictions,
     )
     solution = solve(observed, Prices(bound, call_cost), label_accuracy, seed)
     decisions, wanted = solution.decisions, solution.wanted
@@ -306,7 +307,7 @@ def clean_given(
         }
     )
     # With nothing for or against any label, the estimate would be the prior's.
-    known = bool(decisions.compared) or bool(np.any(checked)) or label_accuracy is not None
+    known = bool(decisions.compared) or bool(np.any(answers.lead)) or label_accuracy is not None
     accuracy = LabelAccuracy(decisions.before, decisions.after) if known else LabelAccuracy(UNKNOWN, UNKNOWN)
     sensitivity = solution.sensitivity if known else solution.sensitivity.iloc[:0]
     named = (names_of_texts, *zip(chosen_scores, rejected_scores, strict=True))

@@ -28,6 +28,7 @@ from dt2it_pipeline.human_review.audit_answers import (
     of_sample,
     read_audit,
     read_votes,
+    single_answers,
 )
 from dt2it_pipeline.human_review.audit_draws import (
     AUDIT_PAIRS,
@@ -52,6 +53,7 @@ __all__ = [
     "Audit",
     "AuditError",
     "AuditExport",
+    "answers_of_home",
     "audit_file",
     "audit_of_home",
     "draw_audit",
@@ -178,6 +180,16 @@ def audit_of_home(folder: Path) -> pd.DataFrame:
     table = by_majority(usable)
     table["weight"] = answered_weights(table["pair_id"], drawn[drawn["audit"].isin(begun)])
     return table[table["weight"].notna()].reset_index(drop=True)
+
+
+def answers_of_home(folder: Path) -> pd.DataFrame:
+    """Every single answer that `audit_of_home` counts, a person's last one about a pair: pair_id, better_id, auditor.
+
+    Raises:
+        AuditError, AnswersError: as `audit_of_home`.
+    """
+    answers = single_answers(_answered(folder)[1])
+    return answers[answers["pair_id"].isin(audit_of_home(folder)["pair_id"])].reset_index(drop=True)
 
 
 def unanswered_of_home(folder: Path) -> tuple[int, int]:

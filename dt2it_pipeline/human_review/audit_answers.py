@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ class Audit:
 
     Attributes:
         table: one row per answered pair: `pair_id`, `better_id` (null: neither), `auditor` (pseudonyms, joined by `+`),
-            `answers` (how many people answered), `weight` (number of pairs that it stands for; NaN where not known).
+            `answers` (how many there are), `weight` (number of pairs that it stands for; NaN where not known).
+        answers: one row per answer: `pair_id`, `better_id`, `auditor`.
         unusable: place and reason of each answer that cannot be used.
-        counts: answers; pairs; ties (pairs of which neither answer is better); replaced (earlier answers of the same
-            person about the same pair); disagreements (pairs whose auditors do not all say the same); unanswered.
+        counts: answers; pairs; ties (pairs of which neither answer is better); disagreements (pairs whose answers are
+            not all the same); unanswered.
     """
 
     table: pd.DataFrame
+    answers: pd.DataFrame
     unusable: list[tuple[str, str]]
     counts: Mapping[str, int]
 
@@ -46,13 +48,17 @@ class Audit:
 def read_votes(file: str | Path) -> Answers:
     """Read what people did: Label Studio's JSON, Argilla's records.json, a filled spreadsheet, or a table of answers.
 
+    Votes are those that an artifact home keeps: of each person about each pair the last.
+
     A table of answers is CSV, Parquet, JSON Lines or JSON; any of these files may be compressed (.gz, .zst, .bz2, .xz).
 
     Raises:
         AnswersError: a JSON file that is not one of the two.
         AuditError: another file that cannot be read.
     """
-    return _read(Path(file))[0]
+    votes = _read(Path(file))[0]
+    last = {(vote["pair_id"], vote["person"]): vote for vote in votes.votes}
+    return replace(votes, votes=list(last.values()))
 
 
 def load_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None) -> Audit:
@@ -67,7 +73,7 @@ def load_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None
     Raises:
         AnswersError, AuditError: as `read_votes`; or the sample cannot be read.
     """
-    votes, replaced, weights = _read(Path(file))
+    votes, weights = _read(Path(file))
     usable, unusable = list(votes.votes), list(votes.unusable)
     if sample is not None:
         drawn = sample if isinstance(sample, pd.DataFrame) else _sample(Path(sample))
@@ -89,18 +95,17 @@ def load_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None
         "answers": len(usable),
         "pairs": len(table),
         "ties": int(table["better_id"].isna().sum()),
-        "replaced": replaced,
         "disagreements": sum(len(choices) > 1 for choices in said.values()),
         "unanswered": votes.unfinished.get(_UNANSWERED, 0),
     }
-    return Audit(table, unusable, counts)
+    return Audit(table, single_answers(usable), unusable, counts)
 
 
 def read_audit(file: str | Path, sample: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
     """The table of `load_audit`: pair_id, better_id (null: neither), auditor, answers, weight.
 
-    Several auditors of a pair: the majority, and null where they are tied. Several answers of one auditor about one
-    pair: the last. Rows that nobody answered are left out.
+    Several answers about a pair, by one auditor or more: the majority, and null where they are tied. In a tool's file,
+    the answer is the one that an auditor gave last. Rows that nobody answered are left out.
 
     Raises:
         AnswersError, AuditError: as `load_audit`.
@@ -112,7 +117,7 @@ def by_majority(votes: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per pair, in the order of its first vote: pair_id, better_id, auditor, answers, weight (NaN).
 
     Args:
-        votes: rows with pair_id, person, preferred_id (null: neither), one per pair and person.
+        votes: rows with pair_id, person, preferred_id (null: neither).
     """
     by_pair: dict[str, list[Mapping[str, Any]]] = {}
     for vote in votes:
@@ -121,10 +126,16 @@ def by_majority(votes: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for pair, given in by_pair.items():
         ranked = Counter(vote["preferred_id"] for vote in given if vote["preferred_id"] is not None).most_common(2)
         tied = not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1])
-        people = "+".join(sorted(vote["person"] for vote in given))
+        people = "+".join(sorted({vote["person"] for vote in given}))
         rows.append((pair, None if tied else ranked[0][0], people, len(given), np.nan))
     kinds = {"pair_id": "str", "better_id": "str", "auditor": "str", "answers": "int64", "weight": "float64"}
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(kinds)
+
+
+def single_answers(votes: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per vote, in the order given: pair_id, better_id (null: neither), auditor; votes as for `by_majority`."""
+    rows = [(vote["pair_id"], vote["preferred_id"], vote["person"]) for vote in votes]
+    return pd.DataFrame(rows, columns=["pair_id", "better_id", "auditor"]).astype("str")
 
 
 def of_sample(
@@ -179,22 +190,18 @@ def answered_weights(pair_ids: pd.Series, draws: pd.DataFrame) -> np.ndarray:
     return np.array([combined.get(pair, np.nan) for pair in pair_ids], dtype=np.float64)
 
 
-def _read(file: Path) -> tuple[Answers, int, Mapping[str, float]]:
-    """Votes, how many were replaced by later ones of the same person, and the weights by pair that the file has."""
+def _read(file: Path) -> tuple[Answers, Mapping[str, float]]:
+    """Votes, and the weights by pair that the file has."""
     try:
         content = plain_bytes(file)
     except OSError as error:
         raise AuditError(f"{file} cannot be read: {error.strerror or error}; name the file of answers") from error
     start, kind = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip(), kind_of_file(file)
     if kind != ".jsonl" and (kind == ".json" or start.startswith((b"[", b"{"))) and not is_json_table(content):
-        return read_answers(file), 0, {}
+        return read_answers(file), {}
     sheet = read_sheet(file)
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for answer in sheet.answers:
-        last[answer["pair_id"], answer["person"]] = answer
     unfinished = {_UNANSWERED: sheet.unanswered} if sheet.unanswered else {}
-    votes = Answers(list(last.values()), sheet.unusable, unfinished)
-    return votes, len(sheet.answers) - len(last), sheet.weights
+    return Answers(list(sheet.answers), sheet.unusable, unfinished), sheet.weights
 
 
 def _sample(file: Path) -> pd.DataFrame:

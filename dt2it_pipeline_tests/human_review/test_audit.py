@@ -19,6 +19,7 @@ from dt2it_pipeline.human_review.audit import (
     export_table_audit,
     load_audit,
     read_audit,
+    read_votes,
 )
 from dt2it_pipeline.human_review.spreadsheet import cell_text, id_cell, text_cell
 from dt2it_pipeline.storage.atomic import read_parquet
@@ -93,7 +94,7 @@ def test_a_spreadsheet_shows_both_answers_and_no_label_and_comes_back(tmp_path: 
     assert read.table["weight"].sum() == pytest.approx(12)
     assert read.table["auditor"].nunique() == 1 and "Ann" not in read.table.to_csv()
     assert read.counts == {
-        "answers": 8, "pairs": 8, "ties": 1, "replaced": 0, "disagreements": 0, "unanswered": 1,
+        "answers": 8, "pairs": 8, "ties": 1, "disagreements": 0, "unanswered": 1,
     }  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def test_malformed_cells_cost_themselves_and_are_reported_with_their_row_and_lin
         read_audit(file)
 
 
-def test_the_majority_of_auditors_counts_and_the_last_answer_of_each(tmp_path: Path) -> None:
+def test_the_majority_of_answers_counts_whoever_gave_them(tmp_path: Path) -> None:
     file = tmp_path / "answers.csv"
     said = [
         *(("p0", name, better) for name, better in (("x", "1"), ("y", "2"), ("Z ", "1"))),
@@ -149,10 +150,14 @@ def test_the_majority_of_auditors_counts_and_the_last_answer_of_each(tmp_path: P
     lines = [f"{pair},a,b,{better},{name}" for pair, name, better in said]
     file.write_text("pair_id,first_id,second_id,better,auditor\n" + "\n".join(lines))
     read = load_audit(file)
-    assert read.table["better_id"].fillna("-").tolist() == ["a", "-", "a", "b"]
-    assert read.table["answers"].tolist() == [3, 2, 2, 1]
+    assert read.table["better_id"].fillna("-").tolist() == ["a", "-", "a", "-"]
+    assert read.table["answers"].tolist() == [3, 2, 2, 2] and read.table["auditor"].str.count(r"\+")[3] == 0
+    assert read.answers["pair_id"].tolist() == [pair for pair, *_ in said]
+    assert read.answers["better_id"].fillna("-").tolist()[-3:] == ["-", "a", "b"]
+    votes = read_votes(file).votes  # as an artifact home keeps them
+    assert len(votes) == 8 and votes[-1]["preferred_id"] == "b"
     assert read.counts == {
-        "answers": 8, "pairs": 4, "ties": 1, "replaced": 1, "disagreements": 3, "unanswered": 0,
+        "answers": 9, "pairs": 4, "ties": 2, "disagreements": 4, "unanswered": 0,
     }  # fmt: skip
     # What was read can be stored and read again.
     for kept in (tmp_path / "kept.parquet", tmp_path / "kept.csv"):

@@ -23,11 +23,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import expit
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, POSITION, Evidence
 from dt2it_pipeline.curate.joint.model import Anchors, label_probabilities
+from dt2it_pipeline.curate.joint.priors import AUDITOR
 
 _LEVEL = 0.05  # probability to reject a true hypothesis
+_QUANTILES = 64  # of the prior of an auditor's errors
 
 
 def sources_to_flip(evidence: Evidence, anchors: Anchors, draws: np.ndarray, disputed: np.ndarray) -> np.ndarray:
@@ -47,21 +50,21 @@ def sources_to_flip(evidence: Evidence, anchors: Anchors, draws: np.ndarray, dis
     asked = np.flatnonzero(anchors.checked)
     wrong = np.bincount(evidence.sources[asked[anchors.checked[asked] < 0]], minlength=groups)
     answers = np.bincount(evidence.sources[asked], minlength=groups)
-    known = np.concatenate([evidence.features[asked] * anchors.checked[asked, None], anchors.trusted])
+    truth = np.sign(anchors.checked[asked])[:, None]
+    known = np.concatenate([evidence.features[asked] * truth, anchors.trusted])
     views = _views(evidence, known, disputed)
     errors = np.zeros(groups)
     for source in np.flatnonzero(of_source):
         errors[source] = _disputed(evidence, views, source, draws)
     usual = float(errors @ of_source / of_source.sum())
-    auditor = 1 - anchors.auditor_accuracy
-    if not _rejected(of_source.sum(), pairs.sum(), usual, len(known), wrong.sum(), answers.sum(), auditor):
+    if not _rejected(of_source.sum(), pairs.sum(), usual, len(known), wrong.sum(), answers.sum()):
         return np.zeros(groups, dtype=bool)
     return np.array(
-        [_rejected(of_source[k], pairs[k], errors[k], len(known), wrong[k], answers[k], auditor) for k in range(groups)]
+        [_rejected(of_source[k], pairs[k], errors[k], len(known), wrong[k], answers[k]) for k in range(groups)]
     )
 
 
-def _rejected(disputed: int, pairs: int, errors: float, known: int, wrong: int, answers: int, auditor: float) -> bool:
+def _rejected(disputed: int, pairs: int, errors: float, known: int, wrong: int, answers: int) -> bool:
     """Whether not all labels can be right: an audit found wrong ones, or annotators dispute too many.
 
     Args:
@@ -71,11 +74,13 @@ def _rejected(disputed: int, pairs: int, errors: float, known: int, wrong: int, 
         known: of how many.
         wrong: labels that an audit found wrong.
         answers: of how many.
-        auditor: share of an audit's answers that are assumed wrong.
     """
-    from scipy.stats import betabinom, binom  # slow to import, which programs that test nothing save
+    from scipy.stats import betabinom, binom, norm  # slow to import, which programs that test nothing save
 
-    if binom.sf(wrong - 1, answers, auditor) < _LEVEL:
+    # Of right labels an auditor calls some wrong. In how many, the prior of the auditor's errors says.
+    mean, spread = AUDITOR
+    auditor = expit(-norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, mean, spread))
+    if binom.sf(wrong - 1, answers, auditor).mean() < _LEVEL:
         return True
     if errors >= known:  # all known pairs are disputed: so may all others be
         return False

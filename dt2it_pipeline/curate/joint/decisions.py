@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, expit
+from scipy.special import betaincinv, expit, logit
 
 from dt2it_pipeline.curate.joint.clean_labels import sources_to_flip
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
@@ -28,6 +28,7 @@ from dt2it_pipeline.curate.joint.model import (
     JointModel,
     label_probabilities,
 )
+from dt2it_pipeline.curate.joint.priors import Layout
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
@@ -35,6 +36,7 @@ _ONE_SIDED = 1.282  # standard deviations: 90%
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
+_LEAST = 1e-6  # probabilities beyond count as this, so that log-odds are finite
 _BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
 _AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
 
@@ -108,11 +110,13 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     label_right = np.empty(len(evidence))
     groups = {name: _Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
     neutral = _without_evidence(evidence, draws)
+    auditor = draws[:, Layout(evidence.features.shape[1], neutral.size).auditor]
 
     def settle(rows: slice | np.ndarray, p: np.ndarray, where: np.ndarray) -> None:
         checked = anchors.checked[rows]
         known = checked != 0
-        p[known] = np.where(checked[known] > 0, anchors.auditor_accuracy, 1 - anchors.auditor_accuracy)[:, None]
+        odds = logit(np.clip(p[known], _LEAST, 1 - _LEAST, dtype=np.float64))
+        p[known] = expit(odds + checked[known, None] * auditor)  # and what was answered, as far as it can be believed
         mean = p.mean(axis=1, dtype=np.float64)
         made = np.full(len(mean), KEPT)
         if informative:
@@ -217,7 +221,7 @@ def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple
     informative = count > 0 and 2 * for_label - 1 > _STANDARD_ERRORS / np.sqrt(count)
     checked = heard & (anchors.checked != 0)
     if checked.sum() >= LEAST_CHECKED:
-        right = float((np.sign(u[checked]) == anchors.checked[checked]).mean())
+        right = float((np.sign(u[checked]) == np.sign(anchors.checked[checked])).mean())
         informative = informative or 2 * right - 1 > _STANDARD_ERRORS / np.sqrt(checked.sum())
     return for_label, count, bool(informative)
 

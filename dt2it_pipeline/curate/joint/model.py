@@ -62,17 +62,21 @@ class Anchors:
     """What is known to be true.
 
     Attributes:
-        checked: int [n], per pair: +1 the label was checked and is right, -1 it is wrong, 0 not checked.
+        checked: int [n], per pair: answers of an audit for its label minus those against it; 0 where nobody looked, or
+            as many say either.
         trusted: float64 [m, F], features of other pairs, in the direction of their better side.
         label_accuracy: what the user says it is, above 0 and below 1; None: not known.
-        auditor_accuracy: how many of an audit's answers are assumed right. At 0.5 they say nothing, so that the log
-            evidence of two fits shows whether answers fit the rest better than answers at random would.
+        contradictions: answers of an audit that another one about the same pair contradicts, without the other one.
+        auditor_accuracy: how many of an audit's answers are right, where that is not estimated. At 0.5 they say
+            nothing, so that the log evidence of two fits shows whether answers fit the rest better than answers at
+            random would.
     """
 
     checked: np.ndarray
     trusted: np.ndarray
     label_accuracy: float | None = None
-    auditor_accuracy: float = 0.98
+    contradictions: int = 0
+    auditor_accuracy: float | None = None
 
     @property
     def enough(self) -> bool:
@@ -250,7 +254,7 @@ class _Problem:
     """The logarithm of the posterior of one fit, its mode and its curvature for a given a."""
 
     def __init__(self, layout: Layout, evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> None:
-        self.layout, self.trusted, self.auditor = layout, anchors.trusted, anchors.auditor_accuracy
+        self.layout, self.trusted, self.anchors = layout, anchors.trusted, anchors
         unchecked = np.flatnonzero(anchors.checked == 0)
         count = max(len(unchecked), 1)
         together = _WEIGHT_BESIDE_CHECKED if anchors.pairs_known else WEIGHT_OF_UNCHECKED
@@ -288,6 +292,10 @@ class _Problem:
             known = self.trusted @ t[: layout.features]
             value += float(log_expit(known).sum())
             gradient[: layout.features] += self.trusted.T @ expit(-known)
+        if self.anchors.contradictions and self.anchors.auditor_accuracy is None:
+            auditor = t[layout.auditor]
+            value += self.anchors.contradictions * float(log_expit(auditor) + log_expit(-auditor))
+            gradient[layout.auditor] += self.anchors.contradictions * float(expit(-auditor) - expit(auditor))
         off = t - self.mean
         return value - 0.5 * float(off @ self.precision @ off), gradient - self.precision @ off
 
@@ -301,11 +309,8 @@ class _Problem:
         layout = self.layout
         u, a, c, right, wrong = _log_joint(layout, t, x, self.groups)
         total, q = np.logaddexp(right, wrong), expit(right - wrong)
-        # P(answer) of checked pairs, by an auditor who errs now and then, and the derivative by the log-odds of z.
-        is_checked, slope = checked != 0, 2 * self.auditor - 1
-        answer = (1 - self.auditor) + slope * np.where(checked > 0, q, 1 - q)
-        by_odds = np.where(is_checked, checked * slope * q * (1 - q) / answer, 0.0)
-        value = float(weight @ total + np.log(answer[is_checked]).sum())
+        answers, by_odds, by_auditor = self._answers(right - wrong, checked, float(t[layout.auditor]))
+        value = float(weight @ total) + answers
         if known is not None and len(q):
             # The mean of q by logarithms: near 1 it is rounded to 1, and then nothing says which way it moves.
             log_q, log_other = log_expit(right - wrong), log_expit(wrong - right)
@@ -323,8 +328,32 @@ class _Problem:
         gradient[: layout.features] = x.T @ d_u
         gradient[layout.kappa], gradient[layout.length_bias] = u @ d_c, x[:, -1] @ d_c
         gradient[layout.deviations] = np.bincount(self.groups, d_a, layout.groups)
+        gradient[layout.auditor] = by_auditor
         gradient[-1] = d_a.sum()
         return value, gradient
+
+    def _answers(self, odds: np.ndarray, lead: np.ndarray, auditor: float) -> tuple[float, np.ndarray, float]:
+        """Log P(answers of an audit), and its derivatives by the log-odds of z and by those of the auditor.
+
+        With accuracy A, k answers for a label and m against it have the probability (A (1 - A))^min(k, m) times that of
+        k - m answers alone: q A^(k - m) + (1 - q) (1 - A)^(k - m) if that is positive. So answers that contradict each
+        other say nothing of z, and are counted where the likelihood is put together.
+
+        Args:
+            odds: float64 [n], log-odds of z.
+            lead: int [n], k - m.
+            auditor: log-odds of A, where that is estimated.
+        """
+        fixed = self.anchors.auditor_accuracy
+        log_right, log_wrong = log_expit([auditor, -auditor]) if fixed is None else np.log([fixed, 1 - fixed])
+        by_odds, where = np.zeros(len(odds)), np.flatnonzero(lead)
+        sign, count, z = np.sign(lead[where]), np.abs(lead[where]), odds[where]
+        if_so, if_not = log_expit(sign * z) + count * log_right, log_expit(-sign * z) + count * log_wrong
+        responsible = expit(if_so - if_not)  # probability that the answers are right, given them
+        by_odds[where] = sign * (responsible - expit(sign * z))
+        error = float(np.exp(log_wrong))
+        by_auditor = float(count @ (responsible - (1 - error))) if fixed is None else 0.0
+        return float(np.logaddexp(if_so, if_not).sum()), by_odds, by_auditor
 
     def mode(self, start: np.ndarray, a: float) -> tuple[np.ndarray, float]:
         """The parameters that are most probable for this a, and the log posterior there."""

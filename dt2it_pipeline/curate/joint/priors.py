@@ -22,11 +22,12 @@ _SPREAD = {JUDGE: 0.5, POSITION: 0.6}
 _LENGTH_SPREAD = {False: 0.4, True: 1.0}  # without an anchor, labels that favour a length rather have a length bias
 _KAPPA, _KAPPA_SPREAD = 0.8, 0.6
 _LAMBDA_SPREAD = {False: 0.4, True: 1.5}  # True: beside trusted pairs, since many labels count there
+AUDITOR = (3.9, 1.0)  # log-odds that an answer of an audit is right: 98%, 87 to 99.7%
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter stands: w, kappa, lambda, deviations of sources, a (last)."""
+    """Where each parameter stands: w, kappa, lambda, deviations of sources, that of the auditor, a (last)."""
 
     features: int
     groups: int
@@ -34,7 +35,7 @@ class Layout:
     @property
     def size(self) -> int:
         """How many parameters there are."""
-        return self.features + 2 + self.groups + 1
+        return self.features + 2 + self.groups + 2
 
     @property
     def kappa(self) -> int:
@@ -50,6 +51,11 @@ class Layout:
     def deviations(self) -> slice:
         """Where the deviations of sources stand."""
         return slice(self.features + 2, self.features + 2 + self.groups)
+
+    @property
+    def auditor(self) -> int:
+        """Where the log-odds stands that an answer of an audit is right."""
+        return self.size - 2
 
 
 def prior(layout: Layout, evidence: Evidence, *, anchored: bool, trusted: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -83,5 +89,6 @@ def prior(layout: Layout, evidence: Evidence, *, anchored: bool, trusted: bool) 
     put(layout.length_bias, 0.0, _LAMBDA_SPREAD[trusted])
     for place in range(*layout.deviations.indices(layout.size)):
         put(place, 0.0, _SOURCE_SPREAD)
+    put(layout.auditor, *AUDITOR)
     put(layout.size - 1, *_LABEL)
     return mean, precision

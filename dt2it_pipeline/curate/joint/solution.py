@@ -79,13 +79,14 @@ class Observed:
         judges: J names.
         length: float64 [n], log length of chosen minus that of rejected.
         sources: n names of data sources.
-        checked: int [n]: +1 where a person found the label right, -1 where wrong, 0 where nobody looked.
+        checked: int [n]: answers of an audit for the label minus those against it.
         draw: unsigned [n], a random number for every pair that does not depend on the order of pairs.
         same_side: bool [n], both sides are one response.
         trusted: other pairs, whose better side is known.
         shown_first: float64 [n, J], positive where the judge saw the chosen side first, negative where last, 0 where
             that is not known or both ways; None: not known.
         asked: bool [n], judges were asked, with ties; None: where there is a verdict that is no tie.
+        contradictions: as in `Anchors`.
     """
 
     margins: np.ndarray
@@ -100,6 +101,7 @@ class Observed:
     trusted: Trusted | None = None
     shown_first: np.ndarray | None = None
     asked: np.ndarray | None = None
+    contradictions: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
         seed: of draws of the posterior.
     """
     evidence, trusted = _evidence(observed)
-    anchors = Anchors(observed.checked, trusted, label_accuracy)
+    anchors = Anchors(observed.checked, trusted, label_accuracy, observed.contradictions)
     notes = []
     if not anchors.enough:
         evidence, unused = without_opponents(evidence)

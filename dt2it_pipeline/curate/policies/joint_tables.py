@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dt2it_pipeline.curate.joint.answers import Answers, counted
 from dt2it_pipeline.curate.joint.solution import Observed, Trusted
 from dt2it_pipeline.curate.pair_frames import length_difference, select_rows, with_strength
 from dt2it_pipeline.curate.voters import votes as vote_column
@@ -32,13 +33,14 @@ def observed_of(
             where the sides were swapped.
         voters: whose margins in `votes` count.
         votes: pair_id, judge, order, verdict of judges, on the present sides, of pairs and of trusted pairs.
-        audit: pair_id, better_id.
+        audit: pair_id, better_id, a row per answer.
         trusted: other pairs whose chosen side is the better one, with `votes`.
     """
     given = np.where(pairs["label"].to_numpy(dtype=object) == "flipped", -1.0, 1.0)
     judges = sorted(set(votes["judge"]))
     sources = pairs["source"].to_numpy(dtype=object) if "source" in pairs else np.full(len(pairs), "")
     verdicts, first = _verdicts(pairs, votes, judges)
+    answers = _answers(pairs, audit)
     known, first_of_known = _verdicts(trusted, votes, judges) if len(trusted) else (None, None)
     return Observed(
         margins=vote_column.to_matrix(pairs["votes"], voters) * given[:, None],
@@ -47,7 +49,7 @@ def observed_of(
         judges=judges,
         length=length_difference(pairs) * given,
         sources=sources,
-        checked=(_checked(pairs, audit) * given).astype(int),
+        checked=(answers.lead * given).astype(int),
         draw=random_draw(pairs),
         same_side=pairs["chosen_id"].to_numpy(dtype=object) == pairs["rejected_id"].to_numpy(dtype=object),
         trusted=Trusted(
@@ -60,6 +62,7 @@ def observed_of(
         else None,
         shown_first=first * given[:, None],
         asked=pairs["pair_id"].isin(votes["pair_id"][votes["verdict"].notna()]).to_numpy(dtype=bool),
+        contradictions=answers.contradictions,
     )
 
 
@@ -81,14 +84,14 @@ def _verdicts(pairs: pd.DataFrame, votes: pd.DataFrame, judges: list[str]) -> tu
     return found, first
 
 
-def _checked(pairs: pd.DataFrame, audit: pd.DataFrame) -> np.ndarray:
-    """float64 [n]: +1 where an audit found the present label right, -1 where wrong, 0 elsewhere."""
-    checked = np.zeros(len(pairs))
-    better = audit.drop_duplicates("pair_id", keep="last").set_index("pair_id")["better_id"].reindex(pairs["pair_id"])
-    for side, sign in (("chosen_id", 1.0), ("rejected_id", -1.0)):
-        named = (better.to_numpy(dtype=object) == pairs[side].to_numpy(dtype=object)) & better.notna().to_numpy()
-        checked[named] = sign
-    return checked
+def _answers(pairs: pd.DataFrame, audit: pd.DataFrame) -> Answers:
+    """The answers of an audit, for and against the present labels; one that names no side of its pair says nothing."""
+    places = pd.Index(pairs["pair_id"]).get_indexer(pd.Index(audit["pair_id"]))
+    there = places >= 0
+    better, places = audit["better_id"].to_numpy(dtype=object)[there], places[there]
+    sides = (pairs[name].to_numpy(dtype=object)[places] == better for name in ("chosen_id", "rejected_id"))
+    chosen, rejected = (side.astype(float) for side in sides)
+    return counted(places, chosen - rejected, len(pairs))
 
 
 def random_draw(pairs: pd.DataFrame) -> np.ndarray:

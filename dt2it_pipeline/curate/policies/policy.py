@@ -23,7 +23,7 @@ class Anchor:
     Attributes:
         trusted: other pairs whose chosen side is the better one, and whose labels no voter learned; empty: none. For
             `decide` they have `votes`, as `vote` gives them back.
-        audit: pair_id, better_id (null: neither) of pairs that were drawn at random and that people checked.
+        audit: pair_id, better_id (null: neither), a row per answer, of pairs that were drawn at random and checked.
     """
 
     trusted: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dt2it_pipeline.curate.policies.policy import Anchor, Policy
-from dt2it_pipeline.human_review.audit import audit_of_home
+from dt2it_pipeline.human_review.audit import answers_of_home
 from dt2it_pipeline.ingest.sources import unique_prompts
 from dt2it_pipeline.orchestrate.stage.model_jobs import responses_of
 from dt2it_pipeline.storage.artifacts import Artifact, Store
@@ -69,14 +69,14 @@ def trusted_digest(training: Artifact) -> str:
 
 
 def audit_of(store: Store, policy: Policy) -> pd.DataFrame:
-    """What people said of audited pairs in an artifact home (pair_id, better_id); nothing for a policy without anchor.
+    """Answers about audited pairs in an artifact home (pair_id, better_id); nothing for a policy without anchor.
 
     Raises:
         AuditError, AnswersError: what the home keeps of it cannot be read.
     """
     if not policy.takes_anchor:
         return Anchor().audit
-    return audit_of_home(store.home)[["pair_id", "better_id"]]
+    return answers_of_home(store.home)[["pair_id", "better_id"]]
 
 
 def audit_digest(audit: pd.DataFrame) -> dict[str, str]:

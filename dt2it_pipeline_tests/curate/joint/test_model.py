@@ -50,12 +50,12 @@ def test_the_gradient_is_that_of_the_value(known: float, a: float) -> None:
         rng.standard_normal(n),
         rng.choice(["s", "t"], n),
     )
-    checked = rng.integers(-1, 2, n)
+    checked = rng.integers(-2, 4, n)
     layout = Layout(evidence.features.shape[1], 2)
     trusted = rng.standard_normal((7, evidence.features.shape[1]))
     at = rng.standard_normal(layout.size)
     at[-1] = a
-    problem = Problem(layout, evidence, Anchors(checked, trusted, label_accuracy=known), np.arange(n))
+    problem = Problem(layout, evidence, Anchors(checked, trusted, known, contradictions=3), np.arange(n))
     numeric = [
         (problem.value(at + step)[0] - problem.value(at - step)[0]) / 2e-6 for step in 1e-6 * np.eye(layout.size)
     ]
