@@ -147,7 +147,9 @@ class World:
     def _audit(self) -> pd.DataFrame:
         rows = self.random.permutation(self.count)[: int(self.random.integers(5, 80))]
         ids, better = self._better(rows, 1.0)
-        return pd.DataFrame({"pair_id": ids, "better_id": np.where(better, "chosen", "rejected")})
+        answers = pd.DataFrame({"pair_id": ids, "better_id": np.where(better, "chosen", "rejected")})
+        other = answers["better_id"].map({"chosen": "rejected", "rejected": "chosen"})
+        return pd.concat([answers, answers.assign(better_id=other)[:3], answers[3:5]], ignore_index=True)
 
     def by_table(self) -> Any:
         """What `clean_preferences` makes of it."""
