@@ -161,7 +161,8 @@ def clean_preferences(
         scores: `response_id`, `voter`, `score`, of reward models that did not learn these labels.
         votes: `pair_id`, `judge`, and `better_id` or `verdict` (chosen, rejected, tie); if known, which side the judge
             saw first: `shown_first` (an id, chosen, rejected), or `order` (forward: the lower id as text; reversed).
-        audit: `pair_id`, `better_id`, of pairs drawn at random and checked. With 15 or more, labels can be flipped.
+        audit: `pair_id`, `better_id`, of pairs drawn at random and checked, a row per answer. The majority decides a
+            pair, and as many answers for either side decide nothing. With 15 or more pairs, labels can be flipped.
         trusted: other pairs whose chosen side is the better one, with `chosen_id`, `rejected_id` (their scores stand
             in `scores`) or with the columns of `chosen_scores`; voters must not have learned them. `votes` may have
             verdicts on them. 50 or more are an anchor as an audit is.
