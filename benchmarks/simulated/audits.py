@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,12 @@ COST = 4.0  # right labels that a wrong one costs: the default of clean_preferen
 _RESAMPLES = 2_000
 
 
-def drawn_world(pairs: int, seed: int) -> World:
-    """A world of this seed."""
+def drawn_world(pairs: int, seed: int, voters: Sequence[int] = VOTERS) -> World:
+    """A world of this seed, with one of these numbers of voters."""
     rng = np.random.default_rng([seed, 2])
-    lists = (VOTERS, LABELS, VOTER, SHAPES, ERRORS)
-    voters, label, voter, shape, errors = (each[rng.integers(len(each))] for each in lists)
-    return World(pairs, int(voters), float(label), float(voter), str(shape), str(errors), seed)
+    lists = (voters, LABELS, VOTER, SHAPES, ERRORS)
+    count, label, voter, shape, errors = (each[rng.integers(len(each))] for each in lists)
+    return World(pairs, count, label, voter, shape, errors, seed)
 
 
 def compared(
@@ -45,20 +45,20 @@ def compared(
 
     table, right = world.made()
     scores = [f"v{place}" for place in range(world.voters)]
-    named = {"chosen_scores": scores, "rejected_scores": ["other"] * len(scores)}
+    others = ["other"] * len(scores)
 
     def cleaned(audit: pd.DataFrame | None) -> tuple[pd.DataFrame, bool]:
-        found = clean_preferences(table, audit=audit, **named)
+        found = clean_preferences(table, audit=audit, chosen_scores=scores, rejected_scores=others)
         return found.pairs, any(note.startswith("the audit says") for note in found.notes)
 
     alone, _ = cleaned(None)
     for size, auditor in itertools.product(sizes, auditors):
         drawn = draw_audit(table[["pair_id"]], size, world.seed, alone["probability"])["pair_id"]
         found, doubted = cleaned(answers(drawn, right, auditor, world.seed))
-        others = ~table["pair_id"].isin(drawn).to_numpy()
+        unchecked = ~table["pair_id"].isin(drawn).to_numpy()
         row = vars(world) | {"audited": size, "auditor": auditor, "doubted": doubted}
-        row["flipped"] = float((found["outcome"] == "flipped")[others].mean())
-        for name, places in (("all", np.ones(len(table), dtype=bool)), ("others", others)):
+        row["flipped"] = float((found["outcome"] == "flipped")[unchecked].mean())
+        for name, places in (("all", np.ones(len(table), dtype=bool)), ("others", unchecked)):
             for way, result in (("with", found), ("without", alone)):
                 stays = (result["outcome"] != "dropped").to_numpy() & places
                 good = right ^ (result["outcome"] == "flipped").to_numpy()
@@ -107,13 +107,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=300)
     parser.add_argument("--first", type=int, default=0, help="seed of the first world")
     parser.add_argument("--pairs", type=int, default=300, help="of each world")
+    parser.add_argument("--voters", type=int, nargs="+", default=list(VOTERS), help="numbers of voters to draw from")
     parser.add_argument("--audits", type=int, nargs="+", default=list(SIZES), help="numbers of audited pairs")
     parser.add_argument("--auditors", type=float, nargs="+", default=list(AUDITORS), help="shares of right answers")
     parser.add_argument("--output", type=Path, help="JSON Lines of all rows to write")
     given = parser.parse_args(arguments)
     one_thread()
     seeds = range(given.first, given.first + given.worlds)
-    made = [compared(drawn_world(given.pairs, seed), given.audits, given.auditors) for seed in seeds]
+    made = [compared(drawn_world(given.pairs, seed, given.voters), given.audits, given.auditors) for seed in seeds]
     rows = pd.DataFrame(itertools.chain.from_iterable(made))
     if given.output:
         given.output.write_text("".join(json.dumps(row) + "\n" for row in rows.to_dict("records")), encoding="utf-8")

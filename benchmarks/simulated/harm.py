@@ -32,7 +32,7 @@ def cleaned(world: World, anchor: str) -> dict[str, Any]:
 
     table, right = world.made()
     scores = [f"v{place}" for place in range(world.voters)]
-    known: dict[str, pd.DataFrame] = {}
+    known: dict[str, Any] = {}
     if anchor == "audit":
         drawn = draw_audit(table[["pair_id"]], min(_AUDITED, world.pairs // 2), world.seed)["pair_id"]
         known["audit"] = answers(drawn, right, 1.0, world.seed)

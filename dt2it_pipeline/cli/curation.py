@@ -14,7 +14,7 @@ from dt2it_pipeline.cli.options import FinishedRound, Home, Json, OutputFolder, 
 from dt2it_pipeline.cli.terminal import CommandError, note, show
 
 if TYPE_CHECKING:
-    from dt2it_pipeline.curate.joint.decisions import Estimate
+    from dt2it_pipeline.curate.joint.sums import Estimate
 
 PANEL = "Preference data"
 _FLIP_FRACTION = 0.5  # of the published policy

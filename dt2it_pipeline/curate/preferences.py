@@ -14,8 +14,9 @@ import pandas as pd
 
 from dt2it_pipeline.curate.evidence_table import PairEvidence
 from dt2it_pipeline.curate.given_pairs import CHOSEN, REJECTED, GivenPairs, GivenScores, PairFrame, ScoreFrame
-from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, UNKNOWN, Estimate
+from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT
 from dt2it_pipeline.curate.joint.solution import REASONS, Observed, Prices, Trusted, reason_codes, solve
+from dt2it_pipeline.curate.joint.sums import UNKNOWN, Estimate
 from dt2it_pipeline.curate.pair_frames import phrases, swapped_columns
 from dt2it_pipeline.curate.preference_tables import Unused, read_margins, read_pairs
 from dt2it_pipeline.curate.preference_verdicts import Votes, given_verdicts, read_audit, read_verdicts, split_votes

@@ -13,13 +13,13 @@ from dt2it_pipeline_tests.support.noisy_world import noisy_world
 
 
 def test_fifty_checks_correct_labels_and_make_the_claims_true() -> None:
-    gaps, gains = [], []
+    gaps, gains, flips = [], [], 0
     for seed in range(4):
         world = noisy_world(600, 0.7, 0.88, judges=1, judge=0.9, seed=seed)
         audit = world.audit(50, seed)
         found = clean_preferences(world.pairs, world.scores, world.votes, audit)
         outcome = found.pairs["outcome"]
-        assert (outcome == "flipped").sum() > 50
+        flips += (outcome == "flipped").sum()
         stays = (outcome != "dropped").to_numpy()
         gaps.append(found.pairs["probability"][stays].mean() - world.accuracy(outcome))
         gains.append(world.accuracy(outcome) - world.right.mean())
@@ -28,7 +28,7 @@ def test_fifty_checks_correct_labels_and_make_the_claims_true() -> None:
             (found.label_accuracy.after, world.accuracy(outcome)),
         ):
             assert estimate.low <= true <= estimate.high
-    assert abs(np.mean(gaps)) < 0.03
+    assert flips > 300 and abs(np.mean(gaps)) < 0.03
     assert min(gains) > 0.15
 
 
@@ -95,9 +95,15 @@ def test_an_audit_is_believed_where_voters_repeat_the_labels(copied: float) -> N
 
 def test_checked_pairs_end_as_they_were_answered() -> None:
     world = noisy_world(60, 0.6, 0.7)
-    found = clean_preferences(world.pairs, world.scores, audit=world.truth)
-    assert (found.pairs["outcome"] == np.where(world.right, "kept", "flipped")).all()
-    assert set(found.pairs["reason"]) == {"checked"}
+    answered = np.where(world.right, "kept", "flipped")
+    found = clean_preferences(world.pairs, world.scores, audit=world.truth).pairs
+    opposed = (found["outcome"] == "dropped").to_numpy()
+    assert (found["outcome"] == answered)[~opposed].all() and 0 < opposed.sum() < 9
+    assert set(found["reason"][~opposed]) == {"checked"}
+    assert set(found["reason"][opposed]) == {"what was answered and the other evidence are against each other"}
+    # A second person who says the same settles it, whatever voters say.
+    twice = clean_preferences(world.pairs, world.scores, audit=pd.concat([world.truth, world.truth])).pairs
+    assert (twice["outcome"] == answered).all() and set(twice["reason"]) == {"checked"}
     world = noisy_world(60, 0.85, 0.9)
     few = clean_preferences(world.pairs, world.scores, audit=world.truth[:5])
     assert (few.pairs["outcome"][:5] == np.where(world.right[:5], "kept", "flipped")).all()

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from dt2it_pipeline.curate.joint.evidence import JUDGE, NET_VERDICT, VOTER, Evidence
-from dt2it_pipeline.curate.joint.model import Anchors, JointModel, fit_joint_model
+from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
 
 _STANDARD_ERRORS = 2.0
 _CLEARLY_WORSE = 3.0  # nats; that much worse than answers at random
+_RIGHT = 0.98  # of the answers of a careful auditor
 _NEARLY_ALL = 0.8  # of the pairs have a verdict that is no tie
 _FEWEST_TO_DOUBT = 10  # answers; fewer are too few to tell an auditor who guesses
 
@@ -57,13 +58,12 @@ def without_opponents(evidence: Evidence) -> tuple[Evidence, str | None]:
     return replace(evidence, features=features), note
 
 
-def doubt_about_audit(evidence: Evidence, anchors: Anchors, model: JointModel, draw: np.ndarray) -> str | None:
+def doubt_about_audit(evidence: Evidence, anchors: Anchors, draw: np.ndarray) -> str | None:
     """Why an audit and everything else cannot both be believed, so that all pairs stay as they are; None: they can.
 
     Args:
         evidence: of n pairs.
         anchors: with the audit's answers.
-        model: as fitted to both.
         draw: as for `fit_joint_model`.
     """
     count = int(np.count_nonzero(anchors.checked))
@@ -73,8 +73,11 @@ def doubt_about_audit(evidence: Evidence, anchors: Anchors, model: JointModel, d
     if 2 * right - 1 < -_STANDARD_ERRORS / np.sqrt(count):
         found = "that labels are wrong more often than right"
     else:
-        random = fit_joint_model(evidence, replace(anchors, auditor_accuracy=0.5), draw)
-        if model.log_evidence >= random.log_evidence - _CLEARLY_WORSE:
+        # Compared with answers that are nearly all right: an estimated accuracy would fit answers at random, too.
+        right_ones, random = (
+            fit_joint_model(evidence, replace(anchors, auditor_accuracy=accuracy), draw) for accuracy in (_RIGHT, 0.5)
+        )
+        if right_ones.log_evidence >= random.log_evidence - _CLEARLY_WORSE:
             return None
         found = "something that does not fit labels, voters and judges: answers at random would fit them better"
     return (

@@ -10,11 +10,14 @@ flip would be a guess. A drop costs a pair, and no accuracy. The level of p is a
 dropped that the evidence speaks against. Where the evidence goes with the labels no more than by chance, all pairs stay
 as they are. Of the pairs to drop, only so many are dropped that their labels are surely less often right than all are:
 to drop a few labels that are right after all would be a loss.
+
+Fifty answers, and fewer still, leave much open, and a decision by them may be worse than the one without them. So pairs
+that nobody checked are decided by an audit only where the posterior is sure that they are then worth more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,36 +32,18 @@ from dt2it_pipeline.curate.joint.model import (
     label_probabilities,
 )
 from dt2it_pipeline.curate.joint.priors import Layout
+from dt2it_pipeline.curate.joint.sums import BySource, Estimate, Sum
 
 KEPT, FLIPPED, DROPPED = 1, -1, 0
 _STANDARD_ERRORS = 2.0
 _ONE_SIDED = 1.282  # standard deviations: 90%
+_SURE = 0.9  # that deciding by an audit is better than without it
 _DRAWS = 128
 _MANY, _FEWER_DRAWS = 200_000, 48
 _VERDICT_ALONE = 1.3  # log-odds of one verdict where none was given yet
 _LEAST = 1e-6  # probabilities beyond count as this, so that log-odds are finite
 _BLOCK = 1 << 16  # pairs whose probabilities under all draws are held at a time
 _AT_ONCE = 1 << 18  # pairs whose features are copied at a time; a multiple of the blocks of `label_probabilities`
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        estimate: its mean.
-        low, high: bounds that hold it with a probability of 95%, by the model.
-    """
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return "not known" if np.isnan(self.estimate) else f"{self.estimate:.1%} ({self.low:.1%} to {self.high:.1%})"
-
-
-UNKNOWN = Estimate(np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -78,6 +63,7 @@ class Decisions:
         retained: how many pairs stay only because dropping them may be a pure loss.
         not_flipped: how many pairs are dropped whose label would be flipped if it were shown that its source has wrong
             labels.
+        as_without_audit: pairs that nobody checked are decided as without the audit.
     """
 
     outcome: np.ndarray
@@ -91,30 +77,42 @@ class Decisions:
     compared: int
     retained: int = 0
     not_flipped: int = 0
+    as_without_audit: bool = False
 
 
-def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float, seed: int = 0) -> Decisions:
+def decide(
+    evidence: Evidence,
+    anchors: Anchors,
+    model: JointModel,
+    bound: float,
+    seed: int = 0,
+    without_audit: Decisions | None = None,
+) -> Decisions:
     """Decide about all pairs.
 
     Args:
         evidence: of n pairs.
-        anchors: as the model was fitted to; checked pairs end as they were answered.
+        anchors: as the model was fitted to. A checked pair ends as it was answered, unless all other evidence is
+            against the answer, and both together leave that side less probable than a kept one has to be: then it is
+            dropped.
         model: the fitted model.
         bound: least probability of a kept label, 0.5 to 1.
         seed: of the draws.
+        without_audit: what was decided without the answers of the audit; None: there is none.
     """
     anchored = anchors.enough
     agreement, compared, informative = _agreement(evidence, anchors, model)
     draws = model.draws(_DRAWS if len(evidence) <= _MANY else _FEWER_DRAWS, seed)
     outcome = np.full(len(evidence), KEPT)
     label_right = np.empty(len(evidence))
-    groups = {name: _Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
+    groups = {name: Sum.of(len(draws)) for name in (KEPT, FLIPPED, DROPPED)}
     neutral = _without_evidence(evidence, draws)
     auditor = draws[:, Layout(evidence.features.shape[1], neutral.size).auditor]
 
     def settle(rows: slice | np.ndarray, p: np.ndarray, where: np.ndarray) -> None:
         checked = anchors.checked[rows]
         known = checked != 0
+        opposed = np.sign(checked[known]) * (p[known].mean(axis=1, dtype=np.float64) - 0.5) < 0
         odds = logit(np.clip(p[known], _LEAST, 1 - _LEAST, dtype=np.float64))
         p[known] = expit(odds + checked[known, None] * auditor)  # and what was answered, as far as it can be believed
         mean = p.mean(axis=1, dtype=np.float64)
@@ -124,7 +122,9 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
             made[mean < bound if anchors.pairs_known else (mean < bound) & against] = DROPPED
             if anchored:
                 made[1 - mean >= bound] = FLIPPED
-        made[known] = np.where(checked[known] > 0, KEPT, FLIPPED)
+        believed = np.where(checked[known] > 0, mean[known], 1 - mean[known])
+        answered = np.where(checked[known] > 0, KEPT, FLIPPED)
+        made[known] = np.where(opposed & (believed < bound), DROPPED, answered)
         outcome[rows], label_right[rows] = made, mean
         for name, group in groups.items():
             group.add(p, mean, where & (made == name))
@@ -132,7 +132,7 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     silent = ~evidence.seen & (anchors.checked == 0)
     if not evidence.seen.any():  # then there are no others to be like
         silent[:] = False
-    by_source = _BySource.of(neutral.size, len(draws))
+    by_source = BySource.of(neutral.size, len(draws))
     for part, p in label_probabilities(evidence, draws):
         settle(part, p, ~silent[part])
         by_source.add(p, evidence.sources[part], evidence.seen[part])
@@ -140,8 +140,8 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
         settle(rows, by_source.mean(evidence.sources[rows]), np.ones(len(rows), dtype=bool))
     everything = groups[KEPT] + groups[FLIPPED] + groups[DROPPED]
 
-    def summed(places: np.ndarray) -> _Sum:
-        total = _Sum.of(len(draws))
+    def summed(places: np.ndarray) -> Sum:
+        total = Sum.of(len(draws))
         for rows in _blocks(places[~silent[places]]):
             for part, p in label_probabilities(evidence.rows(rows), draws):
                 total.add(p, label_right[rows[part]], np.ones(len(p), dtype=bool))
@@ -155,13 +155,22 @@ def decide(evidence: Evidence, anchors: Anchors, model: JointModel, bound: float
     unexplained = np.flatnonzero(flipped & ~with_wrong_labels[evidence.sources])
     outcome[unexplained] = DROPPED
     groups[FLIPPED] = groups[FLIPPED] - summed(unexplained)
-    stay = _not_surely_below(label_right, outcome == DROPPED, everything, _ONE_SIDED)
+    stay = _not_surely_below(label_right, (outcome == DROPPED) & (anchors.checked == 0), everything, _ONE_SIDED)
     outcome[stay] = KEPT
     groups[KEPT] = groups[KEPT] + summed(stay)
-    retained = len(stay)
+    retained, not_flipped = len(stay), int((outcome[unexplained] == DROPPED).sum())
+    as_without = without_audit is not None and not _surely_better(
+        without_audit.outcome, outcome, anchors.checked == 0, summed, bound / (1 - bound)
+    )
+    if without_audit is not None and as_without:
+        for old, new, places in _changes(without_audit.outcome, outcome, anchors.checked == 0):
+            moved = summed(places)
+            groups[new], groups[old] = groups[new] - moved, groups[old] + moved
+            outcome[places] = old
+        retained, not_flipped = without_audit.retained, without_audit.not_flipped
     before, after = everything.estimate(seed), (groups[KEPT] + groups[FLIPPED].turned()).estimate(seed)
     probability = np.where(outcome == FLIPPED, 1 - label_right, label_right)
-    seen = (anchored, informative, agreement, compared, retained, int((outcome[unexplained] == DROPPED).sum()))
+    seen = (anchored, informative, agreement, compared, retained, not_flipped, as_without)
     return Decisions(outcome, label_right, probability, before, after, *seen)
 
 
@@ -226,7 +235,40 @@ def _agreement(evidence: Evidence, anchors: Anchors, model: JointModel) -> tuple
     return for_label, count, bool(informative)
 
 
-def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: _Sum, deviations: float) -> np.ndarray:
+def _changes(old: np.ndarray, new: np.ndarray, where: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Outcomes before and after of the marked pairs that end otherwise, and the places of those with both."""
+    for before in (KEPT, FLIPPED, DROPPED):
+        for after in (KEPT, FLIPPED, DROPPED):
+            places = np.flatnonzero((old == before) & (new == after) & where)
+            if before != after and len(places):
+                yield before, after, places
+
+
+def _surely_better(
+    old: np.ndarray, new: np.ndarray, where: np.ndarray, summed: Callable[[np.ndarray], Sum], cost: float
+) -> bool:
+    """Whether the new outcomes are worth more than the old ones with a probability of 90%, or are the same.
+
+    Args:
+        old: outcomes, int [n].
+        new: the same.
+        where: bool [n], pairs that count.
+        summed: expected right labels of the pairs at some places.
+        cost: of a wrong label that is kept, in right ones.
+    """
+    gain: np.ndarray | None = None
+    for before, after, places in _changes(old, new, where):
+        right = summed(places)
+        worth = {
+            KEPT: (1 + cost) * right.right - cost * right.size,
+            FLIPPED: (1 + cost) * right.turned().right - cost * right.size,
+            DROPPED: np.zeros_like(right.right),
+        }
+        gain = worth[after] - worth[before] + (0.0 if gain is None else gain)
+    return gain is None or float((gain > 0).mean()) >= _SURE
+
+
+def _not_surely_below(label_right: np.ndarray, dropped: np.ndarray, everything: Sum, deviations: float) -> np.ndarray:
     """Pairs that must stay, so that the labels that are dropped are surely less often right than all are.
 
     The most probably wrong ones are dropped, and as many as keep that sure by so many standard deviations. Only chance
@@ -259,80 +301,3 @@ def _without_evidence(evidence: Evidence, draws: np.ndarray) -> np.ndarray:
         np.zeros(groups, dtype=bool),
     )
     return np.concatenate([p.mean(axis=1, dtype=np.float64) for _, p in label_probabilities(bare, draws)])
-
-
-@dataclass
-class _BySource:
-    """Mean P(label right) of the pairs of every source that have scores or verdicts.
-
-    A pair without any is like the others of its source. One whose evidence is as strong on either side is a hard one.
-    """
-
-    right: np.ndarray
-    pairs: np.ndarray
-
-    @classmethod
-    def of(cls, sources: int, draws: int) -> _BySource:
-        """No pairs."""
-        return cls(np.zeros((sources, draws)), np.zeros(sources))
-
-    def add(self, p: np.ndarray, sources: np.ndarray, seen: np.ndarray) -> None:
-        """Take in the pairs with scores or verdicts."""
-        for source in np.unique(sources[seen]):
-            these = seen & (sources == source)
-            self.right[source] += p[these].sum(axis=0, dtype=np.float64)
-            self.pairs[source] += these.sum()
-
-    def mean(self, sources: np.ndarray) -> np.ndarray:
-        """float64 [n, draws], for pairs of these sources; of a source without evidence, that of all."""
-        everywhere = self.right.sum(axis=0) / max(self.pairs.sum(), 1)
-        means = np.where(self.pairs[:, None] > 0, self.right / np.maximum(self.pairs, 1)[:, None], everywhere)
-        return np.asarray(means[sources])
-
-
-@dataclass
-class _Sum:
-    """Expected right labels of a group of pairs.
-
-    Attributes:
-        right: float64 [draws], sum of P(label right).
-        variance: of the number of right labels, where the probabilities are known.
-        size: pairs.
-    """
-
-    right: np.ndarray
-    variance: float
-    size: int
-
-    @classmethod
-    def of(cls, draws: int) -> _Sum:
-        """No pairs."""
-        return cls(np.zeros(draws), 0.0, 0)
-
-    def add(self, p: np.ndarray, mean: np.ndarray, where: np.ndarray) -> None:
-        """Take in the marked pairs: P(label right) under every draw, and its mean."""
-        self.right += p[where].sum(axis=0, dtype=np.float64)
-        self.variance += float((mean * (1 - mean))[where].sum())
-        self.size += int(where.sum())
-
-    def __add__(self, other: _Sum) -> _Sum:
-        return _Sum(self.right + other.right, self.variance + other.variance, self.size + other.size)
-
-    def __sub__(self, other: _Sum) -> _Sum:
-        return _Sum(self.right - other.right, max(self.variance - other.variance, 0.0), self.size - other.size)
-
-    def turned(self) -> _Sum:
-        """The same pairs with their sides swapped."""
-        return _Sum(self.size - self.right, self.variance, self.size)
-
-    def accuracy(self, seed: int) -> np.ndarray:
-        """float64 [64, draws], possible label accuracies: over the draws, and over which of the labels are right."""
-        chance = np.random.default_rng(seed).standard_normal((64, 1)) * np.sqrt(self.variance)
-        return np.clip((self.right + chance) / self.size, 0.0, 1.0)
-
-    def estimate(self, seed: int) -> Estimate:
-        """Label accuracy with its interval; not a number without pairs."""
-        if not self.size:
-            return Estimate(float("nan"), float("nan"), float("nan"))
-        low, high = np.quantile(self.accuracy(seed), (0.025, 0.975))
-        return Estimate(float(self.right.mean() / self.size), float(low), float(high))

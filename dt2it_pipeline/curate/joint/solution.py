@@ -43,8 +43,9 @@ REASONS = (
     "likely right",
     "the audit is in doubt",
     "nothing speaks for or against it",
+    "what was answered and the other evidence are against each other",
 )
-_SAME, _CHECKED, _UNSURE, _AGAINST, _FLIPPED, _TOO_LITTLE, _LIKELY, _IN_DOUBT, _NOTHING = range(len(REASONS))
+_SAME, _CHECKED, _UNSURE, _AGAINST, _FLIPPED, _TOO_LITTLE, _LIKELY, _IN_DOUBT, _NOTHING, _OPPOSED = range(len(REASONS))
 _CHECK_SHARE = 0.1  # of the calls that go to pairs drawn at random
 
 
@@ -159,15 +160,20 @@ def solve(observed: Observed, prices: Prices, label_accuracy: float | None = Non
         label_accuracy: of the given labels, where it is known from elsewhere; an anchor.
         seed: of draws of the posterior.
     """
-    evidence, trusted = _evidence(observed)
+    joined, trusted = _evidence(observed)
+    evidence = joined
     anchors = Anchors(observed.checked, trusted, label_accuracy, observed.contradictions)
     notes = []
     if not anchors.enough:
         evidence, unused = without_opponents(evidence)
         notes += [unused] if unused else []
     model = fit_joint_model(evidence, anchors, observed.draw)
-    doubt = doubt_about_audit(evidence, anchors, model, observed.draw)
-    decisions = as_given(evidence, anchors) if doubt else decide(evidence, anchors, model, prices.bound, seed)
+    doubt = doubt_about_audit(evidence, anchors, observed.draw)
+    if doubt:
+        decisions = as_given(evidence, anchors)
+    else:
+        without = _without_audit(joined, anchors, observed.draw, prices.bound, seed)
+        decisions = decide(evidence, anchors, model, prices.bound, seed, without)
     decisions.outcome[observed.same_side] = DROPPED
     wanted, gain = _wanted(observed, evidence, model, decisions, prices)
     assumed = pd.DataFrame()
@@ -196,10 +202,20 @@ def reason_codes(solution: Solution, same_side: np.ndarray) -> np.ndarray:
         kept = np.full(len(outcome), _NOTHING, dtype=np.int8)
     checked = (solution.anchors.checked != 0) & (solution.doubt is None)
     return np.select(
-        [same_side, checked, outcome == DROPPED, outcome == FLIPPED],
-        [np.int8(_SAME), np.int8(_CHECKED), against, np.int8(_FLIPPED)],
+        [same_side, checked & (outcome == DROPPED), checked, outcome == DROPPED, outcome == FLIPPED],
+        [np.int8(_SAME), np.int8(_OPPOSED), np.int8(_CHECKED), against, np.int8(_FLIPPED)],
         kept,
     )
+
+
+def _without_audit(evidence: Evidence, anchors: Anchors, draw: np.ndarray, bound: float, seed: int) -> Decisions | None:
+    """What is decided without the answers of an audit; None where there are none."""
+    if not np.any(anchors.checked):
+        return None
+    others = replace(anchors, checked=np.zeros_like(anchors.checked), contradictions=0)
+    if not others.enough:
+        evidence, _ = without_opponents(evidence)
+    return decide(evidence, others, fit_joint_model(evidence, others, draw), bound, seed)
 
 
 def _evidence(observed: Observed) -> tuple[Evidence, np.ndarray]:
@@ -283,6 +299,11 @@ def _sentences(
         found.append(
             f"{seen}, and {have}, so which of the two is wrong where they differ is not known: no {other}label was "
             f"flipped. Let a person check pairs that are drawn at random: {LEAST_CHECKED} at least, better 50"
+        )
+    if decisions.as_without_audit:
+        found.append(
+            f"{few} checked pairs do not show with a probability of 90% that deciding by them is better: the other "
+            "pairs are decided as without them. The estimates are those with them. More checked pairs would help"
         )
     if decisions.not_flipped:
         found.append(

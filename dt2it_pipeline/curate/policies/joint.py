@@ -25,9 +25,10 @@ from scipy.special import logit
 
 from dt2it_pipeline.curate.annotation.budget import BEYOND
 from dt2it_pipeline.curate.joint.calibration import claimed_and_observed
-from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, Estimate
+from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED
 from dt2it_pipeline.curate.joint.evidence import VOTER
 from dt2it_pipeline.curate.joint.solution import Observed, Prices, Solution, reasons_of, solve
+from dt2it_pipeline.curate.joint.sums import Estimate
 from dt2it_pipeline.curate.pair_frames import select_rows, stack, swap_sides, with_strength
 from dt2it_pipeline.curate.policies.joint_tables import (
     heard_trusted,

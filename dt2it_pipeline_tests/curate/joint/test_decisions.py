@@ -14,6 +14,7 @@ from dt2it_pipeline.curate.joint import decisions
 from dt2it_pipeline.curate.joint.decisions import DROPPED, FLIPPED, KEPT, as_given, decide, verdict_gain
 from dt2it_pipeline.curate.joint.evidence import NET_VERDICT, Evidence, gather_evidence
 from dt2it_pipeline.curate.joint.model import Anchors, fit_joint_model
+from dt2it_pipeline.curate.joint.sums import Sum
 
 
 def judged(count: int = 600, seed: int = 0) -> tuple[Evidence, np.ndarray]:
@@ -59,7 +60,7 @@ def test_a_flipped_label_is_as_probable_as_its_other_side_was_improbable() -> No
 def test_known_probabilities_leave_the_chance_of_each_label(share: float) -> None:
     """All draws agree, so that the interval is that of a sum of independent labels: 1.96 standard deviations."""
     p = np.repeat(np.random.default_rng(0).uniform(share - 0.1, share + 0.1, 400)[:, None], 8, axis=1)
-    found = decisions._Sum.of(8)
+    found = Sum.of(8)
     found.add(p, p.mean(axis=1), np.arange(400) % 4 > 0)
     kept = p[np.arange(400) % 4 > 0, 0]
     estimates = [found.estimate(seed) for seed in range(100)]
