@@ -56,6 +56,43 @@ def test_a_flipped_label_is_as_probable_as_its_other_side_was_improbable() -> No
     assert found.before.estimate == pytest.approx(found.label_right.mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize(("sure", "as_without"), [(0.0, False), (1.01, True)])
+def test_pairs_nobody_checked_are_decided_by_an_audit_only_where_that_is_surely_better(
+    monkeypatch: pytest.MonkeyPatch, sure: float, as_without: bool
+) -> None:
+    evidence, truth = judged(300, seed=3)
+    known = anchors(evidence, np.where(np.arange(300) < 30, truth, 0))
+    before = decide(evidence, anchors(evidence), fit_joint_model(evidence, anchors(evidence), np.arange(300)), 0.8)
+    model = fit_joint_model(evidence, known, np.arange(300))
+    by_audit = decide(evidence, known, model, 0.8)
+    monkeypatch.setattr(decisions, "_SURE", sure)
+    found = decide(evidence, known, model, 0.8, 0, before)
+    assert (by_audit.outcome != before.outcome)[30:].any() and found.as_without_audit is as_without
+    assert (found.outcome[30:] == (before if as_without else by_audit).outcome[30:]).all()
+    assert (found.outcome[:30] == by_audit.outcome[:30]).all() and (found.label_right == by_audit.label_right).all()
+    assert found.after.estimate == pytest.approx(found.probability[found.outcome != DROPPED].mean(), abs=1e-6)
+    assert found.retained == (before if as_without else by_audit).retained
+
+
+def test_how_sure_a_change_is_worth_it_is_counted_over_draws() -> None:
+    """Of ten draws, p is 0.5 in one and 0.9 in nine: keeping is worth 1 - 5 (1 - p), so -1.5 and 0.5 per pair."""
+    p = np.tile(np.where(np.arange(10) < 1, 0.5, 0.9), (4, 1))
+
+    def summed(places: np.ndarray) -> Sum:
+        total = Sum.of(10)
+        total.add(p[places], p[places].mean(axis=1), np.ones(len(places), dtype=bool))
+        return total
+
+    dropped, kept = np.full(4, DROPPED), np.full(4, KEPT)
+    everywhere = np.ones(4, dtype=bool)
+    assert decisions._surely_better(dropped, kept, everywhere, summed, 4.0)
+    assert not decisions._surely_better(kept, dropped, everywhere, summed, 4.0)
+    assert not decisions._surely_better(kept, np.full(4, FLIPPED), everywhere, summed, 4.0)
+    p[:, 1] = 0.5
+    assert not decisions._surely_better(dropped, kept, everywhere, summed, 4.0)
+    assert decisions._surely_better(kept, dropped, ~everywhere, summed, 4.0)  # nothing changes
+
+
 @pytest.mark.parametrize("share", [0.1, 0.9])
 def test_known_probabilities_leave_the_chance_of_each_label(share: float) -> None:
     """All draws agree, so that the interval is that of a sum of independent labels: 1.96 standard deviations."""
