@@ -31,9 +31,9 @@ _RESAMPLES = 2_000
 def drawn_world(pairs: int, seed: int, voters: Sequence[int] = VOTERS) -> World:
     """A world of this seed, with one of these numbers of voters."""
     rng = np.random.default_rng([seed, 2])
-    lists = (voters, LABELS, VOTER, SHAPES, ERRORS)
-    count, label, voter, shape, errors = (each[rng.integers(len(each))] for each in lists)
-    return World(pairs, count, label, voter, shape, errors, seed)
+    count, label, voter = (float(rng.choice(each)) for each in (voters, LABELS, VOTER))
+    shape, errors = (str(rng.choice(each)) for each in (SHAPES, ERRORS))
+    return World(pairs, int(count), label, voter, shape, errors, seed)
 
 
 def compared(

@@ -53,11 +53,10 @@ def cleaned(world: World, anchor: str) -> dict[str, Any]:
     }
 
 
-def cells(pairs: list[int], seeds: int) -> Iterator[tuple[World, str]]:
-    """All worlds of the grid, with each anchor."""
-    for size, noise, voter, shape, seed, anchor in itertools.product(
-        pairs, NOISE, VOTERS, SHAPES, range(seeds), ANCHORS
-    ):
+def cells(pairs: list[int], draws: int) -> Iterator[tuple[World, str]]:
+    """All worlds of the grid, each with a seed of its own, and with each anchor."""
+    grid = itertools.product(pairs, NOISE, VOTERS, SHAPES, range(draws))
+    for (seed, (size, noise, voter, shape, _)), anchor in itertools.product(enumerate(grid), ANCHORS):
         yield World(size, 3, 1 - noise, voter, shape, "even", seed), anchor
 
 
@@ -69,15 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pairs", type=int, nargs="+", default=[100, 400, 1_000], help="sizes of worlds")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=3, help="worlds of each kind")
     given = parser.parse_args(arguments)
     one_thread()
-    rows = pd.DataFrame(cleaned(world, anchor) for world, anchor in cells(given.pairs, given.seeds))
+    rows = pd.DataFrame(cleaned(world, anchor) for world, anchor in cells(given.pairs, given.draws))
     rows["wrong"] = 1 - rows["label"]
     for by in (["anchor", "pairs", "wrong"], ["anchor", "voter", "wrong"], ["anchor", "shape", "wrong"]):
-        print(
-            f"\n| {' | '.join(by)} | draws | before | after, mean | least change | kept, mean | flipped, mean | harm |"
-        )
+        print(f"\n| {' | '.join(by)} | worlds | before | after | least change | kept | flipped | worlds with harm |")
         print("|---" * (len(by) + 7) + "|")
         for key, part in rows.groupby(by, sort=True):
             least = (part["after"] - part["before"]).min()
