@@ -196,10 +196,12 @@ def test_wanted_pairs_are_unsure_ones_and_some_sure_ones() -> None:
 
 
 def test_a_dearer_wrong_label_keeps_fewer_pairs_and_righter_ones() -> None:
-    world = noisy_world(600, 0.8, 0.8)
+    world = noisy_world(600, 0.65, 0.9)
     kept = []
     for cost in (1.5, 4.0, 19.0):
-        found = clean_preferences(world.pairs, world.scores, audit=world.audit(60), wrong_label_cost=cost).pairs
+        cleaned = clean_preferences(world.pairs, world.scores, audit=world.audit(100), wrong_label_cost=cost)
+        assert not any("decided as without them" in note for note in cleaned.notes)  # the audit decides
+        found = cleaned.pairs
         stays = found["outcome"] != "dropped"
         assert (found["probability"][stays] >= cost / (1 + cost) - 1e-6).all()
         kept.append(stays.mean())
