@@ -64,9 +64,10 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
         device: that the rank computes on.
     """
     import deepspeed
+    import torch
     from deepspeed.utils import set_z3_leaf_module
 
-    config = deepspeed_config(settings)
+    config = deepspeed_config(settings, torch.distributed.get_world_size())
     if zero_stage(settings.deepspeed_config) == 3:
         divide = _Divider(settings, weight_type(settings.precision, device))
         for parameter in model.head.parameters():
@@ -161,7 +162,9 @@ class _Divider:
     """
 
     def __init__(self, settings: TrainingSettings, dtype: torch.dtype) -> None:
-        self._config, self._dtype = deepspeed_config(settings), dtype
+        import torch
+
+        self._config, self._dtype = deepspeed_config(settings, torch.distributed.get_world_size()), dtype
         self._divided: Any = None  # the first weight; it has a method then that divides others in the same way
 
     def __call__(self, parameter: torch.nn.Parameter) -> None:
@@ -188,11 +191,18 @@ def _numbers(weight: torch.Tensor) -> int:
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
-def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
-    """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings."""
+def deepspeed_config(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
+    """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings.
+
+    One rank exchanges nothing that could overlap with computing. DeepSpeed would still wait for the device in each pass
+    where the file asks for `overlap_comm`, so that it is off then.
+    """
     config = read_deepspeed_config(settings.deepspeed_config)
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     optimizer["params"] = {"lr": settings.learning_rate} | optimizer.get("params", {})
+    zero = config.get("zero_optimization")
+    if ranks == 1 and zero:
+        config["zero_optimization"] = zero | {"overlap_comm": False}
     # These timers wait for the device at every pass.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     return config | {
