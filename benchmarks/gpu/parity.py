@@ -55,7 +55,9 @@ def parity(case: Case) -> Result:
     return made
 
 
-def _network(case: Case, device: Any, dtype: Any, implementation: str, *, compiled: bool, layers: int | None = None) -> Any:
+def _network(
+    case: Case, device: Any, dtype: Any, implementation: str, *, compiled: bool, layers: int | None = None
+) -> Any:
     """The reward model with its first decoder layers, all of them where `layers` is None."""
     from dt2it_pipeline.reward.modeling.compilation import compile_layers
     from dt2it_pipeline.reward.modeling.model import RewardNetwork
@@ -105,7 +107,9 @@ def margins(case: Case, device: Any) -> dict[str, float]:
     first, second = np.triu_indices(states[0].shape[1], 1)
     made: dict[str, float] = {"pairs": len(states[0]) * len(first)}
     for name, weight in {"random": head, "main": main}.items():
-        exact, rounded = ((scores[:, first] - scores[:, second]).ravel() for scores in (each @ weight for each in states))
+        exact, rounded = (
+            (scores[:, first] - scores[:, second]).ravel() for scores in (each @ weight for each in states)
+        )
         made[f"{name}_correlation"] = float(np.corrcoef(exact, rounded)[0, 1])
         made[f"{name}_alike"] = float(np.mean(np.sign(exact) == np.sign(rounded)))
     return made

@@ -40,6 +40,23 @@ def test_other_optimisers_are_left_to_deepspeed(change: dict[str, Any]) -> None:
     assert "optimizer" in config
 
 
+def test_no_operator_of_deepspeed_is_compiled_whatever_architecture_is_named(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed 0.19 cannot read an architecture with a suffix, and takes nvcc where it compiles."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    def compiles(builder: Any, *_: Any, **__: Any) -> None:
+        raise AssertionError(f"{builder.name} is compiled")
+
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
+    monkeypatch.setattr(OpBuilder, "load", compiles)
+    settings = job.settings.model_copy(update={"max_steps": 1, "deepspeed_config": "zero2"})
+    assert run(job.model_copy(update={"settings": settings}), [].append)["steps"] == 1
+    settings = settings.model_copy(update={"deepspeed_config": "zero3"})
+    assert run(job.model_copy(update={"settings": settings}), [].append)["steps"] == 1
+
+
 @pytest.mark.parametrize("name", ["zero2", "zero3", "zero2_cpu"])
 def test_exchange_overlaps_with_computing_where_there_is_one(name: str) -> None:
     settings = TrainingSettings(deepspeed_config=name)
