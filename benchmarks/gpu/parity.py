@@ -9,8 +9,8 @@
   bfloat16 itself changes: the distance of the dense mask in bfloat16 to the dense mask in float32.
 
 A distance is the norm of the difference over the norm of the reference, of all scores or of one weight's gradient; the
-largest of all weights is shown. FlexAttention has no gradient on a CPU: its scores are compared there, and `sdpa_blocks`,
-which a CPU trains with, in both.
+largest of all weights is shown. FlexAttention has no gradient on a CPU: its scores alone are compared there, and
+`sdpa_blocks`, which a CPU trains with, in both.
 """
 
 from __future__ import annotations
@@ -105,11 +105,10 @@ def margins(case: Case, device: Any) -> dict[str, float]:
     centred = (states[0] - states[0].mean(axis=1, keepdims=True)).reshape(-1, states[0].shape[-1])
     main = np.linalg.svd(centred, full_matrices=False)[2][0]
     first, second = np.triu_indices(states[0].shape[1], 1)
-    made: dict[str, float] = {"pairs": len(states[0]) * len(first)}
+    pairs = len(states[0]) * len(first)
+    made: dict[str, float] = {"pairs": pairs}
     for name, weight in {"random": head, "main": main}.items():
-        exact, rounded = (
-            (scores[:, first] - scores[:, second]).ravel() for scores in (each @ weight for each in states)
-        )
+        exact, rounded = ((each[:, first] - each[:, second]).reshape(pairs, -1) @ weight for each in states)
         made[f"{name}_correlation"] = float(np.corrcoef(exact, rounded)[0, 1])
         made[f"{name}_alike"] = float(np.mean(np.sign(exact) == np.sign(rounded)))
     return made
