@@ -94,7 +94,21 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
             set_z3_leaf_module(layer, True)
     optimizer = take_optimizer(config, groups)
     given = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
-    return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+    engine = deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+    if model.compiled and settings.lora is not None and zero_stage(settings.deepspeed_config) == 3:
+        # DeepSpeed 0.19 reduces the gradients of a layer that is gathered at once in a hook for the end of its backward
+        # pass. PyTorch calls it before that pass where no input of the layer takes a gradient, as the first layer's
+        # when the embedding is frozen.
+        model.model.language_model.embed_tokens.register_forward_hook(_take_gradient)
+    return engine
+
+
+def _take_gradient(module: torch.nn.Module, given: Any, states: torch.Tensor) -> None:
+    """Let hidden states take a gradient where one is computed."""
+    import torch
+
+    if torch.is_grad_enabled():
+        states.requires_grad_()
 
 
 class TrainedWeights:
