@@ -10,6 +10,7 @@ Models have random weights, images are made, both once, into `--work` (18 GB for
 - bare: a plain loop over ready batches with the same network and torch's AdamW, no DeepSpeed: what can be reached.
 - score: one response at a time without LM head; this project's scorer; vLLM where it is installed. 4 responses each.
 - sample: `generate` of transformers in batches, and vLLM where it is installed. 4 answers each.
+- parity: margins in bfloat16 against float32, and attention against the dense mask, forward and backward (parity.py).
 - llamafactory: LLaMA-Factory's trainer on the same model and pairs, where --llamafactory-python names its environment.
 
 Every case has a process of its own. What fails, out of memory included, is a line of the table; its log is kept.
@@ -40,13 +41,14 @@ from benchmarks.gpu.case import Case
 from benchmarks.gpu.cases import RESULT
 from benchmarks.gpu.data import WORKLOADS
 from benchmarks.gpu.figures import Result
+from benchmarks.gpu.parity import PARITY_NOTE, parity_table
 from benchmarks.gpu.shapes import SHAPES
 from dt2it_pipeline.config.base import fault_message
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
 from dt2it_pipeline.config.sections.training import TrainingSettings
 from dt2it_pipeline.config.strict_yaml import load_yaml
 
-CASES = ("train", "bare", "score", "sample", "llamafactory")
+CASES = ("train", "bare", "score", "sample", "parity", "llamafactory")
 _MEASURED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "use_cpu")
 _ROOT = Path(__file__).resolve().parents[2]
 _SECTIONS: dict[str, type[TrainingSettings] | type[ScoringSettings]] = {
@@ -73,6 +75,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_positive, help="measured steps; default 10, of a tiny shape 4")
     parser.add_argument("--warmup", type=_positive, help="steps before them; default 3, of a tiny shape 1")
     parser.add_argument("--answer-tokens", type=_positive, default=128, help="of the longest sampled answer")
+    parser.add_argument("--prompts", type=_positive, help="of 192, that `parity` takes; default: all")
     parser.add_argument("--profile", action="store_true", help="also show where a training step's time goes")
     parser.add_argument(
         "--llamafactory-python", metavar="PATH",
@@ -187,6 +190,7 @@ def make_case(shape: str, given: argparse.Namespace, *, cuda: bool) -> Case:
         steps=steps,
         warmup=warmup,
         answer_tokens=min(given.answer_tokens, 16) if tiny else given.answer_tokens,
+        prompts=given.prompts,
         python=given.llamafactory_python,
         their_settings=their_settings(given.llamafactory_set),
     )
@@ -207,6 +211,7 @@ def cases_of(common: Case, given: argparse.Namespace) -> list[Case]:
             *([(vllm, "score", "score (vllm)")] if common.scoring["engine"] != "vllm" else []),
         ],
         "sample": [(common, "sample generate", "sample (generate)"), (common, "sample vllm", "sample (vllm)")],
+        "parity": [(common, "parity", "parity")],
         "llamafactory": [(common, "llamafactory", f"LLaMA-Factory{trained}")],
     }
     chosen = [
@@ -291,13 +296,16 @@ def main() -> None:
     for common in planned:
         results += run_shape(common, given)
     peak = given.peak_tflops or figures.peak_tflops(machine["card"])
-    measured = [result for result in results if not result.profile]
-    print("\n" + figures.table(measured, peak))
-    print("\n" + figures.notes(machine["card"], peak))
-    if compared := figures.against_theirs(measured):
-        print("\n" + compared + ("" if machine["card"] else "\n" + figures.CPU_NOTE))
+    measured = [result for result in results if not (result.profile or result.parity)]
+    if measured:
+        print("\n" + figures.table(measured, peak))
+        print("\n" + figures.notes(machine["card"], peak))
+    if ratios := figures.against_theirs(measured):
+        print("\n" + ratios + ("" if machine["card"] else "\n" + figures.CPU_NOTE))
     if profiled := [result for result in results if result.profile]:
         print("\n" + figures.profile_table(profiled) + "\n\n" + figures.PROFILE_NOTE)
+    if compared := [result for result in results if result.parity]:
+        print("\n" + parity_table(compared) + "\n\n" + PARITY_NOTE)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps(figures.as_json(results, peak, machine), indent=1) + "\n", encoding="utf-8")

@@ -30,6 +30,7 @@ class Case:
         warmup: steps before them.
         answer_tokens: of the longest sampled answer.
         python: of an environment with LLaMA-Factory.
+        prompts: of the scoring workload that `parity` takes; None: all.
         their_settings: arguments of LLaMA-Factory that replace those that the benchmark chooses.
         started: when the process was started, in seconds since 1970.
     """
@@ -45,6 +46,7 @@ class Case:
     warmup: int
     answer_tokens: int = 128
     python: str | None = None
+    prompts: int | None = None
     their_settings: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
 

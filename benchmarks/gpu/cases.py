@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import inference, shapes, training
+from benchmarks.gpu import inference, parity, shapes, training
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.figures import OUT_OF_MEMORY, Result
 from benchmarks.gpu.theirs import TheirError
@@ -65,6 +65,7 @@ KINDS: dict[str, Callable[[Case], Result | dict[str, Any]]] = {
     "train": training.train,
     "bare": training.bare,
     "profile": training.profile,
+    "parity": parity.parity,
     "score": inference.score,
     "naive": inference.naive,
     "sample vllm": inference.sample_vllm,
@@ -112,7 +113,7 @@ def run(case: Case) -> dict[str, Any]:
         made = case.result("")
         made.error = words if len(words) <= _MESSAGE else f"{words[:_MESSAGE]}..."
     if isinstance(made, Result):
-        if not (made.error or made.rates or made.profile):
+        if not (made.error or made.rates or made.profile or made.parity):
             made.error = "no step was measured; raise --steps"
         if made.peak_memory is None and case.kind != "llamafactory":
             made.peak_memory = peak_memory()

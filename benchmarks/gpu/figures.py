@@ -60,6 +60,7 @@ class Result:
         compilation: what torch.compile took (`Compilation.summary`); empty where nothing was compiled.
         waits: share of a measured step that waits for data.
         profile: milliseconds of each measured step by part.
+        parity: correlations and distances of the case `parity`.
         error: why there are no figures.
         skipped: why it was not run, which is no failure.
         versions: of the packages in another environment that it ran in.
@@ -77,6 +78,7 @@ class Result:
     compilation: dict[str, float | int] = field(default_factory=dict)
     waits: float | None = None
     profile: dict[str, list[float]] = field(default_factory=dict)
+    parity: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     skipped: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -153,7 +155,7 @@ def table(results: Sequence[Result], peak: float | None) -> str:
         )
         rows.append([result.case, result.shape, spread(result.rates, 1 if result.rate >= 10 else 2), *cells])
     shown = [place for place in range(len(rows[0])) if any(row[place] for row in rows[1:])]
-    return _markdown([[row[place] for place in shown] for row in rows])
+    return markdown([[row[place] for place in shown] for row in rows])
 
 
 def notes(card: str | None, peak: float | None) -> str:
@@ -196,7 +198,7 @@ def profile_table(results: Sequence[Result]) -> str:
         medians = {part: statistics.median(times) for part, times in result.profile.items()}
         whole = sum(medians.values())
         rows += [[result.shape, part, f"{took:.1f}", f"{took / whole:.0%}"] for part, took in medians.items()]
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def as_json(results: Sequence[Result], peak: float | None, machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +220,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose columns line up on a terminal, too."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,9 @@ SHAPES = {
         "small",
     ),
 }
+for _name in ("qwen3-vl-2b", "qwen2.5-vl-3b"):  # for machines without a GPU; DeepStack reaches into three layers
+    _whole = SHAPES[_name]
+    SHAPES[f"{_name}-4-layers"] = replace(_whole, text=_whole.text | {"num_hidden_layers": 4})
 
 
 def base_folder(work: Path, name: str) -> Path:

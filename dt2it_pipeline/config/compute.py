@@ -28,7 +28,7 @@ class ComputeSettings(Settings):
 
 
 class ForwardSettings(Settings):
-    """How a judge's model is computed that writes nothing. Results differ by rounding alone."""
+    """How a judge's model is computed that writes nothing."""
 
     precision: Precision = Field(
         "auto",
@@ -41,6 +41,13 @@ class ForwardSettings(Settings):
         json_schema_extra=unit("tokens"),
         description="likelihood: most tokens of one forward pass, padding included; one longer sequence has a pass to "
         "itself",
+    )
+    max_pixels: int | None = Field(
+        None,
+        ge=1024,
+        json_schema_extra=unit("pixels"),
+        description="likelihood: larger images are scaled down to this size. null: to what the model's own image "
+        "processor allows",
     )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dt2it_pipeline.config.compute import VllmRunSettings
 from dt2it_pipeline.engines.vllm_engine import EngineError, run_arguments
-from dt2it_pipeline.engines.vllm_start import request_errors, vllm_for
+from dt2it_pipeline.engines.vllm_start import request_errors, vllm_for, weight_format
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,11 +44,13 @@ class VllmPoolingEngine:
         size: pixels per image, `shortest_edge` and `longest_edge`, as the image processor takes them.
         max_images: most images in one prompt.
         tokens_per_batch: tokens that the engine computes in one step.
-        dtype: type of the weights in memory.
+        precision: type of the weights: float32, bfloat16, or auto: bfloat16 on a GPU that computes in it, float32
+            elsewhere.
         run: GPUs, memory and quantisation.
 
     Raises:
         EngineError: the checkpoint cannot be loaded.
+        DeviceError: the GPU does not compute in this format.
     """
 
     def __init__(
@@ -58,15 +60,17 @@ class VllmPoolingEngine:
         size: Mapping[str, int],
         max_images: int,
         tokens_per_batch: int,
-        dtype: Literal["float32", "bfloat16"],
+        precision: str,
         run: VllmRunSettings | None = None,
     ) -> None:
+        from dt2it_pipeline.engines.device import DeviceError
+
         try:
             with vllm_for(model) as (vllm, on_cpu):
                 self._llm = vllm.LLM(
                     model=model,
                     runner="pooling",
-                    dtype=dtype,
+                    dtype=weight_format(precision, on_cpu),
                     enforce_eager=on_cpu,
                     max_model_len=max_model_len,
                     max_num_batched_tokens=max(max_model_len, tokens_per_batch),
@@ -75,6 +79,8 @@ class VllmPoolingEngine:
                     **run_arguments(run or VllmRunSettings()),
                     disable_log_stats=True,
                 )
+        except DeviceError:
+            raise
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise EngineError(
                 f"vLLM cannot load the reward model {model} for {max_model_len} tokens: {error}"

@@ -82,6 +82,36 @@ def prepare_environment() -> bool:
     return True
 
 
+def weight_format(precision: str, on_cpu: bool) -> str:
+    """Type of the weights, as vLLM takes it.
+
+    vLLM says what a GPU computes in, from the driver. PyTorch would start CUDA in this process for that, and vLLM could
+    no longer fork its own.
+
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 on a GPU that computes in it, float32 elsewhere.
+        on_cpu: whether vLLM computes on a CPU; see `prepare_environment`.
+
+    Raises:
+        DeviceError: the GPU does not compute in bfloat16.
+    """
+    if on_cpu or precision == "float32":
+        return "float32" if precision == "auto" else precision
+    import torch
+    from vllm.platforms import current_platform
+
+    from dt2it_pipeline.engines.device import DeviceError
+
+    if torch.bfloat16 in current_platform.supported_dtypes:
+        return "bfloat16"
+    if precision == "bfloat16":
+        raise DeviceError(
+            f"precision: bfloat16 does not run on {current_platform.get_device_name()}, which has no such arithmetic; "
+            "set float32 (or auto)"
+        )
+    return "float32"
+
+
 def register_in_process(model: str) -> None:
     """Inspect the model's class here rather than in vLLM's helper process.
 

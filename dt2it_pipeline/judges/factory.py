@@ -84,6 +84,8 @@ def likelihood_judge(
     name, digest = settings.name, _digest(settings.model)
     if settings.precision != "auto":
         digest = f"{digest} {settings.precision}"
+    if settings.max_pixels is not None:
+        digest = f"{digest} {settings.max_pixels} pixels"
     if isinstance(settings, LikelihoodCheckSettings):
         return LikelihoodSameness(name, digest, model, media_root, settings.asks, settings.threshold)
     if settings.measure == "evidence":
@@ -96,7 +98,9 @@ def _likelihood_model(settings: LikelihoodJudgeSettings | LikelihoodCheckSetting
     from dt2it_pipeline.judges.likelihood.model import LikelihoodError, LikelihoodModel
 
     try:
-        model = LikelihoodModel(model_path(settings.model), settings.tokens_per_batch, settings.precision)
+        model = LikelihoodModel(
+            model_path(settings.model), settings.tokens_per_batch, settings.precision, settings.max_pixels
+        )
         if isinstance(settings, LikelihoodCheckSettings) or settings.measure == "yes":
             model.yes_and_no()
     except LikelihoodError as error:

@@ -170,9 +170,8 @@ def _try_pair_judge(settings: PairJudgeSettings) -> Trial:
         judge: PairJudge
         try:
             if settings.kind == "likelihood":
-                judge = LikelihoodJudge(
-                    settings, LikelihoodModel(settings.model, settings.tokens_per_batch, settings.precision), prompts
-                )
+                how = (settings.model, settings.tokens_per_batch, settings.precision, settings.max_pixels)
+                judge = LikelihoodJudge(settings, LikelihoodModel(*how), prompts)
             else:
                 heard = engine = _Heard(_vllm(settings))
                 judge = AnswerJudge(settings, lambda: engine, prompts, ReplyCache(None))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cases, data, figures, shapes
+from benchmarks.gpu import cases, data, figures, parity, shapes
 from benchmarks.gpu.__main__ import arguments, cases_of, make_case, settings
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.figures import OUT_OF_MEMORY, Result
@@ -39,7 +39,7 @@ def tokenizer() -> object:
     return AutoTokenizer.from_pretrained(model_path(DEMO_BASE_MODEL))
 
 
-@pytest.mark.parametrize("module", [figures, shapes])
+@pytest.mark.parametrize("module", [figures, parity, shapes])
 def test_examples_in_docstrings_are_true(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
@@ -163,6 +163,13 @@ def test_cases_measure_what_they_say(shape: str, tmp_path: Path, monkeypatch: py
     assert ours.first is not None and ours.first > 0 and (ours.peak_memory or 0) > 2**20
     assert ours.tokens == loop.tokens and ours.decoder == 4 * common.parameters["decoder"] * (ours.tokens or 0)
     assert set(profile.profile) == PARTS and not profile.rates
+    equal = run(common, "parity").parity
+    # 4 responses to 12 prompts; what a CPU trains with in both directions, FlexAttention without its gradient.
+    assert equal["pairs"] == 72 and equal["main_alike"] >= 0.98 and equal["main_correlation"] >= 0.999
+    assert 0 < equal["rounding_scores"] < 0.02 and 0 < equal["rounding_gradients"] < 0.05
+    bounds = {name: parity.TIMES_ROUNDING * equal[f"rounding_{name}"] for name in ("scores", "gradients")}
+    assert equal["flex_scores"] <= bounds["scores"] and equal["sdpa_blocks_scores"] <= bounds["scores"]
+    assert equal["sdpa_blocks_gradients"] <= bounds["gradients"] and "flex_gradients" not in equal
     score, naive = run(common, "score"), run(common, "naive")
     assert len(score.rates) == 2 and len(naive.rates) == common.steps  # three shards, the first one loads
     part = common.part("scoring")

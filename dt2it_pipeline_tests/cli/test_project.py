@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -18,6 +19,7 @@ from dt2it_pipeline.config.paths import shipped_configs
 from dt2it_pipeline.config.recipe_files import read_deepspeed_config
 from dt2it_pipeline.config.reference import section_descriptions
 from dt2it_pipeline.definitions import build_defs
+from dt2it_pipeline.engines import device
 from dt2it_pipeline.engines.launch.ranks import write_remote_environment
 from dt2it_pipeline.ingest.manifest import load_catalogue
 from dt2it_pipeline_tests.support.fault_server import KEY, FaultServer, serving, verdict
@@ -233,6 +235,52 @@ def test_a_project_that_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         assert expected in shown.stdout
     assert not (tmp_path / "data").exists()
+
+
+class Card:
+    """A GPU, as PyTorch describes it."""
+
+    def __init__(self, gib: float) -> None:
+        self.total_memory = int(gib * 2**30)
+
+
+@pytest.mark.parametrize(("cards", "processes", "level", "words"), [
+    ([0.01], 1, "error", "set training.lora, deepspeed_config: zero3 or more processes"),
+    ([24.0, 0.01], 1, "error", "set training.lora"),  # the smallest counts
+    ([0.95], 1, "warning", "should leave a quarter free"),
+    ([24.0], 2, "warning", "set training.processes to the number of GPUs"),
+    ([24.0, 24.0], 2, "ok", ""),
+])  # fmt: skip
+def test_gpus_that_do_not_suffice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cards: list[float], processes: int, level: str, words: str
+) -> None:
+    project(tmp_path, monkeypatch, f"training: {{processes: {processes}, deepspeed_config: zero2}}\n", prompts=PROMPTS)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: Card(cards[number]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    result = dt2it("check", "--json")
+    (line,) = (each for each in json.loads(result.stdout)["lines"] if each["topic"] == "GPU memory")
+    assert line["level"] == level and words in line["advice"], line
+    assert f"here: {len(cards)} GPU(s) of {min(cards):.0f} GiB" in line["text"]
+    assert line["details"]["gpus"] == [Card(each).total_memory for each in cards]
+    if level == "error":
+        assert result.exit_code == 1 and line["details"]["bytes_per_rank"] > min(line["details"]["gpus"])
+
+
+def test_a_driver_that_is_older_than_pytorch_is_an_error_of_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(tmp_path, monkeypatch, prompts=PROMPTS)
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n")
+    monkeypatch.setattr(device, "_DRIVER", version)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    result = dt2it("check", "--json")
+    (line,) = (each for each in json.loads(result.stdout)["lines"] if each["topic"] == "GPU memory")
+    assert result.exit_code == 1 and line["level"] == "error"
+    assert "NVIDIA driver 535.104.05" in line["text"] and "install a newer driver" in line["text"]
+    assert line["details"]["gpus"] == []
 
 
 def test_faults_are_named_with_what_to_do_and_the_exit_code_says_so(

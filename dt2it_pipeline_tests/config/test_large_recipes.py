@@ -46,7 +46,7 @@ def test_deepspeed_takes_the_configuration(recipe: Recipe, config: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     settings = recipe.training.model_copy(update={"deepspeed_config": config})
-    made = deepspeed_config(settings)
+    made = deepspeed_config(settings, ranks=8)
     parsed = DeepSpeedConfig(json.loads(json.dumps(made)))
     assert parsed.zero_optimization_stage == int(config[-1])
     assert parsed.bfloat16_config.enabled

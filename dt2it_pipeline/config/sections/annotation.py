@@ -58,6 +58,8 @@ class PairJudgeSettings(ForwardSettings, VllmRunSettings):
         given = [name for name, field in VllmRunSettings.model_fields.items() if getattr(self, name) != field.default]
         if given and self.kind == "likelihood":
             raise ValueError(f"{', '.join(given)} of a judge that vLLM does not run: they need kind: answer")
+        if self.max_pixels is not None and self.kind == "answer":
+            raise ValueError("max_pixels of a judge that vLLM runs: it needs kind: likelihood")
         return self
 
 

@@ -373,7 +373,7 @@ _HELD = _Held()
 
 
 def _transformers(judge: PairJudgeSettings) -> Weigher:
-    how = (judge.model, judge.tokens_per_batch, judge.precision)
+    how = (judge.model, judge.tokens_per_batch, judge.precision, judge.max_pixels)
     weigher: Weigher = _HELD.get(how, lambda: LikelihoodModel(*how))
     return weigher
 

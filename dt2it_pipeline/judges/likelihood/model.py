@@ -32,7 +32,7 @@ from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
-from dt2it_pipeline.engines.chat import ChatPrompt
+from dt2it_pipeline.engines.chat import ChatPrompt, fit_pixels
 from dt2it_pipeline.engines.control_tokens import OwnControlTokens
 from dt2it_pipeline.errors import UserError
 
@@ -69,13 +69,16 @@ class LikelihoodModel:
         model: folder or Hub id.
         tokens_per_batch: most tokens of one forward pass, padding included.
         precision: number format of the weights: float32, bfloat16, or auto for what suits the device.
+        max_pixels: larger images are scaled down to this; None: to what the model's image processor allows.
 
     Raises:
         LikelihoodError: the model cannot be loaded.
         DeviceError: the device does not compute in this format.
     """
 
-    def __init__(self, model: str, tokens_per_batch: int, precision: str = "auto") -> None:
+    def __init__(
+        self, model: str, tokens_per_batch: int, precision: str = "auto", max_pixels: int | None = None
+    ) -> None:
         os.environ.setdefault(
             "OMP_WAIT_POLICY", "PASSIVE"
         )  # small kernels: waiting threads would spin most of the time
@@ -115,7 +118,7 @@ class LikelihoodModel:
             self._read_here = ("pixel_values", "image_grid_thw")
         self._processor.tokenizer.padding_side = "left"  # every prompt then ends in the same column
         self._control_tokens = OwnControlTokens(self._processor.tokenizer)
-        self._tokens_per_batch = tokens_per_batch
+        self._tokens_per_batch, self._max_pixels = tokens_per_batch, max_pixels
         self._halved = False
 
     def evidence(self, questions: Sequence[Question]) -> list[list[float]]:
@@ -143,6 +146,8 @@ class LikelihoodModel:
         Raises:
             SequenceMemoryError: memory does not suffice for one sequence.
         """
+        fitted = self._fitted([prompt for prompt, _ in sequences])
+        sequences = [(prompt, text) for prompt, (_, text) in zip(fitted, sequences, strict=True)]
         # Prompt and response are tokenised apart, as in generation, so that the boundary never merges into one token.
         answers = {text: self._tokens(text) for _, text in sequences}
         lengths = self._prompt_lengths([prompt for prompt, _ in sequences])
@@ -181,6 +186,7 @@ class LikelihoodModel:
         import torch
 
         first = [torch.tensor(tokens, device=self._device) for tokens in self.yes_and_no()]
+        prompts = self._fitted(prompts)
 
         def prepare(chunk: list[int]) -> dict[str, Any]:
             return self._placed(self._inputs([prompts[index] for index in chunk]))
@@ -242,11 +248,11 @@ class LikelihoodModel:
             if not ran_out(error):
                 raise
             if len(places) == 1:
+                now = self._max_pixels or "what its image processor allows"
                 raise SequenceMemoryError(
                     f"{self._memory()} does not suffice for one sequence of {lengths[places[0]]:,} tokens (a prompt "
                     "with its images and a response). It had a pass to itself, so that a smaller tokens_per_batch does "
-                    "not help: in a copy of the model, lower max_pixels of the image processor "
-                    "(preprocessor_config.json, or image_processor in processor_config.json), or name a smaller model"
+                    f"not help: lower max_pixels of this judge (now {now}), or name a smaller model"
                 ) from error
         torch.cuda.empty_cache()  # outside the handler, which keeps what the failed pass has allocated
         if not self._halved:
@@ -263,6 +269,14 @@ class LikelihoodModel:
 
     def _memory(self) -> str:
         return "the GPU's memory" if self._device.type == "cuda" else "this machine's memory"
+
+    def _fitted(self, prompts: Sequence[ChatPrompt]) -> Sequence[ChatPrompt]:
+        """Prompts with images of at most `max_pixels`, each of which is scaled once however many prompts show it."""
+        if self._max_pixels is None:
+            return prompts
+        images = {id(image): image for prompt in prompts for image in prompt.images}
+        made = {key: fit_pixels(image, self._max_pixels) for key, image in images.items()}
+        return [prompt.with_images([made[id(image)] for image in prompt.images]) for prompt in prompts]
 
     def _prompt_lengths(self, prompts: Sequence[ChatPrompt]) -> list[int]:
         """Tokens of each prompt, with those of its images as the image processor will cut them."""

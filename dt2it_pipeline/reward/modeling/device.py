@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -22,6 +24,10 @@ from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward.modeling.attention import BLOCKS, FLEX
 
 _LEAST_CAPABILITY = (7, 0)  # of a card that Triton makes kernels for
+# Of a card for which PyTorch has block sizes of FlexAttention. Cards before Ampere have no bfloat16 either, and for
+# float32 the sizes that PyTorch 2.13 takes there need 192 KiB of shared memory, of which they have 64 or 96.
+_LEAST_FOR_FLEX = (8, 0)
+_TOO_LARGE = re.compile(r"out of resource: .*?Required: ?(\d+),? ?Hardware limit: ?(\d+)", re.DOTALL)
 
 
 def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = False, trains: bool = False) -> str:
@@ -46,7 +52,31 @@ def attention_for(wanted: str | None, device: torch.device, *, compiled: bool = 
         return str(wanted)
     if device.type != "cuda":
         return "sdpa" if compiled else BLOCKS
-    return "sdpa" if compile_fault(device.type) else FLEX
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_FOR_FLEX
+    return "sdpa" if old or compile_fault(device.type) else FLEX
+
+
+def kernel_fault(error: BaseException, section: str) -> DeviceError | None:
+    """What to set where a compiled kernel needs more shared memory than the GPU has; None for any other error.
+
+    Args:
+        error: of a forward or backward pass, as Triton 3.9 or PyTorch 2.13 words it.
+        section: of the recipe, which has the settings.
+
+    Examples:
+        >>> words = "out of resource: shared memory, Required: 131074, Hardware limit: 101376. Reducing block sizes"
+        >>> str(kernel_fault(RuntimeError(words), "training")).partition(":")[0]
+        'a compiled kernel needs 129 KiB of shared memory, and this GPU has 99'
+        >>> kernel_fault(RuntimeError("out of memory"), "training")
+    """
+    found = _TOO_LARGE.search(str(error))
+    if found is None:
+        return None
+    needed, there = (int(number) / 1024 for number in found.groups())
+    return DeviceError(
+        f"a compiled kernel needs {math.ceil(needed)} KiB of shared memory, and this GPU has {there:.0f}: set "
+        f"{section}.attention: sdpa; where it is another kernel than that of attention, {section}.compile: false"
+    )
 
 
 def compiles(wanted: Literal["auto"] | bool, device: torch.device) -> bool:

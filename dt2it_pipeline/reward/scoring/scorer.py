@@ -29,7 +29,7 @@ from dt2it_pipeline.reward.data.vision_features import (
     feature_table,
 )
 from dt2it_pipeline.reward.errors import ScoringError
-from dt2it_pipeline.reward.modeling.device import compiles
+from dt2it_pipeline.reward.modeling.device import compiles, kernel_fault
 from dt2it_pipeline.reward.modeling.model import RewardNetwork
 from dt2it_pipeline.reward.too_long import length_limit
 
@@ -206,6 +206,8 @@ class Scorer:
             self._score_at_once(members, registry, table, scores, faults)
             return
         except Exception as error:
+            if fault := kernel_fault(error, "scoring"):
+                raise fault from error
             if not ran_out(error):
                 raise
             if len(members) == 1:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dt2it_pipeline.config.compute import VllmRunSettings
-from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for, weight_type
+from dt2it_pipeline.engines.device import found_device, read_ahead, threads_for
 from dt2it_pipeline.engines.vllm_engine import EngineError
 from dt2it_pipeline.engines.vllm_pooling import PoolingEngine, PoolingRequest, VllmPoolingEngine
 from dt2it_pipeline.media.errors import MediaError
@@ -47,6 +46,7 @@ class VllmScorer:
     Raises:
         CheckpointError: the folder is not a reward model in our layout; see `heads.serving_fault`.
         EngineError: vLLM cannot load it.
+        DeviceError: the GPU does not compute in this format.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class VllmScorer:
             self._registry().size,
             max(1, max_images),
             tokens_per_batch,
-            "bfloat16" if weight_type(precision, found_device()) is torch.bfloat16 else "float32",
+            precision,
             run,
         )
 

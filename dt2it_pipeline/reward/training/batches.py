@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dt2it_pipeline.engines.device import read_ahead, threads_for
 from dt2it_pipeline.media.errors import MediaError
 from dt2it_pipeline.observe.cores import usable_cores
 from dt2it_pipeline.reward.data import fork_server
@@ -28,6 +29,7 @@ from dt2it_pipeline.reward.data.collation import collate, unpack, with_pixels
 from dt2it_pipeline.reward.data.encoding import PromptLayout
 from dt2it_pipeline.reward.data.images import ImageRegistry
 from dt2it_pipeline.reward.data.lists import TrainingExamples
+from dt2it_pipeline.reward.data.vision_features import FeatureTable
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.modeling.batch import Batch
 
@@ -46,11 +48,13 @@ class LoadedBatch:
         members: its examples, int64.
         batch: their rows, with pixels unless the vision encoder's output is cached.
         faults: by pair, why one of its prompt's images could not be read.
+        features: rows of the vision encoder's output for its image tokens, where that is cached.
     """
 
     members: np.ndarray
     batch: Batch
     faults: dict[int, Fault]
+    features: torch.Tensor | None = None
 
     def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from which copies to a GPU need not be waited for."""
@@ -106,9 +110,19 @@ class BatchStream:
         plan: the examples of every forward pass, in order; read a little ahead.
         workers: processes that read ahead; 0: every batch is made when it is asked for.
         pinned: put batches into page-locked memory.
+        features: the vision encoder's output, where it is cached. On a GPU, a thread copies the rows of a batch out of
+            it while the one before is computed.
     """
 
-    def __init__(self, batches: ExampleBatches, plan: Iterable[np.ndarray], workers: int, *, pinned: bool) -> None:
+    def __init__(
+        self,
+        batches: ExampleBatches,
+        plan: Iterable[np.ndarray],
+        workers: int,
+        *,
+        pinned: bool,
+        features: FeatureTable | None = None,
+    ) -> None:
         self.workers = workers
         loader: DataLoader[LoadedBatch] = DataLoader(
             batches,
@@ -122,7 +136,16 @@ class BatchStream:
             pin_memory=pinned,
             generator=torch.Generator(),  # else a loader draws a seed from torch's own
         )
-        self._loader: Iterator[LoadedBatch] | None = iter(loader)
+
+        def complete(loaded: LoadedBatch) -> LoadedBatch:
+            if features is None or not loaded.batch.images:
+                return loaded
+            rows = features.gather(batches.registry, loaded.batch.images)
+            return replace(loaded, features=rows.pin_memory() if pinned else rows)
+
+        threads = min(1, threads_for(torch.device("cuda" if pinned else "cpu")))
+        ahead = read_ahead(loader, complete, threads if features is not None else 0)
+        self._loader: Iterator[LoadedBatch] | None = (loaded for _, loaded in ahead)
 
     def take(self, members: np.ndarray) -> LoadedBatch:
         """The next batch, which must be that of `members`.

@@ -64,9 +64,10 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
         device: that the rank computes on.
     """
     import deepspeed
+    import torch
     from deepspeed.utils import set_z3_leaf_module
 
-    config = deepspeed_config(settings)
+    config = deepspeed_config(settings, torch.distributed.get_world_size())
     if zero_stage(settings.deepspeed_config) == 3:
         divide = _Divider(settings, weight_type(settings.precision, device))
         for parameter in model.head.parameters():
@@ -93,7 +94,21 @@ def make_engine(model: RewardNetwork, settings: TrainingSettings, seed: int, dev
             set_z3_leaf_module(layer, True)
     optimizer = take_optimizer(config, groups)
     given = {"model_parameters": groups} if optimizer is None else {"optimizer": optimizer}
-    return deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+    engine = deepspeed.initialize(model=model, config=config, dist_init_required=False, **given)[0]
+    if model.compiled and settings.lora is not None and zero_stage(settings.deepspeed_config) == 3:
+        # DeepSpeed 0.19 reduces the gradients of a layer that is gathered at once in a hook for the end of its backward
+        # pass. PyTorch calls it before that pass where no input of the layer takes a gradient, as the first layer's
+        # when the embedding is frozen.
+        model.model.language_model.embed_tokens.register_forward_hook(_take_gradient)
+    return engine
+
+
+def _take_gradient(module: torch.nn.Module, given: Any, states: torch.Tensor) -> None:
+    """Let hidden states take a gradient where one is computed."""
+    import torch
+
+    if torch.is_grad_enabled():
+        states.requires_grad_()
 
 
 class TrainedWeights:
@@ -161,7 +176,9 @@ class _Divider:
     """
 
     def __init__(self, settings: TrainingSettings, dtype: torch.dtype) -> None:
-        self._config, self._dtype = deepspeed_config(settings), dtype
+        import torch
+
+        self._config, self._dtype = deepspeed_config(settings, torch.distributed.get_world_size()), dtype
         self._divided: Any = None  # the first weight; it has a method then that divides others in the same way
 
     def __call__(self, parameter: torch.nn.Parameter) -> None:
@@ -188,11 +205,18 @@ def _numbers(weight: torch.Tensor) -> int:
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
-def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
-    """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings."""
+def deepspeed_config(settings: TrainingSettings, ranks: int) -> dict[str, Any]:
+    """The DeepSpeed configuration: the file that the recipe names, completed with the recipe's own settings.
+
+    One rank exchanges nothing that could overlap with computing. DeepSpeed would still wait for the device in each pass
+    where the file asks for `overlap_comm`, so that it is off then.
+    """
     config = read_deepspeed_config(settings.deepspeed_config)
     optimizer = config.setdefault("optimizer", {"type": "AdamW", "params": {}})
     optimizer["params"] = {"lr": settings.learning_rate} | optimizer.get("params", {})
+    zero = config.get("zero_optimization")
+    if ranks == 1 and zero:
+        config["zero_optimization"] = zero | {"overlap_comm": False}
     # These timers wait for the device at every pass.
     config.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     return config | {

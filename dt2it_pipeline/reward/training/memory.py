@@ -147,7 +147,7 @@ def training_memory(parameters: Parameters, settings: TrainingSettings, zero: Ma
     gradients = (12 if stage == 3 and width == 2 else _GRADIENTS[stage]) * trained / (ranks if stage >= 2 else 1)
     buffers = 0
     if stage >= 2:
-        overlaps = zero.get("overlap_comm", stage == 3)
+        overlaps = ranks > 1 and zero.get("overlap_comm", stage == 3)  # see deepspeed_config
         buffers = int(zero.get("reduce_bucket_size", _BUCKET)) * (2 if overlaps else 1)
     if stage == 3:
         buffers += min(held, int(zero.get("stage3_max_live_parameters", _LIVE)))

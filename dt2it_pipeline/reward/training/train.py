@@ -64,7 +64,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     Raises:
         TrainingError: no pair can be used, a setting does not fit, loss or gradient stopped being a number, or memory
             ran out.
-        DeviceError: PyTorch cannot use the machine's GPU, or there are fewer GPUs than ranks.
+        DeviceError: PyTorch cannot use the machine's GPU, there are fewer GPUs than ranks, or a kernel does not fit it.
         CheckpointError: the base model is not one that a reward model can be made from.
     """
     lean_processes.skip_unused()
@@ -73,6 +73,7 @@ def run(job: TrainJob, report: Reporter) -> Summary:
     from dt2it_pipeline.engines.device import finds_gpu
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if finds_gpu() else "cpu")
+    from dt2it_pipeline.reward.modeling.device import kernel_fault
     from dt2it_pipeline.reward.training.distributed import Group, flush_denormals
     from dt2it_pipeline.reward.training.trainer import Trainer
 
@@ -92,6 +93,8 @@ def run(job: TrainJob, report: Reporter) -> Summary:
             place.saves("the checkpoint")
             trainer.save(job.output, summary)
         except Exception as error:
+            if fault := kernel_fault(error, "training"):
+                raise fault from error
             if not ran_out(error):
                 raise
             raise memory_error(job, place, group.rank, group.size, error) from error

@@ -154,7 +154,7 @@ class TrainingData:
             self.examples, self.layout, self.registry, shared=self.shared, pixels=pixels, one_row=self.one_row
         )
         workers = loader_workers(self.settings.loader_workers, self.group.cuda, self.group.local_size)
-        self._stream = BatchStream(batches, Planned(plan), workers, pinned=self.group.cuda)
+        self._stream = BatchStream(batches, Planned(plan), workers, pinned=self.group.cuda, features=self._features)
 
     def take(self, run: np.ndarray, examples: np.ndarray) -> Pass:
         """The next pass of the plan: that of `run`, one of the passes over `examples`.
@@ -168,9 +168,8 @@ class TrainingData:
         members = _members(run, examples)
         loaded = self._stream.take(members)
         self._faults |= loaded.faults
-        batch, features = loaded.batch.to(self.group.device), None
-        if batch.images and self._features is not None:
-            features = copied(self._features.gather(self.registry, batch.images), self.group.device)
+        batch = loaded.batch.to(self.group.device)
+        features = None if loaded.features is None else copied(loaded.features, self.group.device)
         first = self.examples.first_pairs()[members]
         counts = self.prepared.usable[first] & ~np.isin(first, list(loaded.faults)) & bool(len(run))
         shown = counts if counts.any() else np.ones_like(counts)

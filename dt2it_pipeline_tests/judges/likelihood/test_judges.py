@@ -6,17 +6,19 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dt2it_pipeline.config.base import DEMO_BASE_MODEL
 from dt2it_pipeline.config.paths import model_path
-from dt2it_pipeline.config.sections.judging import JudgingSettings
+from dt2it_pipeline.config.sections.judging import JudgingSettings, LikelihoodJudgeSettings
 from dt2it_pipeline.config.sections.pairing import RestyleSettings
 from dt2it_pipeline.construct import judge, restyle
 from dt2it_pipeline.demo import language
 from dt2it_pipeline.demo.rendering import draw
 from dt2it_pipeline.engines.chat import chat_prompt
+from dt2it_pipeline.judges.factory import likelihood_judge
 from dt2it_pipeline.judges.likelihood.judges import LikelihoodSameness, LikelihoodScores
 from dt2it_pipeline.judges.likelihood.model import NO, YES, LikelihoodModel
 from dt2it_pipeline.judges.protocol import LISTWISE, PAIRWISE, POINTWISE, JudgeError, JudgeRequest
@@ -53,6 +55,25 @@ def prompts(tmp_path) -> list[dict]:
 def _sides() -> list[tuple[str, str]]:
     """The right shape of each prompt, and a wrong one."""
     return [(shape, "circle" if shape == "triangle" else "triangle") for _, shape in LOOKS]
+
+
+def test_larger_images_are_scaled_down_where_that_is_set(model, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    row = prompt_row(tmp_path, "large", QUESTION, "circle")
+    large = chat_prompt(row, tmp_path)
+    smaller = LikelihoodModel(model_path(DEMO_BASE_MODEL), 2048, max_pixels=1024)
+    asked = [(large, "a circle"), (large, "a triangle")]
+    by_hand = model.log_likelihoods([(prompt.fitted(1024), text) for prompt, text in asked])
+    assert smaller.log_likelihoods(asked) == by_hand != model.log_likelihoods(asked)
+    assert smaller.yes_probabilities([large]) == model.yes_probabilities([large.fitted(1024)])
+    request = JudgeRequest(row, ("a circle", "a triangle"), POINTWISE)
+    judges = [
+        likelihood_judge(LikelihoodJudgeSettings(name="l", measure="yes", max_pixels=pixels), tmp_path)
+        for pixels in (1024, None)
+    ]
+    assert judges[0].fingerprint() != judges[1].fingerprint()  # replies of the one are not taken for the other's
+    assert len({reply.text for judge in judges for _, reply in judge.judge([request])}) == 2
 
 
 def test_both_numbers_are_those_of_transformers_alone(model, prompts, tmp_path):

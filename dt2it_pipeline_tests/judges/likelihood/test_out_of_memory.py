@@ -94,7 +94,8 @@ def test_one_sequence_that_does_not_fit_ends_with_what_would_help(
 ) -> None:
     fail_above(model, 0)
     words = (
-        r"this machine's memory does not suffice for one sequence of \d+ tokens .*tokens_per_batch.*lower max_pixels"
+        r"this machine's memory does not suffice for one sequence of \d+ tokens .*tokens_per_batch.*"
+        "lower max_pixels of this judge"
     )
     for measure in MEASURES.values():
         with pytest.raises(LikelihoodError, match=words) as caught:

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from dt2it_pipeline.engines.device import DeviceError
+from dt2it_pipeline.observe.memory import ran_out
 from dt2it_pipeline.reward.data.collation import PackedExample, collate, with_pixels
 from dt2it_pipeline.reward.modeling import device
 from dt2it_pipeline.reward.modeling.attention import _blocks, block_mask, sees
-from dt2it_pipeline.reward.modeling.device import attention_for, compile_fault, compiles
+from dt2it_pipeline.reward.modeling.device import attention_for, compile_fault, compiles, kernel_fault
 from dt2it_pipeline.reward.reward_model import RewardModel
 from dt2it_pipeline.reward.scoring.scorer import Scorer
 from dt2it_pipeline_tests.support.tiny import make_prompt
@@ -103,6 +104,31 @@ def test_without_pythons_header_nothing_is_compiled(tools: Path, kind: str) -> N
 def test_pythons_headers_on_debian_are_those_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_default_scheme", lambda: "posix_local")
     assert device._python_headers() == sysconfig.get_path("include", "posix_prefix")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "sdpa"), ((8, 6), "flex"), ((12, 0), "flex")])
+def test_cards_without_blocks_for_flex_get_sdpa(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(device, "compile_fault", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert attention_for("auto", CUDA, compiled=True, trains=True) == expected
+    assert attention_for("flex", CUDA) == "flex"  # who asks for it gets it
+
+
+@pytest.mark.parametrize("words", [  # of Triton, and of PyTorch's InductorError
+    "out of resource: shared memory, Required: 131074, Hardware limit: 101376. Reducing block sizes or `num_stages` "
+    "may help.",
+    "RuntimeError: No valid triton configs. \nOutOfMemoryError: out of resource: triton_tem_fused_flex_attention_1\n"
+    "Required: 131074 Hardware limit:101376 Reducing block sizes or `num_stages` may help.",
+])  # fmt: skip
+def test_a_kernel_that_does_not_fit_the_card_is_one_sentence(words: str) -> None:
+    assert str(kernel_fault(RuntimeError(words), "scoring")) == (
+        "a compiled kernel needs 129 KiB of shared memory, and this GPU has 99: set scoring.attention: sdpa; where it "
+        "is another kernel than that of attention, scoring.compile: false"
+    )
+    assert not ran_out(RuntimeError(words))  # smaller batches would not help
 
 
 def test_attention_on_a_cpu() -> None:

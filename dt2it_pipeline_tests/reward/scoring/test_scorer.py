@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dt2it_pipeline.config.sections.scoring import ScoringSettings
+from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.reward import reward_model as model_module
 from dt2it_pipeline.reward.data.collation import PackedExample
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
@@ -219,6 +220,13 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(
     assert caplog.text.count("split in halves") == 1
     most = 0
     with pytest.raises(ScoringError, match=r"one sequence of \d+ tokens .*lower scoring.tokens_per_batch"):
+        scorer(model, root).score(prompts, responses)
+
+    def does_not_fit(*_: Any) -> None:
+        raise RuntimeError("out of resource: shared memory, Required: 131074, Hardware limit: 101376.")
+
+    monkeypatch.setattr(type(model), "forward", does_not_fit)
+    with pytest.raises(DeviceError, match=r"this GPU has 99: set scoring\.attention: sdpa"):
         scorer(model, root).score(prompts, responses)
 
 

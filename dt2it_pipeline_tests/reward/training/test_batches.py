@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from dt2it_pipeline.reward.data.collation import PackedExample, collate
 from dt2it_pipeline.reward.data.encoding import EncodedPrompt
+from dt2it_pipeline.reward.data.vision_features import FeatureTable
 from dt2it_pipeline.reward.errors import TrainingError
 from dt2it_pipeline.reward.training import batches, training_data
 from dt2it_pipeline.reward.training.batches import loader_workers
@@ -68,6 +70,28 @@ def test_processes_that_read_ahead_change_nothing(job: TrainJob, tmp_path: Path,
     assert weights_digest(made[0].output) == weights_digest(made[1].output)
     for name in ("training_log", "validation_log"):
         assert log_of(made[0].output, name) == log_of(made[1].output, name)
+
+
+def test_features_that_a_thread_reads_ahead_change_nothing(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"cache_vision": True, "validation_pairs": 5, "eval_steps": 2, "micro_batch_size": 2, "max_steps": 4}
+    gather, readers = FeatureTable.gather, []
+
+    def noted(*given: Any) -> torch.Tensor:
+        readers.append(threading.current_thread().name)
+        return gather(*given)
+
+    monkeypatch.setattr(FeatureTable, "gather", noted)
+    digests = []
+    for threads in (0, 1):
+        monkeypatch.setattr(batches, "threads_for", lambda _, threads=threads: threads)
+        made = changed(job, f"threads{threads}", tmp_path, **settings)
+        readers.clear()
+        run(made, [].append)
+        assert readers and all(name.startswith("read-ahead" if threads else "MainThread") for name in readers)
+        digests.append(weights_digest(made.output))
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.heavy

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dt2it_pipeline.config.sections.training import LoraSettings
+from dt2it_pipeline.engines.device import DeviceError
 from dt2it_pipeline.engines.jobs import Summary
 from dt2it_pipeline.engines.launch.launcher import JobFailed, Resources
 from dt2it_pipeline.engines.launch.local_launcher import LocalLauncher
@@ -135,6 +136,18 @@ def test_weights_that_cannot_be_saved_are_not_tried_again(
     monkeypatch.setattr(RewardNetwork, function, fails)
     with pytest.raises(TrainingError, match=f"memory ran out {where}, rank 0 of 1"):
         run(job, [].append)
+    assert not (job.work / NOTE).exists()
+
+
+def test_a_kernel_that_does_not_fit_the_card_is_not_tried_with_less(
+    job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> None:
+        raise RuntimeError("out of resource: shared memory, Required: 131074, Hardware limit: 101376.")
+
+    monkeypatch.setattr(RewardNetwork, "forward", fails)
+    with pytest.raises(DeviceError, match=r"this GPU has 99: set training\.attention: sdpa"):
+        run(changed(job, "out", tmp_path, max_steps=1), [].append)
     assert not (job.work / NOTE).exists()
 
 

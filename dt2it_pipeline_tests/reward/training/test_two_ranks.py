@@ -72,6 +72,7 @@ IN_TWO = {
     "vision encoder": FEW | {"cache_vision": False},
     "checkpointing": FEW | {"gradient_checkpointing": True},
     "tokens": FEW | {"micro_batch_tokens": 100, "micro_batch_size": 64},
+    "compiled": FEW | ZERO3 | {"attention": "sdpa", "compile": True},
     "lora-zero2": FEW | ADAPTERS,
     "lora-zero3": FEW | ADAPTERS | ZERO3,
     "merged-zero3": FEW | ADAPTERS | ZERO3,
@@ -133,7 +134,7 @@ def variant(job: TrainJob, name: str, folder: Path, trained: Path) -> TrainJob:
 
 def test_zero_stages_ranks_and_layouts_agree(trained: Path) -> None:
     for first, others in (
-        ("zero2", ("zero3", "alone", "separate", "vision encoder", "checkpointing", "tokens")),
+        ("zero2", ("zero3", "alone", "separate", "vision encoder", "checkpointing", "tokens", "compiled")),
         ("lora-zero2", ("lora-zero3", "lora-alone")),
         ("merged-zero3", ("adapter-zero2", "adapter-zero3")),
     ):
