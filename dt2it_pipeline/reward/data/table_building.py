@@ -7,7 +7,6 @@ all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dt2it_pipeline.engines.launch.fork_server import available_processes
 from dt2it_pipeline.reward.data import token_table
 from dt2it_pipeline.reward.data.encoding import PromptEncoder
 from dt2it_pipeline.reward.data.encoding_workers import (
@@ -27,7 +27,6 @@ from dt2it_pipeline.reward.data.encoding_workers import (
     Encoding,
     PromptChunk,
     RowEncoder,
-    available_processes,
     encoding,
 )
 from dt2it_pipeline.reward.data.images import media_key
@@ -132,18 +131,10 @@ class _Pairs:
             pieces.append(piece.select(_LIGHT))
             labels = (piece.column(name).to_pylist() for name in _LABELS)
             contents.append(content_ids.content_hash(*labels))
-            digests.append(b"".join(hashlib.blake2b(t.encode(), digest_size=16).digest() for t in _texts(piece)))
+            digests.append(b"".join(map(content_ids.digest, _texts(piece))))
         self.content = content_ids.content_hash(*contents)
         self.table = pa.concat_tables(pieces)
-        halves = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal texts comes first
-        starts = np.ones(len(order), dtype=bool)
-        starts[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
-        first = order[starts][np.cumsum(starts) - 1] if len(order) else order  # of each text, by place in `order`
-        first_of = np.empty(len(order), dtype=np.int64)
-        first_of[order] = first
-        self.new = first_of == np.arange(len(order))
-        self.response_of = (np.cumsum(self.new) - 1).astype(np.int32)[first_of]
+        self.new, self.response_of = content_ids.numbered(digests)
 
 
 @dataclass
@@ -196,18 +187,18 @@ def _texts(piece: pa.Table) -> list[str]:
 def _write_prompts(place: Path, source: TableSource, pairs: _Pairs, workers: Encoding) -> _Prompts:
     """Encode the prompts that pairs have, in the order of the prompts table, behind their images."""
     asked = pairs.table.column("prompt_id")
-    found = _PromptRows(pc.unique(asked))
+    found = _PromptRows(source.prompts, pc.unique(asked))
     images_file = place / token_table.IMAGES
     with pa.OSFile(str(images_file), "wb") as sink, pa.ipc.new_file(sink, token_table.IMAGE_SCHEMA) as writer:
-        for rows in workers.map("headers", found.media(source.prompts)):
+        for rows in workers.map("headers", found.media()):
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=token_table.IMAGE_SCHEMA))
-    names, per_prompt, slots = found.names(), found.media_counts(), found.slots()
+    names, per_prompt, slots = found.names, found.media_counts, found.slots
 
     counts, lengths = [], []
     faults: dict[int, tuple[str, str]] = {}
     tokens = _Flat(place, "prompt_tokens")
     first = 0
-    for made in workers.map("prompts", _prompt_chunks(source.prompts, found.kept, per_prompt, slots, images_file)):
+    for made in workers.map("prompts", _prompt_chunks(found, images_file)):
         assert isinstance(made, EncodedRows)
         tokens.add(made.tokens)
         counts.append(made.counts)
@@ -233,75 +224,70 @@ class _PromptRows:
     """Which rows of the prompts table are encoded: those that pairs have, the first of each id.
 
     Args:
+        prompts: the table's file.
         wanted: ids of prompts, each once.
 
     Attributes:
-        kept: the rows, for every piece of the prompts table.
+        names: ids of the prompts that are encoded.
+        media_counts: media of each, int64 [prompts].
+        slots: index of each medium of each, one after the other, in the order in which they are met; int32.
     """
 
-    def __init__(self, wanted: pa.Array) -> None:
-        self._wanted = wanted
-        self.kept: list[np.ndarray] = []
-        self._names: list[pa.Array] = []
-        self._counts: list[np.ndarray] = []
-        self._slots: list[np.ndarray] = []
-
-    def media(self, prompts: Path) -> Iterator[list[dict[str, Any]]]:
-        """Go through the prompts table; gives chunks of its media, each once, in the order in which they are met."""
-        seen = np.zeros(len(self._wanted), dtype=bool)
-        index: dict[bytes, int] = {}  # by digest of the medium's key, which may be a long path
-        waiting: list[dict[str, Any]] = []
+    def __init__(self, prompts: Path, wanted: pa.Array) -> None:
+        self._prompts = prompts
+        ids: list[pa.Array] = []
+        counts: list[np.ndarray] = []
+        digests: list[bytes] = []
         for piece in atomic.iter_parquet(prompts, "prompts", _ROWS):
-            number = pc.index_in(piece.column("prompt_id"), value_set=self._wanted).fill_null(-1).to_numpy()
-            _, first = np.unique(number, return_index=True)
-            first = np.sort(first[number[first] >= 0])
-            rows = first[~seen[number[first]]]
-            seen[number[rows]] = True
-            chosen = piece.select(["prompt_id", "media"]).take(pa.array(rows))
-            self.kept.append(rows)
-            self._names += chosen.column("prompt_id").chunks
-            shown = chosen.column("media").to_pylist()
-            self._counts.append(np.array([len(media or ()) for media in shown], dtype=np.int64))
-            slots = []
-            for medium in (medium for media in shown for medium in media or ()):
-                key = hashlib.blake2b(media_key(medium).encode(), digest_size=16).digest()
-                if key not in index:
-                    index[key] = len(index)
-                    waiting.append(medium)
-                slots.append(index[key])
-            self._slots.append(np.array(slots, dtype=np.int32))
+            ids += piece.column("prompt_id").chunks
+            shown = piece.column("media").to_pylist()
+            counts.append(np.array([len(media or ()) for media in shown], dtype=np.int64))
+            keys = (media_key(medium) for media in shown for medium in media or ())  # may be long paths
+            digests.append(b"".join(map(content_ids.digest, keys)))
+        names = pa.chunked_array(ids, pa.string())
+        # All at once: the ids that are looked for become a table of hashes at every call.
+        number = pc.index_in(names, value_set=wanted).fill_null(-1).to_numpy()
+        _, first = np.unique(number, return_index=True)
+        kept = np.sort(first[number[first] >= 0])
+        self._kept = np.zeros(len(names), dtype=bool)
+        self._kept[kept] = True
+        per_row = np.concatenate([*counts, np.zeros(0, dtype=np.int64)])
+        self.names = names.filter(pa.array(self._kept)).combine_chunks()
+        self.media_counts = per_row[kept]
+        self._new, self.slots = content_ids.numbered(digests, np.repeat(self._kept, per_row))
+
+    def pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Go through the rows that are encoded."""
+        first = 0
+        for piece in atomic.iter_parquet(self._prompts, "prompts", _ROWS):
+            yield piece.select(columns).filter(pa.array(self._kept[first : first + len(piece)]))
+            first += len(piece)
+
+    def media(self) -> Iterator[list[dict[str, Any]]]:
+        """Chunks of media, each once, in the order of their numbers."""
+        waiting: list[dict[str, Any]] = []
+        first = 0
+        for piece in self.pieces(["media"]):
+            shown = [medium for media in piece.column("media").to_pylist() for medium in media or ()]
+            waiting += [shown[at] for at in np.flatnonzero(self._new[first : first + len(shown)]).tolist()]
+            first += len(shown)
             while len(waiting) >= _MEDIA:
                 yield waiting[:_MEDIA]
                 del waiting[:_MEDIA]
         if waiting:
             yield waiting
 
-    def names(self) -> pa.Array:
-        """Ids of the prompts that are encoded."""
-        return pa.chunked_array(self._names, pa.string()).combine_chunks()
 
-    def media_counts(self) -> np.ndarray:
-        """Media of each, int64 [prompts]."""
-        return np.concatenate([*self._counts, np.zeros(0, dtype=np.int64)])
-
-    def slots(self) -> np.ndarray:
-        """Index of each medium of each, one after the other, int32."""
-        return np.concatenate([*self._slots, np.zeros(0, dtype=np.int32)])
-
-
-def _prompt_chunks(
-    prompts: Path, kept: Sequence[np.ndarray], media_counts: np.ndarray, slots: np.ndarray, images_file: Path
-) -> Iterator[PromptChunk]:
-    starts = _starts(media_counts)
+def _prompt_chunks(found: _PromptRows, images_file: Path) -> Iterator[PromptChunk]:
+    starts = _starts(found.media_counts)
     first = 0
-    for piece, rows in zip(atomic.iter_parquet(prompts, "prompts", _ROWS), kept, strict=True):
-        chosen = piece.select(["turns", "system", "media"]).take(pa.array(rows))
+    for chosen in found.pieces(["turns", "system", "media"]):
         for at in range(0, len(chosen), _PROMPTS):
             part = chosen.slice(at, _PROMPTS)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, part.schema) as writer:
                 writer.write_table(part)
-            shown = slots[starts[first] : starts[first + len(part)]]
+            shown = found.slots[starts[first] : starts[first + len(part)]]
             yield PromptChunk(sink.getvalue().to_pybytes(), images_file, shown)
             first += len(part)
 
@@ -374,12 +360,15 @@ def _write_pairs(
     ranks = [pairs.table.column(name).fill_null(np.nan).to_numpy() for name in schemas.LIST_COLUMNS[1:]]
     _write(place, "pair_lists", lists[good])
     _write(place, "pair_ranks", np.stack(ranks, axis=1)[good])
-    named = pairs.table.select(token_table.PAIR_SCHEMA.names).take(pa.array(good)).cast(token_table.PAIR_SCHEMA)
+    named = pairs.table.select(token_table.PAIR_SCHEMA.names).cast(token_table.PAIR_SCHEMA)
+    first = 0
     with (
         pa.OSFile(str(place / token_table.PAIRS), "wb") as sink,
         pa.ipc.new_file(sink, token_table.PAIR_SCHEMA) as writer,
     ):
-        writer.write_table(named)
+        for batch in named.to_batches():  # without another copy of the whole
+            writer.write_batch(batch.filter(pa.array(fault[first : first + len(batch)] == _OK)))
+            first += len(batch)
 
 
 def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
