@@ -256,15 +256,20 @@ def _asking(prompts: pa.Table, content: BenchmarkContent, processes: int) -> np.
     server = partial(fork_server.context, fork_server.TABLES)
     pieces = records.table_pieces(prompts.select(["turns"]), _PIECE)
     with fork_server.Pool(processes if prompts.num_rows >= _LONG else 1, server, lost) as pool:
-        found = [np.isin(asked, known).any(axis=1) for asked in pool.map(_question_hashes, pieces)]
-    return np.flatnonzero(np.concatenate([*found, np.zeros(0, dtype=bool)]))
+        asked = np.concatenate([*pool.map(_question_hashes, pieces), np.zeros((0, 2), dtype=np.uint64)])
+    return np.flatnonzero(np.isin(asked, known).any(axis=1))
 
 
 def _question_hashes(piece: records.TablePiece) -> np.ndarray:
     """Of each prompt, hashes of what it asks, uint64 [prompts, 2]."""
     turns = piece.rows["turns"]
-    asked = map(_asked, records.inner_lists(turns, "role"), records.inner_lists(turns, "text"))
-    hashes = [(_question_hash(questions[0]), _question_hash(questions[-1])) for questions in asked]
+    hashes = []
+    for roles, texts in zip(records.inner_lists(turns, "role"), records.inner_lists(turns, "text"), strict=True):
+        if roles == ("user",):  # as _asked gives it
+            hashes += [_question_hash(_plain_question(texts[0]))] * 2
+        else:
+            questions = _asked(roles, texts)
+            hashes += [_question_hash(questions[0]), _question_hash(questions[-1])]
     return np.array(hashes, dtype=np.uint64).reshape(-1, 2)
 
 
