@@ -165,8 +165,9 @@ def _candidates(settings: PairingSettings, piece: Sequence[tuple[Row, Sequence[_
                 good.append(pair)
         counts.append((len(good) - before[0], len(faulty) - before[1]))
     surplus = [_aside(pair, SURPLUS) for pair in good]
-    tables = ((good, "pairs"), (surplus, "quarantine"), (faulty, "quarantine"))
-    return _Candidates(*(records.TablePiece(schemas.table(rows, kind)) for rows, kind in tables), counts)
+    tables = (good, "pairs"), (surplus, "quarantine"), (faulty, "quarantine")
+    first, second, third = (records.TablePiece(schemas.table(rows, kind)) for rows, kind in tables)
+    return _Candidates(first, second, third, counts)
 
 
 def _chosen(made: _Candidates, most: int, bins: _Bins, seed: int) -> tuple[pa.Array, pa.Array, pa.Array]:

@@ -139,7 +139,7 @@ def _pieces(pairs: pa.Table, question: np.ndarray, rows: np.ndarray) -> Iterator
     ends = np.flatnonzero(np.diff(question[rows], append=-1)) + 1
     start = 0
     while start < len(rows):
-        end = int(ends[min(np.searchsorted(ends, start + _PIECE), len(ends) - 1)])
+        end = int(ends[min(int(np.searchsorted(ends, start + _PIECE)), len(ends) - 1)])
         some = rows[start:end]
         piece = columns.take(pa.array(some))
         yield records.TablePiece(
@@ -206,7 +206,7 @@ def _begin_alike(*beginnings: str) -> bool:
 def _questions(pairs: pa.Table, prompts: pa.Table, pool: fork_server.Pool) -> np.ndarray:
     """A number for the question of every pair, equal ones alike, in the order of the prompts; int32 [pairs]."""
     asked = prompts.select(["system", "turns", "media"])
-    _, number = content_ids.numbered(list(pool.map(_question_digests, records.table_pieces(asked, _PIECE))))
+    _, number = content_ids.numbered(b"".join(pool.map(_question_digests, records.table_pieces(asked, _PIECE))))
     prompt: np.ndarray = pc.index_in(pairs["prompt_id"], value_set=prompts["prompt_id"].combine_chunks()).to_numpy()
     return number[prompt]
 
@@ -222,7 +222,7 @@ def _question_digests(piece: records.TablePiece) -> bytes:
         records.inner_lists(prompts["media"], "sha256"),
         strict=True,
     )
-    return b"".join(content_ids.digest(repr(key)) for key in keys)
+    return content_ids.digests(map(repr, keys))
 
 
 def _exact(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from json.encoder import encode_basestring
 
 import numpy as np
@@ -39,36 +39,46 @@ def digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def numbered(digests: Sequence[bytes], kept: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def digests(texts: Iterable[str]) -> bytes:
+    """The digests of texts, one after the other."""
+    return b"".join(map(digest, texts))
+
+
+def numbered(found: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
     """Number things by their digests, equal ones alike, in the order in which they are met.
 
-    A dictionary of a million digests would take six times the memory.
+    A dictionary of a million digests would take several times the memory.
 
     Examples:
-        >>> new, number = numbered([digest("b") + digest("a"), digest("b")])
+        >>> new, number = numbered(digests(["b", "a", "b"]))
         >>> new.tolist(), number.tolist()
         ([True, True, False], [0, 1, 0])
 
     Args:
-        digests: of `digest`, one or several in each.
-        kept: which of them count, bool; all by default.
+        found: as `digests` gives them.
 
     Returns:
         Which are the first of their kind, bool [digests], and the number of each, int32 [digests].
     """
-    halves = np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
-    halves = halves if kept is None else halves[kept]
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal ones comes first
-    starts = np.ones(len(order), dtype=bool)
-    starts[1:] = False
-    for half in halves.T:
-        ordered = half[order]
-        starts[1:] |= ordered[1:] != ordered[:-1]
-    first_of = np.empty(len(order), dtype=np.int64)
-    if len(order):
-        first_of[order] = order[starts][np.cumsum(starts) - 1]
-    new = first_of == np.arange(len(order))
-    return new, (np.cumsum(new) - 1).astype(np.int32)[first_of]
+    halves = np.frombuffer(found, dtype=np.uint64).reshape(-1, 2).T
+    count = halves.shape[1]
+    order = np.argsort(halves[0], kind="stable")  # the first of equal ones comes first
+    starts = np.ones(count, dtype=bool)
+    starts[1:] = _changes(halves[0], order)
+    if (_changes(halves[1], order) & ~starts[1:]).any():  # different ones that begin alike, by a rare chance
+        order = np.lexsort((halves[1], halves[0]))
+        starts[1:] = _changes(halves[0], order) | _changes(halves[1], order)
+    first_of = np.empty(count, dtype=np.int32)
+    if count:
+        first_of[order] = order[starts].astype(np.int32)[np.cumsum(starts, dtype=np.int32) - 1]
+    new = first_of == np.arange(count, dtype=np.int32)
+    return new, (np.cumsum(new, dtype=np.int32) - 1)[first_of]
+
+
+def _changes(values: np.ndarray, order: np.ndarray) -> np.ndarray:
+    ordered = values[order]
+    changed: np.ndarray = ordered[1:] != ordered[:-1]
+    return changed
 
 
 def _json(value: object) -> str:
