@@ -7,20 +7,13 @@ style. What does not: sampling (sampling.py) and judging, which take the time of
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.ingest import Step, measured
+from benchmarks.ingest import Step, compare_steps
 from dt2it_pipeline.config.sections.pairing import PairingSettings
 from dt2it_pipeline.construct.debias import debias
 from dt2it_pipeline.construct.pairs import form_pairs_with_spares
@@ -50,7 +43,7 @@ def write_judged(folder: Path, prompts: int) -> None:
             ids.append(content_ids.response_id(key, text))
             answers.append({"response_id": ids[-1], "prompt_id": key, "text": text, "generator": "made_up|t=1"})
         ways = [("listwise", list(random.permutation(_RESPONSES))) for _ in range(_ORDERS)] + [("pointwise", [])]
-        quality = random.uniform(2, 9, _RESPONSES)
+        quality = random.uniform(2, 9, _RESPONSES) + 0.7 * (np.arange(_RESPONSES) % len(_STYLES) == 2)
         for mode, order in ways:
             for place, response in enumerate(ids):
                 score = float(np.clip(quality[place] + random.normal(0, 0.7), 0, 10))
@@ -92,3 +85,20 @@ def balance(folder: Path, processes: int) -> Step:
 
 
 STEPS = {"form pairs": form, "balance style": balance}
+
+
+def main() -> None:
+    """Make judgements, run each step in its own process and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=20_000)
+    compare_steps(parser, "benchmarks.construction", STEPS, _written)
+
+
+def _written(folder: Path, given: argparse.Namespace) -> str:
+    folder.mkdir(parents=True)
+    write_judged(folder, given.prompts)
+    return f"{given.prompts} prompts with {_RESPONSES} responses each"
+
+
+if __name__ == "__main__":
+    main()
