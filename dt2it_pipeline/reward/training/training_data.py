@@ -192,7 +192,9 @@ class TrainingData:
             if new and self.group.rank == 0:
                 row_ids = [self.prepared.pair_id(pair) for pair in new[:MOST_ROW_IDS]]
                 why = found[new[0]][1]
-                _logger.warning("%d pairs cannot be read; of the first: %s", len(new), why, extra={"row_ids": row_ids})
+                _logger.warning(
+                    "pairs that cannot be read: %d; the first: %s", len(new), why, extra={"row_ids": row_ids}
+                )
         self._faults = {}
 
     def all_unreadable(self, step: int, pairs: int, state_step: int) -> TrainingError:
