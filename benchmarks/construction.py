@@ -61,7 +61,7 @@ def _read(folder: Path, kind: str) -> pa.Table:
 def form(folder: Path, processes: int) -> Step:
     """Pairs on which all judgements agree, and the rows of those that are not taken."""
     prompts, responses, judgements = (_read(folder, kind) for kind in ("prompts", "responses", "judgements"))
-    more = {"processes": processes} if processes > 1 else {}
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
 
     def run() -> None:
         pairs, spares, _ = form_pairs_with_spares(prompts, responses, judgements, PairingSettings(), 0, **more)
@@ -74,7 +74,7 @@ def form(folder: Path, processes: int) -> Step:
 def balance(folder: Path, processes: int) -> Step:
     """Pairs in whose style nothing predicts the chosen side."""
     pairs, spares = (read_parquet(folder / f"{kind}.parquet", "pairs") for kind in ("pairs", "spares"))
-    more = {"processes": processes} if processes > 1 else {}
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
     settings = PairingSettings()
 
     def run() -> None:

@@ -137,7 +137,7 @@ def source_and_images(folder: Path, processes: int) -> Step:
 def clean(folder: Path, processes: int) -> Step:
     """Repeated, contradictory and near-duplicate pairs."""
     pairs, prompts = (read_parquet(folder / f"{kind}.parquet", kind) for kind in ("pairs", "prompts"))
-    more = {"processes": processes} if processes > 1 else {}
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
     return Step(pairs.num_rows, "pairs", lambda: clean_pairs(pairs, prompts, 0.9, "ingest", **more))
 
 
@@ -161,7 +161,7 @@ def decontaminated(folder: Path, processes: int) -> Step:
     named = {name: pa.array(["x"] * first.num_rows) for name in ("item_id", "benchmark", "group")}
     items = schemas.validate(pa.table(columns | named), "benchmark_items")
 
-    more = {"processes": processes} if processes > 1 else {}
+    more: dict[str, Any] = {"processes": processes} if processes > 1 else {}
 
     def run() -> None:
         content = benchmark_content(items, theirs)

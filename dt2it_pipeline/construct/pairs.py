@@ -166,8 +166,8 @@ def _candidates(settings: PairingSettings, piece: Sequence[tuple[Row, Sequence[_
         counts.append((len(good) - before[0], len(faulty) - before[1]))
     surplus = [_aside(pair, SURPLUS) for pair in good]
     tables = (good, "pairs"), (surplus, "quarantine"), (faulty, "quarantine")
-    first, second, third = (records.TablePiece(schemas.table(rows, kind)) for rows, kind in tables)
-    return _Candidates(first, second, third, counts)
+    made = [records.TablePiece(schemas.table(rows, kind)) for rows, kind in tables]
+    return _Candidates(made[0], made[1], made[2], counts)
 
 
 def _chosen(made: _Candidates, most: int, bins: _Bins, seed: int) -> tuple[pa.Array, pa.Array, pa.Array]:
