@@ -28,7 +28,7 @@ from dt2it_pipeline.storage import content_ids, records, schemas
 STAGE = "pairs"
 TIED, DISAGREE, WEAK = "tied", "judgements disagree on the order", "weaker than min_strength"
 IDENTICAL, SURPLUS, FULL = "near-identical texts", "prompt has enough pairs", "strength bin has enough pairs"
-_MANY, _PIECE = 20_000, 64  # responses from which on several processes help, and prompts that one takes at a time
+_MANY, _PIECE = 50_000, 64  # responses from which on several processes help, and prompts that one takes at a time
 _LONG = 20  # words from which two texts that share nearly all of them count as one
 _NOT_WORD = re.compile(r"[\W_]+")
 

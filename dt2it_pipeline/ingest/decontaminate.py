@@ -36,7 +36,7 @@ _OTHER = re.compile(rf"[^a-z0-9_\s{re.escape(_PLAIN)}]", re.ASCII)
 _SPACES = str.maketrans(dict.fromkeys(_PLAIN, " "))
 _ROWS = 128  # training images that are compared at a time: what lies between fits a processor's cache
 _BYTES = 8  # of a perceptual hash
-_LONG, _PIECE = 100_000, 4096  # prompts from which on several processes help, and those that one takes at a time
+_LONG, _PIECE = 500_000, 4096  # prompts from which on several processes help, and those that one takes at a time
 
 
 class Contamination(NamedTuple):

@@ -16,7 +16,7 @@ from dt2it_pipeline.engines.launch import fork_server
 
 MODELS = ("chosen_model", "rejected_model")  # columns of pairs: who wrote a side, where that is known
 UNKNOWN = "unknown"  # who wrote a side of which nothing is known
-_MANY, _PIECE = 50_000, 1024  # texts from which on several processes help, and those that one takes at a time
+_MANY, _PIECE = 100_000, 1024  # texts from which on several processes help, and those that one takes at a time
 
 # Matches per text. Content words (yes, no, names, numbers as answers) stay out: the probe would find the right answer.
 _COUNTED = {
